@@ -1,0 +1,41 @@
+"""Shape of the transformer."""
+
+import dataclasses
+from typing import Literal
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """Llama-2 style decoder.
+
+    Attributes:
+      layers: N.
+      width: D, residual stream.
+      heads: H, query heads.
+      kv_heads: key/value heads; H must be a multiple.
+      head_size: K, even (rotary embedding).
+      mlp: hidden size of the SwiGLU.
+      tied: output projection is the embedding's transpose.
+      dtype: computation; parameters are float32.
+      remat: what the backward pass recomputes: nothing, or everything within a layer.
+    """
+
+    layers: int
+    width: int
+    heads: int
+    kv_heads: int
+    head_size: int
+    mlp: int
+    tied: bool = True
+    rope_base: float = 10_000.0
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    remat: Literal["none", "layer"] = "none"
+
+    def __post_init__(self):
+        for field in ("layers", "width", "heads", "kv_heads", "head_size", "mlp"):
+            if getattr(self, field) < 1:
+                raise ValueError(f"model.{field}={getattr(self, field)} must be at least 1")
+        if self.heads % self.kv_heads:
+            raise ValueError(f"model.kv_heads={self.kv_heads} must divide model.heads={self.heads}")
+        if self.head_size % 2:
+            raise ValueError(f"model.head_size={self.head_size} must be even: rotary embedding turns pairs")

@@ -1,0 +1,72 @@
+"""The thread protocol: control pieces, and what one sampled token does to a thread.
+
+    phase      token                 becomes
+    THINK      text                  THINK
+    THINK      <spawn>               OPENED      a new island begins with this token
+    THINK      <join>                ANSWER
+    THINK      <eos>                 ends NO_ANSWER
+    OPENED     <msg>                 MESSAGE
+    OPENED     </spawn>              suspended: a spawn without a message
+    MESSAGE    text, <msg>           MESSAGE
+    MESSAGE    </spawn>              suspended until its children end
+    ANSWER     text                  ANSWER
+    ANSWER     <eos>                 ends DONE
+    any other pair                   ends MALFORMED
+
+A thread that ends in any way but DONE has the empty answer. After a token that does not end the thread, limits are checked
+in this order: window and stream (OUT_OF_WINDOW; not after `</spawn>`, the block is about to be hidden), then tokens and
+sequential tokens (OUT_OF_BUDGET).
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Int
+
+from apr_jax.threads.forest import Status
+
+CONTROL_PIECES = ("<pad>", "<bos>", "<eos>", "<unk>", "<spawn>", "<msg>", "</spawn>", "<joined>", "</joined>", "<join>")
+PAD, BOS, EOS, UNK, SPAWN, MSG, END_SPAWN, JOINED, END_JOINED, JOIN = range(len(CONTROL_PIECES))
+
+THINK, OPENED, MESSAGE, ANSWER = range(4)
+_PHASES = 4
+_CLOSES = 100  # Marks the transition to "suspended" in the table below.
+_ENDS = 200  # + the status with which the thread ends.
+
+
+def _table() -> list[list[int]]:
+    text = len(CONTROL_PIECES)  # Every id from here on is text.
+    rows = [[_ENDS + Status.MALFORMED] * (text + 1) for _ in range(_PHASES)]
+    rows[THINK][text] = THINK
+    rows[THINK][SPAWN] = OPENED
+    rows[THINK][JOIN] = ANSWER
+    rows[THINK][EOS] = _ENDS + Status.NO_ANSWER
+    rows[OPENED][MSG] = rows[MESSAGE][MSG] = rows[MESSAGE][text] = MESSAGE
+    rows[OPENED][END_SPAWN] = rows[MESSAGE][END_SPAWN] = _CLOSES
+    rows[ANSWER][text] = ANSWER
+    rows[ANSWER][EOS] = _ENDS + Status.DONE
+    return rows
+
+
+def advance(
+    phase: Int[Array, " W"], token: Int[Array, " W"]
+) -> tuple[Int[Array, " W"], Bool[Array, " W"], Int[Array, " W"]]:
+    """What a sampled token does to its thread.
+
+    Returns:
+      the next phase; whether the token closes a spawn block; the status with which the thread ends, or RUNNING.
+    """
+    outcome = jnp.asarray(_table(), jnp.int32)[phase, jnp.minimum(token, len(CONTROL_PIECES))]
+    closes = outcome == _CLOSES
+    status = jnp.where(outcome >= _ENDS, outcome - _ENDS, Status.RUNNING)
+    return jnp.where(outcome < _PHASES, outcome, THINK), closes, status
+
+
+def root_key(key: jax.Array, tree: Int[Array, " B"]) -> jax.Array:
+    """Key data [B, 2] of the root threads: from the rollout's key and the tree's identity alone."""
+    return jax.vmap(lambda t: jax.random.key_data(jax.random.fold_in(key, t)))(tree)
+
+
+def child_key(parent: Int[Array, "2"], spawn_round: Int[Array, ""], child: Int[Array, ""]) -> jax.Array:
+    """Key data [2] of a child: folded from its path, so no schedule can change a sample. Unbatched."""
+    key = jax.random.wrap_key_data(parent)
+    return jax.random.key_data(jax.random.fold_in(jax.random.fold_in(key, spawn_round), child))

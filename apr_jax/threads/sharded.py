@@ -1,0 +1,53 @@
+"""The rollout on a mesh: every data shard runs its own loop over its own trees, with no word between shards."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jax.sharding import Mesh, PartitionSpec
+
+from apr_jax.threads.forest import ThreadForest
+from apr_jax.threads.limits import Limits, Schedule
+from apr_jax.threads.rollout import Decode, InitCache, Work, tree_rollout
+from apr_jax.threads.state import Prompts
+
+
+def make_rollout(
+    decode: Decode,
+    init_cache: InitCache,
+    limits: Limits,
+    schedule: Schedule,
+    mesh: Mesh,
+    axes: tuple[str, ...] = ("data", "fsdp"),
+) -> Callable[[Any, Prompts, jax.Array], tuple[ThreadForest, Work]]:
+    """The jitted `rollout(params, prompts, key) -> (forest, work)` of this mesh.
+
+    Trees are split over `axes`; `schedule.lanes` counts the lanes of one shard. The parameters are gathered whole on every
+    device before the loop, so that no step waits for another device. A tree comes out the same on any mesh, because its keys
+    are folded from its identity.
+
+    Work's fields get a leading axis: one entry a shard.
+
+    Raises:
+      ValueError: (at the call) the batch does not divide into the shards.
+    """
+    shards = 1
+    for axis in axes:
+        shards *= mesh.shape[axis]
+    split, whole = PartitionSpec(axes), PartitionSpec()
+
+    def shard(params: Any, prompts: Prompts, key_data: jax.Array) -> tuple[ThreadForest, Work]:
+        key = jax.random.wrap_key_data(key_data)
+        forest, work = tree_rollout(decode, init_cache, params, prompts, key, limits, schedule)
+        return forest, jax.tree.map(lambda count: count[None], work)
+
+    mapped = jax.shard_map(shard, mesh=mesh, in_specs=(whole, split, whole), out_specs=split, check_vma=False)
+
+    @jax.jit
+    def rollout(params: Any, prompts: Prompts, key: jax.Array) -> tuple[ThreadForest, Work]:
+        batch = prompts.tokens.shape[0]
+        if batch % shards:
+            raise ValueError(f"a batch of {batch} trees must be a multiple of the mesh's {shards} data shards")
+        return mapped(params, prompts, jax.random.key_data(key))
+
+    return rollout

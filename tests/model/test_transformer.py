@@ -1,0 +1,165 @@
+"""One forward function: packed rows, prefill and decoding agree; nothing leaks between threads or out of islands."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from apr_jax.model.attention import attend, visible
+from apr_jax.model.config import ModelConfig
+from apr_jax.model.sharding import LOGICAL_AXES, make_mesh, shardings
+from apr_jax.model.transformer import count_params, forward, init_params, make_decode
+
+CONFIG = ModelConfig(layers=2, width=32, heads=4, kv_heads=2, head_size=8, mlp=48)
+VOCAB = 17
+
+
+@pytest.fixture(scope="module")
+def params():
+    return init_params(CONFIG, VOCAB, jax.random.key(0))
+
+
+def rows(key: int, length: int = 12):
+    tokens = jax.random.randint(jax.random.key(key), (2, length), 0, VOCAB)
+    position = jnp.tile(jnp.arange(length), (2, 1))
+    return tokens, position, jnp.ones((2, length), jnp.int32), jnp.zeros((2, length), jnp.int32)
+
+
+def test_parameter_count_by_hand(params):
+    layer = 32 * 32 + 32 * 2 * 2 * 8 + 32 * 32 + 32 * 2 * 48 + 48 * 32 + 2 * 32
+    assert count_params(params) == (2 * layer + 32 + VOCAB * 32, 2 * layer + 32)
+
+
+def test_attention_equals_plain_softmax_and_its_autodiff():
+    """The naive twin repeats each key/value head and lets JAX differentiate."""
+    shape = (3, 9, 4, 8)
+    q, k, v = (jax.random.normal(jax.random.key(i), s) for i, s in enumerate([shape, (3, 2, 9, 8), (3, 2, 9, 8)]))
+    segment = jnp.asarray([[1] * 9, [1] * 4 + [2] * 5, [1] * 3 + [2] * 4 + [0] * 2])
+    island = jnp.asarray([[0, 0, 1, 1, 0, 0, 2, 2, 0]] * 3)
+    mask = visible(segment, island)
+
+    def naive(q, k, v):
+        k, v = (jnp.repeat(x, 2, axis=1) for x in (k, v))
+        scores = jnp.einsum("rshk,rhmk->rhsm", q, k) / np.sqrt(8)
+        weights = jax.nn.softmax(jnp.where(mask[:, None], scores, -jnp.inf), axis=-1)
+        return jnp.einsum("rhsm,rhmk->rshk", weights, v)
+
+    np.testing.assert_allclose(attend(q, k, v, mask), naive(q, k, v), atol=1e-5)
+    weight = jax.random.normal(jax.random.key(9), shape)
+    ours = jax.grad(lambda *x: jnp.sum(attend(*x, mask) * weight), (0, 1, 2))(q, k, v)
+    theirs = jax.grad(lambda *x: jnp.sum(naive(*x) * weight), (0, 1, 2))(q, k, v)
+    for a, b in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+def test_visibility_by_hand():
+    mask = visible(jnp.asarray([[1, 1, 1, 1, 2, 0]]), jnp.asarray([[0, 1, 1, 0, 0, 0]]))[0]
+    expected = np.asarray(
+        [
+            [1, 0, 0, 0, 0, 0],
+            [1, 1, 0, 0, 0, 0],
+            [1, 1, 1, 0, 0, 0],
+            [1, 0, 0, 1, 0, 0],  # After the island: it is hidden.
+            [0, 0, 0, 0, 1, 0],
+            [0, 0, 0, 0, 0, 1],
+        ],
+        bool,
+    )
+    np.testing.assert_array_equal(mask, expected)
+
+
+def test_no_gradient_from_the_future_from_other_threads_or_from_closed_islands(params):
+    tokens, position, _, _ = rows(1)
+    segment = jnp.asarray([[1] * 8 + [2] * 4] * 2)
+    island = jnp.asarray([[0, 0, 1, 1, 0, 0, 0, 0] + [0] * 4] * 2)
+
+    def logit(inputs, at):
+        one_hot = jax.nn.one_hot(tokens, VOCAB) + inputs
+        swapped = params | {"embed": jnp.eye(VOCAB) @ params["embed"]}
+        h = jnp.einsum("rlv,vd->rld", one_hot, swapped["embed"])
+        return _forward_from(h, params, position, segment, island)[0, at].sum()
+
+    blank = jnp.zeros((2, 12, VOCAB))
+    after = np.abs(jax.grad(logit)(blank, 6)).sum(-1)
+    assert (after[1] == 0).all()
+    np.testing.assert_array_equal(after[0] != 0, [1, 1, 0, 0, 1, 1, 1, 0, 0, 0, 0, 0])
+    child = np.abs(jax.grad(logit)(blank, 10)).sum(-1)
+    np.testing.assert_array_equal(child[0] != 0, [0] * 8 + [1, 1, 1, 0])
+
+
+def _forward_from(h, params, position, segment, island):
+    """`forward` with the embeddings given, so that a gradient reaches each token's own."""
+    width = h.shape[-1]
+    rows_, length = position.shape
+    table = jnp.concatenate([params["embed"], h.reshape(-1, width)])
+    index = VOCAB + jnp.arange(rows_ * length).reshape(rows_, length)
+    return forward(params | {"embed": table}, CONFIG, index, position, segment, island)[..., :VOCAB]
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 12])
+def test_decoding_in_chunks_gives_the_training_logits(params, chunk):
+    tokens, position, segment, island = rows(2)
+    expected = forward(params, CONFIG, tokens, position, segment, island)
+    decode, init_cache = make_decode(CONFIG)
+    cache = init_cache(2, 16)
+    step = jax.jit(decode)
+    for begin in range(0, 12, chunk):
+        logits, cache = step(params, tokens[:, begin : begin + chunk], cache, position[:, begin : begin + chunk])
+        np.testing.assert_allclose(logits, expected[:, begin : begin + chunk], atol=2e-5)
+
+
+def test_padding_leaves_the_cache_untouched(params):
+    decode, init_cache = make_decode(CONFIG)
+    tokens, position, _, _ = rows(3)
+    _, cache = decode(params, tokens, init_cache(2, 16), position)
+    _, after = decode(params, tokens[:, :2], cache, jnp.full((2, 2), 16))
+    for a, b in zip(jax.tree.leaves(cache), jax.tree.leaves(after), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_a_rewound_cache_forgets(params):
+    decode, init_cache = make_decode(CONFIG)
+    tokens, position, segment, island = rows(4)
+    _, cache = decode(params, tokens, init_cache(2, 16), position)
+    other = (tokens + 1) % VOCAB
+    logits, _ = decode(params, other[:, 5:7], cache, position[:, 5:7])
+    joined = jnp.concatenate([tokens[:, :5], other[:, 5:7]], axis=1)
+    expected = forward(params, CONFIG, joined, position[:, :7], segment[:, :7], island[:, :7])
+    np.testing.assert_allclose(logits, expected[:, 5:7], atol=2e-5)
+
+
+def test_remat_changes_memory_not_gradients(params):
+    batch = rows(5, length=64)
+
+    def loss(config):
+        return jax.grad(lambda p: jnp.square(forward(p, config, *batch)).mean())
+
+    config = dataclasses.replace(CONFIG, remat="layer")
+    plain, remat = (jax.jit(loss(c)).lower(params).compile().memory_analysis().temp_size_in_bytes for c in (CONFIG, config))
+    assert remat < 0.8 * plain
+    for a, b in zip(jax.tree.leaves(loss(CONFIG)(params)), jax.tree.leaves(loss(config)(params)), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6)
+
+
+@pytest.mark.parametrize(("data", "fsdp", "tensor"), [(8, 1, 1), (2, 2, 2), (1, 4, 2)])
+def test_every_mesh_gives_the_same_logits(params, data, fsdp, tensor):
+    tokens, position, segment, island = (jnp.tile(x, (4, 1)) for x in rows(6))
+    expected = forward(params, CONFIG, tokens, position, segment, island)
+    mesh = make_mesh(data, fsdp, tensor, jax.devices()[:8])
+    placed = jax.device_put(params, shardings(params, mesh))
+    assert (fsdp * tensor == 1) == placed["layers"]["q"].is_fully_replicated
+    logits = jax.jit(forward, static_argnums=1)(placed, CONFIG, tokens, position, segment, island)
+    np.testing.assert_allclose(logits, expected, atol=2e-5)
+
+
+def test_every_parameter_has_logical_axes(params):
+    untied = init_params(dataclasses.replace(CONFIG, tied=False), VOCAB, jax.random.key(0))
+    names = {path[-1].key for path, _ in jax.tree_util.tree_leaves_with_path(untied)}
+    assert names == set(LOGICAL_AXES)
+
+
+def test_mesh_that_does_not_fit_is_named():
+    with pytest.raises(ValueError, match="mesh data=3 x fsdp=2 x tensor=1 needs 6 devices, but there are 8"):
+        make_mesh(3, 2, 1, jax.devices()[:8])

@@ -1,0 +1,80 @@
+"""A policy without a network: logits looked up by a hash of what the thread sees.
+
+The hash runs through the cache token by token, so a cache that is not rewound or prefilled rightly gives another token at
+once. `manners` says how well the policy keeps the protocol: 0 throws control pieces anywhere, 9 hardly ever breaks a rule.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from apr_jax.threads import protocol as p
+
+VOCAB = 14
+TEXT = range(len(p.CONTROL_PIECES), VOCAB)
+_TABLE = 4093
+_MODULUS = 65_521
+_PLACES = 5  # think, opened, message, answer, joined block: where the last token leaves the reader.
+_NEXT = {p.SPAWN: 1, p.MSG: 2, p.END_SPAWN: 0, p.JOIN: 3, p.JOINED: 4, p.END_JOINED: 0}
+# Tokens that keep the protocol in each place, with how much likelier than the others they are (a logit).
+_ALLOWED = {
+    0: dict.fromkeys(TEXT, 0.0) | {p.SPAWN: 1.2, p.JOIN: 0.7},
+    1: {p.MSG: 2.0, p.END_SPAWN: -1.0},
+    2: dict.fromkeys(TEXT, 0.0) | {p.MSG: 1.0, p.END_SPAWN: 0.8},
+    3: dict.fromkeys(TEXT, 0.0) | {p.EOS: 1.5},
+    4: {p.END_JOINED: 1.0},
+}
+
+
+def policy(seed: int, manners: float) -> np.ndarray:
+    """[_TABLE, _PLACES, VOCAB] logits."""
+    logits = np.random.default_rng(seed).normal(size=(_TABLE, _PLACES, VOCAB)).astype(np.float32)
+    for place, tokens in _ALLOWED.items():
+        for token, taste in tokens.items():
+            logits[:, place, token] += manners + taste
+    return logits
+
+
+def init_cache(lanes: int, window: int) -> dict[str, jax.Array]:
+    return {"hash": jnp.zeros((lanes, window), jnp.int32), "place": jnp.zeros((lanes, window), jnp.int32)}
+
+
+def decode(params, tokens, cache, positions):
+    """Entry p of the cache is the hash of the tokens at positions 0..p, and the place where they leave the reader."""
+    lane = jnp.arange(tokens.shape[0])
+    logits = []
+    for step in range(tokens.shape[1]):
+        at, token = positions[:, step], tokens[:, step]
+        state = _mix(jnp.where(at > 0, cache["hash"].at[lane, at - 1].get(mode="fill", fill_value=0), 7), token)
+        before = jnp.where(at > 0, cache["place"].at[lane, at - 1].get(mode="fill", fill_value=0), 0)
+        place = _step(before, token)
+        cache = {
+            "hash": cache["hash"].at[lane, at].set(state, mode="drop"),
+            "place": cache["place"].at[lane, at].set(place, mode="drop"),
+        }
+        logits.append(params[state % _TABLE, place])
+    return jnp.stack(logits, axis=1), cache
+
+
+def logits_of(params: np.ndarray):
+    """The same policy for the reference interpreter: everything recomputed from the context."""
+
+    def look_up(seen):
+        state, place = 7, 0
+        for token in seen:
+            state = _mix(state, token)
+            place = place if place == 4 and token == p.MSG else _NEXT.get(token, place)
+        return params[state % _TABLE, place]
+
+    return look_up
+
+
+def _mix(state, token):
+    return (state * 31 + token * 1009 + 17) % _MODULUS
+
+
+def _step(place, token):
+    following = place
+    for control, target in _NEXT.items():
+        following = jnp.where(token == control, target, following)
+    return jnp.where((place == 4) & (token == p.MSG), place, following)
