@@ -1,0 +1,147 @@
+"""The whole experiment as one tree of frozen dataclasses: loading, `--set` overrides, JSON.
+
+An experiment file is Python with one function `experiment()` that returns an `Experiment`. pydantic checks types, so an
+override or a stored config can't smuggle in a string for a number.
+"""
+
+import dataclasses
+import difflib
+import runpy
+from pathlib import Path
+from typing import Any
+
+import pydantic
+
+from apr_jax.errors import UsageError
+from apr_jax.data.config import DataConfig
+from apr_jax.learn.config import LearnConfig
+from apr_jax.model.config import ModelConfig
+from apr_jax.tasks.config import CountdownConfig, SolverConfig
+from apr_jax.threads.limits import Limits, Schedule
+
+
+class ConfigError(UsageError):
+    """A config file or an override that cannot be used; the message names the field."""
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """Devices along each mesh axis; data=0 takes all that are left."""
+
+    data: int = 0
+    fsdp: int = 1
+    tensor: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalConfig:
+    """Attributes:
+    batch: trees of one rollout call.
+    """
+
+    batch: int = 256
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """Everything that decides a run. A checkpoint carries it whole."""
+
+    name: str
+    seed: int
+    task: CountdownConfig
+    solver: SolverConfig
+    data: DataConfig
+    model: ModelConfig
+    limits: Limits
+    schedule: Schedule
+    learn: LearnConfig
+    evaluate: EvalConfig = EvalConfig()
+    mesh: MeshConfig = MeshConfig()
+
+
+_ADAPTER = pydantic.TypeAdapter(Experiment)
+
+
+def to_dict(config: Experiment) -> dict[str, Any]:
+    """Plain values only; `from_dict` is its inverse."""
+    return dataclasses.asdict(config)
+
+
+def from_dict(values: dict[str, Any]) -> Experiment:
+    """Raises ConfigError that names the first wrong field, its value and the rule."""
+    try:
+        return _ADAPTER.validate_python(values, extra="forbid")
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"])
+        message = first["msg"].removeprefix("Value error, ")
+        value = first["input"]
+        shown = "" if isinstance(value, dict) else f"={value!r}"
+        raise ConfigError(f"config {field}{shown}: {message}") from None
+
+
+def override(config: Experiment, settings: list[str]) -> Experiment:
+    """Applies `path.to.field=value` settings, left to right.
+
+    Raises:
+      ConfigError: the setting has no `=`, names no field (the nearest one is suggested), or the value has the wrong type.
+    """
+    values = to_dict(config)
+    for setting in settings:
+        path, equals, text = setting.partition("=")
+        if not equals:
+            raise ConfigError(f"--set {setting!r}: write it as field=value, for example learn.sft.steps=200")
+        node: dict[str, Any] = values
+        known: Any = values
+        parts = path.strip().split(".")
+        for depth, part in enumerate(parts):
+            if not isinstance(known, dict) or part not in known:
+                raise ConfigError(f"--set {setting!r}: no field {path!r}; {_nearest(path, to_dict(config))}")
+            node, known = known, known[part]
+            if depth == len(parts) - 1 and isinstance(known, dict):
+                raise ConfigError(f"--set {setting!r}: {path!r} is a group of fields: {', '.join(known)}")
+        node[parts[-1]] = _parse(text.strip(), known, setting)
+    return from_dict(values)
+
+
+def _parse(text: str, old: Any, setting: str) -> Any:
+    if isinstance(old, str):
+        return text
+    try:
+        if isinstance(old, bool):
+            return {"true": True, "false": False}[text.lower()]
+        return type(old)(text)
+    except (ValueError, KeyError):
+        raise ConfigError(f"--set {setting!r}: {text!r} is not of type {type(old).__name__} (now {old!r})") from None
+
+
+def _nearest(path: str, values: dict[str, Any]) -> str:
+    def leaves(node: dict[str, Any], prefix: str) -> list[str]:
+        return [
+            leaf
+            for name, value in node.items()
+            for leaf in (leaves(value, f"{prefix}{name}.") if isinstance(value, dict) else [prefix + name])
+        ]
+
+    near = difflib.get_close_matches(path, leaves(values, ""), n=1, cutoff=0.0)
+    return f"did you mean {near[0]!r}?"
+
+
+def load(path: str | Path, settings: list[str] | None = None) -> Experiment:
+    """Runs the experiment file and applies the overrides.
+
+    Raises:
+      ConfigError: the file is missing, has no `experiment()`, or a value is out of range.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ConfigError(f"config {path}: no such file; the repository has experiments/nano.py, mini.py and paper.py")
+    try:
+        config = runpy.run_path(str(path))["experiment"]()
+    except KeyError:
+        raise ConfigError(f"config {path}: has no function experiment()") from None
+    except (ValueError, TypeError, SyntaxError) as error:
+        raise ConfigError(f"config {path}: {error}") from None
+    if not isinstance(config, Experiment):
+        raise ConfigError(f"config {path}: experiment() returned {type(config).__name__}, not an Experiment")
+    return override(from_dict(to_dict(config)), settings or [])

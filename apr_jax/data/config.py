@@ -1,0 +1,21 @@
+"""How much data is built."""
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """Attributes:
+    demonstrations: training demonstrations a method.
+    heldout: problems kept out of training for validation, and as many again for test (by sorted numbers and target).
+    seed: everything built follows from it and the config.
+    """
+
+    demonstrations: int
+    heldout: int = 1_000
+    seed: int = 0
+
+    def __post_init__(self):
+        for field in ("demonstrations", "heldout"):
+            if getattr(self, field) < 1:
+                raise ValueError(f"data.{field}={getattr(self, field)} must be at least 1")

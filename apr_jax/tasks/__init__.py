@@ -1,0 +1,43 @@
+"""Tasks: problems, their text, symbolic demonstrations and a verifier. Plain Python, no JAX, no tokens.
+
+    task = Countdown(config.task, config.solver)
+    split = split_problems(config.task, train=30_000, heldout=1_000)
+    thread = task.demonstration(split.train[0], "apr", seed=7)   # a tree of Thread, text and Spawn
+    verdict = task.verify(split.test[0], "22+26=48,48-2=46")     # never raises
+
+`Task` (base.py) is what a new task fills in. Countdown is the first; `HiddenDigit` is a toy with a known optimum.
+"""
+
+from apr_jax.tasks.base import Problem, Spawn, Task, Thread, Verdict
+from apr_jax.tasks.config import CountdownConfig, SolverConfig
+from apr_jax.tasks.countdown import Countdown
+from apr_jax.tasks.problem_files import load_problems, parse_problem, problem_key, require_solvable, save_problems
+from apr_jax.tasks.problems import Split, draw, reachable, solve, split_problems
+from apr_jax.tasks.rates import SolverRate, measure_solver
+from apr_jax.tasks.solvers import METHODS
+from apr_jax.tasks.toy import HiddenDigit
+
+__all__ = [
+    "METHODS",
+    "Countdown",
+    "CountdownConfig",
+    "HiddenDigit",
+    "Problem",
+    "SolverConfig",
+    "SolverRate",
+    "Spawn",
+    "Split",
+    "Task",
+    "Thread",
+    "Verdict",
+    "draw",
+    "load_problems",
+    "measure_solver",
+    "parse_problem",
+    "problem_key",
+    "reachable",
+    "require_solvable",
+    "save_problems",
+    "solve",
+    "split_problems",
+]

@@ -1,0 +1,73 @@
+"""What a task gives to the rest: problems, prompts, demonstrations and a verifier, all as plain text.
+
+Nothing here knows tokens or JAX. A demonstration is a tree of `Thread`s; `data/` turns it into token streams.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Protocol
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    """One Countdown-like problem; `id` names it in files and reports."""
+
+    id: str
+    numbers: tuple[int, ...]
+    target: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Spawn:
+    """A spawn in a thread's body: each child's prompt is its message, each child's answer is joined back."""
+
+    children: tuple[Thread, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Thread:
+    """One demonstrated thread.
+
+    Attributes:
+      prompt: text the thread is given: the problem for the root, the message for a child.
+      body: what it writes, text and spawns in order.
+      answer: what it joins; empty for "no solution".
+    """
+
+    prompt: str
+    body: tuple[str | Spawn, ...]
+    answer: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+    """Outcome of checking an answer.
+
+    Attributes:
+      solution: the equations as written, or None when the answer claims no solution.
+      claimed: whether the answer claims one.
+      correct: whether every step of it holds.
+      reason: why it is wrong, in a few words; empty when correct.
+    """
+
+    solution: tuple[str, ...] | None
+    claimed: bool
+    correct: bool
+    reason: str = ""
+
+
+class Task(Protocol):
+    """The interface that data building, RL and evaluation use."""
+
+    def prompt(self, problem: Problem, condition: int | None = None) -> str:
+        """The root's prompt. `condition`: wanted children (APR) or window bins (SoS+); None states no wish."""
+        ...
+
+    def demonstration(self, problem: Problem, method: str, seed: int) -> Thread:
+        """A demonstration by a symbolic solver; `method` is one of "sos", "sos+", "apr"."""
+        ...
+
+    def verify(self, problem: Problem, answer: str) -> Verdict:
+        """Checks an answer; never raises, whatever the text."""
+        ...

@@ -1,0 +1,72 @@
+"""Which Countdown problems there are and how the symbolic solvers demonstrate them."""
+
+import dataclasses
+from typing import Literal
+
+
+@dataclasses.dataclass(frozen=True)
+class CountdownConfig:
+    """The problem distribution: `numbers` integers in low..high, a target in target_low..target_high, solvable."""
+
+    numbers: int = 4
+    low: int = 1
+    high: int = 99
+    target_low: int = 10
+    target_high: int = 100
+
+    def __post_init__(self):
+        if self.numbers < 2:
+            raise ValueError(f"task.numbers={self.numbers} must be at least 2")
+        if not 1 <= self.low <= self.high:
+            raise ValueError(f"task.low={self.low} must be in 1..task.high={self.high}")
+        if not 1 <= self.target_low <= self.target_high:
+            raise ValueError(f"task.target_low={self.target_low} must be in 1..task.target_high={self.target_high}")
+
+
+@dataclasses.dataclass(frozen=True)
+class SolverConfig:
+    """How demonstrations are made (PAPER.md, "Demonstrations").
+
+    Attributes:
+      serial_beam: SoS and SoS+ draw a beam from 1..serial_beam for each problem.
+      depth_first: what depth-first SoS keeps: the best of its beam, or all successors near the target as published
+        (traces of up to some thousand characters at four numbers).
+      parent_beam: APR's parent draws from parent_beam_low..parent_beam.
+      parent_beam_low: see above.
+      child_beam: APR's children draw from the parent's beam..child_beam.
+      max_children: threads that a demonstration of APR may spawn; a node whose successors no longer fit is queued.
+      promising: probability that a node is judged promising.
+      shuffle: shuffle the kept successors (the paper) or keep them in their canonical order (easier for small models).
+      condition: share of demonstrations whose prompt states the condition (child count for APR, window bin for SoS+).
+      window_bin: tokens a bin of the SoS+ condition; characters of the compact trace stand for tokens.
+      render: text form of a trace: the fewest tokens, or the lines of Stream of Search.
+    """
+
+    serial_beam: int = 5
+    depth_first: Literal["beam", "near"] = "beam"
+    parent_beam: int = 10
+    parent_beam_low: int = 1
+    child_beam: int = 15
+    max_children: int = 10
+    promising: float = 0.5
+    shuffle: bool = True
+    condition: float = 0.5
+    window_bin: int = 512
+    render: Literal["compact", "sos"] = "compact"
+
+    def __post_init__(self):
+        for field in ("serial_beam", "parent_beam", "parent_beam_low", "child_beam", "max_children", "window_bin"):
+            if getattr(self, field) < 1:
+                raise ValueError(f"solver.{field}={getattr(self, field)} must be at least 1")
+        if self.parent_beam_low > self.parent_beam:
+            raise ValueError(
+                f"solver.parent_beam_low={self.parent_beam_low} must be at most solver.parent_beam={self.parent_beam}"
+            )
+        if self.max_children < self.parent_beam:
+            raise ValueError(
+                f"solver.max_children={self.max_children} must be at least solver.parent_beam={self.parent_beam}: "
+                "the root's spawn has to fit"
+            )
+        for field in ("promising", "condition"):
+            if not 0 <= getattr(self, field) <= 1:
+                raise ValueError(f"solver.{field}={getattr(self, field)} must be in 0..1")

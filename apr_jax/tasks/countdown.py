@@ -1,0 +1,103 @@
+"""Countdown: combine all given numbers with + - * / to hit a target.
+
+The life of a sample:
+  1. `problems` draws a problem: numbers and a target that can be hit.
+  2. `Countdown.prompt` writes it down for the root thread, now and then with a condition on the effort.
+  3. `Countdown.demonstration` runs a symbolic solver on it and renders its events as a tree of threads.
+  4. A model's answer, equations joined by commas, goes to `Countdown.verify`, which recomputes every step.
+"""
+
+import random
+import re
+from collections.abc import Sequence
+
+from apr_jax.tasks import render_compact, render_sos, solvers
+from apr_jax.tasks.base import Problem, Thread, Verdict
+from apr_jax.tasks.config import CountdownConfig, SolverConfig
+from apr_jax.tasks.events import children
+
+# Anchored, without nested repetition, digits bounded: linear time, and int() can't refuse a number as too long.
+_EQUATION = re.compile(r"([0-9]{1,40})([+\-*/])([0-9]{1,40})=([0-9]{1,40})")
+_SHOWN = 60  # Characters of a wrong equation that a reason quotes.
+
+
+class Countdown:
+    """The `Task` that this project is about.
+
+    Args:
+      config: which problems there are.
+      solver: how they are demonstrated and written down.
+    """
+
+    def __init__(self, config: CountdownConfig, solver: SolverConfig | None = None):
+        self.config = config
+        self.solver = solver or SolverConfig()
+        self._form = {"compact": render_compact, "sos": render_sos}[self.solver.render]
+
+    def prompt(self, problem: Problem, condition: int | None = None) -> str:
+        """The root's prompt; `condition` is the wanted number of children (APR) or of window bins (SoS+)."""
+        return self._form.prompt_text(problem, condition)
+
+    def demonstration(self, problem: Problem, method: str, seed: int) -> Thread:
+        """A solver's search as a tree of threads; a function of numbers, target, method and seed alone.
+
+        Raises:
+          ValueError: `method` is not one of `solvers.METHODS`.
+        """
+        rng = random.Random(f"{problem.numbers}{problem.target}{method}{seed}")
+        plan = solvers.draw_plan(method, self.solver, rng)
+        conditioned = method != "sos" and rng.random() < self.solver.condition
+        search = solvers.search(problem.numbers, problem.target, plan, rng)
+        condition = None
+        if conditioned and method == "apr":
+            condition = children(search)
+        elif conditioned:
+            trace = render_compact.render(search, "", problem.target)
+            condition = -(-render_compact.length(trace) // self.solver.window_bin)
+        if self.solver.render == "sos":
+            return render_sos.render(search, self.prompt(problem, condition), problem, method)
+        return render_compact.render(search, self.prompt(problem, condition), problem.target)
+
+    def verify(self, problem: Problem, answer: str) -> Verdict:
+        """Checks every step of an answer with exact integers; never raises; time linear in the answer's length."""
+        if not answer:
+            return Verdict(None, claimed=False, correct=False, reason="claims no solution")
+        equations = tuple(answer.split(","))
+        reason = check_path(problem.numbers, problem.target, equations)
+        return Verdict(equations, claimed=True, correct=not reason, reason=reason)
+
+
+def check_path(numbers: Sequence[int], target: int, equations: Sequence[str]) -> str:
+    """Why a claimed path is wrong, in a few words; "" if it is right.
+
+    Right is: one equation fewer than numbers; each `a?b=c` takes two numbers that are still on the table and puts
+    back c, which is what exact arithmetic says and not negative; the number left at the end is the target.
+    """
+    if len(equations) != len(numbers) - 1:
+        return f"has {len(equations)} steps, {len(numbers)} numbers take {len(numbers) - 1}"
+    table = list(numbers)
+    for equation in equations:
+        match = _EQUATION.fullmatch(equation)
+        if match is None:
+            return f"not an equation: {equation[:_SHOWN]!r}"
+        a, op, b, claimed = int(match[1]), match[2], int(match[3]), int(match[4])
+        for number in (a, b):
+            if number not in table:
+                return f"{equation}: {number} is not there"
+            table.remove(number)
+        result = _result(a, op, b)
+        if result is None:
+            return f"{equation}: not an exact division"
+        if result < 0:
+            return f"{equation}: negative"
+        if result != claimed:
+            return f"{equation}: is {result}"
+        table.append(result)
+    return "" if table == [target] else f"ends at {table[0]}, not at {target}"
+
+
+def _result(a: int, op: str, b: int) -> int | None:
+    """Exact a op b; None where a division isn't."""
+    if op == "/":
+        return a // b if b and a % b == 0 else None
+    return {"+": a + b, "-": a - b, "*": a * b}[op]
