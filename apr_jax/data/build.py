@@ -1,0 +1,248 @@
+"""Builds the data of an experiment: problems, tokenizer and demonstrations, in one folder.
+
+The life of a sample:
+  1. `split_problems` sets validation and test problems aside, and leaves out what an exclude file names.
+  2. The tokenizer is trained on the first demonstrations of every method, whichever methods are wanted, so that it does
+     not depend on them.
+  3. For each method, workers demonstrate the training problems (`demonstrate`) and TFDS stores them (`builder`).
+  4. `data.json` says what was built, from which settings, and how good the solvers were.
+
+    OUT/data.json  OUT/tokenizer.model  OUT/validation.jsonl  OUT/test.jsonl  OUT/demonstrations/<method>/1.0.0/
+
+Every file appears whole or not at all; an interrupted build goes on with the first part that is missing.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from apr_jax.data import builder
+from apr_jax.data.demonstrate import Bounds, Counts, Example, Recipe, Workers, demonstrations, texts
+from apr_jax.data.tokenizer import Tokenizer
+from apr_jax.errors import UsageError, UserError
+from apr_jax.tasks import METHODS, Problem, Split, load_problems, problem_key, save_problems, split_problems
+
+if TYPE_CHECKING:
+    from apr_jax.config import Experiment
+
+_TOKENIZER_SAMPLE = 1_024  # Problems whose demonstrations train the tokenizer.
+_DIGITS = "0123456789"  # A problem of a user may hold a digit that the sample happens to lack.
+
+# What the line format repeats word for word.
+_PHRASES = {
+    "compact": (),
+    "sos": (
+        "Current State: ",
+        ", Operations: [",
+        "Exploring Operation: ",
+        ", Resulting Numbers: [",
+        "Generated Node #",
+        " Operation: ",
+        "Moving to Node #",
+        " equal: Goal Reached\n",
+        " unequal: No Solution\n",
+        "Start Sub Search at level ",
+        "Exit Sub Search at level ",
+        "No solution found in sub search\n",
+        "No solution found.\n",
+        "Sub Call Budget: ",
+    ),
+}
+
+
+def build(
+    config: "Experiment",
+    out: Path,
+    exclude: Path | None = None,
+    methods: Sequence[str] = ("apr", "sos+", "sos"),
+    progress: bool = True,
+    workers: int | None = None,
+) -> None:
+    """Builds what is not there yet; returns at once when all is.
+
+    Args:
+      config: task, solver, data and limits decide; the rest may differ.
+      out: the folder.
+      exclude: problems file; none of its problems, by sorted numbers and target, occurs in any split.
+      methods: whose demonstrations are wanted.
+      progress: show bars on standard error.
+      workers: processes; None for all cores. The data do not depend on it.
+
+    Raises:
+      UsageError: `out` holds data of other settings, the space of problems is too small, or nothing fits the limits.
+      UserError: the disk is full or not writable.
+    """
+    try:
+        _build(config, out, exclude, methods, progress, workers)
+    except OSError as error:
+        raise UserError(f"data {out}: cannot write ({error.strerror or error}); nothing built before is lost") from None
+
+
+def _build(
+    config: "Experiment",
+    out: Path,
+    exclude: Path | None,
+    methods: Sequence[str],
+    progress: bool,
+    workers: int | None,
+) -> None:
+    for method in methods:
+        if method not in METHODS:
+            raise UsageError(f"method={method!r} must be one of {', '.join(METHODS)}")
+    if config.limits.stream > builder.LARGEST:
+        raise UsageError(f"limits.stream={config.limits.stream} must be at most {builder.LARGEST} to be stored")
+    excluded = frozenset(map(problem_key, load_problems(exclude))) if exclude else frozenset()
+    settings = _settings(config, excluded)
+    record = _read_record(out, settings)
+    if all(method in record["methods"] and builder.directory(out, method).is_dir() for method in methods):
+        return
+    out.mkdir(parents=True, exist_ok=True)
+    _write_json(out / "data.json", record)
+    with Workers(workers) as pool, _bars(progress) as bars:
+        split = split_problems(
+            config.task, config.data.demonstrations, config.data.heldout, config.data.seed, excluded, pool.map_chunks
+        )
+        record["problems"] = {name: len(problems) for name, problems in vars(split).items()}
+        save = functools.partial(_write_whole, out)
+        save("validation.jsonl", lambda path: save_problems(split.validation, path))
+        save("test.jsonl", lambda path: save_problems(split.test, path))
+        tokenizer = _tokenizer(config, split, pool)
+        save("tokenizer.model", lambda path: path.write_bytes(tokenizer.to_bytes()))
+        record["vocab_size"] = tokenizer.vocab_size
+        record["sha256"] = {name: _sha256(out / name) for name in ("validation.jsonl", "test.jsonl", "tokenizer.model")}
+        for method in methods:
+            recipe = _recipe(config, method, tokenizer.to_bytes())
+            record["methods"][method] = _build_method(out, recipe, split, config.data.demonstrations, pool, bars)
+            _write_json(out / "data.json", record)
+
+
+def _recipe(config: "Experiment", method: str, tokenizer: bytes) -> Recipe:
+    bounds = Bounds(**{field.name: getattr(config.limits, field.name) for field in dataclasses.fields(Bounds)})
+    return Recipe(config.task, config.solver, method, config.data.seed, tokenizer, bounds)
+
+
+def _tokenizer(config: "Experiment", split: Split, pool: Workers) -> Tokenizer:
+    found = [_DIGITS]
+    for method in METHODS:
+        collect = functools.partial(texts, _recipe(config, method, b""))
+        for several in pool.map_chunks(collect, split.train[:_TOKENIZER_SAMPLE]):
+            found += several
+    return Tokenizer.train(found, _PHRASES[config.solver.render])
+
+
+def _build_method(
+    out: Path, recipe: Recipe, split: Split, wanted: int, pool: Workers, bars: Progress
+) -> dict[str, Any]:
+    """Writes one method's data set and returns its part of data.json."""
+    for leftover in builder.directory(out, recipe.method).parent.glob("*"):  # Of an interrupted build.
+        shutil.rmtree(leftover)
+    facts: dict[str, Any] = {}
+    task = bars.add_task(f"{recipe.method} demonstrations", total=wanted + len(split.validation))
+
+    def source(name: str, problems: list[Problem], count: int) -> Callable[[], Iterator[Example]]:
+        def examples() -> Iterator[Example]:
+            counts, digest = Counts(), hashlib.sha256()
+            for chunk, part in demonstrations(recipe, problems, count, pool):
+                counts += part
+                bars.advance(task, part.made)
+                for example in chunk:
+                    # Of the contents: a protobuf may order its fields as it likes, so files of equal data can differ.
+                    digest.update(b"".join(np.asarray(values).tobytes() for values in example.values()))
+                    yield example
+            facts[name] = {**_statistics(counts, recipe), "sha256": digest.hexdigest()}
+
+        return examples
+
+    sources = {
+        "train": source("train", split.train, wanted),
+        "validation": source("validation", split.validation, len(split.validation)),
+    }
+    builder.write(out, recipe.method, sources)
+    return facts
+
+
+def _statistics(counts: Counts, recipe: Recipe) -> dict[str, Any]:
+    """What data.json tells of one split; tokens are sampled tokens, means are over kept demonstrations."""
+    dropped = {name: getattr(counts, f"dropped_{name}") for name in ("window", "stream", "threads")}
+    kept = counts.made - sum(dropped.values())
+    if not kept:
+        raise UsageError(
+            f"limits: none of the {counts.made} demonstrations of {recipe.method!r} fits (too long for "
+            f"limits.window={recipe.bounds.window}: {dropped['window']}, "
+            f"for limits.stream={recipe.bounds.stream}: {dropped['stream']}, "
+            f"too many threads for limits.slots, children or max_depth: {dropped['threads']}); raise the limits"
+        )
+    return {
+        "demonstrations": kept,
+        "dropped": dropped,
+        "solver_success": counts.solved / counts.made,
+        "kept_success": counts.kept_solved / kept,
+        "mean_threads": counts.threads / kept,
+        "mean_total_tokens": counts.tokens / kept,
+        "mean_thread_tokens": counts.tokens / counts.threads,
+        "mean_sequential_tokens": counts.sequential / kept,
+        "longest_stream": counts.longest,
+    }
+
+
+def _settings(config: "Experiment", excluded: frozenset[Any]) -> dict[str, Any]:
+    """Everything that decides the data, one level deep: `solver.beam` -> value."""
+    groups = {name: dataclasses.asdict(config)[name] for name in ("task", "solver", "data")}
+    settings = {f"{name}.{field}": value for name, group in groups.items() for field, value in group.items()}
+    settings |= {f"limits.{field.name}": getattr(config.limits, field.name) for field in dataclasses.fields(Bounds)}
+    digest = hashlib.sha256(repr(sorted(excluded)).encode()).hexdigest()[:16]
+    return settings | {"exclude": f"{len(excluded)} problems, {digest}"}
+
+
+def _read_record(out: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    """data.json as far as it got, or a fresh one.
+
+    Raises:
+      UsageError: it was written for other settings; names the first that differs.
+    """
+    path = out / "data.json"
+    if not path.is_file():
+        return {"settings": settings, "methods": {}}
+    try:
+        record: dict[str, Any] = json.loads(path.read_text())
+        built = record["settings"]
+    except (ValueError, KeyError, TypeError):
+        raise UsageError(f"data {path}: is damaged; delete {out} and build again") from None
+    for name in settings.keys() | built.keys():
+        if settings.get(name) != built.get(name):
+            raise UsageError(
+                f"data {out}: was built with {name}={built.get(name)!r}, now {name}={settings.get(name)!r}; "
+                "choose another folder or delete this one"
+            )
+    return record
+
+
+def _write_whole(out: Path, name: str, write: Callable[[Path], Any]) -> None:
+    partial = out / f".{name}.partial"
+    write(partial)
+    os.replace(partial, out / name)
+
+
+def _write_json(path: Path, record: dict[str, Any]) -> None:
+    _write_whole(path.parent, path.name, lambda partial: partial.write_text(json.dumps(record, indent=2) + "\n"))
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _bars(shown: bool) -> Progress:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    times = (TextColumn("in"), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
+    return Progress(*columns, *times, console=Console(stderr=True), disable=not shown)

@@ -1,0 +1,154 @@
+"""Demonstrations as a TensorFlow data set on ArrayRecord files, written and read without TensorFlow.
+
+One example is one demonstration tree; a config a method. Out of this library the files read as
+
+    tfds.builder_from_directory("runs/nano/data/demonstrations/apr/1.0.0").as_data_source("train")
+
+Random access by index is cheap (`TreeSource`), so nothing has to be loaded whole.
+"""
+
+import contextlib
+import io
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, SupportsIndex
+
+import numpy as np
+import tensorflow_datasets as tfds
+from tensorflow_datasets.proto import tf_example_pb2
+
+from apr_jax.data.demonstrate import Example
+from apr_jax.errors import UserError
+from apr_jax.tasks import METHODS
+
+LARGEST = np.iinfo(np.uint16).max  # Of tokens, positions and lengths as stored.
+
+
+_TARGET = "target"
+
+
+def _vector(dtype: type, doc: str) -> tfds.features.Tensor:
+    # "bytes" keeps the small type; the default would store every number as a 64-bit varint.
+    return tfds.features.Tensor(shape=(None,), dtype=dtype, encoding="bytes", doc=doc)
+
+
+FEATURES = {
+    "tokens": _vector(np.uint16, "token ids of all threads, one thread after the other, in slot order"),
+    "position": _vector(np.uint16, "place of each token in its thread's window"),
+    "island": _vector(np.uint16, "0, or the spawn block of its thread that the token belongs to, from 1"),
+    "sampled": _vector(np.uint8, "1 where the demonstrator chose the token, 0 where it was given"),
+    "length": _vector(np.uint16, "tokens of each thread"),
+    "parent": _vector(np.int16, "slot of each thread's parent, -1 for the root"),
+    "round": _vector(np.uint16, "which of the parent's spawns made the thread"),
+    "depth": _vector(np.uint8, "0 for the root"),
+    "child": _vector(np.uint16, "place among the children of that spawn"),
+    "numbers": _vector(np.int32, "of the problem"),
+    _TARGET: np.int32,  # The only scalar.
+}
+
+Source = Callable[[], Iterator[Example]]
+
+
+def config_name(method: str) -> str:
+    """TFDS allows letters, digits and underscores only: `sos+` becomes `sos_plus`."""
+    return method.replace("+", "_plus")
+
+
+class Demonstrations(tfds.core.GeneratorBasedBuilder):
+    """The data set of one method.
+
+    Args:
+      sources: for each split what yields its examples, in the order in which they will be stored.
+      kwargs: of every TFDS builder; `config` is one of the methods' names.
+    """
+
+    VERSION = tfds.core.Version("1.0.0")
+    BUILDER_CONFIGS = [  # noqa: RUF012 - TFDS wants a class attribute.
+        tfds.core.BuilderConfig(name=config_name(method), description=f"demonstrations by {method}")
+        for method in METHODS
+    ]
+
+    def __init__(self, *, sources: Mapping[str, Source], **kwargs: Any):
+        self._sources = sources
+        super().__init__(**kwargs)
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description="Symbolic searches for Countdown solutions as trees of threads.",
+            features=tfds.features.FeaturesDict(FEATURES),
+            disable_shuffling=True,  # The pipeline shuffles, anew each epoch; on disk demonstration k is example k.
+        )
+
+    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator[tuple[int, Example]]]:
+        del dl_manager
+        return {split: self._generate_examples(source) for split, source in self._sources.items()}
+
+    def _generate_examples(self, source: Source) -> Iterator[tuple[int, Example]]:
+        yield from enumerate(source())
+
+
+def directory(data_dir: Path, method: str) -> Path:
+    """Where the examples of a method are."""
+    return data_dir / "demonstrations" / config_name(method) / str(Demonstrations.VERSION)
+
+
+def write(data_dir: Path, method: str, sources: Mapping[str, Source]) -> None:
+    """Writes the examples of one method; they appear at `directory` when all are there, or not at all."""
+    tfds.disable_progress_bar()  # Ours counts demonstrations, whatever TFDS does with them.
+    builder = Demonstrations(
+        sources=sources,
+        data_dir=data_dir,
+        config=config_name(method),
+        file_format=tfds.core.FileFormat.ARRAY_RECORD,
+    )
+    with contextlib.redirect_stdout(io.StringIO()):  # TFDS announces downloads; there are none.
+        builder.download_and_prepare()
+
+
+class TreeSource:
+    """Random access to a split: `len(source)` and `source[k]` -> feature name to array, and "target" to int.
+
+    TFDS's own data source parses every feature in 0.09 ms an example; this parses the wanted ones in 0.02 ms.
+
+    Args:
+      path: a directory of this builder.
+      split: "train" or "validation".
+      names: features that are wanted.
+    """
+
+    def __init__(self, path: Path, split: str, names: tuple[str, ...]):
+        raw = tfds.decode.DeserializeMethod.RAW_BYTES
+        self._records = tfds.builder_from_directory(path).as_data_source(split, deserialize_method=raw)
+        self._dtypes = {name: FEATURES[name].np_dtype for name in names if name != _TARGET}
+        self._target = _TARGET in names
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, k: SupportsIndex) -> Example:
+        stored = tf_example_pb2.Example.FromString(self._records[k]).features.feature
+        example: Example = {
+            name: np.frombuffer(stored[name].bytes_list.value[0], dtype) for name, dtype in self._dtypes.items()
+        }
+        if self._target:
+            example[_TARGET] = stored[_TARGET].int64_list.value[0]
+        return example
+
+
+def read(data_dir: Path, method: str, split: str, names: tuple[str, ...] = tuple(FEATURES)) -> TreeSource:
+    """The examples of a split.
+
+    Raises:
+      UserError: there is no such data set, or it is damaged.
+    """
+    path = directory(data_dir, method)
+    try:
+        source = TreeSource(path, split, names)
+        source[len(source) - 1]  # A file that is cut off shows at its end.
+        return source
+    except Exception as error:  # TFDS and array_record raise all sorts of types for a missing or damaged file.
+        raise UserError(
+            f"data {data_dir}: holds no readable {split} demonstrations of method {method!r} "
+            f"({path}: {type(error).__name__}); delete the folder and run `apr data build --out {data_dir}`"
+        ) from None

@@ -1,0 +1,266 @@
+"""Solver work on all cores: problems in, token streams of demonstrations out, the same for any number of workers.
+
+The life of a sample:
+  1. Demonstration k takes problem k (from the start again when there are fewer problems) and its own seed; nothing else
+     is random.
+  2. Problems go to worker processes by chunks. A worker runs the solver, verifies the answer, and makes the streams.
+  3. A demonstration that the rollout could never have produced (too long, too many threads) is dropped and counted.
+  4. The rest are flattened into an `Example`, compact arrays for the data set, and come back in order.
+
+Workers are started by a fork server, never forked from a process in which JAX may hold threads.
+"""
+
+import collections
+import concurrent.futures
+import dataclasses
+import functools
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Self, TypeVar
+
+import numpy as np
+
+from apr_jax.data.streams import Stream, tree_streams
+from apr_jax.data.tokenizer import Tokenizer
+from apr_jax.tasks import Countdown, CountdownConfig, Problem, SolverConfig, Spawn, Thread
+
+CHUNK = 128  # Problems that a worker gets at a time.
+Example = dict[str, Any]  # Feature name -> array; see `builder.FEATURES`.
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+@dataclasses.dataclass(frozen=True)
+class Bounds:
+    """What fits into a rollout; the meaning of each field is that in `threads.Limits`."""
+
+    window: int
+    stream: int
+    slots: int
+    children: int
+    max_depth: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """How a problem becomes a demonstration.
+
+    Attributes:
+      task, solver: of the experiment.
+      method: "sos", "sos+" or "apr".
+      seed: of the data; demonstration k folds k into it.
+      tokenizer: serialized.
+      bounds: what does not fit is dropped.
+    """
+
+    task: CountdownConfig
+    solver: SolverConfig
+    method: str
+    seed: int
+    tokenizer: bytes
+    bounds: Bounds
+
+
+@dataclasses.dataclass(frozen=True)
+class Counts:
+    """Sums over demonstrations; those that were dropped count in the first five only.
+
+    Attributes:
+      made: demonstrations that the solver made.
+      solved: whose answer is right.
+      dropped_window, dropped_stream, dropped_threads: left out for the first bound they break: positions, tokens of a
+        stream, or number and depth of threads.
+      kept_solved: right ones that were kept.
+      threads: of the kept.
+      tokens: sampled tokens over all threads of the kept.
+      sequential: sampled tokens on the longest chain, of the kept.
+      longest: tokens of the longest stream kept.
+    """
+
+    made: int = 0
+    solved: int = 0
+    dropped_window: int = 0
+    dropped_stream: int = 0
+    dropped_threads: int = 0
+    kept_solved: int = 0
+    threads: int = 0
+    tokens: int = 0
+    sequential: int = 0
+    longest: int = 0
+
+    def __add__(self, other: "Counts") -> "Counts":
+        sums = {name: value + getattr(other, name) for name, value in vars(self).items()}
+        return Counts(**(sums | {"longest": max(self.longest, other.longest)}))
+
+
+class Workers:
+    """A pool of processes; with one worker everything runs in this process. Use it as a context manager.
+
+    Args:
+      count: processes; None for all cores of this process.
+    """
+
+    def __init__(self, count: int | None = None):
+        self.count = count or len(os.sched_getaffinity(0))
+        self._pool: concurrent.futures.ProcessPoolExecutor | None = None
+
+    def __enter__(self) -> Self:
+        if self.count > 1:
+            context = multiprocessing.get_context("forkserver")
+            self._pool = concurrent.futures.ProcessPoolExecutor(self.count, context, _ignore_interrupts)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+
+    def map(self, function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+        """`map` in order; few results wait at a time, so that a slow consumer never fills the memory."""
+        if self._pool is None:
+            yield from map(function, items)
+            return
+        pending: collections.deque[concurrent.futures.Future[Result]] = collections.deque()
+        for item in items:
+            pending.append(self._pool.submit(function, item))
+            if len(pending) > 2 * self.count:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+
+    def map_chunks(self, function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+        """The same for work too small to be sent one by one."""
+        if self._pool is None:
+            return map(function, items)
+        return self._pool.map(function, items, chunksize=CHUNK)
+
+
+def _ignore_interrupts() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle; it stops the pool.
+
+
+def demonstrations(
+    recipe: Recipe, problems: list[Problem], count: int, workers: Workers
+) -> Iterator[tuple[list[Example], Counts]]:
+    """Demonstrations 0..count-1, a chunk at a time and in order, without the dropped ones."""
+    chunks = (
+        [(k, problems[k % len(problems)]) for k in range(start, min(start + CHUNK, count))]
+        for start in range(0, count, CHUNK)
+    )
+    return workers.map(functools.partial(_demonstrate, recipe), chunks)
+
+
+def texts(recipe: Recipe, problem: Problem) -> list[str]:
+    """Every text of demonstration 0 of a problem: what the tokenizer is trained on (the recipe's own is not used)."""
+    found: list[str] = []
+
+    def collect(thread: Thread) -> None:
+        found.extend((thread.prompt, thread.answer))
+        for part in thread.body:
+            if isinstance(part, str):
+                found.append(part)
+            else:
+                for child in part.children:
+                    collect(child)
+
+    collect(Countdown(recipe.task, recipe.solver).demonstration(problem, recipe.method, recipe.seed << 32))
+    return found
+
+
+@functools.lru_cache(maxsize=4)
+def _tools(recipe: Recipe) -> tuple[Countdown, Tokenizer]:
+    """Made once a process, not once a chunk."""
+    return Countdown(recipe.task, recipe.solver), Tokenizer(recipe.tokenizer)
+
+
+def _demonstrate(recipe: Recipe, chunk: list[tuple[int, Problem]]) -> tuple[list[Example], Counts]:
+    task, tokenizer = _tools(recipe)
+    examples, counts = [], Counts()
+    for k, problem in chunk:
+        thread = task.demonstration(problem, recipe.method, (recipe.seed << 32) + k)
+        solved = int(task.verify(problem, thread.answer).correct)
+        streams = tree_streams(thread, tokenizer)
+        if broken := _broken_bound(thread, streams, recipe.bounds):
+            counts += Counts(made=1, solved=solved, **{broken: 1})
+            continue
+        examples.append(flatten(streams, problem))
+        counts += Counts(
+            made=1,
+            solved=solved,
+            kept_solved=solved,
+            threads=len(streams),
+            tokens=sum(int(stream.sampled.sum()) for stream in streams),
+            sequential=sequential_tokens(streams),
+            longest=max(len(stream.tokens) for stream in streams),
+        )
+    return examples, counts
+
+
+def _broken_bound(thread: Thread, streams: list[Stream], bounds: Bounds) -> str:
+    """The field of `Counts` for the first bound that a tree breaks; "" if it fits."""
+    if any(stream.position.max() >= bounds.window for stream in streams):
+        return "dropped_window"
+    if any(len(stream.tokens) > bounds.stream for stream in streams):
+        return "dropped_stream"
+    too_deep = max(stream.depth for stream in streams) > bounds.max_depth
+    if len(streams) > bounds.slots or too_deep or _most_children(thread) > bounds.children:
+        return "dropped_threads"
+    return ""
+
+
+def _most_children(thread: Thread) -> int:
+    spawns = [part.children for part in thread.body if isinstance(part, Spawn)]
+    return max((max(len(children), *map(_most_children, children)) for children in spawns), default=0)
+
+
+def sequential_tokens(streams: list[Stream], slot: int = 0) -> int:
+    """Sampled tokens on the longest chain: a thread's own, and at each of its spawns those of the longest child."""
+    longest: dict[int, int] = {}
+    for place, stream in enumerate(streams):
+        if stream.parent == slot:
+            chain = sequential_tokens(streams, place)
+            longest[stream.round] = max(longest.get(stream.round, 0), chain)
+    return int(streams[slot].sampled.sum()) + sum(longest.values())
+
+
+def flatten(streams: list[Stream], problem: Problem) -> Example:
+    """A tree as compact arrays: the threads' tokens one after the other, and one number a thread."""
+
+    def joined(name: str, dtype: type) -> np.ndarray:
+        return np.concatenate([getattr(stream, name) for stream in streams]).astype(dtype)
+
+    def each(name: str, dtype: type) -> np.ndarray:
+        return np.array([getattr(stream, name) for stream in streams], dtype)
+
+    return {
+        "tokens": joined("tokens", np.uint16),
+        "position": joined("position", np.uint16),
+        "island": joined("island", np.uint16),
+        "sampled": joined("sampled", np.uint8),
+        "length": np.array([len(stream.tokens) for stream in streams], np.uint16),
+        "parent": each("parent", np.int16),
+        "round": each("round", np.uint16),
+        "depth": each("depth", np.uint8),
+        "child": each("child", np.uint16),
+        "numbers": np.array(problem.numbers, np.int32),
+        "target": problem.target,
+    }
+
+
+def unflatten(example: Example) -> list[Stream]:
+    """The inverse of `flatten`, the problem aside."""
+    stops = np.cumsum(example["length"].astype(np.int64))
+    streams = []
+    for place, (start, stop) in enumerate(zip(stops - example["length"], stops, strict=True)):
+        part = slice(int(start), int(stop))
+        streams.append(
+            Stream(
+                example["tokens"][part].astype(np.int32),
+                example["position"][part].astype(np.int32),
+                example["island"][part].astype(np.int32),
+                example["sampled"][part].astype(bool),
+                *(int(example[name][place]) for name in ("parent", "round", "depth", "child")),
+            )
+        )
+    return streams
