@@ -9,7 +9,7 @@ from apr_jax.tasks import METHODS, Countdown, CountdownConfig, Problem, SolverCo
 from apr_jax.tasks.solvers import successors
 
 MINI = CountdownConfig()
-NODE = re.compile(r"(?:(\d+)([+\-*/])(\d+)=(\d+)((?:,\d+)+)|>(\d+(?:,\d+)+)|=(\d+))((?:[+\-*/]\d+)*)")
+NODE = re.compile(r"(?:(\d+)([+\-*/])(\d+)=(\d+)((?:,\d+)+)|>(\d+(?:,\d+)+)|=(\d+))((?:[+\-*/]\d+)*)(!?)")
 STATE = re.compile(r"Current State: (\d+):(\[[\d, ]+\]), Operations: (\[.*\])")
 EXPLORE = re.compile(r"Exploring Operation: (\d+)([+\-*/])(\d+)=(\d+), Resulting Numbers: (\[[\d, ]+\])")
 GENERATED = re.compile(r"Generated Node #([\d,]+): (\d+):(\[[\d, ]+\]) Operation: (\S+)")
@@ -45,6 +45,7 @@ def check_compact(text, reach, target):
             expected = [(step.op, str(step.result)) for step, _ in successors(state)]
             assert leaves == expected[: len(leaves)]
             hit = int(leaves[-1][1]) == target
+            assert hit == bool(match[9])
             assert hit or len(leaves) == len(expected)
     return hit
 
