@@ -12,8 +12,8 @@ from typing import Any
 
 import pydantic
 
-from apr_jax.errors import UsageError
 from apr_jax.data.config import DataConfig
+from apr_jax.errors import UsageError
 from apr_jax.learn.config import LearnConfig
 from apr_jax.model.config import ModelConfig
 from apr_jax.tasks.config import CountdownConfig, SolverConfig
@@ -84,7 +84,8 @@ def override(config: Experiment, settings: list[str]) -> Experiment:
     """Applies `path.to.field=value` settings, left to right.
 
     Raises:
-      ConfigError: the setting has no `=`, names no field (the nearest one is suggested), or the value has the wrong type.
+      ConfigError: the setting has no `=`, names no field (the nearest one is suggested), or the value has the wrong
+        type.
     """
     values = to_dict(config)
     for setting in settings:

@@ -104,7 +104,8 @@ def _build(
     excluded = frozenset(map(problem_key, load_problems(exclude))) if exclude else frozenset()
     settings = _settings(config, excluded)
     record = _read_record(out, settings)
-    if all(method in record["methods"] and builder.directory(out, method).is_dir() for method in methods):
+    missing = [m for m in methods if m not in record["methods"] or not builder.directory(out, m).is_dir()]
+    if not missing:
         return
     out.mkdir(parents=True, exist_ok=True)
     _write_json(out / "data.json", record)
@@ -120,7 +121,7 @@ def _build(
         save("tokenizer.model", lambda path: path.write_bytes(tokenizer.to_bytes()))
         record["vocab_size"] = tokenizer.vocab_size
         record["sha256"] = {name: _sha256(out / name) for name in ("validation.jsonl", "test.jsonl", "tokenizer.model")}
-        for method in methods:
+        for method in missing:
             recipe = _recipe(config, method, tokenizer.to_bytes())
             record["methods"][method] = _build_method(out, recipe, split, config.data.demonstrations, pool, bars)
             _write_json(out / "data.json", record)

@@ -94,7 +94,11 @@ def directory(data_dir: Path, method: str) -> Path:
 
 
 def write(data_dir: Path, method: str, sources: Mapping[str, Source]) -> None:
-    """Writes the examples of one method; they appear at `directory` when all are there, or not at all."""
+    """Writes the examples of one method; they appear at `directory` when all are there, or not at all.
+
+    Raises:
+      UserError: they cannot be written, for example because the disk is full.
+    """
     tfds.disable_progress_bar()  # Ours counts demonstrations, whatever TFDS does with them.
     builder = Demonstrations(
         sources=sources,
@@ -102,8 +106,11 @@ def write(data_dir: Path, method: str, sources: Mapping[str, Source]) -> None:
         config=config_name(method),
         file_format=tfds.core.FileFormat.ARRAY_RECORD,
     )
-    with contextlib.redirect_stdout(io.StringIO()):  # TFDS announces downloads; there are none.
-        builder.download_and_prepare()
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):  # TFDS announces downloads; there are none.
+            builder.download_and_prepare()
+    except RuntimeError as error:  # How array_record reports a full disk.
+        raise UserError(f"data {data_dir}: cannot write demonstrations of {method!r}: {error}") from None
 
 
 class TreeSource:

@@ -24,7 +24,7 @@ import numpy as np
 
 from apr_jax.data.streams import Stream, tree_streams
 from apr_jax.data.tokenizer import Tokenizer
-from apr_jax.tasks import Countdown, CountdownConfig, Problem, SolverConfig, Spawn, Thread
+from apr_jax.tasks import Countdown, CountdownConfig, Problem, SolverConfig, Thread
 
 CHUNK = 128  # Problems that a worker gets at a time.
 Example = dict[str, Any]  # Feature name -> array; see `builder.FEATURES`.
@@ -181,7 +181,7 @@ def _demonstrate(recipe: Recipe, chunk: list[tuple[int, Problem]]) -> tuple[list
         thread = task.demonstration(problem, recipe.method, (recipe.seed << 32) + k)
         solved = int(task.verify(problem, thread.answer).correct)
         streams = tree_streams(thread, tokenizer)
-        if broken := _broken_bound(thread, streams, recipe.bounds):
+        if broken := broken_bound(streams, recipe.bounds):
             counts += Counts(made=1, solved=solved, **{broken: 1})
             continue
         examples.append(flatten(streams, problem))
@@ -197,21 +197,17 @@ def _demonstrate(recipe: Recipe, chunk: list[tuple[int, Problem]]) -> tuple[list
     return examples, counts
 
 
-def _broken_bound(thread: Thread, streams: list[Stream], bounds: Bounds) -> str:
+def broken_bound(streams: list[Stream], bounds: Bounds) -> str:
     """The field of `Counts` for the first bound that a tree breaks; "" if it fits."""
     if any(stream.position.max() >= bounds.window for stream in streams):
         return "dropped_window"
     if any(len(stream.tokens) > bounds.stream for stream in streams):
         return "dropped_stream"
     too_deep = max(stream.depth for stream in streams) > bounds.max_depth
-    if len(streams) > bounds.slots or too_deep or _most_children(thread) > bounds.children:
+    most_children = 1 + max(stream.child for stream in streams)
+    if len(streams) > bounds.slots or too_deep or most_children > bounds.children:
         return "dropped_threads"
     return ""
-
-
-def _most_children(thread: Thread) -> int:
-    spawns = [part.children for part in thread.body if isinstance(part, Spawn)]
-    return max((max(len(children), *map(_most_children, children)) for children in spawns), default=0)
 
 
 def sequential_tokens(streams: list[Stream], slot: int = 0) -> int:

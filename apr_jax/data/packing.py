@@ -80,6 +80,7 @@ def place(lengths: np.ndarray, length: int, rows: int | None = None, first: int 
     Raises:
       ValueError: a thread is longer than a row.
     """
+    lengths = lengths.astype(np.int64)  # Unsigned ones would wrap around below.
     count = len(lengths)
     if count and lengths.max() > length:
         longest = int(np.argmax(lengths))
@@ -113,6 +114,7 @@ def scatter(
       tree: int [n] index of each thread's tree.
       fields: tokens, position, island, sampled, logprob: the n threads' values one after the other, [sum(lengths)].
     """
+    lengths = lengths.astype(np.int64)
     total = int(lengths.sum())
     starts = np.cumsum(lengths) - lengths
     at = np.repeat(placement.row * length + placement.column - starts, lengths) + np.arange(total)
@@ -140,7 +142,7 @@ def pack_streams(trees: Sequence[Sequence[Stream]], length: int, rows: int | Non
     """Packs whole demonstration trees, all at once.
 
     Args:
-      trees: the streams of each tree.
+      trees: the streams of each tree, at least one.
       length: L.
       rows: R; None for as many as it takes.
 
@@ -177,7 +179,7 @@ def pack_forest(forest: "ThreadForest", rows: int, length: int) -> Rows:
         raise ValueError(f"packing: rows={rows} must be at least 1")
     slots = np.asarray(forest.length)
     tree, slot = np.nonzero(slots)
-    lengths = slots[tree, slot].astype(np.int64)
+    lengths = slots[tree, slot]
     if len(lengths) and lengths.max() > length:
         longest = int(np.argmax(lengths))
         raise ValueError(

@@ -2,16 +2,20 @@
 
 The life of a sample:
   1. `builder.read` gives random access to the demonstration trees of a method; each process takes every P-th one.
-  2. Grain shuffles them anew each epoch and repeats; a few threads read ahead.
+  2. Grain shuffles their numbers anew each epoch and repeats; a few threads read blocks of trees ahead.
   3. The packer collects the threads of trees until they fill R rows of L tokens and packs them. What finds no room
      waits and goes first into the next batch: no thread is lost, none comes twice, a tree may be split.
   4. One more thread keeps finished batches ready while the device computes.
 
-The state of the iterator is small and JSON-able: how many trees were taken, and which threads wait, by number.
+The state of the iterator is small and JSON-able: how many blocks were taken, and which threads wait, by number.
 Restoring reads the waiting threads again.
 """
 
+import atexit
+import functools
 import json
+import weakref
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +24,53 @@ import numpy as np
 
 from apr_jax.data import builder
 from apr_jax.data.packing import Rows, place, scatter
-from apr_jax.errors import UsageError
+from apr_jax.errors import UsageError, UserError
 
 _FIELDS = ("tokens", "position", "island", "sampled")
-_READ = grain.ReadOptions(num_threads=2, prefetch_buffer_size=64)
+_BLOCK = 8  # Trees read together; Grain's cost an element would be felt otherwise.
+_READ = grain.ReadOptions(num_threads=2, prefetch_buffer_size=8)  # Blocks.
 _READY = 2  # Batches kept ready.
 
 # Threads one after the other: the values of _FIELDS [sum of lengths], and length, tree (its number since the start of
 # training) and slot, one a thread. Always ordered by tree and slot.
 _Pool = dict[str, np.ndarray]
+
+
+class Batches(Iterator[Rows]):
+    """An iterator over batches that a checkpoint can return to; its threads stop when Python exits."""
+
+    def __init__(self, batches: grain.DatasetIterator[Rows]):
+        self._batches: grain.DatasetIterator[Rows] | None = batches
+        # Grain's iterator must be gone before its modules are, or it complains at exit.
+        atexit.register(_close, weakref.ref(self))
+
+    @property
+    def _open(self) -> grain.DatasetIterator[Rows]:
+        if self._batches is None:
+            raise ValueError("the iterator over batches is closed")
+        return self._batches
+
+    def __next__(self) -> Rows:
+        return next(self._open)
+
+    def get_state(self) -> dict[str, Any]:
+        """JSON-able; what follows the last batch that was handed out, whatever was read ahead."""
+        return self._open.get_state()
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Goes to where `get_state` was called: the same batches follow, bit for bit."""
+        self._open.set_state(state)
+
+    def close(self) -> None:
+        """Stops the threads."""
+        if self._batches is not None:
+            self._batches.close()
+            self._batches = None
+
+
+def _close(batches: "weakref.ref[Batches]") -> None:
+    if (alive := batches()) is not None:
+        alive.close()
 
 
 def sft_batches(
@@ -41,7 +83,7 @@ def sft_batches(
     process_count: int = 1,
     split: str = "train",
     epochs: int | None = None,
-) -> grain.DatasetIterator[Rows]:
+) -> "Batches":
     """Batches of demonstrations; every process gets its own, and together they see every tree once an epoch.
 
     Args:
@@ -55,11 +97,10 @@ def sft_batches(
       epochs: None goes on for ever; else the last batch is filled up with padding.
 
     Returns:
-      an iterator over `Rows` [rows, length] of numpy arrays; `get_state()` is JSON-able, and after `set_state` the same
-      batches follow, bit for bit.
+      an iterator over `Rows` [rows, length] of numpy arrays.
 
     Raises:
-      UserError: there are no such data.
+      UserError: there are no such data, or their build was interrupted.
       UsageError: `length` is too small for the data, or there are more processes than demonstrations.
     """
     source = builder.read(data_dir, method, split, (*_FIELDS, "length"))
@@ -68,54 +109,61 @@ def sft_batches(
         raise UsageError(
             f"data {data_dir}: {len(source)} {split} demonstrations are too few for {process_count} processes"
         )
-    trees = grain.MapDataset.source(source)[process_index::process_count].seed(seed).shuffle().repeat(epochs)
-    packed = _Packed(trees, rows, length)
-    return iter(grain.experimental.ThreadPrefetchIterDataset(packed, prefetch_buffer_size=_READY))
+    numbers = grain.MapDataset.range(len(source))[process_index::process_count].seed(seed).shuffle().repeat(epochs)
+    blocks = numbers.batch(_BLOCK).map(functools.partial(_read_block, source))
+    packed = _Packed(blocks, rows, length)
+    return Batches(iter(grain.experimental.ThreadPrefetchIterDataset(packed, prefetch_buffer_size=_READY)))
 
 
 def _check(data_dir: Path, method: str, split: str, rows: int, length: int) -> None:
     if rows < 1:
         raise UsageError(f"rows={rows} must be at least 1")
-    longest = json.loads((data_dir / "data.json").read_text())["methods"][method][split]["longest_stream"]
+    try:
+        longest = json.loads((data_dir / "data.json").read_text())["methods"][method][split]["longest_stream"]
+    except (OSError, ValueError, KeyError):
+        raise UserError(
+            f"data {data_dir}: data.json knows nothing of {method!r}, the build was interrupted; "
+            "run `apr data build` again"
+        ) from None
     if length < longest:
         raise UsageError(f"length={length} must be at least {longest}, the longest {split} stream of {method!r}")
 
 
 class _Packed(grain.IterDataset[Rows]):
-    """Packs the trees of a MapDataset into batches."""
+    """Packs blocks of trees into batches."""
 
-    def __init__(self, trees: grain.MapDataset, rows: int, length: int):
-        super().__init__(trees.to_iter_dataset(_READ))
-        self._trees = trees
+    def __init__(self, blocks: grain.MapDataset[_Pool], rows: int, length: int):
+        super().__init__(blocks.to_iter_dataset(_READ))
+        self._blocks = blocks
         self._shape = rows, length
 
     def __iter__(self) -> "_PackedIterator":
-        return _PackedIterator(iter(self._parent), self._trees, *self._shape)
+        return _PackedIterator(iter(self._parent), self._blocks, *self._shape)
 
 
 class _PackedIterator(grain.DatasetIterator[Rows]):
-    """See `_Packed`; the waiting threads are its only state beside the parent's."""
+    """See `_Packed`; the waiting threads are its only state beside the number of blocks taken."""
 
-    def __init__(self, parent: grain.DatasetIterator, trees: grain.MapDataset, rows: int, length: int):
+    def __init__(self, parent: grain.DatasetIterator[_Pool], blocks: grain.MapDataset[_Pool], rows: int, length: int):
         super().__init__(parent)
-        self._trees = trees
+        self._blocks = blocks
         self._rows, self._length = rows, length
         self._taken = 0
-        self._waiting = _join_pools([])
+        self._waiting = _join([])
 
     def __next__(self) -> Rows:
         pools = [self._waiting]
         tokens = len(self._waiting["tokens"])
         while tokens < self._rows * self._length:
-            example = next(self._parent, None)
-            if example is None:
+            block = next(self._parent, None)
+            if block is None:
                 break
-            pools.append(_pool(example, self._taken))
+            pools.append(_numbered(block, self._taken))
             self._taken += 1
-            tokens += len(example["tokens"])
+            tokens += len(block["tokens"])
         if not tokens:
             raise StopIteration
-        pool = _join_pools(pools)
+        pool = _join(pools)
         placement = place(pool["length"], self._length, self._rows, first=len(self._waiting["length"]))
         left_over = placement.row < 0
         self._waiting = _select(pool, left_over)
@@ -127,31 +175,40 @@ class _PackedIterator(grain.DatasetIterator[Rows]):
 
     def get_state(self) -> dict[str, Any]:
         waiting = [self._waiting["tree"].tolist(), self._waiting["slot"].tolist()]
-        return {"trees": self._parent.get_state(), "taken": self._taken, "waiting": waiting}
+        return {"blocks": self._parent.get_state(), "taken": self._taken, "waiting": waiting}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        self._parent.set_state(state["trees"])
+        self._parent.set_state(state["blocks"])
         self._taken = state["taken"]
         tree, slot = (np.array(values, np.int64) for values in state["waiting"])
         pools = []
-        for number in np.unique(tree).tolist():
-            pool = _pool(self._trees[number], number)
-            pools.append(_select(pool, np.isin(pool["slot"], slot[tree == number])))
-        self._waiting = _join_pools(pools)
+        for number in np.unique(tree // _BLOCK).tolist():
+            block = _numbered(self._blocks[number], number)
+            mine = tree // _BLOCK == number
+            waits = set(zip(tree[mine].tolist(), slot[mine].tolist(), strict=True))
+            threads = zip(block["tree"].tolist(), block["slot"].tolist(), strict=True)
+            pools.append(_select(block, np.array([thread in waits for thread in threads])))
+        self._waiting = _join(pools)
 
 
-def _pool(example: dict[str, np.ndarray], number: int) -> _Pool:
-    """The threads of one tree."""
-    threads = len(example["length"])
+def _read_block(source: builder.TreeSource, numbers: np.ndarray) -> _Pool:
+    """The threads of some trees; "tree" counts from 0."""
+    # One by one: array_record's reading of many at once costs twice as much for records this small.
+    examples = [source[number] for number in numbers.tolist()]
+    threads = [len(example["length"]) for example in examples]
     return {
-        **{name: example[name] for name in _FIELDS},
-        "length": example["length"].astype(np.int64),
-        "tree": np.full(threads, number),
-        "slot": np.arange(threads),
+        **{name: np.concatenate([example[name] for example in examples]) for name in (*_FIELDS, "length")},
+        "tree": np.repeat(np.arange(len(examples)), threads),
+        "slot": np.concatenate([np.arange(count) for count in threads]),
     }
 
 
-def _join_pools(pools: list[_Pool]) -> _Pool:
+def _numbered(block: _Pool, number: int) -> _Pool:
+    """The trees of a block by their number since the start of training."""
+    return {**block, "tree": block["tree"] + number * _BLOCK}
+
+
+def _join(pools: list[_Pool]) -> _Pool:
     if not pools:
         return {name: np.zeros(0, np.int64) for name in (*_FIELDS, "length", "tree", "slot")}
     return {name: np.concatenate([pool[name] for pool in pools]) for name in pools[0]}

@@ -5,6 +5,7 @@ them, so a text that spells "<spawn>" is seven harmless characters. Needs no JAX
 """
 
 import io
+import itertools
 from collections.abc import Iterable, Sequence
 
 import sentencepiece
@@ -48,16 +49,21 @@ class Tokenizer:
           phrases: strings that become one piece each; where several match at one place, the longest wins.
 
         Raises:
-          ValueError: there is no text, or it holds the character that SentencePiece uses for a space.
+          ValueError: there is no text, or it holds the character that SentencePiece uses for a space; a phrase is a
+            control piece.
         """
         texts = [text for text in texts if text]
         if not texts:
             raise ValueError("tokenizer: no text to train on")
         if any(_SPACE in text for text in (*texts, *phrases)):
             raise ValueError(f"tokenizer: a text holds {_SPACE!r}, which stands for a space inside SentencePiece")
+        if taken := set(phrases) & set(CONTROL_PIECES):
+            raise ValueError(f"tokenizer: phrases {sorted(taken)} are control pieces")
+        # SentencePiece cuts the line end off a text before it counts; inside a text it is a character like any other.
+        alphabet = "".join(sorted(set().union(*texts)))
         model = io.BytesIO()
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter(texts),
+            sentence_iterator=itertools.chain(texts, [alphabet[-1] + alphabet]),
             model_writer=model,
             model_type="char",
             vocab_size=_MOST_PIECES,
@@ -105,8 +111,8 @@ class Tokenizer:
         """
         try:
             ids: list[int] = self._processor.encode(text)
-        except UnicodeEncodeError as error:
-            raise _unknown(text[error.start], text) from None
+        except RuntimeError:  # Half of a surrogate pair: nothing that UTF-8 can hold.
+            raise _unknown(next(character for character in text if "\ud800" <= character <= "\udfff"), text) from None
         if UNK in ids:
             pieces = self._processor.encode(text, return_type="proto").pieces
             raise _unknown(next(piece.surface for piece in pieces if piece.id == UNK)[0], text)

@@ -1,0 +1,233 @@
+"""Building: what is on disk, the same for any number of workers, complete or refused, and without TensorFlow."""
+
+import dataclasses
+import hashlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+from small_data import NANO, small
+
+from apr_jax.data import builder
+from apr_jax.data.build import build
+from apr_jax.data.demonstrate import Workers, unflatten
+from apr_jax.data.streams import read_thread
+from apr_jax.data.tokenizer import Tokenizer
+from apr_jax.errors import UsageError, UserError
+from apr_jax.tasks import METHODS, Countdown, Problem, load_problems, problem_key, save_problems
+
+
+def record_of(out: Path) -> dict:
+    return json.loads((out / "data.json").read_text())
+
+
+def examples_of(out: Path, method: str, split: str) -> list[dict]:
+    source = builder.read(out, method, split)
+    return [source[k] for k in range(len(source))]
+
+
+def keys_of(out: Path, method: str, split: str) -> list:
+    return [
+        problem_key(Problem("", tuple(e["numbers"].tolist()), e["target"])) for e in examples_of(out, method, split)
+    ]
+
+
+def test_what_is_stored_are_the_demonstrations(config, data_dir):
+    tokenizer = Tokenizer.from_bytes((data_dir / "tokenizer.model").read_bytes())
+    task = Countdown(config.task, config.solver)
+    for method in METHODS:
+        facts = record_of(data_dir)["methods"][method]["train"]
+        examples = examples_of(data_dir, method, "train")
+        assert facts["demonstrations"] == len(examples)
+        assert len(examples) + sum(facts["dropped"].values()) == config.data.demonstrations
+        contents = (np.asarray(values).tobytes() for example in examples for values in example.values())
+        assert facts["sha256"] == hashlib.sha256(b"".join(contents)).hexdigest()  # Also: in the order they were made.
+        solved = sampled = threads = 0
+        for example in examples:
+            thread = read_thread(unflatten(example), tokenizer)
+            problem = Problem("", tuple(example["numbers"].tolist()), example["target"])
+            assert thread.prompt.partition("#")[0] == task.prompt(problem)
+            solved += task.verify(problem, thread.answer).correct
+            sampled += int(example["sampled"].sum())
+            threads += len(example["length"])
+            assert example["length"].max() <= config.limits.stream
+            assert example["position"].max() < config.limits.window
+        assert facts["kept_success"] == pytest.approx(solved / len(examples))
+        assert facts["mean_total_tokens"] == pytest.approx(sampled / len(examples))
+        assert facts["mean_thread_tokens"] == pytest.approx(sampled / threads)
+        assert facts["longest_stream"] == max(int(example["length"].max()) for example in examples)
+
+
+def test_the_parts_are_disjoint(config, data_dir):
+    validation, test = (
+        set(map(problem_key, load_problems(data_dir / f"{name}.jsonl"))) for name in ("validation", "test")
+    )
+    assert len(validation) == len(test) == config.data.heldout
+    assert not validation & test
+    for method in METHODS:
+        assert not set(keys_of(data_dir, method, "train")) & (validation | test)
+        assert set(keys_of(data_dir, method, "validation")) <= validation
+
+
+def test_tfds_reads_the_same(data_dir):
+    theirs = tfds.builder_from_directory(builder.directory(data_dir, "sos+")).as_data_source("train")
+    ours = builder.read(data_dir, "sos+", "train")
+    assert len(ours) == len(theirs) > 100
+    for k in (0, 57, len(ours) - 1):
+        one, other = ours[k], theirs[k]
+        assert one.keys() == other.keys()
+        for name in one:
+            np.testing.assert_array_equal(one[name], other[name])
+            assert name == "target" or one[name].dtype == other[name].dtype
+
+
+def test_any_number_of_workers_builds_the_same(config, data_dir, tmp_path):
+    build(config, tmp_path, methods=("apr",), progress=False, workers=2)
+    alone, together = record_of(data_dir), record_of(tmp_path)
+    assert together["methods"]["apr"] == alone["methods"]["apr"]
+    assert together["sha256"] == alone["sha256"]
+
+
+def test_results_come_in_order_and_not_all_at_once():
+    drawn = []
+
+    def numbers():
+        for k in range(60):
+            drawn.append(k)
+            yield -k
+
+    with Workers(2) as pool:
+        results = pool.map(abs, numbers())
+        assert next(results) == 0
+        assert len(drawn) < 10  # The rest waits until somebody wants it.
+        assert list(results) == list(range(1, 60))
+        assert list(pool.map_chunks(abs, range(-500, 0))) == list(range(500, 0, -1))
+
+
+def test_the_seed_and_the_number_of_the_demonstration_matter(config, data_dir, tmp_path):
+    other = small(data=dataclasses.replace(config.data, seed=4))
+    build(other, tmp_path, methods=("apr",), progress=False, workers=1)
+    assert record_of(tmp_path)["methods"]["apr"]["train"]["sha256"] != sha(data_dir)
+    tiny = small(task=dataclasses.replace(config.task, high=3), data=dataclasses.replace(config.data, heldout=2))
+    build(tiny, tmp_path / "tiny", methods=("apr",), progress=False, workers=1)
+    examples = examples_of(tmp_path / "tiny", "apr", "train")
+    problems = record_of(tmp_path / "tiny")["problems"]["train"]
+    # Fewer problems than demonstrations: they come again, searched in another way.
+    assert problems < len(examples) == 150
+    assert len({example["tokens"].tobytes() for example in examples}) > problems
+
+
+def sha(out: Path) -> str:
+    return record_of(out)["methods"]["apr"]["train"]["sha256"]
+
+
+def test_an_excluded_problem_occurs_nowhere(config, data_dir, tmp_path):
+    first = builder.read(data_dir, "apr", "train")[0]
+    heldout = load_problems(data_dir / "validation.jsonl")[0]
+    trained = Problem("mine", tuple(sorted(first["numbers"].tolist(), reverse=True)), first["target"])
+    save_problems([trained, dataclasses.replace(heldout, id="x")], tmp_path / "exclude.jsonl")
+    out = tmp_path / "out"
+    build(config, out, tmp_path / "exclude.jsonl", methods=("apr",), progress=False, workers=1)
+    seen = {*keys_of(out, "apr", "train"), *keys_of(out, "apr", "validation")}
+    seen |= {problem_key(p) for name in ("validation", "test") for p in load_problems(out / f"{name}.jsonl")}
+    assert not seen & {problem_key(trained), problem_key(heldout)}
+    # Without the file the same folder means something else.
+    with pytest.raises(UsageError, match="exclude='2 problems"):
+        build(config, out, methods=("apr",), progress=False, workers=1)
+
+
+def times(out: Path) -> dict[Path, int]:
+    return {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()}
+
+
+def test_a_second_build_does_nothing_and_another_method_is_added(config, data_dir, tmp_path):
+    build(config, tmp_path, methods=("sos",), progress=False, workers=1)
+    before = times(tmp_path)
+    build(config, tmp_path, methods=("sos",), progress=False, workers=1)
+    assert times(tmp_path) == before
+    build(config, tmp_path, methods=("sos", "apr"), progress=False, workers=1)
+    records = [path for path in before if "array_record" in path.name]
+    assert records
+    assert all(times(tmp_path)[path] == before[path] for path in records)
+    assert record_of(tmp_path)["methods"]["apr"] == record_of(data_dir)["methods"]["apr"]
+
+
+def test_an_interrupted_build_goes_on(config, data_dir, tmp_path, monkeypatch):
+    write = builder.write
+
+    def interrupted(out, method, sources):
+        if method == "sos+":
+            leftover = builder.directory(out, method).parent / "incomplete.X_1.0.0"
+            leftover.mkdir(parents=True)
+            raise KeyboardInterrupt
+        write(out, method, sources)
+
+    monkeypatch.setattr(builder, "write", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        build(config, tmp_path, progress=False, workers=1)
+    assert list(record_of(tmp_path)["methods"]) == ["apr"]
+    with pytest.raises(UserError, match=r"no readable train demonstrations of method 'sos\+'"):
+        builder.read(tmp_path, "sos+", "train")
+    monkeypatch.undo()
+    build(config, tmp_path, progress=False, workers=1)
+    assert record_of(tmp_path) == record_of(data_dir)
+    assert not list(tmp_path.rglob("incomplete*"))
+    assert not list(tmp_path.rglob("*.partial"))
+
+
+def test_other_settings_are_refused_by_name(config, data_dir):
+    other = small(solver=dataclasses.replace(config.solver, child_beam=7))
+    with pytest.raises(UsageError, match=r"built with solver.child_beam=15, now solver.child_beam=7"):
+        build(other, data_dir, progress=False)
+    other = small(limits=dataclasses.replace(config.limits, window=159))
+    with pytest.raises(UsageError, match=r"built with limits.window=160, now limits.window=159"):
+        build(other, data_dir, progress=False)
+    build(dataclasses.replace(config, seed=99, name="else"), data_dir, progress=False)  # Decides nothing here.
+
+
+def test_users_mistakes(config, tmp_path):
+    with pytest.raises(UsageError, match="method='bfs' must be one of sos, sos\\+, apr"):
+        build(config, tmp_path, methods=("bfs",), progress=False)
+    narrow = small(limits=dataclasses.replace(config.limits, window=12))
+    with pytest.raises(UsageError, match=r"none of the 150 demonstrations of 'apr' fits .* limits.window=12: 150"):
+        build(narrow, tmp_path / "a", methods=("apr",), progress=False, workers=1)
+    wide = small(limits=dataclasses.replace(config.limits, stream=70_000))
+    with pytest.raises(UsageError, match=r"limits.stream=70000 must be at most 65535"):
+        build(wide, tmp_path / "b", progress=False)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot write"):
+        build(config, tmp_path / "file" / "below", progress=False)
+    (tmp_path / "c").mkdir()
+    (tmp_path / "c" / "data.json").write_text('{"methods"')
+    with pytest.raises(UsageError, match="is damaged"):
+        build(config, tmp_path / "c", progress=False)
+
+
+def test_a_damaged_file_is_named(config, tmp_path):
+    build(config, tmp_path, methods=("sos",), progress=False, workers=1)
+    (file,) = builder.directory(tmp_path, "sos").glob("*train*")
+    file.write_bytes(file.read_bytes()[:5000])
+    with pytest.raises(UserError, match=r"no readable train demonstrations of method 'sos' .*delete the folder"):
+        builder.read(tmp_path, "sos", "train")
+
+
+def test_no_tensorflow(tmp_path):
+    program = f"""
+import dataclasses, pathlib, sys
+from apr_jax.config import load
+from apr_jax.data.build import build
+from apr_jax.data.pipeline import sft_batches
+config = load({str(NANO)!r}, ["data.demonstrations=20", "data.heldout=5"])
+out = pathlib.Path({str(tmp_path)!r})
+build(config, out, methods=("apr",), progress=False, workers=1)
+next(sft_batches(out, "apr", 4, 224, seed=0))
+print([name for name in sys.modules if name.split(".")[0] == "tensorflow"])
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=NANO.parents[1])
+    assert done.stdout == "[]\n", done.stderr
+    # Nothing is said, not even by threads that are still reading when Python exits.
+    assert done.stderr == ""

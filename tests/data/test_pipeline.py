@@ -1,0 +1,164 @@
+"""The pipeline: nothing lost or doubled, shards disjoint, epochs reshuffled, and a resume that nobody can tell."""
+
+import collections
+import json
+
+import numpy as np
+import pytest
+
+from apr_jax.data import builder
+from apr_jax.data.demonstrate import unflatten
+from apr_jax.data.packing import Rows, padding_share
+from apr_jax.data.pipeline import sft_batches
+from apr_jax.errors import UsageError, UserError
+
+ROWS, LENGTH = 4, 224
+FIELDS = ("tokens", "position", "island", "sampled")
+
+
+def threads_of(rows: Rows) -> list[bytes]:
+    """The contents of every thread in a batch."""
+    found = []
+    for row in range(rows.tokens.shape[0]):
+        for number in range(1, rows.segment[row].max() + 1):
+            at = rows.segment[row] == number
+            found.append(b"|".join(getattr(rows, name)[row, at].astype(np.int32).tobytes() for name in FIELDS))
+    return found
+
+
+def stored(data_dir, method: str, split: str = "train", part: slice = slice(None)) -> collections.Counter:
+    source = builder.read(data_dir, method, split)
+    return collections.Counter(
+        b"|".join(getattr(stream, name).astype(np.int32).tobytes() for name in FIELDS)
+        for k in range(len(source))[part]
+        for stream in unflatten(source[k])
+    )
+
+
+def assert_equal(one: Rows, other: Rows) -> None:
+    for name, field in vars(one).items():
+        np.testing.assert_array_equal(field, getattr(other, name), err_msg=name)
+
+
+@pytest.mark.parametrize("rows", [1, ROWS, 30])
+def test_epochs_hold_every_thread_as_often_as_they_should(data_dir, rows):
+    batches = list(sft_batches(data_dir, "apr", rows, LENGTH, seed=0, epochs=3))
+    seen = collections.Counter(thread for batch in batches for thread in threads_of(batch))
+    once = stored(data_dir, "apr")
+    assert seen == collections.Counter({thread: 3 * count for thread, count in once.items()})
+    for batch in batches:
+        assert batch.tokens.shape == (rows, LENGTH)
+        assert all(field.flags.writeable and field.flags.c_contiguous for field in vars(batch).values())
+
+
+def test_batches_are_well_filled(data_dir):
+    *full, _ = sft_batches(data_dir, "apr", 24, LENGTH, seed=0, epochs=3)
+    assert len(full) > 10
+    assert np.mean([padding_share(batch) for batch in full]) < 0.06
+
+
+def test_trees_are_told_apart_within_a_batch(data_dir):
+    """The threads of a tree share a number, and only they: the root's children are those whose messages it sends."""
+    for batch in sft_batches(data_dir, "apr", ROWS, LENGTH, seed=0, epochs=3):
+        numbers = np.unique(batch.tree[batch.tree >= 0])
+        assert numbers.tolist() == list(range(len(numbers)))  # Also where a tree has nothing but waiting threads.
+    batch = next(sft_batches(data_dir, "apr", 24, LENGTH, seed=0))
+    numbers = np.unique(batch.tree[batch.tree >= 0])
+    source = builder.read(data_dir, "apr", "train")
+    tree_of = {}
+    for k in range(len(source)):
+        for stream in unflatten(source[k]):
+            tree_of.setdefault(stream.tokens.tobytes(), set()).add(k)
+    common = {}
+    for row in range(24):
+        for number in range(1, batch.segment[row].max() + 1):
+            at = batch.segment[row] == number
+            (tree,) = set(batch.tree[row, at].tolist())
+            owners = tree_of[batch.tokens[row, at].tobytes()]
+            common[tree] = common.get(tree, owners) & owners
+    assert all(common.values())
+    assert len(set().union(*common.values())) == len(numbers)
+
+
+@pytest.mark.parametrize("method", ["apr", "sos+"])
+@pytest.mark.parametrize("taken", [0, 1, 7, 23])
+def test_a_resumed_iterator_goes_on_bit_for_bit(data_dir, method, taken):
+    unbroken = sft_batches(data_dir, method, ROWS, LENGTH, seed=1)
+    for _ in range(taken):
+        next(unbroken)
+    state = json.loads(json.dumps(unbroken.get_state()))
+    resumed = sft_batches(data_dir, method, ROWS, LENGTH, seed=1)
+    for _ in range(3):
+        next(resumed)  # Whatever it did before is forgotten.
+    resumed.set_state(state)
+    assert resumed.get_state() == unbroken.get_state()
+    for _ in range(60):  # More than an epoch.
+        assert_equal(next(unbroken), next(resumed))
+    assert resumed.get_state() == unbroken.get_state()
+
+
+def test_the_state_stays_small_and_some_threads_wait(data_dir):
+    batches = sft_batches(data_dir, "apr", ROWS, LENGTH, seed=0)
+    waited = 0
+    for _ in range(80):
+        next(batches)
+        state = batches.get_state()
+        waited += bool(state["waiting"][0])
+        assert len(json.dumps(state)) < 1500
+    assert waited > 40  # The tests above would show nothing otherwise.
+
+
+def test_processes_share_the_trees(data_dir):
+    whole = stored(data_dir, "apr")
+    parts = [
+        collections.Counter(
+            thread
+            for batch in sft_batches(data_dir, "apr", ROWS, LENGTH, 0, process_index=p, process_count=3, epochs=1)
+            for thread in threads_of(batch)
+        )
+        for p in range(3)
+    ]
+    for p, part in enumerate(parts):
+        assert part == stored(data_dir, "apr", part=slice(p, None, 3))
+    assert sum(parts, collections.Counter()) == whole
+
+
+def test_each_epoch_and_each_seed_has_its_own_order(data_dir):
+    total = sum(stored(data_dir, "sos").values())
+
+    def order(seed: int) -> list[bytes]:
+        return [t for batch in sft_batches(data_dir, "sos", 1, LENGTH, seed, epochs=2) for t in threads_of(batch)]
+
+    once = order(0)
+    assert once == order(0)
+    assert once != order(1)
+    first, second = once[:total], once[total:]
+    assert first != second
+    # Epochs touch where a batch holds threads of both.
+    assert len(set(first) & set(second)) > 0.9 * total
+
+
+def test_validation_goes_once_over_its_own_split(data_dir):
+    batches = list(sft_batches(data_dir, "sos+", ROWS, LENGTH, 0, split="validation", epochs=1))
+    seen = collections.Counter(thread for batch in batches for thread in threads_of(batch))
+    assert seen == stored(data_dir, "sos+", "validation")
+
+
+def test_users_mistakes(data_dir, tmp_path):
+    with pytest.raises(UserError, match=r"no readable train demonstrations of method 'apr'.*apr data build"):
+        sft_batches(tmp_path, "apr", ROWS, LENGTH, 0)
+    with pytest.raises(UsageError, match=r"length=50 must be at least \d+, the longest train stream of 'apr'"):
+        sft_batches(data_dir, "apr", ROWS, 50, 0)
+    with pytest.raises(UsageError, match="rows=0 must be at least 1"):
+        sft_batches(data_dir, "apr", 0, LENGTH, 0)
+    with pytest.raises(UsageError, match=r"\d+ train demonstrations are too few for 1000 processes"):
+        sft_batches(data_dir, "apr", ROWS, LENGTH, 0, process_count=1000)
+
+
+def test_a_closed_iterator_says_so(data_dir):
+    batches = sft_batches(data_dir, "apr", ROWS, LENGTH, 0)
+    next(batches)
+    batches.close()
+    batches.close()
+    with pytest.raises(ValueError, match="is closed"):
+        next(batches)

@@ -1,0 +1,170 @@
+"""Streams: a tree worked out by hand, exact inverses, and the same record as the rollout's reference makes."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from apr_jax.data.build import _PHRASES
+from apr_jax.data.demonstrate import Bounds, Recipe, broken_bound, flatten, sequential_tokens, texts, unflatten
+from apr_jax.data.streams import NO_PARENT, Stream, read_thread, tree_streams
+from apr_jax.data.tokenizer import BOS, END_JOINED, END_SPAWN, EOS, JOIN, JOINED, MSG, SPAWN, Tokenizer
+from apr_jax.tasks import METHODS, Countdown, CountdownConfig, Problem, SolverConfig, Spawn, Thread, draw
+from apr_jax.threads.forest import ThreadForest
+from apr_jax.threads.limits import Limits
+from apr_jax.threads.reference import interpret
+
+LETTERS = Tokenizer.train(["abcdefgh0123456789+-*/=,;:#>"])
+
+
+def leaf(prompt: str, body: str = "", answer: str = "") -> Thread:
+    return Thread(prompt, (body,) if body else (), answer)
+
+
+TWO_SPAWNS = Thread("ab", ("c", Spawn((leaf("d", "e", "f"), leaf("g"))), Spawn((leaf("h", answer="a"),)), "b"), "cd")
+
+
+def test_a_tree_with_two_spawns_worked_out_by_hand():
+    a, b, c, d, e, f, g, h = LETTERS.encode("abcdefgh")
+    root, first, second, third = tree_streams(TWO_SPAWNS, LETTERS)
+    # fmt: off
+    expected = [  # token, position, island, sampled
+        (BOS, 0, 0, 0), (a, 1, 0, 0), (b, 2, 0, 0),
+        (c, 3, 0, 1),
+        (SPAWN, 4, 1, 1), (MSG, 5, 1, 1), (d, 6, 1, 1), (MSG, 7, 1, 1), (g, 8, 1, 1), (END_SPAWN, 9, 1, 1),
+        (JOINED, 4, 0, 0), (MSG, 5, 0, 0), (f, 6, 0, 0), (MSG, 7, 0, 0), (END_JOINED, 8, 0, 0),
+        (SPAWN, 9, 2, 1), (MSG, 10, 2, 1), (h, 11, 2, 1), (END_SPAWN, 12, 2, 1),
+        (JOINED, 9, 0, 0), (MSG, 10, 0, 0), (a, 11, 0, 0), (END_JOINED, 12, 0, 0),
+        (b, 13, 0, 1), (JOIN, 14, 0, 1), (c, 15, 0, 1), (d, 16, 0, 1), (EOS, 17, 0, 1),
+    ]
+    # fmt: on
+    fields = zip(root.tokens, root.position, root.island, root.sampled, strict=True)
+    assert [tuple(map(int, column)) for column in fields] == expected
+    assert first.tokens.tolist() == [BOS, d, e, JOIN, f, EOS]
+    assert first.sampled.tolist() == [False, False, True, True, True, True]
+    assert first.position.tolist() == list(range(6))
+    assert second.tokens.tolist() == [BOS, g, JOIN, EOS]
+    assert third.tokens.tolist() == [BOS, h, JOIN, a, EOS]
+    places = [(s.parent, s.round, s.depth, s.child) for s in (root, first, second, third)]
+    assert places == [(NO_PARENT, 0, 0, 0), (0, 0, 1, 0), (0, 0, 1, 1), (0, 1, 1, 0)]
+    assert root.tokens.dtype == root.position.dtype == root.island.dtype == np.int32
+    assert root.sampled.dtype == bool
+    # The root samples 16 tokens; the longest child of the first spawn 4, the one of the second 3.
+    assert sequential_tokens([root, first, second, third]) == 16 + 4 + 3
+
+
+def test_slots_of_nested_spawns():
+    inner = Thread("e", (Spawn((leaf("c"), leaf("d"))),), "")
+    tree = Thread("a", (Spawn((leaf("b"), inner)), Spawn((leaf("f"),))), "")
+    streams = tree_streams(tree, LETTERS)
+    assert [LETTERS.decode(s.tokens[:2]) for s in streams] == list("abecdf")
+    assert [s.parent for s in streams] == [NO_PARENT, 0, 0, 2, 2, 0]
+    assert [s.round for s in streams] == [0, 0, 0, 0, 0, 1]
+    assert [s.depth for s in streams] == [0, 1, 1, 2, 2, 1]
+    assert [s.child for s in streams] == [0, 0, 1, 0, 1, 0]
+    assert read_thread(streams, LETTERS) == tree
+
+
+def demonstrations(method: str, render: str, count: int) -> tuple[list[Thread], Tokenizer, list[Problem]]:
+    """Demonstrations of the paper's own problems, and a tokenizer for them."""
+    task = CountdownConfig()
+    solver = SolverConfig(render=render, window_bin=64)
+    recipe = Recipe(task, solver, method, 0, b"", Bounds(1, 1, 1, 1, 1))
+    problems = [draw(task, seed) for seed in range(count)]
+    tokenizer = Tokenizer.train(["0123456789", *(t for p in problems for t in texts(recipe, p))], _PHRASES[render])
+    threads = [Countdown(task, solver).demonstration(problem, method, 0) for problem in problems]
+    return threads, tokenizer, problems
+
+
+@pytest.mark.parametrize("render", ["compact", "sos"])
+@pytest.mark.parametrize("method", METHODS)
+def test_every_demonstration_comes_back_from_its_streams(method, render):
+    threads, tokenizer, problems = demonstrations(method, render, 40)
+    spawned = 0
+    for thread, problem in zip(threads, problems, strict=True):
+        streams = tree_streams(thread, tokenizer)
+        spawned += len(streams) - 1
+        assert read_thread(streams, tokenizer) == thread
+        stored = unflatten(flatten(streams, problem))
+        assert read_thread(stored, tokenizer) == thread
+        for one, other in zip(streams, stored, strict=True):
+            assert_same(one, other)
+    assert (spawned > 20) == (method == "apr")
+
+
+def assert_same(one: Stream, other: Stream) -> None:
+    for field in dataclasses.fields(Stream):
+        mine, theirs = getattr(one, field.name), getattr(other, field.name)
+        np.testing.assert_array_equal(mine, theirs)
+        assert np.asarray(mine).dtype == np.asarray(theirs).dtype, field.name
+
+
+def test_a_lie_in_a_stream_is_found():
+    streams = tree_streams(TWO_SPAWNS, LETTERS)
+    for place, what in ((6, "messages of spawn 0"), (12, "spawn 0 joins"), (21, "spawn 1 joins")):
+        tokens = streams[0].tokens.copy()
+        tokens[place] = LETTERS.encode("b")[0]
+        with pytest.raises(ValueError, match=what):
+            read_thread([dataclasses.replace(streams[0], tokens=tokens), *streams[1:]], LETTERS)
+
+
+def script(streams: list[Stream]) -> dict[tuple[int, ...], int]:
+    """What the demonstrator writes next in every context that he sees."""
+    table: dict[tuple[int, ...], int] = {}
+    for stream in streams:
+        seen: list[int] = []
+        for token, position, sampled in zip(stream.tokens, stream.position, stream.sampled, strict=True):
+            del seen[int(position) :]
+            if sampled:
+                assert table.setdefault(tuple(seen), int(token)) == token
+            seen.append(int(token))
+    return table
+
+
+def replayed(streams: list[Stream], limits: Limits) -> ThreadForest:
+    """What the reference rollout records when the policy is the demonstrator."""
+    table = script(streams)
+
+    def logits(seen: list[int]) -> np.ndarray:
+        return np.eye(64, dtype=np.float32)[table[tuple(seen)]] * 50
+
+    prompt = streams[0].tokens[: int(np.argmax(streams[0].sampled))].tolist()
+    return interpret(logits, prompt, 0, 0.0, jax.random.key(0), limits)
+
+
+def test_streams_are_what_a_rollout_of_the_demonstrator_records():
+    threads, tokenizer, _ = demonstrations("apr", "compact", 20)
+    trees = [tree_streams(thread, tokenizer) for thread in threads]
+    trees = [streams for streams in trees if max(len(stream.tokens) for stream in streams) < 400][:5]
+    trees.append(tree_streams(TWO_SPAWNS, LETTERS))
+    assert max(map(len, trees)) > 4
+    limits = Limits(window=400, stream=400, slots=16, children=12)
+    for streams in trees:
+        forest = replayed(streams, limits)
+        assert int(forest.children) == len(streams) - 1
+        assert int(forest.sequential_tokens) == sequential_tokens(streams)
+        for slot, stream in enumerate(streams):
+            length = int(forest.length[slot])
+            recorded = {name: getattr(forest, name)[slot] for name in ("tokens", "position", "island", "sampled")}
+            places = {name: int(getattr(forest, name)[slot]) for name in ("parent", "round", "depth", "child")}
+            assert_same(stream, Stream(**{name: field[:length] for name, field in recorded.items()}, **places))
+
+
+@pytest.mark.parametrize(
+    ("limits", "broken"),
+    [
+        (Limits(window=18, stream=28, slots=4, children=2), ""),
+        (Limits(window=17, stream=28, slots=4, children=2), "dropped_window"),
+        (Limits(window=18, stream=27, slots=4, children=2), "dropped_stream"),
+        (Limits(window=18, stream=28, slots=3, children=2), "dropped_threads"),
+        (Limits(window=18, stream=28, slots=4, children=1), "dropped_threads"),
+        (Limits(window=18, stream=28, slots=4, children=2, max_depth=0), "dropped_threads"),
+    ],
+)
+def test_a_demonstration_is_dropped_exactly_when_the_rollout_would_cut_it(limits, broken):
+    streams = tree_streams(TWO_SPAWNS, LETTERS)
+    bounds = Bounds(**{field.name: getattr(limits, field.name) for field in dataclasses.fields(Bounds)})
+    assert broken_bound(streams, bounds) == broken
+    if broken != "dropped_threads":  # Fewer children answer differently, and the script knows no such context.
+        assert bool(replayed(streams, limits).truncations) == bool(broken)
