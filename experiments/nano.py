@@ -1,6 +1,6 @@
 """Scale nano: three numbers from 1..30, a model below 1M parameters, minutes on 2 CPU cores.
 
-    apr reproduce --scale nano --out runs/nano
+apr reproduce --scale nano --out runs/nano
 """
 
 from apr_jax.config import EvalConfig, Experiment
@@ -18,16 +18,27 @@ def experiment() -> Experiment:
         seed=0,
         task=CountdownConfig(numbers=3, low=1, high=30, target_low=10, target_high=100),
         solver=SolverConfig(
-            parent_beam=12, parent_beam_low=8, max_children=12, promising=0.8, shuffle=False, condition=0.25, window_bin=32
+            parent_beam=12,
+            parent_beam_low=8,
+            max_children=12,
+            promising=0.8,
+            shuffle=False,
+            condition=0.25,
+            window_bin=32,
         ),
         data=DataConfig(demonstrations=30_000, heldout=1_000),
         model=ModelConfig(layers=4, width=128, heads=4, kv_heads=1, head_size=32, mlp=352),
         limits=Limits(window=window, stream=window + 64, slots=13, children=12, max_depth=1),
         schedule=Schedule(lanes=64, admit=8, chunk=16),
         learn=LearnConfig(
-            sft=SftConfig(steps=800, rows=24, optimizer=OptimizerConfig(name="muon", lr=3e-3)),
+            sft=SftConfig(
+                steps=3000, rows=8, save_every=500, log_every=20, optimizer=OptimizerConfig(name="muon", lr=4e-3)
+            ),
             rl=RlConfig(
-                steps=30, problems=16, group=4, optimizer=OptimizerConfig(lr=2e-4, warmup=2, decay=1.0, weight_decay=0.0)
+                steps=30,
+                problems=16,
+                group=4,
+                optimizer=OptimizerConfig(lr=2e-4, warmup=2, decay=1.0, weight_decay=0.0),
             ),
         ),
         evaluate=EvalConfig(batch=250),

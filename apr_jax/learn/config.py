@@ -27,8 +27,16 @@ class OptimizerConfig:
     def __post_init__(self):
         if not self.lr > 0:
             raise ValueError(f"optimizer.lr={self.lr} must be positive")
-        if self.clip <= 0:
+        if not self.clip > 0:
             raise ValueError(f"optimizer.clip={self.clip} must be positive")
+        if self.warmup < 0:
+            raise ValueError(f"optimizer.warmup={self.warmup} must be at least 0")
+        if not self.weight_decay >= 0:
+            raise ValueError(f"optimizer.weight_decay={self.weight_decay} must be at least 0")
+        if not 0 <= self.decay <= 1:
+            raise ValueError(f"optimizer.decay={self.decay} must be in 0..1")
+        if not 0 < self.b2 < 1:
+            raise ValueError(f"optimizer.b2={self.b2} must be between 0 and 1")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +49,11 @@ class SftConfig:
     save_every: int = 200
     log_every: int = 10
 
+    def __post_init__(self):
+        for field in ("steps", "rows", "save_every", "log_every"):
+            if getattr(self, field) < 1:
+                raise ValueError(f"learn.sft.{field}={getattr(self, field)} must be at least 1")
+
 
 @dataclasses.dataclass(frozen=True)
 class RlConfig:
@@ -50,13 +63,15 @@ class RlConfig:
       steps: rollout batches.
       problems: problems a step.
       group: G, trees a problem.
-      inner_steps: passes over a step's forest (minibatch updates see ratios away from 1 only when > 1).
+      inner_steps: updates on a step's forest; only from the second on are ratios away from 1.
       temperature: of the sampling.
       advantage: see `learn/advantages.py`.
       clip: PPO clip range.
       kl: weight of the KL penalty to the supervised model.
       token_price: subtracted from the reward, a sampled token.
-      rows: packed rows of the first bucket; the row count doubles from there.
+      rows: packed rows that are replayed at once; a forest takes as many such chunks as it needs.
+      validate_every: steps between greedy answers to `validation` problems; the best step by them is kept.
+      save_every: steps between checkpoints.
     """
 
     steps: int
@@ -87,6 +102,12 @@ class RlConfig:
         ):
             if getattr(self, field) < 1:
                 raise ValueError(f"learn.rl.{field}={getattr(self, field)} must be at least 1")
+        for field in ("temperature", "clip"):
+            if not getattr(self, field) > 0:
+                raise ValueError(f"learn.rl.{field}={getattr(self, field)} must be positive")
+        for field in ("kl", "token_price"):
+            if not getattr(self, field) >= 0:
+                raise ValueError(f"learn.rl.{field}={getattr(self, field)} must be at least 0")
         if self.advantage in ("group", "group_std", "leave_one_out") and self.group < 2:
             raise ValueError(f"learn.rl.group={self.group} must be at least 2 for advantage {self.advantage!r}")
 
@@ -98,3 +119,7 @@ class LearnConfig:
     sft: SftConfig
     rl: RlConfig
     bad_steps: int = 20
+
+    def __post_init__(self):
+        if self.bad_steps < 1:
+            raise ValueError(f"learn.bad_steps={self.bad_steps} must be at least 1")

@@ -1,0 +1,341 @@
+"""Checkpoints: what a run saves so that it can go on bit for bit, and what evaluation needs of it.
+
+    WORKDIR/checkpoints/<step>/params   the weights, alone
+                               state    optimizer, counters
+                               meta     JSON: config, method, stage, tokenizer, metrics
+                               data     JSON: where the data iterator stands
+
+Orbax writes in the background and renames a step's folder when it is whole, so a killed run leaves no half step. The
+two last steps are kept, and the best by validation accuracy.
+"""
+
+import base64
+import dataclasses
+import errno
+import hashlib
+import json
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Self
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from orbax.checkpoint.checkpoint_managers import preservation_policy
+
+from apr_jax.config import Experiment, from_dict, to_dict
+from apr_jax.data.tokenizer import Tokenizer
+from apr_jax.errors import UserError
+from apr_jax.learn.state import TrainState
+
+FOLDER = "checkpoints"
+BEST = "validation_accuracy"  # The metric that makes a step the best.
+_NOT_VALIDATED = -1.0
+_KEPT = 2
+# Fields that a run may change when it goes on: they decide where and how fast it runs, or what it shows.
+_FREE = ("mesh.", "schedule.", "evaluate.", "learn.sft.save_every", "learn.sft.log_every", "learn.rl.save_every")
+
+
+@dataclasses.dataclass(frozen=True)
+class Restored:
+    """A trained model, complete: what evaluation and RL start from.
+
+    Attributes:
+      params: numpy leaves.
+      stage: "sft" or "rl".
+      path: folder of the step.
+    """
+
+    params: Any
+    config: Experiment
+    method: str
+    stage: str
+    tokenizer: Tokenizer
+    step: int
+    path: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What stays the same through a run and goes into each checkpoint.
+
+    Attributes:
+      stage: "sft" or "rl".
+      origin: what the run started from: "" for random parameters, else a digest of the initial ones.
+    """
+
+    config: Experiment
+    method: str
+    stage: str
+    tokenizer: Tokenizer
+    origin: str = ""
+
+
+class Checkpoints:
+    """The checkpoints of one workdir; a context manager that waits for the last save.
+
+    Args:
+      workdir: of the run.
+      run: written into each checkpoint, and compared when one is restored.
+    """
+
+    def __init__(self, workdir: Path, run: Run):
+        self._run = run
+        self._folder = Path(workdir).absolute() / FOLDER
+        with disk_errors(self._folder), _quiet():
+            self._folder.mkdir(parents=True, exist_ok=True)
+            self._manager = ocp.CheckpointManager(
+                self._folder,
+                options=ocp.CheckpointManagerOptions(
+                    preservation_policy=_LastAndBest(self._folder),
+                    cleanup_tmp_directories=True,
+                    save_root_metadata=False,
+                ),
+            )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        with disk_errors(self._folder):
+            self._manager.close()
+
+    def save(self, state: TrainState, metrics: dict[str, float], data: dict[str, Any]) -> None:
+        """Starts saving the state under its own step; when it returns, the state may be donated.
+
+        Args:
+          metrics: JSON values; those with BEST compete for being the best.
+          data: JSON state of the data iterator.
+
+        Raises:
+          UserError: this save, or the one before that ran in the background, found the disk full.
+        """
+        step = int(state.step)
+        meta = {
+            "config": to_dict(self._run.config),
+            "method": self._run.method,
+            "stage": self._run.stage,
+            "origin": self._run.origin,
+            "tokenizer": _encode(self._run.tokenizer),
+            "metrics": metrics,
+            "step": step,
+        }
+        items = ocp.args.Composite(
+            params=ocp.args.StandardSave(state.params),
+            state=ocp.args.StandardSave(_without_params(state)),
+            meta=ocp.args.JsonSave(meta),
+            data=ocp.args.JsonSave(data),
+        )
+        with disk_errors(self._folder):
+            self._manager.save(step, args=items, force=True)
+
+    def wait(self) -> None:
+        """Until all saves are on disk."""
+        with disk_errors(self._folder):
+            self._manager.wait_until_finished()
+
+    def restore_latest(self, blank: TrainState) -> tuple[TrainState, dict[str, Any]] | None:
+        """The newest step that can be read, and the state of its data iterator; None if there is no step at all.
+
+        A step that cannot be read is reported in one line. Once an older one was read, it is moved to WORKDIR/damaged
+        and can be saved anew; nothing is ever deleted for not being readable, which may be a passing fault.
+
+        Args:
+          blank: a state of the wanted shapes and layout.
+
+        Raises:
+          UserError: the checkpoint is of another run, or there are steps but none can be read.
+        """
+        wanted = ocp.args.Composite(
+            params=ocp.args.StandardRestore(_abstract(blank.params)),
+            state=ocp.args.StandardRestore(_abstract(_without_params(blank))),
+            data=ocp.args.JsonRestore(),
+        )
+        steps = sorted(self._manager.all_steps(), reverse=True)
+        damaged: list[int] = []
+        for step in steps:
+            folder = self._folder / str(step)
+            try:
+                meta = _read_json(folder, "meta")
+                self._check_same_run(meta, folder)
+                with _quiet():
+                    restored = self._manager.restore(step, args=wanted)
+                state = TrainState(params=restored["params"], **restored["state"])
+                if int(state.step) != step:
+                    raise ValueError(f"holds step {int(state.step)}")
+            except UserError:
+                raise
+            except Exception as error:  # Orbax and TensorStore raise all sorts of types for damaged files.
+                print(f"checkpoint {folder}: damaged ({_first_line(error)}); going on from the step before", flush=True)
+                damaged.append(step)
+                continue
+            self._set_aside(damaged)
+            return state, restored["data"]
+        if steps:
+            raise UserError(f"checkpoint {self._folder}: all {len(steps)} steps are damaged; delete it to start anew")
+        return None
+
+    def _set_aside(self, steps: list[int]) -> None:
+        if not steps:
+            return
+        aside = self._folder.parent / "damaged"
+        if jax.process_index() == 0:
+            with disk_errors(aside):
+                aside.mkdir(exist_ok=True)
+                for step in steps:
+                    taken = len(list(aside.glob(f"{step}.*")))
+                    (self._folder / str(step)).rename(aside / f"{step}.{taken}")
+        self._manager.reload()
+
+    def _check_same_run(self, meta: dict[str, Any], folder: Path) -> None:
+        """Raises UserError that names what differs between this run and the one that saved the step."""
+        run = self._run
+        for name, wanted, found in (
+            ("stage", run.stage, meta["stage"]),
+            ("method", run.method, meta["method"]),
+            ("tokenizer", _fingerprint(_encode(run.tokenizer)), _fingerprint(meta["tokenizer"])),
+            ("init", run.origin, meta["origin"]),
+        ):
+            if wanted != found:
+                raise UserError(f"checkpoint {folder}: was saved with {name}={found!r}, not {wanted!r}; {_ANOTHER}")
+        mine, saved = (_flatten(json.loads(json.dumps(values))) for values in (to_dict(run.config), meta["config"]))
+        differing = [
+            f"{name}={saved.get(name)!r} (now {mine.get(name)!r})"
+            for name in sorted(mine.keys() | saved.keys())
+            if mine.get(name) != saved.get(name) and not name.startswith(_FREE)
+        ]
+        if differing:
+            raise UserError(f"checkpoint {folder}: was saved with {', '.join(differing)}; {_ANOTHER}")
+
+
+_ANOTHER = "use the same settings, or another --workdir"
+
+
+def load_checkpoint(path: str | Path) -> Restored:
+    """Loads the weights of a run's best (or, without validation, last) step, or of one step; reads no optimizer state.
+
+    Args:
+      path: a workdir or one `checkpoints/<step>` in it.
+
+    Raises:
+      UserError: there is no checkpoint, or it is damaged.
+    """
+    folder = _step_folder(Path(path).absolute())
+    try:
+        meta = _read_json(folder, "meta")
+        params = _read_params(folder / "params")
+        tokenizer = Tokenizer.from_bytes(base64.b64decode(meta["tokenizer"]))
+        config = from_dict(meta["config"])
+        return Restored(params, config, meta["method"], meta["stage"], tokenizer, meta["step"], str(folder))
+    except Exception as error:  # Orbax and TensorStore raise all sorts of types for damaged files.
+        others = [str(step) for step in _steps(folder.parent) if str(step) != folder.name]
+        hint = f"; other steps there: {', '.join(others)}" if others else "; train again"
+        raise UserError(f"checkpoint {folder}: damaged ({_first_line(error)}){hint}") from None
+
+
+def _step_folder(path: Path) -> Path:
+    if (path / "meta").is_dir():
+        return path
+    steps = _steps(path / FOLDER)
+    if not steps:
+        raise UserError(f"checkpoint {path}: no such checkpoint; give a run's folder or one of its {FOLDER}/<step>")
+    return path / FOLDER / str(max(steps, key=lambda step: (_score(path / FOLDER / str(step)), step)))
+
+
+def _score(folder: Path) -> float:
+    try:
+        return float(_read_json(folder, "meta")["metrics"].get(BEST, _NOT_VALIDATED))
+    except Exception:  # Damaged: any other step is better.
+        return _NOT_VALIDATED - 1
+
+
+def _steps(folder: Path) -> list[int]:
+    return sorted(int(entry.name) for entry in folder.glob("*") if entry.name.isdigit()) if folder.is_dir() else []
+
+
+def _read_json(folder: Path, item: str) -> dict[str, Any]:
+    value: dict[str, Any] = json.loads((folder / item / "metadata").read_text())
+    return value
+
+
+def _read_params(folder: Path) -> Any:
+    reader = ocp.PyTreeCheckpointHandler()
+    with _quiet():
+        tree = reader.metadata(folder).tree
+        kinds = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+        return reader.restore(folder, args=ocp.args.PyTreeRestore(restore_args=kinds))
+
+
+class _LastAndBest(preservation_policy.PreservationPolicy):
+    """Keeps the last steps and the best one; among equals the later.
+
+    The scores are read from `meta`: with metrics of its own, Orbax could not open a folder in which one is damaged. The
+    step that is being saved has no score yet, but it is among the last.
+    """
+
+    def __init__(self, folder: Path):
+        self._folder = folder
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> Sequence[bool]:
+        del context
+        steps = [info.step for info in checkpoints]
+        kept = set(sorted(steps)[-_KEPT:]) | {max(steps, key=lambda step: (_score(self._folder / str(step)), step))}
+        return [step in kept for step in steps]
+
+
+def _without_params(state: TrainState) -> dict[str, Any]:
+    return {f.name: getattr(state, f.name) for f in dataclasses.fields(state) if f.name != "params"}
+
+
+def _abstract(tree: Any) -> Any:
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree)
+
+
+def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        flat |= _flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return flat
+
+
+def _encode(tokenizer: Tokenizer) -> str:
+    return base64.b64encode(tokenizer.to_bytes()).decode()
+
+
+def _fingerprint(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Orbax logs pages about damaged files that we report in one line."""
+    logger = logging.getLogger("absl")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL + 1)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+@contextmanager
+def disk_errors(where: Path) -> Iterator[None]:
+    """Turns a full disk, through whichever library it shows, into a UserError that says so, and other OSErrors too."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # TensorStore reports a full disk as a ValueError.
+        if getattr(error, "errno", None) == errno.ENOSPC or "No space left on device" in str(error):
+            raise UserError(
+                f"{where}: the disk is full; make room and start the same command again, what was saved before is kept"
+            ) from None
+        if isinstance(error, OSError):
+            raise UserError(f"{where}: cannot write ({error.strerror or error})") from None
+        raise

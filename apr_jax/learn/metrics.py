@@ -1,0 +1,134 @@
+"""Where a run's numbers go: metrics.jsonl, TensorBoard and the terminal.
+
+A step's metrics stay on the device until the next step is under way; only then are they fetched, so the device never
+waits for the host. `metrics.jsonl` has one line a logged step, also after interruptions: on resume the lines after
+the restored step are cut off.
+"""
+
+import json
+import math
+import time
+from pathlib import Path
+from typing import Any, Self
+
+import jax
+import tensorboardX
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from apr_jax.learn.checkpoint import disk_errors
+
+FILE = "metrics.jsonl"
+Numbers = dict[str, float]
+
+
+class Recorder:
+    """Takes the metrics of each step; a context manager.
+
+    Args:
+      workdir: of the run.
+      start: step that the run goes on from; lines after it are cut.
+      steps: of the whole run.
+      log_every: steps between lines.
+      stage: "sft" or "rl".
+      counted: what throughput is measured in, a summable metric: "tokens" or "trees".
+      shown: metrics shown in the terminal.
+      progress: show the bar.
+    """
+
+    def __init__(
+        self,
+        workdir: Path,
+        start: int,
+        steps: int,
+        log_every: int,
+        stage: str,
+        counted: str,
+        shown: tuple[str, ...],
+        progress: bool,
+    ):
+        self._path = Path(workdir) / FILE
+        self._steps, self._log_every, self._stage = steps, log_every, stage
+        self._counted, self._shown = counted, shown
+        self._pending: tuple[int, dict[str, Any], bool] | None = None
+        self._count, self._since = 0.0, time.perf_counter()
+        with disk_errors(self._path):
+            cut_lines(self._path, start)
+            self._file = open(self._path, "a", encoding="utf-8")  # noqa: SIM115 - closed in __exit__
+        self._board = tensorboardX.SummaryWriter(str(Path(workdir) / "tensorboard"), purge_step=start + 1)
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[numbers]}"),
+            console=Console(stderr=True),
+            disable=not progress,
+        )
+        self._task = self._bar.add_task(stage, total=steps, completed=start, numbers="")
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._bar.stop()
+        self._file.close()
+        self._board.close()
+
+    def record(self, step: int, metrics: dict[str, Any], important: bool = False) -> Numbers | None:
+        """Takes the metrics of `step`, scalars on the device or the host, and returns those of the step before,
+        fetched.
+
+        Args:
+          important: write a line whatever `log_every` says.
+        """
+        before = self.flush()
+        self._pending = (step, metrics, important or step % self._log_every == 0 or step == self._steps)
+        return before
+
+    def flush(self) -> Numbers | None:
+        """Fetches and writes what is pending; waits for the device. To be called before a save, so that no line is
+        missing."""
+        if self._pending is None:
+            return None
+        step, metrics, logged = self._pending
+        self._pending = None
+        numbers = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        self._count += numbers.get(self._counted, 0.0)
+        if logged:
+            now = time.perf_counter()
+            numbers[f"{self._counted}_per_second"] = self._count / max(now - self._since, 1e-9)
+            self._count, self._since = 0.0, now
+            self._write(step, numbers)
+        self._bar.update(self._task, completed=step)
+        return numbers
+
+    def _write(self, step: int, numbers: Numbers) -> None:
+        # JSON knows no NaN: a bad loss becomes null.
+        finite = {name: value if math.isfinite(value) else None for name, value in numbers.items()}
+        with disk_errors(self._path):
+            self._file.write(json.dumps({"step": step, "stage": self._stage, **finite}) + "\n")
+            self._file.flush()
+            for name, value in numbers.items():
+                self._board.add_scalar(name, value, step)
+        shown = [name for name in (*self._shown, f"{self._counted}_per_second") if name in numbers]
+        self._bar.update(self._task, numbers="  ".join(f"{name} {numbers[name]:.4g}" for name in shown))
+
+
+def cut_lines(path: Path, step: int) -> None:
+    """Drops the lines after `step`, and what follows the first line that a killed run left unfinished."""
+    if not path.is_file():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+        try:
+            at = json.loads(line)["step"]
+        except (ValueError, KeyError, TypeError):
+            break
+        if at > step or not line.endswith("\n"):
+            break
+        kept.append(line)
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text("".join(kept), encoding="utf-8")
+    partial.replace(path)

@@ -1,0 +1,214 @@
+"""Reinforcement learning over whole thread trees.
+
+The life of a tree:
+1. `TrainingProblems.draw` picks the step's problems, a function of (seed, step); each gets G trees.
+2. The jitted rollout decodes all trees on the device, with keys folded from (seed, step, tree).
+3. The host reads the answers off the recorded token ids and the task verifies them: the only host work of a step, and
+   the only time at which the device idles (metric `idle_share`).
+4. Rewards become advantages; the forest is packed into rows, nothing is ever tokenised again.
+5. The update replays the rows and follows the tree-sum gradient, `inner_steps` times.
+6. Now and then the same rollout answers validation problems greedily; the best step by that is kept, the first one
+   included.
+"""
+
+import dataclasses
+import hashlib
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from apr_jax.config import Experiment
+from apr_jax.data import builder
+from apr_jax.data.packing import pack_forest, padding_share
+from apr_jax.data.tokenizer import BOS, Tokenizer
+from apr_jax.errors import UsageError
+from apr_jax.learn.advantages import ADVANTAGES, count_flat
+from apr_jax.learn.answers import extract_answers
+from apr_jax.learn.checkpoint import Restored, Run, load_checkpoint
+from apr_jax.learn.loop import Stage
+from apr_jax.learn.optimizer import make_optimizer
+from apr_jax.learn.run import build_mesh, train
+from apr_jax.learn.state import TrainState, init_state
+from apr_jax.learn.steps import check_divides, make_rl_step, place_forest, place_whole
+from apr_jax.model.transformer import make_decode
+from apr_jax.tasks import Countdown, Problem, Task, load_problems
+from apr_jax.threads import Prompts, ThreadForest, make_rollout
+
+
+def train_rl(config: Experiment, data_dir: Path, workdir: Path, init: Path | str, progress: bool = True) -> TrainState:
+    """Trains, or goes on training, the checkpoint `init` on the training problems of its method.
+
+    Args:
+      config: its model must be that of `init`.
+      data_dir: written by `apr data build`.
+      workdir: of the run; checkpoints, metrics and config go there.
+      init: the supervised checkpoint; also the reference of the KL penalty.
+      progress: show the bar.
+
+    Raises:
+      UserError: no data, no or another `init`, a workdir of another run, a full disk, too many bad steps.
+      KeyboardInterrupt, SystemExit: interrupted; the run is saved.
+    """
+    rl = config.learn.rl
+    start = load_checkpoint(init)
+    _check_init(config, start)
+    mesh = build_mesh(config)
+    check_divides("learn.rl.problems x group", rl.problems * rl.group, mesh)
+    check_divides("learn.rl.rows", rl.rows, mesh)
+    optimizer = make_optimizer(rl.optimizer, rl.steps * rl.inner_steps)
+    trainer = _Trainer(config, start, Path(data_dir), mesh, make_rl_step(config, optimizer, mesh))
+    return train(
+        Run(config, start.method, "rl", start.tokenizer, origin=_digest(start.params)),
+        Path(workdir),
+        init_state(start.params, optimizer, mesh),
+        Stage(
+            steps=rl.steps,
+            advance=trainer.advance,
+            save_every=rl.save_every,
+            bad_steps=config.learn.bad_steps,
+            data_state=dict,  # Everything follows from the step.
+            validate=trainer.validate,
+            validate_every=rl.validate_every,
+        ),
+        restore_data=lambda _: None,
+        log_every=1,
+        counted="trees",
+        shown=("reward", "children", "total_tokens", "validation_accuracy"),
+        progress=progress,
+    )
+
+
+class _Trainer:
+    """What a step of RL needs besides the state; holds no state of its own."""
+
+    def __init__(self, config: Experiment, start: Restored, data_dir: Path, mesh: Mesh, step: Any):
+        self._config, self._rl, self._mesh = config, config.learn.rl, mesh
+        self._tokenizer = start.tokenizer
+        self._task: Task = Countdown(config.task, config.solver)
+        self._train = TrainingProblems(data_dir, start.method)
+        self._validation = load_problems(data_dir / "validation.jsonl")[: self._rl.validation]
+        self._width = _prompt_width(config, self._task, self._tokenizer, self._validation)
+        self._rollout = make_rollout(*make_decode(config.model), config.limits, config.schedule, mesh)
+        self._step = step
+        self._reference = place_whole(start.params, mesh)
+
+    def advance(self, state: TrainState, step: int) -> tuple[TrainState, dict[str, Any]]:
+        """One step: rollout, rewards, updates."""
+        rl = self._rl
+        began = time.perf_counter()
+        problems = self._train.draw(self._config.seed, step, rl.problems)
+        problems = [problem for problem in problems for _ in range(rl.group)]
+        key = jax.random.fold_in(jax.random.key(self._config.seed), step)
+        forest, work = jax.device_get(self._rollout(state.params, self._prompts(problems, rl.temperature), key))
+        fetched = time.perf_counter()
+        correct = self._verify(problems, forest)
+        rewards = (correct - rl.token_price * forest.total_tokens).reshape(rl.problems, rl.group).astype(np.float32)
+        advantages = ADVANTAGES[rl.advantage](rewards)
+        rows = pack_forest(forest, rl.rows, self._config.limits.stream)
+        batch = place_forest(rows, np.asarray(advantages).reshape(-1), rl.rows, self._mesh)
+        resumed = time.perf_counter()
+        first: dict[str, Any] = {}
+        for _ in range(rl.inner_steps):
+            state, metrics = self._step(state, self._reference, batch)
+            first = first or metrics
+        state = dataclasses.replace(state, step=state.step + 1)
+        measured = forest_metrics(forest, correct) | {
+            "reward": float(rewards.mean()),
+            "flat_groups": float(count_flat(rewards)),
+            "lane_occupancy": float(work.live.sum() / max(1, work.steps.sum() * self._config.schedule.lanes)),
+            "rows": float(len(rows.tokens)),
+            "padding": padding_share(rows),
+            "idle_share": (resumed - fetched) / (resumed - began),
+            "trees": float(len(problems)),
+        }
+        # The first inner step sees the policy that sampled: there the difference of log-probs is a measure of error.
+        differences = {name: first[name] for name in ("logprob_difference", "logprob_difference_worst")}
+        return state, metrics | differences | measured
+
+    def validate(self, state: TrainState) -> dict[str, float]:
+        """Greedy answers to the validation problems, in batches of the rollout's own shape: nothing new to compile."""
+        size = self._rl.problems * self._rl.group
+        forests, correct = [], []
+        for begin in range(0, len(self._validation), size):
+            problems = self._validation[begin : begin + size]
+            padded = problems + problems[:1] * (size - len(problems))
+            key = jax.random.key(self._config.seed)
+            forest, _ = jax.device_get(self._rollout(state.params, self._prompts(padded, 0.0), key))
+            count = len(problems)
+            forests.append(jax.tree.map(lambda x, count=count: x[:count], forest))
+            correct.append(self._verify(problems, forests[-1]))
+        joined = jax.tree.map(lambda *parts: np.concatenate(parts), *forests)
+        return forest_metrics(joined, np.concatenate(correct))
+
+    def _prompts(self, problems: list[Problem], temperature: float) -> Prompts:
+        ids = [[BOS, *self._tokenizer.encode(self._task.prompt(problem))] for problem in problems]
+        tokens = np.zeros((len(ids), self._width), np.int32)
+        for row, prompt in zip(tokens, ids, strict=True):
+            row[: len(prompt)] = prompt
+        count = len(ids)
+        return Prompts(
+            tokens=jnp.asarray(tokens),
+            length=jnp.asarray([len(prompt) for prompt in ids], jnp.int32),
+            tree=jnp.arange(count, dtype=jnp.int32),
+            temperature=jnp.full(count, temperature, jnp.float32),
+        )
+
+    def _verify(self, problems: list[Problem], forest: ThreadForest) -> np.ndarray:
+        answers = extract_answers(forest, self._tokenizer)
+        verdicts = [self._task.verify(problem, answer) for problem, answer in zip(problems, answers, strict=True)]
+        return np.array([verdict.correct for verdict in verdicts], np.float32)
+
+
+class TrainingProblems:
+    """The problems of a method's training demonstrations."""
+
+    def __init__(self, data_dir: Path, method: str):
+        self._source = builder.read(data_dir, method, "train", ("numbers", "target"))
+
+    def draw(self, seed: int, step: int, count: int) -> list[Problem]:
+        """`count` of them, different ones as far as there are; a function of the arguments."""
+        total = len(self._source)
+        chosen = np.random.default_rng([seed, step]).choice(total, count, replace=count > total)
+        return [self._problem(int(index)) for index in chosen]
+
+    def _problem(self, index: int) -> Problem:
+        example = self._source[index]
+        return Problem(f"train-{index}", tuple(int(n) for n in example["numbers"]), int(example["target"]))
+
+
+def forest_metrics(forest: ThreadForest, correct: np.ndarray) -> dict[str, float]:
+    """Means a tree of what a forest (numpy leaves) shows."""
+    names = ("total_tokens", "sequential_tokens", "children", "refusals", "truncations")
+    return {"accuracy": float(correct.mean())} | {name: float(np.mean(getattr(forest, name))) for name in names}
+
+
+def _prompt_width(config: Experiment, task: Task, tokenizer: Tokenizer, problems: list[Problem]) -> int:
+    """P, tokens of the longest prompt that can come up, `<bos>` included; the rollout compiles for it."""
+    widest = Problem("widest", (config.task.high,) * config.task.numbers, config.task.target_high)
+    width = 1 + max(len(tokenizer.encode(task.prompt(problem))) for problem in (widest, *problems))
+    if width >= config.limits.window:
+        raise UsageError(f"config limits.window={config.limits.window}: must be more than {width}, the longest prompt")
+    return width
+
+
+def _check_init(config: Experiment, start: Restored) -> None:
+    if config.model != start.config.model:
+        differing = [
+            f"model.{field.name}={getattr(start.config.model, field.name)!r}, not {getattr(config.model, field.name)!r}"
+            for field in dataclasses.fields(config.model)
+            if getattr(config.model, field.name) != getattr(start.config.model, field.name)
+        ]
+        raise UsageError(f"init {start.path}: was trained with {', '.join(differing)}; RL needs the same model")
+
+
+def _digest(params: Any) -> str:
+    digest = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        digest.update(jax.tree_util.keystr(path).encode())
+        digest.update(np.ascontiguousarray(leaf).tobytes())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,68 @@
+"""Supervised training: imitation of the symbolic solvers' demonstrations."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from apr_jax.config import Experiment
+from apr_jax.data.pipeline import sft_batches
+from apr_jax.learn.checkpoint import Run
+from apr_jax.learn.loop import Stage
+from apr_jax.learn.optimizer import make_optimizer
+from apr_jax.learn.run import build_mesh, gather_states, own_state, read_tokenizer, train
+from apr_jax.learn.state import TrainState, init_state
+from apr_jax.learn.steps import check_divides, make_sft_step, place_rows
+from apr_jax.model.transformer import init_params
+
+
+def train_sft(config: Experiment, data_dir: Path, workdir: Path, method: str, progress: bool = True) -> TrainState:
+    """Trains, or goes on training, the model of `config` on the demonstrations of `method`.
+
+    Args:
+      data_dir: written by `apr data build`.
+      workdir: of the run; checkpoints, metrics and config go there.
+      progress: show the bar.
+
+    Raises:
+      UserError: no data, a workdir of another run, a full disk, too many bad steps.
+      KeyboardInterrupt, SystemExit: interrupted; the run is saved.
+    """
+    sft = config.learn.sft
+    mesh = build_mesh(config)
+    check_divides("learn.sft.rows", sft.rows, mesh)
+    tokenizer = read_tokenizer(data_dir)
+    optimizer = make_optimizer(sft.optimizer, sft.steps)
+    step = make_sft_step(config, optimizer, mesh)
+    batches = sft_batches(
+        Path(data_dir),
+        method,
+        rows=sft.rows // jax.process_count(),
+        length=config.limits.stream,
+        seed=config.seed,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+
+    def advance(state: TrainState, _: int) -> tuple[TrainState, dict[str, Any]]:
+        return step(state, place_rows(next(batches), mesh))
+
+    init = jax.jit(init_params, static_argnums=(0, 1))
+    params = init(config.model, tokenizer.vocab_size, jax.random.key(config.seed))
+    return train(
+        Run(config, method, "sft", tokenizer),
+        Path(workdir),
+        init_state(params, optimizer, mesh),
+        Stage(
+            steps=sft.steps,
+            advance=advance,
+            save_every=sft.save_every,
+            bad_steps=config.learn.bad_steps,
+            data_state=lambda: gather_states(batches.get_state()),
+        ),
+        restore_data=lambda gathered: batches.set_state(own_state(gathered)),
+        log_every=sft.log_every,
+        counted="tokens",
+        shown=("loss", "entropy"),
+        progress=progress,
+    )

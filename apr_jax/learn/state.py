@@ -1,0 +1,68 @@
+"""TrainState: what an update changes, and the update that refuses NaN and Inf."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from apr_jax.model.sharding import shardings
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """Attributes:
+    params: of the model.
+    opt_state: of the optimizer.
+    step: int32, steps of the loop taken, skipped ones included.
+    skipped: int32, updates skipped because of NaN or Inf.
+    bad_in_a_row: int32, updates skipped since the last good one.
+    """
+
+    params: Any
+    opt_state: Any
+    step: jax.Array
+    skipped: jax.Array
+    bad_in_a_row: jax.Array
+
+
+def init_state(params: Any, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
+    """Step 0, laid out on the mesh. The parameters are copied: the first update donates the state."""
+
+    def build(params: Any) -> TrainState:
+        zeros = (jnp.zeros((), jnp.int32) for _ in range(3))
+        return TrainState(jax.tree.map(jnp.copy, params), optimizer.init(params), *zeros)
+
+    layout = shardings(jax.eval_shape(build, params), mesh)
+    return jax.jit(build, out_shardings=layout)(params)
+
+
+def apply_gradients(
+    state: TrainState, loss: jax.Array, grads: Any, optimizer: optax.GradientTransformation
+) -> tuple[TrainState, dict[str, jax.Array]]:
+    """One update, or none of it if the loss or any gradient is not finite. `step` is left to the caller.
+
+    Returns:
+      the state; metrics grad_norm, skipped, bad_in_a_row.
+    """
+    norm = optax.global_norm(grads)
+    good = jnp.isfinite(loss) & jnp.isfinite(norm)
+    # Bad gradients are blanked before the optimizer sees them: Newton-Schulz of NaN would be work for nothing.
+    safe = jax.tree.map(lambda g: jnp.where(good, g, 0.0), grads)
+    updates, opt_state = optimizer.update(safe, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+
+    def choose(new: Any, old: Any) -> Any:
+        return jax.tree.map(lambda x, y: jnp.where(good, x, y), new, old)
+
+    state = dataclasses.replace(
+        state,
+        params=choose(params, state.params),
+        opt_state=choose(opt_state, state.opt_state),
+        skipped=state.skipped + ~good,
+        bad_in_a_row=jnp.where(good, 0, state.bad_in_a_row + 1),
+    )
+    return state, {"grad_norm": norm, "skipped": state.skipped, "bad_in_a_row": state.bad_in_a_row}

@@ -1,0 +1,131 @@
+"""The two training steps, jitted whole, with the state donated: supervised, and one update on a recorded forest.
+
+    state, metrics = step(state, batch)
+
+Layout: state and batch arrive laid out (`init_state`, `place_rows`); the new state keeps the old one's layout.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from apr_jax.config import Experiment
+from apr_jax.data.packing import Rows
+from apr_jax.errors import UsageError
+from apr_jax.learn.objective import Metrics, Parts, cross_entropy, tree_sum_loss
+from apr_jax.learn.replay import token_logprobs
+from apr_jax.learn.state import TrainState, apply_gradients
+from apr_jax.model.sharding import BATCH_AXES, batch_sharding, shardings
+
+SftStep = Callable[[TrainState, Rows], tuple[TrainState, Metrics]]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class ForestBatch:
+    """A recorded forest, ready for updates.
+
+    Attributes:
+      chunks: Rows with fields [chunks, R, L]; those from `used` on hold padding alone.
+      used: int32, chunks that hold tokens.
+      advantages: [B] of the trees.
+    """
+
+    chunks: Rows
+    used: jax.Array
+    advantages: jax.Array
+
+
+RlStep = Callable[[TrainState, Any, ForestBatch], tuple[TrainState, Metrics]]
+
+
+def make_sft_step(config: Experiment, optimizer: optax.GradientTransformation, mesh: Mesh) -> SftStep:
+    """Supervised: one update on packed demonstrations [R, L]."""
+
+    def loss_of(params: Any, rows: Rows) -> tuple[jax.Array, jax.Array]:
+        logprobs, entropy = token_logprobs(params, config.model, rows)
+        return cross_entropy(logprobs, rows), jnp.sum(entropy) / jnp.maximum(jnp.sum(rows.sampled), 1)
+
+    def step(state: TrainState, rows: Rows) -> tuple[TrainState, Metrics]:
+        (loss, entropy), grads = jax.value_and_grad(loss_of, has_aux=True)(state.params, rows)
+        state, metrics = apply_gradients(state, loss, grads, optimizer)
+        state = _keep_layout(dataclasses.replace(state, step=state.step + 1), mesh)
+        tokens = jnp.sum(rows.segment > 0)
+        return state, metrics | {"loss": loss, "entropy": entropy, "tokens": tokens}
+
+    return jax.jit(step, donate_argnums=0)
+
+
+def make_rl_step(config: Experiment, optimizer: optax.GradientTransformation, mesh: Mesh) -> RlStep:
+    """`step(state, reference params, batch)`: replay and one update on all trees of a forest.
+
+    The chunks are replayed one after the other and their gradients added up, so memory does not grow with the forest.
+    The learner's and the reference's log-probs come from the same pass over a chunk. With kl=0 the reference is never
+    run.
+    """
+    rl = config.learn.rl
+
+    def loss_of(params: Any, reference: Any, rows: Rows, advantages: jax.Array) -> tuple[jax.Array, Parts]:
+        logprobs, entropy = token_logprobs(params, config.model, rows, rl.temperature)
+        anchor = jax.lax.stop_gradient(logprobs)
+        if rl.kl > 0:
+            anchor, _ = token_logprobs(reference, config.model, rows, rl.temperature)
+        return tree_sum_loss(logprobs, entropy, anchor, rows, advantages, rl.clip, rl.kl)
+
+    def step(state: TrainState, reference: Any, batch: ForestBatch) -> tuple[TrainState, Metrics]:
+        def add_chunk(index: jax.Array, carry: Any) -> Any:
+            rows = jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, index, keepdims=False), batch.chunks)
+            gradient = jax.value_and_grad(loss_of, has_aux=True)
+            (loss, parts), grads = gradient(state.params, reference, rows, batch.advantages)
+            return carry[0] + loss, carry[1] + parts, jax.tree.map(jnp.add, carry[2], grads)
+
+        blank = (jnp.zeros(()), Parts.zero(), jax.tree.map(jnp.zeros_like, state.params))
+        loss, parts, grads = jax.lax.fori_loop(0, batch.used, add_chunk, blank)
+        state, metrics = apply_gradients(state, loss, grads, optimizer)
+        state = _keep_layout(state, mesh)
+        return state, metrics | {"loss": loss} | parts.metrics(batch.advantages.shape[0])
+
+    return jax.jit(step, donate_argnums=0)
+
+
+def place_rows(rows: Rows, mesh: Mesh) -> Rows:
+    """Moves this process's rows onto the mesh, split over its batch axes."""
+    return _place(rows, batch_sharding(mesh))
+
+
+def place_forest(rows: Rows, advantages: np.ndarray, size: int, mesh: Mesh) -> ForestBatch:
+    """Cuts packed rows (a multiple of `size`) into chunks of `size` rows on the mesh."""
+    chunks = jax.tree.map(lambda x: x.reshape(-1, size, x.shape[1]), rows)
+    used = np.flatnonzero((chunks.segment > 0).any(axis=(1, 2)))
+    whole = NamedSharding(mesh, PartitionSpec())
+    return ForestBatch(
+        chunks=_place(chunks, NamedSharding(mesh, PartitionSpec(None, BATCH_AXES))),
+        used=_place(np.int32(used[-1] + 1 if len(used) else 0), whole),
+        advantages=_place(np.asarray(advantages, np.float32), whole),
+    )
+
+
+def place_whole(params: Any, mesh: Mesh) -> Any:
+    """Parameters laid out on the mesh by the rules of `model/sharding`."""
+    return jax.device_put(params, shardings(params, mesh))
+
+
+def check_divides(field: str, count: int, mesh: Mesh) -> None:
+    """Raises UsageError if `count` rows or trees don't split evenly over the mesh's batch axes."""
+    shards = int(np.prod([mesh.shape[axis] for axis in BATCH_AXES]))
+    if count % shards:
+        raise UsageError(f"config {field}={count}: must be a multiple of the {shards} shards of mesh.data x mesh.fsdp")
+
+
+def _place(tree: Any, sharding: NamedSharding) -> Any:
+    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), tree)
+
+
+def _keep_layout(state: TrainState, mesh: Mesh) -> TrainState:
+    return jax.lax.with_sharding_constraint(state, shardings(state, mesh))

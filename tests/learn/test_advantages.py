@@ -1,0 +1,51 @@
+"""Advantages against numbers worked out by hand."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from apr_jax.learn.advantages import ADVANTAGES, count_flat
+
+# A mixed group, one where all fail, and one where all earn the same.
+REWARDS = jnp.asarray([[1.0, 0.0, 0.0, 1.0], [0.0, 0.0, 0.0, 0.0], [0.1, 0.1, 0.1, 0.1]], jnp.float32)
+
+
+@pytest.mark.parametrize(
+    ("name", "mixed", "failed", "equal"),
+    [
+        ("none", [1, 0, 0, 1], [0] * 4, [0.1] * 4),
+        ("batch", [0.8, -0.2, -0.2, 0.8], [-0.2] * 4, [-0.1] * 4),
+        ("group", [0.5, -0.5, -0.5, 0.5], [0] * 4, [0] * 4),
+        ("group_std", [1, -1, -1, 1], [0] * 4, [0] * 4),
+        ("leave_one_out", [2 / 3, -2 / 3, -2 / 3, 2 / 3], [0] * 4, [0] * 4),
+    ],
+)
+def test_hand_computed(name, mixed, failed, equal):
+    got = ADVANTAGES[name](REWARDS)
+    np.testing.assert_allclose(got, [mixed, failed, equal], atol=1e-6)
+    if name not in ("none", "batch"):
+        assert (np.asarray(got)[1:] == 0).all(), "a group without variance must get exactly zero"
+
+
+def test_flat_groups_are_counted():
+    assert int(count_flat(REWARDS)) == 2
+
+
+def test_group_std_uses_the_deviation_of_the_group_itself():
+    # Deviation of 3, 0, 0 around 1 is sqrt(2), with G - 1 it would be sqrt(3).
+    np.testing.assert_allclose(
+        ADVANTAGES["group_std"](jnp.asarray([[3.0, 0, 0]])), [[2**0.5, -(0.5**0.5), -(0.5**0.5)]]
+    )
+
+
+def test_leave_one_out_needs_a_second_tree():
+    with pytest.raises(ValueError, match="at least 2 trees, not 1"):
+        ADVANTAGES["leave_one_out"](jnp.ones((3, 1)))
+
+
+@pytest.mark.parametrize("name", ["group", "group_std", "leave_one_out"])
+def test_rounding_of_the_mean_is_no_advantage(name):
+    equal = jnp.asarray(np.repeat(np.random.default_rng(0).normal(size=(200, 1)), 5, axis=1), jnp.float32)
+    assert (np.asarray(equal - jnp.mean(equal, axis=1, keepdims=True)) != 0).any(), "the case does not arise"
+    assert not np.asarray(ADVANTAGES[name](equal)).any()
+    assert int(count_flat(equal)) == 200

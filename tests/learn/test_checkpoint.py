@@ -1,0 +1,230 @@
+"""Checkpoints: round trip, what is kept, damage, other runs, a full disk."""
+
+import dataclasses
+import gc
+import shutil
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from apr_jax.data.tokenizer import Tokenizer
+from apr_jax.errors import UserError
+from apr_jax.learn.checkpoint import BEST, FOLDER, Checkpoints, Run, disk_errors, load_checkpoint
+from apr_jax.learn.config import OptimizerConfig
+from apr_jax.learn.optimizer import make_optimizer
+from apr_jax.learn.state import init_state
+from apr_jax.model.transformer import init_params
+
+# Orbax's reading threads trip over the damage too, after the error is known.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+OPTIMIZER = make_optimizer(OptimizerConfig(name="muon"), 10)
+
+
+@pytest.fixture(autouse=True)
+def _late_complaints():
+    """Lets those threads end while the filter above holds."""
+    yield
+    gc.collect()
+    time.sleep(0.1)
+    gc.collect()
+
+
+@pytest.fixture(scope="module")
+def run(config):
+    return Run(config, "apr", "sft", Tokenizer.train(["0123456789+-*/,:;=#>"]), origin="")
+
+
+@pytest.fixture(scope="module")
+def blank(config, mesh):
+    return init_state(init_params(config.model, 31, jax.random.key(0)), OPTIMIZER, mesh)
+
+
+def _at(state, step):
+    """A state that tells its step in every array."""
+    state = jax.tree.map(lambda x: x + jnp.asarray(step, x.dtype), state)
+    return dataclasses.replace(state, step=jnp.asarray(step, jnp.int32))
+
+
+def _save(workdir, run, blank, scores):
+    with Checkpoints(workdir, run) as checkpoints:
+        for step, score in scores.items():
+            metrics = {} if score is None else {BEST: score}
+            checkpoints.save(_at(blank, step), metrics, {"position": step})
+
+
+def _equal(got, expected):
+    jax.tree.map(np.testing.assert_array_equal, got, expected)
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory, run, blank):
+    workdir = tmp_path_factory.mktemp("saved")
+    _save(workdir, run, blank, {2: None, 4: None})
+    return workdir
+
+
+def test_round_trip(saved, run, blank):
+    with Checkpoints(saved, run) as checkpoints:
+        state, data = checkpoints.restore_latest(blank)
+    _equal(state, _at(blank, 4))
+    assert jax.tree.structure(state) == jax.tree.structure(blank)
+    assert data == {"position": 4}
+
+
+def test_evaluation_needs_neither_optimizer_nor_data(saved, run, blank, tmp_path):
+    shutil.copytree(saved / FOLDER / "4", tmp_path / FOLDER / "4")
+    shutil.rmtree(tmp_path / FOLDER / "4" / "state")
+    shutil.rmtree(tmp_path / FOLDER / "4" / "data")
+    for path in (tmp_path, tmp_path / FOLDER / "4"):
+        restored = load_checkpoint(path)
+        _equal(restored.params, _at(blank, 4).params)
+        assert restored.config == run.config
+        assert restored.tokenizer.to_bytes() == run.tokenizer.to_bytes()
+        assert (restored.method, restored.stage, restored.step) == ("apr", "sft", 4)
+        assert restored.path == str(tmp_path / FOLDER / "4")
+
+
+def test_a_save_is_not_changed_by_the_donation_that_follows(tmp_path, run, blank):
+    spoil = jax.jit(lambda state: jax.tree.map(lambda x: x * 0, state), donate_argnums=0)
+    state = _at(blank, 1)
+    expected = jax.tree.map(np.array, state)
+    with Checkpoints(tmp_path, run) as checkpoints:
+        checkpoints.save(state, {}, {})
+        spoil(state)
+        checkpoints.wait()
+        _equal(checkpoints.restore_latest(blank)[0], expected)
+
+
+def test_the_last_two_and_the_best_are_kept_and_the_best_is_evaluated(tmp_path, run, blank):
+    _save(tmp_path, run, blank, {0: 0.2, 1: 0.7, 2: 0.7, 3: 0.1, 4: None, 5: 0.3})
+    kept = sorted(int(entry.name) for entry in (tmp_path / FOLDER).iterdir())
+    assert kept == [2, 4, 5]
+    assert load_checkpoint(tmp_path).step == 2
+    assert load_checkpoint(tmp_path / FOLDER / "5").step == 5
+    _save(tmp_path, run, blank, {6: 0.6, 7: 0.6})
+    assert sorted(int(entry.name) for entry in (tmp_path / FOLDER).iterdir()) == [2, 6, 7]
+
+
+def test_without_validation_the_last_step_is_evaluated(saved):
+    assert load_checkpoint(saved).step == 4
+
+
+def _files(saved):
+    return sorted(str(f.relative_to(saved)) for f in (saved / FOLDER / "4").rglob("*") if f.is_file())
+
+
+@pytest.mark.parametrize("how", ["missing", "truncated", "empty"])
+def test_a_damaged_step_is_reported_and_the_one_before_used(saved, run, blank, tmp_path, capsys, how):
+    """Whichever file is hurt: the step is read as it was saved, or the one before is used, never anything else."""
+    damaged = 0
+    for number, name in enumerate(_files(saved)):
+        workdir = tmp_path / str(number)
+        shutil.copytree(saved, workdir)
+        file = workdir / name
+        content = file.read_bytes()
+        file.unlink()
+        if how != "missing":
+            file.write_bytes(content[: len(content) // 2] if how == "truncated" else b"")
+        with Checkpoints(workdir, run) as checkpoints:
+            state, data = checkpoints.restore_latest(blank)
+        step = int(state.step)
+        _equal(state, _at(blank, step))
+        assert data == {"position": step}
+        told = capsys.readouterr().out
+        if step == 4:
+            assert told == ""
+        else:
+            damaged += 1
+            assert told.count("\n") == 1
+            assert str(workdir / FOLDER / "4") in told
+            assert "damaged" in told
+            assert not (workdir / FOLDER / "4").exists(), "in the way of saving step 4 anew"
+            assert (workdir / "damaged" / "4.0").is_dir(), "set aside, not deleted"
+            if damaged == 1:
+                _save(workdir, run, blank, {4: None})
+                assert load_checkpoint(workdir).step == 4
+    assert damaged >= 6
+
+
+def test_evaluation_of_a_damaged_checkpoint_names_it_and_other_steps(saved, tmp_path):
+    shutil.copytree(saved, tmp_path, dirs_exist_ok=True)
+    shutil.rmtree(tmp_path / FOLDER / "4" / "params")
+    with pytest.raises(UserError, match=r"checkpoints/4: damaged .*; other steps there: 2$"):
+        load_checkpoint(tmp_path / FOLDER / "4")
+    with pytest.raises(UserError, match="no such checkpoint; give a run's folder"):
+        load_checkpoint(tmp_path / "nothing")
+
+
+def test_all_steps_damaged_is_an_error(saved, run, blank, tmp_path):
+    shutil.copytree(saved, tmp_path, dirs_exist_ok=True)
+    for step in ("2", "4"):
+        shutil.rmtree(tmp_path / FOLDER / step / "params")
+    with (
+        Checkpoints(tmp_path, run) as checkpoints,
+        pytest.raises(UserError, match="all 2 steps are damaged; delete it to start anew"),
+    ):
+        checkpoints.restore_latest(blank)
+    assert {entry.name for entry in (tmp_path / FOLDER).iterdir()} == {"2", "4"}, "nothing may be deleted"
+
+
+def test_a_passing_fault_costs_no_checkpoint(saved, run, blank, tmp_path):
+    """What cannot be read now, for want of memory or of a network disk, may be read later."""
+    shutil.copytree(saved, tmp_path, dirs_exist_ok=True)
+    hidden = [(tmp_path / FOLDER / step / "params", tmp_path / f"hidden{step}") for step in ("2", "4")]
+    for params, away in hidden:
+        params.rename(away)
+    with Checkpoints(tmp_path, run) as checkpoints, pytest.raises(UserError):
+        checkpoints.restore_latest(blank)
+    for params, away in hidden:
+        away.rename(params)
+    with Checkpoints(tmp_path, run) as checkpoints:
+        assert int(checkpoints.restore_latest(blank)[0].step) == 4
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda run: dataclasses.replace(run, method="sos"), "method='apr', not 'sos'"),
+        (lambda run: dataclasses.replace(run, stage="rl"), "stage='sft', not 'rl'"),
+        (lambda run: dataclasses.replace(run, origin="abc"), "init='', not 'abc'"),
+        (lambda run: dataclasses.replace(run, tokenizer=Tokenizer.train(["0123456789+"])), "tokenizer="),
+        (
+            lambda run: dataclasses.replace(run, config=dataclasses.replace(run.config, seed=5, name="other")),
+            r"name='tiny' \(now 'other'\), seed=0 \(now 5\); use the same settings",
+        ),
+    ],
+)
+def test_another_run_is_refused_and_the_difference_named(saved, run, blank, change, told):
+    with Checkpoints(saved, change(run)) as checkpoints, pytest.raises(UserError, match=told):
+        checkpoints.restore_latest(blank)
+
+
+def test_what_decides_speed_alone_may_change(saved, run, blank):
+    schedule = dataclasses.replace(run.config.schedule, lanes=3, admit=2)
+    faster = dataclasses.replace(run, config=dataclasses.replace(run.config, schedule=schedule))
+    with Checkpoints(saved, faster) as checkpoints:
+        assert checkpoints.restore_latest(blank) is not None
+
+
+def test_an_unfinished_save_is_ignored(saved, run, blank, tmp_path):
+    shutil.copytree(saved, tmp_path, dirs_exist_ok=True)
+    shutil.copytree(tmp_path / FOLDER / "2", tmp_path / FOLDER / "6.orbax-checkpoint-tmp")
+    with Checkpoints(tmp_path, run) as checkpoints:
+        assert int(checkpoints.restore_latest(blank)[0].step) == 4
+    assert load_checkpoint(tmp_path).step == 4
+
+
+def test_a_full_disk_says_so(tmp_path):
+    with (
+        pytest.raises(UserError, match="the disk is full; make room"),
+        disk_errors(tmp_path),
+        open("/dev/full", "w") as f,
+    ):
+        f.write("x" * 100_000)
+    # The way TensorStore reports it.
+    with pytest.raises(UserError, match="the disk is full"), disk_errors(tmp_path):
+        raise ValueError("RESOURCE_EXHAUSTED: Error writing x: No space left on device [OS error 28: ENOSPC]")

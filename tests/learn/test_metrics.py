@@ -1,0 +1,95 @@
+"""metrics.jsonl: one line a logged step, whatever interrupts; fetched one step late."""
+
+import json
+
+import jax.numpy as jnp
+import pytest
+
+from apr_jax.errors import UserError
+from apr_jax.learn.metrics import FILE, Recorder, cut_lines
+
+
+def _recorder(workdir, start=0, steps=9, log_every=1):
+    return Recorder(workdir, start, steps, log_every, "sft", "tokens", ("loss",), progress=False)
+
+
+def _lines(workdir):
+    return [json.loads(line) for line in (workdir / FILE).read_text().splitlines()]
+
+
+def _train(workdir, start, stop):
+    with _recorder(workdir, start) as recorder:
+        for step in range(start + 1, stop + 1):
+            recorder.record(step, {"loss": jnp.float32(step / 2), "tokens": 10})
+        recorder.flush()
+
+
+@pytest.mark.parametrize("tail", ["", '{"step": 6, "lo', '{"step": 6, "loss": 3.0}', "\x00\x00\x00"])
+def test_no_gap_and_no_double_line_after_a_resume(tmp_path, tail):
+    _train(tmp_path, 0, 5)
+    with open(tmp_path / FILE, "a") as file:
+        file.write(tail)  # What a killed run may leave behind.
+    _train(tmp_path, 3, 9)  # The last checkpoint was of step 3.
+    lines = _lines(tmp_path)
+    assert [line["step"] for line in lines] == list(range(1, 10))
+    assert [line["loss"] for line in lines] == [step / 2 for step in range(1, 10)]
+
+
+def test_a_line_without_its_end_is_cut_even_if_it_reads_as_json(tmp_path):
+    (tmp_path / FILE).write_text('{"step": 1}\n{"step": 2}')
+    cut_lines(tmp_path / FILE, 5)
+    assert (tmp_path / FILE).read_text() == '{"step": 1}\n'
+
+
+def test_metrics_are_fetched_one_step_late(tmp_path):
+    class Late:
+        """A scalar that must not be read before the next step is recorded."""
+
+        ready = False
+
+        def __float__(self):
+            assert self.ready
+            return 1.0
+
+    with _recorder(tmp_path) as recorder:
+        first, second = Late(), Late()
+        assert recorder.record(1, {"loss": first}) is None
+        first.ready = True
+        assert recorder.record(2, {"loss": second}) == {"loss": 1.0, "tokens_per_second": 0.0}
+        second.ready = True
+        recorder.flush()
+    assert [line["step"] for line in _lines(tmp_path)] == [1, 2]
+
+
+def test_log_every_skips_lines_but_not_important_or_last_ones_and_counts_all_tokens(tmp_path):
+    with _recorder(tmp_path, log_every=4) as recorder:
+        recorder._since -= 100.0
+        for step in range(1, 10):
+            recorder.record(step, {"tokens": 50}, important=step == 6)
+        recorder.flush()
+    lines = _lines(tmp_path)
+    assert [line["step"] for line in lines] == [4, 6, 8, 9]
+    assert lines[0]["tokens_per_second"] == pytest.approx(4 * 50 / 100, rel=0.05)
+
+
+def test_nan_is_valid_json(tmp_path):
+    with _recorder(tmp_path) as recorder:
+        recorder.record(1, {"loss": jnp.nan})
+        recorder.flush()
+    assert "NaN" not in (tmp_path / FILE).read_text()
+    assert _lines(tmp_path)[0]["loss"] is None
+
+
+def test_tensorboard_files_are_written(tmp_path):
+    _train(tmp_path, 0, 2)
+    assert any((tmp_path / "tensorboard").glob("events*"))
+
+
+def test_a_full_disk_is_one_clear_line(tmp_path):
+    with _recorder(tmp_path) as recorder:
+        recorder._file.close()
+        recorder._file = open("/dev/full", "w")  # noqa: SIM115 - the recorder closes it.
+        recorder.record(1, {"loss": 1.0})
+        with pytest.raises(UserError, match=r"metrics.jsonl: the disk is full; make room"):
+            recorder.flush()
+        recorder._file = open("/dev/null", "w")  # noqa: SIM115 - closing /dev/full would fail once more.

@@ -1,0 +1,192 @@
+"""Whole tiny runs: resume = unbroken, bit for bit, in both stages; signals; bad steps; RL after supervision."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from apr_jax.config import to_dict
+from apr_jax.errors import UsageError, UserError
+from apr_jax.learn import rl, sft
+from apr_jax.learn.checkpoint import FOLDER, load_checkpoint
+from apr_jax.learn.metrics import FILE
+from apr_jax.learn.rl import train_rl
+from apr_jax.learn.sft import train_sft
+
+_WALL_CLOCK = ("tokens_per_second", "trees_per_second", "idle_share")
+
+
+def _lines(workdir):
+    lines = [json.loads(line) for line in (workdir / FILE).read_text().splitlines()]
+    return [{name: value for name, value in line.items() if name not in _WALL_CLOCK} for line in lines]
+
+
+def _equal(got, expected):
+    jax.tree.map(np.testing.assert_array_equal, got, expected)
+
+
+class _Interrupt:
+    """Wraps a step maker so that the given signal arrives during call number `at`, as from a user."""
+
+    def __init__(self, make, at, number):
+        self._make, self._left, self._number = make, at, number
+
+    def __call__(self, *args):
+        step = self._make(*args)
+
+        def interrupted(*args):
+            self._left -= 1
+            if self._left == 0:
+                os.kill(os.getpid(), self._number)
+            return step(*args)
+
+        return interrupted
+
+
+@pytest.fixture(scope="module")
+def unbroken(config, data_dir, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("unbroken")
+    return workdir, train_sft(config, data_dir, workdir, "apr", progress=False)
+
+
+def test_sft_learns_and_saves(unbroken, config):
+    workdir, state = unbroken
+    lines = _lines(workdir)
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
+    assert lines[-1]["loss"] < lines[0]["loss"] - 0.1
+    restored = load_checkpoint(workdir)
+    assert (restored.step, restored.method, restored.stage) == (6, "apr", "sft")
+    _equal(restored.params, state.params)
+    assert restored.config == config
+
+
+@pytest.mark.parametrize(
+    ("number", "error", "at"), [(signal.SIGINT, KeyboardInterrupt, 3), (signal.SIGTERM, SystemExit, 5)]
+)
+def test_sft_stopped_and_resumed_is_the_unbroken_run(
+    unbroken, config, data_dir, tmp_path, monkeypatch, number, error, at
+):
+    with monkeypatch.context() as patch:
+        patch.setattr(sft, "make_sft_step", _Interrupt(sft.make_sft_step, at, number))
+        with pytest.raises(error) as caught:
+            train_sft(config, data_dir, tmp_path, "apr", progress=False)
+    if error is SystemExit:
+        assert caught.value.code == 143
+    assert load_checkpoint(tmp_path).step == at, "the step under way is finished and saved"
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    state = train_sft(config, data_dir, tmp_path, "apr", progress=False)
+    _equal(state, unbroken[1])
+    assert _lines(tmp_path) == _lines(unbroken[0])
+
+
+def test_a_finished_run_trains_no_more(unbroken, config, data_dir):
+    workdir, state = unbroken
+    before = _lines(workdir)
+    _equal(train_sft(config, data_dir, workdir, "apr", progress=False), state)
+    assert _lines(workdir) == before
+
+
+def test_another_config_in_the_same_workdir_is_refused(unbroken, config, data_dir):
+    other = dataclasses.replace(config, learn=dataclasses.replace(config.learn, bad_steps=7))
+    with pytest.raises(UserError, match=r"learn.bad_steps=3 \(now 7\)"):
+        train_sft(other, data_dir, unbroken[0], "apr", progress=False)
+    assert json.loads((unbroken[0] / "config.json").read_text())["learn"]["bad_steps"] == 3
+
+
+def test_too_many_bad_steps_end_the_run_with_the_last_good_parameters(config, data_dir, tmp_path, monkeypatch):
+    place, placed = sft.place_rows, []
+
+    def place_with_nan(rows, mesh):
+        """From the second batch on the loss is NaN: a token id that no embedding has."""
+        placed.append(rows)
+        if len(placed) > 1:
+            rows = dataclasses.replace(rows, tokens=np.full_like(rows.tokens, 10_000))
+        return place(rows, mesh)
+
+    monkeypatch.setattr(sft, "place_rows", place_with_nan)
+    with pytest.raises(UserError, match="3 steps in a row had a NaN or Inf"):
+        train_sft(config, data_dir, tmp_path, "apr", progress=False)
+    # The bad batches came after step 1: nothing of them got into the parameters.
+    once = dataclasses.replace(config, learn=dataclasses.replace(config.learn, bad_steps=1))
+    assert [line["loss"] is None for line in _lines(tmp_path)] == [False, True, True, True]
+    placed.clear()
+    with pytest.raises(UserError, match="1 steps in a row"):
+        train_sft(once, data_dir, tmp_path / "once", "apr", progress=False)
+    _equal(load_checkpoint(tmp_path).params, load_checkpoint(tmp_path / "once").params)
+
+
+@pytest.fixture(scope="module")
+def unbroken_rl(unbroken, config, data_dir, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("rl")
+    return workdir, train_rl(config, data_dir, workdir, unbroken[0], progress=False)
+
+
+def test_rl_metrics_and_the_first_policy_is_validated_and_saved(unbroken_rl):
+    workdir, state = unbroken_rl
+    lines = _lines(workdir)
+    assert [line["step"] for line in lines] == [0, 1, 2, 3]
+    assert [line["step"] for line in lines if "validation_accuracy" in line] == [0, 2, 3]
+    for line in lines[1:]:
+        assert line["trees"] == 4
+        assert line["skipped"] == 0
+        assert 0 < line["total_tokens"] <= 200
+        assert line["sequential_tokens"] <= line["total_tokens"]
+        # The training pass gives the log-probs that the rollout recorded, on real trees of the real engine.
+        assert line["logprob_difference_worst"] < 1e-4
+        assert line["entropy"] > 0.1
+    assert int(state.step) == 3
+    restored = load_checkpoint(workdir)
+    assert (restored.stage, restored.method) == ("rl", "apr")
+
+
+def test_rl_stopped_and_resumed_is_the_unbroken_run(unbroken, unbroken_rl, config, data_dir, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(rl, "make_rl_step", _Interrupt(rl.make_rl_step, 3, signal.SIGTERM))  # Two inner steps a step.
+        with pytest.raises(SystemExit):
+            train_rl(config, data_dir, tmp_path, unbroken[0], progress=False)
+    assert sorted(int(e.name) for e in (tmp_path / FOLDER).iterdir())[-1] == 2
+    state = train_rl(config, data_dir, tmp_path, unbroken[0], progress=False)
+    _equal(state, unbroken_rl[1])
+    assert _lines(tmp_path) == _lines(unbroken_rl[0])
+
+
+def test_rl_refuses_another_model(unbroken, config, data_dir, tmp_path):
+    wider = dataclasses.replace(config, model=dataclasses.replace(config.model, mlp=24))
+    with pytest.raises(UsageError, match=r"was trained with model.mlp=16, not 24"):
+        train_rl(wider, data_dir, tmp_path, unbroken[0], progress=False)
+
+
+_SCRIPT = """
+import json, sys
+from pathlib import Path
+from apr_jax.learn.sft import train_sft
+from apr_jax.config import from_dict
+config = from_dict(json.loads(sys.argv[3]))
+train_sft(config, Path(sys.argv[1]), Path(sys.argv[2]), "apr", progress=False)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("step", [1, 3, 5])
+def test_a_killed_process_goes_on_to_the_unbroken_result(unbroken, config, data_dir, tmp_path, step):
+    """SIGKILL as soon as the metrics tell of `step`, wherever the saving thread may be."""
+    command = [sys.executable, "-c", _SCRIPT, str(data_dir), str(tmp_path), json.dumps(to_dict(config))]
+    root = Path(__file__).parents[2]
+    process = subprocess.Popen(command, cwd=root)
+    deadline = time.monotonic() + 240
+    while time.monotonic() < deadline and process.poll() is None:
+        if (tmp_path / FILE).exists() and f'"step": {step},' in (tmp_path / FILE).read_text():
+            process.kill()
+        time.sleep(0.002)
+    assert process.wait() in (-signal.SIGKILL, 0)
+    subprocess.run(command, cwd=root, check=True, timeout=240)
+    _equal(load_checkpoint(tmp_path).params, load_checkpoint(unbroken[0]).params)
+    assert _lines(tmp_path) == _lines(unbroken[0])
