@@ -1,0 +1,63 @@
+# make demo    the whole nano experiment from scratch, or on from where it was: about 15 minutes on 2 cores
+# make test    all tests but the slow ones
+# make lint    ruff and mypy
+#
+# All targets make the virtual environment in .venv when it is missing or setup.py has changed.
+# SCALE, OUT and ARGS go to `apr`: make demo OUT=/data/nano
+
+PYTHON ?= python3
+SCALE  ?= nano
+OUT    ?= runs/$(SCALE)
+ARGS   ?=
+
+VENV  := .venv
+BIN   := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+# Compiled programs are kept here, so that the second start of anything is quick.
+export APR_CACHE ?= $(CURDIR)/.cache/xla
+
+.PHONY: help venv demo test test-all lint format bench solve clean
+
+help:
+	@sed -n 's/^# \{0,1\}//p' Makefile | sed -n '1,6p'
+
+venv: $(STAMP)
+
+$(STAMP): setup.py
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "apr_jax needs Python 3.11 or newer: make PYTHON=...")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	touch $@
+
+demo: $(STAMP)
+	$(BIN)/apr reproduce --scale $(SCALE) --out $(OUT) $(ARGS)
+
+test: $(STAMP)
+	$(BIN)/python -m pytest -q -m "not slow" $(ARGS)
+
+test-all: $(STAMP)
+	$(BIN)/python -m pytest -q $(ARGS)
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(STAMP)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(STAMP)
+	$(BIN)/apr bench solver --config experiments/nano.py
+	$(BIN)/apr bench train --config experiments/nano.py
+	$(BIN)/apr bench rollout --config experiments/nano.py
+
+# make solve PROBLEM="22 26 2 -> 46"
+PROBLEM ?= 22 26 2 -> 46
+solve: $(STAMP)
+	$(BIN)/apr solve "$(PROBLEM)" --checkpoint $(OUT)/apr/rl $(ARGS)
+
+# Runs are left alone: they took time to make.
+clean:
+	rm -rf $(VENV) .cache *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,354 @@
+"""The `apr` command: parses flags, calls the library, and turns every error that a user can cause into one line.
+
+Exit status: 0 done, 1 failed, 2 asked for in a wrong way, 130 Ctrl-C, 143 SIGTERM. Set APR_DEBUG=1 for tracebacks.
+Whatever needs JAX is imported inside the command, so that `apr --help` answers at once.
+"""
+
+import enum
+import errno
+import os
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from apr_jax.errors import UsageError, UserError
+
+INTERRUPTED, TERMINATED = 130, 143  # 128 + the signal's number.
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Train and run language models that reason as a tree of threads.",
+)
+data_app = typer.Typer(no_args_is_help=True, help="Problems, demonstrations and tokenizer.")
+train_app = typer.Typer(no_args_is_help=True, help="Supervised training, then reinforcement learning.")
+bench_app = typer.Typer(no_args_is_help=True, help="Throughput of each part against a named alternative.")
+app.add_typer(data_app, name="data")
+app.add_typer(train_app, name="train")
+app.add_typer(bench_app, name="bench")
+
+
+class Method(enum.StrEnum):
+    """Whose demonstrations are imitated."""
+
+    APR = "apr"
+    SOS_PLUS = "sos+"
+    SOS = "sos"
+
+
+Config = Annotated[
+    Path, typer.Option("--config", help="Experiment file, e.g. experiments/nano.py.", show_default=False)
+]
+Settings = Annotated[
+    list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Override a field of the config; repeatable.")
+]
+Workdir = Annotated[Path, typer.Option("--workdir", help="Folder of the run; made if missing.", show_default=False)]
+Data = Annotated[
+    Path | None,
+    typer.Option(
+        "--data",
+        help="What `apr data build` wrote; by default the first that holds data of WORKDIR, WORKDIR/data, "
+        "WORKDIR/../data and WORKDIR/../../data.",
+        show_default=False,
+    ),
+]
+Checkpoint = Annotated[
+    Path, typer.Option("--checkpoint", help="A run's folder (its best or last step) or one step.", show_default=False)
+]
+Json = Annotated[Path | None, typer.Option("--json", help="Write the figures to this file too.", show_default=False)]
+
+
+@data_app.command("build", epilog="Example: apr data build --config experiments/nano.py --out runs/nano/data")
+def data_build(
+    config: Config,
+    out: Annotated[Path, typer.Option(help="Folder to build in.", show_default=False)],
+    exclude: Annotated[
+        Path | None,
+        typer.Option(help="Problems file; none of its problems (sorted numbers, target) occurs in training."),
+    ] = None,
+    settings: Settings = None,
+) -> None:
+    """Build problems, demonstrations of all methods and the tokenizer, on all cores."""
+    from apr_jax.config import load
+    from apr_jax.data.build import build
+
+    with goes_on(f"parts that were finished are in {out}"):
+        build(load(config, settings), out, exclude)
+    typer.echo(f"data: {out}")
+
+
+@train_app.command("sft", epilog="Example: apr train sft --config experiments/nano.py --workdir runs/nano/apr/sft")
+def train_sft(
+    config: Config,
+    workdir: Workdir,
+    method: Annotated[Method, typer.Option(help="Whose demonstrations to imitate.")] = Method.APR,
+    data: Data = None,
+    settings: Settings = None,
+) -> None:
+    """Train on demonstrations. A run that was stopped goes on from its last checkpoint."""
+    from apr_jax.config import load
+
+    experiment = load(config, settings)
+    data = data or find_data([workdir], config)
+    _start()
+    from apr_jax.learn.sft import train_sft as train
+
+    with goes_on(lambda: _saved(workdir)):
+        train(experiment, data, workdir, method.value)
+    typer.echo(f"checkpoint: {workdir}")
+
+
+@train_app.command(
+    "rl",
+    epilog="Example: apr train rl --config experiments/nano.py --workdir runs/nano/apr/rl --init runs/nano/apr/sft",
+)
+def train_rl(
+    config: Config,
+    workdir: Workdir,
+    init: Annotated[Path, typer.Option(help="Checkpoint to start from; it decides the method.", show_default=False)],
+    data: Data = None,
+    settings: Settings = None,
+) -> None:
+    """Reinforcement learning over whole thread trees. A run that was stopped goes on from its last checkpoint."""
+    from apr_jax.config import load
+
+    experiment = load(config, settings)
+    data = data or find_data([workdir, init], config)
+    _start()
+    from apr_jax.learn.rl import train_rl as train
+
+    with goes_on(lambda: _saved(workdir)):
+        train(experiment, data, workdir, init)
+    typer.echo(f"checkpoint: {workdir}")
+
+
+@app.command(
+    "eval",
+    epilog="Example: apr eval --checkpoint runs/nano/apr/rl --problems runs/nano/data/test.jsonl --out runs/nano/mine",
+)
+def evaluate(
+    checkpoint: Checkpoint,
+    problems: Annotated[Path, typer.Option(help="Problems file, one JSON object a line.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="Folder for traces.jsonl and summary.json.", show_default=False)],
+    children: Annotated[int | None, typer.Option(help="Condition: child threads to ask for.", min=0)] = None,
+    window: Annotated[int | None, typer.Option(help="Positions a thread may occupy, instead of the config's.")] = None,
+    samples: Annotated[int, typer.Option(help="Trees a problem.", min=1)] = 1,
+    temperature: Annotated[float, typer.Option(help="Of the sampling; 0 is greedy.", min=0.0)] = 0.0,
+) -> None:
+    """Evaluate any checkpoint on any problems file; the checkpoint is all it needs."""
+    from apr_jax.tasks import load_problems
+
+    wanted = load_problems(problems)
+    _start()
+    from apr_jax.evaluate.run import evaluate as run
+    from apr_jax.learn.checkpoint import load_checkpoint
+    from apr_jax.table import print_table
+
+    with goes_on("nothing was written"):
+        restored = load_checkpoint(checkpoint)
+        summary = run(restored, wanted, out, samples=samples, temperature=temperature, window=window, children=children)
+    print_table({f"{restored.method} {restored.stage}": summary})
+    typer.echo(f"traces and summary: {out}")
+
+
+@app.command(epilog='Example: apr solve "22 26 2 -> 46" --checkpoint runs/nano/apr/rl --html tree.html')
+def solve(
+    problem: Annotated[str, typer.Argument(help='Numbers and target, like "22 26 2 -> 46".', show_default=False)],
+    checkpoint: Checkpoint,
+    html: Annotated[Path | None, typer.Option(help="Write the viewer of the tree to this file.")] = None,
+) -> None:
+    """Solve one problem and show its thread tree."""
+    from apr_jax.tasks import parse_problem, require_solvable
+
+    wanted = parse_problem(problem)
+    require_solvable(wanted)
+    _start()
+    from apr_jax.evaluate.solve import solve as run
+    from apr_jax.learn.checkpoint import load_checkpoint
+
+    run(load_checkpoint(checkpoint), wanted, html)
+
+
+@app.command(epilog="Example: apr reproduce --scale nano --out runs/nano")
+def reproduce(
+    out: Annotated[Path, typer.Option(help="Folder of the whole experiment.", show_default=False)],
+    scale: Annotated[str | None, typer.Option(help="nano, mini or paper: a file in experiments/.")] = None,
+    config: Annotated[Path | None, typer.Option(help="An experiment file of your own instead of --scale.")] = None,
+    settings: Settings = None,
+) -> None:
+    """Run a whole experiment: data, training, RL, evaluation, report. Goes on where it was stopped."""
+    if (scale is None) == (config is None):
+        raise UsageError("reproduce: give either --scale or --config")
+    from apr_jax.config import load
+    from apr_jax.reproduce import experiment_file, show_results
+    from apr_jax.reproduce import reproduce as run
+
+    experiment = load(config or experiment_file(str(scale)), settings)
+    _start()
+    with goes_on(f"every finished stage and the last checkpoint are in {out}"):
+        run(experiment, out)
+    show_results(out)
+
+
+@app.command(epilog="Example: apr report runs/nano")
+def report(
+    run: Annotated[Path, typer.Argument(help="Folder of a finished `apr reproduce`.", show_default=False)],
+) -> None:
+    """Draw the figures and write the HTML report of a finished run anew."""
+    from apr_jax.reproduce import show_results, write_report
+
+    write_report(run)
+    show_results(run)
+
+
+@app.command(epilog="Example: apr plan --config experiments/paper.py --topology v5e:4x4")
+def plan(
+    config: Config,
+    topology: Annotated[str, typer.Option(help="Generation and chips, like v5e:4x4 or v4:2x2x4.", show_default=False)],
+    json: Json = None,
+    settings: Settings = None,
+) -> None:
+    """Compile the training step and the rollout for a TPU topology, on this CPU machine: memory, FLOPs, collectives."""
+    from apr_jax.config import load
+    from apr_jax.plan import plan as run
+    from apr_jax.plan import show_plan
+
+    found = run(load(config, settings), topology)
+    show_plan(found, json)
+
+
+def _bench(part: str, config: Path, settings: list[str] | None, repeats: int, json: Path | None) -> None:
+    from apr_jax.config import load
+
+    experiment = load(config, settings)
+    _start()
+    from apr_jax.bench import run_bench
+
+    run_bench(part, experiment, repeats, json)
+
+
+Repeats = Annotated[int, typer.Option(help="Interleaved repeats; medians are shown.", min=5)]
+BenchConfig = Annotated[Path, typer.Option("--config", help="Experiment file.")]
+_NANO = Path("experiments/nano.py")
+
+
+@bench_app.command("rollout", epilog="Example: apr bench rollout --config experiments/nano.py")
+def bench_rollout(
+    config: BenchConfig = _NANO, repeats: Repeats = 5, json: Json = None, settings: Settings = None
+) -> None:
+    """The device engine against a host loop that generates round by round, batch by batch."""
+    _bench("rollout", config, settings, repeats, json)
+
+
+@bench_app.command("train", epilog="Example: apr bench train --config experiments/nano.py")
+def bench_train(
+    config: BenchConfig = _NANO, repeats: Repeats = 5, json: Json = None, settings: Settings = None
+) -> None:
+    """Packed rows against one thread a padded row."""
+    _bench("train", config, settings, repeats, json)
+
+
+@bench_app.command("solver", epilog="Example: apr bench solver --config experiments/nano.py")
+def bench_solver(
+    config: BenchConfig = _NANO, repeats: Repeats = 5, json: Json = None, settings: Settings = None
+) -> None:
+    """Demonstrations on all cores against one core."""
+    _bench("solver", config, settings, repeats, json)
+
+
+def _start() -> None:
+    from apr_jax.runtime import keep_compiled
+
+    keep_compiled()
+
+
+def find_data(near: list[Path], config: Path) -> Path:
+    """The built data that belongs to a run: in one of these folders, in `data` in it, or up to two levels above it.
+
+    Raises:
+      UsageError: there is none.
+    """
+    for folder in near:
+        parents = [folder, *folder.absolute().parents[:2]]
+        for candidate in [folder, *(parent / "data" for parent in parents)]:
+            if (candidate / "data.json").is_file():
+                return candidate
+    wanted = near[0] / "data"
+    raise UsageError(
+        f"no data found near {near[0]}: give --data DIR, or build it with "
+        f"`apr data build --config {config} --out {wanted}`"
+    )
+
+
+class Interrupted(UserError):
+    """Ctrl-C; the message says what was saved. Exit status 130."""
+
+
+@contextmanager
+def goes_on(saved: str | Callable[[], str]) -> Iterator[None]:
+    """Turns Ctrl-C into one line that says what is saved and that the same command goes on from there."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        what = saved if isinstance(saved, str) else saved()
+        raise Interrupted(f"interrupted; {what}; the same command goes on from there") from None
+
+
+def _saved(workdir: Path) -> str:
+    steps = [int(entry.name) for entry in (workdir / "checkpoints").glob("*") if entry.name.isdigit()]
+    return f"step {max(steps)} is saved in {workdir}" if steps else f"no step was saved yet in {workdir}"
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: list[str]) -> int:
+    """Runs one command and returns its exit status; what goes wrong is said in one line on standard error."""
+    try:
+        return app(arguments, prog_name="apr", standalone_mode=False) or 0
+    except SystemExit as stop:
+        status = stop.code if isinstance(stop.code, int) else 1
+        if status == TERMINATED:
+            typer.echo("apr: stopped by SIGTERM; the run is saved; the same command goes on from there", err=True)
+        return status
+    except BaseException as error:
+        if os.environ.get("APR_DEBUG"):
+            traceback.print_exc()
+        message, status = _explain(error)
+        if message:
+            typer.echo(f"apr: {'' if status == INTERRUPTED else 'error: '}{message}", err=True)
+        return status
+
+
+def _explain(error: BaseException) -> tuple[str, int]:
+    """The one line about an error, and the exit status."""
+    if isinstance(error, KeyboardInterrupt | typer.Abort | Interrupted):
+        return _one_line(str(error)) or "interrupted", INTERRUPTED
+    if isinstance(error, UserError):
+        return _one_line(str(error)), 2 if isinstance(error, UsageError) else 1
+    if isinstance(error, typer.TyperException):
+        # A command group without a command has shown its help and has no more to say.
+        message = _one_line(error.format_message()).replace("Value error, ", "").rstrip(".")
+        return message and f"{message}; see `apr --help`", 2
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        where = error.filename or "a file"
+        return (
+            f"no space left on the disk while writing {where}; what was saved before is kept; make room, start again",
+            1,
+        )
+    if isinstance(error, OSError):
+        return _one_line(f"{error.filename or ''}: {error.strerror or error}".lstrip(": ")), 1
+    return _one_line(f"{type(error).__name__}: {error}") + "; APR_DEBUG=1 shows where", 1
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())

@@ -1,0 +1,1 @@
+"""Evaluation of checkpoints on problems, and what is drawn from it: scores, figures, the report with its viewer."""

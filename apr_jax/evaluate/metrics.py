@@ -1,0 +1,123 @@
+"""Scores from trace lines alone (`traces.jsonl`, one sampled tree a line): nothing here knows a model."""
+
+from __future__ import annotations
+
+import collections
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+Trace = dict[str, Any]
+MEASURES = ("total_tokens", "sequential_tokens", "children", "max_thread_tokens")
+_Z95 = 1.959963984540054
+
+
+def wilson(successes: int, n: int) -> tuple[float, float]:
+    """95% interval of a share (Wilson 1927); (0, 1) for n = 0.
+
+    centre = (p + z^2/2n) / (1 + z^2/n), half-width = z sqrt(p (1-p)/n + z^2/4n^2) / (1 + z^2/n).
+    """
+    if n == 0:
+        return 0.0, 1.0
+    share, z2 = successes / n, _Z95**2
+    centre = (share + z2 / (2 * n)) / (1 + z2 / n)
+    half = _Z95 * math.sqrt(share * (1 - share) / n + z2 / (4 * n * n)) / (1 + z2 / n)
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def summarize(traces: Sequence[Trace]) -> dict[str, Any]:
+    """What `summary.json` holds.
+
+    Returns:
+      `accuracy` (share of correct trees), `ci95` (Wilson over the number of problems: samples of one problem are not
+      independent, so counting them all would make the interval too narrow), `n` problems, `samples` a problem, means
+      of the measures, shares of trees that `claimed`, were `truncated`, `spawned`; with several samples `pass_at_n`
+      and `cons_at_n`.
+    """
+    groups = by_problem(traces)
+    trees, n = len(traces), len(groups)
+    samples = max((len(group) for group in groups.values()), default=0)
+    accuracy = _mean(trace["correct"] for trace in traces)
+    summary: dict[str, Any] = {
+        "accuracy": accuracy,
+        "ci95": list(wilson(round(accuracy * n), n)),
+        "n": n,
+        "samples": samples,
+        **{measure: _mean(trace[measure] for trace in traces) for measure in MEASURES},
+        "claimed": _mean(trace["claimed"] for trace in traces),
+        "truncated": sum(map(is_truncated, traces)) / max(1, trees),
+        "spawned": _mean(trace["children"] > 0 for trace in traces),
+    }
+    if samples > 1:
+        summary["pass_at_n"] = _mean(any(trace["correct"] for trace in group) for group in groups.values())
+        summary["cons_at_n"] = _mean(consensus(group) for group in groups.values())
+    return summary
+
+
+def by_problem(traces: Iterable[Trace]) -> dict[str, list[Trace]]:
+    """Traces of each problem in the order of their samples."""
+    groups: dict[str, list[Trace]] = collections.defaultdict(list)
+    for trace in traces:
+        groups[trace["id"]].append(trace)
+    return {name: sorted(group, key=lambda trace: trace["sample"]) for name, group in groups.items()}
+
+
+def consensus(samples: Sequence[Trace]) -> bool:
+    """cons@n: whether the solution that most samples claim is right; ties go to the one claimed first."""
+    votes: dict[tuple[str, ...], list[Trace]] = collections.defaultdict(list)
+    for trace in samples:
+        if trace["claimed"] and trace["solution"]:
+            votes[canonical(trace["solution"])].append(trace)
+    if not votes:
+        return False
+    return bool(max(votes.values(), key=len)[0]["correct"])
+
+
+def canonical(solution: Sequence[str]) -> tuple[str, ...]:
+    """Equal for solutions that differ only in the order of a sum's or product's operands."""
+    return tuple(sorted(map(_canonical_equation, solution)))
+
+
+def _canonical_equation(equation: str) -> str:
+    left, equals, right = equation.partition("=")
+    for operator in "+*":
+        a, found, b = left.partition(operator)
+        if found:
+            return operator.join(sorted((a, b))) + equals + right
+    return equation
+
+
+def is_truncated(trace: Trace) -> bool:
+    """Whether a thread of the tree ran out of window or budget."""
+    return any(thread["status"] in ("OUT_OF_WINDOW", "OUT_OF_BUDGET") for thread in trace["threads"])
+
+
+def accuracy_within(
+    traces: Sequence[Trace], measure: str, limits: Iterable[int]
+) -> list[tuple[int, float, float, float]]:
+    """Cumulative accuracy: a tree counts as correct only if its `measure` is at most the limit.
+
+    Returns:
+      (limit, accuracy, low, high) with the 95% interval, one a limit.
+    """
+    correct = sorted(trace[measure] for trace in traces if trace["correct"])
+    rows = []
+    for limit in limits:
+        hits = sum(value <= limit for value in correct)
+        rows.append((int(limit), hits / max(1, len(traces)), *wilson(hits, len(traces))))
+    return rows
+
+
+def warnings(summary: dict[str, Any], method: str) -> list[str]:
+    """What a reader must not overlook beside the score."""
+    found = []
+    if method == "apr" and summary["spawned"] == 0:
+        found.append("NO TREE SPAWNED A SINGLE CHILD: this is a serial score, not one of parallel reasoning")
+    if summary["truncated"] > 0.5:
+        found.append(f"{summary['truncated']:.0%} OF THE TREES WERE TRUNCATED: the window or a budget is too small")
+    return found
+
+
+def _mean(values: Iterable[float]) -> float:
+    numbers = list(values)
+    return sum(numbers) / len(numbers) if numbers else 0.0

@@ -1,0 +1,36 @@
+"""The table of results in the terminal: a line a model, from the summaries that `apr eval` writes."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+# Column -> how a summary fills it.
+_COLUMNS = {
+    "accuracy %": lambda s: f"{100 * s['accuracy']:.1f}",
+    "95% interval": lambda s: f"{100 * s['ci95'][0]:.1f} to {100 * s['ci95'][1]:.1f}",
+    "total tokens": lambda s: f"{s['total_tokens']:.1f}",
+    "sequential tokens": lambda s: f"{s['sequential_tokens']:.1f}",
+    "children": lambda s: f"{s['children']:.2f}",
+    "longest thread": lambda s: f"{s['max_thread_tokens']:.1f}",
+    "pass@n %": lambda s: f"{100 * s['pass_at_n']:.1f}" if "pass_at_n" in s else "",
+    "cons@n %": lambda s: f"{100 * s['cons_at_n']:.1f}" if "cons_at_n" in s else "",
+}
+
+
+def cells(summary: Mapping[str, Any]) -> dict[str, str]:
+    """What a line of the table says about a summary, by column; columns that do not apply are empty."""
+    return {name: fill(summary) for name, fill in _COLUMNS.items()}
+
+
+def print_table(summaries: Mapping[str, Mapping[str, Any]], console: Console | None = None) -> None:
+    """Prints one line a model (name -> summary), leaving out columns that are empty in all of them."""
+    lines = {name: cells(summary) for name, summary in summaries.items()}
+    table = Table("", header_style="bold")
+    shown = [column for column in _COLUMNS if any(line[column] for line in lines.values())]
+    for column in shown:
+        table.add_column(column, justify="right")
+    for name, line in lines.items():
+        table.add_row(name, *(line[column] for column in shown))
+    (console or Console()).print(table)

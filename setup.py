@@ -1,0 +1,58 @@
+"""Package metadata of apr_jax; the settings of ruff, mypy and pytest are in pyproject.toml.
+
+Every requirement has a lower bound (the oldest release that was tried) and an upper one (the next that may break us);
+docs/dependencies.md says why each is there.
+"""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+CORE = [
+    "array_record>=0.8.1,<0.9",
+    "flax>=0.12,<0.13",
+    "grain>=0.2.15,<0.3",
+    "jax>=0.10.2,<0.11",
+    "jaxtyping>=0.3.7,<0.4",
+    "matplotlib>=3.10,<4",
+    "numpy>=2.2,<3",
+    "optax>=0.2.6,<0.3",
+    "orbax-checkpoint>=0.12,<0.13",
+    "pydantic>=2.12,<3",
+    "rich>=14,<16",
+    "sentencepiece>=0.2.1,<0.3",
+    "tensorboardX>=2.6.4,<3",
+    "tensorflow-datasets>=4.9.9,<5",
+    "typer>=0.29,<0.30",
+]
+
+EXTRAS = {
+    # Compiling for a TPU on a CPU machine needs it too. jax 0.10 itself asks for libtpu 0.0.42, whose compiler aborts on the
+    # rollout's loop ("a cycle is detected"); 0.0.52 compiles it.
+    "tpu": ["libtpu>=0.0.52,<0.1"],
+    "dev": [
+        "beartype>=0.22,<0.24",
+        "hypothesis>=6.140,<7",
+        "mypy>=2.4,<3",
+        "pytest>=9,<10",
+        "ruff>=0.17,<0.18",
+    ],
+    # The last two are xmanager's own requirements at second hand. Stated here, pip resolves in half a minute; left to find
+    # them out, it tries every google-cloud-bigquery since 2024 first (five minutes).
+    "launch": ["xmanager>=0.8.5.post1,<0.9", "protobuf>=6.33.5,<7", "python-dateutil>=2.9,<3"],
+}
+
+setup(
+    name="apr_jax",
+    version="0.1.0",
+    description="Language models that reason as a tree of threads, trained and run on TPUs and laptops",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(include=["apr_jax", "apr_jax.*"]),
+    package_data={"apr_jax.evaluate": ["assets/*"]},
+    install_requires=CORE,
+    extras_require=EXTRAS,
+    entry_points={"console_scripts": ["apr=apr_jax.cli:main"]},
+)
