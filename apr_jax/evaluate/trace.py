@@ -102,7 +102,8 @@ def _spans(tokens: np.ndarray, sampled: np.ndarray, island: np.ndarray, tokenize
 
 def _text(tokens: np.ndarray, tokenizer: Tokenizer) -> str:
     """Text with the control pieces that a reader wants to see."""
-    parts, plain = [], []
+    parts: list[str] = []
+    plain: list[int] = []
     for token in map(int, tokens):
         if token in _MARKS:
             parts += [tokenizer.decode(plain), _MARKS[token]]

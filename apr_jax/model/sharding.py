@@ -40,18 +40,20 @@ LOGICAL_AXES: dict[str, tuple[str, ...]] = {
 
 
 def make_mesh(data: int = 0, fsdp: int = 1, tensor: int = 1, devices: list[Any] | None = None) -> Mesh:
-    """A mesh of all `devices` (by default all there are); data=0 takes what fsdp and tensor leave.
+    """A mesh of `devices` (by default all there are); data=0 takes what fsdp and tensor leave.
+
+    In one process the axes may need fewer devices than there are: the first ones are taken.
 
     Raises:
-      ValueError: the axes don't multiply to the number of devices.
+      ValueError: there are not enough devices, data=0 can't take up all the others, or some process would be left out.
     """
     devices = jax.devices() if devices is None else devices
-    data = data or len(devices) // (fsdp * tensor)
-    if data * fsdp * tensor != len(devices):
-        raise ValueError(
-            f"mesh data={data} x fsdp={fsdp} x tensor={tensor} needs {data * fsdp * tensor} devices, but there are {len(devices)}"
-        )
-    return Mesh(np.asarray(devices).reshape(data, fsdp, tensor), AXES)
+    total = len(devices)
+    needed = data * fsdp * tensor if data else total
+    whole = needed % (fsdp * tensor) == 0 and needed > 0
+    if not whole or needed > total or (needed < total and jax.process_count() > 1):
+        raise ValueError(f"mesh data={data} x fsdp={fsdp} x tensor={tensor}: does not fit the {total} devices there are")
+    return Mesh(np.asarray(devices[:needed]).reshape(-1, fsdp, tensor), AXES)
 
 
 def spec_of(name: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:

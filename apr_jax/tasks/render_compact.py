@@ -20,6 +20,7 @@ from apr_jax.tasks.events import Enter, Fork, Generate, Node, Search, State, Ste
 
 HIT = "!"
 
+
 def _numbers(numbers: State) -> str:
     return ",".join(map(str, numbers))
 

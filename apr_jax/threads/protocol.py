@@ -20,7 +20,7 @@ sequential tokens (OUT_OF_BUDGET).
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Int
+from jaxtyping import Array, Bool, Int, UInt32
 
 from apr_jax.threads.forest import Status
 
@@ -66,7 +66,7 @@ def root_key(key: jax.Array, tree: Int[Array, " B"]) -> jax.Array:
     return jax.vmap(lambda t: jax.random.key_data(jax.random.fold_in(key, t)))(tree)
 
 
-def child_key(parent: Int[Array, "2"], spawn_round: Int[Array, ""], child: Int[Array, ""]) -> jax.Array:
+def child_key(parent: UInt32[Array, "2"], spawn_round: Int[Array, ""], child: Int[Array, ""]) -> jax.Array:
     """Key data [2] of a child: folded from its path, so no schedule can change a sample. Unbatched."""
     key = jax.random.wrap_key_data(parent)
     return jax.random.key_data(jax.random.fold_in(jax.random.fold_in(key, spawn_round), child))

@@ -184,7 +184,7 @@ def _join(thread: _Thread, children: list[_Thread], opened_at: int, limits: Limi
 
 def _forest(threads: list[_Thread], limits: Limits) -> ThreadForest:
     def streams(values: Callable[[_Thread], list], dtype: type) -> np.ndarray:
-        out = np.zeros((limits.slots, limits.stream), dtype)
+        out: np.ndarray = np.zeros((limits.slots, limits.stream), dtype)
         for thread in threads:
             out[thread.slot, : len(thread.tokens)] = values(thread)
         return out

@@ -63,7 +63,8 @@ def test_replay_gives_the_behaviour_log_prob_of_every_sampled_token(temperature)
     assert int(forest.children.sum()) > 100 and int((forest.round > 0).sum()) > 5 and int((forest.depth == 2).sum()) > 5
 
     tokens, position, island, sampled, recorded = (
-        x.reshape(-1, LIMITS.stream) for x in (forest.tokens, forest.position, forest.island, forest.sampled, forest.logprob)
+        x.reshape(-1, LIMITS.stream)
+        for x in (forest.tokens, forest.position, forest.island, forest.sampled, forest.logprob)
     )
     segment = (jnp.arange(LIMITS.stream)[None, :] < forest.length.reshape(-1, 1)).astype(jnp.int32)
     logits = jax.jit(forward, static_argnums=1)(params, CONFIG, tokens, position, segment, island) + bias[tokens]

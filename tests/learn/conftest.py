@@ -1,9 +1,9 @@
-"""A data set, a model and configs so small that whole runs take seconds."""
+"""A data set, a model and configs so small that whole runs take seconds, on two simulated devices."""
 
 import jax
 import pytest
 
-from apr_jax.config import EvalConfig, Experiment
+from apr_jax.config import EvalConfig, Experiment, MeshConfig
 from apr_jax.data.build import build
 from apr_jax.data.config import DataConfig
 from apr_jax.learn.config import LearnConfig, OptimizerConfig, RlConfig, SftConfig
@@ -41,6 +41,7 @@ def config() -> Experiment:
         schedule=Schedule(lanes=8, admit=4, chunk=8),
         learn=learn,
         evaluate=EvalConfig(batch=8),
+        mesh=MeshConfig(data=2),
     )
 
 

@@ -137,7 +137,9 @@ def test_remat_changes_memory_not_gradients(params):
         return jax.grad(lambda p: jnp.square(forward(p, config, *batch)).mean())
 
     config = dataclasses.replace(CONFIG, remat="layer")
-    plain, remat = (jax.jit(loss(c)).lower(params).compile().memory_analysis().temp_size_in_bytes for c in (CONFIG, config))
+    plain, remat = (
+        jax.jit(loss(c)).lower(params).compile().memory_analysis().temp_size_in_bytes for c in (CONFIG, config)
+    )
     assert remat < 0.8 * plain
     for a, b in zip(jax.tree.leaves(loss(CONFIG)(params)), jax.tree.leaves(loss(config)(params)), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-6)
@@ -160,6 +162,13 @@ def test_every_parameter_has_logical_axes(params):
     assert names == set(LOGICAL_AXES)
 
 
-def test_mesh_that_does_not_fit_is_named():
-    with pytest.raises(ValueError, match="mesh data=3 x fsdp=2 x tensor=1 needs 6 devices, but there are 8"):
-        make_mesh(3, 2, 1, jax.devices()[:8])
+@pytest.mark.parametrize("axes", [(3, 3, 1), (0, 3, 1), (0, 16, 1)])
+def test_mesh_that_does_not_fit_is_named(axes):
+    data, fsdp, tensor = axes
+    with pytest.raises(ValueError, match=f"mesh data={data} x fsdp={fsdp} x tensor={tensor}: does not fit the 8 devices"):
+        make_mesh(data, fsdp, tensor, jax.devices()[:8])
+
+
+def test_mesh_takes_the_first_devices_it_needs():
+    assert list(make_mesh(3, 1, 1, jax.devices()[:8]).devices.flat) == jax.devices()[:3]
+    assert make_mesh(0, 2, 2, jax.devices()[:8]).devices.shape == (2, 2, 2)
