@@ -52,7 +52,9 @@ def make_mesh(data: int = 0, fsdp: int = 1, tensor: int = 1, devices: list[Any] 
     needed = data * fsdp * tensor if data else total
     whole = needed % (fsdp * tensor) == 0 and needed > 0
     if not whole or needed > total or (needed < total and jax.process_count() > 1):
-        raise ValueError(f"mesh data={data} x fsdp={fsdp} x tensor={tensor}: does not fit the {total} devices there are")
+        raise ValueError(
+            f"mesh data={data} x fsdp={fsdp} x tensor={tensor}: does not fit the {total} devices there are"
+        )
     return Mesh(np.asarray(devices[:needed]).reshape(-1, fsdp, tensor), AXES)
 
 

@@ -165,7 +165,9 @@ def test_every_parameter_has_logical_axes(params):
 @pytest.mark.parametrize("axes", [(3, 3, 1), (0, 3, 1), (0, 16, 1)])
 def test_mesh_that_does_not_fit_is_named(axes):
     data, fsdp, tensor = axes
-    with pytest.raises(ValueError, match=f"mesh data={data} x fsdp={fsdp} x tensor={tensor}: does not fit the 8 devices"):
+    with pytest.raises(
+        ValueError, match=f"mesh data={data} x fsdp={fsdp} x tensor={tensor}: does not fit the 8 devices"
+    ):
         make_mesh(data, fsdp, tensor, jax.devices()[:8])
 
 
