@@ -12,16 +12,16 @@ from apr_jax.threads.limits import Limits, Schedule
 
 
 def experiment() -> Experiment:
-    window = 160
+    window = 176
     return Experiment(
         name="nano",
         seed=0,
         task=CountdownConfig(numbers=3, low=1, high=30, target_low=10, target_high=100),
         solver=SolverConfig(
             parent_beam=12,
-            parent_beam_low=8,
+            parent_beam_low=10,
             max_children=12,
-            promising=0.8,
+            promising=0.9,
             shuffle=False,
             condition=0.25,
             window_bin=32,

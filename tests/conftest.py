@@ -13,12 +13,70 @@ os.environ.setdefault("APR_CACHE", str(Path(__file__).parents[1] / ".cache" / "x
 for _folder in ("", "threads", "data"):
     sys.path.insert(0, str(Path(__file__).parent / _folder))
 
+import jax
+import pytest
 from jaxtyping import install_import_hook
 
 # Shapes and types are checked at each call where a shape error would broadcast silently (the threads run on numpy too).
 _CHECKED = ("model", "learn.objective")
 install_import_hook([f"apr_jax.{module}" for module in _CHECKED], "checking.check")
 
+from apr_jax.config import EvalConfig, Experiment, MeshConfig
+from apr_jax.data.build import build
+from apr_jax.data.config import DataConfig
+from apr_jax.learn.config import LearnConfig, OptimizerConfig, RlConfig, SftConfig
+from apr_jax.learn.sft import train_sft
+from apr_jax.model.config import ModelConfig
 from apr_jax.runtime import keep_compiled
+from apr_jax.tasks.config import CountdownConfig, SolverConfig
+from apr_jax.threads.limits import Limits, Schedule
 
 keep_compiled()
+
+
+@pytest.fixture(scope="session")
+def config() -> Experiment:
+    """A model, data and training so small that whole runs take seconds, on two of the simulated devices."""
+    learn = LearnConfig(
+        sft=SftConfig(steps=6, rows=2, optimizer=OptimizerConfig(lr=1e-2, warmup=2), save_every=2, log_every=1),
+        rl=RlConfig(
+            steps=3,
+            problems=2,
+            group=2,
+            optimizer=OptimizerConfig(lr=1e-3, warmup=1),
+            rows=2,
+            inner_steps=2,
+            validate_every=2,
+            validation=3,
+            save_every=1,
+        ),
+        bad_steps=3,
+    )
+    return Experiment(
+        name="tiny",
+        seed=0,
+        task=CountdownConfig(numbers=3, low=1, high=6, target_low=10, target_high=20),
+        solver=SolverConfig(shuffle=False, condition=0.25, window_bin=32, parent_beam=4, max_children=4, serial_beam=2),
+        data=DataConfig(demonstrations=48, heldout=8),
+        model=ModelConfig(layers=1, width=16, heads=2, kv_heads=1, head_size=8, mlp=16),
+        limits=Limits(window=64, stream=96, slots=5, children=4, max_depth=1, max_tokens=200),
+        schedule=Schedule(lanes=8, admit=4, chunk=8),
+        learn=learn,
+        evaluate=EvalConfig(batch=8),
+        mesh=MeshConfig(data=2),
+    )
+
+
+@pytest.fixture(scope="session")
+def data_dir(config, tmp_path_factory):
+    path = tmp_path_factory.mktemp("data")
+    build(config, path, methods=("apr",), progress=False, workers=1)
+    return path
+
+
+@pytest.fixture(scope="session")
+def checkpoint(config, data_dir, tmp_path_factory):
+    """The run of a barely trained model: it spawns, errs, and runs out of window."""
+    path = tmp_path_factory.mktemp("run") / "sft"
+    train_sft(config, data_dir, path, "apr", progress=False)
+    return path

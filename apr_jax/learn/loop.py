@@ -57,22 +57,26 @@ def run_loop(
     """
     step = int(state.step)
     if not resumed and stage.validate:
-        scores = _validate(stage, state)
+        with recorder.aside():
+            scores = _validate(stage, state)
         recorder.record(step, scores, important=True)
         recorder.flush()
-        checkpoints.save(state, scores, stage.data_state())
+        with recorder.aside():
+            checkpoints.save(state, scores, stage.data_state())
     with _stop_signals() as stop:
         while step < stage.steps:
             state, metrics = stage.advance(state, step)
             step += 1
             last = step == stage.steps
             due = stage.validate is not None and (last or step % stage.validate_every == 0)
-            scores = _validate(stage, state) if due else {}
+            with recorder.aside():
+                scores = _validate(stage, state) if due else {}
             _check_bad(stage, state, checkpoints, recorder.record(step, {**metrics, **scores}, important=due))
             stopping = bool(stop)  # Read once: a signal that comes in while saving waits for the next step.
             if due or last or stopping or step % stage.save_every == 0:
                 _check_bad(stage, state, checkpoints, recorder.flush())
-                checkpoints.save(state, scores, stage.data_state())
+                with recorder.aside():
+                    checkpoints.save(state, scores, stage.data_state())
             if stopping:
                 checkpoints.wait()
                 raise (KeyboardInterrupt if stop[0] == signal.SIGINT else SystemExit(EXIT_TERMINATED))

@@ -8,6 +8,8 @@ the restored step are cut off.
 import json
 import math
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
@@ -50,7 +52,7 @@ class Recorder:
         self._path = Path(workdir) / FILE
         self._steps, self._log_every, self._stage = steps, log_every, stage
         self._counted, self._shown = counted, shown
-        self._pending: tuple[int, dict[str, Any], bool] | None = None
+        self._pending: tuple[int, dict[str, Any], bool, float] | None = None
         self._count, self._since = 0.0, time.perf_counter()
         with disk_errors(self._path):
             cut_lines(self._path, start)
@@ -84,22 +86,31 @@ class Recorder:
           important: write a line whatever `log_every` says.
         """
         before = self.flush()
-        self._pending = (step, metrics, important or step % self._log_every == 0 or step == self._steps)
+        logged = important or step % self._log_every == 0 or step == self._steps
+        self._pending = (step, metrics, logged, time.perf_counter())
         return before
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """What happens inside, validation or saving, does not count against the throughput."""
+        began = time.perf_counter()
+        yield
+        self._since += time.perf_counter() - began
 
     def flush(self) -> Numbers | None:
         """Fetches and writes what is pending; waits for the device. To be called before a save, so that no line is
         missing."""
         if self._pending is None:
             return None
-        step, metrics, logged = self._pending
+        step, metrics, logged, recorded = self._pending
         self._pending = None
         numbers = {name: float(value) for name, value in jax.device_get(metrics).items()}
         self._count += numbers.get(self._counted, 0.0)
         if logged:
-            now = time.perf_counter()
-            numbers[f"{self._counted}_per_second"] = self._count / max(now - self._since, 1e-9)
-            self._count, self._since = 0.0, now
+            # From record to record: with one step always under way on the device, that is the time of a step.
+            if self._count:
+                numbers[f"{self._counted}_per_second"] = self._count / max(recorded - self._since, 1e-9)
+            self._count, self._since = 0.0, recorded
             self._write(step, numbers)
         self._bar.update(self._task, completed=step)
         return numbers

@@ -2,13 +2,15 @@
 
     22+26=48,2      a node: the step, then the other numbers; the state is the result followed by them
     +50-46!         at two numbers: operator and result only, up to the hit, which is marked
+    +50-46*         a result with more digits than the target can't be it and is left out
     ;               between nodes
     >48,2           a state taken from the queue; what follows is its expansion
     22+26,2:46      a child's message: the step without its result, the other numbers, the target
     3*4=12;6+7,12:9 the same below earlier steps, which the child needs for the whole path that it joins
 
 The mark of a hit costs a token and saves the reader a puzzle: without it, the last operator's `<join>` follows hits and
-misses alike, and a small model learns to overlook the rarer hits.
+misses alike, and a small model learns to overlook the rarer hits. Results that are left out save it from learning large
+products that decide nothing.
 
 A child first works out its result (`=48`) and then searches. Answers are equations joined by commas; "" is no solution.
 """
@@ -48,6 +50,12 @@ def _headed(head: str, state: State) -> str:
     return ",".join((head, *map(str, state[1:])))
 
 
+def _tested(result: int, target: int) -> str:
+    if result == target:
+        return f"{result}{HIT}"
+    return "" if len(str(result)) > len(str(target)) else str(result)
+
+
 def render(search: Search, prompt: str, target: int) -> Thread:
     """The thread of a search, children included.
 
@@ -60,7 +68,7 @@ def render(search: Search, prompt: str, target: int) -> Thread:
     text = f"={search.root.path[-1].result}" if search.root.path else ""
     for event in search.events:
         if isinstance(event, Test):
-            text += f"{event.step.op}{event.step.result}" + HIT * (event.step.result == target)
+            text += event.step.op + _tested(event.step.result, target)
         elif isinstance(event, Generate):
             line = _headed(event.node.path[-1].equation, event.node.state)
             text += f";{line}" if text else line

@@ -55,7 +55,7 @@ def test_metrics_are_fetched_one_step_late(tmp_path):
         first, second = Late(), Late()
         assert recorder.record(1, {"loss": first}) is None
         first.ready = True
-        assert recorder.record(2, {"loss": second}) == {"loss": 1.0, "tokens_per_second": 0.0}
+        assert recorder.record(2, {"loss": second}) == {"loss": 1.0}
         second.ready = True
         recorder.flush()
     assert [line["step"] for line in _lines(tmp_path)] == [1, 2]
@@ -93,3 +93,16 @@ def test_a_full_disk_is_one_clear_line(tmp_path):
         with pytest.raises(UserError, match=r"metrics.jsonl: the disk is full; make room"):
             recorder.flush()
         recorder._file = open("/dev/null", "w")  # noqa: SIM115 - closing /dev/full would fail once more.
+
+
+def test_throughput_leaves_out_what_is_done_aside(tmp_path, monkeypatch):
+    clock = iter([0.0, 10.0, 10.0, 110.0, 115.0])  # Start; a record; aside, in and out; a record.
+    monkeypatch.setattr("apr_jax.learn.metrics.time.perf_counter", lambda: next(clock))
+    with _recorder(tmp_path) as recorder:
+        recorder.record(1, {"tokens": 40.0})
+        recorder.flush()
+        with recorder.aside():
+            pass
+        recorder.record(2, {"tokens": 30.0})
+        recorder.flush()
+    assert [line["tokens_per_second"] for line in _lines(tmp_path)] == [4.0, 6.0]

@@ -1,0 +1,1 @@
+"""The transformer: one forward function for training, prefill and decode."""

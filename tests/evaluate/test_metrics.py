@@ -1,0 +1,85 @@
+"""Scores against figures worked out by hand."""
+
+import pytest
+
+from apr_jax.evaluate.metrics import accuracy_within, canonical, consensus, summarize, warnings, wilson
+
+RIGHT, SWAPPED, WRONG = ["22+26=48", "48-2=46"], ["26+22=48", "48-2=46"], ["22*2=44", "44+26=70"]
+
+
+def trace(name, sample, correct, solution=None, status="DONE", **measures):
+    measures = {"total_tokens": 10, "sequential_tokens": 5, "children": 1, "max_thread_tokens": 4} | measures
+    threads = [{"status": status}]
+    claimed = solution is not None
+    return {"id": name, "sample": sample, "correct": correct, "claimed": claimed, "solution": solution} | measures | {
+        "threads": threads
+    }
+
+
+@pytest.mark.parametrize(
+    ("successes", "n", "low", "high"),
+    [
+        (0, 0, 0.0, 1.0),
+        (0, 10, 0.0, 0.27753),  # z^2 / (n + z^2)
+        (10, 10, 0.72247, 1.0),
+        (8, 10, 0.49016, 0.94331),  # Agresti and Coull's example values, to five digits by hand.
+        (850, 1000, 0.82652, 0.87081),
+    ],
+)
+def test_wilson(successes, n, low, high):
+    assert wilson(successes, n) == pytest.approx((low, high), abs=2e-5)
+
+
+def test_summary_of_single_answers():
+    summary = summarize(
+        [
+            trace("a", 0, True, RIGHT, total_tokens=30),
+            trace("b", 0, False, WRONG),
+            trace("c", 0, False, status="OUT_OF_WINDOW", children=0),
+            trace("d", 0, True, RIGHT, total_tokens=50),
+        ]
+    )
+    assert (summary["accuracy"], summary["n"], summary["samples"]) == (0.5, 4, 1)
+    assert summary["ci95"] == list(wilson(2, 4))
+    assert (summary["total_tokens"], summary["claimed"], summary["truncated"]) == (25, 0.75, 0.25)
+    assert summary["spawned"] == 0.75
+    assert "pass_at_n" not in summary
+
+
+def test_pass_and_consensus_over_samples():
+    """Problem a: two of three agree on the right one; b: one lucky sample is outvoted; c: nobody claims."""
+    summary = summarize(
+        [
+            *(trace("a", k, correct, answer) for k, (correct, answer) in enumerate([(0, WRONG), (1, RIGHT), (1, SWAPPED)])),
+            *(trace("b", k, correct, answer) for k, (correct, answer) in enumerate([(1, RIGHT), (0, WRONG), (0, WRONG)])),
+            *(trace("c", k, False) for k in range(3)),
+        ]
+    )
+    assert summary["accuracy"] == pytest.approx(1 / 3)
+    assert summary["ci95"] == list(wilson(1, 3)), "three problems, not nine independent answers"
+    assert (summary["pass_at_n"], summary["cons_at_n"]) == (pytest.approx(2 / 3), pytest.approx(1 / 3))
+
+
+def test_consensus_ties_go_to_the_first_claim():
+    assert consensus([trace("a", 0, True, RIGHT), trace("a", 1, False, WRONG)])
+    assert not consensus([trace("a", 0, False, WRONG), trace("a", 1, True, RIGHT)])
+
+
+def test_operands_of_sums_and_products_may_change_places():
+    assert canonical(RIGHT) == canonical(SWAPPED)
+    assert canonical(["2*3=6"]) == canonical(["3*2=6"])
+    assert canonical(["6-3=3"]) != canonical(["3-6=3"])
+
+
+def test_accuracy_within_counts_only_trees_below_the_limit():
+    traces = [trace(str(k), 0, k != 3, RIGHT, max_thread_tokens=10 * k) for k in range(1, 5)]
+    rows = accuracy_within(traces, "max_thread_tokens", [5, 10, 39, 40])
+    assert [(limit, share) for limit, share, *_ in rows] == [(5, 0.0), (10, 0.25), (39, 0.5), (40, 0.75)]
+    assert rows[1][2:] == wilson(1, 4)
+
+
+def test_a_score_without_threads_is_called_by_its_name():
+    serial = summarize([trace("a", 0, True, RIGHT, children=0)])
+    assert "NO TREE SPAWNED" in warnings(serial, "apr")[0]
+    assert warnings(serial, "sos+") == []
+    assert "100% OF THE TREES WERE TRUNCATED" in warnings(summarize([trace("a", 0, False, status="OUT_OF_BUDGET")]), "apr")[0]

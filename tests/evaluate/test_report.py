@@ -1,0 +1,84 @@
+"""The page holds what the traces say, loads nothing, and no text of a model can break out of it."""
+
+import html.parser
+import json
+import re
+
+import pytest
+
+from apr_jax.errors import UserError
+from apr_jax.evaluate.report import write_run_report, write_tree_page
+from apr_jax.evaluate.run import evaluate, read_traces
+from apr_jax.learn.checkpoint import load_checkpoint
+from apr_jax.tasks import load_problems
+
+HOSTILE = "</script><script>alert(1)</script><!-- <img src=x onerror=alert(2)> & \u2028 \"'"
+
+
+class Page(html.parser.HTMLParser):
+    """Elements of a page, and the text of its scripts."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.links, self.scripts = [], [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        self.links += [value for name, value in attributes if name in ("src", "href") and not value.startswith("#")]
+        if tag == "script":
+            self.scripts.append("")
+
+    def handle_data(self, data):
+        if self.tags and self.lasttag == "script" and self.scripts:
+            self.scripts[-1] += data
+
+
+def embedded(text):
+    return json.loads(re.search(r'<script[^>]*type="application/json"[^>]*>(.*?)</script>', text, re.S)[1])
+
+
+@pytest.fixture(scope="module")
+def run(checkpoint, data_dir, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("report")
+    restored = load_checkpoint(checkpoint)
+    evaluate(restored, load_problems(data_dir / "test.jsonl"), folder / "eval" / "apr-sft", progress=False)
+    return folder
+
+
+def test_report_of_a_run(run):
+    path = write_run_report(run)
+    text = path.read_text()
+    page = Page(text)
+    assert page.links == [] and "http" not in text.replace("http://www.w3.org", "").replace("http://purl.org", "").replace(
+        "http://creativecommons.org", ""
+    )
+    traces = read_traces(run / "eval" / "apr-sft" / "traces.jsonl")
+    assert embedded(text) == {"evaluations": {"apr-sft": traces}}
+    assert "svg" in page.tags and "table" in page.tags
+    assert (run / "accuracy_against_window.png").stat().st_size > 1000
+
+
+def test_no_text_breaks_out_of_the_page(run, tmp_path):
+    (trace, *_) = read_traces(run / "eval" / "apr-sft" / "traces.jsonl")
+    plain, attacked = tmp_path / "plain.html", tmp_path / "attacked.html"
+    write_tree_page(trace, "apr", plain)
+    for thread in trace["threads"]:
+        thread["text"] = HOSTILE
+        thread["spans"] = [["sampled", HOSTILE]]
+    trace["id"], trace["solution"], trace["reason"] = HOSTILE, [HOSTILE], HOSTILE
+    write_tree_page(trace, HOSTILE, attacked)
+    assert Page(attacked.read_text()).tags == Page(plain.read_text()).tags
+    assert embedded(attacked.read_text()) == {"evaluations": {HOSTILE: [trace]}}
+
+
+def test_a_run_without_evaluations_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"has no eval/\*/summary.json; run `apr reproduce"):
+        write_run_report(tmp_path)
+
+
+def test_a_damaged_line_is_named(run, tmp_path):
+    path = tmp_path / "traces.jsonl"
+    path.write_text((run / "eval" / "apr-sft" / "traces.jsonl").read_text().replace("}\n", "\n", 2))
+    with pytest.raises(UserError, match=r"traces.jsonl, line 1: is not JSON"):
+        read_traces(path)

@@ -1,0 +1,142 @@
+"""Evaluation of a real checkpoint: what it writes, resuming, refusals, the same trees in any batch."""
+
+import dataclasses
+import json
+from fractions import Fraction
+
+import pytest
+
+from apr_jax.errors import UsageError
+from apr_jax.evaluate.run import SUMMARY, TRACES, evaluate, make_runner
+from apr_jax.evaluate.trace import to_trace
+from apr_jax.data.tokenizer import BOS
+from apr_jax.learn.checkpoint import load_checkpoint
+from apr_jax.tasks import Countdown, Problem, load_problems
+
+
+@pytest.fixture(scope="module")
+def restored(checkpoint):
+    return load_checkpoint(checkpoint)
+
+
+@pytest.fixture(scope="module")
+def problems(data_dir):
+    return load_problems(data_dir / "test.jsonl")
+
+
+def lines(folder):
+    return [json.loads(line) for line in (folder / TRACES).read_text().splitlines()]
+
+
+def holds(numbers, target, solution):
+    """The rules once more, over fractions and by rewriting the pool: shares nothing with `Countdown.verify`."""
+    pool, value = [Fraction(n) for n in numbers], None
+    for equation in solution or ():
+        left, _, right = equation.partition("=")
+        operator = next(sign for sign in "+-*/" if sign in left)
+        a, b = (Fraction(int(word)) for word in left.split(operator))
+        for operand in (a, b):
+            if operand not in pool:
+                return False
+            pool.remove(operand)
+        if operator == "/" and b == 0:
+            return False
+        value = {"+": a + b, "-": a - b, "*": a * b, "/": a / (b or 1)}[operator]
+        if value != int(right) or value < 0 or value.denominator != 1:
+            return False
+        pool.append(value)
+    return bool(solution) and value == target
+
+
+@pytest.mark.parametrize(
+    ("answer", "correct"),
+    [
+        ("22+26=48,48-2=46", True),
+        ("26*2=52,52-22=30", False),
+        ("22+26=48,48-2=46,46+0=46", False),
+        ("22+26=47,47-1=46", False),
+        ("22+24=46", False),
+        ("2-26=24,24+22=46", False),
+        ("", False),
+        ("no idea", False),
+    ],
+)
+def test_correct_agrees_with_an_independent_check(restored, answer, correct):
+    problem = Problem("p", (22, 26, 2), 46)
+    forest = make_runner(restored, restored.config.limits, 1)([[BOS]], [0], 0.0)
+    trace = to_trace(forest, 0, problem, 0, answer, Countdown(restored.config.task), restored.tokenizer)
+    assert trace["correct"] is correct
+    if trace["solution"] is not None:
+        assert ",".join(trace["solution"]) == answer, "unchanged"
+        assert trace["claimed"]
+    if "=" in answer:
+        assert holds(trace["numbers"], trace["target"], answer.split(",")) is correct
+
+
+def test_what_an_evaluation_writes(restored, problems, tmp_path):
+    summary = evaluate(restored, problems, tmp_path, progress=False)
+    assert summary == json.loads((tmp_path / SUMMARY).read_text())
+    assert summary["n"] == len(problems) == len(lines(tmp_path))
+    for line, problem in zip(lines(tmp_path), problems, strict=True):
+        assert (line["id"], tuple(line["numbers"]), line["target"]) == (problem.id, problem.numbers, problem.target)
+        assert line["total_tokens"] == sum(thread["tokens"] for thread in line["threads"])
+        assert line["children"] == len(line["threads"]) - 1
+        assert line["sequential_tokens"] <= line["total_tokens"]
+        assert line["correct"] is holds(line["numbers"], line["target"], line["solution"])
+        root, *children = line["threads"]
+        assert (root["slot"], root["depth"], root["parent"]) == (0, 0, -1)
+        for child in children:
+            assert (child["parent"], child["depth"]) == (0, 1)
+            assert child["text"].split(":")[0] in root["text"], "a child's message is what its parent wrote"
+
+
+def test_an_interrupted_evaluation_goes_on_to_the_same_bytes(restored, problems, tmp_path):
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    for folder in (whole, cut):
+        evaluate(restored, problems, folder, samples=3, temperature=1.0, progress=False)
+    expected = (whole / TRACES).read_bytes()
+    assert (cut / TRACES).read_bytes() == expected
+    (cut / TRACES).write_bytes(expected[: len(expected) * 2 // 3])  # In the middle of a line.
+    (cut / SUMMARY).unlink()
+    evaluate(restored, problems, cut, samples=3, temperature=1.0, progress=False)
+    assert (cut / TRACES).read_bytes() == expected
+    assert (cut / SUMMARY).read_bytes() == (whole / SUMMARY).read_bytes()
+    with pytest.raises(UsageError, match=r"holds an evaluation with samples=3, not 1; choose another --out"):
+        evaluate(restored, problems, cut, progress=False)
+
+
+def test_the_batch_does_not_change_a_tree(restored, problems, tmp_path):
+    config = dataclasses.replace(restored.config, evaluate=dataclasses.replace(restored.config.evaluate, batch=5))
+    other = dataclasses.replace(restored, config=config)
+    for name, model in (("eight", restored), ("five", other)):
+        evaluate(model, problems, tmp_path / name, samples=2, temperature=1.0, progress=False)
+    assert (tmp_path / "eight" / TRACES).read_bytes() == (tmp_path / "five" / TRACES).read_bytes()
+
+
+def test_a_condition_and_a_smaller_window_reach_the_model(restored, problems, tmp_path):
+    evaluate(restored, problems, tmp_path, children=3, window=20, progress=False)
+    for line in lines(tmp_path):
+        root = line["threads"][0]
+        assert root["text"].partition(":")[2].startswith(f"{line['target']}#3")
+        assert line["max_thread_tokens"] <= 20
+
+
+@pytest.mark.parametrize(
+    ("wanted", "message"),
+    [
+        ({"samples": 4}, "greedy samples are all the same; give a temperature"),
+        ({"window": 65}, "--window 65: must be from 2 to 64, the window the model was trained with"),
+        ({"window": 8}, "problem 'test-0': its prompt has .* tokens, too many for --window 8"),
+        ({"children": 9}, "--children 9: the model was trained on 0 to 4"),
+    ],
+)
+def test_what_cannot_be_asked_is_refused_before_anything_is_written(restored, problems, tmp_path, wanted, message):
+    with pytest.raises(UsageError, match=message):
+        evaluate(restored, problems, tmp_path / "out", progress=False, **wanted)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_serial_model_takes_no_condition_of_children(restored, problems, tmp_path):
+    serial = dataclasses.replace(restored, method="sos+")
+    with pytest.raises(UsageError, match="is a sos\\+ model; only apr has children"):
+        evaluate(serial, problems, tmp_path, children=3, progress=False)

@@ -1,0 +1,177 @@
+"""The command line: help and an example everywhere, one line for whatever goes wrong, and the right exit status."""
+
+import json
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from apr_jax.cli import app, run
+from apr_jax.config import to_dict
+
+COMMANDS = [
+    ("data", "build"),
+    ("train", "sft"),
+    ("train", "rl"),
+    ("eval",),
+    ("solve",),
+    ("reproduce",),
+    ("report",),
+    ("plan",),
+    ("bench", "rollout"),
+    ("bench", "train"),
+    ("bench", "solver"),
+]
+
+
+@pytest.fixture(scope="module")
+def config_file(config, tmp_path_factory):
+    """The tiny config as an experiment file."""
+    path = tmp_path_factory.mktemp("config") / "tiny.py"
+    path.write_text(
+        f"from apr_jax.config import from_dict\n\n\ndef experiment():\n    return from_dict({to_dict(config)!r})\n"
+    )
+    return path
+
+
+@pytest.fixture
+def failing(capfd):
+    """Runs a command that must fail; returns its status and its one line."""
+
+    def call(*arguments):
+        status = run([str(argument) for argument in arguments])
+        said = capfd.readouterr().err.strip().splitlines()
+        assert len(said) == 1, said
+        assert said[0].startswith("apr: ")
+        return status, said[0]
+
+    return call
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_help_has_an_example_that_parses(command, capsys):
+    assert run([*command, "--help"]) == 0
+    said = " ".join(re.sub(r"[│╭╮╰╯─]", " ", capsys.readouterr().out).split())
+    assert f"Example: apr {' '.join(command)}" in said
+
+
+def test_no_other_commands():
+    found = {(command.callback.__name__,) for command in app.registered_commands}
+    assert len(found) + sum(len(group.typer_instance.registered_commands) for group in app.registered_groups) == len(COMMANDS)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "message"),
+    [
+        ("solve '22 26 2 = 46' --checkpoint x", 2, "22 26 2 -> 46"),
+        ("solve '1 1 1 -> 99' --checkpoint x", 2, "no solution"),
+        ("solve '3 4 -> 7' --checkpoint /nowhere", 1, "/nowhere"),
+        ("eval --checkpoint x --problems /nowhere.jsonl --out o", 2, "/nowhere.jsonl"),
+        ("eval --problems p.jsonl --out o", 2, "--checkpoint"),
+        ("reproduce --out o", 2, "--scale or --config"),
+        ("reproduce --out o --scale huge", 2, "huge"),
+        ("train sft --config /nowhere.py --workdir w", 2, "/nowhere.py"),
+        ("report /nowhere", 1, "/nowhere"),
+        ("plan --config experiments/nano.py --topology v9:4x4", 2, "v9"),
+        ("bench rollout --repeats 1", 2, "repeats"),
+        ("fly", 2, "fly"),
+    ],
+)
+def test_wrong_use_is_one_line(failing, tmp_path, monkeypatch, arguments, status, message):
+    found, line = failing(*shlex.split(arguments))
+    assert found == status
+    assert message in line
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("learn.sft.stepz=3", "did you mean 'learn.sft.steps'"),
+        ("learn.sft.steps=many", "'many' is not of type int"),
+        ("learn.sft=3", "is a group of fields"),
+        ("learn.sft.steps", "write it as field=value"),
+        ("limits.window=6", "limits.window=6"),
+        ("limits.children=9", "limits.children=9"),
+        ("model.kv_heads=3", "kv_heads=3"),
+        ("mesh.data=64", "mesh data=64"),
+        ("learn.sft.rows=3", "learn.sft.rows=3: must be a multiple of the 2 shards"),
+        ("learn.rl.clip=-1", "learn.rl.clip"),
+    ],
+)
+def test_a_config_out_of_range_names_the_field(failing, config_file, data_dir, tmp_path, setting, message):
+    status, line = failing(
+        "train", "sft", "--config", config_file, "--data", data_dir, "--workdir", tmp_path / "w", "--set", setting
+    )
+    assert status == 2
+    assert message in line
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"id": "x", "numbers": [1, 2], "target": 3', "line 2"),
+        ('{"id": "x", "numbers": [1, "2"], "target": 3}', "numbers"),
+        ('{"id": "x", "numbers": [1, 2]}', "target"),
+        ('{"id": "x", "numbers": [], "target": 3}', "numbers"),
+        ('{"id": "x", "numbers": [1, 2], "target": true}', "target"),
+    ],
+)
+def test_a_malformed_problems_file_names_the_line(failing, checkpoint, tmp_path, line, message):
+    path = tmp_path / "problems.jsonl"
+    path.write_text('{"id": "a", "numbers": [3, 4, 5], "target": 12}\n' + line + "\n")
+    status, said = failing("eval", "--checkpoint", checkpoint, "--problems", path, "--out", tmp_path / "out")
+    assert status == 2
+    assert f"{path}, line 2" in said and message in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_damaged_checkpoint_is_named_and_the_others_still_serve(failing, checkpoint, tmp_path, capsys):
+    copy = tmp_path / "run"
+    shutil.copytree(checkpoint, copy)
+    steps = sorted((copy / "checkpoints").iterdir(), key=lambda step: int(step.name))
+    for file in steps[-1].rglob("*"):
+        if file.is_file() and "params" in file.parts:
+            file.write_bytes(b"\x00" * 10)
+    status, line = failing("solve", "3 4 5 -> 12", "--checkpoint", steps[-1])
+    assert status == 1
+    assert str(steps[-1]) in line
+    assert run(["solve", "3 4 5 -> 12", "--checkpoint", str(steps[-2])]) == 0
+
+
+def test_solve_prints_the_tree_and_writes_its_viewer(checkpoint, tmp_path, capsys):
+    page = tmp_path / "tree.html"
+    assert run(["solve", "3 4 5 -> 12", "--checkpoint", str(checkpoint), "--html", str(page)]) == 0
+    said = capsys.readouterr().out
+    assert "root" in said and "tokens" in said and str(page) in said.replace("\n", "")
+    assert "3,4,5:12" in page.read_text()
+
+
+def test_eval_from_the_command_line(checkpoint, tmp_path):
+    problems = tmp_path / "problems.jsonl"
+    problems.write_text('{"id": "a", "numbers": [3, 4, 5], "target": 12}\n')
+    arguments = ["eval", "--checkpoint", str(checkpoint), "--problems", str(problems), "--out", str(tmp_path / "out")]
+    assert run([*arguments, "--samples", "3", "--temperature", "0.5", "--window", "40"]) == 0
+    assert json.loads((tmp_path / "out" / "summary.json").read_text())["n"] == 1
+    assert len((tmp_path / "out" / "traces.jsonl").read_text().splitlines()) == 3
+
+
+def test_ctrl_c_saves_and_says_so(config_file, data_dir, tmp_path):
+    """A real process, a real signal, and the same command again to the end."""
+    command = [sys.executable, "-m", "apr_jax", "train", "sft", "--config", str(config_file), "--data", str(data_dir)]
+    command += ["--workdir", str(tmp_path), "--set", "learn.sft.steps=100000", "--set", "learn.sft.save_every=100000"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ | {"COLUMNS": "100"})
+    metrics = tmp_path / "metrics.jsonl"
+    deadline = time.monotonic() + 240
+    while time.monotonic() < deadline and process.poll() is None and not (metrics.exists() and metrics.read_text()):
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    said = process.communicate(timeout=240)[1]
+    assert process.returncode == 130, said
+    assert re.search(r"apr: interrupted; step \d+ is saved in .*; the same command goes on from there", said)
+    assert "Traceback" not in said
