@@ -13,7 +13,6 @@ os.environ.setdefault("APR_CACHE", str(Path(__file__).parents[1] / ".cache" / "x
 for _folder in ("", "threads", "data"):
     sys.path.insert(0, str(Path(__file__).parent / _folder))
 
-import jax
 import pytest
 from jaxtyping import install_import_hook
 

@@ -88,6 +88,22 @@ def build(
         raise UserError(f"data {out}: cannot write ({error.strerror or error}); nothing built before is lost") from None
 
 
+def check_built(config: "Experiment", out: Path, groups: Sequence[str] = ("task", "solver", "data", "limits")) -> None:
+    """Makes sure that the data in `out` are those of `config`.
+
+    Args:
+      groups: of the config's fields; those that matter to the caller.
+
+    Raises:
+      UserError: `out` holds no data.
+      UsageError: they were built with other settings; names the first that differs.
+    """
+    if not (out / "data.json").is_file():
+        raise UserError(f"data {out}: holds no data; run `apr data build --out {out}`")
+    wanted = _settings(config, frozenset())
+    _compare(out, _read_record(out)["settings"], {k: v for k, v in wanted.items() if k.partition(".")[0] in groups})
+
+
 def _build(
     config: "Experiment",
     out: Path,
@@ -103,7 +119,10 @@ def _build(
         raise UsageError(f"limits.stream={config.limits.stream} must be at most {builder.LARGEST} to be stored")
     excluded = frozenset(map(problem_key, load_problems(exclude))) if exclude else frozenset()
     settings = _settings(config, excluded)
-    record = _read_record(out, settings)
+    record: dict[str, Any] = {"settings": settings, "methods": {}}
+    if (out / "data.json").is_file():
+        record = _read_record(out)
+        _compare(out, record["settings"], settings)
     missing = [m for m in methods if m not in record["methods"] or not builder.directory(out, m).is_dir()]
     if not missing:
         return
@@ -205,27 +224,23 @@ def _settings(config: "Experiment", excluded: frozenset[Any]) -> dict[str, Any]:
     return settings | {"exclude": f"{len(excluded)} problems, {digest}"}
 
 
-def _read_record(out: Path, settings: dict[str, Any]) -> dict[str, Any]:
-    """data.json as far as it got, or a fresh one.
-
-    Raises:
-      UsageError: it was written for other settings; names the first that differs.
-    """
+def _read_record(out: Path) -> dict[str, Any]:
+    """data.json, finished or not; raises UsageError if it is damaged."""
     path = out / "data.json"
-    if not path.is_file():
-        return {"settings": settings, "methods": {}}
     try:
         record: dict[str, Any] = json.loads(path.read_text())
-        built = record["settings"]
+        return {"settings": dict(record["settings"]), **record}
     except (ValueError, KeyError, TypeError):
         raise UsageError(f"data {path}: is damaged; delete {out} and build again") from None
-    for name in settings.keys() | built.keys():
-        if settings.get(name) != built.get(name):
+
+
+def _compare(out: Path, built: dict[str, Any], wanted: dict[str, Any]) -> None:
+    for name, value in wanted.items():
+        if built.get(name) != value:
             raise UsageError(
-                f"data {out}: was built with {name}={built.get(name)!r}, now {name}={settings.get(name)!r}; "
+                f"data {out}: was built with {name}={built.get(name)!r}, now {name}={value!r}; "
                 "choose another folder or delete this one"
             )
-    return record
 
 
 def _write_whole(out: Path, name: str, write: Callable[[Path], Any]) -> None:

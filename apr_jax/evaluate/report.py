@@ -65,10 +65,8 @@ def write_tree_page(trace: dict[str, Any], name: str, path: Path) -> None:
 
 def _page(title: str, summary: str, evaluations: dict[str, list[dict[str, Any]]]) -> str:
     assets = resources.files("apr_jax.evaluate") / "assets"
-    # "</" would end the script element, whatever a model wrote.
-    embedded = (
-        json.dumps({"evaluations": evaluations}, separators=(",", ":")).replace("</", "<\\/").replace("<!--", "<\\!--")
-    )
+    # A "<" could end the script element or open a comment in it, whatever a model wrote.
+    embedded = json.dumps({"evaluations": evaluations}, separators=(",", ":")).replace("<", "\\u003c")
     return string.Template((assets / "report.html").read_text()).substitute(
         title=html.escape(title),
         summary=summary,

@@ -94,10 +94,9 @@ def make_runner(
     """`run(prompts, tree identities, temperature) -> forest` (numpy) for up to `batch` trees, on all devices."""
     mesh = make_mesh()
     batch += -batch % mesh.size
-    lanes = dataclasses.replace(
-        restored.config.schedule, lanes=min(restored.config.schedule.lanes, max(1, batch // mesh.size))
-    )
-    schedule = dataclasses.replace(lanes, admit=min(lanes.admit, lanes.lanes)) if lanes.admit > lanes.lanes else lanes
+    schedule = restored.config.schedule
+    lanes = min(schedule.lanes, max(1, batch // mesh.size))
+    schedule = dataclasses.replace(schedule, lanes=lanes, admit=min(schedule.admit, lanes))
     rollout = make_rollout(*make_decode(restored.config.model), limits, schedule, mesh, axes=mesh.axis_names)
     key = jax.random.key(restored.config.seed)
     width = limits.window - 1

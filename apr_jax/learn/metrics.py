@@ -52,8 +52,9 @@ class Recorder:
         self._path = Path(workdir) / FILE
         self._steps, self._log_every, self._stage = steps, log_every, stage
         self._counted, self._shown = counted, shown
-        self._pending: tuple[int, dict[str, Any], bool, float] | None = None
+        self._pending: tuple[int, dict[str, Any], bool] | None = None
         self._count, self._since = 0.0, time.perf_counter()
+        self._recorded = self._since  # When the pending step was.
         with disk_errors(self._path):
             cut_lines(self._path, start)
             self._file = open(self._path, "a", encoding="utf-8")  # noqa: SIM115 - closed in __exit__
@@ -87,7 +88,7 @@ class Recorder:
         """
         before = self.flush()
         logged = important or step % self._log_every == 0 or step == self._steps
-        self._pending = (step, metrics, logged, time.perf_counter())
+        self._pending, self._recorded = (step, metrics, logged), time.perf_counter()
         return before
 
     @contextmanager
@@ -95,22 +96,24 @@ class Recorder:
         """What happens inside, validation or saving, does not count against the throughput."""
         began = time.perf_counter()
         yield
-        self._since += time.perf_counter() - began
+        spent = time.perf_counter() - began
+        self._since += spent
+        self._recorded += spent
 
     def flush(self) -> Numbers | None:
         """Fetches and writes what is pending; waits for the device. To be called before a save, so that no line is
         missing."""
         if self._pending is None:
             return None
-        step, metrics, logged, recorded = self._pending
+        step, metrics, logged = self._pending
         self._pending = None
         numbers = {name: float(value) for name, value in jax.device_get(metrics).items()}
         self._count += numbers.get(self._counted, 0.0)
         if logged:
             # From record to record: with one step always under way on the device, that is the time of a step.
             if self._count:
-                numbers[f"{self._counted}_per_second"] = self._count / max(recorded - self._since, 1e-9)
-            self._count, self._since = 0.0, recorded
+                numbers[f"{self._counted}_per_second"] = self._count / max(self._recorded - self._since, 1e-9)
+            self._count, self._since = 0.0, self._recorded
             self._write(step, numbers)
         self._bar.update(self._task, completed=step)
         return numbers

@@ -24,6 +24,7 @@ from jax.sharding import Mesh
 
 from apr_jax.config import Experiment
 from apr_jax.data import builder
+from apr_jax.data.build import check_built
 from apr_jax.data.packing import pack_forest, padding_share
 from apr_jax.data.tokenizer import BOS, Tokenizer
 from apr_jax.errors import UsageError
@@ -57,6 +58,7 @@ def train_rl(config: Experiment, data_dir: Path, workdir: Path, init: Path | str
     rl = config.learn.rl
     start = load_checkpoint(init)
     _check_init(config, start)
+    check_built(config, Path(data_dir), ("task", "data"))  # RL takes problems only: its limits may be its own.
     mesh = build_mesh(config)
     check_divides("learn.rl.problems x group", rl.problems * rl.group, mesh)
     check_divides("learn.rl.rows", rl.rows, mesh)

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 
 from apr_jax.config import Experiment
+from apr_jax.data.build import check_built
 from apr_jax.data.pipeline import sft_batches
 from apr_jax.learn.checkpoint import Run
 from apr_jax.learn.loop import Stage
@@ -25,12 +26,14 @@ def train_sft(config: Experiment, data_dir: Path, workdir: Path, method: str, pr
       progress: show the bar.
 
     Raises:
+      UsageError: data of another config, devices that don't divide the rows.
       UserError: no data, a workdir of another run, a full disk, too many bad steps.
       KeyboardInterrupt, SystemExit: interrupted; the run is saved.
     """
     sft = config.learn.sft
     mesh = build_mesh(config)
     check_divides("learn.sft.rows", sft.rows, mesh)
+    check_built(config, Path(data_dir))
     tokenizer = read_tokenizer(data_dir)
     optimizer = make_optimizer(sft.optimizer, sft.steps)
     step = make_sft_step(config, optimizer, mesh)

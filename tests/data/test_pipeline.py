@@ -5,6 +5,7 @@ import json
 
 import numpy as np
 import pytest
+from small_data import small
 
 from apr_jax.data import builder
 from apr_jax.data.demonstrate import unflatten
@@ -12,7 +13,7 @@ from apr_jax.data.packing import Rows, padding_share
 from apr_jax.data.pipeline import sft_batches
 from apr_jax.errors import UsageError, UserError
 
-ROWS, LENGTH = 4, 224
+ROWS, LENGTH = 4, small().limits.stream
 FIELDS = ("tokens", "position", "island", "sampled")
 
 

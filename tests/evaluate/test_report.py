@@ -50,9 +50,9 @@ def test_report_of_a_run(run):
     path = write_run_report(run)
     text = path.read_text()
     page = Page(text)
-    assert page.links == [] and "http" not in text.replace("http://www.w3.org", "").replace("http://purl.org", "").replace(
-        "http://creativecommons.org", ""
-    )
+    assert page.links == [] and "http" not in text.replace("http://www.w3.org", "").replace(
+        "http://purl.org", ""
+    ).replace("http://creativecommons.org", "")
     traces = read_traces(run / "eval" / "apr-sft" / "traces.jsonl")
     assert embedded(text) == {"evaluations": {"apr-sft": traces}}
     assert "svg" in page.tags and "table" in page.tags

@@ -63,7 +63,9 @@ def test_help_has_an_example_that_parses(command, capsys):
 
 def test_no_other_commands():
     found = {(command.callback.__name__,) for command in app.registered_commands}
-    assert len(found) + sum(len(group.typer_instance.registered_commands) for group in app.registered_groups) == len(COMMANDS)
+    assert len(found) + sum(len(group.typer_instance.registered_commands) for group in app.registered_groups) == len(
+        COMMANDS
+    )
 
 
 @pytest.mark.parametrize(
@@ -131,7 +133,7 @@ def test_a_malformed_problems_file_names_the_line(failing, checkpoint, tmp_path,
     assert not (tmp_path / "out").exists()
 
 
-def test_a_damaged_checkpoint_is_named_and_the_others_still_serve(failing, checkpoint, tmp_path, capsys):
+def test_a_damaged_checkpoint_is_named_and_the_others_still_serve(failing, checkpoint, tmp_path):
     copy = tmp_path / "run"
     shutil.copytree(checkpoint, copy)
     steps = sorted((copy / "checkpoints").iterdir(), key=lambda step: int(step.name))

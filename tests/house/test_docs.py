@@ -10,7 +10,12 @@ import typer
 from apr_jax.cli import app
 
 ROOT = Path(__file__).parents[2]
-DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "tpu_setup" / "README.md", *(ROOT / "docs").glob("*.md")]
+DOCUMENTS = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    ROOT / "tpu_setup" / "README.md",
+    *(ROOT / "docs").glob("*.md"),
+]
 COMMAND = re.compile(r"^ {4}(?:\S+=\S+ )*(?:\.venv/bin/)?(apr .*)$", re.M)
 
 
@@ -59,7 +64,7 @@ def test_files_that_the_documents_name_exist():
 
 def test_every_dependency_has_its_line_and_both_bounds():
     setup = (ROOT / "setup.py").read_text()
-    required = re.findall(r'"([A-Za-z][\w-]*)([<>=!][^"]*)"', setup.replace('">=3.11"', ""))
+    required = re.findall(r'"([A-Za-z][\w-]*)([<>=!]=?\d[^"]*)"', setup.replace('">=3.11"', ""))
     told = (ROOT / "docs" / "dependencies.md").read_text().lower()
     assert len(required) > 15
     for name, bounds in required:
@@ -68,7 +73,11 @@ def test_every_dependency_has_its_line_and_both_bounds():
 
 
 def test_no_machine_path_and_no_registry_address():
-    files = [path for folder in ("apr_jax", "docs", "experiments", "tests", "tpu_setup") for path in (ROOT / folder).rglob("*")]
+    files = [
+        path
+        for folder in ("apr_jax", "docs", "experiments", "tests", "tpu_setup")
+        for path in (ROOT / folder).rglob("*")
+    ]
     for path in [*files, ROOT / "setup.py", ROOT / "Makefile", ROOT / "README.md"]:
         if path.is_file() and path.suffix in (".py", ".md", ".toml", ".sh", "") and path != Path(__file__):
             text = path.read_text()

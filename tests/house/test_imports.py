@@ -15,7 +15,7 @@ ALLOWED = {
     "tasks": {"errors"},
     "model": {"errors"},
     "threads": {"errors"},
-    "data": {"errors", "tasks", "config"},
+    "data": {"errors", "tasks", "threads", "config"},
     "config": {"errors", "tasks", "data", "model", "threads", "learn"},
     "learn": {"errors", "tasks", "data", "model", "threads", "config"},
     "evaluate": {"errors", "tasks", "data", "model", "threads", "learn", "config"},

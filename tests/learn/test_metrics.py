@@ -96,13 +96,18 @@ def test_a_full_disk_is_one_clear_line(tmp_path):
 
 
 def test_throughput_leaves_out_what_is_done_aside(tmp_path, monkeypatch):
-    clock = iter([0.0, 10.0, 10.0, 110.0, 115.0])  # Start; a record; aside, in and out; a record.
+    # Start; two records; aside, in and out, while the second is pending; a third record; aside; a fourth.
+    clock = iter([0.0, 10.0, 20.0, 20.0, 120.0, 125.0, 125.0, 225.0, 235.0])
     monkeypatch.setattr("apr_jax.learn.metrics.time.perf_counter", lambda: next(clock))
     with _recorder(tmp_path) as recorder:
         recorder.record(1, {"tokens": 40.0})
+        recorder.record(2, {"tokens": 30.0})
+        with recorder.aside():
+            pass
+        recorder.record(3, {"tokens": 30.0})
         recorder.flush()
         with recorder.aside():
             pass
-        recorder.record(2, {"tokens": 30.0})
+        recorder.record(4, {"tokens": 20.0})
         recorder.flush()
-    assert [line["tokens_per_second"] for line in _lines(tmp_path)] == [4.0, 6.0]
+    assert [line["tokens_per_second"] for line in _lines(tmp_path)] == [4.0, 3.0, 6.0, 2.0]

@@ -6,10 +6,10 @@ from fractions import Fraction
 
 import pytest
 
+from apr_jax.data.tokenizer import BOS
 from apr_jax.errors import UsageError
 from apr_jax.evaluate.run import SUMMARY, TRACES, evaluate, make_runner
 from apr_jax.evaluate.trace import to_trace
-from apr_jax.data.tokenizer import BOS
 from apr_jax.learn.checkpoint import load_checkpoint
 from apr_jax.tasks import Countdown, Problem, load_problems
 
