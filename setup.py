@@ -12,6 +12,7 @@ CORE = [
     "array_record>=0.8.1,<0.9",
     "flax>=0.12,<0.13",
     "grain>=0.2.15,<0.3",
+    "importlib_resources>=6.5,<8",  # tensorflow-datasets imports it without asking for it.
     "jax>=0.10.2,<0.11",
     "jaxtyping>=0.3.7,<0.4",
     "matplotlib>=3.10,<4",
