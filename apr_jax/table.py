@@ -3,17 +3,19 @@
 from collections.abc import Mapping
 from typing import Any
 
+from rich import box
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 # Column -> how a summary fills it.
 _COLUMNS = {
-    "accuracy %": lambda s: f"{100 * s['accuracy']:.1f}",
-    "95% interval": lambda s: f"{100 * s['ci95'][0]:.1f} to {100 * s['ci95'][1]:.1f}",
-    "total tokens": lambda s: f"{s['total_tokens']:.1f}",
-    "sequential tokens": lambda s: f"{s['sequential_tokens']:.1f}",
+    "accuracy %\n[95% interval]": lambda s: "{:.1f} [{:.1f}, {:.1f}]".format(
+        *(100 * v for v in (s["accuracy"], *s["ci95"]))
+    ),
+    "total\ntokens": lambda s: f"{s['total_tokens']:.1f}",
+    "sequential\ntokens": lambda s: f"{s['sequential_tokens']:.1f}",
     "children": lambda s: f"{s['children']:.2f}",
-    "longest thread": lambda s: f"{s['max_thread_tokens']:.1f}",
+    "longest\nthread": lambda s: f"{s['max_thread_tokens']:.1f}",
     "pass@n %": lambda s: f"{100 * s['pass_at_n']:.1f}" if "pass_at_n" in s else "",
     "cons@n %": lambda s: f"{100 * s['cons_at_n']:.1f}" if "cons_at_n" in s else "",
 }
@@ -27,10 +29,12 @@ def cells(summary: Mapping[str, Any]) -> dict[str, str]:
 def print_table(summaries: Mapping[str, Mapping[str, Any]], console: Console | None = None) -> None:
     """Prints one line a model (name -> summary), leaving out columns that are empty in all of them."""
     lines = {name: cells(summary) for name, summary in summaries.items()}
-    table = Table("", header_style="bold")
+    table = Table(
+        Column("", no_wrap=True), header_style="bold", box=box.SIMPLE_HEAD, pad_edge=False
+    )  # Fits 80 columns.
     shown = [column for column in _COLUMNS if any(line[column] for line in lines.values())]
     for column in shown:
-        table.add_column(column, justify="right")
+        table.add_column(column, justify="right", no_wrap=True)
     for name, line in lines.items():
         table.add_row(name, *(line[column] for column in shown))
     (console or Console()).print(table)

@@ -32,17 +32,17 @@ def experiment() -> Experiment:
         schedule=Schedule(lanes=64, admit=8, chunk=16),
         learn=LearnConfig(
             sft=SftConfig(
-                steps=2000, rows=8, save_every=500, log_every=20, optimizer=OptimizerConfig(name="muon", lr=4e-3)
+                steps=2400, rows=8, save_every=500, log_every=20, optimizer=OptimizerConfig(name="muon", lr=4e-3)
             ),
             rl=RlConfig(
-                steps=30,
+                steps=25,
                 problems=16,
                 group=8,
                 advantage="leave_one_out",
                 rows=32,
-                validate_every=10,
-                validation=400,
-                optimizer=OptimizerConfig(lr=1e-4, warmup=2, decay=0.1, weight_decay=0.0),
+                validate_every=8,
+                validation=300,
+                optimizer=OptimizerConfig(lr=6e-5, warmup=2, decay=0.1, weight_decay=0.0),
             ),
         ),
         evaluate=EvalConfig(batch=250),

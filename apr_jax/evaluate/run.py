@@ -26,7 +26,7 @@ from apr_jax.errors import UsageError, UserError
 from apr_jax.evaluate.metrics import summarize, warnings
 from apr_jax.evaluate.trace import to_trace
 from apr_jax.learn.answers import extract_answers
-from apr_jax.learn.checkpoint import Restored
+from apr_jax.learn.checkpoint import Restored, digest
 from apr_jax.model.sharding import make_mesh
 from apr_jax.model.transformer import make_decode
 from apr_jax.tasks import Countdown, Problem
@@ -65,7 +65,7 @@ def evaluate(
     limits = _limits(restored, window)
     prompts = encode_prompts(restored, problems, limits, children)
     settings = {
-        "checkpoint": str(restored.path),
+        "weights": digest(restored.params),
         "problems": hashlib.sha256(repr([(p.id, p.numbers, p.target) for p in problems]).encode()).hexdigest(),
         "samples": samples,
         "temperature": temperature,
@@ -81,7 +81,8 @@ def evaluate(
     if done < len(jobs):
         _run(restored, jobs, done, limits, temperature, samples, out, progress)
     summary = summarize(read_traces(out / TRACES))
-    summary |= {"method": restored.method, "stage": restored.stage, "step": restored.step, **settings}
+    summary |= {"method": restored.method, "stage": restored.stage, "step": restored.step, "checkpoint": restored.path}
+    summary |= settings
     (out / SUMMARY).write_text(json.dumps(summary, indent=2) + "\n")
     for warning in warnings(summary, restored.method):
         Console(stderr=True).print(f"[bold red]warning: {warning}[/bold red]")

@@ -339,3 +339,12 @@ def disk_errors(where: Path) -> Iterator[None]:
         if isinstance(error, OSError):
             raise UserError(f"{where}: cannot write ({error.strerror or error})") from None
         raise
+
+
+def digest(params: Any) -> str:
+    """Names the weights, wherever they lie: 16 hex digits of SHA-256 over every leaf and its path."""
+    sha = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        sha.update(jax.tree_util.keystr(path).encode())
+        sha.update(np.ascontiguousarray(leaf).tobytes())
+    return sha.hexdigest()[:16]

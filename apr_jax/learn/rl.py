@@ -12,7 +12,6 @@ The life of a tree:
 """
 
 import dataclasses
-import hashlib
 import time
 from pathlib import Path
 from typing import Any
@@ -30,7 +29,7 @@ from apr_jax.data.tokenizer import BOS, Tokenizer
 from apr_jax.errors import UsageError
 from apr_jax.learn.advantages import ADVANTAGES, count_flat
 from apr_jax.learn.answers import extract_answers
-from apr_jax.learn.checkpoint import Restored, Run, load_checkpoint
+from apr_jax.learn.checkpoint import Restored, Run, digest, load_checkpoint
 from apr_jax.learn.loop import Stage
 from apr_jax.learn.optimizer import make_optimizer
 from apr_jax.learn.run import build_mesh, train
@@ -65,7 +64,7 @@ def train_rl(config: Experiment, data_dir: Path, workdir: Path, init: Path | str
     optimizer = make_optimizer(rl.optimizer, rl.steps * rl.inner_steps)
     trainer = _Trainer(config, start, Path(data_dir), mesh, make_rl_step(config, optimizer, mesh))
     return train(
-        Run(config, start.method, "rl", start.tokenizer, origin=_digest(start.params)),
+        Run(config, start.method, "rl", start.tokenizer, origin=digest(start.params)),
         Path(workdir),
         init_state(start.params, optimizer, mesh),
         Stage(
@@ -206,11 +205,3 @@ def _check_init(config: Experiment, start: Restored) -> None:
             if getattr(config.model, field.name) != getattr(start.config.model, field.name)
         ]
         raise UsageError(f"init {start.path}: was trained with {', '.join(differing)}; RL needs the same model")
-
-
-def _digest(params: Any) -> str:
-    digest = hashlib.sha256()
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        digest.update(jax.tree_util.keystr(path).encode())
-        digest.update(np.ascontiguousarray(leaf).tobytes())
-    return digest.hexdigest()[:16]
