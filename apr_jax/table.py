@@ -5,19 +5,19 @@ from typing import Any
 
 from rich import box
 from rich.console import Console
-from rich.table import Column, Table
+from rich.table import Table
 
 # Column -> how a summary fills it.
 _COLUMNS = {
-    "accuracy %\n[95% interval]": lambda s: "{:.1f} [{:.1f}, {:.1f}]".format(
+    "accuracy %\n(95% interval)": lambda s: "{:.1f} ({:.1f}-{:.1f})".format(
         *(100 * v for v in (s["accuracy"], *s["ci95"]))
     ),
     "total\ntokens": lambda s: f"{s['total_tokens']:.1f}",
     "sequential\ntokens": lambda s: f"{s['sequential_tokens']:.1f}",
     "children": lambda s: f"{s['children']:.2f}",
     "longest\nthread": lambda s: f"{s['max_thread_tokens']:.1f}",
-    "pass@n %": lambda s: f"{100 * s['pass_at_n']:.1f}" if "pass_at_n" in s else "",
-    "cons@n %": lambda s: f"{100 * s['cons_at_n']:.1f}" if "cons_at_n" in s else "",
+    "pass@n\n%": lambda s: f"{100 * s['pass_at_n']:.1f}" if "pass_at_n" in s else "",
+    "cons@n\n%": lambda s: f"{100 * s['cons_at_n']:.1f}" if "cons_at_n" in s else "",
 }
 
 
@@ -29,9 +29,8 @@ def cells(summary: Mapping[str, Any]) -> dict[str, str]:
 def print_table(summaries: Mapping[str, Mapping[str, Any]], console: Console | None = None) -> None:
     """Prints one line a model (name -> summary), leaving out columns that are empty in all of them."""
     lines = {name: cells(summary) for name, summary in summaries.items()}
-    table = Table(
-        Column("", no_wrap=True), header_style="bold", box=box.SIMPLE_HEAD, pad_edge=False
-    )  # Fits 80 columns.
+    table = Table(header_style="bold", box=box.HORIZONTALS, show_edge=False, pad_edge=False, collapse_padding=True)
+    table.add_column("", no_wrap=True)
     shown = [column for column in _COLUMNS if any(line[column] for line in lines.values())]
     for column in shown:
         table.add_column(column, justify="right", no_wrap=True)
