@@ -26,7 +26,7 @@ from apr_jax.errors import UsageError, UserError
 from apr_jax.evaluate.metrics import summarize, warnings
 from apr_jax.evaluate.trace import to_trace
 from apr_jax.learn.answers import extract_answers
-from apr_jax.learn.checkpoint import Restored, digest
+from apr_jax.learn.checkpoint import Restored, digest, disk_errors
 from apr_jax.model.sharding import make_mesh
 from apr_jax.model.transformer import make_decode
 from apr_jax.tasks import Countdown, Problem
@@ -72,18 +72,19 @@ def evaluate(
         "window": limits.window,
         "condition": children,
     }
-    done = _open(out, settings)
     jobs = [
         (problem, prompt, sample)
         for problem, prompt in zip(problems, prompts, strict=True)
         for sample in range(samples)
     ]
-    if done < len(jobs):
-        _run(restored, jobs, done, limits, temperature, samples, out, progress)
-    summary = summarize(read_traces(out / TRACES))
-    summary |= {"method": restored.method, "stage": restored.stage, "step": restored.step, "checkpoint": restored.path}
-    summary |= settings
-    (out / SUMMARY).write_text(json.dumps(summary, indent=2) + "\n")
+    with disk_errors(out):
+        done = _open(out, settings)
+        if done < len(jobs):
+            _run(restored, jobs, done, limits, temperature, samples, out, progress)
+        summary = summarize(read_traces(out / TRACES))
+        summary |= {"method": restored.method, "stage": restored.stage, "step": restored.step}
+        summary |= {"checkpoint": restored.path} | settings
+        (out / SUMMARY).write_text(json.dumps(summary, indent=2) + "\n")
     for warning in warnings(summary, restored.method):
         Console(stderr=True).print(f"[bold red]warning: {warning}[/bold red]")
     return summary
