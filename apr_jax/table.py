@@ -21,14 +21,9 @@ _COLUMNS = {
 }
 
 
-def cells(summary: Mapping[str, Any]) -> dict[str, str]:
-    """What a line of the table says about a summary, by column; columns that do not apply are empty."""
-    return {name: fill(summary) for name, fill in _COLUMNS.items()}
-
-
 def print_table(summaries: Mapping[str, Mapping[str, Any]], console: Console | None = None) -> None:
     """Prints one line a model (name -> summary), leaving out columns that are empty in all of them."""
-    lines = {name: cells(summary) for name, summary in summaries.items()}
+    lines = {name: {column: fill(summary) for column, fill in _COLUMNS.items()} for name, summary in summaries.items()}
     table = Table(header_style="bold", box=box.HORIZONTALS, show_edge=False, pad_edge=False, collapse_padding=True)
     table.add_column("", no_wrap=True)
     shown = [column for column in _COLUMNS if any(line[column] for line in lines.values())]

@@ -100,8 +100,11 @@ def check_built(config: "Experiment", out: Path, groups: Sequence[str] = ("task"
     """
     if not (out / "data.json").is_file():
         raise UserError(f"data {out}: holds no data; run `apr data build --out {out}`")
-    wanted = _settings(config, frozenset())
-    _compare(out, _read_record(out)["settings"], {k: v for k, v in wanted.items() if k.partition(".")[0] in groups})
+    built, wanted = (
+        {name: value for name, value in settings.items() if name.partition(".")[0] in groups}
+        for settings in (_read_record(out)["settings"], _settings(config, frozenset()))
+    )
+    _compare(out, built, wanted)
 
 
 def _build(
@@ -229,16 +232,18 @@ def _read_record(out: Path) -> dict[str, Any]:
     path = out / "data.json"
     try:
         record: dict[str, Any] = json.loads(path.read_text())
-        return {"settings": dict(record["settings"]), **record}
+        record["settings"] = dict(record["settings"])
+        return record
     except (ValueError, KeyError, TypeError):
         raise UsageError(f"data {path}: is damaged; delete {out} and build again") from None
 
 
 def _compare(out: Path, built: dict[str, Any], wanted: dict[str, Any]) -> None:
-    for name, value in wanted.items():
-        if built.get(name) != value:
+    """Raises UsageError that names the first setting in which they differ, be it missing on one side."""
+    for name in {**wanted, **built}:
+        if built.get(name) != wanted.get(name):
             raise UsageError(
-                f"data {out}: was built with {name}={built.get(name)!r}, now {name}={value!r}; "
+                f"data {out}: was built with {name}={built.get(name)!r}, now {name}={wanted.get(name)!r}; "
                 "choose another folder or delete this one"
             )
 

@@ -81,9 +81,8 @@ def evaluate(
         done = _open(out, settings)
         if done < len(jobs):
             _run(restored, jobs, done, limits, temperature, samples, out, progress)
-        summary = summarize(read_traces(out / TRACES))
-        summary |= {"method": restored.method, "stage": restored.stage, "step": restored.step}
-        summary |= {"checkpoint": restored.path} | settings
+        model = {name: getattr(restored, name) for name in ("method", "stage", "step")}
+        summary = summarize(read_traces(out / TRACES)) | model | {"checkpoint": restored.path} | settings
         (out / SUMMARY).write_text(json.dumps(summary, indent=2) + "\n")
     for warning in warnings(summary, restored.method):
         Console(stderr=True).print(f"[bold red]warning: {warning}[/bold red]")

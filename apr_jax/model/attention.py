@@ -63,7 +63,7 @@ def _attend(q: Array, k: Array, v: Array, mask: Array) -> tuple[Array, tuple[Arr
 
 
 def _attend_backward(saved: tuple[Array, ...], grad: Array) -> tuple[Array, Array, Array, None]:
-    """D scores = weights x (d weights - sum(d out x out)), the softmax's derivative (Dao et al. 2022, section 3.1)."""
+    """The softmax's derivative, d scores = weights x (d weights - sum(d out x out)) (Dao et al. 2022, section 3.1)."""
     folded, k, v, weights, out = saved
     size = k.shape[-1]
     heads = grad.shape[2]

@@ -58,7 +58,7 @@ class Layer(nn.Module):
 
 
 def rms_norm(x: Float[Array, "*batch D"], scale: Float[Array, " D"]) -> Float[Array, "*batch D"]:
-    """X / sqrt(mean(x^2) + 1e-6) x scale, in float32."""
+    """Root mean square normalization in float32: x / sqrt(mean(x^2) + 1e-6) x scale."""
     y = x.astype(jnp.float32)
     y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + 1e-6)
     return (y * scale.reshape((1,) * (x.ndim - 1) + (-1,))).astype(x.dtype)
