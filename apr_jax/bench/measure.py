@@ -1,10 +1,10 @@
-"""Interleaved repeats, medians, and the ratio of two contestants."""
+"""Interleaved repeats, medians, and the ratios of contestants."""
 
 import dataclasses
 import json
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -29,45 +29,49 @@ class Contestant:
 @dataclasses.dataclass(frozen=True)
 class Result:
     """Attributes:
-    names: the two contestants, ours first.
+    names: of the contestants, ours first.
     rates: units a second of each repeat, for each of them.
     medians: of the rates.
-    ratio: median of the ratios of neighbouring repeats, ours to the other.
+    ratios: ours to each of the others: the median of the ratios of neighbouring repeats.
     """
 
     part: str
     unit: str
-    names: tuple[str, str]
-    rates: tuple[list[float], list[float]]
-    medians: tuple[float, float]
-    ratio: float
+    names: tuple[str, ...]
+    rates: tuple[list[float], ...]
+    medians: tuple[float, ...]
+    ratios: tuple[float, ...]
 
 
-def measure(part: str, ours: Contestant, other: Contestant, repeats: int) -> Result:
-    """Runs both once unmeasured (compilation), then by turns."""
-    for contestant in (ours, other):
+def measure(part: str, contestants: Sequence[Contestant], repeats: int) -> Result:
+    """Runs each once unmeasured (compilation), then by turns, so that a busy machine slows all."""
+    for contestant in contestants:
         contestant.run()
-    rates: tuple[list[float], list[float]] = ([], [])
+    rates: tuple[list[float], ...] = tuple([] for _ in contestants)
     for _ in range(repeats):
-        for contestant, found in zip((ours, other), rates, strict=True):
+        for contestant, found in zip(contestants, rates, strict=True):
             start = time.perf_counter()
             done = contestant.run()
             found.append(done / (time.perf_counter() - start))
-    ratio = statistics.median(mine / its for mine, its in zip(*rates, strict=True))
-    medians = (statistics.median(rates[0]), statistics.median(rates[1]))
-    return Result(part, f"{ours.unit}/s", (ours.name, other.name), rates, medians, ratio)
+    ours, *others = rates
+    ratios = (statistics.median(mine / its for mine, its in zip(ours, other, strict=True)) for other in others)
+    names = tuple(contestant.name for contestant in contestants)
+    unit = f"{contestants[0].unit}/s"
+    return Result(part, unit, names, rates, tuple(map(statistics.median, rates)), tuple(ratios))
 
 
-def show(result: Result, path: Path | None = None) -> None:
-    """Prints the table, and writes the figures as JSON if a path is given."""
-    if path:
-        path.write_text(json.dumps(dataclasses.asdict(result), indent=2) + "\n", encoding="utf-8")
+def show(result: Result) -> None:
+    """Prints the table of one part."""
     table = Table(title=f"{result.part}, median of {len(result.rates[0])}", title_justify="left")
     table.add_column("")
-    for column in (result.unit, "slowest", "fastest"):
+    for column in (result.unit, "slowest", "fastest", "ours to it"):
         table.add_column(column, justify="right")
-    for name, rates, median in zip(result.names, result.rates, result.medians, strict=True):
-        table.add_row(name, f"{median:,.0f}", f"{min(rates):,.0f}", f"{max(rates):,.0f}")
-    console = Console(highlight=False)
-    console.print(table)
-    console.print(f"ratio {result.ratio:.2f}: {result.names[0]} to {result.names[1]}")
+    ratios = ("", *(f"{ratio:.2f}" for ratio in result.ratios))
+    for name, rates, median, ratio in zip(result.names, result.rates, result.medians, ratios, strict=True):
+        table.add_row(name, f"{median:,.0f}", f"{min(rates):,.0f}", f"{max(rates):,.0f}", ratio)
+    Console(highlight=False).print(table)
+
+
+def write(results: Sequence[Result], path: Path) -> None:
+    """The figures as JSON."""
+    path.write_text(json.dumps([dataclasses.asdict(result) for result in results], indent=2) + "\n", encoding="utf-8")

@@ -12,7 +12,7 @@ _COUNT = 2_048  # Demonstrations a repeat: about a second on one core at nano sc
 
 
 @contextmanager
-def contest(config: Experiment) -> Iterator[tuple[Contestant, Contestant]]:
+def contest(config: Experiment) -> Iterator[list[Contestant]]:
     """Both solve, verify and tokenize the same problems."""
     recipe, problems = make_recipe(config, _COUNT)
 
@@ -20,7 +20,7 @@ def contest(config: Experiment) -> Iterator[tuple[Contestant, Contestant]]:
         return sum(counts.made for _, counts in demonstrations(recipe, problems, _COUNT, workers))
 
     with Workers() as many, Workers(1) as one:
-        yield (
+        yield [
             Contestant(f"{many.count} cores", lambda: run(many), "demonstrations"),
             Contestant("one core", lambda: run(one), "demonstrations"),
-        )
+        ]

@@ -24,7 +24,7 @@ _TREES = 48
 
 
 @contextmanager
-def contest(config: Experiment) -> Iterator[tuple[Contestant, Contestant]]:
+def contest(config: Experiment) -> Iterator[list[Contestant]]:
     """Both take the same threads once through the same step, the same number of rows at a time."""
     sft = config.learn.sft
     recipe, problems = make_recipe(config, _TREES)
@@ -51,10 +51,10 @@ def contest(config: Experiment) -> Iterator[tuple[Contestant, Contestant]]:
 
         return Contestant(f"{name}, {len(batches)} steps", run, "tokens")
 
-    yield (
+    yield [
         contestant(f"packed rows of {config.limits.stream}", pack_streams(trees, config.limits.stream)),
         contestant(f"one thread a row of {longest}", _one_a_row(streams, longest)),
-    )
+    ]
 
 
 def _one_a_row(streams: list[Stream], length: int) -> Rows:

@@ -37,6 +37,8 @@ class Rows:
       sampled: [R, L] bool; the token here was chosen by the policy. It is the target of the column before.
       tree: [R, L] index of the tree in the batch; -1 = padding.
       logprob: [R, L] float32 behaviour log-prob of the token here; 0 for demonstrations and given tokens.
+      allowed: [R, L] uint8 classes of tokens that the token here was drawn from (`ThreadForest.allowed`); 0 for demonstrations
+        and given tokens: nothing was forbidden, or nothing drawn.
     """
 
     tokens: np.ndarray
@@ -46,6 +48,7 @@ class Rows:
     sampled: np.ndarray
     tree: np.ndarray
     logprob: np.ndarray
+    allowed: np.ndarray
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,7 +115,7 @@ def scatter(
       placement: of n threads.
       lengths: int [n].
       tree: int [n] index of each thread's tree.
-      fields: tokens, position, island, sampled, logprob: the n threads' values one after the other, [sum(lengths)].
+      fields: tokens, position, island, sampled, logprob, allowed: the n threads' values one after the other, [sum(lengths)].
     """
     lengths = lengths.astype(np.int64)
     total = int(lengths.sum())
@@ -135,6 +138,7 @@ def scatter(
         sampled=spread(fields["sampled"], np.bool_),
         tree=spread(np.repeat(tree, lengths), np.int32, blank=-1),
         logprob=spread(fields["logprob"], np.float32),
+        allowed=spread(fields["allowed"], np.uint8),
     )
 
 
@@ -160,6 +164,7 @@ def pack_streams(trees: Sequence[Sequence[Stream]], length: int, rows: int | Non
         for name in ("tokens", "position", "island", "sampled")
     }
     fields["logprob"] = np.zeros(len(fields["tokens"]), np.float32)
+    fields["allowed"] = np.zeros(len(fields["tokens"]), np.uint8)
     return scatter(placement, lengths, index, fields, placement.rows if rows is None else rows, length)
 
 
@@ -190,9 +195,8 @@ def pack_forest(forest: "ThreadForest", rows: int, length: int) -> Rows:
     while bucket < placement.rows:
         bucket *= 2
     used = np.arange(forest.tokens.shape[2]) < slots[:, :, None]
-    fields = {
-        name: np.asarray(getattr(forest, name))[used] for name in ("tokens", "position", "island", "sampled", "logprob")
-    }
+    recorded = ("tokens", "position", "island", "sampled", "logprob", "allowed")
+    fields = {name: np.asarray(getattr(forest, name))[used] for name in recorded}
     return scatter(placement, lengths, tree, fields, bucket, length)
 
 

@@ -170,7 +170,9 @@ class _PackedIterator(grain.DatasetIterator[Rows]):
         # Trees are counted from 0 in each batch; those that only wait are not in it.
         numbers = np.unique(pool["tree"][~left_over])
         tree = np.searchsorted(numbers, pool["tree"])
-        fields = {name: pool[name] for name in _FIELDS} | {"logprob": np.zeros(len(pool["tokens"]), np.float32)}
+        count = len(pool["tokens"])
+        recorded: dict[str, np.ndarray] = {"logprob": np.zeros(count, np.float32), "allowed": np.zeros(count, np.uint8)}
+        fields = {name: pool[name] for name in _FIELDS} | recorded
         return scatter(placement, pool["length"], tree, fields, self._rows, self._length)
 
     def get_state(self) -> dict[str, Any]:

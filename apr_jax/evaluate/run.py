@@ -2,7 +2,7 @@
 
 The life of an evaluation:
 1. The problems, `samples` times each, become prompts; what cannot be answered is refused by name before anything runs.
-2. Batches of `config.evaluate.batch` trees go through the jitted rollout (the last one is filled up); one compilation.
+2. They stream through the jitted rollout, `config.evaluate.batch` trees at a time (`evaluate/stream`).
 3. Each batch's lines are appended to `traces.jsonl`. A second start with the same settings goes on after them.
 4. `summary.json` is computed from the lines.
 """
@@ -12,75 +12,79 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from apr_jax.data.tokenizer import BOS
 from apr_jax.errors import UsageError, UserError
 from apr_jax.evaluate.metrics import summarize, warnings
+from apr_jax.evaluate.stream import Rollout, stream
 from apr_jax.evaluate.trace import to_trace
 from apr_jax.learn.answers import extract_answers
 from apr_jax.learn.checkpoint import Restored, digest, disk_errors
+from apr_jax.learn.policy import make_policy_rollout
 from apr_jax.model.sharding import make_mesh
-from apr_jax.model.transformer import make_decode
 from apr_jax.tasks import Countdown, Problem
-from apr_jax.threads import Limits, Prompts, ThreadForest, make_rollout
+from apr_jax.threads import NOT_FORCED, Limits, Prompts, ThreadForest, check_prompts, make_prompts
 
 TRACES, SUMMARY, SETTINGS = "traces.jsonl", "summary.json", "settings.json"
 
 
+@dataclasses.dataclass(frozen=True)
+class Decoding:
+    """How the trees of an evaluation are decoded.
+
+    Attributes:
+      samples: trees a problem.
+      temperature: 0 is greedy; top_k: 0 is off; top_p: 1 is off.
+      window: positions a thread may occupy; None is the checkpoint's own.
+      condition: of the prompt: for how many children it asks; None asks for no number.
+      forced: children that the root is held to, over its spawns; None leaves it free.
+      constrain: draw no token that the protocol does not allow.
+    """
+
+    samples: int = 1
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    window: int | None = None
+    condition: int | None = None
+    forced: int | None = None
+    constrain: bool = False
+
+    def __post_init__(self):
+        if self.samples > 1 and self.temperature <= 0:
+            raise UsageError(
+                f"--samples {self.samples} with --temperature {self.temperature}: greedy samples are all the same; "
+                "give a temperature"
+            )
+
+
 def evaluate(
-    restored: Restored,
-    problems: list[Problem],
-    out: Path,
-    *,
-    samples: int = 1,
-    temperature: float = 0.0,
-    window: int | None = None,
-    children: int | None = None,
-    progress: bool = True,
+    restored: Restored, problems: list[Problem], out: Path, decoding: Decoding = Decoding(), progress: bool = True
 ) -> dict[str, Any]:
     """Evaluates a checkpoint on problems, on all devices; writes `traces.jsonl` and `summary.json` into `out`.
 
-    Args:
-      samples: trees a problem.
-      temperature: 0 is greedy.
-      window: positions a thread may occupy; None is the checkpoint's own.
-      children: condition of the prompt: how many children to spawn.
-
     Raises:
-      UsageError: samples of a greedy policy, a window that doesn't fit, a condition that the model never saw, a problem
-        that the tokenizer can't write, or `out` holds an evaluation with other settings.
+      UsageError: samples of a greedy policy, a window or number of children that doesn't fit, a condition that the model
+        never saw, a problem that the tokenizer can't write, or `out` holds an evaluation with other settings.
     """
-    if samples > 1 and temperature <= 0:
-        raise UsageError(
-            f"--samples {samples} with --temperature {temperature}: greedy samples are all the same; give a temperature"
-        )
-    limits = _limits(restored, window)
-    prompts = encode_prompts(restored, problems, limits, children)
+    limits = _limits(restored, decoding)
+    prompts = _prompts(restored, problems, limits, decoding)
     settings = {
         "weights": digest(restored.params),
         "problems": hashlib.sha256(repr([(p.id, p.numbers, p.target) for p in problems]).encode()).hexdigest(),
-        "samples": samples,
-        "temperature": temperature,
+        **dataclasses.asdict(decoding),
         "window": limits.window,
-        "condition": children,
     }
-    jobs = [
-        (problem, prompt, sample)
-        for problem, prompt in zip(problems, prompts, strict=True)
-        for sample in range(samples)
-    ]
+    asked = [(problem, sample) for problem in problems for sample in range(decoding.samples)]
     with disk_errors(out):
         done = _open(out, settings)
-        if done < len(jobs):
-            _run(restored, jobs, done, limits, temperature, samples, out, progress)
+        if done < len(asked):
+            _run(restored, asked, prompts, limits, done, out, progress)
         model = {name: getattr(restored, name) for name in ("method", "stage", "step")}
         summary = summarize(read_traces(out / TRACES)) | model | {"checkpoint": restored.path} | settings
         (out / SUMMARY).write_text(json.dumps(summary, indent=2) + "\n")
@@ -89,112 +93,99 @@ def evaluate(
     return summary
 
 
-def make_runner(
-    restored: Restored, limits: Limits, batch: int
-) -> Callable[[list[list[int]], list[int], float], ThreadForest]:
-    """`run(prompts, tree identities, temperature) -> forest` (numpy) for up to `batch` trees, on all devices."""
-    mesh = make_mesh()
+def make_runner(restored: Restored, limits: Limits, batch: int) -> tuple[Rollout, int, int]:
+    """The rollout on as many devices as `batch` trees can use; that number or a few more; and the lanes of a device."""
+    alone = jax.process_count() == 1
+    mesh = make_mesh(devices=jax.devices()[:batch] if alone else None)
     batch += -batch % mesh.size
     schedule = restored.config.schedule
-    lanes = min(schedule.lanes, max(1, batch // mesh.size))
+    lanes = min(schedule.lanes, batch // mesh.size * limits.slots)
     schedule = dataclasses.replace(schedule, lanes=lanes, admit=min(schedule.admit, lanes))
-    rollout = make_rollout(*make_decode(restored.config.model), limits, schedule, mesh, axes=mesh.axis_names)
+    return make_policy_rollout(restored.config.model, limits, schedule, mesh, mesh.axis_names), batch, lanes
+
+
+def answer_one(restored: Restored, problem: Problem) -> ThreadForest:
+    """The greedy tree of one problem, as a forest of one tree with numpy leaves."""
+    decoding, limits = Decoding(), restored.config.limits
+    prompts = _prompts(restored, [problem], limits, decoding)
+    rollout, batch, lanes = make_runner(restored, limits, 1)
     key = jax.random.key(restored.config.seed)
-    width = limits.window - 1
-
-    def run(prompts: list[list[int]], trees: list[int], temperature: float) -> ThreadForest:
-        filler = batch - len(prompts)
-        tokens = np.zeros((batch, width), np.int32)
-        for row, prompt in zip(tokens, prompts, strict=False):
-            row[: len(prompt)] = prompt
-        tokens[len(prompts) :, 0] = BOS
-        lengths = [len(prompt) for prompt in prompts] + [1] * filler
-        forest, _ = rollout(
-            restored.params,
-            Prompts(
-                tokens,
-                np.asarray(lengths, np.int32),
-                np.asarray(trees + [0] * filler, np.int32),
-                np.full(batch, temperature, np.float32),
-            ),
-            key,
-        )
-        return jax.tree.map(lambda field: field[: len(prompts)], jax.device_get(forest))
-
-    return run
+    ((_, forest),) = stream(rollout, restored.params, prompts, key, batch=batch, lanes=lanes, progress=False)
+    return forest
 
 
 def _run(
     restored: Restored,
-    jobs: list[tuple[Problem, list[int], int]],
-    done: int,
+    asked: list[tuple[Problem, int]],
+    prompts: Prompts,
     limits: Limits,
-    temperature: float,
-    samples: int,
+    done: int,
     out: Path,
     progress: bool,
 ) -> None:
-    batch = min(restored.config.evaluate.batch, len(jobs))
-    run = make_runner(restored, limits, batch)
+    rollout, batch, lanes = make_runner(restored, limits, min(restored.config.evaluate.batch, len(asked)))
     task = Countdown(restored.config.task, restored.config.solver)
-    columns = (
-        TextColumn("eval"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("trees"),
-        TimeRemainingColumn(),
-        TextColumn("accuracy {task.fields[accuracy]:.3f}"),
+    key = jax.random.key(restored.config.seed)
+    forests = stream(
+        rollout,
+        restored.params,
+        prompts,
+        key,
+        batch=batch,
+        lanes=lanes,
+        done=done,
+        progress=progress,
+        label="eval",
     )
-    correct = 0
-    with (
-        Progress(*columns, console=Console(stderr=True), disable=not progress) as bar,
-        (out / TRACES).open("a") as file,
-    ):
-        shown = bar.add_task("", total=len(jobs), completed=done, accuracy=0.0)
-        for begin in range(done, len(jobs), batch):
-            some = jobs[begin : begin + batch]
-            # A tree's identity is its place in the whole evaluation, so that a resumed one samples the same trees.
-            forest = run([prompt for _, prompt, _ in some], list(range(begin, begin + len(some))), temperature)
+    with (out / TRACES).open("a") as file:
+        for begin, forest in forests:
             answers = extract_answers(forest, restored.tokenizer)
             lines = [
-                to_trace(forest, tree, problem, sample, answers[tree], task, restored.tokenizer)
-                for tree, (problem, _, sample) in enumerate(some)
+                to_trace(forest, tree, *asked[begin + tree], answer, task, restored.tokenizer)
+                for tree, answer in enumerate(answers)
             ]
             file.write("".join(json.dumps(line) + "\n" for line in lines))
             file.flush()
-            correct += sum(line["correct"] for line in lines)
-            bar.update(shown, completed=begin + len(some), accuracy=correct / (begin + len(some) - done))
 
 
-def encode_prompts(
-    restored: Restored, problems: list[Problem], limits: Limits, children: int | None
-) -> list[list[int]]:
-    """Token ids of each root's prompt; raises UsageError that names the problem which cannot be asked."""
-    config = restored.config
-    if children is not None:
-        if restored.method != "apr":
-            raise UsageError(
-                f"--children {children}: {restored.path} is a {restored.method} model; only apr has children"
-            )
-        if config.solver.condition == 0:
-            raise UsageError(
-                f"--children {children}: {restored.path} was trained without conditions (solver.condition=0)"
-            )
-        if not 0 <= children <= config.solver.max_children:
-            raise UsageError(f"--children {children}: the model was trained on 0 to {config.solver.max_children}")
-    task = Countdown(config.task, config.solver)
-    prompts = []
+def _prompts(restored: Restored, problems: list[Problem], limits: Limits, decoding: Decoding) -> Prompts:
+    """One prompt a tree: the samples of a problem one after the other. Raises UsageError that names what can't be asked."""
+    _check_condition(restored, decoding.condition)
+    task = Countdown(restored.config.task, restored.config.solver)
+    ids = []
     for problem in problems:
         try:
-            prompt = [BOS, *restored.tokenizer.encode(task.prompt(problem, children))]
+            prompt = [BOS, *restored.tokenizer.encode(task.prompt(problem, decoding.condition))]
         except ValueError as error:
             raise UsageError(f"problem {problem.id!r}: {error}") from None
         if len(prompt) > limits.window - 1:
             raise UsageError(
                 f"problem {problem.id!r}: its prompt has {len(prompt)} tokens, too many for --window {limits.window}"
             )
-        prompts.append(prompt)
+        ids += [prompt] * decoding.samples
+    forced = NOT_FORCED if decoding.forced is None else decoding.forced
+    sampling = {name: getattr(decoding, name) for name in ("temperature", "top_k", "top_p")}
+    try:
+        # A tree's identity is its place in the whole evaluation, so that a resumed one samples the same trees.
+        prompts = make_prompts(ids, max(map(len, ids), default=1), children=forced, **sampling)
+        if ids:
+            check_prompts(prompts, limits)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
     return prompts
+
+
+def _check_condition(restored: Restored, condition: int | None) -> None:
+    if condition is None:
+        return
+    solver = restored.config.solver
+    flag = f"--children {condition}"
+    if restored.method != "apr":
+        raise UsageError(f"{flag}: {restored.path} is a {restored.method} model; only apr has children")
+    if solver.condition == 0:
+        raise UsageError(f"{flag}: {restored.path} was trained without conditions (solver.condition=0)")
+    if not 0 <= condition <= solver.max_children:
+        raise UsageError(f"{flag}: the model was trained on 0 to {solver.max_children}")
 
 
 def read_traces(path: Path) -> list[dict[str, Any]]:
@@ -212,13 +203,11 @@ def read_traces(path: Path) -> list[dict[str, Any]]:
     return traces
 
 
-def _limits(restored: Restored, window: int | None) -> Limits:
-    limits = restored.config.limits
-    if window is None:
-        return limits
-    if not 2 <= window <= limits.window:
+def _limits(restored: Restored, decoding: Decoding) -> Limits:
+    limits, window = restored.config.limits, decoding.window
+    if window is not None and not 2 <= window <= limits.window:
         raise UsageError(f"--window {window}: must be from 2 to {limits.window}, the window the model was trained with")
-    return dataclasses.replace(limits, window=window)
+    return dataclasses.replace(limits, window=window or limits.window, constrain=decoding.constrain)
 
 
 def _open(out: Path, settings: dict[str, Any]) -> int:

@@ -2,51 +2,63 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
 from apr_jax.evaluate.report import write_tree_page
-from apr_jax.evaluate.run import encode_prompts, make_runner
+from apr_jax.evaluate.run import answer_one
 from apr_jax.evaluate.trace import to_trace
 from apr_jax.learn.answers import extract_answers
 from apr_jax.learn.checkpoint import Restored
 from apr_jax.tasks import Countdown, Problem
+from apr_jax.threads import ThreadForest
+from apr_jax.threads.show import draw_lanes, thread_names
 
-_WIDTH = 56  # Columns of the time axis.
+_WIDTH = 56  # Columns of the lanes.
+_FRAMES, _SECONDS = 60, 2.0  # Of the animation.
 _STYLES = {"given": "dim", "sampled": "", "spawn": "magenta", "joined": "cyan italic", "join": "bold yellow"}
 
 
 def solve(restored: Restored, problem: Problem, html: Path | None) -> dict[str, Any]:
     """Decodes the problem's tree greedily, prints it, and writes its viewer to `html` if given. Returns the trace."""
-    limits = restored.config.limits
-    (prompt,) = encode_prompts(restored, [problem], limits, None)
-    forest = make_runner(restored, limits, 1)([prompt], [0], 0.0)
+    console = Console()
+    forest = answer_one(restored, problem)
     (answer,) = extract_answers(forest, restored.tokenizer)
     task = Countdown(restored.config.task, restored.config.solver)
     trace = to_trace(forest, 0, problem, 0, answer, task, restored.tokenizer)
-    show_tree(trace, Console())
+    if console.is_terminal:
+        play_tree(forest, console)
+    show_tree(forest, trace, console)
     if html is not None:
         write_tree_page(trace, f"{restored.method}-{restored.stage}", html)
-        Console().print(f"viewer   {html}")
+        console.print(f"viewer   {html}")
     return trace
 
 
-def show_tree(trace: dict[str, Any], console: Console) -> None:
-    """Threads as lanes over sequential tokens, each with what it wrote; the verdict below."""
-    table = Table(show_edge=False, pad_edge=False)
-    for title in ("thread", f"sequential tokens 0 to {trace['sequential_tokens']}", "text"):
-        table.add_column(title, overflow="fold", no_wrap=title.startswith("seq"))
+def play_tree(forest: ThreadForest, console: Console) -> None:
+    """The first tree once more in the order in which it was decoded: its lanes grow in the terminal, then make room."""
+    steps = int(forest.end[0].max())
+    with Live(console=console, transient=True, auto_refresh=False) as live:
+        for frame in range(1, _FRAMES + 1):
+            table = _table(forest, -(-steps * frame // _FRAMES))
+            live.update(table, refresh=True)
+            time.sleep(_SECONDS / _FRAMES)
+
+
+def show_tree(forest: ThreadForest, trace: dict[str, Any], console: Console) -> None:
+    """Threads as lanes over decode steps, each with what it wrote; the verdict below."""
+    texts = {}
     for thread in trace["threads"]:
-        text = Text()
+        texts[thread["slot"]] = text = Text()
         for kind, part in thread["spans"]:
             text.append(part, _STYLES[kind])
-        name = "root" if thread["depth"] == 0 else "  " * (thread["depth"] - 1) + f"└ {thread['slot']}"
-        table.add_row(name, _lane(thread, trace), text)
-    console.print(table)
+    console.print(_table(forest, None, texts))
     said = ", ".join(trace["solution"]) if trace["solution"] else "no solution"
     style = "bold green" if trace["correct"] else "bold red"
     why = "" if trace["correct"] or not trace["reason"] else f" ({trace['reason']})"
@@ -57,14 +69,14 @@ def show_tree(trace: dict[str, Any], console: Console) -> None:
     )
 
 
-def _lane(thread: dict[str, Any], trace: dict[str, Any]) -> str:
-    """A bar from the thread's start to its end; dots where it waits for its children."""
-    scale = (_WIDTH - 1) / max(1, trace["sequential_tokens"])
-    lane = [" "] * _WIDTH
-    for place in range(round(thread["start"] * scale), round(thread["end"] * scale) + 1):
-        lane[place] = "█"
-    for child in trace["threads"]:
-        if child["parent"] == thread["slot"]:
-            for place in range(round(child["start"] * scale) + 1, round(child["end"] * scale)):
-                lane[place] = "·"
-    return "".join(lane).rstrip()
+def _table(forest: ThreadForest, until: int | None, texts: dict[int, Text] | None = None) -> Table:
+    """Names, lanes up to a step and, if given, texts of the threads of the first tree."""
+    table = Table(show_edge=False, pad_edge=False)
+    table.add_column("thread", no_wrap=True)
+    table.add_column(f"decode steps 0 to {int(forest.end[0].max())}", no_wrap=True, width=_WIDTH + 1)
+    if texts is not None:
+        table.add_column("text", overflow="fold")
+    lanes = draw_lanes(forest, 0, _WIDTH, until)
+    for slot, name in thread_names(forest, 0).items():
+        table.add_row(name, lanes[slot], *([] if texts is None else [texts[slot]]))
+    return table

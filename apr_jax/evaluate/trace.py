@@ -8,7 +8,7 @@ import numpy as np
 
 from apr_jax.data.tokenizer import END_JOINED, END_SPAWN, JOIN, JOINED, MSG, SPAWN, Tokenizer
 from apr_jax.tasks import Problem, Task
-from apr_jax.threads import Status, ThreadForest
+from apr_jax.threads import Refusal, Status, ThreadForest
 
 _MARKS = {
     SPAWN: "<spawn>",
@@ -45,7 +45,7 @@ def to_trace(
         "sequential_tokens": int(forest.sequential_tokens[tree]),
         "children": int(forest.children[tree]),
         "max_thread_tokens": int(forest.peak[tree].max()),
-        "refusals": int(forest.refusals[tree]),
+        "refusals": {cause.name: int(forest.refusals[tree, cause]) for cause in Refusal},
         "threads": [_thread(forest, tree, int(slot), tokenizer) for slot in slots],
     }
 

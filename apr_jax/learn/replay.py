@@ -15,12 +15,15 @@ from jaxtyping import Array, Float
 from apr_jax.data.packing import Rows
 from apr_jax.model.config import ModelConfig
 from apr_jax.model.transformer import Params, forward
+from apr_jax.threads.sampling import token_classes
 
 
 def token_logprobs(
     params: Params, config: ModelConfig, rows: Rows, temperature: float = 1.0
 ) -> tuple[Float[Array, "R L"], Float[Array, "R L"]]:
     """Log-prob under softmax(logits / temperature) of each sampled token, and the entropy of what it was drawn from.
+
+    Where the rollout forbade tokens (`Rows.allowed`), both are of the distribution over those that were left.
 
     Args:
       rows: packed threads; the token at j is predicted at j - 1 of the same thread.
@@ -38,7 +41,10 @@ def sampled_logprobs(
     logits: Float[Array, "R L V"], rows: Rows, temperature: float = 1.0
 ) -> tuple[Float[Array, "R L"], Float[Array, "R L"]]:
     """`token_logprobs` from given logits."""
-    logprobs = jax.nn.log_softmax(logits[:, :-1] / temperature, axis=-1)
+    allowed = jnp.asarray(rows.allowed)[:, 1:, None]
+    forbidden = (allowed > 0) & (allowed & token_classes(logits.shape[-1]) == 0)
+    scaled = jnp.where(forbidden, jnp.finfo(jnp.float32).min, logits[:, :-1] / temperature)
+    logprobs = jax.nn.log_softmax(scaled, axis=-1)
     chosen = jnp.take_along_axis(logprobs, rows.tokens[:, 1:, None], axis=-1)[..., 0]
     entropy = -jnp.sum(jnp.exp(logprobs) * logprobs, axis=-1)
 

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -32,12 +31,12 @@ from apr_jax.learn.answers import extract_answers
 from apr_jax.learn.checkpoint import Restored, Run, digest, load_checkpoint
 from apr_jax.learn.loop import Stage
 from apr_jax.learn.optimizer import make_optimizer
+from apr_jax.learn.policy import make_policy_rollout
 from apr_jax.learn.run import build_mesh, train
 from apr_jax.learn.state import TrainState, init_state
 from apr_jax.learn.steps import check_divides, make_rl_step, place_forest, place_whole
-from apr_jax.model.transformer import make_decode
 from apr_jax.tasks import Countdown, Problem, Task, load_problems
-from apr_jax.threads import Prompts, ThreadForest, make_rollout
+from apr_jax.threads import Prompts, ThreadForest, check_prompts, make_prompts
 
 
 def train_rl(config: Experiment, data_dir: Path, workdir: Path, init: Path | str, progress: bool = True) -> TrainState:
@@ -94,7 +93,7 @@ class _Trainer:
         self._train = TrainingProblems(data_dir, start.method)
         self._validation = load_problems(data_dir / "validation.jsonl")[: self._rl.validation]
         self._width = _prompt_width(config, self._task, self._tokenizer, self._validation)
-        self._rollout = make_rollout(*make_decode(config.model), config.limits, config.schedule, mesh)
+        self._rollout = make_policy_rollout(config.model, config.limits, config.schedule, mesh)
         self._step = step
         self._reference = place_whole(start.params, mesh)
 
@@ -148,16 +147,9 @@ class _Trainer:
 
     def _prompts(self, problems: list[Problem], temperature: float) -> Prompts:
         ids = [[BOS, *self._tokenizer.encode(self._task.prompt(problem))] for problem in problems]
-        tokens = np.zeros((len(ids), self._width), np.int32)
-        for row, prompt in zip(tokens, ids, strict=True):
-            row[: len(prompt)] = prompt
-        count = len(ids)
-        return Prompts(
-            tokens=jnp.asarray(tokens),
-            length=jnp.asarray([len(prompt) for prompt in ids], jnp.int32),
-            tree=jnp.arange(count, dtype=jnp.int32),
-            temperature=jnp.full(count, temperature, jnp.float32),
-        )
+        prompts = make_prompts(ids, self._width, temperature=temperature)
+        check_prompts(prompts, self._config.limits)
+        return prompts
 
     def _verify(self, problems: list[Problem], forest: ThreadForest) -> np.ndarray:
         answers = extract_answers(forest, self._tokenizer)
@@ -184,8 +176,11 @@ class TrainingProblems:
 
 def forest_metrics(forest: ThreadForest, correct: np.ndarray) -> dict[str, float]:
     """Means a tree of what a forest (numpy leaves) shows."""
-    names = ("total_tokens", "sequential_tokens", "children", "refusals", "truncations")
-    return {"accuracy": float(correct.mean())} | {name: float(np.mean(getattr(forest, name))) for name in names}
+    names = ("total_tokens", "sequential_tokens", "children", "truncations")
+    measured = {"accuracy": correct, "refusals": np.sum(forest.refusals, axis=1)}
+    return {
+        name: float(np.mean(values)) for name, values in (measured | {n: getattr(forest, n) for n in names}).items()
+    }
 
 
 def _prompt_width(config: Experiment, task: Task, tokenizer: Tokenizer, problems: list[Problem]) -> int:

@@ -53,13 +53,13 @@ def attend(
 def _attend(q: Array, k: Array, v: Array, mask: Array) -> tuple[Array, tuple[Array, ...]]:
     rows, queries, heads, size = q.shape
     groups = k.shape[1]
-    folded = _fold(q, groups) * jnp.asarray(size**-0.5, q.dtype)
+    folded = fold(q, groups) * jnp.asarray(size**-0.5, q.dtype)
     scores = jnp.einsum("rgqk,rgmk->rgqm", folded, k, preferred_element_type=jnp.float32)
     scores = scores.reshape(rows, heads, queries, -1)
     scores = jnp.where(mask[:, None], scores, jnp.finfo(jnp.float32).min)
     weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype).reshape(rows, groups, -1, k.shape[2])
     out = jnp.einsum("rgqm,rgmk->rgqk", weights, v)
-    return _unfold(out, heads), (folded, k, v, weights, out)
+    return unfold(out, heads), (folded, k, v, weights, out)
 
 
 def _attend_backward(saved: tuple[Array, ...], grad: Array) -> tuple[Array, Array, Array, None]:
@@ -67,26 +67,26 @@ def _attend_backward(saved: tuple[Array, ...], grad: Array) -> tuple[Array, Arra
     folded, k, v, weights, out = saved
     size = k.shape[-1]
     heads = grad.shape[2]
-    grad = _fold(grad, k.shape[1])
+    grad = fold(grad, k.shape[1])
     d_v = jnp.einsum("rgqm,rgqk->rgmk", weights, grad)
     d_weights = jnp.einsum("rgqk,rgmk->rgqm", grad, v, preferred_element_type=jnp.float32)
     inner = jnp.sum(grad.astype(jnp.float32) * out.astype(jnp.float32), axis=-1, keepdims=True)
     d_scores = (weights * (d_weights - inner)).astype(v.dtype)
     d_q = jnp.einsum("rgqm,rgmk->rgqk", d_scores, k) * jnp.asarray(size**-0.5, k.dtype)
     d_k = jnp.einsum("rgqm,rgqk->rgmk", d_scores, folded)
-    return _unfold(d_q, heads), d_k, d_v, None
+    return unfold(d_q, heads), d_k, d_v, None
 
 
 attend.defvjp(_attend, _attend_backward)
 
 
-def _fold(x: Array, groups: int) -> Array:
+def fold(x: Array, groups: int) -> Array:
     """[R, S, H, K] -> [R, G, H/G * S, K]."""
     rows, queries, heads, size = x.shape
     return x.transpose(0, 2, 1, 3).reshape(rows, groups, heads // groups * queries, size)
 
 
-def _unfold(x: Array, heads: int) -> Array:
+def unfold(x: Array, heads: int) -> Array:
     """[R, G, H/G * S, K] -> [R, S, H, K]."""
     rows, _, _, size = x.shape
     return x.reshape(rows, heads, -1, size).transpose(0, 2, 1, 3)

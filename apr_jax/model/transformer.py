@@ -17,44 +17,72 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from apr_jax.model.attention import attend, rotate, visible
+from apr_jax.model.cache import attend_cached, store
 from apr_jax.model.config import ModelConfig
 
 Params = dict[str, Any]
-# One (keys, values) pair a layer, each [W, G, M, K]. The lane axis comes first in every leaf: the rollout relies on it.
-Cache = tuple[tuple[jax.Array, jax.Array], ...]
+# For each layer and each segment of the window keys and values, [W, G, positions of the segment, K].
+Cache = tuple[tuple[tuple[jax.Array, jax.Array], ...], ...]
 
 
 class Layer(nn.Module):
-    """One decoder layer. `extend` turns the new keys and values into those to attend to, and says which are visible."""
+    """Parameters of one decoder layer, and the layer itself."""
 
     config: ModelConfig
 
     @nn.compact
-    def __call__(self, h: Array, position: Array, extend: Callable) -> tuple[Array, Any]:
+    def __call__(self, h: Array, position: Array, attention: Callable) -> tuple[Array, Any]:
         c = self.config
-        dtype = jnp.dtype(c.dtype)
 
         def weight(name: str, shape: tuple[int, ...], fan_in: int) -> Array:
-            return self.param(name, nn.initializers.normal(fan_in**-0.5), shape, jnp.float32).astype(dtype)
+            return self.param(name, nn.initializers.normal(fan_in**-0.5), shape, jnp.float32)
 
-        rows, steps, _ = h.shape
-        x = rms_norm(h, self.param("attn_norm", nn.initializers.ones, (c.width,), jnp.float32)).reshape(-1, c.width)
-        kv = weight("kv", (c.width, 2, c.kv_heads, c.head_size), c.width)
-        q, k, v = (
-            (x @ w.reshape(c.width, -1)).reshape(rows, steps, -1, c.head_size)
-            for w in (weight("q", (c.width, c.heads, c.head_size), c.width), kv[:, 0], kv[:, 1])
-        )
-        q, k = rotate(q, position, c.rope_base), rotate(k, position, c.rope_base)
-        keys, values, mask, cache = extend(k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3))
-        out = weight("out", (c.heads, c.head_size, c.width), c.heads * c.head_size * 2 * c.layers)
-        attended = attend(q, keys, values, mask).reshape(rows * steps, -1)
-        h = h + (attended @ out.reshape(-1, c.width)).reshape(h.shape)
+        params = {
+            "attn_norm": self.param("attn_norm", nn.initializers.ones, (c.width,), jnp.float32),
+            "q": weight("q", (c.width, c.heads, c.head_size), c.width),
+            "kv": weight("kv", (c.width, 2, c.kv_heads, c.head_size), c.width),
+            "out": weight("out", (c.heads, c.head_size, c.width), c.heads * c.head_size * 2 * c.layers),
+            "mlp_norm": self.param("mlp_norm", nn.initializers.ones, (c.width,), jnp.float32),
+            "gate_up": weight("gate_up", (c.width, 2, c.mlp), c.width),
+            "down": weight("down", (c.mlp, c.width), c.mlp * 2 * c.layers),
+        }
+        return decoder_layer(to_matrices(params, c), c, h, position, attention)
 
-        x = rms_norm(h, self.param("mlp_norm", nn.initializers.ones, (c.width,), jnp.float32)).reshape(-1, c.width)
-        gate_up = weight("gate_up", (c.width, 2, c.mlp), c.width)
-        down = weight("down", (c.mlp, c.width), c.mlp * 2 * c.layers)
-        h = h + ((nn.silu(x @ gate_up[:, 0]) * (x @ gate_up[:, 1])) @ down).reshape(h.shape)
-        return h, cache
+
+def to_matrices(layer: Params, config: ModelConfig) -> Params:
+    """The matrices that a layer multiplies with, [D, n] and [n, D], in the dtype of the computation."""
+    width, dtype = config.width, jnp.dtype(config.dtype)
+    flat = {
+        "q": layer["q"].reshape(width, -1),
+        "k": layer["kv"][:, 0].reshape(width, -1),
+        "v": layer["kv"][:, 1].reshape(width, -1),
+        "out": layer["out"].reshape(-1, width),
+        "gate": layer["gate_up"][:, 0],
+        "up": layer["gate_up"][:, 1],
+        "down": layer["down"],
+    }
+    return {name: matrix.astype(dtype) for name, matrix in flat.items()} | {
+        name: layer[name] for name in ("attn_norm", "mlp_norm")
+    }
+
+
+def decoder_layer(
+    weights: Params, config: ModelConfig, h: Float[Array, "R S D"], position: Array, attention: Callable
+) -> tuple[Array, Any]:
+    """One layer. `attention(q, k, v)` says what the queries find, and returns what it wants kept (a cache)."""
+    rows, steps, width = h.shape
+
+    def heads(x: Array, matrix: Array) -> Float[Array, "R S heads K"]:
+        return (x @ matrix).reshape(rows, steps, -1, config.head_size)
+
+    x = rms_norm(h, weights["attn_norm"]).reshape(-1, width)
+    q, k, v = heads(x, weights["q"]), heads(x, weights["k"]), heads(x, weights["v"])
+    q, k = rotate(q, position, config.rope_base), rotate(k, position, config.rope_base)
+    found, kept = attention(q, k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3))
+    h = h + (found.reshape(rows * steps, -1) @ weights["out"]).reshape(h.shape)
+    x = rms_norm(h, weights["mlp_norm"]).reshape(-1, width)
+    h = h + ((nn.silu(x @ weights["gate"]) * (x @ weights["up"])) @ weights["down"]).reshape(h.shape)
+    return h, kept
 
 
 def rms_norm(x: Float[Array, "*batch D"], scale: Float[Array, " D"]) -> Float[Array, "*batch D"]:
@@ -112,48 +140,67 @@ def forward(
     return _head(params, config, h)
 
 
-def make_decode(config: ModelConfig) -> tuple[Callable, Callable]:
-    """The model as `threads/` wants it: `decode(params, tokens, cache, positions)` and `init_cache(lanes, window)`.
+def make_decode(config: ModelConfig, bounds: tuple[int, ...]) -> tuple[Callable, Callable]:
+    """The model as `threads/` wants it: `decode(params, tokens, cache, positions, bound)` and `init_cache(lanes, bound)`.
 
-    `decode` reads `tokens` [W, S] at `positions` [W, S] into the cache and returns logits [W, S, V] and the cache. Entry j of
-    the cache holds position j; a query at position p sees entries 0..p. A position at or beyond the window marks padding:
-    nothing is stored and its logits mean nothing.
+    `decode` reads `tokens` [W, S] at `positions` [W, S] into the cache and returns logits [W, S, V] and the cache. A query at
+    position p sees positions 0..p. A position at or beyond the window marks padding: nothing is stored and its logits mean
+    nothing.
+
+    Args:
+      bounds: `schedule.bounds(window)`. The cache is cut there into arrays of its own, because reading a slice of an array
+        costs a copy of it.
     """
-    layer = Layer(config)
+    begins = (0, *bounds[:-1])
 
-    def init_cache(lanes: int, window: int) -> Cache:
-        shape = (lanes, config.kv_heads, window, config.head_size)
-        return tuple((jnp.zeros(shape, config.dtype), jnp.zeros(shape, config.dtype)) for _ in range(config.layers))
+    def init_cache(lanes: int, bound: int) -> Cache:
+        def segment(begin: int, end: int) -> tuple[Array, Array]:
+            shape = (lanes, config.kv_heads, max(0, min(end, bound) - begin), config.head_size)
+            return jnp.zeros(shape, config.dtype), jnp.zeros(shape, config.dtype)
 
-    def decode(params: Params, tokens: Array, cache: Cache, positions: Array) -> tuple[Array, Cache]:
-        window = cache[0][0].shape[2]
-        mask = jnp.arange(window)[None, None, :] <= positions[:, :, None]
+        return tuple(
+            tuple(segment(begin, end) for begin, end in zip(begins, bounds, strict=True)) for _ in range(config.layers)
+        )
+
+    def decode(params: Params, tokens: Array, cache: Cache, positions: Array, bound: int) -> tuple[Array, Cache]:
+        mask = jnp.arange(bound)[None, None, :] <= positions[:, :, None]
         h = _embed(params, config, tokens)
         new = []
         for index in range(config.layers):
-            layer_params = jax.tree.map(lambda x, i=index: x[i], params["layers"])
-            h, kv = layer.apply({"params": layer_params}, h, positions, _into_cache(cache[index], positions, mask))
+            attention = _over_cache(cache[index], begins, bound, positions, mask)
+            h, kv = decoder_layer(params["layers"][index], config, h, positions, attention)
             new.append(kv)
         return _head(params, config, h), tuple(new)
 
     return decode, init_cache
 
 
+def prepare_decode(params: Params, config: ModelConfig) -> Params:
+    """Parameters as `decode` takes them: each layer's matrices apart, cut out once and not at every step."""
+    layers = [
+        to_matrices(jax.tree.map(lambda x, i=index: x[i], params["layers"]), config) for index in range(config.layers)
+    ]
+    return params | {"layers": layers}
+
+
 def _within_rows(mask: Array) -> Callable:
-    return lambda k, v: (k, v, mask, None)
+    return lambda q, k, v: (attend(q, k, v, mask), None)
 
 
-def _into_cache(cache: tuple[Array, Array], positions: Array, mask: Array) -> Callable:
-    lane = jnp.arange(positions.shape[0])[:, None]
+def _over_cache(
+    cache: tuple[tuple[Array, Array], ...], begins: tuple[int, ...], bound: int, positions: Array, mask: Array
+) -> Callable:
+    reached = sum(begin < bound for begin in begins)  # Segments that hold positions below the bound.
 
-    def extend(k: Array, v: Array) -> tuple[Array, Array, Array, tuple[Array, Array]]:
-        keys, values = (
-            old.at[lane, :, positions].set(new.transpose(0, 2, 1, 3), mode="drop")
-            for old, new in zip(cache, (k, v), strict=True)
-        )
-        return keys, values, mask, (keys, values)
+    def attention(q: Array, k: Array, v: Array) -> tuple[Array, tuple[tuple[Array, Array], ...]]:
+        live = []
+        for (keys, values), begin in zip(cache[:reached], begins, strict=False):
+            # Places before the segment would count from its end: they go past it, where they are dropped.
+            place = jnp.where(positions >= begin, positions - begin, mask.shape[-1])
+            live.append((store(keys, k, place), store(values, v, place)))
+        return attend_cached(q, live, mask), (*live, *cache[reached:])
 
-    return extend
+    return attention
 
 
 def _embed(params: Params, config: ModelConfig, tokens: Array) -> Array:

@@ -5,6 +5,8 @@ Both work on a few rows at a time (E of them, "no row" where there are fewer), a
 Shapes: E rows treated, C children a spawn, L stream length, M window.
 """
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int
@@ -29,28 +31,35 @@ def spawn_children(threads: Threads, limits: Limits, count: int) -> Threads:
     """Makes the children of up to `count` closed spawn blocks.
 
     Of the first C messages as many are started, in order, as there are free slots in the thread's own share and tokens in its
-    budget (one must be left for everybody); too deep, none. All others are refused and counted, and so is a spawn without a
-    message. Refused messages get no answer. (A message always fits a child's window: it stood in its parent's.)
+    budget (one must be left for everybody); too deep, none. All others are refused and counted by cause, and so is a spawn
+    without a message. Refused messages get no answer. (A message always fits a child's window: it stood in its parent's.)
     """
     row = first_rows(needs_spawn(threads), count)
-    tokens, length, spawn_at = read(threads.tokens, row), read(threads.length, row), read(threads.spawn_at, row)
-    at = jnp.arange(limits.stream)[None, :]
-    is_message = (tokens == protocol.MSG) & (at > spawn_at[:, None]) & (at < length[:, None] - 1)
-    messages = jnp.sum(is_message, axis=1, dtype=jnp.int32)
-    # Where each of the first C messages begins, and where the one after it does: `</spawn>` closes the last.
-    begin = jnp.sort(jnp.where(is_message, at, limits.stream), axis=1)[:, : limits.children + 1]
-    begin = jnp.pad(begin, ((0, 0), (0, max(0, limits.children + 1 - limits.stream))), constant_values=limits.stream)
-    begin = jnp.minimum(begin, length[:, None] - 1)
-    size = begin[:, 1:] - begin[:, :-1] - 1  # [E, C] text tokens
-
+    block = _find_messages(threads, row, limits)
     low, high, depth = read(threads.slot_low, row), read(threads.slot_high, row), read(threads.depth, row)
     budget, clock = read(threads.budget, row), read(threads.clock, row)
-    allowed = jnp.minimum(high - low, budget - 1) * (depth < limits.max_depth)
-    started = jnp.minimum(jnp.minimum(messages, limits.children), allowed)
+    deep = depth >= limits.max_depth
+    wanted = jnp.minimum(block.messages, limits.children)
+    housed = jnp.minimum(wanted, high - low)
+    started = jnp.where(deep, 0, jnp.minimum(housed, budget - 1))
+    refused = jnp.stack(
+        [
+            block.messages == 0,
+            jnp.where(deep, 0, block.messages - wanted),
+            jnp.where(deep, block.messages, 0),
+            jnp.where(deep, 0, wanted - housed),
+            jnp.where(deep, 0, housed - started),
+        ],
+        axis=1,
+    )
     number = jnp.arange(limits.children, dtype=jnp.int32)[None, :]
     starts = number < started[:, None]  # [E, C]
 
-    per_slots = jnp.where(depth + 1 < limits.max_depth, (high - low - started) // (started + 1), 0)
+    made = read(threads.made, row) + started
+    # What a thread that must make more children keeps back for them.
+    kept = jnp.maximum(read(threads.forced, row) - made, 0)
+    spare = jnp.maximum(high - low - started - kept, 0)
+    per_slots = jnp.where(depth + 1 < limits.max_depth, spare // (started + 1), 0)
     per_budget = budget // (started + 1)
     spawn_round = read(threads.spawns, row) - 1
     threads = write(
@@ -59,18 +68,13 @@ def spawn_children(threads: Threads, limits: Limits, count: int) -> Threads:
         pending=started,
         first_child=low,
         joining=started,
+        made=made,
         slot_low=low + started + started * per_slots,
         budget=budget - started * per_budget,
-        refusals=read(threads.refusals, row) + messages - started + (messages == 0),
+        refusals=read(threads.refusals, row) + refused,
     )
 
     child_row = jnp.where(starts, low[:, None] + number, threads.rows).reshape(-1)
-    place = jnp.arange(limits.stream)[None, None, :]
-    source = jnp.clip(begin[:, :-1, None] + place, 0, limits.stream - 1)  # [E, C, L]
-    text = jnp.take_along_axis(tokens[:, None, :], source, axis=2)
-    text = jnp.where(place == 0, protocol.BOS, text)
-    given = place < size[:, :, None] + 1
-    text = jnp.where(given, text, protocol.PAD).reshape(-1, limits.stream)
     child_low = (low + started)[:, None] + number * per_slots[:, None]
 
     def each(value: Array) -> Array:
@@ -79,15 +83,15 @@ def spawn_children(threads: Threads, limits: Limits, count: int) -> Threads:
     child_key = jax.vmap(jax.vmap(protocol.child_key, (None, None, 0)), (0, 0, None))(
         read(threads.key, row), spawn_round, number[0]
     )
+    prompt_size = each(block.size + 1)
     return write(
         threads,
         child_row,
-        tokens=text,
-        position=jnp.where(given, place, 0).reshape(-1, limits.stream),
-        context=text[:, : limits.window],
-        length=each(size + 1),
-        used=each(size + 1),
-        peak=each(size + 1),
+        tokens=_child_prompts(threads, row, block, limits),
+        given=prompt_size,
+        length=prompt_size,
+        used=prompt_size,
+        peak=prompt_size,
         status=each(jnp.asarray(Status.READY, jnp.int32)),
         parent=each(row[:, None]),
         round=each(spawn_round[:, None]),
@@ -100,6 +104,35 @@ def spawn_children(threads: Threads, limits: Limits, count: int) -> Threads:
         budget=each(per_budget[:, None]),
         key=child_key.reshape(-1, 2),
     )
+
+
+class _Messages(NamedTuple):
+    """Where the messages of E spawn blocks stand: how many [E]; of the first C, places in the stream and sizes [E, C]."""
+
+    messages: Int[Array, " E"]
+    begin: Int[Array, "E C"]
+    size: Int[Array, "E C"]
+
+
+def _find_messages(threads: Threads, row: Int[Array, " E"], limits: Limits) -> _Messages:
+    tokens, length = read(threads.tokens, row), read(threads.length, row)
+    at = jnp.arange(limits.stream, dtype=jnp.int32)[None, :]
+    end = length[:, None] - 1  # Of `</spawn>`, which closes the last message.
+    is_message = (tokens == protocol.MSG) & (at > read(threads.spawn_at, row)[:, None]) & (at < end)
+    nth = jnp.cumsum(is_message, axis=1, dtype=jnp.int32)
+    # The place of the n-th message is the number of places before it.
+    place = jnp.arange(1, limits.children + 2, dtype=jnp.int32)
+    begin = jnp.sum(nth[:, None, :] < place[None, :, None], axis=2, dtype=jnp.int32)  # [E, C + 1]
+    begin = jnp.minimum(begin, end)
+    return _Messages(nth[:, -1], begin[:, :-1], begin[:, 1:] - begin[:, :-1] - 1)
+
+
+def _child_prompts(threads: Threads, row: Int[Array, " E"], block: _Messages, limits: Limits) -> Int[Array, "n L"]:
+    """`<bos> message`, padded, for the C children of each row."""
+    place = jnp.arange(limits.stream, dtype=jnp.int32)[None, None, :]
+    text = threads.tokens.at[row[:, None, None], block.begin[:, :, None] + place].get(mode="fill", fill_value=0)
+    text = jnp.where(place == 0, protocol.BOS, jnp.where(place <= block.size[:, :, None], text, protocol.PAD))
+    return text.reshape(-1, limits.stream)
 
 
 def join_children(threads: Threads, limits: Limits, count: int) -> Threads:
@@ -143,16 +176,12 @@ def join_children(threads: Threads, limits: Limits, count: int) -> Threads:
 
     at = jnp.arange(limits.stream)[None, :] - length[:, None]
     in_stream = (at >= 0) & (at < block[:, None]) & ~ended[:, None]
-    at_window = jnp.arange(limits.window)[None, :] - spawn_position[:, None]
-    in_window = (at_window >= 0) & (at_window < block[:, None]) & ~ended[:, None]
     used = jnp.where(ended, read(threads.used, row), spawn_position + block)
     parent = jnp.where((row < threads.rows) & ended, read(threads.parent, row), -1)
     threads = write(
         threads,
         row,
         tokens=jnp.where(in_stream, block_token(at), read(threads.tokens, row)),
-        position=jnp.where(in_stream, spawn_position[:, None] + at, read(threads.position, row)),
-        context=jnp.where(in_window, block_token(at_window), read(threads.context, row)),
         length=jnp.where(ended, length, length + block),
         used=used,
         peak=jnp.maximum(read(threads.peak, row), used),

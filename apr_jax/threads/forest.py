@@ -29,6 +29,16 @@ class Status(enum.IntEnum):
     OUT_OF_BUDGET = 8  # The tree's token or sequential-token budget is spent: the answer is empty.
 
 
+class Refusal(enum.IntEnum):
+    """Why a message got no thread: columns of `ThreadForest.refusals`."""
+
+    NO_MESSAGE = 0
+    TOO_MANY = 1
+    TOO_DEEP = 2
+    NO_SLOT = 3
+    NO_BUDGET = 4
+
+
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class ThreadForest:
@@ -40,6 +50,8 @@ class ThreadForest:
       island: [B, T, L] 0 = visible to all later tokens of the thread; n = the thread's n-th spawn block, visible to itself.
       sampled: [B, T, L] True where the policy chose the token.
       logprob: [B, T, L] log-prob of the sampled token under the distribution it was drawn from; 0 elsewhere.
+      allowed: [B, T, L] uint8, the classes of tokens (`protocol.ALLOW_*`) of which the sampled token was drawn; 0 elsewhere.
+        With it replay can build the masked distribution again.
       length: [B, T] tokens in the stream.
       status: [B, T] a `Status`.
       parent: [B, T] slot of the parent, NO_PARENT for the root and free slots.
@@ -52,8 +64,7 @@ class ThreadForest:
       total_tokens: [B] sampled tokens of all threads.
       sequential_tokens: [B] sampled tokens on the longest chain: the root's `end`.
       children: [B] threads made by spawns.
-      refusals: [B] messages of spawns that were given no thread (too many, no free slot, too deep, no budget left) plus
-        spawns without a message.
+      refusals: [B, 5] messages of spawns that were given no thread, by `Refusal`; NO_MESSAGE counts spawns without one.
       truncations: [B] threads that ended OUT_OF_WINDOW or OUT_OF_BUDGET.
     """
 
@@ -62,6 +73,7 @@ class ThreadForest:
     island: jax.Array
     sampled: jax.Array
     logprob: jax.Array
+    allowed: jax.Array
     length: jax.Array
     status: jax.Array
     parent: jax.Array

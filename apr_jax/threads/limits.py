@@ -15,6 +15,8 @@ class Limits:
       max_depth: deepest thread that may exist; 0 means that nobody spawns, 1 that only the root does.
       max_tokens: sampled tokens a tree.
       max_sequential: sampled tokens on the longest chain of a tree.
+      constrain: tokens that the protocol does not allow at a point are not drawn there, so that no stream is malformed and no
+        message refused (docs/protocol.md); log-probs are those of the masked distribution.
     """
 
     window: int
@@ -24,6 +26,7 @@ class Limits:
     max_depth: int = 1
     max_tokens: int = 1_000_000
     max_sequential: int = 1_000_000
+    constrain: bool = False
 
     def __post_init__(self):
         for field, low, rule in (
@@ -53,15 +56,24 @@ class Schedule:
       lanes: W, rows of the decode batch.
       admit: threads that are prefilled together.
       chunk: context tokens that one prefill step reads.
+      buckets: lengths of context below the window for which the loop is compiled apart, so that a step reads no more of the
+        cache than the longest running thread needs; increasing.
     """
 
     lanes: int = 64
     admit: int = 8
     chunk: int = 16
+    buckets: tuple[int, ...] = ()
+
+    def bounds(self, window: int) -> tuple[int, ...]:
+        """The buckets below the window, and the window."""
+        return (*(bucket for bucket in self.buckets if bucket < window), window)
 
     def __post_init__(self):
         for field in ("lanes", "admit", "chunk"):
             if getattr(self, field) < 1:
                 raise ValueError(f"schedule.{field}={getattr(self, field)} must be at least 1")
+        if any(low >= high for low, high in zip((0, *self.buckets), self.buckets, strict=False)):
+            raise ValueError(f"schedule.buckets={self.buckets} must be positive and increasing")
         if self.admit > self.lanes:
             raise ValueError(f"schedule.admit={self.admit} must be at most schedule.lanes={self.lanes}")

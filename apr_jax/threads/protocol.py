@@ -20,12 +20,18 @@ sequential tokens (OUT_OF_BUDGET).
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Int, UInt32
+from jaxtyping import Array, Bool, Int, UInt8, UInt32
 
 from apr_jax.threads.forest import Status
+from apr_jax.threads.limits import Limits
 
 CONTROL_PIECES = ("<pad>", "<bos>", "<eos>", "<unk>", "<spawn>", "<msg>", "</spawn>", "<joined>", "</joined>", "<join>")
 PAD, BOS, EOS, UNK, SPAWN, MSG, END_SPAWN, JOINED, END_JOINED, JOIN = range(len(CONTROL_PIECES))
+
+# Classes of tokens that a rollout can forbid; a set of them is a sum of these.
+ALLOW_TEXT, ALLOW_SPAWN, ALLOW_MSG, ALLOW_END_SPAWN, ALLOW_JOIN, ALLOW_EOS = (1 << bit for bit in range(6))
+ALLOW_OTHER = 64  # <pad> <bos> <unk> <joined> </joined>
+ALLOW_ALL = 127
 
 THINK, OPENED, MESSAGE, ANSWER = range(4)
 _PHASES = 4
@@ -59,6 +65,52 @@ def advance(
     closes = outcome == _CLOSES
     status = jnp.where(outcome >= _ENDS, outcome - _ENDS, Status.RUNNING)
     return jnp.where(outcome < _PHASES, outcome, THINK), closes, status
+
+
+def allowed_classes(
+    phase: Int[Array, " W"],
+    messages: Int[Array, " W"],
+    budget: Int[Array, " W"],
+    may_spawn: Int[Array, " W"],
+    made: Int[Array, " W"],
+    forced: Int[Array, " W"],
+    limits: Limits,
+) -> UInt8[Array, " W"]:
+    """The classes that the next token may be of: all, less what `limits.constrain` and a forced number of children forbid.
+
+    Args:
+      messages: in the open spawn block.
+      budget: tokens that the thread may still sample, the next one included.
+      may_spawn: children for which the thread has slots; 0 if it is too deep.
+      made: children of its earlier spawns; `forced`: how many it must make, negative if it is free.
+    """
+
+    def by_phase(think: Array | int, opened: int, message: Array | int, answer: int) -> Array:
+        return jnp.select([phase == THINK, phase == OPENED, phase == MESSAGE], [think, opened, message], answer)
+
+    def unless(condition: Array, classes: int) -> Array:
+        return jnp.where(condition, 0, classes)
+
+    least = ALLOW_TEXT + ALLOW_JOIN
+    # Each started child needs a token and so does the parent, after this token and the `</spawn>`.
+    room = budget - 3
+    more = jnp.minimum(jnp.minimum(limits.children, may_spawn), room)
+    grammar = by_phase(
+        jnp.where((may_spawn >= 1) & (room >= 2), least + ALLOW_SPAWN, least),
+        ALLOW_MSG,
+        ALLOW_END_SPAWN + unless(messages > room, ALLOW_TEXT) + unless(messages + 1 > more, ALLOW_MSG),
+        ALLOW_TEXT + ALLOW_EOS,
+    )
+    wanted = forced - made
+    kept = by_phase(
+        jnp.where(wanted > 0, ALLOW_ALL - ALLOW_JOIN - ALLOW_EOS, ALLOW_ALL - ALLOW_SPAWN),
+        ALLOW_ALL - ALLOW_END_SPAWN,
+        jnp.where(messages >= jnp.minimum(limits.children, wanted), ALLOW_ALL - ALLOW_MSG, ALLOW_ALL),
+        ALLOW_ALL,
+    )
+    everything = jnp.full_like(phase, ALLOW_ALL)
+    classes = jnp.where(forced >= 0, kept, everything) & (grammar if limits.constrain else everything)
+    return classes.astype(jnp.uint8)
 
 
 def root_key(key: jax.Array, tree: Int[Array, " B"]) -> jax.Array:

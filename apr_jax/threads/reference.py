@@ -8,212 +8,241 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from apr_jax.threads import protocol as p
-from apr_jax.threads.forest import NO_PARENT, ROOT, Status, ThreadForest
+from apr_jax.threads.forest import NO_PARENT, ROOT, Refusal, Status, ThreadForest
 from apr_jax.threads.limits import Limits
+from apr_jax.threads.prompts import NOT_FORCED, Prompts
 from apr_jax.threads.sampling import draw
 
-# The tokens that a thread sees -> logits [V] of the next one.
-LogitsOf = Callable[[Sequence[int]], np.ndarray]
+LogitsOf = Callable[[Sequence[int]], np.ndarray]  # The tokens that a thread sees -> logits [V] of the next one.
 
 _draw = jax.jit(draw)
 _child_key = jax.jit(p.child_key)
 
 
+class _Token(NamedTuple):
+    """One place of a stream; the names are ThreadForest's, the defaults those of a given token."""
+
+    tokens: int
+    position: int
+    island: int = 0
+    sampled: bool = False
+    logprob: float = 0.0
+    allowed: int = 0
+
+
 @dataclasses.dataclass
 class _Thread:
-    """A thread at work; `seen` is its context, the lists hold its stream."""
-
     slot: int
-    seen: list[int]
+    seen: list[int]  # The context: what the next token follows from.
     key: np.ndarray
     free: range  # Slots that its descendants may take.
-    budget: int
+    budget: int  # Tokens that it may still sample.
     clock: int = 0
     parent: int = NO_PARENT
     round: int = 0
     depth: int = 0
     child: int = 0
+    forced: int = NOT_FORCED  # Children that it must make.
+    made: int = 0  # Children that it made.
+    spawns: int = 0
+    opened_at: int = 0  # Length of `seen` before the open `<spawn>`.
+    messages: list[list[int]] | None = None  # Of the open spawn block.
+    answer: list[int] | None = None  # Since `<join>`.
     status: Status = Status.RUNNING
-    answer: tuple[int, ...] = ()
-    refusals: int = 0
 
     def __post_init__(self):
-        self.start = self.clock
-        self.peak = len(self.seen)
-        self.tokens = list(self.seen)
-        self.position = list(range(len(self.seen)))
-        self.island = [0] * len(self.seen)
-        self.sampled = [False] * len(self.seen)
-        self.logprob = [0.0] * len(self.seen)
+        self.refusals = [0] * len(Refusal)
+        self.start, self.peak = self.clock, len(self.seen)
+        self.stream = [_Token(token, place) for place, token in enumerate(self.seen)]
 
-    def append(self, token: int, island: int, logprob: float | None) -> None:
-        """Writes a token behind what the thread sees; given tokens have no log-prob."""
-        self.tokens.append(token)
-        self.position.append(len(self.seen))
-        self.island.append(island)
-        self.sampled.append(logprob is not None)
-        self.logprob.append(logprob or 0.0)
+    @property
+    def length(self) -> int:
+        return len(self.stream)
+
+    def append(self, token: int, *choice: Any) -> None:
+        """Writes a token behind what the thread sees; `choice` is the rest of a sampled `_Token`."""
+        self.stream.append(_Token(token, len(self.seen), *choice))
         self.seen.append(token)
         self.peak = max(self.peak, len(self.seen))
 
 
-def interpret(
-    logits_of: LogitsOf, prompt: Sequence[int], tree: int, temperature: float, key: jax.Array, limits: Limits
-) -> ThreadForest:
-    """One thread tree; the fields are numpy arrays without the batch axis B."""
-    root_key = np.asarray(p.root_key(key, np.asarray([tree], np.int32)))[0]
-    root = _Thread(ROOT, list(prompt), root_key, range(1, limits.slots), limits.max_tokens)
+def interpret(logits_of: LogitsOf, prompts: Prompts, tree: int, key: jax.Array, limits: Limits) -> ThreadForest:
+    """The thread tree of one of the prompts; the fields are numpy arrays without the batch axis B."""
+    prompt = np.asarray(prompts.tokens)[tree, : int(prompts.length[tree])].tolist()
+    root_key = np.asarray(p.root_key(key, np.asarray(prompts.tree)[[tree]]))[0]
+    root = _Thread(ROOT, prompt, root_key, range(1, limits.slots), limits.max_tokens)
+    root.forced = int(prompts.children[tree])
+    sampling = [np.asarray(setting)[[tree]] for setting in (prompts.temperature, prompts.top_k, prompts.top_p)]
     threads = [root]
-    _run(root, logits_of, temperature, limits, threads)
+
+    def sample(thread: _Thread) -> tuple[int, float, int]:
+        logits = np.asarray(logits_of(thread.seen), np.float32)[None]
+        place, allowed = np.asarray([thread.length], np.int32), np.asarray([_allowed(thread, limits)], np.uint8)
+        token, logprob = _draw(logits, thread.key[None], place, *sampling, allowed)
+        return int(token[0]), float(logprob[0]), int(allowed[0])
+
+    _run(root, sample, limits, threads)
     return _forest(threads, limits)
 
 
-def _run(thread: _Thread, logits_of: LogitsOf, temperature: float, limits: Limits, threads: list[_Thread]) -> None:
+def _run(thread: _Thread, sample: Callable, limits: Limits, threads: list[_Thread]) -> None:
     """Decodes the thread to its end, and its children whenever it spawns."""
-    spawns = 0
-    opened_at = -1  # Length of `seen` before the open `<spawn>`.
-    messages: list[list[int]] | None = None  # Of the open spawn block.
-    answer: list[int] | None = None  # Since `<join>`.
     while thread.status == Status.RUNNING:
-        token, logprob = _sample(thread, logits_of, temperature)
-        text = token >= len(p.CONTROL_PIECES)
-        if token == p.SPAWN and messages is None and answer is None:
-            spawns, opened_at, messages = spawns + 1, len(thread.seen), []
-        in_block = messages is not None
-        thread.append(token, spawns if in_block else 0, logprob)
+        token, logprob, allowed = sample(thread)
+        _follow(thread, token)
+        thread.append(token, thread.spawns if thread.messages is not None else 0, True, logprob, allowed)
         thread.clock += 1
         thread.budget -= 1
-        closes = in_block and token == p.END_SPAWN
-        if messages is not None:
-            if token == p.MSG:
-                messages.append([])
-            elif text and messages:
-                messages[-1].append(token)
-            elif not closes and not (token == p.SPAWN and len(thread.seen) == opened_at + 1):
-                thread.status = Status.MALFORMED
-        elif answer is not None:
-            if text:
-                answer.append(token)
-            else:
-                thread.status = Status.DONE if token == p.EOS else Status.MALFORMED
-        elif token == p.JOIN:
-            answer = []
-        elif token == p.EOS:
-            thread.status = Status.NO_ANSWER
-        elif not text:
-            thread.status = Status.MALFORMED
-
         if thread.status == Status.RUNNING:
-            full = len(thread.seen) >= limits.window or len(thread.tokens) >= limits.stream
+            closes = thread.messages is not None and token == p.END_SPAWN
+            full = len(thread.seen) >= limits.window or thread.length >= limits.stream
             if full and not closes:
                 thread.status = Status.OUT_OF_WINDOW
             elif thread.clock >= limits.max_sequential or thread.budget <= 0:
                 thread.status = Status.OUT_OF_BUDGET
             elif closes:
-                children = _spawn(thread, messages or [], spawns - 1, limits, threads)
+                children = _spawn(thread, limits)
+                threads.extend(children)
                 for child in children:
-                    _run(child, logits_of, temperature, limits, threads)
-                _join(thread, children, opened_at, limits)
-                messages = None
-    if thread.status == Status.DONE:
-        thread.answer = tuple(answer or ())
+                    _run(child, sample, limits, threads)
+                _join(thread, children, limits)
 
 
-def _sample(thread: _Thread, logits_of: LogitsOf, temperature: float) -> tuple[int, float]:
-    logits = np.asarray(logits_of(thread.seen), np.float32)[None]
-    index = np.asarray([len(thread.tokens)], np.int32)
-    token, logprob = _draw(logits, thread.key[None], index, np.asarray([temperature], np.float32))
-    return int(token[0]), float(logprob[0])
+def _follow(thread: _Thread, token: int) -> None:
+    """What a token does: by whether the thread is within a spawn block, within its answer, or thinks."""
+    text = token >= len(p.CONTROL_PIECES)
+    if thread.messages is not None:
+        if token == p.MSG:
+            thread.messages.append([])
+        elif text and thread.messages:
+            thread.messages[-1].append(token)
+        elif token != p.END_SPAWN:
+            thread.status = Status.MALFORMED
+    elif thread.answer is not None:
+        if text:
+            thread.answer.append(token)
+        else:
+            thread.status = Status.DONE if token == p.EOS else Status.MALFORMED
+    elif token == p.SPAWN:
+        thread.spawns, thread.opened_at, thread.messages = thread.spawns + 1, len(thread.seen), []
+    elif token == p.JOIN:
+        thread.answer = []
+    elif not text:
+        thread.status = Status.NO_ANSWER if token == p.EOS else Status.MALFORMED
 
 
-def _spawn(
-    thread: _Thread, messages: list[list[int]], spawn_round: int, limits: Limits, threads: list[_Thread]
-) -> list[_Thread]:
+def _allowed(thread: _Thread, limits: Limits) -> int:
+    """Classes of tokens that may come next: the protocol's if the rollout is constrained, less what a forced count forbids."""
+    messages, thinks = thread.messages, thread.messages is None and thread.answer is None
+    affordable = thread.budget - 3  # After this token and `</spawn>`, these children and the thread have a token each.
+    free = len(thread.free) if thread.depth < limits.max_depth else 0
+    classes = {1 << bit for bit in range(7)}
+    if limits.constrain:
+        if messages:
+            classes = {p.ALLOW_END_SPAWN}
+            classes |= {p.ALLOW_TEXT} if len(messages) <= affordable else set()
+            classes |= {p.ALLOW_MSG} if len(messages) < min(limits.children, free, affordable) else set()
+        elif messages is not None:
+            classes = {p.ALLOW_MSG}
+        elif thinks:
+            classes = {p.ALLOW_TEXT, p.ALLOW_JOIN}
+            classes |= {p.ALLOW_SPAWN} if free >= 1 and affordable >= 2 else set()
+        else:
+            classes = {p.ALLOW_TEXT, p.ALLOW_EOS}
+    if thread.forced != NOT_FORCED:
+        missing = thread.forced - thread.made
+        if thinks:
+            classes -= {p.ALLOW_JOIN, p.ALLOW_EOS} if missing > 0 else {p.ALLOW_SPAWN}
+        elif messages == []:
+            classes -= {p.ALLOW_END_SPAWN}
+        elif messages and len(messages) >= min(limits.children, missing):
+            classes -= {p.ALLOW_MSG}
+    return sum(classes)
+
+
+def _spawn(thread: _Thread, limits: Limits) -> list[_Thread]:
     """Of the first C messages, starts as many as slots and tokens last for; both are divided evenly."""
-    allowed = min(len(thread.free), thread.budget - 1) if thread.depth < limits.max_depth else 0
-    started = messages[: min(limits.children, allowed)]
-    thread.refusals += len(messages) - len(started) + (not messages)
+    started, refused, messages = [], thread.refusals, thread.messages or []
+    refused[Refusal.NO_MESSAGE] += not messages
+    for number, message in enumerate(messages):
+        if thread.depth >= limits.max_depth:
+            refused[Refusal.TOO_DEEP] += 1
+        elif number >= limits.children:
+            refused[Refusal.TOO_MANY] += 1
+        elif number >= len(thread.free):
+            refused[Refusal.NO_SLOT] += 1
+        elif number >= thread.budget - 1:
+            refused[Refusal.NO_BUDGET] += 1
+        else:
+            started.append(message)
     count, low = len(started), thread.free.start
+    thread.made += count
+    kept = max(0, thread.forced - thread.made)  # For the children that it still must make.
     tokens_each = thread.budget // (count + 1)
-    slots_each = (len(thread.free) - count) // (count + 1) if thread.depth + 1 < limits.max_depth else 0
+    slots_each = max(0, len(thread.free) - count - kept) // (count + 1) if thread.depth + 1 < limits.max_depth else 0
+    shares = [low + count + index * slots_each for index in range(count + 1)]
     thread.budget -= count * tokens_each
-    children = []
-    for index, message in enumerate(started):
-        first_free = low + count + index * slots_each
-        children.append(
-            _Thread(
-                slot=low + index,
-                seen=[p.BOS, *message],
-                key=np.asarray(_child_key(thread.key, np.int32(spawn_round), np.int32(index))),
-                free=range(first_free, first_free + slots_each),
-                budget=tokens_each,
-                clock=thread.clock,
-                parent=thread.slot,
-                round=spawn_round,
-                depth=thread.depth + 1,
-                child=index,
-            )
+    thread.free = range(shares[-1], thread.free.stop)
+    return [
+        _Thread(
+            slot=low + index,
+            seen=[p.BOS, *message],
+            key=np.asarray(_child_key(thread.key, np.int32(thread.spawns - 1), np.int32(index))),
+            free=range(shares[index], shares[index + 1]),
+            budget=tokens_each,
+            clock=thread.clock,
+            parent=thread.slot,
+            round=thread.spawns - 1,
+            depth=thread.depth + 1,
+            child=index,
         )
-    thread.free = range(low + count + count * slots_each, thread.free.stop)
-    threads.extend(children)
-    return children
+        for index, message in enumerate(started)
+    ]
 
 
-def _join(thread: _Thread, children: list[_Thread], opened_at: int, limits: Limits) -> None:
+def _join(thread: _Thread, children: list[_Thread], limits: Limits) -> None:
     """Hides the spawn block and puts the children's answers where it stood."""
     block = [p.JOINED]
     for child in children:
-        block += [p.MSG, *child.answer]
+        block += [p.MSG, *(child.answer or [])] if child.status == Status.DONE else [p.MSG]
     block.append(p.END_JOINED)
     thread.clock = max([thread.clock, *(child.clock for child in children)])
     thread.budget += sum(child.budget for child in children)
-    if opened_at + len(block) > limits.window - 1 or len(thread.tokens) + len(block) > limits.stream - 1:
+    thread.messages = None
+    if thread.opened_at + len(block) > limits.window - 1 or thread.length + len(block) > limits.stream - 1:
         thread.status = Status.OUT_OF_WINDOW
     elif thread.clock >= limits.max_sequential:
         thread.status = Status.OUT_OF_BUDGET
     else:
-        del thread.seen[opened_at:]
+        del thread.seen[thread.opened_at :]
         for token in block:
-            thread.append(token, 0, None)
+            thread.append(token)
 
 
 def _forest(threads: list[_Thread], limits: Limits) -> ThreadForest:
-    def streams(values: Callable[[_Thread], list], dtype: type) -> np.ndarray:
-        out: np.ndarray = np.zeros((limits.slots, limits.stream), dtype)
+    dtypes = {"sampled": np.bool_, "logprob": np.float32, "allowed": np.uint8}
+    fields: dict[str, np.ndarray] = {}
+    for name in _Token._fields:
+        fields[name] = np.zeros((limits.slots, limits.stream), dtypes.get(name, np.int32))
         for thread in threads:
-            out[thread.slot, : len(thread.tokens)] = values(thread)
-        return out
-
-    def scalars(value: Callable[[_Thread], int], blank: int = 0) -> np.ndarray:
-        out = np.full(limits.slots, blank, np.int32)
+            fields[name][thread.slot, : thread.length] = [getattr(token, name) for token in thread.stream]
+    for name in ("length", "status", "parent", "round", "depth", "child", "start", "clock", "peak"):
+        fields[name] = np.full(limits.slots, NO_PARENT if name == "parent" else 0, np.int32)
         for thread in threads:
-            out[thread.slot] = value(thread)
-        return out
-
-    truncated = (Status.OUT_OF_WINDOW, Status.OUT_OF_BUDGET)
+            fields[name][thread.slot] = getattr(thread, name)
+    ends = [thread.status for thread in threads]
     return ThreadForest(
-        tokens=streams(lambda t: t.tokens, np.int32),
-        position=streams(lambda t: t.position, np.int32),
-        island=streams(lambda t: t.island, np.int32),
-        sampled=streams(lambda t: t.sampled, np.bool_),
-        logprob=streams(lambda t: t.logprob, np.float32),
-        length=scalars(lambda t: len(t.tokens)),
-        status=scalars(lambda t: t.status, Status.FREE),
-        parent=scalars(lambda t: t.parent, NO_PARENT),
-        round=scalars(lambda t: t.round),
-        depth=scalars(lambda t: t.depth),
-        child=scalars(lambda t: t.child),
-        start=scalars(lambda t: t.start),
-        end=scalars(lambda t: t.clock),
-        peak=scalars(lambda t: t.peak),
-        total_tokens=np.int32(sum(sum(t.sampled) for t in threads)),
+        end=fields.pop("clock"),
+        **fields,
+        total_tokens=np.int32(fields["sampled"].sum()),
         sequential_tokens=np.int32(threads[ROOT].clock),
         children=np.int32(len(threads) - 1),
-        refusals=np.int32(sum(t.refusals for t in threads)),
-        truncations=np.int32(sum(t.status in truncated for t in threads)),
+        refusals=np.sum([thread.refusals for thread in threads], axis=0, dtype=np.int32),
+        truncations=np.int32(ends.count(Status.OUT_OF_WINDOW) + ends.count(Status.OUT_OF_BUDGET)),
     )

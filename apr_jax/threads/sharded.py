@@ -8,8 +8,9 @@ from jax.sharding import Mesh, PartitionSpec
 
 from apr_jax.threads.forest import ThreadForest
 from apr_jax.threads.limits import Limits, Schedule
-from apr_jax.threads.rollout import Decode, InitCache, Work, tree_rollout
-from apr_jax.threads.state import Prompts
+from apr_jax.threads.prefill import Decode, InitCache
+from apr_jax.threads.prompts import Prompts
+from apr_jax.threads.rollout import Work, tree_rollout
 
 
 def make_rollout(
@@ -19,6 +20,7 @@ def make_rollout(
     schedule: Schedule,
     mesh: Mesh,
     axes: tuple[str, ...] = ("data", "fsdp"),
+    prepare: Callable[[Any], Any] = lambda params: params,
 ) -> Callable[[Any, Prompts, jax.Array], tuple[ThreadForest, Work]]:
     """The jitted `rollout(params, prompts, key) -> (forest, work)` of this mesh.
 
@@ -38,7 +40,7 @@ def make_rollout(
 
     def shard(params: Any, prompts: Prompts, key_data: jax.Array) -> tuple[ThreadForest, Work]:
         key = jax.random.wrap_key_data(key_data)
-        forest, work = tree_rollout(decode, init_cache, params, prompts, key, limits, schedule)
+        forest, work = tree_rollout(decode, init_cache, prepare(params), prompts, key, limits, schedule)
         return forest, jax.tree.map(lambda count: count[None], work)
 
     mapped = jax.shard_map(shard, mesh=mesh, in_specs=(whole, split, whole), out_specs=split, check_vma=False)

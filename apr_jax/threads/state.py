@@ -1,7 +1,8 @@
 """What the rollout's device loop carries: the threads of all trees as rows of a table, and the lanes that decode them.
 
 Trees and slots are one axis here: row b * T + t is slot t of tree b. The index `rows` (one past the last) means "no row":
-reads from it are ignored and writes to it dropped.
+reads from it are ignored and writes to it dropped. A thread on a lane keeps what a decode step changes in the lane's
+registers; the table has it again when the thread leaves the lane.
 """
 
 import dataclasses
@@ -11,58 +12,41 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int
 
 from apr_jax.threads import protocol
-from apr_jax.threads.forest import NO_PARENT, ROOT, Status, ThreadForest
+from apr_jax.threads.forest import NO_PARENT, ROOT, Refusal, Status, ThreadForest
+from apr_jax.threads.layout import lay_out
 from apr_jax.threads.limits import Limits
+from apr_jax.threads.prompts import NOT_FORCED, Prompts
 
 NOT_SPAWNED = -1  # `pending` of a thread whose spawn block is closed but whose children are not made yet.
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Prompts:
-    """What the roots are given.
-
-    Attributes:
-      tokens: [B, P] the root's prompt from `<bos>` on, padded.
-      length: [B] tokens of the prompt, at least 1.
-      tree: [B] identity of the tree; all its randomness is folded from it.
-      temperature: [B] of the sampling; 0 is greedy.
-    """
-
-    tokens: jax.Array
-    length: jax.Array
-    tree: jax.Array
-    temperature: jax.Array
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
 class Threads:
-    """One row a thread; the first fields are those of ThreadForest.
+    """One row a thread; fields that ThreadForest has mean the same.
 
     Attributes (beyond ThreadForest):
-      context: [rows, M] the token at each position that the thread sees now; a rewind overwrites it.
-      used: [rows] positions of `context` in use.
+      given: [rows] tokens of the thread's own prompt.
+      used: [rows] positions of the window in use.
       clock: [rows] sampled tokens on the longest chain up to now.
-      phase: [rows] of the protocol.
-      spawns: [rows] spawn blocks opened so far; also the current island.
+      spawns: [rows] spawn blocks opened so far.
       spawn_at, spawn_position: [rows] where the current `<spawn>` stands in the stream and in the window.
       answer_at: [rows] place in the stream after `<join>`.
       pending: [rows] children still at work, or NOT_SPAWNED.
       first_child, joining: [rows] the current spawn's children are rows first_child .. first_child + joining - 1.
+      made: [rows] children of all spawns of the thread.
+      forced: [rows] children that the thread must make, or NOT_FORCED.
       slot_low, slot_high: [rows] the thread's own share of free slots. Slots are divided at each spawn, not raced for, so
         that no schedule can change who gets one.
       budget: [rows] tokens the thread may still sample; divided at each spawn, what is left comes back at the join.
-      refusals: [rows] of its spawns.
+      refusals: [rows, 5] of its spawns.
       key: [rows, 2] key data folded from the thread's path.
-      temperature: [rows].
     """
 
     tokens: jax.Array
-    position: jax.Array
-    island: jax.Array
-    sampled: jax.Array
     logprob: jax.Array
+    allowed: jax.Array
+    given: jax.Array
     length: jax.Array
     status: jax.Array
     parent: jax.Array
@@ -71,10 +55,8 @@ class Threads:
     child: jax.Array
     start: jax.Array
     peak: jax.Array
-    context: jax.Array
     used: jax.Array
     clock: jax.Array
-    phase: jax.Array
     spawns: jax.Array
     spawn_at: jax.Array
     spawn_position: jax.Array
@@ -82,16 +64,53 @@ class Threads:
     pending: jax.Array
     first_child: jax.Array
     joining: jax.Array
+    made: jax.Array
+    forced: jax.Array
     slot_low: jax.Array
     slot_high: jax.Array
     budget: jax.Array
     refusals: jax.Array
     key: jax.Array
-    temperature: jax.Array
 
     @property
     def rows(self) -> int:
         return self.status.shape[0]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Lanes:
+    """Registers of the W lanes; those that Threads has mean the same.
+
+    Attributes (beyond Threads):
+      row: [W] the thread on the lane, or "no row".
+      last: [W] the newest token of the thread, which the next step feeds to the model.
+      phase: [W] of the protocol.
+      messages: [W] in the open spawn block.
+      may_spawn: [W] children that a spawn could be given now: 0 if the thread is too deep.
+      temperature, top_k, top_p: [W] of the thread's tree.
+    """
+
+    row: jax.Array
+    status: jax.Array
+    last: jax.Array
+    used: jax.Array
+    length: jax.Array
+    clock: jax.Array
+    budget: jax.Array
+    phase: jax.Array
+    messages: jax.Array
+    spawns: jax.Array
+    spawn_at: jax.Array
+    spawn_position: jax.Array
+    answer_at: jax.Array
+    made: jax.Array
+    forced: jax.Array
+    may_spawn: jax.Array
+    key: jax.Array
+    temperature: jax.Array
+    top_k: jax.Array
+    top_p: jax.Array
 
 
 def read(field: Array, row: Int[Array, "*n"]) -> Array:
@@ -124,28 +143,25 @@ def initial_threads(prompts: Prompts, key: jax.Array, limits: Limits) -> Threads
     rows = trees * limits.slots
     root = jnp.arange(trees) * limits.slots
     zeros = jnp.zeros(rows, jnp.int32)
-    stream = jnp.zeros((rows, limits.stream), jnp.int32)
     given = jnp.arange(width)[None, :] < prompts.length[:, None]
-    prompt = jnp.where(given, prompts.tokens, protocol.PAD)
-    position = jnp.where(given, jnp.arange(width)[None, :], 0)
+    lengths = zeros.at[root].set(prompts.length)
     return Threads(
-        tokens=stream.at[root, :width].set(prompt),
-        position=stream.at[root, :width].set(position),
-        island=stream,
-        sampled=jnp.zeros((rows, limits.stream), bool),
+        tokens=jnp.zeros((rows, limits.stream), jnp.int32)
+        .at[root, :width]
+        .set(jnp.where(given, prompts.tokens, protocol.PAD)),
         logprob=jnp.zeros((rows, limits.stream), jnp.float32),
-        length=zeros.at[root].set(prompts.length),
+        allowed=jnp.zeros((rows, limits.stream), jnp.uint8),
+        given=lengths,
+        length=lengths,
         status=(zeros + Status.FREE).at[root].set(Status.READY),
         parent=zeros + NO_PARENT,
         round=zeros,
         depth=zeros,
         child=zeros,
         start=zeros,
-        peak=zeros.at[root].set(prompts.length),
-        context=jnp.zeros((rows, limits.window), jnp.int32).at[root, :width].set(prompt),
-        used=zeros.at[root].set(prompts.length),
+        peak=lengths,
+        used=lengths,
         clock=zeros,
-        phase=zeros + protocol.THINK,
         spawns=zeros,
         spawn_at=zeros,
         spawn_position=zeros,
@@ -153,13 +169,80 @@ def initial_threads(prompts: Prompts, key: jax.Array, limits: Limits) -> Threads
         pending=zeros,
         first_child=zeros,
         joining=zeros,
+        made=zeros,
+        forced=(zeros + NOT_FORCED).at[root].set(prompts.children),
         slot_low=zeros.at[root].set(root + 1),
         slot_high=zeros.at[root].set(root + limits.slots),
         budget=zeros.at[root].set(limits.max_tokens),
-        refusals=zeros,
+        refusals=jnp.zeros((rows, len(Refusal)), jnp.int32),
         key=jnp.zeros((rows, 2), jnp.uint32).at[root].set(protocol.root_key(key, prompts.tree)),
-        temperature=jnp.repeat(prompts.temperature.astype(jnp.float32), limits.slots),
     )
+
+
+def idle_lanes(count: int, rows: int) -> Lanes:
+    """Lanes without threads."""
+    zeros = jnp.zeros(count, jnp.int32)
+    names = {field.name: zeros for field in dataclasses.fields(Lanes)}
+    return Lanes(
+        **names
+        | {
+            "row": zeros + rows,
+            "key": jnp.zeros((count, 2), jnp.uint32),
+            "temperature": jnp.zeros(count),
+            "top_p": jnp.ones(count),
+        }
+    )
+
+
+def seat(
+    lanes: Lanes, lane: Int[Array, " n"], threads: Threads, row: Int[Array, " n"], prompts: Prompts, limits: Limits
+) -> Lanes:
+    """Puts threads that are READY on lanes; "no row" and lanes past the last are dropped."""
+    tree = row // limits.slots
+    registers = {
+        field.name: read(getattr(threads, field.name), row)
+        for field in dataclasses.fields(Lanes)
+        if hasattr(threads, field.name)
+    }
+    length = registers["length"]
+    registers |= {
+        "row": row,
+        "status": jnp.full_like(row, Status.RUNNING),
+        "last": threads.tokens.at[row, length - 1].get(mode="fill", fill_value=protocol.PAD),
+        "phase": jnp.full_like(row, protocol.THINK),
+        "messages": jnp.zeros_like(row),
+        "may_spawn": jnp.where(
+            read(threads.depth, row) < limits.max_depth, read(threads.slot_high, row) - read(threads.slot_low, row), 0
+        ),
+        "temperature": read(prompts.temperature, tree),
+        "top_k": read(prompts.top_k, tree),
+        "top_p": read(prompts.top_p, tree),
+    }
+    return Lanes(**{name: getattr(lanes, name).at[lane].set(value, mode="drop") for name, value in registers.items()})
+
+
+def unseat(threads: Threads, lanes: Lanes) -> tuple[Threads, Lanes]:
+    """Brings the table up to date; lanes whose threads have ended or wait become idle."""
+    row = lanes.row
+    left = (row < threads.rows) & (lanes.status != Status.RUNNING)
+    waits = lanes.status == Status.WAITING
+    threads = write(
+        threads,
+        jnp.where(left, row, threads.rows),
+        status=lanes.status,
+        length=lanes.length,
+        used=lanes.used,
+        peak=jnp.maximum(read(threads.peak, row), lanes.used),
+        clock=lanes.clock,
+        budget=lanes.budget,
+        spawns=lanes.spawns,
+        spawn_at=lanes.spawn_at,
+        spawn_position=lanes.spawn_position,
+        answer_at=lanes.answer_at,
+        pending=jnp.where(waits, NOT_SPAWNED, 0),
+    )
+    threads = children_ended(threads, jnp.where(left & ~waits, read(threads.parent, row), NO_PARENT))
+    return threads, dataclasses.replace(lanes, row=jnp.where(left, threads.rows, row))
 
 
 def to_forest(threads: Threads, limits: Limits) -> ThreadForest:
@@ -171,12 +254,14 @@ def to_forest(threads: Threads, limits: Limits) -> ThreadForest:
     status, clock = trees(threads.status), trees(threads.clock)
     parent = jnp.where(threads.parent == NO_PARENT, NO_PARENT, threads.parent % limits.slots)
     truncated = (status == Status.OUT_OF_WINDOW) | (status == Status.OUT_OF_BUDGET)
+    layout = lay_out(threads.tokens, threads.given, threads.length)
     return ThreadForest(
         tokens=trees(threads.tokens),
-        position=trees(threads.position),
-        island=trees(threads.island),
-        sampled=trees(threads.sampled),
+        position=trees(layout.position),
+        island=trees(layout.island),
+        sampled=trees(layout.sampled),
         logprob=trees(threads.logprob),
+        allowed=trees(threads.allowed),
         length=trees(threads.length),
         status=status,
         parent=trees(parent),
@@ -186,7 +271,7 @@ def to_forest(threads: Threads, limits: Limits) -> ThreadForest:
         start=trees(threads.start),
         end=clock,
         peak=trees(threads.peak),
-        total_tokens=jnp.sum(trees(threads.sampled), axis=(1, 2), dtype=jnp.int32),
+        total_tokens=jnp.sum(trees(layout.sampled), axis=(1, 2), dtype=jnp.int32),
         sequential_tokens=clock[:, ROOT],
         children=jnp.sum(status != Status.FREE, axis=1, dtype=jnp.int32) - 1,
         refusals=jnp.sum(trees(threads.refusals), axis=1, dtype=jnp.int32),

@@ -107,6 +107,7 @@ def random_forest(rng: np.random.Generator, trees: int, slots: int, length: int)
         island=rng.integers(0, 3, shape, dtype=np.int32),
         sampled=rng.random(shape) < 0.5,
         logprob=-rng.random(shape, dtype=np.float32),
+        allowed=rng.integers(0, 128, shape, dtype=np.uint8),
         length=np.where(used, rng.integers(1, length + 1, (trees, slots)), 0).astype(np.int32),
     )
 
@@ -125,6 +126,7 @@ def test_pack_forest_against_the_slots_one_by_one(seed):
     dtypes = {name: getattr(rows, name).dtype for name in vars(rows)}
     assert dtypes.pop("sampled") == np.bool_
     assert dtypes.pop("logprob") == np.float32
+    assert dtypes.pop("allowed") == np.uint8
     assert set(dtypes.values()) == {np.dtype(np.int32)}
 
 

@@ -13,6 +13,7 @@ from apr_jax.data.tokenizer import BOS, END_JOINED, END_SPAWN, EOS, JOIN, JOINED
 from apr_jax.tasks import METHODS, Countdown, CountdownConfig, Problem, SolverConfig, Spawn, Thread, draw
 from apr_jax.threads.forest import ThreadForest
 from apr_jax.threads.limits import Limits
+from apr_jax.threads.prompts import make_prompts
 from apr_jax.threads.reference import interpret
 
 LETTERS = Tokenizer.train(["abcdefgh0123456789+-*/=,;:#>"])
@@ -130,7 +131,7 @@ def replayed(streams: list[Stream], limits: Limits) -> ThreadForest:
         return np.eye(64, dtype=np.float32)[table[tuple(seen)]] * 50
 
     prompt = streams[0].tokens[: int(np.argmax(streams[0].sampled))].tolist()
-    return interpret(logits, prompt, 0, 0.0, jax.random.key(0), limits)
+    return interpret(logits, make_prompts([prompt], len(prompt)), 0, jax.random.key(0), limits)
 
 
 def test_streams_are_what_a_rollout_of_the_demonstrator_records():

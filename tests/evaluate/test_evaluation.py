@@ -6,12 +6,13 @@ from fractions import Fraction
 
 import pytest
 
-from apr_jax.data.tokenizer import BOS
 from apr_jax.errors import UsageError
-from apr_jax.evaluate.run import SUMMARY, TRACES, evaluate, make_runner
+from apr_jax.evaluate.run import SUMMARY, TRACES, Decoding, answer_one, evaluate
 from apr_jax.evaluate.trace import to_trace
 from apr_jax.learn.checkpoint import load_checkpoint
 from apr_jax.tasks import Countdown, Problem, load_problems
+
+SAMPLED = Decoding(samples=3, temperature=1.0)
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +64,7 @@ def holds(numbers, target, solution):
 )
 def test_correct_agrees_with_an_independent_check(restored, answer, correct):
     problem = Problem("p", (22, 26, 2), 46)
-    forest = make_runner(restored, restored.config.limits, 1)([[BOS]], [0], 0.0)
+    forest = answer_one(restored, problem)
     trace = to_trace(forest, 0, problem, 0, answer, Countdown(restored.config.task), restored.tokenizer)
     assert trace["correct"] is correct
     if trace["solution"] is not None:
@@ -93,12 +94,12 @@ def test_what_an_evaluation_writes(restored, problems, tmp_path):
 def test_an_interrupted_evaluation_goes_on_to_the_same_bytes(restored, problems, tmp_path):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     for folder in (whole, cut):
-        evaluate(restored, problems, folder, samples=3, temperature=1.0, progress=False)
+        evaluate(restored, problems, folder, SAMPLED, progress=False)
     expected = (whole / TRACES).read_bytes()
     assert (cut / TRACES).read_bytes() == expected
     (cut / TRACES).write_bytes(expected[: len(expected) * 2 // 3])  # In the middle of a line.
     (cut / SUMMARY).unlink()
-    evaluate(restored, problems, cut, samples=3, temperature=1.0, progress=False)
+    evaluate(restored, problems, cut, SAMPLED, progress=False)
     assert (cut / TRACES).read_bytes() == expected
     assert (cut / SUMMARY).read_bytes() == (whole / SUMMARY).read_bytes()
     with pytest.raises(UsageError, match=r"holds an evaluation with samples=3, not 1; choose another --out"):
@@ -109,12 +110,12 @@ def test_the_batch_does_not_change_a_tree(restored, problems, tmp_path):
     config = dataclasses.replace(restored.config, evaluate=dataclasses.replace(restored.config.evaluate, batch=5))
     other = dataclasses.replace(restored, config=config)
     for name, model in (("eight", restored), ("five", other)):
-        evaluate(model, problems, tmp_path / name, samples=2, temperature=1.0, progress=False)
+        evaluate(model, problems, tmp_path / name, Decoding(samples=2, temperature=1.0), progress=False)
     assert (tmp_path / "eight" / TRACES).read_bytes() == (tmp_path / "five" / TRACES).read_bytes()
 
 
 def test_a_condition_and_a_smaller_window_reach_the_model(restored, problems, tmp_path):
-    evaluate(restored, problems, tmp_path, children=3, window=20, progress=False)
+    evaluate(restored, problems, tmp_path, Decoding(condition=3, window=20), progress=False)
     for line in lines(tmp_path):
         root = line["threads"][0]
         assert root["text"].partition(":")[2].startswith(f"{line['target']}#3")
@@ -127,16 +128,17 @@ def test_a_condition_and_a_smaller_window_reach_the_model(restored, problems, tm
         ({"samples": 4}, "greedy samples are all the same; give a temperature"),
         ({"window": 65}, "--window 65: must be from 2 to 64, the window the model was trained with"),
         ({"window": 8}, "problem 'test-0': its prompt has .* tokens, too many for --window 8"),
-        ({"children": 9}, "--children 9: the model was trained on 0 to 4"),
+        ({"forced": 9}, "prompt 0: children=9 must be at most 4: limits.slots=5, limits.max_depth=1"),
+        ({"condition": 9}, "--children 9: the model was trained on 0 to 4"),
     ],
 )
 def test_what_cannot_be_asked_is_refused_before_anything_is_written(restored, problems, tmp_path, wanted, message):
     with pytest.raises(UsageError, match=message):
-        evaluate(restored, problems, tmp_path / "out", progress=False, **wanted)
+        evaluate(restored, problems, tmp_path / "out", Decoding(**wanted), progress=False)
     assert not (tmp_path / "out").exists()
 
 
 def test_a_serial_model_takes_no_condition_of_children(restored, problems, tmp_path):
     serial = dataclasses.replace(restored, method="sos+")
     with pytest.raises(UsageError, match="is a sos\\+ model; only apr has children"):
-        evaluate(serial, problems, tmp_path, children=3, progress=False)
+        evaluate(serial, problems, tmp_path, Decoding(condition=3), progress=False)

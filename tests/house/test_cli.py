@@ -21,10 +21,12 @@ COMMANDS = [
     ("train", "rl"),
     ("eval",),
     ("solve",),
+    ("export",),
     ("reproduce",),
     ("report",),
     ("plan",),
     ("bench", "rollout"),
+    ("bench", "schedule"),
     ("bench", "train"),
     ("bench", "solver"),
 ]
@@ -82,6 +84,8 @@ def test_no_other_commands():
         ("report /nowhere", 1, "/nowhere"),
         ("plan --config experiments/nano.py --topology v9:4x4", 2, "v9"),
         ("bench rollout --repeats 1", 2, "repeats"),
+        ("bench rollout --checkpoint x", 2, "both --checkpoint and --problems"),
+        ("export --checkpoint /nowhere --out o", 1, "/nowhere"),
         ("fly", 2, "fly"),
     ],
 )

@@ -5,7 +5,7 @@ import numpy as np
 
 from apr_jax.data.tokenizer import BOS, END_JOINED, END_SPAWN, EOS, JOIN, JOINED, MSG, SPAWN, Tokenizer
 from apr_jax.learn.answers import extract_answers
-from apr_jax.threads import Limits, interpret
+from apr_jax.threads import Limits, interpret, make_prompts
 
 TOKENIZER = Tokenizer.train(["0123456789+-*/,:;=#"])
 LIMITS = Limits(window=24, stream=48, slots=3, children=2)
@@ -21,7 +21,7 @@ def _forest(written):
         return logits
 
     prompt = [BOS, *TOKENIZER.encode("1,2:3")]
-    return interpret(logits_of, prompt, 0, 0.0, jax.random.key(0), LIMITS)
+    return interpret(logits_of, make_prompts([prompt], len(prompt)), 0, jax.random.key(0), LIMITS)
 
 
 def test_only_the_root_of_a_finished_tree_answers():

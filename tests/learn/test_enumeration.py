@@ -15,7 +15,7 @@ import pytest
 from apr_jax.data.packing import pack_forest
 from apr_jax.learn.objective import tree_sum_loss
 from apr_jax.learn.replay import sampled_logprobs
-from apr_jax.threads import Limits, interpret
+from apr_jax.threads import Limits, interpret, make_prompts
 from apr_jax.threads import protocol as p
 
 VOCAB = 12
@@ -52,7 +52,7 @@ def _enumerate():
     trees, choices = [], []
     while choices is not None:
         script = _Script(choices)
-        forest = interpret(script, [p.BOS], 0, 0.0, jax.random.key(0), LIMITS)
+        forest = interpret(script, make_prompts([[p.BOS]], 1), 0, jax.random.key(0), LIMITS)
         trees.append((forest, script.made))
         widths = script.widths
         while widths and widths[-1][0] == widths[-1][1] - 1:

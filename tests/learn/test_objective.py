@@ -30,7 +30,8 @@ def _rows(threads, length):
             field[at] = value
         used += len(tokens)
     tokens, position, segment, island, sampled, tree = (np.stack(column) for column in zip(*rows, strict=True))
-    return Rows(tokens, position, segment, island, sampled.astype(bool), tree, np.zeros(tokens.shape, np.float32))
+    blank = np.zeros(tokens.shape, np.float32)
+    return Rows(tokens, position, segment, island, sampled.astype(bool), tree, blank, blank.astype(np.uint8))
 
 
 def _threads(seed, count=6):
@@ -58,6 +59,7 @@ def test_loss_by_hand():
         sampled=np.array([[False, True, True, False, True]]),
         tree=np.array([[0, 0, 0, 1, 1]]),
         logprob=np.log([[1.0, 0.5, 0.25, 1.0, 0.5]]).astype(np.float32),
+        allowed=np.zeros((1, 5), np.uint8),
     )
     logprobs = jnp.log(jnp.asarray([[0.1, 0.5, 0.5, 0.1, 0.25]]))
     reference = jnp.log(jnp.asarray([[0.9, 0.25, 0.5, 0.9, 0.25]]))

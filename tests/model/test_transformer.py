@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 
 from apr_jax.model.attention import attend, visible
+from apr_jax.model.cache import store_at_once, store_one_by_one
 from apr_jax.model.config import ModelConfig
 from apr_jax.model.sharding import LOGICAL_AXES, make_mesh, shardings
-from apr_jax.model.transformer import count_params, forward, init_params, make_decode
+from apr_jax.model.transformer import count_params, forward, init_params, make_decode, prepare_decode
 
 CONFIG = ModelConfig(layers=2, width=32, heads=4, kv_heads=2, head_size=8, mlp=48)
 VOCAB = 17
+BOUNDS = (5, 8, 16)  # Where the cache is cut.
 
 
 @pytest.fixture(scope="module")
@@ -98,33 +100,37 @@ def _forward_from(h, params, position, segment, island):
     return forward(params | {"embed": table}, CONFIG, index, position, segment, island)[..., :VOCAB]
 
 
+@pytest.mark.parametrize("bound", [12, 16])
 @pytest.mark.parametrize("chunk", [1, 3, 12])
-def test_decoding_in_chunks_gives_the_training_logits(params, chunk):
+def test_decoding_in_chunks_gives_the_training_logits(params, chunk, bound):
     tokens, position, segment, island = rows(2)
     expected = forward(params, CONFIG, tokens, position, segment, island)
-    decode, init_cache = make_decode(CONFIG)
-    cache = init_cache(2, 16)
-    step = jax.jit(decode)
+    decode, init_cache = make_decode(CONFIG, BOUNDS)
+    ready, cache = prepare_decode(params, CONFIG), init_cache(2, bound)
+    step = jax.jit(decode, static_argnums=4)
     for begin in range(0, 12, chunk):
-        logits, cache = step(params, tokens[:, begin : begin + chunk], cache, position[:, begin : begin + chunk])
+        part = slice(begin, begin + chunk)
+        logits, cache = step(ready, tokens[:, part], cache, position[:, part], bound)
         np.testing.assert_allclose(logits, expected[:, begin : begin + chunk], atol=2e-5)
 
 
 def test_padding_leaves_the_cache_untouched(params):
-    decode, init_cache = make_decode(CONFIG)
+    decode, init_cache = make_decode(CONFIG, BOUNDS)
     tokens, position, _, _ = rows(3)
-    _, cache = decode(params, tokens, init_cache(2, 16), position)
-    _, after = decode(params, tokens[:, :2], cache, jnp.full((2, 2), 16))
+    ready = prepare_decode(params, CONFIG)
+    _, cache = decode(ready, tokens, init_cache(2, 16), position, 16)
+    _, after = decode(ready, tokens[:, :2], cache, jnp.full((2, 2), 16), 16)
     for a, b in zip(jax.tree.leaves(cache), jax.tree.leaves(after), strict=True):
         np.testing.assert_array_equal(a, b)
 
 
 def test_a_rewound_cache_forgets(params):
-    decode, init_cache = make_decode(CONFIG)
+    decode, init_cache = make_decode(CONFIG, BOUNDS)
     tokens, position, segment, island = rows(4)
-    _, cache = decode(params, tokens, init_cache(2, 16), position)
+    ready = prepare_decode(params, CONFIG)
+    _, cache = decode(ready, tokens, init_cache(2, 16), position, 16)
     other = (tokens + 1) % VOCAB
-    logits, _ = decode(params, other[:, 5:7], cache, position[:, 5:7])
+    logits, _ = decode(ready, other[:, 5:7], cache, position[:, 5:7], 16)
     joined = jnp.concatenate([tokens[:, :5], other[:, 5:7]], axis=1)
     expected = forward(params, CONFIG, joined, position[:, :7], segment[:, :7], island[:, :7])
     np.testing.assert_allclose(logits, expected[:, 5:7], atol=2e-5)
@@ -174,3 +180,18 @@ def test_mesh_that_does_not_fit_is_named(axes):
 def test_mesh_takes_the_first_devices_it_needs():
     assert list(make_mesh(3, 1, 1, jax.devices()[:8]).devices.flat) == jax.devices()[:3]
     assert make_mesh(0, 2, 2, jax.devices()[:8]).devices.shape == (2, 2, 2)
+
+
+def test_both_ways_to_write_the_cache_agree():
+    old = jax.random.normal(jax.random.key(0), (3, 2, 7, 4))
+    for steps in (1, 3):
+        new = jax.random.normal(jax.random.key(1), (3, 2, steps, 4))
+        place = jnp.asarray([[0, 6, 9], [7, 2, 3], [5, 4, 700]])[:, :steps]
+        expected = np.array(old)
+        for lane, step in np.ndindex(3, steps):
+            if place[lane, step] < 7:
+                expected[lane, :, place[lane, step]] = new[lane, :, step]
+        for write in (store_at_once, store_one_by_one):
+            np.testing.assert_array_equal(jax.jit(write)(old, new, place), expected)
+    one = jax.jit(store_at_once)(old[:1], old[:1, :, 3:4], jnp.asarray([[5]]))
+    np.testing.assert_array_equal(one, old[:1].at[:, :, 5].set(old[:1, :, 3]))

@@ -1,7 +1,9 @@
 """A policy without a network: logits looked up by a hash of what the thread sees.
 
-The hash runs through the cache token by token, so a cache that is not rewound or prefilled rightly gives another token at
-once. `manners` says how well the policy keeps the protocol: 0 throws control pieces anywhere, 9 hardly ever breaks a rule.
+The hash runs through the cache token by token, so a cache that is not rewound or prefilled rightly, or a context longer than
+the bound it is decoded under, gives another token at once. `manners` says how well the policy keeps the protocol: 0 throws
+control pieces anywhere, 9 hardly ever breaks a rule. In between it lies in wait: it keeps the protocol, but in one state of ten
+it breaks it as surely as it keeps it elsewhere, so that streams go wrong at every place, not only at their beginning.
 """
 
 import jax
@@ -14,6 +16,7 @@ VOCAB = 14
 TEXT = range(len(p.CONTROL_PIECES), VOCAB)
 _TABLE = 4093
 _MODULUS = 65_521
+_START = 7  # Hash of nothing.
 _PLACES = 5  # think, opened, message, answer, joined block: where the last token leaves the reader.
 _NEXT = {p.SPAWN: 1, p.MSG: 2, p.END_SPAWN: 0, p.JOIN: 3, p.JOINED: 4, p.END_JOINED: 0}
 # Tokens that keep the protocol in each place, with how much likelier than the others they are (a logit).
@@ -29,30 +32,41 @@ _ALLOWED = {
 def policy(seed: int, manners: float) -> np.ndarray:
     """[_TABLE, _PLACES, VOCAB] logits."""
     logits = np.random.default_rng(seed).normal(size=(_TABLE, _PLACES, VOCAB)).astype(np.float32)
+    keeps = np.full(_TABLE, manners, np.float32)
+    if manners < 9:
+        keeps[::10] = -manners
     for place, tokens in _ALLOWED.items():
         for token, taste in tokens.items():
-            logits[:, place, token] += manners + taste
+            logits[:, place, token] += keeps + taste
     return logits
 
 
-def init_cache(lanes: int, window: int) -> dict[str, jax.Array]:
-    return {"hash": jnp.zeros((lanes, window), jnp.int32), "place": jnp.zeros((lanes, window), jnp.int32)}
+def init_cache(lanes: int, bound: int) -> dict[str, jax.Array]:
+    return {"hash": jnp.zeros((lanes, bound), jnp.int32), "place": jnp.zeros((lanes, bound), jnp.int32)}
 
 
-def decode(params, tokens, cache, positions):
-    """Entry p of the cache is the hash of the tokens at positions 0..p, and the place where they leave the reader."""
+def decode(params, tokens, cache, positions, bound):
+    """Entry p of the cache is the hash of the tokens at positions 0..p, and the place where they leave the reader.
+
+    Nothing at or beyond the bound is read or written, and the hash of a token that stands there is rubbish.
+    """
     lane = jnp.arange(tokens.shape[0])
     logits = []
     for step in range(tokens.shape[1]):
         at, token = positions[:, step], tokens[:, step]
-        state = _mix(jnp.where(at > 0, cache["hash"].at[lane, at - 1].get(mode="fill", fill_value=0), 7), token)
-        before = jnp.where(at > 0, cache["place"].at[lane, at - 1].get(mode="fill", fill_value=0), 0)
-        place = _step(before, token)
-        cache = {
-            "hash": cache["hash"].at[lane, at].set(state, mode="drop"),
-            "place": cache["place"].at[lane, at].set(place, mode="drop"),
+        before = {
+            name: jnp.where(
+                at > 0, jnp.where(at < bound, leaf.at[lane, at - 1].get(mode="fill", fill_value=0), 5), start
+            )
+            for (name, leaf), start in zip(sorted(cache.items()), (_START, 0), strict=True)
         }
-        logits.append(params[state % _TABLE, place])
+        state, place = _mix(before["hash"], token), _step(before["place"], token)
+        store = jnp.where(at < bound, at, cache["hash"].shape[1])
+        cache = {
+            "hash": cache["hash"].at[lane, store].set(state, mode="drop"),
+            "place": cache["place"].at[lane, store].set(place, mode="drop"),
+        }
+        logits.append(params[state % _TABLE, jnp.minimum(place, _PLACES - 1)])
     return jnp.stack(logits, axis=1), cache
 
 
@@ -60,7 +74,7 @@ def logits_of(params: np.ndarray):
     """The same policy for the reference interpreter: everything recomputed from the context."""
 
     def look_up(seen):
-        state, place = 7, 0
+        state, place = _START, 0
         for token in seen:
             state = _mix(state, token)
             place = place if place == 4 and token == p.MSG else _NEXT.get(token, place)

@@ -1,13 +1,26 @@
 """Streams written by hand: what each well-formed and malformed stream becomes, in both implementations."""
 
+import dataclasses
 import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from harness import assert_same
+from outcomes import outcomes
 
-from apr_jax.threads import Limits, Prompts, Schedule, Status, interpret, tree_rollout
+from apr_jax.threads import (
+    NOT_FORCED,
+    Limits,
+    Refusal,
+    Schedule,
+    Status,
+    ThreadForest,
+    interpret,
+    make_prompts,
+    tree_rollout,
+)
 from apr_jax.threads import protocol as p
 
 A, B = 10, 11
@@ -15,54 +28,59 @@ VOCAB = 12
 LIMITS = Limits(window=20, stream=32, slots=4, children=2, max_depth=1)
 
 
-def follow(script: dict[tuple[int, ...], int]):
-    """A policy that writes what the script says after exactly this context, and `<eos>` elsewhere.
+_ENTRIES, _WIDTH = 48, 24  # Room for the scripts below, so that one compiled program serves them all.
 
-    Its device form finds the context by comparing the whole cache, which holds the tokens themselves.
+
+def init_cache(lanes, bound):
+    return jnp.zeros((lanes, bound), jnp.int32)
+
+
+def decode(script, tokens, cache, positions, bound):
+    """Writes what the script says after exactly this context; the cache holds the tokens themselves."""
+    contexts, answers = script
+    lane = jnp.arange(tokens.shape[0])[:, None]
+    cache = cache.at[lane, positions].set(tokens, mode="drop")
+    seen = jnp.where(jnp.arange(bound) <= positions[..., None], cache[:, None, :], -1)[..., :_WIDTH]
+    seen = jnp.pad(seen, ((0, 0), (0, 0), (0, _WIDTH - seen.shape[-1])), constant_values=-1)
+    match = jnp.all(seen[..., None, :] == contexts, axis=-1) & (positions < _WIDTH)[..., None]
+    which = jnp.where(match.any(-1), match.argmax(-1), _ENTRIES)
+    return jax.nn.one_hot(answers[which], VOCAB) * 50.0, cache
+
+
+@functools.cache
+def engine(limits: Limits):
+    return jax.jit(functools.partial(tree_rollout, decode, init_cache, limits=limits, schedule=Schedule(2, 1, 3)))
+
+
+def run(
+    streams: list[tuple[tuple[int, ...], tuple[int, ...]]], limits: Limits = LIMITS, children: int = NOT_FORCED
+) -> ThreadForest:
+    """Runs (context, tokens sampled from there on) pairs in both implementations; returns the tree, slots x fields.
+
+    After any other context `<eos>` is written.
     """
-    width = max(len(seen) for seen in script)
-    contexts = np.full((len(script), width), -1, np.int32)
-    for row, seen in enumerate(script):
-        contexts[row, : len(seen)] = seen
-    answers = np.asarray([*script.values(), p.EOS], np.int32)
-
-    def init_cache(lanes, window):
-        return jnp.zeros((lanes, window), jnp.int32)
-
-    def decode(params, tokens, cache, positions):
-        lane = jnp.arange(tokens.shape[0])[:, None]
-        cache = cache.at[lane, positions].set(tokens, mode="drop")
-        seen = jnp.where(jnp.arange(cache.shape[1]) <= positions[..., None], cache[:, None, :], -1)[..., :width]
-        longer = positions >= width
-        match = jnp.all(seen[..., None, :] == contexts, axis=-1) & ~longer[..., None]
-        which = jnp.where(match.any(-1), match.argmax(-1), len(script))
-        return jax.nn.one_hot(jnp.asarray(answers)[which], VOCAB) * 50.0, cache
-
-    def logits_of(seen):
-        return np.eye(VOCAB, dtype=np.float32)[script.get(tuple(seen), p.EOS)] * 50.0
-
-    return decode, init_cache, logits_of
-
-
-def run(streams: list[tuple[tuple[int, ...], tuple[int, ...]]], limits: Limits = LIMITS):
-    """Runs (context, tokens sampled from there on) pairs in both implementations; returns the tree, slots x fields."""
     script = {}
     for context, sampled in streams:
         for token in sampled:
             script[context] = token
             context = (*context, token)
-    decode, init_cache, logits_of = follow(script)
-    prompt = streams[0][0]
-    batch = Prompts(
-        jnp.asarray([prompt], jnp.int32), jnp.asarray([len(prompt)]), jnp.asarray([0]), jnp.asarray([0.0], jnp.float32)
-    )
-    key = jax.random.key(0)
-    engine = jax.jit(functools.partial(tree_rollout, decode, init_cache, limits=limits, schedule=Schedule(2, 1, 3)))
-    forest = jax.tree.map(lambda x: np.asarray(x[0]), engine(None, batch, key)[0])
-    expected = interpret(logits_of, prompt, 0, 0.0, key, limits)
-    for a, b in zip(jax.tree.leaves(forest), jax.tree.leaves(expected), strict=True):
-        np.testing.assert_allclose(a, b, atol=1e-5)
+    contexts, answers = np.full((_ENTRIES, _WIDTH), -1, np.int32), np.full(_ENTRIES + 1, p.EOS, np.int32)
+    for row, (seen, token) in enumerate(script.items()):
+        contexts[row, : len(seen)], answers[row] = seen, token
+
+    def logits_of(seen):
+        return np.eye(VOCAB, dtype=np.float32)[script.get(tuple(seen), p.EOS)] * 50.0
+
+    batch, key = make_prompts([streams[0][0]], 2, children=children), jax.random.key(0)
+    forest = jax.tree.map(lambda x: np.asarray(x[0]), engine(limits)((contexts, answers), batch, key)[0])
+    assert_same(forest, interpret(logits_of, batch, 0, key, limits))
+    outcomes(forest, limits, children)
     return forest
+
+
+def refused(forest: ThreadForest, **causes: int) -> bool:
+    """Whether these are all refusals of the tree."""
+    return forest.refusals.tolist() == [causes.get(cause.name, 0) for cause in Refusal]
 
 
 ROOT = (p.BOS, A)
@@ -111,7 +129,8 @@ def test_a_family_by_hand():
     np.testing.assert_array_equal(forest.end, [8 + 10 + 3, 18, 11, 0])
     np.testing.assert_array_equal(forest.peak, [11, 10, 6, 0])
     assert (forest.total_tokens, forest.sequential_tokens) == (11 + 10 + 3, 21)
-    assert (forest.children, forest.refusals, forest.truncations) == (2, 2, 0)
+    assert (forest.children, forest.truncations) == (2, 0)
+    assert refused(forest, TOO_DEEP=2)
 
 
 @pytest.mark.parametrize(
@@ -157,7 +176,8 @@ def test_refused_messages_get_no_answer():
         ]
     )
     np.testing.assert_array_equal(forest.status[:3], [Status.DONE, Status.NO_ANSWER, Status.NO_ANSWER])
-    assert (forest.children, forest.refusals) == (2, 2)
+    assert forest.children == 2
+    assert refused(forest, NO_MESSAGE=1, TOO_MANY=1)
 
 
 def test_slots_run_out():
@@ -171,7 +191,8 @@ def test_slots_run_out():
         ],
         limits,
     )
-    assert (forest.children, forest.refusals, Status(int(forest.status[0]))) == (2, 1, Status.DONE)
+    assert (forest.children, Status(int(forest.status[0]))) == (2, Status.DONE)
+    assert refused(forest, NO_SLOT=1)
     np.testing.assert_array_equal(forest.round, [0, 0, 1])
 
 
@@ -201,3 +222,98 @@ def test_budgets_end_threads():
     forest = run([(ROOT, (p.SPAWN, p.MSG, B, p.END_SPAWN)), ((p.BOS, B), (A,) * 9)], chain)
     assert [Status(int(s)) for s in forest.status[:2]] == [Status.OUT_OF_BUDGET] * 2
     assert forest.sequential_tokens == 6
+
+
+SPAWN_ONE = (p.SPAWN, p.MSG, B, p.END_SPAWN)
+ANSWER = (p.JOIN, p.EOS)
+JOINED_ONE = (p.JOINED, p.MSG, p.END_JOINED)
+
+
+def test_forced_children_by_hand():
+    """Three children in two spawns of at most two: whatever the root would rather write is not among what it may write."""
+    streams = [
+        (ROOT, (p.SPAWN, p.MSG, B, p.MSG, B, B, p.MSG)),  # A third message: C = 2 forbids it.
+        ((*ROOT, p.SPAWN, p.MSG, B, p.MSG, B, B), (p.MSG,)),
+    ]
+    limits = Limits(window=20, stream=40, slots=4, children=2, max_depth=1)
+    # Where the wanted token is forbidden all that is left is equally likely, and greedy takes the lowest id: <pad>.
+    forest = run(streams, limits, children=3)
+    assert (Status(int(forest.status[0])), int(forest.children)) == (Status.MALFORMED, 0)
+    joined = (p.JOINED, p.MSG, p.MSG, p.END_JOINED)
+    streams = [
+        (ROOT, (p.SPAWN, p.MSG, B, p.MSG, B, B, p.END_SPAWN)),
+        ((*ROOT, *joined), SPAWN_ONE),
+        ((*ROOT, *joined, *JOINED_ONE), (A, *ANSWER)),
+    ]
+    forest = run(streams, limits, children=3)
+    assert (Status(int(forest.status[0])), int(forest.children)) == (Status.DONE, 3)
+    np.testing.assert_array_equal(forest.round, [0, 0, 0, 1])
+    asked = forest.allowed[0]
+    assert all(asked[at] & (p.ALLOW_JOIN + p.ALLOW_EOS) == 0 for at in (2, 13))  # Children are missing.
+    assert asked[3] & p.ALLOW_END_SPAWN == 0  # No message yet.
+    assert asked[5] & p.ALLOW_MSG and not asked[7] & p.ALLOW_MSG  # One message of two; two of two.
+    assert not asked[16] & p.ALLOW_MSG  # One of the one that is missing.
+    assert not asked[20] & p.ALLOW_SPAWN and asked[20] & p.ALLOW_JOIN  # All are made.
+    assert (forest.allowed[forest.sampled] > 0).all() and (forest.allowed[~forest.sampled] == 0).all()
+    assert (forest.allowed[1:][forest.sampled[1:]] == p.ALLOW_ALL).all()  # Children are free.
+
+
+def test_forced_to_none_and_kept_from_the_end():
+    limits = Limits(window=8, stream=20, slots=4, children=2, max_depth=1)
+    # It wants <spawn>, may not, and takes <pad>, the first of the equally unlikely others.
+    forest = run([(ROOT, SPAWN_ONE)], limits, children=0)
+    assert (int(forest.children), int(forest.tokens[0, 2])) == (0, p.PAD)
+    # It wants to answer at once, and of what it may write instead <spawn> has the lowest id, then </spawn>.
+    constrained = dataclasses.replace(limits, constrain=True)
+    forest = run([(ROOT, ANSWER)], constrained, children=1)
+    assert (Status(int(forest.status[0])), int(forest.children)) == (Status.DONE, 1)
+    assert forest.tokens[0, :8].tolist() == [*ROOT, p.SPAWN, p.MSG, p.END_SPAWN, *JOINED_ONE]
+    # It would rather write text: nothing makes it spawn, and it comes to the end of the window without its child.
+    forest = run([(ROOT, (A,) * 6)], constrained, children=1)
+    assert (Status(int(forest.status[0])), int(forest.children)) == (Status.OUT_OF_WINDOW, 0)
+
+
+def test_slots_are_kept_for_forced_children():
+    """All three free slots are for the root's own children, so that the first of them gets none to spawn with."""
+    limits = Limits(window=30, stream=60, slots=4, children=2, max_depth=2)
+    joined = (*ROOT, *JOINED_ONE)
+    streams = [
+        (ROOT, SPAWN_ONE),
+        ((p.BOS, B), SPAWN_ONE),
+        ((p.BOS, B, p.JOINED, p.END_JOINED), ANSWER),
+        (joined, (p.SPAWN, p.MSG, B, p.MSG, B, p.END_SPAWN)),
+        ((*joined, p.JOINED, p.MSG, p.MSG, p.END_JOINED), ANSWER),
+    ]
+    forest = run(streams, limits, children=3)
+    assert (Status(int(forest.status[0])), int(forest.children)) == (Status.DONE, 3)
+    assert refused(forest, NO_SLOT=3)
+    # A free root gives the first child one of the two slots that are left, and comes one short at its second spawn.
+    forest = run(streams, limits)
+    assert forest.depth.tolist() == [0, 1, 2, 1]
+
+
+def test_constrain_by_hand():
+    """`forest.allowed` is the table of docs/protocol.md, number by number."""
+    limits = Limits(window=20, stream=40, slots=4, children=3, max_depth=1, max_tokens=8, constrain=True)
+    forest = run([(ROOT, (p.SPAWN, p.MSG, B, p.MSG, B, B, p.MSG))], limits)
+    text, thinks = p.ALLOW_TEXT, p.ALLOW_TEXT + p.ALLOW_JOIN
+    ends, more = p.ALLOW_END_SPAWN, p.ALLOW_MSG
+    # Tokens left: 8, 7, 6 and so on. The second message takes the last tokens that children could live on.
+    expected = [thinks + p.ALLOW_SPAWN, more, ends + text + more, ends + text + more, ends]
+    assert forest.allowed[0, 2:7].tolist() == expected
+    assert forest.tokens[0, 2:7].tolist() == [p.SPAWN, p.MSG, B, p.MSG, p.END_SPAWN]
+    assert forest.status.tolist()[:3] == [Status.OUT_OF_BUDGET] * 3
+    assert (int(forest.children), int(forest.refusals.sum()), int(forest.total_tokens)) == (2, 0, 8)
+    # Too deep, without a slot, or with four tokens left: no <spawn>.
+    for changed in ({"max_depth": 0}, {"slots": 1, "max_depth": 0, "children": 1}, {"max_tokens": 4}):
+        forest = run([(ROOT, SPAWN_ONE)], dataclasses.replace(limits, **changed))
+        assert (int(forest.allowed[0, 2]), int(forest.children)) == (thinks, 0)
+
+
+def test_constrain_masks_the_log_probs():
+    """One of two classes forbidden: the probability is that among the tokens that are left."""
+    limits = Limits(window=20, stream=40, slots=1, children=1, max_depth=0, constrain=True)
+    forest = run([(ROOT, (p.SPAWN, *ANSWER))], limits)
+    # <spawn> is forbidden; <join>, A and B are equally likely and <join> has the lowest id.
+    assert forest.tokens[0, 2:4].tolist() == [p.JOIN, p.EOS]
+    np.testing.assert_allclose(forest.logprob[0, 2:4], [-np.log(3), 0.0], atol=1e-5)

@@ -1,0 +1,101 @@
+"""The `apr bench` commands."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from apr_jax.bench.measure import Contestant, measure, show, write
+from apr_jax.errors import UsageError
+from apr_jax.runtime import start
+
+bench_app = typer.Typer(no_args_is_help=True, help="Throughput of each part against a named alternative.")
+
+Settings = Annotated[
+    list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Override a field of the config; repeatable.")
+]
+Json = Annotated[Path | None, typer.Option("--json", help="Write the figures to this file too.", show_default=False)]
+Repeats = Annotated[int, typer.Option(help="Interleaved repeats; medians are shown.", min=5)]
+BenchConfig = Annotated[Path, typer.Option("--config", help="Experiment file.")]
+_NANO = Path("experiments/nano.py")
+
+
+@bench_app.command(
+    "rollout",
+    epilog="Example: apr bench rollout --checkpoint runs/nano/apr/rl --problems runs/nano/data/test.jsonl",
+)
+def bench_rollout(
+    checkpoint: Annotated[Path | None, typer.Option(help="Also measure whole thread trees of this model.")] = None,
+    problems: Annotated[Path | None, typer.Option(help="Problems file that the checkpoint answers.")] = None,
+    peer: Annotated[
+        list[str] | None, typer.Option("--peer", help="Only this other engine; repeatable. Default: all installed.")
+    ] = None,
+    repeats: Repeats = 5,
+    json: Json = None,
+) -> None:
+    """The device engine against transformers, llama.cpp and vLLM: plain decoding, whole trees, latency of a tree."""
+    if (checkpoint is None) != (problems is None):
+        raise UsageError("bench rollout: give both --checkpoint and --problems, or neither")
+    start()
+    from apr_jax.bench.rollout import bench_rollout as run
+    from apr_jax.learn.checkpoint import load_checkpoint
+
+    results = list(run(load_checkpoint(checkpoint) if checkpoint else None, problems, peer or [], repeats))
+    if json:
+        write(results, json)
+
+
+@bench_app.command(
+    "schedule",
+    epilog="Example: apr bench schedule --checkpoint runs/nano/apr/rl --problems runs/nano/data/test.jsonl",
+)
+def bench_schedule(
+    checkpoint: Annotated[Path, typer.Option(help="Model of the trees.", show_default=False)],
+    problems: Annotated[Path, typer.Option(help="Problems file that it answers.", show_default=False)],
+    trees: Annotated[int, typer.Option(help="Trees of a rollout, the first of the file.", min=2)] = 256,
+    repeats: Repeats = 5,
+    json: Json = None,
+) -> None:
+    """The checkpoint's schedule against others: lanes, admission, chunks and buckets."""
+    start()
+    from apr_jax.bench.schedule import contest
+    from apr_jax.bench.trees import prompts_of
+    from apr_jax.learn.checkpoint import load_checkpoint
+
+    restored = load_checkpoint(checkpoint)
+    _bench("schedule", contest(restored, prompts_of(restored, problems, trees)), repeats, json)
+
+
+@bench_app.command("train", epilog="Example: apr bench train --config experiments/nano.py")
+def bench_train(
+    config: BenchConfig = _NANO, repeats: Repeats = 5, json: Json = None, settings: Settings = None
+) -> None:
+    """Packed rows against one thread a padded row."""
+    from apr_jax.config import load
+
+    experiment = load(config, settings)
+    start()
+    from apr_jax.bench.train import contest
+
+    with contest(experiment) as contestants:
+        _bench("train", contestants, repeats, json)
+
+
+@bench_app.command("solver", epilog="Example: apr bench solver --config experiments/nano.py")
+def bench_solver(
+    config: BenchConfig = _NANO, repeats: Repeats = 5, json: Json = None, settings: Settings = None
+) -> None:
+    """Demonstrations on all cores against one core."""
+    from apr_jax.bench.solver import contest
+    from apr_jax.config import load
+
+    with contest(load(config, settings)) as contestants:
+        _bench("solver", contestants, repeats, json)
+
+
+def _bench(part: str, contestants: Sequence[Contestant], repeats: int, json: Path | None) -> None:
+    result = measure(part, contestants, repeats)
+    show(result)
+    if json:
+        write([result], json)

@@ -1,0 +1,54 @@
+"""Bring your own model: a recurrent network, which knows nothing of apr_jax, decodes thread trees.
+
+    python examples/own_model.py
+
+The rollout wants two functions. `init_cache(lanes, bound)` makes the memory of W lanes; `decode` reads tokens [W, S] at
+positions [W, S] into it and gives logits [W, S, V]. A thread's position goes back when its children have joined, so a recurrent
+network keeps the state that it had after every position. A position at or beyond the window marks padding: nothing is stored.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from apr_jax.threads import Limits, Schedule, make_prompts, tree_rollout
+from apr_jax.threads.protocol import BOS
+from apr_jax.threads.show import draw_lanes, thread_names
+
+VOCAB, WIDTH = 16, 32
+LIMITS = Limits(window=48, stream=96, slots=9, children=3, max_depth=2, max_tokens=120, constrain=True)
+SCHEDULE = Schedule(lanes=4, admit=2, chunk=8)
+
+
+def init_params(key):
+    embed, inward, outward = jax.random.split(key, 3)
+    return {
+        "embed": jax.random.normal(embed, (VOCAB, WIDTH)),
+        "inward": jax.random.normal(inward, (WIDTH, WIDTH)) * WIDTH**-0.5,
+        "outward": jax.random.normal(outward, (WIDTH, VOCAB)),
+    }
+
+
+def init_cache(lanes, bound):
+    return jnp.zeros((lanes, bound, WIDTH))
+
+
+def decode(params, tokens, cache, positions, bound):
+    lane, logits = jnp.arange(tokens.shape[0]), []
+    for token, at in zip(tokens.T, positions.T, strict=True):
+        before = jnp.where(at[:, None] > 0, cache.at[lane, at - 1].get(mode="fill", fill_value=0.0), 0.0)
+        state = jnp.tanh(params["embed"][token] + before @ params["inward"])
+        cache = cache.at[lane, at].set(state, mode="drop")
+        logits.append(state @ params["outward"])
+    return jnp.stack(logits, axis=1), cache
+
+
+if __name__ == "__main__":
+    prompts = make_prompts([[BOS, 10, 11], [BOS, 12]], width=3, temperature=1.0)
+    rollout = jax.jit(functools.partial(tree_rollout, decode, init_cache, limits=LIMITS, schedule=SCHEDULE))
+    forest, work = jax.device_get(rollout(init_params(jax.random.key(0)), prompts, jax.random.key(2)))
+    for tree in range(2):
+        names, lanes = thread_names(forest, tree), draw_lanes(forest, tree)
+        print(f"tree {tree}: {forest.children[tree]} children, {forest.total_tokens[tree]} tokens")
+        print("\n".join(f"  {names[slot]:<10}{lanes[slot]}" for slot in names))

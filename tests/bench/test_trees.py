@@ -1,0 +1,47 @@
+"""The host loop writes the same trees as the engine, so that `apr bench rollout` compares like with like."""
+
+import jax
+import numpy as np
+import scripted
+
+from apr_jax.bench.trees import answer
+from apr_jax.threads import Limits, Status, interpret, make_prompts
+from apr_jax.threads import protocol as p
+
+LIMITS = Limits(window=60, stream=160, slots=64, children=3, max_depth=2)
+
+
+def generate_with(look_up):
+    """A greedy `generate` without a cache."""
+
+    def generate(contexts):
+        written = []
+        for context in contexts:
+            seen = list(context)
+            while len(seen) < LIMITS.window:
+                seen.append(int(np.argmax(look_up(seen))))
+                if seen[-1] in (p.EOS, p.END_SPAWN):
+                    break
+            written.append(seen[len(context) :])
+        return written
+
+    return generate
+
+
+def test_host_loop_writes_the_trees_of_the_interpreter():
+    compared = children = 0
+    for seed in range(60):
+        look_up = scripted.logits_of(scripted.policy(seed, manners=9.0))
+        for first in scripted.TEXT:
+            prompt = [p.BOS, first]
+            forest = interpret(look_up, make_prompts([prompt], 2), 0, jax.random.key(0), LIMITS)
+            # A host loop knows no outcome of a broken stream; all others must agree to the token.
+            if forest.refusals.any() or set(forest.status[forest.length > 0].tolist()) != {Status.DONE}:
+                continue
+            answers, tokens = answer([prompt], generate_with(look_up), LIMITS)
+            root = forest.tokens[0, : forest.length[0]].tolist()
+            assert tokens == forest.total_tokens
+            assert answers[0] == root[root.index(p.JOIN) + 1 : -1]
+            compared += 1
+            children += int(forest.children)
+    assert compared >= 20 and children >= 20

@@ -1,0 +1,123 @@
+"""Follows recorded trees through the tables of docs/protocol.md, and says which of their cells came up.
+
+It looks at nothing but the forest: neither engine nor interpreter. A stream that does what no cell says fails.
+"""
+
+import collections
+from pathlib import Path
+
+import numpy as np
+
+from apr_jax.threads import NOT_FORCED, ROOT, Limits, Refusal, Status, ThreadForest
+from apr_jax.threads import protocol as p
+from apr_jax.threads.sampling import token_classes
+
+PAGE = Path(__file__).parents[2] / "docs" / "protocol.md"
+_NAMES = {token: f"`{piece}`" for token, piece in enumerate(p.CONTROL_PIECES)}
+_NAMES |= dict.fromkeys((p.PAD, p.BOS, p.UNK), "`<pad>`, `<bos>`, `<unk>`")
+_SUSPENDED, _NEVER = "suspended", "never"
+_BOTH = "the window or the stream is full and the chain is spent"
+_BOTH_AT_JOIN = "the joined block has no room and the chain is spent"
+_END_FIRST = "a token that ends the thread fills the window or the stream, or spends the chain"
+NOT_MADE = "Forced children not made"
+
+
+def _table(corner: str) -> dict[tuple[str, str], str]:
+    """(row, column) -> cell of the table with this bold corner."""
+    lines = PAGE.read_text().splitlines()
+    begin = next(at for at, line in enumerate(lines) if line.startswith(f"| **{corner}**"))
+    rows = []
+    for line in lines[begin:]:
+        if not line.startswith("|"):
+            break
+        rows.append([cell.strip() for cell in line.strip("|").split(" | ")])
+    columns = rows[0][1:]
+    return {(row[0], column): cell for row in rows[2:] for column, cell in zip(columns, row[1:], strict=True)}
+
+
+TOKENS, RUNS_OUT = _table("token"), _table("full or spent")
+TWO = {row: cell for (row, _), cell in _table("two at once").items()}
+CAUSES = [row for row, _ in _table("cause")]
+CASES = (
+    *(f"{token} {place}" for token, place in TOKENS),
+    *(f"{what} {place}" for (what, place), cell in RUNS_OUT.items() if cell != _NEVER),
+    *TWO,
+    *CAUSES,
+    NOT_MADE,
+)
+
+
+def outcomes(tree: ThreadForest, limits: Limits, forced: int = NOT_FORCED) -> collections.Counter:
+    """How often each of `CASES` came up in one tree (fields without the batch axis)."""
+    seen: collections.Counter = collections.Counter()
+    classes = token_classes(int(tree.tokens.max()) + 1)[tree.tokens] & tree.allowed
+    assert ((classes > 0) == tree.sampled).all(), "a token that was not allowed"
+    refused = 0
+    for slot in np.flatnonzero(tree.status != Status.FREE):
+        refused += _follow(tree, slot, limits, seen)
+    causes = {Refusal(number).name: int(count) for number, count in enumerate(tree.refusals)}
+    assert sum(causes.values()) == refused, (causes, refused)
+    seen.update(causes)
+    if forced != NOT_FORCED:
+        made = int(np.sum(tree.parent == ROOT))
+        assert made <= forced
+        assert made == forced or tree.status[ROOT] not in (Status.DONE, Status.NO_ANSWER)
+        seen[NOT_MADE] += made < forced
+    return seen
+
+
+def _follow(tree: ThreadForest, slot: int, limits: Limits, seen: collections.Counter) -> int:
+    """Follows one thread, and returns how many refusals its spawns must have counted."""
+    tokens, length, status = tree.tokens[slot], int(tree.length[slot]), Status(int(tree.status[slot])).name
+    place, messages, round_, refused = "while thinking", 0, -1, 0
+    for at in range(length):
+        if not tree.sampled[slot, at]:
+            place = "while thinking"
+            continue
+        assert place != _SUSPENDED, "a suspended thread drew a token"
+        token = _NAMES.get(int(tokens[at]), "text")
+        cell = TOKENS[token, place]
+        seen[f"{token} {place}"] += 1
+        if cell == "before the first `<msg>`":
+            messages, round_ = 0, round_ + 1
+        messages += token == "`<msg>`"
+        if cell == _SUSPENDED:
+            children = np.flatnonzero((tree.parent == slot) & (tree.round == round_))
+            spent = status == "OUT_OF_BUDGET" and at == length - 1 and len(children) == 0
+            refused += 0 if spent else max(messages, 1) - len(children)
+            seen["the window at `</spawn>`"] += int(tree.position[slot, at]) + 1 >= limits.window
+            seen["the stream at `</spawn>`"] += at + 1 >= limits.stream
+        place = cell
+    used, end = int(tree.position[slot, length - 1]) + 1, int(tree.end[slot])
+    full = {"the window": used >= limits.window, "the stream": length >= limits.stream}
+    chain = end >= limits.max_sequential
+    if place in Status.__members__:
+        assert place == status, (place, status)
+        seen[_END_FIRST] += chain or any(full.values())
+        return refused
+    if place == _SUSPENDED:
+        if status == "OUT_OF_BUDGET" and len(children) == 0:
+            place, full = "at `</spawn>`", {}
+        else:
+            place = "at the join"
+            begin = int(tree.position[slot, np.flatnonzero(tree.island[slot] == round_ + 1)[0]])
+            block = 2 + sum(1 + len(answer(tree, child)) for child in children)
+            full = {
+                "the window": begin + block + 1 > limits.window,
+                "the stream": length + block + 1 > limits.stream,
+            }
+    what = next((name for name, holds in (full | {"the chain": chain}).items() if holds), "the thread's tokens")
+    assert RUNS_OUT[what, place] == status, (what, place, status)
+    seen[f"{what} {place}"] += 1
+    if any(full.values()) and chain:
+        assert TWO[_BOTH] == TWO[_BOTH_AT_JOIN] == status
+        seen[_BOTH_AT_JOIN if place == "at the join" else _BOTH] += 1
+    return refused
+
+
+def answer(tree: ThreadForest, slot: int) -> list[int]:
+    """What a thread joins."""
+    if tree.status[slot] != Status.DONE:
+        return []
+    stream = tree.tokens[slot, : tree.length[slot] - 1].tolist()
+    return stream[len(stream) - stream[::-1].index(p.JOIN) :]

@@ -1,0 +1,208 @@
+"""`draw` by itself, because engine and interpreter share it: its log-probs, its cuts, its masks, its noise."""
+
+import jax
+import numpy as np
+import pytest
+from scipy import stats
+
+from apr_jax.threads import protocol as p
+from apr_jax.threads.sampling import draw, token_classes
+
+V = 16
+NAN = float("nan")
+_draw = jax.jit(draw)
+
+
+def run(logits, *, index=None, key=None, temperature=1.0, top_k=0, top_p=1.0, allowed=p.ALLOW_ALL):
+    """`draw` on [W, V] logits; all else is one value for all rows, or one a row. By default rows differ in their index."""
+    rows = len(logits)
+
+    def each(value, dtype):
+        return np.broadcast_to(np.asarray(value, dtype), rows)
+
+    key = np.asarray([7, 9], np.uint32) if key is None else key
+    token, logprob = _draw(
+        np.asarray(logits, np.float32),
+        np.broadcast_to(np.asarray(key, np.uint32), (rows, 2)),
+        each(np.arange(rows) if index is None else index, np.int32),
+        each(temperature, np.float32),
+        each(top_k, np.int32),
+        each(top_p, np.float32),
+        each(allowed, np.uint8),
+    )
+    return np.asarray(token), np.asarray(logprob)
+
+
+def twin(logits, temperature, top_k, top_p, allowed) -> np.ndarray:
+    """[V] log-probs, -inf where a token is not drawn: step by step as docs/protocol.md has it, in float64."""
+    classes = [p.ALLOW_OTHER, p.ALLOW_OTHER, p.ALLOW_EOS, p.ALLOW_OTHER, p.ALLOW_SPAWN, p.ALLOW_MSG, p.ALLOW_END_SPAWN]
+    classes += [p.ALLOW_OTHER, p.ALLOW_OTHER, p.ALLOW_JOIN] + [p.ALLOW_TEXT] * (V - 10)
+    left = [token for token in range(V) if classes[token] & allowed]
+    weights = np.asarray(logits, np.float64) / (temperature or 1.0)
+    if temperature:
+        left = sorted(left, key=lambda token: (-weights[token], token))[: top_k or V]
+        total, kept, reached = sum(np.exp(weights[left])), [], 0.0
+        for token in left:
+            if not kept or reached < top_p or top_p == 1:
+                kept.append(token)
+                reached += np.exp(weights[token]) / total
+        left = kept
+    logprobs = np.full(V, -np.inf)
+    logprobs[left] = weights[left] - np.log(np.sum(np.exp(weights[left])))
+    return logprobs
+
+
+def test_every_row_draws_by_its_own_settings():
+    """Thousands of rows with mixed settings in one batch: the log-probs are the twin's, and so is the token given the noise."""
+    rng, rows = np.random.default_rng(0), 4000
+    logits = np.where(rng.random((rows, 1)) < 0.5, rng.normal(size=(rows, V)) * 2, rng.integers(0, 3, (rows, V)))
+    logits = logits.astype(np.float32)
+    temperature = rng.choice([0.0, 0.5, 1.0, 2.0], rows)
+    top_k = rng.choice([0, 1, 2, 5, V, 100], rows)
+    top_p = rng.choice([1.0, 0.9, 0.37, 1e-6], rows)
+    allowed = np.where(rng.random(rows) < 0.5, p.ALLOW_ALL, rng.integers(1, 128, rows))
+    keys = rng.integers(0, 2**32, (rows, 2), dtype=np.uint32)
+    index = rng.integers(0, 1000, rows)
+    tokens, logprobs = run(
+        logits, key=keys, index=index, temperature=temperature, top_k=top_k, top_p=top_p, allowed=allowed
+    )
+
+    def noise(key, at):
+        return jax.random.gumbel(jax.random.fold_in(jax.random.wrap_key_data(key), at), (V,))
+
+    noises = np.asarray(jax.jit(jax.vmap(noise))(keys, index.astype(np.int32)))
+    for row in range(rows):
+        expected = twin(logits[row], temperature[row], top_k[row], top_p[row], allowed[row])
+        noisy = expected + (noises[row] if temperature[row] else 0.0)
+        assert tokens[row] == np.argmax(noisy), row
+        assert abs(logprobs[row] - expected[tokens[row]]) < 1e-5, row
+
+
+@pytest.mark.parametrize(
+    ("settings", "kept"),
+    [
+        ({"top_k": 2}, {10, 11}),
+        ({"top_k": 3}, {10, 11, 12}),
+        ({"top_p": 0.61}, {10, 11, 12}),  # Two of the three equal ones have 0.596.
+        ({"top_p": 0.58}, {10, 11}),
+        ({"top_p": 0.2}, {10}),
+        ({"top_k": 2, "top_p": 0.6}, {10, 11}),  # Each has a half of what top-k left.
+        ({"top_k": 2, "top_p": 0.5}, {10}),
+        ({"top_k": 4, "allowed": p.ALLOW_TEXT + p.ALLOW_EOS}, {10, 11, 12, p.EOS}),
+        ({"allowed": p.ALLOW_JOIN}, {p.JOIN}),
+        ({"allowed": p.ALLOW_MSG + p.ALLOW_SPAWN}, {p.MSG, p.SPAWN}),
+    ],
+)
+def test_what_is_left_by_hand(settings, kept):
+    """Tokens 10, 11 and 12 are equally likely, <eos> less, all others still less. Of equal ones lower ids stay."""
+    logits = np.full(V, -2.0)
+    logits[[10, 11, 12]], logits[p.EOS] = 2.0, 0.0
+    tokens, logprobs = run(np.tile(logits, (4000, 1)), **settings)
+    assert set(tokens.tolist()) == kept
+    share = np.exp(logits[sorted(kept)])
+    expected = dict(zip(sorted(kept), np.log(share / share.sum()), strict=True))
+    np.testing.assert_allclose(logprobs, [expected[token] for token in tokens.tolist()], atol=1e-5)
+
+
+def test_greedy_takes_the_most_likely_and_records_temperature_one():
+    logits = np.zeros((1, V))
+    logits[0, [11, 13, p.SPAWN]] = 1.0, 1.0, 3.0
+    token, logprob = run(logits, temperature=0.0, top_k=1, top_p=0.1)
+    assert token == [p.SPAWN]
+    np.testing.assert_allclose(logprob, 3 - np.log(np.exp(3) + 2 * np.e + 13), atol=1e-5)
+    token, logprob = run(logits, temperature=0.0, allowed=p.ALLOW_TEXT)
+    assert token == [11]  # Of the two equal ones the lower.
+    np.testing.assert_allclose(logprob, 1 - np.log(2 * np.e + 4), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"temperature": 0.5},
+        {"temperature": 2.0},
+        {"top_k": 4},
+        {"top_p": 0.7},
+        {"top_k": 8, "top_p": 0.8, "temperature": 1.5},
+        {"allowed": p.ALLOW_TEXT + p.ALLOW_JOIN, "temperature": 0.8},
+    ],
+)
+def test_draws_follow_the_probabilities(settings):
+    """200,000 draws, chi-square at one in 10^5; what has no probability is never drawn."""
+    logits, draws = np.random.default_rng(5).normal(size=V), 200_000
+    tokens, _ = run(np.tile(logits, (draws, 1)), **settings)
+    full = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "allowed": p.ALLOW_ALL} | settings
+    probs = np.exp(twin(logits, **full))
+    counts = np.bincount(tokens, minlength=V)
+    assert (counts[probs == 0] == 0).all()
+    assert fits(counts[probs > 0], draws * probs[probs > 0])
+
+
+def fits(counts: np.ndarray, expected: np.ndarray) -> bool:
+    return bool(((counts - expected) ** 2 / expected).sum() < stats.chi2.ppf(1 - 1e-5, counts.size - 1))
+
+
+def test_the_chi_square_can_fail():
+    logits, draws = np.random.default_rng(5).normal(size=V), 200_000
+    tokens, _ = run(np.tile(logits, (draws, 1)), temperature=1.02)
+    assert not fits(np.bincount(tokens, minlength=V), draws * np.exp(twin(logits, 1.0, 0, 1.0, p.ALLOW_ALL)))
+
+
+def child_keys(parent, rounds, children):
+    return np.asarray(
+        jax.jit(jax.vmap(p.child_key, (None, 0, 0)))(
+            parent, np.asarray(rounds, np.int32), np.asarray(children, np.int32)
+        )
+    )
+
+
+def test_noise_of_two_tokens_is_independent():
+    """Neighbours in a stream, siblings, spawns of one thread, trees of one rollout, parent and child: pairs of draws from a
+    uniform distribution fall evenly on all pairs of tokens."""
+    draws, size = 100_000, 4
+    logits = np.full((draws, V), -np.inf, np.float32)
+    logits[:, 10 : 10 + size] = 0.0
+    key, at = np.asarray([7, 9], np.uint32), np.arange(draws)
+    zero, one = np.zeros(draws), np.ones(draws)
+    roots = np.asarray(jax.jit(p.root_key)(jax.random.key(1), np.arange(2 * draws, dtype=np.int32)))
+    pairs = {
+        "places": [{"index": 2 * at}, {"index": 2 * at + 1}],
+        "siblings": [{"key": child_keys(key, at, child), "index": 3} for child in (zero, one)],
+        "spawns": [{"key": child_keys(key, spawn, at), "index": 3} for spawn in (zero, one)],
+        "trees": [{"key": roots[::2], "index": 3}, {"key": roots[1::2], "index": 3}],
+        "parent and child": [
+            {"key": roots[:draws], "index": 3},
+            {"key": jax.vmap(lambda parent: p.child_key(parent, 0, 0))(roots[:draws]), "index": 3},
+        ],
+    }
+    for what, (left, right) in pairs.items():
+        joint = (run(logits, **left)[0] - 10) * size + run(logits, **right)[0] - 10
+        assert fits(np.bincount(joint, minlength=size * size), np.full(size * size, draws / size**2)), what
+
+
+def test_all_keys_of_a_tree_differ():
+    rounds, children = (x.reshape(-1) for x in np.meshgrid(np.arange(8), np.arange(8)))
+    root = np.asarray(p.root_key(jax.random.key(0), np.arange(2, dtype=np.int32)))
+    keys = [*root, *child_keys(root[0], rounds, children), *child_keys(root[1], rounds, children)]
+    keys += [*child_keys(keys[2], rounds, children), *child_keys(keys[3], rounds, children)]
+    assert len({tuple(key.tolist()) for key in keys}) == len(keys) == 2 + 4 * 64
+
+
+def test_company_changes_no_bit_of_a_row():
+    """Top-k, top-p or greedy on other rows of the batch: `draw` takes other branches, but each row keeps its own result."""
+    rng, rows = np.random.default_rng(2), 64
+    logits = rng.normal(size=(rows, V)).astype(np.float32) * 3
+    plain = run(logits)
+    for other in ({"top_k": 2}, {"top_p": 0.5}, {"temperature": 0.0}):
+        values = {name: np.where(np.arange(rows) % 4 == 0, value, name != "top_k") for name, value in other.items()}
+        token, logprob = run(logits, **values)
+        alone = np.arange(rows) % 4 != 0
+        np.testing.assert_array_equal(token[alone], plain[0][alone])
+        np.testing.assert_array_equal(logprob[alone], plain[1][alone])
+
+
+def test_classes_of_tokens():
+    names = {p.EOS: "EOS", p.SPAWN: "SPAWN", p.MSG: "MSG", p.END_SPAWN: "END_SPAWN", p.JOIN: "JOIN"}
+    expected = [getattr(p, f"ALLOW_{names.get(token, 'OTHER' if token < 10 else 'TEXT')}") for token in range(V)]
+    assert token_classes(V).tolist() == expected
+    assert sum({*expected}) == p.ALLOW_ALL
