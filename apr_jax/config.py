@@ -111,6 +111,8 @@ def _parse(text: str, old: Any, setting: str) -> Any:
     try:
         if isinstance(old, bool):
             return {"true": True, "false": False}[text.lower()]
+        if isinstance(old, tuple):  # Only of whole numbers; empty text is an empty one.
+            return tuple(int(part) for part in text.split(",") if part.strip())
         return type(old)(text)
     except (ValueError, KeyError):
         raise ConfigError(f"--set {setting!r}: {text!r} is not of type {type(old).__name__} (now {old!r})") from None

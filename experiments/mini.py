@@ -26,7 +26,7 @@ def experiment() -> Experiment:
         model=ModelConfig(layers=6, width=256, heads=8, kv_heads=2, head_size=32, mlp=704),
         # A stream holds its hidden spawn blocks too; one takes some 16 tokens a child.
         limits=Limits(window=window, stream=window + 256, slots=2 * children + 1, children=children, max_depth=1),
-        schedule=Schedule(lanes=64, admit=16, chunk=16),
+        schedule=Schedule(lanes=16, admit=1, chunk=16, buckets=(128, 256, 512)),
         learn=LearnConfig(
             sft=SftConfig(steps=3_000, rows=16, optimizer=OptimizerConfig(name="muon", lr=2e-3, warmup=100)),
             rl=RlConfig(

@@ -29,7 +29,7 @@ def experiment() -> Experiment:
         data=DataConfig(demonstrations=30_000, heldout=1_000),
         model=ModelConfig(layers=4, width=128, heads=4, kv_heads=1, head_size=32, mlp=352),
         limits=Limits(window=window, stream=window + 64, slots=13, children=12, max_depth=1),
-        schedule=Schedule(lanes=64, admit=8, chunk=16),
+        schedule=Schedule(lanes=32, admit=1, chunk=16, buckets=(88,)),
         learn=LearnConfig(
             sft=SftConfig(
                 steps=2400, rows=8, save_every=500, log_every=20, optimizer=OptimizerConfig(name="muon", lr=4e-3)

@@ -28,7 +28,7 @@ SHAPES = {
 }
 BATCHES = (1, 16, 64)
 # Lanes of one device. More of them share each weight that is read; fewer keep the live cache within the processor's own.
-LANES = {"nano": 8, "mini": 8}
+LANES = {"nano": 16, "mini": 4}
 BUCKETS = (96, 160, 224, 288, 352, 416, 480)
 
 

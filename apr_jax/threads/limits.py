@@ -54,7 +54,7 @@ class Schedule:
 
     Attributes:
       lanes: W, rows of the decode batch.
-      admit: threads that are prefilled together.
+      admit: threads that are prefilled together; decoding stops for it when that share of the running lanes has ended or waits.
       chunk: context tokens that one prefill step reads.
       buckets: lengths of context below the window for which the loop is compiled apart, so that a step reads no more of the
         cache than the longest running thread needs; increasing.

@@ -98,6 +98,8 @@ def test_wrong_use_is_one_line(failing, tmp_path, monkeypatch, arguments, status
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
+        ("schedule.buckets=32,x", "'32,x' is not of type tuple"),
+        ("schedule.buckets=32,16", "schedule.buckets=(32, 16) must be positive and increasing"),
         ("learn.sft.stepz=3", "did you mean 'learn.sft.steps'"),
         ("learn.sft.steps=many", "'many' is not of type int"),
         ("learn.sft=3", "is a group of fields"),
