@@ -163,7 +163,7 @@ def evaluate(
     from apr_jax.learn.checkpoint import load_checkpoint
     from apr_jax.table import print_table
 
-    with goes_on("nothing was written"):
+    with goes_on(f"the trees that were decoded are in {out}"):
         restored = load_checkpoint(checkpoint)
         decoding = Decoding(samples, temperature, top_k, top_p, window, children, force_children, constrain)
         summary = run(restored, wanted, out, decoding)

@@ -28,12 +28,15 @@ def use_all_cores() -> None:
     """Makes every CPU core a device, up to 8 and a power of two, so that batches divide.
 
     A step of a small model is many small operations. Spread over the cores each of them waits for the slowest core; a device a
-    core runs them without waiting (docs/rollout.md has the figures). A device count set by the user in XLA_FLAGS stays.
+    core runs them without waiting (docs/rollout.md has the figures). A device count set by the user, in XLA_FLAGS or
+    JAX_NUM_CPU_DEVICES, stays.
     """
     if "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
         return
     import jax
 
+    if jax.config.jax_num_cpu_devices > 0:
+        return
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     cores = min(usable, MOST_CPU_DEVICES)
     jax.config.update("jax_num_cpu_devices", 1 << (cores.bit_length() - 1))

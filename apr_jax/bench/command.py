@@ -1,5 +1,6 @@
 """The `apr bench` commands."""
 
+import enum
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -11,6 +12,14 @@ from apr_jax.errors import UsageError
 from apr_jax.runtime import start
 
 bench_app = typer.Typer(no_args_is_help=True, help="Throughput of each part against a named alternative.")
+
+
+class Shape(enum.StrEnum):
+    """Models that the benchmarks know by name (`bench/decode.py`)."""
+
+    NANO = "nano"
+    MINI = "mini"
+
 
 Settings = Annotated[
     list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Override a field of the config; repeatable.")
@@ -41,9 +50,11 @@ def bench_rollout(
     from apr_jax.bench.rollout import bench_rollout as run
     from apr_jax.learn.checkpoint import load_checkpoint
 
-    results = list(run(load_checkpoint(checkpoint) if checkpoint else None, problems, peer or [], repeats))
-    if json:
-        write(results, json)
+    results = []
+    for result in run(load_checkpoint(checkpoint) if checkpoint else None, problems, peer or [], repeats):
+        results.append(result)
+        if json:
+            write(results, json)
 
 
 @bench_app.command(
@@ -65,6 +76,17 @@ def bench_schedule(
 
     restored = load_checkpoint(checkpoint)
     _bench("schedule", contest(restored, prompts_of(restored, problems, trees)), repeats, json)
+
+
+@bench_app.command("cache", epilog="Example: apr bench cache --shape mini")
+def bench_cache(
+    shape: Annotated[Shape, typer.Option(help="Of the model.")] = Shape.MINI, repeats: Repeats = 5, json: Json = None
+) -> None:
+    """Layouts of the key/value cache, at the attention of one decode step."""
+    start()
+    from apr_jax.bench.cache import contest
+
+    _bench(f"cache, {shape.value}", contest(shape.value), repeats, json)
 
 
 @bench_app.command("train", epilog="Example: apr bench train --config experiments/nano.py")

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array
 
 from apr_jax.bench.measure import Contestant
@@ -36,24 +37,21 @@ def engine(shape: str, params: Params, batch: int) -> Contestant:
     """Our engine, on all devices that the batch can use."""
     config = SHAPES[shape]
     limits = Limits(window=PROMPT + NEW, stream=PROMPT + NEW, slots=1, children=1, max_depth=0)
-    devices = jax.devices()[: max(1, min(len(jax.devices()), batch))]
+    devices = _devices(batch)
     lanes = min(LANES[shape], batch // len(devices))
     schedule = Schedule(lanes=lanes, admit=lanes, chunk=PROMPT, buckets=BUCKETS)
     decode, init_cache = make_decode(config, schedule.bounds(limits.window))
+    mesh = make_mesh(devices=devices)
     rollout = make_rollout(
-        only_text(decode),
-        init_cache,
-        limits,
-        schedule,
-        make_mesh(devices=devices),
-        prepare=lambda params: prepare_decode(params, config),
+        only_text(decode), init_cache, limits, schedule, mesh, prepare=lambda params: prepare_decode(params, config)
     )
+    placed = jax.device_put(params, NamedSharding(mesh, PartitionSpec()))
     random, text = np.random.default_rng(0), len(p.CONTROL_PIECES)
 
     def run() -> float:
         ids = random.integers(text, VOCAB, (batch, PROMPT - 1))
         prompts = make_prompts([[p.BOS, *row] for row in ids.tolist()], PROMPT)
-        forest, _ = rollout(params, prompts, jax.random.key(0))
+        forest, _ = rollout(placed, prompts, jax.random.key(0))
         tokens = int(forest.total_tokens.sum())
         if tokens != batch * NEW:
             raise RuntimeError(f"bench decode: {tokens} tokens were decoded, {batch * NEW} were asked for")
@@ -79,24 +77,27 @@ def contest(shape: str, params: Params, batch: int, peers: Sequence[Peer]) -> li
 
 
 def machine(shape: str, batch: int, steps: int = NEW) -> list[Contestant]:
-    """The machine's own limit, measured: the matrix products of the same steps, and one reading of the live cache a step."""
+    """The machine's own limit, measured: the matrix products of the same steps, and one reading of the live cache a step.
+
+    Both run as our engine does: on as many devices, with as many lanes each.
+    """
     config = SHAPES[shape]
-    lanes = min(LANES[shape] * len(jax.devices()), batch)
-    turns = batch // lanes
+    devices = _devices(batch)
+    lanes = min(LANES[shape], batch // len(devices))
+    turns = batch // (lanes * len(devices))
     random = np.random.default_rng(0)
 
-    def matrix(rows: int, columns: int) -> Array:
-        return jnp.asarray(random.normal(size=(rows, columns)), jnp.float32) / rows
+    def matrix(rows: int, columns: int) -> np.ndarray:
+        return (random.normal(size=(rows, columns)) / rows).astype(np.float32)
 
     width, inner = config.width, config.heads * config.head_size
     weights = [
         (matrix(width, 3 * inner), matrix(inner, width), matrix(width, 2 * config.mlp), matrix(config.mlp, width))
         for _ in range(config.layers)
     ]
-    unembed = matrix(width, VOCAB)
 
     @jax.jit
-    def multiply(x: Array) -> Array:
+    def multiply(x: Array, weights: Any, unembed: Array) -> Array:
         def step(_: Array, x: Array) -> Array:
             for qkv, out, gate_up, down in weights:
                 x = (x @ qkv)[:, :inner] @ out
@@ -105,29 +106,31 @@ def machine(shape: str, batch: int, steps: int = NEW) -> list[Contestant]:
 
         return jax.lax.fori_loop(0, steps * turns, step, x)
 
-    # The mean number of positions that a step's lanes see.
-    seen = PROMPT + steps // 2
-    side = (lanes, config.kv_heads, seen, config.head_size)
-    cache = [jnp.ones(side, jnp.float32) for _ in range(2 * config.layers)]
-
     @jax.jit
     def read(cache: list[Array]) -> Array:
         def step(_: Array, total: Array) -> Array:
-            return total + sum(jnp.sum(part * total) for part in cache)
+            return total + sum(jnp.sum(jnp.maximum(part, total)) for part in cache)
 
         return jax.lax.fori_loop(0, steps * turns, step, jnp.zeros(()))
 
-    start = jnp.asarray(random.normal(size=(lanes, width)), jnp.float32)
-    count = float(batch * steps)
+    # The mean number of positions that a step's lanes see.
+    side = np.ones((lanes, config.kv_heads, PROMPT + steps // 2, config.head_size), np.float32)
+    products = (matrix(lanes, width), weights, matrix(width, VOCAB))
+
+    def contestant(name: str, work: Callable, *arguments: Any) -> Contestant:
+        copies = [jax.device_put(arguments, device) for device in devices]
+
+        def run() -> float:
+            jax.block_until_ready([work(*copy) for copy in copies])
+            return batch * steps
+
+        return Contestant(name, run, "tokens")
+
     return [
-        _waits("matrix products alone", lambda: multiply(start), count),
-        _waits("reading the cache alone", lambda: read(cache), count),
+        contestant("matrix products alone", multiply, *products),
+        contestant("reading the cache alone", read, [side + layer for layer in range(2 * config.layers)]),
     ]
 
 
-def _waits(name: str, start: Callable[[], Array], tokens: float) -> Contestant:
-    def run() -> float:
-        jax.block_until_ready(start())
-        return tokens
-
-    return Contestant(name, run, "tokens")
+def _devices(batch: int) -> list[Any]:
+    return jax.devices()[: max(1, min(len(jax.devices()), batch))]

@@ -36,8 +36,14 @@ def bench_rollout(
         measured.
       peers: names; empty for all that are installed.
     """
+    if restored is not None and problems is not None:
+        ids = trees.prompts_of(restored, problems)
+        if not ids or len(ids) % jax.device_count():
+            raise UsageError(
+                f"{problems}: has {len(ids)} problems, must have a multiple of {jax.device_count()}, the devices"
+            )
     names = list(peers) or [name for name in PEERS if importlib.util.find_spec(_MODULES[name])]
-    if left := [name for name in PEERS if name not in names]:
+    if not peers and (left := [name for name in PEERS if name not in names]):
         Console(stderr=True).print(f"without {', '.join(left)}: pip install 'apr_jax[bench]' brings them")
     for shape, config in decode.SHAPES.items():
         params = init_params(config, decode.VOCAB, jax.random.key(0))
@@ -47,14 +53,12 @@ def bench_rollout(
                 yield _measured(f"decode {shape}, batch {batch}", contestants, repeats)
     if restored is None or problems is None:
         return
-    ids = trees.prompts_of(restored, problems)
     with opened(names, restored.params, restored.config.model) as others:
         loops = [trees.host_loop(peer, restored.config.limits, ids) for peer in others]
         yield _measured(f"{len(ids)} thread trees", [trees.engine(restored, ids), *loops], repeats)
     for children in _LATENCY_CHILDREN:
-        if children < restored.config.limits.slots:
-            contest = trees.latency(restored, ids[:_LATENCY_TREES], children)
-            yield _measured(f"latency of a tree with {children} children", contest, repeats)
+        contest = trees.latency(restored, ids[:_LATENCY_TREES], children)
+        yield _measured(f"latency of a tree with {children} children", contest, repeats)
 
 
 @contextlib.contextmanager

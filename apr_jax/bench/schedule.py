@@ -30,22 +30,21 @@ def contest(restored: Restored, ids: list[list[int]]) -> list[Contestant]:
     """The same prompts with each schedule; the name says what differs, and how full the lanes were."""
     base, limits = restored.config.schedule, restored.config.limits
     prompts = make_prompts(ids, max(map(len, ids)))
-    params = jax.device_put(restored.params)
     tokens: set[int] = set()
 
     def contestant(schedule: Schedule) -> Contestant:
         one = dataclasses.replace(restored, config=dataclasses.replace(restored.config, schedule=schedule))
-        rollout, _, lanes = make_runner(one, limits, len(ids))
+        runner = make_runner(one, limits, len(ids))
 
         def run() -> float:
-            forest, _ = rollout(params, prompts, jax.random.key(0))
+            forest, _ = runner.rollout(runner.params, prompts, jax.random.key(0))
             tokens.add(int(forest.total_tokens.sum()))
             if len(tokens) > 1:
                 raise RuntimeError(f"bench schedule: the trees differ between schedules, {tokens} tokens")
             return float(forest.total_tokens.sum())
 
-        _, work = rollout(params, prompts, jax.random.key(0))
-        full = np.sum(work.live) / (np.sum(work.steps) * lanes)
+        _, work = runner.rollout(runner.params, prompts, jax.random.key(0))
+        full = np.sum(work.live) / (np.sum(work.steps) * runner.lanes)
         changed = ", ".join(
             f"{field.name}={getattr(schedule, field.name)}"
             for field in dataclasses.fields(Schedule)

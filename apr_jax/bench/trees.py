@@ -36,12 +36,11 @@ def prompts_of(restored: Restored, problems: Path, count: int = TREES) -> list[l
 
 def engine(restored: Restored, ids: list[list[int]]) -> Contestant:
     """Our engine on all devices."""
-    rollout, _, _ = make_runner(restored, restored.config.limits, len(ids))
+    runner = make_runner(restored, restored.config.limits, len(ids))
     prompts = make_prompts(ids, max(map(len, ids)))
-    params = jax.device_put(restored.params)
 
     def run() -> float:
-        forest, _ = rollout(params, prompts, jax.random.key(0))
+        forest, _ = runner.rollout(runner.params, prompts, jax.random.key(0))
         return float(forest.total_tokens.sum())
 
     return Contestant("apr_jax", run, "tokens")
@@ -50,16 +49,17 @@ def engine(restored: Restored, ids: list[list[int]]) -> Contestant:
 def latency(restored: Restored, ids: list[list[int]], children: int) -> list[Contestant]:
     """One tree at a time with a lane for every thread, and the same trees on one lane: one thread after the other."""
 
+    limits = dataclasses.replace(restored.config.limits, slots=children + 1, children=children)
+
     def contestant(name: str, lanes: int) -> Contestant:
         schedule = dataclasses.replace(restored.config.schedule, lanes=lanes, admit=lanes)
         one = dataclasses.replace(restored, config=dataclasses.replace(restored.config, schedule=schedule))
-        rollout, _, _ = make_runner(one, restored.config.limits, 1)
-        params = jax.device_put(restored.params)
+        runner = make_runner(one, limits, 1)
         prompts = [make_prompts([prompt], len(max(ids, key=len)), children=children) for prompt in ids]
 
         def run() -> float:
             for prompt in prompts:
-                jax.block_until_ready(rollout(params, prompt, jax.random.key(0)))
+                jax.block_until_ready(runner.rollout(runner.params, prompt, jax.random.key(0)))
             return float(len(prompts))
 
         return Contestant(name, run, "trees")

@@ -12,6 +12,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +28,11 @@ from apr_jax.evaluate.trace import to_trace
 from apr_jax.learn.answers import extract_answers
 from apr_jax.learn.checkpoint import Restored, digest, disk_errors
 from apr_jax.learn.policy import make_policy_rollout
+from apr_jax.learn.steps import place_whole
 from apr_jax.model.sharding import make_mesh
 from apr_jax.tasks import Countdown, Problem
 from apr_jax.threads import NOT_FORCED, Limits, Prompts, ThreadForest, check_prompts, make_prompts
+from apr_jax.threads.protocol import KEYS
 
 TRACES, SUMMARY, SETTINGS = "traces.jsonl", "summary.json", "settings.json"
 
@@ -61,6 +65,11 @@ class Decoding:
                 f"--samples {self.samples} with --temperature {self.temperature}: greedy samples are all the same; "
                 "give a temperature"
             )
+        if self.temperature <= 0 and (self.top_k or self.top_p < 1):
+            raise UsageError(
+                f"--top-k {self.top_k}, --top-p {self.top_p} with --temperature {self.temperature}: greedy decoding takes the "
+                "most likely token whatever they are; give a temperature"
+            )
 
 
 def evaluate(
@@ -79,6 +88,8 @@ def evaluate(
         "problems": hashlib.sha256(repr([(p.id, p.numbers, p.target) for p in problems]).encode()).hexdigest(),
         **dataclasses.asdict(decoding),
         "window": limits.window,
+        "limits": dataclasses.asdict(limits),
+        "seed": restored.config.seed,
     }
     asked = [(problem, sample) for problem in problems for sample in range(decoding.samples)]
     with disk_errors(out):
@@ -93,24 +104,55 @@ def evaluate(
     return summary
 
 
-def make_runner(restored: Restored, limits: Limits, batch: int) -> tuple[Rollout, int, int]:
-    """The rollout on as many devices as `batch` trees can use; that number or a few more; and the lanes of a device."""
+@dataclasses.dataclass(frozen=True)
+class Runner:
+    """A checkpoint's rollout, compiled once for one shape.
+
+    Attributes:
+      rollout: on `mesh`; params: the weights, on all its devices.
+      batch: trees of a call; lanes: of one device.
+    """
+
+    rollout: Rollout
+    params: Any
+    batch: int
+    lanes: int
+
+    def stream(
+        self, prompts: Prompts, seed: int, done: int = 0, progress: bool = False
+    ) -> Iterator[tuple[int, ThreadForest]]:
+        """`evaluate.stream` of the prompts."""
+        key = jax.random.key(seed, impl=KEYS)
+        return stream(
+            self.rollout,
+            self.params,
+            prompts,
+            key,
+            batch=self.batch,
+            lanes=self.lanes,
+            done=done,
+            progress=progress,
+            label="eval",
+        )
+
+
+def make_runner(restored: Restored, limits: Limits, batch: int) -> Runner:
+    """On as many devices as `batch` trees can use; its batches may be a few trees larger, so that they divide."""
     alone = jax.process_count() == 1
     mesh = make_mesh(devices=jax.devices()[:batch] if alone else None)
     batch += -batch % mesh.size
     schedule = restored.config.schedule
     lanes = min(schedule.lanes, batch // mesh.size * limits.slots)
     schedule = dataclasses.replace(schedule, lanes=lanes, admit=min(schedule.admit, lanes))
-    return make_policy_rollout(restored.config.model, limits, schedule, mesh, mesh.axis_names), batch, lanes
+    rollout = make_policy_rollout(restored.config.model, limits, schedule, mesh, mesh.axis_names)
+    return Runner(rollout, place_whole(restored.params, mesh), batch, lanes)
 
 
 def answer_one(restored: Restored, problem: Problem) -> ThreadForest:
     """The greedy tree of one problem, as a forest of one tree with numpy leaves."""
     decoding, limits = Decoding(), restored.config.limits
     prompts = _prompts(restored, [problem], limits, decoding)
-    rollout, batch, lanes = make_runner(restored, limits, 1)
-    key = jax.random.key(restored.config.seed)
-    ((_, forest),) = stream(rollout, restored.params, prompts, key, batch=batch, lanes=lanes, progress=False)
+    ((_, forest),) = make_runner(restored, limits, 1).stream(prompts, restored.config.seed)
     return forest
 
 
@@ -123,20 +165,9 @@ def _run(
     out: Path,
     progress: bool,
 ) -> None:
-    rollout, batch, lanes = make_runner(restored, limits, min(restored.config.evaluate.batch, len(asked)))
+    runner = make_runner(restored, limits, min(restored.config.evaluate.batch, len(asked)))
     task = Countdown(restored.config.task, restored.config.solver)
-    key = jax.random.key(restored.config.seed)
-    forests = stream(
-        rollout,
-        restored.params,
-        prompts,
-        key,
-        batch=batch,
-        lanes=lanes,
-        done=done,
-        progress=progress,
-        label="eval",
-    )
+    forests = runner.stream(prompts, restored.config.seed, done, progress)
     with (out / TRACES).open("a") as file:
         for begin, forest in forests:
             answers = extract_answers(forest, restored.tokenizer)
@@ -150,7 +181,7 @@ def _run(
 
 def _prompts(restored: Restored, problems: list[Problem], limits: Limits, decoding: Decoding) -> Prompts:
     """One prompt a tree: the samples of a problem one after the other. Raises UsageError that names what can't be asked."""
-    _check_condition(restored, decoding.condition)
+    _check_children(restored, limits, decoding)
     task = Countdown(restored.config.task, restored.config.solver)
     ids = []
     for problem in problems:
@@ -175,17 +206,23 @@ def _prompts(restored: Restored, problems: list[Problem], limits: Limits, decodi
     return prompts
 
 
-def _check_condition(restored: Restored, condition: int | None) -> None:
-    if condition is None:
-        return
+def _check_children(restored: Restored, limits: Limits, decoding: Decoding) -> None:
+    """The flags that ask for a number of children, or force one."""
     solver = restored.config.solver
-    flag = f"--children {condition}"
-    if restored.method != "apr":
-        raise UsageError(f"{flag}: {restored.path} is a {restored.method} model; only apr has children")
+    most = limits.slots - 1 if limits.max_depth else 0
+    for flag, count in (("--children", decoding.condition), ("--force-children", decoding.forced)):
+        if count is not None and restored.method != "apr":
+            raise UsageError(f"{flag} {count}: {restored.path} is a {restored.method} model; only apr has children")
+    if decoding.forced is not None and not 0 <= decoding.forced <= most:
+        raise UsageError(f"--force-children {decoding.forced}: must be from 0 to {most}, limits.slots less the root")
+    if decoding.condition is None:
+        return
     if solver.condition == 0:
-        raise UsageError(f"{flag}: {restored.path} was trained without conditions (solver.condition=0)")
-    if not 0 <= condition <= solver.max_children:
-        raise UsageError(f"{flag}: the model was trained on 0 to {solver.max_children}")
+        raise UsageError(
+            f"--children {decoding.condition}: {restored.path} was trained without conditions (solver.condition=0)"
+        )
+    if not 0 <= decoding.condition <= solver.max_children:
+        raise UsageError(f"--children {decoding.condition}: the model was trained on 0 to {solver.max_children}")
 
 
 def read_traces(path: Path) -> list[dict[str, Any]]:
@@ -213,20 +250,25 @@ def _limits(restored: Restored, decoding: Decoding) -> Limits:
 def _open(out: Path, settings: dict[str, Any]) -> int:
     """Prepares the folder; returns how many trees it holds already. A half-written last line is dropped."""
     out.mkdir(parents=True, exist_ok=True)
-    path = out / SETTINGS
+    path, traces = out / SETTINGS, out / TRACES
     if path.is_file():
-        old = json.loads(path.read_text())
+        try:
+            old = json.loads(path.read_text())
+        except json.JSONDecodeError:
+            raise UserError(f"{path}: is damaged; delete {out} and evaluate again") from None
         for name, value in settings.items():
             if old.get(name) != value:
                 raise UsageError(
                     f"{out}: holds an evaluation with {name}={old.get(name)!r}, not {value!r}; choose another --out"
                 )
     else:
-        path.write_text(json.dumps(settings, indent=2) + "\n")
-    traces = out / TRACES
+        partial = path.with_name(f".{path.name}.partial")
+        partial.write_text(json.dumps(settings, indent=2) + "\n")
+        os.replace(partial, path)
     if not traces.is_file():
         return 0
-    whole = traces.read_bytes()
-    whole = whole[: whole.rfind(b"\n") + 1]
-    traces.write_bytes(whole)
-    return whole.count(b"\n")
+    lines = traces.read_bytes()
+    whole = lines.rfind(b"\n") + 1
+    if whole < len(lines):
+        os.truncate(traces, whole)
+    return lines.count(b"\n")

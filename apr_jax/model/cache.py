@@ -18,11 +18,11 @@ from apr_jax.model.attention import fold, unfold
 def store(old: Float[Array, "W G M K"], new: Float[Array, "W G S K"], place: Int[Array, "W S"]) -> Array:
     """`old` with new entries at their lanes' places; a place at or beyond M is dropped.
 
-    Each platform has the one way in which XLA writes there without copying the cache (docs/rollout.md has the figures).
+    On CPU and on TPU it is done in the way in which XLA does not copy the cache (docs/rollout.md has the figures).
     """
     if old.shape[2] == 0:
         return old
-    return jax.lax.platform_dependent(old, new, place, cpu=store_at_once, default=store_one_by_one)
+    return jax.lax.platform_dependent(old, new, place, tpu=store_one_by_one, default=store_at_once)
 
 
 def store_at_once(old: Float[Array, "W G M K"], new: Float[Array, "W G S K"], place: Int[Array, "W S"]) -> Array:

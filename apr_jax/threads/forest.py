@@ -51,7 +51,7 @@ class ThreadForest:
       sampled: [B, T, L] True where the policy chose the token.
       logprob: [B, T, L] log-prob of the sampled token under the distribution it was drawn from; 0 elsewhere.
       allowed: [B, T, L] uint8, the classes of tokens (`protocol.ALLOW_*`) of which the sampled token was drawn; 0 elsewhere.
-        With it replay can build the masked distribution again.
+        With it replay builds the masked distribution again (but knows of no cut by top-k or top-p: train without those).
       length: [B, T] tokens in the stream.
       status: [B, T] a `Status`.
       parent: [B, T] slot of the parent, NO_PARENT for the root and free slots.

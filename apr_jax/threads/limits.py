@@ -2,6 +2,8 @@
 
 import dataclasses
 
+_MOST = 2**31 - 1
+
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
@@ -39,8 +41,10 @@ class Limits:
             ("max_sequential", 1, "a tree needs a token"),
         ):
             value = getattr(self, field)
-            if value < low:
+            if not isinstance(value, int) or value < low:
                 raise ValueError(f"limits.{field}={value} must be at least {low}: {rule}")
+            if value > _MOST:
+                raise ValueError(f"limits.{field}={value} must be at most {_MOST}: counts are 32 bits wide")
         if self.max_depth > 0 and self.children > self.slots - 1:
             raise ValueError(
                 f"limits.children={self.children} must be at most limits.slots - 1 = {self.slots - 1}: "

@@ -93,18 +93,14 @@ def make_prompts(
     )
 
 
-def check_prompts(prompts: Prompts, limits: Limits, shards: int = 1) -> None:
-    """Refuses, before anything is compiled, a batch that the limits or the mesh cannot hold.
-
-    Args:
-      shards: parts into which the mesh's data axes split the trees.
+def check_prompts(prompts: Prompts, limits: Limits) -> None:
+    """Refuses, before anything is compiled, prompts (numpy leaves) that the limits cannot hold.
 
     Raises:
       ValueError: names the prompt or field, the value and the rule.
     """
-    trees = len(prompts.length)
-    if trees == 0 or trees % shards:
-        raise ValueError(f"a batch of {trees} trees must be a multiple of the mesh's {shards} data shards")
+    if len(prompts.length) == 0:
+        raise ValueError("prompts: there are none; a rollout needs at least one tree")
     longest = int(np.argmax(prompts.length))
     if prompts.length[longest] > limits.window - 1:
         raise ValueError(

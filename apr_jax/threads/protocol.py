@@ -33,6 +33,8 @@ ALLOW_TEXT, ALLOW_SPAWN, ALLOW_MSG, ALLOW_END_SPAWN, ALLOW_JOIN, ALLOW_EOS = (1 
 ALLOW_OTHER = 64  # <pad> <bos> <unk> <joined> </joined>
 ALLOW_ALL = 127
 
+KEYS = "threefry2x32"  # The kind of all random keys: it gives the same noise on every platform.
+
 THINK, OPENED, MESSAGE, ANSWER = range(4)
 _PHASES = 4
 _CLOSES = 100  # Marks the transition to "suspended" in the table below.
@@ -120,5 +122,5 @@ def root_key(key: jax.Array, tree: Int[Array, " B"]) -> jax.Array:
 
 def child_key(parent: UInt32[Array, "2"], spawn_round: Int[Array, ""], child: Int[Array, ""]) -> jax.Array:
     """Key data [2] of a child: folded from its path, so no schedule can change a sample. Unbatched."""
-    key = jax.random.wrap_key_data(parent)
+    key = jax.random.wrap_key_data(parent, impl=KEYS)
     return jax.random.key_data(jax.random.fold_in(jax.random.fold_in(key, spawn_round), child))

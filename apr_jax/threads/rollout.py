@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from apr_jax.threads import family
+from apr_jax.threads import family, protocol
 from apr_jax.threads.forest import Status, ThreadForest
 from apr_jax.threads.limits import Limits, Schedule
 from apr_jax.threads.prefill import Decode, InitCache, Seats, admit
@@ -62,16 +62,17 @@ def tree_rollout(
       init_cache: `init_cache(lanes, bound)` makes an empty cache for positions below `bound`. The first axis of every leaf is
         the lane; leaves for a smaller bound are corners of those for the window.
       prompts: of B roots, at most window - 1 tokens each.
-      key: a typed PRNG key; a tree's tokens follow from (key, prompts.tree) and from nothing else of the batch.
+      key: a typed PRNG key, threefry; a tree's tokens follow from (key, prompts.tree) and from nothing else of the batch.
 
     Raises:
-      ValueError: a prompt cannot fit the window with one sampled token.
+      ValueError: a prompt cannot fit the window with one sampled token, or the key is of another kind.
     """
     width = prompts.tokens.shape[1]
     if width > limits.window - 1:
         raise ValueError(
             f"prompts of up to {width} tokens must be at most limits.window - 1 = {limits.window - 1} tokens"
         )
+    check_key(key)
     prompts = jax.tree.map(jnp.asarray, prompts)
     threads = initial_threads(prompts, key, limits)
     seats = Seats(threads, idle_lanes(schedule.lanes, threads.rows), init_cache(schedule.lanes, limits.window))
@@ -96,6 +97,13 @@ def tree_rollout(
 
     seats, work = jax.lax.while_loop(unfinished, stretch, (seats, Work(zero, zero)))
     return to_forest(seats.threads, limits), work
+
+
+def check_key(key: jax.Array) -> None:
+    """Raises ValueError unless it is a key of the kind that trees are drawn with."""
+    kind = jax.random.key_impl(key) if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else f"of type {key.dtype}"
+    if kind != protocol.KEYS:
+        raise ValueError(f"key: is {kind}; make it with jax.random.key(seed, impl={protocol.KEYS!r})")
 
 
 def _enough(seats: Seats, schedule: Schedule) -> Array:

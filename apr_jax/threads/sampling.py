@@ -61,7 +61,9 @@ def draw(
     logprobs = jax.lax.cond(jnp.any(cuts), cut, lambda: logprobs)
 
     def noise(key_data: Array, at: Array) -> Array:
-        return jax.random.gumbel(jax.random.fold_in(jax.random.wrap_key_data(key_data), at), logits.shape[1:])
+        return jax.random.gumbel(
+            jax.random.fold_in(jax.random.wrap_key_data(key_data, impl=p.KEYS), at), logits.shape[1:]
+        )
 
     noisy = jax.lax.cond(
         jnp.all(greedy),

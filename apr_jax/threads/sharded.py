@@ -6,11 +6,12 @@ from typing import Any
 import jax
 from jax.sharding import Mesh, PartitionSpec
 
+from apr_jax.threads import protocol
 from apr_jax.threads.forest import ThreadForest
 from apr_jax.threads.limits import Limits, Schedule
 from apr_jax.threads.prefill import Decode, InitCache
 from apr_jax.threads.prompts import Prompts
-from apr_jax.threads.rollout import Work, tree_rollout
+from apr_jax.threads.rollout import Work, check_key, tree_rollout
 
 
 def make_rollout(
@@ -31,7 +32,7 @@ def make_rollout(
     Work's fields get a leading axis: one entry a shard.
 
     Raises:
-      ValueError: (at the call) the batch does not divide into the shards.
+      ValueError: (at the call) the batch does not divide into the shards, or the key is of another kind than threefry.
     """
     shards = 1
     for axis in axes:
@@ -39,7 +40,7 @@ def make_rollout(
     split, whole = PartitionSpec(axes), PartitionSpec()
 
     def shard(params: Any, prompts: Prompts, key_data: jax.Array) -> tuple[ThreadForest, Work]:
-        key = jax.random.wrap_key_data(key_data)
+        key = jax.random.wrap_key_data(key_data, impl=protocol.KEYS)
         forest, work = tree_rollout(decode, init_cache, prepare(params), prompts, key, limits, schedule)
         return forest, jax.tree.map(lambda count: count[None], work)
 
@@ -50,6 +51,7 @@ def make_rollout(
         batch = prompts.tokens.shape[0]
         if batch % shards:
             raise ValueError(f"a batch of {batch} trees must be a multiple of the mesh's {shards} data shards")
+        check_key(key)
         return mapped(params, prompts, jax.random.key_data(key))
 
     return rollout

@@ -6,7 +6,7 @@ from fractions import Fraction
 
 import pytest
 
-from apr_jax.errors import UsageError
+from apr_jax.errors import UsageError, UserError
 from apr_jax.evaluate.run import SUMMARY, TRACES, Decoding, answer_one, evaluate
 from apr_jax.evaluate.trace import to_trace
 from apr_jax.learn.checkpoint import load_checkpoint
@@ -128,7 +128,8 @@ def test_a_condition_and_a_smaller_window_reach_the_model(restored, problems, tm
         ({"samples": 4}, "greedy samples are all the same; give a temperature"),
         ({"window": 65}, "--window 65: must be from 2 to 64, the window the model was trained with"),
         ({"window": 8}, "problem 'test-0': its prompt has .* tokens, too many for --window 8"),
-        ({"forced": 9}, "prompt 0: children=9 must be at most 4: limits.slots=5, limits.max_depth=1"),
+        ({"forced": 9}, "--force-children 9: must be from 0 to 4, limits.slots less the root"),
+        ({"top_k": 3}, "--top-k 3, --top-p 1.0 with --temperature 0.0: greedy decoding"),
         ({"condition": 9}, "--children 9: the model was trained on 0 to 4"),
     ],
 )
@@ -142,3 +143,19 @@ def test_a_serial_model_takes_no_condition_of_children(restored, problems, tmp_p
     serial = dataclasses.replace(restored, method="sos+")
     with pytest.raises(UsageError, match="is a sos\\+ model; only apr has children"):
         evaluate(serial, problems, tmp_path, Decoding(condition=3), progress=False)
+    with pytest.raises(UsageError, match="--force-children 3: .* is a sos\\+ model; only apr has children"):
+        evaluate(serial, problems, tmp_path, Decoding(forced=3), progress=False)
+
+
+def test_damaged_settings_and_other_limits_are_refused(restored, problems, tmp_path):
+    evaluate(restored, problems, tmp_path, progress=False)
+    before = (tmp_path / TRACES).stat().st_mtime_ns
+    limits = dataclasses.replace(restored.config.limits, max_tokens=199)
+    other = dataclasses.replace(restored, config=dataclasses.replace(restored.config, limits=limits))
+    with pytest.raises(UsageError, match="holds an evaluation with limits="):
+        evaluate(other, problems, tmp_path, progress=False)
+    evaluate(restored, problems, tmp_path, progress=False)
+    assert (tmp_path / TRACES).stat().st_mtime_ns == before, "a finished evaluation is read only"
+    (tmp_path / "settings.json").write_text('{"weights": "a')
+    with pytest.raises(UserError, match=r"settings\.json: is damaged"):
+        evaluate(restored, problems, tmp_path, progress=False)

@@ -14,7 +14,7 @@ LIMITS = Limits(window=24, stream=40, slots=5, children=3)
 TREES = 11
 
 
-def run(batch, done=0):
+def run(batch, done=0, progress=False):
     """The forests of all trees from `done` on, how often the rollout was traced, and what happened in which order."""
     traced, events = [], []
     policy = scripted.policy(0, 5.0)
@@ -32,7 +32,7 @@ def run(batch, done=0):
     prompts = make_prompts(ids, 4, temperature=1.0)
     forests = []
     for begin, forest in stream(
-        rollout, policy, prompts, jax.random.key(0), batch=batch, lanes=4, done=done, progress=False
+        rollout, policy, prompts, jax.random.key(0), batch=batch, lanes=4, done=done, progress=progress
     ):
         assert begin == done + sum(len(one.length) for one in forests)
         events.append("got")
@@ -55,3 +55,9 @@ def test_a_stream_goes_on_where_it_was_stopped():
     rest, _, _ = run(4, done=7)
     np.testing.assert_array_equal(whole.tokens[7:], rest.tokens)
     assert run(4, done=10)[2] == ["send", "got"]
+
+
+def test_progress_has_its_rates(capfd):
+    run(4, progress=True)
+    said = capfd.readouterr().err
+    assert f"{TREES}/{TREES}" in said and "trees/s" in said and "tokens/s" in said and "full" in said

@@ -27,6 +27,7 @@ COMMANDS = [
     ("plan",),
     ("bench", "rollout"),
     ("bench", "schedule"),
+    ("bench", "cache"),
     ("bench", "train"),
     ("bench", "solver"),
 ]

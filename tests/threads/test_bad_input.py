@@ -92,7 +92,7 @@ def test_settings_that_cannot_be_used(values, message):
         make_prompts([[p.BOS], [p.BOS, A]], width=3, **values)
 
 
-def test_batches_that_the_limits_or_the_mesh_cannot_hold():
+def test_prompts_that_the_limits_cannot_hold():
     limits, flat = Limits(**GOOD), Limits(**(GOOD | {"max_depth": 0}))
     long = make_prompts([[p.BOS], [p.BOS] + [A] * 9], width=10)
     check_prompts(make_prompts([[p.BOS] + [A] * 8], width=10, children=2), limits)
@@ -102,10 +102,27 @@ def test_batches_that_the_limits_or_the_mesh_cannot_hold():
         check_prompts(make_prompts([[p.BOS]] * 2, width=3, children=[2, 3]), limits)
     with refuses("prompt 0: children=1 must be at most 0: limits.slots=3, limits.max_depth=0"):
         check_prompts(make_prompts([[p.BOS]], width=3, children=1), flat)
-    with refuses("a batch of 3 trees must be a multiple of the mesh's 2 data shards"):
-        check_prompts(make_prompts([[p.BOS]] * 3, width=3), limits, shards=2)
-    with refuses("a batch of 0 trees must be"):
+    with refuses("prompts: there are none; a rollout needs at least one tree"):
         check_prompts(make_prompts([], width=3), limits)
+
+
+@pytest.mark.parametrize(
+    ("key", "message"),
+    [
+        (jax.random.key(0, impl="rbg"), "key: is rbg; make it with jax.random.key(seed, impl='threefry2x32')"),
+        (jax.random.PRNGKey(0), "key: is of type uint32; make it with jax.random.key(seed, impl='threefry2x32')"),
+    ],
+)
+def test_keys_of_another_kind_are_refused(key, message):
+    limits = LIMITS["flat"]
+    with refuses(message):
+        engine(limits, ODD)(scripted.policy(0, 1.0), prompts(0, limits), key)
+
+
+@pytest.mark.parametrize("value", [2.5, 2**31])
+def test_limits_are_whole_numbers_of_32_bits(value):
+    with pytest.raises(ValueError, match=f"limits.max_tokens={value} must be at"):
+        Limits(**(GOOD | {"max_tokens": value}))
 
 
 def test_the_engine_refuses_by_itself_what_it_sees_from_shapes():

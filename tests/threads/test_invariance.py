@@ -133,3 +133,13 @@ def test_shards_say_nothing_to_each_other(devices):
     program = rollout.lower(POLICY, prompts(0, NESTED), KEY).compile().as_text()
     for word in ("all-reduce", "all-gather", "all-to-all", "collective-permute", "reduce-scatter"):
         assert word not in program
+
+
+def test_lanes_stay_full():
+    """Few lanes for many trees of very different size: a lane that its thread leaves is taken by the next one at once."""
+    schedule = Schedule(lanes=6, admit=1, chunk=4)
+    batch = prompts(7, NESTED, trees=96)
+    forest, work = jax.device_get(engine(NESTED, schedule)(scripted.policy(7, 9.0), batch, KEY))
+    assert forest.children.max() > 10 and forest.children.min() == 0
+    assert work.live == forest.total_tokens.sum()
+    assert work.live / (work.steps * schedule.lanes) >= 0.85
