@@ -55,7 +55,9 @@ def bench_rollout(
         return
     with opened(names, restored.params, restored.config.model) as others:
         loops = [trees.host_loop(peer, restored.config.limits, ids) for peer in others]
-        yield _measured(f"{len(ids)} thread trees", [trees.engine(restored, ids), *loops], repeats)
+        yield _measured(
+            f"{len(ids)} thread trees", [trees.engine(restored, ids), *loops, trees.lone_roots(restored, ids)], repeats
+        )
     for children in _LATENCY_CHILDREN:
         contest = trees.latency(restored, ids[:_LATENCY_TREES], children)
         yield _measured(f"latency of a tree with {children} children", contest, repeats)

@@ -11,13 +11,16 @@ from pathlib import Path
 
 import jax
 
+from apr_jax.bench.decode import only_text
 from apr_jax.bench.measure import Contestant
 from apr_jax.bench.peers import Peer
 from apr_jax.data.tokenizer import BOS
 from apr_jax.evaluate.run import make_runner
 from apr_jax.learn.checkpoint import Restored
+from apr_jax.model.sharding import make_mesh
+from apr_jax.model.transformer import make_decode, prepare_decode
 from apr_jax.tasks import Countdown, load_problems
-from apr_jax.threads import Limits, make_prompts
+from apr_jax.threads import Limits, make_prompts, make_rollout
 from apr_jax.threads import protocol as p
 
 TREES = 64
@@ -46,13 +49,38 @@ def engine(restored: Restored, ids: list[list[int]]) -> Contestant:
     return Contestant("apr_jax", run, "tokens")
 
 
+def lone_roots(restored: Restored, ids: list[list[int]], tokens: int = 110) -> Contestant:
+    """The same model, prompts and lanes without a spawn: what decoding alone allows, with no message to read and no answer."""
+    config, width = restored.config, max(map(len, ids))
+    limits = Limits(window=width + tokens, stream=width + tokens, slots=1, children=1, max_depth=0)
+    runner = make_runner(restored, config.limits, len(ids))  # For the same lanes, and the weights in place.
+    mesh = make_mesh()
+    schedule = dataclasses.replace(config.schedule, lanes=runner.lanes)
+    decode, init_cache = make_decode(config.model, schedule.bounds(limits.window))
+    rollout = make_rollout(
+        only_text(decode),
+        init_cache,
+        limits,
+        schedule,
+        mesh,
+        prepare=lambda params: prepare_decode(params, config.model),
+    )
+    prompts = make_prompts(ids, width)
+
+    def run() -> float:
+        forest, _ = rollout(runner.params, prompts, jax.random.key(0))
+        return float(forest.total_tokens.sum())
+
+    return Contestant("apr_jax, lone roots", run, "tokens")
+
+
 def latency(restored: Restored, ids: list[list[int]], children: int) -> list[Contestant]:
     """One tree at a time with a lane for every thread, and the same trees on one lane: one thread after the other."""
 
     limits = dataclasses.replace(restored.config.limits, slots=children + 1, children=children)
 
     def contestant(name: str, lanes: int) -> Contestant:
-        schedule = dataclasses.replace(restored.config.schedule, lanes=lanes, admit=lanes)
+        schedule = dataclasses.replace(restored.config.schedule, lanes=lanes, admit=1)
         one = dataclasses.replace(restored, config=dataclasses.replace(restored.config, schedule=schedule))
         runner = make_runner(one, limits, 1)
         prompts = [make_prompts([prompt], len(max(ids, key=len)), children=children) for prompt in ids]
