@@ -16,7 +16,7 @@ from typing import Annotated
 
 import typer
 
-from apr_jax.bench.command import bench_app
+from apr_jax.bench.command import Json, Settings, bench_app
 from apr_jax.errors import UsageError, UserError
 from apr_jax.runtime import start
 
@@ -47,9 +47,6 @@ class Method(enum.StrEnum):
 Config = Annotated[
     Path, typer.Option("--config", help="Experiment file, e.g. experiments/nano.py.", show_default=False)
 ]
-Settings = Annotated[
-    list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Override a field of the config; repeatable.")
-]
 Workdir = Annotated[Path, typer.Option("--workdir", help="Folder of the run; made if missing.", show_default=False)]
 Data = Annotated[
     Path | None,
@@ -63,7 +60,6 @@ Data = Annotated[
 Checkpoint = Annotated[
     Path, typer.Option("--checkpoint", help="A run's folder (its best or last step) or one step.", show_default=False)
 ]
-Json = Annotated[Path | None, typer.Option("--json", help="Write the figures to this file too.", show_default=False)]
 
 
 @data_app.command("build", epilog="Example: apr data build --config experiments/nano.py --out runs/nano/data")

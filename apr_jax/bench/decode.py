@@ -11,15 +11,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array
 
 from apr_jax.bench.measure import Contestant
 from apr_jax.bench.peers import Peer
+from apr_jax.learn.steps import place_whole
 from apr_jax.model.config import ModelConfig
 from apr_jax.model.sharding import make_mesh
 from apr_jax.model.transformer import Params, make_decode, prepare_decode
-from apr_jax.threads import Limits, Schedule, make_prompts, make_rollout
+from apr_jax.threads import Limits, Prompts, Schedule, ThreadForest, make_prompts, make_rollout
 from apr_jax.threads import protocol as p
 
 VOCAB, PROMPT, NEW = 64, 24, 512
@@ -40,24 +40,31 @@ def engine(shape: str, params: Params, batch: int) -> Contestant:
     devices = _devices(batch)
     lanes = min(LANES[shape], batch // len(devices))
     schedule = Schedule(lanes=lanes, admit=lanes, chunk=PROMPT, buckets=BUCKETS)
-    decode, init_cache = make_decode(config, schedule.bounds(limits.window))
-    mesh = make_mesh(devices=devices)
-    rollout = make_rollout(
-        only_text(decode), init_cache, limits, schedule, mesh, prepare=lambda params: prepare_decode(params, config)
-    )
-    placed = jax.device_put(params, NamedSharding(mesh, PartitionSpec()))
+    decode_text = text_rollout(config, params, limits, schedule, devices)
     random, text = np.random.default_rng(0), len(p.CONTROL_PIECES)
 
     def run() -> float:
         ids = random.integers(text, VOCAB, (batch, PROMPT - 1))
         prompts = make_prompts([[p.BOS, *row] for row in ids.tolist()], PROMPT)
-        forest, _ = rollout(placed, prompts, jax.random.key(0))
-        tokens = int(forest.total_tokens.sum())
+        tokens = int(decode_text(prompts).total_tokens.sum())
         if tokens != batch * NEW:
             raise RuntimeError(f"bench decode: {tokens} tokens were decoded, {batch * NEW} were asked for")
         return tokens
 
     return Contestant("apr_jax", run, "tokens")
+
+
+def text_rollout(
+    config: ModelConfig, params: Params, limits: Limits, schedule: Schedule, devices: list[Any]
+) -> Callable[[Prompts], ThreadForest]:
+    """A rollout in which no thread ever spawns, joins or ends by itself, its weights in place."""
+    decode, init_cache = make_decode(config, schedule.bounds(limits.window))
+    mesh = make_mesh(devices=devices)
+    rollout = make_rollout(
+        only_text(decode), init_cache, limits, schedule, mesh, prepare=lambda params: prepare_decode(params, config)
+    )
+    placed = place_whole(params, mesh)
+    return lambda prompts: rollout(placed, prompts, jax.random.key(0))[0]
 
 
 def only_text(decode: Callable) -> Callable:

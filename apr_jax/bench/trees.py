@@ -11,16 +11,14 @@ from pathlib import Path
 
 import jax
 
-from apr_jax.bench.decode import only_text
+from apr_jax.bench.decode import text_rollout
 from apr_jax.bench.measure import Contestant
 from apr_jax.bench.peers import Peer
 from apr_jax.data.tokenizer import BOS
 from apr_jax.evaluate.run import make_runner
 from apr_jax.learn.checkpoint import Restored
-from apr_jax.model.sharding import make_mesh
-from apr_jax.model.transformer import make_decode, prepare_decode
 from apr_jax.tasks import Countdown, load_problems
-from apr_jax.threads import Limits, make_prompts, make_rollout
+from apr_jax.threads import Limits, make_prompts
 from apr_jax.threads import protocol as p
 
 TREES = 64
@@ -53,23 +51,13 @@ def lone_roots(restored: Restored, ids: list[list[int]], tokens: int = 110) -> C
     """The same model, prompts and lanes without a spawn: what decoding alone allows, with no message to read and no answer."""
     config, width = restored.config, max(map(len, ids))
     limits = Limits(window=width + tokens, stream=width + tokens, slots=1, children=1, max_depth=0)
-    runner = make_runner(restored, config.limits, len(ids))  # For the same lanes, and the weights in place.
-    mesh = make_mesh()
-    schedule = dataclasses.replace(config.schedule, lanes=runner.lanes)
-    decode, init_cache = make_decode(config.model, schedule.bounds(limits.window))
-    rollout = make_rollout(
-        only_text(decode),
-        init_cache,
-        limits,
-        schedule,
-        mesh,
-        prepare=lambda params: prepare_decode(params, config.model),
-    )
+    lanes = make_runner(restored, config.limits, len(ids)).lanes
+    schedule = dataclasses.replace(config.schedule, lanes=lanes)
+    decode_text = text_rollout(config.model, restored.params, limits, schedule, jax.devices())
     prompts = make_prompts(ids, width)
 
     def run() -> float:
-        forest, _ = rollout(runner.params, prompts, jax.random.key(0))
-        return float(forest.total_tokens.sum())
+        return float(decode_text(prompts).total_tokens.sum())
 
     return Contestant("apr_jax, lone roots", run, "tokens")
 
