@@ -34,6 +34,9 @@ from apr_jax.tasks import Countdown, Problem
 from apr_jax.threads import NOT_FORCED, Limits, Prompts, ThreadForest, check_prompts, make_prompts
 from apr_jax.threads.protocol import KEYS
 
+# Of a rollout of one tree a device: docs/rollout.md has the figures.
+_FEW = (1, 4)
+
 TRACES, SUMMARY, SETTINGS = "traces.jsonl", "summary.json", "settings.json"
 
 
@@ -143,7 +146,8 @@ def make_runner(restored: Restored, limits: Limits, batch: int) -> Runner:
     batch += -batch % mesh.size
     schedule = restored.config.schedule
     lanes = min(schedule.lanes, batch // mesh.size * limits.slots)
-    schedule = dataclasses.replace(schedule, lanes=lanes, admit=min(schedule.admit, lanes))
+    few = tuple(count for count in _FEW if count < lanes) if batch == mesh.size else schedule.few
+    schedule = dataclasses.replace(schedule, lanes=lanes, admit=min(schedule.admit, lanes), few=few)
     rollout = make_policy_rollout(restored.config.model, limits, schedule, mesh, mesh.axis_names)
     return Runner(rollout, place_whole(restored.params, mesh), batch, lanes)
 

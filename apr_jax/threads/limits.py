@@ -62,12 +62,15 @@ class Schedule:
       chunk: context tokens that one prefill step reads.
       buckets: lengths of context below the window for which the loop is compiled apart, so that a step reads no more of the
         cache than the longest running thread needs; increasing.
+      few: numbers of lanes below `lanes` for which the loop is compiled apart, so that a lone thread does not pay for a step
+        of all lanes; increasing. For latency: while a batch lasts its lanes are full.
     """
 
     lanes: int = 64
     admit: int = 8
     chunk: int = 16
     buckets: tuple[int, ...] = ()
+    few: tuple[int, ...] = ()
 
     def bounds(self, window: int) -> tuple[int, ...]:
         """The buckets below the window, and the window."""
@@ -77,7 +80,9 @@ class Schedule:
         for field in ("lanes", "admit", "chunk"):
             if getattr(self, field) < 1:
                 raise ValueError(f"schedule.{field}={getattr(self, field)} must be at least 1")
-        if any(low >= high for low, high in zip((0, *self.buckets), self.buckets, strict=False)):
-            raise ValueError(f"schedule.buckets={self.buckets} must be positive and increasing")
+        for field in ("buckets", "few"):
+            values = getattr(self, field)
+            if any(low >= high for low, high in zip((0, *values), values, strict=False)):
+                raise ValueError(f"schedule.{field}={values} must be positive and increasing")
         if self.admit > self.lanes:
             raise ValueError(f"schedule.admit={self.admit} must be at most schedule.lanes={self.lanes}")

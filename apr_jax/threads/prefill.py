@@ -77,7 +77,7 @@ def admit(
         for bound in bounds:
             fits = (jnp.max(last) > below) & (jnp.max(last) <= bound)
             below = bound
-            cache = _when(fits, functools.partial(fill, bound), cache)
+            cache = when(fits, functools.partial(fill, bound), cache)
         return Seats(
             threads=write(seats.threads, row, status=jnp.full_like(row, Status.RUNNING)),
             lanes=seat(seats.lanes, lane, seats.threads, row, prompts, limits),
@@ -131,7 +131,7 @@ def _insert(cache: Any, lane: Int[Array, " E"], fresh: Any) -> Any:
     return jax.tree.map(put, cache, fresh)
 
 
-def _when(condition: Array, change: Callable[[Any], Any], value: Any) -> Any:
+def when(condition: Array, change: Callable[[Any], Any], value: Any) -> Any:
     """change(value) if the condition holds. A loop of at most one turn: XLA runs loops in place, and copies around a cond."""
     return jax.lax.while_loop(
         lambda carry: carry[0], lambda carry: (jnp.zeros_like(carry[0]), change(carry[1])), (condition, value)

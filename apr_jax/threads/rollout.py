@@ -15,6 +15,8 @@ its own context, key and limits alone.
 """
 
 import dataclasses
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -24,9 +26,9 @@ from jaxtyping import Array
 from apr_jax.threads import family, protocol
 from apr_jax.threads.forest import Status, ThreadForest
 from apr_jax.threads.limits import Limits, Schedule
-from apr_jax.threads.prefill import Decode, InitCache, Seats, admit
+from apr_jax.threads.prefill import Decode, InitCache, Seats, admit, when
 from apr_jax.threads.prompts import Prompts
-from apr_jax.threads.state import Threads, idle_lanes, initial_threads, to_forest, unseat
+from apr_jax.threads.state import Lanes, Threads, idle_lanes, initial_threads, to_forest, unseat
 from apr_jax.threads.step import runs, take_step
 
 
@@ -81,13 +83,14 @@ def tree_rollout(
     def stretch(carry: tuple[Seats, Work]) -> tuple[Seats, Work]:
         seats, work = carry
         seats = admit(seats, decode, init_cache, params, prompts, limits, schedule)
-        enough = _enough(seats, schedule)
-        for bound in schedule.bounds(limits.window):
-            seats, work = jax.lax.while_loop(
-                lambda carry, bound=bound: _goes_on(carry[0], enough, bound),
-                lambda carry, bound=bound: _decode(carry, decode, params, limits, bound),
-                (seats, work),
-            )
+        enough, live = _enough(seats, schedule), _running(seats.lanes)
+        advance = functools.partial(_advance, decode=decode, params=params, limits=limits, schedule=schedule, enough=enough)
+        most = 0
+        for count in schedule.few:
+            fits = (live > most) & (live <= count)
+            seats, work = when(fits, functools.partial(_on_few, count, advance), (seats, work))
+            most = count
+        seats, work = when(live > most, advance, (seats, work)) if schedule.few else advance((seats, work))
         threads, lanes = unseat(seats.threads, seats.lanes)
         return dataclasses.replace(seats, threads=_settle(threads, limits, schedule), lanes=lanes), work
 
@@ -108,14 +111,44 @@ def check_key(key: jax.Array) -> None:
 
 def _enough(seats: Seats, schedule: Schedule) -> Array:
     """The number of running lanes at which a stretch ends: when an admission's share of them has stopped."""
-    live = jnp.sum(runs(seats.lanes), dtype=jnp.int32)
+    live = _running(seats.lanes)
     return live - jnp.maximum(1, live * schedule.admit // schedule.lanes)
+
+
+def _running(lanes: Lanes) -> Array:
+    return jnp.sum(runs(lanes), dtype=jnp.int32)
+
+
+def _on_few(
+    count: int, advance: Callable[[tuple[Seats, Work]], tuple[Seats, Work]], carry: tuple[Seats, Work]
+) -> tuple[Seats, Work]:
+    """A stretch of `count` lanes, among them all that run: moved to a cache of their own, and back after it."""
+    seats, work = carry
+    taken = jnp.argsort(~runs(seats.lanes), stable=True)[:count]
+    of_all = seats.lanes, seats.cache
+    lanes, cache = jax.tree.map(lambda leaf: leaf[taken], of_all)
+    few, work = advance((Seats(seats.threads, lanes, cache), work))
+    lanes, cache = jax.tree.map(lambda leaf, new: leaf.at[taken].set(new), of_all, (few.lanes, few.cache))
+    return Seats(few.threads, lanes, cache), work
+
+
+def _advance(
+    carry: tuple[Seats, Work], decode: Decode, params: Any, limits: Limits, schedule: Schedule, enough: Array
+) -> tuple[Seats, Work]:
+    """Decodes until enough lanes have stopped, with the loop for the length that is reached."""
+    for bound in schedule.bounds(limits.window):
+        carry = jax.lax.while_loop(
+            lambda carry, bound=bound: _goes_on(carry[0], enough, bound),
+            lambda carry, bound=bound: _decode(carry, decode, params, limits, bound),
+            carry,
+        )
+    return carry
 
 
 def _goes_on(seats: Seats, enough: Array, bound: int) -> Array:
     running = runs(seats.lanes)
     longest = jnp.max(jnp.where(running, seats.lanes.used, 0))
-    return (jnp.sum(running, dtype=jnp.int32) > enough) & (longest <= bound)
+    return (_running(seats.lanes) > enough) & (longest <= bound)
 
 
 def _decode(carry: tuple[Seats, Work], decode: Decode, params: Any, limits: Limits, bound: int) -> tuple[Seats, Work]:

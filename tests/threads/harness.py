@@ -35,8 +35,9 @@ CONSTRAINED = {
     f"{name}, constrained": dataclasses.replace(FREE[name], constrain=True) for name in ("nested", "few tokens")
 }
 LIMITS = FREE | CONSTRAINED
-# Fewer lanes than a spawn may have children, fewer still admitted at once, chunks that divide nothing, and buckets.
-ODD = Schedule(lanes=3, admit=2, chunk=3, buckets=(5, 11))
+# Fewer lanes than a spawn may have children, fewer still admitted at once, chunks that divide nothing, buckets
+# of length and of lanes.
+ODD = Schedule(lanes=3, admit=2, chunk=3, buckets=(5, 11), few=(2,))
 MANNERS = (0.0, 2.0, 5.0, 9.0)
 
 

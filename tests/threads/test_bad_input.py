@@ -47,6 +47,7 @@ def test_limits_that_cannot_work(values, message):
         ({"lanes": 2, "admit": 3}, "schedule.admit=3 must be at most schedule.lanes=2"),
         ({"buckets": (8, 8)}, "schedule.buckets=(8, 8) must be positive and increasing"),
         ({"buckets": (0, 8)}, "schedule.buckets=(0, 8) must be positive and increasing"),
+        ({"few": (4, 2)}, "schedule.few=(4, 2) must be positive and increasing"),
     ],
 )
 def test_schedules_that_cannot_work(values, message):

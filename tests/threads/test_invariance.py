@@ -33,7 +33,7 @@ def pick(batch: Prompts, trees) -> Prompts:
 
 @pytest.mark.parametrize(
     "schedule",
-    [Schedule(1, 1, 1), Schedule(64, 16, 2), Schedule(8, 4, 16, buckets=(3, 6, 9, 12))],
+    [Schedule(1, 1, 1), Schedule(64, 16, 2), Schedule(8, 4, 16, buckets=(3, 6, 9, 12), few=(1, 2, 5))],
     ids=["one lane", "more lanes than threads", "many buckets"],
 )
 def test_schedule_changes_no_token(schedule):
