@@ -49,7 +49,7 @@ def make_sft_step(config: Experiment, optimizer: optax.GradientTransformation, m
     """Supervised: one update on packed demonstrations [R, L]."""
 
     def loss_of(params: Any, rows: Rows) -> tuple[jax.Array, jax.Array]:
-        logprobs, entropy = token_logprobs(params, config.model, rows)
+        logprobs, entropy = token_logprobs(params, config.model, rows, mesh=mesh)
         return cross_entropy(logprobs, rows), jnp.sum(entropy) / jnp.maximum(jnp.sum(rows.sampled), 1)
 
     def step(state: TrainState, rows: Rows) -> tuple[TrainState, Metrics]:
@@ -72,10 +72,10 @@ def make_rl_step(config: Experiment, optimizer: optax.GradientTransformation, me
     rl = config.learn.rl
 
     def loss_of(params: Any, reference: Any, rows: Rows, advantages: jax.Array) -> tuple[jax.Array, Parts]:
-        logprobs, entropy = token_logprobs(params, config.model, rows, rl.temperature)
+        logprobs, entropy = token_logprobs(params, config.model, rows, rl.temperature, mesh)
         anchor = jax.lax.stop_gradient(logprobs)
         if rl.kl > 0:
-            anchor, _ = token_logprobs(reference, config.model, rows, rl.temperature)
+            anchor, _ = token_logprobs(reference, config.model, rows, rl.temperature, mesh)
         return tree_sum_loss(logprobs, entropy, anchor, rows, advantages, rl.clip, rl.kl)
 
     def step(state: TrainState, reference: Any, batch: ForestBatch) -> tuple[TrainState, Metrics]:
