@@ -104,9 +104,7 @@ def test_remat_changes_memory_not_gradients(params):
         return jax.jit(jax.grad(lambda p: jnp.square(forward(p, config, *batch)).mean()))
 
     config = dataclasses.replace(CONFIG, remat="layer")
-    plain, remat = (
-        loss(c).lower(params).compile().memory_analysis().temp_size_in_bytes for c in (CONFIG, config)
-    )
+    plain, remat = (loss(c).lower(params).compile().memory_analysis().temp_size_in_bytes for c in (CONFIG, config))
     assert remat < 0.8 * plain
     for a, b in zip(jax.tree.leaves(loss(CONFIG)(params)), jax.tree.leaves(loss(config)(params)), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-6)
