@@ -36,7 +36,7 @@ def train_sft(config: Experiment, data_dir: Path, workdir: Path, method: str, pr
     check_built(config, Path(data_dir))
     tokenizer = read_tokenizer(data_dir)
     optimizer = make_optimizer(sft.optimizer, sft.steps)
-    step = make_sft_step(config, optimizer, mesh)
+    step = make_sft_step(config.model, optimizer, mesh)
     batches = sft_batches(
         Path(data_dir),
         method,

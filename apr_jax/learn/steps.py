@@ -21,6 +21,7 @@ from apr_jax.errors import UsageError
 from apr_jax.learn.objective import Metrics, Parts, cross_entropy, tree_sum_loss
 from apr_jax.learn.replay import token_logprobs
 from apr_jax.learn.state import TrainState, apply_gradients
+from apr_jax.model.config import ModelConfig
 from apr_jax.model.sharding import BATCH_AXES, batch_sharding, shardings
 
 SftStep = Callable[[TrainState, Rows], tuple[TrainState, Metrics]]
@@ -45,11 +46,11 @@ class ForestBatch:
 RlStep = Callable[[TrainState, Any, ForestBatch], tuple[TrainState, Metrics]]
 
 
-def make_sft_step(config: Experiment, optimizer: optax.GradientTransformation, mesh: Mesh) -> SftStep:
+def make_sft_step(model: ModelConfig, optimizer: optax.GradientTransformation, mesh: Mesh) -> SftStep:
     """Supervised: one update on packed demonstrations [R, L]."""
 
     def loss_of(params: Any, rows: Rows) -> tuple[jax.Array, jax.Array]:
-        logprobs, entropy = token_logprobs(params, config.model, rows, mesh=mesh)
+        logprobs, entropy = token_logprobs(params, model, rows, mesh=mesh)
         return cross_entropy(logprobs, rows), jnp.sum(entropy) / jnp.maximum(jnp.sum(rows.sampled), 1)
 
     def step(state: TrainState, rows: Rows) -> tuple[TrainState, Metrics]:
