@@ -50,7 +50,7 @@ def make_sft_step(config: Experiment, optimizer: optax.GradientTransformation, m
     """Supervised: one update on packed demonstrations [R, L]."""
 
     def loss_of(params: Any, rows: Rows) -> tuple[jax.Array, jax.Array]:
-        logprobs, entropy = token_logprobs(params, config.model, rows)
+        logprobs, entropy = token_logprobs(params, config.model, rows, mesh=mesh)
         return cross_entropy(logprobs, rows), jnp.sum(entropy) / jnp.maximum(jnp.sum(rows.sampled), 1)
 
     def step(state: TrainState, rows: Rows) -> tuple[TrainState, Metrics]:
@@ -75,10 +75,10 @@ def make_rl_step(config: Experiment, optimizer: optax.GradientTransformation, me
     def loss_of(
         params: Any, reference: Any, rows: Rows, weights: jax.Array, advantages: jax.Array
     ) -> tuple[jax.Array, Parts]:
-        logprobs, entropy = token_logprobs(params, config.model, rows, temperature)
+        logprobs, entropy = token_logprobs(params, config.model, rows, temperature, mesh)
         anchor = jax.lax.stop_gradient(logprobs)
         if objective.kl > 0 and objective.kl_estimator != "reward":
-            anchor, _ = token_logprobs(reference, config.model, rows, temperature)
+            anchor, _ = token_logprobs(reference, config.model, rows, temperature, mesh)
         return policy_loss(logprobs, entropy, anchor, rows, weights, advantages, objective)
 
     def step(
@@ -106,7 +106,7 @@ def make_tree_kl(config: Experiment, mesh: Mesh) -> TreeKl:
     def total(reference: Any, batch: ForestBatch) -> jax.Array:
         def add_chunk(index: jax.Array, so_far: jax.Array) -> jax.Array:
             rows, _ = _chunk(batch, index)
-            logprobs, _ = token_logprobs(reference, config.model, rows, rl.temperature)
+            logprobs, _ = token_logprobs(reference, config.model, rows, rl.temperature, mesh)
             return so_far + tree_kl(logprobs, rows, trees)
 
         return jax.lax.fori_loop(0, batch.used, add_chunk, jnp.zeros(trees))
