@@ -28,7 +28,8 @@ from apr_jax.data.tokenizer import BOS, Tokenizer
 from apr_jax.errors import UsageError
 from apr_jax.learn.advantages import ADVANTAGES, count_flat
 from apr_jax.learn.answers import extract_answers
-from apr_jax.learn.checkpoint import Restored, Run, digest, load_checkpoint
+from apr_jax.learn.checkpoint import Restored, Run, load_checkpoint
+from apr_jax.learn.checksum import digest
 from apr_jax.learn.loop import Stage
 from apr_jax.learn.optimizer import make_optimizer
 from apr_jax.learn.policy import make_policy_rollout

@@ -84,7 +84,9 @@ def tree_rollout(
         seats, work = carry
         seats = admit(seats, decode, init_cache, params, prompts, limits, schedule)
         enough, live = _enough(seats, schedule), _running(seats.lanes)
-        advance = functools.partial(_advance, decode=decode, params=params, limits=limits, schedule=schedule, enough=enough)
+        advance = functools.partial(
+            _advance, decode=decode, params=params, limits=limits, schedule=schedule, enough=enough
+        )
         most = 0
         for count in schedule.few:
             fits = (live > most) & (live <= count)
