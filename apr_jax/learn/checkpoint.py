@@ -30,6 +30,7 @@ from apr_jax.config import ConfigError, Experiment, from_dict, to_dict
 from apr_jax.data.tokenizer import Tokenizer
 from apr_jax.errors import UserError
 from apr_jax.learn.checksum import array_sums, changed, json_sum
+from apr_jax.learn.processes import all_of
 from apr_jax.learn.state import TrainState
 
 FOLDER = "checkpoints"
@@ -153,37 +154,41 @@ class Checkpoints:
         Raises:
           UserError: the checkpoint is of another run, or there are steps but none can be read.
         """
-        wanted = ocp.args.Composite(
-            params=ocp.args.StandardRestore(_abstract(blank.params)),
-            state=ocp.args.StandardRestore(_abstract(_without_params(blank))),
-        )
         steps = sorted(self._manager.all_steps(), reverse=True)
         damaged: list[int] = []
         for step in steps:
             folder = self._folder / str(step)
-            try:
-                meta, data = _read_meta(folder), _read_json(folder, "data")
-                if meta.get("data_sum", json_sum(data)) != json_sum(data):
-                    raise ValueError("data is not what was saved")
-                self._check_same_run(meta, folder)
-                with _quiet():
-                    restored = self._manager.restore(step, args=wanted)
-                for item, sums in meta.get("sums", {}).items():
-                    _check_arrays(item, restored[item], sums)
-                state = TrainState(params=restored["params"], **restored["state"])
-                if int(state.step) != step:
-                    raise ValueError(f"holds step {int(state.step)}")
-            except UserError:
-                raise
-            except Exception as error:  # Orbax and TensorStore raise all sorts of types for damaged files.
-                print(f"checkpoint {folder}: damaged ({_first_line(error)}); going on from the step before", flush=True)
-                damaged.append(step)
-                continue
-            self._set_aside(damaged)
-            return state, data
+            found, problem = self._read(folder, blank)
+            if not all_of(not problem):  # What follows is done together, and needs all.
+                problem = problem or "another process cannot read it"
+            if not problem and found is not None:
+                state, data, meta = found
+                problem = _difference(state, meta)
+                if not problem:
+                    self._set_aside(damaged)
+                    return state, data
+            print(f"checkpoint {folder}: damaged ({problem}); going on from the step before", flush=True)
+            damaged.append(step)
         if steps:
             raise UserError(f"checkpoint {self._folder}: all {len(steps)} steps are damaged; delete it to start anew")
         return None
+
+    def _read(
+        self, folder: Path, blank: TrainState
+    ) -> tuple[tuple[TrainState, dict[str, Any], dict[str, Any]] | None, str]:
+        """State, data and meta of a step, and why it cannot be read, if so; without a word between processes."""
+        try:
+            meta, data = _read_meta(folder), _read_json(folder, "data")
+            if meta.get("data_sum", json_sum(data)) != json_sum(data):
+                raise ValueError("data is not what was saved")
+            self._check_same_run(meta, folder)
+            params = _read_arrays(folder / "params", blank.params)
+            state = TrainState(params=params, **_read_arrays(folder / "state", _without_params(blank)))
+            return (state, data, meta), ""
+        except UserError:
+            raise
+        except Exception as error:  # Orbax and TensorStore raise all sorts of types for damaged files.
+            return None, _first_line(error)
 
     def _set_aside(self, steps: list[int]) -> None:
         if not steps:
@@ -195,6 +200,7 @@ class Checkpoints:
                 for step in steps:
                     taken = len(list(aside.glob(f"{step}.*")))
                     (self._folder / str(step)).rename(aside / f"{step}.{taken}")
+        all_of(True)  # Until the first process is done.
         self._manager.reload()
 
     def _check_same_run(self, meta: dict[str, Any], folder: Path) -> None:
@@ -234,8 +240,8 @@ def load_checkpoint(path: str | Path) -> Restored:
     try:
         meta = _read_meta(folder)
         params = _read_params(folder / "params")
-        if "sums" in meta:
-            _check_arrays("params", params, meta["sums"]["params"])
+        if "sums" in meta and (wrong := changed(params, meta["sums"]["params"])):
+            raise ValueError(f"params{wrong[0]} is not what was saved")
         tokenizer = Tokenizer.from_bytes(base64.b64decode(meta["tokenizer"]))
         config = from_dict(meta["config"])
         return Restored(params, config, meta["method"], meta["stage"], tokenizer, meta["step"], str(folder))
@@ -278,9 +284,19 @@ def _read_meta(folder: Path) -> dict[str, Any]:
     return meta
 
 
-def _check_arrays(item: str, tree: Any, sums: dict[str, int]) -> None:
-    if wrong := changed(tree, sums):
-        raise ValueError(f"{item}{wrong[0]} is not what was saved")
+def _difference(state: TrainState, meta: dict[str, Any]) -> str:
+    """What of the state is not what was saved, or ""; all processes call it, and all get the same."""
+    arrays = {"params": state.params, "state": _without_params(state)}
+    wrong = [item + path for item, sums in meta.get("sums", {}).items() for path in changed(arrays[item], sums)]
+    if wrong:
+        return f"{wrong[0]} is not what was saved"
+    return "" if int(state.step) == meta["step"] else f"holds step {int(state.step)}"
+
+
+def _read_arrays(folder: Path, blank: Any) -> Any:
+    """Arrays of the shapes and the layout of `blank`."""
+    with _quiet():  # Not by way of the manager: its processes would wait for one that has failed.
+        return ocp.StandardCheckpointHandler().restore(folder, args=ocp.args.StandardRestore(_abstract(blank)))
 
 
 def _read_params(folder: Path) -> Any:

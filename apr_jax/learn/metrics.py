@@ -55,10 +55,12 @@ class Recorder:
         self._pending: tuple[int, dict[str, Any], bool] | None = None
         self._count, self._since = 0.0, time.perf_counter()
         self._recorded = self._since  # When the pending step was.
-        with disk_errors(self._path):
-            cut_lines(self._path, start)
-            self._file = open(self._path, "a", encoding="utf-8")  # noqa: SIM115 - closed in __exit__
-        self._board = tensorboardX.SummaryWriter(str(Path(workdir) / "tensorboard"), purge_step=start + 1)
+        self._writes = jax.process_index() == 0  # All processes have the same numbers.
+        if self._writes:
+            with disk_errors(self._path):
+                cut_lines(self._path, start)
+                self._file = open(self._path, "a", encoding="utf-8")  # noqa: SIM115 - closed in __exit__
+            self._board = tensorboardX.SummaryWriter(str(Path(workdir) / "tensorboard"), purge_step=start + 1)
         self._bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -66,7 +68,7 @@ class Recorder:
             TimeRemainingColumn(),
             TextColumn("{task.fields[numbers]}"),
             console=Console(stderr=True),
-            disable=not progress,
+            disable=not (progress and self._writes),
         )
         self._task = self._bar.add_task(stage, total=steps, completed=start, numbers="")
 
@@ -76,8 +78,9 @@ class Recorder:
 
     def __exit__(self, *exception: object) -> None:
         self._bar.stop()
-        self._file.close()
-        self._board.close()
+        if self._writes:
+            self._file.close()
+            self._board.close()
 
     def record(self, step: int, metrics: dict[str, Any], important: bool = False) -> Numbers | None:
         """Takes the metrics of `step`, scalars on the device or the host, and returns those of the step before,
@@ -119,6 +122,8 @@ class Recorder:
         return numbers
 
     def _write(self, step: int, numbers: Numbers) -> None:
+        if not self._writes:
+            return
         # JSON knows no NaN: a bad loss becomes null.
         finite = {name: value if math.isfinite(value) else None for name, value in numbers.items()}
         with disk_errors(self._path):

@@ -30,9 +30,10 @@ from apr_jax.learn.advantages import ADVANTAGES, count_flat
 from apr_jax.learn.answers import extract_answers
 from apr_jax.learn.checkpoint import Restored, Run, load_checkpoint
 from apr_jax.learn.checksum import digest
-from apr_jax.learn.loop import Stage
+from apr_jax.learn.loop import LastBatches, Stage
 from apr_jax.learn.optimizer import make_optimizer
 from apr_jax.learn.policy import make_policy_rollout
+from apr_jax.learn.processes import fetch, of_first
 from apr_jax.learn.run import build_mesh, train
 from apr_jax.learn.state import TrainState, init_state
 from apr_jax.learn.steps import check_divides, make_rl_step, place_forest, place_whole
@@ -73,6 +74,7 @@ def train_rl(config: Experiment, data_dir: Path, workdir: Path, init: Path | str
             save_every=rl.save_every,
             bad_steps=config.learn.bad_steps,
             data_state=dict,  # Everything follows from the step.
+            batch=trainer.last_batches.of,
             validate=trainer.validate,
             validate_every=rl.validate_every,
         ),
@@ -85,7 +87,7 @@ def train_rl(config: Experiment, data_dir: Path, workdir: Path, init: Path | str
 
 
 class _Trainer:
-    """What a step of RL needs besides the state; holds no state of its own."""
+    """What a step of RL needs besides the state; holds no state of its own that a step depends on."""
 
     def __init__(self, config: Experiment, start: Restored, data_dir: Path, mesh: Mesh, step: Any):
         self._config, self._rl, self._mesh = config, config.learn.rl, mesh
@@ -97,6 +99,7 @@ class _Trainer:
         self._rollout = make_policy_rollout(config.model, config.limits, config.schedule, mesh)
         self._step = step
         self._reference = place_whole(start.params, mesh)
+        self.last_batches = LastBatches()
 
     def advance(self, state: TrainState, step: int) -> tuple[TrainState, dict[str, Any]]:
         """One step: rollout, rewards, updates."""
@@ -105,12 +108,13 @@ class _Trainer:
         problems = self._train.draw(self._config.seed, step, rl.problems)
         problems = [problem for problem in problems for _ in range(rl.group)]
         key = jax.random.fold_in(jax.random.key(self._config.seed), step)
-        forest, work = jax.device_get(self._rollout(state.params, self._prompts(problems, rl.temperature), key))
+        forest, work = fetch(self._rollout(state.params, self._prompts(problems, rl.temperature), key))
         fetched = time.perf_counter()
-        correct = self._verify(problems, forest)
+        correct = of_first(self._verify(problems, forest))
         rewards = (correct - rl.token_price * forest.total_tokens).reshape(rl.problems, rl.group).astype(np.float32)
         advantages = ADVANTAGES[rl.advantage](rewards)
         rows = pack_forest(forest, rl.rows, self._config.limits.stream)
+        self.last_batches.keep(step + 1, vars(rows) | {"advantages": np.asarray(advantages).reshape(-1)})
         batch = place_forest(rows, np.asarray(advantages).reshape(-1), rl.rows, self._mesh)
         resumed = time.perf_counter()
         first: dict[str, Any] = {}
@@ -139,7 +143,7 @@ class _Trainer:
             problems = self._validation[begin : begin + size]
             padded = problems + problems[:1] * (size - len(problems))
             key = jax.random.key(self._config.seed)
-            forest, _ = jax.device_get(self._rollout(state.params, self._prompts(padded, 0.0), key))
+            forest, _ = fetch(self._rollout(state.params, self._prompts(padded, 0.0), key))
             count = len(problems)
             forests.append(jax.tree.map(lambda x, count=count: x[:count], forest))
             correct.append(self._verify(problems, forests[-1]))

@@ -19,6 +19,7 @@ from apr_jax.config import Experiment
 from apr_jax.data.packing import Rows
 from apr_jax.errors import UsageError
 from apr_jax.learn.objective import Metrics, Parts, cross_entropy, tree_sum_loss
+from apr_jax.learn.processes import place
 from apr_jax.learn.replay import token_logprobs
 from apr_jax.learn.state import TrainState, apply_gradients
 from apr_jax.model.sharding import BATCH_AXES, batch_sharding, shardings
@@ -96,18 +97,19 @@ def make_rl_step(config: Experiment, optimizer: optax.GradientTransformation, me
 
 def place_rows(rows: Rows, mesh: Mesh) -> Rows:
     """Moves this process's rows onto the mesh, split over its batch axes."""
-    return _place(rows, batch_sharding(mesh))
+    split = batch_sharding(mesh)
+    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(split, np.asarray(x)), rows)
 
 
 def place_forest(rows: Rows, advantages: np.ndarray, size: int, mesh: Mesh) -> ForestBatch:
-    """Cuts packed rows (a multiple of `size`) into chunks of `size` rows on the mesh."""
+    """Cuts packed rows (a multiple of `size`), which every process has whole, into chunks of `size` rows on the mesh."""
     chunks = jax.tree.map(lambda x: x.reshape(-1, size, x.shape[1]), rows)
     used = np.flatnonzero((chunks.segment > 0).any(axis=(1, 2)))
     whole = NamedSharding(mesh, PartitionSpec())
     return ForestBatch(
-        chunks=_place(chunks, NamedSharding(mesh, PartitionSpec(None, BATCH_AXES))),
-        used=_place(np.int32(used[-1] + 1 if len(used) else 0), whole),
-        advantages=_place(np.asarray(advantages, np.float32), whole),
+        chunks=jax.tree.map(lambda x: place(x, NamedSharding(mesh, PartitionSpec(None, BATCH_AXES))), chunks),
+        used=place(np.int32(used[-1] + 1 if len(used) else 0), whole),
+        advantages=place(np.asarray(advantages, np.float32), whole),
     )
 
 
@@ -121,10 +123,6 @@ def check_divides(field: str, count: int, mesh: Mesh) -> None:
     shards = int(np.prod([mesh.shape[axis] for axis in BATCH_AXES]))
     if count % shards:
         raise UsageError(f"config {field}={count}: must be a multiple of the {shards} shards of mesh.data x mesh.fsdp")
-
-
-def _place(tree: Any, sharding: NamedSharding) -> Any:
-    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), tree)
 
 
 def _keep_layout(state: TrainState, mesh: Mesh) -> TrainState:
