@@ -28,7 +28,7 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from apr_jax.config import ConfigError, Experiment, from_dict, to_dict
 from apr_jax.data.tokenizer import Tokenizer
-from apr_jax.errors import UserError
+from apr_jax.errors import LostProcess, UserError
 from apr_jax.learn.checksum import array_sums, changed, json_sum
 from apr_jax.learn.processes import all_of
 from apr_jax.learn.state import TrainState
@@ -101,7 +101,10 @@ class Checkpoints:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *exception: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        del rest
+        if kind is not None and issubclass(kind, LostProcess):
+            return  # Closing would wait for it.
         with disk_errors(self._folder):
             self._manager.close()
 

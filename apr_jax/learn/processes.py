@@ -5,6 +5,9 @@ signal, a reward, a checkpoint that cannot be read) is agreed on first, or they 
 """
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -13,7 +16,27 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from apr_jax.errors import LostProcess, UserError
 from apr_jax.model.sharding import batch_sharding
+
+# In messages of Gloo and of the coordination service.
+_SIGNS = ("Gloo", "heartbeat", "Connection reset", "Connection closed", "coordination", "Barrier", "Socket closed")
+
+
+@contextmanager
+def lost_processes(workdir: Path) -> Iterator[None]:
+    """Turns what collectives and barriers say when another process is gone into one line."""
+    try:
+        yield
+    except (UserError, KeyboardInterrupt, SystemExit):
+        raise
+    except Exception as error:  # Each transport has a type of its own.
+        if jax.process_count() > 1 and any(sign in str(error) for sign in _SIGNS):
+            raise LostProcess(
+                f"process {jax.process_index()}: another process of this run is gone; what was saved in {workdir} is kept; "
+                "start all processes again, and they go on from there"
+            ) from error
+        raise
 
 
 def held_rows(rows: int, mesh: Mesh) -> list[int]:

@@ -14,6 +14,7 @@ from apr_jax.errors import UsageError, UserError
 from apr_jax.learn.checkpoint import Checkpoints, Run, disk_errors
 from apr_jax.learn.loop import Stage, run_loop
 from apr_jax.learn.metrics import Recorder
+from apr_jax.learn.processes import lost_processes
 from apr_jax.learn.state import TrainState
 from apr_jax.model.sharding import make_mesh
 
@@ -41,7 +42,7 @@ def train(
     """
     with disk_errors(workdir):
         workdir.mkdir(parents=True, exist_ok=True)
-    with Checkpoints(workdir, run) as checkpoints:
+    with Checkpoints(workdir, run) as checkpoints, lost_processes(workdir):
         restored = checkpoints.restore_latest(blank)
         state = blank
         if restored is not None:

@@ -138,6 +138,8 @@ def test_the_batch_does_not_depend_on_how_many_processes_hold_it(data_dir, strea
     whole, parts = held(0, 1), [held(process, processes) for process in range(processes)]
     for _ in range(3):
         assert_equal(next(whole), together(parts))
+    opened = sum(len(part.get_state()) for part in parts)
+    assert opened == max(streams, processes), "a process reads the streams of its own rows alone"
     # What some processes saved, any number of others goes on from.
     states = {stream: state for part in parts for stream, state in part.get_state().items()}
     assert sorted(states) == [str(stream) for stream in range(streams)]

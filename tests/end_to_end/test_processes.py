@@ -1,0 +1,165 @@
+"""Several real processes train as one: the same curve and parameters, the same end for all, and a lost one is told."""
+
+import dataclasses
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from apr_jax.config import MeshConfig, to_dict
+from apr_jax.learn.checkpoint import load_checkpoint
+from apr_jax.learn.metrics import FILE
+from apr_jax.learn.rl import train_rl
+from apr_jax.learn.sft import train_sft
+from apr_jax.runtime import HEARTBEAT_SECONDS
+
+ROOT = Path(__file__).parents[2]
+_WALL_CLOCK = ("tokens_per_second", "trees_per_second", "idle_share")
+
+
+def _config(config, shards, steps=6):
+    sft = dataclasses.replace(config.learn.sft, rows=4, streams=4, steps=steps)
+    rl = dataclasses.replace(config.learn.rl, rows=4)
+    learn = dataclasses.replace(config.learn, sft=sft, rl=rl)
+    return dataclasses.replace(config, learn=learn, mesh=MeshConfig(data=shards))
+
+
+class Together:
+    """`count` processes of one device each that run `apr train` as one."""
+
+    def __init__(self, count, config, folder, data_dir, stage, workdir, *more):
+        file = folder / f"{config.name}{count}.py"
+        file.write_text(
+            f"from apr_jax.config import from_dict\n\n\ndef experiment():\n    return from_dict({to_dict(config)!r})\n"
+        )
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        command = [sys.executable, "-m", "apr_jax", "train", stage, "--config", file, "--workdir", workdir]
+        command += ["--data", data_dir, *more]
+        self.processes = []
+        for index in range(count):
+            names = {"COORDINATOR_ADDRESS": f"127.0.0.1:{port}", "NUM_PROCESSES": str(count), "PROCESS_ID": str(index)}
+            environment = os.environ | {f"JAX_{name}": value for name, value in names.items()}
+            environment |= {"JAX_NUM_CPU_DEVICES": "1", "XLA_FLAGS": ""}
+            self.processes.append(
+                subprocess.Popen(
+                    list(map(str, command)), cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+                )
+            )
+
+    def wait(self, seconds=240):
+        """Exit status and words of each."""
+        ended = []
+        for process in self.processes:
+            try:
+                said = process.communicate(timeout=seconds)[0].decode()
+            except subprocess.TimeoutExpired:
+                self.kill()
+                raise
+            ended.append((process.returncode, said))
+        return ended
+
+    def kill(self):
+        for process in self.processes:
+            process.kill()
+
+
+def _lines(workdir):
+    lines = [json.loads(line) for line in (workdir / FILE).read_text().splitlines()]
+    return [{name: value for name, value in line.items() if name not in _WALL_CLOCK} for line in lines]
+
+
+def _until_step(workdir, step, processes, seconds=240):
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if (workdir / FILE).exists() and f'"step": {step},' in (workdir / FILE).read_text():
+            return
+        assert all(process.poll() is None for process in processes), [p.communicate()[0] for p in processes]
+        time.sleep(0.005)
+    raise TimeoutError(f"no step {step} in {workdir / FILE}")
+
+
+def _close(got, expected):
+    """Within float32: sums over processes are added up in another order."""
+    assert [line["step"] for line in got] == [line["step"] for line in expected]
+    for mine, theirs in zip(got, expected, strict=True):
+        assert mine.keys() == theirs.keys()
+        assert mine.pop("stage") == theirs.pop("stage")
+        for name, value in theirs.items():
+            assert mine[name] == pytest.approx(value, rel=1e-4, abs=1e-5), (mine["step"], name)
+        assert mine.get("tokens") == theirs.get("tokens")
+
+
+def _params_close(got, expected):
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-3, atol=1e-4), got, expected)
+
+
+def _train_together(count, config, data_dir, tmp_path):
+    """Both stages, by one process with `count` devices and by `count` processes with one."""
+    config = _config(config, count)
+    train_sft(config, data_dir, tmp_path / "alone", "apr", progress=False)
+    for status, said in Together(count, config, tmp_path, data_dir, "sft", tmp_path / "sft").wait():
+        assert status == 0, said
+    _close(_lines(tmp_path / "sft"), _lines(tmp_path / "alone"))
+    _params_close(load_checkpoint(tmp_path / "sft").params, load_checkpoint(tmp_path / "alone").params)
+    train_rl(config, data_dir, tmp_path / "alone_rl", tmp_path / "alone", progress=False)
+    more = ("--init", tmp_path / "alone")
+    for status, said in Together(count, config, tmp_path, data_dir, "rl", tmp_path / "rl", *more).wait():
+        assert status == 0, said
+    _close(_lines(tmp_path / "rl"), _lines(tmp_path / "alone_rl"))
+    _params_close(load_checkpoint(tmp_path / "rl").params, load_checkpoint(tmp_path / "alone_rl").params)
+
+
+def test_two_processes_train_as_one(config, data_dir, tmp_path):
+    _train_together(2, config, data_dir, tmp_path)
+
+
+@pytest.mark.slow
+def test_four_processes_train_as_one(config, data_dir, tmp_path):
+    _train_together(4, config, data_dir, tmp_path)
+
+
+@pytest.mark.slow
+def test_a_lost_process_ends_the_others_and_the_restart_is_the_unbroken_run(config, data_dir, tmp_path):
+    """One run of two processes: the first is killed, then the second, then one hangs, then one gets SIGTERM."""
+    config = _config(config, 2, steps=60)
+    for status, said in Together(2, config, tmp_path, data_dir, "sft", tmp_path / "unbroken").wait():
+        assert status == 0, said
+    workdir, saved = tmp_path / "broken", 0
+    for lost, number, at in ((0, signal.SIGKILL, 10), (1, signal.SIGKILL, 20), (1, signal.SIGSTOP, 30)):
+        run = Together(2, config, tmp_path, data_dir, "sft", workdir)
+        _until_step(workdir, at, run.processes)
+        run.processes[lost].send_signal(number)
+        began = time.monotonic()
+        said = run.processes[1 - lost].communicate(timeout=2 * HEARTBEAT_SECONDS)[0].decode()
+        assert time.monotonic() - began < HEARTBEAT_SECONDS + 10
+        assert run.processes[1 - lost].returncode in (1, -signal.SIGABRT), said
+        assert "another process of this run is gone" in said or "another task died" in said
+        run.kill()
+        run.wait()
+        steps = [int(entry.name) for entry in (workdir / "checkpoints").iterdir() if entry.name.isdigit()]
+        assert max(steps) > saved
+        saved = max(steps)
+    run = Together(2, config, tmp_path, data_dir, "sft", workdir)
+    _until_step(workdir, 40, run.processes)
+    run.processes[1].terminate()
+    for status, said in run.wait():
+        assert status == 143, said
+        assert "stopped by SIGTERM; the run is saved" in said
+    for status, said in Together(2, config, tmp_path, data_dir, "sft", workdir).wait():
+        assert status == 0, said
+    assert _lines(workdir) == _lines(tmp_path / "unbroken")
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        load_checkpoint(workdir).params,
+        load_checkpoint(tmp_path / "unbroken").params,
+    )
