@@ -17,7 +17,7 @@ from typing import Annotated
 import typer
 
 from apr_jax.bench.command import Json, Settings, bench_app
-from apr_jax.errors import LostProcess, UsageError, UserError
+from apr_jax.errors import FullDisk, LostProcess, UsageError, UserError
 from apr_jax.runtime import start
 
 INTERRUPTED, TERMINATED = 130, 143  # 128 + the signal's number.
@@ -304,13 +304,13 @@ def run(arguments: list[str]) -> int:
         message, status = _explain(error)
         if message:
             typer.echo(f"apr: {'' if status == INTERRUPTED else 'error: '}{message}", err=True)
-        if isinstance(error, LostProcess):
+        if isinstance(error, FullDisk | LostProcess):
             leave(status)
         return status
 
 
 def leave(status: int) -> None:
-    """Ends at once: an orderly end would wait for the process that is gone."""
+    """Ends at once: an orderly end would wait for the process that is gone, or try to write what finds no room."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)

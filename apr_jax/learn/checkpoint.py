@@ -12,12 +12,9 @@ Orbax nor TensorStore notices a flipped bit inside an array. docs/checkpoints.md
 
 import base64
 import dataclasses
-import errno
 import hashlib
 import json
-import logging
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -30,6 +27,7 @@ from apr_jax.config import ConfigError, Experiment, from_dict, to_dict
 from apr_jax.data.tokenizer import Tokenizer
 from apr_jax.errors import LostProcess, UserError
 from apr_jax.learn.checksum import array_sums, changed, json_sum
+from apr_jax.learn.faults import Muffled, disk_errors, quiet
 from apr_jax.learn.processes import all_of
 from apr_jax.learn.state import TrainState
 
@@ -87,7 +85,7 @@ class Checkpoints:
     def __init__(self, workdir: Path, run: Run):
         self._run = run
         self._folder = Path(workdir).absolute() / FOLDER
-        with disk_errors(self._folder), _quiet():
+        with disk_errors(self._folder), quiet():
             self._folder.mkdir(parents=True, exist_ok=True)
             self._manager = ocp.CheckpointManager(
                 self._folder,
@@ -97,16 +95,19 @@ class Checkpoints:
                     save_root_metadata=False,
                 ),
             )
+        self._muffled = Muffled()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
         del rest
-        if kind is not None and issubclass(kind, LostProcess):
-            return  # Closing would wait for it.
-        with disk_errors(self._folder):
-            self._manager.close()
+        try:
+            if kind is None or not issubclass(kind, LostProcess):  # Closing would wait for it.
+                with disk_errors(self._folder):
+                    self._manager.close()
+        finally:
+            self._muffled.end()
 
     def save(self, state: TrainState, metrics: dict[str, float], data: dict[str, Any]) -> None:
         """Starts saving the state under its own step; when it returns, the state may be donated.
@@ -298,13 +299,13 @@ def _difference(state: TrainState, meta: dict[str, Any]) -> str:
 
 def _read_arrays(folder: Path, blank: Any) -> Any:
     """Arrays of the shapes and the layout of `blank`."""
-    with _quiet():  # Not by way of the manager: its processes would wait for one that has failed.
+    with quiet():  # Not by way of the manager: its processes would wait for one that has failed.
         return ocp.StandardCheckpointHandler().restore(folder, args=ocp.args.StandardRestore(_abstract(blank)))
 
 
 def _read_params(folder: Path) -> Any:
     reader = ocp.PyTreeCheckpointHandler()
-    with _quiet():
+    with quiet():
         tree = reader.metadata(folder).tree
         kinds = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
         return reader.restore(folder, args=ocp.args.PyTreeRestore(restore_args=kinds))
@@ -361,32 +362,3 @@ def _fingerprint(text: str) -> str:
 
 def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Orbax logs pages about damaged files that we report in one line."""
-    logger = logging.getLogger("absl")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL + 1)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
-
-
-@contextmanager
-def disk_errors(where: Path) -> Iterator[None]:
-    """Turns a full disk, through whichever library it shows, into a UserError that says so, and other OSErrors too."""
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:  # TensorStore reports a full disk as a ValueError.
-        if getattr(error, "errno", None) == errno.ENOSPC or "No space left on device" in str(error):
-            raise UserError(
-                f"{where}: the disk is full; make room and start the same command again, what was saved before is kept"
-            ) from None
-        if isinstance(error, OSError):
-            raise UserError(f"{where}: cannot write ({error.strerror or error})") from None
-        raise

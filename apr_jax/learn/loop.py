@@ -22,7 +22,8 @@ import jax
 import numpy as np
 
 from apr_jax.errors import UserError
-from apr_jax.learn.checkpoint import Checkpoints, disk_errors
+from apr_jax.learn.checkpoint import Checkpoints
+from apr_jax.learn.faults import disk_errors
 from apr_jax.learn.metrics import Numbers, Recorder
 from apr_jax.learn.processes import Votes
 from apr_jax.learn.state import TrainState

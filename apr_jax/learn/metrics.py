@@ -9,7 +9,7 @@ import json
 import math
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Self
 
@@ -18,9 +18,10 @@ import tensorboardX
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from apr_jax.learn.checkpoint import disk_errors
+from apr_jax.learn.faults import disk_errors
 
 FILE = "metrics.jsonl"
+_QUEUE = 100_000  # Scalars; TensorBoard's thread dies when the disk is full, and a short queue would then stop the run.
 Numbers = dict[str, float]
 
 
@@ -60,7 +61,9 @@ class Recorder:
             with disk_errors(self._path):
                 cut_lines(self._path, start)
                 self._file = open(self._path, "a", encoding="utf-8")  # noqa: SIM115 - closed in __exit__
-            self._board = tensorboardX.SummaryWriter(str(Path(workdir) / "tensorboard"), purge_step=start + 1)
+            self._board = tensorboardX.SummaryWriter(
+                str(Path(workdir) / "tensorboard"), purge_step=start + 1, max_queue=_QUEUE
+            )
         self._bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -80,7 +83,8 @@ class Recorder:
         self._bar.stop()
         if self._writes:
             self._file.close()
-            self._board.close()
+            with suppress(OSError):  # A full disk was told of when metrics.jsonl found it so.
+                self._board.close()
 
     def record(self, step: int, metrics: dict[str, Any], important: bool = False) -> Numbers | None:
         """Takes the metrics of `step`, scalars on the device or the host, and returns those of the step before,

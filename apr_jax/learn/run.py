@@ -11,7 +11,8 @@ from jax.sharding import Mesh
 from apr_jax.config import Experiment, to_dict
 from apr_jax.data.tokenizer import Tokenizer
 from apr_jax.errors import UsageError, UserError
-from apr_jax.learn.checkpoint import Checkpoints, Run, disk_errors
+from apr_jax.learn.checkpoint import Checkpoints, Run
+from apr_jax.learn.faults import disk_errors
 from apr_jax.learn.loop import Stage, run_loop
 from apr_jax.learn.metrics import Recorder
 from apr_jax.learn.processes import lost_processes

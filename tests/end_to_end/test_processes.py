@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -45,47 +46,48 @@ class Together:
             port = free.getsockname()[1]
         command = [sys.executable, "-m", "apr_jax", "train", stage, "--config", file, "--workdir", workdir]
         command += ["--data", data_dir, *more]
-        self.processes = []
+        self.processes, self._said = [], []
         for index in range(count):
             names = {"COORDINATOR_ADDRESS": f"127.0.0.1:{port}", "NUM_PROCESSES": str(count), "PROCESS_ID": str(index)}
             environment = os.environ | {f"JAX_{name}": value for name, value in names.items()}
             environment |= {"JAX_NUM_CPU_DEVICES": "1", "XLA_FLAGS": ""}
-            self.processes.append(
-                subprocess.Popen(
-                    list(map(str, command)), cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-                )
-            )
+            said = tempfile.TemporaryFile()  # noqa: SIM115 - a pipe that nobody reads would stop the process.
+            command = list(map(str, command))
+            process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=said, stderr=subprocess.STDOUT)
+            self.processes.append(process)
+            self._said.append(said)
+
+    def said(self, index):
+        self._said[index].seek(0)
+        return self._said[index].read().decode()
 
     def wait(self, seconds=240):
-        """Exit status and words of each."""
-        ended = []
-        for process in self.processes:
-            try:
-                said = process.communicate(timeout=seconds)[0].decode()
-            except subprocess.TimeoutExpired:
-                self.kill()
-                raise
-            ended.append((process.returncode, said))
-        return ended
+        """Exit status and words of each, when all have ended."""
+        try:
+            for process in self.processes:
+                process.wait(seconds)
+        finally:
+            self.kill()
+        return [(process.returncode, self.said(index)) for index, process in enumerate(self.processes)]
 
     def kill(self):
         for process in self.processes:
             process.kill()
+            process.wait()
+
+    def until_step(self, step, workdir, seconds=240):
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            if (workdir / FILE).exists() and f'"step": {step},' in (workdir / FILE).read_text():
+                return
+            assert all(process.poll() is None for process in self.processes), [self.said(0), self.said(1)]
+            time.sleep(0.005)
+        raise TimeoutError(f"no step {step} in {workdir / FILE}")
 
 
 def _lines(workdir):
     lines = [json.loads(line) for line in (workdir / FILE).read_text().splitlines()]
     return [{name: value for name, value in line.items() if name not in _WALL_CLOCK} for line in lines]
-
-
-def _until_step(workdir, step, processes, seconds=240):
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if (workdir / FILE).exists() and f'"step": {step},' in (workdir / FILE).read_text():
-            return
-        assert all(process.poll() is None for process in processes), [p.communicate()[0] for p in processes]
-        time.sleep(0.005)
-    raise TimeoutError(f"no step {step} in {workdir / FILE}")
 
 
 def _close(got, expected):
@@ -137,20 +139,19 @@ def test_a_lost_process_ends_the_others_and_the_restart_is_the_unbroken_run(conf
     workdir, saved = tmp_path / "broken", 0
     for lost, number, at in ((0, signal.SIGKILL, 10), (1, signal.SIGKILL, 20), (1, signal.SIGSTOP, 30)):
         run = Together(2, config, tmp_path, data_dir, "sft", workdir)
-        _until_step(workdir, at, run.processes)
+        run.until_step(at, workdir)
         run.processes[lost].send_signal(number)
         began = time.monotonic()
-        said = run.processes[1 - lost].communicate(timeout=2 * HEARTBEAT_SECONDS)[0].decode()
+        status, said = run.processes[1 - lost].wait(2 * HEARTBEAT_SECONDS), run.said(1 - lost)
         assert time.monotonic() - began < HEARTBEAT_SECONDS + 10
-        assert run.processes[1 - lost].returncode in (1, -signal.SIGABRT), said
+        assert status in (1, -signal.SIGABRT), said
         assert "another process of this run is gone" in said or "another task died" in said
         run.kill()
-        run.wait()
         steps = [int(entry.name) for entry in (workdir / "checkpoints").iterdir() if entry.name.isdigit()]
         assert max(steps) > saved
         saved = max(steps)
     run = Together(2, config, tmp_path, data_dir, "sft", workdir)
-    _until_step(workdir, 40, run.processes)
+    run.until_step(40, workdir)
     run.processes[1].terminate()
     for status, said in run.wait():
         assert status == 143, said

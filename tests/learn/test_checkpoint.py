@@ -15,8 +15,9 @@ import pytest
 
 from apr_jax.data.tokenizer import Tokenizer
 from apr_jax.errors import UserError
-from apr_jax.learn.checkpoint import BEST, FOLDER, Checkpoints, Run, disk_errors, load_checkpoint
+from apr_jax.learn.checkpoint import BEST, FOLDER, Checkpoints, Run, load_checkpoint
 from apr_jax.learn.config import OptimizerConfig
+from apr_jax.learn.faults import disk_errors
 from apr_jax.learn.optimizer import make_optimizer
 from apr_jax.learn.state import init_state
 from apr_jax.model.transformer import init_params
