@@ -51,6 +51,10 @@ def train_sft(config: Experiment, data_dir: Path, workdir: Path, method: str, pr
         last_batches.keep(step + 1, vars(rows))
         return update(state, place_rows(rows, mesh))
 
+    def restore_data(data: dict[str, Any]) -> None:
+        # Before there were streams, one process had what is now the only one.
+        batches.set_state(data["streams"] if "streams" in data else {"0": data["processes"][0]})
+
     init = jax.jit(init_params, static_argnums=(0, 1))
     # By way of the host: several processes then lay the same values out on the mesh of all.
     params = jax.device_get(init(config.model, tokenizer.vocab_size, jax.random.key(config.seed)))
@@ -66,7 +70,7 @@ def train_sft(config: Experiment, data_dir: Path, workdir: Path, method: str, pr
             data_state=lambda: {"streams": merge(batches.get_state())},
             batch=last_batches.of,
         ),
-        restore_data=lambda data: batches.set_state(data["streams"]),
+        restore_data=restore_data,
         log_every=sft.log_every,
         counted="tokens",
         shown=("loss", "entropy"),

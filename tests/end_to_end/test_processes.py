@@ -16,11 +16,12 @@ import numpy as np
 import pytest
 
 from apr_jax.config import MeshConfig, to_dict
+from apr_jax.errors import UsageError
 from apr_jax.learn.checkpoint import load_checkpoint
 from apr_jax.learn.metrics import FILE
 from apr_jax.learn.rl import train_rl
 from apr_jax.learn.sft import train_sft
-from apr_jax.runtime import HEARTBEAT_SECONDS
+from apr_jax.runtime import HEARTBEAT_SECONDS, join_processes
 
 ROOT = Path(__file__).parents[2]
 _WALL_CLOCK = ("tokens_per_second", "trees_per_second", "idle_share")
@@ -105,34 +106,60 @@ def _params_close(got, expected):
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-3, atol=1e-4), got, expected)
 
 
-def _train_together(count, config, data_dir, tmp_path):
-    """Both stages, by one process with `count` devices and by `count` processes with one."""
+def _train_together(count, stages, config, data_dir, tmp_path):
+    """The stages by one process with `count` devices, and by `count` processes with one."""
     config = _config(config, count)
-    train_sft(config, data_dir, tmp_path / "alone", "apr", progress=False)
-    for status, said in Together(count, config, tmp_path, data_dir, "sft", tmp_path / "sft").wait():
-        assert status == 0, said
-    _close(_lines(tmp_path / "sft"), _lines(tmp_path / "alone"))
-    _params_close(load_checkpoint(tmp_path / "sft").params, load_checkpoint(tmp_path / "alone").params)
-    train_rl(config, data_dir, tmp_path / "alone_rl", tmp_path / "alone", progress=False)
-    more = ("--init", tmp_path / "alone")
-    for status, said in Together(count, config, tmp_path, data_dir, "rl", tmp_path / "rl", *more).wait():
-        assert status == 0, said
-    _close(_lines(tmp_path / "rl"), _lines(tmp_path / "alone_rl"))
-    _params_close(load_checkpoint(tmp_path / "rl").params, load_checkpoint(tmp_path / "alone_rl").params)
+    train_sft(config, data_dir, tmp_path / "alone_sft", "apr", progress=False)
+    if "rl" in stages:
+        train_rl(config, data_dir, tmp_path / "alone_rl", tmp_path / "alone_sft", progress=False)
+    for stage in stages:
+        more = ("--init", tmp_path / "alone_sft") if stage == "rl" else ()
+        for status, said in Together(count, config, tmp_path, data_dir, stage, tmp_path / stage, *more).wait():
+            assert status == 0, said
+        together, alone = tmp_path / stage, tmp_path / f"alone_{stage}"
+        _close(_lines(together), _lines(alone))
+        _params_close(load_checkpoint(together).params, load_checkpoint(alone).params)
 
 
 def test_two_processes_train_as_one(config, data_dir, tmp_path):
-    _train_together(2, config, data_dir, tmp_path)
+    _train_together(2, ["sft"], config, data_dir, tmp_path)
+
+
+@pytest.mark.slow
+def test_two_processes_reinforce_as_one(config, data_dir, tmp_path):
+    _train_together(2, ["rl"], config, data_dir, tmp_path)
 
 
 @pytest.mark.slow
 def test_four_processes_train_as_one(config, data_dir, tmp_path):
-    _train_together(4, config, data_dir, tmp_path)
+    _train_together(4, ["sft", "rl"], config, data_dir, tmp_path)
+
+
+def _flip_a_bit_of_the_largest_file(folder):
+    file = max((path for path in folder.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"NUM_PROCESSES": "2", "PROCESS_ID": "2"}, "JAX_PROCESS_ID=2: must be in 0..1, because JAX_NUM_PROCESSES=2"),
+        ({"NUM_PROCESSES": "two", "PROCESS_ID": "0"}, "JAX_NUM_PROCESSES=two: must be a whole number"),
+        ({"COORDINATOR_ADDRESS": "here", "PROCESS_ID": "0"}, "JAX_COORDINATOR_ADDRESS=here: must be host:port"),
+    ],
+)
+def test_numbers_that_do_not_fit_are_refused(monkeypatch, settings, told):
+    for name, value in ({"COORDINATOR_ADDRESS": "127.0.0.1:1234"} | settings).items():
+        monkeypatch.setenv(f"JAX_{name}", value)
+    with pytest.raises(UsageError, match=told):
+        join_processes()
 
 
 @pytest.mark.slow
 def test_a_lost_process_ends_the_others_and_the_restart_is_the_unbroken_run(config, data_dir, tmp_path):
-    """One run of two processes: the first is killed, then the second, then one hangs, then one gets SIGTERM."""
+    """One run of two: the first is killed, then the second, then one hangs, then one gets SIGTERM, then a disk errs."""
     config = _config(config, 2, steps=60)
     for status, said in Together(2, config, tmp_path, data_dir, "sft", tmp_path / "unbroken").wait():
         assert status == 0, said
@@ -156,8 +183,11 @@ def test_a_lost_process_ends_the_others_and_the_restart_is_the_unbroken_run(conf
     for status, said in run.wait():
         assert status == 143, said
         assert "stopped by SIGTERM; the run is saved" in said
+    newest = max(int(entry.name) for entry in (workdir / "checkpoints").iterdir() if entry.name.isdigit())
+    _flip_a_bit_of_the_largest_file(workdir / "checkpoints" / str(newest))
     for status, said in Together(2, config, tmp_path, data_dir, "sft", workdir).wait():
         assert status == 0, said
+        assert f"checkpoints/{newest}: damaged" in said, "both must go on from the same step"
     assert _lines(workdir) == _lines(tmp_path / "unbroken")
     jax.tree.map(
         np.testing.assert_array_equal,
