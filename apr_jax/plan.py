@@ -213,7 +213,7 @@ def _lower_sft(config: Experiment, params: Any, mesh: Any) -> Any:
 
     kinds = {"sampled": jnp.bool_, "logprob": jnp.float32, "allowed": jnp.uint8}
     rows = Rows(**{field.name: row(kinds.get(field.name, jnp.int32)) for field in dataclasses.fields(Rows)})
-    step: Any = make_sft_step(config, optimizer, mesh)
+    step: Any = make_sft_step(config.model, optimizer, mesh)
     return step.lower(state, rows)
 
 

@@ -5,7 +5,7 @@ apr reproduce --scale nano --out runs/nano
 
 from apr_jax.config import EvalConfig, Experiment
 from apr_jax.data.config import DataConfig
-from apr_jax.learn.config import LearnConfig, OptimizerConfig, RlConfig, SftConfig
+from apr_jax.learn.config import LearnConfig, ObjectiveConfig, OptimizerConfig, RlConfig, SftConfig
 from apr_jax.model.config import ModelConfig
 from apr_jax.tasks.config import CountdownConfig, SolverConfig
 from apr_jax.threads.limits import Limits, Schedule
@@ -38,7 +38,7 @@ def experiment() -> Experiment:
                 steps=25,
                 problems=16,
                 group=8,
-                advantage="leave_one_out",
+                objective=ObjectiveConfig(advantage="leave_one_out"),
                 rows=32,
                 validate_every=8,
                 validation=300,

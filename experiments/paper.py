@@ -5,12 +5,12 @@
 
 The supervised stage is about 10 epochs of 500,000 demonstrations; the authors reach 75.5% for APR and 57.3% for SoS+
 after it, and 83.4% and 60.0% after RL. Where this file differs from them: the tokenizer is ours, so there are fewer
-embeddings; one KL weight (theirs for APR) serves both methods, for SoS+ they take --set learn.rl.kl=0.01.
+embeddings; one KL weight (theirs for APR) serves both methods, for SoS+ they take --set learn.rl.objective.kl=0.01.
 """
 
 from apr_jax.config import EvalConfig, Experiment, MeshConfig
 from apr_jax.data.config import DataConfig
-from apr_jax.learn.config import LearnConfig, OptimizerConfig, RlConfig, SftConfig
+from apr_jax.learn.config import LearnConfig, ObjectiveConfig, OptimizerConfig, RlConfig, SftConfig
 from apr_jax.model.config import ModelConfig
 from apr_jax.tasks.config import CountdownConfig, SolverConfig
 from apr_jax.threads.limits import Limits, Schedule
@@ -65,12 +65,11 @@ def experiment() -> Experiment:
                 optimizer=OptimizerConfig(lr=1e-5, warmup=0, decay=1.0, clip=1.0),
                 inner_steps=2,
                 temperature=1.0,
-                advantage="group_std",
-                clip=0.2,
-                kl=0.001,
+                objective=ObjectiveConfig(advantage="group_std", clip=0.2, kl=0.001),
                 rows=128,
                 validate_every=25,
                 validation=1_000,
+                difference_bound=0.1,  # bfloat16 rounds log-probs to some 1e-2.
             ),
         ),
         evaluate=EvalConfig(batch=256),

@@ -89,19 +89,25 @@ def bench_cache(
     _bench(f"cache, {shape.value}", contest(shape.value), repeats, json)
 
 
-@bench_app.command("train", epilog="Example: apr bench train --config experiments/nano.py")
+@bench_app.command("train", epilog="Example: apr bench train --config experiments/mini.py")
 def bench_train(
-    config: BenchConfig = _NANO, repeats: Repeats = 5, json: Json = None, settings: Settings = None
+    config: BenchConfig = Path("experiments/mini.py"),
+    repeats: Repeats = 5,
+    json: Json = None,
+    settings: Settings = None,
 ) -> None:
-    """Packed rows against one thread a padded row."""
+    """The supervised step against transformers in torch, the machine's products, padded rows; cost against work."""
     from apr_jax.config import load
 
     experiment = load(config, settings)
     start()
-    from apr_jax.bench.train import contest
+    from apr_jax.bench.train import bench_train as run
 
-    with contest(experiment) as contestants:
-        _bench("train", contestants, repeats, json)
+    results = []
+    for result in run(experiment, repeats):
+        results.append(result)
+        if json:
+            write(results, json)
 
 
 @bench_app.command("solver", epilog="Example: apr bench solver --config experiments/nano.py")

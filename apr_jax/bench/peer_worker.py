@@ -3,10 +3,11 @@
 Orders come as lines of JSON on standard input, answers go as lines of JSON to what was standard output at the start. Libraries
 print as they like: their output and input are turned elsewhere before any is imported. Nothing of apr_jax is imported.
 
-Each engine is a class with one method, `generate(contexts, stop, most)`: greedy, until one of the `stop` tokens (included) or
-`most` new tokens, in the way that is fastest with this engine.
+Each engine is a class with `generate(contexts, stop, most)`: greedy, until one of the `stop` tokens (included) or `most` new
+tokens, in the way that is fastest with this engine. Transformers can also take a training step, `train(tokens, compiled)`.
 """
 
+import copy
 import ctypes
 import json
 import os
@@ -41,8 +42,9 @@ def main() -> None:
         answer(result=None)
         for line in orders:
             order = json.loads(line)
-            if order.pop("do") == "generate":
-                answer(result=engine.generate(**order))
+            do = order.pop("do")
+            if do != "decode":
+                answer(result=getattr(engine, do)(**order))
             else:
                 prompts = random.integers(0, vocab, (order["batch"], order["prompt_tokens"])).tolist()
                 answer(result=sum(map(len, engine.generate(prompts, [], order["new_tokens"]))))
@@ -67,6 +69,7 @@ class Transformers:
         torch.set_num_threads(_THREADS)
         self._torch = torch
         self._model = transformers.LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+        self._trained: dict[bool, Any] = {}  # By whether it is compiled: the model and its optimizer.
 
     def generate(self, contexts: list[list[int]], stop: list[int], most: int) -> list[list[int]]:
         parts = [contexts[start : start + _SLOTS] for start in range(0, len(contexts), _SLOTS)]
@@ -86,6 +89,17 @@ class Transformers:
                 pad_token_id=0,
             )
         return [_cut(row, stop) for row in found[:, length:].tolist()]
+
+    def train(self, tokens: list[list[int]], compiled: bool) -> None:
+        if compiled not in self._trained:
+            model = copy.deepcopy(self._model).train()
+            optimizer = self._torch.optim.AdamW(model.parameters(), lr=1e-4)
+            self._trained[compiled] = self._torch.compile(model) if compiled else model, optimizer
+        model, optimizer = self._trained[compiled]
+        rows = self._torch.tensor(tokens)
+        model(input_ids=rows, labels=rows, use_cache=False).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
 
 
 class Vllm:

@@ -48,6 +48,14 @@ class Peer:
         """What follows each context: up to and with the first of the `stop` tokens, or `most` tokens."""
         return self._ask(do="generate", contexts=contexts, stop=stop, most=most)
 
+    def train(self, tokens: list[list[int]], compiled: bool) -> None:
+        """One AdamW step on the cross-entropy of these rows; transformers alone can do it.
+
+        Args:
+          compiled: by `torch.compile`, else eager.
+        """
+        self._ask(do="train", tokens=tokens, compiled=compiled)
+
     def close(self) -> None:
         """Ends the process."""
         if self._process.stdin and not self._process.stdin.closed:

@@ -1,71 +1,201 @@
-"""Supervised training: packed rows against one thread a row, padded to the longest thread."""
+"""`apr bench train`: the supervised step against transformers in torch, against the machine's limit, and against itself.
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+Every contestant takes one AdamW step on the same 8 rows of 1,024 columns: dense ones, or real demonstrations packed. Torch
+attends to whole rows, also where they hold many threads: that is what packing costs without attention by blocks.
+"""
+
+import contextlib
+import importlib.util
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from jaxtyping import Array
+from rich.console import Console
 
+from apr_jax.bench.decode import SHAPES
 from apr_jax.bench.demos import make_recipe
-from apr_jax.bench.measure import Contestant
+from apr_jax.bench.measure import Contestant, Result, measure, show
+from apr_jax.bench.peers import Peer, open_peer
 from apr_jax.config import Experiment
 from apr_jax.data.demonstrate import Workers, demonstrations, unflatten
 from apr_jax.data.packing import Rows, pack_streams
-from apr_jax.data.streams import Stream
-from apr_jax.data.tokenizer import Tokenizer
+from apr_jax.data.streams import NO_PARENT, Stream
+from apr_jax.learn.config import OptimizerConfig
 from apr_jax.learn.optimizer import make_optimizer
-from apr_jax.learn.run import build_mesh
 from apr_jax.learn.state import init_state
 from apr_jax.learn.steps import make_sft_step, place_rows
-from apr_jax.model.transformer import init_params
+from apr_jax.model.config import ModelConfig
+from apr_jax.model.export import save_llama
+from apr_jax.model.sharding import make_mesh
+from apr_jax.model.transformer import Params, init_params
 
-_TREES = 48
+ROWS, LENGTH, VOCAB = 8, 1_024, 64
+_TREES = 64
+_OPTIMIZER = OptimizerConfig(lr=1e-4, warmup=0)
 
 
-@contextmanager
-def contest(config: Experiment) -> Iterator[list[Contestant]]:
-    """Both take the same threads once through the same step, the same number of rows at a time."""
-    sft = config.learn.sft
-    recipe, problems = make_recipe(config, _TREES)
-    with Workers(1) as one:
-        trees = [unflatten(tree) for chunk, _ in demonstrations(recipe, problems, _TREES, one) for tree in chunk]
-    streams = [stream for tree in trees for stream in tree]
-    tokens = sum(len(stream.tokens) for stream in streams)
-    longest = max(len(stream.tokens) for stream in streams)
+def bench_train(config: Experiment, repeats: int) -> Iterator[Result]:
+    """Measures and prints part after part.
 
-    mesh = build_mesh(config)
-    optimizer = make_optimizer(sft.optimizer, sft.steps)
-    step = make_sft_step(config, optimizer, mesh)
-    params = init_params(config.model, Tokenizer(recipe.tokenizer).vocab_size, jax.random.key(config.seed))
+    Args:
+      config: whose demonstrations are packed.
+    """
+    streams = _streams(config)
+    packed = _first_rows(pack_streams([streams], LENGTH))
+    if importlib.util.find_spec("transformers") is None:
+        Console(stderr=True).print("without transformers: pip install 'apr_jax[bench]' brings it")
+    for shape, model in SHAPES.items():
+        params = init_params(model, VOCAB, jax.random.key(0))
+        with _torch(params, model) as peers:
+            for name, rows in (("dense", dense(ROWS, LENGTH)), ("demonstrations", packed)):
+                contestants = [ours(model, params, rows), *_torch_steps(peers, rows), products(model, rows)]
+                yield _measured(f"{shape}, {name}: {ROWS} x {LENGTH:,}", contestants, repeats)
+        yield _measured(
+            f"{shape}: packing", [_packed(model, params, streams), _padded(model, params, streams)], repeats
+        )
+        yield _measured(f"{shape}: cost against work", growth(model, params), repeats)
 
-    def contestant(name: str, rows: Rows) -> Contestant:
-        batches = _batches(rows, sft.rows)
 
-        def run() -> float:
-            state: Any = init_state(params, optimizer, mesh)
-            for batch in batches:
-                state, _ = step(state, place_rows(batch, mesh))
-            jax.block_until_ready(state)
-            return tokens
+def _measured(part: str, contestants: Sequence[Contestant], repeats: int) -> Result:
+    result = measure(part, contestants, repeats)
+    show(result)
+    return result
 
-        return Contestant(f"{name}, {len(batches)} steps", run, "tokens")
 
-    yield [
-        contestant(f"packed rows of {config.limits.stream}", pack_streams(trees, config.limits.stream)),
-        contestant(f"one thread a row of {longest}", _one_a_row(streams, longest)),
+def ours(model: ModelConfig, params: Params, *batches: Rows, name: str = "apr_jax") -> Contestant:
+    """Our step, on each batch once."""
+    mesh = make_mesh()
+    optimizer = make_optimizer(_OPTIMIZER, 1_000)
+    step = make_sft_step(model, optimizer, mesh)
+    state: Any = init_state(params, optimizer, mesh)
+    tokens = float(sum(np.sum(rows.segment > 0) for rows in batches))
+
+    def run() -> float:
+        nonlocal state
+        for rows in batches:
+            state, _ = step(state, place_rows(rows, mesh))
+        jax.block_until_ready(state)
+        return tokens
+
+    return Contestant(name, run, "tokens")
+
+
+def products(model: ModelConfig, rows: Rows) -> Contestant:
+    """The machine's own limit: the matrix products of the same step alone, forward and backward, attention left out."""
+    devices = jax.devices()
+    random = np.random.default_rng(0)
+    inner, shared = model.heads * model.head_size, 2 * model.kv_heads * model.head_size
+    sizes = [
+        (model.width, inner + shared),
+        (inner, model.width),
+        (model.width, 2 * model.mlp),
+        (model.mlp, model.width),
+    ]
+    count = rows.tokens.size // len(devices)
+
+    @jax.jit
+    def multiply(inputs: list[tuple[Array, Array, Array]]) -> list[Any]:
+        return [(x @ w, y @ w.T, x.T @ y) for x, w, y in inputs]
+
+    inputs = [
+        tuple(random.normal(size=size).astype(np.float32) for size in ((count, m), (m, n), (count, n)))
+        for m, n in sizes
+    ]
+    copies = [jax.device_put(inputs, device) for device in devices]
+
+    def run() -> float:
+        for _ in range(model.layers):
+            jax.block_until_ready([multiply(copy) for copy in copies])
+        return float(np.sum(rows.segment > 0))
+
+    return Contestant("matrix products alone", run, "tokens")
+
+
+def growth(model: ModelConfig, params: Params) -> list[Contestant]:
+    """Steps a second of twice the trees, twice the threads a tree, and threads twice as long, all in rows of one length."""
+
+    def contestant(name: str, trees: int, threads: int, length: int) -> Contestant:
+        made = [[_stream(length) for _ in range(threads)] for _ in range(trees)]
+        run = ours(model, params, pack_streams(made, LENGTH)).run
+        return Contestant(name, lambda: run() * 0 + 1, "steps")
+
+    return [
+        contestant("8 trees of 8 threads of 64 tokens", 8, 8, 64),
+        contestant("twice the trees", 16, 8, 64),
+        contestant("twice the threads", 8, 16, 64),
+        contestant("twice the length", 8, 8, 128),
     ]
 
 
-def _one_a_row(streams: list[Stream], length: int) -> Rows:
-    """Every stream in a row of its own: [number of streams, length]."""
-    rows = [pack_streams([[stream]], length, rows=1) for stream in streams]
-    return jax.tree.map(lambda *parts: np.concatenate(parts), *rows)
+def dense(rows: int, length: int) -> Rows:
+    """One thread a row, full."""
+    return pack_streams([[_stream(length)] for _ in range(rows)], length)
 
 
-def _batches(rows: Rows, size: int) -> list[Rows]:
-    """Cuts rows into batches of `size`; the last one is filled up with blank rows."""
+def _stream(length: int) -> Stream:
+    tokens = np.random.default_rng(length).integers(10, VOCAB, length).astype(np.int32)
+    place, nothing = np.arange(length, dtype=np.int32), np.zeros(length, np.int32)
+    return Stream(tokens, place, nothing, place > 0, parent=NO_PARENT, round=0, depth=0, child=0)
+
+
+def _streams(config: Experiment) -> list[Stream]:
+    """Threads of demonstrations, those that fit a row."""
+    recipe, problems = make_recipe(config, _TREES)
+    with Workers(1) as one:
+        trees = [unflatten(tree) for chunk, _ in demonstrations(recipe, problems, _TREES, one) for tree in chunk]
+    return [stream for tree in trees for stream in tree if len(stream.tokens) <= LENGTH]
+
+
+def _first_rows(rows: Rows) -> Rows:
+    if len(rows.tokens) < ROWS:
+        raise RuntimeError(f"bench train: {_TREES} demonstrations fill {len(rows.tokens)} rows, {ROWS} are needed")
+    return jax.tree.map(lambda x: x[:ROWS], rows)
+
+
+def _packed(model: ModelConfig, params: Params, streams: list[Stream]) -> Contestant:
+    rows = pack_streams([streams], LENGTH)
+    return ours(model, params, *_batches(rows), name=f"packed rows of {LENGTH:,}")
+
+
+def _padded(model: ModelConfig, params: Params, streams: list[Stream]) -> Contestant:
+    """What a sample a call costs: every thread in a row of its own, as long as the longest; as many columns a step."""
+    longest = max(len(stream.tokens) for stream in streams)
+    rows = [pack_streams([[stream]], longest, rows=1) for stream in streams]
+    joined = jax.tree.map(lambda *parts: np.concatenate(parts), *rows)
+    return ours(model, params, *_batches(joined), name=f"one thread a row of {longest:,}")
+
+
+def _batches(rows: Rows) -> list[Rows]:
+    """Batches of about ROWS x LENGTH columns; the last one is filled up with blank rows."""
+    size = max(ROWS, ROWS * LENGTH // rows.tokens.shape[1] // ROWS * ROWS)
     missing = -len(rows.tokens) % size
     blank = jax.tree.map(lambda x: np.zeros((missing, *x.shape[1:]), x.dtype), rows)
     full = jax.tree.map(lambda x, more: np.concatenate([x, more]), rows, blank)
     return [jax.tree.map(lambda x, at=at: x[at : at + size], full) for at in range(0, len(full.tokens), size)]
+
+
+@contextlib.contextmanager
+def _torch(params: Params, model: ModelConfig) -> Iterator[list[Peer]]:
+    """The torch library on these weights, if it is installed."""
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
+        save_llama(params, model, Path(folder))
+        found = importlib.util.find_spec("transformers") is not None
+        yield [stack.enter_context(open_peer("transformers", Path(folder)))] if found else []
+
+
+def _torch_steps(peers: Sequence[Peer], rows: Rows) -> list[Contestant]:
+    tokens, counted = rows.tokens.tolist(), float(np.sum(rows.segment > 0))
+
+    def contestant(peer: Peer, name: str, compiled: bool) -> Contestant:
+        def run() -> float:
+            peer.train(tokens, compiled)
+            return counted
+
+        return Contestant(name, run, "tokens")
+
+    names = (("torch, eager", False), ("torch.compile", True))
+    return [contestant(peer, name, compiled) for peer in peers for name, compiled in names]

@@ -4,5 +4,5 @@
     train_rl(config, Path("runs/nano/data"), Path("runs/nano/apr/rl"), "runs/nano/apr/sft")    # rl.py
     restored = load_checkpoint("runs/nano/apr/rl")                                             # checkpoint.py
 
-For another JAX project: `tree_sum_loss` and `ADVANTAGES` need log-probs and packed `Rows`, no model.
+For another JAX project: `policy_loss`, `token_weights` and `ADVANTAGES` need log-probs and packed `Rows`, no model.
 """

@@ -1,7 +1,19 @@
 """Hyper-parameters of supervised and reinforcement learning."""
 
 import dataclasses
-from typing import Literal
+from typing import Any, Literal
+
+
+def _require(config: Any, group: str, fields: tuple[str, ...], low: int) -> None:
+    for field in fields:
+        if not getattr(config, field) >= low:
+            raise ValueError(f"{group}.{field}={getattr(config, field)} must be at least {low}")
+
+
+def _require_positive(config: Any, group: str, fields: tuple[str, ...]) -> None:
+    for field in fields:
+        if not getattr(config, field) > 0:
+            raise ValueError(f"{group}.{field}={getattr(config, field)} must be positive")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,14 +37,8 @@ class OptimizerConfig:
     b2: float = 0.95
 
     def __post_init__(self):
-        if not self.lr > 0:
-            raise ValueError(f"optimizer.lr={self.lr} must be positive")
-        if not self.clip > 0:
-            raise ValueError(f"optimizer.clip={self.clip} must be positive")
-        if self.warmup < 0:
-            raise ValueError(f"optimizer.warmup={self.warmup} must be at least 0")
-        if not self.weight_decay >= 0:
-            raise ValueError(f"optimizer.weight_decay={self.weight_decay} must be at least 0")
+        _require_positive(self, "optimizer", ("lr", "clip"))
+        _require(self, "optimizer", ("warmup", "weight_decay"), 0)
         if not 0 <= self.decay <= 1:
             raise ValueError(f"optimizer.decay={self.decay} must be in 0..1")
         if not 0 < self.b2 < 1:
@@ -57,11 +63,74 @@ class SftConfig:
     log_every: int = 10
 
     def __post_init__(self):
-        for field in ("steps", "rows", "streams", "save_every", "log_every"):
-            if getattr(self, field) < 1:
-                raise ValueError(f"learn.sft.{field}={getattr(self, field)} must be at least 1")
+        _require(self, "learn.sft", ("steps", "rows", "streams", "save_every", "log_every"), 1)
         if self.rows % self.streams:
             raise ValueError(f"learn.sft.rows={self.rows} must be a multiple of learn.sft.streams={self.streams}")
+
+
+@dataclasses.dataclass(frozen=True)
+class ObjectiveConfig:
+    """What an update follows; docs/objective.md has the formulas, and what each choice does to the gradient.
+
+    Attributes:
+      advantage: see `learn/advantages.py`.
+      normalisation: what a token weighs, see `objective.token_weights`; only "tree" is unbiased.
+      clip: PPO clip range.
+      dual_clip: bounds the loss of a token with a negative advantage to so many advantages; 0 is off.
+      kl: weight of the KL penalty to the supervised model.
+      kl_estimator: k1, k2 or k3 of each token as a term of the loss, or "reward": k1 of the tree, taken off its reward.
+      entropy: weight of the entropy bonus.
+    """
+
+    advantage: Literal["none", "batch", "group", "group_std", "leave_one_out"] = "group_std"
+    normalisation: Literal["tree", "token", "sequence"] = "tree"
+    clip: float = 0.2
+    dual_clip: float = 0.0
+    kl: float = 0.001
+    kl_estimator: Literal["k1", "k2", "k3", "reward"] = "k3"
+    entropy: float = 0.0
+
+    def __post_init__(self):
+        _require(self, "learn.rl.objective", ("kl", "entropy", "dual_clip"), 0)
+        _require_positive(self, "learn.rl.objective", ("clip",))
+        if 0 < self.dual_clip <= 1 + self.clip:
+            raise ValueError(
+                f"learn.rl.objective.dual_clip={self.dual_clip} must be 0 (off) or above 1 + clip = {1 + self.clip}"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class RewardConfig:
+    """What a tree earns: 1 if its answer is right, less what it cost.
+
+    Attributes:
+      token_price: a sampled token, of all threads; with a budget, the price of the first step.
+      sequential_price: a sequential token.
+      token_budget: mean total tokens a tree that the price of a token is led to; 0 leaves it fixed.
+      price_step: what the price rises in a step whose trees took twice the budget; it falls alike, never below 0.
+      overlong: what becomes of a tree in which a thread ran out of window or budget: "scored" like any other, "masked"
+        (no gradient, no part in any mean), or "penalised".
+      overlong_penalty: taken off the reward of a penalised tree.
+      time_limit: seconds that the verification of one answer may take; then it is stopped, and the answer counts as wrong.
+    """
+
+    token_price: float = 0.0
+    sequential_price: float = 0.0
+    token_budget: int = 0
+    price_step: float = 0.0
+    overlong: Literal["scored", "masked", "penalised"] = "scored"
+    overlong_penalty: float = 1.0
+    time_limit: float = 5.0
+
+    def __post_init__(self):
+        group = "learn.rl.reward"
+        _require(self, group, ("token_price", "sequential_price", "token_budget", "price_step", "overlong_penalty"), 0)
+        _require_positive(self, group, ("time_limit",))
+        if (self.token_budget > 0) != (self.price_step > 0):
+            raise ValueError(
+                f"{group}.price_step={self.price_step} with token_budget={self.token_budget}: must both be positive "
+                "(the price follows the budget) or both 0"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,51 +143,34 @@ class RlConfig:
       group: G, trees a problem.
       inner_steps: updates on a step's forest; only from the second on are ratios away from 1.
       temperature: of the sampling.
-      advantage: see `learn/advantages.py`.
-      clip: PPO clip range.
-      kl: weight of the KL penalty to the supervised model.
-      token_price: subtracted from the reward, a sampled token.
       rows: packed rows that are replayed at once; a forest takes as many such chunks as it needs.
       validate_every: steps between greedy answers to `validation` problems; the best step by them is kept.
       save_every: steps between checkpoints.
+      difference_bound: a step in which rollout and training disagree about a token's log-prob by more is reported. In
+        float32 they agree to 1e-4; 1e-2 moves a ratio by 1%, a twentieth of the usual clip range: no rounding does that.
     """
 
     steps: int
     problems: int
     group: int
     optimizer: OptimizerConfig
+    objective: ObjectiveConfig = ObjectiveConfig()
+    reward: RewardConfig = RewardConfig()
     inner_steps: int = 1
     temperature: float = 1.0
-    advantage: Literal["none", "batch", "group", "group_std", "leave_one_out"] = "group_std"
-    clip: float = 0.2
-    kl: float = 0.001
-    token_price: float = 0.0
     rows: int = 64
     validate_every: int = 25
     validation: int = 200
     save_every: int = 10
+    difference_bound: float = 1e-2
 
     def __post_init__(self):
-        for field in (
-            "steps",
-            "problems",
-            "group",
-            "inner_steps",
-            "rows",
-            "validate_every",
-            "validation",
-            "save_every",
-        ):
-            if getattr(self, field) < 1:
-                raise ValueError(f"learn.rl.{field}={getattr(self, field)} must be at least 1")
-        for field in ("temperature", "clip"):
-            if not getattr(self, field) > 0:
-                raise ValueError(f"learn.rl.{field}={getattr(self, field)} must be positive")
-        for field in ("kl", "token_price"):
-            if not getattr(self, field) >= 0:
-                raise ValueError(f"learn.rl.{field}={getattr(self, field)} must be at least 0")
-        if self.advantage in ("group", "group_std", "leave_one_out") and self.group < 2:
-            raise ValueError(f"learn.rl.group={self.group} must be at least 2 for advantage {self.advantage!r}")
+        counts = ("steps", "problems", "group", "inner_steps", "rows", "validate_every", "validation", "save_every")
+        _require(self, "learn.rl", counts, 1)
+        _require_positive(self, "learn.rl", ("temperature", "difference_bound"))
+        advantage = self.objective.advantage
+        if advantage in ("group", "group_std", "leave_one_out") and self.group < 2:
+            raise ValueError(f"learn.rl.group={self.group} must be at least 2 for advantage {advantage!r}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,5 +182,4 @@ class LearnConfig:
     bad_steps: int = 20
 
     def __post_init__(self):
-        if self.bad_steps < 1:
-            raise ValueError(f"learn.bad_steps={self.bad_steps} must be at least 1")
+        _require(self, "learn", ("bad_steps",), 1)

@@ -8,9 +8,10 @@ the restored step are cut off.
 import json
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Self
 
 import jax
@@ -37,6 +38,7 @@ class Recorder:
       counted: what throughput is measured in, a summable metric: "tokens" or "trees".
       shown: metrics shown in the terminal.
       progress: show the bar.
+      bounds: of metrics; a step above one is told in a line, and marked by the metric `<name>_above` (1, else 0).
     """
 
     def __init__(
@@ -49,8 +51,10 @@ class Recorder:
         counted: str,
         shown: tuple[str, ...],
         progress: bool,
+        bounds: Mapping[str, float] = MappingProxyType({}),
     ):
         self._path = Path(workdir) / FILE
+        self._bounds = bounds
         self._steps, self._log_every, self._stage = steps, log_every, stage
         self._counted, self._shown = counted, shown
         self._pending: tuple[int, dict[str, Any], bool] | None = None
@@ -115,6 +119,7 @@ class Recorder:
         step, metrics, logged = self._pending
         self._pending = None
         numbers = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        numbers |= self._compare(step, numbers)
         self._count += numbers.get(self._counted, 0.0)
         if logged:
             # From record to record: with one step always under way on the device, that is the time of a step.
@@ -124,6 +129,18 @@ class Recorder:
             self._write(step, numbers)
         self._bar.update(self._task, completed=step)
         return numbers
+
+    def _compare(self, step: int, numbers: Numbers) -> Numbers:
+        """The marks of metrics that have a bound. NaN is above any."""
+        marks = {}
+        for name, bound in self._bounds.items():
+            if name in numbers:
+                above = not numbers[name] <= bound
+                marks[f"{name}_above"] = float(above)
+                if above and self._writes:
+                    line = f"step {step}: {name} {numbers[name]:.3g} is above {bound:g}"
+                    self._bar.console.print(line, soft_wrap=True, highlight=False, markup=False)
+        return marks
 
     def _write(self, step: int, numbers: Numbers) -> None:
         if not self._writes:

@@ -1,23 +1,27 @@
-"""What is learned: cross-entropy of demonstrations, and the tree-sum policy gradient of sampled trees.
+"""What is learned: cross-entropy of demonstrations, and the policy gradient of sampled trees.
 
 The unit of reinforcement is the tree: its advantage multiplies the SUM of the log-probs of the sampled tokens of ALL
 its threads, and the batch is divided by its number of trees alone. So neither long threads nor many threads weigh
 less or more than their decisions do, and the gradient is exactly that of the expected reward
-(tests/learn/test_enumeration.py).
+(docs/objective.md, tests/learn/test_enumeration.py). Other weights of the tokens reproduce what others do.
 
 Both losses are sums over tokens, returned with their metrics as `Parts`: a batch that is too large for one pass is
 cut into chunks of rows, and the parts of the chunks add up.
 """
 
 import dataclasses
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+import numpy as np
+from jaxtyping import Array, Bool, Float
 
 from apr_jax.data.packing import Rows
+from apr_jax.learn.config import ObjectiveConfig
 
 Metrics = dict[str, jax.Array]
+Tokens = Float[Array, "R L"]
 
 
 @jax.tree_util.register_dataclass
@@ -28,8 +32,8 @@ class Parts:
     Attributes:
       tokens: number of sampled tokens.
       entropy: of the distributions they were drawn from.
-      kl: k3 estimate of KL(policy, reference).
-      clipped: tokens whose gradient the PPO clip switched off.
+      kl: estimate of KL(policy, reference); 0 where it is part of the reward.
+      clipped: tokens whose gradient the clip, PPO's or the dual one, switched off.
       difference: |log-prob - behaviour log-prob|.
       worst: the largest such difference.
     """
@@ -61,53 +65,114 @@ class Parts:
         }
 
 
-def tree_sum_loss(
-    logprobs: Float[Array, "R L"],
-    entropy: Float[Array, "R L"],
-    reference: Float[Array, "R L"],
+def policy_loss(
+    logprobs: Tokens,
+    entropy: Tokens,
+    reference: Tokens,
     rows: Rows,
+    weights: Tokens,
     advantages: Float[Array, " B"],
-    clip: float,
-    kl: float,
+    config: ObjectiveConfig,
 ) -> tuple[Float[Array, ""], Parts]:
-    """-1/B sum over trees, threads, sampled tokens of min(q A, clip(q, 1 - c, 1 + c) A) - kl k3.
+    """-sum over sampled tokens of w (min(q A, clip(q, 1 - c, 1 + c) A) - kl k + entropy H).
 
     q = exp(log-prob - behaviour log-prob) is the token's ratio, so the first update's gradient is A x the sum of the
-    gradients of the log-probs (REINFORCE); k3 = exp(d) - d - 1 with d = reference - log-prob (Schulman 2020) is counted
-    a tree like the gradient term.
+    gradients of the log-probs (REINFORCE); k is one of `KL`, H the entropy of what the token was drawn from.
 
     Args:
       logprobs: of the policy that learns, at the temperature sampled from.
-      entropy: only reported.
+      entropy: H; without config.entropy only reported.
       reference: log-probs of the reference policy, no gradient.
       rows: holds the behaviour log-probs, which tokens were sampled, and whose they are.
-      advantages: of all B trees of the batch, also those without a token in these rows.
-      clip: c.
-      kl: weight of the KL penalty.
+      weights: w, from `token_weights` of the whole batch.
+      advantages: A of all B trees of the batch, also of those without a token in these rows.
 
     Returns:
       the loss and its parts. Given tokens and padding have no part in either.
     """
-    trees = advantages.shape[0]
     mask = rows.sampled
     advantage = jnp.where(mask, advantages[jnp.maximum(rows.tree, 0)], 0.0)
     difference = jnp.where(mask, logprobs - rows.logprob, 0.0)
-    ratio = jnp.exp(difference)
-    bounded = jnp.clip(ratio, 1 - clip, 1 + clip)
-    gain = jnp.minimum(ratio * advantage, bounded * advantage)
-    away = jnp.where(mask, reference - logprobs, 0.0)
-    k3 = jnp.exp(away) - away - 1
-    loss = -jnp.sum(gain - kl * k3) / trees
+    gain, clipped = clipped_gain(jnp.exp(difference), advantage, config.clip, config.dual_clip)
+    kl = KL[config.kl_estimator](jnp.where(mask, reference - logprobs, 0.0))
+    entropy = jnp.where(mask, entropy, 0.0)
+    if config.kl:
+        gain = gain - config.kl * kl
+    if config.entropy:
+        gain = gain + config.entropy * entropy
     absolute = jnp.abs(difference)
     parts = Parts(
         tokens=jnp.sum(mask, dtype=logprobs.dtype),
-        entropy=jnp.sum(jnp.where(mask, entropy, 0.0)),
-        kl=jnp.sum(k3),
-        clipped=jnp.sum(bounded * advantage < ratio * advantage, dtype=logprobs.dtype),
+        entropy=jnp.sum(entropy),
+        kl=jnp.sum(kl),
+        clipped=jnp.sum(clipped, dtype=logprobs.dtype),
         difference=jnp.sum(absolute),
         worst=jnp.max(absolute),
     )
-    return loss, jax.lax.stop_gradient(parts)
+    return -jnp.sum(jnp.where(mask, weights * gain, 0.0)), jax.lax.stop_gradient(parts)
+
+
+def clipped_gain(
+    ratio: Tokens, advantage: Tokens, clip: float, dual_clip: float = 0.0
+) -> tuple[Tokens, Bool[Array, "R L"]]:
+    """min(q A, clip(q, 1 - c, 1 + c) A) (PPO; Schulman et al. 2017); where A < 0 no less than d A (Ye et al. 2020).
+
+    Without d, a token that became likely although it did harm pulls with a force that grows with its ratio.
+
+    Args:
+      clip: c.
+      dual_clip: d, above 1; 0 is off.
+
+    Returns:
+      the gain, and where it no longer depends on the ratio.
+    """
+    bounded = jnp.clip(ratio, 1 - clip, 1 + clip) * advantage
+    gain = jnp.minimum(ratio * advantage, bounded)
+    clipped = bounded < ratio * advantage
+    if dual_clip:
+        floor = dual_clip * advantage
+        deep = (advantage < 0) & (gain < floor)
+        gain, clipped = jnp.where(deep, floor, gain), clipped | deep
+    return gain, clipped
+
+
+# Estimates of a token's KL(policy, reference) from d = reference log-prob - log-prob (Schulman 2020), as terms of a
+# loss: what counts there is the gradient, and each has another one (docs/objective.md).
+KL: dict[str, Callable[[Tokens], Tokens]] = {
+    "k1": lambda d: -d,
+    "k2": lambda d: d**2 / 2,
+    "k3": lambda d: jnp.expm1(d) - d,
+    "reward": jnp.zeros_like,  # The whole tree's k1 was taken off its reward: `tree_kl`.
+}
+
+
+def tree_kl(reference: Tokens, rows: Rows, trees: int) -> Float[Array, " B"]:
+    """Sum over a tree's sampled tokens of behaviour log-prob - reference log-prob: k1 of the whole tree."""
+    k1 = jnp.where(rows.sampled, rows.logprob - reference, 0.0)
+    return jax.ops.segment_sum(k1.reshape(-1), jnp.maximum(rows.tree, 0).reshape(-1), trees)
+
+
+def token_weights(rows: Rows, counted: np.ndarray, normalisation: str) -> np.ndarray:
+    """What each token of a batch weighs in `policy_loss`: float64 [R, L], 0 where none was sampled.
+
+    "tree": 1 / trees: the loss is the mean over trees of sums over all their tokens.
+    "token": 1 / sampled tokens of the batch: long trees take weight from short ones (DAPO; Yu et al. 2025).
+    "sequence": 1 / (threads x tokens of the thread): mean over all threads of the batch of means over their tokens, what
+      results when each thread is a sample of its own (GRPO). A tree weighs by its number of threads.
+
+    Args:
+      rows: the whole batch, numpy leaves.
+      counted: bool [B]; the tokens of other trees weigh 0 and are not divided by.
+    """
+    mask = rows.sampled & counted[np.maximum(rows.tree, 0)]
+    if normalisation == "tree":
+        return mask / max(1, counted.sum())
+    if normalisation == "token":
+        return mask / max(1, mask.sum())
+    width = rows.segment.max(initial=0) + 1
+    thread = np.arange(len(mask))[:, None] * width + rows.segment
+    length = np.bincount(thread[mask], minlength=len(mask) * width)
+    return mask / np.maximum(1, length[thread] * np.count_nonzero(length))
 
 
 def cross_entropy(logprobs: Float[Array, "R L"], rows: Rows) -> Float[Array, ""]:

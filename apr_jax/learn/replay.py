@@ -10,6 +10,7 @@ The life of a recorded token:
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from apr_jax.data.packing import Rows
@@ -19,7 +20,7 @@ from apr_jax.threads.sampling import token_classes
 
 
 def token_logprobs(
-    params: Params, config: ModelConfig, rows: Rows, temperature: float = 1.0
+    params: Params, config: ModelConfig, rows: Rows, temperature: float = 1.0, mesh: Mesh | None = None
 ) -> tuple[Float[Array, "R L"], Float[Array, "R L"]]:
     """Log-prob under softmax(logits / temperature) of each sampled token, and the entropy of what it was drawn from.
 
@@ -28,12 +29,13 @@ def token_logprobs(
     Args:
       rows: packed threads; the token at j is predicted at j - 1 of the same thread.
       temperature: that of the sampling, positive.
+      mesh: over which the rows are split.
 
     Returns:
       log-probs and entropies in nats, float32 [R, L]; both 0 at tokens that were not sampled.
     """
     tokens, position, segment, island = map(jnp.asarray, (rows.tokens, rows.position, rows.segment, rows.island))
-    logits = forward(params, config, tokens, position, segment, island)
+    logits = forward(params, config, tokens, position, segment, island, mesh)
     return sampled_logprobs(logits, rows, temperature)
 
 

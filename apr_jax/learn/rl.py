@@ -3,14 +3,15 @@
 The life of a tree:
 1. `TrainingProblems.draw` picks the step's problems, a function of (seed, step); each gets G trees.
 2. The jitted rollout decodes all trees on the device, with keys folded from (seed, step, tree).
-3. The host reads the answers off the recorded token ids and the task verifies them: the only host work of a step, and
-   the only time at which the device idles (metric `idle_share`).
-4. Rewards become advantages; the forest is packed into rows, nothing is ever tokenised again.
+3. The host reads the answers off the recorded token ids and the task verifies them, in a box that a bad verifier can't
+   leave: the only host work of a step, and the only time at which the device idles (metric `idle_share`).
+4. Verdicts and costs become rewards, rewards advantages; the forest is packed into rows, nothing is ever tokenised again.
 5. The update replays the rows and follows the tree-sum gradient, `inner_steps` times.
 6. Now and then the same rollout answers validation problems greedily; the best step by that is kept, the first one
    included.
 """
 
+import collections
 import dataclasses
 import time
 from pathlib import Path
@@ -31,13 +32,24 @@ from apr_jax.learn.answers import extract_answers
 from apr_jax.learn.checkpoint import Restored, Run, load_checkpoint
 from apr_jax.learn.checksum import digest
 from apr_jax.learn.loop import LastBatches, Stage
+from apr_jax.learn.objective import token_weights
 from apr_jax.learn.optimizer import make_optimizer
 from apr_jax.learn.policy import make_policy_rollout
 from apr_jax.learn.processes import fetch, of_first
+from apr_jax.learn.rewards import counted_trees, next_price, tree_rewards
 from apr_jax.learn.run import build_mesh, train
 from apr_jax.learn.state import TrainState, init_state
-from apr_jax.learn.steps import check_divides, make_rl_step, place_forest, place_whole
-from apr_jax.tasks import Countdown, Problem, Task, load_problems
+from apr_jax.learn.steps import (
+    ForestBatch,
+    RlStep,
+    check_divides,
+    make_rl_step,
+    make_tree_kl,
+    place_everywhere,
+    place_forest,
+    place_whole,
+)
+from apr_jax.tasks import BoxedVerifier, Countdown, Failure, Problem, Task, Verdict, load_problems
 from apr_jax.threads import Prompts, ThreadForest, check_prompts, make_prompts
 
 
@@ -63,36 +75,48 @@ def train_rl(config: Experiment, data_dir: Path, workdir: Path, init: Path | str
     check_divides("learn.rl.problems x group", rl.problems * rl.group, mesh)
     check_divides("learn.rl.rows", rl.rows, mesh)
     optimizer = make_optimizer(rl.optimizer, rl.steps * rl.inner_steps)
-    trainer = _Trainer(config, start, Path(data_dir), mesh, make_rl_step(config, optimizer, mesh))
-    return train(
-        Run(config, start.method, "rl", start.tokenizer, origin=digest(start.params)),
-        Path(workdir),
-        init_state(start.params, optimizer, mesh),
-        Stage(
-            steps=rl.steps,
-            advance=trainer.advance,
-            save_every=rl.save_every,
-            bad_steps=config.learn.bad_steps,
-            data_state=dict,  # Everything follows from the step.
-            batch=trainer.last_batches.of,
-            validate=trainer.validate,
-            validate_every=rl.validate_every,
-        ),
-        restore_data=lambda _: None,
-        log_every=1,
-        counted="trees",
-        shown=("reward", "children", "total_tokens", "validation_accuracy"),
-        progress=progress,
-    )
+    task = Countdown(config.task, config.solver)
+    with BoxedVerifier(task, rl.reward.time_limit) as verifier:
+        trainer = _Trainer(config, start, Path(data_dir), mesh, make_rl_step(config, optimizer, mesh), task, verifier)
+        return train(
+            Run(config, start.method, "rl", start.tokenizer, origin=digest(start.params)),
+            Path(workdir),
+            init_state(start.params, optimizer, mesh),
+            Stage(
+                steps=rl.steps,
+                advance=trainer.advance,
+                save_every=rl.save_every,
+                bad_steps=config.learn.bad_steps,
+                data_state=trainer.data_state,
+                batch=trainer.last_batches.of,
+                validate=trainer.validate,
+                validate_every=rl.validate_every,
+            ),
+            restore_data=trainer.restore_data,
+            log_every=1,
+            counted="trees",
+            shown=("reward", "children", "total_tokens", "validation_accuracy"),
+            progress=progress,
+            bounds={"logprob_difference_worst": rl.difference_bound},
+        )
 
 
 class _Trainer:
-    """What a step of RL needs besides the state; holds no state of its own that a step depends on."""
+    """What a step of RL needs besides the state. Of its own it has the price of a token; all else follows from the step."""
 
-    def __init__(self, config: Experiment, start: Restored, data_dir: Path, mesh: Mesh, step: Any):
+    def __init__(
+        self,
+        config: Experiment,
+        start: Restored,
+        data_dir: Path,
+        mesh: Mesh,
+        step: RlStep,
+        task: Task,
+        verifier: BoxedVerifier,
+    ):
         self._config, self._rl, self._mesh = config, config.learn.rl, mesh
         self._tokenizer = start.tokenizer
-        self._task: Task = Countdown(config.task, config.solver)
+        self._task, self._verifier = task, verifier
         self._train = TrainingProblems(data_dir, start.method)
         self._validation = load_problems(data_dir / "validation.jsonl")[: self._rl.validation]
         self._width = _prompt_width(config, self._task, self._tokenizer, self._validation)
@@ -100,6 +124,16 @@ class _Trainer:
         self._step = step
         self._reference = place_whole(start.params, mesh)
         self.last_batches = LastBatches()
+        self._tree_kl = make_tree_kl(config, mesh)
+        self._price = self._rl.reward.token_price
+
+    def data_state(self) -> dict[str, Any]:
+        """What a checkpoint must hold besides the state: JSON gives a float back to the bit."""
+        return {"token_price": self._price}
+
+    def restore_data(self, saved: dict[str, Any]) -> None:
+        """Goes on from a `data_state`."""
+        self._price = float(saved["token_price"])
 
     def advance(self, state: TrainState, step: int) -> tuple[TrainState, dict[str, Any]]:
         """One step: rollout, rewards, updates."""
@@ -110,35 +144,61 @@ class _Trainer:
         key = jax.random.fold_in(jax.random.key(self._config.seed), step)
         forest, work = fetch(self._rollout(state.params, self._prompts(problems, rl.temperature), key))
         fetched = time.perf_counter()
-        correct = of_first(self._verify(problems, forest))
-        rewards = (correct - rl.token_price * forest.total_tokens).reshape(rl.problems, rl.group).astype(np.float32)
-        advantages = ADVANTAGES[rl.advantage](rewards)
+        correct, failures = self._verify(problems, forest)
+        rewards = tree_rewards(correct, forest, self._price, rl.reward)
+        counted = counted_trees(forest, rl.reward)
         rows = pack_forest(forest, rl.rows, self._config.limits.stream)
-        self.last_batches.keep(step + 1, vars(rows) | {"advantages": np.asarray(advantages).reshape(-1)})
-        batch = place_forest(rows, np.asarray(advantages).reshape(-1), rl.rows, self._mesh)
+        weights = token_weights(rows, counted, rl.objective.normalisation)
+        batch = place_forest(rows, weights, rl.rows, self._mesh)
+        advantages, learned = self._advantages(rewards, counted, batch)
+        self.last_batches.keep(step + 1, vars(rows) | {"weights": weights, "advantages": advantages})
+        placed = place_everywhere(advantages, self._mesh)
         resumed = time.perf_counter()
         first: dict[str, Any] = {}
         for _ in range(rl.inner_steps):
-            state, metrics = self._step(state, self._reference, batch)
+            state, metrics = self._step(state, self._reference, batch, placed)
             first = first or metrics
         state = dataclasses.replace(state, step=state.step + 1)
-        measured = forest_metrics(forest, correct) | {
-            "reward": float(rewards.mean()),
-            "flat_groups": float(count_flat(rewards)),
-            "lane_occupancy": float(work.live.sum() / max(1, work.steps.sum() * self._config.schedule.lanes)),
-            "rows": float(len(rows.tokens)),
-            "padding": padding_share(rows),
-            "idle_share": (resumed - fetched) / (resumed - began),
-            "trees": float(len(problems)),
-        }
+        measured = (
+            forest_metrics(forest, correct)
+            | failures
+            | learned
+            | {
+                "reward": float(rewards.mean()),
+                "token_price": self._price,
+                "masked_trees": float(np.sum(~counted)),
+                "lane_occupancy": float(work.live.sum() / max(1, work.steps.sum() * self._config.schedule.lanes)),
+                "rows": float(len(rows.tokens)),
+                "padding": padding_share(rows),
+                "idle_share": (resumed - fetched) / (resumed - began),
+                "trees": float(len(problems)),
+            }
+        )
+        self._price = next_price(self._price, measured["total_tokens"], rl.reward)
         # The first inner step sees the policy that sampled: there the difference of log-probs is a measure of error.
         differences = {name: first[name] for name in ("logprob_difference", "logprob_difference_worst")}
         return state, metrics | differences | measured
+
+    def _advantages(
+        self, rewards: np.ndarray, counted: np.ndarray, batch: ForestBatch
+    ) -> tuple[np.ndarray, dict[str, float]]:
+        """[B], and what they tell of the rewards. KL is taken off here if it is part of the reward."""
+        rl, measured = self._rl, {}
+        if rl.objective.kl > 0 and rl.objective.kl_estimator == "reward":
+            kl = np.asarray(jax.device_get(self._tree_kl(self._reference, batch)))
+            rewards = rewards - rl.objective.kl * kl
+            measured["kl"] = float(kl.mean())
+        shape = rl.problems, rl.group
+        grouped, part = rewards.reshape(shape).astype(np.float32), counted.reshape(shape)
+        advantages = np.asarray(ADVANTAGES[rl.objective.advantage](grouped, part)).reshape(-1)
+        measured["flat_groups"] = float(count_flat(grouped, part))
+        return advantages, measured
 
     def validate(self, state: TrainState) -> dict[str, float]:
         """Greedy answers to the validation problems, in batches of the rollout's own shape: nothing new to compile."""
         size = self._rl.problems * self._rl.group
         forests, correct = [], []
+        failures: collections.Counter[str] = collections.Counter()
         for begin in range(0, len(self._validation), size):
             problems = self._validation[begin : begin + size]
             padded = problems + problems[:1] * (size - len(problems))
@@ -146,9 +206,11 @@ class _Trainer:
             forest, _ = fetch(self._rollout(state.params, self._prompts(padded, 0.0), key))
             count = len(problems)
             forests.append(jax.tree.map(lambda x, count=count: x[:count], forest))
-            correct.append(self._verify(problems, forests[-1]))
+            right, failed = self._verify(problems, forests[-1])
+            correct.append(right)
+            failures.update(failed)
         joined = jax.tree.map(lambda *parts: np.concatenate(parts), *forests)
-        return forest_metrics(joined, np.concatenate(correct))
+        return forest_metrics(joined, np.concatenate(correct)) | dict(failures)
 
     def _prompts(self, problems: list[Problem], temperature: float) -> Prompts:
         ids = [[BOS, *self._tokenizer.encode(self._task.prompt(problem))] for problem in problems]
@@ -156,10 +218,15 @@ class _Trainer:
         check_prompts(prompts, self._config.limits)
         return prompts
 
-    def _verify(self, problems: list[Problem], forest: ThreadForest) -> np.ndarray:
+    def _verify(self, problems: list[Problem], forest: ThreadForest) -> tuple[np.ndarray, dict[str, float]]:
+        """Which trees are right, float32 [B]; how many verifications raised and how many ran out of time."""
         answers = extract_answers(forest, self._tokenizer)
-        verdicts = [self._task.verify(problem, answer) for problem, answer in zip(problems, answers, strict=True)]
-        return np.array([verdict.correct for verdict in verdicts], np.float32)
+        outcomes = self._verifier.verify(list(zip(problems, answers, strict=True)))
+        correct = [isinstance(outcome, Verdict) and outcome.correct for outcome in outcomes]
+        return of_first(np.array(correct, np.float32)), {  # Time runs out in one process, and not in another.
+            "reward_errors": float(outcomes.count(Failure.RAISED)),
+            "reward_timeouts": float(outcomes.count(Failure.TIMED_OUT)),
+        }
 
 
 class TrainingProblems:

@@ -1,8 +1,9 @@
 """What both stages share: the mesh, the tokenizer, and opening a workdir, resuming, and running the loop in it."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -30,13 +31,14 @@ def train(
     counted: str,
     shown: tuple[str, ...],
     progress: bool,
+    bounds: Mapping[str, float] = MappingProxyType({}),
 ) -> TrainState:
     """Runs a stage in a workdir from where it was, or from `blank`, to its end.
 
     Args:
       blank: the state of step 0.
       restore_data: puts the data iterator where `stage.data_state` said it was.
-      log_every, counted, shown, progress: see `Recorder`.
+      log_every, counted, shown, progress, bounds: see `Recorder`.
 
     Returns:
       the state of the last step.
@@ -55,7 +57,7 @@ def train(
         start = int(state.step)
         if start >= stage.steps:
             return state
-        with Recorder(workdir, start, stage.steps, log_every, run.stage, counted, shown, progress) as recorder:
+        with Recorder(workdir, start, stage.steps, log_every, run.stage, counted, shown, progress, bounds) as recorder:
             return run_loop(stage, state, checkpoints, recorder, workdir, resumed=restored is not None)
 
 

@@ -37,7 +37,7 @@ def train_sft(config: Experiment, data_dir: Path, workdir: Path, method: str, pr
     check_built(config, Path(data_dir))
     tokenizer = read_tokenizer(data_dir)
     optimizer = make_optimizer(sft.optimizer, sft.steps)
-    update = make_sft_step(config, optimizer, mesh)
+    update = make_sft_step(config.model, optimizer, mesh)
 
     def open_stream(stream: int) -> Batches:
         rows, length = sft.rows // sft.streams, config.limits.stream

@@ -12,8 +12,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from apr_jax.model.attention import fold, unfold
-
 
 def store(old: Float[Array, "W G M K"], new: Float[Array, "W G S K"], place: Int[Array, "W S"]) -> Array:
     """`old` with new entries at their lanes' places; a place at or beyond M is dropped.
@@ -54,10 +52,16 @@ def store_one_by_one(old: Float[Array, "W G M K"], new: Float[Array, "W G S K"],
 def attend_cached(
     q: Float[Array, "W S H K"], segments: Sequence[tuple[Array, Array]], mask: Bool[Array, "W S M"]
 ) -> Float[Array, "W S H K"]:
-    """`attend` for a cache in several arrays, keys and values [W, G, part of M, K] each. Not differentiated."""
+    """softmax(q k' / sqrt(K)) v over the positions that `mask` allows, of a cache in several arrays. Not differentiated.
+
+    The query heads of a group are folded into the query axis, which makes every product one plain batched matrix product.
+
+    Args:
+      segments: keys and values, [W, G, part of M, K] each.
+    """
     rows, steps, heads, size = q.shape
     groups = segments[0][0].shape[1]
-    folded = fold(q, groups) * jnp.asarray(size**-0.5, q.dtype)
+    folded = _fold(q, groups) * jnp.asarray(size**-0.5, q.dtype)
     scores = [jnp.einsum("rgqk,rgmk->rgqm", folded, k, preferred_element_type=jnp.float32) for k, _ in segments]
     joined = jnp.concatenate(scores, axis=-1).reshape(rows, heads, steps, -1)
     joined = jnp.where(mask[:, None], joined, jnp.finfo(jnp.float32).min)
@@ -66,4 +70,16 @@ def attend_cached(
     for k, v in segments:
         out += jnp.einsum("rgqm,rgmk->rgqk", weights[..., begin : begin + k.shape[2]], v)
         begin += k.shape[2]
-    return unfold(out, heads)
+    return _unfold(out, heads)
+
+
+def _fold(x: Array, groups: int) -> Array:
+    """[R, S, H, K] -> [R, G, H/G * S, K]."""
+    rows, queries, heads, size = x.shape
+    return x.transpose(0, 2, 1, 3).reshape(rows, groups, heads // groups * queries, size)
+
+
+def _unfold(x: Array, heads: int) -> Array:
+    """[R, G, H/G * S, K] -> [R, S, H, K]."""
+    rows, _, _, size = x.shape
+    return x.reshape(rows, heads, -1, size).transpose(0, 2, 1, 3)

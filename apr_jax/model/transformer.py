@@ -14,9 +14,10 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
-from apr_jax.model.attention import attend, rotate, visible
+from apr_jax.model.attention import attend_packed
 from apr_jax.model.cache import attend_cached, store
 from apr_jax.model.config import ModelConfig
 
@@ -92,6 +93,16 @@ def rms_norm(x: Float[Array, "*batch D"], scale: Float[Array, " D"]) -> Float[Ar
     return (y * scale.reshape((1,) * (x.ndim - 1) + (-1,))).astype(x.dtype)
 
 
+def rotate(x: Float[Array, "R S heads K"], position: Int[Array, "R S"], base: float) -> Float[Array, "R S heads K"]:
+    """Rotary embedding (Su et al. 2021): the two halves of a head are turned by position x base^(-2i/K)."""
+    half = x.shape[-1] // 2
+    frequency = base ** (-jnp.arange(half, dtype=jnp.float32) / half)
+    angle = position.astype(jnp.float32)[:, :, None, None] * frequency[None, None, None, :]
+    cos, sin = jnp.cos(angle), jnp.sin(angle)
+    left, right = x[..., :half].astype(jnp.float32), x[..., half:].astype(jnp.float32)
+    return jnp.concatenate([left * cos - right * sin, right * cos + left * sin], axis=-1).astype(x.dtype)
+
+
 def init_params(config: ModelConfig, vocab: int, key: jax.Array) -> Params:
     """Random float32 parameters; those of the layers are stacked on a leading axis N."""
     keys = jax.random.split(key, config.layers + 2)
@@ -99,9 +110,7 @@ def init_params(config: ModelConfig, vocab: int, key: jax.Array) -> Params:
     blank = jnp.zeros((1, 1, config.width), jnp.dtype(config.dtype))
 
     def init_layer(layer_key: jax.Array) -> Params:
-        return layer.init(layer_key, blank, jnp.zeros((1, 1), jnp.int32), _within_rows(jnp.ones((1, 1, 1), bool)))[
-            "params"
-        ]
+        return layer.init(layer_key, blank, jnp.zeros((1, 1), jnp.int32), lambda q, k, v: (q, None))["params"]
 
     params: Params = {
         "embed": jax.random.normal(keys[0], (vocab, config.width)) * config.width**-0.5,
@@ -126,13 +135,20 @@ def forward(
     position: Int[Array, "R L"],
     segment: Int[Array, "R L"],
     island: Int[Array, "R L"],
+    mesh: Mesh | None = None,
 ) -> Float[Array, "R L V"]:
-    """Logits of packed rows, for training and replay: the logits at j are those of the token after j. Float32."""
-    mask = visible(segment, island)
+    """Logits of packed rows, for training and replay: the logits at j are those of the token after j. Float32.
+
+    Args:
+      segment, island, mesh: see `attend_packed`.
+    """
     layer = Layer(config)
 
+    def attention(q: Array, k: Array, v: Array) -> tuple[Array, None]:
+        return attend_packed(q, k, v, segment, island, mesh), None
+
     def body(h: Array, layer_params: Params) -> tuple[Array, None]:
-        return layer.apply({"params": layer_params}, h, position, _within_rows(mask))[0], None
+        return layer.apply({"params": layer_params}, h, position, attention)[0], None
 
     if config.remat == "layer":
         body = jax.checkpoint(body)
@@ -181,10 +197,6 @@ def prepare_decode(params: Params, config: ModelConfig) -> Params:
         to_matrices(jax.tree.map(lambda x, i=index: x[i], params["layers"]), config) for index in range(config.layers)
     ]
     return params | {"layers": layers}
-
-
-def _within_rows(mask: Array) -> Callable:
-    return lambda q, k, v: (attend(q, k, v, mask), None)
 
 
 def _over_cache(

@@ -9,6 +9,7 @@
 """
 
 from apr_jax.tasks.base import Problem, Spawn, Task, Thread, Verdict
+from apr_jax.tasks.boxed import BoxedVerifier, Failure
 from apr_jax.tasks.config import CountdownConfig, SolverConfig
 from apr_jax.tasks.countdown import Countdown
 from apr_jax.tasks.problem_files import load_problems, parse_problem, problem_key, require_solvable, save_problems
@@ -19,8 +20,10 @@ from apr_jax.tasks.toy import HiddenDigit
 
 __all__ = [
     "METHODS",
+    "BoxedVerifier",
     "Countdown",
     "CountdownConfig",
+    "Failure",
     "HiddenDigit",
     "Problem",
     "SolverConfig",

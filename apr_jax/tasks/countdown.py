@@ -10,6 +10,7 @@ The life of a sample:
 import random
 import re
 from collections.abc import Sequence
+from typing import Any
 
 from apr_jax.tasks import render_compact, render_sos, solvers
 from apr_jax.tasks.base import Problem, Thread, Verdict
@@ -32,7 +33,10 @@ class Countdown:
     def __init__(self, config: CountdownConfig, solver: SolverConfig | None = None):
         self.config = config
         self.solver = solver or SolverConfig()
-        self._form = {"compact": render_compact, "sos": render_sos}[self.solver.render]
+
+    @property
+    def _form(self) -> Any:
+        return {"compact": render_compact, "sos": render_sos}[self.solver.render]
 
     def prompt(self, problem: Problem, condition: int | None = None) -> str:
         """The root's prompt; `condition` is the wanted number of children (APR) or of window bins (SoS+)."""

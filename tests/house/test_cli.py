@@ -110,7 +110,7 @@ def test_wrong_use_is_one_line(failing, tmp_path, monkeypatch, arguments, status
         ("model.kv_heads=3", "kv_heads=3"),
         ("mesh.data=64", "mesh data=64"),
         ("learn.sft.rows=3", "learn.sft.rows=3: must be a multiple of the 2 shards"),
-        ("learn.rl.clip=-1", "learn.rl.clip"),
+        ("learn.rl.objective.clip=-1", "learn.rl.objective.clip=-1.0 must be positive"),
     ],
 )
 def test_a_config_out_of_range_names_the_field(failing, config_file, data_dir, tmp_path, setting, message):

@@ -1,6 +1,7 @@
 """The objective and replay: hand numbers, finite differences, masks, padding, packing."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -8,13 +9,16 @@ import numpy as np
 import pytest
 
 from apr_jax.data.packing import Rows
-from apr_jax.learn.objective import cross_entropy, tree_sum_loss
+from apr_jax.learn.config import ObjectiveConfig
+from apr_jax.learn.objective import KL, clipped_gain, cross_entropy, policy_loss, token_weights, tree_kl
 from apr_jax.learn.replay import sampled_logprobs, token_logprobs
 from apr_jax.model.config import ModelConfig
 from apr_jax.model.transformer import init_params
+from apr_jax.threads import protocol as p
 
 CONFIG = ModelConfig(layers=2, width=16, heads=2, kv_heads=1, head_size=8, mlp=24)
 VOCAB = 12
+OBJECTIVE = ObjectiveConfig(clip=0.2, kl=0.3)
 
 
 def _rows(threads, length):
@@ -49,6 +53,10 @@ def _threads(seed, count=6):
     return threads
 
 
+def _weights(rows, normalisation="tree"):
+    return jnp.asarray(token_weights(rows, np.ones(rows.tree.max() + 1, bool), normalisation))
+
+
 def test_loss_by_hand():
     # Two trees in one row: tree 0 has two sampled tokens, tree 1 one; the middle token is given.
     rows = Rows(
@@ -63,7 +71,9 @@ def test_loss_by_hand():
     )
     logprobs = jnp.log(jnp.asarray([[0.1, 0.5, 0.5, 0.1, 0.25]]))
     reference = jnp.log(jnp.asarray([[0.9, 0.25, 0.5, 0.9, 0.25]]))
-    loss, parts = tree_sum_loss(logprobs, -logprobs, reference, rows, jnp.asarray([1.0, -2.0]), clip=0.2, kl=0.1)
+    advantages = jnp.asarray([1.0, -2.0])
+    config = ObjectiveConfig(clip=0.2, kl=0.1)
+    loss, parts = policy_loss(logprobs, -logprobs, reference, rows, _weights(rows), advantages, config)
     # Ratios 1, 2 (clipped to 1.2: A > 0) and 0.5 (A < 0: the clipped 0.8 x -2 is smaller, so it is taken).
     gain = 1 * 1 + 1.2 * 1 + 0.8 * -2
     k3 = 0.5 - np.log(0.5) - 1  # Only the first sampled token differs from the reference.
@@ -77,13 +87,23 @@ def test_loss_by_hand():
     np.testing.assert_allclose(cross_entropy(logprobs, rows), -np.log([0.5, 0.5, 0.25]).mean(), rtol=1e-6)
 
 
-@jax.jit
-def _loss(logits, rows, advantages, reference):
+@functools.partial(jax.jit, static_argnames="config")
+def _loss(logits, rows, weights, advantages, reference, config=OBJECTIVE):
     logprobs, entropy = sampled_logprobs(logits, rows)
-    return tree_sum_loss(logprobs, entropy, reference, rows, advantages, clip=0.2, kl=0.3)[0]
+    return policy_loss(logprobs, entropy, reference, rows, weights, advantages, config)[0]
 
 
-def test_gradient_matches_finite_differences():
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"kl": 0.3},
+        {"kl": 0.0, "dual_clip": 1.5},
+        {"kl": 0.3, "kl_estimator": "k1"},
+        {"kl": 0.3, "kl_estimator": "k2", "entropy": 0.2},
+    ],
+    ids=repr,
+)
+def test_gradient_matches_finite_differences(options):
     with jax.enable_x64(True):
         rows = _rows(_threads(0), 24)
         keys = jax.random.split(jax.random.key(0), 3)
@@ -92,11 +112,12 @@ def test_gradient_matches_finite_differences():
         behaviour, _ = sampled_logprobs(logits, rows)
         # Some ratios are clipped, none sits on the kink.
         noise = 0.5 * jax.random.normal(keys[2], behaviour.shape, jnp.float64)
+        weights = _weights(rows)
         rows = dataclasses.replace(rows, logprob=behaviour + noise)
-        advantages, reference = jnp.asarray([1.0, -0.5, 2.0]), behaviour * 0.9
-        slope = jnp.vdot(jax.grad(_loss)(logits, rows, advantages, reference), direction)
+        rest = (rows, weights, jnp.asarray([1.0, -0.5, 2.0]), behaviour * 0.9, ObjectiveConfig(clip=0.2, **options))
+        slope = jnp.vdot(jax.grad(_loss)(logits, *rest), direction)
         step = 1e-6 * direction
-        change = _loss(logits + step, rows, advantages, reference) - _loss(logits - step, rows, advantages, reference)
+        change = _loss(logits + step, *rest) - _loss(logits - step, *rest)
         np.testing.assert_allclose(slope, change / 2e-6, rtol=1e-6)
 
 
@@ -104,15 +125,17 @@ def test_given_tokens_and_padding_get_exactly_zero_gradient():
     rows = _rows(_threads(1), 24)
     logits = jax.random.normal(jax.random.key(0), (*rows.tokens.shape, VOCAB))
     reference = jnp.full(rows.tokens.shape, -1.0)
-    grad = jax.grad(_loss)(logits, rows, jnp.asarray([1.0, -1.0, 0.5]), reference)
+    weights = _weights(rows)
+    config = dataclasses.replace(OBJECTIVE, entropy=0.1)
+    grad = jax.grad(_loss)(logits, rows, weights, jnp.asarray([1.0, -1.0, 0.5]), reference, config)
     predicts_sampled = np.pad(rows.sampled[:, 1:], ((0, 0), (0, 1)))
     moved = np.abs(np.asarray(grad)).max(-1) > 0
     np.testing.assert_array_equal(moved, predicts_sampled)
     # Garbage at given tokens changes nothing, not even NaN.
     garbage = jnp.where(rows.sampled, reference, jnp.nan)
     advantages = jnp.asarray([1.0, -1.0, 0.5])
-    clean = tree_sum_loss(reference, reference, reference, rows, advantages, clip=0.2, kl=0.3)
-    soiled = tree_sum_loss(garbage, garbage, garbage, rows, advantages, clip=0.2, kl=0.3)
+    clean = policy_loss(reference, reference, reference, rows, weights, advantages, config)
+    soiled = policy_loss(garbage, garbage, garbage, rows, jnp.where(rows.sampled, weights, jnp.nan), advantages, config)
     assert jax.tree.leaves(clean) == jax.tree.leaves(soiled)
 
 
@@ -121,22 +144,24 @@ def params():
     return jax.jit(lambda key: init_params(CONFIG, VOCAB, key))(jax.random.key(3))
 
 
-def _model_loss(params, rows, advantages):
+def _model_loss(params, rows, weights, advantages, kl=0.1):
     logprobs, entropy = token_logprobs(params, CONFIG, rows)
-    return tree_sum_loss(logprobs, entropy, logprobs * 0.5, rows, advantages, clip=0.2, kl=0.1)[0]
+    config = ObjectiveConfig(clip=0.2, kl=kl)
+    return policy_loss(logprobs, entropy, logprobs * 0.5, rows, weights, advantages, config)[0]
 
 
 _model_gradient = jax.jit(jax.value_and_grad(_model_loss))
 
 
-def test_packing_and_padding_change_neither_loss_nor_gradient(params):
+@pytest.mark.parametrize("normalisation", ["tree", "token", "sequence"])
+def test_packing_and_padding_change_neither_loss_nor_gradient(params, normalisation):
     threads = _threads(2)
     advantages = jnp.asarray([1.0, -0.5, 2.0])
     packed, alone = _rows(threads, 57), _rows(threads, max(len(t[0]) for t in threads))
     assert len(packed.tokens) < len(alone.tokens) == len(threads)
-    expected, gradient = _model_gradient(params, alone, advantages)
+    expected, gradient = _model_gradient(params, alone, _weights(alone, normalisation), advantages)
     assert abs(float(expected)) > 0.1
-    loss, got = _model_gradient(params, packed, advantages)
+    loss, got = _model_gradient(params, packed, _weights(packed, normalisation), advantages)
     np.testing.assert_allclose(loss, expected, rtol=1e-5)
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=2e-5), got, gradient)
 
@@ -145,15 +170,90 @@ def test_a_tree_weighs_the_same_however_many_trees_threads_or_rows_there_are(par
     """Adding a tree with advantage 0 only changes the count that divides."""
     threads = [(*t[:2], 0, *t[3:]) for t in _threads(4, count=3)]
     more = threads + [(*t[:2], 1, *t[3:]) for t in _threads(5, count=5)]
-    alone = _model_loss_without_kl(params, _rows(threads, 40), jnp.asarray([1.5]))
-    joined = _model_loss_without_kl(params, _rows(more, 40), jnp.asarray([1.5, 0.0]))
-    np.testing.assert_allclose(joined, alone / 2, rtol=1e-5)
+    alone, joined = _rows(threads, 40), _rows(more, 40)
+    loss = jax.jit(functools.partial(_model_loss, kl=0.0))
+    np.testing.assert_allclose(
+        loss(params, joined, _weights(joined), jnp.asarray([1.5, 0.0])),
+        loss(params, alone, _weights(alone), jnp.asarray([1.5])) / 2,
+        rtol=1e-5,
+    )
 
 
-@jax.jit
-def _model_loss_without_kl(params, rows, advantages):
-    logprobs, entropy = token_logprobs(params, CONFIG, rows)
-    return tree_sum_loss(logprobs, entropy, logprobs, rows, advantages, clip=0.2, kl=0.0)[0]
+def test_weights_of_tokens_by_hand():
+    """Tree 0: threads with 2 and 1 sampled tokens; tree 1: one with 3; tree 2: one with 2, in the next row."""
+    given, chosen = np.zeros(1, bool), np.ones(3, bool)
+
+    def thread(count, tree):
+        sampled = np.concatenate([given, chosen[:count]])
+        return np.ones(count + 1, np.int32), sampled, tree, np.zeros(count + 1, np.int32), np.arange(count + 1)
+
+    rows = _rows([thread(2, 0), thread(1, 0), thread(3, 1), thread(2, 2)], 9)
+    everyone, two = np.ones(3, bool), np.array([True, False, True])
+
+    def per_thread(normalisation, counted):
+        weights = token_weights(rows, counted, normalisation)
+        assert (weights[~rows.sampled] == 0).all()
+        return weights[rows.sampled].tolist()
+
+    assert per_thread("tree", everyone) == [1 / 3] * 8
+    assert per_thread("token", everyone) == [1 / 8] * 8
+    assert per_thread("sequence", everyone) == [1 / 8, 1 / 8, 1 / 4, 1 / 12, 1 / 12, 1 / 12, 1 / 8, 1 / 8]
+    # Without tree 1 its tokens weigh nothing, and nothing is divided by them.
+    assert per_thread("tree", two) == [1 / 2] * 3 + [0] * 3 + [1 / 2] * 2
+    assert per_thread("token", two) == [1 / 5] * 3 + [0] * 3 + [1 / 5] * 2
+    assert per_thread("sequence", two) == [1 / 6, 1 / 6, 1 / 3, 0, 0, 0, 1 / 6, 1 / 6]
+    for normalisation in ("tree", "token", "sequence"):
+        assert not any(per_thread(normalisation, np.zeros(3, bool)))
+
+
+def test_clips_by_hand():
+    """Ratio 3, where the token became likely: PPO bounds the gain of a good one, only the dual clip the loss of a bad one."""
+    ratio, advantage = jnp.asarray([[3.0, 3.0, 0.5, 0.5, 1.5, 1.0]]), jnp.asarray([[2.0, -2.0, 2.0, -2.0, -2.0, -2.0]])
+    gain, clipped = clipped_gain(ratio, advantage, clip=0.2)
+    np.testing.assert_allclose(gain, [[2.4, -6.0, 1.0, -1.6, -3.0, -2.0]], rtol=1e-6)
+    assert clipped.tolist() == [[True, False, False, True, False, False]]
+    gain, clipped = clipped_gain(ratio, advantage, clip=0.2, dual_clip=2.0)
+    np.testing.assert_allclose(gain, [[2.4, -4.0, 1.0, -1.6, -3.0, -2.0]], rtol=1e-6)
+    assert clipped.tolist() == [[True, True, False, True, False, False]]
+    slope = jax.grad(lambda ratio: jnp.sum(clipped_gain(ratio, advantage, 0.2, 2.0)[0]))(ratio)
+    assert slope.tolist() == [[0.0, 0.0, 2.0, 0.0, -2.0, -2.0]]
+
+
+def test_kl_estimates_by_hand():
+    """Policy 0.5, reference 0.25: d = -log 2."""
+    away = jnp.log(jnp.asarray([[0.5]]))
+    expected = {"k1": np.log(2), "k2": np.log(2) ** 2 / 2, "k3": 0.5 + np.log(2) - 1, "reward": 0.0}
+    for name, value in expected.items():
+        np.testing.assert_allclose(KL[name](away), [[value]], rtol=1e-6)
+    # Over the policy's own draws, k1 and k3 average to the divergence; k2 only where the two are close.
+    p, q = np.array([0.2, 0.3, 0.5]), np.array([0.3, 0.3, 0.4])
+    divergence = (p * np.log(p / q)).sum()
+    for name in ("k1", "k3"):
+        np.testing.assert_allclose((p * np.asarray(KL[name](jnp.log(q / p)[None])[0])).sum(), divergence, rtol=1e-5)
+
+
+def test_the_kl_of_a_tree_is_the_sum_over_its_sampled_tokens():
+    rows = _rows(_threads(7), 24)
+    rng = np.random.default_rng(0)
+    rows = dataclasses.replace(rows, logprob=rng.normal(size=rows.tokens.shape).astype(np.float32))
+    reference = rng.normal(size=rows.tokens.shape).astype(np.float32)
+    got = tree_kl(jnp.where(rows.sampled, reference, jnp.nan), rows, 4)
+    expected = [(rows.logprob - reference)[rows.sampled & (rows.tree == tree)].sum() for tree in range(4)]
+    np.testing.assert_allclose(got, expected, rtol=1e-5)
+
+
+def test_entropy_pulls_towards_the_even_choice_also_where_tokens_are_forbidden():
+    """One choice between two allowed tokens: -w dH/dlogits = w p (log p + H)."""
+    rows = _rows([(np.array([10, 11]), np.array([False, True]), 0, np.zeros(2, np.int32), np.arange(2))], 2)
+    rows = dataclasses.replace(rows, allowed=np.full((1, 2), p.ALLOW_TEXT, np.uint8))
+    logits = jnp.zeros((1, 2, VOCAB)).at[0, 0, 10].set(1.0)
+    config = ObjectiveConfig(kl=0.0, entropy=0.7)
+    grad = jax.grad(_loss)(logits, rows, _weights(rows), jnp.zeros(1), jnp.zeros((1, 2)), config)
+    share = np.array([np.e, 1.0]) / (1 + np.e)
+    entropy = -(share * np.log(share)).sum()
+    expected = np.zeros((1, 2, VOCAB))
+    expected[0, 0, 10:] = 0.7 * share * (np.log(share) + entropy)
+    np.testing.assert_allclose(grad, expected, atol=1e-6)
 
 
 def test_logprob_of_a_token_comes_from_the_column_before_at_the_temperature():

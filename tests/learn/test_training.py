@@ -20,6 +20,7 @@ from apr_jax.data.pipeline import Held
 from apr_jax.errors import UsageError, UserError
 from apr_jax.learn import rl, sft
 from apr_jax.learn.checkpoint import FOLDER, load_checkpoint
+from apr_jax.learn.config import RewardConfig
 from apr_jax.learn.metrics import FILE
 from apr_jax.learn.objective import cross_entropy
 from apr_jax.learn.replay import token_logprobs
@@ -218,16 +219,35 @@ def test_rl_stopped_and_resumed_is_the_unbroken_run(unbroken, unbroken_rl, confi
 
 
 def test_bad_steps_of_rl_end_the_run_with_the_batch(unbroken, config, data_dir, tmp_path, monkeypatch):
-    advantages = dict.fromkeys(rl.ADVANTAGES, lambda rewards: np.full_like(rewards, np.inf))
+    advantages = dict.fromkeys(rl.ADVANTAGES, lambda rewards, counted: np.full_like(rewards, np.inf))
     monkeypatch.setattr(rl, "ADVANTAGES", advantages)
     with pytest.raises(UserError, match=r"4 steps in a row had a NaN or Inf .* the last of them step 2;"):
         train_rl(config, data_dir, tmp_path, unbroken[0], progress=False)  # Two inner steps a step.
     _equal(load_checkpoint(tmp_path).params, load_checkpoint(unbroken[0]).params)
     assert [line["step"] for line in _lines(tmp_path)] == [0, 1, 2]
     batch = np.load(tmp_path / "bad_batch" / "2.npz")
-    assert set(batch) == {field.name for field in dataclasses.fields(Rows)} | {"advantages"}
+    assert set(batch) == {field.name for field in dataclasses.fields(Rows)} | {"weights", "advantages"}
     assert np.isinf(batch["advantages"]).all()
     assert (batch["logprob"] < 0).any()
+
+
+def test_the_price_of_a_token_goes_on_where_it_stood(unbroken, config, data_dir, tmp_path, monkeypatch):
+    reward = RewardConfig(token_price=0.01, token_budget=40, price_step=0.0007)
+    learn = dataclasses.replace(config.learn, rl=dataclasses.replace(config.learn.rl, reward=reward))
+    priced = dataclasses.replace(config, learn=learn)
+    whole = train_rl(priced, data_dir, tmp_path / "whole", unbroken[0], progress=False)
+    with monkeypatch.context() as patch:
+        patch.setattr(rl, "make_rl_step", _Interrupt(rl.make_rl_step, 3, signal.SIGTERM))
+        with pytest.raises(SystemExit):
+            train_rl(priced, data_dir, tmp_path / "broken", unbroken[0], progress=False)
+    _equal(train_rl(priced, data_dir, tmp_path / "broken", unbroken[0], progress=False), whole)
+    lines = _lines(tmp_path / "whole")
+    assert _lines(tmp_path / "broken") == lines
+    prices = [line["token_price"] for line in lines[1:]]
+    tokens = [line["total_tokens"] for line in lines[1:]]
+    assert prices[0] == 0.01
+    for before, after, taken in zip(prices, prices[1:], tokens, strict=False):
+        assert after == before + 0.0007 * (taken / 40 - 1) != before
 
 
 def test_rl_refuses_another_model(unbroken, config, data_dir, tmp_path):

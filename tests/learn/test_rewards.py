@@ -1,0 +1,138 @@
+"""Rewards by hand: costs, overlong trees, the price that follows a budget; and a verifier that misbehaves in a real run."""
+
+import dataclasses
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from misbehaving import Misbehaves
+
+from apr_jax.config import ConfigError, override
+from apr_jax.learn import rl
+from apr_jax.learn.config import ObjectiveConfig, RewardConfig
+from apr_jax.learn.metrics import FILE
+from apr_jax.learn.rewards import counted_trees, next_price, overlong, tree_rewards
+from apr_jax.learn.rl import train_rl
+
+FOREST = SimpleNamespace(
+    total_tokens=np.array([100, 300, 200]), sequential_tokens=np.array([80, 50, 200]), truncations=np.array([0, 2, 1])
+)
+CORRECT = np.array([1, 1, 0], np.float32)
+
+
+@pytest.mark.parametrize(
+    ("config", "price", "expected"),
+    [
+        (RewardConfig(), 0.0, [1, 1, 0]),
+        (RewardConfig(), 0.001, [0.9, 0.7, -0.2]),
+        (RewardConfig(sequential_price=0.01), 0.001, [0.1, 0.2, -2.2]),
+        (RewardConfig(overlong="penalised", overlong_penalty=0.25), 0.0, [1, 0.75, -0.25]),
+        (RewardConfig(overlong="masked", overlong_penalty=0.25), 0.0, [1, 1, 0]),
+    ],
+    ids=repr,
+)
+def test_rewards_by_hand(config, price, expected):
+    np.testing.assert_allclose(tree_rewards(CORRECT, FOREST, price, config), expected, rtol=1e-12)
+
+
+def test_overlong_trees_are_those_with_a_truncated_thread_and_only_masking_leaves_them_out():
+    assert overlong(FOREST).tolist() == [False, True, True]
+    assert counted_trees(FOREST, RewardConfig(overlong="masked")).tolist() == [True, False, False]
+    for choice in ("scored", "penalised"):
+        assert counted_trees(FOREST, RewardConfig(overlong=choice)).all()
+
+
+def test_the_price_follows_the_budget_by_hand():
+    config = RewardConfig(token_price=0.002, token_budget=200, price_step=0.001)
+    assert next_price(0.002, 300.0, config) == pytest.approx(0.0025)  # Half again too long.
+    assert next_price(0.002, 100.0, config) == pytest.approx(0.0015)
+    assert next_price(0.002, 200.0, config) == 0.002
+    assert next_price(0.0001, 20.0, config) == 0.0, "tokens are never paid for"
+    assert next_price(0.002, 1e6, RewardConfig(token_price=0.002)) == 0.002, "without a budget it is fixed"
+
+
+def test_the_price_comes_to_rest_where_the_budget_is_met():
+    """Trees that shorten as tokens cost more: 400 tokens for nothing, 200 at 0.004, by 1 / (1 + 250 price)."""
+    config = RewardConfig(token_budget=200, price_step=0.0005)
+    price = 0.0
+    for _ in range(500):
+        price = next_price(price, 400 / (1 + 250 * price), config)
+    assert price == pytest.approx(0.004, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["reward.token_price=-1"], "learn.rl.reward.token_price=-1.0 must be at least 0"),
+        (["reward.sequential_price=nan"], "learn.rl.reward.sequential_price=nan must be at least 0"),
+        (["reward.time_limit=0"], "learn.rl.reward.time_limit=0.0 must be positive"),
+        (["reward.token_budget=9"], "learn.rl.reward.price_step=0.0 with token_budget=9: must both be positive"),
+        (["reward.overlong=cut"], "reward.overlong='cut': Input should be 'scored', 'masked' or 'penalised'"),
+        (["objective.dual_clip=1.1"], "learn.rl.objective.dual_clip=1.1 must be 0 (off) or above 1 + clip = 1.2"),
+        (["objective.kl_estimator=k4"], "objective.kl_estimator='k4': Input should be 'k1', 'k2', 'k3' or 'reward'"),
+        (["objective.entropy=-1"], "learn.rl.objective.entropy=-1.0 must be at least 0"),
+        (["difference_bound=0"], "learn.rl.difference_bound=0.0 must be positive"),
+        (["group=1"], "learn.rl.group=1 must be at least 2 for advantage 'group_std'"),
+    ],
+    ids=str,
+)
+def test_values_out_of_range_name_the_field_the_value_and_the_rule(config, settings, message):
+    with pytest.raises(ConfigError) as caught:
+        override(config, [f"learn.rl.{setting}" for setting in settings])
+    assert message in str(caught.value)
+
+
+def _run(config, data_dir, workdir, init, monkeypatch=None, task=None, **options):
+    learn = dataclasses.replace(config.learn, rl=dataclasses.replace(config.learn.rl, **options))
+    if task:
+        monkeypatch.setattr(rl, "Countdown", task)
+    train_rl(dataclasses.replace(config, learn=learn), data_dir, workdir, init, progress=False)
+    return [json.loads(line) for line in (workdir / FILE).read_text().splitlines()]
+
+
+def test_a_verifier_that_raises_and_hangs_never_stops_the_run(
+    config, data_dir, checkpoint, tmp_path, monkeypatch, capfd
+):
+    lines = _run(
+        config,
+        data_dir,
+        tmp_path,
+        checkpoint,
+        monkeypatch,
+        Misbehaves,
+        problems=6,
+        steps=2,
+        validate_every=9,
+        reward=RewardConfig(time_limit=0.3),
+    )
+    assert lines[-1]["step"] == 2
+    failed = [(line["reward_errors"], line["reward_timeouts"]) for line in lines[1:]]
+    # Both trees of a problem fail alike.
+    assert all(errors % 2 == 0 and timeouts % 2 == 0 and errors + timeouts <= 12 for errors, timeouts in failed)
+    assert sum(errors for errors, _ in failed) > 0 and sum(timeouts for _, timeouts in failed) > 0
+    assert all(line["skipped"] == 0 for line in lines[1:])
+    assert "verifier: raised RuntimeError: no verdict on an answer to problem" in capfd.readouterr().err
+
+
+def test_a_step_above_the_bound_is_told_and_marked(config, data_dir, checkpoint, tmp_path, capfd):
+    lines = _run(config, data_dir, tmp_path, checkpoint, steps=2, difference_bound=1e-12, objective=ObjectiveConfig())
+    assert [line["logprob_difference_worst_above"] for line in lines[1:]] == [1.0, 1.0]
+    assert "step 2: logprob_difference_worst" in capfd.readouterr().err
+
+
+def test_options_of_the_objective_train(config, data_dir, checkpoint, tmp_path):
+    """Every branch of the step in one run; the KL to the reference is 0 before the first update and not after it."""
+    lines = _run(
+        config,
+        data_dir,
+        tmp_path,
+        checkpoint,
+        objective=ObjectiveConfig(
+            advantage="batch", normalisation="sequence", dual_clip=3.0, kl=0.1, kl_estimator="reward", entropy=0.01
+        ),
+        reward=RewardConfig(overlong="masked", sequential_price=0.001),
+    )[1:]
+    assert abs(lines[0]["kl"]) < 1e-3 < max(abs(line["kl"]) for line in lines[1:])
+    assert all(line["skipped"] == 0 and line["logprob_difference_worst_above"] == 0 for line in lines)
+    assert all(0 <= line["masked_trees"] <= line["trees"] for line in lines)

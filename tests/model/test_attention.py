@@ -1,0 +1,145 @@
+"""Blockwise attention equals its naive twin on random packings, and does not hold what the naive one holds."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from apr_jax.model import attention
+from apr_jax.model.attention import attend_packed, first_blocks, visible
+from apr_jax.model.sharding import make_mesh
+
+ROWS, HEADS, SIZE = 4, 4, 8
+
+
+def naive(q, k, v, segment, island):
+    """All scores at once, each key/value head repeated, and JAX's own derivative."""
+    column = jnp.arange(q.shape[1])
+    mask = jax.vmap(lambda s, i: visible(s, i, column, s, i, column))(segment, island)
+    k, v = (jnp.repeat(x, q.shape[2] // k.shape[1], axis=1) for x in (k, v))
+    scores = jnp.einsum("rshk,rhmk->rhsm", q, k) / np.sqrt(q.shape[-1])
+    weights = jax.nn.softmax(jnp.where(mask[:, None], scores, -jnp.inf), axis=-1)
+    return jnp.einsum("rhsm,rhmk->rshk", weights, v)
+
+
+def packing(rng, length):
+    """Threads of random lengths, some with spawn blocks, and some padding at the end."""
+    segment, island = np.zeros((2, ROWS, length), np.int32)
+    for row in range(ROWS):
+        end, thread = 0, 0
+        filled = length - int(rng.integers(0, length // 4 + 1))
+        while end < filled:
+            begin, thread = end, thread + 1
+            end = min(filled, begin + int(rng.integers(1, length + 1)))
+            segment[row, begin:end] = thread
+            for block in range(1, 4):
+                at = int(rng.integers(begin, end))
+                free = island[row, at : at + 5] == 0
+                island[row, at : at + 5] = np.where(free & (segment[row, at : at + 5] == thread), block, 0)
+    return jnp.asarray(segment), jnp.asarray(island)
+
+
+def inputs(seed, length, groups):
+    rng = np.random.default_rng(seed)
+    shapes = (ROWS, length, HEADS, SIZE), (ROWS, groups, length, SIZE), (ROWS, groups, length, SIZE)
+    return *(jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in shapes), *packing(rng, length)
+
+
+def with_gradients(attend, q, k, v, segment, island):
+    """Output and gradients; those of padding are blanked, they mean nothing."""
+    live = (segment > 0)[:, :, None, None]
+    weight = jnp.cos(jnp.arange(q.size, dtype=jnp.float32)).reshape(q.shape) * live
+
+    def total(q, k, v):
+        out = attend(q, k, v, segment, island)
+        return jnp.sum(out * weight), out * live
+
+    grads, out = jax.grad(total, (0, 1, 2), has_aux=True)(q, k, v)
+    return out, *grads
+
+
+def assert_equal(got, expected):
+    for a, b in zip(got, expected, strict=True):
+        np.testing.assert_allclose(a, b, atol=3e-5)
+
+
+@pytest.mark.parametrize("length", [1, 9, 64, 65, 200])
+@pytest.mark.parametrize("groups", [1, 2, 4])
+def test_equals_the_naive_twin_on_random_packings(length, groups):
+    blockwise = jax.jit(lambda *x: with_gradients(attend_packed, *x))
+    for seed in range(3):
+        x = inputs(seed, length, groups)
+        assert_equal(blockwise(*x), with_gradients(naive, *x))
+
+
+def test_groups_together_as_on_an_accelerator(monkeypatch):
+    """The batched form, which CPUs do not take."""
+    choose = jax.lax.platform_dependent
+    monkeypatch.setattr(jax.lax, "platform_dependent", lambda *x, cpu, default: default(*x))
+    x = inputs(7, 200, 2)
+    together = with_gradients(attend_packed, *x)
+    monkeypatch.setattr(jax.lax, "platform_dependent", choose)
+    assert_equal(together, with_gradients(naive, *x))
+
+
+@pytest.mark.parametrize("axes", [(4, 1, 1), (1, 2, 2), (2, 1, 4), (1, 4, 2)])
+def test_split_over_a_mesh(axes):
+    mesh = make_mesh(*axes)
+    x = inputs(3, 90, 2)
+    split = jax.jit(lambda *x: with_gradients(lambda *y: attend_packed(*y, mesh), *x))
+    assert_equal(split(*x), with_gradients(naive, *x))
+
+
+def test_a_device_works_on_its_own_rows():
+    """No collective: without the mesh XLA gathers all rows for the loop."""
+    mesh = make_mesh(4, 2)
+    rows = jax.NamedSharding(mesh, jax.P(("data", "fsdp")))
+    x = jax.device_put([jnp.concatenate([part, part]) for part in inputs(3, 90, 2)], rows)
+
+    def text(*mesh):
+        return jax.jit(lambda *x: with_gradients(lambda *y: attend_packed(*y, *mesh), *x)).lower(*x).compile().as_text()
+
+    assert "all-gather" not in text(mesh) and "all-reduce" not in text(mesh)
+    assert "all-gather" in text()
+
+
+@pytest.mark.parametrize("heads", [1, 8])
+def test_nothing_of_length_squared_is_held(heads):
+    length = 4096
+    shapes = [(1, length, heads, 16), (1, 1, length, 16), (1, 1, length, 16)]
+    x = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes] + [
+        jax.ShapeDtypeStruct((1, length), jnp.int32)
+    ] * 2
+
+    def held(attend):
+        program = jax.jit(lambda *x: with_gradients(attend, *x)).lower(*x).compile()
+        return program.memory_analysis().temp_size_in_bytes
+
+    assert held(attend_packed) < 4 * length * length / 4
+    assert held(naive) > 4 * length * length * heads
+
+
+def test_blocks_to_read_by_hand():
+    segment = jnp.asarray([[1, 1, 1, 2, 2, 2, 2, 2, 2, 3, 0, 0, 0, 0], [1] * 12 + [0] * 2])
+    np.testing.assert_array_equal(first_blocks(segment, 2), [[0, 0, 1, 1, 1, 5, 6], [0, 0, 0, 0, 0, 0, 6]])
+
+
+@pytest.mark.parametrize(("length", "size"), [(1, 1), (64, 64), (65, 33), (240, 60), (1024, 64)])
+def test_rows_are_cut_into_nearly_full_blocks(length, size):
+    assert attention._block_size(length) == size
+
+
+def test_visibility_by_hand():
+    column = jnp.arange(6)
+    segment, island = jnp.asarray([1, 1, 1, 1, 2, 0]), jnp.asarray([0, 1, 1, 0, 0, 0])
+    expected = [
+        [1, 0, 0, 0, 0, 0],
+        [1, 1, 0, 0, 0, 0],
+        [1, 1, 1, 0, 0, 0],
+        [1, 0, 0, 1, 0, 0],  # After the island: it is hidden.
+        [0, 0, 0, 0, 1, 0],
+        [0, 0, 0, 0, 0, 1],
+    ]
+    np.testing.assert_array_equal(visible(segment, island, column, segment, island, column), np.asarray(expected, bool))
+    later = visible(segment[3:], island[3:], column[3:], segment[:3], island[:3], column[:3])
+    np.testing.assert_array_equal(later, np.asarray(expected, bool)[3:, :3])
