@@ -9,7 +9,7 @@ import json
 import math
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Self
@@ -19,9 +19,10 @@ import tensorboardX
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from apr_jax.learn.checkpoint import disk_errors
+from apr_jax.learn.faults import disk_errors
 
 FILE = "metrics.jsonl"
+_QUEUE = 100_000  # Scalars; TensorBoard's thread dies when the disk is full, and a short queue would then stop the run.
 Numbers = dict[str, float]
 
 
@@ -59,10 +60,14 @@ class Recorder:
         self._pending: tuple[int, dict[str, Any], bool] | None = None
         self._count, self._since = 0.0, time.perf_counter()
         self._recorded = self._since  # When the pending step was.
-        with disk_errors(self._path):
-            cut_lines(self._path, start)
-            self._file = open(self._path, "a", encoding="utf-8")  # noqa: SIM115 - closed in __exit__
-        self._board = tensorboardX.SummaryWriter(str(Path(workdir) / "tensorboard"), purge_step=start + 1)
+        self._writes = jax.process_index() == 0  # All processes have the same numbers.
+        if self._writes:
+            with disk_errors(self._path):
+                cut_lines(self._path, start)
+                self._file = open(self._path, "a", encoding="utf-8")  # noqa: SIM115 - closed in __exit__
+            self._board = tensorboardX.SummaryWriter(
+                str(Path(workdir) / "tensorboard"), purge_step=start + 1, max_queue=_QUEUE
+            )
         self._bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -70,7 +75,7 @@ class Recorder:
             TimeRemainingColumn(),
             TextColumn("{task.fields[numbers]}"),
             console=Console(stderr=True),
-            disable=not progress,
+            disable=not (progress and self._writes),
         )
         self._task = self._bar.add_task(stage, total=steps, completed=start, numbers="")
 
@@ -80,8 +85,10 @@ class Recorder:
 
     def __exit__(self, *exception: object) -> None:
         self._bar.stop()
-        self._file.close()
-        self._board.close()
+        if self._writes:
+            self._file.close()
+            with suppress(OSError):  # A full disk was told of when metrics.jsonl found it so.
+                self._board.close()
 
     def record(self, step: int, metrics: dict[str, Any], important: bool = False) -> Numbers | None:
         """Takes the metrics of `step`, scalars on the device or the host, and returns those of the step before,
@@ -130,12 +137,14 @@ class Recorder:
             if name in numbers:
                 above = not numbers[name] <= bound
                 marks[f"{name}_above"] = float(above)
-                if above:
+                if above and self._writes:
                     line = f"step {step}: {name} {numbers[name]:.3g} is above {bound:g}"
                     self._bar.console.print(line, soft_wrap=True, highlight=False, markup=False)
         return marks
 
     def _write(self, step: int, numbers: Numbers) -> None:
+        if not self._writes:
+            return
         # JSON knows no NaN: a bad loss becomes null.
         finite = {name: value if math.isfinite(value) else None for name, value in numbers.items()}
         with disk_errors(self._path):
