@@ -34,6 +34,7 @@ class Stage:
       bad_steps: so many skipped updates in a row end the run.
       data_state: JSON state of the data iterator.
       validate: state -> metrics, logged with the prefix "validation_"; None for no validation.
+      sample: a tree of the last validation as text; None for none.
       validate_every: steps between validations; the state before the first step and the last one are validated too.
     """
 
@@ -43,6 +44,7 @@ class Stage:
     bad_steps: int
     data_state: Callable[[], dict[str, Any]]
     validate: Callable[[TrainState], Numbers] | None = None
+    sample: Callable[[], str] | None = None
     validate_every: int = 1
 
 
@@ -58,7 +60,7 @@ def run_loop(
     step = int(state.step)
     if not resumed and stage.validate:
         with recorder.aside():
-            scores = _validate(stage, state)
+            scores = _validate(stage, state, recorder)
         recorder.record(step, scores, important=True)
         recorder.flush()
         with recorder.aside():
@@ -70,7 +72,7 @@ def run_loop(
             last = step == stage.steps
             due = stage.validate is not None and (last or step % stage.validate_every == 0)
             with recorder.aside():
-                scores = _validate(stage, state) if due else {}
+                scores = _validate(stage, state, recorder) if due else {}
             _check_bad(stage, state, checkpoints, recorder.record(step, {**metrics, **scores}, important=due))
             stopping = bool(stop)  # Read once: a signal that comes in while saving waits for the next step.
             if due or last or stopping or step % stage.save_every == 0:
@@ -85,9 +87,12 @@ def run_loop(
     return state
 
 
-def _validate(stage: Stage, state: TrainState) -> Numbers:
+def _validate(stage: Stage, state: TrainState, recorder: Recorder) -> Numbers:
     assert stage.validate is not None
-    return {f"validation_{name}": value for name, value in stage.validate(state).items()}
+    scores = {f"validation_{name}": value for name, value in stage.validate(state).items()}
+    if stage.sample is not None:
+        recorder.show_text(int(state.step), "validation_tree", stage.sample())
+    return scores
 
 
 def _check_bad(stage: Stage, state: TrainState, checkpoints: Checkpoints, numbers: Numbers | None) -> None:
