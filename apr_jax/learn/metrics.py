@@ -18,6 +18,7 @@ import jax
 import tensorboardX
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Column
 
 from apr_jax.learn.checkpoint import disk_errors
 
@@ -71,7 +72,7 @@ class Recorder:
             TextColumn("{task.description}"),
             BarColumn(bar_width=16),
             MofNCompleteColumn(),
-            TimeRemainingColumn(),
+            TimeRemainingColumn(table_column=Column(min_width=7, no_wrap=True)),
             TextColumn("{task.fields[numbers]}"),
             console=Console(stderr=True),
             disable=not progress,

@@ -135,6 +135,8 @@ class _Trainer:
         self._step = step
         self._reference = place_whole(start.params, mesh)
         self._tree_kl = make_tree_kl(config, mesh)
+        advantage = ADVANTAGES[self._rl.objective.advantage]
+        self._compare = jax.jit(lambda rewards, counted: (advantage(rewards, counted), count_flat(rewards, counted)))
         self._price = self._rl.reward.token_price
         self._ceiling = measure_ceiling(mesh, config.model.dtype)
         self._times: StepTimes | None = None
@@ -214,9 +216,9 @@ class _Trainer:
             measured["kl"] = float(kl.mean())
         shape = rl.problems, rl.group
         grouped, part = rewards.reshape(shape).astype(np.float32), counted.reshape(shape)
-        advantages = np.asarray(ADVANTAGES[rl.objective.advantage](grouped, part)).reshape(-1)
-        measured["flat_groups"] = float(count_flat(grouped, part))
-        return place_everywhere(advantages, self._mesh), measured
+        advantages, flat = jax.device_get(self._compare(grouped, part))
+        measured["flat_groups"] = float(flat)
+        return place_everywhere(advantages.reshape(-1), self._mesh), measured
 
     def validate(self, state: TrainState) -> dict[str, float]:
         """Greedy answers to the validation problems, in batches of the rollout's own shape: nothing new to compile."""
