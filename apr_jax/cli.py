@@ -17,7 +17,7 @@ from typing import Annotated
 import typer
 
 from apr_jax.bench.command import Json, Settings, bench_app
-from apr_jax.errors import UsageError, UserError
+from apr_jax.errors import FullDisk, LostProcess, UsageError, UserError
 from apr_jax.runtime import start
 
 INTERRUPTED, TERMINATED = 130, 143  # 128 + the signal's number.
@@ -107,7 +107,7 @@ def train_sft(
 
     experiment = load(config, settings)
     data = data or find_data([workdir], config)
-    start()
+    start(together=True)
     from apr_jax.learn.sft import train_sft as train
 
     with goes_on(lambda: _saved(workdir)):
@@ -132,7 +132,7 @@ def train_rl(
 
     experiment = load(config, settings)
     data = data or find_data([workdir, init], config)
-    start()
+    start(together=True)
     from apr_jax.learn.rl import train_rl as train
 
     with goes_on(lambda: _saved(workdir)):
@@ -318,7 +318,16 @@ def run(arguments: list[str]) -> int:
         message, status = _explain(error)
         if message:
             typer.echo(f"apr: {'' if status == INTERRUPTED else 'error: '}{message}", err=True)
+        if isinstance(error, FullDisk | LostProcess):
+            leave(status)
         return status
+
+
+def leave(status: int) -> None:
+    """Ends at once: an orderly end would wait for the process that is gone, or try to write what finds no room."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 def _explain(error: BaseException) -> tuple[str, int]:

@@ -7,3 +7,11 @@ class UserError(Exception):
 
 class UsageError(UserError):
     """Something was asked for in a wrong way: a bad flag, file or problem. Exit status 2."""
+
+
+class FullDisk(UserError):
+    """Nothing more can be written. Exit status 1, at once."""
+
+
+class LostProcess(UserError):
+    """Another process of the same run is gone. Exit status 1, at once."""

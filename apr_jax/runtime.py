@@ -1,10 +1,16 @@
-"""How a process is set up before JAX works: where compiled programs are kept, and how many devices the CPU is."""
+"""How a process is set up before JAX works: where compiled programs are kept, how many devices the CPU is, and which other
+processes it works with."""
 
 import os
 from pathlib import Path
 
+from apr_jax.errors import UsageError
+
 CACHE_VARIABLE = "APR_CACHE"
 MOST_CPU_DEVICES = 8
+COORDINATOR, COUNT, INDEX = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
+HEARTBEAT_SECONDS = 30  # After which a process that is gone ends the others.
+_CONNECT_SECONDS = 300
 
 
 def cache_folder() -> Path | None:
@@ -42,7 +48,50 @@ def use_all_cores() -> None:
     jax.config.update("jax_num_cpu_devices", 1 << (cores.bit_length() - 1))
 
 
-def start() -> None:
-    """What every command that uses JAX does first."""
+def join_processes() -> None:
+    """Makes this process one of several that train together, if the environment says so.
+
+    $JAX_COORDINATOR_ADDRESS is host:port of the first process, $JAX_NUM_PROCESSES how many there are, $JAX_PROCESS_ID which
+    one this is, from 0. Where a cluster manager knows the latter two (TPU pods, Slurm, GKE) the address is enough.
+
+    Raises:
+      UsageError: the numbers are none, or don't fit together.
+    """
+    address = os.environ.get(COORDINATOR)
+    if not address:
+        return
+    count, index = _whole(COUNT), _whole(INDEX)
+    if count is not None and index is not None and not 0 <= index < count:
+        raise UsageError(f"{INDEX}={index}: must be in 0..{count - 1}, because {COUNT}={count}")
+    if not address.rpartition(":")[2].isdigit():
+        raise UsageError(f"{COORDINATOR}={address}: must be host:port")
+    import jax
+
+    jax.config.update("jax_enable_preemption_service", False)  # SIGTERM is handled by the training loop.
+    jax.distributed.initialize(
+        address,
+        count,
+        index,
+        initialization_timeout=_CONNECT_SECONDS,
+        heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+        shutdown_timeout_seconds=_CONNECT_SECONDS,
+    )
+
+
+def _whole(variable: str) -> int | None:
+    text = os.environ.get(variable)
+    if text is not None and not text.isdigit():
+        raise UsageError(f"{variable}={text}: must be a whole number")
+    return None if text is None else int(text)
+
+
+def start(together: bool = False) -> None:
+    """What every command that uses JAX does first.
+
+    Args:
+      together: several processes may run the command as one.
+    """
     keep_compiled()
     use_all_cores()
+    if together:
+        join_processes()

@@ -53,6 +53,7 @@ def experiment() -> Experiment:
             sft=SftConfig(
                 steps=19_000,
                 rows=256,
+                streams=16,
                 optimizer=OptimizerConfig(lr=5e-5, warmup=200, weight_decay=0.01, clip=1.0),
                 save_every=500,
                 log_every=20,

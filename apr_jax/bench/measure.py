@@ -68,8 +68,12 @@ def show(result: Result) -> None:
         table.add_column(column, justify="right")
     ratios = ("", *(f"{ratio:.2f}" for ratio in result.ratios))
     for name, rates, median, ratio in zip(result.names, result.rates, result.medians, ratios, strict=True):
-        table.add_row(name, f"{median:,.0f}", f"{min(rates):,.0f}", f"{max(rates):,.0f}", ratio)
+        table.add_row(name, *map(_digits, (median, min(rates), max(rates))), ratio)
     Console(highlight=False).print(table)
+
+
+def _digits(rate: float) -> str:
+    return f"{rate:,.0f}" if rate >= 100 else f"{rate:.3g}"
 
 
 def write(results: Sequence[Result], path: Path) -> None:

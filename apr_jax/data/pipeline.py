@@ -1,21 +1,24 @@
 """Reads demonstrations and hands out packed batches, endlessly, in an order that a checkpoint can return to.
 
 The life of a sample:
-  1. `builder.read` gives random access to the demonstration trees of a method; each process takes every P-th one.
+  1. `builder.read` gives random access to the demonstration trees of a method; stream s of S takes every S-th one.
   2. Grain shuffles their numbers anew each epoch and repeats; a few threads read blocks of trees ahead.
   3. The packer collects the threads of trees until they fill R rows of L tokens and packs them. What finds no room
      waits and goes first into the next batch: no thread is lost, none comes twice, a tree may be split.
   4. One more thread keeps finished batches ready while the device computes.
+  5. `Held` puts the rows of the streams one below the other. A process of several opens only the streams in which its
+     rows lie, so the batch depends on the number of streams, a setting, and not on that of processes or devices.
 
 The state of the iterator is small and JSON-able: how many blocks were taken, and which threads wait, by number.
 Restoring reads the waiting threads again.
 """
 
 import atexit
+import dataclasses
 import functools
 import json
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +71,46 @@ class Batches(Iterator[Rows]):
             self._batches = None
 
 
+class Held(Iterator[Rows]):
+    """The rows of a batch that one process holds, from the streams in which they lie.
+
+    Args:
+      open_stream: opens stream s, which gives `rows` / `streams` rows.
+      rows: of the whole batch.
+      held: which of them are wanted, in order.
+    """
+
+    def __init__(self, open_stream: Callable[[int], Batches], streams: int, rows: int, held: Sequence[int]):
+        self._size = rows // streams
+        needed = sorted({row // self._size for row in held})
+        self._streams = {stream: open_stream(stream) for stream in needed}
+        offset = {stream: number * self._size for number, stream in enumerate(needed)}
+        self._rows = [offset[row // self._size] + row % self._size for row in held]
+
+    def __next__(self) -> Rows:
+        parts = [_renumbered(next(batches), stream) for stream, batches in self._streams.items()]
+        if len(parts) == 1 and len(self._rows) == self._size:
+            return parts[0]
+        return Rows(
+            **{name: np.concatenate([vars(part)[name] for part in parts])[self._rows] for name in vars(parts[0])}
+        )
+
+    def get_state(self) -> dict[str, Any]:
+        """JSON-able; by stream, those of this process."""
+        return {str(stream): batches.get_state() for stream, batches in self._streams.items()}
+
+    def set_state(self, states: dict[str, Any]) -> None:
+        """Takes those of this process out of the states of all streams."""
+        for stream, batches in self._streams.items():
+            batches.set_state(states[str(stream)])
+
+
+def _renumbered(rows: Rows, stream: int) -> Rows:
+    """With numbers for its trees that no other stream of the batch has."""
+    tree = np.where(rows.tree < 0, rows.tree, rows.tree + np.int32(stream * rows.tree.size))
+    return dataclasses.replace(rows, tree=tree)
+
+
 def _close(batches: "weakref.ref[Batches]") -> None:
     if (alive := batches()) is not None:
         alive.close()
@@ -79,20 +122,20 @@ def sft_batches(
     rows: int,
     length: int,
     seed: int,
-    process_index: int = 0,
-    process_count: int = 1,
+    stream: int = 0,
+    streams: int = 1,
     split: str = "train",
     epochs: int | None = None,
 ) -> "Batches":
-    """Batches of demonstrations; every process gets its own, and together they see every tree once an epoch.
+    """Batches of demonstrations from one of several streams; together these see every tree once an epoch.
 
     Args:
       data_dir: what `build` wrote.
       method: whose demonstrations.
-      rows: R of this process's batches.
+      rows: R of the stream's batches.
       length: L of a row, at least the longest stream.
       seed: of the shuffling.
-      process_index, process_count: which of the processes this one is.
+      stream, streams: which of the streams.
       split: "train" or "validation".
       epochs: None goes on for ever; else the last batch is filled up with padding.
 
@@ -101,15 +144,13 @@ def sft_batches(
 
     Raises:
       UserError: there are no such data, or their build was interrupted.
-      UsageError: `length` is too small for the data, or there are more processes than demonstrations.
+      UsageError: `length` is too small for the data, or there are more streams than demonstrations.
     """
     source = builder.read(data_dir, method, split, (*_FIELDS, "length"))
     _check(Path(data_dir), method, split, rows, length)
-    if len(source) < process_count:
-        raise UsageError(
-            f"data {data_dir}: {len(source)} {split} demonstrations are too few for {process_count} processes"
-        )
-    numbers = grain.MapDataset.range(len(source))[process_index::process_count].seed(seed).shuffle().repeat(epochs)
+    if len(source) < streams:
+        raise UsageError(f"data {data_dir}: {len(source)} {split} demonstrations are too few for {streams} streams")
+    numbers = grain.MapDataset.range(len(source))[stream::streams].seed(seed).shuffle().repeat(epochs)
     blocks = numbers.batch(_BLOCK).map(functools.partial(_read_block, source))
     packed = _Packed(blocks, rows, length)
     return Batches(iter(grain.experimental.ThreadPrefetchIterDataset(packed, prefetch_buffer_size=_READY)))

@@ -2,21 +2,19 @@
 
     WORKDIR/checkpoints/<step>/params   the weights, alone
                                state    optimizer, counters
-                               meta     JSON: config, method, stage, tokenizer, metrics
+                               meta     JSON: config, method, stage, tokenizer, metrics, sums of all that was saved
                                data     JSON: where the data iterator stands
 
 Orbax writes in the background and renames a step's folder when it is whole, so a killed run leaves no half step. The
-two last steps are kept, and the best by validation accuracy.
+two last steps are kept, and the best by validation accuracy. What is read is compared with its sums (`checksum`): neither
+Orbax nor TensorStore notices a flipped bit inside an array. docs/checkpoints.md says what each fault does.
 """
 
 import base64
 import dataclasses
-import errno
 import hashlib
 import json
-import logging
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -25,9 +23,12 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
-from apr_jax.config import Experiment, from_dict, to_dict
+from apr_jax.config import ConfigError, Experiment, from_dict, to_dict
 from apr_jax.data.tokenizer import Tokenizer
-from apr_jax.errors import UserError
+from apr_jax.errors import LostProcess, UserError
+from apr_jax.learn.checksum import array_sums, changed, json_sum
+from apr_jax.learn.faults import Muffled, disk_errors, quiet
+from apr_jax.learn.processes import all_of
 from apr_jax.learn.state import TrainState
 
 FOLDER = "checkpoints"
@@ -84,7 +85,7 @@ class Checkpoints:
     def __init__(self, workdir: Path, run: Run):
         self._run = run
         self._folder = Path(workdir).absolute() / FOLDER
-        with disk_errors(self._folder), _quiet():
+        with disk_errors(self._folder), quiet():
             self._folder.mkdir(parents=True, exist_ok=True)
             self._manager = ocp.CheckpointManager(
                 self._folder,
@@ -94,13 +95,19 @@ class Checkpoints:
                     save_root_metadata=False,
                 ),
             )
+        self._muffled = Muffled()
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *exception: object) -> None:
-        with disk_errors(self._folder):
-            self._manager.close()
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        del rest
+        try:
+            if kind is None or not issubclass(kind, LostProcess):  # Closing would wait for it.
+                with disk_errors(self._folder):
+                    self._manager.close()
+        finally:
+            self._muffled.end()
 
     def save(self, state: TrainState, metrics: dict[str, float], data: dict[str, Any]) -> None:
         """Starts saving the state under its own step; when it returns, the state may be donated.
@@ -121,7 +128,10 @@ class Checkpoints:
             "tokenizer": _encode(self._run.tokenizer),
             "metrics": metrics,
             "step": step,
+            "sums": {"params": array_sums(state.params), "state": array_sums(_without_params(state))},
+            "data_sum": json_sum(data),
         }
+        meta["meta_sum"] = json_sum(meta)
         items = ocp.args.Composite(
             params=ocp.args.StandardSave(state.params),
             state=ocp.args.StandardSave(_without_params(state)),
@@ -148,34 +158,41 @@ class Checkpoints:
         Raises:
           UserError: the checkpoint is of another run, or there are steps but none can be read.
         """
-        wanted = ocp.args.Composite(
-            params=ocp.args.StandardRestore(_abstract(blank.params)),
-            state=ocp.args.StandardRestore(_abstract(_without_params(blank))),
-            data=ocp.args.JsonRestore(),
-        )
         steps = sorted(self._manager.all_steps(), reverse=True)
         damaged: list[int] = []
         for step in steps:
             folder = self._folder / str(step)
-            try:
-                meta = _read_json(folder, "meta")
-                self._check_same_run(meta, folder)
-                with _quiet():
-                    restored = self._manager.restore(step, args=wanted)
-                state = TrainState(params=restored["params"], **restored["state"])
-                if int(state.step) != step:
-                    raise ValueError(f"holds step {int(state.step)}")
-            except UserError:
-                raise
-            except Exception as error:  # Orbax and TensorStore raise all sorts of types for damaged files.
-                print(f"checkpoint {folder}: damaged ({_first_line(error)}); going on from the step before", flush=True)
-                damaged.append(step)
-                continue
-            self._set_aside(damaged)
-            return state, restored["data"]
+            found, problem = self._read(folder, blank)
+            if not all_of(not problem):  # What follows is done together, and needs all.
+                problem = problem or "another process cannot read it"
+            if not problem and found is not None:
+                state, data, meta = found
+                problem = _difference(state, meta)
+                if not problem:
+                    self._set_aside(damaged)
+                    return state, data
+            print(f"checkpoint {folder}: damaged ({problem}); going on from the step before", flush=True)
+            damaged.append(step)
         if steps:
             raise UserError(f"checkpoint {self._folder}: all {len(steps)} steps are damaged; delete it to start anew")
         return None
+
+    def _read(
+        self, folder: Path, blank: TrainState
+    ) -> tuple[tuple[TrainState, dict[str, Any], dict[str, Any]] | None, str]:
+        """State, data and meta of a step, and why it cannot be read, if so; without a word between processes."""
+        try:
+            meta, data = _read_meta(folder), _read_json(folder, "data")
+            if meta.get("data_sum", json_sum(data)) != json_sum(data):
+                raise ValueError("data is not what was saved")
+            self._check_same_run(meta, folder)
+            params = _read_arrays(folder / "params", blank.params)
+            state = TrainState(params=params, **_read_arrays(folder / "state", _without_params(blank)))
+            return (state, data, meta), ""
+        except UserError:
+            raise
+        except Exception as error:  # Orbax and TensorStore raise all sorts of types for damaged files.
+            return None, _first_line(error)
 
     def _set_aside(self, steps: list[int]) -> None:
         if not steps:
@@ -187,6 +204,7 @@ class Checkpoints:
                 for step in steps:
                     taken = len(list(aside.glob(f"{step}.*")))
                     (self._folder / str(step)).rename(aside / f"{step}.{taken}")
+        all_of(True)  # Until the first process is done.
         self._manager.reload()
 
     def _check_same_run(self, meta: dict[str, Any], folder: Path) -> None:
@@ -200,7 +218,7 @@ class Checkpoints:
         ):
             if wanted != found:
                 raise UserError(f"checkpoint {folder}: was saved with {name}={found!r}, not {wanted!r}; {_ANOTHER}")
-        mine, saved = (_flatten(json.loads(json.dumps(values))) for values in (to_dict(run.config), meta["config"]))
+        mine, saved = (_flatten(json.loads(json.dumps(values))) for values in (to_dict(run.config), _completed(meta)))
         differing = [
             f"{name}={saved.get(name)!r} (now {mine.get(name)!r})"
             for name in sorted(mine.keys() | saved.keys())
@@ -224,8 +242,10 @@ def load_checkpoint(path: str | Path) -> Restored:
     """
     folder = _step_folder(Path(path).absolute())
     try:
-        meta = _read_json(folder, "meta")
+        meta = _read_meta(folder)
         params = _read_params(folder / "params")
+        if "sums" in meta and (wrong := changed(params, meta["sums"]["params"])):
+            raise ValueError(f"params{wrong[0]} is not what was saved")
         tokenizer = Tokenizer.from_bytes(base64.b64decode(meta["tokenizer"]))
         config = from_dict(meta["config"])
         return Restored(params, config, meta["method"], meta["stage"], tokenizer, meta["step"], str(folder))
@@ -260,9 +280,32 @@ def _read_json(folder: Path, item: str) -> dict[str, Any]:
     return value
 
 
+def _read_meta(folder: Path) -> dict[str, Any]:
+    """Raises ValueError if it is not what was saved. Steps older than the sums have none, and are taken as they are."""
+    meta = _read_json(folder, "meta")
+    if "meta_sum" in meta and meta.pop("meta_sum") != json_sum(meta):
+        raise ValueError("meta is not what was saved")
+    return meta
+
+
+def _difference(state: TrainState, meta: dict[str, Any]) -> str:
+    """What of the state is not what was saved, or ""; all processes call it, and all get the same."""
+    arrays = {"params": state.params, "state": _without_params(state)}
+    wrong = [item + path for item, sums in meta.get("sums", {}).items() for path in changed(arrays[item], sums)]
+    if wrong:
+        return f"{wrong[0]} is not what was saved"
+    return "" if int(state.step) == meta["step"] else f"holds step {int(state.step)}"
+
+
+def _read_arrays(folder: Path, blank: Any) -> Any:
+    """Arrays of the shapes and the layout of `blank`."""
+    with quiet():  # Not by way of the manager: its processes would wait for one that has failed.
+        return ocp.StandardCheckpointHandler().restore(folder, args=ocp.args.StandardRestore(_abstract(blank)))
+
+
 def _read_params(folder: Path) -> Any:
     reader = ocp.PyTreeCheckpointHandler()
-    with _quiet():
+    with quiet():
         tree = reader.metadata(folder).tree
         kinds = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
         return reader.restore(folder, args=ocp.args.PyTreeRestore(restore_args=kinds))
@@ -300,6 +343,15 @@ def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def _completed(meta: dict[str, Any]) -> dict[str, Any]:
+    """The saved config, with the defaults of fields that came into being after it."""
+    saved: dict[str, Any] = meta["config"]
+    try:
+        return to_dict(from_dict(saved))
+    except ConfigError:  # It has fields that are no more.
+        return saved
+
+
 def _encode(tokenizer: Tokenizer) -> str:
     return base64.b64encode(tokenizer.to_bytes()).decode()
 
@@ -310,41 +362,3 @@ def _fingerprint(text: str) -> str:
 
 def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Orbax logs pages about damaged files that we report in one line."""
-    logger = logging.getLogger("absl")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL + 1)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
-
-
-@contextmanager
-def disk_errors(where: Path) -> Iterator[None]:
-    """Turns a full disk, through whichever library it shows, into a UserError that says so, and other OSErrors too."""
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:  # TensorStore reports a full disk as a ValueError.
-        if getattr(error, "errno", None) == errno.ENOSPC or "No space left on device" in str(error):
-            raise UserError(
-                f"{where}: the disk is full; make room and start the same command again, what was saved before is kept"
-            ) from None
-        if isinstance(error, OSError):
-            raise UserError(f"{where}: cannot write ({error.strerror or error})") from None
-        raise
-
-
-def digest(params: Any) -> str:
-    """Names the weights, wherever they lie: 16 hex digits of SHA-256 over every leaf and its path."""
-    sha = hashlib.sha256()
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        sha.update(jax.tree_util.keystr(path).encode())
-        sha.update(np.ascontiguousarray(leaf).tobytes())
-    return sha.hexdigest()[:16]

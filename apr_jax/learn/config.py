@@ -47,16 +47,25 @@ class OptimizerConfig:
 
 @dataclasses.dataclass(frozen=True)
 class SftConfig:
-    """Supervised training: `steps` steps of `rows` packed rows; a row is `limits.stream` tokens long."""
+    """Supervised training: `steps` steps of `rows` packed rows; a row is `limits.stream` tokens long.
+
+    Attributes:
+      streams: independent streams of demonstrations that a batch's rows come from, in equal parts. A process reads only
+        the streams in which its rows lie: give it as many as there are processes. It decides the order of the data; the
+        number of processes and devices does not.
+    """
 
     steps: int
     rows: int
     optimizer: OptimizerConfig
+    streams: int = 1
     save_every: int = 200
     log_every: int = 10
 
     def __post_init__(self):
-        _require(self, "learn.sft", ("steps", "rows", "save_every", "log_every"), 1)
+        _require(self, "learn.sft", ("steps", "rows", "streams", "save_every", "log_every"), 1)
+        if self.rows % self.streams:
+            raise ValueError(f"learn.sft.rows={self.rows} must be a multiple of learn.sft.streams={self.streams}")
 
 
 @dataclasses.dataclass(frozen=True)

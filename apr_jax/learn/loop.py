@@ -2,9 +2,11 @@
 
 The life of a step:
 1. `advance(state, step)` gives the next state and its metrics, still on the device.
-2. The metrics of the step before are written; too many bad steps in a row end the run.
+2. The metrics of the step before are written; too many bad steps in a row end the run, and the batch of the last of them
+   is saved beside the state.
 3. Every so often `validate(state)` is called, and the state saved.
-4. SIGTERM and Ctrl-C let the step under way finish, save, and end the run.
+4. SIGTERM and Ctrl-C let the step under way finish, save, and end the run; of several processes all end after the same
+   step, whichever of them got the signal.
 """
 
 import dataclasses
@@ -12,12 +14,18 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import jax
+import numpy as np
+
 from apr_jax.errors import UserError
 from apr_jax.learn.checkpoint import Checkpoints
+from apr_jax.learn.faults import disk_errors
 from apr_jax.learn.metrics import Numbers, Recorder
+from apr_jax.learn.processes import Votes
 from apr_jax.learn.state import TrainState
 
 EXIT_TERMINATED = 143
@@ -33,6 +41,7 @@ class Stage:
       save_every: steps between saves.
       bad_steps: so many skipped updates in a row end the run.
       data_state: JSON state of the data iterator.
+      batch: step -> what it learned from, on the host, for the two last steps; the step as the metrics count it.
       validate: state -> metrics, logged with the prefix "validation_"; None for no validation.
       sample: a tree of the last validation as text; None for none.
       validate_every: steps between validations; the state before the first step and the last one are validated too.
@@ -43,21 +52,44 @@ class Stage:
     save_every: int
     bad_steps: int
     data_state: Callable[[], dict[str, Any]]
+    batch: Callable[[int], dict[str, np.ndarray]]
     validate: Callable[[TrainState], Numbers] | None = None
     sample: Callable[[], str] | None = None
     validate_every: int = 1
 
 
+class LastBatches:
+    """The batches of the two last steps: metrics come a step late, and a bad batch must still be there then."""
+
+    def __init__(self) -> None:
+        self._kept: dict[int, dict[str, np.ndarray]] = {}
+
+    def keep(self, step: int, batch: dict[str, np.ndarray]) -> None:
+        self._kept = {number: kept for number, kept in self._kept.items() if number >= step - 1} | {step: batch}
+
+    def of(self, step: int) -> dict[str, np.ndarray]:
+        return self._kept[step]
+
+
 def run_loop(
-    stage: Stage, state: TrainState, checkpoints: Checkpoints, recorder: Recorder, resumed: bool
+    stage: Stage, state: TrainState, checkpoints: Checkpoints, recorder: Recorder, workdir: Path, resumed: bool
 ) -> TrainState:
     """Takes the state to the last step, and leaves it saved.
 
     Raises:
       KeyboardInterrupt: on Ctrl-C, SystemExit(143): on SIGTERM; both after the state is saved.
-      UserError: too many bad steps in a row (the last good parameters are saved), or the disk is full.
+      UserError: too many bad steps in a row (the last good parameters and the bad batch are saved), or the disk is full.
     """
     step = int(state.step)
+    votes = Votes()
+
+    def check(step: int, numbers: Numbers | None) -> None:
+        if numbers and numbers.get("bad_in_a_row", 0) >= stage.bad_steps:
+            recorder.flush()
+            checkpoints.save(state, {}, stage.data_state())
+            checkpoints.wait()
+            raise UserError(_bad_steps(int(numbers["bad_in_a_row"]), step, int(state.step), stage.batch(step), workdir))
+
     if not resumed and stage.validate:
         with recorder.aside():
             scores = _validate(stage, state, recorder)
@@ -73,15 +105,17 @@ def run_loop(
             due = stage.validate is not None and (last or step % stage.validate_every == 0)
             with recorder.aside():
                 scores = _validate(stage, state, recorder) if due else {}
-            _check_bad(stage, state, checkpoints, recorder.record(step, {**metrics, **scores}, important=due))
-            stopping = bool(stop)  # Read once: a signal that comes in while saving waits for the next step.
+            check(step - 1, recorder.record(step, {**metrics, **scores}, important=due))
+            stopping = votes.cast(
+                stop, state.step
+            )  # Once: a signal that comes in while saving waits for the next step.
             if due or last or stopping or step % stage.save_every == 0:
-                _check_bad(stage, state, checkpoints, recorder.flush())
+                check(step, recorder.flush())
                 with recorder.aside():
                     checkpoints.save(state, scores, stage.data_state())
             if stopping:
                 checkpoints.wait()
-                raise (KeyboardInterrupt if stop[0] == signal.SIGINT else SystemExit(EXIT_TERMINATED))
+                raise (KeyboardInterrupt if stopping == signal.SIGINT else SystemExit(EXIT_TERMINATED))
     recorder.flush()
     checkpoints.wait()
     return state
@@ -95,14 +129,16 @@ def _validate(stage: Stage, state: TrainState, recorder: Recorder) -> Numbers:
     return scores
 
 
-def _check_bad(stage: Stage, state: TrainState, checkpoints: Checkpoints, numbers: Numbers | None) -> None:
-    if numbers is None or numbers.get("bad_in_a_row", 0) < stage.bad_steps:
-        return
-    checkpoints.save(state, {}, stage.data_state())
-    checkpoints.wait()
-    raise UserError(
-        f"training: {int(numbers['bad_in_a_row'])} steps in a row had a NaN or Inf loss or gradient "
-        f"(step {int(state.step)}); the last good parameters are saved; lower optimizer.lr or optimizer.clip"
+def _bad_steps(count: int, step: int, saved: int, batch: dict[str, np.ndarray], workdir: Path) -> str:
+    """Saves the rows of this process, and says what happened."""
+    process = f".process{jax.process_index()}" if jax.process_count() > 1 else ""
+    path = workdir / "bad_batch" / f"{step}{process}.npz"
+    with disk_errors(path):
+        path.parent.mkdir(exist_ok=True)
+        np.savez(path, **batch)  # type: ignore[arg-type]
+    return (
+        f"training: {count} steps in a row had a NaN or Inf loss or gradient, the last of them step {step}; the parameters "
+        f"before them are saved as step {saved}, that step's batch is in {path}; lower optimizer.lr or optimizer.clip"
     )
 
 

@@ -9,7 +9,7 @@ import json
 import math
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Self
@@ -20,9 +20,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column
 
-from apr_jax.learn.checkpoint import disk_errors
+from apr_jax.learn.faults import disk_errors
 
 FILE = "metrics.jsonl"
+_QUEUE = 100_000  # Scalars; TensorBoard's thread dies when the disk is full, and a short queue would then stop the run.
 Numbers = dict[str, float]
 
 
@@ -64,10 +65,14 @@ class Recorder:
         self._ceiling = ceiling
         self._count, self._flops, self._since = 0.0, 0.0, time.perf_counter()
         self._recorded = self._since  # When the pending step was.
-        with disk_errors(self._path):
-            cut_lines(self._path, start)
-            self._file = open(self._path, "a", encoding="utf-8")  # noqa: SIM115 - closed in __exit__
-        self._board = tensorboardX.SummaryWriter(str(Path(workdir) / "tensorboard"), purge_step=start + 1)
+        self._writes = jax.process_index() == 0  # All processes have the same numbers.
+        if self._writes:
+            with disk_errors(self._path):
+                cut_lines(self._path, start)
+                self._file = open(self._path, "a", encoding="utf-8")  # noqa: SIM115 - closed in __exit__
+            self._board = tensorboardX.SummaryWriter(
+                str(Path(workdir) / "tensorboard"), purge_step=start + 1, max_queue=_QUEUE
+            )
         self._bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=16),
@@ -75,7 +80,7 @@ class Recorder:
             TimeRemainingColumn(table_column=Column(min_width=7, no_wrap=True)),
             TextColumn("{task.fields[numbers]}"),
             console=Console(stderr=True),
-            disable=not progress,
+            disable=not (progress and self._writes),
         )
         self._task = self._bar.add_task(stage, total=steps, completed=start, numbers="")
 
@@ -85,8 +90,10 @@ class Recorder:
 
     def __exit__(self, *exception: object) -> None:
         self._bar.stop()
-        self._file.close()
-        self._board.close()
+        if self._writes:
+            self._file.close()
+            with suppress(OSError):  # A full disk was told of when metrics.jsonl found it so.
+                self._board.close()
 
     def record(self, step: int, metrics: dict[str, Any], important: bool = False) -> Numbers | None:
         """Takes the metrics of `step`, scalars on the device or the host, and returns those of the step before,
@@ -134,6 +141,8 @@ class Recorder:
 
     def show_text(self, step: int, name: str, text: str) -> None:
         """Text for TensorBoard alone, shown as it is."""
+        if not self._writes:
+            return
         # As Markdown: what is indented is code.
         self._board.add_text(name, "".join(f"    {line}\n" for line in text.splitlines()), step)
 
@@ -144,12 +153,14 @@ class Recorder:
             if name in numbers:
                 above = not numbers[name] <= bound
                 marks[f"{name}_above"] = float(above)
-                if above:
+                if above and self._writes:
                     line = f"step {step}: {name} {numbers[name]:.3g} is above {bound:g}"
                     self._bar.console.print(line, soft_wrap=True, highlight=False, markup=False)
         return marks
 
     def _write(self, step: int, numbers: Numbers) -> None:
+        if not self._writes:
+            return
         # JSON knows no NaN: a bad loss becomes null.
         finite = {name: value if math.isfinite(value) else None for name, value in numbers.items()}
         with disk_errors(self._path):

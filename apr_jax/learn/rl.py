@@ -30,11 +30,13 @@ from apr_jax.errors import UsageError
 from apr_jax.learn.advantages import ADVANTAGES, count_flat
 from apr_jax.learn.answers import extract_answers
 from apr_jax.learn.ceiling import measure_ceiling, training_flops
-from apr_jax.learn.checkpoint import Restored, Run, digest, load_checkpoint
-from apr_jax.learn.loop import Stage
+from apr_jax.learn.checkpoint import Restored, Run, load_checkpoint
+from apr_jax.learn.checksum import digest
+from apr_jax.learn.loop import LastBatches, Stage
 from apr_jax.learn.objective import token_weights
 from apr_jax.learn.optimizer import make_optimizer
 from apr_jax.learn.policy import make_policy_rollout
+from apr_jax.learn.processes import fetch, of_first
 from apr_jax.learn.rewards import counted_trees, next_price, tree_rewards
 from apr_jax.learn.run import build_mesh, train
 from apr_jax.learn.sample import tree_text
@@ -98,6 +100,7 @@ def train_rl(
                 save_every=rl.save_every,
                 bad_steps=config.learn.bad_steps,
                 data_state=trainer.data_state,
+                batch=trainer.last_batches.of,
                 validate=trainer.validate,
                 sample=trainer.sample,
                 validate_every=rl.validate_every,
@@ -134,6 +137,7 @@ class _Trainer:
         self._rollout = make_policy_rollout(config.model, config.limits, config.schedule, mesh)
         self._step = step
         self._reference = place_whole(start.params, mesh)
+        self.last_batches = LastBatches()
         self._tree_kl = make_tree_kl(config, mesh)
         advantage = ADVANTAGES[self._rl.objective.advantage]
         self._compare = jax.jit(lambda rewards, counted: (advantage(rewards, counted), count_flat(rewards, counted)))
@@ -159,7 +163,7 @@ class _Trainer:
         key = jax.random.fold_in(jax.random.key(self._config.seed), step)
         rolled = self._rollout(state.params, self._prompts(problems, rl.temperature), key)
         times.queued()
-        forest, work = jax.device_get(rolled)
+        forest, work = fetch(rolled)
         times.fetched()
         correct, failures = self._verify(problems, forest)
         rewards = tree_rewards(correct, forest, self._price, rl.reward)
@@ -168,10 +172,12 @@ class _Trainer:
         weights = token_weights(rows, counted, rl.objective.normalisation)
         batch = place_forest(rows, weights, rl.rows, self._mesh)
         advantages, learned = self._advantages(rewards, counted, batch, times)
+        self.last_batches.keep(step + 1, vars(rows) | {"weights": weights, "advantages": advantages})
+        placed = place_everywhere(advantages, self._mesh)
         times.resumed()
         first: dict[str, Any] = {}
         for _ in range(rl.inner_steps):
-            state, metrics = self._step(state, self._reference, batch, advantages)
+            state, metrics = self._step(state, self._reference, batch, placed)
             first = first or metrics
         times.updating(metrics["loss"])
         state = dataclasses.replace(state, step=state.step + 1)
@@ -206,8 +212,8 @@ class _Trainer:
 
     def _advantages(
         self, rewards: np.ndarray, counted: np.ndarray, batch: ForestBatch, times: StepTimes
-    ) -> tuple[jax.Array, dict[str, float]]:
-        """[B] on the mesh, and what they tell of the rewards. KL is taken off here if it is part of the reward."""
+    ) -> tuple[np.ndarray, dict[str, float]]:
+        """[B], and what they tell of the rewards. KL is taken off here if it is part of the reward."""
         rl, measured = self._rl, {}
         if rl.objective.kl > 0 and rl.objective.kl_estimator == "reward":
             with times.replaying():
@@ -218,7 +224,7 @@ class _Trainer:
         grouped, part = rewards.reshape(shape).astype(np.float32), counted.reshape(shape)
         advantages, flat = jax.device_get(self._compare(grouped, part))
         measured["flat_groups"] = float(flat)
-        return place_everywhere(advantages.reshape(-1), self._mesh), measured
+        return advantages.reshape(-1), measured
 
     def validate(self, state: TrainState) -> dict[str, float]:
         """Greedy answers to the validation problems, in batches of the rollout's own shape: nothing new to compile."""
@@ -229,7 +235,7 @@ class _Trainer:
             problems = self._validation[begin : begin + size]
             padded = problems + problems[:1] * (size - len(problems))
             key = jax.random.key(self._config.seed)
-            forest, _ = jax.device_get(self._rollout(state.params, self._prompts(padded, 0.0), key))
+            forest, _ = fetch(self._rollout(state.params, self._prompts(padded, 0.0), key))
             count = len(problems)
             forests.append(jax.tree.map(lambda x, count=count: x[:count], forest))
             right, failed = self._verify(problems, forests[-1])
@@ -255,7 +261,7 @@ class _Trainer:
         answers = extract_answers(forest, self._tokenizer)
         outcomes = self._verifier.verify(list(zip(problems, answers, strict=True)))
         correct = [isinstance(outcome, Verdict) and outcome.correct for outcome in outcomes]
-        return np.array(correct, np.float32), {
+        return of_first(np.array(correct, np.float32)), {  # Time runs out in one process, and not in another.
             "reward_errors": float(outcomes.count(Failure.RAISED)),
             "reward_timeouts": float(outcomes.count(Failure.TIMED_OUT)),
         }

@@ -8,16 +8,16 @@ from types import MappingProxyType
 from typing import Any
 
 import jax
-import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from apr_jax.config import Experiment, to_dict
 from apr_jax.data.tokenizer import Tokenizer
 from apr_jax.errors import UsageError, UserError
-from apr_jax.learn.checkpoint import Checkpoints, Run, disk_errors
+from apr_jax.learn.checkpoint import Checkpoints, Run
+from apr_jax.learn.faults import disk_errors
 from apr_jax.learn.loop import Stage, run_loop
 from apr_jax.learn.metrics import Recorder
+from apr_jax.learn.processes import lost_processes
 from apr_jax.learn.profile import profiled
 from apr_jax.learn.state import TrainState
 from apr_jax.model.sharding import make_mesh
@@ -53,14 +53,15 @@ def train(
     """
     with disk_errors(workdir):
         workdir.mkdir(parents=True, exist_ok=True)
-    with Checkpoints(workdir, run) as checkpoints:
+    with Checkpoints(workdir, run) as checkpoints, lost_processes(workdir):
         restored = checkpoints.restore_latest(blank)
         state = blank
         if restored is not None:
             state, data = restored
             restore_data(data)
-        with disk_errors(workdir):
-            (workdir / "config.json").write_text(json.dumps(to_dict(run.config), indent=2) + "\n")
+        if jax.process_index() == 0:
+            with disk_errors(workdir):
+                (workdir / "config.json").write_text(json.dumps(to_dict(run.config), indent=2) + "\n")
         start = int(state.step)
         if profile is not None:
             stage = dataclasses.replace(stage, advance=profiled(stage.advance, profile, start, stage.steps, workdir))
@@ -69,7 +70,7 @@ def train(
         with Recorder(
             workdir, start, stage.steps, log_every, run.stage, counted, shown, progress, ceiling, bounds
         ) as recorder:
-            return run_loop(stage, state, checkpoints, recorder, resumed=restored is not None)
+            return run_loop(stage, state, checkpoints, recorder, workdir, resumed=restored is not None)
 
 
 def build_mesh(config: Experiment) -> Mesh:
@@ -88,24 +89,3 @@ def read_tokenizer(data_dir: Path) -> Tokenizer:
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"data {path}: {reason}; run `apr data build --out {data_dir}`") from None
-
-
-def gather_states(mine: dict[str, Any]) -> dict[str, Any]:
-    """The data iterators' states of all processes as one JSON value: a checkpoint is written by one process for all."""
-    if jax.process_count() == 1:
-        return {"processes": [mine]}
-    text = np.frombuffer(json.dumps(mine).encode(), np.uint8)
-    sizes = multihost_utils.process_allgather(np.int32(len(text)))
-    padded = np.zeros(int(sizes.max()), np.uint8)
-    padded[: len(text)] = text
-    rows = multihost_utils.process_allgather(padded)
-    return {"processes": [json.loads(bytes(row[:size])) for row, size in zip(rows, sizes, strict=True)]}
-
-
-def own_state(gathered: dict[str, Any]) -> dict[str, Any]:
-    """This process's part of `gather_states`; raises UserError if the run had another number of processes."""
-    states = gathered["processes"]
-    if len(states) != jax.process_count():
-        raise UserError(f"checkpoint: was saved by {len(states)} processes, this run has {jax.process_count()}")
-    state: dict[str, Any] = states[jax.process_index()]
-    return state

@@ -8,12 +8,13 @@ import jax
 
 from apr_jax.config import Experiment
 from apr_jax.data.build import check_built
-from apr_jax.data.pipeline import sft_batches
+from apr_jax.data.pipeline import Batches, Held, sft_batches
 from apr_jax.learn.ceiling import measure_ceiling
 from apr_jax.learn.checkpoint import Run
-from apr_jax.learn.loop import Stage
+from apr_jax.learn.loop import LastBatches, Stage
 from apr_jax.learn.optimizer import make_optimizer
-from apr_jax.learn.run import build_mesh, gather_states, own_state, read_tokenizer, train
+from apr_jax.learn.processes import held_rows, merge
+from apr_jax.learn.run import build_mesh, read_tokenizer, train
 from apr_jax.learn.state import TrainState, init_state
 from apr_jax.learn.steps import check_divides, make_sft_step, place_rows
 from apr_jax.model.transformer import init_params
@@ -41,26 +42,30 @@ def train_sft(
     check_built(config, Path(data_dir))
     tokenizer = read_tokenizer(data_dir)
     optimizer = make_optimizer(sft.optimizer, sft.steps)
-    step = make_sft_step(config.model, optimizer, mesh)
-    batches = sft_batches(
-        Path(data_dir),
-        method,
-        rows=sft.rows // jax.process_count(),
-        length=config.limits.stream,
-        seed=config.seed,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-    )
+    update = make_sft_step(config.model, optimizer, mesh)
 
-    def advance(state: TrainState, _: int) -> tuple[TrainState, dict[str, Any]]:
+    def open_stream(stream: int) -> Batches:
+        rows, length = sft.rows // sft.streams, config.limits.stream
+        return sft_batches(Path(data_dir), method, rows, length, config.seed, stream, sft.streams)
+
+    batches = Held(open_stream, sft.streams, sft.rows, held_rows(sft.rows, mesh))
+    last_batches = LastBatches()
+
+    def advance(state: TrainState, step: int) -> tuple[TrainState, dict[str, Any]]:
         began = time.perf_counter()
         rows = next(batches)
         waited = time.perf_counter() - began
-        state, metrics = step(state, place_rows(rows, mesh))
+        last_batches.keep(step + 1, vars(rows))
+        state, metrics = update(state, place_rows(rows, mesh))
         return state, metrics | {"data_seconds": waited}
 
+    def restore_data(data: dict[str, Any]) -> None:
+        # Before there were streams, one process had what is now the only one.
+        batches.set_state(data["streams"] if "streams" in data else {"0": data["processes"][0]})
+
     init = jax.jit(init_params, static_argnums=(0, 1))
-    params = init(config.model, tokenizer.vocab_size, jax.random.key(config.seed))
+    # By way of the host: several processes then lay the same values out on the mesh of all.
+    params = jax.device_get(init(config.model, tokenizer.vocab_size, jax.random.key(config.seed)))
     return train(
         Run(config, method, "sft", tokenizer),
         Path(workdir),
@@ -70,9 +75,10 @@ def train_sft(
             advance=advance,
             save_every=sft.save_every,
             bad_steps=config.learn.bad_steps,
-            data_state=lambda: gather_states(batches.get_state()),
+            data_state=lambda: {"streams": merge(batches.get_state())},
+            batch=last_batches.of,
         ),
-        restore_data=lambda gathered: batches.set_state(own_state(gathered)),
+        restore_data=restore_data,
         log_every=sft.log_every,
         counted="tokens",
         shown=("loss", "entropy"),

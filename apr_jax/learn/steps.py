@@ -20,6 +20,7 @@ from apr_jax.data.packing import Rows
 from apr_jax.errors import UsageError
 from apr_jax.learn.ceiling import training_flops
 from apr_jax.learn.objective import Metrics, Parts, cross_entropy, policy_loss, tree_kl
+from apr_jax.learn.processes import place
 from apr_jax.learn.replay import token_logprobs
 from apr_jax.learn.state import TrainState, apply_gradients
 from apr_jax.model.config import ModelConfig
@@ -126,24 +127,25 @@ def _chunk(batch: ForestBatch, index: jax.Array) -> tuple[Rows, jax.Array]:
 
 def place_rows(rows: Rows, mesh: Mesh) -> Rows:
     """Moves this process's rows onto the mesh, split over its batch axes."""
-    return _place(rows, batch_sharding(mesh))
+    split = batch_sharding(mesh)
+    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(split, np.asarray(x)), rows)
 
 
 def place_forest(rows: Rows, weights: np.ndarray, size: int, mesh: Mesh) -> ForestBatch:
-    """Cuts packed rows (a multiple of `size`) and the weights of their tokens into chunks of `size` rows on the mesh."""
+    """Cuts packed rows (a multiple of `size`), which every process has whole, and their weights into chunks on the mesh."""
     chunks, weights = jax.tree.map(lambda x: x.reshape(-1, size, x.shape[1]), (rows, weights.astype(np.float32)))
     used = np.flatnonzero((chunks.segment > 0).any(axis=(1, 2)))
     split = NamedSharding(mesh, PartitionSpec(None, BATCH_AXES))
     return ForestBatch(
-        chunks=_place(chunks, split),
-        weights=_place(weights, split),
+        chunks=jax.tree.map(lambda x: place(x, split), chunks),
+        weights=place(weights, split),
         used=place_everywhere(np.int32(used[-1] + 1 if len(used) else 0), mesh),
     )
 
 
 def place_everywhere(values: Any, mesh: Mesh) -> jax.Array:
     """An array that every device holds whole."""
-    return _place(values, NamedSharding(mesh, PartitionSpec()))
+    return place(values, NamedSharding(mesh, PartitionSpec()))
 
 
 def place_whole(params: Any, mesh: Mesh) -> Any:
@@ -156,10 +158,6 @@ def check_divides(field: str, count: int, mesh: Mesh) -> None:
     shards = int(np.prod([mesh.shape[axis] for axis in BATCH_AXES]))
     if count % shards:
         raise UsageError(f"config {field}={count}: must be a multiple of the {shards} shards of mesh.data x mesh.fsdp")
-
-
-def _place(tree: Any, sharding: NamedSharding) -> Any:
-    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), tree)
 
 
 def _keep_layout(state: TrainState, mesh: Mesh) -> TrainState:

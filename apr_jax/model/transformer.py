@@ -1,8 +1,8 @@
 """Llama-2 style decoder: RMSNorm, rotary positions, SwiGLU, grouped-query attention.
 
 One layer (`Layer`) and one head serve training, replay, prefill and decoding, so rollout and training cannot disagree.
-The parameters of all layers are stacked on a leading axis N: training scans over it, decoding unrolls it because a scanned
-cache would be copied at every step.
+The parameters of all layers are stacked on a leading axis N. Training scans over it where it computes layers again (`remat`);
+else it is unrolled, as in decoding, because a scan would copy what it carries.
 
 Shapes: R rows, L row length, W lanes, S tokens a step, M window, N layers, D width, H heads, G key/value heads, K head size,
 F MLP size, V vocabulary.
@@ -150,9 +150,14 @@ def forward(
     def body(h: Array, layer_params: Params) -> tuple[Array, None]:
         return layer.apply({"params": layer_params}, h, position, attention)[0], None
 
+    h = _embed(params, config, tokens)
     if config.remat == "layer":
-        body = jax.checkpoint(body)
-    h, _ = jax.lax.scan(body, _embed(params, config, tokens), params["layers"])
+        h, _ = jax.lax.scan(jax.checkpoint(body), h, params["layers"])
+    else:
+        # A scan would copy what the backward pass needs of each layer into and out of stacked arrays, and make CPU devices wait
+        # for each other in every turn (docs/training.md).
+        for index in range(config.layers):
+            h, _ = body(h, jax.tree.map(lambda x, i=index: x[i], params["layers"]))
     return _head(params, config, h)
 
 

@@ -10,7 +10,7 @@ from small_data import small
 from apr_jax.data import builder
 from apr_jax.data.demonstrate import unflatten
 from apr_jax.data.packing import Rows, padding_share
-from apr_jax.data.pipeline import sft_batches
+from apr_jax.data.pipeline import Held, sft_batches
 from apr_jax.errors import UsageError, UserError
 
 ROWS, LENGTH = 4, small().limits.stream
@@ -109,12 +109,12 @@ def test_the_state_stays_small_and_some_threads_wait(data_dir):
     assert waited > 40  # The tests above would show nothing otherwise.
 
 
-def test_processes_share_the_trees(data_dir):
+def test_streams_share_the_trees(data_dir):
     whole = stored(data_dir, "apr")
     parts = [
         collections.Counter(
             thread
-            for batch in sft_batches(data_dir, "apr", ROWS, LENGTH, 0, process_index=p, process_count=3, epochs=1)
+            for batch in sft_batches(data_dir, "apr", ROWS, LENGTH, 0, stream=p, streams=3, epochs=1)
             for thread in threads_of(batch)
         )
         for p in range(3)
@@ -122,6 +122,37 @@ def test_processes_share_the_trees(data_dir):
     for p, part in enumerate(parts):
         assert part == stored(data_dir, "apr", part=slice(p, None, 3))
     assert sum(parts, collections.Counter()) == whole
+
+
+@pytest.mark.parametrize("streams", [1, 2, 4, 8])
+@pytest.mark.parametrize("processes", [1, 2, 4])
+def test_the_batch_does_not_depend_on_how_many_processes_hold_it(data_dir, streams, processes):
+    def held(process: int, of: int) -> Held:
+        rows = range(8 * process // of, 8 * (process + 1) // of)
+        return Held(lambda s: sft_batches(data_dir, "apr", 8 // streams, LENGTH, 0, s, streams), streams, 8, rows)
+
+    def together(parts: list[Held]) -> Rows:
+        batches = [next(part) for part in parts]
+        return Rows(**{name: np.concatenate([vars(batch)[name] for batch in batches]) for name in vars(batches[0])})
+
+    whole, parts = held(0, 1), [held(process, processes) for process in range(processes)]
+    for _ in range(3):
+        assert_equal(next(whole), together(parts))
+    opened = sum(len(part.get_state()) for part in parts)
+    assert opened == max(streams, processes), "a process reads the streams of its own rows alone"
+    # What some processes saved, any number of others goes on from.
+    states = {stream: state for part in parts for stream, state in part.get_state().items()}
+    assert sorted(states) == [str(stream) for stream in range(streams)]
+    resumed = held(0, 1)
+    resumed.set_state(json.loads(json.dumps(states)))
+    batch = next(whole)
+    assert_equal(batch, next(resumed))
+    trees = [set(part.tree[part.tree >= 0].tolist()) for part in _cut(batch, streams)]
+    assert len(set().union(*trees)) == sum(map(len, trees)), "streams share no tree"
+
+
+def _cut(batch: Rows, count: int) -> list[Rows]:
+    return [Rows(**{name: np.split(field, count)[k] for name, field in vars(batch).items()}) for k in range(count)]
 
 
 def test_each_epoch_and_each_seed_has_its_own_order(data_dir):
@@ -152,8 +183,8 @@ def test_users_mistakes(data_dir, tmp_path):
         sft_batches(data_dir, "apr", ROWS, 50, 0)
     with pytest.raises(UsageError, match="rows=0 must be at least 1"):
         sft_batches(data_dir, "apr", 0, LENGTH, 0)
-    with pytest.raises(UsageError, match=r"\d+ train demonstrations are too few for 1000 processes"):
-        sft_batches(data_dir, "apr", ROWS, LENGTH, 0, process_count=1000)
+    with pytest.raises(UsageError, match=r"\d+ train demonstrations are too few for 1000 streams"):
+        sft_batches(data_dir, "apr", ROWS, LENGTH, 0, streams=1000)
 
 
 def test_a_closed_iterator_says_so(data_dir):

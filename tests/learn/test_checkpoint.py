@@ -1,9 +1,12 @@
 """Checkpoints: round trip, what is kept, damage, other runs, a full disk."""
 
+import contextlib
 import dataclasses
 import gc
+import json
 import shutil
 import time
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -12,8 +15,9 @@ import pytest
 
 from apr_jax.data.tokenizer import Tokenizer
 from apr_jax.errors import UserError
-from apr_jax.learn.checkpoint import BEST, FOLDER, Checkpoints, Run, disk_errors, load_checkpoint
+from apr_jax.learn.checkpoint import BEST, FOLDER, Checkpoints, Run, load_checkpoint
 from apr_jax.learn.config import OptimizerConfig
+from apr_jax.learn.faults import disk_errors
 from apr_jax.learn.optimizer import make_optimizer
 from apr_jax.learn.state import init_state
 from apr_jax.model.transformer import init_params
@@ -148,6 +152,69 @@ def test_a_damaged_step_is_reported_and_the_one_before_used(saved, run, blank, t
                 _save(workdir, run, blank, {4: None})
                 assert load_checkpoint(workdir).step == 4
     assert damaged >= 6
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_flipped_bit_anywhere_is_harmless_or_reported(saved, run, blank, tmp_path, capsys, seed):
+    """One bit in each file: inside arrays neither Orbax nor TensorStore would notice."""
+    reported, random = set(), np.random.default_rng(seed)
+    for number, name in enumerate(_files(saved)):
+        workdir = tmp_path / str(number)
+        shutil.copytree(saved, workdir)
+        content = bytearray((workdir / name).read_bytes())
+        if not content:
+            continue
+        place = int(random.integers(8 * len(content)))
+        content[place // 8] ^= 1 << place % 8
+        (workdir / name).write_bytes(content)
+        with contextlib.suppress(UserError):
+            _equal(load_checkpoint(workdir / FOLDER / "4").params, _at(blank, 4).params)
+        with Checkpoints(workdir, run) as checkpoints:
+            state, data = checkpoints.restore_latest(blank)
+        step = int(state.step)
+        _equal(state, _at(blank, step))
+        assert data == {"position": step}
+        told = capsys.readouterr().out
+        assert (str(workdir / FOLDER / "4") in told and "damaged" in told) if step == 2 else told == ""
+        if step == 2:
+            reported.add(Path(name).relative_to(f"{FOLDER}/4").parts[0])
+    assert reported >= {"params", "state", "meta"}
+
+
+def test_what_changed_is_named(saved, run, blank, tmp_path, capsys):
+    shutil.copytree(saved, tmp_path, dirs_exist_ok=True)
+    for item, damage, told in (
+        ("data", lambda text: text.replace("4", "5"), "data is not what was saved"),
+        ("meta", lambda text: text.replace('"apr"', '"sos"'), "meta is not what was saved"),
+    ):
+        file = tmp_path / FOLDER / "4" / item / "metadata"
+        kept = file.read_text()
+        assert damage(kept) != kept
+        file.write_text(damage(kept))
+        with Checkpoints(tmp_path, run) as checkpoints:
+            assert int(checkpoints.restore_latest(blank)[0].step) == 2
+        assert told in capsys.readouterr().out
+        shutil.rmtree(tmp_path / "damaged")
+        shutil.copytree(saved / FOLDER / "4", tmp_path / FOLDER / "4")
+
+
+def test_a_step_without_sums_is_read(saved, run, blank, tmp_path):
+    """Those of older versions have none, nor the fields that the config got since."""
+    shutil.copytree(saved, tmp_path, dirs_exist_ok=True)
+    file = tmp_path / FOLDER / "4" / "meta" / "metadata"
+    meta = json.loads(file.read_text())
+    for name in ("sums", "data_sum", "meta_sum"):
+        del meta[name]
+    del meta["config"]["learn"]["sft"]["log_every"]  # tests/conftest.py sets it; the default differs.
+    del meta["config"]["learn"]["bad_steps"]
+    file.write_text(json.dumps(meta))
+    with Checkpoints(tmp_path, run) as checkpoints, pytest.raises(UserError, match=r"bad_steps=20 \(now 3\)"):
+        checkpoints.restore_latest(blank)
+    meta["config"]["learn"]["bad_steps"] = 3
+    file.write_text(json.dumps(meta))
+    with Checkpoints(tmp_path, run) as checkpoints:
+        _equal(checkpoints.restore_latest(blank)[0], _at(blank, 4))
+    assert load_checkpoint(tmp_path).step == 4
 
 
 def test_evaluation_of_a_damaged_checkpoint_names_it_and_other_steps(saved, tmp_path):

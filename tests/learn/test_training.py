@@ -11,27 +11,31 @@ import time
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from wall_clock import SHARES, WALL_CLOCK
 
 from apr_jax.config import to_dict
+from apr_jax.data.packing import Rows
+from apr_jax.data.pipeline import Held
 from apr_jax.errors import UsageError, UserError
 from apr_jax.learn import rl, sft
 from apr_jax.learn.checkpoint import FOLDER, load_checkpoint
 from apr_jax.learn.config import RewardConfig
 from apr_jax.learn.metrics import FILE
+from apr_jax.learn.objective import cross_entropy
+from apr_jax.learn.replay import token_logprobs
 from apr_jax.learn.rl import train_rl
 from apr_jax.learn.sft import train_sft
 
-_SHARES = ("rollout_share", "idle_share", "update_share")
-_WALL_CLOCK = ("tokens_per_second", "trees_per_second", "ceiling_share", "data_seconds", "step_seconds", *_SHARES)
 _ROOT = Path(__file__).parents[2]
 _METRICS = _ROOT / "docs" / "metrics.md"
 
 
 def _lines(workdir):
     lines = [json.loads(line) for line in (workdir / FILE).read_text().splitlines()]
-    return [{name: value for name, value in line.items() if name not in _WALL_CLOCK} for line in lines]
+    return [{name: value for name, value in line.items() if name not in WALL_CLOCK} for line in lines]
 
 
 def _documented(stage):
@@ -101,6 +105,23 @@ def test_sft_stopped_and_resumed_is_the_unbroken_run(
     assert _lines(tmp_path) == _lines(unbroken[0])
 
 
+def test_a_run_of_an_older_version_goes_on(unbroken, config, data_dir, tmp_path, monkeypatch):
+    """Its checkpoints have no sums, no streams, and a config without them."""
+    with monkeypatch.context() as patch:
+        patch.setattr(sft, "make_sft_step", _Interrupt(sft.make_sft_step, 3, signal.SIGTERM))
+        with pytest.raises(SystemExit):
+            train_sft(config, data_dir, tmp_path, "apr", progress=False)
+    meta_file, data_file = (tmp_path / FOLDER / "3" / item / "metadata" for item in ("meta", "data"))
+    meta, data = json.loads(meta_file.read_text()), json.loads(data_file.read_text())
+    for name in ("sums", "data_sum", "meta_sum"):
+        del meta[name]
+    del meta["config"]["learn"]["sft"]["streams"]
+    meta_file.write_text(json.dumps(meta))
+    data_file.write_text(json.dumps({"processes": [data["streams"]["0"]]}))
+    _equal(train_sft(config, data_dir, tmp_path, "apr", progress=False), unbroken[1])
+    assert _lines(tmp_path) == _lines(unbroken[0])
+
+
 def test_a_finished_run_trains_no_more(unbroken, config, data_dir):
     workdir, state = unbroken
     before = _lines(workdir)
@@ -115,26 +136,63 @@ def test_another_config_in_the_same_workdir_is_refused(unbroken, config, data_di
     assert json.loads((unbroken[0] / "config.json").read_text())["learn"]["bad_steps"] == 3
 
 
-def test_too_many_bad_steps_end_the_run_with_the_last_good_parameters(config, data_dir, tmp_path, monkeypatch):
-    place, placed = sft.place_rows, []
+class _Spoiled:
+    """Batches of which those from the second on make the loss NaN: a token id that no embedding has."""
 
-    def place_with_nan(rows, mesh):
-        """From the second batch on the loss is NaN: a token id that no embedding has."""
-        placed.append(rows)
-        if len(placed) > 1:
-            rows = dataclasses.replace(rows, tokens=np.full_like(rows.tokens, 10_000))
-        return place(rows, mesh)
+    def __init__(self, *args):
+        self._batches, self._taken = Held(*args), 0
 
-    monkeypatch.setattr(sft, "place_rows", place_with_nan)
-    with pytest.raises(UserError, match="3 steps in a row had a NaN or Inf"):
+    def __next__(self):
+        rows, self._taken = next(self._batches), self._taken + 1
+        return rows if self._taken == 1 else dataclasses.replace(rows, tokens=np.full_like(rows.tokens, 10_000))
+
+    def __getattr__(self, name):
+        return getattr(self._batches, name)
+
+
+def _bad_steps(config, count):
+    return dataclasses.replace(config, learn=dataclasses.replace(config.learn, bad_steps=count))
+
+
+def test_too_many_bad_steps_end_the_run_with_the_last_good_parameters_and_the_batch(
+    config, data_dir, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(sft, "Held", _Spoiled)
+    with pytest.raises(UserError, match=r"3 steps in a row had a NaN or Inf .* the last of them step 4;") as caught:
         train_sft(config, data_dir, tmp_path, "apr", progress=False)
     # The bad batches came after step 1: nothing of them got into the parameters.
-    once = dataclasses.replace(config, learn=dataclasses.replace(config.learn, bad_steps=1))
     assert [line["loss"] is None for line in _lines(tmp_path)] == [False, True, True, True]
-    placed.clear()
+    assert [line["skipped"] for line in _lines(tmp_path)] == [0, 1, 2, 3]
     with pytest.raises(UserError, match="1 steps in a row"):
-        train_sft(once, data_dir, tmp_path / "once", "apr", progress=False)
+        train_sft(_bad_steps(config, 1), data_dir, tmp_path / "once", "apr", progress=False)
     _equal(load_checkpoint(tmp_path).params, load_checkpoint(tmp_path / "once").params)
+    assert str(tmp_path / "bad_batch" / "4.npz") in str(caught.value)
+    batch = np.load(tmp_path / "bad_batch" / "4.npz")
+    assert set(batch) == {field.name for field in dataclasses.fields(Rows)}
+    assert (batch["tokens"] == 10_000).all()
+    # Batch and parameters reproduce the fault.
+    restored = load_checkpoint(tmp_path)
+    params = jax.tree.map(jnp.asarray, restored.params)
+    logprobs, _ = token_logprobs(params, restored.config.model, Rows(**batch))
+    assert not np.isfinite(cross_entropy(logprobs, Rows(**batch)))
+
+
+def test_a_run_that_was_ended_by_bad_steps_goes_on_without_a_gap(config, data_dir, tmp_path, monkeypatch):
+    config = _bad_steps(config, 2)
+    with monkeypatch.context() as patch:
+        patch.setattr(sft, "Held", _Spoiled)
+        with pytest.raises(
+            UserError, match=r"2 steps in a row had a NaN or Inf .* the last of them step 3;.* as step 4,"
+        ):
+            train_sft(config, data_dir, tmp_path, "apr", progress=False)
+    assert [line["step"] for line in _lines(tmp_path)] == [1, 2, 3, 4], "4 was under way when 3 was found to be bad"
+    assert load_checkpoint(tmp_path).step == 4
+    assert np.load(tmp_path / "bad_batch" / "3.npz")["tokens"].max() == 10_000
+    train_sft(config, data_dir, tmp_path, "apr", progress=False)
+    lines = _lines(tmp_path)
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
+    assert [line["loss"] is None for line in lines] == [False, True, True, True, False, False]
+    assert (lines[-1]["skipped"], lines[-1]["bad_in_a_row"]) == (3, 0)
 
 
 @pytest.fixture(scope="module")
@@ -171,8 +229,8 @@ def test_every_logged_name_is_documented_and_no_other(unbroken, unbroken_rl):
 def test_the_shares_of_an_rl_step_add_up_and_its_seconds_are_those_of_its_throughput(unbroken_rl):
     lines = [json.loads(line) for line in (unbroken_rl[0] / FILE).read_text().splitlines()][1:]
     for line in lines:
-        assert sum(line[name] for name in _SHARES) == pytest.approx(1.0)
-        assert all(0 < line[name] < 1 for name in _SHARES)
+        assert sum(line[name] for name in SHARES) == pytest.approx(1.0)
+        assert all(0 < line[name] < 1 for name in SHARES)
     # Record to record, another clock: recording is outside the parts, and tiny steps are short.
     elapsed = sum(line["trees"] / line["trees_per_second"] for line in lines)
     assert 0.5 * elapsed < sum(line["step_seconds"] for line in lines) <= 1.05 * elapsed
@@ -187,6 +245,19 @@ def test_rl_stopped_and_resumed_is_the_unbroken_run(unbroken, unbroken_rl, confi
     state = train_rl(config, data_dir, tmp_path, unbroken[0], progress=False)
     _equal(state, unbroken_rl[1])
     assert _lines(tmp_path) == _lines(unbroken_rl[0])
+
+
+def test_bad_steps_of_rl_end_the_run_with_the_batch(unbroken, config, data_dir, tmp_path, monkeypatch):
+    advantages = dict.fromkeys(rl.ADVANTAGES, lambda rewards, counted: jnp.full_like(rewards, jnp.inf))
+    monkeypatch.setattr(rl, "ADVANTAGES", advantages)
+    with pytest.raises(UserError, match=r"4 steps in a row had a NaN or Inf .* the last of them step 2;"):
+        train_rl(config, data_dir, tmp_path, unbroken[0], progress=False)  # Two inner steps a step.
+    _equal(load_checkpoint(tmp_path).params, load_checkpoint(unbroken[0]).params)
+    assert [line["step"] for line in _lines(tmp_path)] == [0, 1, 2]
+    batch = np.load(tmp_path / "bad_batch" / "2.npz")
+    assert set(batch) == {field.name for field in dataclasses.fields(Rows)} | {"weights", "advantages"}
+    assert np.isinf(batch["advantages"]).all()
+    assert (batch["logprob"] < 0).any()
 
 
 def test_the_price_of_a_token_goes_on_where_it_stood(unbroken, config, data_dir, tmp_path, monkeypatch):

@@ -1,0 +1,38 @@
+"""The training benchmark counts what its rows hold, and every contestant takes the same rows."""
+
+import jax
+import numpy as np
+import pytest
+
+from apr_jax.bench import train
+from apr_jax.model.config import ModelConfig
+from apr_jax.model.transformer import init_params
+
+TINY = ModelConfig(layers=1, width=8, heads=1, kv_heads=1, head_size=8, mlp=8)
+
+
+@pytest.fixture(scope="module")
+def params():
+    return init_params(TINY, train.VOCAB, jax.random.key(0))
+
+
+def test_a_step_counts_the_tokens_of_its_rows(params, monkeypatch):
+    monkeypatch.setattr(train, "LENGTH", 32)
+    rows = train.dense(8, 32)
+    assert train.ours(TINY, params, rows).run() == train.products(TINY, rows).run() == 8 * 32
+    streams = [train._stream(length) for length in (30, 5, 17, 20, 9)]
+    for contestant in (train._packed(TINY, params, streams), train._padded(TINY, params, streams)):
+        assert contestant.run() == 81
+
+
+def test_work_doubles(params, monkeypatch):
+    """What the names of the growth table say is what the rows hold."""
+    held = []
+    monkeypatch.setattr(train, "ours", lambda model, params, rows: held.append(rows) or train.products(model, rows))
+    assert [contestant.run() for contestant in train.growth(TINY, params)] == [1, 1, 1, 1]
+    tokens = [int(np.sum(rows.segment > 0)) for rows in held]
+    assert tokens == [4096, 8192, 8192, 8192]
+    assert [rows.tree.max() + 1 for rows in held] == [8, 16, 8, 8]
+    # Threads twice as long, not twice as many.
+    threads = [sum(len(np.unique(row[row > 0])) for row in rows.segment) for rows in held]
+    assert threads == [64, 128, 128, 64]

@@ -1,0 +1,148 @@
+"""Eight devices in every shape: checkpoints move between meshes, the loss curve and the trees stay what one device gives."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from apr_jax.config import MeshConfig
+from apr_jax.data.tokenizer import Tokenizer
+from apr_jax.learn.checkpoint import Checkpoints, Run, load_checkpoint
+from apr_jax.learn.config import OptimizerConfig
+from apr_jax.learn.metrics import FILE
+from apr_jax.learn.optimizer import make_optimizer
+from apr_jax.learn.policy import make_policy_rollout
+from apr_jax.learn.sft import train_sft
+from apr_jax.learn.state import init_state
+from apr_jax.learn.steps import place_whole
+from apr_jax.model.sharding import make_mesh, shardings
+from apr_jax.model.transformer import init_params
+from apr_jax.threads import make_prompts
+from apr_jax.threads.prompts import NOT_FORCED
+
+
+def _factorisations(devices):
+    """All (data, fsdp, tensor) whose product is `devices`."""
+    numbers = range(1, devices + 1)
+    return [(d, f, t) for d in numbers for f in numbers for t in numbers if d * f * t == devices]
+
+
+EIGHT = _factorisations(8)
+ALL = [axes for devices in (1, 2, 4, 8) for axes in _factorisations(devices)]
+OPTIMIZER = make_optimizer(OptimizerConfig(name="muon"), 10)
+
+
+def test_there_are_ten_ways_to_lay_out_eight_devices():
+    assert (len(EIGHT), len(ALL)) == (10, 20)
+
+
+def _blank(config, axes, seed):
+    return init_state(init_params(config.model, 32, jax.random.key(seed)), OPTIMIZER, make_mesh(*axes))
+
+
+@pytest.mark.parametrize("home", [(1, 1, 1), (2, 2, 2)])
+def test_a_checkpoint_restores_on_every_mesh(config, tmp_path, home):
+    """Twenty meshes of 1, 2, 4 and 8 devices: the values saved, the layout of the mesh that they come to."""
+    run = Run(config, "apr", "sft", Tokenizer.train(["0123456789"]))
+    state = _blank(config, home, 1)
+    saved = jax.tree.map(np.asarray, state)
+    with Checkpoints(tmp_path, run) as checkpoints:
+        checkpoints.save(dataclasses.replace(state, step=state.step + 3), {}, {"position": 5})
+        checkpoints.wait()
+        spread = 0
+        for axes in ALL:
+            blank = _blank(config, axes, 2)
+            restored, data = checkpoints.restore_latest(blank)
+            assert data == {"position": 5}
+            assert int(restored.step) == 3
+            jax.tree.map(np.testing.assert_array_equal, dataclasses.replace(restored, step=saved.step), saved)
+            wanted = shardings(restored, make_mesh(*axes))
+            for leaf, sharding in zip(jax.tree.leaves(restored), jax.tree.leaves(wanted), strict=True):
+                assert leaf.sharding.is_equivalent_to(sharding, leaf.ndim), (axes, leaf.shape)
+            spread += not all(leaf.is_fully_replicated for leaf in jax.tree.leaves(restored))
+        assert spread == sum(f * t > 1 for _, f, t in ALL), "otherwise nothing was moved"
+    jax.tree.map(np.testing.assert_array_equal, load_checkpoint(tmp_path).params, saved.params)
+
+
+def _on(config, axes):
+    """Eight rows, so that they divide; a model whose axes do."""
+    sft = dataclasses.replace(config.learn.sft, rows=8)
+    return dataclasses.replace(config, learn=dataclasses.replace(config.learn, sft=sft), mesh=MeshConfig(*axes))
+
+
+def _curve(workdir):
+    lines = [json.loads(line) for line in (workdir / FILE).read_text().splitlines()]
+    assert [line["step"] for line in lines] == list(range(1, len(lines) + 1))
+    return {name: np.array([line[name] for line in lines]) for name in ("loss", "entropy", "grad_norm", "tokens")}
+
+
+def _assert_same_curve(got, expected):
+    np.testing.assert_array_equal(got.pop("tokens"), expected["tokens"])
+    for name, values in got.items():
+        np.testing.assert_allclose(values, expected[name], rtol=1e-4, err_msg=name)
+
+
+@pytest.fixture(scope="module")
+def alone(config, data_dir, tmp_path_factory):
+    """The run on one device."""
+    workdir = tmp_path_factory.mktemp("alone")
+    train_sft(_on(config, (1, 1, 1)), data_dir, workdir, "apr", progress=False)
+    return workdir
+
+
+@pytest.mark.parametrize(
+    "axes", [pytest.param(axes, marks=() if axes in ((2, 2, 2), (8, 1, 1)) else pytest.mark.slow) for axes in EIGHT]
+)
+def test_the_loss_curve_is_that_of_one_device(config, data_dir, alone, tmp_path, axes):
+    train_sft(_on(config, axes), data_dir, tmp_path, "apr", progress=False)
+    _assert_same_curve(_curve(tmp_path), _curve(alone))
+    got, expected = load_checkpoint(tmp_path).params, load_checkpoint(alone).params
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-3, atol=1e-4), got, expected)
+
+
+def test_a_run_moves_from_mesh_to_mesh(config, data_dir, alone, tmp_path, monkeypatch):
+    """Stopped after every other step and started on other devices, it follows the curve of one device."""
+    from apr_jax.learn import loop
+
+    for stop, axes in ((2, (2, 2, 2)), (4, (1, 1, 1)), (6, (4, 1, 2))):
+        with monkeypatch.context() as patch:
+            votes = type("Votes", (), {"cast": lambda self, signals, step, stop=stop: 15 * (int(step) == stop < 6)})
+            patch.setattr(loop, "Votes", votes)
+            if stop < 6:
+                with pytest.raises(SystemExit):
+                    train_sft(_on(config, axes), data_dir, tmp_path, "apr", progress=False)
+            else:
+                train_sft(_on(config, axes), data_dir, tmp_path, "apr", progress=False)
+        assert load_checkpoint(tmp_path).step == stop
+    _assert_same_curve(_curve(tmp_path), _curve(alone))
+
+
+@pytest.mark.slow
+def test_rollouts_are_the_same_trees_on_every_mesh(config, checkpoint):
+    """Sampled, not greedy: every token of every tree, and who spawned whom."""
+    restored = load_checkpoint(checkpoint)
+    random = np.random.default_rng(0)
+    ids = [[1, *random.integers(10, restored.tokenizer.vocab_size, 5).tolist()] for _ in range(64)]
+    # A barely trained model seldom spawns well of its own accord: half of the roots must, and none may err.
+    limits = dataclasses.replace(config.limits, constrain=True)
+    prompts = make_prompts(ids, 6, temperature=1.0, children=[2, NOT_FORCED] * 32)
+
+    def trees(axes):
+        mesh = make_mesh(*axes)
+        rollout = make_policy_rollout(config.model, limits, config.schedule, mesh)
+        forest, _ = rollout(place_whole(restored.params, mesh), prompts, jax.random.key(7))
+        return jax.device_get(forest)
+
+    expected = trees((1, 1, 1))
+    assert expected.total_tokens.sum() > 200
+    assert expected.children.sum() > 40
+    for axes in EIGHT:
+        got = trees(axes)
+        for field in dataclasses.fields(expected):
+            mine, theirs = getattr(got, field.name), getattr(expected, field.name)
+            if field.name == "logprob":
+                np.testing.assert_allclose(mine, theirs, atol=1e-5)
+            else:
+                np.testing.assert_array_equal(mine, theirs, err_msg=f"{field.name} on {axes}")
