@@ -62,6 +62,18 @@ Checkpoint = Annotated[
 ]
 
 
+Profile = Annotated[
+    int | None,
+    typer.Option(
+        "--profile",
+        metavar="STEP",
+        min=1,
+        help="Write a profile of this step to WORKDIR/profile, for TensorBoard and ui.perfetto.dev.",
+        show_default=False,
+    ),
+]
+
+
 @data_app.command("build", epilog="Example: apr data build --config experiments/nano.py --out runs/nano/data")
 def data_build(
     config: Config,
@@ -87,6 +99,7 @@ def train_sft(
     workdir: Workdir,
     method: Annotated[Method, typer.Option(help="Whose demonstrations to imitate.")] = Method.APR,
     data: Data = None,
+    profile: Profile = None,
     settings: Settings = None,
 ) -> None:
     """Train on demonstrations. A run that was stopped goes on from its last checkpoint."""
@@ -98,7 +111,7 @@ def train_sft(
     from apr_jax.learn.sft import train_sft as train
 
     with goes_on(lambda: _saved(workdir)):
-        train(experiment, data, workdir, method.value)
+        train(experiment, data, workdir, method.value, profile=profile)
     typer.echo(f"checkpoint: {workdir}")
 
 
@@ -111,6 +124,7 @@ def train_rl(
     workdir: Workdir,
     init: Annotated[Path, typer.Option(help="Checkpoint to start from; it decides the method.", show_default=False)],
     data: Data = None,
+    profile: Profile = None,
     settings: Settings = None,
 ) -> None:
     """Reinforcement learning over whole thread trees. A run that was stopped goes on from its last checkpoint."""
@@ -122,7 +136,7 @@ def train_rl(
     from apr_jax.learn.rl import train_rl as train
 
     with goes_on(lambda: _saved(workdir)):
-        train(experiment, data, workdir, init)
+        train(experiment, data, workdir, init, profile=profile)
     typer.echo(f"checkpoint: {workdir}")
 
 

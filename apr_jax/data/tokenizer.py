@@ -125,6 +125,18 @@ class Tokenizer:
         text: str = self._processor.decode([int(token) for token in ids if token >= len(CONTROL_PIECES)])
         return text
 
+    def show(self, ids: Iterable[int]) -> str:
+        """The text of the ids, control pieces included, but not `<pad>`, `<bos>`, `<eos>`, `<unk>`."""
+        parts: list[str] = []
+        plain: list[int] = []
+        for token in map(int, ids):
+            if SPAWN <= token <= JOIN:
+                parts += [self.decode(plain), CONTROL_PIECES[token]]
+                plain = []
+            else:
+                plain.append(token)
+        return "".join([*parts, self.decode(plain)])
+
 
 def _unknown(character: str, text: str) -> UsageError:
     shown = text if len(text) <= 60 else text[:57] + "..."

@@ -6,18 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from apr_jax.data.tokenizer import END_JOINED, END_SPAWN, JOIN, JOINED, MSG, SPAWN, Tokenizer
+from apr_jax.data.tokenizer import END_JOINED, JOIN, JOINED, Tokenizer
 from apr_jax.tasks import Problem, Task
 from apr_jax.threads import Refusal, Status, ThreadForest
-
-_MARKS = {
-    SPAWN: "<spawn>",
-    MSG: "<msg>",
-    END_SPAWN: "</spawn>",
-    JOINED: "<joined>",
-    END_JOINED: "</joined>",
-    JOIN: "<join>",
-}
 
 
 def to_trace(
@@ -77,7 +68,7 @@ def _spans(tokens: np.ndarray, sampled: np.ndarray, island: np.ndarray, tokenize
 
     def close(end: int) -> None:
         if end > first:
-            spans.append([kind, _text(tokens[first:end], tokenizer)])
+            spans.append([kind, tokenizer.show(tokens[first:end])])
 
     answering = joining = False
     for place, token in enumerate(tokens):
@@ -98,16 +89,3 @@ def _spans(tokens: np.ndarray, sampled: np.ndarray, island: np.ndarray, tokenize
             kind, first = now, place
     close(len(tokens))
     return [span for span in spans if span[1]]
-
-
-def _text(tokens: np.ndarray, tokenizer: Tokenizer) -> str:
-    """Text with the control pieces that a reader wants to see."""
-    parts: list[str] = []
-    plain: list[int] = []
-    for token in map(int, tokens):
-        if token in _MARKS:
-            parts += [tokenizer.decode(plain), _MARKS[token]]
-            plain = []
-        else:
-            plain.append(token)
-    return "".join([*parts, tokenizer.decode(plain)])

@@ -43,6 +43,7 @@ class Stage:
       data_state: JSON state of the data iterator.
       batch: step -> what it learned from, on the host, for the two last steps; the step as the metrics count it.
       validate: state -> metrics, logged with the prefix "validation_"; None for no validation.
+      sample: a tree of the last validation as text; None for none.
       validate_every: steps between validations; the state before the first step and the last one are validated too.
     """
 
@@ -53,6 +54,7 @@ class Stage:
     data_state: Callable[[], dict[str, Any]]
     batch: Callable[[int], dict[str, np.ndarray]]
     validate: Callable[[TrainState], Numbers] | None = None
+    sample: Callable[[], str] | None = None
     validate_every: int = 1
 
 
@@ -90,7 +92,7 @@ def run_loop(
 
     if not resumed and stage.validate:
         with recorder.aside():
-            scores = _validate(stage, state)
+            scores = _validate(stage, state, recorder)
         recorder.record(step, scores, important=True)
         recorder.flush()
         with recorder.aside():
@@ -102,7 +104,7 @@ def run_loop(
             last = step == stage.steps
             due = stage.validate is not None and (last or step % stage.validate_every == 0)
             with recorder.aside():
-                scores = _validate(stage, state) if due else {}
+                scores = _validate(stage, state, recorder) if due else {}
             check(step - 1, recorder.record(step, {**metrics, **scores}, important=due))
             stopping = votes.cast(
                 stop, state.step
@@ -119,9 +121,12 @@ def run_loop(
     return state
 
 
-def _validate(stage: Stage, state: TrainState) -> Numbers:
+def _validate(stage: Stage, state: TrainState, recorder: Recorder) -> Numbers:
     assert stage.validate is not None
-    return {f"validation_{name}": value for name, value in stage.validate(state).items()}
+    scores = {f"validation_{name}": value for name, value in stage.validate(state).items()}
+    if stage.sample is not None:
+        recorder.show_text(int(state.step), "validation_tree", stage.sample())
+    return scores
 
 
 def _bad_steps(count: int, step: int, saved: int, batch: dict[str, np.ndarray], workdir: Path) -> str:

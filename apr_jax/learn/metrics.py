@@ -1,4 +1,4 @@
-"""Where a run's numbers go: metrics.jsonl, TensorBoard and the terminal.
+"""Where a run's numbers go: metrics.jsonl, TensorBoard and the terminal. docs/metrics.md defines each of them.
 
 A step's metrics stay on the device until the next step is under way; only then are they fetched, so the device never
 waits for the host. `metrics.jsonl` has one line a logged step, also after interruptions: on resume the lines after
@@ -18,6 +18,7 @@ import jax
 import tensorboardX
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Column
 
 from apr_jax.learn.faults import disk_errors
 
@@ -38,6 +39,8 @@ class Recorder:
       counted: what throughput is measured in, a summable metric: "tokens" or "trees".
       shown: metrics shown in the terminal.
       progress: show the bar.
+      ceiling: FLOP/s that the machine can do. The metric `flops` of the steps, if there is one, is set against it: the rate is
+        logged as `ceiling_share`, the single numbers are not.
       bounds: of metrics; a step above one is told in a line, and marked by the metric `<name>_above` (1, else 0).
     """
 
@@ -51,6 +54,7 @@ class Recorder:
         counted: str,
         shown: tuple[str, ...],
         progress: bool,
+        ceiling: float = 0.0,
         bounds: Mapping[str, float] = MappingProxyType({}),
     ):
         self._path = Path(workdir) / FILE
@@ -58,7 +62,8 @@ class Recorder:
         self._steps, self._log_every, self._stage = steps, log_every, stage
         self._counted, self._shown = counted, shown
         self._pending: tuple[int, dict[str, Any], bool] | None = None
-        self._count, self._since = 0.0, time.perf_counter()
+        self._ceiling = ceiling
+        self._count, self._flops, self._since = 0.0, 0.0, time.perf_counter()
         self._recorded = self._since  # When the pending step was.
         self._writes = jax.process_index() == 0  # All processes have the same numbers.
         if self._writes:
@@ -70,9 +75,9 @@ class Recorder:
             )
         self._bar = Progress(
             TextColumn("{task.description}"),
-            BarColumn(),
+            BarColumn(bar_width=16),
             MofNCompleteColumn(),
-            TimeRemainingColumn(),
+            TimeRemainingColumn(table_column=Column(min_width=7, no_wrap=True)),
             TextColumn("{task.fields[numbers]}"),
             console=Console(stderr=True),
             disable=not (progress and self._writes),
@@ -121,14 +126,25 @@ class Recorder:
         numbers = {name: float(value) for name, value in jax.device_get(metrics).items()}
         numbers |= self._compare(step, numbers)
         self._count += numbers.get(self._counted, 0.0)
+        self._flops += numbers.pop("flops", 0.0)
         if logged:
             # From record to record: with one step always under way on the device, that is the time of a step.
+            elapsed = max(self._recorded - self._since, 1e-9)
             if self._count:
-                numbers[f"{self._counted}_per_second"] = self._count / max(self._recorded - self._since, 1e-9)
-            self._count, self._since = 0.0, self._recorded
+                numbers[f"{self._counted}_per_second"] = self._count / elapsed
+            if self._flops:
+                numbers["ceiling_share"] = self._flops / elapsed / self._ceiling
+            self._count, self._flops, self._since = 0.0, 0.0, self._recorded
             self._write(step, numbers)
         self._bar.update(self._task, completed=step)
         return numbers
+
+    def show_text(self, step: int, name: str, text: str) -> None:
+        """Text for TensorBoard alone, shown as it is."""
+        if not self._writes:
+            return
+        # As Markdown: what is indented is code.
+        self._board.add_text(name, "".join(f"    {line}\n" for line in text.splitlines()), step)
 
     def _compare(self, step: int, numbers: Numbers) -> Numbers:
         """The marks of metrics that have a bound. NaN is above any."""
@@ -152,8 +168,16 @@ class Recorder:
             self._file.flush()
             for name, value in numbers.items():
                 self._board.add_scalar(name, value, step)
-        shown = [name for name in (*self._shown, f"{self._counted}_per_second") if name in numbers]
-        self._bar.update(self._task, numbers="  ".join(f"{name} {numbers[name]:.4g}" for name in shown))
+        self._bar.update(self._task, numbers="  ".join(self._say(numbers)))
+
+    def _say(self, numbers: Numbers) -> Iterator[str]:
+        """What the terminal shows; a narrow one cuts off the end."""
+        rate = f"{self._counted}_per_second"
+        if rate in numbers:
+            yield f"{numbers[rate]:,.{0 if numbers[rate] >= 100 else 1}f} {self._counted}/s"
+        if "ceiling_share" in numbers:
+            yield f"{numbers['ceiling_share']:.0%} of ceiling"
+        yield from (f"{name} {numbers[name]:.4g}" for name in self._shown if name in numbers)
 
 
 def cut_lines(path: Path, step: int) -> None:

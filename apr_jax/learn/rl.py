@@ -4,16 +4,16 @@ The life of a tree:
 1. `TrainingProblems.draw` picks the step's problems, a function of (seed, step); each gets G trees.
 2. The jitted rollout decodes all trees on the device, with keys folded from (seed, step, tree).
 3. The host reads the answers off the recorded token ids and the task verifies them, in a box that a bad verifier can't
-   leave: the only host work of a step, and the only time at which the device idles (metric `idle_share`).
+   leave: the only time at which the device idles (metric `idle_share`), together with 4.
 4. Verdicts and costs become rewards, rewards advantages; the forest is packed into rows, nothing is ever tokenised again.
 5. The update replays the rows and follows the tree-sum gradient, `inner_steps` times.
+   Nobody waits for it: the next rollout is queued behind it (`times.py`).
 6. Now and then the same rollout answers validation problems greedily; the best step by that is kept, the first one
    included.
 """
 
 import collections
 import dataclasses
-import time
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +24,12 @@ from jax.sharding import Mesh
 from apr_jax.config import Experiment
 from apr_jax.data import builder
 from apr_jax.data.build import check_built
-from apr_jax.data.packing import pack_forest, padding_share
+from apr_jax.data.packing import Rows, pack_forest, padding_share
 from apr_jax.data.tokenizer import BOS, Tokenizer
 from apr_jax.errors import UsageError
 from apr_jax.learn.advantages import ADVANTAGES, count_flat
 from apr_jax.learn.answers import extract_answers
+from apr_jax.learn.ceiling import measure_ceiling, training_flops
 from apr_jax.learn.checkpoint import Restored, Run, load_checkpoint
 from apr_jax.learn.checksum import digest
 from apr_jax.learn.loop import LastBatches, Stage
@@ -38,6 +39,7 @@ from apr_jax.learn.policy import make_policy_rollout
 from apr_jax.learn.processes import fetch, of_first
 from apr_jax.learn.rewards import counted_trees, next_price, tree_rewards
 from apr_jax.learn.run import build_mesh, train
+from apr_jax.learn.sample import tree_text
 from apr_jax.learn.state import TrainState, init_state
 from apr_jax.learn.steps import (
     ForestBatch,
@@ -49,11 +51,19 @@ from apr_jax.learn.steps import (
     place_forest,
     place_whole,
 )
+from apr_jax.learn.times import Late, StepTimes
 from apr_jax.tasks import BoxedVerifier, Countdown, Failure, Problem, Task, Verdict, load_problems
 from apr_jax.threads import Prompts, ThreadForest, check_prompts, make_prompts
 
 
-def train_rl(config: Experiment, data_dir: Path, workdir: Path, init: Path | str, progress: bool = True) -> TrainState:
+def train_rl(
+    config: Experiment,
+    data_dir: Path,
+    workdir: Path,
+    init: Path | str,
+    progress: bool = True,
+    profile: int | None = None,
+) -> TrainState:
     """Trains, or goes on training, the checkpoint `init` on the training problems of its method.
 
     Args:
@@ -62,8 +72,10 @@ def train_rl(config: Experiment, data_dir: Path, workdir: Path, init: Path | str
       workdir: of the run; checkpoints, metrics and config go there.
       init: the supervised checkpoint; also the reference of the KL penalty.
       progress: show the bar.
+      profile: step of which a profile is written.
 
     Raises:
+      UsageError: an `init` of another model, devices that don't divide the batch, no such step to profile.
       UserError: no data, no or another `init`, a workdir of another run, a full disk, too many bad steps.
       KeyboardInterrupt, SystemExit: interrupted; the run is saved.
     """
@@ -90,6 +102,7 @@ def train_rl(config: Experiment, data_dir: Path, workdir: Path, init: Path | str
                 data_state=trainer.data_state,
                 batch=trainer.last_batches.of,
                 validate=trainer.validate,
+                sample=trainer.sample,
                 validate_every=rl.validate_every,
             ),
             restore_data=trainer.restore_data,
@@ -97,6 +110,7 @@ def train_rl(config: Experiment, data_dir: Path, workdir: Path, init: Path | str
             counted="trees",
             shown=("reward", "children", "total_tokens", "validation_accuracy"),
             progress=progress,
+            profile=profile,
             bounds={"logprob_difference_worst": rl.difference_bound},
         )
 
@@ -125,7 +139,12 @@ class _Trainer:
         self._reference = place_whole(start.params, mesh)
         self.last_batches = LastBatches()
         self._tree_kl = make_tree_kl(config, mesh)
+        advantage = ADVANTAGES[self._rl.objective.advantage]
+        self._compare = jax.jit(lambda rewards, counted: (advantage(rewards, counted), count_flat(rewards, counted)))
         self._price = self._rl.reward.token_price
+        self._ceiling = measure_ceiling(mesh, config.model.dtype)
+        self._times: StepTimes | None = None
+        self._sample = ""
 
     def data_state(self) -> dict[str, Any]:
         """What a checkpoint must hold besides the state: JSON gives a float back to the bit."""
@@ -138,26 +157,29 @@ class _Trainer:
     def advance(self, state: TrainState, step: int) -> tuple[TrainState, dict[str, Any]]:
         """One step: rollout, rewards, updates."""
         rl = self._rl
-        began = time.perf_counter()
+        times = self._times = StepTimes(before=self._times)
         problems = self._train.draw(self._config.seed, step, rl.problems)
         problems = [problem for problem in problems for _ in range(rl.group)]
         key = jax.random.fold_in(jax.random.key(self._config.seed), step)
-        forest, work = fetch(self._rollout(state.params, self._prompts(problems, rl.temperature), key))
-        fetched = time.perf_counter()
+        rolled = self._rollout(state.params, self._prompts(problems, rl.temperature), key)
+        times.queued()
+        forest, work = fetch(rolled)
+        times.fetched()
         correct, failures = self._verify(problems, forest)
         rewards = tree_rewards(correct, forest, self._price, rl.reward)
         counted = counted_trees(forest, rl.reward)
         rows = pack_forest(forest, rl.rows, self._config.limits.stream)
         weights = token_weights(rows, counted, rl.objective.normalisation)
         batch = place_forest(rows, weights, rl.rows, self._mesh)
-        advantages, learned = self._advantages(rewards, counted, batch)
+        advantages, learned = self._advantages(rewards, counted, batch, times)
         self.last_batches.keep(step + 1, vars(rows) | {"weights": weights, "advantages": advantages})
         placed = place_everywhere(advantages, self._mesh)
-        resumed = time.perf_counter()
+        times.resumed()
         first: dict[str, Any] = {}
         for _ in range(rl.inner_steps):
             state, metrics = self._step(state, self._reference, batch, placed)
             first = first or metrics
+        times.updating(metrics["loss"])
         state = dataclasses.replace(state, step=state.step + 1)
         measured = (
             forest_metrics(forest, correct)
@@ -170,29 +192,39 @@ class _Trainer:
                 "lane_occupancy": float(work.live.sum() / max(1, work.steps.sum() * self._config.schedule.lanes)),
                 "rows": float(len(rows.tokens)),
                 "padding": padding_share(rows),
-                "idle_share": (resumed - fetched) / (resumed - began),
                 "trees": float(len(problems)),
             }
         )
         self._price = next_price(self._price, measured["total_tokens"], rl.reward)
         # The first inner step sees the policy that sampled: there the difference of log-probs is a measure of error.
         differences = {name: first[name] for name in ("logprob_difference", "logprob_difference_worst")}
-        return state, metrics | differences | measured
+        flops = self._update_flops(rows)
+        share = Late(lambda: flops / times.update_seconds() / self._ceiling)
+        return state, metrics | differences | measured | times.metrics() | {"ceiling_share": share}
+
+    def _update_flops(self, rows: Rows) -> float:
+        """What the updates on a forest need; a reference that is only read costs a third."""
+        rl = self._rl
+        passes = 3.0 * rl.inner_steps
+        if rl.objective.kl > 0:
+            passes += 1.0 if rl.objective.kl_estimator == "reward" else rl.inner_steps
+        return float(training_flops(self._config.model, self._tokenizer.vocab_size, rows)) * passes / 3.0
 
     def _advantages(
-        self, rewards: np.ndarray, counted: np.ndarray, batch: ForestBatch
+        self, rewards: np.ndarray, counted: np.ndarray, batch: ForestBatch, times: StepTimes
     ) -> tuple[np.ndarray, dict[str, float]]:
         """[B], and what they tell of the rewards. KL is taken off here if it is part of the reward."""
         rl, measured = self._rl, {}
         if rl.objective.kl > 0 and rl.objective.kl_estimator == "reward":
-            kl = np.asarray(jax.device_get(self._tree_kl(self._reference, batch)))
+            with times.replaying():
+                kl = np.asarray(jax.device_get(self._tree_kl(self._reference, batch)))
             rewards = rewards - rl.objective.kl * kl
             measured["kl"] = float(kl.mean())
         shape = rl.problems, rl.group
         grouped, part = rewards.reshape(shape).astype(np.float32), counted.reshape(shape)
-        advantages = np.asarray(ADVANTAGES[rl.objective.advantage](grouped, part)).reshape(-1)
-        measured["flat_groups"] = float(count_flat(grouped, part))
-        return advantages, measured
+        advantages, flat = jax.device_get(self._compare(grouped, part))
+        measured["flat_groups"] = float(flat)
+        return advantages.reshape(-1), measured
 
     def validate(self, state: TrainState) -> dict[str, float]:
         """Greedy answers to the validation problems, in batches of the rollout's own shape: nothing new to compile."""
@@ -207,10 +239,16 @@ class _Trainer:
             count = len(problems)
             forests.append(jax.tree.map(lambda x, count=count: x[:count], forest))
             right, failed = self._verify(problems, forests[-1])
+            if begin == 0:
+                self._sample = tree_text(forest, 0, problems[0], bool(right[0]), self._tokenizer)
             correct.append(right)
             failures.update(failed)
         joined = jax.tree.map(lambda *parts: np.concatenate(parts), *forests)
         return forest_metrics(joined, np.concatenate(correct)) | dict(failures)
+
+    def sample(self) -> str:
+        """The tree of the first problem of the last validation."""
+        return self._sample
 
     def _prompts(self, problems: list[Problem], temperature: float) -> Prompts:
         ids = [[BOS, *self._tokenizer.encode(self._task.prompt(problem))] for problem in problems]

@@ -1,5 +1,6 @@
 """What both stages share: the mesh, the tokenizer, and opening a workdir, resuming, and running the loop in it."""
 
+import dataclasses
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -17,6 +18,7 @@ from apr_jax.learn.faults import disk_errors
 from apr_jax.learn.loop import Stage, run_loop
 from apr_jax.learn.metrics import Recorder
 from apr_jax.learn.processes import lost_processes
+from apr_jax.learn.profile import profiled
 from apr_jax.learn.state import TrainState
 from apr_jax.model.sharding import make_mesh
 
@@ -31,6 +33,8 @@ def train(
     counted: str,
     shown: tuple[str, ...],
     progress: bool,
+    ceiling: float = 0.0,
+    profile: int | None = None,
     bounds: Mapping[str, float] = MappingProxyType({}),
 ) -> TrainState:
     """Runs a stage in a workdir from where it was, or from `blank`, to its end.
@@ -38,10 +42,14 @@ def train(
     Args:
       blank: the state of step 0.
       restore_data: puts the data iterator where `stage.data_state` said it was.
-      log_every, counted, shown, progress, bounds: see `Recorder`.
+      log_every, counted, shown, progress, ceiling, bounds: see `Recorder`.
+      profile: step of which a profile is written to `workdir`/profile.
 
     Returns:
       the state of the last step.
+
+    Raises:
+      UsageError: `profile` is none of the steps that are left.
     """
     with disk_errors(workdir):
         workdir.mkdir(parents=True, exist_ok=True)
@@ -55,9 +63,13 @@ def train(
             with disk_errors(workdir):
                 (workdir / "config.json").write_text(json.dumps(to_dict(run.config), indent=2) + "\n")
         start = int(state.step)
+        if profile is not None:
+            stage = dataclasses.replace(stage, advance=profiled(stage.advance, profile, start, stage.steps, workdir))
         if start >= stage.steps:
             return state
-        with Recorder(workdir, start, stage.steps, log_every, run.stage, counted, shown, progress, bounds) as recorder:
+        with Recorder(
+            workdir, start, stage.steps, log_every, run.stage, counted, shown, progress, ceiling, bounds
+        ) as recorder:
             return run_loop(stage, state, checkpoints, recorder, workdir, resumed=restored is not None)
 
 

@@ -1,5 +1,6 @@
 """Supervised training: imitation of the symbolic solvers' demonstrations."""
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import jax
 from apr_jax.config import Experiment
 from apr_jax.data.build import check_built
 from apr_jax.data.pipeline import Batches, Held, sft_batches
+from apr_jax.learn.ceiling import measure_ceiling
 from apr_jax.learn.checkpoint import Run
 from apr_jax.learn.loop import LastBatches, Stage
 from apr_jax.learn.optimizer import make_optimizer
@@ -18,16 +20,19 @@ from apr_jax.learn.steps import check_divides, make_sft_step, place_rows
 from apr_jax.model.transformer import init_params
 
 
-def train_sft(config: Experiment, data_dir: Path, workdir: Path, method: str, progress: bool = True) -> TrainState:
+def train_sft(
+    config: Experiment, data_dir: Path, workdir: Path, method: str, progress: bool = True, profile: int | None = None
+) -> TrainState:
     """Trains, or goes on training, the model of `config` on the demonstrations of `method`.
 
     Args:
       data_dir: written by `apr data build`.
       workdir: of the run; checkpoints, metrics and config go there.
       progress: show the bar.
+      profile: step of which a profile is written.
 
     Raises:
-      UsageError: data of another config, devices that don't divide the rows.
+      UsageError: data of another config, devices that don't divide the rows, no such step to profile.
       UserError: no data, a workdir of another run, a full disk, too many bad steps.
       KeyboardInterrupt, SystemExit: interrupted; the run is saved.
     """
@@ -47,9 +52,12 @@ def train_sft(config: Experiment, data_dir: Path, workdir: Path, method: str, pr
     last_batches = LastBatches()
 
     def advance(state: TrainState, step: int) -> tuple[TrainState, dict[str, Any]]:
+        began = time.perf_counter()
         rows = next(batches)
+        waited = time.perf_counter() - began
         last_batches.keep(step + 1, vars(rows))
-        return update(state, place_rows(rows, mesh))
+        state, metrics = update(state, place_rows(rows, mesh))
+        return state, metrics | {"data_seconds": waited}
 
     def restore_data(data: dict[str, Any]) -> None:
         # Before there were streams, one process had what is now the only one.
@@ -75,4 +83,6 @@ def train_sft(config: Experiment, data_dir: Path, workdir: Path, method: str, pr
         counted="tokens",
         shown=("loss", "entropy"),
         progress=progress,
+        ceiling=measure_ceiling(mesh, config.model.dtype),
+        profile=profile,
     )

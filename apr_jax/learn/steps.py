@@ -18,6 +18,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from apr_jax.config import Experiment
 from apr_jax.data.packing import Rows
 from apr_jax.errors import UsageError
+from apr_jax.learn.ceiling import training_flops
 from apr_jax.learn.objective import Metrics, Parts, cross_entropy, policy_loss, tree_kl
 from apr_jax.learn.processes import place
 from apr_jax.learn.replay import token_logprobs
@@ -59,8 +60,11 @@ def make_sft_step(model: ModelConfig, optimizer: optax.GradientTransformation, m
         (loss, entropy), grads = jax.value_and_grad(loss_of, has_aux=True)(state.params, rows)
         state, metrics = apply_gradients(state, loss, grads, optimizer)
         state = _keep_layout(dataclasses.replace(state, step=state.step + 1), mesh)
-        tokens = jnp.sum(rows.segment > 0)
-        return state, metrics | {"loss": loss, "entropy": entropy, "tokens": tokens}
+        counts = {
+            "tokens": jnp.sum(rows.segment > 0),
+            "flops": training_flops(model, state.params["embed"].shape[0], rows),
+        }
+        return state, metrics | {"loss": loss, "entropy": entropy} | counts
 
     return jax.jit(step, donate_argnums=0)
 

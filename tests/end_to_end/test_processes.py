@@ -14,6 +14,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from wall_clock import WALL_CLOCK
 
 from apr_jax.config import MeshConfig, to_dict
 from apr_jax.errors import UsageError
@@ -24,7 +25,6 @@ from apr_jax.learn.sft import train_sft
 from apr_jax.runtime import HEARTBEAT_SECONDS, join_processes
 
 ROOT = Path(__file__).parents[2]
-_WALL_CLOCK = ("tokens_per_second", "trees_per_second", "idle_share")
 
 
 def _config(config, shards, steps=6):
@@ -88,7 +88,7 @@ class Together:
 
 def _lines(workdir):
     lines = [json.loads(line) for line in (workdir / FILE).read_text().splitlines()]
-    return [{name: value for name, value in line.items() if name not in _WALL_CLOCK} for line in lines]
+    return [{name: value for name, value in line.items() if name not in WALL_CLOCK} for line in lines]
 
 
 def _close(got, expected):

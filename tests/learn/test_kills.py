@@ -12,6 +12,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from wall_clock import WALL_CLOCK
 
 from apr_jax.config import to_dict
 from apr_jax.learn.checkpoint import FOLDER, load_checkpoint
@@ -20,7 +21,6 @@ from apr_jax.learn.rl import train_rl
 from apr_jax.learn.sft import train_sft
 
 ROOT = Path(__file__).parents[2]
-_WALL_CLOCK = ("tokens_per_second", "trees_per_second", "idle_share")
 _SFT_STEPS, _RL_STEPS = 300, 120
 # How a life of the process ends: signal, and when it comes.
 _ENDS = [
@@ -50,7 +50,7 @@ def config_file(long_config, tmp_path_factory):
 
 def _lines(workdir):
     lines = [json.loads(line) for line in (workdir / FILE).read_text().splitlines()]
-    return [{name: value for name, value in line.items() if name not in _WALL_CLOCK} for line in lines]
+    return [{name: value for name, value in line.items() if name not in WALL_CLOCK} for line in lines]
 
 
 def _step(workdir):

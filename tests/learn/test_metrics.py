@@ -95,6 +95,18 @@ def test_a_full_disk_is_one_clear_line(tmp_path):
         recorder._file = open("/dev/null", "w")  # noqa: SIM115 - closing /dev/full would fail once more.
 
 
+def test_the_terminal_shows_progress_rate_ceiling_and_key_metrics_even_if_it_is_narrow(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "80")
+    with Recorder(tmp_path, 0, 3, 1, "sft", "tokens", ("loss",), progress=True, ceiling=1e30) as recorder:
+        recorder._since = recorder._recorded - 1e6  # Long enough for the time that the test takes not to matter.
+        recorder.record(1, {"loss": 0.5, "tokens": 1.2345e10, "flops": 4e35})
+        recorder.flush()
+    said = capsys.readouterr().err
+    for part in ("sft", "1/3", "12,345 tokens/s", "40% of ceiling", "loss 0.5"):
+        assert part in said
+    assert "…" not in said
+
+
 def test_throughput_leaves_out_what_is_done_aside(tmp_path, monkeypatch):
     # Start; two records; aside, in and out, while the second is pending; a third record; aside; a fourth.
     clock = iter([0.0, 10.0, 20.0, 20.0, 120.0, 125.0, 125.0, 225.0, 235.0])

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from wall_clock import SHARES, WALL_CLOCK
 
 from apr_jax.config import to_dict
 from apr_jax.data.packing import Rows
@@ -27,12 +29,22 @@ from apr_jax.learn.replay import token_logprobs
 from apr_jax.learn.rl import train_rl
 from apr_jax.learn.sft import train_sft
 
-_WALL_CLOCK = ("tokens_per_second", "trees_per_second", "idle_share")
+_ROOT = Path(__file__).parents[2]
+_METRICS = _ROOT / "docs" / "metrics.md"
 
 
 def _lines(workdir):
     lines = [json.loads(line) for line in (workdir / FILE).read_text().splitlines()]
-    return [{name: value for name, value in line.items() if name not in _WALL_CLOCK} for line in lines]
+    return [{name: value for name, value in line.items() if name not in WALL_CLOCK} for line in lines]
+
+
+def _documented(stage):
+    """Names of the tables of docs/metrics.md that a stage logs."""
+    rows = re.findall(r"^\| `(\w+)` \| (sft|rl|both) \|.*\|.*\|.*\| `([\w/.]+)` \|$", _METRICS.read_text(), re.M)
+    assert len({name for name, *_ in rows}) == len(rows) > 30, "each name is defined once"
+    for name, _, file in rows:
+        assert (_ROOT / "apr_jax" / file).is_file(), name
+    return {name for name, of, _ in rows if of in (stage, "both")}
 
 
 def _equal(got, expected):
@@ -207,6 +219,23 @@ def test_rl_metrics_and_the_first_policy_is_validated_and_saved(unbroken_rl):
     assert (restored.stage, restored.method) == ("rl", "apr")
 
 
+def test_every_logged_name_is_documented_and_no_other(unbroken, unbroken_rl):
+    for (workdir, _), stage in ((unbroken, "sft"), (unbroken_rl, "rl")):
+        lines = [json.loads(line) for line in (workdir / FILE).read_text().splitlines()]
+        assert {line["stage"] for line in lines} == {stage}
+        assert set().union(*lines) == _documented(stage)
+
+
+def test_the_shares_of_an_rl_step_add_up_and_its_seconds_are_those_of_its_throughput(unbroken_rl):
+    lines = [json.loads(line) for line in (unbroken_rl[0] / FILE).read_text().splitlines()][1:]
+    for line in lines:
+        assert sum(line[name] for name in SHARES) == pytest.approx(1.0)
+        assert all(0 < line[name] < 1 for name in SHARES)
+    # Record to record, another clock: recording is outside the parts, and tiny steps are short.
+    elapsed = sum(line["trees"] / line["trees_per_second"] for line in lines)
+    assert 0.5 * elapsed < sum(line["step_seconds"] for line in lines) <= 1.05 * elapsed
+
+
 def test_rl_stopped_and_resumed_is_the_unbroken_run(unbroken, unbroken_rl, config, data_dir, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(rl, "make_rl_step", _Interrupt(rl.make_rl_step, 3, signal.SIGTERM))  # Two inner steps a step.
@@ -219,7 +248,7 @@ def test_rl_stopped_and_resumed_is_the_unbroken_run(unbroken, unbroken_rl, confi
 
 
 def test_bad_steps_of_rl_end_the_run_with_the_batch(unbroken, config, data_dir, tmp_path, monkeypatch):
-    advantages = dict.fromkeys(rl.ADVANTAGES, lambda rewards, counted: np.full_like(rewards, np.inf))
+    advantages = dict.fromkeys(rl.ADVANTAGES, lambda rewards, counted: jnp.full_like(rewards, jnp.inf))
     monkeypatch.setattr(rl, "ADVANTAGES", advantages)
     with pytest.raises(UserError, match=r"4 steps in a row had a NaN or Inf .* the last of them step 2;"):
         train_rl(config, data_dir, tmp_path, unbroken[0], progress=False)  # Two inner steps a step.
