@@ -45,7 +45,7 @@ def bench_train(config: Experiment, repeats: int) -> Iterator[Result]:
       config: whose demonstrations are packed.
     """
     streams = _streams(config)
-    packed = _first_rows(pack_streams([streams], LENGTH))
+    packed = _some_rows(pack_streams([streams], LENGTH))
     if importlib.util.find_spec("transformers") is None:
         Console(stderr=True).print("without transformers: pip install 'apr_jax[bench]' brings it")
     for shape, model in SHAPES.items():
@@ -154,10 +154,12 @@ def _streams(config: Experiment) -> list[Stream]:
     return [stream for tree in trees for stream in tree if len(stream.tokens) <= LENGTH]
 
 
-def _first_rows(rows: Rows) -> Rows:
+def _some_rows(rows: Rows) -> Rows:
+    """Of all rows evenly: the first ones hold the longest threads."""
     if len(rows.tokens) < ROWS:
         raise RuntimeError(f"bench train: {_TREES} demonstrations fill {len(rows.tokens)} rows, {ROWS} are needed")
-    return jax.tree.map(lambda x: x[:ROWS], rows)
+    chosen = np.arange(ROWS) * len(rows.tokens) // ROWS
+    return jax.tree.map(lambda x: x[chosen], rows)
 
 
 def _packed(model: ModelConfig, params: Params, streams: list[Stream]) -> Contestant:
