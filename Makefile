@@ -16,6 +16,8 @@ STAMP := $(VENV)/.installed
 
 # Compiled programs are kept here, so that the second start of anything is quick.
 export APR_CACHE ?= $(CURDIR)/.cache/xla
+# Memory in large pages: a training step touches fresh memory throughout, 1.1 times as fast this way (docs/training.md).
+export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
 .PHONY: help venv demo test test-all lint format bench solve clean
 

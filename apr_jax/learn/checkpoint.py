@@ -249,6 +249,8 @@ def load_checkpoint(path: str | Path) -> Restored:
         tokenizer = Tokenizer.from_bytes(base64.b64decode(meta["tokenizer"]))
         config = from_dict(meta["config"])
         return Restored(params, config, meta["method"], meta["stage"], tokenizer, meta["step"], str(folder))
+    except ConfigError as error:
+        raise UserError(f"checkpoint {folder}: is of another version of apr_jax ({error}); train again") from None
     except Exception as error:  # Orbax and TensorStore raise all sorts of types for damaged files.
         others = [str(step) for step in _steps(folder.parent) if str(step) != folder.name]
         hint = f"; other steps there: {', '.join(others)}" if others else "; train again"

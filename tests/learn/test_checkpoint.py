@@ -226,6 +226,17 @@ def test_evaluation_of_a_damaged_checkpoint_names_it_and_other_steps(saved, tmp_
         load_checkpoint(tmp_path / "nothing")
 
 
+def test_a_checkpoint_of_another_version_is_not_called_damaged(saved, tmp_path):
+    shutil.copytree(saved, tmp_path, dirs_exist_ok=True)
+    path = tmp_path / FOLDER / "4" / "meta" / "metadata"
+    meta = json.loads(path.read_text())
+    meta["config"]["learn"]["rl"]["once"] = 1
+    del meta["sums"]
+    path.write_text(json.dumps(meta))
+    with pytest.raises(UserError, match=r"is of another version of apr_jax \(config learn.rl.once=1: .*\); train again"):
+        load_checkpoint(tmp_path / FOLDER / "4")
+
+
 def test_all_steps_damaged_is_an_error(saved, run, blank, tmp_path):
     shutil.copytree(saved, tmp_path, dirs_exist_ok=True)
     for step in ("2", "4"):
