@@ -231,9 +231,11 @@ def test_a_checkpoint_of_another_version_is_not_called_damaged(saved, tmp_path):
     path = tmp_path / FOLDER / "4" / "meta" / "metadata"
     meta = json.loads(path.read_text())
     meta["config"]["learn"]["rl"]["once"] = 1
-    del meta["sums"]
+    del meta["meta_sum"]
     path.write_text(json.dumps(meta))
-    with pytest.raises(UserError, match=r"is of another version of apr_jax \(config learn.rl.once=1: .*\); train again"):
+    with pytest.raises(
+        UserError, match=r"is of another version of apr_jax \(config learn.rl.once=1: .*\); train again"
+    ):
         load_checkpoint(tmp_path / FOLDER / "4")
 
 
