@@ -53,7 +53,7 @@ format: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/apr bench solver --config experiments/nano.py
-	$(BIN)/apr bench train --config experiments/nano.py
+	$(BIN)/apr bench train --config experiments/mini.py
 	$(BIN)/apr bench rollout --checkpoint $(OUT)/apr/rl --problems $(OUT)/data/test.jsonl
 
 # make solve PROBLEM="22 26 2 -> 46"
