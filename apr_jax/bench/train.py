@@ -128,10 +128,10 @@ def growth(model: ModelConfig, params: Params) -> list[Contestant]:
         return Contestant(name, run, "steps")
 
     return [
-        contestant("8 trees of 8 threads of 64 tokens", 8, 8, 64),
-        contestant("twice the trees", 16, 8, 64),
-        contestant("twice the threads", 8, 16, 64),
-        contestant("twice the length", 8, 8, 128),
+        contestant("16 trees of 8 threads of 64 tokens", 16, 8, 64),
+        contestant("twice the trees", 32, 8, 64),
+        contestant("twice the threads", 16, 16, 64),
+        contestant("twice the length", 16, 8, 128),
     ]
 
 

@@ -1,8 +1,8 @@
 """Sums that tell whether weights and JSON are still what was saved: storage returns flipped bits without a word.
 
-The sum of an array is that of its words times odd numbers drawn from their places, modulo 2^32. So one flipped bit always
-changes it, and any other damage does with a chance of 1 - 2^-32. Integer addition knows no order: the sum is the same on
-every mesh, is taken where the array lies, and a process needs only its own shards.
+The sum of an array is that of its words, each scrambled together with its place, modulo 2^32. Scrambling is one to one, so one
+damaged word always changes the sum; other damage passes with a chance of about 2^-32. Integer addition knows no order: the
+sum is the same on every mesh, is taken where the array lies, and a process needs only its own shards.
 """
 
 import hashlib
@@ -53,7 +53,7 @@ def _device_sums(leaves: dict[str, jax.Array]) -> dict[str, jax.Array]:
         place = jnp.zeros(leaf.shape, jnp.uint32)
         for axis, stride in enumerate(_strides(leaf.shape)):
             place += jax.lax.broadcasted_iota(jnp.uint32, leaf.shape, axis) * np.uint32(stride)
-        return jnp.sum(words.astype(jnp.uint32) * _odd(place, jnp), dtype=jnp.uint32)
+        return jnp.sum(_scramble(words.astype(jnp.uint32) ^ _scramble(place, jnp), jnp), dtype=jnp.uint32)
 
     return {path: total(leaf) for path, leaf in leaves.items()}
 
@@ -63,15 +63,15 @@ def _host_sum(leaf: Any) -> int:
     array = np.ascontiguousarray(leaf)
     words = array.reshape(-1).view(_WORDS[array.dtype.itemsize]).astype(np.uint32)
     place = np.arange(len(words), dtype=np.uint32)
-    return int(np.sum(words * _odd(place, np), dtype=np.uint32))
+    return int(np.sum(_scramble(words ^ _scramble(place, np), np), dtype=np.uint32))
 
 
 def _strides(shape: tuple[int, ...]) -> list[int]:
     return [int(np.prod(shape[axis + 1 :])) % 2**32 for axis in range(len(shape))]
 
 
-def _odd(place: Any, xp: ModuleType) -> Any:
-    """An odd number for every place (the finalizer of MurmurHash3)."""
-    place = (place ^ (place >> 16)) * xp.uint32(0x85EBCA6B)
-    place = (place ^ (place >> 13)) * xp.uint32(0xC2B2AE35)
-    return (place ^ (place >> 16)) | xp.uint32(1)
+def _scramble(words: Any, xp: ModuleType) -> Any:
+    """Another 32-bit word for each, every bit of which hangs on every bit of the first (the finalizer of MurmurHash3)."""
+    words = (words ^ (words >> 16)) * xp.uint32(0x85EBCA6B)
+    words = (words ^ (words >> 13)) * xp.uint32(0xC2B2AE35)
+    return words ^ (words >> 16)

@@ -175,7 +175,7 @@ class RlConfig:
 
 @dataclasses.dataclass(frozen=True)
 class LearnConfig:
-    """Both stages, and after how many bad steps (NaN or Inf) in a row a run ends."""
+    """Both stages, and after how many bad updates (NaN or Inf) in a row a run ends."""
 
     sft: SftConfig
     rl: RlConfig

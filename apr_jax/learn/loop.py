@@ -103,12 +103,14 @@ def run_loop(
             step += 1
             last = step == stage.steps
             due = stage.validate is not None and (last or step % stage.validate_every == 0)
-            with recorder.aside():
-                scores = _validate(stage, state, recorder) if due else {}
+            scores = {}
+            if due:
+                jax.block_until_ready(state)  # Else the update under way would count as validation.
+                with recorder.aside():
+                    scores = _validate(stage, state, recorder)
             check(step - 1, recorder.record(step, {**metrics, **scores}, important=due))
-            stopping = votes.cast(
-                stop, state.step
-            )  # Once: a signal that comes in while saving waits for the next step.
+            # Once: a signal that comes in while saving waits for the next step.
+            stopping = votes.cast(stop, state.step)
             if due or last or stopping or step % stage.save_every == 0:
                 check(step, recorder.flush())
                 with recorder.aside():
@@ -137,8 +139,8 @@ def _bad_steps(count: int, step: int, saved: int, batch: dict[str, np.ndarray], 
         path.parent.mkdir(exist_ok=True)
         np.savez(path, **batch)  # type: ignore[arg-type]
     return (
-        f"training: {count} steps in a row had a NaN or Inf loss or gradient, the last of them step {step}; the parameters "
-        f"before them are saved as step {saved}, that step's batch is in {path}; lower optimizer.lr or optimizer.clip"
+        f"training: {count} updates in a row had a NaN or Inf loss or gradient, the last of them in step {step}; the last good "
+        f"parameters are saved as step {saved}, that step's batch is in {path}; lower optimizer.lr or optimizer.clip"
     )
 
 

@@ -74,7 +74,7 @@ class StepTimes:
                 jax.block_until_ready(result)
             self._end = time.perf_counter()
 
-        self._waiting = threading.Thread(target=wait, name="end of an update")
+        self._waiting = threading.Thread(target=wait, name="end of an update", daemon=True)
         self._waiting.start()
 
     def update_seconds(self) -> float:

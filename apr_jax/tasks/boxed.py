@@ -79,9 +79,7 @@ class BoxedVerifier:
                         self._restart()
                         break
                     found = self._connection.recv()
-                    outcomes.append(
-                        found if isinstance(found, Verdict) else self._fail(Failure.RAISED, problem, f"raised {found}")
-                    )
+                    outcomes.append(found if isinstance(found, Verdict) else self._fail(Failure.RAISED, problem, found))
             except (EOFError, OSError):  # The other end is gone.
                 outcomes.append(self._fail(Failure.RAISED, problem, "ended its process"))
                 self._restart()
@@ -100,6 +98,7 @@ class BoxedVerifier:
             [*command, str(theirs.fileno())],
             pass_fds=[theirs.fileno()],
             env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},  # What this process can import, that one can.
+            start_new_session=True,  # Signals to the group are for this process: it finishes its step, and needs the verdicts.
         )
         theirs.close()
         self._ready = False
@@ -125,7 +124,7 @@ class BoxedVerifier:
 
 def serve(descriptor: int) -> None:
     """What the process does: verifies what comes in, until the other end is closed."""
-    # Signals to the whole group are for the parent: it finishes its step, for which it needs the verdicts.
+    # Its session keeps a terminal's signals away, also while it starts; a scheduler signals every process of a job.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     connection = Connection(descriptor)
@@ -142,6 +141,7 @@ def serve(descriptor: int) -> None:
 
 def _verify(task: Task, problem: Problem, answer: str) -> Verdict | str:
     try:
-        return task.verify(problem, answer)
+        found = task.verify(problem, answer)
+        return found if isinstance(found, Verdict) else f"returned {type(found).__name__}, no verdict"
     except BaseException as error:  # SystemExit and the like too: the box stays closed.
-        return " ".join(traceback.format_exception_only(error)[-1].split())[:200]
+        return "raised " + " ".join(traceback.format_exception_only(error)[-1].split())[:200]

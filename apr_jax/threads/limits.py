@@ -84,5 +84,9 @@ class Schedule:
             values = getattr(self, field)
             if any(low >= high for low, high in zip((0, *values), values, strict=False)):
                 raise ValueError(f"schedule.{field}={values} must be positive and increasing")
+        if self.few and self.few[-1] >= self.lanes:
+            raise ValueError(
+                f"schedule.few={self.few} must be below schedule.lanes={self.lanes}: they are some of the lanes"
+            )
         if self.admit > self.lanes:
             raise ValueError(f"schedule.admit={self.admit} must be at most schedule.lanes={self.lanes}")

@@ -26,13 +26,13 @@ def test_a_step_counts_the_tokens_of_its_rows(params, monkeypatch):
 
 
 def test_work_doubles(params, monkeypatch):
-    """What the names of the growth table say is what the rows hold."""
-    held = []
-    monkeypatch.setattr(train, "ours", lambda model, params, rows: held.append(rows) or train.products(model, rows))
+    """What the names of the growth table say is what the rows hold; and all divide over the eight devices of the tests."""
+    held, ours = [], train.ours
+    monkeypatch.setattr(train, "ours", lambda model, params, rows: held.append(rows) or ours(model, params, rows))
     assert [contestant.run() for contestant in train.growth(TINY, params)] == [1, 1, 1, 1]
     tokens = [int(np.sum(rows.segment > 0)) for rows in held]
-    assert tokens == [4096, 8192, 8192, 8192]
-    assert [rows.tree.max() + 1 for rows in held] == [8, 16, 8, 8]
+    assert tokens == [8192, 16384, 16384, 16384]
+    assert [rows.tree.max() + 1 for rows in held] == [16, 32, 16, 16]
     # Threads twice as long, not twice as many.
     threads = [sum(len(np.unique(row[row > 0])) for row in rows.segment) for rows in held]
-    assert threads == [64, 128, 128, 64]
+    assert threads == [128, 256, 256, 128]

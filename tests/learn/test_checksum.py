@@ -46,6 +46,19 @@ def test_any_flipped_bit_changes_the_sum():
                 assert changed(tree | {name: damaged}, sums) == [f"['{name}']"]
 
 
+def test_damage_to_many_words_does_not_cancel():
+    """Signs, exponents: the same bit of two or of all words, which a linear sum would take for nothing."""
+    values, random = np.random.default_rng(2).normal(size=(64, 32)).astype(np.float32), np.random.default_rng(3)
+    sums = array_sums({"x": values})
+    assert changed({"x": -values}, sums)
+    words = values.view(np.uint32).reshape(-1)
+    for bit in (31, 30, 23, 0):
+        for _ in range(50):
+            hurt = words.copy()
+            hurt[random.choice(len(words), 2, replace=False)] ^= np.uint32(1 << bit)
+            assert changed({"x": hurt.view(np.float32).reshape(values.shape)}, sums)
+
+
 def test_values_that_changed_places_change_the_sum():
     """A plain sum would not see it."""
     values = np.arange(1000, dtype=np.float32)

@@ -158,12 +158,14 @@ def test_too_many_bad_steps_end_the_run_with_the_last_good_parameters_and_the_ba
     config, data_dir, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(sft, "Held", _Spoiled)
-    with pytest.raises(UserError, match=r"3 steps in a row had a NaN or Inf .* the last of them step 4;") as caught:
+    with pytest.raises(
+        UserError, match=r"3 updates in a row had a NaN or Inf .* the last of them in step 4;"
+    ) as caught:
         train_sft(config, data_dir, tmp_path, "apr", progress=False)
     # The bad batches came after step 1: nothing of them got into the parameters.
     assert [line["loss"] is None for line in _lines(tmp_path)] == [False, True, True, True]
     assert [line["skipped"] for line in _lines(tmp_path)] == [0, 1, 2, 3]
-    with pytest.raises(UserError, match="1 steps in a row"):
+    with pytest.raises(UserError, match="1 updates in a row"):
         train_sft(_bad_steps(config, 1), data_dir, tmp_path / "once", "apr", progress=False)
     _equal(load_checkpoint(tmp_path).params, load_checkpoint(tmp_path / "once").params)
     assert str(tmp_path / "bad_batch" / "4.npz") in str(caught.value)
@@ -182,7 +184,7 @@ def test_a_run_that_was_ended_by_bad_steps_goes_on_without_a_gap(config, data_di
     with monkeypatch.context() as patch:
         patch.setattr(sft, "Held", _Spoiled)
         with pytest.raises(
-            UserError, match=r"2 steps in a row had a NaN or Inf .* the last of them step 3;.* as step 4,"
+            UserError, match=r"2 updates in a row had a NaN or Inf .* the last of them in step 3;.* as step 4,"
         ):
             train_sft(config, data_dir, tmp_path, "apr", progress=False)
     assert [line["step"] for line in _lines(tmp_path)] == [1, 2, 3, 4], "4 was under way when 3 was found to be bad"
@@ -250,7 +252,7 @@ def test_rl_stopped_and_resumed_is_the_unbroken_run(unbroken, unbroken_rl, confi
 def test_bad_steps_of_rl_end_the_run_with_the_batch(unbroken, config, data_dir, tmp_path, monkeypatch):
     advantages = dict.fromkeys(rl.ADVANTAGES, lambda rewards, counted: jnp.full_like(rewards, jnp.inf))
     monkeypatch.setattr(rl, "ADVANTAGES", advantages)
-    with pytest.raises(UserError, match=r"4 steps in a row had a NaN or Inf .* the last of them step 2;"):
+    with pytest.raises(UserError, match=r"4 updates in a row had a NaN or Inf .* the last of them in step 2;"):
         train_rl(config, data_dir, tmp_path, unbroken[0], progress=False)  # Two inner steps a step.
     _equal(load_checkpoint(tmp_path).params, load_checkpoint(unbroken[0]).params)
     assert [line["step"] for line in _lines(tmp_path)] == [0, 1, 2]

@@ -87,6 +87,11 @@ def test_signals_to_the_group_and_a_process_that_someone_killed_cost_nothing():
     assert second.poll() is not None, "no process is left behind"
 
 
+def test_a_signal_to_the_group_of_this_process_never_reaches_the_box():
+    with BoxedVerifier(Moody(), time_limit=5.0) as box:
+        assert os.getpgid(box._process.pid) != os.getpgid(0)
+
+
 def test_a_task_that_cannot_be_read_is_said():
     with BoxedVerifier(Moody(), time_limit=5.0) as box:
         box._task = b"no pickle"

@@ -48,6 +48,7 @@ def test_limits_that_cannot_work(values, message):
         ({"buckets": (8, 8)}, "schedule.buckets=(8, 8) must be positive and increasing"),
         ({"buckets": (0, 8)}, "schedule.buckets=(0, 8) must be positive and increasing"),
         ({"few": (4, 2)}, "schedule.few=(4, 2) must be positive and increasing"),
+        ({"few": (64,)}, "schedule.few=(64,) must be below schedule.lanes=64: they are some of the lanes"),
     ],
 )
 def test_schedules_that_cannot_work(values, message):
