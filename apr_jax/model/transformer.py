@@ -154,8 +154,7 @@ def forward(
     if config.remat == "layer":
         h, _ = jax.lax.scan(jax.checkpoint(body), h, params["layers"])
     else:
-        # A scan would copy what the backward pass needs of each layer into and out of stacked arrays, and make CPU devices wait
-        # for each other in every turn (docs/training.md).
+        # A scan would copy what the backward pass needs of each layer into and out of stacked arrays (docs/training.md).
         for index in range(config.layers):
             h, _ = body(h, jax.tree.map(lambda x, i=index: x[i], params["layers"]))
     return _head(params, config, h)
