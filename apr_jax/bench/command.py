@@ -1,13 +1,13 @@
 """The `apr bench` commands."""
 
 import enum
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from apr_jax.bench.measure import Contestant, measure, show, write
+from apr_jax.bench.measure import Contestant, Result, measured, write
 from apr_jax.errors import UsageError
 from apr_jax.runtime import start
 
@@ -50,11 +50,7 @@ def bench_rollout(
     from apr_jax.bench.rollout import bench_rollout as run
     from apr_jax.learn.checkpoint import load_checkpoint
 
-    results = []
-    for result in run(load_checkpoint(checkpoint) if checkpoint else None, problems, peer or [], repeats):
-        results.append(result)
-        if json:
-            write(results, json)
+    _keep(run(load_checkpoint(checkpoint) if checkpoint else None, problems, peer or [], repeats), json)
 
 
 @bench_app.command(
@@ -103,11 +99,7 @@ def bench_train(
     start()
     from apr_jax.bench.train import bench_train as run
 
-    results = []
-    for result in run(experiment, repeats):
-        results.append(result)
-        if json:
-            write(results, json)
+    _keep(run(experiment, repeats), json)
 
 
 @bench_app.command("solver", epilog="Example: apr bench solver --config experiments/nano.py")
@@ -123,7 +115,13 @@ def bench_solver(
 
 
 def _bench(part: str, contestants: Sequence[Contestant], repeats: int, json: Path | None) -> None:
-    result = measure(part, contestants, repeats)
-    show(result)
-    if json:
-        write([result], json)
+    _keep([measured(part, contestants, repeats)], json)
+
+
+def _keep(parts: Iterable[Result], json: Path | None) -> None:
+    """Writes what is measured after every part, so that a stopped bench leaves what it has."""
+    results = []
+    for result in parts:
+        results.append(result)
+        if json:
+            write(results, json)

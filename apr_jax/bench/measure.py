@@ -60,6 +60,13 @@ def measure(part: str, contestants: Sequence[Contestant], repeats: int) -> Resul
     return Result(part, unit, names, rates, tuple(map(statistics.median, rates)), tuple(ratios))
 
 
+def measured(part: str, contestants: Sequence[Contestant], repeats: int) -> Result:
+    """`measure`, its table printed."""
+    result = measure(part, contestants, repeats)
+    show(result)
+    return result
+
+
 def show(result: Result) -> None:
     """Prints the table of one part."""
     table = Table(title=f"{result.part}, median of {len(result.rates[0])}", title_justify="left")

@@ -5,17 +5,26 @@ A process apart has thread pools of its own, and its library can neither clash w
 engine can run by turns.
 """
 
+import contextlib
+import importlib.util
 import json
 import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, Self
 
-from apr_jax.errors import UsageError, UserError
+from rich.console import Console
 
-PEERS = ("transformers", "llama.cpp", "vllm")
+from apr_jax.errors import UsageError, UserError
+from apr_jax.model.config import ModelConfig
+from apr_jax.model.export import save_llama
+from apr_jax.model.transformer import Params
+
+_MODULES = {"transformers": "transformers", "llama.cpp": "llama_cpp", "vllm": "vllm"}
+PEERS = tuple(_MODULES)
 _REMEDY = "pip install 'apr_jax[bench]' installs the versions that work"
 
 
@@ -103,6 +112,25 @@ def open_peer(name: str, folder: Path) -> Peer:
     if name not in PEERS:
         raise UsageError(f"no peer {name!r}; there are {', '.join(PEERS)}")
     return Peer(name, folder)
+
+
+def installed(wanted: Sequence[str] = PEERS) -> list[str]:
+    """Those of the wanted peers that can be imported; the others are named in one line on stderr."""
+    names = [name for name in wanted if importlib.util.find_spec(_MODULES[name])]
+    if left := [name for name in wanted if name not in names]:
+        Console(stderr=True).print(f"without {', '.join(left)}: pip install 'apr_jax[bench]' brings them")
+    return names
+
+
+@contextlib.contextmanager
+def opened(names: Sequence[str], params: Params, config: ModelConfig) -> Iterator[list[Peer]]:
+    """The peers, on these weights."""
+    unknown = [name for name in names if name not in PEERS]
+    if unknown:
+        raise UsageError(f"--peer {unknown[0]}: there are {', '.join(PEERS)}")
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
+        save_llama(params, config, Path(folder))
+        yield [stack.enter_context(open_peer(name, Path(folder))) for name in names]
 
 
 def _environment(name: str) -> dict[str, str]:

@@ -4,22 +4,17 @@ Every contestant takes one AdamW step on the same 8 rows of 1,024 columns: dense
 attends to whole rows, also where they hold many threads: that is what packing costs without attention by blocks.
 """
 
-import contextlib
-import importlib.util
-import tempfile
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 from jaxtyping import Array
-from rich.console import Console
 
 from apr_jax.bench.decode import SHAPES
 from apr_jax.bench.demos import make_recipe
-from apr_jax.bench.measure import Contestant, Result, measure, show
-from apr_jax.bench.peers import Peer, open_peer
+from apr_jax.bench.measure import Contestant, Result, measured
+from apr_jax.bench.peers import Peer, installed, opened
 from apr_jax.config import Experiment
 from apr_jax.data.demonstrate import Workers, demonstrations, unflatten
 from apr_jax.data.packing import Rows, pack_streams
@@ -29,7 +24,6 @@ from apr_jax.learn.optimizer import make_optimizer
 from apr_jax.learn.state import init_state
 from apr_jax.learn.steps import make_sft_step, place_rows
 from apr_jax.model.config import ModelConfig
-from apr_jax.model.export import save_llama
 from apr_jax.model.sharding import make_mesh
 from apr_jax.model.transformer import Params, init_params
 
@@ -46,23 +40,16 @@ def bench_train(config: Experiment, repeats: int) -> Iterator[Result]:
     """
     streams = _streams(config)
     packed = _some_rows(pack_streams([streams], LENGTH))
-    if importlib.util.find_spec("transformers") is None:
-        Console(stderr=True).print("without transformers: pip install 'apr_jax[bench]' brings it")
+    torch = installed(["transformers"])
     for shape, model in SHAPES.items():
         params = init_params(model, VOCAB, jax.random.key(0))
-        with _torch(params, model) as peers:
+        with opened(torch, params, model) as peers:
             for name, rows in (("dense", dense(ROWS, LENGTH)), ("demonstrations", packed)):
                 contestants = [ours(model, params, rows), *_torch_steps(peers, rows), products(model, rows)]
-                yield _measured(f"{shape}, {name}: {ROWS} x {LENGTH:,}", contestants, repeats)
+                yield measured(f"{shape}, {name}: {ROWS} x {LENGTH:,}", contestants, repeats)
         few = streams[: len(streams) // 8]  # Padded, they take many times as long.
-        yield _measured(f"{shape}: packing", [_packed(model, params, few), _padded(model, params, few)], repeats)
-        yield _measured(f"{shape}: cost against work", growth(model, params), repeats)
-
-
-def _measured(part: str, contestants: Sequence[Contestant], repeats: int) -> Result:
-    result = measure(part, contestants, repeats)
-    show(result)
-    return result
+        yield measured(f"{shape}: packing", [_packed(model, params, few), _padded(model, params, few)], repeats)
+        yield measured(f"{shape}: cost against work", growth(model, params), repeats)
 
 
 def ours(model: ModelConfig, params: Params, *batches: Rows, name: str = "apr_jax") -> Contestant:
@@ -182,15 +169,6 @@ def _batches(rows: Rows) -> list[Rows]:
     blank = jax.tree.map(lambda x: np.zeros((missing, *x.shape[1:]), x.dtype), rows)
     full = jax.tree.map(lambda x, more: np.concatenate([x, more]), rows, blank)
     return [jax.tree.map(lambda x, at=at: x[at : at + size], full) for at in range(0, len(full.tokens), size)]
-
-
-@contextlib.contextmanager
-def _torch(params: Params, model: ModelConfig) -> Iterator[list[Peer]]:
-    """The torch library on these weights, if it is installed."""
-    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
-        save_llama(params, model, Path(folder))
-        found = importlib.util.find_spec("transformers") is not None
-        yield [stack.enter_context(open_peer("transformers", Path(folder)))] if found else []
 
 
 def _torch_steps(peers: Sequence[Peer], rows: Rows) -> list[Contestant]:

@@ -92,7 +92,7 @@ def tree_rollout(
             fits = (live > most) & (live <= count)
             seats, work = when(fits, functools.partial(_on_few, count, advance), (seats, work))
             most = count
-        seats, work = when(live > most, advance, (seats, work)) if schedule.few else advance((seats, work))
+        seats, work = advance((seats, work))  # After a loop for few no lane is left to take a turn here.
         threads, lanes = unseat(seats.threads, seats.lanes)
         return dataclasses.replace(seats, threads=_settle(threads, limits, schedule), lanes=lanes), work
 
@@ -161,7 +161,7 @@ def _decode(carry: tuple[Seats, Work], decode: Decode, params: Any, limits: Limi
     position = jnp.where(running, lanes.used - 1, limits.window)
     logits, cache = decode(params, lanes.last[:, None], seats.cache, position[:, None], bound)
     threads, lanes = take_step(seats.threads, lanes, logits[:, 0].astype(jnp.float32), limits)
-    return Seats(threads, lanes, cache), Work(work.steps + 1, work.live + jnp.sum(running, dtype=jnp.int32))
+    return Seats(threads, lanes, cache), Work(work.steps + 1, work.live + _running(seats.lanes))
 
 
 def _settle(threads: Threads, limits: Limits, schedule: Schedule) -> Threads:
