@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import html
 import json
-import string
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +14,8 @@ from apr_jax.errors import UserError
 from apr_jax.evaluate import figures
 from apr_jax.evaluate.metrics import warnings
 from apr_jax.evaluate.run import SUMMARY, TRACES, read_traces
+from apr_jax.evaluate.viewer import page, select
 
-_EMBEDDED = 60  # Problems that the viewer carries, the same for all evaluations.
 _COLUMNS = (
     ("accuracy", "accuracy", "{:.1%}"),
     ("total_tokens", "total tokens", "{:.0f}"),
@@ -53,40 +51,8 @@ def write_run_report(run: Path) -> Path:
         ]
     )
     path = run / "report.html"
-    path.write_text(_page(f"apr_jax: {run.name}", summary, _selection(traces)), encoding="utf-8")
+    path.write_text(page(f"apr_jax: {run.name}", summary, select(traces)), encoding="utf-8")
     return path
-
-
-def write_tree_page(trace: dict[str, Any], name: str, path: Path) -> None:
-    """The viewer of one tree, for `apr solve --html`."""
-    problem = f"{' '.join(map(str, trace['numbers']))} -> {trace['target']}"
-    path.write_text(_page(f"apr_jax: {problem}", "", {name: [trace]}), encoding="utf-8")
-
-
-def _page(title: str, summary: str, evaluations: dict[str, list[dict[str, Any]]]) -> str:
-    assets = resources.files("apr_jax.evaluate") / "assets"
-    # A "<" could end the script element or open a comment in it, whatever a model wrote.
-    embedded = json.dumps({"evaluations": evaluations}, separators=(",", ":")).replace("<", "\\u003c")
-    return string.Template((assets / "report.html").read_text()).substitute(
-        title=html.escape(title),
-        summary=summary,
-        style=(assets / "report.css").read_text(),
-        script=(assets / "report.js").read_text(),
-        traces=embedded,
-    )
-
-
-def _selection(traces: dict[str, list[dict[str, Any]]]) -> dict[str, list[dict[str, Any]]]:
-    """The same problems for all: some that the parallel model got wrong, then others."""
-    lead = next((name for name in ("apr-rl", "apr-sft") if name in traces), next(iter(traces)))
-    first = [trace for trace in traces[lead] if trace["sample"] == 0]
-    wrong = [trace["id"] for trace in first if not trace["correct"]][: _EMBEDDED // 3]
-    right = [trace["id"] for trace in first if trace["correct"]][: _EMBEDDED - len(wrong)]
-    wanted = {*wrong, *right}
-    return {
-        name: [trace for trace in lines if trace["id"] in wanted and trace["sample"] == 0]
-        for name, lines in traces.items()
-    }
 
 
 def _table(summaries: dict[str, dict[str, Any]]) -> str:

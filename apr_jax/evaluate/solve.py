@@ -11,9 +11,9 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from apr_jax.evaluate.report import write_tree_page
 from apr_jax.evaluate.run import answer_one
 from apr_jax.evaluate.trace import to_trace
+from apr_jax.evaluate.viewer import write_tree_page
 from apr_jax.learn.answers import extract_answers
 from apr_jax.learn.checkpoint import Restored
 from apr_jax.tasks import Countdown, Problem

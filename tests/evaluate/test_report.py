@@ -7,8 +7,9 @@ import re
 import pytest
 
 from apr_jax.errors import UserError
-from apr_jax.evaluate.report import write_run_report, write_tree_page
+from apr_jax.evaluate.report import write_run_report
 from apr_jax.evaluate.run import evaluate, read_traces
+from apr_jax.evaluate.viewer import write_tree_page
 from apr_jax.learn.checkpoint import load_checkpoint
 from apr_jax.tasks import load_problems
 
