@@ -183,7 +183,7 @@ class Checkpoints:
         """State, data and meta of a step, and why it cannot be read, if so; without a word between processes."""
         try:
             meta, data = _read_meta(folder), _read_json(folder, "data")
-            if meta.get("data_sum", json_sum(data)) != json_sum(data):
+            if meta["data_sum"] != json_sum(data):
                 raise ValueError("data is not what was saved")
             self._check_same_run(meta, folder)
             params = _read_arrays(folder / "params", blank.params)
@@ -218,7 +218,7 @@ class Checkpoints:
         ):
             if wanted != found:
                 raise UserError(f"checkpoint {folder}: was saved with {name}={found!r}, not {wanted!r}; {_ANOTHER}")
-        mine, saved = (_flatten(json.loads(json.dumps(values))) for values in (to_dict(run.config), _completed(meta)))
+        mine, saved = (_flatten(json.loads(json.dumps(values))) for values in (to_dict(run.config), meta["config"]))
         differing = [
             f"{name}={saved.get(name)!r} (now {mine.get(name)!r})"
             for name in sorted(mine.keys() | saved.keys())
@@ -244,7 +244,7 @@ def load_checkpoint(path: str | Path) -> Restored:
     try:
         meta = _read_meta(folder)
         params = _read_params(folder / "params")
-        if "sums" in meta and (wrong := changed(params, meta["sums"]["params"])):
+        if wrong := changed(params, meta["sums"]["params"]):
             raise ValueError(f"params{wrong[0]} is not what was saved")
         tokenizer = Tokenizer.from_bytes(base64.b64decode(meta["tokenizer"]))
         config = from_dict(meta["config"])
@@ -283,9 +283,9 @@ def _read_json(folder: Path, item: str) -> dict[str, Any]:
 
 
 def _read_meta(folder: Path) -> dict[str, Any]:
-    """Raises ValueError if it is not what was saved. Steps older than the sums have none, and are taken as they are."""
+    """Raises ValueError if it is not what was saved."""
     meta = _read_json(folder, "meta")
-    if "meta_sum" in meta and meta.pop("meta_sum") != json_sum(meta):
+    if meta.pop("meta_sum", None) != json_sum(meta):
         raise ValueError("meta is not what was saved")
     return meta
 
@@ -293,7 +293,7 @@ def _read_meta(folder: Path) -> dict[str, Any]:
 def _difference(state: TrainState, meta: dict[str, Any]) -> str:
     """What of the state is not what was saved, or ""; all processes call it, and all get the same."""
     arrays = {"params": state.params, "state": _without_params(state)}
-    wrong = [item + path for item, sums in meta.get("sums", {}).items() for path in changed(arrays[item], sums)]
+    wrong = [item + path for item, sums in meta["sums"].items() for path in changed(arrays[item], sums)]
     if wrong:
         return f"{wrong[0]} is not what was saved"
     return "" if int(state.step) == meta["step"] else f"holds step {int(state.step)}"
@@ -343,15 +343,6 @@ def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     for name, value in values.items():
         flat |= _flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
     return flat
-
-
-def _completed(meta: dict[str, Any]) -> dict[str, Any]:
-    """The saved config, with the defaults of fields that came into being after it."""
-    saved: dict[str, Any] = meta["config"]
-    try:
-        return to_dict(from_dict(saved))
-    except ConfigError:  # It has fields that are no more.
-        return saved
 
 
 def _encode(tokenizer: Tokenizer) -> str:

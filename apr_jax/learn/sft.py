@@ -59,10 +59,6 @@ def train_sft(
         state, metrics = update(state, place_rows(rows, mesh))
         return state, metrics | {"data_seconds": waited}
 
-    def restore_data(data: dict[str, Any]) -> None:
-        # Before there were streams, one process had what is now the only one.
-        batches.set_state(data["streams"] if "streams" in data else {"0": data["processes"][0]})
-
     init = jax.jit(init_params, static_argnums=(0, 1))
     # By way of the host: several processes then lay the same values out on the mesh of all.
     params = jax.device_get(init(config.model, tokenizer.vocab_size, jax.random.key(config.seed)))
@@ -78,7 +74,7 @@ def train_sft(
             data_state=lambda: {"streams": merge(batches.get_state())},
             batch=last_batches.of,
         ),
-        restore_data=restore_data,
+        restore_data=lambda data: batches.set_state(data["streams"]),
         log_every=sft.log_every,
         counted="tokens",
         shown=("loss", "entropy"),

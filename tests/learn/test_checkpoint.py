@@ -16,6 +16,7 @@ import pytest
 from apr_jax.data.tokenizer import Tokenizer
 from apr_jax.errors import UserError
 from apr_jax.learn.checkpoint import BEST, FOLDER, Checkpoints, Run, load_checkpoint
+from apr_jax.learn.checksum import json_sum
 from apr_jax.learn.config import OptimizerConfig
 from apr_jax.learn.faults import disk_errors
 from apr_jax.learn.optimizer import make_optimizer
@@ -69,6 +70,32 @@ def saved(tmp_path_factory, run, blank):
     workdir = tmp_path_factory.mktemp("saved")
     _save(workdir, run, blank, {2: None, 4: None})
     return workdir
+
+
+@pytest.fixture
+def copied(saved, tmp_path):
+    """A copy of that run, to be hurt."""
+    return shutil.copytree(saved, tmp_path / "copied")
+
+
+def _restored(workdir, run, blank):
+    """The step that is restored, after checking that it is whole."""
+    with Checkpoints(workdir, run) as checkpoints:
+        state, data = checkpoints.restore_latest(blank)
+    step = int(state.step)
+    _equal(state, _at(blank, step))
+    assert data == {"position": step}
+    return step
+
+
+def _assert_told(told, workdir, step):
+    """If the newest step, 4, was not restored, one line says so."""
+    if step == 4:
+        assert told == ""
+    else:
+        assert step == 2
+        assert told.count("\n") == 1
+        assert f"checkpoint {workdir / FOLDER / '4'}: damaged (" in told
 
 
 def test_round_trip(saved, run, blank):
@@ -133,19 +160,10 @@ def test_a_damaged_step_is_reported_and_the_one_before_used(saved, run, blank, t
         file.unlink()
         if how != "missing":
             file.write_bytes(content[: len(content) // 2] if how == "truncated" else b"")
-        with Checkpoints(workdir, run) as checkpoints:
-            state, data = checkpoints.restore_latest(blank)
-        step = int(state.step)
-        _equal(state, _at(blank, step))
-        assert data == {"position": step}
-        told = capsys.readouterr().out
-        if step == 4:
-            assert told == ""
-        else:
+        step = _restored(workdir, run, blank)
+        _assert_told(capsys.readouterr().out, workdir, step)
+        if step == 2:
             damaged += 1
-            assert told.count("\n") == 1
-            assert str(workdir / FOLDER / "4") in told
-            assert "damaged" in told
             assert not (workdir / FOLDER / "4").exists(), "in the way of saving step 4 anew"
             assert (workdir / "damaged" / "4.0").is_dir(), "set aside, not deleted"
             if damaged == 1:
@@ -169,100 +187,81 @@ def test_a_flipped_bit_anywhere_is_harmless_or_reported(saved, run, blank, tmp_p
         (workdir / name).write_bytes(content)
         with contextlib.suppress(UserError):
             _equal(load_checkpoint(workdir / FOLDER / "4").params, _at(blank, 4).params)
-        with Checkpoints(workdir, run) as checkpoints:
-            state, data = checkpoints.restore_latest(blank)
-        step = int(state.step)
-        _equal(state, _at(blank, step))
-        assert data == {"position": step}
-        told = capsys.readouterr().out
-        assert (str(workdir / FOLDER / "4") in told and "damaged" in told) if step == 2 else told == ""
+        step = _restored(workdir, run, blank)
+        _assert_told(capsys.readouterr().out, workdir, step)
         if step == 2:
             reported.add(Path(name).relative_to(f"{FOLDER}/4").parts[0])
     assert reported >= {"params", "state", "meta"}
 
 
-def test_what_changed_is_named(saved, run, blank, tmp_path, capsys):
-    shutil.copytree(saved, tmp_path, dirs_exist_ok=True)
-    for item, damage, told in (
+@pytest.mark.parametrize(
+    ("item", "damage", "problem"),
+    [
         ("data", lambda text: text.replace("4", "5"), "data is not what was saved"),
         ("meta", lambda text: text.replace('"apr"', '"sos"'), "meta is not what was saved"),
-    ):
-        file = tmp_path / FOLDER / "4" / item / "metadata"
-        kept = file.read_text()
-        assert damage(kept) != kept
-        file.write_text(damage(kept))
-        with Checkpoints(tmp_path, run) as checkpoints:
-            assert int(checkpoints.restore_latest(blank)[0].step) == 2
-        assert told in capsys.readouterr().out
-        shutil.rmtree(tmp_path / "damaged")
-        shutil.copytree(saved / FOLDER / "4", tmp_path / FOLDER / "4")
+        ("meta", lambda text: text.replace('"meta_sum"', '"no_sum"'), "meta is not what was saved"),
+        ("meta", lambda text: "{}", "meta is not what was saved"),
+    ],
+    ids=["data", "meta", "no sum", "nothing"],
+)
+def test_what_changed_is_named(copied, run, blank, capsys, item, damage, problem):
+    file = copied / FOLDER / "4" / item / "metadata"
+    kept = file.read_text()
+    assert damage(kept) != kept
+    file.write_text(damage(kept))
+    if item == "meta":
+        with pytest.raises(UserError, match=f"damaged \\({problem}\\); other steps there: 2$"):
+            load_checkpoint(copied / FOLDER / "4")
+    assert _restored(copied, run, blank) == 2
+    told = capsys.readouterr().out
+    _assert_told(told, copied, 2)
+    assert problem in told
 
 
-def test_a_step_without_sums_is_read(saved, run, blank, tmp_path):
-    """Those of older versions have none, nor the fields that the config got since."""
-    shutil.copytree(saved, tmp_path, dirs_exist_ok=True)
-    file = tmp_path / FOLDER / "4" / "meta" / "metadata"
-    meta = json.loads(file.read_text())
-    for name in ("sums", "data_sum", "meta_sum"):
-        del meta[name]
-    del meta["config"]["learn"]["sft"]["log_every"]  # tests/conftest.py sets it; the default differs.
-    del meta["config"]["learn"]["bad_steps"]
-    file.write_text(json.dumps(meta))
-    with Checkpoints(tmp_path, run) as checkpoints, pytest.raises(UserError, match=r"bad_steps=20 \(now 3\)"):
-        checkpoints.restore_latest(blank)
-    meta["config"]["learn"]["bad_steps"] = 3
-    file.write_text(json.dumps(meta))
-    with Checkpoints(tmp_path, run) as checkpoints:
-        _equal(checkpoints.restore_latest(blank)[0], _at(blank, 4))
-    assert load_checkpoint(tmp_path).step == 4
-
-
-def test_evaluation_of_a_damaged_checkpoint_names_it_and_other_steps(saved, tmp_path):
-    shutil.copytree(saved, tmp_path, dirs_exist_ok=True)
-    shutil.rmtree(tmp_path / FOLDER / "4" / "params")
+def test_evaluation_of_a_damaged_checkpoint_names_it_and_other_steps(copied):
+    shutil.rmtree(copied / FOLDER / "4" / "params")
     with pytest.raises(UserError, match=r"checkpoints/4: damaged .*; other steps there: 2$"):
-        load_checkpoint(tmp_path / FOLDER / "4")
+        load_checkpoint(copied / FOLDER / "4")
     with pytest.raises(UserError, match="no such checkpoint; give a run's folder"):
-        load_checkpoint(tmp_path / "nothing")
+        load_checkpoint(copied / "nothing")
 
 
-def test_a_checkpoint_of_another_version_is_not_called_damaged(saved, tmp_path):
-    shutil.copytree(saved, tmp_path, dirs_exist_ok=True)
-    path = tmp_path / FOLDER / "4" / "meta" / "metadata"
-    meta = json.loads(path.read_text())
-    meta["config"]["learn"]["rl"]["once"] = 1
+def test_a_checkpoint_of_another_version_is_not_called_damaged(copied, run, blank):
+    """Its config has a field that is no more, and lacks one."""
+    file = copied / FOLDER / "4" / "meta" / "metadata"
+    meta = json.loads(file.read_text())
     del meta["meta_sum"]
-    path.write_text(json.dumps(meta))
-    with pytest.raises(
-        UserError, match=r"is of another version of apr_jax \(config learn.rl.once=1: .*\); train again"
-    ):
-        load_checkpoint(tmp_path / FOLDER / "4")
+    meta["config"]["learn"]["rl"]["once"] = meta["config"]["learn"].pop("bad_steps")
+    file.write_text(json.dumps(meta | {"meta_sum": json_sum(meta)}))
+    told = r"is of another version of apr_jax \(config learn.rl.once=3: .*\); train again"
+    with pytest.raises(UserError, match=told):
+        load_checkpoint(copied / FOLDER / "4")
+    told = r"was saved with learn.bad_steps=None \(now 3\), learn.rl.once=3 \(now None\); use the same settings"
+    with Checkpoints(copied, run) as checkpoints, pytest.raises(UserError, match=told):
+        checkpoints.restore_latest(blank)
 
 
-def test_all_steps_damaged_is_an_error(saved, run, blank, tmp_path):
-    shutil.copytree(saved, tmp_path, dirs_exist_ok=True)
+def test_all_steps_damaged_is_an_error(copied, run, blank):
     for step in ("2", "4"):
-        shutil.rmtree(tmp_path / FOLDER / step / "params")
+        shutil.rmtree(copied / FOLDER / step / "params")
     with (
-        Checkpoints(tmp_path, run) as checkpoints,
+        Checkpoints(copied, run) as checkpoints,
         pytest.raises(UserError, match="all 2 steps are damaged; delete it to start anew"),
     ):
         checkpoints.restore_latest(blank)
-    assert {entry.name for entry in (tmp_path / FOLDER).iterdir()} == {"2", "4"}, "nothing may be deleted"
+    assert {entry.name for entry in (copied / FOLDER).iterdir()} == {"2", "4"}, "nothing may be deleted"
 
 
-def test_a_passing_fault_costs_no_checkpoint(saved, run, blank, tmp_path):
+def test_a_passing_fault_costs_no_checkpoint(copied, run, blank):
     """What cannot be read now, for want of memory or of a network disk, may be read later."""
-    shutil.copytree(saved, tmp_path, dirs_exist_ok=True)
-    hidden = [(tmp_path / FOLDER / step / "params", tmp_path / f"hidden{step}") for step in ("2", "4")]
+    hidden = [(copied / FOLDER / step / "params", copied / f"hidden{step}") for step in ("2", "4")]
     for params, away in hidden:
         params.rename(away)
-    with Checkpoints(tmp_path, run) as checkpoints, pytest.raises(UserError):
+    with Checkpoints(copied, run) as checkpoints, pytest.raises(UserError):
         checkpoints.restore_latest(blank)
     for params, away in hidden:
         away.rename(params)
-    with Checkpoints(tmp_path, run) as checkpoints:
-        assert int(checkpoints.restore_latest(blank)[0].step) == 4
+    assert _restored(copied, run, blank) == 4
 
 
 @pytest.mark.parametrize(
@@ -290,12 +289,10 @@ def test_what_decides_speed_alone_may_change(saved, run, blank):
         assert checkpoints.restore_latest(blank) is not None
 
 
-def test_an_unfinished_save_is_ignored(saved, run, blank, tmp_path):
-    shutil.copytree(saved, tmp_path, dirs_exist_ok=True)
-    shutil.copytree(tmp_path / FOLDER / "2", tmp_path / FOLDER / "6.orbax-checkpoint-tmp")
-    with Checkpoints(tmp_path, run) as checkpoints:
-        assert int(checkpoints.restore_latest(blank)[0].step) == 4
-    assert load_checkpoint(tmp_path).step == 4
+def test_an_unfinished_save_is_ignored(copied, run, blank):
+    shutil.copytree(copied / FOLDER / "2", copied / FOLDER / "6.orbax-checkpoint-tmp")
+    assert _restored(copied, run, blank) == 4
+    assert load_checkpoint(copied).step == 4
 
 
 def test_a_full_disk_says_so(tmp_path):

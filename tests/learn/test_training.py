@@ -105,23 +105,6 @@ def test_sft_stopped_and_resumed_is_the_unbroken_run(
     assert _lines(tmp_path) == _lines(unbroken[0])
 
 
-def test_a_run_of_an_older_version_goes_on(unbroken, config, data_dir, tmp_path, monkeypatch):
-    """Its checkpoints have no sums, no streams, and a config without them."""
-    with monkeypatch.context() as patch:
-        patch.setattr(sft, "make_sft_step", _Interrupt(sft.make_sft_step, 3, signal.SIGTERM))
-        with pytest.raises(SystemExit):
-            train_sft(config, data_dir, tmp_path, "apr", progress=False)
-    meta_file, data_file = (tmp_path / FOLDER / "3" / item / "metadata" for item in ("meta", "data"))
-    meta, data = json.loads(meta_file.read_text()), json.loads(data_file.read_text())
-    for name in ("sums", "data_sum", "meta_sum"):
-        del meta[name]
-    del meta["config"]["learn"]["sft"]["streams"]
-    meta_file.write_text(json.dumps(meta))
-    data_file.write_text(json.dumps({"processes": [data["streams"]["0"]]}))
-    _equal(train_sft(config, data_dir, tmp_path, "apr", progress=False), unbroken[1])
-    assert _lines(tmp_path) == _lines(unbroken[0])
-
-
 def test_a_finished_run_trains_no_more(unbroken, config, data_dir):
     workdir, state = unbroken
     before = _lines(workdir)
