@@ -112,6 +112,7 @@ class RewardConfig:
         (no gradient, no part in any mean), or "penalised".
       overlong_penalty: taken off the reward of a penalised tree.
       time_limit: seconds that the verification of one answer may take; then it is stopped, and the answer counts as wrong.
+        After eight such answers of a batch so does the rest of it, not verified.
     """
 
     token_price: float = 0.0

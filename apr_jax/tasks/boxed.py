@@ -8,7 +8,9 @@ The life of a batch:
 1. All pairs of problem and answer go to the process in one message; the answers are text and stay text.
 2. It sends back one outcome a pair: a `Verdict`, or why there is none.
 3. If an outcome is not there within the time limit, the process is killed, the pair counts as TIMED_OUT, and a new process
-   takes the rest.
+   takes the rest. If the process dies, the pair counts as RAISED, and a new one takes the rest.
+4. After the eighth process that a batch costs, its rest is not verified and counts like the eighth answer: a verifier that
+   hangs on everything holds a batch up for eight time limits, however large it is.
 """
 
 import enum
@@ -19,12 +21,16 @@ import subprocess
 import sys
 import traceback
 from collections.abc import Sequence
+from contextlib import suppress
 from multiprocessing.connection import Connection, Pipe
 from typing import Self
 
+from apr_jax.errors import UserError
 from apr_jax.tasks.base import Problem, Task, Verdict
 
 _START_LIMIT = 60.0  # Seconds to start Python and import the task, on a busy machine.
+_MOST_LOST = 8  # Processes that a batch may cost. Enough that a rare hang costs its own answer alone.
+_READY = "ready"
 
 
 class Failure(enum.Enum):
@@ -49,7 +55,8 @@ class BoxedVerifier:
 
     def __init__(self, task: Task, time_limit: float):
         self._task, self._limit = pickle.dumps(task), time_limit
-        self._told: set[Failure] = set()
+        self._class = f"{type(task).__module__}.{type(task).__qualname__}"
+        self._told: set[str] = set()
         self._start()
 
     def __enter__(self) -> Self:
@@ -62,34 +69,53 @@ class BoxedVerifier:
         """One outcome a pair, in order.
 
         Raises:
-          RuntimeError: the process cannot be started.
+          UserError: the process cannot be started.
         """
         outcomes: list[Outcome] = []
+        lost = 0
         while len(outcomes) < len(pairs):
-            problem = pairs[len(outcomes)][0]
-            if self._process.poll() is not None:  # Ended by someone else, between batches: nobody's answer is to blame.
-                self._restart()
-            try:
-                if not self._ready:
-                    self._await_start()
-                self._connection.send(pairs[len(outcomes) :])
-                for problem, _ in pairs[len(outcomes) :]:
-                    if not self._connection.poll(self._limit):
-                        outcomes.append(self._fail(Failure.TIMED_OUT, problem, f"took more than {self._limit:g} s"))
-                        self._restart()
-                        break
-                    found = self._connection.recv()
-                    outcomes.append(found if isinstance(found, Verdict) else self._fail(Failure.RAISED, problem, found))
-            except (EOFError, OSError):  # The other end is gone.
-                outcomes.append(self._fail(Failure.RAISED, problem, "ended its process"))
-                self._restart()
+            if lost == _MOST_LOST:
+                rest = len(pairs) - len(outcomes)
+                self._tell(
+                    "rest",
+                    f"{lost} answers of a batch hung or ended its process; its other {rest} count as wrong",
+                )
+                return outcomes + [outcomes[-1]] * rest
+            outcomes += self._verify_until_lost(pairs[len(outcomes) :])
+            lost += 1  # Or all outcomes are there.
+        return outcomes
+
+    def _verify_until_lost(self, pairs: Sequence[tuple[Problem, str]]) -> list[Outcome]:
+        """The outcomes up to the one that cost the process, which is replaced; all of them if none did."""
+        if self._process.poll() is not None:  # Ended by someone else, between batches: nobody's answer is to blame.
+            self._restart()
+        if not self._ready:
+            self._await_start()
+        outcomes: list[Outcome] = []
+        problem = pairs[0][0]
+        try:
+            self._connection.send(pairs)
+            for problem, _ in pairs:
+                if not self._connection.poll(self._limit):
+                    outcomes.append(self._fail(Failure.TIMED_OUT, problem, f"took more than {self._limit:g} s"))
+                    break
+                found = self._connection.recv()
+                outcomes.append(found if isinstance(found, Verdict) else self._fail(Failure.RAISED, problem, found))
+            else:
+                return outcomes
+        except (EOFError, OSError):  # The other end is gone.
+            outcomes.append(self._fail(Failure.RAISED, problem, "ended its process"))
+        self._restart()
         return outcomes
 
     def _fail(self, failure: Failure, problem: Problem, what: str) -> Failure:
-        if failure not in self._told:
-            self._told.add(failure)
-            print(f"verifier: {what} on an answer to problem {problem.id}; it counts as wrong", file=sys.stderr)
+        self._tell(failure.value, f"{what} on an answer to problem {problem.id}; it counts as wrong")
         return failure
+
+    def _tell(self, kind: str, what: str) -> None:
+        if kind not in self._told:
+            self._told.add(kind)
+            print(f"verifier: {what}", file=sys.stderr)
 
     def _start(self) -> None:
         self._connection, theirs = Pipe()
@@ -104,13 +130,23 @@ class BoxedVerifier:
         self._ready = False
 
     def _await_start(self) -> None:
+        """Raises UserError if the process does not start, or cannot make the task there."""
         try:
             self._connection.send_bytes(self._task)
-            self._ready = self._connection.poll(_START_LIMIT) and self._connection.recv()
+            if not self._connection.poll(_START_LIMIT):
+                raise UserError(
+                    f"verifier: its process was not ready after {_START_LIMIT:g} s: the import of {self._class} hangs, or the "
+                    "machine is too busy; start the same command again"
+                )
+            said = self._connection.recv()
         except (EOFError, OSError):
-            pass
-        if not self._ready:
-            raise RuntimeError("verifier: its process did not start; can the task's class be imported?")
+            said = "the process ended"
+        if said != _READY:
+            raise UserError(
+                f"verifier: its process cannot make the task {self._class} ({said}); "
+                "its class must be in a module that Python can import, not in the script that is run"
+            )
+        self._ready = True
 
     def _stop(self) -> None:
         self._connection.close()
@@ -128,15 +164,17 @@ def serve(descriptor: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     connection = Connection(descriptor)
-    task: Task = pickle.loads(connection.recv_bytes())
-    connection.send(True)
-    while True:
+    with suppress(EOFError, OSError):  # The other end is gone.
+        pickled = connection.recv_bytes()
         try:
-            pairs = connection.recv()
-        except EOFError:
+            task: Task = pickle.loads(pickled)
+        except Exception as error:
+            connection.send(_one_line(error))
             return
-        for problem, answer in pairs:
-            connection.send(_verify(task, problem, answer))
+        connection.send(_READY)
+        while True:
+            for problem, answer in connection.recv():
+                connection.send(_verify(task, problem, answer))
 
 
 def _verify(task: Task, problem: Problem, answer: str) -> Verdict | str:
@@ -144,4 +182,8 @@ def _verify(task: Task, problem: Problem, answer: str) -> Verdict | str:
         found = task.verify(problem, answer)
         return found if isinstance(found, Verdict) else f"returned {type(found).__name__}, no verdict"
     except BaseException as error:  # SystemExit and the like too: the box stays closed.
-        return "raised " + " ".join(traceback.format_exception_only(error)[-1].split())[:200]
+        return f"raised {_one_line(error)}"
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(traceback.format_exception_only(error)[-1].split())[:200]

@@ -7,6 +7,7 @@ import time
 
 import pytest
 
+from apr_jax.errors import UserError
 from apr_jax.tasks import (
     BoxedVerifier,
     Countdown,
@@ -16,6 +17,7 @@ from apr_jax.tasks import (
     Problem,
     SolverConfig,
     Verdict,
+    boxed,
 )
 
 RIGHT = Verdict(("1",), claimed=True, correct=True)
@@ -92,11 +94,50 @@ def test_a_signal_to_the_group_of_this_process_never_reaches_the_box():
         assert os.getpgid(box._process.pid) != os.getpgid(0)
 
 
-def test_a_task_that_cannot_be_read_is_said():
-    with BoxedVerifier(Moody(), time_limit=5.0) as box:
-        box._task = b"no pickle"
-        with pytest.raises(RuntimeError, match="its process did not start"):
+@pytest.mark.parametrize(
+    ("answer", "failure", "why"), [("sleep", Failure.TIMED_OUT, "took more"), ("die", Failure.RAISED, "ended its")]
+)
+def test_a_verifier_that_fails_on_everything_holds_a_batch_up_for_eight_answers(
+    answer, failure, why, capfd, monkeypatch
+):
+    """However large the batch is; the next batch gets its eight again."""
+    started = []
+    start = BoxedVerifier._start
+    monkeypatch.setattr(BoxedVerifier, "_start", lambda self: [started.append(1), start(self)])
+    with BoxedVerifier(Moody(), time_limit=0.3) as box:
+        assert box.verify([(PROBLEM, answer)] * 1_000) == [failure] * 1_000
+        assert len(started) == 1 + 8
+        rare = [(PROBLEM, "fine"), (PROBLEM, answer)]
+        assert box.verify(rare * 8 + rare) == [RIGHT, failure] * 8 + [failure] * 2
+    assert len(started) == 1 + 8 + 8
+    first, rest = capfd.readouterr().err.splitlines()
+    assert first.startswith(f"verifier: {why}")
+    assert rest == "verifier: 8 answers of a batch hung or ended its process; its other 992 count as wrong"
+
+
+def test_what_keeps_the_process_from_starting_is_said(monkeypatch, capfd):
+    class Hidden(HiddenDigit):
+        """A class that no import finds; pickled by its name, as one of the script that is run would be."""
+
+    monkeypatch.setitem(globals(), "Hidden", Hidden)
+    Hidden.__qualname__ = "Hidden"
+    name = f"{Hidden.__module__}.Hidden"
+    with BoxedVerifier(Hidden(), time_limit=5.0) as box:
+        told = (
+            rf"verifier: its process cannot make the task {name} \(AttributeError: .*Hidden.*\); its class must be in a"
+        )
+        with pytest.raises(UserError, match=told):
             box.verify([(PROBLEM, "fine")])
+    with BoxedVerifier(Moody(), time_limit=5.0) as box:
+        box._process.kill()
+        box._process.poll = lambda: None  # Between the look at the process and its first words.
+        with pytest.raises(UserError, match=r"cannot make the task \S*Moody \(the process ended\)"):
+            box.verify([(PROBLEM, "fine")])
+    monkeypatch.setattr(boxed, "_START_LIMIT", 0.001)
+    told = r"not ready after 0.001 s: the import of \S*Moody hangs, or the machine is too busy"
+    with BoxedVerifier(Moody(), time_limit=5.0) as box, pytest.raises(UserError, match=told):
+        box.verify([(PROBLEM, "fine")])
+    assert capfd.readouterr().err == "", "no traceback of the process either"
 
 
 def test_the_box_is_quick():
