@@ -31,12 +31,14 @@ class SolverConfig:
       serial_beam: SoS and SoS+ draw a beam from 1..serial_beam for each problem.
       depth_first: what depth-first SoS keeps: the best of its beam, or all successors near the target as published
         (traces of up to some thousand characters at four numbers).
-      parent_beam: APR's parent draws from parent_beam_low..parent_beam.
+      parent_beam: APR's parent draws from parent_beam_low..parent_beam, or from 1 where the prompt states a condition.
       parent_beam_low: see above.
       child_beam: APR's children draw from the parent's beam..child_beam.
       max_children: threads that a demonstration of APR may spawn; a node whose successors no longer fit is queued.
       promising: probability that a node is judged promising.
       shuffle: shuffle the kept successors (the paper) or keep them in their canonical order (easier for small models).
+      largest: a step that leaves two numbers is only followed if its result is at most this; 0 follows all. Above twice the
+        highest number and target such a step helps only if the last one divides, and small models multiply badly.
       condition: share of demonstrations whose prompt states the condition (child count for APR, window bin for SoS+).
       window_bin: tokens a bin of the SoS+ condition; characters of the compact trace stand for tokens.
       render: text form of a trace: the fewest tokens, or the lines of Stream of Search.
@@ -50,6 +52,7 @@ class SolverConfig:
     max_children: int = 10
     promising: float = 0.5
     shuffle: bool = True
+    largest: int = 0
     condition: float = 0.5
     window_bin: int = 512
     render: Literal["compact", "sos"] = "compact"
@@ -58,6 +61,8 @@ class SolverConfig:
         for field in ("serial_beam", "parent_beam", "parent_beam_low", "child_beam", "max_children", "window_bin"):
             if getattr(self, field) < 1:
                 raise ValueError(f"solver.{field}={getattr(self, field)} must be at least 1")
+        if self.largest < 0:
+            raise ValueError(f"solver.largest={self.largest} must be at least 0")
         if self.parent_beam_low > self.parent_beam:
             raise ValueError(
                 f"solver.parent_beam_low={self.parent_beam_low} must be at most solver.parent_beam={self.parent_beam}"

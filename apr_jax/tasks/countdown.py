@@ -49,8 +49,8 @@ class Countdown:
           ValueError: `method` is not one of `solvers.METHODS`.
         """
         rng = random.Random(f"{problem.numbers}{problem.target}{method}{seed}")
-        plan = solvers.draw_plan(method, self.solver, rng)
         conditioned = method != "sos" and rng.random() < self.solver.condition
+        plan = solvers.draw_plan(method, self.solver, rng, conditioned)
         search = solvers.search(problem.numbers, problem.target, plan, rng)
         condition = None
         if conditioned and method == "apr":

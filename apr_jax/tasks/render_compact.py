@@ -1,16 +1,17 @@
 """Compact traces: the fewest tokens that still say everything.
 
-    22+26=48,2      a node: the step, then the other numbers; the state is the result followed by them
-    +50-46!         at two numbers: operator and result only, up to the hit, which is marked
-    +50-46*         a result with more digits than the target can't be it and is left out
-    ;               between nodes
-    >48,2           a state taken from the queue; what follows is its expansion
-    22+26,2:46      a child's message: the step without its result, the other numbers, the target
-    3*4=12;6+7,12:9 the same below earlier steps, which the child needs for the whole path that it joins
+    22,26:2,7+48-4*572    two numbers of a state, the others, and what each operation makes of the two: the successors
+    +50~-43               a successor of two numbers, and what combining these makes, where it could be the target
+    ~-46!                 a hit
+    ;                     between groups; a group begins anew when the search comes back to it
+    >48,2,7               a state taken from the queue; what follows is its expansion
+    22+26,2,7:46          a child's message: the step without its result, the other numbers, the target
+    22+26=48;48+2,7:46    the same below earlier steps, which the child needs for the whole path that it joins
 
-The mark of a hit costs a token and saves the reader a puzzle: without it, the last operator's `<join>` follows hits and
-misses alike, and a small model learns to overlook the rarer hits. Results that are left out save it from learning large
-products that decide nothing.
+Two numbers are only combined on paper where the last digit and the number of digits are the target's: a reader of last
+digits sees that the others can't be it, and one in a dozen remains. A child of four numbers takes a third of the tokens
+that way (docs/log.md). The mark of a hit costs a token and saves the reader a puzzle: without it, the last result's
+`<join>` follows hits and misses alike, and a small model learns to overlook the rarer hits.
 
 A child first works out its result (`=48`) and then searches. Answers are equations joined by commas; "" is no solution.
 """
@@ -21,6 +22,7 @@ from apr_jax.tasks.base import Problem, Spawn, Thread
 from apr_jax.tasks.events import Enter, Fork, Generate, Node, Search, State, Step, Test
 
 HIT = "!"
+TRIED = "~"
 
 
 def _numbers(numbers: State) -> str:
@@ -42,18 +44,42 @@ def message_text(node: Node, target: int) -> str:
     """What a parent tells the child that gets `node`."""
     *earlier, last = node.path
     path = answer_text(earlier) + ";" if earlier else ""
-    return f"{path}{_headed(last.expression, node.state)}:{target}"
+    return f"{path}{','.join((last.expression, *map(str, node.state[1:])))}:{target}"
 
 
-def _headed(head: str, state: State) -> str:
-    """`head` stands for the state's first number, the others follow."""
-    return ",".join((head, *map(str, state[1:])))
+def could_be(result: int, target: int) -> bool:
+    """Whether a result has the target's last digit and number of digits."""
+    return result % 10 == target % 10 and len(str(result)) == len(str(target))
 
 
-def _tested(result: int, target: int) -> str:
-    if result == target:
-        return f"{result}{HIT}"
-    return "" if len(str(result)) > len(str(target)) else str(result)
+class _Trace:
+    """The text of one thread in the making."""
+
+    def __init__(self, text: str):
+        self.text = text
+        self._group: tuple[Node | tuple[Step, ...], State] | None = None
+
+    def line(self, text: str) -> None:
+        """Begins a new part."""
+        self.text += f";{text}" if self.text else text
+        self._group = None
+
+    def successor(self, node: Node) -> None:
+        """A step and its result, under the head of its group unless that is where the trace stands."""
+        *earlier, step = node.path
+        rest = node.state[1:]
+        pair = tuple(sorted((step.a, step.b)))
+        group = (tuple(earlier), (*pair, *rest))
+        if group != self._group:
+            head = f"{step.a},{step.b}"
+            self.line(f"{head}:{_numbers(rest)}" if rest else head)
+            self._group = group
+        self.text += f"{step.op}{step.result}"
+
+    def test(self, step: Step, target: int) -> None:
+        """The last two numbers combined."""
+        if could_be(step.result, target):
+            self.text += f"{TRIED}{step.op}{step.result}{HIT if step.result == target else ''}"
 
 
 def render(search: Search, prompt: str, target: int) -> Thread:
@@ -65,25 +91,23 @@ def render(search: Search, prompt: str, target: int) -> Thread:
       target: of the problem; messages to children carry it.
     """
     body: list[str | Spawn] = []
-    text = f"={search.root.path[-1].result}" if search.root.path else ""
+    trace = _Trace(f"={search.root.path[-1].result}" if search.root.path else "")
     for event in search.events:
         if isinstance(event, Test):
-            text += event.step.op + _tested(event.step.result, target)
+            trace.test(event.step, target)
         elif isinstance(event, Generate):
-            line = _headed(event.node.path[-1].equation, event.node.state)
-            text += f";{line}" if text else line
+            trace.successor(event.node)
         elif isinstance(event, Enter) and event.queued:
-            line = ">" + _numbers(event.node.state)
-            text += f";{line}" if text else line
+            trace.line(">" + _numbers(event.node.state))
         elif isinstance(event, Fork):
-            if text:
-                body.append(text)
-                text = ""
+            if trace.text:
+                body.append(trace.text)
             body.append(
                 Spawn(tuple(render(child, message_text(child.root, target), target) for child in event.children))
             )
-    if text:
-        body.append(text)
+            trace = _Trace("")
+    if trace.text:
+        body.append(trace.text)
     return Thread(prompt, tuple(body), answer_text(search.solution))
 
 

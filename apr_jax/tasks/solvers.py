@@ -33,6 +33,7 @@ class Plan:
       shuffle: shuffle the kept successors, or leave them in their canonical order.
       near: keep every successor whose distances are on average (sum) or in all (multiply) at most the target, whatever
         the beam: how depth-first SoS was published.
+      largest: a step that leaves two numbers is only kept if its result is at most this; 0 keeps all.
     """
 
     heuristic: Heuristic
@@ -42,23 +43,35 @@ class Plan:
     max_children: int
     shuffle: bool
     near: bool = False
+    largest: int = 0
 
 
-def draw_plan(method: str, config: SolverConfig, rng: random.Random) -> Plan:
-    """Draws heuristic, search order and beams as the method's authors do; SoS+ and APR always rank by "multiply"."""
+def draw_plan(method: str, config: SolverConfig, rng: random.Random, conditioned: bool = False) -> Plan:
+    """Draws heuristic, search order and beams as the method's authors do; SoS+ and APR always rank by "multiply".
+
+    A conditioned parent of APR draws from all beams: it is to learn what every number of children looks like.
+    """
     if method not in METHODS:
         raise ValueError(f"method={method!r} must be one of {', '.join(METHODS)}")
     if method == "apr":
-        beam = rng.randint(config.parent_beam_low, config.parent_beam)
+        beam = rng.randint(1 if conditioned else config.parent_beam_low, config.parent_beam)
         child_beam = rng.randint(min(beam, config.child_beam), config.child_beam)
-        return Plan("multiply", beam, child_beam, config.promising, config.max_children, config.shuffle)
+        return Plan(
+            "multiply",
+            beam,
+            child_beam,
+            config.promising,
+            config.max_children,
+            config.shuffle,
+            largest=config.largest,
+        )
     beam = rng.randint(1, config.serial_beam)
     if method == "sos+":
-        return Plan("multiply", beam, beam, config.promising, 0, config.shuffle)
+        return Plan("multiply", beam, beam, config.promising, 0, config.shuffle, largest=config.largest)
     heuristic: Heuristic = "sum" if rng.random() < 0.5 else "multiply"
     depth_first = rng.random() < 0.5
     near = depth_first and config.depth_first == "near"
-    return Plan(heuristic, beam, beam, float(depth_first), 0, config.shuffle, near)
+    return Plan(heuristic, beam, beam, float(depth_first), 0, config.shuffle, near, config.largest)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -109,6 +122,8 @@ class _Solver:
     def expand(self, node: Node, beam: int) -> list[Node]:
         """The best `beam` successors; ties go to the earlier one in canonical order."""
         found = successors(node.state)
+        if self.plan.largest and len(node.state) == 3:
+            found = [(step, state) for step, state in found if step.result <= self.plan.largest]
         if self.plan.near:
             most = self.target * (len(node.state) - 1 if self.plan.heuristic == "sum" else 1)
             found = [(step, state) for step, state in found if score(self.plan.heuristic, state, self.target) <= most]

@@ -70,11 +70,8 @@ def test_successors_in_canonical_order():
     assert len(successors((5, 5, 2))) == 4 + 3
 
 
-DEPTH_FIRST = "5+3=8,2+10-6*16/4;5-3=2,2+4-0*4/1;5*3=15,2+17-13*30!"
-BREADTH_FIRST = (
-    "5+3=8,2;5-3=2,2;5*3=15,2;5+2=7,3;5-2=3,3;5*2=10,3;3+2=5,5;3-2=1,5;3*2=6,5"
-    ";>8,2+10-6*16/4;>2,2+4-0*4/1;>15,2+17-13*30!"
-)
+DEPTH_FIRST = "5,3:2+8~+10-2*15~*30!"
+BREADTH_FIRST = "5,3:2+8-2*15;5,2:3+7-3*10;3,2:5+5-1*6;>8,2~+10;>2,2;>15,2~*30!"
 
 
 def test_compact_depth_first_and_breadth_first():
@@ -87,8 +84,7 @@ def test_compact_sos_plus():
     # The two largest sums win; the root is not promising, its first successor is, its second is not.
     thread = compact((2, 3, 4, 5), 100, Plan("sum", 2, 2, 0.5, 0, False), coins(False, True, False))
     text = (
-        "3*5=15,2,4;4*5=20,2,3;>15,2,4;15*2=30,4+34-26*120;15*4=60,2+62-58*120/30"
-        ";>20,2,3;20*2=40,3;20*3=60,2;>40,3+43-37*120;>60,2+62-58*120/30"
+        "3,5:2,4*15;4,5:2,3*20;>15,2,4;15,2:4*30~*120;15,4:2*60~*120;>20,2,3;20,2:3*40;20,3:2*60;>40,3~*120;>60,2~*120"
     )
     assert thread == Thread("prompt", (text,), "")
 
@@ -98,21 +94,21 @@ def test_compact_apr_spawns_below_the_root_and_goes_on_when_all_fail():
     thread = compact((2, 3, 4, 5), 100, Plan("sum", 2, 2, 0.5, 2, False), coins(False, True, True))
     spawn = Spawn(
         (
-            Thread("3*5=15;15*2,4:100", ("=30+34-26*120",), ""),
-            Thread("3*5=15;15*4,2:100", ("=60+62-58*120/30",), ""),
+            Thread("3*5=15;15*2,4:100", ("=30~*120",), ""),
+            Thread("3*5=15;15*4,2:100", ("=60~*120",), ""),
         )
     )
-    after = ">20,2,3;20*2=40,3;20*3=60,2;>40,3+43-37*120;>60,2+62-58*120/30"
-    assert thread == Thread("prompt", ("3*5=15,2,4;4*5=20,2,3;>15,2,4", spawn, after), "")
+    after = ">20,2,3;20,2:3*40;20,3:2*60;>40,3~*120;>60,2~*120"
+    assert thread == Thread("prompt", ("3,5:2,4*15;4,5:2,3*20;>15,2,4", spawn, after), "")
 
 
 def test_compact_apr_joins_the_first_solution():
     thread = compact((22, 26, 2), 46, Plan("multiply", 3, 3, 1.0, 3, False))
     spawn = Spawn(
         (
-            Thread("22+26,2:46", ("=48+50-46!",), "22+26=48,48-2=46"),
-            Thread("26-22,2:46", ("=4+6-2*8/2",), ""),
-            Thread("26-2,22:46", ("=24+46!",), "26-2=24,24+22=46"),
+            Thread("22+26,2:46", ("=48~-46!",), "22+26=48,48-2=46"),
+            Thread("26-22,2:46", ("=4",), ""),
+            Thread("26-2,22:46", ("=24~+46!",), "26-2=24,24+22=46"),
         )
     )
     assert thread == Thread("prompt", (spawn,), "22+26=48,48-2=46")
@@ -123,7 +119,7 @@ def test_compact_child_with_three_numbers():
     thread = compact((2, 3, 4, 5), 100, Plan("sum", 2, 2, 1.0, 2, False))
     (spawn,) = thread.body
     assert spawn.children[0].prompt == "3*5,2,4:100"
-    assert spawn.children[0].body == ("=15;15*2=30,4+34-26*120;15*4=60,2+62-58*120/30",)
+    assert spawn.children[0].body == ("=15;15,2:4*30~*120;15,4:2*60~*120",)
 
 
 @pytest.mark.parametrize("plan", [(1.0, 0), (0.0, 0), (0.5, 0), (0.5, 100), (1.0, 24)])
@@ -184,6 +180,23 @@ def test_condition_shares_at_the_ends(share, stated):
         for method in ("apr", "sos+"):
             assert ("#" in task.demonstration(draw(MINI, seed), method, seed).prompt) == stated
         assert "#" not in task.demonstration(draw(MINI, seed), "sos", seed).prompt
+
+
+def test_largest_bounds_what_leads_to_two_numbers():
+    plan = Plan("multiply", 24, 24, 0.0, 0, False, largest=99)
+    found = search((50, 60, 2, 30), 100, plan, random.Random(0))
+    nodes = [event.node for event in found.events if isinstance(event, Generate)]
+    assert max(node.path[-1].result for node in nodes if len(node.state) == 3) == 3_000
+    assert 90 <= max(node.path[-1].result for node in nodes if len(node.state) == 2) <= 99
+
+
+def test_a_stated_number_of_children_may_be_any():
+    task = Countdown(MINI, SolverConfig(parent_beam=8, parent_beam_low=8, promising=1.0, condition=0.5))
+    counts = {"stated": set(), "free": set()}
+    for seed in range(200):
+        thread = task.demonstration(draw(MINI, seed), "apr", seed)
+        counts["stated" if "#" in thread.prompt else "free"].add(len(flatten(thread)) - 1)
+    assert counts["free"] == {8} and counts["stated"] >= set(range(2, 9))
 
 
 def test_beam_keeps_the_best_and_children_do_not_spawn():
