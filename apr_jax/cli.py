@@ -58,7 +58,10 @@ Data = Annotated[
     ),
 ]
 Checkpoint = Annotated[
-    Path, typer.Option("--checkpoint", help="A run's folder (its best or last step) or one step.", show_default=False)
+    Path,
+    typer.Option(
+        "--checkpoint", help="A run's folder (its best or last step), one step, or a kept file.", show_default=False
+    ),
 ]
 
 
@@ -211,6 +214,22 @@ def export(
     restored = load_checkpoint(checkpoint)
     save_llama(restored.params, restored.config.model, out)
     typer.echo(f"weights: {out}")
+
+
+@app.command(epilog="Example: apr keep --checkpoint runs/mini/apr/rl --out experiments/mini/apr.safetensors")
+def keep(
+    checkpoint: Checkpoint,
+    out: Annotated[Path, typer.Option(help="A .safetensors file.", show_default=False)],
+) -> None:
+    """Write a model as one small file (bfloat16), which every --checkpoint takes."""
+    from apr_jax.learn.checkpoint import load_checkpoint
+    from apr_jax.learn.kept import SUFFIX
+    from apr_jax.learn.kept import keep as write
+
+    if out.suffix != SUFFIX:
+        raise UsageError(f"--out {out}: must end in {SUFFIX}")
+    write(load_checkpoint(checkpoint), out)
+    typer.echo(f"model: {out}")
 
 
 @app.command(epilog="Example: apr reproduce --scale nano --out runs/nano")

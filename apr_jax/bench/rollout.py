@@ -12,7 +12,7 @@ from apr_jax.bench import decode, trees
 from apr_jax.bench.measure import Result, measured
 from apr_jax.bench.peers import installed, opened
 from apr_jax.errors import UsageError
-from apr_jax.learn.checkpoint import Restored
+from apr_jax.learn.restored import Restored
 from apr_jax.model.transformer import init_params
 
 _LATENCY_CHILDREN = (1, 2, 4, 8, 16)

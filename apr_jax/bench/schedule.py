@@ -9,7 +9,7 @@ import numpy as np
 from apr_jax.bench.measure import Contestant
 from apr_jax.errors import UsageError
 from apr_jax.evaluate.run import make_runner
-from apr_jax.learn.checkpoint import Restored
+from apr_jax.learn.restored import Restored
 from apr_jax.threads import Schedule, make_prompts
 
 

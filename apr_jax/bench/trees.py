@@ -16,7 +16,7 @@ from apr_jax.bench.measure import Contestant
 from apr_jax.bench.peers import Peer
 from apr_jax.data.tokenizer import BOS
 from apr_jax.evaluate.run import make_runner
-from apr_jax.learn.checkpoint import Restored
+from apr_jax.learn.restored import Restored
 from apr_jax.tasks import Countdown, load_problems
 from apr_jax.threads import Limits, make_prompts
 from apr_jax.threads import protocol as p

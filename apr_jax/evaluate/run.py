@@ -26,10 +26,10 @@ from apr_jax.evaluate.metrics import summarize, warnings
 from apr_jax.evaluate.stream import Rollout, stream
 from apr_jax.evaluate.trace import to_trace
 from apr_jax.learn.answers import extract_answers
-from apr_jax.learn.checkpoint import Restored
 from apr_jax.learn.checksum import digest
 from apr_jax.learn.faults import disk_errors
 from apr_jax.learn.policy import make_policy_rollout
+from apr_jax.learn.restored import Restored
 from apr_jax.learn.steps import place_whole
 from apr_jax.model.sharding import make_mesh
 from apr_jax.tasks import Countdown, Problem

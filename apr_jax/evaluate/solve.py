@@ -15,7 +15,7 @@ from apr_jax.evaluate.run import answer_one
 from apr_jax.evaluate.trace import to_trace
 from apr_jax.evaluate.viewer import write_tree_page
 from apr_jax.learn.answers import extract_answers
-from apr_jax.learn.checkpoint import Restored
+from apr_jax.learn.restored import Restored
 from apr_jax.tasks import Countdown, Problem
 from apr_jax.threads import ThreadForest
 from apr_jax.threads.show import draw_lanes, thread_names

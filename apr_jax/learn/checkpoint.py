@@ -28,7 +28,9 @@ from apr_jax.data.tokenizer import Tokenizer
 from apr_jax.errors import LostProcess, UserError
 from apr_jax.learn.checksum import array_sums, changed, json_sum
 from apr_jax.learn.faults import Muffled, disk_errors, quiet
+from apr_jax.learn.kept import SUFFIX, load_kept
 from apr_jax.learn.processes import all_of
+from apr_jax.learn.restored import Restored
 from apr_jax.learn.state import TrainState
 
 FOLDER = "checkpoints"
@@ -37,25 +39,6 @@ _NOT_VALIDATED = -1.0
 _KEPT = 2
 # Fields that a run may change when it goes on: they decide where and how fast it runs, or what it shows.
 _FREE = ("mesh.", "schedule.", "evaluate.", "learn.sft.save_every", "learn.sft.log_every", "learn.rl.save_every")
-
-
-@dataclasses.dataclass(frozen=True)
-class Restored:
-    """A trained model, complete: what evaluation and RL start from.
-
-    Attributes:
-      params: numpy leaves.
-      stage: "sft" or "rl".
-      path: folder of the step.
-    """
-
-    params: Any
-    config: Experiment
-    method: str
-    stage: str
-    tokenizer: Tokenizer
-    step: int
-    path: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -235,11 +218,13 @@ def load_checkpoint(path: str | Path) -> Restored:
     """Loads the weights of a run's best (or, without validation, last) step, or of one step; reads no optimizer state.
 
     Args:
-      path: a workdir or one `checkpoints/<step>` in it.
+      path: a workdir, one `checkpoints/<step>` in it, or a file that `apr keep` wrote.
 
     Raises:
       UserError: there is no checkpoint, or it is damaged.
     """
+    if Path(path).suffix == SUFFIX:
+        return load_kept(Path(path))
     folder = _step_folder(Path(path).absolute())
     try:
         meta = _read_meta(folder)

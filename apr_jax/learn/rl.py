@@ -30,13 +30,14 @@ from apr_jax.errors import UsageError
 from apr_jax.learn.advantages import ADVANTAGES, count_flat
 from apr_jax.learn.answers import extract_answers
 from apr_jax.learn.ceiling import measure_ceiling, training_flops
-from apr_jax.learn.checkpoint import Restored, Run, load_checkpoint
+from apr_jax.learn.checkpoint import Run, load_checkpoint
 from apr_jax.learn.checksum import digest
 from apr_jax.learn.loop import LastBatches, Stage
 from apr_jax.learn.objective import token_weights
 from apr_jax.learn.optimizer import make_optimizer
 from apr_jax.learn.policy import make_policy_rollout
 from apr_jax.learn.processes import fetch, of_first
+from apr_jax.learn.restored import Restored
 from apr_jax.learn.rewards import counted_trees, next_price, tree_rewards
 from apr_jax.learn.run import build_mesh, train
 from apr_jax.learn.sample import tree_text
