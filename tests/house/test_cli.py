@@ -22,6 +22,7 @@ COMMANDS = [
     ("eval",),
     ("solve",),
     ("export",),
+    ("keep",),
     ("reproduce",),
     ("report",),
     ("plan",),
