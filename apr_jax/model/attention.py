@@ -1,5 +1,7 @@
 """Attention over packed rows, block by block: no work between threads beyond a block, no L x L array anywhere.
 
+On TPU the same is done by the kernels of `attention_tpu.py`; what follows is for all other devices.
+
 The life of a block of queries:
 1. Threads stand one after the other in a row, so what a query may see lies between the start of its thread and itself.
    `first_blocks` says, for each block of queries, from which block of keys on there is anything to see.
@@ -19,9 +21,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
+from apr_jax.model.attention_tpu import ATTENTION, attend_on_tpu
 from apr_jax.model.sharding import BATCH_AXES
 
 BLOCK = 64  # docs/training.md has the figures of others.
@@ -45,13 +49,15 @@ def attend_packed(
       mesh: rows (and heads, where that keeps groups whole) are split over it, and every device works on its own: without it
         XLA would gather all rows on all devices, since it cannot split a loop of unknown length.
     """
-    if mesh is None or mesh.size == 1:
-        return _attend(q, k, v, segment, island)
+    on_tpu = (mesh.devices.flat[0].platform if mesh else jax.default_backend()) == "tpu"
+    attend = attend_on_tpu if on_tpu else _attend
+    if mesh is None or (mesh.size == 1 and not on_tpu):
+        return attend(q, k, v, segment, island)
     groups, shards = k.shape[1], mesh.shape["tensor"]
     heads = "tensor" if groups % shards == 0 else None
     rows = PartitionSpec(BATCH_AXES)
     split = jax.shard_map(
-        _attend,
+        attend,
         mesh=mesh,
         in_specs=(
             PartitionSpec(BATCH_AXES, None, heads),
@@ -106,7 +112,7 @@ def _forward(q: Array, k: Array, v: Array, segment: Array, island: Array) -> tup
     blocks = _fold(q * jnp.asarray(size**-0.5, q.dtype), groups, columns)
     rows = (first_blocks(segment, columns), segment, island)
     out, log_sum = _each(_forward_group, (blocks, k, v), rows)
-    out = out.astype(q.dtype)
+    out, log_sum = checkpoint_name(out.astype(q.dtype), ATTENTION), checkpoint_name(log_sum, ATTENTION)
     return _unfold(out, q.shape), (blocks, k, v, rows, out, log_sum)
 
 

@@ -17,7 +17,8 @@ class ModelConfig:
       mlp: hidden size of the SwiGLU.
       tied: output projection is the embedding's transpose.
       dtype: computation; parameters are float32.
-      remat: what the backward pass recomputes: nothing, or everything within a layer.
+      remat: what the backward pass computes again within a layer: nothing ("none"), all ("layer": least memory, a third
+        more products), or all but the products with weights and attention ("dots").
     """
 
     layers: int
@@ -29,7 +30,7 @@ class ModelConfig:
     tied: bool = True
     rope_base: float = 10_000.0
     dtype: Literal["float32", "bfloat16"] = "float32"
-    remat: Literal["none", "layer"] = "none"
+    remat: Literal["none", "layer", "dots"] = "none"
 
     def __post_init__(self):
         for field in ("layers", "width", "heads", "kv_heads", "head_size", "mlp"):

@@ -17,11 +17,19 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
-from apr_jax.model.attention import attend_packed
+from apr_jax.model.attention import ATTENTION, attend_packed
 from apr_jax.model.cache import attend_cached, store
 from apr_jax.model.config import ModelConfig
 
 Params = dict[str, Any]
+# What the backward pass finds kept within a layer, where it computes the rest again (`ModelConfig.remat`).
+_KEPT: dict[str, Callable] = {
+    "layer": jax.checkpoint_policies.nothing_saveable,
+    "dots": jax.checkpoint_policies.save_from_both_policies(
+        jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+        jax.checkpoint_policies.save_only_these_names(ATTENTION),
+    ),
+}
 # For each layer and each segment of the window keys and values, [W, G, positions of the segment, K].
 Cache = tuple[tuple[tuple[jax.Array, jax.Array], ...], ...]
 
@@ -151,8 +159,8 @@ def forward(
         return layer.apply({"params": layer_params}, h, position, attention)[0], None
 
     h = _embed(params, config, tokens)
-    if config.remat == "layer":
-        h, _ = jax.lax.scan(jax.checkpoint(body), h, params["layers"])
+    if config.remat in _KEPT:
+        h, _ = jax.lax.scan(jax.checkpoint(body, policy=_KEPT[config.remat]), h, params["layers"])
     else:
         # A scan would copy what the backward pass needs of each layer into and out of stacked arrays (docs/training.md).
         for index in range(config.layers):

@@ -1,10 +1,13 @@
-"""The rollout, compiled for 128 TPU chips on this machine: no word between them, no host, no hidden copy of the cache.
+"""Programs compiled for TPU chips on this machine. Attention: nothing L x L, no word between chips. The rollout on 128 chips:
+no word between them, no host, no hidden copy of the cache.
 
 Needs the extra [tpu] (`make test-all` installs it) and no TPU. In a process of its own: libtpu is loaded once, at JAX's start.
 """
 
 import importlib.util
 import json
+import math
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +15,37 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
+_ATTENTION = """
+import json
+import sys
+import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
+from apr_jax.model.attention import attend_packed
+from apr_jax.model.sharding import BATCH_AXES, make_mesh
+from apr_jax.plan import describe
+
+LENGTH = 4096
+mesh = make_mesh(data=1, fsdp=2, tensor=2, devices=describe(sys.argv[1]))
+rows, heads = PartitionSpec(BATCH_AXES), PartitionSpec(BATCH_AXES, "tensor")
+
+def of(spec, dtype, *shape):
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, spec))
+
+def grads(q, k, v, segment, island):
+    out = lambda *x: attend_packed(*x, segment, island, mesh).astype(jnp.float32)
+    return jax.grad(lambda *x: jnp.sum(out(*x) ** 2), (0, 1, 2))(q, k, v)
+
+x = (
+    of(PartitionSpec(BATCH_AXES, None, "tensor"), jnp.bfloat16, 2, LENGTH, 8, 64),
+    of(heads, jnp.bfloat16, 2, 4, LENGTH, 64),
+    of(heads, jnp.bfloat16, 2, 4, LENGTH, 64),
+    of(rows, jnp.int32, 2, LENGTH),
+    of(rows, jnp.int32, 2, LENGTH),
+)
+compiled = jax.jit(grads).lower(*x).compile()
+print(json.dumps({"program": compiled.as_text(), "temporary": compiled.memory_analysis().temp_size_in_bytes}))
+"""
 _CODE = """
 import json
 import jax
@@ -36,14 +70,39 @@ print(json.dumps({
 """
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs the extra [tpu]")
-def test_the_rollout_on_128_chips():
-    run = subprocess.run([sys.executable, "-c", _CODE], capture_output=True, text=True, cwd=ROOT, timeout=900)
+_COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+needs_libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs the extra [tpu]")
+
+
+def compiled(code, *arguments):
+    run = subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, cwd=ROOT, timeout=900
+    )
     assert run.returncode == 0, run.stderr[-2000:]
-    found = json.loads(run.stdout.splitlines()[-1])
+    return json.loads(run.stdout.splitlines()[-1])
+
+
+@pytest.mark.slow
+@needs_libtpu
+@pytest.mark.parametrize("topology", ["v3:4x4", "v4:2x2x1", "v5e:2x2", "v5p:2x2x1", "v6e:2x2"])
+def test_training_attention_at_4096(topology):
+    """Each chip has one row and four heads of 4,096 columns: as large as a sixteenth of one head's scores."""
+    found = compiled(_ATTENTION, topology)
+    sizes = [math.prod(map(int, shape.split(","))) for shape in re.findall(r"\w\[([\d,]+)\]", found["program"])]
+    assert 4 * 64 * 4096 in sizes
+    assert max(sizes) < 4096 * 4096 / 8
+    assert found["temporary"] < 2 * 4096 * 4096  # One head's scores in bfloat16.
+    assert found["program"].count('custom_call_target="tpu_custom_call"') == 2
+    for word in _COLLECTIVES:
+        assert word not in found["program"], word
+
+
+@pytest.mark.slow
+@needs_libtpu
+def test_the_rollout_on_128_chips():
+    found = compiled(_CODE)
     assert found["devices"] == 128
-    for word in ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute"):
+    for word in _COLLECTIVES:
         assert word not in found["program"], word
     for word in ("callback", "infeed", "outfeed"):
         assert word not in found["program"], word

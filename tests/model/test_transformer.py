@@ -103,11 +103,17 @@ def test_remat_changes_memory_not_gradients(params):
     def loss(config):
         return jax.jit(jax.grad(lambda p: jnp.square(forward(p, config, *batch)).mean()))
 
-    config = dataclasses.replace(CONFIG, remat="layer")
-    plain, remat = (loss(c).lower(params).compile().memory_analysis().temp_size_in_bytes for c in (CONFIG, config))
-    assert remat < 0.8 * plain
-    for a, b in zip(jax.tree.leaves(loss(CONFIG)(params)), jax.tree.leaves(loss(config)(params)), strict=True):
-        np.testing.assert_allclose(a, b, atol=1e-6)
+    def of(compiled):
+        return compiled.memory_analysis().temp_size_in_bytes, compiled.cost_analysis()["flops"]
+
+    configs = [dataclasses.replace(CONFIG, remat=policy) for policy in ("none", "dots", "layer")]
+    plain, dots, layer = (of(loss(config).lower(params).compile()) for config in configs)
+    assert layer[0] < 0.8 * plain[0] and layer[0] < dots[0] < plain[0]
+    assert dots[1] < layer[1]  # Both scan, and a scan's body counts once.
+    expected = jax.tree.leaves(loss(CONFIG)(params))
+    for config in configs[1:]:
+        for a, b in zip(jax.tree.leaves(loss(config)(params)), expected, strict=True):
+            np.testing.assert_allclose(a, b, atol=1e-6)
 
 
 @pytest.mark.parametrize(("data", "fsdp", "tensor"), [(8, 1, 1), (2, 2, 2), (1, 4, 2)])
