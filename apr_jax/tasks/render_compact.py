@@ -1,17 +1,17 @@
 """Compact traces: the fewest tokens that still say everything.
 
-    22,26:2,7+48-4*572    two numbers of a state, the others, and what each operation makes of the two: the successors
-    +50~-43               a successor of two numbers, and what combining these makes, where it could be the target
-    ~-46!                 a hit
-    ;                     between groups; a group begins anew when the search comes back to it
-    >48,2,7               a state taken from the queue; what follows is its expansion
-    22+26,2,7:46          a child's message: the step without its result, the other numbers, the target
-    22+26=48;48+2,7:46    the same below earlier steps, which the child needs for the whole path that it joins
+    22,26:2,7|+48|-4|*572     two numbers of a state, the others, and what each operation makes of the two: the successors
+    |+50+57-43*               a successor of two numbers, and these combined: operator and result
+    |-46+53-39!               up to the hit, which is marked
+    ;                         between groups; a group begins anew when the search comes back to it
+    >48,2,7                   a state taken from the queue; what follows is its expansion
+    22+26,2,7:46              a child's message: the step without its result, the other numbers, the target
+    22+26=48;48+2,7:46        the same below earlier steps, which the child needs for the whole path that it joins
 
-Two numbers are only combined on paper where the last digit and the number of digits are the target's: a reader of last
-digits sees that the others can't be it, and one in a dozen remains. A child of four numbers takes a third of the tokens
-that way (docs/log.md). The mark of a hit costs a token and saves the reader a puzzle: without it, the last result's
-`<join>` follows hits and misses alike, and a small model learns to overlook the rarer hits.
+A pair of numbers is written once for all its operations: a third of the tokens of a node each (docs/log.md). The mark of a
+hit costs a token and saves the reader a puzzle: without it, the last operator's `<join>` follows hits and misses alike,
+and a small model learns to overlook the rarer hits. Where two numbers are combined, a result with more digits than the
+target can't be it and is left out (`*`): it would be a large product that can't be learned and decides nothing.
 
 A child first works out its result (`=48`) and then searches. Answers are equations joined by commas; "" is no solution.
 """
@@ -22,7 +22,7 @@ from apr_jax.tasks.base import Problem, Spawn, Thread
 from apr_jax.tasks.events import Enter, Fork, Generate, Node, Search, State, Step, Test
 
 HIT = "!"
-TRIED = "~"
+NODE = "|"
 
 
 def _numbers(numbers: State) -> str:
@@ -47,11 +47,6 @@ def message_text(node: Node, target: int) -> str:
     return f"{path}{','.join((last.expression, *map(str, node.state[1:])))}:{target}"
 
 
-def could_be(result: int, target: int) -> bool:
-    """Whether a result has the target's last digit and number of digits."""
-    return result % 10 == target % 10 and len(str(result)) == len(str(target))
-
-
 class _Trace:
     """The text of one thread in the making."""
 
@@ -74,12 +69,12 @@ class _Trace:
             head = f"{step.a},{step.b}"
             self.line(f"{head}:{_numbers(rest)}" if rest else head)
             self._group = group
-        self.text += f"{step.op}{step.result}"
+        self.text += f"{NODE}{step.op}{step.result}"
 
     def test(self, step: Step, target: int) -> None:
         """The last two numbers combined."""
-        if could_be(step.result, target):
-            self.text += f"{TRIED}{step.op}{step.result}{HIT if step.result == target else ''}"
+        shown = "" if len(str(step.result)) > len(str(target)) else str(step.result)
+        self.text += f"{step.op}{shown}{HIT if step.result == target else ''}"
 
 
 def render(search: Search, prompt: str, target: int) -> Thread:

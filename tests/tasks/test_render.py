@@ -9,8 +9,8 @@ from apr_jax.tasks import METHODS, Countdown, CountdownConfig, Problem, SolverCo
 from apr_jax.tasks.solvers import successors
 
 MINI = CountdownConfig()
-GROUP = re.compile(r"(\d+),(\d+)(:\d+(?:,\d+)*)?((?:[+\-*/]\d+(?:~[+\-*/]\d+!?)*)+)")
-SUCCESSOR = re.compile(r"(?<!~)([+\-*/])(\d+)((?:~[+\-*/]\d+!?)*)")
+GROUP = re.compile(r"(\d+),(\d+)(:\d+(?:,\d+)*)?((?:\|[+\-*/]\d+(?:[+\-*/]\d*)*!?)+)")
+SUCCESSOR = re.compile(r"\|([+\-*/])(\d+)([^|]*)")
 STATE = re.compile(r"Current State: (\d+):(\[[\d, ]+\]), Operations: (\[.*\])")
 EXPLORE = re.compile(r"Exploring Operation: (\d+)([+\-*/])(\d+)=(\d+), Resulting Numbers: (\[[\d, ]+\])")
 GENERATED = re.compile(r"Generated Node #([\d,]+): (\d+):(\[[\d, ]+\]) Operation: (\S+)")
@@ -45,14 +45,13 @@ def check_compact(text, reach, target):
 
 
 def check_tests(text, state, target):
-    """The tests of a state of two numbers: all that look like the target, up to the hit. Returns whether there is one."""
+    """The tests of a state of two numbers, up to the hit. Returns whether there is one."""
     if len(state) > 2:
         assert not text
         return False
     expected = ""
     for step, _ in successors(state):
-        if len(str(step.result)) == len(str(target)) and str(step.result)[-1] == str(target)[-1]:
-            expected += f"~{step.op}{step.result}"
+        expected += step.op + (str(step.result) if step.result < 10 ** len(str(target)) else "")
         if step.result == target:
             expected += "!"
             break

@@ -70,8 +70,8 @@ def test_successors_in_canonical_order():
     assert len(successors((5, 5, 2))) == 4 + 3
 
 
-DEPTH_FIRST = "5,3:2+8~+10-2*15~*30!"
-BREADTH_FIRST = "5,3:2+8-2*15;5,2:3+7-3*10;3,2:5+5-1*6;>8,2~+10;>2,2;>15,2~*30!"
+DEPTH_FIRST = "5,3:2|+8+10-6*16/4|-2+4-0*4/1|*15+17-13*30!"
+BREADTH_FIRST = "5,3:2|+8|-2|*15;5,2:3|+7|-3|*10;3,2:5|+5|-1|*6;>8,2+10-6*16/4;>2,2+4-0*4/1;>15,2+17-13*30!"
 
 
 def test_compact_depth_first_and_breadth_first():
@@ -84,7 +84,8 @@ def test_compact_sos_plus():
     # The two largest sums win; the root is not promising, its first successor is, its second is not.
     thread = compact((2, 3, 4, 5), 100, Plan("sum", 2, 2, 0.5, 0, False), coins(False, True, False))
     text = (
-        "3,5:2,4*15;4,5:2,3*20;>15,2,4;15,2:4*30~*120;15,4:2*60~*120;>20,2,3;20,2:3*40;20,3:2*60;>40,3~*120;>60,2~*120"
+        "3,5:2,4|*15;4,5:2,3|*20;>15,2,4;15,2:4|*30+34-26*120;15,4:2|*60+62-58*120/30"
+        ";>20,2,3;20,2:3|*40;20,3:2|*60;>40,3+43-37*120;>60,2+62-58*120/30"
     )
     assert thread == Thread("prompt", (text,), "")
 
@@ -94,21 +95,21 @@ def test_compact_apr_spawns_below_the_root_and_goes_on_when_all_fail():
     thread = compact((2, 3, 4, 5), 100, Plan("sum", 2, 2, 0.5, 2, False), coins(False, True, True))
     spawn = Spawn(
         (
-            Thread("3*5=15;15*2,4:100", ("=30~*120",), ""),
-            Thread("3*5=15;15*4,2:100", ("=60~*120",), ""),
+            Thread("3*5=15;15*2,4:100", ("=30+34-26*120",), ""),
+            Thread("3*5=15;15*4,2:100", ("=60+62-58*120/30",), ""),
         )
     )
-    after = ">20,2,3;20,2:3*40;20,3:2*60;>40,3~*120;>60,2~*120"
-    assert thread == Thread("prompt", ("3,5:2,4*15;4,5:2,3*20;>15,2,4", spawn, after), "")
+    after = ">20,2,3;20,2:3|*40;20,3:2|*60;>40,3+43-37*120;>60,2+62-58*120/30"
+    assert thread == Thread("prompt", ("3,5:2,4|*15;4,5:2,3|*20;>15,2,4", spawn, after), "")
 
 
 def test_compact_apr_joins_the_first_solution():
     thread = compact((22, 26, 2), 46, Plan("multiply", 3, 3, 1.0, 3, False))
     spawn = Spawn(
         (
-            Thread("22+26,2:46", ("=48~-46!",), "22+26=48,48-2=46"),
-            Thread("26-22,2:46", ("=4",), ""),
-            Thread("26-2,22:46", ("=24~+46!",), "26-2=24,24+22=46"),
+            Thread("22+26,2:46", ("=48+50-46!",), "22+26=48,48-2=46"),
+            Thread("26-22,2:46", ("=4+6-2*8/2",), ""),
+            Thread("26-2,22:46", ("=24+46!",), "26-2=24,24+22=46"),
         )
     )
     assert thread == Thread("prompt", (spawn,), "22+26=48,48-2=46")
@@ -119,7 +120,7 @@ def test_compact_child_with_three_numbers():
     thread = compact((2, 3, 4, 5), 100, Plan("sum", 2, 2, 1.0, 2, False))
     (spawn,) = thread.body
     assert spawn.children[0].prompt == "3*5,2,4:100"
-    assert spawn.children[0].body == ("=15;15,2:4*30~*120;15,4:2*60~*120",)
+    assert spawn.children[0].body == ("=15;15,2:4|*30+34-26*120;15,4:2|*60+62-58*120/30",)
 
 
 @pytest.mark.parametrize("plan", [(1.0, 0), (0.0, 0), (0.5, 0), (0.5, 100), (1.0, 24)])
