@@ -40,6 +40,7 @@ class Method(enum.StrEnum):
     """Whose demonstrations are imitated."""
 
     APR = "apr"
+    APR_NESTED = "apr-nested"
     SOS_PLUS = "sos+"
     SOS = "sos"
 
@@ -85,14 +86,17 @@ def data_build(
         Path | None,
         typer.Option(help="Problems file; none of its problems (sorted numbers, target) occurs in training."),
     ] = None,
+    method: Annotated[
+        list[Method] | None, typer.Option(help="Of the demonstrations; repeatable. Default: apr, sos+ and sos.")
+    ] = None,
     settings: Settings = None,
 ) -> None:
-    """Build problems, demonstrations of all methods and the tokenizer, on all cores."""
+    """Build problems, demonstrations and the tokenizer, on all cores; says how good the solvers are."""
     from apr_jax.config import load
-    from apr_jax.data.build import build
+    from apr_jax.data.build import USUAL, build
 
     with goes_on(f"parts that were finished are in {out}"):
-        build(load(config, settings), out, exclude)
+        build(load(config, settings), out, exclude, [one.value for one in method or ()] or USUAL)
     typer.echo(f"data: {out}")
 
 

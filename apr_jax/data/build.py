@@ -35,6 +35,7 @@ from apr_jax.tasks import METHODS, Problem, Split, load_problems, problem_key, s
 if TYPE_CHECKING:
     from apr_jax.config import Experiment
 
+USUAL = ("apr", "sos+", "sos")  # Whose demonstrations are built if nobody says.
 _TOKENIZER_SAMPLE = 1_024  # Problems whose demonstrations train the tokenizer.
 _DIGITS = "0123456789"  # A problem of a user may hold a digit that the sample happens to lack.
 
@@ -64,7 +65,7 @@ def build(
     config: "Experiment",
     out: Path,
     exclude: Path | None = None,
-    methods: Sequence[str] = ("apr", "sos+", "sos"),
+    methods: Sequence[str] = USUAL,
     progress: bool = True,
     workers: int | None = None,
 ) -> None:
@@ -118,6 +119,10 @@ def _build(
     for method in methods:
         if method not in METHODS:
             raise UsageError(f"method={method!r} must be one of {', '.join(METHODS)}")
+    if "apr-nested" in methods and config.limits.max_depth < 2:
+        raise UsageError(
+            f"limits.max_depth={config.limits.max_depth} must be at least 2 for method 'apr-nested': its children spawn"
+        )
     if config.limits.stream > builder.LARGEST:
         raise UsageError(f"limits.stream={config.limits.stream} must be at most {builder.LARGEST} to be stored")
     excluded = frozenset(map(problem_key, load_problems(exclude))) if exclude else frozenset()

@@ -50,8 +50,8 @@ Source = Callable[[], Iterator[Example]]
 
 
 def config_name(method: str) -> str:
-    """TFDS allows letters, digits and underscores only: `sos+` becomes `sos_plus`."""
-    return method.replace("+", "_plus")
+    """TFDS allows letters, digits and underscores only: `sos+` becomes `sos_plus`, `apr-nested` `apr_nested`."""
+    return method.replace("+", "_plus").replace("-", "_")
 
 
 class Demonstrations(tfds.core.GeneratorBasedBuilder):

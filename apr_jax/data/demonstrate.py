@@ -49,7 +49,7 @@ class Recipe:
 
     Attributes:
       task, solver: of the experiment.
-      method: "sos", "sos+" or "apr".
+      method: one of `METHODS`.
       seed: of the data; demonstration k folds k into it.
       tokenizer: serialized.
       bounds: what does not fit is dropped.
@@ -61,6 +61,10 @@ class Recipe:
     seed: int
     tokenizer: bytes
     bounds: Bounds
+
+    def countdown(self) -> Countdown:
+        """The task, its demonstrations as wide and deep as the rollout."""
+        return Countdown(self.task, self.solver, self.bounds.children, self.bounds.max_depth)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,14 +168,14 @@ def texts(recipe: Recipe, problem: Problem) -> list[str]:
                 for child in part.children:
                     collect(child)
 
-    collect(Countdown(recipe.task, recipe.solver).demonstration(problem, recipe.method, recipe.seed << 32))
+    collect(recipe.countdown().demonstration(problem, recipe.method, recipe.seed << 32))
     return found
 
 
 @functools.lru_cache(maxsize=4)
 def _tools(recipe: Recipe) -> tuple[Countdown, Tokenizer]:
     """Made once a process, not once a chunk."""
-    return Countdown(recipe.task, recipe.solver), Tokenizer(recipe.tokenizer)
+    return recipe.countdown(), Tokenizer(recipe.tokenizer)
 
 
 def _demonstrate(recipe: Recipe, chunk: list[tuple[int, Problem]]) -> tuple[list[Example], Counts]:
@@ -203,11 +207,26 @@ def broken_bound(streams: list[Stream], bounds: Bounds) -> str:
         return "dropped_window"
     if any(len(stream.tokens) > bounds.stream for stream in streams):
         return "dropped_stream"
-    too_deep = max(stream.depth for stream in streams) > bounds.max_depth
-    most_children = 1 + max(stream.child for stream in streams)
-    if len(streams) > bounds.slots or too_deep or most_children > bounds.children:
-        return "dropped_threads"
-    return ""
+    return "" if _have_slots(streams, 0, bounds.slots - 1, bounds) else "dropped_threads"
+
+
+def _have_slots(streams: list[Stream], slot: int, free: int, bounds: Bounds) -> bool:
+    """Whether a thread with `free` slots below it can spawn all that it does: a rollout divides what each spawn leaves
+    evenly among the children, if they may spawn too, and their parent."""
+    children: dict[int, list[int]] = {}
+    for place, stream in enumerate(streams):
+        if stream.parent == slot:
+            children.setdefault(stream.round, []).append(place)
+    for _, spawned in sorted(children.items()):
+        free -= len(spawned)
+        depth = streams[slot].depth + 1
+        if free < 0 or len(spawned) > bounds.children or depth > bounds.max_depth:
+            return False
+        each = free // (len(spawned) + 1) if depth < bounds.max_depth else 0
+        free -= each * len(spawned)
+        if not all(_have_slots(streams, place, each, bounds) for place in spawned):
+            return False
+    return True
 
 
 def sequential_tokens(streams: list[Stream], slot: int = 0) -> int:

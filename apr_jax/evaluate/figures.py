@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from apr_jax.evaluate.metrics import accuracy_within
 
 # One colour a method, one line style a stage: readable in print and by the colour-blind.
-_COLOURS = {"apr": "#2563eb", "sos+": "#d97706", "sos": "#6b7280"}
+_COLOURS = {"apr": "#2563eb", "apr-nested": "#7c3aed", "sos+": "#d97706", "sos": "#6b7280"}
 _STYLES = {"sft": "--", "rl": "-"}
 LABELS = {
     "max_thread_tokens": "window: tokens of the longest thread",
@@ -81,6 +81,6 @@ def save(figure: Figure, stem: Path) -> None:
 
 def _name(evaluation: str) -> str:
     method, _, stage = evaluation.rpartition("-")
-    names = {"apr": "APR", "sos+": "SoS+", "sos": "SoS"}
+    names = {"apr": "APR", "apr-nested": "nested APR", "sos+": "SoS+", "sos": "SoS"}
     stages = {"sft": "supervised", "rl": "after RL"}
     return f"{names.get(method, method)}, {stages.get(stage, stage)}"

@@ -7,6 +7,8 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from apr_jax.tasks import PARALLEL
+
 Trace = dict[str, Any]
 MEASURES = ("total_tokens", "sequential_tokens", "children", "max_thread_tokens")
 _Z95 = 1.959963984540054
@@ -111,7 +113,7 @@ def accuracy_within(
 def warnings(summary: dict[str, Any], method: str) -> list[str]:
     """What a reader must not overlook beside the score."""
     found = []
-    if method == "apr" and summary["spawned"] == 0:
+    if method in PARALLEL and summary["spawned"] == 0:
         found.append("NO TREE SPAWNED A SINGLE CHILD: this is a serial score, not one of parallel reasoning")
     if summary["truncated"] > 0.5:
         found.append(f"{summary['truncated']:.0%} OF THE TREES WERE TRUNCATED: the window or a budget is too small")

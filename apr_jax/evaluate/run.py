@@ -32,7 +32,7 @@ from apr_jax.learn.policy import make_policy_rollout
 from apr_jax.learn.restored import Restored
 from apr_jax.learn.steps import place_whole
 from apr_jax.model.sharding import make_mesh
-from apr_jax.tasks import Countdown, Problem
+from apr_jax.tasks import PARALLEL, Countdown, Problem
 from apr_jax.threads import NOT_FORCED, Limits, Prompts, ThreadForest, check_prompts, make_prompts
 from apr_jax.threads.protocol import KEYS
 
@@ -217,7 +217,7 @@ def _check_children(restored: Restored, limits: Limits, decoding: Decoding) -> N
     solver = restored.config.solver
     most = limits.slots - 1 if limits.max_depth else 0
     for flag, count in (("--children", decoding.condition), ("--force-children", decoding.forced)):
-        if count is not None and restored.method != "apr":
+        if count is not None and restored.method not in PARALLEL:
             raise UsageError(f"{flag} {count}: {restored.path} is a {restored.method} model; only apr has children")
     if decoding.forced is not None and not 0 <= decoding.forced <= most:
         raise UsageError(f"--force-children {decoding.forced}: must be from 0 to {most}, limits.slots less the root")

@@ -15,11 +15,12 @@ from apr_jax.tasks.countdown import Countdown
 from apr_jax.tasks.problem_files import load_problems, parse_problem, problem_key, require_solvable, save_problems
 from apr_jax.tasks.problems import Split, draw, reachable, solve, split_problems
 from apr_jax.tasks.rates import SolverRate, measure_solver
-from apr_jax.tasks.solvers import METHODS
+from apr_jax.tasks.solvers import METHODS, PARALLEL
 from apr_jax.tasks.toy import HiddenDigit
 
 __all__ = [
     "METHODS",
+    "PARALLEL",
     "BoxedVerifier",
     "Countdown",
     "CountdownConfig",

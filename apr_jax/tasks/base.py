@@ -65,7 +65,7 @@ class Task(Protocol):
         ...
 
     def demonstration(self, problem: Problem, method: str, seed: int) -> Thread:
-        """A demonstration by a symbolic solver; `method` is one of "sos", "sos+", "apr"."""
+        """A demonstration by a symbolic solver; `method` is one of `solvers.METHODS`."""
         ...
 
     def verify(self, problem: Problem, answer: str) -> Verdict:

@@ -34,7 +34,8 @@ class SolverConfig:
       parent_beam: APR's parent draws from parent_beam_low..parent_beam, or from 1 where the prompt states a condition.
       parent_beam_low: see above.
       child_beam: APR's children draw from the parent's beam..child_beam.
-      max_children: threads that a demonstration of APR may spawn; a node whose successors no longer fit is queued.
+      max_children: threads that a demonstration of APR may spawn; a node whose successors no longer fit is queued. Nested APR
+        divides what a spawn leaves evenly among the children and their parent, as a rollout divides its slots.
       promising: probability that a node is judged promising.
       shuffle: shuffle the kept successors (the paper) or keep them in their canonical order (easier for small models).
       largest: a step that leaves two numbers is only followed if its result is at most this; 0 follows all. Above twice the

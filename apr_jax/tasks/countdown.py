@@ -28,11 +28,19 @@ class Countdown:
     Args:
       config: which problems there are.
       solver: how they are demonstrated and written down.
+      max_spawn, max_depth: limits.children and limits.max_depth of the rollout that demonstrations are for.
     """
 
-    def __init__(self, config: CountdownConfig, solver: SolverConfig | None = None):
+    def __init__(
+        self,
+        config: CountdownConfig,
+        solver: SolverConfig | None = None,
+        max_spawn: int = 1_000,
+        max_depth: int = 2,
+    ):
         self.config = config
         self.solver = solver or SolverConfig()
+        self._room = max_spawn, max_depth
 
     @property
     def _form(self) -> Any:
@@ -50,10 +58,10 @@ class Countdown:
         """
         rng = random.Random(f"{problem.numbers}{problem.target}{method}{seed}")
         conditioned = method != "sos" and rng.random() < self.solver.condition
-        plan = solvers.draw_plan(method, self.solver, rng, conditioned)
+        plan = solvers.draw_plan(method, self.solver, rng, conditioned, *self._room)
         search = solvers.search(problem.numbers, problem.target, plan, rng)
         condition = None
-        if conditioned and method == "apr":
+        if conditioned and method in solvers.PARALLEL:
             condition = children(search)
         elif conditioned:
             trace = render_compact.render(search, "", problem.target)

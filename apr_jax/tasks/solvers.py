@@ -1,10 +1,11 @@
-"""Symbolic solvers that demonstrate how to search: SoS, SoS+ and APR (PAPER.md, "Demonstrations").
+"""Symbolic solvers that demonstrate how to search: SoS, SoS+, APR and nested APR (PAPER.md, "Demonstrations").
 
 All of them are one hybrid search. A queue starts with the problem; a node is taken from it, its successors are ranked
 by a heuristic and the best `beam` are kept. If a coin judges the node promising, each kept successor is searched
 depth-first right there (serial methods) or by a child thread (APR); otherwise they join the queue. Depth-first SoS is
 the hybrid whose coin always says yes, breadth-first SoS the one whose coin always says no. States of two numbers are
-tried out, unranked.
+tried out, unranked. APR's children search depth-first and do not spawn; in nested APR a child that is not yet too deep
+flips the coin at every node too, and a promising one gets children of its own.
 """
 
 import collections
@@ -17,7 +18,8 @@ from apr_jax.tasks.config import SolverConfig
 from apr_jax.tasks.events import Enter, Event, Fork, Generate, Leave, Node, Search, State, Step, Test
 
 Heuristic = Literal["sum", "multiply"]
-METHODS = ("sos", "sos+", "apr")
+METHODS = ("sos", "sos+", "apr", "apr-nested")
+PARALLEL = ("apr", "apr-nested")  # The methods that spawn.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +36,8 @@ class Plan:
       near: keep every successor whose distances are on average (sum) or in all (multiply) at most the target, whatever
         the beam: how depth-first SoS was published.
       largest: a step that leaves two numbers is only kept if its result is at most this; 0 keeps all.
+      max_spawn: children that one spawn may make.
+      max_depth: deepest thread; 1 lets only the root spawn.
     """
 
     heuristic: Heuristic
@@ -44,18 +48,24 @@ class Plan:
     shuffle: bool
     near: bool = False
     largest: int = 0
+    max_spawn: int = 1_000
+    max_depth: int = 1
 
 
-def draw_plan(method: str, config: SolverConfig, rng: random.Random, conditioned: bool = False) -> Plan:
+def draw_plan(
+    method: str, config: SolverConfig, rng: random.Random, conditioned: bool, max_spawn: int, max_depth: int
+) -> Plan:
     """Draws heuristic, search order and beams as the method's authors do; SoS+ and APR always rank by "multiply".
 
     A conditioned parent of APR draws from all beams: it is to learn what every number of children looks like.
+    `max_spawn` and `max_depth` are those of the rollout; nested APR goes as deep as they let it.
     """
     if method not in METHODS:
         raise ValueError(f"method={method!r} must be one of {', '.join(METHODS)}")
-    if method == "apr":
+    if method in PARALLEL:
         beam = rng.randint(1 if conditioned else config.parent_beam_low, config.parent_beam)
         child_beam = rng.randint(min(beam, config.child_beam), config.child_beam)
+        deepest = min(max_depth, 1) if method == "apr" else max_depth
         return Plan(
             "multiply",
             beam,
@@ -64,6 +74,8 @@ def draw_plan(method: str, config: SolverConfig, rng: random.Random, conditioned
             config.max_children,
             config.shuffle,
             largest=config.largest,
+            max_spawn=max_spawn,
+            max_depth=deepest,
         )
     beam = rng.randint(1, config.serial_beam)
     if method == "sos+":
@@ -110,14 +122,22 @@ def successors(state: State) -> list[tuple[Step, State]]:
     return list(found)
 
 
+@dataclasses.dataclass
+class _Thread:
+    """A thread at work: what it did, how deep it is, and how many threads it and those below it may still have."""
+
+    events: list[Event]
+    depth: int
+    free: int
+
+
 class _Solver:
-    """One demonstration in the making: the plan, the source of its coin flips, and the threads still to be had."""
+    """One demonstration in the making: the plan and the source of its coin flips."""
 
     def __init__(self, target: int, plan: Plan, rng: random.Random):
         self.target = target
         self.plan = plan
         self.rng = rng
-        self.free = plan.max_children
 
     def expand(self, node: Node, beam: int) -> list[Node]:
         """The best `beam` successors; ties go to the earlier one in canonical order."""
@@ -135,73 +155,89 @@ class _Solver:
             self.rng.shuffle(found)
         return [Node(state, (*node.path, step), (*node.place, k)) for k, (step, state) in enumerate(found)]
 
-    def test(self, node: Node, events: list[Event]) -> tuple[Step, ...] | None:
+    def promising(self) -> bool:
+        """The coin flip."""
+        return self.rng.random() < self.plan.promising
+
+    def test(self, node: Node, thread: _Thread) -> tuple[Step, ...] | None:
         """Combines the last two numbers in every way until one hits the target."""
         for step, _ in successors(node.state):
-            events.append(Test(node, step))
+            thread.events.append(Test(node, step))
             if step.result == self.target:
                 return (*node.path, step)
         return None
 
-    def dive(self, node: Node, beam: int, events: list[Event]) -> tuple[Step, ...] | None:
+    def dive(self, node: Node, beam: int, thread: _Thread) -> tuple[Step, ...] | None:
         """Depth-first below `node`, which the thread has entered."""
         if len(node.state) == 2:
-            return self.test(node, events)
-        for successor in self.expand(node, beam):
-            solution = self.dive_into(successor, beam, events)
+            return self.test(node, thread)
+        kept = self.expand(node, beam)
+        # A serial root dives too, and flips no coin.
+        if 0 < thread.depth < self.plan.max_depth and self.promising() and self.may_spawn(kept, thread):
+            return self.fork(node, kept, thread)
+        for successor in kept:
+            solution = self.dive_into(successor, beam, thread)
             if solution is not None:
                 return solution
         return None
 
-    def dive_into(self, node: Node, beam: int, events: list[Event]) -> tuple[Step, ...] | None:
+    def dive_into(self, node: Node, beam: int, thread: _Thread) -> tuple[Step, ...] | None:
         """Writes a successor down and searches it in place."""
-        events += (Generate(node), Enter(node, queued=False))
-        solution = self.dive(node, beam, events)
+        thread.events += (Generate(node), Enter(node, queued=False))
+        solution = self.dive(node, beam, thread)
         if solution is None:
-            events.append(Leave(node))
+            thread.events.append(Leave(node))
         return solution
 
-    def fork(self, node: Node, kept: list[Node], events: list[Event]) -> tuple[Step, ...] | None:
-        """One child thread a successor; the first solution in their order is taken."""
-        self.free -= len(kept)
+    def may_spawn(self, kept: list[Node], thread: _Thread) -> bool:
+        """Whether each successor can have a thread; a lone one gains nothing from its own."""
+        return thread.depth < self.plan.max_depth and 2 <= len(kept) <= min(thread.free, self.plan.max_spawn)
+
+    def fork(self, node: Node, kept: list[Node], thread: _Thread) -> tuple[Step, ...] | None:
+        """One child thread a successor; the first solution in their order is taken.
+
+        What threads are left is divided evenly among the children and the thread itself, as a rollout divides its slots.
+        """
+        thread.free -= len(kept)
+        each = thread.free // (len(kept) + 1) if thread.depth + 1 < self.plan.max_depth else 0
+        thread.free -= each * len(kept)
         searches = []
         for successor in kept:
-            trace: list[Event] = []
-            solution = self.dive(successor, self.plan.child_beam, trace)
-            searches.append(Search(successor, trace, solution))
-        events.append(Fork(node, tuple(searches)))
+            child = _Thread([], thread.depth + 1, each)
+            solution = self.dive(successor, self.plan.child_beam, child)
+            searches.append(Search(successor, child.events, solution))
+        thread.events.append(Fork(node, tuple(searches)))
         return next((search.solution for search in searches if search.solution is not None), None)
 
     def hybrid(self, root: Node) -> Search:
         """The search of a root thread."""
-        events: list[Event] = []
+        thread = _Thread([], 0, self.plan.max_children)
         queue = collections.deque([root])
         while queue:
             node = queue.popleft()
             if node is not root:
-                events.append(Enter(node, queued=True))
+                thread.events.append(Enter(node, queued=True))
             if len(node.state) == 2:
-                solution = self.test(node, events)
+                solution = self.test(node, thread)
             else:
-                solution = self.visit(node, queue, events)
+                solution = self.visit(node, queue, thread)
             if solution is not None:
-                return Search(root, events, solution)
-        return Search(root, events, None)
+                return Search(root, thread.events, solution)
+        return Search(root, thread.events, None)
 
-    def visit(self, node: Node, queue: collections.deque[Node], events: list[Event]) -> tuple[Step, ...] | None:
+    def visit(self, node: Node, queue: collections.deque[Node], thread: _Thread) -> tuple[Step, ...] | None:
         """Expands a node of the queue: forks, searches in place, or queues its successors."""
         kept = self.expand(node, self.plan.beam)
-        promising = self.rng.random() < self.plan.promising
-        # A lone successor gains nothing from a thread of its own.
-        if promising and 2 <= len(kept) <= self.free:
-            return self.fork(node, kept, events)
+        promising = self.promising()
+        if promising and self.may_spawn(kept, thread):
+            return self.fork(node, kept, thread)
         if promising and self.plan.max_children == 0:
             for successor in kept:
-                solution = self.dive_into(successor, self.plan.beam, events)
+                solution = self.dive_into(successor, self.plan.beam, thread)
                 if solution is not None:
                     return solution
             return None
-        events += map(Generate, kept)
+        thread.events += map(Generate, kept)
         queue += kept
         return None
 

@@ -13,12 +13,12 @@ import tensorflow_datasets as tfds
 from small_data import NANO, small
 
 from apr_jax.data import builder
-from apr_jax.data.build import build
-from apr_jax.data.demonstrate import Workers, unflatten
+from apr_jax.data.build import USUAL, build
+from apr_jax.data.demonstrate import Bounds, Workers, broken_bound, unflatten
 from apr_jax.data.streams import read_thread
 from apr_jax.data.tokenizer import Tokenizer
 from apr_jax.errors import UsageError, UserError
-from apr_jax.tasks import METHODS, Countdown, Problem, load_problems, problem_key, save_problems
+from apr_jax.tasks import Countdown, Problem, load_problems, problem_key, save_problems
 
 
 def record_of(out: Path) -> dict:
@@ -39,7 +39,7 @@ def keys_of(out: Path, method: str, split: str) -> list:
 def test_what_is_stored_are_the_demonstrations(config, data_dir):
     tokenizer = Tokenizer.from_bytes((data_dir / "tokenizer.model").read_bytes())
     task = Countdown(config.task, config.solver)
-    for method in METHODS:
+    for method in USUAL:
         facts = record_of(data_dir)["methods"][method]["train"]
         examples = examples_of(data_dir, method, "train")
         assert facts["demonstrations"] == len(examples)
@@ -68,7 +68,7 @@ def test_the_parts_are_disjoint(config, data_dir):
     )
     assert len(validation) == len(test) == config.data.heldout
     assert not validation & test
-    for method in METHODS:
+    for method in USUAL:
         assert not set(keys_of(data_dir, method, "train")) & (validation | test)
         assert set(keys_of(data_dir, method, "validation")) <= validation
 
@@ -140,6 +140,22 @@ def test_an_excluded_problem_occurs_nowhere(config, data_dir, tmp_path):
         build(config, out, methods=("apr",), progress=False, workers=1)
 
 
+def test_nested_demonstrations_are_built_where_children_may_spawn(config, tmp_path):
+    with pytest.raises(UsageError, match="limits.max_depth=1 must be at least 2 for method 'apr-nested'"):
+        build(config, tmp_path, methods=("apr-nested",), progress=False)
+    deep = small(
+        task=dataclasses.replace(config.task, numbers=4),
+        solver=dataclasses.replace(config.solver, parent_beam=5, parent_beam_low=3, child_beam=5, max_children=35),
+        limits=dataclasses.replace(config.limits, window=400, stream=600, slots=36, max_depth=2),
+    )
+    build(deep, tmp_path, methods=("apr-nested",), progress=False, workers=1)
+    examples = examples_of(tmp_path, "apr-nested", "train")
+    assert len(examples) == 150
+    assert sum(int(example["depth"].max()) == 2 for example in examples) > 50
+    streams = unflatten(examples[0])
+    assert broken_bound(streams, Bounds(400, 600, 36, deep.limits.children, 2)) == ""
+
+
 def times(out: Path) -> dict[Path, int]:
     return {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()}
 
@@ -190,7 +206,7 @@ def test_other_settings_are_refused_by_name(config, data_dir):
 
 
 def test_users_mistakes(config, tmp_path):
-    with pytest.raises(UsageError, match="method='bfs' must be one of sos, sos\\+, apr"):
+    with pytest.raises(UsageError, match="method='bfs' must be one of sos, sos\\+, apr, apr-nested"):
         build(config, tmp_path, methods=("bfs",), progress=False)
     narrow = small(limits=dataclasses.replace(config.limits, window=12))
     with pytest.raises(UsageError, match=r"none of the 150 demonstrations of 'apr' fits .* limits.window=12: 150"):
@@ -219,7 +235,7 @@ def test_no_tensorflow(tmp_path):
     program = f"""
 import dataclasses, pathlib, sys
 from apr_jax.config import load
-from apr_jax.data.build import build
+from apr_jax.data.build import USUAL, build
 from apr_jax.data.pipeline import sft_batches
 config = load({str(NANO)!r}, ["data.demonstrations=20", "data.heldout=5"])
 out = pathlib.Path({str(tmp_path)!r})

@@ -10,7 +10,7 @@ from apr_jax.data.build import _PHRASES
 from apr_jax.data.demonstrate import Bounds, Recipe, broken_bound, flatten, sequential_tokens, texts, unflatten
 from apr_jax.data.streams import NO_PARENT, Stream, read_thread, tree_streams
 from apr_jax.data.tokenizer import BOS, END_JOINED, END_SPAWN, EOS, JOIN, JOINED, MSG, SPAWN, Tokenizer
-from apr_jax.tasks import METHODS, Countdown, CountdownConfig, Problem, SolverConfig, Spawn, Thread, draw
+from apr_jax.tasks import METHODS, PARALLEL, Countdown, CountdownConfig, Problem, SolverConfig, Spawn, Thread, draw
 from apr_jax.threads.forest import ThreadForest
 from apr_jax.threads.limits import Limits
 from apr_jax.threads.prompts import make_prompts
@@ -71,6 +71,8 @@ def demonstrations(method: str, render: str, count: int) -> tuple[list[Thread], 
     """Demonstrations of the paper's own problems, and a tokenizer for them."""
     task = CountdownConfig()
     solver = SolverConfig(render=render, window_bin=64)
+    if method == "apr-nested":
+        solver = dataclasses.replace(solver, parent_beam=4, max_children=60)
     recipe = Recipe(task, solver, method, 0, b"", Bounds(1, 1, 1, 1, 1))
     problems = [draw(task, seed) for seed in range(count)]
     tokenizer = Tokenizer.train(["0123456789", *(t for p in problems for t in texts(recipe, p))], _PHRASES[render])
@@ -91,7 +93,7 @@ def test_every_demonstration_comes_back_from_its_streams(method, render):
         assert read_thread(stored, tokenizer) == thread
         for one, other in zip(streams, stored, strict=True):
             assert_same(one, other)
-    assert (spawned > 20) == (method == "apr")
+    assert (spawned > 20) == (method in PARALLEL)
 
 
 def assert_same(one: Stream, other: Stream) -> None:
@@ -108,6 +110,10 @@ def test_a_lie_in_a_stream_is_found():
         tokens[place] = LETTERS.encode("b")[0]
         with pytest.raises(ValueError, match=what):
             read_thread([dataclasses.replace(streams[0], tokens=tokens), *streams[1:]], LETTERS)
+
+
+def bounds_of(limits: Limits) -> Bounds:
+    return Bounds(**{field.name: getattr(limits, field.name) for field in dataclasses.fields(Bounds)})
 
 
 def script(streams: list[Stream]) -> dict[tuple[int, ...], int]:
@@ -134,21 +140,28 @@ def replayed(streams: list[Stream], limits: Limits) -> ThreadForest:
     return interpret(logits, make_prompts([prompt], len(prompt)), 0, jax.random.key(0), limits)
 
 
-def test_streams_are_what_a_rollout_of_the_demonstrator_records():
-    threads, tokenizer, _ = demonstrations("apr", "compact", 20)
+@pytest.mark.parametrize("render", ["compact", "sos"])
+@pytest.mark.parametrize(("method", "depth"), [("apr", 1), ("apr-nested", 2)])
+def test_streams_are_what_a_rollout_of_the_demonstrator_records(method, depth, render):
+    limits = Limits(window=600, stream=800, slots=61, children=15, max_depth=depth)
+    threads, tokenizer, _ = demonstrations(method, render, 40)
     trees = [tree_streams(thread, tokenizer) for thread in threads]
-    trees = [streams for streams in trees if max(len(stream.tokens) for stream in streams) < 400][:5]
+    trees = [streams for streams in trees if not broken_bound(streams, bounds_of(limits))]
+    trees = sorted(trees, key=lambda streams: (-streams[-1].depth, sum(len(stream.tokens) for stream in streams)))[:5]
+    assert max(stream.depth for streams in trees for stream in streams) == depth
     trees.append(tree_streams(TWO_SPAWNS, LETTERS))
-    assert max(map(len, trees)) > 4
-    limits = Limits(window=400, stream=400, slots=16, children=12)
     for streams in trees:
         forest = replayed(streams, limits)
         assert int(forest.children) == len(streams) - 1
         assert int(forest.sequential_tokens) == sequential_tokens(streams)
-        for slot, stream in enumerate(streams):
+        # A nested spawn leaves its children slots that they don't use; a data set does without the gaps.
+        used = np.flatnonzero(forest.length)
+        place_of = {NO_PARENT: NO_PARENT, **{int(slot): place for place, slot in enumerate(used)}}
+        for slot, stream in zip(used, streams, strict=True):
             length = int(forest.length[slot])
             recorded = {name: getattr(forest, name)[slot] for name in ("tokens", "position", "island", "sampled")}
             places = {name: int(getattr(forest, name)[slot]) for name in ("parent", "round", "depth", "child")}
+            places["parent"] = place_of[places["parent"]]
             assert_same(stream, Stream(**{name: field[:length] for name, field in recorded.items()}, **places))
 
 
@@ -165,7 +178,20 @@ def test_streams_are_what_a_rollout_of_the_demonstrator_records():
 )
 def test_a_demonstration_is_dropped_exactly_when_the_rollout_would_cut_it(limits, broken):
     streams = tree_streams(TWO_SPAWNS, LETTERS)
-    bounds = Bounds(**{field.name: getattr(limits, field.name) for field in dataclasses.fields(Bounds)})
-    assert broken_bound(streams, bounds) == broken
+    assert broken_bound(streams, bounds_of(limits)) == broken
     if broken != "dropped_threads":  # Fewer children answer differently, and the script knows no such context.
         assert bool(replayed(streams, limits).truncations) == bool(broken)
+
+
+@pytest.mark.parametrize(("slots", "room"), [(11, False), (12, True)])
+def test_nested_spawns_need_the_slots_that_their_thread_gets(slots, room):
+    """Of 11 slots below the root two go to its children; the nine that are left make three shares of three."""
+    inner = Thread("e", (Spawn((leaf("c"), leaf("d"), leaf("f"))),), "")
+    streams = tree_streams(Thread("a", (Spawn((leaf("b"), inner)),), ""), LETTERS)
+    limits = Limits(window=40, stream=40, slots=slots, children=3, max_depth=2)
+    assert broken_bound(streams, bounds_of(limits)) == ("" if room else "dropped_threads")
+    if room:
+        assert not replayed(streams, limits).refusals.any()
+    else:
+        with pytest.raises(KeyError):  # A child is refused, and the script knows no thread that is joined two answers.
+            replayed(streams, limits)
