@@ -36,6 +36,7 @@ EXTRAS = {
         "beartype>=0.22,<0.24",
         "hypothesis>=6.140,<7",
         "mypy>=2.4,<3",
+        "playwright>=1.65,<2",
         "pytest>=9,<10",
         "ruff>=0.17,<0.18",
     ],

@@ -1,14 +1,25 @@
-"""A decoded tree as one JSON line: what the model did, thread by thread, and whether it was right."""
+"""A decoded tree as one JSON line: what the model did, thread by thread, token by token, and whether it was right.
+
+Text is there to read. Ids and log-probs, which would make a line seven times as long, stand packed beside it in `streams`:
+16-bit numbers of all threads, one after the other, compressed, in base64. `unpack_streams` gives them back.
+"""
 
 from __future__ import annotations
 
+import base64
+import itertools
+import zlib
 from typing import Any
 
 import numpy as np
 
-from apr_jax.data.tokenizer import END_JOINED, JOIN, JOINED, Tokenizer
+from apr_jax.data.tokenizer import CONTROL_PIECES, JOIN, Tokenizer
 from apr_jax.tasks import Problem, Task
 from apr_jax.threads import Refusal, Status, ThreadForest
+
+KINDS = ("given", "sampled", "spawn", "joined", "join")  # Of spans.
+_MILLI = 1000  # Log-probs are kept to a thousandth of a nat.
+_LEAST = -65.535  # The smallest log-prob that 16 bits hold in thousandths; less likely tokens are given as this.
 
 
 def to_trace(
@@ -23,6 +34,8 @@ def to_trace(
     """
     verdict = task.verify(problem, answer)
     slots = np.flatnonzero(forest.status[tree] != Status.FREE)
+    written = np.arange(forest.tokens.shape[-1]) < forest.length[tree, slots, None]
+    tokens, logprobs = (field[tree, slots][written] for field in (forest.tokens, forest.logprob))
     return {
         "id": problem.id,
         "sample": sample,
@@ -38,14 +51,34 @@ def to_trace(
         "max_thread_tokens": int(forest.peak[tree].max()),
         "refusals": {cause.name: int(forest.refusals[tree, cause]) for cause in Refusal},
         "threads": [_thread(forest, tree, int(slot), tokenizer) for slot in slots],
+        "pieces": {str(token): _piece(int(token), tokenizer) for token in np.unique(tokens)},
+        "streams": _pack(tokens, logprobs),
     }
+
+
+def _piece(token: int, tokenizer: Tokenizer) -> str:
+    return CONTROL_PIECES[token] if token < len(CONTROL_PIECES) else tokenizer.decode([token])
+
+
+def _pack(tokens: np.ndarray, logprobs: np.ndarray) -> str:
+    surprise = np.rint(-_MILLI * np.maximum(logprobs, _LEAST))
+    return base64.b64encode(zlib.compress(np.stack([tokens, surprise]).astype("<u2").tobytes(), 9)).decode()
+
+
+def unpack_streams(trace: dict[str, Any]) -> list[tuple[np.ndarray, np.ndarray]]:
+    """(ids, log-probs in nats to a thousandth; 0 where nothing was sampled) of each thread, [length] both."""
+    ids, surprise = np.frombuffer(zlib.decompress(base64.b64decode(trace["streams"])), "<u2").reshape(2, -1)
+    ends = np.cumsum([sum(thread["lengths"]) for thread in trace["threads"]])[:-1]
+    return list(zip(np.split(ids, ends), np.split(surprise / -_MILLI, ends), strict=True))
 
 
 def _thread(forest: ThreadForest, tree: int, slot: int, tokenizer: Tokenizer) -> dict[str, Any]:
     at = (tree, slot)
     length = int(forest.length[at])
     tokens, sampled, island = (field[at][:length] for field in (forest.tokens, forest.sampled, forest.island))
-    spans = _spans(tokens, sampled, island, tokenizer)
+    kinds = _kinds(tokens, sampled, island)
+    bounds = [*map(int, np.flatnonzero(np.diff(kinds, prepend=-1))), length]
+    spans = [[KINDS[kinds[begin]], tokenizer.show(tokens[begin:end])] for begin, end in itertools.pairwise(bounds)]
     return {
         "slot": slot,
         "parent": int(forest.parent[at]),
@@ -58,34 +91,12 @@ def _thread(forest: ThreadForest, tree: int, slot: int, tokenizer: Tokenizer) ->
         "end": int(forest.end[at]),
         "peak": int(forest.peak[at]),
         "spans": spans,
+        "lengths": [end - begin for begin, end in itertools.pairwise(bounds)],
     }
 
 
-def _spans(tokens: np.ndarray, sampled: np.ndarray, island: np.ndarray, tokenizer: Tokenizer) -> list[list[str]]:
-    """The stream as [kind, text] pieces in time order; kinds: given, sampled, spawn, joined, join."""
-    spans: list[list[str]] = []
-    kind, first = "given", 0
-
-    def close(end: int) -> None:
-        if end > first:
-            spans.append([kind, tokenizer.show(tokens[first:end])])
-
-    answering = joining = False
-    for place, token in enumerate(tokens):
-        joining = joining or token == JOINED
-        answering = answering or (bool(sampled[place]) and token == JOIN)
-        now = "sampled"
-        if island[place]:
-            now = "spawn"
-        elif joining:
-            now = "joined"
-        elif not sampled[place]:
-            now = "given"
-        elif answering:
-            now = "join"
-        joining = joining and token != END_JOINED
-        if now != kind:
-            close(place)
-            kind, first = now, place
-    close(len(tokens))
-    return [span for span in spans if span[1]]
+def _kinds(tokens: np.ndarray, sampled: np.ndarray, island: np.ndarray) -> np.ndarray:
+    """Place in KINDS of each token of a stream: what is given after the prompt is what children joined."""
+    began, answering = np.cumsum(sampled) > 0, np.cumsum(sampled & (tokens == JOIN)) > 0
+    cases = {"spawn": island > 0, "joined": ~sampled & began, "given": ~sampled, "join": answering}
+    return np.select([*cases.values()], [KINDS.index(kind) for kind in cases], KINDS.index("sampled"))

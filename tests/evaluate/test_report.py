@@ -9,11 +9,13 @@ import pytest
 from apr_jax.errors import UserError
 from apr_jax.evaluate.report import write_run_report
 from apr_jax.evaluate.run import evaluate, read_traces
-from apr_jax.evaluate.viewer import write_tree_page
+from apr_jax.evaluate.viewer import select, write_tree_page
 from apr_jax.learn.checkpoint import load_checkpoint
 from apr_jax.tasks import load_problems
 
 HOSTILE = "</script><script>alert(1)</script><!-- <img src=x onerror=alert(2)> & \u2028 \"'"
+
+SILENT = {"<pad>", "<bos>", "<eos>", "<unk>"}  # Not part of a text.
 
 
 class Page(html.parser.HTMLParser):
@@ -51,11 +53,21 @@ def test_report_of_a_run(run):
     path = write_run_report(run)
     text = path.read_text()
     page = Page(text)
-    assert page.links == [] and "http" not in text.replace("http://www.w3.org", "").replace(
-        "http://purl.org", ""
-    ).replace("http://creativecommons.org", "")
+    assert page.links == []
+    assert set(re.findall(r"https?://([^/\"]*)", text)) <= {"www.w3.org", "purl.org", "creativecommons.org"}, (
+        "names of schemas"
+    )
     traces = read_traces(run / "eval" / "apr-sft" / "traces.jsonl")
-    assert embedded(text) == {"evaluations": {"apr-sft": traces}}
+    (shown,) = embedded(text)["evaluations"]
+    assert shown["name"] == "apr-sft" and [trace["id"] for trace in shown["traces"]] == [
+        trace["id"] for trace in traces
+    ]
+    for trace, line in zip(shown["traces"], traces, strict=True):
+        pieces = [[shown["pieces"][str(token)] for token in thread["ids"]] for thread in trace["threads"]]
+        assert ["".join(piece for piece in thread if piece not in SILENT) for thread in pieces] == [
+            thread["text"] for thread in line["threads"]
+        ]
+        assert trace["correct"] is line["correct"]
     assert "svg" in page.tags and "table" in page.tags
     assert (run / "accuracy_against_window.png").stat().st_size > 1000
 
@@ -64,13 +76,35 @@ def test_no_text_breaks_out_of_the_page(run, tmp_path):
     (trace, *_) = read_traces(run / "eval" / "apr-sft" / "traces.jsonl")
     plain, attacked = tmp_path / "plain.html", tmp_path / "attacked.html"
     write_tree_page(trace, "apr", plain)
-    for thread in trace["threads"]:
-        thread["text"] = HOSTILE
-        thread["spans"] = [["sampled", HOSTILE]]
+    trace["pieces"] = dict.fromkeys(trace["pieces"], HOSTILE)
     trace["id"], trace["solution"], trace["reason"] = HOSTILE, [HOSTILE], HOSTILE
     write_tree_page(trace, HOSTILE, attacked)
     assert Page(attacked.read_text()).tags == Page(plain.read_text()).tags
-    assert embedded(attacked.read_text()) == {"evaluations": {HOSTILE: [trace]}}
+    (shown,) = embedded(attacked.read_text())["evaluations"]
+    assert shown["name"] == shown["traces"][0]["id"] == HOSTILE and set(shown["pieces"].values()) == {HOSTILE}
+
+
+def test_every_kind_of_failure_has_examples_and_the_page_stays_small(run):
+    (line, *_) = read_traces(run / "eval" / "apr-sft" / "traces.jsonl")
+    kinds = [("",), ("arithmetic", "message", "no answer")]
+    left, right = (
+        [
+            line | {"id": f"{place}", "failure": kinds[bad][place % len(kinds[bad])], "correct": not bad}
+            for place, bad in enumerate(wrong)
+        ]
+        for wrong in ([0] * 80 + [1] * 90, [1] * 100 + [0] * 70)
+    )
+    shown = select({"apr-rl": left, "sos+-rl": right, "copy": [trace | {"sample": 1} for trace in left]})
+    assert [trace["id"] for trace in shown["apr-rl"]] == [trace["id"] for trace in shown["sos+-rl"]]
+    assert shown["copy"] == []
+    for name in ("apr-rl", "sos+-rl"):
+        for kind in kinds[1]:
+            assert sum(trace["failure"] == kind for trace in shown[name]) >= 8, (name, kind)
+    assert sum(trace["correct"] for trace in shown["apr-rl"]) >= 8
+    assert len(shown["apr-rl"]) < 80
+    large = line | {"threads": [thread | {"lengths": [50_000]} for thread in line["threads"]]}
+    shown = select({"a": [large | {"id": str(place)} for place in range(100)]})
+    assert 1 <= len(shown["a"]) <= 12
 
 
 def test_a_run_without_evaluations_is_named(tmp_path):
