@@ -1,6 +1,7 @@
 # make demo    the whole nano experiment from scratch, or on from where it was: 15 to 20 minutes on 2 cores
 # make test    all tests but the slow ones
 # make lint    ruff and mypy
+# make wheel   dist/apr_jax-*.whl, for tpu_setup/
 #
 # All targets make the virtual environment in .venv when it is missing or setup.py has changed.
 # SCALE, OUT and ARGS go to `apr`: make demo OUT=/data/nano
@@ -19,10 +20,10 @@ export APR_CACHE ?= $(CURDIR)/.cache/xla
 # Memory in large pages: a training step touches fresh memory throughout, 1.1 times as fast this way (docs/training.md).
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
-.PHONY: help venv demo test test-all lint format bench solve clean
+.PHONY: help venv demo wheel test test-all lint format bench solve clean
 
 help:
-	@sed -n 's/^# \{0,1\}//p' Makefile | sed -n '1,6p'
+	@sed -n 's/^# \{0,1\}//p' Makefile | sed -n '1,7p'
 
 venv: $(STAMP)
 
@@ -35,11 +36,15 @@ $(STAMP): setup.py
 demo: $(STAMP)
 	$(BIN)/apr reproduce --scale $(SCALE) --out $(OUT) $(ARGS)
 
+wheel: $(STAMP)
+	rm -rf dist build
+	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
+
 test: $(STAMP)
 	$(BIN)/python -m pytest -q -m "not slow" $(ARGS)
 
 test-all: $(STAMP)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,tpu]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,tpu,launch]'
 	$(BIN)/python -m pytest -q $(ARGS)
 
 lint: $(STAMP)

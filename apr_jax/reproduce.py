@@ -1,6 +1,6 @@
-"""A whole experiment from nothing to its report, stage after stage, in one process.
+"""A whole experiment from nothing to its report, stage after stage, in one process or in the several of a pod.
 
-The life of a run (OUT is its folder):
+The life of a run (OUT is its folder, on a disk that all processes share, or in a bucket):
   1. data         OUT/data: problems, tokenizer, demonstrations of APR and SoS+
   2. <method>/sft OUT/<method>/sft: supervised training
   3. <method>/rl  OUT/<method>/rl: reinforcement learning from there
@@ -9,13 +9,13 @@ The life of a run (OUT is its folder):
 
 A finished stage is noted in OUT/stages.json, with the seconds it took, and never runs again; an unfinished one goes
 on from its own checkpoint. So the same command can be stopped and started at will, and when all is done it only shows
-the results.
+the results. Of several processes all train; the first alone builds data, evaluates and reports, on its own devices, while
+the others wait for its note in stages.json.
 """
 
 import contextlib
 import dataclasses
 import json
-import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -25,10 +25,13 @@ from rich.console import Console
 
 from apr_jax.config import Experiment, to_dict
 from apr_jax.errors import UsageError, UserError
+from apr_jax.runtime import alone_fails, first_decides, is_first
+from apr_jax.storage import Mirror, write_text
 from apr_jax.table import print_table
 
 METHODS = ("sos+", "apr")  # The serial baseline first: the table reads from worse to better.
 LEARNED = ("sft", "rl")
+_LOOK_SECONDS = 2.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,11 +42,13 @@ class Stage:
       name: in stages.json and on the screen.
       makes: a file or folder that is there when the stage is done.
       run: does the work, or goes on with it.
+      together: by all processes; else by the first one.
     """
 
     name: str
     makes: Path
     run: Callable[[], object]
+    together: bool = False
 
 
 def experiment_file(scale: str) -> Path:
@@ -62,41 +67,46 @@ def experiment_file(scale: str) -> Path:
     )
 
 
-def reproduce(config: Experiment, out: Path) -> None:
+def reproduce(config: Experiment, out: Path, data: Path | None = None) -> None:
     """Runs every stage that is not done yet.
+
+    Args:
+      out: folder of the run.
+      data: where its data are, or will be built; by default out/data.
 
     Raises:
       UsageError: OUT holds a run of other settings.
       UserError: a stage failed; what was finished before is kept.
     """
     _claim(out, config)
-    run_stages(stages_of(config, out), out)
+    run_stages(stages_of(config, out, data), out)
 
 
-def stages_of(config: Experiment, out: Path) -> list[Stage]:
+def stages_of(config: Experiment, out: Path, data: Path | None = None) -> list[Stage]:
     """The stages in their order. Heavy imports wait until a stage runs."""
+    built = data or out / "data"
 
     def build_data() -> None:
         from apr_jax.data.build import build
 
-        build(config, out / "data", methods=METHODS)
+        build(config, built, methods=METHODS)
 
     def supervise(method: str) -> None:
         from apr_jax.learn.sft import train_sft
 
-        train_sft(config, out / "data", out / method / "sft", method)
+        train_sft(config, built, out / method / "sft", method)
 
     def reinforce(method: str) -> None:
         from apr_jax.learn.rl import train_rl
 
-        train_rl(config, out / "data", out / method / "rl", out / method / "sft")
+        train_rl(config, built, out / method / "rl", out / method / "sft")
 
     def answer(method: str, learned: str) -> None:
         from apr_jax.evaluate.run import evaluate
         from apr_jax.learn.checkpoint import load_checkpoint
         from apr_jax.tasks import load_problems
 
-        problems = load_problems(out / "data" / "test.jsonl")
+        problems = load_problems(built / "test.jsonl")
         evaluate(load_checkpoint(out / method / learned), problems, out / "eval" / f"{method}-{learned}")
 
     def bind(function: Callable[..., None], *arguments: str) -> Callable[[], None]:
@@ -104,9 +114,12 @@ def stages_of(config: Experiment, out: Path) -> list[Stage]:
 
     evaluated = [(method, learned) for method in METHODS for learned in LEARNED]
     return [
-        Stage("data", out / "data" / "data.json", build_data),
-        *(Stage(f"{method}/sft", out / method / "sft" / "checkpoints", bind(supervise, method)) for method in METHODS),
-        *(Stage(f"{method}/rl", out / method / "rl" / "checkpoints", bind(reinforce, method)) for method in METHODS),
+        Stage("data", built / "data.json", build_data),
+        *(
+            Stage(f"{method}/{learned}", out / method / learned / "checkpoints", bind(train, method), together=True)
+            for learned, train in zip(LEARNED, (supervise, reinforce), strict=True)
+            for method in METHODS
+        ),
         *(
             Stage(
                 f"eval/{method}-{learned}",
@@ -123,17 +136,36 @@ def run_stages(stages: list[Stage], out: Path) -> None:
     """Runs the stages that are not done, and all that come after one that had to run again."""
     console = Console(stderr=True)
     record = _read_json(out / "stages.json") if (out / "stages.json").is_file() else {}
-    again = False
-    for number, stage in enumerate(stages, start=1):
-        done = record.get(stage.name, {}).get("done", False) and stage.makes.exists()
-        if done and not again:
-            continue
-        again = True
-        console.print(f"[bold]stage {number} of {len(stages)}: {stage.name}[/bold]")
-        with _timed(record, stage.name, out):
+    begin = first_decides(lambda: _first_to_run(stages, record, out))
+    for number, stage in enumerate(stages[begin:], start=begin + 1):
+        if is_first():
+            console.print(f"[bold]stage {number} of {len(stages)}: {stage.name}[/bold]")
+            with alone_fails() if not stage.together else contextlib.nullcontext(), _timed(record, stage.name, out):
+                stage.run()
+            console.print(f"stage {stage.name}: done, {record[stage.name]['seconds']:.0f} s")
+        elif stage.together:
             stage.run()
-        console.print(f"stage {stage.name}: done, {record[stage.name]['seconds']:.0f} s")
+        else:
+            _wait(stage.name, out)
         _forget_compiled()
+
+
+def _first_to_run(stages: list[Stage], record: dict[str, Any], out: Path) -> int:
+    """The place of the first stage that is not done. What comes after it is noted as not done either."""
+    done = [record.get(stage.name, {}).get("done", False) and stage.makes.exists() for stage in stages]
+    begin = done.index(False) if False in done else len(stages)
+    if any(done[begin:]):
+        for stage in stages[begin:]:
+            record.get(stage.name, {})["done"] = False
+        _write_json(out / "stages.json", record)
+    return begin
+
+
+def _wait(name: str, out: Path) -> None:
+    """Until the first process has noted that the stage is done. If it fails instead, JAX ends this process."""
+    path = out / "stages.json"
+    while not (path.is_file() and _read_json(path).get(name, {}).get("done", False)):
+        time.sleep(_LOOK_SECONDS)
 
 
 @contextlib.contextmanager
@@ -163,6 +195,11 @@ def write_report(out: Path) -> None:
     Raises:
       UserError: an evaluation is missing.
     """
+    with Mirror(out, ("config.json", "stages.json", "eval/*/*", "*/*/metrics.jsonl")) as mirror:
+        _write_report(mirror.local)
+
+
+def _write_report(out: Path) -> None:
     from apr_jax.evaluate.report import write_run_report
 
     results = {
@@ -193,8 +230,9 @@ def _claim(out: Path, config: Experiment) -> None:
     values = json.loads(json.dumps(to_dict(config)))
     path = out / "config.json"
     if not path.is_file():
-        out.mkdir(parents=True, exist_ok=True)
-        _write_json(path, values)
+        if is_first():
+            out.mkdir(parents=True, exist_ok=True)
+            _write_json(path, values)
         return
     if different := _difference(_read_json(path), values):
         raise UsageError(f"{out}: is a run with {different}; choose another --out, or delete it")
@@ -221,6 +259,4 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _write_json(path: Path, values: dict[str, Any]) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-    os.replace(partial, path)
+    write_text(path, json.dumps(values, indent=2) + "\n")

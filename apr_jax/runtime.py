@@ -2,12 +2,15 @@
 processes it works with."""
 
 import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from apr_jax.errors import UsageError
+from apr_jax.errors import LostProcess, UsageError, UserError
 
 CACHE_VARIABLE = "APR_CACHE"
 MOST_CPU_DEVICES = 8
+AUTO = "auto"
 COORDINATOR, COUNT, INDEX = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
 HEARTBEAT_SECONDS = 30  # After which a process that is gone ends the others.
 _CONNECT_SECONDS = 300
@@ -52,7 +55,8 @@ def join_processes() -> None:
     """Makes this process one of several that train together, if the environment says so.
 
     $JAX_COORDINATOR_ADDRESS is host:port of the first process, $JAX_NUM_PROCESSES how many there are, $JAX_PROCESS_ID which
-    one this is, from 0. Where a cluster manager knows the latter two (TPU pods, Slurm, GKE) the address is enough.
+    one this is, from 0. Where a cluster manager knows the latter two (Slurm) the address is enough; where it knows all three
+    (TPU slices, on their own and in GKE) it is "auto".
 
     Raises:
       UsageError: the numbers are none, or don't fit together.
@@ -63,19 +67,58 @@ def join_processes() -> None:
     count, index = _whole(COUNT), _whole(INDEX)
     if count is not None and index is not None and not 0 <= index < count:
         raise UsageError(f"{INDEX}={index}: must be in 0..{count - 1}, because {COUNT}={count}")
-    if not address.rpartition(":")[2].isdigit():
-        raise UsageError(f"{COORDINATOR}={address}: must be host:port")
+    if address != AUTO and not address.rpartition(":")[2].isdigit():
+        raise UsageError(f'{COORDINATOR}={address}: must be host:port, or "{AUTO}" on the hosts of a TPU slice')
     import jax
 
     jax.config.update("jax_enable_preemption_service", False)  # SIGTERM is handled by the training loop.
-    jax.distributed.initialize(
-        address,
-        count,
-        index,
-        initialization_timeout=_CONNECT_SECONDS,
-        heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
-        shutdown_timeout_seconds=_CONNECT_SECONDS,
-    )
+    if address == AUTO:
+        del os.environ[COORDINATOR]  # JAX would take it for an address.
+    try:
+        jax.distributed.initialize(
+            None if address == AUTO else address,
+            count,
+            index,
+            initialization_timeout=_CONNECT_SECONDS,
+            heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+            shutdown_timeout_seconds=_CONNECT_SECONDS,
+        )
+    except ValueError as error:
+        if address != AUTO:
+            raise
+        raise UsageError(f"{COORDINATOR}={AUTO}: this is no host of a TPU slice ({error}); give host:port") from None
+
+
+def is_first() -> bool:
+    """Whether this is the only process, or the first of those that run the command as one."""
+    import jax
+
+    return not jax.distributed.is_initialized() or jax.process_index() == 0
+
+
+def first_decides(choose: Callable[[], int]) -> int:
+    """What `choose` returns in the first process, in all of them."""
+    import jax
+    import numpy as np
+    from jax.experimental import multihost_utils
+
+    if not jax.distributed.is_initialized():
+        return choose()
+    chosen = choose() if is_first() else 0
+    return int(multihost_utils.broadcast_one_to_all(np.int32(chosen)))
+
+
+@contextmanager
+def alone_fails() -> Iterator[None]:
+    """What one process does while others wait: if it fails, it must end at once, for only that ends the others."""
+    import jax
+
+    try:
+        yield
+    except UserError as error:
+        if not jax.distributed.is_initialized():
+            raise
+        raise LostProcess(f"process {jax.process_index()}, for which the others wait: {error}") from error
 
 
 def _whole(variable: str) -> int | None:

@@ -10,7 +10,7 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ.setdefault("APR_CACHE", str(Path(__file__).parents[1] / ".cache" / "xla"))
 
 # Helpers that stand beside the tests (scripted.py, small_data.py) are imported by name.
-for _folder in ("", "threads", "data"):
+for _folder in ("", "threads", "data", "end_to_end"):
     sys.path.insert(0, str(Path(__file__).parent / _folder))
 
 import pytest

@@ -30,6 +30,7 @@ from apr_jax.data import builder
 from apr_jax.data.demonstrate import Bounds, Counts, Example, Recipe, Workers, demonstrations, texts
 from apr_jax.data.tokenizer import Tokenizer
 from apr_jax.errors import UsageError, UserError
+from apr_jax.storage import copies_folder, is_remote, upload
 from apr_jax.tasks import METHODS, Problem, Split, load_problems, problem_key, save_problems, split_problems
 
 if TYPE_CHECKING:
@@ -84,7 +85,10 @@ def build(
       UserError: the disk is full or not writable.
     """
     try:
-        _build(config, out, exclude, methods, progress, workers)
+        if is_remote(out):
+            _build_in_bucket(config, out, exclude, methods, progress, workers)
+        else:
+            _build(config, out, exclude, methods, progress, workers)
     except OSError as error:
         raise UserError(f"data {out}: cannot write ({error.strerror or error}); nothing built before is lost") from None
 
@@ -108,6 +112,29 @@ def check_built(config: "Experiment", out: Path, groups: Sequence[str] = ("task"
     _compare(out, built, wanted)
 
 
+def _build_in_bucket(
+    config: "Experiment",
+    out: Path,
+    exclude: Path | None,
+    methods: Sequence[str],
+    progress: bool,
+    workers: int | None,
+) -> None:
+    """Builds on this machine's disk, for array_record writes nowhere else, and uploads what is whole."""
+    if (out / "data.json").is_file():
+        record = _read_record(out)
+        _compare(out, record["settings"], _settings(config, _excluded(exclude)))
+        if set(methods) <= set(record["methods"]):
+            return
+    here = copies_folder() / f"building-{hashlib.sha256(str(out).encode()).hexdigest()[:16]}"
+    _build(config, here, exclude, methods, progress, workers)
+    upload(here, out, last="data.json")
+
+
+def _excluded(exclude: Path | None) -> frozenset[Any]:
+    return frozenset(map(problem_key, load_problems(exclude))) if exclude else frozenset()
+
+
 def _build(
     config: "Experiment",
     out: Path,
@@ -125,7 +152,7 @@ def _build(
         )
     if config.limits.stream > builder.LARGEST:
         raise UsageError(f"limits.stream={config.limits.stream} must be at most {builder.LARGEST} to be stored")
-    excluded = frozenset(map(problem_key, load_problems(exclude))) if exclude else frozenset()
+    excluded = _excluded(exclude)
     settings = _settings(config, excluded)
     record: dict[str, Any] = {"settings": settings, "methods": {}}
     if (out / "data.json").is_file():

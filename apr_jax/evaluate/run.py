@@ -32,6 +32,7 @@ from apr_jax.learn.policy import make_policy_rollout
 from apr_jax.learn.restored import Restored
 from apr_jax.learn.steps import place_whole
 from apr_jax.model.sharding import make_mesh
+from apr_jax.storage import Mirror
 from apr_jax.tasks import PARALLEL, Countdown, Problem
 from apr_jax.threads import NOT_FORCED, Limits, Prompts, ThreadForest, check_prompts, make_prompts
 from apr_jax.threads.protocol import KEYS
@@ -97,13 +98,13 @@ def evaluate(
         "seed": restored.config.seed,
     }
     asked = [(problem, sample) for problem in problems for sample in range(decoding.samples)]
-    with disk_errors(out):
-        done = _open(out, settings)
+    with disk_errors(out), Mirror(out, (SETTINGS, TRACES)) as mirror:
+        done = _open(mirror.local, settings)
         if done < len(asked):
-            _run(restored, asked, prompts, limits, done, out, progress)
+            _run(restored, asked, prompts, limits, done, mirror, progress)
         model = {name: getattr(restored, name) for name in ("method", "stage", "step")}
-        summary = summarize(read_traces(out / TRACES)) | model | {"checkpoint": restored.path} | settings
-        (out / SUMMARY).write_text(json.dumps(summary, indent=2) + "\n")
+        summary = summarize(read_traces(mirror.local / TRACES)) | model | {"checkpoint": restored.path} | settings
+        (mirror.local / SUMMARY).write_text(json.dumps(summary, indent=2) + "\n")
     for warning in warnings(summary, restored.method):
         Console(stderr=True).print(f"[bold red]warning: {warning}[/bold red]")
     return summary
@@ -142,9 +143,8 @@ class Runner:
 
 
 def make_runner(restored: Restored, limits: Limits, batch: int) -> Runner:
-    """On as many devices as `batch` trees can use; its batches may be a few trees larger, so that they divide."""
-    alone = jax.process_count() == 1
-    mesh = make_mesh(devices=jax.devices()[:batch] if alone else None)
+    """On as many devices of this process as `batch` trees can use; its batches may be a little larger, so that they divide."""
+    mesh = make_mesh(devices=jax.local_devices()[:batch])
     batch += -batch % mesh.size
     schedule = restored.config.schedule
     lanes = min(schedule.lanes, batch // mesh.size * limits.slots)
@@ -168,13 +168,13 @@ def _run(
     prompts: Prompts,
     limits: Limits,
     done: int,
-    out: Path,
+    mirror: Mirror,
     progress: bool,
 ) -> None:
     runner = make_runner(restored, limits, min(restored.config.evaluate.batch, len(asked)))
     task = Countdown(restored.config.task, restored.config.solver)
     forests = runner.stream(prompts, restored.config.seed, done, progress)
-    with (out / TRACES).open("a") as file:
+    with (mirror.local / TRACES).open("a") as file:
         for begin, forest in forests:
             answers = extract_answers(forest, restored.tokenizer)
             lines = [
@@ -183,6 +183,7 @@ def _run(
             ]
             file.write("".join(json.dumps(line) + "\n" for line in lines))
             file.flush()
+            mirror.push(seldom=True)
 
 
 def _prompts(restored: Restored, problems: list[Problem], limits: Limits, decoding: Decoding) -> Prompts:

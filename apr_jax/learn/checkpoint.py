@@ -32,6 +32,7 @@ from apr_jax.learn.kept import SUFFIX, load_kept
 from apr_jax.learn.processes import all_of
 from apr_jax.learn.restored import Restored
 from apr_jax.learn.state import TrainState
+from apr_jax.storage import absolute, move
 
 FOLDER = "checkpoints"
 BEST = "validation_accuracy"  # The metric that makes a step the best.
@@ -67,7 +68,7 @@ class Checkpoints:
 
     def __init__(self, workdir: Path, run: Run):
         self._run = run
-        self._folder = Path(workdir).absolute() / FOLDER
+        self._folder = absolute(workdir) / FOLDER
         with disk_errors(self._folder), quiet():
             self._folder.mkdir(parents=True, exist_ok=True)
             self._manager = ocp.CheckpointManager(
@@ -186,7 +187,7 @@ class Checkpoints:
                 aside.mkdir(exist_ok=True)
                 for step in steps:
                     taken = len(list(aside.glob(f"{step}.*")))
-                    (self._folder / str(step)).rename(aside / f"{step}.{taken}")
+                    move(self._folder / str(step), aside / f"{step}.{taken}")
         all_of(True)  # Until the first process is done.
         self._manager.reload()
 
@@ -225,7 +226,7 @@ def load_checkpoint(path: str | Path) -> Restored:
     """
     if Path(path).suffix == SUFFIX:
         return load_kept(Path(path))
-    folder = _step_folder(Path(path).absolute())
+    folder = _step_folder(absolute(path))
     try:
         meta = _read_meta(folder)
         params = _read_params(folder / "params")

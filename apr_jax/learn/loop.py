@@ -12,6 +12,7 @@ The life of a step:
 import dataclasses
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,7 +26,7 @@ from apr_jax.errors import UserError
 from apr_jax.learn.checkpoint import Checkpoints
 from apr_jax.learn.faults import disk_errors
 from apr_jax.learn.metrics import Numbers, Recorder
-from apr_jax.learn.processes import Votes
+from apr_jax.learn.processes import Pace, Votes
 from apr_jax.learn.state import TrainState
 
 EXIT_TERMINATED = 143
@@ -42,6 +43,7 @@ class Stage:
       bad_steps: so many skipped updates in a row end the run.
       data_state: JSON state of the data iterator.
       batch: step -> what it learned from, on the host, for the two last steps; the step as the metrics count it.
+      host_seconds: that this process's host worked at the last step, without waiting for a device or another process.
       validate: state -> metrics, logged with the prefix "validation_"; None for no validation.
       sample: a tree of the last validation as text; None for none.
       validate_every: steps between validations; the state before the first step and the last one are validated too.
@@ -53,6 +55,7 @@ class Stage:
     bad_steps: int
     data_state: Callable[[], dict[str, Any]]
     batch: Callable[[int], dict[str, np.ndarray]]
+    host_seconds: Callable[[], float]
     validate: Callable[[TrainState], Numbers] | None = None
     sample: Callable[[], str] | None = None
     validate_every: int = 1
@@ -81,7 +84,7 @@ def run_loop(
       UserError: too many bad steps in a row (the last good parameters and the bad batch are saved), or the disk is full.
     """
     step = int(state.step)
-    votes = Votes()
+    votes, pace = Votes(), Pace()
 
     def check(step: int, numbers: Numbers | None) -> None:
         if numbers and numbers.get("bad_in_a_row", 0) >= stage.bad_steps:
@@ -109,14 +112,17 @@ def run_loop(
                 with recorder.aside():
                     scores = _validate(stage, state, recorder)
             check(step - 1, recorder.record(step, {**metrics, **scores}, important=due))
+            if line := pace.step(stage.host_seconds(), state.step):
+                recorder.tell(f"step {step}: {line}")
             # Once: a signal that comes in while saving waits for the next step.
-            stopping = votes.cast(stop, state.step)
+            stopping, began = votes.cast(stop, state.step), time.perf_counter()
             if due or last or stopping or step % stage.save_every == 0:
                 check(step, recorder.flush())
                 with recorder.aside():
                     checkpoints.save(state, scores, stage.data_state())
             if stopping:
                 checkpoints.wait()
+                recorder.tell(f"stopped after step {step}; saved in {time.perf_counter() - began:.1f} s")
                 raise (KeyboardInterrupt if stopping == signal.SIGINT else SystemExit(EXIT_TERMINATED))
     recorder.flush()
     checkpoints.wait()
@@ -137,7 +143,8 @@ def _bad_steps(count: int, step: int, saved: int, batch: dict[str, np.ndarray], 
     path = workdir / "bad_batch" / f"{step}{process}.npz"
     with disk_errors(path):
         path.parent.mkdir(exist_ok=True)
-        np.savez(path, **batch)  # type: ignore[arg-type]
+        with path.open("wb") as file:
+            np.savez(file, **batch)  # type: ignore[arg-type]
     return (
         f"training: {count} updates in a row had a NaN or Inf loss or gradient, the last of them in step {step}; the last good "
         f"parameters are saved as step {saved}, that step's batch is in {path}; lower optimizer.lr or optimizer.clip"

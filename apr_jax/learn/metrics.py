@@ -21,6 +21,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Column
 
 from apr_jax.learn.faults import disk_errors
+from apr_jax.storage import Mirror, as_path
 
 FILE = "metrics.jsonl"
 _QUEUE = 100_000  # Scalars; TensorBoard's thread dies when the disk is full, and a short queue would then stop the run.
@@ -57,7 +58,8 @@ class Recorder:
         ceiling: float = 0.0,
         bounds: Mapping[str, float] = MappingProxyType({}),
     ):
-        self._path = Path(workdir) / FILE
+        self._mirror = Mirror(as_path(workdir), (FILE,))
+        self._path = self._mirror.local / FILE
         self._bounds = bounds
         self._steps, self._log_every, self._stage = steps, log_every, stage
         self._counted, self._shown = counted, shown
@@ -71,7 +73,7 @@ class Recorder:
                 cut_lines(self._path, start)
                 self._file = open(self._path, "a", encoding="utf-8")  # noqa: SIM115 - closed in __exit__
             self._board = tensorboardX.SummaryWriter(
-                str(Path(workdir) / "tensorboard"), purge_step=start + 1, max_queue=_QUEUE
+                str(self._mirror.local / "tensorboard"), purge_step=start + 1, max_queue=_QUEUE
             )
         self._bar = Progress(
             TextColumn("{task.description}"),
@@ -94,6 +96,7 @@ class Recorder:
             self._file.close()
             with suppress(OSError):  # A full disk was told of when metrics.jsonl found it so.
                 self._board.close()
+        self._mirror.close()
 
     def record(self, step: int, metrics: dict[str, Any], important: bool = False) -> Numbers | None:
         """Takes the metrics of `step`, scalars on the device or the host, and returns those of the step before,
@@ -102,7 +105,7 @@ class Recorder:
         Args:
           important: write a line whatever `log_every` says.
         """
-        before = self.flush()
+        before = self._fetch()
         logged = important or step % self._log_every == 0 or step == self._steps
         self._pending, self._recorded = (step, metrics, logged), time.perf_counter()
         return before
@@ -119,6 +122,12 @@ class Recorder:
     def flush(self) -> Numbers | None:
         """Fetches and writes what is pending; waits for the device. To be called before a save, so that no line is
         missing."""
+        numbers = self._fetch()
+        if self._writes:
+            self._mirror.push()
+        return numbers
+
+    def _fetch(self) -> Numbers | None:
         if self._pending is None:
             return None
         step, metrics, logged = self._pending
@@ -139,6 +148,11 @@ class Recorder:
         self._bar.update(self._task, completed=step)
         return numbers
 
+    def tell(self, line: str) -> None:
+        """A line above the bar; by one process for all."""
+        if self._writes:
+            self._bar.console.print(line, soft_wrap=True, highlight=False, markup=False)
+
     def show_text(self, step: int, name: str, text: str) -> None:
         """Text for TensorBoard alone, shown as it is."""
         if not self._writes:
@@ -153,9 +167,8 @@ class Recorder:
             if name in numbers:
                 above = not numbers[name] <= bound
                 marks[f"{name}_above"] = float(above)
-                if above and self._writes:
-                    line = f"step {step}: {name} {numbers[name]:.3g} is above {bound:g}"
-                    self._bar.console.print(line, soft_wrap=True, highlight=False, markup=False)
+                if above:
+                    self.tell(f"step {step}: {name} {numbers[name]:.3g} is above {bound:g}")
         return marks
 
     def _write(self, step: int, numbers: Numbers) -> None:
@@ -168,6 +181,7 @@ class Recorder:
             self._file.flush()
             for name, value in numbers.items():
                 self._board.add_scalar(name, value, step)
+        self._mirror.push(seldom=True)
         self._bar.update(self._task, numbers="  ".join(self._say(numbers)))
 
     def _say(self, numbers: Numbers) -> Iterator[str]:

@@ -5,6 +5,7 @@ signal, a reward, a checkpoint that cannot be read) is agreed on first, or they 
 """
 
 import json
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +19,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from apr_jax.errors import LostProcess, UserError
 from apr_jax.model.sharding import batch_sharding
+
+_PACE_STEPS = 20
+_SLOW_SECONDS, _SLOW_FACTOR = 0.05, 2.0  # Of a step, and of the others' time; below, nobody is called slow.
 
 # In messages of Gloo and of the coordination service.
 _SIGNS = ("Gloo", "heartbeat", "Connection reset", "Connection closed", "coordination", "Barrier", "Socket closed")
@@ -85,6 +89,60 @@ def merge(mine: dict[str, Any]) -> dict[str, Any]:
     for row, size in zip(rows, sizes, strict=True):
         merged |= json.loads(bytes(row[:size]))
     return dict(sorted(merged.items()))
+
+
+class Pace:
+    """Names the process whose host holds the others up.
+
+    A step takes all processes as long as the slowest one. What tells them apart is the time that a host works at a step alone,
+    waiting for nobody: reading data, verifying answers. It is gathered behind every `_PACE_STEPS`-th step and read a step
+    later, so nobody waits for it.
+    """
+
+    def __init__(self) -> None:
+        self._alone = jax.process_count() == 1
+        if self._alone:
+            return
+        self._names = merge({f"{jax.process_index():06}": socket.gethostname()})
+        self._mesh = Mesh(np.asarray(jax.devices()), ("all",))
+        self._split, whole = (NamedSharding(self._mesh, PartitionSpec(*axis)) for axis in (("all",), ()))
+        self._gather = jax.jit(lambda busy, step: busy + 0 * step, out_shardings=whole)
+        self._owners = np.array([device.process_index for device in jax.devices()])
+        self._pending: jax.Array | None = None
+        self._steps, self._busy, self._told = 0, 0.0, -1
+
+    def step(self, seconds: float, step: jax.Array) -> str:
+        """To be called once a step; the line to show, or "".
+
+        Args:
+          seconds: that this host worked at the step alone.
+          step: on the device; what is gathered waits for it.
+        """
+        if self._alone:
+            return ""
+        before, self._pending = self._pending, None
+        self._steps += 1
+        self._busy += seconds
+        if self._steps % _PACE_STEPS == 0:
+            mine = np.full(jax.local_device_count(), self._busy / _PACE_STEPS, np.float32)
+            self._pending = self._gather(jax.make_array_from_process_local_data(self._split, mine), step)
+            self._busy = 0.0
+        return "" if before is None else self._line(np.asarray(before))
+
+    def _line(self, busy: np.ndarray) -> str:
+        each = np.array([busy[self._owners == process].mean() for process in range(jax.process_count())])
+        slow = int(each.argmax())
+        others = float(np.median(np.delete(each, slow)))
+        if each[slow] < _SLOW_SECONDS or each[slow] < _SLOW_FACTOR * others:
+            self._told = -1
+            return ""
+        if slow == self._told:  # Once, until it has been as fast as the others again.
+            return ""
+        self._told = slow
+        return (
+            f"process {slow} ({self._names[f'{slow:06}']}) holds the others up: its host works at a step for "
+            f"{each[slow]:.2f} s, the others' for {others:.2f} s"
+        )
 
 
 class Votes:

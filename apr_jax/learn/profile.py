@@ -10,6 +10,7 @@ import jax
 
 from apr_jax.errors import UsageError
 from apr_jax.learn.state import TrainState
+from apr_jax.storage import Mirror
 
 FOLDER = "profile"
 Advance = Callable[[TrainState, int], tuple[TrainState, dict[str, Any]]]
@@ -41,7 +42,7 @@ def profiled(advance: Advance, step: int, start: int, steps: int, workdir: Path)
         if done + 1 != step:
             return advance(state, done)
         jax.block_until_ready(state)
-        with jax.profiler.trace(folder, create_perfetto_trace=True):
+        with Mirror(folder) as mirror, jax.profiler.trace(mirror.local, create_perfetto_trace=True):
             state, metrics = advance(state, done)
             jax.block_until_ready(state)
         print(f"profile of step {step}: {folder}", file=sys.stderr)

@@ -14,6 +14,7 @@ The life of a tree:
 
 import collections
 import dataclasses
+import time
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,7 @@ from apr_jax.learn.steps import (
     place_whole,
 )
 from apr_jax.learn.times import Late, StepTimes
+from apr_jax.storage import as_path, local_copy
 from apr_jax.tasks import BoxedVerifier, Countdown, Failure, Problem, Task, Verdict, load_problems
 from apr_jax.threads import Prompts, ThreadForest, check_prompts, make_prompts
 
@@ -83,17 +85,18 @@ def train_rl(
     rl = config.learn.rl
     start = load_checkpoint(init)
     _check_init(config, start)
-    check_built(config, Path(data_dir), ("task", "data"))  # RL takes problems only: its limits may be its own.
+    check_built(config, as_path(data_dir), ("task", "data"))  # RL takes problems only: its limits may be its own.
+    here = local_copy(as_path(data_dir), "data.json")
     mesh = build_mesh(config)
     check_divides("learn.rl.problems x group", rl.problems * rl.group, mesh)
     check_divides("learn.rl.rows", rl.rows, mesh)
     optimizer = make_optimizer(rl.optimizer, rl.steps * rl.inner_steps)
     task = Countdown(config.task, config.solver)
     with BoxedVerifier(task, rl.reward.time_limit) as verifier:
-        trainer = _Trainer(config, start, Path(data_dir), mesh, make_rl_step(config, optimizer, mesh), task, verifier)
+        trainer = _Trainer(config, start, here, mesh, make_rl_step(config, optimizer, mesh), task, verifier)
         return train(
             Run(config, start.method, "rl", start.tokenizer, origin=digest(start.params)),
-            Path(workdir),
+            as_path(workdir),
             init_state(start.params, optimizer, mesh),
             Stage(
                 steps=rl.steps,
@@ -102,6 +105,7 @@ def train_rl(
                 bad_steps=config.learn.bad_steps,
                 data_state=trainer.data_state,
                 batch=trainer.last_batches.of,
+                host_seconds=lambda: trainer.host_seconds,
                 validate=trainer.validate,
                 sample=trainer.sample,
                 validate_every=rl.validate_every,
@@ -139,6 +143,7 @@ class _Trainer:
         self._step = step
         self._reference = place_whole(start.params, mesh)
         self.last_batches = LastBatches()
+        self.host_seconds = 0.0
         self._tree_kl = make_tree_kl(config, mesh)
         advantage = ADVANTAGES[self._rl.objective.advantage]
         self._compare = jax.jit(lambda rewards, counted: (advantage(rewards, counted), count_flat(rewards, counted)))
@@ -259,8 +264,10 @@ class _Trainer:
 
     def _verify(self, problems: list[Problem], forest: ThreadForest) -> tuple[np.ndarray, dict[str, float]]:
         """Which trees are right, float32 [B]; how many verifications raised and how many ran out of time."""
+        began = time.perf_counter()
         answers = extract_answers(forest, self._tokenizer)
         outcomes = self._verifier.verify(list(zip(problems, answers, strict=True)))
+        self.host_seconds = time.perf_counter() - began
         correct = [isinstance(outcome, Verdict) and outcome.correct for outcome in outcomes]
         return of_first(np.array(correct, np.float32)), {  # Time runs out in one process, and not in another.
             "reward_errors": float(outcomes.count(Failure.RAISED)),

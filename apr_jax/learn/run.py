@@ -21,6 +21,7 @@ from apr_jax.learn.processes import lost_processes
 from apr_jax.learn.profile import profiled
 from apr_jax.learn.state import TrainState
 from apr_jax.model.sharding import make_mesh
+from apr_jax.storage import write_text
 
 
 def train(
@@ -61,7 +62,7 @@ def train(
             restore_data(data)
         if jax.process_index() == 0:
             with disk_errors(workdir):
-                (workdir / "config.json").write_text(json.dumps(to_dict(run.config), indent=2) + "\n")
+                write_text(workdir / "config.json", json.dumps(to_dict(run.config), indent=2) + "\n")
         start = int(state.step)
         if profile is not None:
             stage = dataclasses.replace(stage, advance=profiled(stage.advance, profile, start, stage.steps, workdir))

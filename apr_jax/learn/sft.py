@@ -18,6 +18,7 @@ from apr_jax.learn.run import build_mesh, read_tokenizer, train
 from apr_jax.learn.state import TrainState, init_state
 from apr_jax.learn.steps import check_divides, make_sft_step, place_rows
 from apr_jax.model.transformer import init_params
+from apr_jax.storage import as_path, local_copy
 
 
 def train_sft(
@@ -39,19 +40,22 @@ def train_sft(
     sft = config.learn.sft
     mesh = build_mesh(config)
     check_divides("learn.sft.rows", sft.rows, mesh)
-    check_built(config, Path(data_dir))
+    check_built(config, as_path(data_dir))
+    data_dir = local_copy(as_path(data_dir), "data.json")
     tokenizer = read_tokenizer(data_dir)
     optimizer = make_optimizer(sft.optimizer, sft.steps)
     update = make_sft_step(config.model, optimizer, mesh)
 
     def open_stream(stream: int) -> Batches:
         rows, length = sft.rows // sft.streams, config.limits.stream
-        return sft_batches(Path(data_dir), method, rows, length, config.seed, stream, sft.streams)
+        return sft_batches(data_dir, method, rows, length, config.seed, stream, sft.streams)
 
     batches = Held(open_stream, sft.streams, sft.rows, held_rows(sft.rows, mesh))
     last_batches = LastBatches()
+    waited = 0.0
 
     def advance(state: TrainState, step: int) -> tuple[TrainState, dict[str, Any]]:
+        nonlocal waited
         began = time.perf_counter()
         rows = next(batches)
         waited = time.perf_counter() - began
@@ -64,7 +68,7 @@ def train_sft(
     params = jax.device_get(init(config.model, tokenizer.vocab_size, jax.random.key(config.seed)))
     return train(
         Run(config, method, "sft", tokenizer),
-        Path(workdir),
+        as_path(workdir),
         init_state(params, optimizer, mesh),
         Stage(
             steps=sft.steps,
@@ -73,6 +77,7 @@ def train_sft(
             bad_steps=config.learn.bad_steps,
             data_state=lambda: {"streams": merge(batches.get_state())},
             batch=last_batches.of,
+            host_seconds=lambda: waited,
         ),
         restore_data=lambda data: batches.set_state(data["streams"]),
         log_every=sft.log_every,

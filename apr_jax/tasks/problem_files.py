@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from apr_jax.errors import UsageError
+from apr_jax.storage import as_path
 from apr_jax.tasks.base import Problem
 from apr_jax.tasks.problems import solve
 
@@ -59,7 +60,7 @@ def load_problems(path: str | Path) -> list[Problem]:
     Raises:
       UsageError: names the file, the line, the field, the value seen and the rule.
     """
-    path = Path(path)
+    path = as_path(path)
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
     except UnicodeDecodeError as error:

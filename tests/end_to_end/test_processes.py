@@ -3,20 +3,20 @@
 import dataclasses
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
-from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+from together import ROOT, train
 from wall_clock import WALL_CLOCK
 
-from apr_jax.config import MeshConfig, to_dict
+from apr_jax.config import MeshConfig
 from apr_jax.errors import UsageError
 from apr_jax.learn.checkpoint import load_checkpoint
 from apr_jax.learn.metrics import FILE
@@ -24,66 +24,12 @@ from apr_jax.learn.rl import train_rl
 from apr_jax.learn.sft import train_sft
 from apr_jax.runtime import HEARTBEAT_SECONDS, join_processes
 
-ROOT = Path(__file__).parents[2]
-
 
 def _config(config, shards, steps=6):
     sft = dataclasses.replace(config.learn.sft, rows=4, streams=4, steps=steps)
     rl = dataclasses.replace(config.learn.rl, rows=4)
     learn = dataclasses.replace(config.learn, sft=sft, rl=rl)
     return dataclasses.replace(config, learn=learn, mesh=MeshConfig(data=shards))
-
-
-class Together:
-    """`count` processes of one device each that run `apr train` as one."""
-
-    def __init__(self, count, config, folder, data_dir, stage, workdir, *more):
-        file = folder / f"{config.name}{count}.py"
-        file.write_text(
-            f"from apr_jax.config import from_dict\n\n\ndef experiment():\n    return from_dict({to_dict(config)!r})\n"
-        )
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        command = [sys.executable, "-m", "apr_jax", "train", stage, "--config", file, "--workdir", workdir]
-        command += ["--data", data_dir, *more]
-        self.processes, self._said = [], []
-        for index in range(count):
-            names = {"COORDINATOR_ADDRESS": f"127.0.0.1:{port}", "NUM_PROCESSES": str(count), "PROCESS_ID": str(index)}
-            environment = os.environ | {f"JAX_{name}": value for name, value in names.items()}
-            environment |= {"JAX_NUM_CPU_DEVICES": "1", "XLA_FLAGS": ""}
-            said = tempfile.TemporaryFile()  # noqa: SIM115 - a pipe that nobody reads would stop the process.
-            command = list(map(str, command))
-            process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=said, stderr=subprocess.STDOUT)
-            self.processes.append(process)
-            self._said.append(said)
-
-    def said(self, index):
-        self._said[index].seek(0)
-        return self._said[index].read().decode()
-
-    def wait(self, seconds=240):
-        """Exit status and words of each, when all have ended."""
-        try:
-            for process in self.processes:
-                process.wait(seconds)
-        finally:
-            self.kill()
-        return [(process.returncode, self.said(index)) for index, process in enumerate(self.processes)]
-
-    def kill(self):
-        for process in self.processes:
-            process.kill()
-            process.wait()
-
-    def until_step(self, step, workdir, seconds=240):
-        deadline = time.monotonic() + seconds
-        while time.monotonic() < deadline:
-            if (workdir / FILE).exists() and f'"step": {step},' in (workdir / FILE).read_text():
-                return
-            assert all(process.poll() is None for process in self.processes), [self.said(0), self.said(1)]
-            time.sleep(0.005)
-        raise TimeoutError(f"no step {step} in {workdir / FILE}")
 
 
 def _lines(workdir):
@@ -114,7 +60,7 @@ def _train_together(count, stages, config, data_dir, tmp_path):
         train_rl(config, data_dir, tmp_path / "alone_rl", tmp_path / "alone_sft", progress=False)
     for stage in stages:
         more = ("--init", tmp_path / "alone_sft") if stage == "rl" else ()
-        for status, said in Together(count, config, tmp_path, data_dir, stage, tmp_path / stage, *more).wait():
+        for status, said in train(count, config, tmp_path, data_dir, stage, tmp_path / stage, *more).wait():
             assert status == 0, said
         together, alone = tmp_path / stage, tmp_path / f"alone_{stage}"
         _close(_lines(together), _lines(alone))
@@ -161,11 +107,11 @@ def test_numbers_that_do_not_fit_are_refused(monkeypatch, settings, told):
 def test_a_lost_process_ends_the_others_and_the_restart_is_the_unbroken_run(config, data_dir, tmp_path):
     """One run of two: the first is killed, then the second, then one hangs, then one gets SIGTERM, then a disk errs."""
     config = _config(config, 2, steps=60)
-    for status, said in Together(2, config, tmp_path, data_dir, "sft", tmp_path / "unbroken").wait():
+    for status, said in train(2, config, tmp_path, data_dir, "sft", tmp_path / "unbroken").wait():
         assert status == 0, said
     workdir, saved = tmp_path / "broken", 0
     for lost, number, at in ((0, signal.SIGKILL, 10), (1, signal.SIGKILL, 20), (1, signal.SIGSTOP, 30)):
-        run = Together(2, config, tmp_path, data_dir, "sft", workdir)
+        run = train(2, config, tmp_path, data_dir, "sft", workdir)
         run.until_step(at, workdir)
         run.processes[lost].send_signal(number)
         began = time.monotonic()
@@ -177,7 +123,7 @@ def test_a_lost_process_ends_the_others_and_the_restart_is_the_unbroken_run(conf
         steps = [int(entry.name) for entry in (workdir / "checkpoints").iterdir() if entry.name.isdigit()]
         assert max(steps) > saved
         saved = max(steps)
-    run = Together(2, config, tmp_path, data_dir, "sft", workdir)
+    run = train(2, config, tmp_path, data_dir, "sft", workdir)
     run.until_step(40, workdir)
     run.processes[1].terminate()
     for status, said in run.wait():
@@ -185,7 +131,7 @@ def test_a_lost_process_ends_the_others_and_the_restart_is_the_unbroken_run(conf
         assert "stopped by SIGTERM; the run is saved" in said
     newest = max(int(entry.name) for entry in (workdir / "checkpoints").iterdir() if entry.name.isdigit())
     _flip_a_bit_of_the_largest_file(workdir / "checkpoints" / str(newest))
-    for status, said in Together(2, config, tmp_path, data_dir, "sft", workdir).wait():
+    for status, said in train(2, config, tmp_path, data_dir, "sft", workdir).wait():
         assert status == 0, said
         assert f"checkpoints/{newest}: damaged" in said, "both must go on from the same step"
     assert _lines(workdir) == _lines(tmp_path / "unbroken")
@@ -194,3 +140,133 @@ def test_a_lost_process_ends_the_others_and_the_restart_is_the_unbroken_run(conf
         load_checkpoint(workdir).params,
         load_checkpoint(tmp_path / "unbroken").params,
     )
+
+
+_SLOW_DATA = """import sys, time
+from importlib import abc, machinery
+
+
+class Finder(abc.MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name != "apr_jax.data.pipeline":
+            return None
+        sys.meta_path.remove(self)
+        spec = machinery.PathFinder.find_spec(name, path)
+        execute = spec.loader.exec_module
+
+        def run(module):
+            execute(module)
+            take = module.Held.__next__
+            module.Held.__next__ = lambda held: (time.sleep(0.3), take(held))[1]
+
+        spec.loader.exec_module = run
+        return spec
+
+
+sys.meta_path.insert(0, Finder())
+"""
+
+
+@pytest.mark.slow
+def test_a_slow_host_is_named(config, data_dir, tmp_path):
+    """One of four reads its data slowly, as from a bad disk."""
+    (tmp_path / "slow").mkdir()
+    (tmp_path / "slow" / "sitecustomize.py").write_text(_SLOW_DATA)
+    config = _config(config, 4, steps=45)
+    slow = {2: {"PYTHONPATH": os.pathsep.join([str(tmp_path / "slow"), os.environ.get("PYTHONPATH", "")])}}
+    ended = train(4, config, tmp_path, data_dir, "sft", tmp_path / "run", environments=slow).wait(600)
+    assert [status for status, _ in ended] == [0] * 4, ended[0][1]
+    told = [line for line in ended[0][1].splitlines() if "holds the others up" in line]
+    assert len(told) == 1, "once, not every time"
+    assert re.match(
+        rf"step 21: process 2 \({socket.gethostname()}\) holds the others up: its host works at a step", told[0]
+    )
+    assert not any("holds the others up" in said for _, said in ended[1:])
+
+
+def _steps(workdir):
+    folder = workdir / "checkpoints"
+    return [int(entry.name) for entry in folder.glob("*") if entry.name.isdigit()] if folder.exists() else []
+
+
+def _until(holds, run, seconds=600):
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline and all(process.poll() is None for process in run.processes), run.said(0)
+        time.sleep(0.002)
+
+
+def _lose(run, index):
+    """Kills a host; the others must end by themselves."""
+    run.processes[index].send_signal(signal.SIGKILL)
+    for other, process in enumerate(run.processes):
+        if other != index:
+            assert process.wait(2 * HEARTBEAT_SECONDS) in (1, -signal.SIGABRT), run.said(other)
+
+
+@pytest.mark.slow
+def test_four_hosts_one_lost_in_a_step_a_save_and_a_rollout(config, data_dir, tmp_path):
+    """Each time all start again from the last checkpoint, and the result is that of the unbroken run, to the bit."""
+    config = _config(config, 4, steps=16)
+    rl = dataclasses.replace(config.learn.rl, steps=6, save_every=2, validate_every=6)
+    config = dataclasses.replace(config, learn=dataclasses.replace(config.learn, rl=rl))
+
+    def start(stage, name):
+        more = ("--init", tmp_path / "unbroken_sft") if stage == "rl" else ()
+        return train(4, config, tmp_path, data_dir, stage, tmp_path / f"{name}_{stage}", *more)
+
+    for stage in ("sft", "rl"):
+        for status, said in start(stage, "unbroken").wait(900):
+            assert status == 0, said
+    workdir = tmp_path / "broken_sft"
+    run = start("sft", "broken")
+    run.until_step(3, workdir, 600)
+    _lose(run, 3)
+    saved = max(_steps(workdir))
+    run = start("sft", "broken")
+    # A folder without a number is a save under way.
+    _until(lambda: _steps(workdir) and max(_steps(workdir)) > saved and len(_steps(workdir)) < _entries(workdir), run)
+    _lose(run, 1)
+    run = start("sft", "broken")
+    _until(lambda: max(_steps(workdir)) >= 8, run)
+    run.processes[2].terminate()
+    began = time.monotonic()
+    for status, said in run.wait(120):
+        assert status == 143, said
+    assert time.monotonic() - began < _SECONDS_TO_SAVE
+    assert re.search(r"stopped after step \d+; saved in \d+\.\d s", run.said(0))
+    for status, said in start("sft", "broken").wait(900):
+        assert status == 0, said
+    workdir = tmp_path / "broken_rl"
+    run = start("rl", "broken")
+    run.until_step(3, workdir, 600)  # Its line is written when the next rollout is under way.
+    _lose(run, 2)
+    assert 2 <= max(_steps(workdir)) < 6
+    for status, said in start("rl", "broken").wait(900):
+        assert status == 0, said
+    for stage in ("sft", "rl"):
+        broken, unbroken = tmp_path / f"broken_{stage}", tmp_path / f"unbroken_{stage}"
+        assert _lines(broken) == _lines(unbroken)
+        jax.tree.map(np.testing.assert_array_equal, load_checkpoint(broken).params, load_checkpoint(unbroken).params)
+    # One process of one device, as on a laptop, evaluates what four hosts have trained.
+    laptop = [
+        sys.executable,
+        "-m",
+        "apr_jax",
+        "eval",
+        "--checkpoint",
+        tmp_path / "broken_rl",
+        "--out",
+        tmp_path / "eval",
+    ]
+    laptop += ["--problems", data_dir / "test.jsonl"]
+    alone = os.environ | {"JAX_NUM_CPU_DEVICES": "1", "XLA_FLAGS": ""}
+    subprocess.run(list(map(str, laptop)), cwd=ROOT, env=alone, check=True, capture_output=True, timeout=600)
+    assert json.loads((tmp_path / "eval" / "summary.json").read_text())["n"] > 0
+
+
+_SECONDS_TO_SAVE = 30  # What Cloud TPU gives a spot slice between notice and end.
+
+
+def _entries(workdir):
+    return len(list((workdir / "checkpoints").iterdir()))

@@ -12,13 +12,14 @@ ROOT = Path(__file__).parents[2]
 ALLOWED = {
     "errors": set(),
     "runtime": {"errors"},
-    "tasks": {"errors"},
+    "storage": {"errors"},
+    "tasks": {"errors", "storage"},
     "model": {"errors"},
     "threads": {"errors"},
-    "data": {"errors", "tasks", "threads", "config"},
+    "data": {"errors", "storage", "tasks", "threads", "config"},
     "config": {"errors", "tasks", "data", "model", "threads", "learn"},
-    "learn": {"errors", "tasks", "data", "model", "threads", "config"},
-    "evaluate": {"errors", "tasks", "data", "model", "threads", "learn", "config"},
+    "learn": {"errors", "storage", "tasks", "data", "model", "threads", "config"},
+    "evaluate": {"errors", "storage", "tasks", "data", "model", "threads", "learn", "config"},
 }
 FILES = sorted((ROOT / "apr_jax").rglob("*.py"))
 

@@ -1,0 +1,211 @@
+"""Where files are: folders of this machine, or of a bucket (gs://bucket/folder).
+
+A path of a bucket is etils' `epath.Path`: it has the methods of pathlib's, and Orbax takes it as it is. Two things a bucket
+can't do, and what stands in for them:
+  - An object can't be appended to. `Mirror` gives a local folder to write in, and copies what changed to the bucket.
+  - array_record reads files of this machine alone. `local_copy` copies a folder here once, and again when it changed.
+"""
+
+import contextlib
+import hashlib
+import importlib.util
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Self, cast
+
+from apr_jax.errors import UsageError, UserError
+
+_SCHEME = "gs://"
+COPIES_VARIABLE = "APR_COPIES"
+_PUSH_SECONDS = 60.0
+
+
+def as_path(path: str | os.PathLike[str]) -> Path:
+    """The path of a file or folder, here or in a bucket.
+
+    Raises:
+      UsageError: it is in a bucket, and gcsfs is not installed.
+    """
+    text = os.fspath(path)
+    if not text.startswith(_SCHEME):
+        return Path(text)
+    if importlib.util.find_spec("gcsfs") is None:
+        raise UsageError(f"{text}: paths of a bucket need gcsfs; pip install 'apr_jax[gcs]'")
+    from etils import epath
+
+    return cast(Path, epath.Path(text))
+
+
+def is_remote(path: Path) -> bool:
+    """Whether it is in a bucket."""
+    return os.fspath(path).startswith(_SCHEME)
+
+
+def absolute(path: str | os.PathLike[str]) -> Path:
+    """The same file for whatever folder the process is in."""
+    found = as_path(path)
+    return found if is_remote(found) else found.absolute()
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a file that appears whole or not at all; an object of a bucket does so by itself."""
+    if is_remote(path):
+        with _told(path):
+            path.write_text(text)
+        return
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)
+
+
+def nearby(folder: Path) -> list[Path]:
+    """The folder, and up to two above it."""
+    whole = absolute(folder)
+    return [folder, *(parent for parent in whole.parents[:2] if not is_remote(whole) or len(parent.parts) > 2)]
+
+
+def move(folder: Path, target: Path) -> None:
+    """Renames a folder; one of a bucket is copied and deleted."""
+    if not is_remote(folder):
+        folder.rename(target)
+        return
+    with _told(folder):
+        _copy_tree(folder, target)
+        cast(Any, folder).rmtree()
+
+
+def copies_folder() -> Path:
+    """Where copies of remote folders are kept: $APR_COPIES, by default ~/.cache/apr_jax_copies."""
+    return Path(os.environ.get(COPIES_VARIABLE) or "~/.cache/apr_jax_copies").expanduser().absolute()
+
+
+def local_copy(folder: Path, stamp: str) -> Path:
+    """The folder itself if it is here; else a copy of it.
+
+    Args:
+      folder: its files never change as long as `stamp` does not.
+      stamp: name of the file in it whose contents tell.
+
+    Raises:
+      UserError: the bucket can't be read.
+    """
+    if not is_remote(folder):
+        return folder
+    with _told(folder):
+        contents = (folder / stamp).read_bytes()
+        name = hashlib.sha256(os.fspath(folder).encode() + contents).hexdigest()[:16]
+        copy = copies_folder() / name
+        if not copy.is_dir():
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=copy.parent) as partial:
+                _copy_tree(folder, Path(partial) / "whole")
+                with contextlib.suppress(OSError):  # Another process of this machine was faster.
+                    (Path(partial) / "whole").rename(copy)
+    return copy
+
+
+def upload(folder: Path, target: Path, last: str) -> None:
+    """Copies a local folder to a bucket; the file `last` goes last, so that where it is, everything is.
+
+    Raises:
+      UserError: the bucket can't be written.
+    """
+    with _told(target):
+        files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name[0] != ".")
+        for path in sorted(files, key=lambda path: path == folder / last):
+            _copy(path, target / path.relative_to(folder).as_posix())
+
+
+class Mirror:
+    """A local stand-in for a folder whose files are appended to. For a local folder it is the folder itself.
+
+    A context manager that closes it.
+
+    Args:
+      folder: anywhere; made if missing.
+      pulled: patterns of the files that are there already and wanted here.
+
+    Raises:
+      UserError: the bucket can't be read or written.
+    """
+
+    def __init__(self, folder: Path, pulled: Sequence[str] = ()):
+        self._remote = folder if is_remote(folder) else None
+        self._sent: dict[Path, tuple[int, int]] = {}
+        self._pushed = time.monotonic()
+        if self._remote is None:
+            self.local = folder
+            return
+        self.local = Path(tempfile.mkdtemp(prefix="apr_")) / folder.name
+        self.local.mkdir()
+        with _told(folder):
+            for pattern in pulled:
+                for path in folder.glob(pattern):
+                    _copy(path, copy := self.local / path.relative_to(folder))
+                    self._sent[copy] = _state(copy)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Copies what has changed, and drops the stand-in."""
+        self.push()
+        if self._remote is not None:
+            shutil.rmtree(self.local.parent, ignore_errors=True)
+
+    def push(self, seldom: bool = False) -> None:
+        """Copies the files that have changed.
+
+        Args:
+          seldom: at most once a minute.
+        """
+        if self._remote is None or (seldom and time.monotonic() - self._pushed < _PUSH_SECONDS):
+            return
+        self._pushed = time.monotonic()
+        with _told(self._remote):
+            for path in sorted(self.local.rglob("*")):
+                if path.is_file() and self._sent.get(path) != (state := _state(path)):
+                    _copy(path, self._remote / path.relative_to(self.local).as_posix())
+                    self._sent[path] = state
+
+
+def _state(path: Path) -> tuple[int, int]:
+    found = path.stat()
+    return found.st_mtime_ns, found.st_size
+
+
+def _copy_tree(folder: Path, target: Path) -> None:
+    for path in folder.iterdir():
+        if path.is_dir():
+            _copy_tree(path, target / path.name)
+        else:
+            _copy(path, target / path.name)
+
+
+def _copy(source: Path, target: Path) -> None:
+    """A file, here or there, to a file, here or there."""
+    if not is_remote(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+    with source.open("rb") as read, target.open("wb") as written:
+        shutil.copyfileobj(read, written, 1 << 20)
+
+
+@contextlib.contextmanager
+def _told(path: Path) -> Iterator[None]:
+    """What a bucket says (no such bucket, no permission, no network) in one line; errors of this machine pass."""
+    try:
+        yield
+    except Exception as error:
+        if not is_remote(path):
+            raise
+        raise UserError(
+            f"{path}: {type(error).__name__}: {error or 'no answer'}; see that the bucket is there and that "
+            "this account may write to it (gcloud auth application-default login)"
+        ) from None

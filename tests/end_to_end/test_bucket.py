@@ -1,0 +1,157 @@
+"""Everything of a run may be in a bucket: through gcsfs and TensorStore, as with the real one, against an emulator of it."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from together import Together
+from wall_clock import WALL_CLOCK
+
+from apr_jax import reproduce
+from apr_jax.errors import UsageError, UserError
+from apr_jax.learn.checkpoint import load_checkpoint
+from apr_jax.learn.metrics import FILE
+from apr_jax.storage import Mirror, absolute, as_path, is_remote, local_copy, move, nearby, upload, write_text
+
+pytest.importorskip("gcsfs")
+pytest.importorskip("gcp_storage_emulator")
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory):
+    """What makes gcsfs and TensorStore take the emulator for Google's servers."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "gcp_storage_emulator", "start", "--host", "127.0.0.1", "--port", str(port)]
+    silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    server = subprocess.Popen([*command, "--in-memory", "--default-bucket", "bucket"], **silent)
+    while server.poll() is None:
+        with socket.socket() as there:
+            if there.connect_ex(("127.0.0.1", port)) == 0:
+                break
+        time.sleep(0.1)
+    address = f"http://127.0.0.1:{port}"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("STORAGE_EMULATOR_HOST", address)
+        patch.setenv("TENSORSTORE_GCS_HTTP_URL", address)
+        patch.setenv("APR_COPIES", str(tmp_path_factory.mktemp("copies")))
+        yield
+    server.kill()
+    server.wait()
+
+
+@pytest.fixture
+def folder(environment, request):
+    return as_path(f"gs://bucket/{request.node.name}")
+
+
+def test_a_path_of_a_bucket_stays_one(tmp_path):
+    there = as_path("gs://bucket/a/b")
+    assert is_remote(there) and str(absolute(there) / "c") == "gs://bucket/a/b/c"
+    assert [str(path) for path in nearby(there)] == ["gs://bucket/a/b", "gs://bucket/a", "gs://bucket"]
+    assert as_path(str(tmp_path)) == tmp_path and type(as_path(tmp_path)) is type(tmp_path)
+
+
+def test_without_gcsfs_the_remedy_is_named(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UsageError, match=r"gs://bucket/a: paths of a bucket need gcsfs; pip install 'apr_jax\[gcs\]'"):
+        as_path("gs://bucket/a")
+
+
+def test_a_mirror_brings_what_was_there_and_takes_what_changed(folder):
+    write_text(folder / "old.txt", "one\n")
+    write_text(folder / "other.bin", "not wanted")
+    with Mirror(folder, ["*.txt"]) as mirror:
+        assert mirror.local.name == folder.name
+        assert [path.name for path in mirror.local.iterdir()] == ["old.txt"]
+        with (mirror.local / "old.txt").open("a") as file:
+            file.write("two\n")
+        mirror.push(seldom=True)
+        assert (folder / "old.txt").read_text() == "one\n", "not a minute has passed"
+        mirror.push()
+        assert (folder / "old.txt").read_text() == "one\ntwo\n"
+        (mirror.local / "deep").mkdir()
+        (mirror.local / "deep" / "new.txt").write_text("three")
+    assert (folder / "deep" / "new.txt").read_text() == "three"
+    assert not mirror.local.exists()
+
+
+def test_a_copy_is_made_once_and_again_when_the_stamp_changes(folder, tmp_path):
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "stamp").write_text("1")
+    (tmp_path / "deep" / "file").write_bytes(bytes(range(256)))
+    upload(tmp_path, folder, last="stamp")
+    copy = local_copy(folder, "stamp")
+    assert (copy / "deep" / "file").read_bytes() == bytes(range(256))
+    (copy / "seen").touch()
+    assert (local_copy(folder, "stamp") / "seen").exists()
+    write_text(folder / "stamp", "2")
+    assert not (local_copy(folder, "stamp") / "seen").exists()
+    assert local_copy(tmp_path, "stamp") == tmp_path
+
+
+def test_a_folder_moves(folder):
+    write_text(folder / "4" / "deep" / "file", "x")
+    move(folder / "4", folder / "damaged" / "4.0")
+    assert (folder / "damaged" / "4.0" / "deep" / "file").read_text() == "x"
+    assert not (folder / "4").exists()
+
+
+def test_what_is_missing_is_one_line(folder):
+    with pytest.raises(UserError, match=rf"{folder}: FileNotFoundError.*see that the bucket is there"):
+        local_copy(folder, "data.json")
+
+
+def _lines(folder):
+    lines = [json.loads(line) for line in (folder / FILE).read_text().splitlines()]
+    return [{name: value for name, value in line.items() if name not in WALL_CLOCK} for line in lines]
+
+
+@pytest.mark.slow
+def test_a_pod_reproduces_in_a_bucket_and_goes_on_where_it_was_killed(config, tmp_path, folder):
+    """Two processes, one command; killed in RL and started again; then a laptop evaluates and shows the run."""
+    here = tmp_path / "here"
+    reproduce.reproduce(config, here)
+    run = Together(2, config, tmp_path, "reproduce", "--out", folder)
+    deadline = time.monotonic() + 600
+    while not (folder / "apr" / "rl" / "checkpoints" / "1" / "meta" / "metadata").exists():
+        assert time.monotonic() < deadline and all(process.poll() is None for process in run.processes), run.said(0)
+        time.sleep(0.1)
+    run.processes[1].send_signal(signal.SIGKILL)
+    run.processes[0].wait(60)
+    run.kill()
+    for index, (status, said) in enumerate(Together(2, config, tmp_path, "reproduce", "--out", folder).wait(600)):
+        assert status == 0, said
+        assert ("accuracy" in said) == (index == 0), "the first process alone shows the results"
+    for stage in ("sos+/sft", "apr/sft", "sos+/rl", "apr/rl"):
+        assert [line["step"] for line in _lines(folder / stage)] == [line["step"] for line in _lines(here / stage)]
+        assert list((folder / stage / "tensorboard").iterdir())
+        for mine, theirs in zip(
+            _leaves(load_checkpoint(folder / stage)), _leaves(load_checkpoint(here / stage)), strict=True
+        ):
+            np.testing.assert_allclose(mine, theirs, rtol=1e-3, atol=1e-4)
+    assert (folder / "report.html").read_text().count("apr-rl") > 0
+    problems, out = here / "data" / "test.jsonl", folder / "again"
+    command = ["eval", "--checkpoint", folder / "apr" / "rl", "--problems", problems, "--out", out]
+    subprocess.run(
+        [sys.executable, "-m", "apr_jax", *map(str, command)],
+        cwd=Path(__file__).parents[2],
+        env=os.environ | {"XLA_FLAGS": ""},
+        check=True,
+    )
+    summaries = [json.loads((path / "summary.json").read_text()) for path in (out, folder / "eval" / "apr-rl")]
+    assert summaries[0]["accuracy"] == summaries[1]["accuracy"]
+
+
+def _leaves(restored):
+    import jax
+
+    return jax.tree.leaves(restored.params)
