@@ -1,0 +1,85 @@
+"""A `gcloud` on PATH that is ours, and the scripts called with it."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SCRIPTS = ROOT / "tpu_setup"
+
+
+class Cloud:
+    """What the scripts see, and what they did.
+
+    Args:
+      folder: of the fake `gcloud` (fake_gcloud.py).
+    """
+
+    def __init__(self, folder):
+        self.folder = folder
+        binaries = folder / "bin"
+        binaries.mkdir()
+        command = binaries / "gcloud"
+        command.write_text(
+            f'#!/bin/sh\nexec {sys.executable} -I -S {Path(__file__).with_name("fake_gcloud.py")} "$@"\n'
+        )
+        command.chmod(0o755)
+        self.environment = os.environ | {
+            "PATH": f"{binaries}:{os.environ['PATH']}",
+            "FAKE_GCLOUD": str(folder),
+            "TPU_ZONE": "us-west4-a",
+            "TPU_TYPE": "v5litepod-16",
+            "RUN": "gs://bucket/run",
+            "POLL_SECONDS": "0.02",
+            "HOST_TRIES": "3",
+        }
+
+    def plays(self, **plays):
+        (self.folder / "plays.json").write_text(json.dumps(plays))
+
+    def calls(self):
+        """Each call's words; those of ssh by what they do on the hosts."""
+        path = self.folder / "calls"
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+    def kinds(self):
+        """What was done, in order; looking aside."""
+        done = []
+        for words in self.calls():
+            command = next((word for word in words if word.startswith("--command=")), "")
+            if words[2] == "queued-resources":
+                done.append(words[3])
+            elif "host.sh" in command:
+                done.append(command.split()[2])
+        return [kind for kind in done if kind not in ("list", "describe", "state")]
+
+    def call(self, script, *words, **settings):
+        """Exit status, standard output, standard error."""
+        ended = subprocess.run(
+            [SCRIPTS / script, *map(str, words)],
+            env=self.environment | settings,
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=900,
+        )
+        return ended.returncode, ended.stdout, ended.stderr
+
+
+@pytest.fixture
+def cloud(tmp_path):
+    folder = tmp_path / "cloud"
+    folder.mkdir()
+    return Cloud(folder)
+
+
+@pytest.fixture(scope="session")
+def wheel():
+    """The wheel of this tree, as `make wheel` makes it."""
+    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", "dist", "."]
+    subprocess.run(command, cwd=ROOT, check=True, timeout=300)
+    return max((ROOT / "dist").glob("apr_jax-*.whl"), key=lambda path: path.stat().st_mtime)

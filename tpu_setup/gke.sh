@@ -1,0 +1,127 @@
+#!/usr/bin/env bash
+# The same run on Google Kubernetes Engine, as a JobSet on one TPU slice; restarts are the cluster's work.
+#
+#   gke.sh cluster                             an Autopilot cluster that makes TPU nodes when asked, with JobSet in it
+#   gke.sh image                               build and push $GKE_IMAGE from the wheel of `make wheel`
+#   gke.sh start --config FILE [--set F=V]...  start, or go on with, the run; FILE is one of experiments/, as in the image
+#   gke.sh logs | status                       follow the first pod; what the JobSet and its pods do
+#   gke.sh fetch [FOLDER]                      results here; by default into runs/NAME
+#   gke.sh delete                              the pods, and with them their TPU nodes
+#   gke.sh delete-cluster                      all of it
+#
+# --dry-run prints each command, and the manifest, instead. Settings, all environment variables:
+#   GKE_NAME (apr), GKE_CLUSTER (apr), GKE_REGION, GKE_TPU (v5e), GKE_TOPOLOGY (4x4), GKE_SPOT (empty, or 1),
+#   GKE_IMAGE (REGION-docker.pkg.dev/PROJECT/REPOSITORY/apr:TAG), GKE_SERVICE_ACCOUNT (default), RUN (gs://BUCKET/FOLDER)
+set -euo pipefail
+# shellcheck source=lib.sh
+source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+
+JOBSET_VERSION=v0.12.0
+GKE_NAME=${GKE_NAME:-apr}
+GKE_CLUSTER=${GKE_CLUSTER:-apr}
+here=$(dirname "${BASH_SOURCE[0]}")
+
+# Sets $ACCELERATOR, $HOSTS and $CHIPS (of a host): GKE's label of the chip, and how a topology is cut into nodes.
+describe_slice() {
+  need GKE_TPU v5e
+  need GKE_TOPOLOGY 4x4
+  local chips=1 size alone=4
+  case $GKE_TPU in
+    v4) ACCELERATOR=tpu-v4-podslice ;;
+    v5e) ACCELERATOR=tpu-v5-lite-podslice alone=8 ;;
+    v5p) ACCELERATOR=tpu-v5p-slice ;;
+    v6e) ACCELERATOR=tpu-v6e-slice alone=8 ;;
+    *) usage_error "GKE_TPU=$GKE_TPU: must be v4, v5e, v5p or v6e" ;;
+  esac
+  [[ $GKE_TOPOLOGY =~ ^[0-9]+x[0-9]+(x[0-9]+)?$ ]] || usage_error "GKE_TOPOLOGY=$GKE_TOPOLOGY: must be like 4x4 or 2x2x4"
+  for size in ${GKE_TOPOLOGY//x/ }; do chips=$((chips * size)); done
+  # Up to 8 chips of v5e and v6e share a node; larger slices have nodes of 4.
+  if ((chips <= alone)); then CHIPS=$chips HOSTS=1; else CHIPS=4 HOSTS=$((chips / 4)); fi
+}
+
+# "word","word" in JSON's quotes.
+json_words() {
+  local word text=''
+  for word; do
+    word=${word//\\/\\\\}
+    text+=", \"${word//\"/\\\"}\""
+  done
+  echo "${text:2}"
+}
+
+manifest() {
+  local text selector
+  text=$(<"$here/jobset.yaml")
+  selector="\"cloud.google.com/gke-tpu-accelerator\": $ACCELERATOR, \"cloud.google.com/gke-tpu-topology\": $GKE_TOPOLOGY"
+  [[ -z ${GKE_SPOT:-} ]] || selector+=', "cloud.google.com/gke-spot": "true"'
+  text=${text//@NAME@/"$GKE_NAME"}
+  text=${text//@HOSTS@/"$HOSTS"}
+  text=${text//@CHIPS@/"$CHIPS"}
+  text=${text//@IMAGE@/"$GKE_IMAGE"}
+  text=${text//@SERVICE_ACCOUNT@/"${GKE_SERVICE_ACCOUNT:-default}"}
+  text=${text//@SELECTOR@/"{$selector}"}
+  text=${text//@ARGS@/"[$(json_words "$@")]"}
+  printf '%s\n' "$text"
+}
+
+cluster() {
+  need GKE_REGION us-west4
+  run gcloud container clusters create-auto "$GKE_CLUSTER" --region="$GKE_REGION"
+  run gcloud container clusters get-credentials "$GKE_CLUSTER" --region="$GKE_REGION"
+  run kubectl apply --server-side \
+    --filename="https://github.com/kubernetes-sigs/jobset/releases/download/$JOBSET_VERSION/manifests.yaml"
+}
+
+image() {
+  need GKE_IMAGE us-docker.pkg.dev/PROJECT/REPOSITORY/apr:1
+  newest_wheel >/dev/null
+  run docker build --file "$here/Dockerfile" --tag "$GKE_IMAGE" "$here/.."
+  run docker push "$GKE_IMAGE"
+}
+
+start() {
+  need GKE_IMAGE us-docker.pkg.dev/PROJECT/REPOSITORY/apr:1
+  check_run
+  [[ $RUN == gs://* ]] || usage_error "RUN=$RUN: pods share no disk; must be gs://BUCKET/FOLDER"
+  describe_slice
+  take_config "$@"
+  local words=(reproduce --config "experiments/$(basename "$CONFIG")" --out "$RUN" "${WORDS[@]}") text
+  text=$(manifest "${words[@]}")
+  if [[ -n $DRY_RUN ]]; then
+    printf '%s\n' "$text"
+    print_command kubectl apply --filename=-
+  else
+    kubectl apply --filename=- <<<"$text"
+  fi
+}
+
+fetch() {
+  check_run
+  local target=${1:-runs/$GKE_NAME}
+  run mkdir -p "$target"
+  fetch_run "$target"
+}
+
+arguments=()
+for word; do
+  if [[ $word == --dry-run ]]; then DRY_RUN=1; else arguments+=("$word"); fi
+done
+set -- "${arguments[@]}"
+verb=${1:---help}
+[[ $verb != --help && $verb != -h ]] || show_help
+shift
+pods="jobset.sigs.k8s.io/jobset-name=$GKE_NAME"
+case $verb in
+  cluster | image | start | fetch) "$verb" "$@" ;;
+  logs) run kubectl logs --follow --selector="$pods,batch.kubernetes.io/job-completion-index=0" ;;
+  status)
+    run kubectl get jobset "$GKE_NAME"
+    run kubectl get pods --selector="$pods" --output=wide
+    ;;
+  delete) run kubectl delete jobset "$GKE_NAME" ;;
+  delete-cluster)
+    need GKE_REGION us-west4
+    run gcloud container clusters delete "$GKE_CLUSTER" --region="$GKE_REGION" --quiet
+    ;;
+  *) usage_error "$verb: must be cluster, image, start, logs, status, fetch, delete or delete-cluster; gke.sh --help" ;;
+esac
