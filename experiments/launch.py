@@ -1,74 +1,198 @@
-"""Launches a whole experiment with XManager; for now on this machine, as a process of its own.
+"""Launches a whole experiment, or a sweep of them, with XManager.
 
-    python experiments/launch.py --config experiments/nano.py --out runs/launched --executor local
+    python experiments/launch.py --config experiments/nano.py --out runs/launched
+    python experiments/launch.py --config experiments/nano.py --out runs/lr --tensorboard \\
+        --sweep learn.sft.optimizer.lr=1e-3,4e-3
+    python experiments/launch.py --config experiments/mini.py --out gs://BUCKET/mini --executor gke --image IMAGE \\
+        --require tpu_v5e=2x4
 
-The job is `apr reproduce` by the same Python. XManager streams its output, the job's name before each line, and notes
-the experiment in ~/.xmanager. A run that was stopped goes on from its checkpoints when it is launched again. Needs the
-extra [launch]. Exit status: 0 done, 1 the job failed, 2 a wrong flag or config, 130 Ctrl-C.
+A work unit is one `apr reproduce` (data, SFT, RL, evaluation, report; each goes on where it was when it is launched again):
+    local    a process of this Python; units one after the other, for they would share the cores
+    gke      a Job on a TPU slice of the current kubectl cluster (launcher/gke.py); units at the same time
+    vertex   a custom job of Vertex AI; of TPUs, XManager knows v2 and v3 there
+The image is that of tpu_setup/Dockerfile. XManager notes the experiment in ~/.xmanager. Needs the extra [launch]. Exit status:
+0 done (gke, vertex: launched), 1 a job failed, 2 a wrong flag or config, 130 Ctrl-C.
 """
 
 import argparse
 import asyncio
 import importlib.util
+import json
 import sys
 from pathlib import Path
 from typing import Any
 
-from apr_jax.config import load
+from apr_jax.config import Experiment, load
 from apr_jax.errors import UsageError, UserError
+from apr_jax.storage import absolute, as_path, is_remote
+from launcher.sweep import Unit, work_units
 
 REMEDY = "pip install 'apr_jax[launch]' (in the clone: .venv/bin/pip install -e '.[launch]')"
+_PORT = 6006
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
     """The flags of this launcher."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--config", type=Path, required=True, help="experiment file, e.g. experiments/nano.py")
-    parser.add_argument("--out", type=Path, required=True, help="folder of the run")
-    parser.add_argument("--executor", choices=["local"], default="local", help="where the job runs")
+    parser.add_argument("--out", required=True, help="folder of the run, or of all runs of a sweep; gs:// for a cloud")
     parser.add_argument(
-        "--set", action="append", default=[], metavar="FIELD=VALUE", help="override a field; repeatable"
+        "--executor", choices=["local", "gke", "vertex"], default="local", help="where the jobs run (default: local)"
     )
-    return parser.parse_args(arguments)
+    add: dict[str, Any] = {"action": "append", "default": []}
+    parser.add_argument("--set", **add, metavar="FIELD=VALUE", help="override a field; repeatable")
+    parser.add_argument(
+        "--sweep", **add, metavar="FIELD=A,B", help="a work unit for each value; repeatable: for each combination"
+    )
+    parser.add_argument(
+        "--require", **add, metavar="NAME=AMOUNT", help="of a cloud: tpu_v5e=4x4, cpu=8, ram=64 (GiB); repeatable"
+    )
+    parser.add_argument("--image", help="of a cloud: the image of tpu_setup/Dockerfile, pushed")
+    parser.add_argument("--tensorboard", action="store_true", help=f"TensorBoard beside it, on port {_PORT}")
+    parser.add_argument("--dry-run", action="store_true", help="print the specs of the jobs, and launch nothing")
+    flags = parser.parse_args(arguments)
+    flags.out = str(absolute(flags.out)) if flags.executor == "local" else flags.out.rstrip("/")
+    return flags
 
 
-def job_arguments(flags: argparse.Namespace) -> list[str]:
-    """What the job's Python is given: `-m apr_jax reproduce ...`."""
-    settings = [word for setting in flags.set for word in ("--set", setting)]
-    paths = ["--config", str(flags.config.absolute()), "--out", str(flags.out.absolute())]
-    return ["-m", "apr_jax", "reproduce", *paths, *settings]
+def check(flags: argparse.Namespace) -> Experiment:
+    """Finds what is wrong before anything is launched, in any unit's config too; returns that of the first."""
+    if importlib.util.find_spec("xmanager") is None:
+        raise UserError(f"xmanager is not installed, and it is what launches: {REMEDY}")
+    if flags.executor != "local":
+        if not is_remote(as_path(flags.out)):
+            raise UsageError(f"--out {flags.out}: a cloud's machines go; must be gs://BUCKET/FOLDER")
+        if not flags.image:
+            raise UsageError(f"--executor {flags.executor}: give --image (tpu_setup/gke.sh image builds and pushes it)")
+        if not (Path(__file__).parent / flags.config.name).is_file():
+            raise UsageError(f"--config {flags.config}: the image holds the files of experiments/ alone; put it there")
+    elif flags.image or flags.require:
+        raise UsageError(
+            "--image and --require are of --executor gke and vertex; a local run takes this machine as it is"
+        )
+    configs = [load(flags.config, list(unit.settings)) for unit in units_of(flags)]
+    return configs[0]
 
 
-async def launch(name: str, arguments: list[str]) -> None:
-    """Runs the job to its end.
+def units_of(flags: argparse.Namespace) -> list[Unit]:
+    return work_units(flags.out, flags.set, flags.sweep)
+
+
+def job_arguments(flags: argparse.Namespace, unit: Unit) -> list[str]:
+    """`reproduce ...` as the job's `apr` is given it."""
+    config = str(flags.config.absolute()) if flags.executor == "local" else f"experiments/{flags.config.name}"
+    settings = [word for setting in unit.settings for word in ("--set", setting)]
+    data = ["--data", unit.data] if unit.data else []
+    return ["reproduce", "--config", config, "--out", unit.out, *data, *settings]
+
+
+def requirements(flags: argparse.Namespace) -> Any:
+    """The xm.JobRequirements; raises UsageError for what XManager does not know."""
+    from xmanager import xm
+
+    asked: dict[str, Any] = {}
+    for text in flags.require:
+        name, equals, amount = text.partition("=")
+        if name.upper() not in xm.ResourceType.__members__ or not equals:
+            raise UsageError(f"--require {text!r}: write it like tpu_v5e=4x4, cpu=8 or ram=64")
+        try:
+            asked[name.lower()] = amount if "x" in amount else float(amount) * (xm.GiB if name.lower() == "ram" else 1)
+        except ValueError:
+            raise UsageError(f"--require {text!r}: {amount!r} must be a number, or a topology like 4x4") from None
+    return xm.JobRequirements(**asked)
+
+
+def job_of(flags: argparse.Namespace, unit: Unit, name: str) -> Any:
+    """The xm.Job of a unit."""
+    from xmanager import xm, xm_local
+    from xmanager.xm_local import executables
+
+    arguments = job_arguments(flags, unit)
+    if flags.executor == "local":
+        binary = executables.LocalBinary(name=name, command=sys.executable)
+        return xm.Job(binary, executor=xm_local.Local(), args=["-m", "apr_jax", *arguments], name=name)
+    # Not packaged: XManager would pull the image, and push it to a registry of its own choice.
+    image = executables.GoogleContainerRegistryImage(name=name, image_path=flags.image)
+    if flags.executor == "gke":
+        from launcher.gke import Gke, slice_of
+
+        executor = Gke(requirements=requirements(flags))
+        found = slice_of(executor.requirements)
+        environment = {"JAX_COORDINATOR_ADDRESS": "auto"} if found is not None else {}
+        return xm.Job(image, executor=executor, args=arguments, name=name, env_vars=environment)
+    return xm.Job(image, executor=xm_local.Vertex(requirements=requirements(flags)), args=arguments, name=name)
+
+
+def spec_of(flags: argparse.Namespace, job: Any) -> dict[str, Any]:
+    """What would be launched, for --dry-run: the command, the Kubernetes Job, or Vertex's pool of workers."""
+    if flags.executor == "local":
+        return {"command": [job.executable.command, *job.args.to_list()]}
+    if flags.executor == "gke":
+        from launcher.gke import printed
+
+        return printed(job)
+    from xmanager.cloud import vertex
+
+    try:
+        machine = {name: getattr(value, "name", value) for name, value in vertex.get_machine_spec(job).items()}
+    except (KeyError, ValueError) as error:
+        raise UsageError(
+            f"--require {' '.join(flags.require)}: XManager has no machine of Vertex AI for it ({error})"
+        ) from None
+    return {
+        "machine_spec": machine,
+        "replica_count": 1,
+        "image_uri": job.executable.image_path,
+        "args": job.args.to_list(),
+    }
+
+
+async def launch(flags: argparse.Namespace, name: str) -> None:
+    """Launches all units; local ones are waited for.
 
     Raises:
-      UserError: the job failed.
+      UserError: a local unit failed; the others ran nevertheless.
     """
-    from absl import flags
     from xmanager import xm, xm_local
+    from xmanager.xm_local import executables
 
-    flags.FLAGS(["launch"])  # XManager reads its own flags, all at their defaults.
+    units, failed = units_of(flags), []
     async with xm_local.create_experiment(experiment_title=f"apr_jax {name}") as experiment:
-        program = xm.Packageable(
-            executable_spec=xm.Binary(path=sys.executable), executor_spec=xm_local.Local.Spec(), args=arguments
-        )
-        [executable] = experiment.package([program])
-        unit: Any = await experiment.add(xm.Job(executable, executor=xm_local.Local(), name=name))
-        try:
-            await unit.wait_until_complete()
-        except xm.ExperimentUnitError as error:
-            raise UserError(f"the job failed ({error}); what it saved is kept, launch it again to go on") from None
+        if flags.tensorboard:
+            words = ["-m", "tensorboard.main", "--logdir", flags.out, "--port", str(_PORT)]
+            binary = executables.LocalBinary(name="tensorboard", command=sys.executable)
+            board = xm.Job(binary, executor=xm_local.Local(), args=words, name="tensorboard")
+            await experiment.add(xm.AuxiliaryUnitJob(board))
+        for unit in units:
+            launched: Any = await experiment.add(job_of(flags, unit, name))
+            if flags.executor != "local":
+                print(f"launched: {unit.out}", file=sys.stderr)
+                continue
+            try:
+                await launched.wait_until_complete()
+            except xm.ExperimentUnitError as error:
+                failed.append(f"{unit.out} ({error})")
+        if failed:
+            print(f"launch: {len(failed)} of {len(units)} jobs failed", file=sys.stderr)
+        if flags.tensorboard:
+            print(f"launch: TensorBoard stays at http://localhost:{_PORT} until Ctrl-C", file=sys.stderr)
+    if failed:
+        raise UserError(f"failed: {'; '.join(failed)}; what was saved is kept, launch it again to go on")
 
 
 def main(arguments: list[str]) -> int:
     """Launches, and returns the exit status."""
-    flags = parse(arguments)
     try:
-        config = load(flags.config, flags.set)  # A wrong config is found here, not in the job.
-        if importlib.util.find_spec("xmanager") is None:
-            raise UserError(f"xmanager is not installed, and it is what launches: {REMEDY}")
-        asyncio.run(launch(config.name, job_arguments(flags)))
+        flags = parse(arguments)
+        config = check(flags)
+        from absl import flags as absl_flags
+
+        absl_flags.FLAGS(["launch"])  # XManager reads its own flags, all at their defaults.
+        if flags.dry_run:
+            for unit in units_of(flags):
+                print(json.dumps(spec_of(flags, job_of(flags, unit, config.name)), indent=2))
+            return 0
+        asyncio.run(launch(flags, config.name))
     except KeyboardInterrupt:
         print("launch: interrupted; the job was told to save and stop; launch it again to go on", file=sys.stderr)
         return 130

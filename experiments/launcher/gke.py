@@ -1,0 +1,150 @@
+"""XManager's Kubernetes executor, for TPU slices of GKE.
+
+XManager 0.8.5 takes TPU requirements and leaves them out of the Job that it makes: no `google.com/tpu`, no node selector,
+one pod. What is missing is filled in on the Job's way to the cluster, by GKE's documentation: an indexed Job with a pod for
+each host, in the headless service that XManager makes, so that GKE tells every pod who the others are.
+"""
+
+import dataclasses
+import json
+import math
+from typing import Any
+
+from kubernetes import client as k8s
+from xmanager import xm, xm_local
+from xmanager.cloud import kubernetes
+from xmanager.xm import job_operators
+from xmanager.xm_local import registry
+
+from apr_jax.errors import UsageError, UserError
+
+TPU = "google.com/tpu"
+_GRACE_SECONDS = 120  # From SIGTERM, for the step under way and a save.
+_PORTS = (8471, 8482)  # Of libtpu, and of JAX's coordinator.
+# GKE's name of the chip, and up to how many chips share a node; larger slices have nodes of 4.
+_CHIPS = {
+    xm.ResourceType.TPU_V4: ("tpu-v4-podslice", 4),
+    xm.ResourceType.TPU_V5E: ("tpu-v5-lite-podslice", 8),
+    xm.ResourceType.TPU_V5P: ("tpu-v5p-slice", 4),
+    xm.ResourceType.TPU_V6E: ("tpu-v6e-slice", 8),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Slice:
+    """A TPU slice as GKE sees it.
+
+    Attributes:
+      accelerator, topology: labels of its nodes.
+      hosts: nodes; chips: of one of them.
+    """
+
+    accelerator: str
+    topology: str
+    hosts: int
+    chips: int
+
+
+def slice_of(requirements: xm.JobRequirements) -> Slice | None:
+    """The slice that is asked for; None for no TPU.
+
+    Raises:
+      UsageError: a generation that GKE has no slices of, or no topology.
+    """
+    kind, topology = requirements.accelerator, requirements.topology
+    if kind not in xm.TpuType:
+        return None
+    if kind not in _CHIPS:
+        raise UsageError(f"--require {kind}: GKE has no such slices; must be tpu_v4, tpu_v5e, tpu_v5p or tpu_v6e")
+    if topology is None or len(topology.dimensions) < 2:
+        raise UsageError(f"--require {kind}: give its topology, for example {str(kind).lower()}=4x4")
+    accelerator, alone = _CHIPS[kind]
+    chips = math.prod(topology.dimensions)
+    hosts = 1 if chips <= alone else chips // 4
+    return Slice(accelerator, topology.name, hosts, chips // hosts)
+
+
+def complete(job: k8s.V1Job, wanted: Slice) -> None:
+    """Fills in what XManager's Job lacks of a slice."""
+    pod = job.spec.template.spec
+    (container,) = pod.containers
+    job.spec.completions = job.spec.parallelism = wanted.hosts
+    job.spec.completion_mode = "Indexed"
+    job.spec.template.metadata.annotations = None  # TensorFlow's version, of TPUs that had none of their own VMs.
+    pod.hostname = None  # Kubernetes names the pods by their index, and GKE the hosts by that.
+    pod.termination_grace_period_seconds = _GRACE_SECONDS
+    pod.node_selector = {
+        "cloud.google.com/gke-tpu-accelerator": wanted.accelerator,
+        "cloud.google.com/gke-tpu-topology": wanted.topology,
+    }
+    container.resources.limits[TPU] = str(wanted.chips)
+    container.ports = [k8s.V1ContainerPort(container_port=port) for port in _PORTS]
+
+
+class _Completing(k8s.ApiClient):
+    """Completes Jobs that are sent."""
+
+    def __init__(self, wanted: Slice | None):
+        super().__init__()
+        self._wanted = wanted
+
+    def sanitize_for_serialization(self, obj: Any) -> Any:
+        if isinstance(obj, k8s.V1Job) and self._wanted is not None:
+            complete(obj, self._wanted)
+        return super().sanitize_for_serialization(obj)
+
+
+class Printing(_Completing):
+    """Sends nothing: keeps the bodies of what would be sent, and answers as a cluster that has the service already."""
+
+    def __init__(self, wanted: Slice | None):
+        super().__init__(wanted)
+        self.sent: list[dict[str, Any]] = []
+
+    def request(self, method: str, url: str, *rest: Any, body: Any = None, **more: Any) -> Any:
+        del url, rest, more
+        if method == "POST":
+            self.sent.append(json.loads(json.dumps(body)))
+        return _Answer(body if method == "POST" else {"items": [{"metadata": {"name": "experiments"}, "spec": {}}]})
+
+
+class _Answer:
+    status, reason = 200, "OK"
+
+    def __init__(self, body: Any):
+        self.data = json.dumps(body).encode()
+
+    def read(self) -> bytes:
+        return self.data
+
+    def getheader(self, name: str, default: str | None = None) -> str | None:
+        return "application/json" if name.lower() == "content-type" else default
+
+    def getheaders(self) -> dict[str, str]:
+        return {"Content-Type": "application/json"}
+
+
+class Gke(xm_local.Kubernetes):
+    """`xm_local.Kubernetes` whose TPU requirements reach the cluster."""
+
+
+async def _launch(unit: Any, group: xm.JobGroup) -> list[kubernetes.KubernetesHandle]:
+    handles = []
+    for job in job_operators.collect_jobs_by_filter(group, lambda job: isinstance(job.executor, Gke)):
+        kubernetes._load_k8s_config()
+        client = kubernetes.Client(_Completing(slice_of(job.executor.requirements)))
+        try:
+            handles.append(kubernetes.KubernetesHandle(jobs=client.launch(unit.get_full_job_name, [job])))
+        except k8s.ApiException as error:
+            raise UserError(f"the cluster refused the job: {error.reason}; {error.body}") from None
+    return handles
+
+
+registry.register(Gke, launch=_launch, create_handle=kubernetes._create_handle)
+
+
+def printed(job: xm.Job) -> dict[str, Any]:
+    """The Job that the cluster would get, as XManager makes it and `complete` leaves it."""
+    api = Printing(slice_of(job.executor.requirements))
+    kubernetes.Client(api).launch(lambda name: f"experiment_1_{name}", [job])
+    return api.sent[-1]
