@@ -46,16 +46,18 @@ class Method(enum.StrEnum):
     SOS = "sos"
 
 
-_ANYWHERE: Any = {"parser": as_path, "metavar": "PATH"}  # Of options that name a folder here or in a bucket.
+_ANYWHERE: Any = {
+    "parser": as_path,
+    "metavar": "PATH",
+    "show_default": False,
+}  # Of options that name a folder here or in a bucket.
 
 Config = Annotated[
     Path, typer.Option("--config", help="Experiment file, e.g. experiments/nano.py.", show_default=False)
 ]
 Workdir = Annotated[
     Path,
-    typer.Option(
-        "--workdir", help="Folder of the run; made if missing. May be gs://.", show_default=False, **_ANYWHERE
-    ),
+    typer.Option("--workdir", help="Folder of the run; made if missing. May be gs://.", **_ANYWHERE),
 ]
 Data = Annotated[
     Path | None,
@@ -63,7 +65,6 @@ Data = Annotated[
         "--data",
         help="What `apr data build` wrote; by default the first that holds data of WORKDIR, WORKDIR/data, "
         "WORKDIR/../data and WORKDIR/../../data.",
-        show_default=False,
         **_ANYWHERE,
     ),
 ]
@@ -72,7 +73,6 @@ Checkpoint = Annotated[
     typer.Option(
         "--checkpoint",
         help="A run's folder (its best or last step), one step, or a kept file. May be gs://.",
-        show_default=False,
         **_ANYWHERE,
     ),
 ]
@@ -93,7 +93,7 @@ Profile = Annotated[
 @data_app.command("build", epilog="Example: apr data build --config experiments/nano.py --out runs/nano/data")
 def data_build(
     config: Config,
-    out: Annotated[Path, typer.Option(help="Folder to build in. May be gs://.", show_default=False, **_ANYWHERE)],
+    out: Annotated[Path, typer.Option(help="Folder to build in. May be gs://.", **_ANYWHERE)],
     exclude: Annotated[
         Path | None,
         typer.Option(help="Problems file; none of its problems (sorted numbers, target) occurs in training."),
@@ -141,9 +141,7 @@ def train_sft(
 def train_rl(
     config: Config,
     workdir: Workdir,
-    init: Annotated[
-        Path, typer.Option(help="Checkpoint to start from; it decides the method.", show_default=False, **_ANYWHERE)
-    ],
+    init: Annotated[Path, typer.Option(help="Checkpoint to start from; it decides the method.", **_ANYWHERE)],
     data: Data = None,
     profile: Profile = None,
     settings: Settings = None,
@@ -167,12 +165,8 @@ def train_rl(
 )
 def evaluate(
     checkpoint: Checkpoint,
-    problems: Annotated[
-        Path, typer.Option(help="Problems file, one JSON object a line.", show_default=False, **_ANYWHERE)
-    ],
-    out: Annotated[
-        Path, typer.Option(help="Folder for traces.jsonl and summary.json.", show_default=False, **_ANYWHERE)
-    ],
+    problems: Annotated[Path, typer.Option(help="Problems file, one JSON object a line.", **_ANYWHERE)],
+    out: Annotated[Path, typer.Option(help="Folder for traces.jsonl and summary.json.", **_ANYWHERE)],
     children: Annotated[int | None, typer.Option(help="Condition: child threads to ask for.", min=0)] = None,
     window: Annotated[int | None, typer.Option(help="Positions a thread may occupy, instead of the config's.")] = None,
     samples: Annotated[int, typer.Option(help="Trees a problem.", min=1)] = 1,
@@ -256,9 +250,7 @@ def keep(
 
 @app.command(epilog="Example: apr reproduce --scale nano --out runs/nano")
 def reproduce(
-    out: Annotated[
-        Path, typer.Option(help="Folder of the whole experiment. May be gs://.", show_default=False, **_ANYWHERE)
-    ],
+    out: Annotated[Path, typer.Option(help="Folder of the whole experiment. May be gs://.", **_ANYWHERE)],
     scale: Annotated[str | None, typer.Option(help="nano, mini or paper: a file in experiments/.")] = None,
     config: Annotated[Path | None, typer.Option(help="An experiment file of your own instead of --scale.")] = None,
     data: Annotated[
@@ -283,7 +275,7 @@ def reproduce(
 
 @app.command(epilog="Example: apr report runs/nano")
 def report(
-    run: Annotated[Path, typer.Argument(help="Folder of a finished `apr reproduce`.", show_default=False, **_ANYWHERE)],
+    run: Annotated[Path, typer.Argument(help="Folder of a finished `apr reproduce`.", **_ANYWHERE)],
 ) -> None:
     """Draw the figures and write the HTML report of a finished run anew."""
     from apr_jax.reproduce import show_results, write_report

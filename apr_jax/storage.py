@@ -40,7 +40,7 @@ def as_path(path: str | os.PathLike[str]) -> Path:
     return cast(Path, epath.Path(text))
 
 
-def is_remote(path: Path) -> bool:
+def is_remote(path: str | os.PathLike[str]) -> bool:
     """Whether it is in a bucket."""
     return os.fspath(path).startswith(_SCHEME)
 

@@ -18,13 +18,14 @@ import argparse
 import asyncio
 import importlib.util
 import json
+import logging
 import sys
 from pathlib import Path
 from typing import Any
 
 from apr_jax.config import Experiment, load
 from apr_jax.errors import UsageError, UserError
-from apr_jax.storage import absolute, as_path, is_remote
+from apr_jax.storage import absolute, is_remote
 from launcher.sweep import Unit, work_units
 
 REMEDY = "pip install 'apr_jax[launch]' (in the clone: .venv/bin/pip install -e '.[launch]')"
@@ -60,7 +61,7 @@ def check(flags: argparse.Namespace) -> Experiment:
     if importlib.util.find_spec("xmanager") is None:
         raise UserError(f"xmanager is not installed, and it is what launches: {REMEDY}")
     if flags.executor != "local":
-        if not is_remote(as_path(flags.out)):
+        if not is_remote(flags.out):
             raise UsageError(f"--out {flags.out}: a cloud's machines go; must be gs://BUCKET/FOLDER")
         if not flags.image:
             raise UsageError(f"--executor {flags.executor}: give --image (tpu_setup/gke.sh image builds and pushes it)")
@@ -182,12 +183,15 @@ async def launch(flags: argparse.Namespace, name: str) -> None:
 
 def main(arguments: list[str]) -> int:
     """Launches, and returns the exit status."""
+    cloud = False
     try:
         flags = parse(arguments)
+        cloud = flags.executor != "local"
         config = check(flags)
         from absl import flags as absl_flags
 
         absl_flags.FLAGS(["launch"])  # XManager reads its own flags, all at their defaults.
+        logging.getLogger("absl").setLevel(logging.CRITICAL)  # It logs, with tracebacks, what is told below in a line.
         if flags.dry_run:
             for unit in units_of(flags):
                 print(json.dumps(spec_of(flags, job_of(flags, unit, config.name)), indent=2))
@@ -199,6 +203,12 @@ def main(arguments: list[str]) -> int:
     except UserError as error:
         print(f"launch: error: {error}", file=sys.stderr)
         return 2 if isinstance(error, UsageError) else 1
+    except Exception as error:
+        if not cloud:
+            raise
+        # Of Google's clients, each with types of its own: no credentials, no project, no permission.
+        print(f"launch: error: {type(error).__name__}: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1
     return 0
 
 

@@ -59,7 +59,7 @@ start() {
     echo "$(hostname): runs already"
     return
   fi
-  rm -f "$folder/exit"
+  rm -f "$folder/exit" "$folder/pid"
   export JAX_COORDINATOR_ADDRESS=${JAX_COORDINATOR_ADDRESS:-auto}
   echo "== $(date -u +%FT%TZ) apr reproduce $*" >>"$folder/run.log"
   # Of its own session: it lives on when ssh ends.
@@ -78,10 +78,15 @@ start() {
 state() {
   if alive; then
     echo running
-  elif [[ -f $folder/exit ]]; then
-    echo "exit $(<"$folder/exit")"
-  else
+  elif [[ ! -f $folder/pid ]]; then
     echo none
+  else
+    # The status is written a moment after the end; if it never is, host or memory went with the run.
+    for _ in {1..50}; do
+      [[ ! -f $folder/exit ]] || break
+      sleep 0.1
+    done
+    echo "exit $(cat "$folder/exit" 2>/dev/null || echo 137)"
   fi
 }
 

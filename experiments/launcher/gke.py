@@ -11,6 +11,7 @@ import math
 from typing import Any
 
 from kubernetes import client as k8s
+from kubernetes.config import ConfigException
 from xmanager import xm, xm_local
 from xmanager.cloud import kubernetes
 from xmanager.xm import job_operators
@@ -131,7 +132,10 @@ class Gke(xm_local.Kubernetes):
 async def _launch(unit: Any, group: xm.JobGroup) -> list[kubernetes.KubernetesHandle]:
     handles = []
     for job in job_operators.collect_jobs_by_filter(group, lambda job: isinstance(job.executor, Gke)):
-        kubernetes._load_k8s_config()
+        try:
+            kubernetes._load_k8s_config()
+        except ConfigException as error:
+            raise UserError(f"no cluster: gcloud container clusters get-credentials CLUSTER ({error})") from None
         client = kubernetes.Client(_Completing(slice_of(job.executor.requirements)))
         try:
             handles.append(kubernetes.KubernetesHandle(jobs=client.launch(unit.get_full_job_name, [job])))

@@ -16,9 +16,12 @@ from wall_clock import WALL_CLOCK
 
 from apr_jax import reproduce
 from apr_jax.errors import UsageError, UserError
+from apr_jax.evaluate.run import evaluate
 from apr_jax.learn.checkpoint import load_checkpoint
 from apr_jax.learn.metrics import FILE
+from apr_jax.learn.sft import train_sft
 from apr_jax.storage import Mirror, absolute, as_path, is_remote, local_copy, move, nearby, upload, write_text
+from apr_jax.tasks import load_problems
 
 pytest.importorskip("gcsfs")
 pytest.importorskip("gcp_storage_emulator")
@@ -113,6 +116,31 @@ def test_what_is_missing_is_one_line(folder):
 def _lines(folder):
     lines = [json.loads(line) for line in (folder / FILE).read_text().splitlines()]
     return [{name: value for name, value in line.items() if name not in WALL_CLOCK} for line in lines]
+
+
+def test_a_stage_trains_and_goes_on_and_is_evaluated_in_a_bucket(config, data_dir, tmp_path, folder):
+    """As with folders of this machine: the same lines, the same parameters, and the damaged step is set aside."""
+    upload(data_dir, folder / "data", last="data.json")
+    train_sft(config, data_dir, tmp_path / "sft", "apr", progress=False)
+    train_sft(config, folder / "data", folder / "sft", "apr", progress=False)
+    assert _lines(folder / "sft") == _lines(tmp_path / "sft")
+    newest = folder / "sft" / "checkpoints" / str(config.learn.sft.steps)
+    (newest / "meta" / "metadata").write_text("{}")
+    train_sft(config, folder / "data", folder / "sft", "apr", progress=False)
+    assert (folder / "sft" / "damaged" / f"{config.learn.sft.steps}.0" / "meta" / "metadata").read_text() == "{}"
+    assert _lines(folder / "sft") == _lines(tmp_path / "sft")
+    restored = load_checkpoint(folder / "sft")
+    assert restored.step == config.learn.sft.steps
+    for mine, theirs in zip(_leaves(restored), _leaves(load_checkpoint(tmp_path / "sft")), strict=True):
+        np.testing.assert_array_equal(mine, theirs)
+    assert list((folder / "sft" / "tensorboard").iterdir())
+    problems = load_problems(data_dir / "test.jsonl")
+    here = evaluate(restored, problems, tmp_path / "eval", progress=False)
+    there = evaluate(restored, problems, folder / "eval", progress=False)
+    assert (
+        json.loads((folder / "eval" / "summary.json").read_text())["accuracy"] == here["accuracy"] == there["accuracy"]
+    )
+    assert (folder / "eval" / "traces.jsonl").read_text() == (tmp_path / "eval" / "traces.jsonl").read_text()
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import weakref
 from pathlib import Path
 
 from apr_jax.config import to_dict
@@ -41,6 +42,7 @@ class Together:
             environment |= (environments or {}).get(index, {})
             process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=said, stderr=subprocess.STDOUT)
             self.processes.append(process)
+            weakref.finalize(self, process.kill)  # Whatever a test that fails leaves behind.
             self._said.append(said)
 
     def said(self, index):

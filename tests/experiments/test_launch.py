@@ -178,6 +178,16 @@ def test_the_spec_for_vertex_is_what_xmanager_submits(specs, monkeypatch):
     assert pool.machine_spec.accelerator_count == printed["machine_spec"]["accelerator_count"] == 4
 
 
+def test_without_a_cluster_the_remedy_is_one_line(monkeypatch, tmp_path, capfd):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(tmp_path / "none"))
+    words = ["--config", NANO, *CLOUD, "--executor", "gke", "--require", "tpu_v5e=2x4"]
+    assert launch.main(words) == 1
+    errors = capfd.readouterr().err
+    assert "no cluster: gcloud container clusters get-credentials CLUSTER" in errors and "Traceback" not in errors
+
+
 @pytest.fixture
 def tiny(config, tmp_path):
     path = tmp_path / "tiny.py"
