@@ -322,6 +322,7 @@ def test_both_colour_schemes_at_any_width(show, scheme, viewport, tmp_path_facto
     )
     assert (luminance(tab, "body", "backgroundColor") < 0.2) == (scheme == "dark")
     assert tab.evaluate("document.documentElement.scrollWidth") <= viewport["width"]
+    assert tab.locator("#step").bounding_box()["width"] > 120
     for name in ("given", "sampled", "spawn", "joined", "join"):
         for place in (f".legend .t.{name}", f".thread .t.{name}"):
             assert contrast(tab, place) >= 4.5, (place, scheme)
