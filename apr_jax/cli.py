@@ -106,9 +106,11 @@ def data_build(
     """Build problems, demonstrations and the tokenizer, on all cores; says how good the solvers are."""
     from apr_jax.config import load
     from apr_jax.data.build import USUAL, build
+    from apr_jax.table import print_demonstrations
 
     with goes_on(f"parts that were finished are in {out}"):
-        build(load(config, settings), out, exclude, [one.value for one in method or ()] or USUAL)
+        built = build(load(config, settings), out, exclude, [one.value for one in method or ()] or USUAL)
+    print_demonstrations(built)
     typer.echo(f"data: {out}")
 
 

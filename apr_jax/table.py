@@ -1,17 +1,22 @@
-"""The table of results in the terminal: a line a model, from the summaries that `apr eval` writes."""
+"""Tables in the terminal: a line a model, from the summaries that `apr eval` writes, or a line a demonstrator."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
-# Column -> how a summary fills it.
-_COLUMNS = {
-    "accuracy %\n(95% interval)": lambda s: "{:.1f} ({:.1f}-{:.1f})".format(
-        *(100 * v for v in (s["accuracy"], *s["ci95"]))
-    ),
+Columns = Mapping[str, Callable[[Mapping[str, Any]], str]]  # Name -> how a summary fills it.
+
+
+def _share(s: Mapping[str, Any], name: str) -> str:
+    """A share with its interval, in percent."""
+    return "{:.1f} ({:.1f}-{:.1f})".format(*(100 * value for value in (s[name], *s["ci95"])))
+
+
+EVALUATED: Columns = {
+    "accuracy %\n(95% interval)": lambda s: _share(s, "accuracy"),
     "total\ntokens": lambda s: f"{s['total_tokens']:.1f}",
     "sequential\ntokens": lambda s: f"{s['sequential_tokens']:.1f}",
     "children": lambda s: f"{s['children']:.2f}",
@@ -20,13 +25,36 @@ _COLUMNS = {
     "cons@n\n%": lambda s: f"{100 * s['cons_at_n']:.1f}" if "cons_at_n" in s else "",
 }
 
+DEMONSTRATED: Columns = {  # By `data.statistics`.
+    "solved %\n(95% interval)": lambda s: _share(s, "solver_success"),
+    "total\ntokens": lambda s: f"{s['mean_total_tokens']:.1f}",
+    "of a\nthread": lambda s: f"{s['mean_thread_tokens']:.1f}",
+    "longest\nchain": lambda s: f"{s['mean_sequential_tokens']:.1f}",
+    "longest\nthread": lambda s: f"{s['mean_longest_thread']:.1f}",
+    "children": lambda s: f"{s['mean_children']:.2f}",
+    "kept": lambda s: str(s["demonstrations"]),
+}
 
-def print_table(summaries: Mapping[str, Mapping[str, Any]], console: Console | None = None) -> None:
-    """Prints one line a model (name -> summary), leaving out columns that are empty in all of them."""
-    lines = {name: {column: fill(summary) for column, fill in _COLUMNS.items()} for name, summary in summaries.items()}
+
+def print_demonstrations(statistics: Mapping[str, Mapping[str, Any]], console: Console | None = None) -> None:
+    """Prints one line a method (name -> `data.statistics`), and what was dropped for which bound."""
+    console = console or Console()
+    print_table(statistics, DEMONSTRATED, console)
+    where = {"window": "limits.window", "stream": "limits.stream", "threads": "limits.slots, children or max_depth"}
+    for name, s in statistics.items():
+        dropped = [f"{count} for {where[bound]}" for bound, count in s["dropped"].items() if count]
+        if dropped:
+            console.print(f"{name}: dropped {', '.join(dropped)}", highlight=False, soft_wrap=True)
+
+
+def print_table(
+    summaries: Mapping[str, Mapping[str, Any]], columns: Columns = EVALUATED, console: Console | None = None
+) -> None:
+    """Prints one line a summary (name -> summary), leaving out columns that are empty in all of them."""
+    lines = {name: {column: fill(summary) for column, fill in columns.items()} for name, summary in summaries.items()}
     table = Table(header_style="bold", box=box.HORIZONTALS, show_edge=False, pad_edge=False, collapse_padding=True)
     table.add_column("", no_wrap=True)
-    shown = [column for column in _COLUMNS if any(line[column] for line in lines.values())]
+    shown = [column for column in columns if any(line[column] for line in lines.values())]
     for column in shown:
         table.add_column(column, justify="right", no_wrap=True)
     for name, line in lines.items():

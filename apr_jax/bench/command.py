@@ -2,6 +2,7 @@
 
 import enum
 from collections.abc import Iterable, Sequence
+from json import dumps
 from pathlib import Path
 from typing import Annotated
 
@@ -104,12 +105,32 @@ def bench_train(
 
 @bench_app.command("solver", epilog="Example: apr bench solver --config experiments/nano.py")
 def bench_solver(
-    config: BenchConfig = _NANO, repeats: Repeats = 5, json: Json = None, settings: Settings = None
+    config: BenchConfig = _NANO,
+    problems: Annotated[
+        int | None, typer.Option(help="Instead of the speed: success and length on so many random problems.", min=1)
+    ] = None,
+    method: Annotated[
+        list[str] | None, typer.Option(help="With --problems, whose; repeatable. Default: apr, sos+ and sos.")
+    ] = None,
+    repeats: Repeats = 5,
+    json: Json = None,
+    settings: Settings = None,
 ) -> None:
-    """Demonstrations on all cores against one core."""
-    from apr_jax.bench.solver import contest
+    """Demonstrations on all cores against one core; with --problems, how good and how long they are."""
+    from apr_jax.bench.solver import contest, rate
     from apr_jax.config import load
+    from apr_jax.data.build import USUAL, check_methods
+    from apr_jax.table import print_demonstrations
 
+    if problems:
+        experiment = load(config, settings)
+        methods = method or USUAL
+        check_methods(experiment, methods)
+        rates = rate(experiment, methods, problems)
+        print_demonstrations(rates)
+        if json:
+            json.write_text(dumps(rates, indent=2) + "\n", encoding="utf-8")
+        return
     with contest(load(config, settings)) as contestants:
         _bench("solver", contestants, repeats, json)
 

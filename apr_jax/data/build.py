@@ -28,6 +28,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from apr_jax.data import builder
 from apr_jax.data.demonstrate import Bounds, Counts, Example, Recipe, Workers, demonstrations, texts
+from apr_jax.data.statistics import statistics
 from apr_jax.data.tokenizer import Tokenizer
 from apr_jax.errors import UsageError, UserError
 from apr_jax.storage import copies_folder, is_remote, upload
@@ -41,7 +42,7 @@ _TOKENIZER_SAMPLE = 1_024  # Problems whose demonstrations train the tokenizer.
 _DIGITS = "0123456789"  # A problem of a user may hold a digit that the sample happens to lack.
 
 # What the line format repeats word for word.
-_PHRASES = {
+PHRASES = {
     "compact": (),
     "sos": (
         "Current State: ",
@@ -69,7 +70,7 @@ def build(
     methods: Sequence[str] = USUAL,
     progress: bool = True,
     workers: int | None = None,
-) -> None:
+) -> dict[str, dict[str, Any]]:
     """Builds what is not there yet; returns at once when all is.
 
     Args:
@@ -80,15 +81,17 @@ def build(
       progress: show bars on standard error.
       workers: processes; None for all cores. The data do not depend on it.
 
+    Returns:
+      method -> `statistics` of its training demonstrations.
+
     Raises:
       UsageError: `out` holds data of other settings, the space of problems is too small, or nothing fits the limits.
       UserError: the disk is full or not writable.
     """
     try:
-        if is_remote(out):
-            _build_in_bucket(config, out, exclude, methods, progress, workers)
-        else:
-            _build(config, out, exclude, methods, progress, workers)
+        make = _build_in_bucket if is_remote(out) else _build
+        record = make(config, out, exclude, methods, progress, workers)
+        return {method: record["methods"][method]["train"] for method in methods}
     except OSError as error:
         raise UserError(f"data {out}: cannot write ({error.strerror or error}); nothing built before is lost") from None
 
@@ -119,20 +122,32 @@ def _build_in_bucket(
     methods: Sequence[str],
     progress: bool,
     workers: int | None,
-) -> None:
+) -> dict[str, Any]:
     """Builds on this machine's disk, for array_record writes nowhere else, and uploads what is whole."""
     if (out / "data.json").is_file():
         record = _read_record(out)
         _compare(out, record["settings"], _settings(config, _excluded(exclude)))
         if set(methods) <= set(record["methods"]):
-            return
+            return record
     here = copies_folder() / f"building-{hashlib.sha256(str(out).encode()).hexdigest()[:16]}"
-    _build(config, here, exclude, methods, progress, workers)
+    record = _build(config, here, exclude, methods, progress, workers)
     upload(here, out, last="data.json")
+    return record
 
 
 def _excluded(exclude: Path | None) -> frozenset[Any]:
     return frozenset(map(problem_key, load_problems(exclude))) if exclude else frozenset()
+
+
+def check_methods(config: "Experiment", methods: Sequence[str]) -> None:
+    """Raises UsageError for a method that does not exist or that the limits have no room for."""
+    for method in methods:
+        if method not in METHODS:
+            raise UsageError(f"method={method!r} must be one of {', '.join(METHODS)}")
+    if "apr-nested" in methods and config.limits.max_depth < 2:
+        raise UsageError(
+            f"limits.max_depth={config.limits.max_depth} must be at least 2 for method 'apr-nested': its children spawn"
+        )
 
 
 def _build(
@@ -142,14 +157,9 @@ def _build(
     methods: Sequence[str],
     progress: bool,
     workers: int | None,
-) -> None:
-    for method in methods:
-        if method not in METHODS:
-            raise UsageError(f"method={method!r} must be one of {', '.join(METHODS)}")
-    if "apr-nested" in methods and config.limits.max_depth < 2:
-        raise UsageError(
-            f"limits.max_depth={config.limits.max_depth} must be at least 2 for method 'apr-nested': its children spawn"
-        )
+) -> dict[str, Any]:
+    """`build`; returns what data.json holds."""
+    check_methods(config, methods)
     if config.limits.stream > builder.LARGEST:
         raise UsageError(f"limits.stream={config.limits.stream} must be at most {builder.LARGEST} to be stored")
     excluded = _excluded(exclude)
@@ -160,7 +170,7 @@ def _build(
         _compare(out, record["settings"], settings)
     missing = [m for m in methods if m not in record["methods"] or not builder.directory(out, m).is_dir()]
     if not missing:
-        return
+        return record
     out.mkdir(parents=True, exist_ok=True)
     _write_json(out / "data.json", record)
     with Workers(workers) as pool, _bars(progress) as bars:
@@ -179,6 +189,7 @@ def _build(
             recipe = _recipe(config, method, tokenizer.to_bytes())
             record["methods"][method] = _build_method(out, recipe, split, config.data.demonstrations, pool, bars)
             _write_json(out / "data.json", record)
+    return record
 
 
 def _recipe(config: "Experiment", method: str, tokenizer: bytes) -> Recipe:
@@ -192,7 +203,7 @@ def _tokenizer(config: "Experiment", split: Split, pool: Workers) -> Tokenizer:
         collect = functools.partial(texts, _recipe(config, method, b""))
         for several in pool.map_chunks(collect, split.train[:_TOKENIZER_SAMPLE]):
             found += several
-    return Tokenizer.train(found, _PHRASES[config.solver.render])
+    return Tokenizer.train(found, PHRASES[config.solver.render])
 
 
 def _build_method(
@@ -214,7 +225,7 @@ def _build_method(
                     # Of the contents: a protobuf may order its fields as it likes, so files of equal data can differ.
                     digest.update(b"".join(np.asarray(values).tobytes() for values in example.values()))
                     yield example
-            facts[name] = {**_statistics(counts, recipe), "sha256": digest.hexdigest()}
+            facts[name] = {**statistics(counts, recipe), "sha256": digest.hexdigest()}
 
         return examples
 
@@ -224,30 +235,6 @@ def _build_method(
     }
     builder.write(out, recipe.method, sources)
     return facts
-
-
-def _statistics(counts: Counts, recipe: Recipe) -> dict[str, Any]:
-    """What data.json tells of one split; tokens are sampled tokens, means are over kept demonstrations."""
-    dropped = {name: getattr(counts, f"dropped_{name}") for name in ("window", "stream", "threads")}
-    kept = counts.made - sum(dropped.values())
-    if not kept:
-        raise UsageError(
-            f"limits: none of the {counts.made} demonstrations of {recipe.method!r} fits (too long for "
-            f"limits.window={recipe.bounds.window}: {dropped['window']}, "
-            f"for limits.stream={recipe.bounds.stream}: {dropped['stream']}, "
-            f"too many threads for limits.slots, children or max_depth: {dropped['threads']}); raise the limits"
-        )
-    return {
-        "demonstrations": kept,
-        "dropped": dropped,
-        "solver_success": counts.solved / counts.made,
-        "kept_success": counts.kept_solved / kept,
-        "mean_threads": counts.threads / kept,
-        "mean_total_tokens": counts.tokens / kept,
-        "mean_thread_tokens": counts.tokens / counts.threads,
-        "mean_sequential_tokens": counts.sequential / kept,
-        "longest_stream": counts.longest,
-    }
 
 
 def _settings(config: "Experiment", excluded: frozenset[Any]) -> dict[str, Any]:

@@ -80,6 +80,7 @@ class Counts:
       threads: of the kept.
       tokens: sampled tokens over all threads of the kept.
       sequential: sampled tokens on the longest chain, of the kept.
+      window: positions of each tree's longest thread, of the kept.
       longest: tokens of the longest stream kept.
     """
 
@@ -92,6 +93,7 @@ class Counts:
     threads: int = 0
     tokens: int = 0
     sequential: int = 0
+    window: int = 0
     longest: int = 0
 
     def __add__(self, other: "Counts") -> "Counts":
@@ -196,6 +198,7 @@ def _demonstrate(recipe: Recipe, chunk: list[tuple[int, Problem]]) -> tuple[list
             threads=len(streams),
             tokens=sum(int(stream.sampled.sum()) for stream in streams),
             sequential=sequential_tokens(streams),
+            window=max(int(stream.position.max()) + 1 for stream in streams),
             longest=max(len(stream.tokens) for stream in streams),
         )
     return examples, counts

@@ -3,28 +3,14 @@
 from __future__ import annotations
 
 import collections
-import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from apr_jax.data.statistics import wilson
 from apr_jax.tasks import PARALLEL
 
 Trace = dict[str, Any]
 MEASURES = ("total_tokens", "sequential_tokens", "children", "max_thread_tokens")
-_Z95 = 1.959963984540054
-
-
-def wilson(successes: int, n: int) -> tuple[float, float]:
-    """95% interval of a share (Wilson 1927); (0, 1) for n = 0.
-
-    centre = (p + z^2/2n) / (1 + z^2/n), half-width = z sqrt(p (1-p)/n + z^2/4n^2) / (1 + z^2/n).
-    """
-    if n == 0:
-        return 0.0, 1.0
-    share, z2 = successes / n, _Z95**2
-    centre = (share + z2 / (2 * n)) / (1 + z2 / n)
-    half = _Z95 * math.sqrt(share * (1 - share) / n + z2 / (4 * n * n)) / (1 + z2 / n)
-    return max(0.0, centre - half), min(1.0, centre + half)
 
 
 def summarize(traces: Sequence[Trace]) -> dict[str, Any]:

@@ -8,13 +8,12 @@
 `Task` (base.py) is what a new task fills in. Countdown is the first; `HiddenDigit` is a toy with a known optimum.
 """
 
-from apr_jax.tasks.base import Problem, Spawn, Task, Thread, Verdict
+from apr_jax.tasks.base import Problem, Spawn, Task, Thread, Verdict, flatten
 from apr_jax.tasks.boxed import BoxedVerifier, Failure
 from apr_jax.tasks.config import CountdownConfig, SolverConfig
 from apr_jax.tasks.countdown import Countdown
 from apr_jax.tasks.problem_files import load_problems, parse_problem, problem_key, require_solvable, save_problems
 from apr_jax.tasks.problems import Split, draw, reachable, solve, split_problems
-from apr_jax.tasks.rates import SolverRate, measure_solver
 from apr_jax.tasks.solvers import METHODS, PARALLEL
 from apr_jax.tasks.toy import HiddenDigit
 
@@ -28,15 +27,14 @@ __all__ = [
     "HiddenDigit",
     "Problem",
     "SolverConfig",
-    "SolverRate",
     "Spawn",
     "Split",
     "Task",
     "Thread",
     "Verdict",
     "draw",
+    "flatten",
     "load_problems",
-    "measure_solver",
     "parse_problem",
     "problem_key",
     "reachable",

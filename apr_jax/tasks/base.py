@@ -40,6 +40,12 @@ class Thread:
     answer: str
 
 
+def flatten(thread: Thread) -> list[Thread]:
+    """The thread and everything below it, parents first."""
+    below = [child for part in thread.body if isinstance(part, Spawn) for child in part.children]
+    return [thread, *(one for child in below for one in flatten(child))]
+
+
 @dataclasses.dataclass(frozen=True)
 class Verdict:
     """Outcome of checking an answer.

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from apr_jax.data.build import _PHRASES
+from apr_jax.data.build import PHRASES
 from apr_jax.data.demonstrate import Bounds, Recipe, broken_bound, flatten, sequential_tokens, texts, unflatten
 from apr_jax.data.streams import NO_PARENT, Stream, read_thread, tree_streams
 from apr_jax.data.tokenizer import BOS, END_JOINED, END_SPAWN, EOS, JOIN, JOINED, MSG, SPAWN, Tokenizer
@@ -75,7 +75,7 @@ def demonstrations(method: str, render: str, count: int) -> tuple[list[Thread], 
         solver = dataclasses.replace(solver, parent_beam=4, max_children=60)
     recipe = Recipe(task, solver, method, 0, b"", Bounds(1, 1, 1, 1, 1))
     problems = [draw(task, seed) for seed in range(count)]
-    tokenizer = Tokenizer.train(["0123456789", *(t for p in problems for t in texts(recipe, p))], _PHRASES[render])
+    tokenizer = Tokenizer.train(["0123456789", *(t for p in problems for t in texts(recipe, p))], PHRASES[render])
     threads = [Countdown(task, solver).demonstration(problem, method, 0) for problem in problems]
     return threads, tokenizer, problems
 

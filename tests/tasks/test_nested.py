@@ -4,9 +4,8 @@ import random
 
 import pytest
 
-from apr_jax.tasks import Countdown, CountdownConfig, Problem, SolverConfig, Spawn, draw, reachable, solve
+from apr_jax.tasks import Countdown, CountdownConfig, Problem, SolverConfig, Spawn, draw, flatten, reachable, solve
 from apr_jax.tasks.events import Fork, Generate, children
-from apr_jax.tasks.rates import flatten
 from apr_jax.tasks.solvers import Plan, draw_plan, search
 
 MINI = CountdownConfig()
