@@ -289,17 +289,26 @@ def report(
 @app.command(epilog="Example: apr plan --config experiments/paper.py --topology v5e:4x4")
 def plan(
     config: Config,
-    topology: Annotated[str, typer.Option(help="Generation and chips, like v5e:4x4 or v4:2x2x4.", show_default=False)],
+    topology: Annotated[
+        str, typer.Option(help="Generation and chips, like v5e:4x4 or v4:2x2x4; cpu: this machine.", show_default=False)
+    ],
     json: Json = None,
     settings: Settings = None,
 ) -> None:
-    """Compile the training step and the rollout for a TPU topology, on this CPU machine: memory, FLOPs, collectives."""
+    """Compile a run's programs for a TPU topology, on this CPU machine: does it fit, how long does it take, what binds it."""
     from apr_jax.config import load
-    from apr_jax.plan import plan as run
-    from apr_jax.plan import show_plan
 
-    found = run(load(config, settings), topology)
-    show_plan(found, json)
+    experiment = load(config, settings)
+    if topology == "cpu":
+        start()
+        from apr_jax.plan.measure import measure, show_measured
+
+        show_measured(measure(experiment), json)
+        return
+    from apr_jax.plan.plan import plan as run
+    from apr_jax.plan.report import show_plan
+
+    show_plan(run(experiment, topology), json)
 
 
 def find_data(near: list[Path], config: Path) -> Path:

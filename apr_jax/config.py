@@ -26,7 +26,14 @@ class ConfigError(UsageError):
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    """Devices along each mesh axis; data=0 takes all that are left."""
+    """Devices along each mesh axis.
+
+    Attributes:
+      data: copies of the weights, each with rows of its own; 0 takes all devices that are left.
+      fsdp: devices over which one copy of weights and optimizer is spread, each with rows of its own.
+      tensor: devices that share the same rows, each with some of the heads; 0 takes one, or as many as there are devices for a
+        row of `learn.sft.rows`.
+    """
 
     data: int = 0
     fsdp: int = 1

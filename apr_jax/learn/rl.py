@@ -46,6 +46,7 @@ from apr_jax.learn.state import TrainState, init_state
 from apr_jax.learn.steps import (
     ForestBatch,
     RlStep,
+    batch_shards,
     check_divides,
     make_rl_step,
     make_tree_kl,
@@ -56,7 +57,7 @@ from apr_jax.learn.steps import (
 from apr_jax.learn.times import Late, StepTimes
 from apr_jax.storage import as_path, local_copy
 from apr_jax.tasks import BoxedVerifier, Countdown, Failure, Problem, Task, Verdict, load_problems
-from apr_jax.threads import Prompts, ThreadForest, check_prompts, make_prompts
+from apr_jax.threads import Prompts, ThreadForest, Work, check_prompts, make_prompts
 
 
 def train_rl(
@@ -88,7 +89,6 @@ def train_rl(
     check_built(config, as_path(data_dir), ("task", "data"))  # RL takes problems only: its limits may be its own.
     here = local_copy(as_path(data_dir), "data.json")
     mesh = build_mesh(config)
-    check_divides("learn.rl.problems x group", rl.problems * rl.group, mesh)
     check_divides("learn.rl.rows", rl.rows, mesh)
     optimizer = make_optimizer(rl.optimizer, rl.steps * rl.inner_steps)
     task = Countdown(config.task, config.solver)
@@ -140,6 +140,7 @@ class _Trainer:
         self._validation = load_problems(data_dir / "validation.jsonl")[: self._rl.validation]
         self._width = _prompt_width(config, self._task, self._tokenizer, self._validation)
         self._rollout = make_policy_rollout(config.model, config.limits, config.schedule, mesh)
+        self._batch = rollout_batch(config, mesh)
         self._step = step
         self._reference = place_whole(start.params, mesh)
         self.last_batches = LastBatches()
@@ -169,7 +170,7 @@ class _Trainer:
         key = jax.random.fold_in(jax.random.key(self._config.seed), step)
         rolled = self._rollout(state.params, self._prompts(problems, rl.temperature), key)
         times.queued()
-        forest, work = fetch(rolled)
+        forest, work = _first(fetch(rolled), len(problems))
         times.fetched()
         correct, failures = self._verify(problems, forest)
         rewards = tree_rewards(correct, forest, self._price, rl.reward)
@@ -234,19 +235,17 @@ class _Trainer:
 
     def validate(self, state: TrainState) -> dict[str, float]:
         """Greedy answers to the validation problems, in batches of the rollout's own shape: nothing new to compile."""
-        size = self._rl.problems * self._rl.group
+        size = self._batch
         forests, correct = [], []
         failures: collections.Counter[str] = collections.Counter()
         for begin in range(0, len(self._validation), size):
             problems = self._validation[begin : begin + size]
-            padded = problems + problems[:1] * (size - len(problems))
             key = jax.random.key(self._config.seed)
-            forest, _ = fetch(self._rollout(state.params, self._prompts(padded, 0.0), key))
-            count = len(problems)
-            forests.append(jax.tree.map(lambda x, count=count: x[:count], forest))
+            rolled = self._rollout(state.params, self._prompts(problems, 0.0), key)
+            forests.append(_first(fetch(rolled), len(problems))[0])
             right, failed = self._verify(problems, forests[-1])
             if begin == 0:
-                self._sample = tree_text(forest, 0, problems[0], bool(right[0]), self._tokenizer)
+                self._sample = tree_text(forests[0], 0, problems[0], bool(right[0]), self._tokenizer)
             correct.append(right)
             failures.update(failed)
         joined = jax.tree.map(lambda *parts: np.concatenate(parts), *forests)
@@ -257,6 +256,8 @@ class _Trainer:
         return self._sample
 
     def _prompts(self, problems: list[Problem], temperature: float) -> Prompts:
+        """Of a whole batch: past the last problem the first one again."""
+        problems = problems + problems[:1] * (self._batch - len(problems))
         ids = [[BOS, *self._tokenizer.encode(self._task.prompt(problem))] for problem in problems]
         prompts = make_prompts(ids, self._width, temperature=temperature)
         check_prompts(prompts, self._config.limits)
@@ -290,6 +291,17 @@ class TrainingProblems:
     def _problem(self, index: int) -> Problem:
         example = self._source[index]
         return Problem(f"train-{index}", tuple(int(n) for n in example["numbers"]), int(example["target"]))
+
+
+def rollout_batch(config: Experiment, mesh: Mesh) -> int:
+    """Trees of one rollout: those of a step, and as many more as give every shard of the mesh the same number."""
+    trees = config.learn.rl.problems * config.learn.rl.group
+    return trees + -trees % batch_shards(mesh)
+
+
+def _first(rolled: tuple[ThreadForest, Work], count: int) -> tuple[ThreadForest, Work]:
+    forest, work = rolled
+    return jax.tree.map(lambda x: x[:count], forest), work
 
 
 def forest_metrics(forest: ThreadForest, correct: np.ndarray) -> dict[str, float]:

@@ -74,10 +74,12 @@ def train(
             return run_loop(stage, state, checkpoints, recorder, workdir, resumed=restored is not None)
 
 
-def build_mesh(config: Experiment) -> Mesh:
-    """The config's mesh over all devices; raises UsageError if they don't fit it."""
+def build_mesh(config: Experiment, devices: list[Any] | None = None) -> Mesh:
+    """The config's mesh over all devices (or those given); raises UsageError if they don't fit it."""
+    devices = jax.devices() if devices is None else devices
+    tensor = config.mesh.tensor or max(1, len(devices) // config.learn.sft.rows)
     try:
-        return make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
+        return make_mesh(config.mesh.data, config.mesh.fsdp, tensor, devices)
     except ValueError as error:
         raise UsageError(f"config {error}") from None
 

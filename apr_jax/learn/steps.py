@@ -153,9 +153,14 @@ def place_whole(params: Any, mesh: Mesh) -> Any:
     return jax.device_put(params, shardings(params, mesh))
 
 
+def batch_shards(mesh: Mesh) -> int:
+    """Into how many parts a batch is split."""
+    return int(np.prod([mesh.shape[axis] for axis in BATCH_AXES]))
+
+
 def check_divides(field: str, count: int, mesh: Mesh) -> None:
-    """Raises UsageError if `count` rows or trees don't split evenly over the mesh's batch axes."""
-    shards = int(np.prod([mesh.shape[axis] for axis in BATCH_AXES]))
+    """Raises UsageError if `count` rows don't split evenly over the mesh's batch axes."""
+    shards = batch_shards(mesh)
     if count % shards:
         raise UsageError(f"config {field}={count}: must be a multiple of the {shards} shards of mesh.data x mesh.fsdp")
 

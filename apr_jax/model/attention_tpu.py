@@ -69,13 +69,12 @@ def _backward(interpret: bool, saved: tuple[Any, ...], grad: Array) -> tuple[Arr
     grad = _columns_last(grad.transpose(0, 2, 1, 3), q.shape[-1] - length)
     inner = jnp.sum(grad.astype(jnp.float32) * out.astype(jnp.float32), axis=2, keepdims=True)
     d_q, d_k, d_v = _backward_call(last, codes, q, k, v, grad, log_sum, inner, interpret)
-    d_q = (d_q * q.shape[2] ** -0.5).astype(q.dtype)[..., :length].transpose(0, 3, 1, 2)
 
     def of_group(x: Array) -> Array:
         summed = x.reshape(x.shape[0], groups, heads // groups, *x.shape[2:]).sum(axis=2)
         return summed.astype(k.dtype)[..., :length].transpose(0, 1, 3, 2)
 
-    return d_q, of_group(d_k), of_group(d_v), None, None
+    return d_q[..., :length].transpose(0, 3, 1, 2), of_group(d_k), of_group(d_v), None, None
 
 
 attend_on_tpu.defvjp(_forward, _backward)
@@ -178,10 +177,11 @@ def _forward_kernel(
 def _backward_call(
     last: Array, codes: Array, q: Array, k: Array, v: Array, grad: Array, log_sum: Array, inner: Array, interpret: bool
 ) -> tuple[Float[Array, "R H K L"], Float[Array, "R H K L"], Float[Array, "R H K L"]]:
-    """Gradients in float32; those of keys and values for each query head."""
+    """Gradients; those of keys and values for each query head, in float32 where heads are still to be added up."""
     rows, heads, head_size, length = q.shape
     count, share = last.shape[1], heads // k.shape[1]
     size = length // count
+    summed = jax.ShapeDtypeStruct(q.shape, k.dtype if share == 1 else jnp.float32)
 
     def query(j: Array, t: Array, row: Array, last: Any) -> Array:
         return jnp.minimum(j + t, last[row, j])
@@ -210,9 +210,13 @@ def _backward_call(
                 of_keys,
                 of_keys,
             ],
-            scratch_shapes=[pltpu.VMEM((head_size, size), jnp.float32)] * 2,
+            scratch_shapes=[
+                pltpu.VMEM((head_size, length), jnp.float32),
+                pltpu.VMEM((head_size, size), jnp.float32),
+                pltpu.VMEM((head_size, size), jnp.float32),
+            ],
         ),
-        out_shape=[jax.ShapeDtypeStruct(q.shape, jnp.float32)] * 3,
+        out_shape=[jax.ShapeDtypeStruct(q.shape, q.dtype), summed, summed],
         compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "parallel", "arbitrary", "arbitrary")),
         interpret=interpret,
         name="attend_backward",
@@ -221,15 +225,15 @@ def _backward_call(
 
 def _backward_kernel(
     last: Any, code: Any, key_code: Any, q: Any, k: Any, v: Any, grad: Any, log_sum: Any, inner: Any,
-    d_q: Any, d_k: Any, d_v: Any, k_sums: Any, v_sums: Any,
+    d_q: Any, d_k: Any, d_v: Any, q_sums: Any, k_sums: Any, v_sums: Any,
     *, size: int,
 ) -> None:  # fmt: skip
     row, j, t = pl.program_id(0), pl.program_id(2), pl.program_id(3)
-    i = j + t
+    i, head_size = j + t, q.shape[2]
 
     @pl.when((j == 0) & (t == 0))
     def _() -> None:
-        d_q[...] = jnp.zeros_like(d_q)
+        q_sums[...] = jnp.zeros_like(q_sums)
 
     @pl.when(t == 0)
     def _() -> None:
@@ -244,12 +248,16 @@ def _backward_kernel(
         k_sums[...] += _dot(q[0, 0], d_scores, (1, 1))
         v_sums[...] += _dot(grad[0, 0], weights.astype(q.dtype), (1, 1))
         columns = pl.ds(pl.multiple_of(i * size, _LANES), size)
-        d_q[0, 0, :, columns] += _dot(k[0, 0], d_scores, (1, 0))
+        q_sums[:, columns] += _dot(k[0, 0], d_scores, (1, 0))
 
     @pl.when(i == last[row, j])
     def _() -> None:
-        d_k[0, 0] = k_sums[...]
-        d_v[0, 0] = v_sums[...]
+        d_k[0, 0] = k_sums[...].astype(d_k.dtype)
+        d_v[0, 0] = v_sums[...].astype(d_v.dtype)
+
+    @pl.when((j == pl.num_programs(2) - 1) & (t == pl.num_programs(3) - 1))
+    def _() -> None:
+        d_q[0, 0] = (q_sums[...] * head_size**-0.5).astype(d_q.dtype)
 
 
 def _visible(code: Array, key_code: Array, i: Array, j: Array, size: int) -> Array:

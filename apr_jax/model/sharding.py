@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 AXES = ("data", "fsdp", "tensor")
@@ -42,7 +43,8 @@ LOGICAL_AXES: dict[str, tuple[str, ...]] = {
 def make_mesh(data: int = 0, fsdp: int = 1, tensor: int = 1, devices: list[Any] | None = None) -> Mesh:
     """A mesh of `devices` (by default all there are); data=0 takes what fsdp and tensor leave.
 
-    In one process the axes may need fewer devices than there are: the first ones are taken.
+    In one process the axes may need fewer devices than there are: the first ones are taken. All of a TPU slice are ordered such
+    that neighbours on an axis are neighbours in the torus, the last axis (which talks most) first.
 
     Raises:
       ValueError: there are not enough devices, data=0 can't take up all the others, or some process would be left out.
@@ -55,7 +57,10 @@ def make_mesh(data: int = 0, fsdp: int = 1, tensor: int = 1, devices: list[Any] 
         raise ValueError(
             f"mesh data={data} x fsdp={fsdp} x tensor={tensor}: does not fit the {total} devices there are"
         )
-    return Mesh(np.asarray(devices[:needed]).reshape(-1, fsdp, tensor), AXES)
+    shape = (needed // (fsdp * tensor), fsdp, tensor)
+    if needed == total and devices[0].platform == "tpu":
+        return Mesh(mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True), AXES)
+    return Mesh(np.asarray(devices[:needed]).reshape(shape), AXES)
 
 
 def spec_of(name: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:

@@ -77,14 +77,16 @@ def admit(
         for bound in bounds:
             fits = (jnp.max(last) > below) & (jnp.max(last) <= bound)
             below = bound
-            cache = when(fits, functools.partial(fill, bound), cache)
+            with jax.named_scope(f"prefill_{bound}"):
+                cache = when(fits, functools.partial(fill, bound), cache)
         return Seats(
             threads=write(seats.threads, row, status=jnp.full_like(row, Status.RUNNING)),
             lanes=seat(seats.lanes, lane, seats.threads, row, prompts, limits),
             cache=cache,
         )
 
-    return jax.lax.while_loop(possible, body, seats)
+    with jax.named_scope("admit"):
+        return jax.lax.while_loop(possible, body, seats)
 
 
 def _alike(threads: Threads, bounds: tuple[int, ...]) -> Array:

@@ -139,11 +139,12 @@ def _advance(
 ) -> tuple[Seats, Work]:
     """Decodes until enough lanes have stopped, with the loop for the length that is reached."""
     for bound in schedule.bounds(limits.window):
-        carry = jax.lax.while_loop(
-            lambda carry, bound=bound: _goes_on(carry[0], enough, bound),
-            lambda carry, bound=bound: _decode(carry, decode, params, limits, bound),
-            carry,
-        )
+        with jax.named_scope(f"decode_{bound}"):  # The name of the loop in profiles and in `apr plan`.
+            carry = jax.lax.while_loop(
+                lambda carry, bound=bound: _goes_on(carry[0], enough, bound),
+                lambda carry, bound=bound: _decode(carry, decode, params, limits, bound),
+                carry,
+            )
     return carry
 
 

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 from apr_jax.model.attention import attend_packed
 from apr_jax.model.sharding import BATCH_AXES, make_mesh
-from apr_jax.plan import describe
+from apr_jax.plan.topology import describe
 
 LENGTH = 4096
 mesh = make_mesh(data=1, fsdp=2, tensor=2, devices=describe(sys.argv[1]))
@@ -46,17 +46,41 @@ x = (
 compiled = jax.jit(grads).lower(*x).compile()
 print(json.dumps({"program": compiled.as_text(), "temporary": compiled.memory_analysis().temp_size_in_bytes}))
 """
+_STEP = """
+import json
+import math
+import jax
+from apr_jax.config import load
+from apr_jax.learn.run import build_mesh
+from apr_jax.plan.stages import lower
+from apr_jax.plan.topology import describe
+
+config = load("experiments/paper.py", ["model.layers=2", "learn.sft.rows=8", "learn.sft.streams=1"])
+compiled = lower("supervised step", config, build_mesh(config, describe("v4:2x2x2"))).compile()
+
+def parts(shardings, leaves):
+    pairs = zip(jax.tree.leaves(shardings), jax.tree.leaves(leaves), strict=True)
+    return [[leaf.size, math.prod(sharding.shard_shape(leaf.shape))] for sharding, leaf in pairs]
+
+(state, rows), _ = compiled.input_shardings
+shapes = [leaf for leaf in jax.tree.leaves(compiled.args_info)]
+print(json.dumps({
+    "inputs": parts((state, rows), shapes),
+    "outputs": parts(compiled.output_shardings[0], shapes[:len(jax.tree.leaves(state))]),
+    "program": compiled.as_text(),
+}))
+"""
 _CODE = """
 import json
 import jax
 from apr_jax.config import load
 from apr_jax.model.sharding import make_mesh
-from apr_jax.model.transformer import init_params
-from apr_jax.plan import VOCAB, describe, lower_rollout
+from apr_jax.plan.stages import abstract_params, lower_rollout
+from apr_jax.plan.topology import describe
 
 config = load("experiments/mini.py", ["learn.rl.problems=64", "learn.rl.group=16", "schedule.lanes=64"])
 mesh = make_mesh(devices=describe("v5e:8x16"))
-params = jax.eval_shape(lambda: init_params(config.model, VOCAB, jax.random.key(0)))
+params = abstract_params(config)
 compiled = lower_rollout(config, params, mesh).compile()
 memory, model = compiled.memory_analysis(), config.model
 print(json.dumps({
@@ -95,6 +119,20 @@ def test_training_attention_at_4096(topology):
     assert found["program"].count('custom_call_target="tpu_custom_call"') == 2
     for word in _COLLECTIVES:
         assert word not in found["program"], word
+
+
+@pytest.mark.slow
+@needs_libtpu
+def test_nothing_of_the_supervised_step_is_whole_on_every_chip():
+    """Two layers of the paper's on 8 chips: each holds an eighth of all but norms and passes on only weights, gradients."""
+    found = compiled(_STEP)
+    for size, part in found["inputs"] + found["outputs"]:
+        assert part * 8 == size or size <= 2 * 1024, (size, part)
+    assert len(found["inputs"]) > len(found["outputs"]) > 3 * 9
+    talks = re.findall(rf"= (.*?) (?:{'|'.join(_COLLECTIVES)})(?:-start)?\(", found["program"])
+    sizes = [math.prod(map(int, shape.split(","))) for talk in talks for shape in re.findall(r"\w\[([\d,]+)\]", talk)]
+    assert max(sizes) == 2_752 * 1_024  # The largest matrix of a layer.
+    assert not any("4608" in talk for talk in talks)  # Columns of a row: no activation leaves its chip.
 
 
 @pytest.mark.slow

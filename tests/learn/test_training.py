@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from wall_clock import SHARES, WALL_CLOCK
 
-from apr_jax.config import to_dict
+from apr_jax.config import MeshConfig, to_dict
 from apr_jax.data.packing import Rows
 from apr_jax.data.pipeline import Held
 from apr_jax.errors import UsageError, UserError
@@ -202,6 +202,18 @@ def test_rl_metrics_and_the_first_policy_is_validated_and_saved(unbroken_rl):
     assert int(state.step) == 3
     restored = load_checkpoint(workdir)
     assert (restored.stage, restored.method) == ("rl", "apr")
+
+
+def test_trees_that_do_not_divide_into_the_shards_are_rolled_out_with_copies_that_count_nowhere(
+    unbroken, unbroken_rl, config, data_dir, tmp_path
+):
+    """4 trees on 8 shards, in rollouts of 8: what comes of them is what comes of them on 2 shards."""
+    learn = dataclasses.replace(config.learn, rl=dataclasses.replace(config.learn.rl, steps=2, rows=8))
+    wide = dataclasses.replace(config, learn=learn, mesh=MeshConfig(data=8))
+    train_rl(wide, data_dir, tmp_path, unbroken[0], progress=False)
+    for got, expected in zip(_lines(tmp_path)[:2], _lines(unbroken_rl[0]), strict=False):
+        for name in ("accuracy", "reward", "total_tokens", "children", "trees", "validation_accuracy"):
+            assert got.get(name) == pytest.approx(expected.get(name)), name
 
 
 def test_every_logged_name_is_documented_and_no_other(unbroken, unbroken_rl):

@@ -1,0 +1,110 @@
+"""The plan of a config for a topology: each stage compiled and counted, the whole recipe in hours.
+
+The life of a plan:
+  1. `topology.describe` asks libtpu for the devices, and the config's mesh is laid over them.
+  2. `stages` lowers the four programs for abstract arguments; libtpu compiles them on this CPU machine.
+  3. `hlo` counts what they do, loop by loop; `roofline` divides by what the chip can do (`chips`).
+  4. `recipe` adds up hours and says what to change; `report` prints.
+"""
+
+import dataclasses
+import re
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from apr_jax.config import Experiment
+from apr_jax.learn.run import build_mesh
+from apr_jax.model.transformer import count_params
+from apr_jax.plan.chips import CHIPS, Chip
+from apr_jax.plan.recipe import Recipe, advice, recipe
+from apr_jax.plan.roofline import Stage, analyse
+from apr_jax.plan.scaling import Point, weak_scaling
+from apr_jax.plan.stages import STAGES, abstract_params, lower
+from apr_jax.plan.topology import describe
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What was found for a topology.
+
+    Attributes:
+      mesh: axis -> devices.
+      parameters: without embeddings.
+      failed: stage -> why it could not be compiled, in a line.
+      change: stage -> what to change so that it fits.
+      scaling: the supervised step on 8 to 1,024 chips.
+    """
+
+    topology: str
+    chip: Chip
+    chips: int
+    devices: int
+    kind: str
+    mesh: dict[str, int]
+    parameters: int
+    stages: dict[str, Stage]
+    failed: dict[str, str]
+    change: dict[str, str]
+    recipe: Recipe | None
+    scaling: tuple[Point, ...]
+
+
+def plan(config: Experiment, topology: str, wanted: Sequence[str] = STAGES) -> Plan:
+    """Compiles and counts the stages for a topology.
+
+    Raises:
+      UsageError: the topology is unknown, or its devices don't fit the mesh or the batch.
+      UserError: libtpu is missing or too old.
+    """
+    devices, chip = describe(topology), CHIPS[topology.partition(":")[0]]
+    mesh = build_mesh(config, devices)
+    stages, failed = {}, {}
+    for name in wanted:
+        start = time.monotonic()
+        try:
+            text, memory = compile_text(lower(name, config, mesh))
+        except jax.errors.JaxRuntimeError as error:
+            failed[name] = _reason(str(error))
+            continue
+        stages[name] = analyse(name, text, memory, config, mesh, chip, time.monotonic() - start)
+    chips, parameters = mesh.size // chip.devices, count_params(abstract_params(config))[1]
+    supervised = stages.get("supervised step")
+    change = {name: advice(config, stage, chip, mesh.shape["fsdp"]) for name, stage in stages.items()}
+    return Plan(
+        topology=topology,
+        chip=chip,
+        chips=chips,
+        devices=mesh.size,
+        kind=devices[0].device_kind,
+        mesh=dict(mesh.shape),
+        parameters=parameters,
+        stages=stages,
+        failed=failed,
+        change={name: what for name, what in change.items() if what},
+        recipe=recipe(config, stages, chips),
+        scaling=weak_scaling(supervised, chip, dict(mesh.shape), parameters) if supervised else (),
+    )
+
+
+def compile_text(lowered: Any) -> tuple[str, Any]:
+    """Compiles for TPU: the program's text, and its memory by kind (`Compiled.memory_analysis`).
+
+    The text is that which libtpu writes. To `as_text` it must pass through jaxlib's own reader, which does not know all that
+    libtpu does (jaxlib 0.10.2, libtpu 0.0.52: v5p's sparse cores).
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        options = {"xla_dump_to": folder, "xla_dump_hlo_as_text": True}
+        compiled = lowered.compile(compiler_options=options)
+        (written,) = Path(folder).glob("*.after_optimizations.txt")
+        return written.read_text(encoding="utf-8"), compiled.memory_analysis()
+
+
+def _reason(error: str) -> str:
+    """The sentence of libtpu's error that says how much memory was wanted, else its first line."""
+    used = re.search(r"Used [\d.]+\w of [\d.]+\w hbm", error)
+    return f"out of memory: {used.group(0)}" if used else error.strip().splitlines()[0][:200]

@@ -1,0 +1,58 @@
+"""Hours of the whole recipe from the times of its stages, and what to change where a stage does not fit."""
+
+import dataclasses
+
+from apr_jax.config import Experiment
+from apr_jax.plan.chips import Chip
+from apr_jax.plan.roofline import Stage
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """Hours, at the roofline.
+
+    Attributes:
+      supervised, reinforced: of the two trainings.
+      chip_hours: of both, on all chips.
+    """
+
+    supervised: float
+    reinforced: float
+    chip_hours: float
+
+
+def recipe(config: Experiment, stages: dict[str, Stage], chips: int) -> Recipe | None:
+    """None if a stage is missing: it did not compile."""
+    needed = {"supervised step", "rollout", "update"}
+    anchored = config.learn.rl.objective.kl > 0 and config.learn.rl.objective.kl_estimator == "reward"
+    if not (needed | ({"replay"} if anchored else set())) <= stages.keys():
+        return None
+    rl = config.learn.rl
+    supervised = config.learn.sft.steps * stages["supervised step"].seconds / 3600
+    step = stages["rollout"].seconds + rl.inner_steps * stages["update"].seconds
+    step += stages["replay"].seconds if anchored else 0.0
+    trees = rl.problems * rl.group
+    validations = rl.steps // rl.validate_every * -(-rl.validation // trees)
+    reinforced = (rl.steps * step + validations * stages["rollout"].seconds) / 3600
+    return Recipe(supervised, reinforced, (supervised + reinforced) * chips)
+
+
+def advice(config: Experiment, stage: Stage, chip: Chip, fsdp: int) -> str:
+    """What to change for a stage that does not fit; empty if it does."""
+    over = stage.total_bytes - chip.device_memory
+    if over <= 0:
+        return ""
+    model = config.model
+    if stage.name == "rollout":
+        itemsize = 2 if model.dtype == "bfloat16" else 4
+        lane = 2 * model.layers * model.kv_heads * model.head_size * itemsize * config.limits.window
+        fewer = config.schedule.lanes - -(-over // lane)
+        if fewer >= 1:
+            return f"--set schedule.lanes={fewer}: a lane is {lane / 2**20:.0f} MiB of cache"
+        return "--set limits.window to less: the cache of one lane does not fit"
+    if stage.argument_bytes > chip.device_memory / 2:
+        return f"--set mesh.fsdp={2 * fsdp}: weights and optimizer over twice as many devices"
+    if model.remat != "layer":
+        return f"--set model.remat={'dots' if model.remat == 'none' else 'layer'}: keep less for the backward pass"
+    field = "learn.sft.rows" if stage.name == "supervised step" else "learn.rl.rows"
+    return f"fewer rows a device: more devices, or half of {field}"

@@ -1,0 +1,239 @@
+"""How long a compiled program takes at least: what it computes, moves and says, against what the chip can do.
+
+    seconds = max(products / peak, bytes / memory bandwidth, sum over collectives / interconnect bandwidth)
+
+The three overlap at best, so it is a lower bound. A Pallas kernel is opaque to the compiler: the attention's work is counted
+here, for rows of one thread each, the most there can be; its products with heads of K numbers fill K of the matrix unit's
+columns, and take as long as if they filled all.
+"""
+
+import collections
+import dataclasses
+import re
+from typing import Any
+
+from jax.sharding import Mesh
+
+from apr_jax.config import Experiment
+from apr_jax.model.attention_tpu import block_size
+from apr_jax.model.config import ModelConfig
+from apr_jax.plan.chips import Chip, collective_seconds, extent_of, group_bandwidth
+from apr_jax.plan.count import Count, Counter
+from apr_jax.plan.hlo import parse
+from apr_jax.plan.stages import Forests, forest_chunks
+
+_PRODUCTS = {"attend_forward": 2, "attend_backward": 5}  # Block products a pair of blocks.
+
+
+@dataclasses.dataclass(frozen=True)
+class Talk:
+    """Collectives of one kind: how often, bytes a device takes part with, seconds."""
+
+    kind: str
+    count: float
+    bytes: float
+    seconds: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """One compiled program; all figures are those of one device and one run of it.
+
+    Attributes:
+      argument_bytes: parameters, optimizer state, batch.
+      output_bytes: results; those in the arguments' place count in `alias_bytes` too.
+      temp_bytes: activations and other working space.
+      alias_bytes: arguments whose memory the results take over (donation).
+      flops: of matrix products, attention included.
+      useful_flops: of them, what the model needs: nothing computed twice, no pair that no token sees.
+      bytes: read from and written to HBM.
+      talks: collectives.
+      compute, memory, interconnect: seconds of each, if it alone mattered.
+      tokens: that a run of it works through, on all devices.
+      decode: bound of context -> HBM bytes of a decode step, and of weights and cache up to the bound (rollout only).
+      compiled: seconds of compiling.
+    """
+
+    name: str
+    argument_bytes: int
+    output_bytes: int
+    temp_bytes: int
+    alias_bytes: int
+    flops: float
+    useful_flops: float
+    bytes: float
+    talks: tuple[Talk, ...]
+    compute: float
+    memory: float
+    interconnect: float
+    tokens: float
+    decode: dict[int, tuple[float, float]]
+    compiled: float
+
+    @property
+    def total_bytes(self) -> int:
+        """Most memory that the program needs on a device."""
+        return self.argument_bytes + self.output_bytes + self.temp_bytes - self.alias_bytes
+
+    @property
+    def bound(self) -> str:
+        times = {"compute": self.compute, "HBM": self.memory, "interconnect": self.interconnect}
+        return max(times, key=lambda name: times[name])
+
+    @property
+    def seconds(self) -> float:
+        return max(self.compute, self.memory, self.interconnect)
+
+
+def analyse(name: str, text: str, memory: Any, config: Experiment, mesh: Mesh, chip: Chip, seconds: float) -> Stage:
+    """Counts a compiled program of `stages.lower`.
+
+    Args:
+      text: of the program, as `plan.compile_text` gives it.
+      memory: of the compiler, likewise.
+      seconds: that compiling took.
+    """
+    shape, devices = Shares.of(config, mesh), list(mesh.devices.flat)
+    computations, entry = parse(text)
+    counter = Counter(computations, lambda source: turns(source, name, config, shape))
+    count = counter.of(entry)
+    rows = config.learn.sft.rows if name == "supervised step" else config.learn.rl.rows
+    heads = rows / shape.shards * config.model.heads / shape.tensor
+    attention = sum(_kernel_flops(kernel, config, heads) * times for kernel, times in count.kernels.items())
+    count.bytes += sum(_kernel_bytes(config, heads) * times for times in count.kernels.values())
+    fill = max(1.0, chip.matrix / config.model.head_size)
+    talks = _talks(count, chip, devices)
+    tokens, useful = _needed(name, config)
+    return Stage(
+        name=name,
+        argument_bytes=memory.argument_size_in_bytes,
+        output_bytes=memory.output_size_in_bytes,
+        temp_bytes=memory.temp_size_in_bytes,
+        alias_bytes=memory.alias_size_in_bytes,
+        flops=count.flops + attention,
+        useful_flops=useful / len(devices),
+        bytes=count.bytes,
+        talks=talks,
+        compute=(count.flops + attention * fill) / chip.device_peak,
+        memory=count.bytes / chip.device_bandwidth,
+        interconnect=sum(talk.seconds for talk in talks),
+        tokens=tokens,
+        decode=_decode_bytes(counter, entry, config) if name == "rollout" else {},
+        compiled=seconds,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Shares:
+    """What of a batch and of the heads one device has."""
+
+    shards: int
+    tensor: int
+
+    @classmethod
+    def of(cls, config: Experiment, mesh: Mesh) -> "Shares":
+        tensor = mesh.shape["tensor"]
+        return cls(mesh.size // tensor, tensor if config.model.kv_heads % tensor == 0 else 1)
+
+
+def turns(source: str, stage: str, config: Experiment, shape: Shares) -> float:
+    """Turns of a loop whose end only the data knows, for forests as `Forests` has them; of all others 1."""
+    if stage != "rollout":
+        # The loop over the chunks of a forest stands directly in the step.
+        return forest_chunks(config) if re.fullmatch(r"jit\(\w+\)/while", source) else 1
+    scope = re.search(r"(decode_|prefill_|admit)(\d*)/while$", source)
+    bounds, forests = config.schedule.bounds(config.limits.window), Forests.of(config)
+    trees = -(-config.learn.rl.problems * config.learn.rl.group // shape.shards)
+    if scope and scope.group(1) == "decode_":
+        bound = int(scope.group(2))
+        begin = ([0, *bounds])[bounds.index(bound)]
+        return decode_steps(config, shape) * (bound - begin) / bounds[-1]
+    if scope and scope.group(1) == "admit":
+        # Each thread once, and each parent once more when its children have ended.
+        return trees * (forests.threads + 1) / config.schedule.admit
+    within = re.search(r"prefill_(\d+)/while", source)
+    if within:
+        # Contexts are short ones (prompts, messages), and parents' halfway to their end: all count as half the first bound.
+        first = int(within.group(1)) == bounds[0]
+        return float(first) if scope else max(1.0, bounds[0] / 2 / config.schedule.chunk)
+    return 1
+
+
+def decode_steps(config: Experiment, shape: Shares) -> float:
+    """Decode steps of a shard: the longest chain, or what its lanes need for all tokens if that is more."""
+    forests = Forests.of(config)
+    trees = -(-config.learn.rl.problems * config.learn.rl.group // shape.shards)
+    return max(forests.chain, trees * forests.tokens / config.schedule.lanes)
+
+
+def _needed(stage: str, config: Experiment) -> tuple[float, float]:
+    """Tokens of a run of a stage, and the FLOPs that the model needs for them (`learn.ceiling.training_flops`)."""
+    rl, length, forests = config.learn.rl, config.limits.stream, Forests.of(config)
+    trees = rl.problems * rl.group
+    dense = 2.0 * product_parameters(config.model)
+    if stage == "supervised step":
+        tokens = float(config.learn.sft.rows * length)
+        return tokens, 3 * tokens * (dense + _pair_flops(config.model) * (length + 1) / 2)
+    tokens = trees * forests.tokens
+    seen = forests.tokens / forests.threads / 2
+    forward = tokens * (dense + _pair_flops(config.model) * seen)
+    passes = {"rollout": 1, "replay": 1, "update": 4 if _reads_reference(config) else 3}[stage]
+    return tokens, passes * forward
+
+
+def _reads_reference(config: Experiment) -> bool:
+    objective = config.learn.rl.objective
+    return objective.kl > 0 and objective.kl_estimator != "reward"
+
+
+def product_parameters(model: ModelConfig) -> int:
+    """Parameters that a token is multiplied with, the vocabulary's aside."""
+    attention = model.width * model.head_size * 2 * (model.heads + model.kv_heads)
+    return model.layers * (attention + 3 * model.width * model.mlp)
+
+
+def _pair_flops(model: ModelConfig) -> float:
+    return 4.0 * model.layers * model.heads * model.head_size
+
+
+def _blocks(config: Experiment) -> tuple[int, int]:
+    """Blocks of a row, and columns of a block."""
+    size = block_size(config.limits.stream)
+    return -(-config.limits.stream // size), size
+
+
+def _kernel_flops(kernel: str, config: Experiment, heads: float) -> float:
+    """Of a kernel over so many heads of rows of one thread each."""
+    count, size = _blocks(config)
+    return heads * count * (count + 1) / 2 * _PRODUCTS[kernel] * 2 * size * size * config.model.head_size
+
+
+def _kernel_bytes(config: Experiment, heads: float) -> float:
+    """What a kernel reads more than once, beyond its operands, which count once: two arrays, again for each later block."""
+    count, size = _blocks(config)
+    return heads * count * (count - 1) / 2 * 2 * size * config.model.head_size * 2
+
+
+def _talks(count: Count, chip: Chip, devices: list[Any]) -> tuple[Talk, ...]:
+    extent = extent_of(devices)
+    found: dict[str, list[float]] = collections.defaultdict(lambda: [0.0, 0.0, 0.0])
+    for each, times in count.collectives.items():
+        places = [devices[index].coords for index in each.group or range(len(devices))]
+        seconds = collective_seconds(each.kind, each.bytes, len(places), group_bandwidth(chip, extent, places))
+        for at, more in enumerate((times, times * each.bytes, times * seconds)):
+            found[each.kind][at] += more
+    return tuple(Talk(kind, *sums) for kind, sums in sorted(found.items()))
+
+
+def _decode_bytes(counter: Counter, entry: str, config: Experiment) -> dict[int, tuple[float, float]]:
+    """For each bound, what a step moves, and what it must: the weights, and the keys and values below the bound."""
+    model, itemsize = config.model, 2 if config.model.dtype == "bfloat16" else 4
+    position = 2 * model.layers * model.kv_heads * model.head_size * itemsize
+    found = {}
+    for source, work in counter.loops(entry):
+        scope = re.search(r"decode_(\d+)/while$", source)
+        if scope:
+            bound = int(scope.group(1))
+            must = product_parameters(model) * itemsize + config.schedule.lanes * bound * position
+            found[bound] = (work.bytes, float(must))
+    return dict(sorted(found.items()))

@@ -1,0 +1,125 @@
+"""What is counted of a program, on programs so small that the counts can be done by hand."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from apr_jax.plan.count import COLLECTIVES, Counter
+from apr_jax.plan.hlo import first_group, parse
+
+LOOP = """HloModule jit_f
+
+%fused (param_0.1: f32[10,8,128], param_1.2: s32[]) -> f32[8,128] {
+  %param_0.1 = f32[10,8,128]{2,1,0:T(8,128)} parameter(0)
+  %param_1.2 = s32[]{:T(128)} parameter(1)
+  %slice.1 = f32[1,8,128]{2,1,0:T(8,128)} dynamic-slice(%param_0.1, %param_1.2), dynamic_slice_sizes={1,8,128}
+  ROOT %bitcast.1 = f32[8,128]{1,0:T(8,128)} bitcast(%slice.1)
+}
+
+%body (arg: (s32[], f32[10,8,128], f32[128,64])) -> (s32[], f32[10,8,128], f32[128,64]) {
+  %arg = (s32[]{:T(128)}, f32[10,8,128]{2,1,0:T(8,128)}, f32[128,64]{1,0:T(8,128)S(1)}) parameter(0)
+  %index = s32[]{:T(128)} get-tuple-element(%arg), index=0
+  %all = f32[10,8,128]{2,1,0:T(8,128)} get-tuple-element(%arg), index=1
+  %weights = f32[128,64]{1,0:T(8,128)S(1)} get-tuple-element(%arg), index=2
+  %one = f32[8,128]{1,0:T(8,128)} fusion(%all, %index), kind=kLoop, calls=%fused
+  %product = f32[8,64]{1,0:T(8,128)} convolution(%one, %weights), dim_labels=bf_io->bf
+  %gathered = f32[64,64]{1,0:T(8,128)} all-gather(%product), replica_groups=mesh['x'=4,'y'=8] {'y'}, dimensions={0}
+  ROOT %out = (s32[]{:T(128)}, f32[10,8,128]{2,1,0:T(8,128)}, f32[128,64]{1,0:T(8,128)S(1)}) tuple(%index, %all, %weights)
+}
+
+%cond (arg.1: (s32[], f32[10,8,128], f32[128,64])) -> pred[] {
+  %ten = s32[]{:T(128)} constant(10)
+  %arg.1 = (s32[]{:T(128)}, f32[10,8,128]{2,1,0:T(8,128)}, f32[128,64]{1,0:T(8,128)S(1)}) parameter(0)
+  %index.1 = s32[]{:T(128)} get-tuple-element(%arg.1), index=0
+  ROOT %lt = pred[]{:T(512)} compare(%index.1, %ten), direction=LT
+}
+
+ENTRY %main (x: (s32[], f32[10,8,128], f32[128,64])) -> (s32[], f32[10,8,128], f32[128,64]) {
+  %x = (s32[]{:T(128)}, f32[10,8,128]{2,1,0:T(8,128)}, f32[128,64]{1,0:T(8,128)S(1)}) parameter(0)
+  ROOT %while.1 = (s32[], f32[10,8,128], f32[128,64]) while(%x), body=%body, condition=%cond, metadata={op_name="f/decode"}
+}
+"""
+
+
+def count(text, turns=lambda source: 1.0):
+    computations, entry = parse(text)
+    return Counter(computations, turns).of(entry)
+
+
+def test_a_loop_by_hand():
+    found = count(LOOP)
+    assert found.flops == 10 * 2 * 8 * 64 * 128
+    slice_read_and_written = 2 * 8 * 128 * 4 + 4  # And where it begins.
+    padded = 8 * 128 * 4  # The product's 64 columns take 128.
+    product = 8 * 128 * 4 + padded  # Its weights are on the chip.
+    gather = padded + 64 * 128 * 4
+    assert found.bytes == 10 * (slice_read_and_written + product + gather)
+    ((collective, times),) = found.collectives.items()
+    assert (collective.kind, collective.bytes, collective.group, times) == (
+        "all-gather",
+        64 * 128 * 4,
+        tuple(range(8)),
+        10,
+    )
+
+
+def test_a_loop_whose_end_only_the_data_knows():
+    open_ended = LOOP.replace("direction=LT", "direction=NE")
+    asked = []
+    found = count(open_ended, lambda source: asked.append(source) or 3.0)
+    assert asked == ["f/decode"] and found.flops == 3 * 2 * 8 * 64 * 128
+    computations, entry = parse(open_ended)
+    ((source, turn),) = Counter(computations).loops(entry)
+    assert source == "f/decode" and turn.flops == 2 * 8 * 64 * 128
+
+
+@pytest.mark.parametrize(
+    ("text", "group"),
+    [
+        ("replica_groups={{0,2},{1,3}}", (0, 2)),
+        ("replica_groups=mesh['axis_0'=2,'axis_1'=3] {'axis_0'}", (0, 3)),
+        ("replica_groups=mesh['axis_0'=2,'axis_1'=3] {'axis_1'}", (0, 1, 2)),
+        ("replica_groups=mesh['a'=2,'b'=2,'c'=2] {'a','c'}", (0, 1, 4, 5)),
+        ("replica_groups=[2,4]<=[8]", (0, 1, 2, 3)),
+        ("replica_groups=[4,2]<=[2,4]T(1,0)", (0, 4)),
+        ("dimensions={0}", ()),
+    ],
+)
+def test_groups_of_devices(text, group):
+    assert first_group(text) == group
+
+
+def test_a_batched_product_is_not_counted_for_pairs_that_never_meet():
+    """As TPUs write it: a convolution over the batch, dilated so that each place meets its own kernel."""
+    text = """HloModule m
+
+ENTRY %main (a: f32[16,8,32], b: f32[16,32,4]) -> f32[16,8,4] {
+  %a = f32[16,8,32]{2,1,0} parameter(0)
+  %b = f32[16,32,4]{2,1,0} parameter(1)
+  ROOT %c = f32[16,8,4]{2,1,0} convolution(%a, %b), window={size=16 stride=15 lhs_dilate=16}, dim_labels=0bf_0io->0bf
+}
+"""
+    assert count(text).flops == 2 * 16 * 8 * 4 * 32
+
+
+def test_a_compiled_program_of_this_machine():
+    """A scan counts as often as it turns, where XLA's own count takes its body once."""
+
+    def f(x, w):
+        return jax.lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, w)[0]
+
+    shapes = jax.ShapeDtypeStruct((64, 32), jnp.float32), jax.ShapeDtypeStruct((7, 32, 32), jnp.float32)
+    compiled = jax.jit(f).lower(*shapes).compile()
+    found = count(compiled.as_text())
+    assert found.flops == 7 * 2 * 64 * 32 * 32
+    assert 7 * (2 * 64 * 32 + 32 * 32) * 4 <= found.bytes <= 4 * 7 * (2 * 64 * 32 + 32 * 32) * 4
+
+
+def test_collectives_of_a_compiled_program():
+    mesh = jax.make_mesh((8,), ("x",))
+    split, whole = (jax.NamedSharding(mesh, jax.P(*axes)) for axes in (("x",), ()))
+    x = jax.ShapeDtypeStruct((64, 32), jnp.float32, sharding=split)
+    compiled = jax.jit(lambda x: x * 2, out_shardings=whole).lower(x).compile()
+    ((collective, times),) = count(compiled.as_text()).collectives.items()
+    assert collective.kind in COLLECTIVES and times == 1
+    assert collective.bytes == 64 * 32 * 4 and collective.group == tuple(range(8))

@@ -1,0 +1,157 @@
+"""From counts to seconds, hours and advice, by hand; and the published model has the published size."""
+
+import dataclasses
+import types
+
+import pytest
+
+from apr_jax.config import load
+from apr_jax.plan import roofline
+from apr_jax.plan.chips import CHIPS, collective_seconds, extent_of, group_bandwidth
+from apr_jax.plan.recipe import advice, recipe
+from apr_jax.plan.roofline import Shares, Stage, Talk, analyse, decode_steps, turns
+from apr_jax.plan.scaling import HOP, weak_scaling
+from apr_jax.plan.stages import STAGES, abstract_params, forest_chunks
+
+PAPER = load("experiments/paper.py")
+GIB = 2**30
+
+
+def stage(name="supervised step", **fields):
+    values = {
+        "argument_bytes": GIB,
+        "output_bytes": GIB,
+        "temp_bytes": GIB,
+        "alias_bytes": GIB,
+        "flops": 1e12,
+        "useful_flops": 1e12,
+        "bytes": 1e9,
+        "talks": (),
+        "compute": 3.6,
+        "memory": 1.0,
+        "interconnect": 0.5,
+        "tokens": 1e6,
+        "decode": {},
+        "compiled": 1.0,
+    }
+    return Stage(name=name, **values | fields)
+
+
+def test_the_published_size():
+    from apr_jax.model.transformer import count_params
+
+    parameters = count_params(abstract_params(PAPER))[1]
+    assert round(parameters / 1e6) == 228
+    norms = (2 * PAPER.model.layers + 1) * PAPER.model.width
+    assert roofline.product_parameters(PAPER.model) == parameters - norms
+    assert (PAPER.learn.sft.rows, PAPER.learn.sft.steps) == (256, 19_000)
+    assert (PAPER.learn.rl.problems, PAPER.learn.rl.group, PAPER.limits.window) == (64, 5, 4_096)
+
+
+def test_links_of_a_group():
+    v5e, v4, v3 = CHIPS["v5e"], CHIPS["v4"], CHIPS["v3"]
+    line = [(x, 0, 0) for x in range(4)]
+    square = [(x, y, 0) for x in range(4) for y in range(4)]
+    assert group_bandwidth(v5e, (16, 16, 1), line) == v5e.link
+    assert group_bandwidth(v5e, (16, 16, 1), [(x, 0, 0) for x in range(16)]) == 2 * v5e.link
+    assert (
+        group_bandwidth(v5e, (8, 8, 1), [(x, 0, 0) for x in range(8)]) == v5e.link
+    )  # Not a whole pod's axis: no ring.
+    assert group_bandwidth(v4, (4, 4, 4), line) == 2 * v4.link
+    assert group_bandwidth(v4, (4, 4, 4), square) == 4 * v4.link
+    assert group_bandwidth(v3, (8, 8, 1), line) == v3.link / 2  # Two devices a chip share its links.
+    assert group_bandwidth(v3, (8, 8, 1), [(0, 0, 0)] * 2) == v3.device_bandwidth
+    devices = [types.SimpleNamespace(coords=place) for place in square]
+    assert extent_of(devices) == (4, 4, 1)
+
+
+def test_time_of_a_collective():
+    assert collective_seconds("all-gather", 800, 8, 100.0) == 7.0
+    assert collective_seconds("all-reduce", 800, 8, 100.0) == 14.0
+    assert collective_seconds("reduce-scatter", 800, 8, 100.0) == 7.0
+    assert collective_seconds("collective-permute", 800, 8, 100.0) == 8.0
+    assert collective_seconds("all-reduce", 800, 1, 100.0) == 0.0
+
+
+def test_the_longest_part_binds():
+    assert (stage().seconds, stage().bound) == (3.6, "compute")
+    assert stage(memory=4.0).bound == "HBM"
+    assert stage(interconnect=4.0).bound == "interconnect"
+    assert stage().total_bytes == 2 * GIB
+
+
+def test_hours_of_the_recipe():
+    times = {"supervised step": 3.6, "rollout": 36.0, "replay": 1e9, "update": 72.0}
+    stages = {name: stage(name, compute=times[name]) for name in STAGES}
+    found = recipe(PAPER, stages, chips=64)
+    assert found.supervised == pytest.approx(19.0)
+    validations = 150 // 25 * 4  # 1,000 problems, 320 trees a rollout.
+    assert found.reinforced == pytest.approx((150 * (36 + 2 * 72) + validations * 36) / 3600)
+    assert found.chip_hours == pytest.approx(64 * (found.supervised + found.reinforced))
+    assert recipe(PAPER, {"rollout": stages["rollout"]}, chips=64) is None
+
+
+def test_what_to_change_when_it_does_not_fit():
+    chip = CHIPS["v5e"]
+    assert advice(PAPER, stage(temp_bytes=14 * GIB), chip, 8) == ""
+    assert "schedule.lanes=20" in advice(PAPER, stage("rollout", temp_bytes=16 * GIB), chip, 8)
+    assert "mesh.fsdp=16" in advice(PAPER, stage(argument_bytes=20 * GIB), chip, 8)
+    assert "model.remat=layer" in advice(PAPER, stage(temp_bytes=20 * GIB), chip, 8)
+    careful = dataclasses.replace(PAPER, model=dataclasses.replace(PAPER.model, remat="layer"))
+    assert "learn.rl.rows" in advice(careful, stage("update", temp_bytes=20 * GIB), chip, 8)
+
+
+def test_turns_of_the_loops_that_only_data_ends():
+    shape = Shares(64, 1)  # 5 trees a shard.
+    steps = decode_steps(PAPER, shape)
+    assert steps == 4_096  # 5 x 16,720 tokens on 24 lanes need fewer.
+    assert decode_steps(PAPER, Shares(1, 1)) == 320 * 16_720 / 24
+    decode = [
+        turns(f"jit(rollout)/shard_map/while/body/decode_{b}/while", "rollout", PAPER, shape) for b in (1024, 4096)
+    ]
+    assert decode == [1_024, 1_024]
+    assert turns("jit(rollout)/shard_map/while", "rollout", PAPER, shape) == 1
+    assert turns("x/admit/while/body/prefill_1024/while", "rollout", PAPER, shape) == 1
+    assert turns("x/admit/while/body/prefill_2048/while", "rollout", PAPER, shape) == 0
+    assert turns("x/admit/while/body/prefill_1024/while/body/while", "rollout", PAPER, shape) == 8
+    assert turns("x/while/body/admit/while", "rollout", PAPER, shape) == pytest.approx(5 * 10.2 / 8)
+    assert turns("jit(step)/while", "update", PAPER, shape) == forest_chunks(PAPER) == 5
+    assert turns("jit(step)/while/body/while", "update", PAPER, shape) == 1
+
+
+def test_a_kernel_that_the_compiler_cannot_see_into_is_counted():
+    text = """HloModule m
+
+ENTRY %main (a: bf16[4,16,64,4608]) -> bf16[4,16,64,4608] {
+  %a = bf16[4,16,64,4608]{3,2,1,0} parameter(0)
+  ROOT %attend_forward.1 = bf16[4,16,64,4608]{3,2,1,0} custom-call(%a), custom_call_target="tpu_custom_call"
+}
+"""
+    memory = types.SimpleNamespace(
+        argument_size_in_bytes=1, output_size_in_bytes=2, temp_size_in_bytes=3, alias_size_in_bytes=0
+    )
+    devices = [types.SimpleNamespace(coords=(x, y, z)) for x in range(4) for y in range(4) for z in range(4)]
+    flat = types.SimpleNamespace(flat=devices)
+    mesh = types.SimpleNamespace(devices=flat, size=64, shape={"data": 8, "fsdp": 8, "tensor": 1})
+    found = analyse("supervised step", text, memory, PAPER, mesh, CHIPS["v4"], 1.0)
+    pairs = 9 * 10 / 2  # Blocks of 512 of a row of 4,608, the upper half of them unseen.
+    assert found.flops == 4 * 16 * pairs * 2 * 2 * 512 * 512 * 64
+    assert found.compute == 2 * found.flops / 275e12  # 64 of the 128 columns.
+    operands = 2 * 4 * 16 * 64 * 4608 * 2
+    assert found.bytes == operands + 4 * 16 * (pairs - 9) * 2 * 512 * 64 * 2
+    tokens = 256 * 4608
+    dense, attention = 6 * roofline.product_parameters(PAPER.model), 12 * 18 * 16 * 64 * 4609 / 2
+    assert found.tokens == tokens and found.useful_flops == pytest.approx(tokens * (dense + attention) / 64)
+
+
+def test_weak_scaling_bends_where_slices_end():
+    chip, mesh = CHIPS["v5e"], {"data": 32, "fsdp": 8, "tensor": 1}
+    talks = (Talk("all-gather", 100, 1e9, 0.01),)
+    base = stage(compute=0.05, memory=0.01, interconnect=0.01, talks=talks)
+    points = {point.chips: point for point in weak_scaling(base, chip, mesh, 228_000_000)}
+    assert list(points) == [8, 16, 32, 64, 128, 256, 512, 1024]
+    assert all(points[n].network == 0 for n in points if n <= 256)
+    assert points[512].network == pytest.approx(2 * (2 * 228e6 / 8) / 2 / 6.25e9)
+    assert points[256].latency == pytest.approx(100 * HOP * 16)
+    assert points[256].seconds == pytest.approx(0.05 + points[256].latency)
+    assert all(points[a].seconds <= points[b].seconds for a, b in zip((8, 64, 256), (64, 256, 1024), strict=True))
