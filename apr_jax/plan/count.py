@@ -102,10 +102,10 @@ class Counter:
 
     def of(self, name: str) -> Count:
         """All that running a computation once does."""
-        total = Count()
+        total, seen = Count(), set[str]()
         computation = self.computations[name]
         for instruction in computation.values():
-            self._add(total, instruction, computation)
+            self._add(total, instruction, computation, seen)
         return total
 
     def loops(self, name: str) -> Iterator[tuple[str, Count]]:
@@ -117,7 +117,7 @@ class Counter:
                 for called in instruction.called:
                     yield from self.loops(called)
 
-    def _add(self, total: Count, instruction: Instruction, computation: Computation) -> None:
+    def _add(self, total: Count, instruction: Instruction, computation: Computation, seen: set[str]) -> None:
         kind = instruction.kind
         if kind == "while":
             total.add(self.of(self._body(instruction)), self._turns(instruction))
@@ -128,15 +128,23 @@ class Counter:
             for name in instruction.called:
                 total.add(self.of(name))
         elif not _FREE.fullmatch(kind):
-            self._add_work(total, instruction)
+            self._add_work(total, instruction, seen)
             total.bytes += self._traffic(instruction, computation)
 
-    def _add_work(self, total: Count, instruction: Instruction) -> None:
-        """Products, kernels and collectives, also those within a fusion."""
+    def _add_work(self, total: Count, instruction: Instruction, seen: set[str]) -> None:
+        """Products, kernels and collectives, also those within a fusion.
+
+        Args:
+          seen: channels of collectives that were counted. One that runs beside other work stands in each of its fusions.
+        """
         kind = instruction.kind.removesuffix("-start")
         if kind in ("dot", "convolution"):
             total.flops += self._product_flops(instruction)
         elif kind in COLLECTIVES:
+            channel = re.search(r"channel_id=\d+|$", instruction.text)[0]  # type: ignore[index]  # It always matches.
+            if channel and channel in seen:
+                return
+            seen.add(channel)
             total.collectives[_collective(kind, instruction)] += 1
         elif kind == "custom-call" and 'custom_call_target="tpu_custom_call"' in instruction.text:
             total.kernels[re.sub(r"\.\d+$", "", instruction.name)] += 1
@@ -144,7 +152,7 @@ class Counter:
             inner = Count()
             for name in instruction.called:
                 for part in self.computations[name].values():
-                    self._add_work(inner, part)
+                    self._add_work(inner, part, seen)
             if "all-reduce-scatter" in instruction.called[0]:
                 inner.collectives = collections.Counter(
                     {dataclasses.replace(c, kind="reduce-scatter"): n for c, n in inner.collectives.items()}

@@ -74,9 +74,14 @@ def measure(config: Experiment) -> Measured:
     step: Any = make_sft_step(config.model, optimizer, mesh)
     compiled = step.lower(state, rows).compile()
     computations, entry = parse(compiled.as_text())
-    # The loops without a constant end are those over the blocks that a block of queries sees: half of them, on average.
     blocks = -(-config.limits.stream // BLOCK)
-    count = Counter(computations, lambda source: (blocks + 1) / 2).of(entry)
+
+    def turns(source: str) -> float:
+        # Loops without a constant end are those over the blocks that a block of queries sees, on average half of the row's;
+        # in the forward pass its own block stands before the loop.
+        return (blocks + 1) / 2 if "transpose" in source else (blocks - 1) / 2
+
+    count = Counter(computations, turns).of(entry)
     peak, bandwidth = measure_ceiling(mesh, config.model.dtype), _bandwidth(mesh)
     seconds = []
     for _ in range(_REPEATS + 1):

@@ -63,6 +63,30 @@ def test_a_loop_by_hand():
     )
 
 
+def test_a_collective_beside_other_work_is_one():
+    """Its first and its last part stand in two fusions, under one channel."""
+    text = """HloModule m
+
+%begin (a: f32[8,128]) -> f32[64,128] {
+  %a = f32[8,128]{1,0} parameter(0)
+  ROOT %g = f32[64,128]{1,0} all-gather(%a), channel_id=CHANNEL, replica_groups=[1,8]<=[8], dimensions={0}
+}
+
+%end (b: f32[8,128]) -> f32[64,128] {
+  %b = f32[8,128]{1,0} parameter(0)
+  ROOT %h = f32[64,128]{1,0} all-gather(%b), channel_id=7, replica_groups=[1,8]<=[8], dimensions={0}
+}
+
+ENTRY %main (x: f32[8,128]) -> f32[64,128] {
+  %x = f32[8,128]{1,0} parameter(0)
+  %one = f32[64,128]{1,0} fusion(%x), kind=kCustom, calls=%begin
+  ROOT %two = f32[64,128]{1,0} fusion(%x), kind=kCustom, calls=%end
+}
+"""
+    assert sum(count(text.replace("CHANNEL", "7")).collectives.values()) == 1
+    assert sum(count(text.replace("CHANNEL", "8")).collectives.values()) == 2
+
+
 def test_a_loop_whose_end_only_the_data_knows():
     open_ended = LOOP.replace("direction=LT", "direction=NE")
     asked = []
