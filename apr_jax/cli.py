@@ -297,18 +297,9 @@ def plan(
 ) -> None:
     """Compile a run's programs for a TPU topology, on this CPU machine: does it fit, how long does it take, what binds it."""
     from apr_jax.config import load
+    from apr_jax.plan.report import show_topology
 
-    experiment = load(config, settings)
-    if topology == "cpu":
-        start()
-        from apr_jax.plan.measure import measure, show_measured
-
-        show_measured(measure(experiment), json)
-        return
-    from apr_jax.plan.plan import plan as run
-    from apr_jax.plan.report import show_plan
-
-    show_plan(run(experiment, topology), json)
+    show_topology(load(config, settings), topology, json)
 
 
 def find_data(near: list[Path], config: Path) -> Path:

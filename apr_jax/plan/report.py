@@ -9,9 +9,21 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from apr_jax.plan.plan import Plan
+from apr_jax.config import Experiment
+from apr_jax.plan.measure import measure, show_measured
+from apr_jax.plan.plan import Plan, plan
 from apr_jax.plan.roofline import Stage
 from apr_jax.plan.stages import VOCAB
+from apr_jax.runtime import start
+
+
+def show_topology(config: Experiment, topology: str, path: Path | None = None) -> None:
+    """Plans for a topology, or checks the counting on this machine ("cpu"); prints, and writes JSON if a path is given."""
+    if topology == "cpu":
+        start()
+        show_measured(measure(config), path)
+    else:
+        show_plan(plan(config, topology), path)
 
 
 def to_json(found: Plan) -> dict[str, Any]:
