@@ -53,6 +53,7 @@ from apr_jax.learn.steps import (
     place_everywhere,
     place_forest,
     place_whole,
+    replayed_rows,
 )
 from apr_jax.learn.times import Late, StepTimes
 from apr_jax.storage import as_path, local_copy
@@ -188,6 +189,7 @@ class _Trainer:
             first = first or metrics
         times.updating(metrics["loss"])
         state = dataclasses.replace(state, step=state.step + 1)
+        replayed = replayed_rows(rows, rl.rows)
         measured = (
             forest_metrics(forest, correct)
             | failures
@@ -197,8 +199,8 @@ class _Trainer:
                 "token_price": self._price,
                 "masked_trees": float(np.sum(~counted)),
                 "lane_occupancy": float(work.live.sum() / max(1, work.steps.sum() * self._config.schedule.lanes)),
-                "rows": float(len(rows.tokens)),
-                "padding": padding_share(rows),
+                "rows": float(len(replayed.tokens)),
+                "padding": padding_share(replayed),
                 "trees": float(len(problems)),
             }
         )

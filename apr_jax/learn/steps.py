@@ -133,14 +133,21 @@ def place_rows(rows: Rows, mesh: Mesh) -> Rows:
 
 def place_forest(rows: Rows, weights: np.ndarray, size: int, mesh: Mesh) -> ForestBatch:
     """Cuts packed rows (a multiple of `size`), which every process has whole, and their weights into chunks on the mesh."""
+    used = len(replayed_rows(rows, size).tokens) // size
     chunks, weights = jax.tree.map(lambda x: x.reshape(-1, size, x.shape[1]), (rows, weights.astype(np.float32)))
-    used = np.flatnonzero((chunks.segment > 0).any(axis=(1, 2)))
     split = NamedSharding(mesh, PartitionSpec(None, BATCH_AXES))
     return ForestBatch(
         chunks=jax.tree.map(lambda x: place(x, split), chunks),
         weights=place(weights, split),
-        used=place_everywhere(np.int32(used[-1] + 1 if len(used) else 0), mesh),
+        used=place_everywhere(np.int32(used), mesh),
     )
+
+
+def replayed_rows(rows: Rows, size: int) -> Rows:
+    """The rows of the chunks of `size` that hold tokens; those behind them are not computed."""
+    used = np.flatnonzero((rows.segment > 0).any(axis=1))
+    count = -(-(used[-1] + 1) // size) * size if len(used) else 0
+    return jax.tree.map(lambda x: x[:count], rows)
 
 
 def place_everywhere(values: Any, mesh: Mesh) -> jax.Array:

@@ -11,14 +11,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from runs import repeatable
 from together import Together
-from wall_clock import WALL_CLOCK
 
 from apr_jax import reproduce
 from apr_jax.errors import UsageError, UserError
 from apr_jax.evaluate.run import evaluate
 from apr_jax.learn.checkpoint import load_checkpoint
-from apr_jax.learn.metrics import FILE
 from apr_jax.learn.sft import train_sft
 from apr_jax.storage import Mirror, absolute, as_path, is_remote, local_copy, move, nearby, upload, write_text
 from apr_jax.tasks import load_problems
@@ -113,22 +112,17 @@ def test_what_is_missing_is_one_line(folder):
         local_copy(folder, "data.json")
 
 
-def _lines(folder):
-    lines = [json.loads(line) for line in (folder / FILE).read_text().splitlines()]
-    return [{name: value for name, value in line.items() if name not in WALL_CLOCK} for line in lines]
-
-
 def test_a_stage_trains_and_goes_on_and_is_evaluated_in_a_bucket(config, data_dir, tmp_path, folder):
     """As with folders of this machine: the same lines, the same parameters, and the damaged step is set aside."""
     upload(data_dir, folder / "data", last="data.json")
     train_sft(config, data_dir, tmp_path / "sft", "apr", progress=False)
     train_sft(config, folder / "data", folder / "sft", "apr", progress=False)
-    assert _lines(folder / "sft") == _lines(tmp_path / "sft")
+    assert repeatable(folder / "sft") == repeatable(tmp_path / "sft")
     newest = folder / "sft" / "checkpoints" / str(config.learn.sft.steps)
     (newest / "meta" / "metadata").write_text("{}")
     train_sft(config, folder / "data", folder / "sft", "apr", progress=False)
     assert (folder / "sft" / "damaged" / f"{config.learn.sft.steps}.0" / "meta" / "metadata").read_text() == "{}"
-    assert _lines(folder / "sft") == _lines(tmp_path / "sft")
+    assert repeatable(folder / "sft") == repeatable(tmp_path / "sft")
     restored = load_checkpoint(folder / "sft")
     assert restored.step == config.learn.sft.steps
     for mine, theirs in zip(_leaves(restored), _leaves(load_checkpoint(tmp_path / "sft")), strict=True):
@@ -160,7 +154,9 @@ def test_a_pod_reproduces_in_a_bucket_and_goes_on_where_it_was_killed(config, tm
         assert status == 0, said
         assert ("accuracy" in said) == (index == 0), "the first process alone shows the results"
     for stage in ("sos+/sft", "apr/sft", "sos+/rl", "apr/rl"):
-        assert [line["step"] for line in _lines(folder / stage)] == [line["step"] for line in _lines(here / stage)]
+        assert [line["step"] for line in repeatable(folder / stage)] == [
+            line["step"] for line in repeatable(here / stage)
+        ]
         assert list((folder / stage / "tensorboard").iterdir())
         for mine, theirs in zip(
             _leaves(load_checkpoint(folder / stage)), _leaves(load_checkpoint(here / stage)), strict=True

@@ -13,43 +13,19 @@ import time
 import jax
 import numpy as np
 import pytest
+from runs import assert_close, changed, repeatable
 from together import ROOT, train
-from wall_clock import WALL_CLOCK
 
 from apr_jax.config import MeshConfig
 from apr_jax.errors import UsageError
 from apr_jax.learn.checkpoint import load_checkpoint
-from apr_jax.learn.metrics import FILE
 from apr_jax.learn.rl import train_rl
 from apr_jax.learn.sft import train_sft
 from apr_jax.runtime import HEARTBEAT_SECONDS, join_processes
 
 
 def _config(config, shards, steps=6):
-    sft = dataclasses.replace(config.learn.sft, rows=4, streams=4, steps=steps)
-    rl = dataclasses.replace(config.learn.rl, rows=4)
-    learn = dataclasses.replace(config.learn, sft=sft, rl=rl)
-    return dataclasses.replace(config, learn=learn, mesh=MeshConfig(data=shards))
-
-
-def _lines(workdir):
-    lines = [json.loads(line) for line in (workdir / FILE).read_text().splitlines()]
-    return [{name: value for name, value in line.items() if name not in WALL_CLOCK} for line in lines]
-
-
-def _close(got, expected):
-    """Within float32: sums over processes are added up in another order."""
-    assert [line["step"] for line in got] == [line["step"] for line in expected]
-    for mine, theirs in zip(got, expected, strict=True):
-        assert mine.keys() == theirs.keys()
-        assert mine.pop("stage") == theirs.pop("stage")
-        for name, value in theirs.items():
-            assert mine[name] == pytest.approx(value, rel=1e-4, abs=1e-5), (mine["step"], name)
-        assert mine.get("tokens") == theirs.get("tokens")
-
-
-def _params_close(got, expected):
-    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-3, atol=1e-4), got, expected)
+    return changed(config, sft={"rows": 4, "streams": 4, "steps": steps}, rl={"rows": 4}, mesh=MeshConfig(data=shards))
 
 
 def _train_together(count, stages, config, data_dir, tmp_path):
@@ -62,9 +38,7 @@ def _train_together(count, stages, config, data_dir, tmp_path):
         more = ("--init", tmp_path / "alone_sft") if stage == "rl" else ()
         for status, said in train(count, config, tmp_path, data_dir, stage, tmp_path / stage, *more).wait():
             assert status == 0, said
-        together, alone = tmp_path / stage, tmp_path / f"alone_{stage}"
-        _close(_lines(together), _lines(alone))
-        _params_close(load_checkpoint(together).params, load_checkpoint(alone).params)
+        assert_close(tmp_path / stage, tmp_path / f"alone_{stage}")
 
 
 def test_two_processes_train_as_one(config, data_dir, tmp_path):
@@ -134,7 +108,7 @@ def test_a_lost_process_ends_the_others_and_the_restart_is_the_unbroken_run(conf
     for status, said in train(2, config, tmp_path, data_dir, "sft", workdir).wait():
         assert status == 0, said
         assert f"checkpoints/{newest}: damaged" in said, "both must go on from the same step"
-    assert _lines(workdir) == _lines(tmp_path / "unbroken")
+    assert repeatable(workdir) == repeatable(tmp_path / "unbroken")
     jax.tree.map(
         np.testing.assert_array_equal,
         load_checkpoint(workdir).params,
@@ -246,7 +220,7 @@ def test_four_hosts_one_lost_in_a_step_a_save_and_a_rollout(config, data_dir, tm
         assert status == 0, said
     for stage in ("sft", "rl"):
         broken, unbroken = tmp_path / f"broken_{stage}", tmp_path / f"unbroken_{stage}"
-        assert _lines(broken) == _lines(unbroken)
+        assert repeatable(broken) == repeatable(unbroken)
         jax.tree.map(np.testing.assert_array_equal, load_checkpoint(broken).params, load_checkpoint(unbroken).params)
     # One process of one device, as on a laptop, evaluates what four hosts have trained.
     laptop = [

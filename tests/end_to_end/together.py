@@ -9,7 +9,8 @@ import time
 import weakref
 from pathlib import Path
 
-from apr_jax.config import to_dict
+from runs import write_config
+
 from apr_jax.learn.metrics import FILE
 
 ROOT = Path(__file__).parents[2]
@@ -25,10 +26,7 @@ class Together:
     """
 
     def __init__(self, count, config, folder, *words, environments=None):
-        file = folder / f"{config.name}{count}.py"
-        file.write_text(
-            f"from apr_jax.config import from_dict\n\n\ndef experiment():\n    return from_dict({to_dict(config)!r})\n"
-        )
+        file = write_config(config, folder / f"{config.name}{count}.py")
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]

@@ -11,9 +11,9 @@ import sys
 import time
 
 import pytest
+from runs import write_config
 
 from apr_jax.cli import app, run
-from apr_jax.config import to_dict
 
 COMMANDS = [
     ("data", "build"),
@@ -37,11 +37,7 @@ COMMANDS = [
 @pytest.fixture(scope="module")
 def config_file(config, tmp_path_factory):
     """The tiny config as an experiment file."""
-    path = tmp_path_factory.mktemp("config") / "tiny.py"
-    path.write_text(
-        f"from apr_jax.config import from_dict\n\n\ndef experiment():\n    return from_dict({to_dict(config)!r})\n"
-    )
-    return path
+    return write_config(config, tmp_path_factory.mktemp("config") / "tiny.py")
 
 
 @pytest.fixture

@@ -1,16 +1,16 @@
 """FLOPs against XLA's own count and by hand; the ceiling; the share of it in a run's numbers."""
 
 import dataclasses
-import json
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from runs import logged
 
 from apr_jax.data.packing import Rows
 from apr_jax.learn.ceiling import measure_ceiling, training_flops
-from apr_jax.learn.metrics import FILE, Recorder
+from apr_jax.learn.metrics import Recorder
 from apr_jax.model.config import ModelConfig
 
 _MODEL = ModelConfig(layers=3, width=8, heads=4, kv_heads=2, head_size=4, mlp=20)
@@ -67,6 +67,6 @@ def test_the_share_counts_the_flops_of_all_steps_since_the_line_before(tmp_path,
         for step, flops in enumerate((100.0, 300.0, 250.0, 250.0), 1):
             recorder.record(step, {"tokens": 1.0, "flops": flops})
         recorder.flush()
-    lines = [json.loads(line) for line in (tmp_path / FILE).read_text().splitlines()]
+    lines = logged(tmp_path)
     assert [line["ceiling_share"] for line in lines] == [400 / 20 / 50, 500 / 20 / 50]
     assert "flops" not in lines[0]

@@ -1,21 +1,19 @@
 """One run that is killed again and again, at any moment, ends like a run that nobody touched: to the bit, line for line."""
 
-import dataclasses
 import json
 import random
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
-from wall_clock import WALL_CLOCK
+from runs import changed, repeatable, train_command, write_config
 
-from apr_jax.config import to_dict
 from apr_jax.learn.checkpoint import FOLDER, load_checkpoint
+from apr_jax.learn.config import RewardConfig
 from apr_jax.learn.metrics import FILE
 from apr_jax.learn.rl import train_rl
 from apr_jax.learn.sft import train_sft
@@ -35,22 +33,15 @@ _RL_ENDS = [*_ENDS, (signal.SIGKILL, "at the start"), *_ENDS]
 
 @pytest.fixture(scope="module")
 def long_config(config):
-    sft = dataclasses.replace(config.learn.sft, steps=_SFT_STEPS, save_every=3)
-    rl = dataclasses.replace(config.learn.rl, steps=_RL_STEPS, save_every=2, validate_every=7)
-    return dataclasses.replace(config, learn=dataclasses.replace(config.learn, sft=sft, rl=rl))
+    """The RL of it has two inner steps, and a price of tokens that is another one after each step."""
+    reward = RewardConfig(token_price=0.01, token_budget=40, price_step=0.0007)
+    rl = {"steps": _RL_STEPS, "save_every": 2, "validate_every": 7, "reward": reward}
+    return changed(config, sft={"steps": _SFT_STEPS, "save_every": 3}, rl=rl)
 
 
 @pytest.fixture(scope="module")
 def config_file(long_config, tmp_path_factory):
-    path = tmp_path_factory.mktemp("config") / "long.py"
-    values = to_dict(long_config)
-    path.write_text(f"from apr_jax.config import from_dict\n\n\ndef experiment():\n    return from_dict({values!r})\n")
-    return path
-
-
-def _lines(workdir):
-    lines = [json.loads(line) for line in (workdir / FILE).read_text().splitlines()]
-    return [{name: value for name, value in line.items() if name not in WALL_CLOCK} for line in lines]
+    return write_config(long_config, tmp_path_factory.mktemp("config") / "long.py")
 
 
 def _step(workdir):
@@ -107,7 +98,7 @@ def _survive(ends, command, workdir, steps):
 
 
 def _assert_same_run(broken, unbroken, steps):
-    assert _lines(broken) == _lines(unbroken)
+    assert repeatable(broken) == repeatable(unbroken)
     metas = [json.loads((run / FOLDER / str(steps) / "meta" / "metadata").read_text()) for run in (broken, unbroken)]
     assert metas[0]["sums"] == metas[1]["sums"], "parameters and optimizer"
     assert metas[0]["data_sum"] == metas[1]["data_sum"], "place in the data"
@@ -120,19 +111,64 @@ def test_sft_survives_being_killed_14_times(long_config, config_file, data_dir, 
     assert len(_SFT_ENDS) == 14
     train_sft(long_config, data_dir, tmp_path / "unbroken", "apr", progress=False)
     workdir = tmp_path / "broken"
-    paths = ["--config", config_file, "--data", data_dir, "--workdir", workdir]
-    command = [sys.executable, "-m", "apr_jax", "train", "sft", *map(str, paths)]
+    command = train_command("sft", config_file, data_dir, workdir)
     _survive(_SFT_ENDS, command, workdir, _SFT_STEPS)
     _assert_same_run(workdir, tmp_path / "unbroken", _SFT_STEPS)
 
 
 @pytest.mark.slow
-def test_rl_survives_being_killed_9_times(config, long_config, config_file, data_dir, tmp_path):
+def test_rl_survives_being_killed_9_times(long_config, config_file, data_dir, checkpoint, tmp_path):
     assert len(_RL_ENDS) == 9
-    train_sft(config, data_dir, tmp_path / "sft", "apr", progress=False)
-    train_rl(long_config, data_dir, tmp_path / "unbroken", tmp_path / "sft", progress=False)
+    train_rl(long_config, data_dir, tmp_path / "unbroken", checkpoint, progress=False)
     workdir = tmp_path / "broken"
-    paths = ["--config", config_file, "--data", data_dir, "--workdir", workdir, "--init", tmp_path / "sft"]
-    command = [sys.executable, "-m", "apr_jax", "train", "rl", *map(str, paths)]
+    command = train_command("rl", config_file, data_dir, workdir, "--init", checkpoint)
     _survive(_RL_ENDS, command, workdir, _RL_STEPS)
     _assert_same_run(workdir, tmp_path / "unbroken", _RL_STEPS)
+
+
+# `apr`, killed as soon as a function of learn/rl.py, made by the maker that is named, has been called so many times: what it
+# is to compute is then queued, and nobody has waited for it.
+_KILLED_INSIDE = """
+import os, signal, sys
+from apr_jax import cli
+from apr_jax.learn import rl
+
+maker, left = sys.argv.pop(1), int(sys.argv.pop(1))
+make = getattr(rl, maker)
+
+def make_deadly(*settings):
+    function = make(*settings)
+
+    def deadly(*values):
+        global left
+        left -= 1
+        result = function(*values)
+        if left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return result
+
+    return deadly
+
+setattr(rl, maker, make_deadly)
+cli.main()
+"""
+
+
+@pytest.mark.slow
+def test_rl_survives_being_killed_inside_a_step(long_config, data_dir, checkpoint, tmp_path):
+    """During a rollout, between the two updates on a forest, and after them, before the price of a token moves on."""
+    config, steps = changed(long_config, rl={"steps": 10}), 10
+    train_rl(config, data_dir, tmp_path / "unbroken", checkpoint, progress=False)
+    prices = [line["token_price"] for line in repeatable(tmp_path / "unbroken")[1:]]
+    assert len(set(prices)) == steps and config.learn.rl.inner_steps == 2
+    workdir = tmp_path / "broken"
+    file = write_config(config, tmp_path / "config.py")
+    python, _, _, *arguments = train_command("rl", file, data_dir, workdir, "--init", checkpoint)
+    # The first policy is validated by one rollout, so the fifth is that of step 4.
+    for maker, calls in (("make_policy_rollout", 5), ("make_rl_step", 5), ("make_rl_step", 6)):
+        command = [python, "-c", _KILLED_INSIDE, maker, str(calls), *arguments]
+        ended = subprocess.run(command, cwd=ROOT, capture_output=True, timeout=240)
+        assert ended.returncode == -signal.SIGKILL, ended.stderr.decode()
+        assert 0 < _step(workdir) < steps
+    subprocess.run([python, "-m", "apr_jax", *arguments], cwd=ROOT, check=True, capture_output=True, timeout=240)
+    _assert_same_run(workdir, tmp_path / "unbroken", steps)

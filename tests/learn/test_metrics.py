@@ -1,9 +1,8 @@
 """metrics.jsonl: one line a logged step, whatever interrupts; fetched one step late."""
 
-import json
-
 import jax.numpy as jnp
 import pytest
+from runs import logged
 
 from apr_jax.errors import UserError
 from apr_jax.learn.metrics import FILE, Recorder, cut_lines
@@ -11,10 +10,6 @@ from apr_jax.learn.metrics import FILE, Recorder, cut_lines
 
 def _recorder(workdir, start=0, steps=9, log_every=1):
     return Recorder(workdir, start, steps, log_every, "sft", "tokens", ("loss",), progress=False)
-
-
-def _lines(workdir):
-    return [json.loads(line) for line in (workdir / FILE).read_text().splitlines()]
 
 
 def _train(workdir, start, stop):
@@ -30,7 +25,7 @@ def test_no_gap_and_no_double_line_after_a_resume(tmp_path, tail):
     with open(tmp_path / FILE, "a") as file:
         file.write(tail)  # What a killed run may leave behind.
     _train(tmp_path, 3, 9)  # The last checkpoint was of step 3.
-    lines = _lines(tmp_path)
+    lines = logged(tmp_path)
     assert [line["step"] for line in lines] == list(range(1, 10))
     assert [line["loss"] for line in lines] == [step / 2 for step in range(1, 10)]
 
@@ -58,7 +53,7 @@ def test_metrics_are_fetched_one_step_late(tmp_path):
         assert recorder.record(2, {"loss": second}) == {"loss": 1.0}
         second.ready = True
         recorder.flush()
-    assert [line["step"] for line in _lines(tmp_path)] == [1, 2]
+    assert [line["step"] for line in logged(tmp_path)] == [1, 2]
 
 
 def test_log_every_skips_lines_but_not_important_or_last_ones_and_counts_all_tokens(tmp_path):
@@ -67,7 +62,7 @@ def test_log_every_skips_lines_but_not_important_or_last_ones_and_counts_all_tok
         for step in range(1, 10):
             recorder.record(step, {"tokens": 50}, important=step == 6)
         recorder.flush()
-    lines = _lines(tmp_path)
+    lines = logged(tmp_path)
     assert [line["step"] for line in lines] == [4, 6, 8, 9]
     assert lines[0]["tokens_per_second"] == pytest.approx(4 * 50 / 100, rel=0.05)
 
@@ -77,7 +72,7 @@ def test_nan_is_valid_json(tmp_path):
         recorder.record(1, {"loss": jnp.nan})
         recorder.flush()
     assert "NaN" not in (tmp_path / FILE).read_text()
-    assert _lines(tmp_path)[0]["loss"] is None
+    assert logged(tmp_path)[0]["loss"] is None
 
 
 def test_tensorboard_files_are_written(tmp_path):
@@ -122,4 +117,4 @@ def test_throughput_leaves_out_what_is_done_aside(tmp_path, monkeypatch):
             pass
         recorder.record(4, {"tokens": 20.0})
         recorder.flush()
-    assert [line["tokens_per_second"] for line in _lines(tmp_path)] == [4.0, 3.0, 6.0, 2.0]
+    assert [line["tokens_per_second"] for line in logged(tmp_path)] == [4.0, 3.0, 6.0, 2.0]

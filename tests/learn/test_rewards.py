@@ -1,17 +1,15 @@
 """Rewards by hand: costs, overlong trees, the price that follows a budget; and a verifier that misbehaves in a real run."""
 
-import dataclasses
-import json
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from misbehaving import Misbehaves
+from runs import changed, logged
 
 from apr_jax.config import ConfigError, override
 from apr_jax.learn import rl
 from apr_jax.learn.config import ObjectiveConfig, RewardConfig
-from apr_jax.learn.metrics import FILE
 from apr_jax.learn.rewards import counted_trees, next_price, overlong, tree_rewards
 from apr_jax.learn.rl import train_rl
 
@@ -84,11 +82,10 @@ def test_values_out_of_range_name_the_field_the_value_and_the_rule(config, setti
 
 
 def _run(config, data_dir, workdir, init, monkeypatch=None, task=None, **options):
-    learn = dataclasses.replace(config.learn, rl=dataclasses.replace(config.learn.rl, **options))
     if task:
         monkeypatch.setattr(rl, "Countdown", task)
-    train_rl(dataclasses.replace(config, learn=learn), data_dir, workdir, init, progress=False)
-    return [json.loads(line) for line in (workdir / FILE).read_text().splitlines()]
+    train_rl(changed(config, rl=options), data_dir, workdir, init, progress=False)
+    return logged(workdir)
 
 
 def test_a_verifier_that_raises_and_hangs_never_stops_the_run(

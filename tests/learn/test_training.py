@@ -6,7 +6,6 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -14,9 +13,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from wall_clock import SHARES, WALL_CLOCK
+from runs import SHARES, changed, logged, repeatable, train_command, write_config
 
-from apr_jax.config import MeshConfig, to_dict
+from apr_jax.config import MeshConfig
 from apr_jax.data.packing import Rows
 from apr_jax.data.pipeline import Held
 from apr_jax.errors import UsageError, UserError
@@ -31,11 +30,6 @@ from apr_jax.learn.sft import train_sft
 
 _ROOT = Path(__file__).parents[2]
 _METRICS = _ROOT / "docs" / "metrics.md"
-
-
-def _lines(workdir):
-    lines = [json.loads(line) for line in (workdir / FILE).read_text().splitlines()]
-    return [{name: value for name, value in line.items() if name not in WALL_CLOCK} for line in lines]
 
 
 def _documented(stage):
@@ -77,7 +71,7 @@ def unbroken(config, data_dir, tmp_path_factory):
 
 def test_sft_learns_and_saves(unbroken, config):
     workdir, state = unbroken
-    lines = _lines(workdir)
+    lines = repeatable(workdir)
     assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
     assert lines[-1]["loss"] < lines[0]["loss"] - 0.1
     restored = load_checkpoint(workdir)
@@ -102,18 +96,18 @@ def test_sft_stopped_and_resumed_is_the_unbroken_run(
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
     state = train_sft(config, data_dir, tmp_path, "apr", progress=False)
     _equal(state, unbroken[1])
-    assert _lines(tmp_path) == _lines(unbroken[0])
+    assert repeatable(tmp_path) == repeatable(unbroken[0])
 
 
 def test_a_finished_run_trains_no_more(unbroken, config, data_dir):
     workdir, state = unbroken
-    before = _lines(workdir)
+    before = repeatable(workdir)
     _equal(train_sft(config, data_dir, workdir, "apr", progress=False), state)
-    assert _lines(workdir) == before
+    assert repeatable(workdir) == before
 
 
 def test_another_config_in_the_same_workdir_is_refused(unbroken, config, data_dir):
-    other = dataclasses.replace(config, learn=dataclasses.replace(config.learn, bad_steps=7))
+    other = _bad_steps(config, 7)
     with pytest.raises(UserError, match=r"learn.bad_steps=3 \(now 7\)"):
         train_sft(other, data_dir, unbroken[0], "apr", progress=False)
     assert json.loads((unbroken[0] / "config.json").read_text())["learn"]["bad_steps"] == 3
@@ -146,8 +140,8 @@ def test_too_many_bad_steps_end_the_run_with_the_last_good_parameters_and_the_ba
     ) as caught:
         train_sft(config, data_dir, tmp_path, "apr", progress=False)
     # The bad batches came after step 1: nothing of them got into the parameters.
-    assert [line["loss"] is None for line in _lines(tmp_path)] == [False, True, True, True]
-    assert [line["skipped"] for line in _lines(tmp_path)] == [0, 1, 2, 3]
+    assert [line["loss"] is None for line in repeatable(tmp_path)] == [False, True, True, True]
+    assert [line["skipped"] for line in repeatable(tmp_path)] == [0, 1, 2, 3]
     with pytest.raises(UserError, match="1 updates in a row"):
         train_sft(_bad_steps(config, 1), data_dir, tmp_path / "once", "apr", progress=False)
     _equal(load_checkpoint(tmp_path).params, load_checkpoint(tmp_path / "once").params)
@@ -170,11 +164,11 @@ def test_a_run_that_was_ended_by_bad_steps_goes_on_without_a_gap(config, data_di
             UserError, match=r"2 updates in a row had a NaN or Inf .* the last of them in step 3;.* as step 4,"
         ):
             train_sft(config, data_dir, tmp_path, "apr", progress=False)
-    assert [line["step"] for line in _lines(tmp_path)] == [1, 2, 3, 4], "4 was under way when 3 was found to be bad"
+    assert [line["step"] for line in repeatable(tmp_path)] == [1, 2, 3, 4], "4 was under way when 3 was found to be bad"
     assert load_checkpoint(tmp_path).step == 4
     assert np.load(tmp_path / "bad_batch" / "3.npz")["tokens"].max() == 10_000
     train_sft(config, data_dir, tmp_path, "apr", progress=False)
-    lines = _lines(tmp_path)
+    lines = repeatable(tmp_path)
     assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
     assert [line["loss"] is None for line in lines] == [False, True, True, True, False, False]
     assert (lines[-1]["skipped"], lines[-1]["bad_in_a_row"]) == (3, 0)
@@ -188,7 +182,7 @@ def unbroken_rl(unbroken, config, data_dir, tmp_path_factory):
 
 def test_rl_metrics_and_the_first_policy_is_validated_and_saved(unbroken_rl):
     workdir, state = unbroken_rl
-    lines = _lines(workdir)
+    lines = repeatable(workdir)
     assert [line["step"] for line in lines] == [0, 1, 2, 3]
     assert [line["step"] for line in lines if "validation_accuracy" in line] == [0, 2, 3]
     for line in lines[1:]:
@@ -211,20 +205,20 @@ def test_trees_that_do_not_divide_into_the_shards_are_rolled_out_with_copies_tha
     learn = dataclasses.replace(config.learn, rl=dataclasses.replace(config.learn.rl, steps=2, rows=8))
     wide = dataclasses.replace(config, learn=learn, mesh=MeshConfig(data=8))
     train_rl(wide, data_dir, tmp_path, unbroken[0], progress=False)
-    for got, expected in zip(_lines(tmp_path)[:2], _lines(unbroken_rl[0]), strict=False):
+    for got, expected in zip(logged(tmp_path)[:2], logged(unbroken_rl[0]), strict=False):
         for name in ("accuracy", "reward", "total_tokens", "children", "trees", "validation_accuracy"):
             assert got.get(name) == pytest.approx(expected.get(name)), name
 
 
 def test_every_logged_name_is_documented_and_no_other(unbroken, unbroken_rl):
     for (workdir, _), stage in ((unbroken, "sft"), (unbroken_rl, "rl")):
-        lines = [json.loads(line) for line in (workdir / FILE).read_text().splitlines()]
+        lines = logged(workdir)
         assert {line["stage"] for line in lines} == {stage}
         assert set().union(*lines) == _documented(stage)
 
 
 def test_the_shares_of_an_rl_step_add_up_and_its_seconds_are_those_of_its_throughput(unbroken_rl):
-    lines = [json.loads(line) for line in (unbroken_rl[0] / FILE).read_text().splitlines()][1:]
+    lines = logged(unbroken_rl[0])[1:]
     for line in lines:
         assert sum(line[name] for name in SHARES) == pytest.approx(1.0)
         assert all(0 < line[name] < 1 for name in SHARES)
@@ -241,7 +235,7 @@ def test_rl_stopped_and_resumed_is_the_unbroken_run(unbroken, unbroken_rl, confi
     assert sorted(int(e.name) for e in (tmp_path / FOLDER).iterdir())[-1] == 2
     state = train_rl(config, data_dir, tmp_path, unbroken[0], progress=False)
     _equal(state, unbroken_rl[1])
-    assert _lines(tmp_path) == _lines(unbroken_rl[0])
+    assert repeatable(tmp_path) == repeatable(unbroken_rl[0])
 
 
 def test_bad_steps_of_rl_end_the_run_with_the_batch(unbroken, config, data_dir, tmp_path, monkeypatch):
@@ -250,7 +244,7 @@ def test_bad_steps_of_rl_end_the_run_with_the_batch(unbroken, config, data_dir, 
     with pytest.raises(UserError, match=r"4 updates in a row had a NaN or Inf .* the last of them in step 2;"):
         train_rl(config, data_dir, tmp_path, unbroken[0], progress=False)  # Two inner steps a step.
     _equal(load_checkpoint(tmp_path).params, load_checkpoint(unbroken[0]).params)
-    assert [line["step"] for line in _lines(tmp_path)] == [0, 1, 2]
+    assert [line["step"] for line in repeatable(tmp_path)] == [0, 1, 2]
     batch = np.load(tmp_path / "bad_batch" / "2.npz")
     assert set(batch) == {field.name for field in dataclasses.fields(Rows)} | {"weights", "advantages"}
     assert np.isinf(batch["advantages"]).all()
@@ -259,16 +253,15 @@ def test_bad_steps_of_rl_end_the_run_with_the_batch(unbroken, config, data_dir, 
 
 def test_the_price_of_a_token_goes_on_where_it_stood(unbroken, config, data_dir, tmp_path, monkeypatch):
     reward = RewardConfig(token_price=0.01, token_budget=40, price_step=0.0007)
-    learn = dataclasses.replace(config.learn, rl=dataclasses.replace(config.learn.rl, reward=reward))
-    priced = dataclasses.replace(config, learn=learn)
+    priced = changed(config, rl={"reward": reward})
     whole = train_rl(priced, data_dir, tmp_path / "whole", unbroken[0], progress=False)
     with monkeypatch.context() as patch:
         patch.setattr(rl, "make_rl_step", _Interrupt(rl.make_rl_step, 3, signal.SIGTERM))
         with pytest.raises(SystemExit):
             train_rl(priced, data_dir, tmp_path / "broken", unbroken[0], progress=False)
     _equal(train_rl(priced, data_dir, tmp_path / "broken", unbroken[0], progress=False), whole)
-    lines = _lines(tmp_path / "whole")
-    assert _lines(tmp_path / "broken") == lines
+    lines = repeatable(tmp_path / "whole")
+    assert repeatable(tmp_path / "broken") == lines
     prices = [line["token_price"] for line in lines[1:]]
     tokens = [line["total_tokens"] for line in lines[1:]]
     assert prices[0] == 0.01
@@ -282,29 +275,18 @@ def test_rl_refuses_another_model(unbroken, config, data_dir, tmp_path):
         train_rl(wider, data_dir, tmp_path, unbroken[0], progress=False)
 
 
-_SCRIPT = """
-import json, sys
-from pathlib import Path
-from apr_jax.learn.sft import train_sft
-from apr_jax.config import from_dict
-config = from_dict(json.loads(sys.argv[3]))
-train_sft(config, Path(sys.argv[1]), Path(sys.argv[2]), "apr", progress=False)
-"""
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("step", [1, 3, 5])
 def test_a_killed_process_goes_on_to_the_unbroken_result(unbroken, config, data_dir, tmp_path, step):
     """SIGKILL as soon as the metrics tell of `step`, wherever the saving thread may be."""
-    command = [sys.executable, "-c", _SCRIPT, str(data_dir), str(tmp_path), json.dumps(to_dict(config))]
-    root = Path(__file__).parents[2]
-    process = subprocess.Popen(command, cwd=root)
+    command = train_command("sft", write_config(config, tmp_path / "config.py"), data_dir, tmp_path)
+    process = subprocess.Popen(command, cwd=_ROOT)
     deadline = time.monotonic() + 240
     while time.monotonic() < deadline and process.poll() is None:
         if (tmp_path / FILE).exists() and f'"step": {step},' in (tmp_path / FILE).read_text():
             process.kill()
         time.sleep(0.002)
     assert process.wait() in (-signal.SIGKILL, 0)
-    subprocess.run(command, cwd=root, check=True, timeout=240)
+    subprocess.run(command, cwd=_ROOT, check=True, timeout=240)
     _equal(load_checkpoint(tmp_path).params, load_checkpoint(unbroken[0]).params)
-    assert _lines(tmp_path) == _lines(unbroken[0])
+    assert repeatable(tmp_path) == repeatable(unbroken[0])

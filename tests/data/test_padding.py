@@ -1,0 +1,67 @@
+"""How full packed rows are: demonstrations and forests of the scales that a laptop trains."""
+
+import dataclasses
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from apr_jax.config import load
+from apr_jax.data import builder
+from apr_jax.data.build import build
+from apr_jax.data.demonstrate import unflatten
+from apr_jax.data.packing import pack_forest, padding_share
+from apr_jax.data.pipeline import sft_batches
+from apr_jax.learn.steps import replayed_rows
+
+EXPERIMENTS = Path(__file__).parents[2] / "experiments"
+MOST = 0.08
+
+
+@pytest.fixture(scope="module", params=["nano", "mini"])
+def built(request, tmp_path_factory):
+    """The scale's config, and the folder of 600 demonstrations of it."""
+    config = load(EXPERIMENTS / f"{request.param}.py")
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, demonstrations=600, heldout=40))
+    path = tmp_path_factory.mktemp(request.param)
+    build(config, path, methods=("apr",), progress=False, workers=1)
+    return config, path
+
+
+def _forest(trees):
+    """Demonstrations as the rollout would record them."""
+    shape = len(trees), max(map(len, trees)), max(len(stream.tokens) for tree in trees for stream in tree)
+    names = ("tokens", "position", "island", "sampled")
+    forest = SimpleNamespace(
+        length=np.zeros(shape[:2], np.int32), logprob=np.zeros(shape, np.float32), allowed=np.zeros(shape, np.uint8)
+    )
+    vars(forest).update({name: np.zeros(shape, np.int32) for name in names})
+    for index, tree in enumerate(trees):
+        for slot, stream in enumerate(tree):
+            forest.length[index, slot] = len(stream.tokens)
+            for name in names:
+                getattr(forest, name)[index, slot, : len(stream.tokens)] = getattr(stream, name)
+    return forest
+
+
+def test_supervised_batches_are_full(built):
+    config, path = built
+    *full, _ = sft_batches(path, "apr", config.learn.sft.rows, config.limits.stream, seed=0, epochs=2)
+    assert len(full) > 20
+    assert max(padding_share(batch) for batch in full) <= MOST
+
+
+def test_the_rows_of_forests_are_full(built):
+    """As many trees as a step of the scale has; the last row counts, however little there is in it."""
+    config, path = built
+    rl, source = config.learn.rl, builder.read(path, "apr", "train")
+    trees, size = [unflatten(source[k]) for k in range(len(source))], rl.problems * rl.group
+    shares = []
+    for begin in range(0, len(trees) - size + 1, size):
+        forest = _forest(trees[begin : begin + size])
+        rows = replayed_rows(pack_forest(forest, 1, config.limits.stream), 1)
+        assert (rows.segment > 0).sum() == forest.length.sum(), "all tokens are there"
+        shares.append(padding_share(rows))
+    assert len(shares) >= 3
+    assert max(shares) <= MOST
