@@ -8,7 +8,7 @@
 `Task` (base.py) is what a new task fills in. Countdown is the first; `HiddenDigit` is a toy with a known optimum.
 """
 
-from apr_jax.tasks.base import Problem, Spawn, Task, Thread, Verdict, flatten
+from apr_jax.tasks.base import Fault, Problem, Reading, Spawn, Task, Thread, Verdict, flatten
 from apr_jax.tasks.boxed import BoxedVerifier, Failure
 from apr_jax.tasks.config import CountdownConfig, SolverConfig
 from apr_jax.tasks.countdown import Countdown
@@ -24,8 +24,10 @@ __all__ = [
     "Countdown",
     "CountdownConfig",
     "Failure",
+    "Fault",
     "HiddenDigit",
     "Problem",
+    "Reading",
     "SolverConfig",
     "Spawn",
     "Split",

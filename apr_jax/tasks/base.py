@@ -63,6 +63,36 @@ class Verdict:
     reason: str = ""
 
 
+@dataclasses.dataclass(frozen=True)
+class Fault:
+    """A wrong piece of a trace.
+
+    Attributes:
+      kind: "arithmetic", "bookkeeping" (numbers lost or made up, a state left out) or "message" (to a child).
+      text: the piece.
+      decisive: whether the solution could have been found from what was lost by it.
+    """
+
+    kind: str
+    text: str
+    decisive: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Reading:
+    """What an examined thread did.
+
+    Attributes:
+      faults: in the order of the trace.
+      found: whether a right solution stands in the trace, whatever was joined.
+      hopeful: whether its start has a solution at all.
+    """
+
+    faults: tuple[Fault, ...]
+    found: bool
+    hopeful: bool
+
+
 class Task(Protocol):
     """The interface that data building, RL and evaluation use."""
 
@@ -76,4 +106,9 @@ class Task(Protocol):
 
     def verify(self, problem: Problem, answer: str) -> Verdict:
         """Checks an answer; never raises, whatever the text."""
+        ...
+
+    def examine(self, problem: Problem, thread: Thread, cut: bool) -> Reading | None:
+        """What is wrong in one thread's own text, children aside; `cut`: it was stopped from outside. The root's prompt is
+        empty. Never raises, whatever the text; None if the task cannot read such traces."""
         ...

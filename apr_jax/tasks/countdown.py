@@ -13,7 +13,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from apr_jax.tasks import render_compact, render_sos, solvers
-from apr_jax.tasks.base import Problem, Thread, Verdict
+from apr_jax.tasks.base import Problem, Reading, Thread, Verdict
+from apr_jax.tasks.check_compact import check_thread
 from apr_jax.tasks.config import CountdownConfig, SolverConfig
 from apr_jax.tasks.events import children
 
@@ -77,6 +78,10 @@ class Countdown:
         equations = tuple(answer.split(","))
         reason = check_path(problem.numbers, problem.target, equations)
         return Verdict(equations, claimed=True, correct=not reason, reason=reason)
+
+    def examine(self, problem: Problem, thread: Thread, cut: bool = False) -> Reading | None:
+        """Every piece of a compact trace against exact arithmetic; traces in the form of Stream of Search are not read."""
+        return check_thread(problem, thread, cut) if self.solver.render == "compact" else None
 
 
 def check_path(numbers: Sequence[int], target: int, equations: Sequence[str]) -> str:

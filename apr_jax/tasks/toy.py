@@ -8,7 +8,7 @@ cases; one that always spawns, in all. The difference is for RL to find.
 
 import random
 
-from apr_jax.tasks.base import Problem, Spawn, Thread, Verdict
+from apr_jax.tasks.base import Problem, Reading, Spawn, Thread, Verdict
 
 IMITATION = 0.55  # Expected accuracy of a perfect imitator: half the time certain, half the time 1 in 10.
 OPTIMUM = 1.0
@@ -45,3 +45,7 @@ class HiddenDigit:
         return Verdict(
             (answer,), claimed=True, correct=correct, reason="" if correct else f"the digit is {problem.target}"
         )
+
+    def examine(self, problem: Problem, thread: Thread, cut: bool) -> Reading | None:
+        """Its traces say nothing that could be wrong."""
+        return None
