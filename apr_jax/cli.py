@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -170,6 +170,7 @@ def evaluate(
     problems: Annotated[Path, typer.Option(help="Problems file, one JSON object a line.", **_ANYWHERE)],
     out: Annotated[Path, typer.Option(help="Folder for traces.jsonl and summary.json.", **_ANYWHERE)],
     children: Annotated[int | None, typer.Option(help="Condition: child threads to ask for.", min=0)] = None,
+    bins: Annotated[int | None, typer.Option(help="Condition: window bins to ask for (SoS+).", min=1)] = None,
     window: Annotated[int | None, typer.Option(help="Positions a thread may occupy, instead of the config's.")] = None,
     samples: Annotated[int, typer.Option(help="Trees a problem.", min=1)] = 1,
     temperature: Annotated[float, typer.Option(help="Of the sampling; 0 is greedy.", min=0.0)] = 0.0,
@@ -196,7 +197,7 @@ def evaluate(
 
     with goes_on(f"the trees that were decoded are in {out}"):
         restored = load_checkpoint(checkpoint)
-        decoding = Decoding(samples, temperature, top_k, top_p, window, children, force_children, constrain)
+        decoding = Decoding(samples, temperature, top_k, top_p, window, children, force_children, constrain, bins)
         summary = run(restored, wanted, out, decoding)
     print_table({f"{restored.method} {restored.stage}": summary})
     typer.echo(f"traces and summary: {out}")
@@ -258,6 +259,7 @@ def reproduce(
     data: Annotated[
         Path | None, typer.Option(help="Where the data are or are to be built; default: OUT/data.", **_ANYWHERE)
     ] = None,
+    only: Annotated[Literal["figures"] | None, typer.Option(help="figures: evaluate and draw, train nothing.")] = None,
     settings: Settings = None,
 ) -> None:
     """Run a whole experiment: data, training, RL, evaluation, report. Goes on where it was stopped."""
@@ -270,7 +272,7 @@ def reproduce(
     experiment = load(config or experiment_file(str(scale)), settings)
     start(together=True)
     with goes_on(f"every finished stage and the last checkpoint are in {out}"):
-        run(experiment, out, data)
+        run(experiment, out, data, only_figures=only is not None)
     if is_first():
         show_results(out)
 
@@ -282,6 +284,7 @@ def report(
     """Draw the figures and write the HTML report of a finished run anew."""
     from apr_jax.reproduce import show_results, write_report
 
+    start()
     write_report(run)
     show_results(run)
 

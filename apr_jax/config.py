@@ -8,7 +8,7 @@ import dataclasses
 import difflib
 import runpy
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pydantic
 
@@ -42,11 +42,42 @@ class MeshConfig:
 
 @dataclasses.dataclass(frozen=True)
 class EvalConfig:
-    """Attributes:
-    batch: trees of one rollout call.
+    """What `apr reproduce` evaluates (`evaluate/suite.py`). A finished run may be given other values: only what is new is done.
+
+    Attributes:
+      batch: trees of one rollout call.
+      problems: the first so many test problems serve the evaluations that sample or sweep; the plain greedy ones take all.
+      samples: trees a problem of SoS+ at each temperature, for pass@n and cons@n.
+      temperatures: evaluated besides greedy answers (Fig. 4a and 8, Table 3).
+      children: conditions of APR's sweep: child counts that its prompts ask for (Fig. 4a, 6 and 8).
+      bins: conditions of SoS+'s sweep: window bins (Fig. 6).
+      forced: child counts that roots are held to, before and after RL (Fig. 7); the last one at all temperatures.
+      sweep: the stage whose models are swept; the paper's are supervised.
+      timed: problems that are answered one at a time, for their seconds (Fig. 6); 0 measures none.
+      repeats: of each of them; the median counts.
     """
 
     batch: int = 256
+    problems: int = 200
+    samples: int = 8
+    temperatures: tuple[float, ...] = (1.0,)
+    children: tuple[int, ...] = ()
+    bins: tuple[int, ...] = ()
+    forced: tuple[int, ...] = ()
+    sweep: Literal["sft", "rl"] = "sft"
+    timed: int = 0
+    repeats: int = 5
+
+    def __post_init__(self):
+        for field in ("batch", "problems", "samples", "repeats"):
+            if getattr(self, field) < 1:
+                raise ValueError(f"evaluate.{field}={getattr(self, field)} must be at least 1")
+        if self.timed < 0:
+            raise ValueError(f"evaluate.timed={self.timed} must be at least 0")
+        if any(temperature <= 0 for temperature in self.temperatures):
+            raise ValueError(
+                f"evaluate.temperatures={self.temperatures} must be above 0; greedy answers are always there"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,8 +149,8 @@ def _parse(text: str, old: Any, setting: str) -> Any:
     try:
         if isinstance(old, bool):
             return {"true": True, "false": False}[text.lower()]
-        if isinstance(old, tuple):  # Only of whole numbers; empty text is an empty one.
-            return tuple(int(part) for part in text.split(",") if part.strip())
+        if isinstance(old, tuple):  # Of numbers; empty text is an empty one.
+            return tuple(float(part) if "." in part else int(part) for part in text.split(",") if part.strip())
         return type(old)(text)
     except (ValueError, KeyError):
         raise ConfigError(f"--set {setting!r}: {text!r} is not of type {type(old).__name__} (now {old!r})") from None

@@ -1,6 +1,6 @@
 """Tables in the terminal: a line a model, from the summaries that `apr eval` writes, or a line a demonstrator."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from rich import box
@@ -59,4 +59,19 @@ def print_table(
         table.add_column(column, justify="right", no_wrap=True)
     for name, line in lines.items():
         table.add_row(name, *(line[column] for column in shown))
+    (console or Console()).print(table)
+
+
+def print_claims(claims: Sequence[Mapping[str, Any]], console: Console | None = None) -> None:
+    """Prints one line a claim of the paper: what was found here, with its interval, and what was published."""
+    table = Table(header_style="bold", box=box.HORIZONTALS, show_edge=False, pad_edge=False, collapse_padding=True)
+    table.add_column("")
+    for column in ("here", "gap\n(95% interval)", "the paper"):
+        table.add_column(column, justify="right")
+    for claim in claims:
+        scale, form = (100, "{:.1f}") if claim["unit"] == "%" else (1, "{:,.0f}")
+        sign = form.replace(":", ":+")
+        one, other = (form.format(scale * claim[key]) for key in ("one", "other"))
+        gap, low, high = (sign.format(scale * claim[key]) for key in ("gap", "low", "high"))
+        table.add_row(claim["claim"], f"{one}\n{other}", f"{gap}\n({low} to {high})", claim["paper"])
     (console or Console()).print(table)

@@ -57,5 +57,14 @@ def experiment() -> Experiment:
                 optimizer=OptimizerConfig(lr=4e-5, warmup=2, decay=0.1, weight_decay=0.0),
             ),
         ),
-        evaluate=EvalConfig(batch=200),
+        evaluate=EvalConfig(
+            batch=200,
+            problems=250,
+            samples=16,
+            temperatures=(0.1, 0.5, 1.0),
+            children=(2, 6, 10, 14, 18, 22),
+            bins=(1, 2, 3, 4, 6),
+            forced=(children,),
+            timed=20,
+        ),
     )

@@ -45,5 +45,14 @@ def experiment() -> Experiment:
                 optimizer=OptimizerConfig(lr=6e-5, warmup=2, decay=0.1, weight_decay=0.0),
             ),
         ),
-        evaluate=EvalConfig(batch=250),
+        evaluate=EvalConfig(
+            batch=250,
+            problems=250,
+            samples=8,
+            temperatures=(1.0,),
+            children=(2, 5, 8, 11),
+            bins=(1, 2),
+            forced=(10,),
+            timed=12,
+        ),
     )

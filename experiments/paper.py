@@ -73,7 +73,16 @@ def experiment() -> Experiment:
                 difference_bound=0.1,  # bfloat16 rounds log-probs to some 1e-2.
             ),
         ),
-        evaluate=EvalConfig(batch=256),
+        evaluate=EvalConfig(
+            batch=256,
+            problems=1_000,
+            samples=8,
+            temperatures=(0.1, 0.5, 1.0),
+            children=tuple(range(children + 1)),
+            bins=(2, 3, 4, 6, 8),
+            forced=(children,),
+            timed=50,
+        ),
         # 1,024 / 8 columns are 128, the width of a register; more devices than rows share rows.
         mesh=MeshConfig(fsdp=8, tensor=0),
     )

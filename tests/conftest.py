@@ -9,8 +9,8 @@ os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ.setdefault("APR_CACHE", str(Path(__file__).parents[1] / ".cache" / "xla"))
 
-# Helpers that stand beside the tests (scripted.py, small_data.py) are imported by name.
-for _folder in ("", "threads", "data", "end_to_end"):
+# Helpers that stand beside the tests (scripted.py, small_data.py, made_run.py) are imported by name.
+for _folder in ("", "threads", "data", "evaluate", "end_to_end"):
     sys.path.insert(0, str(Path(__file__).parent / _folder))
 
 import pytest
@@ -61,7 +61,7 @@ def config() -> Experiment:
         limits=Limits(window=64, stream=96, slots=5, children=4, max_depth=1, max_tokens=200),
         schedule=Schedule(lanes=8, admit=4, chunk=8),
         learn=learn,
-        evaluate=EvalConfig(batch=8),
+        evaluate=EvalConfig(batch=8, problems=3, samples=2),
         mesh=MeshConfig(data=2),
     )
 

@@ -1,86 +1,261 @@
-"""Figures from trace lines: PNG for papers, SVG for the report."""
+"""Every figure of the paper, ours beside the published one; drawn from `results` alone.
+
+A figure is a function of the results that returns None if its evaluations are not there. FIGURES lists them in the order of the
+report; a new one needs no more than its line there.
+"""
 
 from __future__ import annotations
 
-import io
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 
-from apr_jax.evaluate.metrics import accuracy_within
+from apr_jax.evaluate import charts, paper
+from apr_jax.evaluate.charts import canvas, colour, percent, with_interval
+from apr_jax.evaluate.claims import seconds
+from apr_jax.evaluate.parts import (
+    PAIRS,
+    TOKENS,
+    Drawn,
+    cumulative,
+    device,
+    intervals_on_bars,
+    method_name,
+    paired_bars,
+    stage_name,
+    tag,
+)
+from apr_jax.evaluate.results import Answered, Results
+from apr_jax.evaluate.suite import MODELS, STAGES
 
-# One colour a method, one line style a stage: readable in print and by the colour-blind.
-_COLOURS = {"apr": "#2563eb", "apr-nested": "#7c3aed", "sos+": "#d97706", "sos": "#6b7280"}
-_STYLES = {"sft": "--", "rl": "-"}
-LABELS = {
-    "max_thread_tokens": "window: tokens of the longest thread",
-    "total_tokens": "total tokens of all threads",
-    "sequential_tokens": "sequential tokens (longest chain)",
-}
-
-
-def accuracy_against(measure: str, evaluations: Mapping[str, Sequence[dict[str, Any]]]) -> Figure:
-    """Cumulative accuracy against a measure, with 95% bands.
-
-    Args:
-      measure: a key of LABELS.
-      evaluations: traces of each evaluation, named "<method>-<stage>".
-    """
-    largest = max((trace[measure] for traces in evaluations.values() for trace in traces), default=1)
-    limits = np.unique(np.linspace(0, largest, 120).astype(int))
-    figure = Figure(figsize=(6.4, 4.0), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    for name, traces in evaluations.items():
-        method, _, stage = name.rpartition("-")
-        rows = np.asarray(accuracy_within(traces, measure, limits))
-        colour = _COLOURS.get(method, "#111827")
-        axes.plot(rows[:, 0], 100 * rows[:, 1], _STYLES.get(stage, "-"), color=colour, label=_name(name))
-        axes.fill_between(rows[:, 0], 100 * rows[:, 2], 100 * rows[:, 3], color=colour, alpha=0.12, linewidth=0)
-    axes.set(xlabel=LABELS[measure], ylabel="problems solved (%)", xlim=(0, largest), ylim=(0, 100))
-    axes.grid(alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, loc="upper left")
-    return figure
+_PAPER = "the paper, 228M"
+_MARKS = {"apr": "s", "sos+": "o"}
+_STAR: dict[str, Any] = {"marker": "*", "markersize": 9, "linestyle": ""}
 
 
-def training_curves(runs: Mapping[str, Sequence[dict[str, Any]]], metric: str, label: str) -> Figure:
-    """A logged metric against the step, one line a run."""
-    figure = Figure(figsize=(6.4, 3.2), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    for name, lines in runs.items():
-        points = [(line["step"], line[metric]) for line in lines if metric in line]
+@charts.styled
+def total_tokens(results: Results) -> Drawn | None:
+    """Fig. 4a and 8: a row of panels, one a temperature."""
+    temperatures = [t for t in results.config.evaluate.temperatures if _has_tokens(results, t)]
+    if not temperatures:
+        return None
+    figure, axes = canvas(
+        len(temperatures), rows=2, width=max(5.2, 3.6 * len(temperatures)), height=6.0, squeeze=False, sharey="row"
+    )
+    sweep = results.config.evaluate.sweep
+    for column, temperature in enumerate(temperatures):
+        top, bottom = axes[0, column], axes[1, column]
+        serial = results.get(f"sos+/{sweep}", temperature=temperature)
+        if serial:
+            rows = serial.by_n
+            tokens = [spent for *_, spent in rows]
+            style: dict[str, Any] = {"color": colour("sos+"), "marker": "o"}
+            with_interval(top, tokens, [passed for passed, *_ in rows], label="SoS+ pass@n", linestyle=":", **style)
+            with_interval(top, tokens, [agreed for _, agreed, _ in rows], label="SoS+ cons@n", **style)
+        points = results.sweep("apr", temperature)
         if points:
-            method, _, _ = name.rpartition("-")
-            axes.plot(*zip(*points, strict=True), color=_COLOURS.get(method, "#111827"), label=method)
-    axes.set(xlabel="step", ylabel=label)
-    axes.grid(alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False)
-    return figure
+            spent = [one.mean("total_tokens") for one in points]
+            style = {"color": colour("apr"), "marker": _MARKS["apr"]}
+            with_interval(top, spent, [one.accuracy() for one in points], label="APR by child condition", **style)
+            for x, one in zip(spent, points, strict=True):
+                tag(top, x, 100 * one.accuracy().mean, str(one.evaluation.decoding.condition))
+        if free := results.get(f"apr/{sweep}", temperature=temperature):
+            style = {"color": colour("apr"), **_STAR}
+            with_interval(top, [free.mean("total_tokens")], [free.accuracy()], label="APR, asked for nothing", **style)
+        percent(top, f"ours, {stage_name(sweep)}, T = {temperature:g}", TOKENS)
+        _published_tokens(bottom, temperature)
+    axes[0, 0].legend(loc="lower right")
+    caption = (
+        "Accuracy against total tokens (Fig. 4a; Fig. 8 at other temperatures). SoS+ draws n independent "
+        "samples: pass@n counts any right one, cons@n the solution that most of them claim. APR is asked for "
+        "a number of child threads, which stands at its points. The paper prints the accuracy of its points, "
+        "not their tokens: they stand in order."
+    )
+    return Drawn("fig4a_fig8_total_tokens", caption, figure)
 
 
-def to_svg(figure: Figure) -> str:
-    """The figure as an `<svg>` element that stands in a page; the same figure gives the same text."""
-    text = io.StringIO()
-    figure.savefig(text, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    svg = text.getvalue()
-    return svg[svg.index("<svg") :]
+@charts.styled
+def window(results: Results) -> Drawn | None:
+    """Fig. 4b, with the demonstrations' own curve."""
+    shown = [one for model in PAIRS if (one := results.get(model))]
+    if not shown:
+        return None
+    figure, (left, right) = canvas(2, width_ratios=(2.2, 1), sharey=True)
+    cumulative(left, shown, "max_thread_tokens", results.config.limits.window)
+    for method in ("sos+", "apr"):
+        if traces := results.oracle.get(method):
+            spent = sorted(trace["max_thread_tokens"] for trace in traces if trace["correct"])
+            share = 100 * np.arange(1, len(spent) + 1) / len(traces)
+            name = f"{MODELS[f'{method}/sft']} demonstrations"
+            left.plot(spent, share, color=colour(method), linestyle=":", linewidth=1.1, label=name)
+    left.legend(loc="upper left")
+    percent(left, "ours", "window: tokens of the longest thread", low=0, high=101)
+    for model, accuracy in paper.AT_WINDOW.items():
+        bars = right.bar(MODELS[model].replace(" after", "\nafter"), accuracy, color=colour(model), width=0.6)
+        right.bar_label(bars, fmt="%.1f", padding=2)
+    right.set_title(f"{_PAPER}, window {paper.WINDOW:,}")
+    caption = (
+        "Accuracy against the window (Fig. 4b): an answer counts only if every thread of its tree fits. "
+        "Greedy answers; bands are 95% intervals; dotted: the demonstrations that the models imitate, on the "
+        "same problems."
+    )
+    return Drawn("fig4b_window", caption, figure)
 
 
-def save(figure: Figure, stem: Path) -> None:
-    """Writes STEM.png and STEM.svg."""
-    figure.savefig(stem.with_suffix(".png"), dpi=160)
-    figure.savefig(stem.with_suffix(".svg"), metadata={"Date": None})
+@charts.styled
+def before_and_after(results: Results) -> Drawn | None:
+    """Fig. 5, with SoS+ beside APR."""
+    methods = [m for m in ("sos+", "apr") if results.get(f"{m}/sft") and results.get(f"{m}/rl")]
+    if not methods:
+        return None
+    figure, axes = canvas(4, rows=2, width=9.6, height=5.0)
+    measures: list[tuple[str, str, Callable[[Answered], float]]] = [
+        ("accuracy", "accuracy (%)", lambda one: 100 * one.accuracy().mean),
+        ("total_tokens", "total tokens", lambda one: one.mean("total_tokens")),
+        ("thread_tokens", "tokens a sequence", lambda one: one.thread_tokens()),
+        ("children", "child threads", lambda one: one.mean("children")),
+    ]
+    for column, (key, title, value) in enumerate(measures):
+        ours = {
+            method: [value(one) for stage in STAGES if (one := results.get(f"{method}/{stage}"))] for method in methods
+        }
+        if key == "children":
+            ours.pop("sos+", None)
+        published = {method: list(pair) for method, pair in paper.RL[key].items() if method in ("sos+", "apr")}
+        paired_bars(axes[0, column], ours, f"{title}")
+        paired_bars(axes[1, column], published, title)
+        if key == "accuracy":
+            intervals_on_bars(axes[0, column], [results.get(f"{m}/{s}") for m in methods for s in STAGES])
+    axes[0, 0].set_ylabel("ours")
+    axes[1, 0].set_ylabel(_PAPER)
+    caption = (
+        "Before and after RL (Fig. 5): hollow bars are the supervised models, full ones those after RL. "
+        "Greedy answers to all test problems. A sequence is one thread; the paper prints no tokens a sequence "
+        "and no children for SoS+."
+    )
+    return Drawn("fig5_before_and_after_rl", caption, figure)
 
 
-def _name(evaluation: str) -> str:
-    method, _, stage = evaluation.rpartition("-")
-    names = {"apr": "APR", "apr-nested": "nested APR", "sos+": "SoS+", "sos": "SoS"}
-    stages = {"sft": "supervised", "rl": "after RL"}
-    return f"{names.get(method, method)}, {stages.get(stage, stage)}"
+@charts.styled
+def latency(results: Results) -> Drawn | None:
+    """Fig. 6: sequential tokens and measured seconds of one problem."""
+    sweep = results.config.evaluate.sweep
+    plain = {method: results.get(f"{method}/{sweep}") for method in ("sos+", "apr")}
+    curves = {method: results.sweep(method) for method in plain}
+    if not (any(curves.values()) or any(plain.values())):
+        return None
+    figure, axes = canvas(2, rows=2, height=5.8, sharey="row")
+    costs: list[tuple[str, Callable[[Answered], float | None]]] = [
+        ("sequential tokens", lambda one: one.mean("sequential_tokens")),
+        ("seconds of one problem", lambda one: seconds(one) if one.latency else None),
+    ]
+    for column, (title, cost_of) in enumerate(costs):
+        for method, free in plain.items():
+            placed = [(x, one) for one in curves[method] if (x := cost_of(one)) is not None]
+            style: dict[str, Any] = {"color": colour(method)}
+            if placed:
+                xs, ys = [spent for spent, _ in placed], [one.accuracy() for _, one in placed]
+                label = f"{method_name(method)} by condition"
+                with_interval(axes[0, column], xs, ys, label=label, marker=_MARKS[method], **style)
+            for x, one in placed:
+                d = one.evaluation.decoding
+                asked = d.bins if d.condition is None else d.condition
+                tag(axes[0, column], x, 100 * one.accuracy().mean, str(asked))
+            if free and (spent := cost_of(free)) is not None:
+                label = f"{method_name(method)}, asked for nothing"
+                with_interval(axes[0, column], [spent], [free.accuracy()], label=label, **style, **_STAR)
+        if axes[0, column].lines:
+            percent(axes[0, column], f"ours, {stage_name(sweep)}", title)
+        else:
+            charts.note(axes[0, column], "not measured")
+        for method, curve in paper.LATENCY.items():
+            low, high = curve.tokens if column == 0 else curve.seconds
+            axes[1, column].plot(
+                np.linspace(low, high, len(curve.accuracy)),
+                curve.accuracy,
+                color=colour(method),
+                marker=_MARKS[method],
+            )
+        percent(axes[1, column], _PAPER, title)
+    axes[0, 0].legend(loc="best")
+    caption = (
+        "Accuracy against latency (Fig. 6), greedy: at each point stands the number of children (APR) or "
+        "window bins (SoS+) that the prompt asks for. Seconds are of one problem at a time on this "
+        f"machine{device(results)}; the paper's are on 8 A6000 GPUs, one for the parent and seven for "
+        "children. Of the paper's points only the first and last places are printed; the others stand evenly."
+    )
+    return Drawn("fig6_latency", caption, figure)
+
+
+@charts.styled
+def enforced(results: Results) -> Drawn | None:
+    """Fig. 7: how much of RL's gain is only more children."""
+    forced = results.config.evaluate.forced
+    rows: list[tuple[str, list[Answered | None]]] = [
+        ("SoS+", [results.get(f"sos+/{stage}") for stage in STAGES]),
+        ("APR", [results.get(f"apr/{stage}") for stage in STAGES]),
+        *((f"APR, {k}\nchildren", [results.get(f"apr/{stage}", forced=k) for stage in STAGES]) for k in forced),
+    ]
+    rows = [row for row in rows if all(row[1])]
+    if not any("children" in name for name, _ in rows):
+        return None
+    figure, axes = canvas(2, rows=2, height=5.2)
+    names = [name for name, _ in rows]
+    colours = [colour("sos+" if name.startswith("SoS") else "apr") for name in names]
+    found = [[one for one in pair if one] for _, pair in rows]
+    paired_bars(
+        axes[0, 0],
+        {n: [100 * one.accuracy().mean for one in pair] for n, pair in zip(names, found, strict=True)},
+        "accuracy (%)",
+        colours,
+    )
+    intervals_on_bars(axes[0, 0], [one for pair in found for one in pair])
+    paired_bars(
+        axes[0, 1],
+        {n: [one.mean("total_tokens") for one in pair] for n, pair in zip(names, found, strict=True)},
+        "total tokens",
+        colours,
+    )
+    theirs = {"SoS+": "sos+", "APR": "apr", "APR, 10\nchildren": "apr enforced"}
+    for column, key in enumerate(("accuracy", "total_tokens")):
+        paired_bars(
+            axes[1, column],
+            {name: list(paper.RL[key][model]) for name, model in theirs.items()},
+            "accuracy (%)" if column == 0 else "total tokens",
+            [colour(model) for model in theirs.values()],
+        )
+    axes[0, 0].set_ylabel("ours")
+    axes[1, 0].set_ylabel(_PAPER)
+    caption = (
+        "Child count enforced (Fig. 7): roots held to a number of children, before (hollow) and after RL "
+        "(full). If RL's gain vanishes here, it was in the decision to search wider."
+    )
+    return Drawn("fig7_child_count_enforced", caption, figure)
+
+
+def _published_tokens(axes: Any, temperature: float) -> None:
+    """The paper's panel of Fig. 4a or 8."""
+    if temperature not in paper.APR_BY_CONDITION:
+        charts.note(axes, f"the paper has no T = {temperature:g}")
+        axes.set_title(_PAPER)
+        return
+    for values, method, style in (
+        (paper.PASS_AT_N[temperature], "sos+", {"linestyle": ":", "marker": "o"}),
+        (paper.CONS_AT_N[temperature], "sos+", {"marker": "o"}),
+        (paper.APR_BY_CONDITION[temperature], "apr", {"marker": "s"}),
+    ):
+        axes.plot(range(1, len(values) + 1), values, color=colour(method), **style)
+    percent(axes, f"{_PAPER}, T = {temperature:g}", "n of SoS+; APR's conditions in growing order")
+
+
+def _has_tokens(results: Results, temperature: float) -> bool:
+    sweep = results.config.evaluate.sweep
+    return bool(
+        results.get(f"sos+/{sweep}", temperature=temperature)
+        or results.get(f"apr/{sweep}", temperature=temperature)
+        or results.sweep("apr", temperature)
+    )
+
+
+FIGURES: tuple[Callable[[Results], Drawn | None], ...] = (total_tokens, window, before_and_after, latency, enforced)

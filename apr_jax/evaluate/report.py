@@ -1,96 +1,256 @@
-"""The report: one HTML file with table, figures and the thread-tree viewer, nothing loaded from anywhere.
+"""The report: one HTML file with claims, tables, figures and the thread-tree viewer, nothing loaded from anywhere.
 
-It is drawn from files alone: OUT/eval/*/{traces.jsonl,summary.json}, OUT/*/{sft,rl}/metrics.jsonl, OUT/config.json.
+It is drawn from files alone: RUN/config.json, RUN/eval/*, RUN/*/{sft,rl}/metrics.jsonl, RUN/data. What was not run is listed.
 """
 
 from __future__ import annotations
 
 import html
 import json
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from apr_jax.errors import UserError
-from apr_jax.evaluate import figures
+from apr_jax.evaluate import charts, controls, failures, figures, paper, tables
+from apr_jax.evaluate.claims import claims
 from apr_jax.evaluate.metrics import warnings
-from apr_jax.evaluate.run import SUMMARY, TRACES, read_traces
-from apr_jax.evaluate.viewer import page, select
+from apr_jax.evaluate.parts import Drawn, method_name
+from apr_jax.evaluate.results import Results, read_run
+from apr_jax.evaluate.viewer import link, page, select
 
 _COLUMNS = (
-    ("accuracy", "accuracy", "{:.1%}"),
-    ("total_tokens", "total tokens", "{:.0f}"),
-    ("sequential_tokens", "sequential tokens", "{:.0f}"),
+    ("total_tokens", "total tokens", "{:,.0f}"),
+    ("sequential_tokens", "sequential tokens", "{:,.0f}"),
     ("children", "children", "{:.2f}"),
-    ("max_thread_tokens", "longest thread", "{:.0f}"),
-    ("truncated", "truncated", "{:.1%}"),
+    ("max_thread_tokens", "longest thread", "{:,.0f}"),
 )
+_TITLES = {
+    "table1": "Table 1: SoS and SoS+ by temperature",
+    "table2": "Table 2: what SoS+ is trained on",
+    "table3": "Table 3: every model by temperature",
+}
 
 
-def write_run_report(run: Path) -> Path:
-    """Writes RUN/report.html and RUN/accuracy_against_*.{png,svg}; returns the page's path.
+def write_run_report(run: Path, data: Path) -> dict[str, Any]:
+    """Writes RUN/report.html and RUN/figures/*.{png,svg}; returns every number in it, for results.json.
+
+    Args:
+      data: the run's; the oracle's problems and tokenizer are there.
 
     Raises:
       UserError: the run has no evaluations.
     """
-    folders = sorted(path.parent for path in run.glob(f"eval/*/{SUMMARY}"))
-    if not folders:
-        raise UserError(f"{run}: has no eval/*/{SUMMARY}; run `apr reproduce --out {run}` first")
-    traces = {folder.name: read_traces(folder / TRACES) for folder in folders}
-    summaries = {folder.name: json.loads((folder / SUMMARY).read_text()) for folder in folders}
-    drawn = {measure: figures.accuracy_against(measure, traces) for measure in figures.LABELS}
-    figures.save(drawn["max_thread_tokens"], run / "accuracy_against_window")
-    pictures = [figures.to_svg(figure) for figure in drawn.values()] + _training(run)
-    summary = "".join(
-        [
-            _about(run),
-            *(f'<p class="warning">{html.escape(f"{name}: {text}")}</p>' for name, text in _warned(summaries)),
-            "<h2>Results</h2>",
-            _table(summaries),
-            "<h2>Figures</h2>",
-            '<div class="figures">' + "".join(f"<figure>{svg}</figure>" for svg in pictures) + "</div>",
-        ]
-    )
-    path = run / "report.html"
-    path.write_text(page(f"apr_jax: {run.name}", summary, select(traces)), encoding="utf-8")
-    return path
+    results = read_run(run, data)
+    drawn = [
+        one for figure in (*figures.FIGURES, *controls.CONTROLS) if (one := figure(results))
+    ] + controls.draw_training(training(run))
+    for one in drawn:
+        charts.save(one.figure, run / "figures" / one.name)
+    numbers = {
+        "experiment": results.config.name,
+        "seed": results.config.seed,
+        "claims": claims(results),
+        "main": tables.main_table(results),
+        "oracle": tables.oracle_table(results),
+        "tables": tables.all_tables(results),
+        "scores": tables.every_score(results),
+        "cost": results.get("apr/rl") and results.answered["apr-rl"].lanes,
+        "latency": {name: one.latency for name, one in results.answered.items() if one.latency},
+        "missing": results.missing,
+        "warnings": _warned(results),
+        "paper": paper.SOURCE,
+    }
+    traces = {name: one.traces for name, one in results.main().items()}
+    text = page(f"apr_jax: {run.name}", _summary(results, numbers, drawn), select(traces))
+    (run / "report.html").write_text(text, encoding="utf-8")
+    return numbers
 
 
-def _table(summaries: dict[str, dict[str, Any]]) -> str:
-    head = "".join(f"<th>{title}</th>" for title in ("evaluation", *(title for _, title, _ in _COLUMNS), "problems"))
-    body = []
-    for name, summary in summaries.items():
-        cells = [form.format(summary[key]) for key, _, form in _COLUMNS]
-        low, high = summary["ci95"]
-        cells[0] += f' <span class="soft">[{100 * low:.1f}, {100 * high:.1f}]</span>'
-        row = "".join(f"<td>{cell}</td>" for cell in (html.escape(name), *cells, summary["n"]))
-        body.append(f"<tr>{row}</tr>")
-    return f'<div class="card"><table><thead><tr>{head}</tr></thead><tbody>{"".join(body)}</tbody></table></div>'
+def _summary(results: Results, numbers: dict[str, Any], drawn: Sequence[Drawn]) -> str:
+    """What stands above the viewer."""
+    parts = [
+        _about(results),
+        *(f'<p class="warning">{html.escape(line)}</p>' for line in numbers["warnings"]),
+        "<h2>The paper's claims, here</h2>",
+        _claims(numbers["claims"]),
+        "<h2>Greedy answers</h2>",
+        _main(numbers),
+        "<h2>What went wrong</h2>",
+        _failures(numbers["main"]),
+        "<h2>Figures</h2>",
+        '<div class="figures">',
+        *(
+            f"<figure>{charts.to_svg(one.figure, one.caption)}<figcaption>{html.escape(one.caption)}</figcaption></figure>"
+            for one in drawn
+        ),
+        "</div>",
+        "<h2>Tables</h2>",
+        *(_temperatures(_TITLES[name], rows) for name, rows in numbers["tables"].items()),
+        _every(numbers["scores"]),
+    ]
+    if numbers["missing"]:
+        lines = "".join(f"<li>{html.escape(line)}</li>" for line in numbers["missing"])
+        parts.append(f"<h2>Not run</h2><ul>{lines}</ul>")
+    return "".join(parts)
 
 
-def _warned(summaries: dict[str, dict[str, Any]]) -> list[tuple[str, str]]:
-    return [(name, text) for name, summary in summaries.items() for text in warnings(summary, summary["method"])]
-
-
-def _about(run: Path) -> str:
-    path = run / "config.json"
-    if not path.is_file():
-        return ""
-    config = json.loads(path.read_text())
-    model, limits = config["model"], config["limits"]
+def _about(results: Results) -> str:
+    config = results.config
     return (
-        f'<p class="soft">experiment {html.escape(config["name"])}, seed {config["seed"]}: {model["layers"]} layers x '
-        f"{model['width']}, window {limits['window']}, up to {limits['children']} children a spawn. "
-        "Accuracy is of held-out problems, with a 95% Wilson interval.</p>"
+        f'<p class="soft">Experiment {html.escape(config.name)}, seed {config.seed}: {config.model.layers} layers x '
+        f"{config.model.width}, window {config.limits.window:,}, up to {config.limits.children} children a "
+        "spawn. Intervals are of 95% and of the test problems alone: Wilson for shares, a bootstrap over "
+        "problems for other means and, paired, for gaps; p is McNemar's exact test. The paper: "
+        f"{html.escape(paper.SOURCE)}; 228M parameters, one training each.</p>"
     )
 
 
-def _training(run: Path) -> list[str]:
-    """Curves of the loss and of the reward, where the run has them."""
-    found = []
-    for stage, metric, label in (("sft", "loss", "supervised loss"), ("rl", "reward", "reward of a tree")):
-        runs = {}
+def _claims(rows: list[dict[str, Any]]) -> str:
+    if not rows:
+        return '<p class="soft">None: a claim needs both methods.</p>'
+    body = []
+    for row in rows:
+        scale, form = (100, "{:.1f}") if row["unit"] == "%" else (1, "{:,.0f}")
+        sign = form.replace(":", ":+")
+        one, other = (form.format(scale * row[key]) for key in ("one", "other"))
+        gap, low, high = (sign.format(scale * row[key]) for key in ("gap", "low", "high"))
+        p = "" if row["p"] is None else f"{row['p']:.2g}"
+        note = f'<br><span class="soft">{html.escape(row["note"])}</span>' if row["note"] else ""
+        cells = (
+            html.escape(row["claim"]) + note,
+            one,
+            other,
+            f"<b>{gap}</b> {_soft(low, high)}",
+            p,
+            row["n"],
+            row["paper"],
+        )
+        body.append(cells)
+    return _table(("", "one", "other", "gap", "p", "problems", "the paper"), body)
+
+
+def _main(numbers: dict[str, Any]) -> str:
+    body: list[Sequence[Any]] = []
+    for name, row in numbers["main"].items():
+        body.append(
+            (
+                f'<a href="{html.escape(link(name))}">{html.escape(row["label"])}</a>',
+                f"{100 * row['accuracy']:.1f} {_soft(*(f'{100 * v:.1f}' for v in row['ci95']))}",
+                *(_measured(row["measures"][key], form) for key, _, form in _COLUMNS),
+                f"{row['thread_tokens']:.0f}",
+                f"{row['spawned']:.1%}",
+                f"{row['truncated']:.1%}",
+                row["n"],
+            )
+        )
+    for method, row in numbers["oracle"].items():
+        name = method_name(method)
+        body.append(
+            (
+                f"<i>{name} demonstrations: the oracle</i>",
+                _score(row["accuracy"]),
+                *(form.format(row[key]) for key, _, form in _COLUMNS),
+                "",
+                "",
+                "",
+                row["accuracy"]["n"],
+            )
+        )
+    titles = (
+        "",
+        "accuracy (%)",
+        *(title for _, title, _ in _COLUMNS),
+        "tokens a thread",
+        "spawned",
+        "truncated",
+        "problems",
+    )
+    return _table(titles, body)
+
+
+def _failures(main: dict[str, dict[str, Any]]) -> str:
+    """Kinds by evaluation; each number leads to its examples in the viewer."""
+    kinds = [kind for kind in failures.KINDS if any(kind in row["failures"] for row in main.values())]
+    if not kinds:
+        return '<p class="soft">Nothing.</p>'
+    body = []
+    for kind in kinds:
+        cells = []
+        for name, row in main.items():
+            count = row["failures"].get(kind, 0)
+            share = f"{count} <span class='soft'>({count / row['n']:.1%})</span>"
+            cells.append(f'<a href="{html.escape(link(name, show=kind))}">{share}</a>' if count else "")
+        body.append((f"<b>{kind}</b><br><span class='soft'>{html.escape(failures.KINDS[kind])}</span>", *cells))
+    return _table(("", *(html.escape(row["label"]) for row in main.values())), body)
+
+
+def _temperatures(title: str, rows: list[dict[str, Any]]) -> str:
+    temperatures = list(rows[0]["cells"])
+    body = []
+    for row in rows:
+        cells = []
+        for temperature in temperatures:
+            found = row["cells"][temperature]
+            ours = _score(found["ours"]) if found["ours"] else ("not run" if found["paper"] is not None else "")
+            theirs = "" if found["paper"] is None else f'<br><span class="soft">paper {found["paper"]:.1f}</span>'
+            cells.append(ours + theirs)
+        body.append((html.escape(row["label"]), *cells))
+    head = ("accuracy (%)", *(f"T = {temperature}" for temperature in temperatures))
+    return f"<h3>{title}</h3>" + _table(head, body)
+
+
+def _every(rows: list[dict[str, Any]]) -> str:
+    """Every evaluation with its threads, folded away."""
+    body = [
+        (
+            html.escape(row["label"]),
+            _score(row["accuracy"]),
+            *(form.format(row[key]) for key, _, form in _COLUMNS),
+            f"{row['spawned']:.1%}",
+            f"{row['truncated']:.1%}",
+            row["samples"],
+            row["accuracy"]["n"],
+        )
+        for row in rows
+    ]
+    titles = ("", "accuracy (%)", *(title for _, title, _ in _COLUMNS), "spawned", "truncated", "samples", "problems")
+    return f"<details><summary>All {len(rows)} evaluations</summary>{_table(titles, body)}</details>"
+
+
+def _table(head: Iterable[str], body: Iterable[Sequence[Any]]) -> str:
+    titles = "".join(f"<th>{title}</th>" for title in head)
+    rows = "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in body)
+    return f'<div class="card"><table><thead><tr>{titles}</tr></thead><tbody>{rows}</tbody></table></div>'
+
+
+def _score(cell: dict[str, Any]) -> str:
+    mean, low, high = (f"{100 * cell[key]:.1f}" for key in ("mean", "low", "high"))
+    return f"{mean} {_soft(low, high)}"
+
+
+def _measured(cell: dict[str, Any], form: str) -> str:
+    low, high = (form.format(cell[key]) for key in ("low", "high"))
+    return form.format(cell["mean"]) + ("" if low == high else f" {_soft(low, high)}")
+
+
+def _soft(low: str, high: str) -> str:
+    return f'<span class="soft">[{low}, {high}]</span>'
+
+
+def _warned(results: Results) -> list[str]:
+    """Every warning, but not that no tree spawned where the prompt asked for it."""
+    return [
+        f"{one.label}: {text}"
+        for one in results.answered.values()
+        for text in warnings(one.summary, "" if one.evaluation.decoding.condition == 0 else one.summary["method"])
+    ]
+
+
+def training(run: Path) -> dict[str, dict[str, list[dict[str, Any]]]]:
+    """Stage -> method -> the lines of its metrics.jsonl, where the run has them."""
+    found: dict[str, dict[str, list[dict[str, Any]]]] = {}
+    for stage in ("sft", "rl"):
         for path in sorted(run.glob(f"*/{stage}/metrics.jsonl")):
-            runs[f"{path.parent.parent.name}-{stage}"] = [json.loads(line) for line in path.read_text().splitlines()]
-        if runs:
-            found.append(figures.to_svg(figures.training_curves(runs, metric, label)))
+            lines = [json.loads(line) for line in path.read_text().splitlines()]
+            found.setdefault(stage, {})[path.parent.parent.name] = lines
     return found

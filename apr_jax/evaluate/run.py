@@ -10,6 +10,7 @@ The life of an evaluation:
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import os
@@ -31,14 +32,17 @@ from apr_jax.learn.faults import disk_errors
 from apr_jax.learn.policy import make_policy_rollout
 from apr_jax.learn.restored import Restored
 from apr_jax.learn.steps import place_whole
+from apr_jax.model.config import ModelConfig
 from apr_jax.model.sharding import make_mesh
 from apr_jax.storage import Mirror
 from apr_jax.tasks import PARALLEL, Countdown, Problem
-from apr_jax.threads import NOT_FORCED, Limits, Prompts, ThreadForest, check_prompts, make_prompts
+from apr_jax.threads import NOT_FORCED, Limits, Prompts, Schedule, ThreadForest, check_prompts, make_prompts
 from apr_jax.threads.protocol import KEYS
 
 # Of a rollout of one tree a device: docs/rollout.md has the figures.
 _FEW = (1, 4)
+# Prompts are padded to a multiple of it: a condition more in them is no new shape.
+_WIDTHS = 16
 
 TRACES, SUMMARY, SETTINGS = "traces.jsonl", "summary.json", "settings.json"
 
@@ -51,7 +55,8 @@ class Decoding:
       samples: trees a problem.
       temperature: 0 is greedy; top_k: 0 is off; top_p: 1 is off.
       window: positions a thread may occupy; None is the checkpoint's own.
-      condition: of the prompt: for how many children it asks; None asks for no number.
+      condition: of APR's prompt: for how many children it asks; None asks for no number.
+      bins: of SoS+'s prompt: for a trace of how many window bins it asks; None asks for no number.
       forced: children that the root is held to, over its spawns; None leaves it free.
       constrain: draw no token that the protocol does not allow.
     """
@@ -64,6 +69,7 @@ class Decoding:
     condition: int | None = None
     forced: int | None = None
     constrain: bool = False
+    bins: int | None = None
 
     def __post_init__(self):
         if self.samples > 1 and self.temperature <= 0:
@@ -83,12 +89,14 @@ def evaluate(
 ) -> dict[str, Any]:
     """Evaluates a checkpoint on problems, on all devices; writes `traces.jsonl` and `summary.json` into `out`.
 
+    Evaluations that differ in weights and prompts alone share a compiled rollout.
+
     Raises:
       UsageError: samples of a greedy policy, a window or number of children that doesn't fit, a condition that the model
         never saw, a problem that the tokenizer can't write, or `out` holds an evaluation with other settings.
     """
-    limits = _limits(restored, decoding)
-    prompts = _prompts(restored, problems, limits, decoding)
+    limits = limits_of(restored, decoding)
+    prompts = prompts_of(restored, problems, limits, decoding)
     settings = {
         "weights": digest(restored.params),
         "problems": hashlib.sha256(repr([(p.id, p.numbers, p.target) for p in problems]).encode()).hexdigest(),
@@ -150,14 +158,29 @@ def make_runner(restored: Restored, limits: Limits, batch: int) -> Runner:
     lanes = min(schedule.lanes, batch // mesh.size * limits.slots)
     few = tuple(count for count in _FEW if count < lanes) if batch == mesh.size else schedule.few
     schedule = dataclasses.replace(schedule, lanes=lanes, admit=min(schedule.admit, lanes), few=few)
-    rollout = make_policy_rollout(restored.config.model, limits, schedule, mesh, mesh.axis_names)
+    rollout = _rollout(restored.config.model, limits, schedule, mesh)
     return Runner(rollout, place_whole(restored.params, mesh), batch, lanes)
+
+
+def make_lone_runner(restored: Restored, limits: Limits, lanes: int) -> Runner:
+    """One tree a call on one device, every step with exactly so many lanes."""
+    mesh = make_mesh(devices=jax.local_devices()[:1])
+    schedule = restored.config.schedule
+    schedule = dataclasses.replace(schedule, lanes=lanes, admit=min(schedule.admit, lanes), few=())
+    rollout = _rollout(restored.config.model, limits, schedule, mesh)
+    return Runner(rollout, place_whole(restored.params, mesh), 1, lanes)
+
+
+@functools.lru_cache(maxsize=8)
+def _rollout(model: ModelConfig, limits: Limits, schedule: Schedule, mesh: jax.sharding.Mesh) -> Rollout:
+    """One function for each shape, so that JAX compiles it once in a process."""
+    return make_policy_rollout(model, limits, schedule, mesh, mesh.axis_names)
 
 
 def answer_one(restored: Restored, problem: Problem) -> ThreadForest:
     """The greedy tree of one problem, as a forest of one tree with numpy leaves."""
     decoding, limits = Decoding(), restored.config.limits
-    prompts = _prompts(restored, [problem], limits, decoding)
+    prompts = prompts_of(restored, [problem], limits, decoding)
     ((_, forest),) = make_runner(restored, limits, 1).stream(prompts, restored.config.seed)
     return forest
 
@@ -186,14 +209,15 @@ def _run(
             mirror.push(seldom=True)
 
 
-def _prompts(restored: Restored, problems: list[Problem], limits: Limits, decoding: Decoding) -> Prompts:
+def prompts_of(restored: Restored, problems: list[Problem], limits: Limits, decoding: Decoding) -> Prompts:
     """One prompt a tree: the samples of a problem one after the other. Raises UsageError that names what can't be asked."""
-    _check_children(restored, limits, decoding)
+    _check_conditions(restored, limits, decoding)
+    condition = decoding.bins if decoding.condition is None else decoding.condition
     task = Countdown(restored.config.task, restored.config.solver)
     ids = []
     for problem in problems:
         try:
-            prompt = [BOS, *restored.tokenizer.encode(task.prompt(problem, decoding.condition))]
+            prompt = [BOS, *restored.tokenizer.encode(task.prompt(problem, condition))]
         except ValueError as error:
             raise UsageError(f"problem {problem.id!r}: {error}") from None
         if len(prompt) > limits.window - 1:
@@ -205,7 +229,9 @@ def _prompts(restored: Restored, problems: list[Problem], limits: Limits, decodi
     sampling = {name: getattr(decoding, name) for name in ("temperature", "top_k", "top_p")}
     try:
         # A tree's identity is its place in the whole evaluation, so that a resumed one samples the same trees.
-        prompts = make_prompts(ids, max(map(len, ids), default=1), children=forced, **sampling)
+        longest = max(map(len, ids), default=1)
+        width = min(longest + -longest % _WIDTHS, limits.window)
+        prompts = make_prompts(ids, width, children=forced, **sampling)
         if ids:
             check_prompts(prompts, limits)
     except ValueError as error:
@@ -213,8 +239,8 @@ def _prompts(restored: Restored, problems: list[Problem], limits: Limits, decodi
     return prompts
 
 
-def _check_children(restored: Restored, limits: Limits, decoding: Decoding) -> None:
-    """The flags that ask for a number of children, or force one."""
+def _check_conditions(restored: Restored, limits: Limits, decoding: Decoding) -> None:
+    """The flags that ask for a number of children or of window bins, or force children."""
     solver = restored.config.solver
     most = limits.slots - 1 if limits.max_depth else 0
     for flag, count in (("--children", decoding.condition), ("--force-children", decoding.forced)):
@@ -222,13 +248,17 @@ def _check_children(restored: Restored, limits: Limits, decoding: Decoding) -> N
             raise UsageError(f"{flag} {count}: {restored.path} is a {restored.method} model; only apr has children")
     if decoding.forced is not None and not 0 <= decoding.forced <= most:
         raise UsageError(f"--force-children {decoding.forced}: must be from 0 to {most}, limits.slots less the root")
-    if decoding.condition is None:
-        return
-    if solver.condition == 0:
+    if decoding.bins is not None and restored.method != "sos+":
         raise UsageError(
-            f"--children {decoding.condition}: {restored.path} was trained without conditions (solver.condition=0)"
+            f"--bins {decoding.bins}: {restored.path} is a {restored.method} model; only sos+ has window bins"
         )
-    if not 0 <= decoding.condition <= solver.max_children:
+    for flag, count in (("--children", decoding.condition), ("--bins", decoding.bins)):
+        if count is not None and solver.condition == 0:
+            raise UsageError(f"{flag} {count}: {restored.path} was trained without conditions (solver.condition=0)")
+    bins = -(-restored.config.limits.window // solver.window_bin)
+    if decoding.bins is not None and not 1 <= decoding.bins <= bins:
+        raise UsageError(f"--bins {decoding.bins}: must be from 1 to {bins}, bins of {solver.window_bin} in the window")
+    if decoding.condition is not None and not 0 <= decoding.condition <= solver.max_children:
         raise UsageError(f"--children {decoding.condition}: the model was trained on 0 to {solver.max_children}")
 
 
@@ -247,7 +277,8 @@ def read_traces(path: Path) -> list[dict[str, Any]]:
     return traces
 
 
-def _limits(restored: Restored, decoding: Decoding) -> Limits:
+def limits_of(restored: Restored, decoding: Decoding) -> Limits:
+    """The checkpoint's limits, as the decoding wants them. Raises UsageError for a window beyond the trained one."""
     limits, window = restored.config.limits, decoding.window
     if window is not None and not 2 <= window <= limits.window:
         raise UsageError(f"--window {window}: must be from 2 to {limits.window}, the window the model was trained with")

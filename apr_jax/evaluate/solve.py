@@ -11,6 +11,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from apr_jax.evaluate.failures import failure
 from apr_jax.evaluate.run import answer_one
 from apr_jax.evaluate.trace import to_trace
 from apr_jax.evaluate.viewer import write_tree_page
@@ -32,6 +33,7 @@ def solve(restored: Restored, problem: Problem, html: Path | None) -> dict[str, 
     (answer,) = extract_answers(forest, restored.tokenizer)
     task = Countdown(restored.config.task, restored.config.solver)
     trace = to_trace(forest, 0, problem, 0, answer, task, restored.tokenizer)
+    trace["failure"] = failure(trace, task)
     if console.is_terminal:
         play_tree(forest, console)
     show_tree(forest, trace, console)

@@ -2,14 +2,25 @@
 
 import dataclasses
 import json
+import os
+import shutil
 
 import pytest
 
 from apr_jax import reproduce
-from apr_jax.errors import UsageError
+from apr_jax.errors import UsageError, UserError
+from apr_jax.evaluate import suite
 from apr_jax.learn.checkpoint import load_checkpoint
+from apr_jax.learn.kept import keep
 
 EVALUATIONS = ("sos+-sft", "sos+-rl", "apr-sft", "apr-rl")
+
+
+@pytest.fixture(scope="module")
+def config(config):
+    """With every kind of evaluation."""
+    wanted = {"children": (2,), "bins": (1,), "forced": (2,), "timed": 2}
+    return dataclasses.replace(config, evaluate=dataclasses.replace(config.evaluate, **wanted))
 
 
 @pytest.fixture(scope="module")
@@ -42,9 +53,16 @@ def test_everything_is_left_in_the_run(run, config):
         summary = json.loads((run / "eval" / name / "summary.json").read_text())
         assert summary["n"] == config.data.heldout // 2 or summary["n"] > 0
     results = json.loads((run / "results.json").read_text())
-    assert set(results["summaries"]) == set(EVALUATIONS)
+    assert set(results["main"]) == set(EVALUATIONS)
+    declared = [
+        one for one in suite.declare(config.evaluate) if one.model in ("sos+/sft", "sos+/rl", "apr/sft", "apr/rl")
+    ]
+    assert {row["name"] for row in results["scores"]} == {one.name for one in declared} == set(os.listdir(run / "eval"))
+    assert set(results["latency"]) == {one.name for one in suite.timed(config.evaluate)}
+    assert [row["lanes"] for row in results["cost"]["rows"]] == [1, 2, 4, 5]
     page = (run / "report.html").read_text()
     assert all(name in page for name in EVALUATIONS)
+    assert len(list((run / "figures").glob("*.svg"))) == page.count("<figcaption>") >= 8
 
 
 def test_the_held_out_problems_were_never_trained_on(run):
@@ -67,12 +85,11 @@ def test_a_second_start_only_shows_the_results(run, config, capsys):
     assert {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file()} == before
     reproduce.show_results(run)
     said = capsys.readouterr().out.replace("\n", "")
-    assert "apr after rl" in said and "report.html" in said and "accuracy_against_window.png" in said
+    assert "APR after RL" in said and "report.html" in said and "same window, after RL" in said
+    assert "not run" in said and "SoS: there is no trained model (sos/sft)" in said
 
 
 def test_a_lost_stage_is_made_again_with_all_that_follows(run, config, tmp_path):
-    import shutil
-
     copy = tmp_path / "copy"
     shutil.copytree(run, copy)
     (copy / "eval" / "apr-sft" / "summary.json").unlink()
@@ -80,6 +97,29 @@ def test_a_lost_stage_is_made_again_with_all_that_follows(run, config, tmp_path)
     reproduce.reproduce(config, copy)
     assert (copy / "eval" / "apr-sft" / "summary.json").is_file()
     assert (copy / "report.html").stat().st_mtime_ns > old
+
+
+def test_only_figures_evaluates_the_models_that_are_there(run, config, tmp_path, capsys):
+    """A kept file is a model as good as a checkpoint; another suite is no other run; nothing is trained."""
+    for folder in ("sos+/sft", "data"):
+        shutil.copytree(run / folder, tmp_path / folder)
+    keep(load_checkpoint(run / "apr" / "rl"), tmp_path / "apr-rl.safetensors")
+    reproduce.reproduce(config, tmp_path, only_figures=True)
+    few = dataclasses.replace(config.evaluate, problems=2, samples=3, sweep="rl", timed=0)
+    reproduce.reproduce(dataclasses.replace(config, evaluate=few), tmp_path, only_figures=True)
+    said = capsys.readouterr().err
+    assert "left: " in said and "about 1 min" in said
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert set(results["main"]) == {"sos+-sft", "apr-rl"} and "apr-rl-c2-p2" in {
+        row["name"] for row in results["scores"]
+    }
+    assert not (tmp_path / "apr").exists()
+    assert "APR: there is no trained model (apr/sft)" in results["missing"]
+
+
+def test_only_figures_without_a_model(config, tmp_path):
+    with pytest.raises(UserError, match=r"has no model to evaluate; train with `apr reproduce"):
+        reproduce.reproduce(config, tmp_path, only_figures=True)
 
 
 def test_another_config_in_the_same_folder_is_refused(run, config):

@@ -6,6 +6,7 @@ import re
 
 import pytest
 
+from apr_jax.config import to_dict
 from apr_jax.errors import UserError
 from apr_jax.evaluate.report import write_run_report
 from apr_jax.evaluate.run import evaluate, read_traces
@@ -46,12 +47,13 @@ def run(checkpoint, data_dir, tmp_path_factory):
     folder = tmp_path_factory.mktemp("report")
     restored = load_checkpoint(checkpoint)
     evaluate(restored, load_problems(data_dir / "test.jsonl"), folder / "eval" / "apr-sft", progress=False)
+    (folder / "config.json").write_text(json.dumps(to_dict(restored.config)))
     return folder
 
 
-def test_report_of_a_run(run):
-    path = write_run_report(run)
-    text = path.read_text()
+def test_report_of_a_run(run, data_dir):
+    numbers = write_run_report(run, data_dir)
+    text = (run / "report.html").read_text()
     page = Page(text)
     assert page.links == []
     assert set(re.findall(r"https?://([^/\"]*)", text)) <= {"www.w3.org", "purl.org", "creativecommons.org"}, (
@@ -67,9 +69,10 @@ def test_report_of_a_run(run):
         assert ["".join(piece for piece in thread if piece not in SILENT) for thread in pieces] == [
             thread["text"] for thread in line["threads"]
         ]
-        assert trace["correct"] is line["correct"]
-    assert "svg" in page.tags and "table" in page.tags
-    assert (run / "accuracy_against_window.png").stat().st_size > 1000
+        assert trace["correct"] is line["correct"] and (trace["failure"] == "") is line["correct"]
+    assert page.tags.count("figcaption") == len(list((run / "figures").glob("*.png"))) > 1 and "table" in page.tags
+    assert numbers["main"]["apr-sft"]["n"] == len(traces) == numbers["oracle"]["apr"]["accuracy"]["n"]
+    assert "SoS+: there is no trained model (sos+/sft)" in numbers["missing"] and "there is no trained model" in text
 
 
 def test_no_text_breaks_out_of_the_page(run, tmp_path):
@@ -108,8 +111,8 @@ def test_every_kind_of_failure_has_examples_and_the_page_stays_small(run):
 
 
 def test_a_run_without_evaluations_is_named(tmp_path):
-    with pytest.raises(UserError, match=r"has no eval/\*/summary.json; run `apr reproduce"):
-        write_run_report(tmp_path)
+    with pytest.raises(UserError, match=r"has no config.json; run `apr reproduce"):
+        write_run_report(tmp_path, tmp_path)
 
 
 def test_a_damaged_line_is_named(run, tmp_path):

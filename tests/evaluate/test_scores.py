@@ -2,7 +2,8 @@
 
 import pytest
 
-from apr_jax.evaluate.metrics import accuracy_within, canonical, consensus, summarize, warnings, wilson
+from apr_jax.data.statistics import wilson
+from apr_jax.evaluate.metrics import accuracy_within, canonical, consensus, summarize, warnings
 
 RIGHT, SWAPPED, WRONG = ["22+26=48", "48-2=46"], ["26+22=48", "48-2=46"], ["22*2=44", "44+26=70"]
 
@@ -16,20 +17,6 @@ def trace(name, sample, correct, solution=None, status="DONE", **measures):
         | measures
         | {"threads": threads}
     )
-
-
-@pytest.mark.parametrize(
-    ("successes", "n", "low", "high"),
-    [
-        (0, 0, 0.0, 1.0),
-        (0, 10, 0.0, 0.27753),  # z^2 / (n + z^2)
-        (10, 10, 0.72247, 1.0),
-        (8, 10, 0.49016, 0.94331),  # Agresti and Coull's example values, to five digits by hand.
-        (850, 1000, 0.82653, 0.87079),
-    ],
-)
-def test_wilson(successes, n, low, high):
-    assert wilson(successes, n) == pytest.approx((low, high), abs=2e-5)
 
 
 def test_summary_of_single_answers():

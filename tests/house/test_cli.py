@@ -155,7 +155,7 @@ def test_solve_prints_the_tree_and_writes_its_viewer(checkpoint, tmp_path, capsy
     assert run(["solve", "3 4 5 -> 12", "--checkpoint", str(checkpoint), "--html", str(page)]) == 0
     said = capsys.readouterr().out
     assert "root" in said and "tokens" in said and str(page) in said.replace("\n", "")
-    assert "3,4,5:12" in page.read_text()
+    assert "3 4 5 -&gt; 12" in page.read_text()
 
 
 def test_eval_from_the_command_line(checkpoint, tmp_path):

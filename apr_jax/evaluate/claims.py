@@ -1,0 +1,172 @@
+"""The paper's claims, put to this run: each a gap between two evaluations of the same problems, with its interval.
+
+A claim compares one evaluation with another at equal cost: the same window, at most the same total tokens, at most the same
+seconds. Where the serial model cannot spend as much as the parallel one took, the note says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from apr_jax.evaluate import paper
+from apr_jax.evaluate.results import Answered, Results, Score
+from apr_jax.evaluate.statistics import paired_gap
+from apr_jax.evaluate.suite import STAGES
+
+WORDS = {"sft": "supervised", "rl": "after RL"}
+
+
+def claims(results: Results) -> list[dict[str, Any]]:
+    """Every claim whose evaluations are there.
+
+    Returns:
+      rows with `claim`, `one` and `other` (scores), `gap`, `low`, `high`, `p` (McNemar; None without), `n` problems, `unit`
+      ("%" or "tokens"), `paper` (their figures, in words) and `note`.
+    """
+    found: Iterable[dict[str, Any] | None] = (
+        *(_window(results, stage) for stage in reversed(STAGES)),
+        *(_tokens(results, stage) for stage in reversed(STAGES)),
+        _latency(results),
+        _sequential(results),
+        *(_rl(results, method) for method in ("apr", "sos+", "enforced")),
+        *(_budget(results, stage) for stage in reversed(STAGES)),
+    )
+    return [row for row in found if row]
+
+
+def _window(results: Results, stage: str) -> dict[str, Any] | None:
+    one, other = results.get(f"apr/{stage}"), results.get(f"sos+/{stage}")
+    if not (one and other):
+        return None
+    published = _published("window") if stage == "rl" else ""
+    return _row(f"same window, {WORDS[stage]}: APR, SoS+", one.accuracy(), other.accuracy(), published)
+
+
+def _tokens(results: Results, stage: str) -> dict[str, Any] | None:
+    """The best APR point at the highest temperature against SoS+'s votes over as many samples as its tokens pay for."""
+    temperature = max(results.config.evaluate.temperatures, default=0.0)
+    points = [results.get(f"apr/{stage}", temperature=temperature), *_swept(results, "apr", stage, temperature)]
+    serial = results.get(f"sos+/{stage}", temperature=temperature)
+    parallel = [one for one in points if one]
+    if not (serial and parallel and temperature):
+        return None
+    best = max(parallel, key=lambda one: one.accuracy().mean)
+    tokens = best.mean("total_tokens")
+    enough = (n for n, (*_, spent) in enumerate(serial.by_n, start=1) if spent >= tokens)
+    n = next(enough, len(serial.by_n))
+    _, agreed, spent = serial.by_n[n - 1]
+    note = f"{best.label}: {tokens:,.0f} tokens; {n} samples of SoS+: {spent:,.0f}"
+    published = _published("tokens") if stage == "sft" else ""
+    return _row(f"same total tokens, {WORDS[stage]}: APR, SoS+ cons@{n}", best.accuracy(), agreed, published, note)
+
+
+def _latency(results: Results) -> dict[str, Any] | None:
+    """The best APR point against the best of SoS+ that takes no longer."""
+    pair = _at_equal(results, lambda one: seconds(one) if one.latency else None)
+    if pair is None:
+        return None
+    one, other = pair
+    note = f"{one.label}: {seconds(one):.2f} s; {other.label}: {seconds(other):.2f} s"
+    return _row("same seconds of one problem: APR, SoS+", one.accuracy(), other.accuracy(), _published("latency"), note)
+
+
+def _sequential(results: Results) -> dict[str, Any] | None:
+    """Sequential tokens of the most accurate point of each."""
+    best = [_best(_points(results, method)) for method in ("apr", "sos+")]
+    if not (best[0] and best[1]):
+        return None
+    one, other = (each.measure("sequential_tokens") for each in best if each)
+    return _row(
+        "sequential tokens of the best point: APR, SoS+",
+        one,
+        other,
+        "under 2,500 against 3,000",
+        f"{best[0].label}; {best[1].label}",
+        unit="tokens",
+    )
+
+
+def _rl(results: Results, method: str) -> dict[str, Any] | None:
+    forced = results.config.evaluate.forced
+    if method == "enforced":
+        if not forced:
+            return None
+        before, after = (results.get(f"apr/{stage}", forced=forced[-1]) for stage in STAGES)
+        what = f"RL's gain, APR held to {forced[-1]} children"
+    else:
+        before, after = (results.get(f"{method}/{stage}") for stage in STAGES)
+        what = f"RL's gain, {'APR' if method == 'apr' else 'SoS+'}"
+    if not (before and after):
+        return None
+    return _row(what, after.accuracy(), before.accuracy(), _published(f"rl {method}"))
+
+
+def _budget(results: Results, stage: str) -> dict[str, Any] | None:
+    """The paper sees no gain of parallel search below one window of total tokens."""
+    one, other = results.get(f"apr/{stage}"), results.get(f"sos+/{stage}")
+    if not (one and other):
+        return None
+    window = results.config.limits.window
+    return _row(
+        f"at most {window:,} total tokens, {WORDS[stage]}: APR, SoS+",
+        one.within("total_tokens", window),
+        other.within("total_tokens", window),
+        "about equal at 4,000 and below" if stage == "sft" else "",
+        "a tree that took more counts as wrong",
+    )
+
+
+def seconds(one: Answered) -> float:
+    """Mean over the timed problems of their median seconds."""
+    assert one.latency
+    values = list(one.latency["seconds"].values())
+    return sum(values) / len(values)
+
+
+def _points(results: Results, method: str) -> list[Answered]:
+    """The greedy points of Fig. 6: the swept model, with and without conditions."""
+    plain = results.get(f"{method}/{results.config.evaluate.sweep}")
+    return [one for one in (*results.sweep(method), plain) if one]
+
+
+def _swept(results: Results, method: str, stage: str, temperature: float) -> list[Answered]:
+    return results.sweep(method, temperature) if stage == results.config.evaluate.sweep else []
+
+
+def _best(points: list[Answered]) -> Answered | None:
+    return max(points, key=lambda one: one.accuracy().mean, default=None)
+
+
+def _at_equal(results: Results, cost: Callable[[Answered], float | None]) -> tuple[Answered, Answered] | None:
+    """The best APR point, and the best of SoS+ that costs no more."""
+    one = _best([point for point in _points(results, "apr") if cost(point) is not None])
+    if one is None:
+        return None
+    most = cost(one) or 0.0
+    other = _best([point for point in _points(results, "sos+") if (spent := cost(point)) is not None and spent <= most])
+    return (one, other) if other else None
+
+
+def _published(key: str) -> str:
+    one, other = paper.CLAIMS[key]
+    return f"{one:.1f} against {other:.1f} ({one - other:+.1f})"
+
+
+def _row(claim: str, one: Score, other: Score, published: str, note: str = "", unit: str = "%") -> dict[str, Any]:
+    gap = paired_gap(one.values, other.values)
+    shared = [name for name in one.values if name in other.values]
+    means = [sum(score.values[name] for name in shared) / len(shared) for score in (one, other)]
+    return {
+        "claim": claim,
+        "one": means[0],
+        "other": means[1],
+        "gap": gap.gap,
+        "low": gap.low,
+        "high": gap.high,
+        "p": gap.p if unit == "%" else None,
+        "n": gap.n,
+        "unit": unit,
+        "paper": published,
+        "note": note,
+    }

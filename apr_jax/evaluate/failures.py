@@ -1,0 +1,127 @@
+"""What went wrong in a tree, as one word, from its trace and the task alone.
+
+The life of a verdict on a wrong tree, first rule that holds:
+1. Its root ran out of window or budget: `truncated`; broke the protocol: `malformed`.
+2. A right solution stood in some thread, but did not become the answer: `truncated` if that thread was cut short, else `join`
+   (the child did not join it, or the parent dropped it or copied it wrongly).
+3. It claims a solution that is wrong: the kind of the first fault in the tree, or `claim` if there is none.
+4. The first event that lost the solution: a decisive fault (`arithmetic`, `bookkeeping`, `message`: `tasks.base.Fault`), a
+   thread that was `truncated` or `malformed`, a message that was `refused` a thread; the latter count if their state had
+   a solution.
+5. Nothing of it: every step was legal, and what leads to the solution was never searched: `coverage`.
+
+The order of events is that of the sequential clock at which a thread began. Where the task cannot read the traces, rules 1 to
+4 see what the protocol shows, and 5 is called `search`.
+"""
+
+from __future__ import annotations
+
+import collections
+import re
+from collections.abc import Iterable
+from typing import Any
+
+from apr_jax.tasks import Problem, Reading, Spawn, Task, Thread
+
+Trace = dict[str, Any]
+KINDS = {
+    "arithmetic": "a wrong equation, or a hit that was not seen",
+    "bookkeeping": "numbers lost or made up, a step from a state that was never reached, a state left out",
+    "message": "a child was told something that does not follow from its parent's state",
+    "join": "a right solution stood in the tree and did not become the answer",
+    "claim": "a wrong solution is claimed, and no wrong step led to it",
+    "coverage": "every step is right, and what leads to the solution was never searched",
+    "search": "no solution was found; this task's traces are not read",
+    "truncated": "a thread ran out of window or budget",
+    "malformed": "a thread broke the protocol",
+    "refused": "a message got no thread",
+}
+_CUT = ("OUT_OF_WINDOW", "OUT_OF_BUDGET")
+_BROKEN = ("MALFORMED", "NO_ANSWER")
+_PIECES = re.compile(r"<msg>([^<]*)")
+
+
+def failure(trace: Trace, task: Task) -> str:
+    """The kind of failure, a key of KINDS; "" for a right answer."""
+    if trace["correct"]:
+        return ""
+    problem = Problem(trace["id"], tuple(trace["numbers"]), trace["target"])
+    root = trace["threads"][0]
+    ended = _end(root["status"])
+    if ended:
+        return ended
+    threads = {thread["slot"]: as_thread(thread) for thread in trace["threads"]}
+    readings = {
+        thread["slot"]: task.examine(problem, threads[thread["slot"]], bool(_end(thread["status"])))
+        for thread in trace["threads"]
+    }
+    for thread in trace["threads"]:
+        reading = readings[thread["slot"]]
+        answer = threads[thread["slot"]].answer
+        if (reading and reading.found) or (thread["slot"] and task.verify(problem, answer).correct):
+            return _end(thread["status"]) or "join"
+    ordered = sorted(trace["threads"], key=lambda thread: (thread["start"], thread["slot"]))
+    faults = [fault for thread in ordered if (read := readings[thread["slot"]]) for fault in read.faults]
+    if trace["claimed"]:
+        return faults[0].kind if faults else "claim"
+    lost = (
+        kind
+        for thread in ordered
+        for kind in (
+            *_losses(thread, readings[thread["slot"]]),
+            *("refused" for message in refused(thread, trace["threads"]) if _is_hopeful(message, problem, task)),
+        )
+    )
+    return next(lost, "search" if readings[root["slot"]] is None else "coverage")
+
+
+def label(traces: Iterable[Trace], task: Task) -> list[Trace]:
+    """The traces with their `failure`."""
+    return [trace | {"failure": failure(trace, task)} for trace in traces]
+
+
+def count(traces: Iterable[Trace]) -> dict[str, int]:
+    """Kind -> labelled trees of it, the most frequent first; right answers aside."""
+    return dict(collections.Counter(trace["failure"] for trace in traces if trace["failure"]).most_common())
+
+
+def refused(thread: dict[str, Any], threads: list[dict[str, Any]]) -> list[str]:
+    """The messages of closed spawns that got no thread: those of a block are started in order, so its last ones."""
+    blocks = [text for kind, text in thread["spans"] if kind == "spawn" and text.endswith("</spawn>")]
+    started = collections.Counter(one["round"] for one in threads if one["parent"] == thread["slot"])
+    return [message for place, block in enumerate(blocks) for message in _PIECES.findall(block)[started[place] :]]
+
+
+def as_thread(thread: dict[str, Any]) -> Thread:
+    """A traced thread in the form of a demonstrated one; its children have a prompt alone."""
+    body: list[str | Spawn] = []
+    answer = ""
+    prompt = ""
+    for kind, text in thread["spans"]:
+        if kind == "given" and not body:
+            prompt = text
+        elif kind == "sampled":
+            body.append(text.split("<")[0])
+        elif kind == "spawn":
+            body.append(Spawn(tuple(Thread(message, (), "") for message in _PIECES.findall(text))))
+        elif kind == "join" and thread["status"] == "DONE":
+            answer = text.removeprefix("<join>")
+    # A child that was told nothing is no root.
+    return Thread((prompt or "<msg>") if thread["depth"] else "", tuple(part for part in body if part), answer)
+
+
+def _losses(thread: dict[str, Any], reading: Reading | None) -> Iterable[str]:
+    """Kinds of what lost the solution in one thread's own text, in order."""
+    yield from (fault.kind for fault in (reading.faults if reading else ()) if fault.decisive)
+    if (ended := _end(thread["status"])) and (reading is None or reading.hopeful):
+        yield ended
+
+
+def _is_hopeful(message: str, problem: Problem, task: Task) -> bool:
+    reading = task.examine(problem, Thread(message, (), ""), True)
+    return reading is None or reading.hopeful
+
+
+def _end(status: str) -> str:
+    """What a status other than DONE says."""
+    return "truncated" if status in _CUT else "malformed" if status in _BROKEN else ""

@@ -1,0 +1,89 @@
+"""The published figures that stand beside ours: Pan, Li, Lian et al., "Learning Adaptive Parallel Reasoning with Language
+Models", arXiv 2504.15466 (2025). 228M parameters, window 4,096, 1,000 test problems; accuracy in percent, one training each.
+
+The paper prints the accuracy of each point of a curve, but of few its place; those are given as (first, last).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+SOURCE = "Pan, Li, Lian et al. (2025), arXiv 2504.15466"
+
+# Fig. 4b: accuracy at the whole window of 4,096, after RL.
+WINDOW = 4_096
+AT_WINDOW = {"sos+/rl": 60.0, "apr/rl": 83.4}
+
+# Fig. 4a and 8, temperature -> accuracy of APR as the child condition grows, and of SoS+ with n = 1 to 8 samples.
+APR_BY_CONDITION = {
+    0.1: (57.9, 64.7, 68.8, 72.8, 75.0, 76.5, 78.8, 80.8, 83.3),
+    0.5: (57.6, 65.9, 68.5, 73.6, 75.6, 77.5, 79.3, 81.9, 83.8),
+    1.0: (53.5, 61.5, 65.3, 67.9, 69.8, 75.2, 76.9, 74.0, 80.1),
+}
+PASS_AT_N = {
+    0.1: (59.8, 61.6, 62.8, 63.5, 64.1, 64.4, 64.4, 64.6),
+    0.5: (58.9, 63.6, 64.5, 65.5, 65.9, 66.6, 67.1, 67.4),
+    1.0: (57.3, 63.3, 64.4, 65.7, 66.5, 67.5, 67.8, 68.4),
+}
+CONS_AT_N = {
+    0.1: (59.8, 60.9, 62.6, 63.0, 63.2, 63.6, 64.0, 64.1),
+    0.5: (58.9, 62.4, 63.5, 64.2, 64.9, 65.7, 65.9, 66.5),
+    1.0: (57.3, 62.6, 63.0, 64.6, 65.5, 65.8, 66.6, 66.4),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Curve:
+    """Attributes:
+    accuracy: of each point, the cheapest first.
+    tokens: sequential tokens of the first and the last one.
+    seconds: latency of the first and the last one, on 8 A6000 GPUs.
+    """
+
+    accuracy: tuple[float, ...]
+    tokens: tuple[float, float]
+    seconds: tuple[float, float]
+
+
+# Fig. 6.
+LATENCY = {
+    "apr": Curve((53.5, 61.5, 65.3, 67.9, 69.8, 75.2, 76.9, 80.1), (1_800, 2_450), (3.6, 6.6)),
+    "sos+": Curve((45.1, 51.0, 56.7, 56.9, 57.3), (1_200, 2_900), (2.0, 5.0)),
+}
+
+# Fig. 5 and 7: measure -> model -> (before, after RL). "apr enforced": the child count held at 10.
+RL: dict[str, dict[str, tuple[float, float]]] = {
+    "accuracy": {"sos+": (57.3, 60.0), "apr": (75.5, 83.4), "apr enforced": (83.2, 83.3)},
+    "total_tokens": {"sos+": (2_201, 2_660), "apr": (10_964, 16_720), "apr enforced": (19_895, 22_265)},
+    "thread_tokens": {"apr": (1_471, 1_796)},
+    "children": {"apr": (6.1, 8.2)},
+}
+
+# Tables 1 to 3: model -> temperature -> accuracy.
+TABLE_1 = {
+    "sos/sft": {0.0: 49.5, 0.1: 49.6, 0.5: 47.1, 1.0: 37.9},
+    "sos+/sft": {0.0: 57.3, 0.1: 57.1, 0.5: 52.0, 1.0: 48.1},
+}
+TABLE_2 = {
+    "sos+/sft": {0.0: 57.3, 1.0: 48.1},
+    "sos+beam15/sft": {0.0: 50.9, 1.0: 42.5},
+    "sos+rejection/sft": {0.0: 56.5, 1.0: 54.5},
+}
+TABLE_3 = {
+    "sos+/sft": {0.0: 57.3, 0.1: 57.1, 0.5: 52.0, 1.0: 48.1},
+    "sos+/rl": {0.0: 60.0, 0.1: 59.3, 0.5: 59.1, 1.0: 58.1},
+    "apr/sft": {0.0: 75.5, 0.1: 75.9, 0.5: 74.9, 1.0: 67.8},
+    "apr/rl": {0.0: 83.4, 0.1: 82.9, 0.5: 81.3, 1.0: 76.4},
+    "apr/sft enforced": {0.0: 83.2, 0.1: 83.3, 0.5: 83.8, 1.0: 80.1},
+    "apr/rl enforced": {0.0: 83.3, 0.1: 83.3, 0.5: 83.8, 1.0: 81.9},
+}
+
+# What the paper claims, as (one, other) in percent.
+CLAIMS = {
+    "window": (83.4, 60.0),
+    "tokens": (80.1, 66.6),
+    "latency": (75.2, 57.3),
+    "rl apr": (83.4, 75.5),
+    "rl sos+": (60.0, 57.3),
+    "rl enforced": (83.3, 83.2),
+}

@@ -1,0 +1,141 @@
+"""Which evaluations a run has: declared once, and every figure and table is drawn from them.
+
+The life of a figure:
+1. `declare` lists the evaluations that the config asks for, as values; the models that a run may hold are in MODELS.
+2. `apr reproduce` makes each of them whose model is there a stage: RUN/eval/NAME (`evaluate/run`). All greedy ones come first.
+3. `evaluate/results` reads what is there; a figure whose evaluations are missing is left out, and the report says so.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from apr_jax.config import EvalConfig, Experiment
+from apr_jax.errors import UsageError
+from apr_jax.evaluate.run import Decoding
+from apr_jax.learn.checkpoint import FOLDER
+from apr_jax.learn.kept import SUFFIX
+
+# Folder of the checkpoint in a run -> what the tables call it. `apr reproduce` trains sos+ and apr; whoever trains one of the
+# others into its folder has it evaluated with them.
+MODELS = {
+    "sos/sft": "SoS",
+    "sos+/sft": "SoS+",
+    "sos+/rl": "SoS+ after RL",
+    "apr/sft": "APR",
+    "apr/rl": "APR after RL",
+    "apr-nested/sft": "nested APR",
+    "apr-nested/rl": "nested APR after RL",
+    "sos+beam15/sft": "SoS+, beam 15",
+    "sos+rejection/sft": "SoS+, rejection sampling",
+}
+STAGES = ("sft", "rl")
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """One evaluation of a run.
+
+    Attributes:
+      model: a key of MODELS.
+      decoding: how its trees are decoded.
+      problems: the first so many of the test problems; None takes all.
+    """
+
+    model: str
+    decoding: Decoding = dataclasses.field(default_factory=Decoding)
+    problems: int | None = None
+
+    @property
+    def name(self) -> str:
+        """Its folder in RUN/eval: the model, then what differs from one greedy answer to every problem."""
+        d = self.decoding
+        parts = [
+            self.model.replace("/", "-"),
+            f"t{d.temperature:g}" if d.temperature else "",
+            f"c{d.condition}" if d.condition is not None else "",
+            f"b{d.bins}" if d.bins is not None else "",
+            f"f{d.forced}" if d.forced is not None else "",
+            f"n{d.samples}" if d.samples > 1 else "",
+            f"p{self.problems}" if self.problems is not None else "",
+        ]
+        return "-".join(filter(None, parts))
+
+    @property
+    def is_conditioned(self) -> bool:
+        """Whether its prompts state a condition."""
+        return self.decoding.condition is not None or self.decoding.bins is not None
+
+
+def declare(config: EvalConfig) -> tuple[Evaluation, ...]:
+    """Every evaluation of a run with all models, the plain greedy ones first."""
+    plain = [Evaluation(model) for model in MODELS]
+    few = config.problems
+    found = plain + [
+        Evaluation(model, Decoding(samples=_samples(model, config), temperature=temperature), few)
+        for temperature in config.temperatures
+        for model in MODELS
+    ]
+    parallel, serial = f"apr/{config.sweep}", f"sos+/{config.sweep}"
+    for temperature in (0.0, *config.temperatures):
+        found += [
+            Evaluation(parallel, Decoding(temperature=temperature, condition=count), few) for count in config.children
+        ]
+        for forced in config.forced:
+            if temperature == 0 or forced == config.forced[-1]:
+                found += [
+                    Evaluation(f"apr/{stage}", Decoding(temperature=temperature, forced=forced), few)
+                    for stage in STAGES
+                ]
+    found += [Evaluation(serial, Decoding(bins=bins), few) for bins in config.bins]
+    return tuple(dict.fromkeys(found))
+
+
+def timed(config: EvalConfig) -> tuple[Evaluation, ...]:
+    """Those whose problems are also answered one at a time, for their seconds: the greedy ones of Fig. 6."""
+    if not config.timed:
+        return ()
+    names = [f"{method}/{stage}" for method in ("sos+", "apr") for stage in STAGES]
+    return tuple(
+        one
+        for one in declare(config)
+        if one.decoding.temperature == 0 and one.decoding.forced is None and one.model in names
+    )
+
+
+def laned(config: EvalConfig) -> tuple[Evaluation, ...]:
+    """Those whose problems are also answered on several numbers of lanes, for the cost model."""
+    return tuple(one for one in timed(config) if one == Evaluation("apr/rl"))
+
+
+def check(config: Experiment) -> None:
+    """Refuses a suite that the config's models cannot answer, before anything runs.
+
+    Raises:
+      UsageError: names the field, the value and what would be right.
+    """
+    solver, limits = config.solver, config.limits
+    slots = limits.slots - 1 if limits.max_depth else 0
+    bins = -(-limits.window // solver.window_bin)
+    for field, low, high in (("children", 0, solver.max_children), ("bins", 1, bins), ("forced", 0, slots)):
+        values = getattr(config.evaluate, field)
+        if any(not low <= value <= high for value in values):
+            raise UsageError(f"evaluate.{field}={values}: must be from {low} to {high}")
+        if values and field != "forced" and not solver.condition:
+            raise UsageError(
+                f"evaluate.{field}={values}: the models are trained without conditions (solver.condition=0)"
+            )
+
+
+def model_of(run: Path, model: str) -> Path | None:
+    """Where a run has a model: a trained one in RUN/<method>/<stage>, or a kept file RUN/<method>-<stage>.safetensors."""
+    trained, kept = run / model, run / f"{model.replace('/', '-')}{SUFFIX}"
+    if (trained / FOLDER).is_dir():
+        return trained
+    return kept if kept.is_file() else None
+
+
+def _samples(model: str, config: EvalConfig) -> int:
+    """pass@n and cons@n are drawn for SoS+, whose samples compete with APR's threads."""
+    return config.samples if model in ("sos+/sft", "sos+/rl") else 1

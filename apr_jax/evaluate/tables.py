@@ -1,0 +1,100 @@
+"""Tables 1 to 3 of the paper and those of this report, as plain rows: the report and results.json take them from here.
+
+A cell that holds a score is {"mean", "low", "high", "n"}; the paper's figure beside it is `paper`, in percent.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from apr_jax.evaluate import failures, paper
+from apr_jax.evaluate.metrics import summarize
+from apr_jax.evaluate.results import Answered, Results, Score, share
+from apr_jax.evaluate.suite import MODELS
+
+_MEASURES = ("total_tokens", "sequential_tokens", "children", "max_thread_tokens")
+
+
+def cell(score: Score) -> dict[str, Any]:
+    """A score as JSON."""
+    return {"mean": score.mean, "low": score.low, "high": score.high, "n": len(score.values)}
+
+
+def main_table(results: Results) -> dict[str, dict[str, Any]]:
+    """Name -> the plain greedy evaluation: its summary, its label, intervals of its measures, and failures by kind."""
+    found = {}
+    for name, one in results.main().items():
+        kinds = failures.count(one.traces)
+        measures = {key: cell(one.measure(key)) for key in _MEASURES}
+        about = {"label": one.label, "thread_tokens": one.thread_tokens(), "failures": kinds, "measures": measures}
+        found[name] = one.summary | about
+    return found
+
+
+def oracle_table(results: Results) -> dict[str, dict[str, Any]]:
+    """Method -> success and cost of its demonstrations of the test problems."""
+    found = {}
+    for method, traces in results.oracle.items():
+        summary = summarize([trace | {"threads": [], "claimed": trace["correct"]} for trace in traces])
+        score = share({trace["id"]: float(trace["correct"]) for trace in traces})
+        found[method] = {"accuracy": cell(score)} | {key: summary[key] for key in _MEASURES}
+    return found
+
+
+def temperature_table(results: Results, models: dict[str, dict[float, float]]) -> list[dict[str, Any]]:
+    """Rows of accuracy by temperature.
+
+    Args:
+      models: what the paper has: model, maybe followed by " enforced", -> temperature -> accuracy in percent.
+
+    Returns:
+      rows with `model`, `label`, `run` (whether there is anything) and `cells`: temperature -> {"ours", "paper"}, each or None.
+    """
+    temperatures = sorted({0.0, *results.config.evaluate.temperatures, *(t for row in models.values() for t in row)})
+    forced = results.config.evaluate.forced
+    rows = []
+    for name, published in models.items():
+        model, _, enforced = name.partition(" ")
+        count = forced[-1] if forced else -1
+        cells = {}
+        for temperature in temperatures:
+            one = results.get(model, temperature=temperature, **({"forced": count} if enforced else {}))
+            cells[f"{temperature:g}"] = {
+                "ours": cell(one.accuracy()) if one else None,
+                "paper": published.get(temperature),
+            }
+        held = f", held to {count} children" if enforced and forced else enforced and ", children enforced"
+        rows.append(
+            {
+                "model": name,
+                "label": MODELS[model] + (held or ""),
+                "run": any(each["ours"] for each in cells.values()),
+                "cells": cells,
+            }
+        )
+    return rows
+
+
+def all_tables(results: Results) -> dict[str, list[dict[str, Any]]]:
+    """Tables 1 to 3 by name."""
+    return {
+        "table1": temperature_table(results, paper.TABLE_1),
+        "table2": temperature_table(results, paper.TABLE_2),
+        "table3": temperature_table(results, paper.TABLE_3),
+    }
+
+
+def every_score(results: Results) -> list[dict[str, Any]]:
+    """One row an evaluation, whatever it is for: accuracy and what the threads did."""
+    return [_score(one) for one in results.answered.values()]
+
+
+def _score(one: Answered) -> dict[str, Any]:
+    row: dict[str, Any] = {"name": one.evaluation.name, "label": one.label, "accuracy": cell(one.accuracy())}
+    row |= {key: one.summary[key] for key in (*_MEASURES, "spawned", "truncated", "samples")}
+    if one.summary["samples"] > 1:
+        row["by_n"] = [
+            {"n": n, "pass": cell(passed), "cons": cell(agreed), "total_tokens": tokens}
+            for n, (passed, agreed, tokens) in enumerate(one.by_n, start=1)
+        ]
+    return row

@@ -1,0 +1,137 @@
+"""One tree by hand for every kind of failure; and demonstrations, whose only failure is what they never searched."""
+
+import pytest
+
+from apr_jax.evaluate.failures import KINDS, count, failure, label
+from apr_jax.tasks import Countdown, CountdownConfig, Problem, SolverConfig, Spawn, draw
+
+TASK = Countdown(CountdownConfig(numbers=3))
+PROBLEM = Problem("p", (22, 26, 2), 46)
+RIGHT = "22+26=48,48-2=46"
+SUM, LESS, TIMES = "22+26,2:46", "26-22,2:46", "22*2,26:46"
+FOUND, NOTHING = ("=48+50-46!", RIGHT), ("=4", "")
+
+
+def thread(slot, *spans, status="DONE", start=0):
+    return {
+        "slot": slot,
+        "parent": -1 if slot == 0 else 0,
+        "round": 0,
+        "depth": int(slot > 0),
+        "status": status,
+        "start": start,
+        "spans": [list(span) for span in spans],
+    }
+
+
+def tree(answer, *children, messages=None, **root):
+    """A root that spawns children, each (message, text, answer) and maybe a status, and joins `answer`."""
+    threads = []
+    for slot, (message, text, joined, *status) in enumerate(children, start=1):
+        spans = (("given", message), ("sampled", text), ("join", f"<join>{joined}"))
+        threads.append(thread(slot, *spans, start=9, status=status[0] if status else "DONE"))
+    told = [child[0] for child in children] if messages is None else messages
+    block = "<spawn>" + "".join(f"<msg>{message}" for message in told) + "</spawn>"
+    spans = [("given", "22,26,2:46"), *([("spawn", block), ("joined", "...")] if told else [])]
+    verdict = TASK.verify(PROBLEM, answer)
+    return {
+        "id": PROBLEM.id,
+        "numbers": list(PROBLEM.numbers),
+        "target": PROBLEM.target,
+        "claimed": verdict.claimed,
+        "correct": verdict.correct,
+        "threads": [thread(0, *spans, ("join", f"<join>{answer}"), **root), *threads],
+    }
+
+
+@pytest.mark.parametrize(
+    ("kind", "trace"),
+    [
+        ("", tree(RIGHT, (SUM, *FOUND))),
+        ("coverage", tree("", (LESS, *NOTHING))),
+        ("coverage", tree("")),
+        ("join", tree("", (SUM, *FOUND))),  # The parent dropped it.
+        ("join", tree("22+26=48,48-2=45", (SUM, *FOUND))),  # The parent copied it wrongly.
+        ("join", tree("", (SUM, "=48+50-46!", ""))),  # The child did not join it.
+        ("truncated", tree("", (SUM, "=48+50-46!", "", "OUT_OF_WINDOW"))),
+        ("arithmetic", tree("", (SUM, "=47", ""))),
+        ("arithmetic", tree("", (SUM, "=48", ""))),  # Not seen.
+        ("coverage", tree("", (LESS, "=5", ""))),  # Wrong, but from there no way leads to 46.
+        ("arithmetic", tree("26-22=4,4*2=46", (LESS, "=4+6-2*46!", "26-22=4,4*2=46"))),
+        ("claim", tree("22+22=44,44+2=46", (LESS, *NOTHING))),
+        ("message", tree("", ("22+26,3:46", "=48", ""))),
+        ("message", tree("", ("22+26", "=48", ""))),
+        ("message", tree("", ("", "", ""))),
+        ("refused", tree("", (LESS, *NOTHING), messages=[LESS, SUM])),
+        ("coverage", tree("", (LESS, *NOTHING), messages=[LESS, TIMES])),
+        ("truncated", tree("", (SUM, "=4", "", "OUT_OF_BUDGET"))),
+        ("coverage", tree("", (LESS, "=", "", "OUT_OF_WINDOW"))),
+        ("malformed", tree("", (SUM, "=48", "", "MALFORMED"))),
+        ("truncated", tree("", (SUM, *FOUND), status="OUT_OF_WINDOW")),
+        ("malformed", tree("", (SUM, *FOUND), status="NO_ANSWER")),
+    ],
+)
+def test_kinds(kind, trace):
+    assert failure(trace, TASK) == kind
+    assert not kind or kind in KINDS
+
+
+def test_the_first_decisive_event_counts():
+    """Children of one spawn begin at the same time; the one in the first slot is first."""
+    assert failure(tree("", (SUM, "=47", ""), ("22+26,3:46", "=48", "")), TASK) == "message", (
+        "the parent told it before"
+    )
+    assert failure(tree("", (SUM, "=4", "", "OUT_OF_BUDGET"), (SUM, "=47", "")), TASK) == "truncated"
+    assert failure(tree("", (SUM, "=47", ""), (SUM, "=4", "", "OUT_OF_BUDGET")), TASK) == "arithmetic"
+
+
+def test_serial_traces():
+    def serial(text, answer=""):
+        found = tree(answer)
+        found["threads"][0]["spans"].insert(1, ["sampled", text])
+        return failure(found, TASK)
+
+    assert serial("22,26:2|+48+50-46!") == "join"
+    assert serial("22,26:2|+48") == "arithmetic"
+    assert serial("22,26:2|-4+6-2*8/2") == "coverage"
+    assert serial("22,26:2|+48;>48,2+50-46!", "22+26=48,48-2=47") == "join"
+    assert serial("22,25:2|+47") == "bookkeeping"
+
+
+def test_unreadable_traces_say_what_the_protocol_shows():
+    published = Countdown(CountdownConfig(numbers=3), SolverConfig(render="sos"))
+    assert failure(tree("", (LESS, *NOTHING)), published) == "search"
+    assert failure(tree("", (SUM, *FOUND)), published) == "join"
+    assert failure(tree("", (SUM, "", "", "OUT_OF_WINDOW")), published) == "truncated"
+
+
+def test_labels_are_counted():
+    traces = label([tree(RIGHT, (SUM, *FOUND)), tree(""), tree(""), tree("", (SUM, *FOUND))], TASK)
+    assert [trace["failure"] for trace in traces] == ["", "coverage", "coverage", "join"]
+    assert count(traces) == {"coverage": 2, "join": 1}
+
+
+def test_demonstrations_fail_by_coverage_alone():
+    """A solver makes no mistake: where it finds nothing, the beam left the solution out."""
+    task = Countdown(CountdownConfig(), SolverConfig(parent_beam=3, child_beam=3, condition=0))
+    failed = 0
+    for seed in range(60):
+        problem = draw(task.config, seed)
+        root = task.demonstration(problem, "apr", seed)
+        if root.answer:
+            continue
+        failed += 1
+        spans, threads = [["given", root.prompt]], []
+        for part in root.body:
+            if not isinstance(part, Spawn):
+                spans.append(["sampled", part])
+                continue
+            block = "".join(f"<msg>{child.prompt}" for child in part.children)
+            spans.append(["spawn", f"<spawn>{block}</spawn>"])
+            spawn_round = sum(kind == "spawn" for kind, _ in spans) - 1
+            for child in part.children:
+                one = thread(len(threads) + 1, ("given", child.prompt), *(("sampled", text) for text in child.body))
+                threads.append(one | {"round": spawn_round, "start": 9 * spawn_round + 9})
+        verdict = {"id": "p", "numbers": problem.numbers, "target": problem.target, "claimed": False, "correct": False}
+        assert failure(verdict | {"threads": [thread(0, *spans), *threads]}, task) == "coverage"
+    assert failed > 5
