@@ -13,6 +13,7 @@ os.environ.setdefault("APR_CACHE", str(Path(__file__).parents[1] / ".cache" / "x
 for _folder in ("", "threads", "data", "evaluate", "end_to_end"):
     sys.path.insert(0, str(Path(__file__).parent / _folder))
 
+import jax
 import pytest
 from jaxtyping import install_import_hook
 
@@ -31,6 +32,13 @@ from apr_jax.tasks.config import CountdownConfig, SolverConfig
 from apr_jax.threads.limits import Limits, Schedule
 
 keep_compiled()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forget_compiled():
+    """Unloads a module's programs after it: each takes memory maps, and a process that has 65,530 of them crashes."""
+    yield
+    jax.clear_caches()
 
 
 @pytest.fixture(scope="session")

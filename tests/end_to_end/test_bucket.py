@@ -32,10 +32,11 @@ def environment(tmp_path_factory):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "gcp_storage_emulator", "start", "--host", "127.0.0.1", "--port", str(port)]
+    server = Path(__file__).with_name("bucket_server.py")
+    command = [sys.executable, str(server), "start", "--host", "127.0.0.1", "--port", str(port)]
     silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    server = subprocess.Popen([*command, "--in-memory", "--default-bucket", "bucket"], **silent)
-    while server.poll() is None:
+    emulator = subprocess.Popen([*command, "--in-memory", "--default-bucket", "bucket"], **silent)
+    while emulator.poll() is None:
         with socket.socket() as there:
             if there.connect_ex(("127.0.0.1", port)) == 0:
                 break
@@ -46,8 +47,8 @@ def environment(tmp_path_factory):
         patch.setenv("TENSORSTORE_GCS_HTTP_URL", address)
         patch.setenv("APR_COPIES", str(tmp_path_factory.mktemp("copies")))
         yield
-    server.kill()
-    server.wait()
+    emulator.kill()
+    emulator.wait()
 
 
 @pytest.fixture
