@@ -11,6 +11,8 @@ The life of a batch:
    takes the rest. If the process dies, the pair counts as RAISED, and a new one takes the rest.
 4. After the eighth process that a batch costs, its rest is not verified and counts like the eighth answer: a verifier that
    hangs on everything holds a batch up for eight time limits, however large it is.
+5. If a new process cannot be started, or is not ready in time, the rest of the batch counts as RAISED, and the next batch
+   tries again. Only the very first start is an error: a task that cannot be made there never works, and nothing is lost yet.
 """
 
 import enum
@@ -57,6 +59,7 @@ class BoxedVerifier:
         self._task, self._limit = pickle.dumps(task), time_limit
         self._class = f"{type(task).__module__}.{type(task).__qualname__}"
         self._told: set[str] = set()
+        self._worked = False  # Whether a process has ever been ready.
         self._start()
 
     def __enter__(self) -> Self:
@@ -69,13 +72,16 @@ class BoxedVerifier:
         """One outcome a pair, in order.
 
         Raises:
-          UserError: the process cannot be started.
+          UserError: the process cannot be started, and never could.
         """
         outcomes: list[Outcome] = []
         lost = 0
         while len(outcomes) < len(pairs):
+            rest = len(pairs) - len(outcomes)
+            if problem := self._prepare():
+                self._tell("start", f"{problem}; {rest} answers count as wrong, and the next batch tries again")
+                return outcomes + [Failure.RAISED] * rest
             if lost == _MOST_LOST:
-                rest = len(pairs) - len(outcomes)
                 self._tell(
                     "rest",
                     f"{lost} answers of a batch hung or ended its process; its other {rest} count as wrong",
@@ -87,10 +93,6 @@ class BoxedVerifier:
 
     def _verify_until_lost(self, pairs: Sequence[tuple[Problem, str]]) -> list[Outcome]:
         """The outcomes up to the one that cost the process, which is replaced; all of them if none did."""
-        if self._process.poll() is not None:  # Ended by someone else, between batches: nobody's answer is to blame.
-            self._restart()
-        if not self._ready:
-            self._await_start()
         outcomes: list[Outcome] = []
         problem = pairs[0][0]
         try:
@@ -118,40 +120,69 @@ class BoxedVerifier:
             print(f"verifier: {what}", file=sys.stderr)
 
     def _start(self) -> None:
-        self._connection, theirs = Pipe()
-        command = [sys.executable, "-c", "import sys; from apr_jax.tasks.boxed import serve; serve(int(sys.argv[1]))"]
-        self._process = subprocess.Popen(
-            [*command, str(theirs.fileno())],
-            pass_fds=[theirs.fileno()],
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},  # What this process can import, that one can.
-            start_new_session=True,  # Signals to the group are for this process: it finishes its step, and needs the verdicts.
-        )
-        theirs.close()
+        """Starts a process, or notes why the machine has none to give."""
+        self._process: subprocess.Popen[bytes] | None = None
         self._ready = False
+        command = [sys.executable, "-c", "import sys; from apr_jax.tasks.boxed import serve; serve(int(sys.argv[1]))"]
+        try:
+            self._connection, theirs = Pipe()
+            with theirs:
+                self._process = subprocess.Popen(
+                    [*command, str(theirs.fileno())],
+                    pass_fds=[theirs.fileno()],
+                    env=os.environ
+                    | {"PYTHONPATH": os.pathsep.join(sys.path)},  # What this process can import, that one can.
+                    # Signals to the group are for this process: it finishes its step, and needs the verdicts.
+                    start_new_session=True,
+                )
+        except OSError as error:  # Memory, processes or files have run out.
+            self._refused = error.strerror or str(error)
 
-    def _await_start(self) -> None:
-        """Raises UserError if the process does not start, or cannot make the task there."""
+    def _prepare(self) -> str:
+        """Waits until a process is ready; returns why there is none, or "".
+
+        Raises:
+          UserError: there is none, and none was ever ready.
+        """
+        if self._process is None or self._process.poll() is not None:
+            self._restart()  # Ended by someone else, between batches: nobody's answer is to blame.
+        if self._ready:
+            return ""
+        problem = self._greet()
+        if not problem:
+            self._ready = self._worked = True
+        elif self._worked:
+            self._restart()  # Until the next batch it has the time of a rollout.
+        else:
+            raise UserError(f"verifier: {problem}; mend that, and start the same command again")
+        return problem
+
+    def _greet(self) -> str:
+        """Has the process make the task; returns what went wrong, or ""."""
+        if self._process is None:
+            return f"its process cannot be started ({self._refused}): free memory, processes or files on this machine"
         try:
             self._connection.send_bytes(self._task)
             if not self._connection.poll(_START_LIMIT):
-                raise UserError(
-                    f"verifier: its process was not ready after {_START_LIMIT:g} s: the import of {self._class} hangs, or the "
-                    "machine is too busy; start the same command again"
+                return (
+                    f"its process was not ready after {_START_LIMIT:g} s: the import of {self._class} hangs, or the "
+                    "machine is too busy"
                 )
             said = self._connection.recv()
         except (EOFError, OSError):
             said = "the process ended"
-        if said != _READY:
-            raise UserError(
-                f"verifier: its process cannot make the task {self._class} ({said}); "
-                "its class must be in a module that Python can import, not in the script that is run"
-            )
-        self._ready = True
+        if said == _READY:
+            return ""
+        return (
+            f"its process cannot make the task {self._class} ({said}); "
+            "its class must be in a module that Python can import, not in the script that is run"
+        )
 
     def _stop(self) -> None:
-        self._connection.close()
-        self._process.kill()
-        self._process.wait()
+        if self._process is not None:
+            self._connection.close()
+            self._process.kill()
+            self._process.wait()
 
     def _restart(self) -> None:
         self._stop()

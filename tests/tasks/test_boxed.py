@@ -1,5 +1,6 @@
 """The box around a verifier: what raises, hangs or dies costs one answer."""
 
+import errno
 import os
 import re
 import signal
@@ -138,6 +139,43 @@ def test_what_keeps_the_process_from_starting_is_said(monkeypatch, capfd):
     with BoxedVerifier(Moody(), time_limit=5.0) as box, pytest.raises(UserError, match=told):
         box.verify([(PROBLEM, "fine")])
     assert capfd.readouterr().err == "", "no traceback of the process either"
+
+
+def _refuse(*args, **options):
+    raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "told"),
+    [
+        (
+            "_START_LIMIT",
+            0.001,
+            r"its process was not ready after 0.001 s: the import of \S*Moody hangs, or the machine",
+        ),
+        ("subprocess.Popen", _refuse, r"its process cannot be started \(Cannot allocate memory\): free memory,"),
+    ],
+)
+def test_a_process_that_cannot_be_started_again_costs_the_rest_of_a_batch(field, value, told, capfd, monkeypatch):
+    """A run of days must not end because the machine was busy for a minute; only the first start may end it."""
+    with BoxedVerifier(Moody(), time_limit=5.0) as box:
+        assert box.verify([(PROBLEM, "fine")]) == [RIGHT]
+        capfd.readouterr()
+        for _ in range(2):
+            with monkeypatch.context() as patch:
+                patch.setattr(f"apr_jax.tasks.boxed.{field}", value)
+                pairs = [(PROBLEM, text) for text in ("fine", "die", "fine", "fine")]
+                assert box.verify(pairs) == [RIGHT] + [Failure.RAISED] * 3
+            assert box.verify([(PROBLEM, "fine")]) == [RIGHT], "the next batch has a process again"
+        said = capfd.readouterr().err.splitlines()
+        assert len(said) == 2, "each kind once"
+        assert re.fullmatch(rf"verifier: {told}.*; 2 answers count as wrong, and the next batch tries again", said[1])
+    monkeypatch.setattr(f"apr_jax.tasks.boxed.{field}", value)
+    with (
+        BoxedVerifier(Moody(), time_limit=5.0) as box,
+        pytest.raises(UserError, match=rf"verifier: {told}.*; mend that, and start the same command again"),
+    ):
+        box.verify([(PROBLEM, "fine")])
 
 
 def test_the_box_is_quick():
