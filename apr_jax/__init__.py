@@ -6,5 +6,5 @@ The packages, from the bottom up (nobody imports from above):
                           trees the same way.
   learn                   supervised and reinforcement learning; knows all of the above.
   evaluate                metrics, figures, report; knows all of them.
-  reproduce, plan, bench, cli   the commands, on top.
+  reproduce, plan, bench, cli   the commands, on top; flags are what commands share.
 """

@@ -4,7 +4,6 @@ Exit status: 0 done, 1 failed, 2 asked for in a wrong way, 130 Ctrl-C, 143 SIGTE
 Whatever needs JAX is imported inside the command, so that `apr --help` answers at once.
 """
 
-import enum
 import errno
 import os
 import sys
@@ -12,14 +11,15 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 
-from apr_jax.bench.command import Json, Settings, bench_app
+from apr_jax.bench.command import bench_app
 from apr_jax.errors import FullDisk, LostProcess, UsageError, UserError
+from apr_jax.flags import ANYWHERE, Checkpoint, Config, Data, Json, Method, Profile, Program, Settings, Workdir
 from apr_jax.runtime import is_first, start
-from apr_jax.storage import as_path, nearby
+from apr_jax.storage import nearby
 
 INTERRUPTED, TERMINATED = 130, 143  # 128 + the signal's number.
 
@@ -37,63 +37,10 @@ app.add_typer(train_app, name="train")
 app.add_typer(bench_app, name="bench")
 
 
-class Method(enum.StrEnum):
-    """Whose demonstrations are imitated."""
-
-    APR = "apr"
-    APR_NESTED = "apr-nested"
-    SOS_PLUS = "sos+"
-    SOS = "sos"
-
-
-_ANYWHERE: Any = {
-    "parser": as_path,
-    "metavar": "PATH",
-    "show_default": False,
-}  # Of options that name a folder here or in a bucket.
-
-Config = Annotated[
-    Path, typer.Option("--config", help="Experiment file, e.g. experiments/nano.py.", show_default=False)
-]
-Workdir = Annotated[
-    Path,
-    typer.Option("--workdir", help="Folder of the run; made if missing. May be gs://.", **_ANYWHERE),
-]
-Data = Annotated[
-    Path | None,
-    typer.Option(
-        "--data",
-        help="What `apr data build` wrote; by default the first that holds data of WORKDIR, WORKDIR/data, "
-        "WORKDIR/../data and WORKDIR/../../data.",
-        **_ANYWHERE,
-    ),
-]
-Checkpoint = Annotated[
-    Path,
-    typer.Option(
-        "--checkpoint",
-        help="A run's folder (its best or last step), one step, or a kept file. May be gs://.",
-        **_ANYWHERE,
-    ),
-]
-
-
-Profile = Annotated[
-    int | None,
-    typer.Option(
-        "--profile",
-        metavar="STEP",
-        min=1,
-        help="Write a profile of this step to WORKDIR/profile, for TensorBoard and ui.perfetto.dev.",
-        show_default=False,
-    ),
-]
-
-
 @data_app.command("build", epilog="Example: apr data build --config experiments/nano.py --out runs/nano/data")
 def data_build(
     config: Config,
-    out: Annotated[Path, typer.Option(help="Folder to build in. May be gs://.", **_ANYWHERE)],
+    out: Annotated[Path, typer.Option(help="Folder to build in. May be gs://.", **ANYWHERE)],
     exclude: Annotated[
         Path | None,
         typer.Option(help="Problems file; none of its problems (sorted numbers, target) occurs in training."),
@@ -143,7 +90,7 @@ def train_sft(
 def train_rl(
     config: Config,
     workdir: Workdir,
-    init: Annotated[Path, typer.Option(help="Checkpoint to start from; it decides the method.", **_ANYWHERE)],
+    init: Annotated[Path, typer.Option(help="Checkpoint to start from; it decides the method.", **ANYWHERE)],
     data: Data = None,
     profile: Profile = None,
     settings: Settings = None,
@@ -167,8 +114,8 @@ def train_rl(
 )
 def evaluate(
     checkpoint: Checkpoint,
-    problems: Annotated[Path, typer.Option(help="Problems file, one JSON object a line.", **_ANYWHERE)],
-    out: Annotated[Path, typer.Option(help="Folder for traces.jsonl and summary.json.", **_ANYWHERE)],
+    problems: Annotated[Path, typer.Option(help="Problems file, one JSON object a line.", **ANYWHERE)],
+    out: Annotated[Path, typer.Option(help="Folder for traces.jsonl and summary.json.", **ANYWHERE)],
     children: Annotated[int | None, typer.Option(help="Condition: child threads to ask for.", min=0)] = None,
     bins: Annotated[int | None, typer.Option(help="Condition: window bins to ask for (SoS+).", min=1)] = None,
     window: Annotated[int | None, typer.Option(help="Positions a thread may occupy, instead of the config's.")] = None,
@@ -253,13 +200,16 @@ def keep(
 
 @app.command(epilog="Example: apr reproduce --scale nano --out runs/nano")
 def reproduce(
-    out: Annotated[Path, typer.Option(help="Folder of the whole experiment. May be gs://.", **_ANYWHERE)],
+    out: Annotated[Path, typer.Option(help="Folder of the whole experiment. May be gs://.", **ANYWHERE)],
     scale: Annotated[str | None, typer.Option(help="nano, mini or paper: a file in experiments/.")] = None,
     config: Annotated[Path | None, typer.Option(help="An experiment file of your own instead of --scale.")] = None,
     data: Annotated[
-        Path | None, typer.Option(help="Where the data are or are to be built; default: OUT/data.", **_ANYWHERE)
+        Path | None, typer.Option(help="Where the data are or are to be built; default: OUT/data.", **ANYWHERE)
     ] = None,
-    only: Annotated[Literal["figures"] | None, typer.Option(help="figures: evaluate and draw, train nothing.")] = None,
+    only: Annotated[
+        Literal["training", "figures"] | None,
+        typer.Option(help="training: no evaluation, which needs no pod; figures: evaluate and draw, train nothing."),
+    ] = None,
     settings: Settings = None,
 ) -> None:
     """Run a whole experiment: data, training, RL, evaluation, report. Goes on where it was stopped."""
@@ -272,14 +222,14 @@ def reproduce(
     experiment = load(config or experiment_file(str(scale)), settings)
     start(together=True)
     with goes_on(f"every finished stage and the last checkpoint are in {out}"):
-        run(experiment, out, data, only_figures=only is not None)
-    if is_first():
+        run(experiment, out, data, only)
+    if is_first() and only != "training":
         show_results(out)
 
 
 @app.command(epilog="Example: apr report runs/nano")
 def report(
-    run: Annotated[Path, typer.Argument(help="Folder of a finished `apr reproduce`.", **_ANYWHERE)],
+    run: Annotated[Path, typer.Argument(help="Folder of a finished `apr reproduce`.", **ANYWHERE)],
 ) -> None:
     """Draw the figures and write the HTML report of a finished run anew."""
     from apr_jax.reproduce import show_results, write_report
@@ -295,14 +245,22 @@ def plan(
     topology: Annotated[
         str, typer.Option(help="Generation and chips, like v5e:4x4 or v4:2x2x4; cpu: this machine.", show_default=False)
     ],
+    program: Annotated[
+        list[Program] | None, typer.Option(help="Only this one; repeatable. Default: all four.", show_default=False)
+    ] = None,
     json: Json = None,
     settings: Settings = None,
 ) -> None:
-    """Compile a run's programs for a TPU topology, on this CPU machine: does it fit, how long does it take, what binds it."""
+    """Compile a run's programs for a TPU topology, on this CPU machine: does it fit, how long does it take, what binds it.
+
+    Ends with status 1 if a program does not compile or does not fit.
+    """
     from apr_jax.config import load
     from apr_jax.plan.report import show_topology
 
-    show_topology(load(config, settings), topology, json)
+    wanted = tuple(one.value for one in program or Program)
+    if not show_topology(load(config, settings), topology, wanted, json):
+        raise typer.Exit(1)
 
 
 def find_data(near: list[Path], config: Path) -> Path:

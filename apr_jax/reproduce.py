@@ -10,7 +10,8 @@ The life of a run (OUT is its folder):
 
 A finished stage is noted in OUT/stages.json, with the seconds it took, and never runs again; an unfinished one goes
 on from its own checkpoint. So the same command can be stopped and started at will, and when all is done it only shows
-the results. `--only figures` takes the checkpoints that are there: stages 4 to 6.
+the results. `--only training` is stages 1 to 3, so that a pod need not wait for one host's evaluations; `--only figures`
+takes the checkpoints that are there: stages 1 and 4 to 6.
 """
 
 import contextlib
@@ -19,7 +20,7 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rich.console import Console
 
@@ -72,13 +73,16 @@ def experiment_file(scale: str) -> Path:
     )
 
 
-def reproduce(config: Experiment, out: Path, data: Path | None = None, only_figures: bool = False) -> None:
+Only = Literal["training", "figures"]
+
+
+def reproduce(config: Experiment, out: Path, data: Path | None = None, only: Only | None = None) -> None:
     """Runs every stage that is not done yet.
 
     Args:
       out: folder of the run.
       data: where its data are, or will be built; by default out/data.
-      only_figures: nothing is trained, and the figures are drawn in any case.
+      only: "training" ends before the first evaluation, which needs no pod; "figures" trains nothing, and draws in any case.
 
     Raises:
       UsageError: OUT holds a run of other settings, or the suite asks for what the models cannot do.
@@ -89,11 +93,13 @@ def reproduce(config: Experiment, out: Path, data: Path | None = None, only_figu
     check(config)
     _claim(out, config)
     stages = stages_of(config, out, data)
-    if only_figures:
-        stages = [stage for stage in stages if stage.name.startswith(_FIGURES) and _has_models(stage, out)]
-        if len(stages) == 1:
+    if only == "training":
+        stages = [stage for stage in stages if not stage.name.startswith(_FIGURES)]
+    elif only == "figures":
+        stages = [stage for stage in stages if stage.name.startswith(("data", *_FIGURES)) and _has_models(stage, out)]
+        if [stage.name for stage in stages] == ["data", "report"]:
             raise UserError(f"{out}: has no model to evaluate; train with `apr reproduce --out {out}` first")
-    run_stages(stages, out, again=("report",) if only_figures else ())
+    run_stages(stages, out, again=("report",) if only == "figures" else ())
 
 
 def stages_of(config: Experiment, out: Path, data: Path | None = None) -> list[Stage]:
@@ -206,7 +212,7 @@ def _model(stage: Stage) -> str:
 def _has_models(stage: Stage, out: Path) -> bool:
     from apr_jax.evaluate.suite import model_of
 
-    return stage.name == "report" or model_of(out, _model(stage)) is not None
+    return stage.name in ("data", "report") or model_of(out, _model(stage)) is not None
 
 
 def run_stages(stages: list[Stage], out: Path, again: tuple[str, ...] = ()) -> None:

@@ -10,6 +10,7 @@ import typer
 
 from apr_jax.bench.measure import Contestant, Result, measured, write
 from apr_jax.errors import UsageError
+from apr_jax.flags import Json, Settings
 from apr_jax.runtime import start
 
 bench_app = typer.Typer(no_args_is_help=True, help="Throughput of each part against a named alternative.")
@@ -22,10 +23,6 @@ class Shape(enum.StrEnum):
     MINI = "mini"
 
 
-Settings = Annotated[
-    list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Override a field of the config; repeatable.")
-]
-Json = Annotated[Path | None, typer.Option("--json", help="Write the figures to this file too.", show_default=False)]
 Repeats = Annotated[int, typer.Option(help="Interleaved repeats; medians are shown.", min=5)]
 BenchConfig = Annotated[Path, typer.Option("--config", help="Experiment file.")]
 _NANO = Path("experiments/nano.py")

@@ -73,7 +73,7 @@ def plan(config: Experiment, topology: str, wanted: Sequence[str] = STAGES) -> P
             continue
         stages[name] = analyse(name, text, memory, config, mesh, chip, time.monotonic() - start)
     chips, parameters = mesh.size // chip.devices, count_params(abstract_params(config))[1]
-    supervised = stages.get("supervised step")
+    supervised = stages.get("supervised")
     change = {name: advice(config, stage, chip, mesh.shape["fsdp"]) for name, stage in stages.items()}
     return Plan(
         topology=topology,

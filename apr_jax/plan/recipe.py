@@ -1,4 +1,4 @@
-"""Hours of the whole recipe from the times of its stages, and what to change where a stage does not fit."""
+"""Hours of a method's training from the times of its stages, and what to change where a stage does not fit."""
 
 import dataclasses
 
@@ -9,10 +9,10 @@ from apr_jax.plan.roofline import Stage
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """Hours, at the roofline.
+    """Hours of one method, at the roofline. Evaluations are of one host, so they are not in it (`--only training`).
 
     Attributes:
-      supervised, reinforced: of the two trainings.
+      supervised, reinforced: of the two trainings, validations included.
       chip_hours: of both, on all chips.
     """
 
@@ -23,16 +23,16 @@ class Recipe:
 
 def recipe(config: Experiment, stages: dict[str, Stage], chips: int) -> Recipe | None:
     """None if a stage is missing: it did not compile."""
-    needed = {"supervised step", "rollout", "update"}
+    needed = {"supervised", "rollout", "update"}
     anchored = config.learn.rl.objective.kl > 0 and config.learn.rl.objective.kl_estimator == "reward"
     if not (needed | ({"replay"} if anchored else set())) <= stages.keys():
         return None
     rl = config.learn.rl
-    supervised = config.learn.sft.steps * stages["supervised step"].seconds / 3600
+    supervised = config.learn.sft.steps * stages["supervised"].seconds / 3600
     step = stages["rollout"].seconds + rl.inner_steps * stages["update"].seconds
     step += stages["replay"].seconds if anchored else 0.0
     trees = rl.problems * rl.group
-    validations = rl.steps // rl.validate_every * -(-rl.validation // trees)
+    validations = (1 + -(-rl.steps // rl.validate_every)) * -(-rl.validation // trees)
     reinforced = (rl.steps * step + validations * stages["rollout"].seconds) / 3600
     return Recipe(supervised, reinforced, (supervised + reinforced) * chips)
 
@@ -54,5 +54,5 @@ def advice(config: Experiment, stage: Stage, chip: Chip, fsdp: int) -> str:
         return f"--set mesh.fsdp={2 * fsdp}: weights and optimizer over twice as many devices"
     if model.remat != "layer":
         return f"--set model.remat={'dots' if model.remat == 'none' else 'layer'}: keep less for the backward pass"
-    field = "learn.sft.rows" if stage.name == "supervised step" else "learn.rl.rows"
+    field = "learn.sft.rows" if stage.name == "supervised" else "learn.rl.rows"
     return f"fewer rows a device: more devices, or half of {field}"

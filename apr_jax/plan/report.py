@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +14,23 @@ from apr_jax.config import Experiment
 from apr_jax.plan.measure import measure, show_measured
 from apr_jax.plan.plan import Plan, plan
 from apr_jax.plan.roofline import Stage
-from apr_jax.plan.stages import VOCAB
+from apr_jax.plan.stages import STAGES, VOCAB
 from apr_jax.runtime import start
 
 
-def show_topology(config: Experiment, topology: str, path: Path | None = None) -> None:
-    """Plans for a topology, or checks the counting on this machine ("cpu"); prints, and writes JSON if a path is given."""
+def show_topology(config: Experiment, topology: str, wanted: Sequence[str] = STAGES, path: Path | None = None) -> bool:
+    """Plans for a topology, or checks the counting on this machine ("cpu"); prints, and writes JSON if a path is given.
+
+    Returns:
+      whether all that was wanted compiles and fits.
+    """
     if topology == "cpu":
         start()
         show_measured(measure(config), path)
-    else:
-        show_plan(plan(config, topology), path)
+        return True
+    found = plan(config, topology, wanted)
+    show_plan(found, path)
+    return not found.failed and not found.change
 
 
 def to_json(found: Plan) -> dict[str, Any]:
@@ -91,8 +98,8 @@ def show_plan(found: Plan, path: Path | None = None) -> None:
         console.print(f"supervised step, as many rows a chip, on so many chips: {steps}")
     if found.recipe:
         console.print(
-            f"the recipe, at least: supervised {found.recipe.supervised:.1f} h, reinforcement "
-            f"{found.recipe.reinforced:.1f} h, {found.recipe.chip_hours:,.0f} chip hours"
+            f"one method, at least: supervised {found.recipe.supervised:.2g} h, reinforcement "
+            f"{found.recipe.reinforced:.2g} h, {found.recipe.chip_hours:,.0f} chip hours; `apr reproduce` trains two"
         )
     console.print(
         f"{found.parameters / 1e6:.1f}M parameters without embeddings; a vocabulary of {VOCAB}. docs/scale.md: how to read this"

@@ -97,7 +97,7 @@ def analyse(name: str, text: str, memory: Any, config: Experiment, mesh: Mesh, c
     computations, entry = parse(text)
     counter = Counter(computations, lambda source: turns(source, name, config, shape))
     count = counter.of(entry)
-    rows = config.learn.sft.rows if name == "supervised step" else config.learn.rl.rows
+    rows = config.learn.sft.rows if name == "supervised" else config.learn.rl.rows
     heads = rows / shape.shards * config.model.heads / shape.tensor
     attention = sum(_kernel_flops(kernel, config, heads) * times for kernel, times in count.kernels.items())
     count.bytes += sum(_kernel_bytes(config, heads) * times for times in count.kernels.values())
@@ -171,7 +171,7 @@ def _needed(stage: str, config: Experiment) -> tuple[float, float]:
     rl, length, forests = config.learn.rl, config.limits.stream, Forests.of(config)
     trees = rl.problems * rl.group
     dense = 2.0 * product_parameters(config.model)
-    if stage == "supervised step":
+    if stage == "supervised":
         tokens = float(config.learn.sft.rows * length)
         return tokens, 3 * tokens * (dense + _pair_flops(config.model) * (length + 1) / 2)
     tokens = trees * forests.tokens

@@ -34,7 +34,8 @@ class Point:
 
 
 def weak_scaling(stage: Stage, chip: Chip, mesh: dict[str, int], parameters: int) -> tuple[Point, ...]:
-    """Steps on 8, 16, ... 1,024 chips, each with the rows that a chip of `stage` has.
+    """Steps on 8, 16, ... 1,024 chips, each with the rows that a chip of `stage` has; from as many chips as one copy of the
+    weights takes.
 
     Args:
       stage: the supervised step, counted for `mesh`.
@@ -45,7 +46,9 @@ def weak_scaling(stage: Stage, chip: Chip, mesh: dict[str, int], parameters: int
     link, gradient_bytes = 2 * chip.link / chip.devices, 2 * parameters / inner
     base = stage.interconnect - _sum_seconds(gradient_bytes, mesh["data"], link)
     for chips in (8 << n for n in range(8)):
-        data = max(1, chips * chip.devices // inner)
+        data = chips * chip.devices // inner
+        if not data:
+            continue
         slices = math.ceil(chips / chip.pod)
         side = min(chips, chip.pod) ** (1 / axes)
         interconnect = base + _sum_seconds(gradient_bytes, data // slices or 1, link)

@@ -25,7 +25,7 @@ from apr_jax.threads import Prompts
 
 VOCAB = 64  # Single characters and the control pieces are fewer.
 PROMPT = 32  # P, tokens of a prompt.
-STAGES = ("supervised step", "rollout", "replay", "update")
+STAGES = ("supervised", "rollout", "replay", "update")
 
 
 @dataclasses.dataclass(frozen=True)

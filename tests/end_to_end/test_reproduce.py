@@ -25,7 +25,7 @@ def config(config):
 
 @pytest.fixture(scope="module")
 def run(config, tmp_path_factory):
-    """A run that was stopped after its third stage and started again."""
+    """A run that was stopped after its third stage and started again, and ended by `--only training` before its evaluations."""
     out = tmp_path_factory.mktemp("reproduce") / "tiny"
     stages = reproduce.stages_of(config, out)
 
@@ -38,6 +38,8 @@ def run(config, tmp_path_factory):
     assert [name for name, stage in json.loads((out / "stages.json").read_text()).items() if stage["done"]] == [
         stage.name for stage in stages[:3]
     ]
+    reproduce.reproduce(config, out, only="training")
+    assert (out / "apr" / "rl" / "checkpoints").is_dir() and not (out / "eval").exists()
     reproduce.reproduce(config, out)
     return out
 
@@ -104,9 +106,9 @@ def test_only_figures_evaluates_the_models_that_are_there(run, config, tmp_path,
     for folder in ("sos+/sft", "data"):
         shutil.copytree(run / folder, tmp_path / folder)
     keep(load_checkpoint(run / "apr" / "rl"), tmp_path / "apr-rl.safetensors")
-    reproduce.reproduce(config, tmp_path, only_figures=True)
+    reproduce.reproduce(config, tmp_path, only="figures")
     few = dataclasses.replace(config.evaluate, problems=2, samples=3, sweep="rl", timed=0)
-    reproduce.reproduce(dataclasses.replace(config, evaluate=few), tmp_path, only_figures=True)
+    reproduce.reproduce(dataclasses.replace(config, evaluate=few), tmp_path, only="figures")
     said = capsys.readouterr().err
     assert "left: " in said and "about 1 min" in said
     results = json.loads((tmp_path / "results.json").read_text())
@@ -119,7 +121,7 @@ def test_only_figures_evaluates_the_models_that_are_there(run, config, tmp_path,
 
 def test_only_figures_without_a_model(config, tmp_path):
     with pytest.raises(UserError, match=r"has no model to evaluate; train with `apr reproduce"):
-        reproduce.reproduce(config, tmp_path, only_figures=True)
+        reproduce.reproduce(config, tmp_path, only="figures")
 
 
 def test_another_config_in_the_same_folder_is_refused(run, config):

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from apr_jax.plan.hlo import parse
+
 ROOT = Path(__file__).parents[2]
 _ATTENTION = """
 import json
@@ -56,7 +58,7 @@ from apr_jax.plan.stages import lower
 from apr_jax.plan.topology import describe
 
 config = load("experiments/paper.py", ["model.layers=2", "learn.sft.rows=16"])
-compiled = lower("supervised step", config, build_mesh(config, describe("v4:2x2x4"))).compile()
+compiled = lower("supervised", config, build_mesh(config, describe("v4:2x2x4"))).compile()
 
 def parts(shardings, leaves):
     pairs = zip(jax.tree.leaves(shardings), jax.tree.leaves(leaves), strict=True)
@@ -94,6 +96,17 @@ print(json.dumps({
 """
 
 
+_ROLLOUT = """
+import json
+from apr_jax.config import load
+from apr_jax.learn.run import build_mesh
+from apr_jax.plan.plan import compile_text
+from apr_jax.plan.stages import lower
+from apr_jax.plan.topology import describe
+
+config = load("experiments/paper.py", ["model.layers=2"])
+print(json.dumps({"program": compile_text(lower("rollout", config, build_mesh(config, describe("v4:2x2x4"))))[0]}))
+"""
 _COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 needs_libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs the extra [tpu]")
 
@@ -104,6 +117,15 @@ def compiled(code, *arguments):
     )
     assert run.returncode == 0, run.stderr[-2000:]
     return json.loads(run.stdout.splitlines()[-1])
+
+
+def planned(tmp_path, topology, *flags):
+    path = tmp_path / "plan.json"
+    command = ("plan", "--config", "experiments/paper.py", "--topology", topology, "--json", str(path), *flags)
+    run = subprocess.run(
+        [sys.executable, "-m", "apr_jax", *command], capture_output=True, text=True, cwd=ROOT, timeout=900
+    )
+    return run.returncode, run.stdout + run.stderr, json.loads(path.read_text())
 
 
 @pytest.mark.slow
@@ -133,6 +155,39 @@ def test_nothing_of_the_supervised_step_is_whole_on_every_chip():
     sizes = [math.prod(map(int, shape.split(","))) for talk in talks for shape in re.findall(r"\w\[([\d,]+)\]", talk)]
     assert max(sizes) == 2_752 * 1_024  # The largest matrix of a layer.
     assert not any("4608" in talk for talk in talks)  # Columns of a row: no activation leaves its chip.
+
+
+@pytest.mark.slow
+@needs_libtpu
+def test_sharded_weights_are_gathered_before_the_rollout_and_never_in_its_loops():
+    """Two layers of the paper's, weights in eighths."""
+    computations, entry = parse(compiled(_ROLLOUT)["program"])
+    begun = [one for one in computations[entry].values() if one.kind.startswith("all-gather")]
+    assert begun  # Else this reads the program wrongly.
+    left = [name for one in computations[entry].values() if one.kind == "while" for name in one.called]
+    looped: set[str] = set()
+    while left:
+        name = left.pop()
+        if name not in looped:
+            looped.add(name)
+            left += [called for one in computations[name].values() for called in one.called]
+    kinds = {one.kind for name in looped for one in computations[name].values()}
+    assert {"while", "convolution"} <= kinds  # A product is a convolution to the TPU's compiler.
+    assert not [kind for kind in kinds if kind.startswith(_COLLECTIVES)]
+
+
+@pytest.mark.slow
+@needs_libtpu
+def test_a_plan_from_the_command_line(tmp_path):
+    """Two layers of the paper's on a v4 slice: fits, at half of the peak or more; without room its status says so."""
+    few = ("--set", "model.layers=2", "--set", "learn.sft.rows=64", "--program", "supervised")
+    status, said, found = planned(tmp_path, "v4:2x2x4", *few)
+    stage = found["stages"]["supervised"]
+    assert status == 0 and "fits" in said and "supervised step, as many rows a chip" in said
+    assert stage["fits"] and stage["share_of_peak"] >= 0.5 and stage["bound"] == "compute"
+    assert found["mesh"] == {"data": 2, "fsdp": 8, "tensor": 1} and found["recipe"] is None
+    status, said, found = planned(tmp_path, "v4:2x2x1", "--set", "mesh.fsdp=1", *few, "--set", "learn.sft.rows=1024")
+    assert status == 1 and "does not" in said
 
 
 @pytest.mark.slow

@@ -17,7 +17,7 @@ PAPER = load("experiments/paper.py")
 GIB = 2**30
 
 
-def stage(name="supervised step", **fields):
+def stage(name="supervised", **fields):
     values = {
         "argument_bytes": GIB,
         "output_bytes": GIB,
@@ -81,11 +81,11 @@ def test_the_longest_part_binds():
 
 
 def test_hours_of_the_recipe():
-    times = {"supervised step": 3.6, "rollout": 36.0, "replay": 1e9, "update": 72.0}
+    times = {"supervised": 3.6, "rollout": 36.0, "replay": 1e9, "update": 72.0}
     stages = {name: stage(name, compute=times[name]) for name in STAGES}
     found = recipe(PAPER, stages, chips=64)
     assert found.supervised == pytest.approx(19.0)
-    validations = 150 // 25 * 4  # 1,000 problems, 320 trees a rollout.
+    validations = 7 * 4  # Before the first step and every 25 of 150; 1,000 problems, 320 trees a rollout.
     assert found.reinforced == pytest.approx((150 * (36 + 2 * 72) + validations * 36) / 3600)
     assert found.chip_hours == pytest.approx(64 * (found.supervised + found.reinforced))
     assert recipe(PAPER, {"rollout": stages["rollout"]}, chips=64) is None
@@ -133,7 +133,7 @@ ENTRY %main (a: bf16[4,16,64,4608]) -> bf16[4,16,64,4608] {
     devices = [types.SimpleNamespace(coords=(x, y, z)) for x in range(4) for y in range(4) for z in range(4)]
     flat = types.SimpleNamespace(flat=devices)
     mesh = types.SimpleNamespace(devices=flat, size=64, shape={"data": 8, "fsdp": 8, "tensor": 1})
-    found = analyse("supervised step", text, memory, PAPER, mesh, CHIPS["v4"], 1.0)
+    found = analyse("supervised", text, memory, PAPER, mesh, CHIPS["v4"], 1.0)
     pairs = 9 * 10 / 2  # Blocks of 512 of a row of 4,608, the upper half of them unseen.
     assert found.flops == 4 * 16 * pairs * 2 * 2 * 512 * 512 * 64
     assert found.compute == 2 * found.flops / 275e12  # 64 of the 128 columns.
@@ -155,3 +155,5 @@ def test_weak_scaling_bends_where_slices_end():
     assert points[256].latency == pytest.approx(100 * HOP * 16)
     assert points[256].seconds == pytest.approx(0.05 + points[256].latency)
     assert all(points[a].seconds <= points[b].seconds for a, b in zip((8, 64, 256), (64, 256, 1024), strict=True))
+    shared = weak_scaling(base, chip, mesh | {"tensor": 4}, 228_000_000)
+    assert [point.chips for point in shared] == [32, 64, 128, 256, 512, 1024]  # A copy of the weights takes 32.

@@ -40,7 +40,7 @@ def test_devices_beyond_the_rows_share_rows(tiny):
     assert dict(build_mesh(shared).shape) == {"data": 2, "fsdp": 1, "tensor": 4}  # 8 devices, 2 rows.
     with pytest.raises(UsageError, match=r"learn.sft.rows=2: must be a multiple of the 8 shards"):
         lower(
-            "supervised step",
+            "supervised",
             shared,
             build_mesh(dataclasses.replace(shared, mesh=dataclasses.replace(tiny.mesh, data=8))),
         )

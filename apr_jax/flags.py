@@ -1,0 +1,73 @@
+"""Flags that several commands of `apr` take, declared once."""
+
+import enum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from apr_jax.storage import as_path
+
+
+class Program(enum.StrEnum):
+    """The programs of a run that `apr plan` compiles (`plan/stages.STAGES`)."""
+
+    SUPERVISED = "supervised"
+    ROLLOUT = "rollout"
+    REPLAY = "replay"
+    UPDATE = "update"
+
+
+class Method(enum.StrEnum):
+    """Whose demonstrations are imitated."""
+
+    APR = "apr"
+    APR_NESTED = "apr-nested"
+    SOS_PLUS = "sos+"
+    SOS = "sos"
+
+
+ANYWHERE: Any = {
+    "parser": as_path,
+    "metavar": "PATH",
+    "show_default": False,
+}  # Of options that name a folder here or in a bucket.
+
+Config = Annotated[
+    Path, typer.Option("--config", help="Experiment file, e.g. experiments/nano.py.", show_default=False)
+]
+Workdir = Annotated[
+    Path,
+    typer.Option("--workdir", help="Folder of the run; made if missing. May be gs://.", **ANYWHERE),
+]
+Data = Annotated[
+    Path | None,
+    typer.Option(
+        "--data",
+        help="What `apr data build` wrote; by default the first that holds data of WORKDIR, WORKDIR/data, "
+        "WORKDIR/../data and WORKDIR/../../data.",
+        **ANYWHERE,
+    ),
+]
+Checkpoint = Annotated[
+    Path,
+    typer.Option(
+        "--checkpoint",
+        help="A run's folder (its best or last step), one step, or a kept file. May be gs://.",
+        **ANYWHERE,
+    ),
+]
+Profile = Annotated[
+    int | None,
+    typer.Option(
+        "--profile",
+        metavar="STEP",
+        min=1,
+        help="Write a profile of this step to WORKDIR/profile, for TensorBoard and ui.perfetto.dev.",
+        show_default=False,
+    ),
+]
+Settings = Annotated[
+    list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Override a field of the config; repeatable.")
+]
+Json = Annotated[Path | None, typer.Option("--json", help="Write the figures to this file too.", show_default=False)]
