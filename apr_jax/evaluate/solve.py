@@ -21,7 +21,8 @@ from apr_jax.tasks import Countdown, Problem
 from apr_jax.threads import ThreadForest
 from apr_jax.threads.show import draw_lanes, thread_names
 
-_WIDTH = 56  # Columns of the lanes.
+_WIDTH = 56  # Columns of the lanes, at most.
+_NAMES = 10  # Columns of the names beside them.
 _FRAMES, _SECONDS = 60, 2.0  # Of the animation.
 _STYLES = {"given": "dim", "sampled": "", "spawn": "magenta", "joined": "cyan italic", "join": "bold yellow"}
 
@@ -48,7 +49,7 @@ def play_tree(forest: ThreadForest, console: Console) -> None:
     steps = int(forest.end[0].max())
     with Live(console=console, transient=True, auto_refresh=False) as live:
         for frame in range(1, _FRAMES + 1):
-            table = _table(forest, -(-steps * frame // _FRAMES))
+            table = _table(forest, min(_WIDTH, console.width - _NAMES), -(-steps * frame // _FRAMES))
             live.update(table, refresh=True)
             time.sleep(_SECONDS / _FRAMES)
 
@@ -60,7 +61,7 @@ def show_tree(forest: ThreadForest, trace: dict[str, Any], console: Console) -> 
         texts[thread["slot"]] = text = Text()
         for kind, part in thread["spans"]:
             text.append(part, _STYLES[kind])
-    console.print(_table(forest, None, texts))
+    console.print(_table(forest, min(_WIDTH, console.width // 4), None, texts))  # The texts need the room.
     said = ", ".join(trace["solution"]) if trace["solution"] else "no solution"
     style = "bold green" if trace["correct"] else "bold red"
     why = "" if trace["correct"] or not trace["reason"] else f" ({trace['reason']})"
@@ -71,14 +72,14 @@ def show_tree(forest: ThreadForest, trace: dict[str, Any], console: Console) -> 
     )
 
 
-def _table(forest: ThreadForest, until: int | None, texts: dict[int, Text] | None = None) -> Table:
-    """Names, lanes up to a step and, if given, texts of the threads of the first tree."""
+def _table(forest: ThreadForest, width: int, until: int | None, texts: dict[int, Text] | None = None) -> Table:
+    """Names, lanes of so many columns up to a step and, if given, texts of the threads of the first tree."""
     table = Table(show_edge=False, pad_edge=False)
     table.add_column("thread", no_wrap=True)
-    table.add_column(f"decode steps 0 to {int(forest.end[0].max())}", no_wrap=True, width=_WIDTH + 1)
+    table.add_column(f"steps 0 to {int(forest.end[0].max())}", no_wrap=True, width=width + 1)
     if texts is not None:
         table.add_column("text", overflow="fold")
-    lanes = draw_lanes(forest, 0, _WIDTH, until)
+    lanes = draw_lanes(forest, 0, width, until)
     for slot, name in thread_names(forest, 0).items():
         table.add_row(name, lanes[slot], *([] if texts is None else [texts[slot]]))
     return table
