@@ -86,6 +86,9 @@ on_hosts() {
     --worker="$1" --command="$2"
 }
 
+# of_hosts state|stop: a fresh host has no host.sh yet, and no run.
+of_hosts() { on_hosts all "if [ -f apr/host.sh ]; then bash apr/host.sh $1; else echo none; fi"; }
+
 to_hosts() { run gcloud compute tpus tpu-vm scp "$@" "$TPU_NAME:apr/" "${TPU_FLAGS[@]}" --worker=all; }
 
 count_hosts() {
@@ -155,9 +158,9 @@ case $verb in
   logs) on_hosts 0 'tail -n 200 -F apr/run.log' ;;
   status)
     say "$TPU_NAME is $(state)"
-    on_hosts all 'bash apr/host.sh state'
+    of_hosts state
     ;;
-  stop) on_hosts all 'bash apr/host.sh stop' ;;
+  stop) of_hosts stop ;;
   delete) queue run delete "$TPU_NAME" --force --quiet ;;
   *) usage_error "$verb: must be create, bootstrap, start, logs, status, stop, fetch or delete; slice.sh --help" ;;
 esac

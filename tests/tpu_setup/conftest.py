@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -22,12 +23,8 @@ class Cloud:
     def __init__(self, folder):
         self.folder = folder
         binaries = folder / "bin"
-        binaries.mkdir()
-        command = binaries / "gcloud"
-        command.write_text(
-            f'#!/bin/sh\nexec {sys.executable} -I -S {Path(__file__).with_name("fake_gcloud.py")} "$@"\n'
-        )
-        command.chmod(0o755)
+        fake = Path(__file__).with_name("fake_gcloud.py")
+        write_script(binaries / "gcloud", f'exec {sys.executable} -I -S {fake} "$@"')
         self.environment = os.environ | {
             "PATH": f"{binaries}:{os.environ['PATH']}",
             "FAKE_GCLOUD": str(folder),
@@ -53,11 +50,11 @@ class Cloud:
             command = next((word for word in words if word.startswith("--command=")), "")
             if words[2] == "queued-resources":
                 done.append(words[3])
-            elif "host.sh" in command:
-                done.append(command.split()[2])
+            elif named := re.search(r"host\.sh (\w+)", command):
+                done.append(named[1])
         return [kind for kind in done if kind not in ("list", "describe", "state")]
 
-    def call(self, script, *words, **settings):
+    def call(self, script, *words, seconds=300, **settings):
         """Exit status, standard output, standard error."""
         ended = subprocess.run(
             [SCRIPTS / script, *map(str, words)],
@@ -65,9 +62,15 @@ class Cloud:
             cwd=ROOT,
             capture_output=True,
             text=True,
-            timeout=900,
+            timeout=seconds,
         )
         return ended.returncode, ended.stdout, ended.stderr
+
+
+def write_script(path, text):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"#!/bin/bash\n{text}\n")
+    path.chmod(0o755)
 
 
 @pytest.fixture

@@ -7,11 +7,14 @@ The folder is $FAKE_GCLOUD; in it
     host<N>/     the home of each host
 Kinds: create, ready (the first ssh of a bootstrap), bootstrap, start, status. Plays: "quota", "preempt", "fail", "down N" (from
 now on that host never answers), and for status the states themselves ("running", "exit 1").
-With $FAKE_HOSTS_RUN set, commands really run, each host in its home, as processes that find each other on this machine.
+
+What ssh is given runs in a shell in each host's home, so a file that nobody copied there is missing there. A copy of host.sh is
+one that only tells states (STUB); with $FAKE_HOSTS_RUN set it is the real one, its processes find each other on this machine.
 """
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -22,6 +25,12 @@ HOSTS = int(os.environ.get("FAKE_HOSTS", "4"))
 RUNS = "FAKE_HOSTS_RUN" in os.environ
 STATE = FOLDER / "state"
 COMING = {"WAITING_FOR_RESOURCES": "PROVISIONING", "PROVISIONING": "ACTIVE"}
+STUB = """case $1 in
+  start) touch apr/started ;;
+  state | stop)
+    if [ -n "$FAKE_STATE" ]; then echo "$FAKE_STATE"; elif [ -f apr/started ]; then echo exit 0; else echo none; fi ;;
+esac
+"""
 
 
 def play(kind):
@@ -45,11 +54,15 @@ def queue(verb, words):
     if verb == "create":
         if play("create") == "quota":
             die('{"code": 8, "message": "Quota limit \'TPUV5sLitepodPerProjectPerZoneForTPUAPI\' has been exceeded."}')
+        if STATE.exists():
+            die("ALREADY_EXISTS: Resource 'apr' already exists")
         STATE.write_text("WAITING_FOR_RESOURCES")
     elif verb == "list" and STATE.exists():
         state = STATE.read_text()
         print(state)
         STATE.write_text(COMING.get(state, state))
+    elif verb in ("describe", "delete") and not STATE.exists():
+        die("NOT_FOUND: Resource 'apr' was not found")
     elif verb == "describe":
         print(f"state:\n  state: {STATE.read_text()}")
     elif verb == "delete":
@@ -68,10 +81,18 @@ def preempt():
     die("[255] Connection closed by remote host", 255)
 
 
+def reach(hosts):
+    state = STATE.read_text() if STATE.exists() else "missing"
+    if state != "ACTIVE":
+        die(f"This TPU has state {state} and cannot be reached")
+    if missing := down() & set(hosts):
+        die(f"[255] ssh: connect to host {min(missing)} port 22: Connection timed out", 255)
+
+
 def ssh(words):
     command = option(words, "command")
-    kind = command.split()[2] if command.startswith("bash apr/host.sh") else "ready"
-    kind = {"state": "status"}.get(kind, kind)
+    named = re.search(r"host\.sh (\w+)", command)
+    kind = {"state": "status"}.get(named[1], named[1]) if named else "ready"
     chosen = play(kind)
     if chosen == "preempt":
         preempt()
@@ -81,22 +102,12 @@ def ssh(words):
         (FOLDER / "down").write_text(chosen.removeprefix("down"))
     worker = option(words, "worker", "0")
     hosts = range(HOSTS) if worker == "all" else [int(worker)]
-    if missing := down() & set(hosts):
-        die(f"[255] ssh: connect to host {min(missing)} port 22: Connection timed out", 255)
-    if not RUNS:
-        if kind == "status":
-            print(*[chosen if chosen != "ok" else known(host) for host in hosts], sep="\n")
-        for host in hosts:
-            (FOLDER / f"host{host}").mkdir(exist_ok=True)
-            if kind == "start":
-                (FOLDER / f"host{host}" / "started").touch()
-        return
-    processes = [subprocess.Popen(["bash", "-c", command], cwd=home(host), env=environment(host)) for host in hosts]
+    reach(hosts)
+    told = {"FAKE_STATE": "" if chosen == "ok" else chosen}
+    processes = [
+        subprocess.Popen(["bash", "-c", command], cwd=home(host), env=environment(host) | told) for host in hosts
+    ]
     sys.exit(max(process.wait() for process in processes))
-
-
-def known(host):
-    return "exit 0" if (FOLDER / f"host{host}" / "started").exists() else "none"
 
 
 def home(host):
@@ -106,16 +117,23 @@ def home(host):
 
 
 def environment(host):
-    names = {"COORDINATOR_ADDRESS": os.environ["FAKE_HOSTS_RUN"], "NUM_PROCESSES": str(HOSTS), "PROCESS_ID": str(host)}
+    address = os.environ.get("FAKE_HOSTS_RUN", "")
+    names = {"COORDINATOR_ADDRESS": address, "NUM_PROCESSES": str(HOSTS), "PROCESS_ID": str(host)}
     return os.environ | {"HOME": str(home(host))} | {f"JAX_{name}": value for name, value in names.items()}
 
 
 def scp(words):
     *sources, target = [word for word in words if not word.startswith("--")]
+    reach(range(HOSTS))
     for host in range(HOSTS):
-        for source in sources:
-            if (home(host) / target.partition(":")[2]).is_dir():
-                shutil.copy(source, home(host) / target.partition(":")[2])
+        folder = home(host) / target.partition(":")[2]
+        if not folder.is_dir():
+            die(f"scp: {folder}: No such file or directory")
+        for source in map(Path, sources):
+            if source.name == "host.sh" and not RUNS:
+                (folder / source.name).write_text(STUB)
+            else:
+                shutil.copy(source, folder)
 
 
 def main(words):

@@ -1,0 +1,89 @@
+"""What runs on the hosts: setting up with an old Python; and all of it for real, two hosts that are this machine."""
+
+import json
+import socket
+import subprocess
+import time
+
+import pytest
+from conftest import SCRIPTS, write_script
+
+from apr_jax.config import to_dict
+from apr_jax.learn.checkpoint import load_checkpoint
+
+
+def test_a_host_with_an_old_python_gets_one_by_uv(tmp_path):
+    """Ubuntu 22.04's python3 is 3.10: whatever this machine has is hidden behind scripts that say so, and record."""
+    binaries, home = tmp_path / "bin", tmp_path / "home"
+    (home / "apr").mkdir(parents=True)
+    (home / "apr" / "a.whl").touch()
+    calls = tmp_path / "calls"
+    made = f"""echo "$(basename $0) $*" >>{calls}
+[[ $1 != -c ]] || exit 1
+if [[ $3 == venv ]]; then mkdir -p "${{@: -1}}/bin"; for name in python apr; do
+  printf '#!/bin/bash\\necho "venv $*" >>{calls}\\n' >"${{@: -1}}/bin/$name"; chmod +x "${{@: -1}}/bin/$name"
+done; fi
+"""
+    for name in ("python3", "python3.11", "python3.12", "python3.13"):
+        write_script(binaries / name, made)
+    environment = {"PATH": f"{binaries}:/usr/bin:/bin", "HOME": str(home)}
+    command = ["bash", SCRIPTS / "host.sh", "bootstrap", "a.whl", "gs://bucket/run"]
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert ended.returncode == 0 and ended.stdout.endswith(": ready\n"), ended.stderr
+    said = calls.read_text()
+    assert "python3 -m pip install --quiet --user uv" in said
+    assert f"python3 -m uv venv --quiet --clear --seed --python 3.12 {home}/apr/venv" in said
+    assert f"venv -m pip install --quiet --disable-pip-version-check {home}/apr/a.whl[tpu,gcs]" in said
+
+
+@pytest.mark.slow
+def test_two_hosts_are_set_up_and_train_for_real(cloud, config, wheel, tmp_path):
+    """The wheel into clean homes, a run of two processes, stopped in the middle, and started again by the same command."""
+    del wheel
+    file = tmp_path / "tiny.py"
+    file.write_text(
+        f"from apr_jax.config import from_dict\n\n\ndef experiment():\n    return from_dict({to_dict(config)!r})\n"
+    )
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    out = tmp_path / "shared" / "run"
+    kept = {name: value for name, value in cloud.environment.items() if name not in ("PYTHONPATH", "APR_CACHE")}
+    cloud.environment = kept | {
+        "FAKE_HOSTS": "2",
+        "FAKE_HOSTS_RUN": f"127.0.0.1:{port}",
+        "RUN": str(out),
+        "JAX_PLATFORMS": "cpu",
+        "JAX_NUM_CPU_DEVICES": "1",
+        "XLA_FLAGS": "",
+        "APR_CACHE": str(tmp_path / "xla"),
+    }
+    start = ["start", "--config", file, "--set", "learn.sft.steps=40", "--set", "schedule.lanes=4"]
+    for words in (["create"], ["bootstrap"], start):
+        status, said, errors = cloud.call("slice.sh", *words, seconds=900)
+        assert status == 0, errors + said
+    assert said.count("started") == 2
+    assert cloud.call("slice.sh", *start)[1].count("runs already") == 2
+    log = cloud.folder / "host0" / "apr" / "run.log"
+    deadline = time.monotonic() + 400
+    while not (out / "sos+" / "sft" / "metrics.jsonl").exists():
+        assert time.monotonic() < deadline and "running" in cloud.call("slice.sh", "status")[1], log.read_text()
+        time.sleep(1)
+    status, said, _ = cloud.call("slice.sh", "stop")
+    assert status == 0 and said.split() == ["exit", "143", "exit", "143"], log.read_text()
+    assert not (out / "report.html").exists()
+    assert cloud.call("slice.sh", *start)[0] == 0
+    while "running" in (said := cloud.call("slice.sh", "status")[1]):
+        assert time.monotonic() < deadline + 400, log.read_text()
+        time.sleep(1)
+    assert said.split() == ["exit", "0", "exit", "0"], log.read_text()
+    assert "stopped by SIGTERM; the run is saved" in log.read_text()
+    assert load_checkpoint(out / "apr" / "rl").config.learn.sft.steps == 40
+    assert json.loads((out / "results.json").read_text())["summaries"].keys() == {
+        "sos+-sft",
+        "sos+-rl",
+        "apr-sft",
+        "apr-rl",
+    }
+    for host in (0, 1):
+        assert (cloud.folder / f"host{host}" / "apr" / "venv" / "lib").is_dir()
