@@ -12,6 +12,16 @@ from apr_jax.runtime import AUTO, COORDINATOR
 yaml = pytest.importorskip("yaml")
 CONFIG = ROOT / "experiments" / "paper.py"
 KUBERNETES = "1.32"
+# What the schema does not say and JobSet's webhook checks all the same (v0.12.0); the actions are an enumeration of its CRD.
+RULE_NAME = re.compile(r"[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?")
+ACTIONS = {
+    "FailJobSet",
+    "RestartJobSet",
+    "RestartJobSetAndIgnoreMaxRestarts",
+    "RestartJob",
+    "RestartJobAndIgnoreMaxRestarts",
+}
+REASONS = {"BackoffLimitExceeded", "DeadlineExceeded", "FailedIndexes", "MaxFailedIndexesExceeded", "PodFailurePolicy"}
 
 
 @pytest.fixture
@@ -49,13 +59,19 @@ def _holds(read, ours, where=""):
 
 
 def _check(jobset):
-    """By JobSet's models, and its jobs by Kubernetes' schemas."""
+    """By JobSet's models and webhook, and its jobs by Kubernetes' schemas."""
     models = pytest.importorskip("kubeflow_trainer_api.models")
     validate = pytest.importorskip("kubernetes_validate").validate
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         read = models.JobsetV1alpha2JobSet.from_dict(jobset).to_dict()
     _holds(read, jobset)
+    rules = jobset["spec"]["failurePolicy"]["rules"]
+    assert len({rule["name"] for rule in rules}) == len(rules)
+    for rule in rules:
+        assert RULE_NAME.fullmatch(rule["name"]), f"no name of a rule: {rule['name']}"
+        assert rule["action"] in ACTIONS, f"no action: {rule['action']}"
+        assert set(rule["onJobFailureReasons"]) <= REASONS, f"no reasons: {rule['onJobFailureReasons']}"
     for replicated in jobset["spec"]["replicatedJobs"]:
         job = {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "job"}, **replicated["template"]}
         validate(job, KUBERNETES, strict=True)
@@ -94,6 +110,11 @@ def test_the_check_finds_what_is_wrong(manifest):
     jobset["spec"]["failurePolicy"]["maxRestart"] = 3
     with pytest.raises(AssertionError, match="does not know .spec.failurePolicy.maxRestart"):
         _check(jobset)
+    for field, wrong in (("name", "wrong-use"), ("action", "Fail"), ("onJobFailureReasons", ["PodFailure"])):
+        jobset = manifest()
+        jobset["spec"]["failurePolicy"]["rules"][0][field] = wrong
+        with pytest.raises(AssertionError, match="^no "):
+            _check(jobset)
     jobset = manifest()
     _slice(jobset)["template"]["spec"]["containers"][0]["imagee"] = "x"
     with pytest.raises(Exception, match="imagee"):
@@ -132,7 +153,7 @@ def test_wrong_use_ends_the_job_set_and_all_else_restarts_it(manifest):
     policy = jobset["spec"]["failurePolicy"]
     assert policy["maxRestarts"] >= 100
     assert policy["rules"] == [
-        {"name": "wrong-use", "action": "FailJobSet", "onJobFailureReasons": ["PodFailurePolicy"]}
+        {"name": "wrongUse", "action": "FailJobSet", "onJobFailureReasons": ["PodFailurePolicy"]}
     ]
     (rule,) = _slice(jobset)["podFailurePolicy"]["rules"]
     assert rule["onExitCodes"]["values"] == [2] and _slice(jobset)["backoffLimit"] == 0
