@@ -4,14 +4,16 @@
 #   gke.sh cluster                             an Autopilot cluster that makes TPU nodes when asked, with JobSet in it
 #   gke.sh image                               build and push $GKE_IMAGE from the wheel of `make wheel`
 #   gke.sh start --config FILE [--set F=V]...  start, or go on with, the run; FILE is one of experiments/, as in the image
-#   gke.sh logs | status                       follow the first pod; what the JobSet and its pods do
+#   gke.sh logs [HOST]                         follow what a host's pod says; by default that of host 0
+#   gke.sh status                              what the JobSet and its pods do
 #   gke.sh fetch [FOLDER]                      results here; by default into runs/NAME
 #   gke.sh delete                              the pods, and with them their TPU nodes
 #   gke.sh delete-cluster                      all of it
 #
 # --dry-run prints each command, and the manifest, instead. Settings, all environment variables:
 #   GKE_NAME (apr), GKE_CLUSTER (apr), GKE_REGION, GKE_TPU (v5e), GKE_TOPOLOGY (4x4), GKE_SPOT (empty, or 1),
-#   GKE_IMAGE (REGION-docker.pkg.dev/PROJECT/REPOSITORY/apr:TAG), GKE_SERVICE_ACCOUNT (default), RUN (gs://BUCKET/FOLDER)
+#   GKE_IMAGE (REGION-docker.pkg.dev/PROJECT/REPOSITORY/apr:TAG), GKE_SERVICE_ACCOUNT (default), GKE_RESTARTS (10),
+#   RUN (gs://BUCKET/FOLDER)
 set -euo pipefail
 # shellcheck source=lib.sh
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
@@ -19,6 +21,8 @@ source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 JOBSET_VERSION=v0.12.0
 GKE_NAME=${GKE_NAME:-apr}
 GKE_CLUSTER=${GKE_CLUSTER:-apr}
+GKE_RESTARTS=${GKE_RESTARTS:-10}
+need_whole GKE_RESTARTS
 here=$(dirname "${BASH_SOURCE[0]}")
 
 # Sets $ACCELERATOR, $HOSTS and $CHIPS (of a host): GKE's label of the chip, and how a topology is cut into nodes.
@@ -57,6 +61,7 @@ manifest() {
   text=${text//@NAME@/"$GKE_NAME"}
   text=${text//@HOSTS@/"$HOSTS"}
   text=${text//@CHIPS@/"$CHIPS"}
+  text=${text//@RESTARTS@/"$GKE_RESTARTS"}
   text=${text//@IMAGE@/"$GKE_IMAGE"}
   text=${text//@SERVICE_ACCOUNT@/"${GKE_SERVICE_ACCOUNT:-default}"}
   text=${text//@SELECTOR@/"{$selector}"}
@@ -79,14 +84,30 @@ image() {
   run docker push "$GKE_IMAGE"
 }
 
-start() {
-  need GKE_IMAGE us-docker.pkg.dev/PROJECT/REPOSITORY/apr:1
+check_bucket() {
   check_run
   [[ $RUN == gs://* ]] || usage_error "RUN=$RUN: pods share no disk; must be gs://BUCKET/FOLDER"
+}
+
+# A JobSet can't be changed, and applied once more it starts nothing: one that is done makes way, one that runs does not.
+make_way() {
+  local known
+  known=$(ask kubectl get jobset "$GKE_NAME" --ignore-not-found --output='jsonpath={.metadata.name}={.status.terminalState}')
+  case $known in
+    '') ;;
+    *=Completed | *=Failed) run kubectl delete jobset "$GKE_NAME" --cascade=foreground ;;
+    *) fail "$GKE_NAME runs already: gke.sh status; to end it, gke.sh delete; for a run beside it, another GKE_NAME" ;;
+  esac
+}
+
+start() {
+  need GKE_IMAGE us-docker.pkg.dev/PROJECT/REPOSITORY/apr:1
+  check_bucket
   describe_slice
   take_config "$@"
   local words=(reproduce --config "experiments/$(basename "$CONFIG")" --out "$RUN" "${WORDS[@]}") text
   text=$(manifest "${words[@]}")
+  make_way
   if [[ -n $DRY_RUN ]]; then
     printf '%s\n' "$text"
     print_command kubectl apply --filename=-
@@ -95,11 +116,17 @@ start() {
   fi
 }
 
+logs() {
+  local host=${1:-0}
+  [[ $host =~ ^[0-9]+$ ]] || usage_error "logs $host: must be the number of a host, from 0"
+  run kubectl logs --follow --tail=200 --selector="$pods,batch.kubernetes.io/job-completion-index=$host"
+}
+
 fetch() {
-  check_run
+  check_bucket
   local target=${1:-runs/$GKE_NAME}
   run mkdir -p "$target"
-  fetch_run "$target"
+  fetch_bucket "$target"
 }
 
 arguments=()
@@ -112,13 +139,12 @@ verb=${1:---help}
 shift
 pods="jobset.sigs.k8s.io/jobset-name=$GKE_NAME"
 case $verb in
-  cluster | image | start | fetch) "$verb" "$@" ;;
-  logs) run kubectl logs --follow --selector="$pods,batch.kubernetes.io/job-completion-index=0" ;;
+  cluster | image | start | logs | fetch) "$verb" "$@" ;;
   status)
     run kubectl get jobset "$GKE_NAME"
     run kubectl get pods --selector="$pods" --output=wide
     ;;
-  delete) run kubectl delete jobset "$GKE_NAME" ;;
+  delete) run kubectl delete jobset "$GKE_NAME" --cascade=foreground ;;
   delete-cluster)
     need GKE_REGION us-west4
     run gcloud container clusters delete "$GKE_CLUSTER" --region="$GKE_REGION" --quiet

@@ -4,7 +4,7 @@
 #   host.sh bootstrap WHEEL RUN    environment, package, libtpu; a copy of the data if RUN has them already
 #   host.sh start WORDS...         `apr reproduce WORDS` as one of the slice's processes; nothing if it runs already
 #   host.sh state                  running, "exit STATUS", or none
-#   host.sh stop                   SIGTERM, and wait until the run is saved
+#   host.sh stop SECONDS           SIGTERM, and wait until the run is saved; KILL if it takes longer than that
 #
 # JAX finds the other hosts by itself ("auto"); a test, or another cluster, sets JAX_COORDINATOR_ADDRESS and the others.
 set -euo pipefail
@@ -90,10 +90,23 @@ state() {
   fi
 }
 
+# It waits for the run that it found: another may be started as soon as that one has ended.
 stop() {
+  local seconds=$1 pid waited
   if alive; then
-    kill -TERM "$(<"$folder/pid")"
-    while alive; do sleep 1; done
+    pid=$(<"$folder/pid")
+    kill -TERM "$pid" 2>/dev/null || true
+    for ((waited = 0; waited < seconds; waited++)); do
+      kill -0 "$pid" 2>/dev/null || break
+      sleep 1
+    done
+    if kill -KILL "$pid" 2>/dev/null; then
+      echo "$(hostname): not ended $seconds s after SIGTERM: killed; what was saved before counts" >&2
+      for ((waited = 0; waited < 10; waited++)); do
+        kill -0 "$pid" 2>/dev/null || break
+        sleep 1
+      done
+    fi
   fi
   state
 }

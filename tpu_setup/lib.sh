@@ -8,7 +8,9 @@ shopt -s inherit_errexit
 DRY_RUN=${DRY_RUN:-}
 POLL_SECONDS=${POLL_SECONDS:-30}
 
-# Exit status 2: asked for in a wrong way. 1: failed.
+USELESS=3
+
+# Exit status 1: failed. 2: asked for in a wrong way. 3: the slice is of no use, only a new one helps.
 usage_error() {
   echo "${0##*/}: error: $*" >&2
   exit 2
@@ -17,6 +19,11 @@ usage_error() {
 fail() {
   echo "${0##*/}: error: $*" >&2
   exit 1
+}
+
+useless() {
+  echo "${0##*/}: error: $*" >&2
+  exit "$USELESS"
 }
 
 say() { echo "${0##*/}: $*" >&2; }
@@ -30,6 +37,14 @@ show_help() {
 need() {
   local name=$1 example=$2
   [[ -n ${!name:-} ]] || usage_error "\$$name is not set: export $name=$example"
+}
+
+# need_whole NAME...: of settings that count something.
+need_whole() {
+  local name
+  for name; do
+    [[ ${!name} =~ ^[1-9][0-9]*$ ]] || usage_error "$name=${!name}: must be a whole number, at least 1"
+  done
 }
 
 print_command() {
@@ -86,10 +101,6 @@ take_config() {
 }
 
 # All of the run but the optimizers' states (two thirds of its size) and the data.
-fetch_run() {
-  local target=$1
-  case $RUN in
-    gs://*) run gcloud storage rsync --recursive --exclude='.*/checkpoints/[0-9]+/state/.*|data/.*' "$RUN" "$target" ;;
-    *) run gcloud compute tpus tpu-vm scp --recurse --worker=0 "${TPU_FLAGS[@]}" "$TPU_NAME:$RUN" "$target" ;;
-  esac
+fetch_bucket() {
+  run gcloud storage rsync --recursive --exclude='.*/checkpoints/[0-9]+/state/.*|data/.*' "$RUN" "$1"
 }

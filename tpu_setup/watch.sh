@@ -4,14 +4,25 @@
 #
 #   watch.sh [--spot|--reserved] --config FILE [--set F=V]...
 #
-# --dry-run prints the commands of one round. Settings as for slice.sh, and FAILURES (3): so many ends of the run itself (not
-# of the slice) in a row give up; a wrong flag or config (exit status 2) does so at once.
+# Before it makes anything it checks the wheel, the settings, the bucket, and that the zone has such slices. Then it gives up,
+# rather than spend more, when
+#   - anything was asked for in a wrong way (exit status 2);
+#   - FAILURES (3) times in a row the run has ended by itself, or its hosts, all up, could not be set up;
+#   - SLICE_TRIES (10) requests or slices in a row were refused, preempted or broken. It waits longer after each.
+# A checkpoint that the run has saved in between ends such a row.
+#
+# --dry-run prints the commands of one round. Settings as for slice.sh, and these two.
 set -euo pipefail
 # shellcheck source=lib.sh
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 slice=$(dirname "${BASH_SOURCE[0]}")/slice.sh
 
 FAILURES=${FAILURES:-3}
+SLICE_TRIES=${SLICE_TRIES:-10}
+SILENCES=3      # Looks in a row that a host leaves unanswered, after which the slice is made anew.
+LOOKS_A_SAVE=10 # Of this many looks at a run that runs, one is for what it has saved.
+need_whole FAILURES SLICE_TRIES
+
 tier=() words=()
 for word; do
   case $word in
@@ -25,76 +36,127 @@ export DRY_RUN
 take_config "${words[@]}"
 check_run
 
-remove() {
-  "$slice" delete || say "could not delete ${TPU_NAME:-apr}; trying again"
-  pause
-}
-
-bring_up() {
-  "$slice" create "${tier[@]}" && "$slice" bootstrap && "$slice" start "${words[@]}"
-}
-
 if [[ -n $DRY_RUN ]]; then
-  bring_up
+  "$slice" check
+  "$slice" create "${tier[@]}"
+  "$slice" bootstrap
+  "$slice" start "${words[@]}"
   "$slice" status
-  say 'when the slice is preempted, or a host does not answer three times in a row:'
+  say "when the slice is preempted, or a host does not answer $SILENCES times in a row:"
   "$slice" delete
   exit
 fi
 
-failed=0 silent=0
-while true; do
-  known=$("$slice" state || echo unknown)
-  case $known in
-    ACTIVE) ;;
-    unknown)
-      say "gcloud does not answer; trying again"
-      pause
-      continue
-      ;;
-    FAILED | SUSPENDING | SUSPENDED)
-      say "the slice is $known (preempted?): making it anew"
-      failed=0
-      remove
-      continue
-      ;;
-    DELETING)
-      pause
-      continue
-      ;;
-    *)
-      "$slice" create "${tier[@]}" || pause
-      continue
-      ;;
+# A call of slice.sh that may fail; but what was asked for in a wrong way won't get better.
+try() {
+  local status=0
+  "$slice" "$@" || status=$?
+  ((status != 2)) || usage_error "slice.sh $1 was asked for in a wrong way (the line above); if there is a slice, it costs: slice.sh delete"
+  return "$status"
+}
+
+# hear VARIABLE VERB: what slice.sh says.
+hear() {
+  local said status=0
+  said=$(try "$2") || status=$?
+  ((status != 2)) || exit 2
+  printf -v "$1" %s "$said"
+  return "$status"
+}
+
+remove() { try delete || say "could not delete ${TPU_NAME:-apr}; trying again"; }
+
+# What the run has saved ends every row of failures.
+look_for_progress() {
+  local now
+  now=$("$slice" saved 2>/dev/null) || return 0 # Nothing yet, or no answer.
+  [[ $now == "$saved" ]] || saved=$now failed=0 lost=0
+}
+
+# count_failure WHY: of the run, on a slice that is all right.
+count_failure() {
+  look_for_progress
+  failed=$((failed + 1))
+  ((failed < FAILURES)) ||
+    fail "$1, $failed times, and nothing was saved in between: giving up; slice.sh logs shows why; the slice is still there, and costs"
+  say "$1 ($failed of $FAILURES): trying again"
+}
+
+# count_lost WHY: a request or a slice.
+count_lost() {
+  look_for_progress
+  lost=$((lost + 1)) failed=0 silent=0
+  ((lost < SLICE_TRIES)) ||
+    fail "$1, $lost times, and nothing was saved in between: giving up; slice.sh status shows if something is left that costs"
+  say "$1 ($lost of $SLICE_TRIES): making it anew"
+  for ((turn = 0; turn < lost; turn++)); do pause; done
+}
+
+ask_for_slice() {
+  local status=0
+  try create "${tier[@]}" || status=$?
+  ((status != USELESS)) || remove
+  if ((status == 0)); then set_up; else count_lost "no slice came of the request"; fi
+}
+
+set_up() {
+  local status=0
+  { try bootstrap && try start "${words[@]}"; } || status=$?
+  case $status in
+    0) ;;
+    "$USELESS") remove && count_lost "a host never came up" ;;
+    *) count_failure "the hosts could not be set up" ;;
   esac
-  if ! states=$("$slice" status); then
-    silent=$((silent + 1))
-    say "a host does not answer ($silent of 3)"
-    if ((silent >= 3)) && [[ $("$slice" state || echo unknown) == ACTIVE ]]; then
-      say "a host is lost: making the slice anew"
-      remove
-      silent=0
-    fi
-    pause
-    continue
-  fi
-  silent=0
-  if grep -qx 'exit 2' <<<"$states"; then
-    "$slice" stop >&2 || true
-    fail "the run was asked for in a wrong way: slice.sh logs shows the line; mend it, and start watch.sh again"
-  elif grep -qx 'exit [1-9][0-9]*' <<<"$states"; then
-    failed=$((failed + 1))
-    ((failed < FAILURES)) || fail "the run has failed $failed times: slice.sh logs shows why; the slice is still there, and costs"
-    say "the run has ended on a host ($failed of $FAILURES): starting it again"
-    "$slice" stop >&2 || true
-    "$slice" start "${words[@]}" || true
-  elif grep -qx none <<<"$states"; then
-    if ! "$slice" bootstrap || ! "$slice" start "${words[@]}"; then
-      say "the hosts could not be set up; trying again"
-    fi
-  elif ! grep -qx running <<<"$states"; then
+}
+
+# Does what the hosts' states, a line each, ask for.
+look_after_run() {
+  if grep -qx 'exit 2' <<<"$1"; then
+    try stop >&2 || true
+    usage_error "the run was asked for in a wrong way: slice.sh logs shows the line; mend it, and start watch.sh again;" \
+      "the slice is still there, and costs"
+  elif grep -qx 'exit [1-9][0-9]*' <<<"$1"; then
+    count_failure "the run has ended on a host"
+    try stop >&2 || true
+    try start "${words[@]}" || true
+  elif grep -qx none <<<"$1"; then
+    set_up
+  elif grep -qx running <<<"$1"; then
+    looks=$((looks + 1))
+    ((looks % LOOKS_A_SAVE)) || look_for_progress
+  else
     say "done: slice.sh fetch, then slice.sh delete (the slice costs until then)"
     exit
   fi
+}
+
+"$slice" check >&2
+known='' states='' saved=''
+look_for_progress
+failed=0 lost=0 silent=0 looks=0
+while true; do
+  hear known state || known=unknown
+  case $known in
+    ACTIVE)
+      if hear states status; then
+        silent=0
+        look_after_run "$states"
+      else
+        silent=$((silent + 1))
+        say "a host does not answer ($silent of $SILENCES)"
+        if ((silent >= SILENCES)); then
+          remove
+          count_lost "a host is lost"
+        fi
+      fi
+      ;;
+    unknown) say "gcloud does not answer; trying again" ;;
+    FAILED | SUSPENDING | SUSPENDED)
+      remove
+      count_lost "the slice is $known (preempted?)"
+      ;;
+    DELETING) ;;
+    *) ask_for_slice ;;
+  esac
   pause
 done

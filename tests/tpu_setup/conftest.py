@@ -54,7 +54,7 @@ class Cloud:
                 done.append(named[1])
         return [kind for kind in done if kind not in ("list", "describe", "state")]
 
-    def call(self, script, *words, seconds=300, **settings):
+    def call(self, script, *words, **settings):
         """Exit status, standard output, standard error."""
         ended = subprocess.run(
             [SCRIPTS / script, *map(str, words)],
@@ -62,7 +62,7 @@ class Cloud:
             cwd=ROOT,
             capture_output=True,
             text=True,
-            timeout=seconds,
+            timeout=300,
         )
         return ended.returncode, ended.stdout, ended.stderr
 
@@ -78,6 +78,19 @@ def cloud(tmp_path):
     folder = tmp_path / "cloud"
     folder.mkdir()
     return Cloud(folder)
+
+
+@pytest.fixture
+def any_wheel():
+    """A file that is copied to the hosts; only the test for real needs it to be one."""
+    made = not list((ROOT / "dist").glob("apr_jax-*.whl"))
+    path = ROOT / "dist" / "apr_jax-0-py3-none-any.whl"
+    if made:
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+    yield
+    if made:
+        path.unlink()
 
 
 @pytest.fixture(scope="session")

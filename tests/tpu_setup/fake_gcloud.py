@@ -5,11 +5,14 @@ The folder is $FAKE_GCLOUD; in it
     plays.json   kind of call -> what its next calls do, one after the other; afterwards "ok"
     state        of the queued resource; missing: there is none
     host<N>/     the home of each host
-Kinds: create, ready (the first ssh of a bootstrap), bootstrap, start, status. Plays: "quota", "preempt", "fail", "down N" (from
-now on that host never answers), and for status the states themselves ("running", "exit 1").
+Kinds: check, bucket, list, create, ready (the first ssh of a bootstrap), bootstrap, start, status, saved. Plays: "fail",
+"preempt", "down N" (from now on that host never answers); for create also "quota", "usage" and the state of the request
+("FAILED"), for status what the hosts say ("running", "exit 1"), for saved what the bucket holds.
 
 What ssh is given runs in a shell in each host's home, so a file that nobody copied there is missing there. A copy of host.sh is
 one that only tells states (STUB); with $FAKE_HOSTS_RUN set it is the real one, its processes find each other on this machine.
+
+A command that is not in COMMANDS, a flag that the command does not have, or the wrong number of other words, end with status 2.
 """
 
 import json
@@ -20,11 +23,46 @@ import subprocess
 import sys
 from pathlib import Path
 
-FOLDER = Path(os.environ["FAKE_GCLOUD"])
+FOLDER = Path(os.environ.get("FAKE_GCLOUD", "."))
 HOSTS = int(os.environ.get("FAKE_HOSTS", "4"))
 RUNS = "FAKE_HOSTS_RUN" in os.environ
 STATE = FOLDER / "state"
 COMING = {"WAITING_FOR_RESOURCES": "PROVISIONING", "PROVISIONING": "ACTIVE"}
+ANYWHERE = {"project", "format", "quiet"}
+SWITCHES = {
+    "quiet",
+    "force",
+    "spot",
+    "reserved",
+    "recursive",
+    "uniform-bucket-level-access",
+}  # Other flags have a value.
+TPU = "compute tpus tpu-vm"
+QUEUE = "compute tpus queued-resources"
+MANY = {f"{TPU} scp", "services enable"}
+# How many words it has that are no flags (at least so many for MANY), flags that it needs, flags that it may have.
+COMMANDS = {
+    f"{QUEUE} create": (1, {"zone", "node-id", "accelerator-type", "runtime-version"}, {"spot", "reserved"}),
+    f"{QUEUE} list": (0, {"zone"}, {"filter"}),
+    f"{QUEUE} describe": (1, {"zone"}, set()),
+    f"{QUEUE} delete": (1, {"zone"}, {"force"}),
+    f"{TPU} ssh": (1, {"zone"}, {"worker", "command", "ssh-flag"}),
+    f"{TPU} scp": (2, {"zone"}, {"worker"}),
+    f"{TPU} describe": (1, {"zone"}, set()),
+    f"{TPU} accelerator-types describe": (1, {"zone"}, set()),
+    "storage ls": (1, set(), set()),
+    "storage rsync": (2, set(), {"recursive", "exclude"}),
+    "container clusters create-auto": (1, {"region"}, set()),
+    "container clusters get-credentials": (1, {"region"}, set()),
+    "container clusters delete": (1, {"region"}, set()),
+    # Of docs/launch.md alone.
+    "services enable": (1, set(), set()),
+    "projects describe": (1, set(), set()),
+    "storage buckets create": (1, {"location"}, {"uniform-bucket-level-access"}),
+    "storage buckets add-iam-policy-binding": (1, {"member", "role"}, set()),
+    "artifacts repositories create": (1, {"repository-format", "location"}, set()),
+    "auth configure-docker": (1, set(), set()),
+}
 STUB = """case $1 in
   start) touch apr/started ;;
   state | stop)
@@ -50,13 +88,46 @@ def option(words, name, default=""):
     return next((word.partition("=")[2] for word in words if word.startswith(f"--{name}=")), default)
 
 
+def parse(words):
+    """The command's name, and what follows it.
+
+    Exits with status 2 where gcloud's own parser would.
+    """
+    spoken = " ".join(words)
+    name = max((name for name in COMMANDS if f"{spoken} ".startswith(f"{name} ")), key=len, default=None)
+    if name is None:
+        die(f"Invalid choice: {spoken}", 2)
+    count, needed, allowed = COMMANDS[name]
+    rest = words[len(name.split()) :]
+    others = [word for word in rest if not word.startswith("-")]
+    flags = {}
+    for word in rest:
+        if word.startswith("-"):
+            flag, _, value = word.removeprefix("--").partition("=")
+            if flag not in needed | allowed | ANYWHERE:
+                die(f"unrecognized arguments: {word}", 2)
+            if (flag in SWITCHES) == bool(value):
+                die(f"argument --{flag}: wrong or missing value", 2)
+            flags[flag] = value
+    if missing := needed - set(flags):
+        die(f"argument --{min(missing)}: Must be specified.", 2)
+    if len(others) < count or (len(others) > count and name not in MANY):
+        die(f"{name}: {count} words expected, got {others}", 2)
+    return name, rest
+
+
 def queue(verb, words):
     if verb == "create":
-        if play("create") == "quota":
+        chosen = play("create")
+        if chosen == "usage":
+            die("unrecognized arguments: --node-id", 2)
+        if chosen == "quota":
             die('{"code": 8, "message": "Quota limit \'TPUV5sLitepodPerProjectPerZoneForTPUAPI\' has been exceeded."}')
         if STATE.exists():
             die("ALREADY_EXISTS: Resource 'apr' already exists")
-        STATE.write_text("WAITING_FOR_RESOURCES")
+        STATE.write_text("WAITING_FOR_RESOURCES" if chosen == "ok" else chosen)
+    elif verb == "list" and play("list") == "fail":
+        die("UNAVAILABLE: The service is currently unavailable.")
     elif verb == "list" and STATE.exists():
         state = STATE.read_text()
         print(state)
@@ -139,15 +210,27 @@ def scp(words):
 def main(words):
     with (FOLDER / "calls").open("a") as file:
         file.write(json.dumps(words) + "\n")
-    match words:
-        case ["compute", "tpus", "queued-resources", verb, *rest]:
-            queue(verb, rest)
-        case ["compute", "tpus", "tpu-vm", "ssh", _, *rest]:
-            ssh(rest)
-        case ["compute", "tpus", "tpu-vm", "scp", *rest]:
-            scp(rest)
-        case ["compute", "tpus", "tpu-vm", "describe", *_]:
-            print(";".join(f"10.0.0.{host}" for host in range(HOSTS)))
+    name, rest = parse(words)
+    if name.startswith(QUEUE):
+        queue(name.removeprefix(f"{QUEUE} "), rest)
+    elif name == f"{TPU} ssh":
+        ssh(rest)
+    elif name == f"{TPU} scp":
+        scp(rest)
+    elif name == f"{TPU} describe":
+        print(";".join(f"10.0.0.{host}" for host in range(HOSTS)))
+    elif name == f"{TPU} accelerator-types describe":
+        if play("check") == "fail":
+            die(f"NOT_FOUND: Resource '{rest[0]}' was not found")
+        print(rest[0])
+    elif name == "storage ls" and "*" in rest[0]:
+        saved = play("saved")
+        if saved == "ok":
+            die("One or more URLs matched no objects.")
+        print(saved)
+    elif name == "storage ls" and play("bucket") == "fail":
+        die(f"{rest[0]} not found: 404.")
 
 
-main(sys.argv[1:])
+if __name__ == "__main__":
+    main(sys.argv[1:])

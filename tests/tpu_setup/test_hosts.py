@@ -1,12 +1,14 @@
 """What runs on the hosts: setting up with an old Python; and all of it for real, two hosts that are this machine."""
 
 import json
+import os
+import signal
 import socket
 import subprocess
 import time
 
 import pytest
-from conftest import SCRIPTS, write_script
+from conftest import ROOT, SCRIPTS, write_script
 
 from apr_jax.config import to_dict
 from apr_jax.learn.checkpoint import load_checkpoint
@@ -36,9 +38,34 @@ done; fi
     assert f"venv -m pip install --quiet --disable-pip-version-check {home}/apr/a.whl[tpu,gcs]" in said
 
 
+@pytest.mark.parametrize(("trap", "seconds", "ended"), [("exit 143", 20, "exit 143"), ("", 1, "exit 137")])
+def test_stop_kills_what_does_not_end(tmp_path, trap, seconds, ended):
+    home = tmp_path / "apr"
+    home.mkdir()
+    (home / "installed").touch()
+    write_script(home / "venv" / "bin" / "apr", f"trap '{trap}' TERM\ntouch ~/ready\nwhile true; do sleep 0.1; done")
+
+    def host(*words):
+        command = ["bash", SCRIPTS / "host.sh", *map(str, words)]
+        done = subprocess.run(
+            command, env={"PATH": "/usr/bin:/bin", "HOME": str(tmp_path)}, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout.strip(), done.stderr
+
+    host("start")
+    while not (tmp_path / "ready").exists():
+        time.sleep(0.1)
+    assert host("state")[0] == "running"
+    said, errors = host("stop", seconds)
+    assert said == ended
+    assert ("not ended 1 s after SIGTERM: killed" in errors) == (trap == "")
+
+
 @pytest.mark.slow
 def test_two_hosts_are_set_up_and_train_for_real(cloud, config, wheel, tmp_path):
-    """The wheel into clean homes, a run of two processes, stopped in the middle, and started again by the same command."""
+    """The watcher from nothing to the end: the wheel into clean homes, a run of two processes, of which one is told to end in
+    the middle, and both go on."""
     del wheel
     file = tmp_path / "tiny.py"
     file.write_text(
@@ -58,26 +85,33 @@ def test_two_hosts_are_set_up_and_train_for_real(cloud, config, wheel, tmp_path)
         "XLA_FLAGS": "",
         "APR_CACHE": str(tmp_path / "xla"),
     }
-    start = ["start", "--config", file, "--set", "learn.sft.steps=40", "--set", "schedule.lanes=4"]
-    for words in (["create"], ["bootstrap"], start):
-        status, said, errors = cloud.call("slice.sh", *words, seconds=900)
-        assert status == 0, errors + said
-    assert said.count("started") == 2
-    assert cloud.call("slice.sh", *start)[1].count("runs already") == 2
+    words = ["--config", file, "--set", "learn.sft.steps=40", "--set", "schedule.lanes=4"]
+    with (tmp_path / "watch.log").open("w") as said:
+        watch = subprocess.Popen(
+            [SCRIPTS / "watch.sh", *words],
+            env=cloud.environment | {"POLL_SECONDS": "2"},
+            cwd=ROOT,
+            stdout=said,
+            stderr=subprocess.STDOUT,
+        )
     log = cloud.folder / "host0" / "apr" / "run.log"
-    deadline = time.monotonic() + 400
-    while not (out / "sos+" / "sft" / "metrics.jsonl").exists():
-        assert time.monotonic() < deadline and "running" in cloud.call("slice.sh", "status")[1], log.read_text()
-        time.sleep(1)
-    status, said, _ = cloud.call("slice.sh", "stop")
-    assert status == 0 and said.split() == ["exit", "143", "exit", "143"], log.read_text()
-    assert not (out / "report.html").exists()
-    assert cloud.call("slice.sh", *start)[0] == 0
-    while "running" in (said := cloud.call("slice.sh", "status")[1]):
-        assert time.monotonic() < deadline + 400, log.read_text()
-        time.sleep(1)
-    assert said.split() == ["exit", "0", "exit", "0"], log.read_text()
-    assert "stopped by SIGTERM; the run is saved" in log.read_text()
+    try:
+        deadline = time.monotonic() + 1200
+        while not (out / "sos+" / "sft" / "metrics.jsonl").exists():
+            assert time.monotonic() < deadline and watch.poll() is None, (tmp_path / "watch.log").read_text()
+            time.sleep(1)
+        assert cloud.call("slice.sh", "start", *words)[1].count("runs already") == 2
+        os.kill(
+            int((cloud.folder / "host1" / "apr" / "pid").read_text()), signal.SIGTERM
+        )  # As when a host is taken away.
+        assert watch.wait(timeout=900) == 0, (tmp_path / "watch.log").read_text() + log.read_text()
+    finally:
+        watch.kill()
+        cloud.call("slice.sh", "stop", STOP_SECONDS="60")
+    assert "the run has ended on a host (1 of 3)" in (tmp_path / "watch.log").read_text()
+    assert cloud.kinds()[:6] == ["create", "bootstrap", "start", "start", "stop", "start"]
+    assert log.read_text().count("stopped by SIGTERM; the run is saved") == 1
+    assert f"{out}/sos+/sft/checkpoints/" in cloud.call("slice.sh", "saved")[1]
     assert load_checkpoint(out / "apr" / "rl").config.learn.sft.steps == 40
     assert json.loads((out / "results.json").read_text())["summaries"].keys() == {
         "sos+-sft",

@@ -10,28 +10,18 @@ from conftest import ROOT, SCRIPTS, write_script
 
 CONFIG = ROOT / "experiments" / "nano.py"
 VERBS = {
+    "check": [],
     "create": ["--spot"],
     "bootstrap": [],
     "start": ["--config", CONFIG, "--set", "seed=1"],
     "logs": [],
     "status": [],
     "stop": [],
+    "saved": [],
     "fetch": [],
     "delete": [],
 }
-
-
-@pytest.fixture(autouse=True)
-def any_wheel(monkeypatch):
-    """A file that is copied to the hosts; only the slow test needs it to be one."""
-    made = not list((ROOT / "dist").glob("apr_jax-*.whl"))
-    path = ROOT / "dist" / "apr_jax-0-py3-none-any.whl"
-    if made:
-        path.parent.mkdir(exist_ok=True)
-        path.touch()
-    yield
-    if made:
-        path.unlink()
+pytestmark = pytest.mark.usefixtures("any_wheel")
 
 
 @pytest.mark.skipif(shutil.which("shellcheck", path=os.path.dirname(sys.executable)) is None, reason="no shellcheck")
@@ -48,7 +38,7 @@ def test_a_dry_run_prints_commands_and_calls_nothing(cloud, verb):
     status, said, _ = cloud.call("slice.sh", verb, *VERBS[verb], "--dry-run")
     assert status == 0 and cloud.calls() == []
     assert all(line.startswith("+ ") for line in said.splitlines())
-    assert ("gcloud" in said and "us-west4-a" in said) or verb == "fetch"
+    assert ("gcloud" in said and "us-west4-a" in said) or verb in ("saved", "fetch")
 
 
 def test_the_watcher_dry_runs_too(cloud):
@@ -81,8 +71,18 @@ def test_help_is_the_text_at_the_top(cloud, script):
         ("slice.sh", ["bootstrap"], {"RUN": "runs/x"}, "RUN=runs/x: must be gs://BUCKET/FOLDER, or the absolute path"),
         ("slice.sh", ["start"], {}, "give --config FILE"),
         ("slice.sh", ["start", "--config", "nowhere.py"], {}, "--config nowhere.py: no such file"),
-        ("slice.sh", ["fly"], {}, "fly: must be create, bootstrap"),
+        ("slice.sh", ["fly"], {}, "fly: must be check, create, bootstrap"),
+        ("slice.sh", ["logs", "first"], {}, "logs first: must be the number of a host, from 0"),
+        ("slice.sh", ["stop", "3"], {}, "stop 3: takes nothing more"),
+        ("slice.sh", ["stop"], {"STOP_SECONDS": "1m"}, "STOP_SECONDS=1m: must be a whole number, at least 1"),
         ("watch.sh", [], {}, "give --config FILE"),
+        ("watch.sh", ["--config", CONFIG], {"TPU_ZONE": ""}, "$TPU_ZONE is not set"),
+        ("watch.sh", ["--config", CONFIG], {"TPU_TYPE": ""}, "$TPU_TYPE is not set"),
+        ("watch.sh", ["--config", CONFIG], {"TPU_TYPE": "v9-8"}, "TPU_TYPE=v9-8: must be v2-, v3-"),
+        ("watch.sh", ["--config", CONFIG], {"SLICE_TRIES": "0"}, "SLICE_TRIES=0: must be a whole number, at least 1"),
+        ("gke.sh", ["fetch"], {"RUN": "/disk"}, "RUN=/disk: pods share no disk; must be gs://BUCKET/FOLDER"),
+        ("gke.sh", ["logs", "x"], {}, "logs x: must be the number of a host, from 0"),
+        ("gke.sh", ["status"], {"GKE_RESTARTS": "-1"}, "GKE_RESTARTS=-1: must be a whole number, at least 1"),
         ("gke.sh", ["start", "--config", CONFIG], {}, "$GKE_IMAGE is not set"),
         ("gke.sh", ["start", "--config", CONFIG], {"GKE_IMAGE": "i", "RUN": "/disk"}, "RUN=/disk: pods share no disk"),
         (
@@ -105,6 +105,7 @@ def test_five_commands_from_nothing_to_the_log(cloud):
         status, said, errors = cloud.call("slice.sh", verb, *VERBS[verb])
         assert status == 0, errors
     assert said == f"{cloud.folder}/host0: -n 200 -F apr/run.log\n"
+    assert cloud.call("slice.sh", "logs", 3)[1] == said.replace("host0", "host3")
     assert cloud.kinds() == ["create", "bootstrap", "start"]
     (create,) = [words for words in cloud.calls() if "create" in words]
     assert {"--accelerator-type=v5litepod-16", "--runtime-version=v2-alpha-tpuv5-lite", "--spot"} <= set(create)
@@ -129,104 +130,59 @@ def test_quota(cloud):
 def test_a_request_that_cannot_be_met(cloud):
     (cloud.folder / "state").write_text("FAILED")
     status, _, errors = cloud.call("slice.sh", "create")
-    assert status == 1 and "apr is FAILED, and won't come up: slice.sh delete" in errors
+    assert status == 3 and "apr is FAILED, and won't come up: slice.sh delete" in errors
+
+
+def test_gcloud_may_fail_while_a_request_waits(cloud):
+    cloud.plays(list=["ok", "fail", "fail", "ok", "fail"])
+    status, _, errors = cloud.call("slice.sh", "create")
+    assert status == 0 and "gcloud does not answer (2 of 10)" in errors and "(3 of 10)" not in errors
+    (cloud.folder / "state").write_text("WAITING_FOR_RESOURCES")
+    cloud.plays(list=["ok", *["fail"] * 10])
+    status, _, errors = cloud.call("slice.sh", "create")
+    assert status == 1 and "gcloud has not answered 10 times in a row; the request stands" in errors
+
+
+def test_stop_says_how_long_it_waits(cloud):
+    (cloud.folder / "state").write_text("ACTIVE")
+    assert cloud.call("slice.sh", "stop")[:2] == (0, "none\n" * 4)
+    assert cloud.call("slice.sh", "stop", STOP_SECONDS="7")[0] == 0
+    stops = [word for words in cloud.calls() for word in words if "host.sh stop" in word]
+    assert ["host.sh stop 300;" in stops[0], "host.sh stop 7;" in stops[1]] == [True, True]
+
+
+def test_results_from_a_shared_disk_come_without_data_and_optimizers(cloud, tmp_path):
+    (cloud.folder / "state").write_text("ACTIVE")
+    wanted = {
+        "report.html",
+        "apr/sft/metrics.jsonl",
+        "apr/sft/checkpoints/10/params/a",
+        "apr/sft/checkpoints/10/data/b",
+    }
+    for name in (*wanted, "data/data.json", "apr/sft/checkpoints/10/state/c"):
+        path = tmp_path / "a disk" / "run" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    target = tmp_path / "here"
+    status, _, errors = cloud.call("slice.sh", "fetch", target, RUN=str(tmp_path / "a disk" / "run"))
+    assert status == 0, errors
+    assert {str(path.relative_to(target)) for path in target.rglob("*") if path.is_file()} == wanted
+    assert cloud.call("slice.sh", "fetch", target, RUN=str(tmp_path / "nowhere"))[0] == 1
+
+
+def test_what_the_run_has_saved(cloud, tmp_path):
+    (cloud.folder / "state").write_text("ACTIVE")
+    cloud.plays(saved=["gs://bucket/run/apr/sft/checkpoints/10/"])
+    assert cloud.call("slice.sh", "saved")[:2] == (0, "gs://bucket/run/apr/sft/checkpoints/10/\n")
+    assert cloud.calls()[-1] == ["storage", "ls", "gs://bucket/run/*/*/checkpoints/"]
+    (tmp_path / "apr" / "rl" / "checkpoints" / "5").mkdir(parents=True)
+    assert cloud.call("slice.sh", "saved", RUN=str(tmp_path))[:2] == (0, f"{tmp_path}/apr/rl/checkpoints/5\n")
+    assert cloud.call("slice.sh", "saved", RUN="/nowhere")[0] == 1, "ls ends with 2, which would be wrong use"
 
 
 def test_a_host_that_never_comes_up_is_named(cloud):
     (cloud.folder / "state").write_text("ACTIVE")
     cloud.plays(ready=["down 2"])
     status, _, errors = cloud.call("slice.sh", "bootstrap")
-    assert status == 1 and cloud.kinds() == []
+    assert status == 3 and cloud.kinds() == []
     assert "(try 3 of 3)" in errors and "host 2 of apr never came up" in errors
-
-
-def _watch(cloud, *words, **settings):
-    return cloud.call("watch.sh", "--spot", "--config", CONFIG, "--set", "seed=1", *words, **settings)
-
-
-def test_the_watcher_brings_a_run_to_its_end(cloud):
-    cloud.plays(status=["none", "running", "running"])
-    status, _, errors = _watch(cloud)
-    assert status == 0 and "done: slice.sh fetch, then slice.sh delete" in errors
-    assert cloud.kinds() == ["create", "bootstrap", "start"]
-
-
-def test_the_fake_hosts_have_only_what_was_copied_there(cloud):
-    (cloud.folder / "state").write_text("ACTIVE")
-    ssh = ["compute", "tpus", "tpu-vm", "ssh", "apr", "--zone=us-west4-a", "--worker=all"]
-    command = [cloud.folder / "bin" / "gcloud", *ssh, "--command=bash apr/host.sh state"]
-    assert subprocess.run(command, env=cloud.environment, capture_output=True).returncode == 127
-    status, said, _ = cloud.call("slice.sh", "status")
-    assert (status, said.split()) == (0, ["none"] * 4)
-
-
-def test_the_watcher_with_hosts_that_really_run(cloud):
-    """From nothing to the end with host.sh itself, over a failure; only Python and `apr` on the hosts are cheap ones."""
-    apr = """
-[[ $1 == reproduce ]] || exit 0
-echo "$*" >>~/starts
-sleep 0.5
-(($(wc -l <~/starts) > 1))
-"""
-    python = f"""
-[[ $1 == -m ]] || exit 0
-mkdir -p "${{@: -1}}/bin" && cd "${{@: -1}}/bin"
-printf '#!/bin/bash\n' >python
-cat >apr <<'END'
-#!/bin/bash{apr}END
-chmod +x python apr
-"""
-    write_script(cloud.folder / "bin" / "python3.13", python)
-    status, _, errors = _watch(cloud, FAKE_HOSTS_RUN="127.0.0.1:1", FAKE_HOSTS="2")
-    assert status == 0 and "done: slice.sh fetch" in errors, errors
-    assert "does not answer" not in errors
-    assert cloud.kinds() == ["create", "bootstrap", "start", "stop", "start"]
-    start = "reproduce --config apr/nano.py --out gs://bucket/run --set seed=1\n"
-    for host in ("host0", "host1"):
-        assert (cloud.folder / host / "starts").read_text() == 2 * start
-
-
-def test_preempted_in_the_middle_of_the_bootstrap(cloud):
-    cloud.plays(bootstrap=["preempt"])
-    status, _, errors = _watch(cloud)
-    assert status == 0 and "the slice is SUSPENDED (preempted?): making it anew" in errors
-    assert cloud.kinds() == ["create", "bootstrap", "delete", "create", "bootstrap", "start"]
-
-
-def test_preempted_while_running_goes_on_with_the_same_command(cloud):
-    cloud.plays(status=["none", "running", "preempt", "none", "running"])
-    status, _, errors = _watch(cloud)
-    assert status == 0, errors
-    assert cloud.kinds() == ["create", "bootstrap", "start", "delete", "create", "bootstrap", "start"]
-    first, second = [word for words in cloud.calls() for word in words if "host.sh start" in word]
-    assert first == second
-
-
-def test_quota_that_is_full_for_a_while(cloud):
-    cloud.plays(create=["quota", "quota"])
-    assert _watch(cloud)[0] == 0
-    assert cloud.kinds() == ["create", "create", "create", "bootstrap", "start"]
-
-
-def test_a_host_that_goes_silent_costs_the_slice(cloud):
-    cloud.plays(status=["none", "fail", "fail", "fail"])
-    status, _, errors = _watch(cloud)
-    assert status == 0 and "a host does not answer (3 of 3)" in errors and "a host is lost" in errors
-    assert cloud.kinds() == ["create", "bootstrap", "start", "delete", "create", "bootstrap", "start"]
-
-
-def test_a_run_that_fails_again_and_again_is_left_to_its_owner(cloud):
-    cloud.plays(status=["none", "exit 1", "exit 134", "exit 1"])
-    status, _, errors = _watch(cloud)
-    assert (
-        status == 1
-        and "the run has failed 3 times: slice.sh logs shows why; the slice is still there, and costs" in errors
-    )
-    assert cloud.kinds() == ["create", "bootstrap", "start", "stop", "start", "stop", "start"]
-
-
-def test_wrong_use_is_not_tried_again(cloud):
-    cloud.plays(status=["none", "exit 2"])
-    status, _, errors = _watch(cloud)
-    assert status == 1 and "the run was asked for in a wrong way" in errors
-    assert cloud.kinds() == ["create", "bootstrap", "start", "stop"]
