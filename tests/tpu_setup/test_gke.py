@@ -1,16 +1,21 @@
 """The manifest and the image for GKE: valid by Kubernetes' schemas and JobSet's own models, whole, and quoted well."""
 
+import fnmatch
+import json
 import re
 import shlex
+import sys
 import warnings
+from pathlib import Path
 
 import pytest
-from conftest import ROOT, SCRIPTS
+from conftest import ROOT, SCRIPTS, write_script
 
 from apr_jax.runtime import AUTO, COORDINATOR
 
 yaml = pytest.importorskip("yaml")
 CONFIG = ROOT / "experiments" / "paper.py"
+FAKE_KUBECTL = Path(__file__).with_name("fake_kubectl.py")
 KUBERNETES = "1.32"
 # What the schema does not say and JobSet's webhook checks all the same (v0.12.0); the actions are an enumeration of its CRD.
 RULE_NAME = re.compile(r"[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?")
@@ -123,8 +128,6 @@ def test_the_check_finds_what_is_wrong(manifest):
 
 def test_xmanager_and_the_manifest_cut_slices_alike(manifest):
     pytest.importorskip("xmanager")
-    import sys
-
     sys.path.insert(0, str(ROOT / "experiments"))
     from xmanager import xm
 
@@ -148,15 +151,93 @@ def test_words_come_through_as_they_are(manifest):
     assert (jobset["metadata"]["name"], pod["serviceAccountName"]) == ("mine", "trainer")
 
 
-def test_wrong_use_ends_the_job_set_and_all_else_restarts_it(manifest):
+def _outcome(jobset, code, conditions=()):
+    """What JobSet does when the first pod that ends has this exit code and these conditions.
+
+    The message is the one that the Job's controller writes (Kubernetes' pkg/controller/job/pod_failure_policy.go).
+    """
+    job, policy = _slice(jobset), jobset["spec"]["failurePolicy"]
+    reason, message = "BackoffLimitExceeded", "Job has reached the specified backoff limit"
+    assert job["backoffLimit"] == 0
+    for index, rule in enumerate(job["podFailurePolicy"]["rules"]):
+        assert rule["action"] == "FailJob"
+        codes, wanted = rule.get("onExitCodes"), rule.get("onPodConditions", [])
+        why = None
+        if codes:
+            assert (codes["containerName"], codes["operator"]) == ("apr", "In")
+            if code in codes["values"]:
+                why = f"Container apr for pod default/apr-slice-0-0-x failed with exit code {code}"
+        for condition in wanted:
+            assert condition["status"] == "True"
+            if condition["type"] in conditions:
+                why = f"Pod default/apr-slice-0-0-x has condition {condition['type']}"
+        if why:
+            reason, message = "PodFailurePolicy", f"{why} matching FailJob rule at index {index}"
+            break
+    for rule in policy["rules"]:
+        patterns = rule.get("onJobFailureMessagePatterns", [""])
+        if reason in rule["onJobFailureReasons"] and any(re.search(pattern, message) for pattern in patterns):
+            return rule["action"]
+    return "RestartJobSet"
+
+
+def test_a_lost_node_restarts_without_counting_a_failure_counts_and_wrong_use_ends(manifest):
     jobset = manifest()
-    policy = jobset["spec"]["failurePolicy"]
-    assert policy["maxRestarts"] >= 100
-    assert policy["rules"] == [
-        {"name": "wrongUse", "action": "FailJobSet", "onJobFailureReasons": ["PodFailurePolicy"]}
-    ]
-    (rule,) = _slice(jobset)["podFailurePolicy"]["rules"]
-    assert rule["onExitCodes"]["values"] == [2] and _slice(jobset)["backoffLimit"] == 0
+    assert jobset["spec"]["failurePolicy"]["maxRestarts"] == 10
+    assert manifest(GKE_RESTARTS="3")["spec"]["failurePolicy"]["maxRestarts"] == 3
+    assert _outcome(jobset, 2) == "FailJobSet"
+    assert _outcome(jobset, 1) == _outcome(jobset, 134) == _outcome(jobset, 137) == "RestartJobSet"
+    for code in (143, 137, 1):
+        assert _outcome(jobset, code, ["DisruptionTarget"]) == "RestartJobSetAndIgnoreMaxRestarts"
+    assert _outcome(jobset, 143) == "RestartJobSetAndIgnoreMaxRestarts", "the pods beside the one that is taken away"
+
+
+def test_a_pod_asks_for_what_it_needs_and_the_smallest_node_has_it(manifest):
+    (container,) = _slice(manifest(topology="1x1"))["template"]["spec"]["containers"]
+    asked = container["resources"]["requests"]
+    assert asked["cpu"] <= 20 and int(asked["memory"].removesuffix("Gi")) <= 40, "ct5lp-hightpu-1t: 24 CPUs, 48 GiB"
+    assert int(asked["ephemeral-storage"].removesuffix("Gi")) >= 16, "Autopilot's default is 1 GiB"
+
+
+@pytest.fixture
+def start(cloud):
+    """`gke.sh start` against a cluster with one JobSet."""
+    settings = {"GKE_TPU": "v5e", "GKE_TOPOLOGY": "4x4", "GKE_IMAGE": "us-docker.pkg.dev/p/r/apr:1"}
+    write_script(cloud.folder / "bin" / "kubectl", f'exec {sys.executable} -I -S {FAKE_KUBECTL} "$@"')
+
+    def call(*words):
+        """Status, standard error, and the verbs that kubectl was given."""
+        calls = cloud.folder / "kubectl-calls"
+        calls.unlink(missing_ok=True)
+        status, _, errors = cloud.call("gke.sh", "start", "--config", CONFIG, *words, **settings)
+        return status, errors, [json.loads(line)[0] for line in calls.read_text().splitlines()]
+
+    return call
+
+
+def test_start_goes_on_with_a_run_that_has_ended(cloud, start):
+    assert start() == (0, "", ["get", "apply"])
+    for terminal in ("Failed", "Completed"):
+        (cloud.folder / "terminal").write_text(terminal)
+        assert start("--set", f"name={terminal}") == (0, "", ["get", "delete", "apply"])
+        assert f"name={terminal}" in (cloud.folder / "jobset.yaml").read_text()
+
+
+def test_start_leaves_a_run_alone_that_runs(cloud, start):
+    start()
+    before = (cloud.folder / "jobset.yaml").read_text()
+    status, errors, verbs = start("--set", "seed=2")
+    assert status == 1 and verbs == ["get"] and len(errors.splitlines()) == 1
+    assert "apr runs already: gke.sh status; to end it, gke.sh delete" in errors
+    assert (cloud.folder / "jobset.yaml").read_text() == before
+
+
+def test_logs_are_of_a_host(cloud, start):
+    start()
+    for words, host in (((), 0), ((3,), 3)):
+        assert cloud.call("gke.sh", "logs", *words)[0] == 0
+        *_, last = map(json.loads, (cloud.folder / "kubectl-calls").read_text().splitlines())
+        assert "--tail=200" in last and last[-1].endswith(f"job-completion-index={host}")
 
 
 def test_every_verb_dry_runs(cloud):
@@ -173,4 +254,19 @@ def test_what_the_image_copies_is_there():
     copied = [word for line in lines if line.startswith("COPY") for word in shlex.split(line)[1:-1]]
     assert [source for source in copied if not source.startswith("dist/")] == ["experiments/*.py"]
     assert list(ROOT.glob("experiments/*.py"))
-    assert 'ENTRYPOINT ["apr"]' in lines
+    (entry,) = [json.loads(line.removeprefix("ENTRYPOINT ")) for line in lines if line.startswith("ENTRYPOINT")]
+    assert entry[-1] == "apr" and entry[0] in next(line for line in lines if "apt-get install" in line), "an init first"
+
+
+def test_docker_is_given_what_it_copies_and_no_more():
+    """By Docker's rule: the last line that fits a path decides."""
+    lines = [line for line in (ROOT / ".dockerignore").read_text().splitlines() if line and not line.startswith("#")]
+
+    def given(path):
+        names = [path, *map(str, Path(path).parents)][:-1]
+        fits = [line for line in lines if any(fnmatch.fnmatch(name, line.removeprefix("!")) for name in names)]
+        return not fits or fits[-1].startswith("!")
+
+    assert given("dist/apr_jax-0.1.0-py3-none-any.whl") and given("experiments/paper.py")
+    for path in (".venv/bin/python", "runs/mini/metrics.jsonl", ".git/config", "experiments/mini/apr.safetensors"):
+        assert not given(path), path
