@@ -96,6 +96,8 @@ class Checkpoints:
     def save(self, state: TrainState, metrics: dict[str, float], data: dict[str, Any]) -> None:
         """Starts saving the state under its own step; when it returns, the state may be donated.
 
+        A step that is there already is replaced.
+
         Args:
           metrics: JSON values; those with BEST compete for being the best.
           data: JSON state of the data iterator.
@@ -123,6 +125,9 @@ class Checkpoints:
             data=ocp.args.JsonSave(data),
         )
         with disk_errors(self._folder):
+            if step in self._manager.all_steps():
+                self._manager.wait_until_finished()
+                self._manager.delete(step)
             self._manager.save(step, args=items, force=True)
 
     def wait(self) -> None:

@@ -5,8 +5,9 @@ The life of a step:
 2. The metrics of the step before are written; too many bad steps in a row end the run, and the batch of the last of them
    is saved beside the state.
 3. Every so often `validate(state)` is called, and the state saved.
-4. SIGTERM and Ctrl-C let the step under way finish, save, and end the run; of several processes all end after the same
-   step, whichever of them got the signal.
+4. SIGTERM and Ctrl-C save and end the run, as soon as may be: the notice of a preemption is 30 s. A supervised step under
+   way ends first; a rollout is thrown away when it ends, and a validation before its next batch: the next start does them
+   again. Of several processes all end after the same step, whichever of them got the signal.
 """
 
 import dataclasses
@@ -30,6 +31,10 @@ from apr_jax.learn.processes import Pace, Votes
 from apr_jax.learn.state import TrainState
 
 EXIT_TERMINATED = 143
+UNVALIDATED = "unvalidated"  # In the saved data: the validation of this step is still to be done.
+Stopping = Callable[
+    [], int
+]  # The signal that ends the run, or 0; all processes must ask, with nothing queued on the device.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,26 +42,30 @@ class Stage:
     """What a stage brings to the loop.
 
     Attributes:
+      name: "sft" or "rl"; its settings are in `learn.<name>`.
       steps: of the whole run.
-      advance: one step: (state, its step as an int) -> state with step + 1, metrics. It must not wait for the state.
+      advance: one step: (state, its step as an int, stopping) -> state with step + 1, metrics. It must not wait for the
+        state. If it gives the step up because the run is to stop, it returns the state it got, and None.
       save_every: steps between saves.
       bad_steps: so many skipped updates in a row end the run.
       data_state: JSON state of the data iterator.
       batch: step -> what it learned from, on the host, for the two last steps; the step as the metrics count it.
       host_seconds: that this process's host worked at the last step, without waiting for a device or another process.
-      validate: state -> metrics, logged with the prefix "validation_"; None for no validation.
+      validate: (state, stopping) -> metrics, logged with the prefix "validation_", or None if it gave up because the run is to
+        stop; None for no validation.
       sample: a tree of the last validation as text; None for none.
       validate_every: steps between validations; the state before the first step and the last one are validated too.
     """
 
+    name: str
     steps: int
-    advance: Callable[[TrainState, int], tuple[TrainState, dict[str, Any]]]
+    advance: Callable[[TrainState, int, Stopping], tuple[TrainState, dict[str, Any] | None]]
     save_every: int
     bad_steps: int
     data_state: Callable[[], dict[str, Any]]
     batch: Callable[[int], dict[str, np.ndarray]]
     host_seconds: Callable[[], float]
-    validate: Callable[[TrainState], Numbers] | None = None
+    validate: Callable[[TrainState, Stopping], Numbers | None] | None = None
     sample: Callable[[], str] | None = None
     validate_every: int = 1
 
@@ -75,80 +84,143 @@ class LastBatches:
 
 
 def run_loop(
-    stage: Stage, state: TrainState, checkpoints: Checkpoints, recorder: Recorder, workdir: Path, resumed: bool
+    stage: Stage,
+    state: TrainState,
+    checkpoints: Checkpoints,
+    recorder: Recorder,
+    workdir: Path,
+    resumed: bool,
+    unvalidated: bool = False,
 ) -> TrainState:
     """Takes the state to the last step, and leaves it saved.
+
+    Args:
+      resumed: the state was saved by an earlier start.
+      unvalidated: which was stopped before the validation that was due.
 
     Raises:
       KeyboardInterrupt: on Ctrl-C, SystemExit(143): on SIGTERM; both after the state is saved.
       UserError: too many bad steps in a row (the last good parameters and the bad batch are saved), or the disk is full.
     """
-    step = int(state.step)
-    votes, pace = Votes(), Pace()
-
-    def check(step: int, numbers: Numbers | None) -> None:
-        if numbers and numbers.get("bad_in_a_row", 0) >= stage.bad_steps:
-            recorder.flush()
-            checkpoints.save(state, {}, stage.data_state())
-            checkpoints.wait()
-            raise UserError(_bad_steps(int(numbers["bad_in_a_row"]), step, int(state.step), stage.batch(step), workdir))
-
-    if not resumed and stage.validate:
-        with recorder.aside():
-            scores = _validate(stage, state, recorder)
-        recorder.record(step, scores, important=True)
-        recorder.flush()
-        with recorder.aside():
-            checkpoints.save(state, scores, stage.data_state())
+    loop = _Loop(stage, state, checkpoints, recorder, workdir, resumed)
+    if stage.validate and (unvalidated or not resumed):
+        loop.validate_first(resumed)
     with _stop_signals() as stop:
-        while step < stage.steps:
-            state, metrics = stage.advance(state, step)
-            step += 1
-            last = step == stage.steps
-            due = stage.validate is not None and (last or step % stage.validate_every == 0)
-            scores = {}
-            if due:
-                jax.block_until_ready(state)  # Else the update under way would count as validation.
-                with recorder.aside():
-                    scores = _validate(stage, state, recorder)
-            check(step - 1, recorder.record(step, {**metrics, **scores}, important=due))
-            if line := pace.step(stage.host_seconds(), state.step):
-                recorder.tell(f"step {step}: {line}")
-            # Once: a signal that comes in while saving waits for the next step.
-            stopping, began = votes.cast(stop, state.step), time.perf_counter()
-            if due or last or stopping or step % stage.save_every == 0:
-                check(step, recorder.flush())
-                with recorder.aside():
-                    checkpoints.save(state, scores, stage.data_state())
+        while loop.step < stage.steps:
+            stopping, began = loop.advance(stop), time.perf_counter()
+            loop.save(stopping)
             if stopping:
                 checkpoints.wait()
-                recorder.tell(f"stopped after step {step}; saved in {time.perf_counter() - began:.1f} s")
+                recorder.tell(f"stopped after step {loop.step}; saved in {time.perf_counter() - began:.1f} s")
                 raise (KeyboardInterrupt if stopping == signal.SIGINT else SystemExit(EXIT_TERMINATED))
     recorder.flush()
     checkpoints.wait()
-    return state
+    return loop.state
 
 
-def _validate(stage: Stage, state: TrainState, recorder: Recorder) -> Numbers:
-    assert stage.validate is not None
-    scores = {f"validation_{name}": value for name, value in stage.validate(state).items()}
-    if stage.sample is not None:
-        recorder.show_text(int(state.step), "validation_tree", stage.sample())
-    return scores
+class _Loop:
+    """The state on its way, and which step of it is saved."""
+
+    def __init__(
+        self,
+        stage: Stage,
+        state: TrainState,
+        checkpoints: Checkpoints,
+        recorder: Recorder,
+        workdir: Path,
+        resumed: bool,
+    ):
+        self._stage, self._checkpoints, self._recorder, self._workdir = stage, checkpoints, recorder, workdir
+        self.state, self.step = state, int(state.step)
+        self._saved = self.step if resumed else None
+        self._due = False  # Whether the step is to be validated.
+        self._scores: Numbers = {}  # What came of it.
+        self._votes, self._pace = Votes(), Pace()
+
+    def validate_first(self, resumed: bool) -> None:
+        """Validates the state that the run begins with; where it was saved without, line and checkpoint are completed."""
+        self._due, self._saved, self._scores = True, None, self._validate(lambda: 0)
+        if resumed:
+            self._recorder.complete(self.step, self._scores)
+        else:
+            self._recorder.record(self.step, self._scores, important=True)
+        self.save(stopping=0)
+
+    def advance(self, signals: list[int]) -> int:
+        """Takes a step, and validates it if that is due; returns the signal that ends the run, or 0."""
+        stage = self._stage
+
+        def stopping() -> int:
+            return self._votes.at_once(signals)
+
+        self.state, metrics = stage.advance(self.state, self.step, stopping)
+        self._due, self._scores = False, {}
+        if metrics is None:
+            return stopping()
+        self.step += 1
+        busy = stage.host_seconds()  # Before a validation, which verifies answers too.
+        # Once: a signal that comes in while saving waits for the next step.
+        stop = self._votes.cast(signals, self.state.step)
+        self._due = stage.validate is not None and (self.step == stage.steps or self.step % stage.validate_every == 0)
+        if self._due and not stop:
+            jax.block_until_ready(self.state)  # Else the update under way would count as validation.
+            self._scores = self._validate(stopping)
+            stop = stopping()
+        numbers = self._recorder.record(self.step, {**metrics, **self._scores}, important=self._due)
+        self._check(self.step - 1, numbers)
+        if line := self._pace.step(busy, self.state.step):
+            self._recorder.tell(f"step {self.step}: {line}")
+        return stop
+
+    def save(self, stopping: int) -> None:
+        """Saves the state if it is time, and is not saved yet."""
+        now = stopping or self._due or self.step == self._stage.steps or self.step % self._stage.save_every == 0
+        if not now or self._saved == self.step:
+            return
+        self._check(self.step, self._recorder.flush())
+        data = self._stage.data_state()
+        if self._due and not self._scores:
+            data[UNVALIDATED] = True
+        with self._recorder.aside():
+            self._checkpoints.save(self.state, self._scores, data)
+        self._saved = self.step
+
+    def _validate(self, stopping: Stopping) -> Numbers:
+        """The scores; none if the run is to stop."""
+        assert self._stage.validate is not None
+        with self._recorder.aside():
+            scores = self._stage.validate(self.state, stopping)
+            if scores is None:
+                return {}
+            if self._stage.sample is not None:
+                self._recorder.show_text(self.step, "validation_tree", self._stage.sample())
+        return {f"validation_{name}": value for name, value in scores.items()}
+
+    def _check(self, step: int, numbers: Numbers | None) -> None:
+        """Ends the run if, by the numbers of `step`, too many updates in a row were bad."""
+        if numbers and numbers.get("bad_in_a_row", 0) >= self._stage.bad_steps:
+            self._recorder.flush()
+            self._checkpoints.save(self.state, {}, self._stage.data_state())
+            self._checkpoints.wait()
+            batch = self._stage.batch(step)
+            count, optimizer = int(numbers["bad_in_a_row"]), f"learn.{self._stage.name}.optimizer"
+            path = _save_batch(step, batch, self._workdir)
+            raise UserError(
+                f"training: {count} updates in a row had a NaN or Inf loss or gradient, the last of them in step {step}; "
+                f"the last good parameters are saved as step {self.step}, that step's batch is in {path}; "
+                f"lower {optimizer}.lr or {optimizer}.clip"
+            )
 
 
-def _bad_steps(count: int, step: int, saved: int, batch: dict[str, np.ndarray], workdir: Path) -> str:
-    """Saves the rows of this process, and says what happened."""
+def _save_batch(step: int, batch: dict[str, np.ndarray], workdir: Path) -> Path:
+    """Saves the rows of this process; returns the file."""
     process = f".process{jax.process_index()}" if jax.process_count() > 1 else ""
     path = workdir / "bad_batch" / f"{step}{process}.npz"
     with disk_errors(path):
         path.parent.mkdir(exist_ok=True)
         with path.open("wb") as file:
             np.savez(file, **batch)  # type: ignore[arg-type]
-    return (
-        f"training: {count} updates in a row had a NaN or Inf loss or gradient, the last of them in step {step}; the last good "
-        f"parameters are saved as step {saved}, that step's batch is in {path}; lower optimizer.lr or optimizer.clip"
-    )
+    return path
 
 
 @contextmanager

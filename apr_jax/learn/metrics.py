@@ -21,7 +21,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Column
 
 from apr_jax.learn.faults import disk_errors
-from apr_jax.storage import Mirror, as_path
+from apr_jax.storage import Mirror, as_path, write_text
 
 FILE = "metrics.jsonl"
 _QUEUE = 100_000  # Scalars; TensorBoard's thread dies when the disk is full, and a short queue would then stop the run.
@@ -71,7 +71,7 @@ class Recorder:
         if self._writes:
             with disk_errors(self._path):
                 cut_lines(self._path, start)
-                self._file = open(self._path, "a", encoding="utf-8")  # noqa: SIM115 - closed in __exit__
+                self._open()
             self._board = tensorboardX.SummaryWriter(
                 str(self._mirror.local / "tensorboard"), purge_step=start + 1, max_queue=_QUEUE
             )
@@ -89,6 +89,9 @@ class Recorder:
     def __enter__(self) -> Self:
         self._bar.start()
         return self
+    def _open(self) -> None:
+        self._file = open(self._path, "a", encoding="utf-8")  # noqa: SIM115 - closed in __exit__
+
 
     def __exit__(self, *exception: object) -> None:
         self._bar.stop()
@@ -122,6 +125,21 @@ class Recorder:
     def flush(self) -> Numbers | None:
         """Fetches and writes what is pending; waits for the device. To be called before a save, so that no line is
         missing."""
+    def complete(self, step: int, numbers: Numbers) -> None:
+        """Adds numbers to the line of `step`, the last one that an earlier start wrote."""
+        if not self._writes:
+            return
+        with disk_errors(self._path):
+            self._file.close()
+            lines = self._path.read_text(encoding="utf-8").splitlines(keepends=True)
+            line = {"step": step, "stage": self._stage}
+            if lines and json.loads(lines[-1])["step"] == step:  # Else someone has deleted it.
+                line = json.loads(lines.pop())
+            write_text(self._path, "".join([*lines, json.dumps(line | numbers) + "\n"]))
+            self._open()
+        for name, value in numbers.items():
+            self._board.add_scalar(name, value, step)
+
         numbers = self._fetch()
         if self._writes:
             self._mirror.push()
@@ -207,6 +225,4 @@ def cut_lines(path: Path, step: int) -> None:
         if at > step or not line.endswith("\n"):
             break
         kept.append(line)
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text("".join(kept), encoding="utf-8")
-    partial.replace(path)
+    write_text(path, "".join(kept))

@@ -148,7 +148,8 @@ class Pace:
 class Votes:
     """Lets a signal that reached one process stop all of them after the same step.
 
-    The processes vote at every step, on the device behind the step, and the vote is counted a step later: nobody waits.
+    The processes vote at every step, on the device behind the step, and the vote is counted a step later: nobody waits. Where
+    steps are long they also vote within one, where all wait for each other anyway, and read the result at once.
     """
 
     def __init__(self) -> None:
@@ -166,3 +167,11 @@ class Votes:
         before, votes = self._pending, np.full(jax.local_device_count(), mine, np.int32)
         self._pending = self._count(jax.make_array_from_process_local_data(self._split, votes), step)
         return 0 if before is None else int(before)
+
+    def at_once(self, signals: list[int]) -> int:
+        """Votes and waits for the result, a signal or 0; nothing else may be queued on the devices."""
+        mine = signals[0] if signals else 0
+        if jax.process_count() == 1:
+            return mine
+        jax.block_until_ready(self._pending)  # Two collectives of a CPU must not overtake each other.
+        return int(np.max(multihost_utils.process_allgather(np.int32(mine))))

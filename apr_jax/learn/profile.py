@@ -9,11 +9,12 @@ from typing import Any
 import jax
 
 from apr_jax.errors import UsageError
+from apr_jax.learn.loop import Stopping
 from apr_jax.learn.state import TrainState
 from apr_jax.storage import Mirror
 
 FOLDER = "profile"
-Advance = Callable[[TrainState, int], tuple[TrainState, dict[str, Any]]]
+Advance = Callable[[TrainState, int, Stopping], tuple[TrainState, dict[str, Any] | None]]
 
 
 def profiled(advance: Advance, step: int, start: int, steps: int, workdir: Path) -> Advance:
@@ -38,12 +39,12 @@ def profiled(advance: Advance, step: int, start: int, steps: int, workdir: Path)
         )
     folder = workdir / FOLDER
 
-    def advance_profiled(state: TrainState, done: int) -> tuple[TrainState, dict[str, Any]]:
+    def advance_profiled(state: TrainState, done: int, stopping: Stopping) -> tuple[TrainState, dict[str, Any] | None]:
         if done + 1 != step:
-            return advance(state, done)
+            return advance(state, done, stopping)
         jax.block_until_ready(state)
         with Mirror(folder) as mirror, jax.profiler.trace(mirror.local, create_perfetto_trace=True):
-            state, metrics = advance(state, done)
+            state, metrics = advance(state, done, stopping)
             jax.block_until_ready(state)
         print(f"profile of step {step}: {folder}", file=sys.stderr)
         return state, metrics

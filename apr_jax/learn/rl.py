@@ -33,7 +33,7 @@ from apr_jax.learn.answers import extract_answers
 from apr_jax.learn.ceiling import measure_ceiling, training_flops
 from apr_jax.learn.checkpoint import Run, load_checkpoint
 from apr_jax.learn.checksum import digest
-from apr_jax.learn.loop import LastBatches, Stage
+from apr_jax.learn.loop import LastBatches, Stage, Stopping
 from apr_jax.learn.objective import token_weights
 from apr_jax.learn.optimizer import make_optimizer
 from apr_jax.learn.policy import make_policy_rollout
@@ -100,6 +100,7 @@ def train_rl(
             as_path(workdir),
             init_state(start.params, optimizer, mesh),
             Stage(
+                name="rl",
                 steps=rl.steps,
                 advance=trainer.advance,
                 save_every=rl.save_every,
@@ -162,8 +163,8 @@ class _Trainer:
         """Goes on from a `data_state`."""
         self._price = float(saved["token_price"])
 
-    def advance(self, state: TrainState, step: int) -> tuple[TrainState, dict[str, Any]]:
-        """One step: rollout, rewards, updates."""
+    def advance(self, state: TrainState, step: int, stopping: Stopping) -> tuple[TrainState, dict[str, Any] | None]:
+        """One step: rollout, rewards, updates; only the rollout, and nothing of it, if the run is to stop."""
         rl = self._rl
         times = self._times = StepTimes(before=self._times)
         problems = self._train.draw(self._config.seed, step, rl.problems)
@@ -173,6 +174,8 @@ class _Trainer:
         times.queued()
         forest, work = _first(fetch(rolled), len(problems))
         times.fetched()
+        if stopping():
+            return state, None
         correct, failures = self._verify(problems, forest)
         rewards = tree_rewards(correct, forest, self._price, rl.reward)
         counted = counted_trees(forest, rl.reward)
@@ -235,7 +238,7 @@ class _Trainer:
         measured["flat_groups"] = float(flat)
         return advantages.reshape(-1), measured
 
-    def validate(self, state: TrainState) -> dict[str, float]:
+    def validate(self, state: TrainState, stopping: Stopping) -> dict[str, float] | None:
         """Greedy answers to the validation problems, in batches of the rollout's own shape: nothing new to compile."""
         size = self._batch
         forests, correct = [], []
@@ -246,6 +249,8 @@ class _Trainer:
             rolled = self._rollout(state.params, self._prompts(problems, 0.0), key)
             forests.append(_first(fetch(rolled), len(problems))[0])
             right, failed = self._verify(problems, forests[-1])
+            if stopping():
+                return None
             if begin == 0:
                 self._sample = tree_text(forests[0], 0, problems[0], bool(right[0]), self._tokenizer)
             correct.append(right)

@@ -15,7 +15,7 @@ from apr_jax.data.tokenizer import Tokenizer
 from apr_jax.errors import UsageError, UserError
 from apr_jax.learn.checkpoint import Checkpoints, Run
 from apr_jax.learn.faults import disk_errors
-from apr_jax.learn.loop import Stage, run_loop
+from apr_jax.learn.loop import UNVALIDATED, Stage, run_loop
 from apr_jax.learn.metrics import Recorder
 from apr_jax.learn.processes import lost_processes
 from apr_jax.learn.profile import profiled
@@ -56,22 +56,23 @@ def train(
         workdir.mkdir(parents=True, exist_ok=True)
     with Checkpoints(workdir, run) as checkpoints, lost_processes(workdir):
         restored = checkpoints.restore_latest(blank)
-        state = blank
+        state, unvalidated = blank, False
         if restored is not None:
             state, data = restored
             restore_data(data)
+            unvalidated = data.get(UNVALIDATED, False)
         if jax.process_index() == 0:
             with disk_errors(workdir):
                 write_text(workdir / "config.json", json.dumps(to_dict(run.config), indent=2) + "\n")
         start = int(state.step)
         if profile is not None:
             stage = dataclasses.replace(stage, advance=profiled(stage.advance, profile, start, stage.steps, workdir))
-        if start >= stage.steps:
+        if start >= stage.steps and not unvalidated:
             return state
         with Recorder(
             workdir, start, stage.steps, log_every, run.stage, counted, shown, progress, ceiling, bounds
         ) as recorder:
-            return run_loop(stage, state, checkpoints, recorder, workdir, resumed=restored is not None)
+            return run_loop(stage, state, checkpoints, recorder, workdir, restored is not None, unvalidated)
 
 
 def build_mesh(config: Experiment, devices: list[Any] | None = None) -> Mesh:

@@ -11,7 +11,7 @@ from apr_jax.data.build import check_built
 from apr_jax.data.pipeline import Batches, Held, sft_batches
 from apr_jax.learn.ceiling import measure_ceiling
 from apr_jax.learn.checkpoint import Run
-from apr_jax.learn.loop import LastBatches, Stage
+from apr_jax.learn.loop import LastBatches, Stage, Stopping
 from apr_jax.learn.optimizer import make_optimizer
 from apr_jax.learn.processes import held_rows, merge
 from apr_jax.learn.run import build_mesh, read_tokenizer, train
@@ -54,8 +54,9 @@ def train_sft(
     last_batches = LastBatches()
     waited = 0.0
 
-    def advance(state: TrainState, step: int) -> tuple[TrainState, dict[str, Any]]:
+    def advance(state: TrainState, step: int, stopping: Stopping) -> tuple[TrainState, dict[str, Any]]:
         nonlocal waited
+        del stopping  # A step is short.
         began = time.perf_counter()
         rows = next(batches)
         waited = time.perf_counter() - began
@@ -71,6 +72,7 @@ def train_sft(
         as_path(workdir),
         init_state(params, optimizer, mesh),
         Stage(
+            name="sft",
             steps=sft.steps,
             advance=advance,
             save_every=sft.save_every,

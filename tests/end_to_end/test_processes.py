@@ -46,8 +46,20 @@ def test_two_processes_train_as_one(config, data_dir, tmp_path):
 
 
 @pytest.mark.slow
-def test_two_processes_reinforce_as_one(config, data_dir, tmp_path):
-    _train_together(2, ["rl"], config, data_dir, tmp_path)
+def test_two_processes_reinforce_as_one_though_one_of_them_is_told_to_stop(config, data_dir, checkpoint, tmp_path):
+    """SIGTERM as soon as step 1 is saved, in the rollout of step 2 as a rule: both throw it away, and do it again."""
+    config, workdir = changed(_config(config, 2), rl={"rows": 4, "steps": 5}), tmp_path / "rl"
+    train_rl(config, data_dir, tmp_path / "alone", checkpoint, progress=False)
+    run = train(2, config, tmp_path, data_dir, "rl", workdir, "--init", checkpoint)
+    run.until_step(1, workdir)
+    run.processes[1].terminate()
+    for status, said in run.wait():
+        assert status == 143, said
+        assert "stopped by SIGTERM; the run is saved" in said
+    assert re.search(r"stopped after step [12]; saved in", run.said(0)), "not a whole step more"
+    for status, said in train(2, config, tmp_path, data_dir, "rl", workdir, "--init", checkpoint).wait():
+        assert status == 0, said
+    assert_close(workdir, tmp_path / "alone")
 
 
 @pytest.mark.slow

@@ -106,6 +106,16 @@ def test_round_trip(saved, run, blank):
     assert data == {"position": 4}
 
 
+def test_a_step_that_is_saved_again_replaces_the_first(run, blank, tmp_path):
+    """As when a run was stopped before the validation of the step."""
+    with Checkpoints(tmp_path, run) as checkpoints:
+        checkpoints.save(_at(blank, 2), {}, {"position": 1})
+        checkpoints.save(_at(blank, 2), {BEST: 0.5}, {"position": 2})
+    assert _restored(tmp_path, run, blank) == 2
+    meta = json.loads((tmp_path / FOLDER / "2" / "meta" / "metadata").read_text())
+    assert meta["metrics"] == {BEST: 0.5}
+
+
 def test_evaluation_needs_neither_optimizer_nor_data(saved, run, blank, tmp_path):
     shutil.copytree(saved / FOLDER / "4", tmp_path / FOLDER / "4")
     shutil.rmtree(tmp_path / FOLDER / "4" / "state")

@@ -103,6 +103,34 @@ def test_the_terminal_shows_progress_rate_ceiling_and_key_metrics_even_if_it_is_
 
 
 def test_throughput_leaves_out_what_is_done_aside(tmp_path, monkeypatch):
+def test_the_remaining_time_is_known_however_slow_steps_are(tmp_path):
+    """Ten minutes a step; of steps that take longer than rich's own half a minute it would know nothing."""
+    with _recorder(tmp_path) as recorder:
+        (task,) = recorder._bar.tasks
+        for step in range(1, 5):
+            recorder._bar.get_time = lambda now=600.0 * step: now
+            recorder.record(step, {"loss": 1.0})
+            recorder.flush()
+            assert (task.time_remaining is None) == (step == 1), "one step has no time of its own yet"
+    assert task.time_remaining == 5 * 600
+
+
+def test_numbers_that_come_after_an_interruption_complete_the_last_line(tmp_path):
+    _train(tmp_path, 0, 4)
+    with _recorder(tmp_path, 4) as recorder:
+        recorder.complete(4, {"validation_accuracy": 0.5})
+        recorder.record(5, {"loss": 2.5})
+        recorder.flush()
+    lines = logged(tmp_path)
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5]
+    assert [line.get("validation_accuracy") for line in lines] == [None, None, None, 0.5, None]
+    assert (lines[3]["loss"], lines[3]["stage"]) == (2.0, "sft")
+    (tmp_path / FILE).unlink()
+    with _recorder(tmp_path, 4) as recorder:
+        recorder.complete(4, {"validation_accuracy": 0.5})
+    assert logged(tmp_path) == [{"step": 4, "stage": "sft", "validation_accuracy": 0.5}]
+
+
     # Start; two records; aside, in and out, while the second is pending; a third record; aside; a fourth.
     clock = iter([0.0, 10.0, 20.0, 20.0, 120.0, 125.0, 125.0, 225.0, 235.0])
     monkeypatch.setattr("apr_jax.learn.metrics.time.perf_counter", lambda: next(clock))

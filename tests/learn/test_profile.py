@@ -27,9 +27,9 @@ def test_only_the_step_is_traced(tmp_path, monkeypatch):
     traced = []
     monkeypatch.setattr(profile.jax.profiler, "trace", lambda *_, **__: traced.append(len(done)) or _Nothing())
     done = []
-    advance = profiled(lambda state, step: (done.append(step), {}), 5, start=2, steps=6, workdir=tmp_path)
+    advance = profiled(lambda state, step, stopping: (done.append(step), {}), 5, start=2, steps=6, workdir=tmp_path)
     for step in range(2, 6):
-        advance(None, step)
+        advance(None, step, lambda: 0)
     assert done == [2, 3, 4, 5] and traced == [2]
 
 

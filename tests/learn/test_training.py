@@ -136,7 +136,8 @@ def test_too_many_bad_steps_end_the_run_with_the_last_good_parameters_and_the_ba
 ):
     monkeypatch.setattr(sft, "Held", _Spoiled)
     with pytest.raises(
-        UserError, match=r"3 updates in a row had a NaN or Inf .* the last of them in step 4;"
+        UserError,
+        match=r"3 updates in a row had a NaN or Inf .* the last of them in step 4;.*learn\.sft\.optimizer\.lr",
     ) as caught:
         train_sft(config, data_dir, tmp_path, "apr", progress=False)
     # The bad batches came after step 1: nothing of them got into the parameters.
@@ -172,6 +173,11 @@ def test_a_run_that_was_ended_by_bad_steps_goes_on_without_a_gap(config, data_di
     assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
     assert [line["loss"] is None for line in lines] == [False, True, True, True, False, False]
     assert (lines[-1]["skipped"], lines[-1]["bad_in_a_row"]) == (3, 0)
+
+
+def _scores(workdir, step):
+    """What the checkpoint of a step is ranked by."""
+    return json.loads((workdir / FOLDER / str(step) / "meta" / "metadata").read_text())["metrics"]
 
 
 @pytest.fixture(scope="module")
@@ -227,21 +233,33 @@ def test_the_shares_of_an_rl_step_add_up_and_its_seconds_are_those_of_its_throug
     assert 0.5 * elapsed < sum(line["step_seconds"] for line in lines) <= 1.05 * elapsed
 
 
-def test_rl_stopped_and_resumed_is_the_unbroken_run(unbroken, unbroken_rl, config, data_dir, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("maker", "call", "stopped"), [("make_rl_step", 3, 2), ("make_policy_rollout", 3, 1)])
+def test_rl_stopped_and_resumed_is_the_unbroken_run(
+    unbroken, unbroken_rl, config, data_dir, tmp_path, monkeypatch, maker, call, stopped
+):
+    """In an update of step 2, which is then not validated, though that is due; and in its rollout, which is thrown away.
+
+    Two inner steps a step; the first rollout is that of the first validation.
+    """
     with monkeypatch.context() as patch:
-        patch.setattr(rl, "make_rl_step", _Interrupt(rl.make_rl_step, 3, signal.SIGTERM))  # Two inner steps a step.
+        patch.setattr(rl, maker, _Interrupt(getattr(rl, maker), call, signal.SIGTERM))
         with pytest.raises(SystemExit):
             train_rl(config, data_dir, tmp_path, unbroken[0], progress=False)
-    assert sorted(int(e.name) for e in (tmp_path / FOLDER).iterdir())[-1] == 2
+    assert sorted(int(e.name) for e in (tmp_path / FOLDER).iterdir())[-1] == stopped
+    assert ["validation_accuracy" in line for line in logged(tmp_path)] == [True, False, False][: stopped + 1]
     state = train_rl(config, data_dir, tmp_path, unbroken[0], progress=False)
     _equal(state, unbroken_rl[1])
     assert repeatable(tmp_path) == repeatable(unbroken_rl[0])
+    scores = [_scores(workdir, 2) for workdir in (tmp_path, unbroken_rl[0])]
+    assert scores[0] == scores[1] != {}, "the checkpoint of step 2 can be the best one"
 
 
 def test_bad_steps_of_rl_end_the_run_with_the_batch(unbroken, config, data_dir, tmp_path, monkeypatch):
     advantages = dict.fromkeys(rl.ADVANTAGES, lambda rewards, counted: jnp.full_like(rewards, jnp.inf))
     monkeypatch.setattr(rl, "ADVANTAGES", advantages)
-    with pytest.raises(UserError, match=r"4 updates in a row had a NaN or Inf .* the last of them in step 2;"):
+    with pytest.raises(
+        UserError, match=r"4 updates in a row had a NaN or Inf .* the last of them in step 2;.*rl\.optimizer\.lr"
+    ):
         train_rl(config, data_dir, tmp_path, unbroken[0], progress=False)  # Two inner steps a step.
     _equal(load_checkpoint(tmp_path).params, load_checkpoint(unbroken[0]).params)
     assert [line["step"] for line in repeatable(tmp_path)] == [0, 1, 2]

@@ -1,0 +1,134 @@
+"""The loop by itself: a signal ends a run at once, wherever it comes, and the next start makes up for what was left out."""
+
+import dataclasses
+import os
+import signal
+
+import jax.numpy as jnp
+import pytest
+from runs import repeatable
+
+from apr_jax.learn import loop
+from apr_jax.learn.loop import UNVALIDATED, Stage, run_loop
+from apr_jax.learn.metrics import Recorder
+from apr_jax.learn.state import TrainState
+
+_STEPS = 6
+
+
+class _Disk:
+    """Checkpoints that forget nothing: step -> metrics, data."""
+
+    def __init__(self):
+        self.saved = {}
+
+    def save(self, state, metrics, data):
+        self.saved[int(state.step)] = (metrics, data)
+
+    def wait(self):
+        pass
+
+
+class _Toy:
+    """Steps of a rollout and an update, validations in three parts; `done` tells what was begun. SIGTERM comes at `hit`."""
+
+    def __init__(self, hit=None):
+        self.hit, self.done, self.busy = hit, [], 0.0
+
+    def _begin(self, *what):
+        self.done.append(what)
+        if what == self.hit:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def advance(self, state, step, stopping):
+        self._begin("rollout", step + 1)
+        if stopping():
+            return state, None
+        self._begin("update", step + 1)
+        self.busy = 1.0 + step
+        return dataclasses.replace(state, step=state.step + 1), {"loss": 0.5 * step}
+
+    def validate(self, state, stopping):
+        for part in range(3):
+            if stopping():
+                return None
+            self._begin("validation", int(state.step), part)
+        self.busy = 100.0
+        return {"accuracy": int(state.step) / 10}
+
+
+def _run(toy, disk, workdir):
+    """From the last step on `disk`, or from 0."""
+    workdir.mkdir(exist_ok=True)
+    start = max(disk.saved, default=0)
+    counts = [jnp.asarray(number, jnp.int32) for number in (start, 0, 0)]
+    stage = Stage(
+        name="rl",
+        steps=_STEPS,
+        advance=toy.advance,
+        save_every=4,
+        bad_steps=3,
+        data_state=lambda: {"price": 0.1},
+        batch=lambda step: {},
+        host_seconds=lambda: toy.busy,
+        validate=toy.validate,
+        validate_every=2,
+    )
+    unvalidated = bool(disk.saved) and disk.saved[start][1].get(UNVALIDATED, False)
+    with Recorder(workdir, start, _STEPS, 1, "rl", ("trees",), (), progress=False) as recorder:
+        state = TrainState({"w": jnp.zeros(1)}, (), *counts)
+        return run_loop(stage, state, disk, recorder, workdir, bool(disk.saved), unvalidated)
+
+
+@pytest.mark.parametrize(
+    ("hit", "stopped", "unvalidated"),
+    [
+        (("update", 1), 1, False),
+        (("rollout", 2), 1, False),
+        (("update", 2), 2, True),
+        (("validation", 2, 0), 2, True),
+        (("validation", 2, 2), 2, False),
+        (("rollout", 3), 2, False),
+        (("update", 6), 6, True),
+        (("validation", 6, 1), 6, True),
+    ],
+)
+def test_a_signal_stops_at_once_and_the_next_start_makes_up_for_it(tmp_path, hit, stopped, unvalidated):
+    whole, broken = _Disk(), _Disk()
+    _run(_Toy(), whole, tmp_path / "whole")
+    toy = _Toy(hit)
+    with pytest.raises(SystemExit) as caught:
+        _run(toy, broken, tmp_path / "broken")
+    assert caught.value.code == 143
+    assert toy.done[-1] == hit, "nothing is begun after the signal"
+    assert max(broken.saved) == stopped
+    assert broken.saved[stopped][1].get(UNVALIDATED, False) == unvalidated
+    lines = repeatable(tmp_path / "broken")
+    assert [line["step"] for line in lines] == list(range(stopped + 1))
+    assert ("validation_accuracy" in lines[-1]) == (stopped % 2 == 0 and not unvalidated)
+    assert int(_run(_Toy(), broken, tmp_path / "broken").step) == _STEPS
+    assert repeatable(tmp_path / "broken") == repeatable(tmp_path / "whole")
+    assert {step: broken.saved[step] for step in whole.saved} == whole.saved
+    assert [step for step, (scores, _) in whole.saved.items() if scores] == [0, 2, 4, 6]
+
+
+def test_a_step_that_is_saved_is_not_saved_again(tmp_path):
+    """The rollout of step 3 is given up: the state is that of step 2, on disk with its scores."""
+    disk = _Disk()
+    with pytest.raises(SystemExit):
+        _run(_Toy(("rollout", 3)), disk, tmp_path)
+    assert list(disk.saved) == [0, 2]
+    assert disk.saved[2] == ({"validation_accuracy": 0.2}, {"price": 0.1})
+
+
+def test_how_long_a_host_worked_at_a_step_does_not_count_its_validation(tmp_path, monkeypatch):
+    seen = []
+
+    class Pace:
+        def step(self, seconds, step):
+            seen.append(seconds)
+            return ""
+
+    monkeypatch.setattr(loop, "Pace", Pace)
+    _run(_Toy(), _Disk(), tmp_path)
+    assert seen == [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]
