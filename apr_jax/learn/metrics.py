@@ -25,6 +25,7 @@ from apr_jax.storage import Mirror, as_path, write_text
 
 FILE = "metrics.jsonl"
 _QUEUE = 100_000  # Scalars; TensorBoard's thread dies when the disk is full, and a short queue would then stop the run.
+_SPEED_SECONDS = 86_400.0  # The ETA needs two steps within them; rich looks at the last 1,000 steps at most.
 Numbers = dict[str, float]
 
 
@@ -37,7 +38,7 @@ class Recorder:
       steps: of the whole run.
       log_every: steps between lines.
       stage: "sft" or "rl".
-      counted: what throughput is measured in, a summable metric: "tokens" or "trees".
+      counted: what throughput is measured in, summable metrics: "tokens", "trees".
       shown: metrics shown in the terminal.
       progress: show the bar.
       ceiling: FLOP/s that the machine can do. The metric `flops` of the steps, if there is one, is set against it: the rate is
@@ -52,7 +53,7 @@ class Recorder:
         steps: int,
         log_every: int,
         stage: str,
-        counted: str,
+        counted: tuple[str, ...],
         shown: tuple[str, ...],
         progress: bool,
         ceiling: float = 0.0,
@@ -65,7 +66,8 @@ class Recorder:
         self._counted, self._shown = counted, shown
         self._pending: tuple[int, dict[str, Any], bool] | None = None
         self._ceiling = ceiling
-        self._count, self._flops, self._since = 0.0, 0.0, time.perf_counter()
+        self._counts = dict.fromkeys((*counted, "flops"), 0.0)
+        self._since = time.perf_counter()
         self._recorded = self._since  # When the pending step was.
         self._writes = jax.process_index() == 0  # All processes have the same numbers.
         if self._writes:
@@ -83,15 +85,16 @@ class Recorder:
             TextColumn("{task.fields[numbers]}"),
             console=Console(stderr=True),
             disable=not (progress and self._writes),
+            speed_estimate_period=_SPEED_SECONDS,
         )
         self._task = self._bar.add_task(stage, total=steps, completed=start, numbers="")
+
+    def _open(self) -> None:
+        self._file = open(self._path, "a", encoding="utf-8")  # noqa: SIM115 - closed in __exit__
 
     def __enter__(self) -> Self:
         self._bar.start()
         return self
-    def _open(self) -> None:
-        self._file = open(self._path, "a", encoding="utf-8")  # noqa: SIM115 - closed in __exit__
-
 
     def __exit__(self, *exception: object) -> None:
         self._bar.stop()
@@ -122,9 +125,6 @@ class Recorder:
         self._since += spent
         self._recorded += spent
 
-    def flush(self) -> Numbers | None:
-        """Fetches and writes what is pending; waits for the device. To be called before a save, so that no line is
-        missing."""
     def complete(self, step: int, numbers: Numbers) -> None:
         """Adds numbers to the line of `step`, the last one that an earlier start wrote."""
         if not self._writes:
@@ -140,6 +140,9 @@ class Recorder:
         for name, value in numbers.items():
             self._board.add_scalar(name, value, step)
 
+    def flush(self) -> Numbers | None:
+        """Fetches and writes what is pending; waits for the device. To be called before a save, so that no line is
+        missing."""
         numbers = self._fetch()
         if self._writes:
             self._mirror.push()
@@ -152,16 +155,18 @@ class Recorder:
         self._pending = None
         numbers = {name: float(value) for name, value in jax.device_get(metrics).items()}
         numbers |= self._compare(step, numbers)
-        self._count += numbers.get(self._counted, 0.0)
-        self._flops += numbers.pop("flops", 0.0)
+        for name in self._counts:
+            self._counts[name] += numbers.get(name, 0.0)
+        numbers.pop("flops", None)
         if logged:
             # From record to record: with one step always under way on the device, that is the time of a step.
             elapsed = max(self._recorded - self._since, 1e-9)
-            if self._count:
-                numbers[f"{self._counted}_per_second"] = self._count / elapsed
-            if self._flops:
-                numbers["ceiling_share"] = self._flops / elapsed / self._ceiling
-            self._count, self._flops, self._since = 0.0, 0.0, self._recorded
+            numbers |= {
+                f"{name}_per_second": self._counts[name] / elapsed for name in self._counted if self._counts[name]
+            }
+            if self._counts["flops"]:
+                numbers["ceiling_share"] = self._counts["flops"] / elapsed / self._ceiling
+            self._counts, self._since = dict.fromkeys(self._counts, 0.0), self._recorded
             self._write(step, numbers)
         self._bar.update(self._task, completed=step)
         return numbers
@@ -204,9 +209,9 @@ class Recorder:
 
     def _say(self, numbers: Numbers) -> Iterator[str]:
         """What the terminal shows; a narrow one cuts off the end."""
-        rate = f"{self._counted}_per_second"
-        if rate in numbers:
-            yield f"{numbers[rate]:,.{0 if numbers[rate] >= 100 else 1}f} {self._counted}/s"
+        for name in self._counted:
+            if rate := numbers.get(f"{name}_per_second"):
+                yield f"{rate:,.{0 if rate >= 100 else 1}f} {name}/s"
         if "ceiling_share" in numbers:
             yield f"{numbers['ceiling_share']:.0%} of ceiling"
         yield from (f"{name} {numbers[name]:.4g}" for name in self._shown if name in numbers)

@@ -114,7 +114,7 @@ def train_rl(
             ),
             restore_data=trainer.restore_data,
             log_every=1,
-            counted="trees",
+            counted=("trees", "tokens"),
             shown=("reward", "children", "total_tokens", "validation_accuracy"),
             progress=progress,
             profile=profile,
@@ -214,6 +214,7 @@ class _Trainer:
         share = Late(lambda: flops / times.update_seconds() / self._ceiling)
         return state, metrics | differences | measured | times.metrics() | {"ceiling_share": share}
 
+                "tokens": float(forest.total_tokens.sum()),
     def _update_flops(self, rows: Rows) -> float:
         """What the updates on a forest need; a reference that is only read costs a third."""
         rl = self._rl

@@ -31,7 +31,7 @@ def train(
     stage: Stage,
     restore_data: Callable[[dict[str, Any]], None],
     log_every: int,
-    counted: str,
+    counted: tuple[str, ...],
     shown: tuple[str, ...],
     progress: bool,
     ceiling: float = 0.0,

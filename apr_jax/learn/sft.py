@@ -83,7 +83,7 @@ def train_sft(
         ),
         restore_data=lambda data: batches.set_state(data["streams"]),
         log_every=sft.log_every,
-        counted="tokens",
+        counted=("tokens",),
         shown=("loss", "entropy"),
         progress=progress,
         ceiling=measure_ceiling(mesh, config.model.dtype),

@@ -63,7 +63,7 @@ def test_the_ceiling_is_measured_once_and_is_that_of_some_machine(mesh):
 def test_the_share_counts_the_flops_of_all_steps_since_the_line_before(tmp_path, monkeypatch):
     clock = iter([0.0, 10.0, 20.0, 30.0, 40.0])
     monkeypatch.setattr("apr_jax.learn.metrics.time.perf_counter", lambda: next(clock))
-    with Recorder(tmp_path, 0, 4, 2, "sft", "tokens", ("loss",), progress=False, ceiling=50.0) as recorder:
+    with Recorder(tmp_path, 0, 4, 2, "sft", ("tokens",), ("loss",), progress=False, ceiling=50.0) as recorder:
         for step, flops in enumerate((100.0, 300.0, 250.0, 250.0), 1):
             recorder.record(step, {"tokens": 1.0, "flops": flops})
         recorder.flush()

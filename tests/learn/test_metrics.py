@@ -9,7 +9,7 @@ from apr_jax.learn.metrics import FILE, Recorder, cut_lines
 
 
 def _recorder(workdir, start=0, steps=9, log_every=1):
-    return Recorder(workdir, start, steps, log_every, "sft", "tokens", ("loss",), progress=False)
+    return Recorder(workdir, start, steps, log_every, "sft", ("tokens",), ("loss",), progress=False)
 
 
 def _train(workdir, start, stop):
@@ -92,17 +92,17 @@ def test_a_full_disk_is_one_clear_line(tmp_path):
 
 def test_the_terminal_shows_progress_rate_ceiling_and_key_metrics_even_if_it_is_narrow(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", "80")
-    with Recorder(tmp_path, 0, 3, 1, "sft", "tokens", ("loss",), progress=True, ceiling=1e30) as recorder:
+    counted = ("tokens", "trees")
+    with Recorder(tmp_path, 0, 3, 1, "sft", counted, ("loss",), progress=True, ceiling=1e30) as recorder:
         recorder._since = recorder._recorded - 1e6  # Long enough for the time that the test takes not to matter.
-        recorder.record(1, {"loss": 0.5, "tokens": 1.2345e10, "flops": 4e35})
+        recorder.record(1, {"loss": 0.5, "tokens": 1.2345e10, "trees": 5e6, "flops": 4e35})
         recorder.flush()
     said = capsys.readouterr().err
-    for part in ("sft", "1/3", "12,345 tokens/s", "40% of ceiling", "loss 0.5"):
+    for part in ("sft", "1/3", "12,345 tokens/s", "5.0 trees/s", "40% of ceiling", "loss 0.5"):
         assert part in said
     assert "…" not in said
 
 
-def test_throughput_leaves_out_what_is_done_aside(tmp_path, monkeypatch):
 def test_the_remaining_time_is_known_however_slow_steps_are(tmp_path):
     """Ten minutes a step; of steps that take longer than rich's own half a minute it would know nothing."""
     with _recorder(tmp_path) as recorder:
@@ -131,6 +131,7 @@ def test_numbers_that_come_after_an_interruption_complete_the_last_line(tmp_path
     assert logged(tmp_path) == [{"step": 4, "stage": "sft", "validation_accuracy": 0.5}]
 
 
+def test_throughput_leaves_out_what_is_done_aside(tmp_path, monkeypatch):
     # Start; two records; aside, in and out, while the second is pending; a third record; aside; a fourth.
     clock = iter([0.0, 10.0, 20.0, 20.0, 120.0, 125.0, 125.0, 225.0, 235.0])
     monkeypatch.setattr("apr_jax.learn.metrics.time.perf_counter", lambda: next(clock))

@@ -77,7 +77,7 @@ def _texts(folder):
 
 
 def test_tensorboard_gets_text_as_it_is(tmp_path):
-    with Recorder(tmp_path, 0, 9, 1, "rl", "trees", (), progress=False) as recorder:
+    with Recorder(tmp_path, 0, 9, 1, "rl", ("trees",), (), progress=False) as recorder:
         recorder.show_text(4, "validation_tree", "a *b*\n\n<join>")
     ((step, name, text),) = _texts(tmp_path / "tensorboard")
     assert (step, name) == (4, "validation_tree/text_summary")
