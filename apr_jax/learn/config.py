@@ -1,19 +1,24 @@
 """Hyper-parameters of supervised and reinforcement learning."""
 
 import dataclasses
+import math
 from typing import Any, Literal
+
+_FINITE = " and finite"
 
 
 def _require(config: Any, group: str, fields: tuple[str, ...], low: int) -> None:
     for field in fields:
-        if not getattr(config, field) >= low:
-            raise ValueError(f"{group}.{field}={getattr(config, field)} must be at least {low}")
+        value = getattr(config, field)
+        if not low <= value < math.inf:
+            raise ValueError(f"{group}.{field}={value} must be at least {low}{_FINITE * (value == math.inf)}")
 
 
 def _require_positive(config: Any, group: str, fields: tuple[str, ...]) -> None:
     for field in fields:
-        if not getattr(config, field) > 0:
-            raise ValueError(f"{group}.{field}={getattr(config, field)} must be positive")
+        value = getattr(config, field)
+        if not 0 < value < math.inf:
+            raise ValueError(f"{group}.{field}={value} must be positive{_FINITE * (value == math.inf)}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,13 +41,14 @@ class OptimizerConfig:
     clip: float = 1.0
     b2: float = 0.95
 
-    def __post_init__(self):
-        _require_positive(self, "optimizer", ("lr", "clip"))
-        _require(self, "optimizer", ("warmup", "weight_decay"), 0)
+    def check(self, group: str) -> None:
+        """Raises ValueError if a value cannot be used; `group` is where the config has these."""
+        _require_positive(self, group, ("lr", "clip"))
+        _require(self, group, ("warmup", "weight_decay"), 0)
         if not 0 <= self.decay <= 1:
-            raise ValueError(f"optimizer.decay={self.decay} must be in 0..1")
+            raise ValueError(f"{group}.decay={self.decay} must be in 0..1")
         if not 0 < self.b2 < 1:
-            raise ValueError(f"optimizer.b2={self.b2} must be between 0 and 1")
+            raise ValueError(f"{group}.b2={self.b2} must be between 0 and 1")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +69,7 @@ class SftConfig:
     log_every: int = 10
 
     def __post_init__(self):
+        self.optimizer.check("learn.sft.optimizer")
         _require(self, "learn.sft", ("steps", "rows", "streams", "save_every", "log_every"), 1)
         if self.rows % self.streams:
             raise ValueError(f"learn.sft.rows={self.rows} must be a multiple of learn.sft.streams={self.streams}")
@@ -96,6 +103,12 @@ class ObjectiveConfig:
         if 0 < self.dual_clip <= 1 + self.clip:
             raise ValueError(
                 f"learn.rl.objective.dual_clip={self.dual_clip} must be 0 (off) or above 1 + clip = {1 + self.clip}"
+            )
+        if self.advantage == "group_std" and self.kl and self.kl_estimator == "reward":
+            # Where all trees earned the same, the deviation would be that of KL, and its noise as large as a reward.
+            raise ValueError(
+                "learn.rl.objective.advantage='group_std' with kl_estimator='reward': would divide KL by its own deviation; "
+                "take advantage 'group' or 'leave_one_out', or kl_estimator 'k2' or 'k3'"
             )
 
 
@@ -166,6 +179,7 @@ class RlConfig:
     difference_bound: float = 1e-2
 
     def __post_init__(self):
+        self.optimizer.check("learn.rl.optimizer")
         counts = ("steps", "problems", "group", "inner_steps", "rows", "validate_every", "validation", "save_every")
         _require(self, "learn.rl", counts, 1)
         _require_positive(self, "learn.rl", ("temperature", "difference_bound"))
