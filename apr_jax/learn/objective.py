@@ -21,6 +21,12 @@ from apr_jax.data.packing import Rows
 from apr_jax.learn.config import ObjectiveConfig
 
 Metrics = dict[str, jax.Array]
+MEANS = (
+    "entropy",
+    "clip_share",
+    "logprob_difference",
+    "logprob_difference_worst",
+)  # Over the tokens that are replayed.
 Tokens = Float[Array, "R L"]
 
 
@@ -173,6 +179,17 @@ def token_weights(rows: Rows, counted: np.ndarray, normalisation: str) -> np.nda
     thread = np.arange(len(mask))[:, None] * width + rows.segment
     length = np.bincount(thread[mask], minlength=len(mask) * width)
     return mask / np.maximum(1, length[thread] * np.count_nonzero(length))
+
+
+def silent_trees(advantages: np.ndarray, counted: np.ndarray, config: ObjectiveConfig) -> np.ndarray:
+    """Trees, bool [B], of which no token can change the gradient: to replay them would be work for nothing.
+
+    They are those that are masked, and those with advantage 0, as of groups in which all earned the same. A term of KL or
+    entropy in the loss lets every tree speak; so do weights other than "tree", which divide by the tokens of all.
+    """
+    if config.kl or config.entropy or config.normalisation != "tree":
+        return np.zeros(len(advantages), bool)
+    return ~counted | (advantages == 0)
 
 
 def cross_entropy(logprobs: Float[Array, "R L"], rows: Rows) -> Float[Array, ""]:

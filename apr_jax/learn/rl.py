@@ -5,7 +5,8 @@ The life of a tree:
 2. The jitted rollout decodes all trees on the device, with keys folded from (seed, step, tree).
 3. The host reads the answers off the recorded token ids and the task verifies them, in a box that a bad verifier can't
    leave: the only time at which the device idles (metric `idle_share`), together with 4.
-4. Verdicts and costs become rewards, rewards advantages; the forest is packed into rows, nothing is ever tokenised again.
+4. Verdicts and costs become rewards, rewards advantages; the trees that teach are packed into rows, nothing is ever
+   tokenised again.
 5. The update replays the rows and follows the tree-sum gradient, `inner_steps` times.
    Nobody waits for it: the next rollout is queued behind it (`times.py`).
 6. Now and then the same rollout answers validation problems greedily; the best step by that is kept, the first one
@@ -34,7 +35,7 @@ from apr_jax.learn.ceiling import measure_ceiling, training_flops
 from apr_jax.learn.checkpoint import Run, load_checkpoint
 from apr_jax.learn.checksum import digest
 from apr_jax.learn.loop import LastBatches, Stage, Stopping
-from apr_jax.learn.objective import token_weights
+from apr_jax.learn.objective import MEANS, silent_trees, token_weights
 from apr_jax.learn.optimizer import make_optimizer
 from apr_jax.learn.policy import make_policy_rollout
 from apr_jax.learn.processes import fetch, of_first
@@ -44,7 +45,6 @@ from apr_jax.learn.run import build_mesh, train
 from apr_jax.learn.sample import tree_text
 from apr_jax.learn.state import TrainState, init_state
 from apr_jax.learn.steps import (
-    ForestBatch,
     RlStep,
     batch_shards,
     check_divides,
@@ -179,10 +179,19 @@ class _Trainer:
         correct, failures = self._verify(problems, forest)
         rewards = tree_rewards(correct, forest, self._price, rl.reward)
         counted = counted_trees(forest, rl.reward)
-        rows = pack_forest(forest, rl.rows, self._config.limits.stream)
+        advantages, flat = self._advantages(rewards, counted)
+        silent = silent_trees(advantages, counted, rl.objective)
+        taught = dataclasses.replace(forest, length=np.where(silent[:, None], 0, forest.length))
+        rows = pack_forest(taught, rl.rows, self._config.limits.stream)
         weights = token_weights(rows, counted, rl.objective.normalisation)
         batch = place_forest(rows, weights, rl.rows, self._mesh)
-        advantages, learned = self._advantages(rewards, counted, batch, times)
+        learned = {"flat_groups": flat}
+        if rl.objective.kl > 0 and rl.objective.kl_estimator == "reward":
+            with times.replaying():
+                kl = np.asarray(jax.device_get(self._tree_kl(self._reference, batch)))
+            # Which groups are flat was counted before: KL is never the same for two trees.
+            advantages, _ = self._advantages(rewards - rl.objective.kl * kl, counted)
+            learned["kl"] = float(kl.mean())
         self.last_batches.keep(step + 1, vars(rows) | {"weights": weights, "advantages": advantages})
         placed = place_everywhere(advantages, self._mesh)
         times.resumed()
@@ -202,19 +211,23 @@ class _Trainer:
                 "token_price": self._price,
                 "masked_trees": float(np.sum(~counted)),
                 "lane_occupancy": float(work.live.sum() / max(1, work.steps.sum() * self._config.schedule.lanes)),
+                "silent_trees": float(silent.sum()),
                 "rows": float(len(replayed.tokens)),
-                "padding": padding_share(replayed),
                 "trees": float(len(problems)),
+                "tokens": float(forest.total_tokens.sum()),
             }
         )
         self._price = next_price(self._price, measured["total_tokens"], rl.reward)
         # The first inner step sees the policy that sampled: there the difference of log-probs is a measure of error.
-        differences = {name: first[name] for name in ("logprob_difference", "logprob_difference_worst")}
+        metrics |= {name: first[name] for name in ("logprob_difference", "logprob_difference_worst")}
+        if len(replayed.tokens):
+            measured["padding"] = padding_share(replayed)
+        else:  # Means over no token say nothing.
+            metrics = {name: value for name, value in metrics.items() if name not in MEANS}
         flops = self._update_flops(rows)
         share = Late(lambda: flops / times.update_seconds() / self._ceiling)
-        return state, metrics | differences | measured | times.metrics() | {"ceiling_share": share}
+        return state, metrics | measured | times.metrics() | {"ceiling_share": share}
 
-                "tokens": float(forest.total_tokens.sum()),
     def _update_flops(self, rows: Rows) -> float:
         """What the updates on a forest need; a reference that is only read costs a third."""
         rl = self._rl
@@ -223,21 +236,12 @@ class _Trainer:
             passes += 1.0 if rl.objective.kl_estimator == "reward" else rl.inner_steps
         return float(training_flops(self._config.model, self._tokenizer.vocab_size, rows)) * passes / 3.0
 
-    def _advantages(
-        self, rewards: np.ndarray, counted: np.ndarray, batch: ForestBatch, times: StepTimes
-    ) -> tuple[np.ndarray, dict[str, float]]:
-        """[B], and what they tell of the rewards. KL is taken off here if it is part of the reward."""
-        rl, measured = self._rl, {}
-        if rl.objective.kl > 0 and rl.objective.kl_estimator == "reward":
-            with times.replaying():
-                kl = np.asarray(jax.device_get(self._tree_kl(self._reference, batch)))
-            rewards = rewards - rl.objective.kl * kl
-            measured["kl"] = float(kl.mean())
-        shape = rl.problems, rl.group
+    def _advantages(self, rewards: np.ndarray, counted: np.ndarray) -> tuple[np.ndarray, float]:
+        """[B], and how many groups are flat."""
+        shape = self._rl.problems, self._rl.group
         grouped, part = rewards.reshape(shape).astype(np.float32), counted.reshape(shape)
         advantages, flat = jax.device_get(self._compare(grouped, part))
-        measured["flat_groups"] = float(flat)
-        return advantages.reshape(-1), measured
+        return advantages.reshape(-1), float(flat)
 
     def validate(self, state: TrainState, stopping: Stopping) -> dict[str, float] | None:
         """Greedy answers to the validation problems, in batches of the rollout's own shape: nothing new to compile."""
@@ -245,13 +249,13 @@ class _Trainer:
         forests, correct = [], []
         failures: collections.Counter[str] = collections.Counter()
         for begin in range(0, len(self._validation), size):
+            if stopping():
+                return None
             problems = self._validation[begin : begin + size]
             key = jax.random.key(self._config.seed)
             rolled = self._rollout(state.params, self._prompts(problems, 0.0), key)
             forests.append(_first(fetch(rolled), len(problems))[0])
             right, failed = self._verify(problems, forests[-1])
-            if stopping():
-                return None
             if begin == 0:
                 self._sample = tree_text(forests[0], 0, problems[0], bool(right[0]), self._tokenizer)
             correct.append(right)

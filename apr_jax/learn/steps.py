@@ -99,7 +99,10 @@ def make_rl_step(config: Experiment, optimizer: optax.GradientTransformation, me
         loss, parts, grads = jax.lax.fori_loop(0, batch.used, add_chunk, blank)
         state, metrics = apply_gradients(state, loss, grads, optimizer)
         state = _keep_layout(state, mesh)
-        return state, metrics | {"loss": loss} | parts.metrics(advantages.shape[0])
+        means = parts.metrics(advantages.shape[0])
+        if not objective.kl:
+            del means["kl"]  # Without the reference it is unknown, not 0.
+        return state, metrics | {"loss": loss} | means
 
     return jax.jit(step, donate_argnums=0)
 

@@ -1,5 +1,6 @@
 """Rewards by hand: costs, overlong trees, the price that follows a budget; and a verifier that misbehaves in a real run."""
 
+import dataclasses
 from types import SimpleNamespace
 
 import numpy as np
@@ -90,6 +91,11 @@ def test_values_out_of_range_name_the_field_the_value_and_the_rule(config, setti
     assert message in str(caught.value)
 
 
+def test_settings_of_the_optimizer_are_named_by_their_stage(config):
+    with pytest.raises(ConfigError, match=r"learn\.sft\.optimizer\.b2=1\.0 must be between 0 and 1"):
+        override(config, ["learn.sft.optimizer.b2=1"])
+
+
 def _run(config, data_dir, workdir, init, monkeypatch=None, task=None, **options):
     if task:
         monkeypatch.setattr(rl, "Countdown", task)
@@ -128,9 +134,12 @@ def test_a_step_above_the_bound_is_told_and_marked(config, data_dir, checkpoint,
 
 
 def test_options_of_the_objective_train(config, data_dir, checkpoint, tmp_path):
-    """Every branch of the step in one run; the KL to the reference is 0 before the first update and not after it."""
+    """Every branch of the step in one run; the KL to the reference is 0 before the first update and not after it.
+
+    Four tokens are too few for some of the trees, whose mean is 4.5 in the first step.
+    """
     lines = _run(
-        config,
+        dataclasses.replace(config, limits=dataclasses.replace(config.limits, max_tokens=4)),
         data_dir,
         tmp_path,
         checkpoint,
@@ -141,4 +150,28 @@ def test_options_of_the_objective_train(config, data_dir, checkpoint, tmp_path):
     )[1:]
     assert abs(lines[0]["kl"]) < 1e-3 < max(abs(line["kl"]) for line in lines[1:])
     assert all(line["skipped"] == 0 and line["logprob_difference_worst_above"] == 0 for line in lines)
-    assert all(0 <= line["masked_trees"] <= line["trees"] for line in lines)
+    for line in lines:  # A tree is masked for one truncated thread or for several.
+        assert (line["masked_trees"] > 0) == (line["truncations"] > 0)
+        assert line["masked_trees"] <= line["trees"] * line["truncations"]
+    assert 0 < lines[0]["masked_trees"] < lines[0]["trees"]
+
+
+def test_groups_are_flat_by_what_they_earned_whatever_kl_takes_off(config, data_dir, checkpoint, tmp_path):
+    """A model this small never hits a target: all groups are flat, although KL differs from tree to tree."""
+    objective = ObjectiveConfig(advantage="leave_one_out", kl=0.1, kl_estimator="reward")
+    lines = _run(config, data_dir, tmp_path, checkpoint, steps=2, validate_every=9, objective=objective)[1:]
+    assert [line["accuracy"] for line in lines] == [0.0, 0.0]
+    assert [line["flat_groups"] for line in lines] == [2.0, 2.0]
+    assert all(line["silent_trees"] == 0 and line["grad_norm"] > 0 for line in lines), "KL has a gradient still"
+
+
+def test_a_step_in_which_all_groups_are_flat_replays_nothing(config, data_dir, checkpoint, tmp_path):
+    objective = ObjectiveConfig(advantage="leave_one_out", kl=0.0)
+    lines = _run(config, data_dir, tmp_path, checkpoint, steps=2, validate_every=9, objective=objective)[1:]
+    for line in lines:
+        assert line["flat_groups"] == 2 and line["silent_trees"] == line["trees"] == 4
+        assert line["rows"] == line["grad_norm"] == line["loss"] == line["skipped"] == 0
+        assert line["tokens"] == 4 * line["total_tokens"] > 0
+        nothing = ("entropy", "clip_share", "logprob_difference", "logprob_difference_worst", "padding", "kl")
+        assert not line.keys() & set(nothing), "of no token there is no mean"
+        assert None not in line.values(), "NaN"
