@@ -67,8 +67,9 @@ def test_a_checkpoint_restores_on_every_mesh(config, tmp_path, home):
 
 
 def _on(config, axes):
-    """Eight rows, so that they divide; a model whose axes do."""
-    return changed(config, sft={"rows": 8}, mesh=MeshConfig(*axes))
+    """Eight rows, so that they divide; a model whose heads do, keys and values too where two devices share them."""
+    model = dataclasses.replace(config.model, heads=4, kv_heads=2)
+    return changed(config, sft={"rows": 8}, model=model, mesh=MeshConfig(*axes))
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +109,7 @@ def _reinforce(config, axes, data_dir, workdir, init):
     """Eight trees a step, which differ in reward: a model this small never hits a target, but its trees have a price."""
     reward = RewardConfig(token_price=0.01, sequential_price=0.001, token_budget=40, price_step=0.0007)
     rl = {"problems": 4, "group": 2, "rows": 8, "temperature": 0.5, "reward": reward}
-    train_rl(changed(config, rl=rl, mesh=MeshConfig(*axes)), data_dir, workdir, init, progress=False)
+    train_rl(changed(_on(config, axes), rl=rl), data_dir, workdir, init, progress=False)
 
 
 @pytest.fixture(scope="module")
@@ -122,6 +123,7 @@ def reinforced_alone(config, data_dir, tmp_path_factory):
     lines = logged(workdir)[1:]
     assert sum(line["children"] for line in lines) > 0, "trees of one thread would show little"
     assert all(line["grad_norm"] > 1 and line["flat_groups"] < 4 for line in lines), "nothing would be learned"
+    assert all(line["logprob_difference_worst"] < 1e-4 for line in lines), "at a temperature of 0.5"
     return start, workdir
 
 
@@ -133,6 +135,7 @@ def test_reinforcement_is_that_of_one_device(config, data_dir, reinforced_alone,
     _reinforce(config, axes, data_dir, tmp_path, start)
     # Lanes are counted a shard: on eight shards there are eight times as many, for the same trees.
     assert_close(tmp_path, alone, but=("lane_occupancy",))
+    assert all(line["logprob_difference_worst"] < 1e-4 for line in logged(tmp_path)[1:])
 
 
 @pytest.mark.slow
