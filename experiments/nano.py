@@ -39,7 +39,7 @@ def experiment() -> Experiment:
                 problems=16,
                 group=8,
                 objective=ObjectiveConfig(advantage="leave_one_out"),
-                rows=32,
+                rows=8,
                 validate_every=8,
                 validation=300,
                 optimizer=OptimizerConfig(lr=6e-5, warmup=2, decay=0.1, weight_decay=0.0),

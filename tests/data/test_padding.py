@@ -53,14 +53,14 @@ def test_supervised_batches_are_full(built):
 
 
 def test_the_rows_of_forests_are_full(built):
-    """As many trees as a step of the scale has; the last row counts, however little there is in it."""
+    """As many trees as a step of the scale has, in chunks of its own size; the last one counts, however little is in it."""
     config, path = built
     rl, source = config.learn.rl, builder.read(path, "apr", "train")
     trees, size = [unflatten(source[k]) for k in range(len(source))], rl.problems * rl.group
     shares = []
     for begin in range(0, len(trees) - size + 1, size):
         forest = _forest(trees[begin : begin + size])
-        rows = replayed_rows(pack_forest(forest, 1, config.limits.stream), 1)
+        rows = replayed_rows(pack_forest(forest, rl.rows, config.limits.stream), rl.rows)
         assert (rows.segment > 0).sum() == forest.length.sum(), "all tokens are there"
         shares.append(padding_share(rows))
     assert len(shares) >= 3
