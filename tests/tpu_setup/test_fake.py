@@ -46,6 +46,13 @@ def test_the_versions_in_the_document_are_those_of_setup_py():
     assert [f'"jax>={told[1]},' in setup, f'"libtpu>={told[2]},' in setup] == [True, True]
 
 
+def test_the_example_of_a_cost_is_that_of_the_plan():
+    text, plan = (ROOT / "docs" / "launch.md").read_text(), (ROOT / "docs" / "scale.md").read_text()
+    topology, hours = re.search(r"on (\S+), for\s+example, takes (\d+) chip hours", text).groups()
+    rows = [line for line in plan.splitlines() if line.startswith(f"| {topology} |")]
+    assert any(f", {hours} chip hours |" in row for row in rows) and f"2 * {hours} * $PRICE" in text
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("gcloud") is None, reason="no gcloud")
 @pytest.mark.parametrize("name", COMMANDS)
