@@ -61,10 +61,11 @@ bench: $(STAMP)
 	$(BIN)/apr bench train --config experiments/mini.py
 	$(BIN)/apr bench rollout --checkpoint $(OUT)/apr/rl --problems $(OUT)/data/test.jsonl
 
-# make solve PROBLEM="22 26 2 -> 46"
-PROBLEM ?= 22 26 2 -> 46
+# make solve PROBLEM="84 19 96 2 -> 55", with the model of scale mini that the repository keeps
+PROBLEM ?= 84 19 96 2 -> 55
+MODEL   ?= experiments/mini/apr-sft.safetensors
 solve: $(STAMP)
-	$(BIN)/apr solve "$(PROBLEM)" --checkpoint $(OUT)/apr/rl $(ARGS)
+	$(BIN)/apr solve "$(PROBLEM)" --checkpoint $(MODEL) $(ARGS)
 
 # Runs are left alone: they took time to make.
 clean:

@@ -2,7 +2,7 @@
 
     apr reproduce --scale mini --out runs/mini
 
-2.4M parameters. APR's parent lists every first step and gives each a child, which tries out what can follow: a search of
+1.1M parameters. APR's parent lists every first step and gives each a child, which tries out what can follow: a search of
 all there is, in threads of a hundred tokens. SoS+ draws beams of 1 to 5 as published.
 """
 
@@ -34,27 +34,27 @@ def experiment() -> Experiment:
             window_bin=64,
         ),
         data=DataConfig(demonstrations=40_000, heldout=1_000),
-        model=ModelConfig(layers=6, width=192, heads=6, kv_heads=2, head_size=32, mlp=512),
+        model=ModelConfig(layers=6, width=128, heads=4, kv_heads=1, head_size=32, mlp=352),
         # A stream holds its hidden spawn blocks too; one takes some 14 tokens a child.
         limits=Limits(window=window, stream=window + 256, slots=children + 1, children=children, max_depth=1),
         schedule=Schedule(lanes=16, admit=1, chunk=16, buckets=(128, 256, 512)),
         learn=LearnConfig(
             sft=SftConfig(
-                steps=6_000,
+                steps=4_000,
                 rows=4,
                 save_every=500,
                 log_every=20,
                 optimizer=OptimizerConfig(name="muon", lr=3e-3, warmup=100),
             ),
             rl=RlConfig(
-                steps=50,
-                problems=16,
+                steps=20,
+                problems=32,
                 group=8,
-                objective=ObjectiveConfig(advantage="leave_one_out"),
-                rows=16,
+                objective=ObjectiveConfig(advantage="leave_one_out", kl=0.0),
+                rows=8,
                 validate_every=10,
-                validation=200,
-                optimizer=OptimizerConfig(lr=4e-5, warmup=2, decay=0.1, weight_decay=0.0),
+                validation=128,
+                optimizer=OptimizerConfig(lr=1e-4, warmup=2, decay=0.1, weight_decay=0.0),
             ),
         ),
         evaluate=EvalConfig(
