@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from runs import repeatable
 from together import Together
+from whole_runs import repeatable
 
 from apr_jax import reproduce
 from apr_jax.errors import UsageError, UserError

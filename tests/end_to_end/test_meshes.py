@@ -5,7 +5,7 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
-from runs import assert_close, changed, logged
+from whole_runs import assert_close, changed, logged
 
 from apr_jax.config import MeshConfig
 from apr_jax.data.tokenizer import Tokenizer

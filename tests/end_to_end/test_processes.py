@@ -13,8 +13,8 @@ import time
 import jax
 import numpy as np
 import pytest
-from runs import assert_close, changed, repeatable
 from together import ROOT, train
+from whole_runs import assert_close, changed, repeatable
 
 from apr_jax.config import MeshConfig
 from apr_jax.errors import UsageError

@@ -9,7 +9,7 @@ import time
 import weakref
 from pathlib import Path
 
-from runs import write_config
+from whole_runs import write_config
 
 from apr_jax.learn.metrics import FILE
 

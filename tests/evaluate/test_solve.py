@@ -18,7 +18,9 @@ NUMBERS, TARGET = (84, 19, 96, 2), 55
 @pytest.mark.parametrize("width", [60, 80, 160])
 def test_every_thread_is_shown_and_texts_have_most_of_the_room(width):
     beams = {"parent_beam": 22, "parent_beam_low": 22, "child_beam": 22, "max_children": 22}
-    task = Countdown(CountdownConfig(low=1, high=99), SolverConfig(promising=1.0, shuffle=False, condition=0.0, **beams))
+    task = Countdown(
+        CountdownConfig(low=1, high=99), SolverConfig(promising=1.0, shuffle=False, condition=0.0, **beams)
+    )
     problem = Problem("test-0", NUMBERS, TARGET)
     demonstration = task.demonstration(problem, "apr", seed=0)
     tokenizer = Tokenizer.train(["0123456789+-*/=,:;|!"])

@@ -11,7 +11,7 @@ import sys
 import time
 
 import pytest
-from runs import write_config
+from whole_runs import write_config
 
 from apr_jax.cli import app, run
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from runs import logged
+from whole_runs import logged
 
 from apr_jax.data.packing import Rows
 from apr_jax.learn.ceiling import measure_ceiling, training_flops

@@ -6,7 +6,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from runs import changed, logged, train_command, write_config
+from whole_runs import changed, logged, train_command, write_config
 
 from apr_jax.learn.checkpoint import FOLDER, load_checkpoint
 from apr_jax.learn.sft import train_sft

@@ -10,7 +10,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from runs import changed, repeatable, train_command, write_config
+from whole_runs import changed, repeatable, train_command, write_config
 
 from apr_jax.learn.checkpoint import FOLDER, load_checkpoint
 from apr_jax.learn.config import RewardConfig

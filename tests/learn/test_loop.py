@@ -6,7 +6,7 @@ import signal
 
 import jax.numpy as jnp
 import pytest
-from runs import repeatable
+from whole_runs import repeatable
 
 from apr_jax.learn import loop
 from apr_jax.learn.loop import UNVALIDATED, Stage, run_loop

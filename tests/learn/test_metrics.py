@@ -2,7 +2,7 @@
 
 import jax.numpy as jnp
 import pytest
-from runs import logged
+from whole_runs import logged
 
 from apr_jax.errors import UserError
 from apr_jax.learn.metrics import FILE, Recorder, cut_lines

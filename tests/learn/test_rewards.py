@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from misbehaving import Misbehaves
-from runs import changed, logged
+from whole_runs import changed, logged
 
 from apr_jax.config import ConfigError, override
 from apr_jax.learn import rl

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 from recorded import LIMITS, MODEL, TEMPERATURE, TREES, params, record
-from runs import changed
+from whole_runs import changed
 
 from apr_jax.data.packing import pack_forest, padding_share
 from apr_jax.learn.config import ObjectiveConfig

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from runs import SHARES, changed, logged, repeatable, train_command, write_config
+from whole_runs import SHARES, changed, logged, repeatable, train_command, write_config
 
 from apr_jax.config import MeshConfig
 from apr_jax.data.packing import Rows
