@@ -21,9 +21,9 @@ MOST = 0.08
 
 @pytest.fixture(scope="module", params=["nano", "mini"])
 def built(request, tmp_path_factory):
-    """The scale's config, and the folder of 600 demonstrations of it."""
+    """The scale's config, and the folder of 800 demonstrations of it."""
     config = load(EXPERIMENTS / f"{request.param}.py")
-    config = dataclasses.replace(config, data=dataclasses.replace(config.data, demonstrations=600, heldout=40))
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, demonstrations=800, heldout=40))
     path = tmp_path_factory.mktemp(request.param)
     build(config, path, methods=("apr",), progress=False, workers=1)
     return config, path
