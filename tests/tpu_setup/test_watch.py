@@ -114,6 +114,8 @@ def test_what_is_saved_while_it_runs_counts_too(cloud):
     cloud.plays(status=["exit 1", *running, "exit 1", "exit 1"], saved=["ok", "ok", "step 10", "step 10", "step 10"])
     status, _, errors = _watch(cloud, FAILURES="2")
     assert status == 1 and errors.count("the run has ended on a host (1 of 2)") == 2
+    looks = [words for words in cloud.calls() if words[:2] == ["storage", "ls"] and "*" in words[2]]
+    assert len(looks) == 1 + 3 + 1, "at the start, at each failure, and once in ten looks at a run that runs"
 
 
 def test_hosts_that_cannot_be_set_up(cloud):
