@@ -43,7 +43,9 @@ def test_stop_kills_what_does_not_end(tmp_path, trap, seconds, ended):
     home = tmp_path / "apr"
     home.mkdir()
     (home / "installed").touch()
-    write_script(home / "venv" / "bin" / "apr", f"trap '{trap}' TERM\ntouch ~/ready\nwhile true; do sleep 0.1; done")
+    write_script(
+        home / "venv" / "bin" / "apr", f"trap '{trap}' TERM\ntouch ~/ready\nfor _ in {{1..300}}; do sleep 0.1; done"
+    )
 
     def host(*words):
         command = ["bash", SCRIPTS / "host.sh", *map(str, words)]
