@@ -6,7 +6,7 @@ import shutil
 import subprocess
 
 import pytest
-from conftest import ROOT
+from clouds import ROOT
 from fake_gcloud import ANYWHERE, COMMANDS, parse
 from fake_kubectl import FLAGS
 

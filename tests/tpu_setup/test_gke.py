@@ -9,7 +9,7 @@ import warnings
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, SCRIPTS, write_script
+from clouds import ROOT, SCRIPTS, write_script
 
 from apr_jax.runtime import AUTO, COORDINATOR
 

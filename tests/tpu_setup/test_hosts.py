@@ -8,7 +8,7 @@ import subprocess
 import time
 
 import pytest
-from conftest import ROOT, SCRIPTS, write_script
+from clouds import ROOT, SCRIPTS, write_script
 
 from apr_jax.config import to_dict
 from apr_jax.learn.checkpoint import load_checkpoint

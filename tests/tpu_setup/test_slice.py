@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT, SCRIPTS, write_script
+from clouds import ROOT, SCRIPTS, write_script
 
 CONFIG = ROOT / "experiments" / "nano.py"
 VERBS = {

@@ -4,7 +4,7 @@ import shutil
 import subprocess
 
 import pytest
-from conftest import ROOT, SCRIPTS, write_script
+from clouds import ROOT, SCRIPTS, write_script
 
 CONFIG = ROOT / "experiments" / "nano.py"
 pytestmark = pytest.mark.usefixtures("any_wheel")
