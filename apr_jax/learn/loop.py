@@ -32,9 +32,9 @@ from apr_jax.learn.state import TrainState
 
 EXIT_TERMINATED = 143
 UNVALIDATED = "unvalidated"  # In the saved data: the validation of this step is still to be done.
-Stopping = Callable[
-    [], int
-]  # The signal that ends the run, or 0; all processes must ask, with nothing queued on the device.
+# The signal that ends the run, or 0; all processes must ask, with nothing queued on the device.
+Stopping = Callable[[], int]
+Advance = Callable[[TrainState, int, Stopping], tuple[TrainState, dict[str, Any] | None]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Stage:
 
     name: str
     steps: int
-    advance: Callable[[TrainState, int, Stopping], tuple[TrainState, dict[str, Any] | None]]
+    advance: Advance
     save_every: int
     bad_steps: int
     data_state: Callable[[], dict[str, Any]]
@@ -83,43 +83,13 @@ class LastBatches:
         return self._kept[step]
 
 
-def run_loop(
-    stage: Stage,
-    state: TrainState,
-    checkpoints: Checkpoints,
-    recorder: Recorder,
-    workdir: Path,
-    resumed: bool,
-    unvalidated: bool = False,
-) -> TrainState:
-    """Takes the state to the last step, and leaves it saved.
+class Loop:
+    """The state on its way, and which step of it is saved.
 
     Args:
-      resumed: the state was saved by an earlier start.
-      unvalidated: which was stopped before the validation that was due.
-
-    Raises:
-      KeyboardInterrupt: on Ctrl-C, SystemExit(143): on SIGTERM; both after the state is saved.
-      UserError: too many bad steps in a row (the last good parameters and the bad batch are saved), or the disk is full.
+      state: to begin with.
+      resumed: it was saved by an earlier start.
     """
-    loop = _Loop(stage, state, checkpoints, recorder, workdir, resumed)
-    if stage.validate and (unvalidated or not resumed):
-        loop.validate_first(resumed)
-    with _stop_signals() as stop:
-        while loop.step < stage.steps:
-            stopping, began = loop.advance(stop), time.perf_counter()
-            loop.save(stopping)
-            if stopping:
-                checkpoints.wait()
-                recorder.tell(f"stopped after step {loop.step}; saved in {time.perf_counter() - began:.1f} s")
-                raise (KeyboardInterrupt if stopping == signal.SIGINT else SystemExit(EXIT_TERMINATED))
-    recorder.flush()
-    checkpoints.wait()
-    return loop.state
-
-
-class _Loop:
-    """The state on its way, and which step of it is saved."""
 
     def __init__(
         self,
@@ -131,83 +101,110 @@ class _Loop:
         resumed: bool,
     ):
         self._stage, self._checkpoints, self._recorder, self._workdir = stage, checkpoints, recorder, workdir
-        self.state, self.step = state, int(state.step)
-        self._saved = self.step if resumed else None
+        self._state, self._step = state, int(state.step)
+        self._saved = self._step if resumed else None
         self._due = False  # Whether the step is to be validated.
         self._scores: Numbers = {}  # What came of it.
         self._votes, self._pace = Votes(), Pace()
 
-    def validate_first(self, resumed: bool) -> None:
+    def run(self, unvalidated: bool = False) -> TrainState:
+        """Takes the state to the last step, and leaves it saved.
+
+        Args:
+          unvalidated: the earlier start was stopped before the validation that was due.
+
+        Raises:
+          KeyboardInterrupt: on Ctrl-C, SystemExit(143): on SIGTERM; both after the state is saved.
+          UserError: too many bad steps in a row (the last good parameters and the bad batch are saved), or the disk is full.
+        """
+        if self._stage.validate and (unvalidated or self._saved is None):
+            self._validate_first()
+        with _stop_signals() as stop:
+            while self._step < self._stage.steps:
+                stopping, began = self._advance(stop), time.perf_counter()
+                self._save(stopping)
+                if stopping:
+                    self._checkpoints.wait()
+                    self._recorder.tell(
+                        f"stopped after step {self._step}; saved in {time.perf_counter() - began:.1f} s"
+                    )
+                    raise (KeyboardInterrupt if stopping == signal.SIGINT else SystemExit(EXIT_TERMINATED))
+        self._recorder.flush()
+        self._checkpoints.wait()
+        return self._state
+
+    def _validate_first(self) -> None:
         """Validates the state that the run begins with; where it was saved without, line and checkpoint are completed."""
+        resumed = self._saved is not None
         self._due, self._saved, self._scores = True, None, self._validate(lambda: 0)
         if resumed:
-            self._recorder.complete(self.step, self._scores)
+            self._recorder.complete(self._step, self._scores)
         else:
-            self._recorder.record(self.step, self._scores, important=True)
-        self.save(stopping=0)
+            self._recorder.record(self._step, self._scores, important=True)
+        self._save(stopping=0)
 
-    def advance(self, signals: list[int]) -> int:
+    def _advance(self, signals: list[int]) -> int:
         """Takes a step, and validates it if that is due; returns the signal that ends the run, or 0."""
         stage = self._stage
 
         def stopping() -> int:
             return self._votes.at_once(signals)
 
-        self.state, metrics = stage.advance(self.state, self.step, stopping)
+        self._state, metrics = stage.advance(self._state, self._step, stopping)
         self._due, self._scores = False, {}
         if metrics is None:
             return stopping()
-        self.step += 1
+        self._step += 1
         busy = stage.host_seconds()  # Before a validation, which verifies answers too.
         # Once: a signal that comes in while saving waits for the next step.
-        stop = self._votes.cast(signals, self.state.step)
-        self._due = stage.validate is not None and (self.step == stage.steps or self.step % stage.validate_every == 0)
+        stop = self._votes.cast(signals, self._state.step)
+        self._due = stage.validate is not None and (self._step == stage.steps or self._step % stage.validate_every == 0)
         if self._due and not stop:
-            jax.block_until_ready(self.state)  # Else the update under way would count as validation.
+            jax.block_until_ready(self._state)  # Else the update under way would count as validation.
             self._scores = self._validate(stopping)
             stop = stopping()
-        numbers = self._recorder.record(self.step, {**metrics, **self._scores}, important=self._due)
-        self._check(self.step - 1, numbers)
-        if line := self._pace.step(busy, self.state.step):
-            self._recorder.tell(f"step {self.step}: {line}")
+        numbers = self._recorder.record(self._step, {**metrics, **self._scores}, important=self._due)
+        self._check(self._step - 1, numbers)
+        if line := self._pace.step(busy, self._state.step):
+            self._recorder.tell(f"step {self._step}: {line}")
         return stop
 
-    def save(self, stopping: int) -> None:
+    def _save(self, stopping: int) -> None:
         """Saves the state if it is time, and is not saved yet."""
-        now = stopping or self._due or self.step == self._stage.steps or self.step % self._stage.save_every == 0
-        if not now or self._saved == self.step:
+        now = stopping or self._due or self._step == self._stage.steps or self._step % self._stage.save_every == 0
+        if not now or self._saved == self._step:
             return
-        self._check(self.step, self._recorder.flush())
+        self._check(self._step, self._recorder.flush())
         data = self._stage.data_state()
         if self._due and not self._scores:
             data[UNVALIDATED] = True
         with self._recorder.aside():
-            self._checkpoints.save(self.state, self._scores, data)
-        self._saved = self.step
+            self._checkpoints.save(self._state, self._scores, data)
+        self._saved = self._step
 
     def _validate(self, stopping: Stopping) -> Numbers:
         """The scores; none if the run is to stop."""
         assert self._stage.validate is not None
         with self._recorder.aside():
-            scores = self._stage.validate(self.state, stopping)
+            scores = self._stage.validate(self._state, stopping)
             if scores is None:
                 return {}
             if self._stage.sample is not None:
-                self._recorder.show_text(self.step, "validation_tree", self._stage.sample())
+                self._recorder.show_text(self._step, "validation_tree", self._stage.sample())
         return {f"validation_{name}": value for name, value in scores.items()}
 
     def _check(self, step: int, numbers: Numbers | None) -> None:
         """Ends the run if, by the numbers of `step`, too many updates in a row were bad."""
         if numbers and numbers.get("bad_in_a_row", 0) >= self._stage.bad_steps:
             self._recorder.flush()
-            self._checkpoints.save(self.state, {}, self._stage.data_state())
+            self._checkpoints.save(self._state, {}, self._stage.data_state())
             self._checkpoints.wait()
             batch = self._stage.batch(step)
             count, optimizer = int(numbers["bad_in_a_row"]), f"learn.{self._stage.name}.optimizer"
             path = _save_batch(step, batch, self._workdir)
             raise UserError(
                 f"training: {count} updates in a row had a NaN or Inf loss or gradient, the last of them in step {step}; "
-                f"the last good parameters are saved as step {self.step}, that step's batch is in {path}; "
+                f"the last good parameters are saved as step {self._step}, that step's batch is in {path}; "
                 f"lower {optimizer}.lr or {optimizer}.clip"
             )
 

@@ -2,19 +2,17 @@
 
 import importlib.util
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
 
 from apr_jax.errors import UsageError
-from apr_jax.learn.loop import Stopping
+from apr_jax.learn.loop import Advance, Stopping
 from apr_jax.learn.state import TrainState
 from apr_jax.storage import Mirror
 
 FOLDER = "profile"
-Advance = Callable[[TrainState, int, Stopping], tuple[TrainState, dict[str, Any] | None]]
 
 
 def profiled(advance: Advance, step: int, start: int, steps: int, workdir: Path) -> Advance:

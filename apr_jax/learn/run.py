@@ -15,7 +15,7 @@ from apr_jax.data.tokenizer import Tokenizer
 from apr_jax.errors import UsageError, UserError
 from apr_jax.learn.checkpoint import Checkpoints, Run
 from apr_jax.learn.faults import disk_errors
-from apr_jax.learn.loop import UNVALIDATED, Stage, run_loop
+from apr_jax.learn.loop import UNVALIDATED, Loop, Stage
 from apr_jax.learn.metrics import Recorder
 from apr_jax.learn.processes import lost_processes
 from apr_jax.learn.profile import profiled
@@ -72,7 +72,7 @@ def train(
         with Recorder(
             workdir, start, stage.steps, log_every, run.stage, counted, shown, progress, ceiling, bounds
         ) as recorder:
-            return run_loop(stage, state, checkpoints, recorder, workdir, restored is not None, unvalidated)
+            return Loop(stage, state, checkpoints, recorder, workdir, restored is not None).run(unvalidated)
 
 
 def build_mesh(config: Experiment, devices: list[Any] | None = None) -> Mesh:

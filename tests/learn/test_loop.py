@@ -9,7 +9,7 @@ import pytest
 from whole_runs import repeatable
 
 from apr_jax.learn import loop
-from apr_jax.learn.loop import UNVALIDATED, Stage, run_loop
+from apr_jax.learn.loop import UNVALIDATED, Loop, Stage
 from apr_jax.learn.metrics import Recorder
 from apr_jax.learn.state import TrainState
 
@@ -77,7 +77,7 @@ def _run(toy, disk, workdir):
     unvalidated = bool(disk.saved) and disk.saved[start][1].get(UNVALIDATED, False)
     with Recorder(workdir, start, _STEPS, 1, "rl", ("trees",), (), progress=False) as recorder:
         state = TrainState({"w": jnp.zeros(1)}, (), *counts)
-        return run_loop(stage, state, disk, recorder, workdir, bool(disk.saved), unvalidated)
+        return Loop(stage, state, disk, recorder, workdir, bool(disk.saved)).run(unvalidated)
 
 
 @pytest.mark.parametrize(
