@@ -104,12 +104,22 @@ class ObjectiveConfig:
             raise ValueError(
                 f"learn.rl.objective.dual_clip={self.dual_clip} must be 0 (off) or above 1 + clip = {1 + self.clip}"
             )
-        if self.advantage == "group_std" and self.kl and self.kl_estimator == "reward":
+        if self.advantage == "group_std" and self.kl_in_reward:
             # Where all trees earned the same, the deviation would be that of KL, and its noise as large as a reward.
             raise ValueError(
                 "learn.rl.objective.advantage='group_std' with kl_estimator='reward': would divide KL by its own deviation; "
                 "take advantage 'group' or 'leave_one_out', or kl_estimator 'k2' or 'k3'"
             )
+
+    @property
+    def kl_in_reward(self) -> bool:
+        """Whether the KL of a tree is taken off its reward."""
+        return self.kl > 0 and self.kl_estimator == "reward"
+
+    @property
+    def kl_in_loss(self) -> bool:
+        """Whether the loss has a KL term, for which every update reads the reference."""
+        return self.kl > 0 and self.kl_estimator != "reward"
 
 
 @dataclasses.dataclass(frozen=True)

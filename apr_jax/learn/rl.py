@@ -186,7 +186,7 @@ class _Trainer:
         weights = token_weights(rows, counted, rl.objective.normalisation)
         batch = place_forest(rows, weights, rl.rows, self._mesh)
         learned = {"flat_groups": flat}
-        if rl.objective.kl > 0 and rl.objective.kl_estimator == "reward":
+        if rl.objective.kl_in_reward:
             with times.replaying():
                 kl = np.asarray(jax.device_get(self._tree_kl(self._reference, batch)))
             # Which groups are flat was counted before: KL is never the same for two trees.
@@ -231,9 +231,7 @@ class _Trainer:
     def _update_flops(self, rows: Rows) -> float:
         """What the updates on a forest need; a reference that is only read costs a third."""
         rl = self._rl
-        passes = 3.0 * rl.inner_steps
-        if rl.objective.kl > 0:
-            passes += 1.0 if rl.objective.kl_estimator == "reward" else rl.inner_steps
+        passes = (3.0 + rl.objective.kl_in_loss) * rl.inner_steps + rl.objective.kl_in_reward
         return float(training_flops(self._config.model, self._tokenizer.vocab_size, rows)) * passes / 3.0
 
     def _advantages(self, rewards: np.ndarray, counted: np.ndarray) -> tuple[np.ndarray, float]:

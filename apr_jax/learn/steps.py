@@ -83,7 +83,7 @@ def make_rl_step(config: Experiment, optimizer: optax.GradientTransformation, me
     ) -> tuple[jax.Array, Parts]:
         logprobs, entropy = token_logprobs(params, config.model, rows, temperature, mesh)
         anchor = jax.lax.stop_gradient(logprobs)
-        if objective.kl > 0 and objective.kl_estimator != "reward":
+        if objective.kl_in_loss:
             anchor, _ = token_logprobs(reference, config.model, rows, temperature, mesh)
         return policy_loss(logprobs, entropy, anchor, rows, weights, advantages, objective)
 

@@ -23,11 +23,11 @@ class Recipe:
 
 def recipe(config: Experiment, stages: dict[str, Stage], chips: int) -> Recipe | None:
     """None if a stage is missing: it did not compile."""
+    rl = config.learn.rl
+    anchored = rl.objective.kl_in_reward
     needed = {"supervised", "rollout", "update"}
-    anchored = config.learn.rl.objective.kl > 0 and config.learn.rl.objective.kl_estimator == "reward"
     if not (needed | ({"replay"} if anchored else set())) <= stages.keys():
         return None
-    rl = config.learn.rl
     supervised = config.learn.sft.steps * stages["supervised"].seconds / 3600
     step = stages["rollout"].seconds + rl.inner_steps * stages["update"].seconds
     step += stages["replay"].seconds if anchored else 0.0

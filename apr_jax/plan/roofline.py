@@ -177,13 +177,8 @@ def _needed(stage: str, config: Experiment) -> tuple[float, float]:
     tokens = trees * forests.tokens
     seen = forests.tokens / forests.threads / 2
     forward = tokens * (dense + _pair_flops(config.model) * seen)
-    passes = {"rollout": 1, "replay": 1, "update": 4 if _reads_reference(config) else 3}[stage]
+    passes = {"rollout": 1, "replay": 1, "update": 3 + rl.objective.kl_in_loss}[stage]
     return tokens, passes * forward
-
-
-def _reads_reference(config: Experiment) -> bool:
-    objective = config.learn.rl.objective
-    return objective.kl > 0 and objective.kl_estimator != "reward"
 
 
 def product_parameters(model: ModelConfig) -> int:
