@@ -11,13 +11,13 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
 from apr_jax.bench.command import bench_app
 from apr_jax.errors import FullDisk, LostProcess, UsageError, UserError
-from apr_jax.flags import ANYWHERE, Checkpoint, Config, Data, Json, Method, Profile, Program, Settings, Workdir
+from apr_jax.flags import ANYWHERE, Checkpoint, Config, Data, Json, Method, Only, Profile, Program, Settings, Workdir
 from apr_jax.runtime import is_first, start
 from apr_jax.storage import nearby
 
@@ -207,7 +207,7 @@ def reproduce(
         Path | None, typer.Option(help="Where the data are or are to be built; default: OUT/data.", **ANYWHERE)
     ] = None,
     only: Annotated[
-        Literal["training", "figures"] | None,
+        Only | None,
         typer.Option(help="training: no evaluation, which needs no pod; figures: evaluate and draw, train nothing."),
     ] = None,
     settings: Settings = None,
@@ -258,8 +258,7 @@ def plan(
     from apr_jax.config import load
     from apr_jax.plan.report import show_topology
 
-    wanted = tuple(one.value for one in program or Program)
-    if not show_topology(load(config, settings), topology, wanted, json):
+    if not show_topology(load(config, settings), topology, program or tuple(Program), json):
         raise typer.Exit(1)
 
 

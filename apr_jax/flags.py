@@ -2,7 +2,7 @@
 
 import enum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -10,7 +10,7 @@ from apr_jax.storage import as_path
 
 
 class Program(enum.StrEnum):
-    """The programs of a run that `apr plan` compiles (`plan/stages.STAGES`)."""
+    """The programs of a run, which `apr plan` compiles."""
 
     SUPERVISED = "supervised"
     ROLLOUT = "rollout"
@@ -27,11 +27,10 @@ class Method(enum.StrEnum):
     SOS = "sos"
 
 
-ANYWHERE: Any = {
-    "parser": as_path,
-    "metavar": "PATH",
-    "show_default": False,
-}  # Of options that name a folder here or in a bucket.
+Only = Literal["training", "figures"]  # Parts of `apr reproduce`.
+
+# Of options that name a folder here or in a bucket.
+ANYWHERE: Any = {"parser": as_path, "metavar": "PATH", "show_default": False}
 
 Config = Annotated[
     Path, typer.Option("--config", help="Experiment file, e.g. experiments/nano.py.", show_default=False)

@@ -20,12 +20,13 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from rich.console import Console
 
 from apr_jax.config import Experiment, to_dict
 from apr_jax.errors import UsageError, UserError
+from apr_jax.flags import Only
 from apr_jax.runtime import alone_fails, first_decides, is_first
 from apr_jax.storage import Mirror, write_text
 from apr_jax.table import print_claims, print_table
@@ -71,9 +72,6 @@ def experiment_file(scale: str) -> Path:
     raise UsageError(
         f"--scale {scale!r}: must be one of {', '.join(known) or 'those of experiments/ (run in the clone)'}"
     )
-
-
-Only = Literal["training", "figures"]
 
 
 def reproduce(config: Experiment, out: Path, data: Path | None = None, only: Only | None = None) -> None:

@@ -14,6 +14,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from apr_jax.config import Experiment
 from apr_jax.data.packing import Rows
+from apr_jax.flags import Program
 from apr_jax.learn.optimizer import make_optimizer
 from apr_jax.learn.policy import make_policy_rollout
 from apr_jax.learn.rl import rollout_batch
@@ -25,7 +26,7 @@ from apr_jax.threads import Prompts
 
 VOCAB = 64  # Single characters and the control pieces are fewer.
 PROMPT = 32  # P, tokens of a prompt.
-STAGES = ("supervised", "rollout", "replay", "update")
+STAGES = tuple(program.value for program in Program)
 
 
 @dataclasses.dataclass(frozen=True)
