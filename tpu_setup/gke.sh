@@ -118,7 +118,7 @@ start() {
 
 logs() {
   local host=${1:-0}
-  [[ $host =~ ^[0-9]+$ ]] || usage_error "logs $host: must be the number of a host, from 0"
+  need_host "$host"
   run kubectl logs --follow --tail=200 --selector="$pods,batch.kubernetes.io/job-completion-index=$host"
 }
 

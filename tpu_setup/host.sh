@@ -90,22 +90,25 @@ state() {
   fi
 }
 
+# ends_within SECONDS PID
+ends_within() {
+  local waited
+  for ((waited = 0; waited < $1; waited++)); do
+    kill -0 "$2" 2>/dev/null || return 0
+    sleep 1
+  done
+  ! kill -0 "$2" 2>/dev/null
+}
+
 # It waits for the run that it found: another may be started as soon as that one has ended.
 stop() {
-  local seconds=$1 pid waited
+  local seconds=$1 pid
   if alive; then
     pid=$(<"$folder/pid")
     kill -TERM "$pid" 2>/dev/null || true
-    for ((waited = 0; waited < seconds; waited++)); do
-      kill -0 "$pid" 2>/dev/null || break
-      sleep 1
-    done
-    if kill -KILL "$pid" 2>/dev/null; then
+    if ! ends_within "$seconds" "$pid" && kill -KILL "$pid" 2>/dev/null; then
       echo "$(hostname): not ended $seconds s after SIGTERM: killed; what was saved before counts" >&2
-      for ((waited = 0; waited < 10; waited++)); do
-        kill -0 "$pid" 2>/dev/null || break
-        sleep 1
-      done
+      ends_within 10 "$pid" || true
     fi
   fi
   state

@@ -47,6 +47,11 @@ need_whole() {
   done
 }
 
+# need_host NUMBER: of the verb `logs`.
+need_host() {
+  [[ $1 =~ ^[0-9]+$ ]] || usage_error "logs $1: must be the number of a host, from 0"
+}
+
 print_command() {
   printf '+'
   printf ' %q' "$@"

@@ -165,7 +165,7 @@ start() {
 
 logs() {
   local host=${1:-0}
-  [[ $host =~ ^[0-9]+$ ]] || usage_error "logs $host: must be the number of a host, from 0"
+  need_host "$host"
   on_hosts "$host" 'tail -n 200 -F apr/run.log'
 }
 
