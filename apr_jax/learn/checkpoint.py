@@ -38,8 +38,13 @@ FOLDER = "checkpoints"
 BEST = "validation_accuracy"  # The metric that makes a step the best.
 _NOT_VALIDATED = -1.0
 _KEPT = 2
-# Fields that a run may change when it goes on: they decide where and how fast it runs, or what it shows.
-_FREE = ("mesh.", "schedule.", "evaluate.", "learn.sft.save_every", "learn.sft.log_every", "learn.rl.save_every")
+# Fields that a run may change when it goes on: they decide where, how fast and how long it runs, or what it shows.
+_FREE = (
+    "mesh.",
+    "schedule.",
+    "evaluate.",
+    *(f"learn.{name}" for name in ("sft.save_every", "sft.log_every", "sft.steps", "rl.save_every", "rl.steps")),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -207,11 +212,12 @@ class Checkpoints:
         ):
             if wanted != found:
                 raise UserError(f"checkpoint {folder}: was saved with {name}={found!r}, not {wanted!r}; {_ANOTHER}")
+        free = (*_FREE, "learn.rl." if run.stage == "sft" else "learn.sft.")
         mine, saved = (_flatten(json.loads(json.dumps(values))) for values in (to_dict(run.config), meta["config"]))
         differing = [
             f"{name}={saved.get(name)!r} (now {mine.get(name)!r})"
             for name in sorted(mine.keys() | saved.keys())
-            if mine.get(name) != saved.get(name) and not name.startswith(_FREE)
+            if mine.get(name) != saved.get(name) and not name.startswith(free)
         ]
         if differing:
             raise UserError(f"checkpoint {folder}: was saved with {', '.join(differing)}; {_ANOTHER}")

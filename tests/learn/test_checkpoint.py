@@ -241,12 +241,12 @@ def test_a_checkpoint_of_another_version_is_not_called_damaged(copied, run, blan
     file = copied / FOLDER / "4" / "meta" / "metadata"
     meta = json.loads(file.read_text())
     del meta["meta_sum"]
-    meta["config"]["learn"]["rl"]["once"] = meta["config"]["learn"].pop("bad_steps")
+    meta["config"]["learn"]["sft"]["once"] = meta["config"]["learn"].pop("bad_steps")
     file.write_text(json.dumps(meta | {"meta_sum": json_sum(meta)}))
-    told = r"is of another version of apr_jax \(config learn.rl.once=3: .*\); train again"
+    told = r"is of another version of apr_jax \(config learn.sft.once=3: .*\); train again"
     with pytest.raises(UserError, match=told):
         load_checkpoint(copied / FOLDER / "4")
-    told = r"was saved with learn.bad_steps=None \(now 3\), learn.rl.once=3 \(now None\); use the same settings"
+    told = r"was saved with learn.bad_steps=None \(now 3\), learn.sft.once=3 \(now None\); use the same settings"
     with Checkpoints(copied, run) as checkpoints, pytest.raises(UserError, match=told):
         checkpoints.restore_latest(blank)
 
@@ -296,6 +296,24 @@ def test_what_decides_speed_alone_may_change(saved, run, blank):
     schedule = dataclasses.replace(run.config.schedule, lanes=3, admit=2)
     faster = dataclasses.replace(run, config=dataclasses.replace(run.config, schedule=schedule))
     with Checkpoints(saved, faster) as checkpoints:
+        assert checkpoints.restore_latest(blank) is not None
+
+
+@pytest.mark.parametrize(
+    ("stage", "change", "told"),
+    [
+        ("sft", {"steps": 7}, ""),
+        ("rl", {"steps": 7, "problems": 5}, ""),
+        ("sft", {"rows": 3}, r"learn.sft.rows=\d+ \(now 3\); use the same"),
+    ],
+)
+def test_a_run_may_be_lengthened_and_the_other_stage_is_no_business_of_it(saved, run, blank, stage, change, told):
+    learn = dataclasses.replace(
+        run.config.learn, **{stage: dataclasses.replace(getattr(run.config.learn, stage), **change)}
+    )
+    changed = dataclasses.replace(run, config=dataclasses.replace(run.config, learn=learn))
+    refused = pytest.raises(UserError, match=told) if told else contextlib.nullcontext()
+    with Checkpoints(saved, changed) as checkpoints, refused:
         assert checkpoints.restore_latest(blank) is not None
 
 
