@@ -61,9 +61,9 @@ bench: $(STAMP)
 	$(BIN)/apr bench train --config experiments/mini.py
 	$(BIN)/apr bench rollout --checkpoint $(OUT)/apr/rl --problems $(OUT)/data/test.jsonl
 
-# make solve PROBLEM="84 19 96 2 -> 55", with the model of scale mini that the repository keeps
-PROBLEM ?= 84 19 96 2 -> 55
-MODEL   ?= experiments/mini/apr-sft.safetensors
+# make solve PROBLEM="54 2 93 34 -> 53", with the model of scale mini that the repository keeps
+PROBLEM ?= 54 2 93 34 -> 53
+MODEL   ?= experiments/mini/apr-rl.safetensors
 solve: $(STAMP)
 	$(BIN)/apr solve "$(PROBLEM)" --checkpoint $(MODEL) $(ARGS)
 

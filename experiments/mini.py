@@ -40,7 +40,7 @@ def experiment() -> Experiment:
         schedule=Schedule(lanes=16, admit=1, chunk=16, buckets=(128, 256, 512)),
         learn=LearnConfig(
             sft=SftConfig(
-                steps=4_000,
+                steps=6_000,
                 rows=4,
                 save_every=500,
                 log_every=20,
@@ -59,12 +59,12 @@ def experiment() -> Experiment:
         ),
         evaluate=EvalConfig(
             batch=200,
-            problems=250,
-            samples=16,
+            problems=160,
+            samples=10,
             temperatures=(0.1, 0.5, 1.0),
-            children=(2, 6, 10, 14, 18, 22),
+            children=(4, 10, 16, 22),
             bins=(1, 2, 3, 4, 6),
             forced=(children,),
-            timed=20,
+            timed=10,
         ),
     )
