@@ -19,8 +19,8 @@ def summarize(traces: Sequence[Trace]) -> dict[str, Any]:
     Returns:
       `accuracy` (share of correct trees), `ci95` (Wilson over the number of problems: samples of one problem are not
       independent, so counting them all would make the interval too narrow), `n` problems, `samples` a problem, means
-      of the measures, shares of trees that `claimed`, were `truncated`, `spawned`; with several samples `pass_at_n`
-      and `cons_at_n`.
+      of the measures, shares of trees that `claimed`, were `truncated`, whose root is `malformed`, that `spawned`; with
+      several samples `pass_at_n` and `cons_at_n`.
     """
     groups = by_problem(traces)
     trees, n = len(traces), len(groups)
@@ -34,6 +34,7 @@ def summarize(traces: Sequence[Trace]) -> dict[str, Any]:
         **{measure: _mean(trace[measure] for trace in traces) for measure in MEASURES},
         "claimed": _mean(trace["claimed"] for trace in traces),
         "truncated": sum(map(is_truncated, traces)) / max(1, trees),
+        "malformed": _mean(any(root["status"] == "MALFORMED" for root in trace["threads"][:1]) for trace in traces),
         "spawned": _mean(trace["children"] > 0 for trace in traces),
     }
     if samples > 1:
@@ -103,6 +104,11 @@ def warnings(summary: dict[str, Any], method: str) -> list[str]:
         found.append("NO TREE SPAWNED A SINGLE CHILD: this is a serial score, not one of parallel reasoning")
     if summary["truncated"] > 0.5:
         found.append(f"{summary['truncated']:.0%} OF THE TREES WERE TRUNCATED: the window or a budget is too small")
+    if summary["malformed"] > 0.5:
+        found.append(
+            f"{summary['malformed']:.0%} OF THE ROOTS BROKE THE PROTOCOL: a root that is held to more children than it knows "
+            "(--force-children, evaluate.forced) does"
+        )
     return found
 
 

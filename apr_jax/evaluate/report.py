@@ -13,7 +13,7 @@ from typing import Any
 
 from apr_jax.evaluate import charts, controls, failures, figures, paper, tables
 from apr_jax.evaluate.claims import claims
-from apr_jax.evaluate.metrics import warnings
+from apr_jax.evaluate.metrics import summarize, warnings
 from apr_jax.evaluate.parts import Drawn, method_name
 from apr_jax.evaluate.results import Results, read_run
 from apr_jax.evaluate.viewer import link, page, select
@@ -242,7 +242,9 @@ def _warned(results: Results) -> list[str]:
     return [
         f"{one.label}: {text}"
         for one in results.answered.values()
-        for text in warnings(one.summary, "" if one.evaluation.decoding.condition == 0 else one.summary["method"])
+        for text in warnings(
+            summarize(one.traces), "" if one.evaluation.decoding.condition == 0 else one.summary["method"]
+        )
     ]
 
 

@@ -81,3 +81,8 @@ def test_a_score_without_threads_is_called_by_its_name():
         "100% OF THE TREES WERE TRUNCATED"
         in warnings(summarize([trace("a", 0, False, status="OUT_OF_BUDGET")]), "apr")[0]
     )
+    broken = [trace("a", 0, False, status="MALFORMED"), trace("b", 0, True, RIGHT)]
+    assert warnings(summarize(broken), "apr") == []
+    assert (
+        "67% OF THE ROOTS BROKE" in warnings(summarize([*broken, trace("c", 0, False, status="MALFORMED")]), "apr")[0]
+    )
