@@ -238,7 +238,10 @@ def _soft(low: str, high: str) -> str:
 
 
 def _warned(results: Results) -> list[str]:
-    """Every warning, but not that no tree spawned where the prompt asked for it."""
+    """Every warning, but not that no tree spawned where the prompt asked for it.
+
+    Of the traces: a `summary.json` may be older than what is warned of.
+    """
     return [
         f"{one.label}: {text}"
         for one in results.answered.values()

@@ -43,7 +43,11 @@ _FREE = (
     "mesh.",
     "schedule.",
     "evaluate.",
-    *(f"learn.{name}" for name in ("sft.save_every", "sft.log_every", "sft.steps", "rl.save_every", "rl.steps")),
+    "learn.sft.save_every",
+    "learn.sft.log_every",
+    "learn.sft.steps",
+    "learn.rl.save_every",
+    "learn.rl.steps",
 )
 
 

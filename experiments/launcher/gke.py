@@ -20,7 +20,7 @@ from xmanager.xm_local import registry
 from apr_jax.errors import UsageError, UserError
 
 TPU = "google.com/tpu"
-_GRACE_SECONDS = 120  # From SIGTERM, for the step under way and a save.
+_GRACE_SECONDS = 120  # From SIGTERM, for the step or rollout under way and a save.
 _PORTS = (8471, 8482)  # Of libtpu, and of JAX's coordinator.
 # GKE's name of the chip, and up to how many chips share a node; larger slices have nodes of 4.
 _CHIPS = {
