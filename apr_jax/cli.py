@@ -17,7 +17,20 @@ import typer
 
 from apr_jax.bench.command import bench_app
 from apr_jax.errors import FullDisk, LostProcess, UsageError, UserError
-from apr_jax.flags import ANYWHERE, Checkpoint, Config, Data, Json, Method, Only, Profile, Program, Settings, Workdir
+from apr_jax.flags import (
+    ANYWHERE,
+    Checkpoint,
+    Config,
+    Data,
+    Json,
+    Method,
+    Only,
+    Profile,
+    Program,
+    Question,
+    Settings,
+    Workdir,
+)
 from apr_jax.runtime import is_first, start
 from apr_jax.storage import nearby
 
@@ -225,6 +238,25 @@ def reproduce(
         run(experiment, out, data, only)
     if is_first() and only != "training":
         show_results(out)
+
+
+@app.command(epilog="Example: apr study seeds --out runs/seeds")
+def study(
+    question: Annotated[Question, typer.Argument(help="Which one.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="Folder of the study.", show_default=False)],
+    scale: Annotated[str, typer.Option(help="A file in experiments/, of which the trainings are variants.")] = "nano",
+    settings: Settings = None,
+) -> None:
+    """Answer a question that takes several trainings. Goes on where it was stopped."""
+    from apr_jax.config import load
+    from apr_jax.reproduce import experiment_file
+    from apr_jax.study import run_study, show_study
+
+    experiment = load(experiment_file(scale), settings)
+    start(together=True)
+    with goes_on(f"every finished stage and the last checkpoint are in {out}"):
+        found = run_study(question, experiment, out)
+    show_study(question, found, out)
 
 
 @app.command(epilog="Example: apr report runs/nano")

@@ -27,6 +27,14 @@ class Method(enum.StrEnum):
     SOS = "sos"
 
 
+class Question(enum.StrEnum):
+    """What `apr study` answers."""
+
+    SEEDS = "seeds"
+    PRICE = "price"
+    SCRATCH = "scratch"
+
+
 Only = Literal["training", "figures"]  # Parts of `apr reproduce`.
 
 # Of options that name a folder here or in a bucket.

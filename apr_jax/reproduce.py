@@ -8,54 +8,25 @@ The life of a run (OUT is its folder):
   5. latency/NAME OUT/eval/NAME/latency.json, lanes/NAME OUT/eval/NAME/lanes.json: seconds of one problem
   6. report       OUT/results.json, OUT/figures/*.{png,svg}, OUT/report.html
 
-A finished stage is noted in OUT/stages.json, with the seconds it took, and never runs again; an unfinished one goes
-on from its own checkpoint. So the same command can be stopped and started at will, and when all is done it only shows
-the results. `--only training` is stages 1 to 3, so that a pod need not wait for one host's evaluations; `--only figures`
+`stages.py` runs them, each once, so the same command can be stopped and started at will, and when all is done it only
+shows the results. `--only training` is stages 1 to 3, so that a pod need not wait for one host's evaluations; `--only figures`
 takes the checkpoints that are there: stages 1 and 4 to 6.
 """
 
-import contextlib
-import dataclasses
-import json
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from apr_jax.config import Experiment, to_dict
+from apr_jax.config import Experiment
 from apr_jax.errors import UsageError, UserError
 from apr_jax.flags import Only
-from apr_jax.runtime import alone_fails, first_decides, is_first
-from apr_jax.storage import Mirror, write_text
+from apr_jax.stages import Stage, claim, read_json, read_record, run_stages, write_json
+from apr_jax.storage import Mirror
 from apr_jax.table import print_claims, print_table
 
 METHODS = ("sos+", "apr")  # The serial baseline first: the table reads from worse to better.
-_LOOK_SECONDS = 2.0
-
-
-@dataclasses.dataclass(frozen=True)
-class Stage:
-    """One stage.
-
-    Attributes:
-      name: in stages.json and on the screen.
-      makes: a file or folder that is there when the stage is done.
-      run: does the work, or goes on with it.
-      needs: names of stages; when one of them runs again, so does this one.
-      kind: stages of one kind take the same time for the same work.
-      work: how much there is to do, in any unit of its kind.
-      together: by all processes; else by the first one.
-    """
-
-    name: str
-    makes: Path
-    run: Callable[[], object]
-    needs: tuple[str, ...] = ()
-    kind: str = ""
-    work: float = 1.0
-    together: bool = False
 
 
 def experiment_file(scale: str) -> Path:
@@ -89,7 +60,7 @@ def reproduce(config: Experiment, out: Path, data: Path | None = None, only: Onl
     from apr_jax.evaluate.suite import check
 
     check(config)
-    _claim(out, config)
+    claim(out, config)
     stages = stages_of(config, out, data)
     if only == "training":
         stages = [stage for stage in stages if not stage.name.startswith(_FIGURES)]
@@ -198,11 +169,6 @@ def _evaluations(config: Experiment, out: Path, built: Path) -> list[Stage]:
 _FIGURES = ("eval/", "latency/", "lanes/", "report")
 
 
-def _folder(stage: Stage) -> str:
-    """Stages of one share their compiled programs: evaluations do, trainings of two methods do not."""
-    return stage.name.partition("/")[0]
-
-
 def _model(stage: Stage) -> str:
     return stage.needs[0] if stage.needs else ""
 
@@ -211,92 +177,6 @@ def _has_models(stage: Stage, out: Path) -> bool:
     from apr_jax.evaluate.suite import model_of
 
     return stage.name in ("data", "report") or model_of(out, _model(stage)) is not None
-
-
-def run_stages(stages: list[Stage], out: Path, again: tuple[str, ...] = ()) -> None:
-    """Runs the stages that are not done, those named `again`, and all that need one that had to run again."""
-    console = Console(stderr=True)
-    first_decides(lambda: _note_left(stages, out, again))
-    record = _read_record(out)
-    left = [stage for stage in stages if not _is_done(stage, record)]
-    for place, stage in enumerate(left):
-        if is_first():
-            ahead = estimate(left[place:], stages, record)
-            number = stages.index(stage) + 1
-            console.print(f"[bold]stage {number} of {len(stages)}: {stage.name}[/bold] ({ahead})", soft_wrap=True)
-            with alone_fails() if not stage.together else contextlib.nullcontext(), _timed(record, stage.name, out):
-                stage.run()
-            console.print(f"stage {stage.name}: done, {record[stage.name]['seconds']:.0f} s")
-        elif stage.together:
-            stage.run()
-        else:
-            _wait(stage.name, out)
-        if place + 1 < len(left) and _folder(left[place + 1]) != _folder(stage):
-            _forget_compiled()
-
-
-def _note_left(stages: list[Stage], out: Path, again: tuple[str, ...]) -> int:
-    """Notes as not done what has to run again, for all processes to read; returns how many stages are left."""
-    record = _read_record(out)
-    left: set[str] = set()
-    for stage in stages:
-        done = _is_done(stage, record) and stage.makes.exists()
-        if not done or stage.name in again or left & set(stage.needs):
-            left.add(stage.name)
-    if stale := [name for name in left if record.get(name, {}).get("done", False)]:
-        for name in stale:
-            record[name]["done"] = False
-        _write_json(out / "stages.json", record)
-    return len(left)
-
-
-def _read_record(out: Path) -> dict[str, Any]:
-    return _read_json(out / "stages.json") if (out / "stages.json").is_file() else {}
-
-
-def _is_done(stage: Stage, record: dict[str, Any]) -> bool:
-    return bool(record.get(stage.name, {}).get("done", False))
-
-
-def _wait(name: str, out: Path) -> None:
-    """Until the first process has noted that the stage is done. If it fails instead, JAX ends this process."""
-    while not _read_record(out).get(name, {}).get("done", False):
-        time.sleep(_LOOK_SECONDS)
-
-
-def estimate(left: list[Stage], stages: list[Stage], record: dict[str, Any]) -> str:
-    """How long what is left will take, in words: from the seconds that finished stages of the same kind took for their work."""
-    spent: dict[str, list[float]] = {}
-    for stage in stages:
-        if stage not in left and stage.name in record:
-            seconds, work = spent.setdefault(stage.kind, [0.0, 0.0])
-            spent[stage.kind] = [seconds + record[stage.name]["seconds"], work + stage.work]
-    known = [spent[stage.kind][0] / spent[stage.kind][1] * stage.work for stage in left if stage.kind in spent]
-    unknown = len(left) - len(known)
-    parts = [f"about {max(1, round(sum(known) / 60))} min for {len(known)} of them"] if known else []
-    parts += [f"{unknown} of a kind that was not timed yet"] if unknown else []
-    return f"{len(left)} left: {', '.join(parts)}"
-
-
-@contextlib.contextmanager
-def _timed(record: dict[str, Any], name: str, out: Path) -> Iterator[None]:
-    """Adds the seconds spent to the record on disk, finished or stopped; only a stage that came to its end is done."""
-    before, start = record.get(name, {}).get("seconds", 0.0), time.monotonic()
-    done = False
-    try:
-        yield
-        done = True
-    finally:
-        record[name] = {"seconds": round(before + time.monotonic() - start, 1), "done": done}
-        with contextlib.nullcontext() if done else contextlib.suppress(OSError):  # A full disk has its error already.
-            _write_json(out / "stages.json", record)
-
-
-def _forget_compiled() -> None:
-    """Frees the programs of a finished stage: each has its own."""
-    import jax
-
-    jax.clear_caches()
 
 
 def write_report(out: Path, data: Path | None = None) -> None:
@@ -311,14 +191,14 @@ def write_report(out: Path, data: Path | None = None) -> None:
     from apr_jax.evaluate.report import write_run_report
 
     with Mirror(out, ("config.json", "stages.json", "*.safetensors", "eval/*/*", "*/*/metrics.jsonl")) as mirror:
-        seconds = {name: stage["seconds"] for name, stage in _read_record(mirror.local).items() if stage["done"]}
+        seconds = {name: stage["seconds"] for name, stage in read_record(mirror.local).items() if stage["done"]}
         found = write_run_report(mirror.local, data or out / "data")
-        _write_json(mirror.local / "results.json", {"seconds": seconds} | found)
+        write_json(mirror.local / "results.json", {"seconds": seconds} | found)
 
 
 def show_results(out: Path) -> None:
     """Prints the tables of a finished run, what it took, and where figures and report are."""
-    results = _read_json(out / "results.json")
+    results = read_json(out / "results.json")
     print_table({row["label"]: row for row in results["main"].values()})
     console = Console(highlight=False, soft_wrap=True)
     print_claims(results["claims"], console)
@@ -327,39 +207,3 @@ def show_results(out: Path) -> None:
     console.print(f"time     {sum(results['seconds'].values()) / 60:.1f} minutes ({out / 'stages.json'})")
     console.print(f"figures  {out / 'figures'}")
     console.print(f"report   {out / 'report.html'}")
-
-
-def _claim(out: Path, config: Experiment) -> None:
-    """Writes the config into the folder; refuses a folder of another one. What is evaluated may change."""
-    values = json.loads(json.dumps(to_dict(config)))
-    path = out / "config.json"
-    old = _read_json(path) if path.is_file() else values
-    if different := _difference(old | {"evaluate": {}}, values | {"evaluate": {}}):
-        raise UsageError(f"{out}: is a run with {different}; choose another --out, or delete it")
-    if is_first() and (not path.is_file() or old != values):
-        out.mkdir(parents=True, exist_ok=True)
-        _write_json(path, values)
-
-
-def _difference(old: Any, new: Any, name: str = "") -> str:
-    """The first field in which two configs differ, in words; empty if there is none."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        found = (_difference(old.get(key), new.get(key), f"{name}.{key}".lstrip(".")) for key in {**old, **new})
-        return next(filter(None, found), "")
-    return "" if old == new else f"{name}={old!r}, now {name}={new!r}"
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        return values
-    except FileNotFoundError:
-        raise UserError(
-            f"{path}: no such file; finish the run with `apr reproduce --out {path.parents[0]}` first"
-        ) from None
-    except ValueError:
-        raise UserError(f"{path}: is damaged; delete it and start again") from None
-
-
-def _write_json(path: Path, values: dict[str, Any]) -> None:
-    write_text(path, json.dumps(values, indent=2) + "\n")

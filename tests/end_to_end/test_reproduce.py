@@ -12,6 +12,7 @@ from apr_jax.errors import UsageError, UserError
 from apr_jax.evaluate import suite
 from apr_jax.learn.checkpoint import load_checkpoint
 from apr_jax.learn.kept import keep
+from apr_jax.stages import claim, run_stages
 
 EVALUATIONS = ("sos+-sft", "sos+-rl", "apr-sft", "apr-rl")
 
@@ -32,9 +33,9 @@ def run(config, tmp_path_factory):
     def interrupted():
         raise KeyboardInterrupt
 
-    reproduce._claim(out, config)
+    claim(out, config)
     with pytest.raises(KeyboardInterrupt):
-        reproduce.run_stages([*stages[:3], dataclasses.replace(stages[3], run=interrupted)], out)
+        run_stages([*stages[:3], dataclasses.replace(stages[3], run=interrupted)], out)
     assert [name for name, stage in json.loads((out / "stages.json").read_text()).items() if stage["done"]] == [
         stage.name for stage in stages[:3]
     ]

@@ -25,6 +25,7 @@ COMMANDS = [
     ("keep",),
     ("reproduce",),
     ("report",),
+    ("study",),
     ("plan",),
     ("bench", "rollout"),
     ("bench", "schedule"),

@@ -1,0 +1,255 @@
+"""Studies: questions that take several trainings at scale nano, each answered by one command.
+
+    apr study seeds --out runs/seeds
+
+The life of a study (OUT is its folder):
+1. `STUDIES` declares its variants: fields of the experiment that differ, and from whose supervised model its RL starts.
+2. OUT/data, OUT/<variant>/sft and OUT/<variant>/rl are trained, OUT/<variant>/eval-* are greedy answers to all test problems.
+   They are stages (`stages.py`): the command can be stopped and started at will.
+3. OUT/study.json has a line a model, OUT/study.{svg,png} shows accuracy against what it cost.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from apr_jax.config import Experiment, override
+from apr_jax.flags import Question
+from apr_jax.stages import Stage, claim, read_json, run_stages, write_json
+from apr_jax.table import print_table
+
+METHOD = "apr"
+MEASURES = ("accuracy", "total_tokens", "sequential_tokens", "children")
+KEPT = (*MEASURES, "ci95", "max_thread_tokens", "n")  # Of a summary.
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """One training, and what is asked of it.
+
+    Attributes:
+      name: its folder, and in the table.
+      settings: fields of the experiment that differ, as `--set` takes them.
+      after: the variant whose supervised model its RL starts from; empty trains its own.
+      asked: numbers of children that its supervised model is asked for, an evaluation each.
+      forced: numbers of children that its supervised model is held to, an evaluation each.
+    """
+
+    name: str
+    settings: tuple[str, ...] = ()
+    after: str = ""
+    asked: tuple[int, ...] = ()
+    forced: tuple[int, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """How a question is answered.
+
+    Attributes:
+      question: in words.
+      variants: in the order in which they are trained.
+      same: whether the variants are repetitions, of which mean and standard deviation are wanted.
+    """
+
+    question: str
+    variants: tuple[Variant, ...]
+    same: bool = False
+
+
+# A finished nano model needs a higher rate than its recipe's for a price to tell within some minutes.
+_PRICED = ("learn.rl.steps=40", "learn.rl.optimizer.lr=1e-4")
+
+STUDIES: dict[Question, Study] = {
+    Question.SEEDS: Study(
+        "How much do the results of APR at nano vary with the seed of weights, order and samples?",
+        tuple(Variant(f"seed {seed}", (f"seed={seed}",)) for seed in range(5)),
+        same=True,
+    ),
+    Question.PRICE: Study(
+        "What do fewer tokens cost: RL with a price on tokens, against fixed numbers of children?",
+        (
+            Variant("price 0", _PRICED, asked=(2, 5, 8, 11), forced=(2, 4, 6, 8, 10)),
+            *(
+                Variant(f"price {price}", (*_PRICED, f"learn.rl.reward.token_price={price}"), after="price 0")
+                for price in ("5e-4", "1e-3", "2e-3")
+            ),
+        ),
+    ),
+    # The rate of the first step of a warm-up is 0: these supervised models are random weights.
+    Question.SCRATCH: Study(
+        "Does RL find search and spawning without a supervised warm-up, if the rollout keeps the protocol?",
+        (
+            Variant(
+                "from nothing",
+                ("learn.sft.steps=1", "limits.constrain=true", "learn.rl.steps=60", "learn.rl.optimizer.lr=1e-3"),
+            ),
+        ),
+    ),
+}
+
+
+def run_study(question: Question, config: Experiment, out: Path) -> dict[str, Any]:
+    """Runs what is not done yet of a study, and returns study.json.
+
+    Args:
+      question: which one.
+      config: of which the variants are variants.
+      out: folder of the study.
+
+    Raises:
+      UsageError: OUT holds a study of another config.
+      UserError: a stage failed; what was finished before is kept.
+    """
+    study = STUDIES[question]
+    claim(out, config)
+    run_stages(stages_of(study, config, out), out)
+    return read_json(out / "study.json")
+
+
+def stages_of(study: Study, config: Experiment, out: Path) -> list[Stage]:
+    """The stages in their order."""
+    stages = [Stage("data", out / "data" / "data.json", lambda: _build(config, out))]
+    for variant in study.variants:
+        own = override(config, list(variant.settings))
+        if not variant.after:
+            stages.append(_trained(variant, "sft", own, out, ("data",)))
+        stages.append(_trained(variant, "rl", own, out, (f"{variant.after or variant.name}/sft",)))
+    stages += [_evaluated(row, out) for row in rows_of(study)]
+    names = tuple(stage.name for stage in stages)
+    return [*stages, Stage("table", out / "study.json", lambda: _write(study, out), names)]
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """A line of the table: one evaluation.
+
+    Attributes:
+      label: in the table.
+      variant: whose model; stage: "sft" or "rl".
+      folder: of the evaluation, in the variant's.
+      condition: children asked for, None asks for no number; forced: children held to, None leaves the root free.
+    """
+
+    label: str
+    variant: str
+    stage: str
+    folder: str
+    condition: int | None = None
+    forced: int | None = None
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the model chooses the number of children."""
+        return self.condition is None and self.forced is None
+
+
+def rows_of(study: Study) -> list[Row]:
+    """Every evaluation of a study."""
+    rows = []
+    for variant in study.variants:
+        v = variant.name
+        if not variant.after:
+            rows.append(Row(f"{v}, supervised", v, "sft", "eval-sft"))
+            rows += [Row(f"asked for {n}", v, "sft", f"eval-asked{n}", condition=n) for n in variant.asked]
+            rows += [Row(f"held to {n}", v, "sft", f"eval-held{n}", forced=n) for n in variant.forced]
+        rows.append(Row(f"{v}, after RL", v, "rl", "eval-rl"))
+    return rows
+
+
+def show_study(question: Question, found: dict[str, Any], out: Path) -> None:
+    """Prints the table."""
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(STUDIES[question].question)
+    print_table(found["rows"])
+    for stage, measures in found["spread"].items():
+        said = ", ".join(f"{measure} {mean:.4g} +- {spread:.2g}" for measure, (mean, spread) in measures.items())
+        console.print(f"{stage}, mean and standard deviation: {said}")
+    console.print(f"figure  {out / 'study.svg'}")
+
+
+def _build(config: Experiment, out: Path) -> None:
+    from apr_jax.data.build import build
+
+    build(config, out / "data", methods=(METHOD,))
+
+
+def _trained(variant: Variant, stage: str, config: Experiment, out: Path, needs: tuple[str, ...]) -> Stage:
+    folder = out / variant.name / stage
+
+    def supervise() -> None:
+        from apr_jax.learn.sft import train_sft
+
+        train_sft(config, out / "data", folder, METHOD)
+
+    def reinforce() -> None:
+        from apr_jax.learn.rl import train_rl
+
+        train_rl(config, out / "data", folder, out / (variant.after or variant.name) / "sft")
+
+    run: Callable[[], None] = supervise if stage == "sft" else reinforce
+    steps = config.learn.sft.steps if stage == "sft" else config.learn.rl.steps
+    return Stage(f"{variant.name}/{stage}", folder / "checkpoints", run, needs, stage, steps, together=True)
+
+
+def _evaluated(row: Row, out: Path) -> Stage:
+    folder = out / row.variant / row.folder
+
+    def answer() -> None:
+        from apr_jax.evaluate.run import Decoding, evaluate
+        from apr_jax.learn.checkpoint import load_checkpoint
+        from apr_jax.tasks import load_problems
+
+        problems = load_problems(out / "data" / "test.jsonl")
+        decoding = Decoding(condition=row.condition, forced=row.forced)
+        evaluate(load_checkpoint(out / row.variant / row.stage), problems, folder, decoding)
+
+    needs = (f"{row.variant}/{row.stage}",)
+    return Stage(f"{row.variant}/{row.folder}", folder / "summary.json", answer, needs, "eval")
+
+
+def _write(study: Study, out: Path) -> None:
+    rows = rows_of(study)
+    lines = {}
+    for row in rows:
+        summary = read_json(out / row.variant / row.folder / "summary.json")
+        lines[row.label] = {key: summary[key] for key in KEPT}
+    spread = {stage: _spread(rows, lines, stage) for stage in (("sft", "rl") if study.same else ())}
+    _draw(rows, lines, out / "study")
+    write_json(out / "study.json", {"question": study.question, "rows": lines, "spread": spread})
+
+
+def _spread(rows: list[Row], lines: dict[str, dict[str, Any]], stage: str) -> dict[str, tuple[float, float]]:
+    """Of each measure, over the variants: mean and standard deviation."""
+    found = {}
+    for measure in MEASURES:
+        values = [lines[row.label][measure] for row in rows if row.stage == stage and row.is_plain]
+        found[measure] = statistics.mean(values), statistics.stdev(values)
+    return found
+
+
+def _draw(rows: list[Row], lines: dict[str, dict[str, Any]], stem: Path) -> None:
+    """Accuracy against total tokens, a point a line of the table."""
+    from apr_jax.evaluate import charts, parts
+
+    @charts.styled
+    def draw() -> None:
+        figure, axes = charts.canvas(1, height=4.2)
+        for row in rows:
+            line = lines[row.label]
+            x, y = line["total_tokens"], 100 * line["accuracy"]
+            below, above = (max(0.0, abs(y - 100 * end)) for end in line["ci95"])
+            tone = charts.APR if row.is_plain else charts.SOS
+            full = tone if row.stage == "rl" else "none"
+            axes.errorbar(x, y, [[below], [above]], fmt="o", color=tone, markerfacecolor=full, elinewidth=0.8)
+            parts.tag(axes, x, y, row.label)
+        charts.percent(axes, "Accuracy against cost (hollow: supervised)", parts.TOKENS)
+        charts.save(figure, stem)
+
+    draw()

@@ -1,0 +1,86 @@
+"""A study at the smallest scale: what it trains, what it shares, and what its table says."""
+
+import dataclasses
+import json
+
+import pytest
+
+from apr_jax import study
+from apr_jax.config import load
+from apr_jax.errors import UsageError
+from apr_jax.flags import Question
+from apr_jax.learn.checkpoint import load_checkpoint
+from apr_jax.reproduce import experiment_file
+
+SMALL = study.Study(
+    "Does it run?",
+    (
+        study.Variant("base", asked=(2,), forced=(1,)),
+        study.Variant("priced", ("learn.rl.reward.token_price=0.5",), after="base"),
+        study.Variant("other seed", ("seed=7",)),
+    ),
+    same=True,
+)
+
+
+@pytest.fixture(scope="module")
+def run(config, tmp_path_factory):
+    out = tmp_path_factory.mktemp("study") / "small"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(study.STUDIES, Question.SEEDS, SMALL)
+        yield out, study.run_study(Question.SEEDS, config, out)
+
+
+def test_every_model_is_trained_once_and_evaluated(run, config):
+    out, found = run
+    assert list(found["rows"]) == [
+        "base, supervised",
+        "asked for 2",
+        "held to 1",
+        "base, after RL",
+        "priced, after RL",
+        "other seed, supervised",
+        "other seed, after RL",
+    ]
+    assert not (out / "priced" / "sft").exists()
+    assert load_checkpoint(out / "priced" / "rl").config.learn.rl.reward.token_price == 0.5
+    assert load_checkpoint(out / "other seed" / "sft").config == dataclasses.replace(config, seed=7)
+    assert all(line["n"] == config.data.heldout for line in found["rows"].values())
+    assert json.loads((out / "base" / "eval-asked2" / "settings.json").read_text())["condition"] == 2
+    assert json.loads((out / "base" / "eval-held1" / "settings.json").read_text())["forced"] == 1
+    assert found["rows"]["held to 1"]["children"] <= 1
+    assert (out / "study.svg").is_file() and (out / "study.png").is_file()
+
+
+def test_spread_is_over_the_variants_of_a_stage(run):
+    _, found = run
+    one, other = (found["rows"][f"{name}, supervised"]["total_tokens"] for name in ("base", "other seed"))
+    supervised = [one, found["rows"]["asked for 2"]["total_tokens"], found["rows"]["held to 1"]["total_tokens"], other]
+    mean, spread = found["spread"]["sft"]["total_tokens"]
+    assert one != other
+    assert mean == pytest.approx((one + other) / 2) and spread == pytest.approx(abs(one - other) / 2**0.5)
+    assert mean != pytest.approx(sum(supervised) / 4)
+
+
+def test_a_second_start_trains_nothing(run, config, capsys):
+    out, found = run
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()}
+    assert study.run_study(Question.SEEDS, config, out) == found
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()} == before
+    study.show_study(Question.SEEDS, found, out)
+    said = capsys.readouterr().out
+    assert "Does it run?" in said and "sft, mean and standard deviation: accuracy" in said
+    with pytest.raises(UsageError, match="seed=0, now seed=1"):
+        study.run_study(Question.SEEDS, dataclasses.replace(config, seed=1), out)
+
+
+@pytest.mark.parametrize("question", list(Question))
+def test_what_is_declared_can_be_trained(question, tmp_path):
+    """Every variant's settings name fields, its `after` an earlier variant with a supervised model of its own."""
+    declared = study.STUDIES[question]
+    stages = study.stages_of(declared, load(experiment_file("nano")), tmp_path)
+    known: set[str] = set()
+    for stage in stages:
+        assert set(stage.needs) <= known, stage.name
+        known.add(stage.name)
+    assert len(known) == len(stages)
