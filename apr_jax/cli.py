@@ -256,7 +256,8 @@ def study(
     start(together=True)
     with goes_on(f"every finished stage and the last checkpoint are in {out}"):
         found = run_study(question, experiment, out)
-    show_study(question, found, out)
+    if is_first():
+        show_study(question, found, out)
 
 
 @app.command(epilog="Example: apr report runs/nano")

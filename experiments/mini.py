@@ -62,7 +62,7 @@ def experiment() -> Experiment:
             problems=160,
             samples=10,
             temperatures=(0.1, 0.5, 1.0),
-            children=(4, 10, 16, 22),
+            children=(4, 8, 12, 16),
             bins=(1, 2, 3, 4, 6),
             forced=(18,),  # Few problems have fewer first steps, most have no more.
             timed=10,

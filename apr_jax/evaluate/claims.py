@@ -29,6 +29,7 @@ def claims(results: Results) -> list[dict[str, Any]]:
         *(_tokens(results, stage) for stage in reversed(STAGES)),
         _latency(results),
         _sequential(results),
+        _no_more_sequential(results),
         *(_rl(results, method) for method in ("apr", "sos+", "enforced")),
         *(_budget(results, stage) for stage in reversed(STAGES)),
     )
@@ -85,6 +86,21 @@ def _sequential(results: Results) -> dict[str, Any] | None:
         f"{best[0].label}; {best[1].label}",
         unit="tokens",
     )
+
+
+def _no_more_sequential(results: Results) -> dict[str, Any] | None:
+    """The most accurate SoS+ of all, before and after RL, against the best APR point whose chains are no longer."""
+    serial = _best([*_points(results, "sos+"), *filter(None, [results.get(f"sos+/{stage}") for stage in STAGES])])
+    if serial is None:
+        return None
+    chain = serial.measure("sequential_tokens").values
+    gaps = [(one, paired_gap(one.measure("sequential_tokens").values, chain).gap) for one in _points(results, "apr")]
+    one = _best([one for one, gap in gaps if gap <= 0])
+    if one is None:
+        return None
+    note = f"{one.label}: {one.mean('sequential_tokens'):,.0f} tokens; {serial.label}: {serial.mean('sequential_tokens'):,.0f}"
+    claim = "no more sequential tokens than SoS+ at its best: APR, SoS+"
+    return _row(claim, one.accuracy(), serial.accuracy(), "", note)
 
 
 def _rl(results: Results, method: str) -> dict[str, Any] | None:

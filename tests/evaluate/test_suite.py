@@ -1,5 +1,6 @@
 """What is declared is what is drawn: the list of evaluations, and everything that is made of them, whole and in part."""
 
+import copy
 import dataclasses
 import itertools
 import json
@@ -100,7 +101,7 @@ def test_scores_by_hand(whole):
 
 def test_claims_of_a_whole_run(whole):
     rows = claims(whole)
-    assert len(rows) == 11
+    assert len(rows) == 11  # No APR answer here is as short as serial ones.
     for row in rows:
         assert row["low"] <= row["gap"] <= row["high"] and row["gap"] == pytest.approx(row["one"] - row["other"])
     gains = [row["gap"] for row in rows if row["claim"].startswith("RL's gain")]
@@ -112,6 +113,26 @@ def test_claims_of_a_whole_run(whole):
     n = int(tokens["claim"][-1])
     budget = int(tokens["note"].split(": ")[1].split()[0])
     assert n == next((n for n, cost in enumerate(spent, start=1) if cost >= budget - 0.5), 3)
+
+
+def test_the_best_point_with_chains_no_longer_than_those_of_serial_search(whole):
+    """Over the problems that both answered; a better point with longer chains does not count."""
+
+    def chain(one, problems):
+        return sum(trees[0]["sequential_tokens"] for name, trees in one.groups.items() if name in problems)
+
+    whole = copy.deepcopy(whole)
+    serial = [whole.get("sos+/sft"), whole.get("sos+/rl"), *whole.sweep("sos+")]
+    for one, change in [*((one, 20) for one in serial), (whole.get("apr/sft"), -10)]:
+        for trees in one.groups.values():
+            trees[0]["sequential_tokens"] += change
+    (row,) = (row for row in claims(whole) if row["claim"].startswith("no more sequential tokens"))
+    best = max(serial, key=lambda one: one.accuracy().mean)
+    points = [whole.get("apr/sft"), *whole.sweep("apr")]
+    allowed = [one for one in points if chain(one, best.groups) <= chain(best, one.groups)]
+    assert 0 < len(allowed) < len(points)
+    assert row["note"].startswith(max(allowed, key=lambda one: one.accuracy().mean).label + ":")
+    assert best.label in row["note"]
 
 
 def test_tables_show_what_was_not_run(whole):
