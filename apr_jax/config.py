@@ -29,7 +29,8 @@ class MeshConfig:
     """Devices along each mesh axis.
 
     Attributes:
-      data: copies of the weights, each with rows of its own; 0 takes all devices that are left.
+      data: copies of the weights, each with rows of its own; 0 takes all devices that are left; in a single process,
+        as many of them as the rows of a step divide over.
       fsdp: devices over which one copy of weights and optimizer is spread, each with rows of its own.
       tensor: devices that share the same rows, each with some of the heads; 0 takes one, or as many as there are devices for a
         row of `learn.sft.rows`.

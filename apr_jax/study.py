@@ -82,13 +82,19 @@ STUDIES: dict[Question, Study] = {
             ),
         ),
     ),
-    # The rate of the first step of a warm-up is 0: these supervised models are random weights.
+    # One supervised step at next to no rate: this supervised model is random weights.
     Question.SCRATCH: Study(
         "Does RL find search and spawning without a supervised warm-up, if the rollout keeps the protocol?",
         (
             Variant(
                 "from nothing",
-                ("learn.sft.steps=1", "limits.constrain=true", "learn.rl.steps=60", "learn.rl.optimizer.lr=1e-3"),
+                (
+                    "learn.sft.steps=1",
+                    "learn.sft.optimizer.lr=1e-9",
+                    "limits.constrain=true",
+                    "learn.rl.steps=60",
+                    "learn.rl.optimizer.lr=1e-3",
+                ),
             ),
         ),
     ),

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -9,6 +10,7 @@ from typing import Any
 
 import jax
 from jax.sharding import Mesh
+from rich.console import Console
 
 from apr_jax.config import Experiment, to_dict
 from apr_jax.data.tokenizer import Tokenizer
@@ -76,13 +78,33 @@ def train(
 
 
 def build_mesh(config: Experiment, devices: list[Any] | None = None) -> Mesh:
-    """The config's mesh over all devices (or those given); raises UsageError if they don't fit it."""
-    devices = jax.devices() if devices is None else devices
+    """The config's mesh over these devices, by default all there are; raises UsageError if they don't fit it.
+
+    Of a single process some may be left out: a laptop of 8 cores must not refuse an experiment of 4 rows a step.
+    """
+    devices = _dividing(config) if devices is None else devices
     tensor = config.mesh.tensor or max(1, len(devices) // config.learn.sft.rows)
     try:
         return make_mesh(config.mesh.data, config.mesh.fsdp, tensor, devices)
     except ValueError as error:
         raise UsageError(f"config {error}") from None
+
+
+def _dividing(config: Experiment) -> list[Any]:
+    """The most devices over which the rows of a step divide, if the config leaves their number open; else all."""
+    devices, mesh, learn = jax.devices(), config.mesh, config.learn
+    if mesh.data or not mesh.tensor or jax.process_count() > 1:
+        return devices
+    rows = math.gcd(learn.sft.rows, learn.rl.rows)
+    shards = range(len(devices) // mesh.tensor, 0, -1)
+    count = next((n * mesh.tensor for n in shards if rows % n == n % mesh.fsdp == 0), len(devices))
+    if count < len(devices):
+        Console(stderr=True).print(
+            f"mesh: {count} of {len(devices)} devices are used: learn.sft.rows={learn.sft.rows} and "
+            f"learn.rl.rows={learn.rl.rows} divide over no more (mesh.tensor=0 lets the others share rows)",
+            soft_wrap=True,
+        )
+    return devices[:count]
 
 
 def read_tokenizer(data_dir: Path) -> Tokenizer:

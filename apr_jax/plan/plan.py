@@ -64,10 +64,11 @@ def plan(config: Experiment, topology: str, wanted: Sequence[str] = STAGES) -> P
     devices, chip = describe(topology), CHIPS[topology.partition(":")[0]]
     mesh = build_mesh(config, devices)
     stages, failed = {}, {}
+    lowered = {name: lower(name, config, mesh) for name in wanted}  # All before the first takes its minutes to compile.
     for name in wanted:
         start = time.monotonic()
         try:
-            text, memory = compile_text(lower(name, config, mesh))
+            text, memory = compile_text(lowered.pop(name))
         except jax.errors.JaxRuntimeError as error:
             failed[name] = _reason(str(error))
             continue

@@ -108,7 +108,6 @@ def _lower_replay(config: Experiment, params: Any, mesh: Mesh) -> Any:
 
 def _lower_update(config: Experiment, params: Any, mesh: Mesh) -> Any:
     rl = config.learn.rl
-    check_divides("learn.rl.rows", rl.rows, mesh)
     optimizer = make_optimizer(rl.optimizer, rl.steps * rl.inner_steps)
     advantages = jax.ShapeDtypeStruct((rl.problems * rl.group,), jnp.float32, sharding=_whole(mesh))
     step: Any = make_rl_step(config, optimizer, mesh)
@@ -119,6 +118,7 @@ _LOWER = dict(zip(STAGES, (_lower_sft, lower_rollout, _lower_replay, _lower_upda
 
 
 def _forest(config: Experiment, mesh: Mesh) -> ForestBatch:
+    check_divides("learn.rl.rows", config.learn.rl.rows, mesh)
     chunks = 1 << (forest_chunks(config) - 1).bit_length()  # Rows come in buckets of powers of two.
     shape = (chunks, config.learn.rl.rows, config.limits.stream)
     split = NamedSharding(mesh, PartitionSpec(None, BATCH_AXES))

@@ -25,7 +25,7 @@ class CountdownConfig:
 
 @dataclasses.dataclass(frozen=True)
 class SolverConfig:
-    """How demonstrations are made (PAPER.md, "Demonstrations").
+    """How demonstrations are made (docs/data.md).
 
     Attributes:
       serial_beam: SoS and SoS+ draw a beam from 1..serial_beam for each problem.

@@ -1,4 +1,4 @@
-"""Symbolic solvers that demonstrate how to search: SoS, SoS+, APR and nested APR (PAPER.md, "Demonstrations").
+"""Symbolic solvers that demonstrate how to search: SoS, SoS+, APR and nested APR (docs/data.md).
 
 All of them are one hybrid search. A queue starts with the problem; a node is taken from it, its successors are ranked
 by a heuristic and the best `beam` are kept. If a coin judges the node promising, each kept successor is searched
