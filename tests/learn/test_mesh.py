@@ -29,7 +29,11 @@ def test_one_process_takes_as_many_devices_as_rows_divide_over(config, capsys, r
 def test_a_number_of_devices_that_was_asked_for_is_kept(config, capsys):
     few = {"sft": {"rows": 4}, "rl": {"rows": 4}}
     assert build_mesh(changed(config, **few, mesh=MeshConfig(data=8))).size == 8  # Training refuses, by name.
-    assert dict(build_mesh(changed(config, **few, mesh=MeshConfig(tensor=0))).shape) == {"data": 4, "fsdp": 1, "tensor": 2}
+    assert dict(build_mesh(changed(config, **few, mesh=MeshConfig(tensor=0))).shape) == {
+        "data": 4,
+        "fsdp": 1,
+        "tensor": 2,
+    }
     with pytest.raises(UsageError, match="mesh data=1 x fsdp=16"):
         build_mesh(changed(config, **few, mesh=MeshConfig(data=1, fsdp=16)))
     assert not capsys.readouterr().err
