@@ -40,8 +40,9 @@ wheel: $(STAMP)
 	rm -rf dist build
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
 
+# Two processes: what takes time is compiling, on one core. The tests of a file share what they have trained.
 test: $(STAMP)
-	$(BIN)/python -m pytest -q -m "not slow" $(ARGS)
+	$(BIN)/python -m pytest -q -m "not slow" -n 2 --dist loadfile $(ARGS)
 
 test-all: $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,tpu,launch]'
@@ -58,7 +59,7 @@ format: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/apr bench solver --config experiments/nano.py
-	$(BIN)/apr bench train --config experiments/mini.py
+	env -u GLIBC_TUNABLES $(BIN)/apr bench train --config experiments/mini.py
 	$(BIN)/apr bench rollout --checkpoint $(OUT)/apr/rl --problems $(OUT)/data/test.jsonl
 
 # make solve PROBLEM="54 2 93 34 -> 53", with the model of scale mini that the repository keeps

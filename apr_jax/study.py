@@ -78,7 +78,7 @@ STUDIES: dict[Question, Study] = {
             Variant("price 0", _PRICED, asked=(2, 5, 8, 11), forced=(2, 4, 6, 8, 10)),
             *(
                 Variant(f"price {price}", (*_PRICED, f"learn.rl.reward.token_price={price}"), after="price 0")
-                for price in ("5e-4", "1e-3", "2e-3")
+                for price in ("1e-3", "2e-3", "1e-2")
             ),
         ),
     ),
@@ -214,10 +214,15 @@ def _evaluated(row: Row, out: Path) -> Stage:
 
         problems = load_problems(out / "data" / "test.jsonl")
         decoding = Decoding(condition=row.condition, forced=row.forced)
-        evaluate(load_checkpoint(out / row.variant / row.stage), problems, folder, decoding)
+        evaluate(load_checkpoint(_last(out / row.variant / row.stage)), problems, folder, decoding)
 
     needs = (f"{row.variant}/{row.stage}",)
     return Stage(f"{row.variant}/{row.folder}", folder / "summary.json", answer, needs, "eval")
+
+
+def _last(run: Path) -> Path:
+    """The last step: the best by accuracy, which a run's folder stands for, is none of a run that is to save tokens."""
+    return max((run / "checkpoints").iterdir(), key=lambda step: int(step.name) if step.name.isdigit() else -1)
 
 
 def _write(study: Study, out: Path) -> None:
