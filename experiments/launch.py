@@ -3,7 +3,7 @@
     python experiments/launch.py --config experiments/nano.py --out runs/launched
     python experiments/launch.py --config experiments/nano.py --out runs/lr --tensorboard \\
         --sweep learn.sft.optimizer.lr=1e-3,4e-3
-    python experiments/launch.py --config experiments/mini.py --out gs://BUCKET/mini --executor gke --image IMAGE \\
+    python experiments/launch.py --config experiments/nano.py --out gs://BUCKET/nano --executor gke --image IMAGE \\
         --require tpu_v5e=2x4
 
 A work unit is one `apr reproduce` (data, SFT, RL, evaluation, report; each goes on where it was when it is launched again):
