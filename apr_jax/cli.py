@@ -250,14 +250,15 @@ def study(
     """Answer a question that takes several trainings. Goes on where it was stopped."""
     from apr_jax.config import load
     from apr_jax.reproduce import experiment_file
-    from apr_jax.study import run_study, show_study
 
     experiment = load(experiment_file(scale), settings)
     start(together=True)
+    from apr_jax.study import run_study, show_study
+
     with goes_on(f"every finished stage and the last checkpoint are in {out}"):
         found = run_study(question, experiment, out)
     if is_first():
-        show_study(question, found, out)
+        show_study(found, out)
 
 
 @app.command(epilog="Example: apr report runs/nano")

@@ -74,38 +74,10 @@ def reproduce(config: Experiment, out: Path, data: Path | None = None, only: Onl
 def stages_of(config: Experiment, out: Path, data: Path | None = None) -> list[Stage]:
     """The stages in their order."""
     built = data or out / "data"
-
-    def build_data() -> None:
-        from apr_jax.data.build import build
-
-        build(config, built, methods=METHODS)
-
-    def supervise(method: str) -> None:
-        from apr_jax.learn.sft import train_sft
-
-        train_sft(config, built, out / method / "sft", method)
-
-    def reinforce(method: str) -> None:
-        from apr_jax.learn.rl import train_rl
-
-        train_rl(config, built, out / method / "rl", out / method / "sft")
-
-    def bind(function: Callable[..., None], *arguments: str) -> Callable[[], None]:
-        return lambda: function(*arguments)
-
-    sft, rl = config.learn.sft, config.learn.rl
     trained = [
-        Stage("data", built / "data.json", build_data, kind="data"),
-        *(
-            Stage(f"{m}/sft", out / m / "sft" / "checkpoints", bind(supervise, m), ("data",), "sft", sft.steps, True)
-            for m in METHODS
-        ),
-        *(
-            Stage(
-                f"{m}/rl", out / m / "rl" / "checkpoints", bind(reinforce, m), (f"{m}/sft",), f"rl {m}", rl.steps, True
-            )
-            for m in METHODS
-        ),
+        data_stage(config, built, METHODS),
+        *(supervised_stage(f"{method}/sft", config, built, out, method) for method in METHODS),
+        *(reinforced_stage(f"{method}/rl", f"{method}/sft", config, built, out, f"rl {method}") for method in METHODS),
     ]
     known = {stage.name for stage in trained}
     measured = [
@@ -117,6 +89,39 @@ def stages_of(config: Experiment, out: Path, data: Path | None = None) -> list[S
         *measured,
         Stage("report", out / "report.html", lambda: write_report(out, built), names, "report"),
     ]
+
+
+def data_stage(config: Experiment, built: Path, methods: tuple[str, ...]) -> Stage:
+    """Builds the data that these methods are trained on."""
+
+    def run() -> None:
+        from apr_jax.data.build import build
+
+        build(config, built, methods=methods)
+
+    return Stage("data", built / "data.json", run, kind="data")
+
+
+def supervised_stage(name: str, config: Experiment, built: Path, out: Path, method: str) -> Stage:
+    """Supervised training into the folder OUT/name."""
+
+    def run() -> None:
+        from apr_jax.learn.sft import train_sft
+
+        train_sft(config, built, out / name, method)
+
+    return Stage(name, out / name / "checkpoints", run, ("data",), "sft", config.learn.sft.steps, together=True)
+
+
+def reinforced_stage(name: str, start: str, config: Experiment, built: Path, out: Path, kind: str) -> Stage:
+    """Reinforcement learning into the folder OUT/name, from what the stage `start` trained into its own."""
+
+    def run() -> None:
+        from apr_jax.learn.rl import train_rl
+
+        train_rl(config, built, out / name, out / start)
+
+    return Stage(name, out / name / "checkpoints", run, (start,), kind, config.learn.rl.steps, together=True)
 
 
 def _evaluations(config: Experiment, out: Path, built: Path) -> list[Stage]:

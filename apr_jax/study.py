@@ -13,16 +13,21 @@ from __future__ import annotations
 
 import dataclasses
 import statistics
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from apr_jax.config import Experiment, override
+from apr_jax.evaluate import charts, parts
+from apr_jax.evaluate.results import Score
+from apr_jax.evaluate.run import Decoding, evaluate
 from apr_jax.flags import Question
+from apr_jax.learn.checkpoint import last_step, load_checkpoint
+from apr_jax.reproduce import data_stage, reinforced_stage, supervised_stage
 from apr_jax.stages import Stage, claim, read_json, run_stages, write_json
 from apr_jax.table import print_table
+from apr_jax.tasks import load_problems
 
 METHOD = "apr"
 MEASURES = ("accuracy", "total_tokens", "sequential_tokens", "children")
@@ -121,12 +126,13 @@ def run_study(question: Question, config: Experiment, out: Path) -> dict[str, An
 
 def stages_of(study: Study, config: Experiment, out: Path) -> list[Stage]:
     """The stages in their order."""
-    stages = [Stage("data", out / "data" / "data.json", lambda: _build(config, out))]
+    built = out / "data"
+    stages = [data_stage(config, built, (METHOD,))]
     for variant in study.variants:
-        own = override(config, list(variant.settings))
+        own, name = override(config, list(variant.settings)), variant.name
         if not variant.after:
-            stages.append(_trained(variant, "sft", own, out, ("data",)))
-        stages.append(_trained(variant, "rl", own, out, (f"{variant.after or variant.name}/sft",)))
+            stages.append(supervised_stage(f"{name}/sft", own, built, out, METHOD))
+        stages.append(reinforced_stage(f"{name}/rl", f"{variant.after or name}/sft", own, built, out, "rl"))
     stages += [_evaluated(row, out) for row in rows_of(study)]
     names = tuple(stage.name for stage in stages)
     return [*stages, Stage("table", out / "study.json", lambda: _write(study, out), names)]
@@ -140,20 +146,19 @@ class Row:
       label: in the table.
       variant: whose model; stage: "sft" or "rl".
       folder: of the evaluation, in the variant's.
-      condition: children asked for, None asks for no number; forced: children held to, None leaves the root free.
+      decoding: greedy; what it asks for or holds to.
     """
 
     label: str
     variant: str
     stage: str
     folder: str
-    condition: int | None = None
-    forced: int | None = None
+    decoding: Decoding = dataclasses.field(default_factory=Decoding)
 
     @property
     def is_plain(self) -> bool:
         """Whether the model chooses the number of children."""
-        return self.condition is None and self.forced is None
+        return self.decoding == Decoding()
 
 
 def rows_of(study: Study) -> list[Row]:
@@ -163,16 +168,16 @@ def rows_of(study: Study) -> list[Row]:
         v = variant.name
         if not variant.after:
             rows.append(Row(f"{v}, supervised", v, "sft", "eval-sft"))
-            rows += [Row(f"asked for {n}", v, "sft", f"eval-asked{n}", condition=n) for n in variant.asked]
-            rows += [Row(f"held to {n}", v, "sft", f"eval-held{n}", forced=n) for n in variant.forced]
+            rows += [Row(f"asked for {n}", v, "sft", f"eval-asked{n}", Decoding(condition=n)) for n in variant.asked]
+            rows += [Row(f"held to {n}", v, "sft", f"eval-held{n}", Decoding(forced=n)) for n in variant.forced]
         rows.append(Row(f"{v}, after RL", v, "rl", "eval-rl"))
     return rows
 
 
-def show_study(question: Question, found: dict[str, Any], out: Path) -> None:
+def show_study(found: dict[str, Any], out: Path) -> None:
     """Prints the table."""
     console = Console(highlight=False, soft_wrap=True)
-    console.print(STUDIES[question].question)
+    console.print(found["question"])
     print_table(found["rows"])
     for stage, measures in found["spread"].items():
         said = ", ".join(f"{measure} {mean:.4g} +- {spread:.2g}" for measure, (mean, spread) in measures.items())
@@ -180,49 +185,14 @@ def show_study(question: Question, found: dict[str, Any], out: Path) -> None:
     console.print(f"figure  {out / 'study.svg'}")
 
 
-def _build(config: Experiment, out: Path) -> None:
-    from apr_jax.data.build import build
-
-    build(config, out / "data", methods=(METHOD,))
-
-
-def _trained(variant: Variant, stage: str, config: Experiment, out: Path, needs: tuple[str, ...]) -> Stage:
-    folder = out / variant.name / stage
-
-    def supervise() -> None:
-        from apr_jax.learn.sft import train_sft
-
-        train_sft(config, out / "data", folder, METHOD)
-
-    def reinforce() -> None:
-        from apr_jax.learn.rl import train_rl
-
-        train_rl(config, out / "data", folder, out / (variant.after or variant.name) / "sft")
-
-    run: Callable[[], None] = supervise if stage == "sft" else reinforce
-    steps = config.learn.sft.steps if stage == "sft" else config.learn.rl.steps
-    return Stage(f"{variant.name}/{stage}", folder / "checkpoints", run, needs, stage, steps, together=True)
-
-
 def _evaluated(row: Row, out: Path) -> Stage:
-    folder = out / row.variant / row.folder
+    folder, model = out / row.variant / row.folder, f"{row.variant}/{row.stage}"
 
     def answer() -> None:
-        from apr_jax.evaluate.run import Decoding, evaluate
-        from apr_jax.learn.checkpoint import load_checkpoint
-        from apr_jax.tasks import load_problems
+        restored = load_checkpoint(last_step(out / model))
+        evaluate(restored, load_problems(out / "data" / "test.jsonl"), folder, row.decoding)
 
-        problems = load_problems(out / "data" / "test.jsonl")
-        decoding = Decoding(condition=row.condition, forced=row.forced)
-        evaluate(load_checkpoint(_last(out / row.variant / row.stage)), problems, folder, decoding)
-
-    needs = (f"{row.variant}/{row.stage}",)
-    return Stage(f"{row.variant}/{row.folder}", folder / "summary.json", answer, needs, "eval")
-
-
-def _last(run: Path) -> Path:
-    """The last step: the best by accuracy, which a run's folder stands for, is none of a run that is to save tokens."""
-    return max((run / "checkpoints").iterdir(), key=lambda step: int(step.name) if step.name.isdigit() else -1)
+    return Stage(f"{row.variant}/{row.folder}", folder / "summary.json", answer, (model,), "eval")
 
 
 def _write(study: Study, out: Path) -> None:
@@ -245,22 +215,17 @@ def _spread(rows: list[Row], lines: dict[str, dict[str, Any]], stage: str) -> di
     return found
 
 
+@charts.styled
 def _draw(rows: list[Row], lines: dict[str, dict[str, Any]], stem: Path) -> None:
     """Accuracy against total tokens, a point a line of the table."""
-    from apr_jax.evaluate import charts, parts
-
-    @charts.styled
-    def draw() -> None:
-        figure, axes = charts.canvas(1, height=4.2)
-        for row in rows:
-            line = lines[row.label]
-            x, y = line["total_tokens"], 100 * line["accuracy"]
-            below, above = (max(0.0, abs(y - 100 * end)) for end in line["ci95"])
-            tone = charts.APR if row.is_plain else charts.SOS
-            full = tone if row.stage == "rl" else "none"
-            axes.errorbar(x, y, [[below], [above]], fmt="o", color=tone, markerfacecolor=full, elinewidth=0.8)
-            parts.tag(axes, x, y, row.label)
-        charts.percent(axes, "Accuracy against cost (hollow: supervised)", parts.TOKENS)
-        charts.save(figure, stem)
-
-    draw()
+    figure, axes = charts.canvas(1, height=4.2)
+    for row in rows:
+        line = lines[row.label]
+        low, high = line["ci95"]
+        score, spent = Score(line["accuracy"], low, high, values={}), line["total_tokens"]
+        tone = charts.APR if row.is_plain else charts.SOS
+        full = tone if row.stage == "rl" else "none"
+        charts.with_interval(axes, [spent], [score], label=row.label, fmt="o", color=tone, markerfacecolor=full)
+        parts.tag(axes, spent, 100 * score.mean, row.label)
+    charts.percent(axes, "Accuracy against cost (hollow: supervised)", parts.TOKENS)
+    charts.save(figure, stem)

@@ -90,12 +90,17 @@ def _sequential(results: Results) -> dict[str, Any] | None:
 
 def _no_more_sequential(results: Results) -> dict[str, Any] | None:
     """The most accurate SoS+ of all, before and after RL, against the best APR point whose chains are no longer."""
-    serial = _best([*_points(results, "sos+"), *filter(None, [results.get(f"sos+/{stage}") for stage in STAGES])])
+    plain = [one for stage in STAGES if (one := results.get(f"sos+/{stage}"))]
+    serial = _best([*results.sweep("sos+"), *plain])
     if serial is None:
         return None
-    chain = serial.measure("sequential_tokens").values
-    gaps = [(one, paired_gap(one.measure("sequential_tokens").values, chain).gap) for one in _points(results, "apr")]
-    one = _best([one for one, gap in gaps if gap <= 0])
+    chain = serial.measure("sequential_tokens")
+
+    def is_no_longer(one: Answered) -> bool:
+        own, other = _shared_means(one.measure("sequential_tokens"), chain)
+        return own <= other
+
+    one = _best([one for one in _points(results, "apr") if is_no_longer(one)])
     if one is None:
         return None
     note = f"{one.label}: {one.mean('sequential_tokens'):,.0f} tokens; {serial.label}: {serial.mean('sequential_tokens'):,.0f}"
@@ -169,10 +174,15 @@ def _published(key: str) -> str:
     return f"{one:.1f} against {other:.1f} ({one - other:+.1f})"
 
 
+def _shared_means(*scores: Score) -> list[float]:
+    """The mean of each score over the problems that all of them have."""
+    shared = [name for name in scores[0].values if all(name in score.values for score in scores)]
+    return [sum(score.values[name] for name in shared) / len(shared) for score in scores]
+
+
 def _row(claim: str, one: Score, other: Score, published: str, note: str = "", unit: str = "%") -> dict[str, Any]:
     gap = paired_gap(one.values, other.values)
-    shared = [name for name in one.values if name in other.values]
-    means = [sum(score.values[name] for name in shared) / len(shared) for score in (one, other)]
+    means = _shared_means(one, other)
     return {
         "claim": claim,
         "one": means[0],

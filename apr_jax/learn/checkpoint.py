@@ -261,10 +261,24 @@ def load_checkpoint(path: str | Path) -> Restored:
 def _step_folder(path: Path) -> Path:
     if (path / "meta").is_dir():
         return path
+    return max(_step_folders(path), key=lambda folder: (_score(folder), int(folder.name)))
+
+
+def last_step(workdir: Path) -> Path:
+    """Folder of a run's last step, for `load_checkpoint`: a run that is to save tokens does not want its most accurate one.
+
+    Raises:
+      UserError: the run has no step.
+    """
+    return _step_folders(absolute(workdir))[-1]
+
+
+def _step_folders(path: Path) -> list[Path]:
+    """All steps of a run, in their order."""
     steps = _steps(path / FOLDER)
     if not steps:
         raise UserError(f"checkpoint {path}: no such checkpoint; give a run's folder or one of its {FOLDER}/<step>")
-    return path / FOLDER / str(max(steps, key=lambda step: (_score(path / FOLDER / str(step)), step)))
+    return [path / FOLDER / str(step) for step in steps]
 
 
 def _score(folder: Path) -> float:

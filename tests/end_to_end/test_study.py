@@ -67,7 +67,7 @@ def test_a_second_start_trains_nothing(run, config, capsys):
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()}
     assert study.run_study(Question.SEEDS, config, out) == found
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()} == before
-    study.show_study(Question.SEEDS, found, out)
+    study.show_study(found, out)
     said = capsys.readouterr().out
     assert "Does it run?" in said and "sft, mean and standard deviation: accuracy" in said
     with pytest.raises(UsageError, match="seed=0, now seed=1"):
