@@ -13,7 +13,7 @@ from jaxtyping import Array
 
 from apr_jax.bench.decode import SHAPES
 from apr_jax.bench.measure import Contestant
-from apr_jax.model.cache import attend_cached, store_at_once
+from apr_jax.model.cache import attend_cached, store
 from apr_jax.model.config import ModelConfig
 
 LANES, POSITIONS, WINDOW, PAGE, STEPS = 16, 256, 1024, 16, 64
@@ -56,17 +56,17 @@ def contest(shape: str) -> list[Contestant]:
 
     flat, paged = (LANES, POSITIONS, groups * size), (table.size, groups, PAGE, size)
     ways: list[tuple[str, tuple[int, ...], Any, Write, Read]] = [
-        ("[W, G, M, K], of just these positions", ours, jnp.float32, store_at_once, plain),
+        ("[W, G, M, K], of just these positions", ours, jnp.float32, store, plain),
         (
             f"the same, cut out of a window of {WINDOW}",
             (LANES, groups, WINDOW, size),
             jnp.float32,
-            store_at_once,
+            store,
             sliced,
         ),
         ("[W, M, G x K]", flat, jnp.float32, write_flat, read_flat),
         (f"paged, {PAGE} positions a page", paged, jnp.float32, write_page, read_pages),
-        ("[W, G, M, K] in bfloat16", ours, jnp.bfloat16, store_at_once, in_half),
+        ("[W, G, M, K] in bfloat16", ours, jnp.bfloat16, store, in_half),
     ]
     q = jax.random.normal(jax.random.key(0), (LANES, 1, config.heads, size))
     contestants, first = [], None

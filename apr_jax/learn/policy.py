@@ -16,7 +16,8 @@ def make_policy_rollout(
     model: ModelConfig, limits: Limits, schedule: Schedule, mesh: Mesh, axes: tuple[str, ...] = BATCH_AXES
 ) -> Callable[[Any, Prompts, jax.Array], tuple[ThreadForest, Work]]:
     """`make_rollout` for a transformer's parameters, as training holds them."""
-    decode, init_cache = make_decode(model, schedule.bounds(limits.window))
+    tpu = mesh.devices.flat[0].platform == "tpu"
+    decode, init_cache = make_decode(model, schedule.bounds(limits.window), tpu)
     return make_rollout(
         decode, init_cache, limits, schedule, mesh, axes, prepare=lambda params: prepare_decode(params, model)
     )

@@ -27,7 +27,7 @@ BLOCK = 512
 ATTENTION = "attention"  # By this name a remat policy keeps what the backward pass needs of the forward one.
 _LANES = 128  # P is a multiple of it.
 _ISLANDS = 16  # Bits of a code that hold the island.
-_NEVER = -1e30
+NEVER = -1e30
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
@@ -153,20 +153,20 @@ def _forward_kernel(
 
     @pl.when(t == 0)
     def _() -> None:
-        most[...] = jnp.full_like(most, _NEVER)
+        most[...] = jnp.full_like(most, NEVER)
         total[...] = jnp.zeros_like(total)
         sums[...] = jnp.zeros_like(sums)
 
     @pl.when(at <= i)
     def _() -> None:
         sees = _visible(code[0], key_code[0], i, at, size)
-        scores = jnp.where(sees, _dot(k[0, 0], q[0, 0], (0, 0)), _NEVER)
+        scores = jnp.where(sees, dot(k[0, 0], q[0, 0], (0, 0)), NEVER)
         # What blocks without a visible key add to a query's sums vanishes when its own block, the last one, comes.
         higher = jnp.maximum(most[...], jnp.max(scores, axis=0, keepdims=True))
         weights, shrink = jnp.exp(scores - higher), jnp.exp(most[...] - higher)
         most[...] = higher
         total[...] = total[...] * shrink + jnp.sum(weights, axis=0, keepdims=True)
-        sums[...] = sums[...] * shrink + _dot(v[0, 0], weights.astype(v.dtype), (1, 0))
+        sums[...] = sums[...] * shrink + dot(v[0, 0], weights.astype(v.dtype), (1, 0))
 
     @pl.when(at == i)
     def _() -> None:
@@ -243,12 +243,12 @@ def _backward_kernel(
     @pl.when(i <= last[row, j])
     def _() -> None:
         sees = _visible(code[0], key_code[0], i, j, size)
-        weights = jnp.where(sees, jnp.exp(_dot(k[0, 0], q[0, 0], (0, 0)) - log_sum[0, 0]), 0.0)
-        d_scores = (weights * (_dot(v[0, 0], grad[0, 0], (0, 0)) - inner[0, 0])).astype(q.dtype)
-        k_sums[...] += _dot(q[0, 0], d_scores, (1, 1))
-        v_sums[...] += _dot(grad[0, 0], weights.astype(q.dtype), (1, 1))
+        weights = jnp.where(sees, jnp.exp(dot(k[0, 0], q[0, 0], (0, 0)) - log_sum[0, 0]), 0.0)
+        d_scores = (weights * (dot(v[0, 0], grad[0, 0], (0, 0)) - inner[0, 0])).astype(q.dtype)
+        k_sums[...] += dot(q[0, 0], d_scores, (1, 1))
+        v_sums[...] += dot(grad[0, 0], weights.astype(q.dtype), (1, 1))
         columns = pl.ds(pl.multiple_of(i * size, _LANES), size)
-        q_sums[:, columns] += _dot(k[0, 0], d_scores, (1, 0))
+        q_sums[:, columns] += dot(k[0, 0], d_scores, (1, 0))
 
     @pl.when(i == last[row, j])
     def _() -> None:
@@ -269,7 +269,8 @@ def _visible(code: Array, key_code: Array, i: Array, j: Array, size: int) -> Arr
     return (key_column <= column) & ((key_code == code) | (key_code == open_))
 
 
-def _dot(left: Array, right: Array, axes: tuple[int, int]) -> Array:
+def dot(left: Array, right: Array, axes: tuple[int, int]) -> Array:
+    """Within a kernel: the product over one axis of each, in float32."""
     if pltpu.is_tpu_device() and pltpu.get_tpu_info().generation < 4:
         # The kernel compiler has no bfloat16 operands for v2 and v3. Their matrix units round float32 ones to it.
         left, right = left.astype(jnp.float32), right.astype(jnp.float32)

@@ -1,30 +1,62 @@
-"""The key/value cache of decoding: how it is written, and how it is read.
+"""The key/value cache of decoding: how it is written, and how it is read. For TPU there is `cache_tpu.py`.
 
 A side (keys or values) of a layer is [W, G, M, K], head first: a head's keys are one block of memory, which is what the
-products of a decode step read. Written is one place of each lane, and every lane at another.
+products of a decode step read. It is cut at the schedule's bounds into arrays of its own, because reading a slice of an array
+costs a copy of it.
 
 Shapes: W lanes, S tokens a step, M positions, H query heads, G key/value heads, K head size.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from apr_jax.model.config import ModelConfig
+
+# Of a layer: for each segment of the window keys and values, [W, G, positions of the segment, K].
+Segments = tuple[tuple[jax.Array, jax.Array], ...]
+
+
+def empty(config: ModelConfig, lanes: int, bound: int, bounds: tuple[int, ...]) -> Segments:
+    """A layer's cache for positions below `bound`, cut at `bounds`."""
+
+    def side(begin: int, end: int) -> Array:
+        positions = max(0, min(end, bound) - begin)
+        return jnp.zeros((lanes, config.kv_heads, positions, config.head_size), config.dtype)
+
+    return tuple((side(*cut), side(*cut)) for cut in zip((0, *bounds[:-1]), bounds, strict=True))
+
+
+def over(cache: Segments, positions: Int[Array, "W S"], bound: int, bounds: tuple[int, ...]) -> Callable:
+    """A layer's attention: stores keys and values at `positions` and finds what lies up to there; all are below `bound`.
+
+    Returns:
+      `attention(q [W, S, H, K], k [W, G, S, K], v [W, G, S, K]) -> (found [W, S, H, K], cache)`.
+    """
+    begins = (0, *bounds[:-1])
+    reached = sum(begin < bound for begin in begins)  # Segments that hold positions below the bound.
+    mask = jnp.arange(bound)[None, None, :] <= positions[:, :, None]
+
+    def attention(q: Array, k: Array, v: Array) -> tuple[Array, Segments]:
+        live = []
+        for (keys, values), begin in zip(cache[:reached], begins, strict=False):
+            # Places before the segment would count from its end: they go past it, where they are dropped.
+            place = jnp.where(positions >= begin, positions - begin, bound)
+            live.append((store(keys, k, place), store(values, v, place)))
+        return attend_cached(q, live, mask), (*live, *cache[reached:])
+
+    return attention
+
 
 def store(old: Float[Array, "W G M K"], new: Float[Array, "W G S K"], place: Int[Array, "W S"]) -> Array:
     """`old` with new entries at their lanes' places; a place at or beyond M is dropped.
 
-    On CPU and on TPU it is done in the way in which XLA does not copy the cache (docs/rollout.md has the figures).
+    One scatter, in the form in which XLA does not copy the cache on CPU (docs/rollout.md has the figures).
     """
     if old.shape[2] == 0:
         return old
-    return jax.lax.platform_dependent(old, new, place, tpu=store_one_by_one, default=store_at_once)
-
-
-def store_at_once(old: Float[Array, "W G M K"], new: Float[Array, "W G S K"], place: Int[Array, "W S"]) -> Array:
-    """As one scatter."""
     if place.size == 1:
         # XLA fuses the write of a single place with the product that reads it, and copies the cache for that. Of two places,
         # the second one dropped, it writes in place: half the time of a step at batch 1.
@@ -32,21 +64,6 @@ def store_at_once(old: Float[Array, "W G M K"], new: Float[Array, "W G S K"], pl
         new = jnp.repeat(new, 2, axis=2)
     lane = jnp.arange(place.shape[0])[:, None]
     return old.at[lane, :, place].set(new.transpose(0, 2, 1, 3), mode="drop")
-
-
-def store_one_by_one(old: Float[Array, "W G M K"], new: Float[Array, "W G S K"], place: Int[Array, "W S"]) -> Array:
-    """As W x S small writes. A scatter wants another layout than the products do on TPU: the whole cache twice, every step."""
-    lanes, steps = place.shape
-    size = (1, old.shape[1], 1, old.shape[3])
-
-    def write(index: Array, cache: Array) -> Array:
-        lane, step = index // steps, index % steps
-        at = place[lane, step]
-        there = jax.lax.dynamic_slice(cache, (lane, 0, at, 0), size)
-        entry = jax.lax.dynamic_slice(new, (lane, 0, step, 0), size)
-        return jax.lax.dynamic_update_slice(cache, jnp.where(at < old.shape[2], entry, there), (lane, 0, at, 0))
-
-    return jax.lax.fori_loop(0, lanes * steps, write, old)
 
 
 def attend_cached(

@@ -17,8 +17,8 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
+from apr_jax.model import cache, cache_tpu
 from apr_jax.model.attention import ATTENTION, attend_packed
-from apr_jax.model.cache import attend_cached, store
 from apr_jax.model.config import ModelConfig
 
 Params = dict[str, Any]
@@ -30,8 +30,6 @@ _KEPT: dict[str, Callable] = {
         jax.checkpoint_policies.save_only_these_names(ATTENTION),
     ),
 }
-# For each layer and each segment of the window keys and values, [W, G, positions of the segment, K].
-Cache = tuple[tuple[tuple[jax.Array, jax.Array], ...], ...]
 
 
 class Layer(nn.Module):
@@ -168,7 +166,7 @@ def forward(
     return _head(params, config, h)
 
 
-def make_decode(config: ModelConfig, bounds: tuple[int, ...]) -> tuple[Callable, Callable]:
+def make_decode(config: ModelConfig, bounds: tuple[int, ...], tpu: bool = False) -> tuple[Callable, Callable]:
     """The model as `threads/` wants it: `decode(params, tokens, cache, positions, bound)` and `init_cache(lanes, bound)`.
 
     `decode` reads `tokens` [W, S] at `positions` [W, S] into the cache and returns logits [W, S, V] and the cache. A query at
@@ -176,28 +174,20 @@ def make_decode(config: ModelConfig, bounds: tuple[int, ...]) -> tuple[Callable,
     nothing.
 
     Args:
-      bounds: `schedule.bounds(window)`. The cache is cut there into arrays of its own, because reading a slice of an array
-        costs a copy of it.
+      bounds: `schedule.bounds(window)`.
+      tpu: the cache is laid out for TPU, and read by its kernel.
     """
-    begins = (0, *bounds[:-1])
+    kind: Any = cache_tpu if tpu else cache
 
-    def init_cache(lanes: int, bound: int) -> Cache:
-        def segment(begin: int, end: int) -> tuple[Array, Array]:
-            shape = (lanes, config.kv_heads, max(0, min(end, bound) - begin), config.head_size)
-            return jnp.zeros(shape, config.dtype), jnp.zeros(shape, config.dtype)
+    def init_cache(lanes: int, bound: int) -> tuple[Any, ...]:
+        return tuple(kind.empty(config, lanes, bound, bounds) for _ in range(config.layers))
 
-        return tuple(
-            tuple(segment(begin, end) for begin, end in zip(begins, bounds, strict=True)) for _ in range(config.layers)
-        )
-
-    def decode(params: Params, tokens: Array, cache: Cache, positions: Array, bound: int) -> tuple[Array, Cache]:
-        mask = jnp.arange(bound)[None, None, :] <= positions[:, :, None]
+    def decode(params: Params, tokens: Array, cache: Any, positions: Array, bound: int) -> tuple[Array, Any]:
         h = _embed(params, config, tokens)
         new = []
-        for index in range(config.layers):
-            attention = _over_cache(cache[index], begins, bound, positions, mask)
-            h, kv = decoder_layer(params["layers"][index], config, h, positions, attention)
-            new.append(kv)
+        for layer, before in zip(params["layers"], cache, strict=True):
+            h, after = decoder_layer(layer, config, h, positions, kind.over(before, positions, bound, bounds))
+            new.append(after)
         return _head(params, config, h), tuple(new)
 
     return decode, init_cache
@@ -209,22 +199,6 @@ def prepare_decode(params: Params, config: ModelConfig) -> Params:
         to_matrices(jax.tree.map(lambda x, i=index: x[i], params["layers"]), config) for index in range(config.layers)
     ]
     return params | {"layers": layers}
-
-
-def _over_cache(
-    cache: tuple[tuple[Array, Array], ...], begins: tuple[int, ...], bound: int, positions: Array, mask: Array
-) -> Callable:
-    reached = sum(begin < bound for begin in begins)  # Segments that hold positions below the bound.
-
-    def attention(q: Array, k: Array, v: Array) -> tuple[Array, tuple[tuple[Array, Array], ...]]:
-        live = []
-        for (keys, values), begin in zip(cache[:reached], begins, strict=False):
-            # Places before the segment would count from its end: they go past it, where they are dropped.
-            place = jnp.where(positions >= begin, positions - begin, mask.shape[-1])
-            live.append((store(keys, k, place), store(values, v, place)))
-        return attend_cached(q, live, mask), (*live, *cache[reached:])
-
-    return attention
 
 
 def _embed(params: Params, config: ModelConfig, tokens: Array) -> Array:

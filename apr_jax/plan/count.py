@@ -6,7 +6,7 @@ XLA's own cost analysis counts a loop's body once and a Pallas kernel as nothing
      `turns(name of the loop)` does where only the data knows;
   3. bytes are those that an instruction reads from and writes to main memory: operands and results that the compiler placed in
      on-chip memory (`S(n)` in a layout) cost none, of what is sliced only the slice counts, and of what is written in place
-     only what is new.
+     only what is new. What a kernel writes in place is left to `kernels.py`.
 """
 
 import collections
@@ -208,6 +208,10 @@ class Counter:
             r'custom_call_target="(AllocateBuffer|ConcatBitcast)"', instruction.text
         ):
             return 0.0
+        if aliases := re.search(r"output_to_operand_aliasing=\{(.*?\))\}", instruction.text):
+            pairs = re.findall(r"\{(\d*)\}: \((\d+),", aliases.group(1))
+            results = tuple(shape for at, shape in enumerate(results) if str(at) not in {out for out, _ in pairs})
+            inputs = [each for at, each in enumerate(inputs) if str(at) not in {read for _, read in pairs}]
         if kind != "fusion":
             first = results[:1] if kind.endswith("-start") else results
             return float(sum(s.memory for s in first) + sum(s.memory for each in inputs for s in each.shapes))
@@ -227,7 +231,8 @@ class Counter:
             if user.kind in ("dynamic-slice", "slice", "gather") and user.operands[0] == parameter.name:
                 total += user.shapes[0].bytes
             elif user.kind == "bitcast":
-                total += self._read(user, inner)
+                # As the result of a fusion within a fusion it is read by what stands around that.
+                total += user.shapes[0].bytes if user.root else self._read(user, inner)
             elif user.kind in ("dynamic-update-slice", "scatter") and user.operands[0] == parameter.name:
                 continue
             elif user.kind == "fusion":

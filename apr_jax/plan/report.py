@@ -89,9 +89,9 @@ def show_plan(found: Plan, path: Path | None = None) -> None:
     for name, what in found.change.items():
         console.print(f"{name}: does not fit; {what}")
     for stage in found.stages.values():
-        for bound, (moved, must) in stage.decode.items():
+        for length, (moved, must) in stage.decode.items():
             console.print(
-                f"decode step, contexts below {bound}: {_size(moved)}, {moved / must:.2f} x (weights + cache below it)"
+                f"decode step, contexts of {length}: {_size(moved)}, {moved / must:.2f} x (weights + cache up to there)"
             )
     if found.scaling:
         steps = ", ".join(f"{point.chips}: {_seconds(point.seconds)}" for point in found.scaling)

@@ -2,9 +2,7 @@
 
     seconds = max(products / peak, bytes / memory bandwidth, sum over collectives / interconnect bandwidth)
 
-The three overlap at best, so it is a lower bound. A Pallas kernel is opaque to the compiler: the attention's work is counted
-here, for rows of one thread each, the most there can be; its products with heads of K numbers fill K of the matrix unit's
-columns, and take as long as if they filled all.
+The three overlap at best, so it is a lower bound. What Pallas kernels do stands in `kernels.py`.
 """
 
 import collections
@@ -15,14 +13,13 @@ from typing import Any
 from jax.sharding import Mesh
 
 from apr_jax.config import Experiment
-from apr_jax.model.attention_tpu import block_size
+from apr_jax.model.cache_tpu import KERNEL
 from apr_jax.model.config import ModelConfig
 from apr_jax.plan.chips import Chip, collective_seconds, extent_of, group_bandwidth
 from apr_jax.plan.count import Count, Counter
 from apr_jax.plan.hlo import parse
+from apr_jax.plan.kernels import decode_bytes, work
 from apr_jax.plan.stages import Forests, forest_chunks
-
-_PRODUCTS = {"attend_forward": 2, "attend_backward": 5}  # Block products a pair of blocks.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +47,7 @@ class Stage:
       talks: collectives.
       compute, memory, interconnect: seconds of each, if it alone mattered.
       tokens: that a run of it works through, on all devices.
-      decode: bound of context -> HBM bytes of a decode step, and of weights and cache up to the bound (rollout only).
+      decode: length of the contexts -> HBM bytes of a decode step, and of weights and cache up to there (rollout only).
       compiled: seconds of compiling.
     """
 
@@ -99,9 +96,10 @@ def analyse(name: str, text: str, memory: Any, config: Experiment, mesh: Mesh, c
     count = counter.of(entry)
     rows = config.learn.sft.rows if name == "supervised" else config.learn.rl.rows
     heads = rows / shape.shards * config.model.heads / shape.tensor
-    attention = sum(_kernel_flops(kernel, config, heads) * times for kernel, times in count.kernels.items())
-    count.bytes += sum(_kernel_bytes(config, heads) * times for times in count.kernels.values())
-    fill = max(1.0, chip.matrix / config.model.head_size)
+    kernels = [(work(kernel, config, heads, chip), times) for kernel, times in count.kernels.items()]
+    attention = sum(each.flops * times for each, times in kernels)
+    slowed = sum(each.flops * each.fill * times for each, times in kernels)
+    count.bytes += sum(each.bytes * times for each, times in kernels)
     talks = _talks(count, chip, devices)
     tokens, useful = _needed(name, config)
     return Stage(
@@ -114,7 +112,7 @@ def analyse(name: str, text: str, memory: Any, config: Experiment, mesh: Mesh, c
         useful_flops=useful / len(devices),
         bytes=count.bytes,
         talks=talks,
-        compute=(count.flops + attention * fill) / chip.device_peak,
+        compute=(count.flops + slowed) / chip.device_peak,
         memory=count.bytes / chip.device_bandwidth,
         interconnect=sum(talk.seconds for talk in talks),
         tokens=tokens,
@@ -191,24 +189,6 @@ def _pair_flops(model: ModelConfig) -> float:
     return 4.0 * model.layers * model.heads * model.head_size
 
 
-def _blocks(config: Experiment) -> tuple[int, int]:
-    """Blocks of a row, and columns of a block."""
-    size = block_size(config.limits.stream)
-    return -(-config.limits.stream // size), size
-
-
-def _kernel_flops(kernel: str, config: Experiment, heads: float) -> float:
-    """Of a kernel over so many heads of rows of one thread each."""
-    count, size = _blocks(config)
-    return heads * count * (count + 1) / 2 * _PRODUCTS[kernel] * 2 * size * size * config.model.head_size
-
-
-def _kernel_bytes(config: Experiment, heads: float) -> float:
-    """What a kernel reads more than once, beyond its operands, which count once: two arrays, again for each later block."""
-    count, size = _blocks(config)
-    return heads * count * (count - 1) / 2 * 2 * size * config.model.head_size * 2
-
-
 def _talks(count: Count, chip: Chip, devices: list[Any]) -> tuple[Talk, ...]:
     extent = extent_of(devices)
     found: dict[str, list[float]] = collections.defaultdict(lambda: [0.0, 0.0, 0.0])
@@ -221,14 +201,17 @@ def _talks(count: Count, chip: Chip, devices: list[Any]) -> tuple[Talk, ...]:
 
 
 def _decode_bytes(counter: Counter, entry: str, config: Experiment) -> dict[int, tuple[float, float]]:
-    """For each bound, what a step moves, and what it must: the weights, and the keys and values below the bound."""
+    """For lengths of context, what a step moves, and what it must: the weights, and all lanes' keys and values so far.
+
+    The lengths are the loops' bounds, or, where the kernel reads what is live, parts of the one bound.
+    """
     model, itemsize = config.model, 2 if config.model.dtype == "bfloat16" else 4
     position = 2 * model.layers * model.kv_heads * model.head_size * itemsize
     found = {}
-    for source, work in counter.loops(entry):
-        scope = re.search(r"decode_(\d+)/while$", source)
-        if scope:
-            bound = int(scope.group(1))
-            must = product_parameters(model) * itemsize + config.schedule.lanes * bound * position
-            found[bound] = (work.bytes, float(must))
+    for source, step in counter.loops(entry):
+        if scope := re.search(r"decode_(\d+)/while$", source):
+            bound, times = int(scope.group(1)), step.kernels[KERNEL]
+            for length in (bound // 8, bound // 4, bound // 2, bound) if times else (bound,):
+                must = product_parameters(model) * itemsize + config.schedule.lanes * length * position
+                found[length] = (step.bytes + times * decode_bytes(config, length), float(must))
     return dict(sorted(found.items()))

@@ -87,6 +87,30 @@ ENTRY %main (x: f32[8,128]) -> f32[64,128] {
     assert sum(count(text.replace("CHANNEL", "8")).collectives.values()) == 2
 
 
+def test_what_a_fusion_within_a_fusion_only_renames_is_read():
+    text = """HloModule m
+
+%renamed (p: f32[32,64]) -> f32[32,64] {
+  %p = f32[32,64]{1,0} parameter(0)
+  ROOT %b = f32[32,64]{1,0} bitcast(%p)
+}
+
+%product (a: f32[8,32], w: f32[32,64]) -> f32[8,64] {
+  %a = f32[8,32]{1,0} parameter(0)
+  %w = f32[32,64]{1,0} parameter(1)
+  %f = f32[32,64]{1,0} fusion(%w), kind=kLoop, calls=%renamed
+  ROOT %c = f32[8,64]{1,0} convolution(%a, %f), dim_labels=bf_io->bf
+}
+
+ENTRY %main (a: f32[8,32], w: f32[32,64]) -> f32[8,64] {
+  %a = f32[8,32]{1,0} parameter(0)
+  %w = f32[32,64]{1,0} parameter(1)
+  ROOT %o = f32[8,64]{1,0} fusion(%a, %w), kind=kOutput, calls=%product
+}
+"""
+    assert count(text).bytes == 4 * (8 * 32 + 32 * 64 + 8 * 64)
+
+
 def test_a_loop_whose_end_only_the_data_knows():
     open_ended = LOOP.replace("direction=LT", "direction=NE")
     asked = []

@@ -106,14 +106,14 @@ def test_turns_of_the_loops_that_only_data_ends():
     steps = decode_steps(PAPER, shape)
     assert steps == 4_096  # 5 x 16,720 tokens on 24 lanes need fewer.
     assert decode_steps(PAPER, Shares(1, 1)) == 320 * 16_720 / 24
-    decode = [
-        turns(f"jit(rollout)/shard_map/while/body/decode_{b}/while", "rollout", PAPER, shape) for b in (1024, 4096)
-    ]
-    assert decode == [1_024, 1_024]
+    cut = dataclasses.replace(PAPER, schedule=dataclasses.replace(PAPER.schedule, buckets=(1_024, 2_048)))
+    decode = [turns(f"x/while/body/decode_{bound}/while", "rollout", cut, shape) for bound in (1_024, 2_048, 4_096)]
+    assert decode == [1_024, 1_024, 2_048]
+    assert turns("x/while/body/decode_4096/while", "rollout", PAPER, shape) == 4_096
     assert turns("jit(rollout)/shard_map/while", "rollout", PAPER, shape) == 1
-    assert turns("x/admit/while/body/prefill_1024/while", "rollout", PAPER, shape) == 1
-    assert turns("x/admit/while/body/prefill_2048/while", "rollout", PAPER, shape) == 0
-    assert turns("x/admit/while/body/prefill_1024/while/body/while", "rollout", PAPER, shape) == 8
+    assert turns("x/admit/while/body/prefill_1024/while", "rollout", cut, shape) == 1
+    assert turns("x/admit/while/body/prefill_2048/while", "rollout", cut, shape) == 0
+    assert turns("x/admit/while/body/prefill_1024/while/body/while", "rollout", cut, shape) == 8
     assert turns("x/while/body/admit/while", "rollout", PAPER, shape) == pytest.approx(5 * 10.2 / 8)
     assert turns("jit(step)/while", "update", PAPER, shape) == forest_chunks(PAPER) == 5
     assert turns("jit(step)/while/body/while", "update", PAPER, shape) == 1
@@ -142,6 +142,54 @@ ENTRY %main (a: bf16[4,16,64,4608]) -> bf16[4,16,64,4608] {
     tokens = 256 * 4608
     dense, attention = 6 * roofline.product_parameters(PAPER.model), 12 * 18 * 16 * 64 * 4609 / 2
     assert found.tokens == tokens and found.useful_flops == pytest.approx(tokens * (dense + attention) / 64)
+
+
+def test_a_decode_step_moves_what_is_live():
+    """The kernel's cache is written in place: the compiler's text says whole arrays, the step reads blocks up to the length."""
+    text = """HloModule m
+
+%body (x: (s32[], bf16[24,4096,1024])) -> (s32[], bf16[24,4096,1024]) {
+  %x = (s32[], bf16[24,4096,1024]) parameter(0)
+  %i = s32[] get-tuple-element(%x), index=0
+  %k = bf16[24,4096,1024]{2,1,0} get-tuple-element(%x), index=1
+  %q = bf16[24,16,1024]{2,1,0} broadcast(%i), dimensions={}
+  %decode_attention.1 = (bf16[24,16,1024]{2,1,0}, bf16[24,4096,1024]{2,1,0}) custom-call(%q, %k), KERNEL
+  %after = bf16[24,4096,1024]{2,1,0} get-tuple-element(%decode_attention.1), index=1
+  ROOT %out = (s32[], bf16[24,4096,1024]) tuple(%i, %after)
+}
+
+%cond (x: (s32[], bf16[24,4096,1024])) -> pred[] {
+  %x = (s32[], bf16[24,4096,1024]) parameter(0)
+  %i = s32[] get-tuple-element(%x), index=0
+  %n = s32[] constant(3)
+  ROOT %less = pred[] compare(%i, %n), direction=NE
+}
+
+ENTRY %main (x: (s32[], bf16[24,4096,1024])) -> (s32[], bf16[24,4096,1024]) {
+  %x = (s32[], bf16[24,4096,1024]) parameter(0)
+  ROOT %while.1 = (s32[], bf16[24,4096,1024]) while(%x), body=%body, condition=%cond, LOOP
+}
+""".replace("LOOP", 'metadata={op_name="a/decode_4096/while"}').replace(
+        "KERNEL", 'custom_call_target="tpu_custom_call", output_to_operand_aliasing={{1}: (1, {})}'
+    )
+    memory = types.SimpleNamespace(
+        argument_size_in_bytes=1, output_size_in_bytes=1, temp_size_in_bytes=1, alias_size_in_bytes=0
+    )
+    mesh = types.SimpleNamespace(
+        devices=types.SimpleNamespace(flat=[types.SimpleNamespace(coords=(0, 0, 0))] * 64),
+        size=64,
+        shape={"data": 8, "fsdp": 8, "tensor": 1},
+    )
+    found = analyse("rollout", text, memory, PAPER, mesh, CHIPS["v4"], 1.0)
+    queries = 3 * 24 * 16 * 1024 * 2 + 4  # Made of one number, read by the kernel, and what it finds.
+    position = 2 * 1024 * 2  # Keys and values of a layer.
+    weights = 2 * roofline.product_parameters(PAPER.model)
+    assert found.decode == {
+        length: (queries + 24 * position * (length + 16), weights + 18 * 24 * position * length)
+        for length in (512, 1_024, 2_048, 4_096)
+    }
+    assert found.bytes == 4_096 * (queries + 24 * position * (2_048 + 16))
+    assert found.compute == 4_096 * 4 * 24 * 16 * 1_024 * 2_048 * 8 / 275e12  # 16 heads on a unit of 128.
 
 
 def test_weak_scaling_bends_where_slices_end():

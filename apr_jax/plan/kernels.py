@@ -1,0 +1,52 @@
+"""What the Pallas kernels do, which the compiler cannot see into: products and bytes of one run on one device."""
+
+import dataclasses
+
+from apr_jax.config import Experiment
+from apr_jax.model import cache_tpu
+from apr_jax.model.attention_tpu import block_size
+from apr_jax.plan.chips import Chip
+
+_PRODUCTS = {"attend_forward": 2, "attend_backward": 5}  # Block products a pair of blocks.
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """Of one run.
+
+    Attributes:
+      flops: of its products.
+      fill: how many times as long they take as on a full matrix unit.
+      bytes: of main memory, beyond the operands that `count` knows of.
+    """
+
+    flops: float
+    fill: float
+    bytes: float
+
+
+def work(kernel: str, config: Experiment, heads: float, chip: Chip) -> Work:
+    """Of a run: attention over `heads` heads of rows of one thread each, or a decode step half-way through the window."""
+    model = config.model
+    if kernel == cache_tpu.KERNEL:
+        length = config.limits.window / 2
+        flops = 4.0 * config.schedule.lanes * model.heads * model.kv_heads * model.head_size * length
+        return Work(flops, max(1.0, chip.matrix / model.heads), decode_bytes(config, length))
+    count, size = blocks(config)
+    flops = heads * count * (count + 1) / 2 * _PRODUCTS[kernel] * 2 * size * size * model.head_size
+    # Read more than once are two arrays, again for each later block.
+    again = heads * count * (count - 1) / 2 * 2 * size * model.head_size * 2
+    return Work(flops, max(1.0, chip.matrix / model.head_size), again)
+
+
+def blocks(config: Experiment) -> tuple[int, int]:
+    """Blocks of a packed row, and columns of a block."""
+    size = block_size(config.limits.stream)
+    return -(-config.limits.stream // size), size
+
+
+def decode_bytes(config: Experiment, length: float) -> float:
+    """Of a layer's cache: all lanes' whole blocks up to `length`, and the rows written back."""
+    model, size = config.model, block_size(config.limits.window)
+    column = 2 * model.kv_heads * model.head_size * (2 if model.dtype == "bfloat16" else 4)
+    return config.schedule.lanes * column * (-(-length // size) * size + cache_tpu.TILE)
