@@ -7,7 +7,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental import mesh_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 AXES = ("data", "fsdp", "tensor")
@@ -43,8 +42,8 @@ LOGICAL_AXES: dict[str, tuple[str, ...]] = {
 def make_mesh(data: int = 0, fsdp: int = 1, tensor: int = 1, devices: list[Any] | None = None) -> Mesh:
     """A mesh of `devices` (by default all there are); data=0 takes what fsdp and tensor leave.
 
-    In one process the axes may need fewer devices than there are: the first ones are taken. All of a TPU slice are ordered such
-    that neighbours on an axis are neighbours in the torus, the last axis (which talks most) first.
+    In one process the axes may need fewer devices than there are: the first ones are taken. All of a TPU slice are laid out as
+    `over_torus` says.
 
     Raises:
       ValueError: there are not enough devices, data=0 can't take up all the others, or some process would be left out.
@@ -59,8 +58,37 @@ def make_mesh(data: int = 0, fsdp: int = 1, tensor: int = 1, devices: list[Any] 
         )
     shape = (needed // (fsdp * tensor), fsdp, tensor)
     if needed == total and devices[0].platform == "tpu":
-        return Mesh(mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True), AXES)
+        return Mesh(over_torus(shape, devices), AXES)
     return Mesh(np.asarray(devices[:needed]).reshape(shape), AXES)
+
+
+def over_torus(shape: tuple[int, ...], devices: list[Any]) -> np.ndarray:
+    """A slice's devices, as an array of `shape` each of whose axes has neighbours in as many directions as it can.
+
+    Links of several directions carry at once what links of one would have to carry in turn: four chips as a square take half
+    the time of four in a line. So the prime factors of an axis, the last axis (which talks most) first, are dealt to the
+    torus' directions one after the other; the cores of a chip are the first of them.
+    """
+    places = np.asarray([(getattr(device, "core_on_chip", 0), *device.coords) for device in devices])
+    extent = places.max(axis=0) + 1
+    torus = np.empty(extent, object)
+    torus[tuple(places.T)] = devices
+    left = [int(size) for size in extent]
+    dealt: list[list[tuple[int, int]]] = [[] for _ in left]  # Of each direction: (axis, factor), neighbours first.
+    for axis in reversed(range(len(shape))):
+        for factor in _primes(shape[axis]):
+            having = [d for d, size in enumerate(left) if size % factor == 0]
+            direction = min(having, key=lambda d: (d > 0, sum(to == axis for to, _ in dealt[d]), -left[d]))
+            left[direction] //= factor
+            dealt[direction].append((axis, factor))
+    cut = [each for parts in dealt for each in reversed(parts)]
+    order = sorted(range(len(cut)), key=lambda part: cut[part][0])
+    return torus.reshape([factor for _, factor in cut]).transpose(order).reshape(shape)
+
+
+def _primes(number: int) -> list[int]:
+    factor = next((f for f in range(2, number + 1) if number % f == 0), None)
+    return [factor, *_primes(number // factor)] if factor else []
 
 
 def spec_of(name: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
