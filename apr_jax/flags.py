@@ -32,6 +32,7 @@ class Question(enum.StrEnum):
 
     SEEDS = "seeds"
     PRICE = "price"
+    SERIAL = "serial"
     SCRATCH = "scratch"
 
 

@@ -75,8 +75,8 @@ def stages_of(config: Experiment, out: Path, data: Path | None = None) -> list[S
     """The stages in their order."""
     built = data or out / "data"
     trained = [
-        data_stage(config, built, METHODS),
-        *(supervised_stage(f"{method}/sft", config, built, out, method) for method in METHODS),
+        data_stage("data", config, built, METHODS),
+        *(supervised_stage(f"{method}/sft", config, "data", built, out, method) for method in METHODS),
         *(reinforced_stage(f"{method}/rl", f"{method}/sft", config, built, out, f"rl {method}") for method in METHODS),
     ]
     known = {stage.name for stage in trained}
@@ -91,7 +91,7 @@ def stages_of(config: Experiment, out: Path, data: Path | None = None) -> list[S
     ]
 
 
-def data_stage(config: Experiment, built: Path, methods: tuple[str, ...]) -> Stage:
+def data_stage(name: str, config: Experiment, built: Path, methods: tuple[str, ...]) -> Stage:
     """Builds the data that these methods are trained on."""
 
     def run() -> None:
@@ -99,18 +99,18 @@ def data_stage(config: Experiment, built: Path, methods: tuple[str, ...]) -> Sta
 
         build(config, built, methods=methods)
 
-    return Stage("data", built / "data.json", run, kind="data")
+    return Stage(name, built / "data.json", run, kind="data")
 
 
-def supervised_stage(name: str, config: Experiment, built: Path, out: Path, method: str) -> Stage:
-    """Supervised training into the folder OUT/name."""
+def supervised_stage(name: str, config: Experiment, data: str, built: Path, out: Path, method: str) -> Stage:
+    """Supervised training into the folder OUT/name, on what the stage `data` built."""
 
     def run() -> None:
         from apr_jax.learn.sft import train_sft
 
         train_sft(config, built, out / name, method)
 
-    return Stage(name, out / name / "checkpoints", run, ("data",), "sft", config.learn.sft.steps, together=True)
+    return Stage(name, out / name / "checkpoints", run, (data,), "sft", config.learn.sft.steps, together=True)
 
 
 def reinforced_stage(name: str, start: str, config: Experiment, built: Path, out: Path, kind: str) -> Stage:

@@ -4,8 +4,9 @@
 
 The life of a study (OUT is its folder):
 1. `STUDIES` declares its variants: fields of the experiment that differ, and from whose supervised model its RL starts.
-2. OUT/data, OUT/<variant>/sft and OUT/<variant>/rl are trained, OUT/<variant>/eval-* are greedy answers to all test problems.
-   They are stages (`stages.py`): the command can be stopped and started at will.
+2. OUT/data (a variant whose solver differs: OUT/<variant>/data) is built, OUT/<variant>/sft and OUT/<variant>/rl are trained,
+   OUT/<variant>/eval-* are answers to all test problems. They are stages (`stages.py`): the command can be stopped and started
+   at will.
 3. OUT/study.json has a line a model, OUT/study.{svg,png} shows accuracy against what it cost.
 """
 
@@ -29,7 +30,6 @@ from apr_jax.stages import Stage, claim, read_json, run_stages, write_json
 from apr_jax.table import print_table
 from apr_jax.tasks import load_problems
 
-METHOD = "apr"
 MEASURES = ("accuracy", "total_tokens", "sequential_tokens", "children")
 KEPT = (*MEASURES, "ci95", "max_thread_tokens", "n")  # Of a summary.
 
@@ -41,16 +41,22 @@ class Variant:
     Attributes:
       name: its folder, and in the table.
       settings: fields of the experiment that differ, as `--set` takes them.
+      method: whose demonstrations it is trained on.
       after: the variant whose supervised model its RL starts from; empty trains its own.
+      reinforced: whether there is RL at all.
       asked: numbers of children that its supervised model is asked for, an evaluation each.
       forced: numbers of children that its supervised model is held to, an evaluation each.
+      sampled: temperatures at which its supervised model answers too, an evaluation each.
     """
 
     name: str
     settings: tuple[str, ...] = ()
+    method: str = "apr"
     after: str = ""
+    reinforced: bool = True
     asked: tuple[int, ...] = ()
     forced: tuple[int, ...] = ()
+    sampled: tuple[float, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,6 +77,12 @@ class Study:
 # A finished nano model needs a higher rate than its recipe's for a price to tell within some minutes.
 _PRICED = ("learn.rl.steps=40", "learn.rl.optimizer.lr=1e-4")
 
+
+def _table(name: str, method: str, *settings: str) -> Variant:
+    """A row of the paper's Tables 1 and 2."""
+    return Variant(name, settings, method, reinforced=False, sampled=(1.0,))
+
+
 STUDIES: dict[Question, Study] = {
     Question.SEEDS: Study(
         "How much do the results of APR at nano vary with the seed of weights, order and samples?",
@@ -85,6 +97,15 @@ STUDIES: dict[Question, Study] = {
                 Variant(f"price {price}", (*_PRICED, f"learn.rl.reward.token_price={price}"), after="price 0")
                 for price in ("1e-3", "2e-3", "1e-2")
             ),
+        ),
+    ),
+    Question.SERIAL: Study(
+        "What does serial search owe to its demonstrations (the paper's Tables 1 and 2)?",
+        (
+            _table("SoS", "sos"),
+            _table("SoS+", "sos+"),
+            _table("SoS+, beam 15", "sos+", "solver.serial_beam=15"),
+            _table("SoS+, rejection sampling", "sos+", "solver.only_right=true"),
         ),
     ),
     # One supervised step at next to no rate: this supervised model is random weights.
@@ -126,13 +147,19 @@ def run_study(question: Question, config: Experiment, out: Path) -> dict[str, An
 
 def stages_of(study: Study, config: Experiment, out: Path) -> list[Stage]:
     """The stages in their order."""
-    built = out / "data"
-    stages = [data_stage(config, built, (METHOD,))]
+    shared = out / "data"
+    methods = tuple(dict.fromkeys(variant.method for variant in study.variants))
+    stages = [data_stage("data", config, shared, methods)]
     for variant in study.variants:
-        own, name = override(config, list(variant.settings)), variant.name
+        own, name, method = override(config, list(variant.settings)), variant.name, variant.method
+        data, built = "data", shared
+        if own.solver != config.solver:
+            data, built = f"{name}/data", out / name / "data"
+            stages.append(data_stage(data, own, built, (method,)))
         if not variant.after:
-            stages.append(supervised_stage(f"{name}/sft", own, built, out, METHOD))
-        stages.append(reinforced_stage(f"{name}/rl", f"{variant.after or name}/sft", own, built, out, "rl"))
+            stages.append(supervised_stage(f"{name}/sft", own, data, built, out, method))
+        if variant.reinforced:
+            stages.append(reinforced_stage(f"{name}/rl", f"{variant.after or name}/sft", own, built, out, "rl"))
     stages += [_evaluated(row, out) for row in rows_of(study)]
     names = tuple(stage.name for stage in stages)
     return [*stages, Stage("table", out / "study.json", lambda: _write(study, out), names)]
@@ -146,7 +173,7 @@ class Row:
       label: in the table.
       variant: whose model; stage: "sft" or "rl".
       folder: of the evaluation, in the variant's.
-      decoding: greedy; what it asks for or holds to.
+      decoding: what it asks for or holds to, and how it draws.
     """
 
     label: str
@@ -157,7 +184,7 @@ class Row:
 
     @property
     def is_plain(self) -> bool:
-        """Whether the model chooses the number of children."""
+        """Whether the model chooses the number of children, and its most likely tokens."""
         return self.decoding == Decoding()
 
 
@@ -170,7 +197,9 @@ def rows_of(study: Study) -> list[Row]:
             rows.append(Row(f"{v}, supervised", v, "sft", "eval-sft"))
             rows += [Row(f"asked for {n}", v, "sft", f"eval-asked{n}", Decoding(condition=n)) for n in variant.asked]
             rows += [Row(f"held to {n}", v, "sft", f"eval-held{n}", Decoding(forced=n)) for n in variant.forced]
-        rows.append(Row(f"{v}, after RL", v, "rl", "eval-rl"))
+            rows += [Row(f"{v}, T = {t:g}", v, "sft", f"eval-t{t:g}", Decoding(temperature=t)) for t in variant.sampled]
+        if variant.reinforced:
+            rows.append(Row(f"{v}, after RL", v, "rl", "eval-rl"))
     return rows
 
 

@@ -37,10 +37,15 @@ DEMONSTRATED: Columns = {  # By `data.statistics`.
 
 
 def print_demonstrations(statistics: Mapping[str, Mapping[str, Any]], console: Console | None = None) -> None:
-    """Prints one line a method (name -> `data.statistics`), and what was dropped for which bound."""
+    """Prints one line a method (name -> `data.statistics`), and what was dropped for which field."""
     console = console or Console()
     print_table(statistics, DEMONSTRATED, console)
-    where = {"window": "limits.window", "stream": "limits.stream", "threads": "limits.slots, children or max_depth"}
+    where = {
+        "window": "limits.window",
+        "stream": "limits.stream",
+        "threads": "limits.slots, children or max_depth",
+        "wrong": "solver.only_right",
+    }
     for name, s in statistics.items():
         dropped = [f"{count} for {where[bound]}" for bound, count in s["dropped"].items() if count]
         if dropped:

@@ -69,13 +69,14 @@ class Recipe:
 
 @dataclasses.dataclass(frozen=True)
 class Counts:
-    """Sums over demonstrations; those that were dropped count in the first five only.
+    """Sums over demonstrations; those that were dropped count in the first six only.
 
     Attributes:
       made: demonstrations that the solver made.
       solved: whose answer is right.
       dropped_window, dropped_stream, dropped_threads: left out for the first bound they break: positions, tokens of a
         stream, or number and depth of threads.
+      dropped_wrong: left out because they do not find the answer (`solver.only_right`), and break no bound.
       kept_solved: right ones that were kept.
       threads: of the kept.
       tokens: sampled tokens over all threads of the kept.
@@ -89,6 +90,7 @@ class Counts:
     dropped_window: int = 0
     dropped_stream: int = 0
     dropped_threads: int = 0
+    dropped_wrong: int = 0
     kept_solved: int = 0
     threads: int = 0
     tokens: int = 0
@@ -187,7 +189,10 @@ def _demonstrate(recipe: Recipe, chunk: list[tuple[int, Problem]]) -> tuple[list
         thread = task.demonstration(problem, recipe.method, (recipe.seed << 32) + k)
         solved = int(task.verify(problem, thread.answer).correct)
         streams = tree_streams(thread, tokenizer)
-        if broken := broken_bound(streams, recipe.bounds):
+        broken = broken_bound(streams, recipe.bounds)
+        if not broken and recipe.solver.only_right and not solved:
+            broken = "dropped_wrong"
+        if broken:
             counts += Counts(made=1, solved=solved, **{broken: 1})
             continue
         examples.append(flatten(streams, problem))

@@ -26,14 +26,14 @@ def statistics(counts: Counts, recipe: Recipe) -> dict[str, Any]:
     """What data.json and `apr bench solver` tell of demonstrations.
 
     Returns:
-      `demonstrations` that were kept; `dropped` for the first bound that each breaks; `solver_success`, the share of all
-      whose answer verifies, and its `ci95`; `kept_success`; and means over the kept: children, sampled tokens in a tree,
-      in a thread and on the longest chain, positions of a tree's longest thread; `longest_stream` of all.
+      `demonstrations` that were kept; `dropped` for the first bound that each breaks, or as wrong; `solver_success`, the
+      share of all whose answer verifies, and its `ci95`; `kept_success`; and means over the kept: children, sampled tokens
+      in a tree, in a thread and on the longest chain, positions of a tree's longest thread; `longest_stream` of all.
 
     Raises:
       UsageError: none was kept.
     """
-    dropped = {name: getattr(counts, f"dropped_{name}") for name in ("window", "stream", "threads")}
+    dropped = {name: getattr(counts, f"dropped_{name}") for name in ("window", "stream", "threads", "wrong")}
     kept = counts.made - sum(dropped.values())
     if not kept:
         raise UsageError(

@@ -42,6 +42,7 @@ class SolverConfig:
         highest number and target such a step helps only if the last one divides, and small models multiply badly.
       condition: share of demonstrations whose prompt states the condition (child count for APR, window bin for SoS+).
       window_bin: tokens a bin of the SoS+ condition; characters of the compact trace stand for tokens.
+      only_right: leave demonstrations out that do not find the answer (rejection sampling).
       render: text form of a trace: the fewest tokens, or the lines of Stream of Search.
     """
 
@@ -56,6 +57,7 @@ class SolverConfig:
     largest: int = 0
     condition: float = 0.5
     window_bin: int = 512
+    only_right: bool = False
     render: Literal["compact", "sos"] = "compact"
 
     def __post_init__(self):

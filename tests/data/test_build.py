@@ -155,7 +155,7 @@ def test_nested_demonstrations_are_built_where_children_may_spawn(config, tmp_pa
     )
     facts = build(deep, tmp_path, methods=("apr-nested",), progress=False, workers=1)["apr-nested"]
     # The solver divides its threads as a rollout its slots, so none of its trees lacks one.
-    assert facts["dropped"] == {"window": 0, "stream": 0, "threads": 0}
+    assert facts["dropped"] == {"window": 0, "stream": 0, "threads": 0, "wrong": 0}
     examples = examples_of(tmp_path, "apr-nested", "train")
     assert len(examples) == 150
     assert sum(int(example["depth"].max()) == 2 for example in examples) > 50
@@ -163,6 +163,22 @@ def test_nested_demonstrations_are_built_where_children_may_spawn(config, tmp_pa
 
 def times(out: Path) -> dict[Path, int]:
     return {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()}
+
+
+def test_rejection_sampling_keeps_the_right_ones_of_the_same_demonstrations(config, data_dir, tmp_path):
+    solver = dataclasses.replace(config.solver, only_right=True)
+    facts = build(dataclasses.replace(config, solver=solver), tmp_path, methods=("sos+",), progress=False)["sos+"]
+    tokenizer, task = Tokenizer.from_bytes((data_dir / "tokenizer.model").read_bytes()), Countdown(config.task, solver)
+
+    def is_right(example: dict) -> bool:
+        answer = read_thread(unflatten(example), tokenizer).answer
+        return task.verify(Problem("", tuple(example["numbers"].tolist()), example["target"]), answer).correct
+
+    every, right = (examples_of(folder, "sos+", "train") for folder in (data_dir, tmp_path))
+    assert [e["tokens"].tolist() for e in right] == [e["tokens"].tolist() for e in every if is_right(e)]
+    assert facts["dropped"] == {"window": 0, "stream": 0, "threads": 0, "wrong": len(every) - len(right)}
+    assert facts["kept_success"] == 1 > facts["solver_success"] > 0.3
+    assert len(load_problems(tmp_path / "test.jsonl")) == config.data.heldout
 
 
 def test_a_second_build_does_nothing_and_another_method_is_added(config, data_dir, tmp_path):

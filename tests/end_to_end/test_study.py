@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import statistics
 
 import pytest
 
@@ -18,6 +19,7 @@ SMALL = study.Study(
         study.Variant("base", asked=(2,), forced=(1,)),
         study.Variant("priced", ("learn.rl.reward.token_price=0.5",), after="base"),
         study.Variant("other seed", ("seed=7",)),
+        study.Variant("serial", ("solver.serial_beam=1",), "sos+", reinforced=False, sampled=(0.5,)),
     ),
     same=True,
 )
@@ -31,6 +33,10 @@ def run(config, tmp_path_factory):
         yield out, study.run_study(Question.SEEDS, config, out)
 
 
+def built(out):
+    return [path.parent for path in out.rglob("data.json")]
+
+
 def test_every_model_is_trained_once_and_evaluated(run, config):
     out, found = run
     assert list(found["rows"]) == [
@@ -41,6 +47,8 @@ def test_every_model_is_trained_once_and_evaluated(run, config):
         "priced, after RL",
         "other seed, supervised",
         "other seed, after RL",
+        "serial, supervised",
+        "serial, T = 0.5",
     ]
     assert not (out / "priced" / "sft").exists()
     assert load_checkpoint(out / "priced" / "rl").config.learn.rl.reward.token_price == 0.5
@@ -49,17 +57,25 @@ def test_every_model_is_trained_once_and_evaluated(run, config):
     assert json.loads((out / "base" / "eval-asked2" / "settings.json").read_text())["condition"] == 2
     assert json.loads((out / "base" / "eval-held1" / "settings.json").read_text())["forced"] == 1
     assert found["rows"]["held to 1"]["children"] <= 1
+    assert json.loads((out / "serial" / "eval-t0.5" / "settings.json").read_text())["temperature"] == 0.5
+    assert load_checkpoint(out / "serial" / "sft").method == "sos+" and not (out / "serial" / "rl").exists()
+    beams = {
+        folder: json.loads((folder / "data.json").read_text())["settings"]["solver.serial_beam"]
+        for folder in built(out)
+    }
+    assert beams == {out / "data": config.solver.serial_beam, out / "serial" / "data": 1}
     assert (out / "study.svg").is_file() and (out / "study.png").is_file()
 
 
 def test_spread_is_over_the_variants_of_a_stage(run):
     _, found = run
-    one, other = (found["rows"][f"{name}, supervised"]["total_tokens"] for name in ("base", "other seed"))
-    supervised = [one, found["rows"]["asked for 2"]["total_tokens"], found["rows"]["held to 1"]["total_tokens"], other]
-    mean, spread = found["spread"]["sft"]["total_tokens"]
-    assert one != other
-    assert mean == pytest.approx((one + other) / 2) and spread == pytest.approx(abs(one - other) / 2**0.5)
-    assert mean != pytest.approx(sum(supervised) / 4)
+    one, other = (found["rows"][f"{name}, after RL"]["total_tokens"] for name in ("base", "other seed"))
+    priced = found["rows"]["priced, after RL"]["total_tokens"]
+    plain = [found["rows"][f"{name}, supervised"]["total_tokens"] for name in ("base", "other seed", "serial")]
+    assert len({*plain}) == 3
+    for stage, values in (("sft", plain), ("rl", [one, priced, other])):
+        mean, spread = found["spread"][stage]["total_tokens"]
+        assert mean == pytest.approx(statistics.mean(values)) and spread == pytest.approx(statistics.stdev(values))
 
 
 def test_a_second_start_trains_nothing(run, config, capsys):

@@ -40,7 +40,15 @@ def test_every_evaluation_has_a_folder_of_its_own():
     names = [one.name for one in declared]
     assert len(set(names)) == len(names) == len(set(declared)) > 30
     assert names[: len(suite.MODELS)] == [model.replace("/", "-") for model in suite.MODELS]
-    assert {"apr-sft-t1-c4-p6", "sos+-rl-t0.5-n3-p6", "apr-rl-f3-p6", "sos+-sft-b2-p6", "apr-rl-t1-f3-p6"} <= set(names)
+    assert {
+        "apr-sft-t1-c4-p6",
+        "sos+-sft-t0.5-n3-p6",
+        "sos+-rl-t0.5-p6",
+        "sos+-rl-t1-n3-p6",
+        "apr-rl-f3-p6",
+        "sos+-sft-b2-p6",
+        "apr-rl-t1-f3-p6",
+    } <= set(names)
     assert {one.name for one in (*suite.timed(made_run.EVALUATE), *suite.laned(made_run.EVALUATE))} < set(names)
     other = suite.declare(dataclasses.replace(made_run.EVALUATE, samples=5, problems=7))
     assert {one.name for one in other} & set(names) == set(names[: len(suite.MODELS)]), "other samples, other folders"
