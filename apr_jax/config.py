@@ -48,13 +48,14 @@ class EvalConfig:
     Attributes:
       batch: trees of one rollout call.
       problems: the first so many test problems serve the evaluations that sample or sweep; the plain greedy ones take all.
-      samples: trees a problem of SoS+ at each temperature, for pass@n and cons@n.
+      samples: trees a problem of SoS+, for pass@n and cons@n (of which stage at which temperature: `evaluate/suite.py`).
       temperatures: evaluated besides greedy answers (Fig. 4a and 8, Table 3).
       children: conditions of APR's sweep: child counts that its prompts ask for (Fig. 4a, 6 and 8).
       bins: conditions of SoS+'s sweep: window bins (Fig. 6).
       forced: child counts that roots are held to, before and after RL (Fig. 7); the last one at all temperatures.
       sweep: the stage whose models are swept; the paper's are supervised.
-      timed: problems that are answered one at a time, for their seconds (Fig. 6); 0 measures none.
+      timed: problems that are answered one at a time, for their seconds (Fig. 6), a third of them on several numbers of lanes;
+        0 measures none.
       repeats: of each of them; the median counts.
     """
 

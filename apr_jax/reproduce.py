@@ -149,10 +149,11 @@ def _evaluations(config: Experiment, out: Path, built: Path) -> list[Stage]:
     def lanes(one: suite.Evaluation) -> None:
         from apr_jax.evaluate.latency import measure_lanes
 
-        restored, problems = start(one.model, timed)
+        restored, problems = start(one.model, few)
         measure_lanes(restored, problems, out / "eval" / one.name, one.decoding, config.evaluate.repeats)
 
     timed = config.evaluate.timed
+    few = -(-timed // 3)  # On one lane a tree takes a step for each of its tokens.
 
     def stage(
         what: str, one: suite.Evaluation, run: Callable[[suite.Evaluation], None], makes: str, work: float
@@ -167,7 +168,7 @@ def _evaluations(config: Experiment, out: Path, built: Path) -> list[Stage]:
             for one in suite.declare(config.evaluate)
         ),
         *(stage("latency", one, clock, "latency.json", timed) for one in suite.timed(config.evaluate)),
-        *(stage("lanes", one, lanes, "lanes.json", timed) for one in suite.laned(config.evaluate)),
+        *(stage("lanes", one, lanes, "lanes.json", few) for one in suite.laned(config.evaluate)),
     ]
 
 

@@ -157,28 +157,40 @@ async def launch(flags: argparse.Namespace, name: str) -> None:
     from xmanager import xm, xm_local
     from xmanager.xm_local import executables
 
-    units, failed = units_of(flags), []
-    async with xm_local.create_experiment(experiment_title=f"apr_jax {name}") as experiment:
-        if flags.tensorboard:
-            words = ["-m", "tensorboard.main", "--logdir", flags.out, "--port", str(_PORT)]
-            binary = executables.LocalBinary(name="tensorboard", command=sys.executable)
-            board = xm.Job(binary, executor=xm_local.Local(), args=words, name="tensorboard")
-            await experiment.add(xm.AuxiliaryUnitJob(board))
-        for unit in units:
-            launched: Any = await experiment.add(job_of(flags, unit, name))
-            if flags.executor != "local":
-                print(f"launched: {unit.out}", file=sys.stderr)
-                continue
-            try:
-                await launched.wait_until_complete()
-            except xm.ExperimentUnitError as error:
-                failed.append(f"{unit.out} ({error})")
-        if failed:
-            print(f"launch: {len(failed)} of {len(units)} jobs failed", file=sys.stderr)
-        if flags.tensorboard:
-            print(f"launch: TensorBoard stays at http://localhost:{_PORT} until Ctrl-C", file=sys.stderr)
+    failed: list[str] = []
+    try:
+        async with xm_local.create_experiment(experiment_title=f"apr_jax {name}") as experiment:
+            if flags.tensorboard:
+                words = ["-m", "tensorboard.main", "--logdir", flags.out, "--port", str(_PORT)]
+                binary = executables.LocalBinary(name="tensorboard", command=sys.executable)
+                board = xm.Job(binary, executor=xm_local.Local(), args=words, name="tensorboard")
+                await experiment.add(xm.AuxiliaryUnitJob(board, termination_delay_secs=0))
+            await _launch_units(flags, name, experiment, failed)
+            if flags.tensorboard:
+                print(f"launch: TensorBoard stays at http://localhost:{_PORT} until Ctrl-C", file=sys.stderr)
+    except RuntimeError:
+        if not failed:  # Of a local job that failed XManager tells once more when the experiment ends.
+            raise
     if failed:
         raise UserError(f"failed: {'; '.join(failed)}; what was saved is kept, launch it again to go on")
+
+
+async def _launch_units(flags: argparse.Namespace, name: str, experiment: Any, failed: list[str]) -> None:
+    """Launches unit after unit; what failed is added to `failed`."""
+    from xmanager import xm
+
+    units = units_of(flags)
+    for unit in units:
+        launched: Any = await experiment.add(job_of(flags, unit, name))
+        if flags.executor != "local":
+            print(f"launched: {unit.out}", file=sys.stderr)
+            continue
+        try:
+            await launched.wait_until_complete()
+        except xm.ExperimentUnitError as error:
+            failed.append(f"{unit.out} ({error})")
+    if failed:
+        print(f"launch: {len(failed)} of {len(units)} jobs failed", file=sys.stderr)
 
 
 def main(arguments: list[str]) -> int:
