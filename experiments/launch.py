@@ -16,10 +16,13 @@ The image is that of tpu_setup/Dockerfile. XManager notes the experiment in ~/.x
 
 import argparse
 import asyncio
+import contextlib
 import importlib.util
 import json
 import logging
+import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -148,49 +151,43 @@ def spec_of(flags: argparse.Namespace, job: Any) -> dict[str, Any]:
     }
 
 
-async def launch(flags: argparse.Namespace, name: str) -> None:
-    """Launches all units; local ones are waited for.
-
-    Raises:
-      UserError: a local unit failed; the others ran nevertheless.
-    """
+async def launch(flags: argparse.Namespace, name: str) -> list[str]:
+    """Launches all units, one after the other; local ones are waited for. Returns those of them that failed, and why."""
     from xmanager import xm, xm_local
-    from xmanager.xm_local import executables
 
     failed: list[str] = []
     try:
         async with xm_local.create_experiment(experiment_title=f"apr_jax {name}") as experiment:
-            if flags.tensorboard:
-                words = ["-m", "tensorboard.main", "--logdir", flags.out, "--port", str(_PORT)]
-                binary = executables.LocalBinary(name="tensorboard", command=sys.executable)
-                board = xm.Job(binary, executor=xm_local.Local(), args=words, name="tensorboard")
-                await experiment.add(xm.AuxiliaryUnitJob(board, termination_delay_secs=0))
-            await _launch_units(flags, name, experiment, failed)
-            if flags.tensorboard:
-                print(f"launch: TensorBoard stays at http://localhost:{_PORT} until Ctrl-C", file=sys.stderr)
+            for unit in units_of(flags):
+                launched: Any = await experiment.add(job_of(flags, unit, name))
+                if flags.executor != "local":
+                    print(f"launched: {unit.out}", file=sys.stderr)
+                    continue
+                try:
+                    await launched.wait_until_complete()
+                except xm.ExperimentUnitError as error:
+                    failed.append(f"{unit.out} ({error})")
     except RuntimeError:
         if not failed:  # Of a local job that failed XManager tells once more when the experiment ends.
             raise
-    if failed:
-        raise UserError(f"failed: {'; '.join(failed)}; what was saved is kept, launch it again to go on")
+    return failed
 
 
-async def _launch_units(flags: argparse.Namespace, name: str, experiment: Any, failed: list[str]) -> None:
-    """Launches unit after unit; what failed is added to `failed`."""
-    from xmanager import xm
+@contextlib.contextmanager
+def tensorboard(folder: str) -> Iterator[None]:
+    """TensorBoard beside what happens inside, and after that until Ctrl-C.
 
-    units = units_of(flags)
-    for unit in units:
-        launched: Any = await experiment.add(job_of(flags, unit, name))
-        if flags.executor != "local":
-            print(f"launched: {unit.out}", file=sys.stderr)
-            continue
-        try:
-            await launched.wait_until_complete()
-        except xm.ExperimentUnitError as error:
-            failed.append(f"{unit.out} ({error})")
-    if failed:
-        print(f"launch: {len(failed)} of {len(units)} jobs failed", file=sys.stderr)
+    XManager could run it too, but it waits for such a job through the first Ctrl-C and leaves it running after the second.
+    """
+    server = subprocess.Popen([sys.executable, "-m", "tensorboard.main", "--logdir", folder, "--port", str(_PORT)])
+    try:
+        yield
+        print(f"launch: TensorBoard stays at http://localhost:{_PORT} until Ctrl-C", file=sys.stderr)
+        with contextlib.suppress(KeyboardInterrupt):
+            server.wait()
+    finally:
+        server.terminate()
+        server.wait()
 
 
 def main(arguments: list[str]) -> int:
@@ -208,7 +205,12 @@ def main(arguments: list[str]) -> int:
             for unit in units_of(flags):
                 print(json.dumps(spec_of(flags, job_of(flags, unit, config.name)), indent=2))
             return 0
-        asyncio.run(launch(flags, config.name))
+        with tensorboard(flags.out) if flags.tensorboard else contextlib.nullcontext():
+            failed = asyncio.run(launch(flags, config.name))
+            if failed:
+                print(f"launch: {len(failed)} of {len(units_of(flags))} jobs failed", file=sys.stderr)
+        if failed:
+            raise UserError(f"failed: {'; '.join(failed)}; what was saved is kept, launch it again to go on")
     except KeyboardInterrupt:
         print("launch: interrupted; the job was told to save and stop; launch it again to go on", file=sys.stderr)
         return 130

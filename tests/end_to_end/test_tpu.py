@@ -1,5 +1,5 @@
 """Programs compiled for TPU chips on this machine. Attention: nothing L x L, no word between chips. The rollout on 128 chips:
-no word between them, no host, no hidden copy of the cache.
+no word between them, no host, no hidden copy of the cache; a decode step moves what is live and no more.
 
 Needs the extra [tpu] (`make test-all` installs it) and no TPU. In a process of its own: libtpu is loaded once, at JAX's start.
 """
@@ -85,13 +85,14 @@ mesh = make_mesh(devices=describe("v5e:8x16"))
 params = abstract_params(config)
 compiled = lower_rollout(config, params, mesh).compile()
 memory, model = compiled.memory_analysis(), config.model
+columns = model.kv_heads * model.head_size  # Registers are 128 wide.
 print(json.dumps({
     "devices": mesh.size,
     "program": compiled.as_text(),
     "temporary": memory.temp_size_in_bytes,
     "forest": memory.output_size_in_bytes,
     "weights": sum(4 * leaf.size for leaf in jax.tree.leaves(params)),
-    "cache": 2 * 4 * model.layers * config.schedule.lanes * config.limits.window * model.kv_heads * model.head_size,
+    "cache": 2 * 4 * model.layers * config.schedule.lanes * config.limits.window * -(-columns // 128) * 128,
 }))
 """
 
@@ -188,6 +189,18 @@ def test_a_plan_from_the_command_line(tmp_path):
     assert found["mesh"] == {"data": 2, "fsdp": 8, "tensor": 1} and found["recipe"] is None
     status, said, found = planned(tmp_path, "v4:2x2x1", "--set", "mesh.fsdp=1", *few, "--set", "learn.sft.rows=1024")
     assert status == 1 and "does not" in said
+
+
+@pytest.mark.slow
+@needs_libtpu
+def test_a_decode_step_moves_little_more_than_weights_and_live_cache(tmp_path):
+    """Two layers of the paper's: at most 1.3 times that, at any length of the contexts."""
+    status, said, found = planned(tmp_path, "v5e:4x4", "--set", "model.layers=2", "--program", "rollout")
+    stage = found["stages"]["rollout"]
+    assert status == 0 and stage["fits"] and "decode step, contexts of 512" in said
+    assert set(stage["decode"]) == {"512", "1024", "2048", "4096"}
+    for moved, must in stage["decode"].values():
+        assert 0.5 * must < moved <= 1.3 * must
 
 
 @pytest.mark.slow

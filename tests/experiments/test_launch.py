@@ -6,6 +6,8 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.error
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -214,9 +216,11 @@ def test_a_local_sweep_runs_beside_tensorboard(tiny, tmp_path):
     while "TensorBoard stays at" not in (said := (tmp_path / "log").read_text()):
         assert time.monotonic() < deadline and process.poll() is None, said
         time.sleep(0.5)
-    assert "http://localhost:6006" in said and "[tensorboard]" in said
+    assert "http://localhost:6006" in said and urllib.request.urlopen("http://localhost:6006").status == 200
     process.send_signal(signal.SIGINT)
-    process.wait(60)
+    assert process.wait(60) == 0
+    with pytest.raises(urllib.error.URLError):
+        urllib.request.urlopen("http://localhost:6006")
     for steps in (2, 4):
         run = tmp_path / "out" / f"learn.sft.steps_{steps}"
         assert load_checkpoint(run / "apr" / "rl").config.learn.sft.steps == steps
