@@ -20,9 +20,10 @@ from rich.console import Console
 from apr_jax.config import Experiment, to_dict
 from apr_jax.errors import UsageError, UserError
 from apr_jax.runtime import alone_fails, first_decides, is_first
-from apr_jax.storage import write_text
+from apr_jax.storage import is_remote, write_text
 
 _LOOK_SECONDS = 2.0
+_READS = 5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,15 +161,24 @@ def _difference(old: Any, new: Any, name: str = "") -> str:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    try:
-        values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        return values
-    except FileNotFoundError:
-        raise UserError(
-            f"{path}: no such file; finish the run with `apr reproduce --out {path.parents[0]}` first"
-        ) from None
-    except ValueError:
-        raise UserError(f"{path}: is damaged; delete it and start again") from None
+    """A file that `write_json` wrote.
+
+    Raises:
+      UserError: it is missing or damaged.
+    """
+    # An object of a bucket that is replaced between asking for its size and reading it comes cut off: it is read again.
+    for left in reversed(range(_READS if is_remote(path) else 1)):
+        try:
+            values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            return values
+        except FileNotFoundError:
+            raise UserError(
+                f"{path}: no such file; finish the run with `apr reproduce --out {path.parents[0]}` first"
+            ) from None
+        except ValueError:
+            if left:
+                time.sleep(_LOOK_SECONDS)
+    raise UserError(f"{path}: is damaged; delete it and start again")
 
 
 def write_json(path: Path, values: dict[str, Any]) -> None:

@@ -99,6 +99,7 @@ STUDIES: dict[Question, Study] = {
             ),
         ),
     ),
+    # Supervised models only, as there. Fewer demonstrations, where wrong ones are left out, are seen more often.
     Question.SERIAL: Study(
         "What does serial search owe to its demonstrations (the paper's Tables 1 and 2)?",
         (
@@ -148,10 +149,11 @@ def run_study(question: Question, config: Experiment, out: Path) -> dict[str, An
 def stages_of(study: Study, config: Experiment, out: Path) -> list[Stage]:
     """The stages in their order."""
     shared = out / "data"
-    methods = tuple(dict.fromkeys(variant.method for variant in study.variants))
-    stages = [data_stage("data", config, shared, methods)]
-    for variant in study.variants:
-        own, name, method = override(config, list(variant.settings)), variant.name, variant.method
+    owns = [override(config, list(variant.settings)) for variant in study.variants]
+    sharing = [each.method for each, own in zip(study.variants, owns, strict=True) if own.solver == config.solver]
+    stages = [data_stage("data", config, shared, tuple(dict.fromkeys(sharing)))]
+    for variant, own in zip(study.variants, owns, strict=True):
+        name, method = variant.name, variant.method
         data, built = "data", shared
         if own.solver != config.solver:
             data, built = f"{name}/data", out / name / "data"

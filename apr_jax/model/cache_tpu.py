@@ -25,21 +25,29 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Int
 
-from apr_jax.model.attention_tpu import NEVER, block_size, dot
+from apr_jax.model.attention_tpu import NEVER, dot
 from apr_jax.model.cache import attend_cached
 from apr_jax.model.config import ModelConfig
 
 Sides = tuple[jax.Array, jax.Array]  # Of a layer: keys and values, [W, M, G x K], M filled up to whole blocks.
 KERNEL = "decode_attention"
+BLOCK = 256  # Most positions of a block; half of one is read in vain on average.
+_BYTES = 2**20  # Most of a block's keys: VMEM holds two blocks of keys and two of values beside the sums.
 TILE = 16  # Rows of a register of bfloat16 numbers; of float32 ones it is two.
 
 
 def empty(config: ModelConfig, lanes: int, bound: int, bounds: tuple[int, ...]) -> Sides:
     """A layer's cache for positions below `bound`."""
     del bounds
-    size = block_size(bound)
-    shape = (lanes, -(-bound // size) * size, config.kv_heads * config.head_size)
+    columns = config.kv_heads * config.head_size
+    size = block_size(columns, jnp.dtype(config.dtype).itemsize)
+    shape = (lanes, -(-bound // size) * size, columns)
     return jnp.zeros(shape, config.dtype), jnp.zeros(shape, config.dtype)
+
+
+def block_size(columns: int, itemsize: int) -> int:
+    """Positions of a block, for so many numbers a position."""
+    return max(TILE, min(BLOCK, _BYTES // (columns * itemsize) // TILE * TILE))
 
 
 def over(
@@ -85,7 +93,7 @@ def _attend_one(
     """One token a lane, at place `used` - 1; a lane of which 0 are used stores nothing."""
     lanes, _, heads, head_size = q.shape
     groups, (_, length, columns) = k.shape[1], cache[0].shape
-    size = block_size(length)
+    size = block_size(columns, cache[0].dtype.itemsize)
     scaled = q.reshape(lanes, groups, -1, 1, head_size) * jnp.asarray(head_size**-0.5, q.dtype)
     spread = scaled * jnp.eye(groups, dtype=q.dtype)[:, None, :, None]  # [W, G, H / G, G, K]
 

@@ -42,7 +42,7 @@ LOGICAL_AXES: dict[str, tuple[str, ...]] = {
 def make_mesh(data: int = 0, fsdp: int = 1, tensor: int = 1, devices: list[Any] | None = None) -> Mesh:
     """A mesh of `devices` (by default all there are); data=0 takes what fsdp and tensor leave.
 
-    In one process the axes may need fewer devices than there are: the first ones are taken. All of a TPU slice are laid out as
+    In one process the axes may need fewer devices than there are: the first ones are taken. TPUs are laid out as
     `over_torus` says.
 
     Raises:
@@ -67,10 +67,13 @@ def over_torus(shape: tuple[int, ...], devices: list[Any]) -> np.ndarray:
 
     Links of several directions carry at once what links of one would have to carry in turn: four chips as a square take half
     the time of four in a line. So the prime factors of an axis, the last axis (which talks most) first, are dealt to the
-    torus' directions one after the other; the cores of a chip are the first of them.
+    torus' directions one after the other; the cores of a chip are the first of them. Devices that fill no box keep their order.
     """
     places = np.asarray([(getattr(device, "core_on_chip", 0), *device.coords) for device in devices])
+    places -= places.min(axis=0)
     extent = places.max(axis=0) + 1
+    if len({*map(tuple, places)}) < len(devices) or extent.prod() != len(devices):
+        return np.asarray(devices).reshape(shape)
     torus = np.empty(extent, object)
     torus[tuple(places.T)] = devices
     left = [int(size) for size in extent]

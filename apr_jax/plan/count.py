@@ -208,10 +208,10 @@ class Counter:
             r'custom_call_target="(AllocateBuffer|ConcatBitcast)"', instruction.text
         ):
             return 0.0
-        if aliases := re.search(r"output_to_operand_aliasing=\{(.*?\))\}", instruction.text):
-            pairs = re.findall(r"\{(\d*)\}: \((\d+),", aliases.group(1))
-            results = tuple(shape for at, shape in enumerate(results) if str(at) not in {out for out, _ in pairs})
-            inputs = [each for at, each in enumerate(inputs) if str(at) not in {read for _, read in pairs}]
+        if kind == "custom-call":
+            taken = re.findall(r"\{(\d*)\}: \((\d+),", instruction.text)  # output_to_operand_aliasing
+            results = tuple(shape for at, shape in enumerate(results) if at not in {int(out or 0) for out, _ in taken})
+            inputs = [each for at, each in enumerate(inputs) if at not in {int(read) for _, read in taken}]
         if kind != "fusion":
             first = results[:1] if kind.endswith("-start") else results
             return float(sum(s.memory for s in first) + sum(s.memory for each in inputs for s in each.shapes))

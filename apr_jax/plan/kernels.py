@@ -46,7 +46,8 @@ def blocks(config: Experiment) -> tuple[int, int]:
 
 
 def decode_bytes(config: Experiment, length: float) -> float:
-    """Of a layer's cache: all lanes' whole blocks up to `length`, and the rows written back."""
-    model, size = config.model, block_size(config.limits.window)
-    column = 2 * model.kv_heads * model.head_size * (2 if model.dtype == "bfloat16" else 4)
-    return config.schedule.lanes * column * (-(-length // size) * size + cache_tpu.TILE)
+    """Of a layer's cache: all lanes' blocks up to `length`, the last of them half in vain, and the rows written back."""
+    model, itemsize = config.model, 2 if config.model.dtype == "bfloat16" else 4
+    columns = model.kv_heads * model.head_size
+    size = cache_tpu.block_size(columns, itemsize)
+    return config.schedule.lanes * 2 * columns * itemsize * (length + size / 2 + cache_tpu.TILE)

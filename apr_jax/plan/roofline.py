@@ -203,7 +203,7 @@ def _talks(count: Count, chip: Chip, devices: list[Any]) -> tuple[Talk, ...]:
 def _decode_bytes(counter: Counter, entry: str, config: Experiment) -> dict[int, tuple[float, float]]:
     """For lengths of context, what a step moves, and what it must: the weights, and all lanes' keys and values so far.
 
-    The lengths are the loops' bounds, or, where the kernel reads what is live, parts of the one bound.
+    The lengths are the loops' bounds, or, where the kernel reads what is live, parts of the window.
     """
     model, itemsize = config.model, 2 if config.model.dtype == "bfloat16" else 4
     position = 2 * model.layers * model.kv_heads * model.head_size * itemsize
@@ -211,7 +211,7 @@ def _decode_bytes(counter: Counter, entry: str, config: Experiment) -> dict[int,
     for source, step in counter.loops(entry):
         if scope := re.search(r"decode_(\d+)/while$", source):
             bound, times = int(scope.group(1)), step.kernels[KERNEL]
-            for length in (bound // 8, bound // 4, bound // 2, bound) if times else (bound,):
+            for length in [bound >> n for n in range(5)] if times and bound == config.limits.window else [bound]:
                 must = product_parameters(model) * itemsize + config.schedule.lanes * length * position
                 found[length] = (step.bytes + times * decode_bytes(config, length), float(must))
     return dict(sorted(found.items()))

@@ -42,7 +42,7 @@ class SolverConfig:
         highest number and target such a step helps only if the last one divides, and small models multiply badly.
       condition: share of demonstrations whose prompt states the condition (child count for APR, window bin for SoS+).
       window_bin: tokens a bin of the SoS+ condition; characters of the compact trace stand for tokens.
-      only_right: leave demonstrations out that do not find the answer (rejection sampling).
+      only_right: leave demonstrations out that do not find the answer (rejection sampling); there are fewer of them then.
       render: text form of a trace: the fewest tokens, or the lines of Stream of Search.
     """
 

@@ -61,7 +61,8 @@ class Schedule:
       admit: threads that are prefilled together; decoding stops for it when that share of the running lanes has ended or waits.
       chunk: context tokens that one prefill step reads.
       buckets: lengths of context below the window for which the loop is compiled apart, so that a step reads no more of the
-        cache than the longest running thread needs; increasing. None on TPU, where each lane's own length decides that.
+        cache than the longest running thread needs; increasing. On TPU each lane's own length decides that; there they are
+        for reading contexts.
       few: numbers of lanes below `lanes` for which the loop is compiled apart, so that a lone thread does not pay for a step
         of all lanes; increasing. For latency: while a batch lasts its lanes are full.
     """

@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import pytest
 from together import Together
 from whole_runs import repeatable
 
-from apr_jax import reproduce
+from apr_jax import reproduce, stages
 from apr_jax.errors import UsageError, UserError
 from apr_jax.evaluate.run import evaluate
 from apr_jax.learn.checkpoint import load_checkpoint
@@ -106,6 +107,19 @@ def test_a_folder_moves(folder):
     move(folder / "4", folder / "damaged" / "4.0")
     assert (folder / "damaged" / "4.0" / "deep" / "file").read_text() == "x"
     assert not (folder / "4").exists()
+
+
+def test_a_file_that_is_being_replaced_is_read_again(folder, monkeypatch):
+    """Between asking for its size and reading it, it was replaced by a longer one: what comes is cut off."""
+    monkeypatch.setattr(stages, "_LOOK_SECONDS", 0.5)
+    write_text(folder / "stages.json", '{"data": {"done"')
+    whole = threading.Timer(0.8, lambda: write_text(folder / "stages.json", '{"data": {"done": true}}'))
+    whole.start()
+    assert stages.read_json(folder / "stages.json") == {"data": {"done": True}}
+    whole.join()
+    write_text(folder / "stages.json", "{")
+    with pytest.raises(UserError, match="is damaged"):
+        stages.read_json(folder / "stages.json")
 
 
 def test_what_is_missing_is_one_line(folder):

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from apr_jax.model import attention_tpu, cache, cache_tpu
+from apr_jax.model import cache, cache_tpu
 from apr_jax.model.config import ModelConfig
 from apr_jax.model.sharding import make_mesh
 from apr_jax.model.transformer import init_params, make_decode, prepare_decode
@@ -20,7 +20,7 @@ interpreted = functools.partial(cache_tpu.over, interpret=True)
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
-    monkeypatch.setattr(attention_tpu, "BLOCK", 128)
+    monkeypatch.setattr(cache_tpu, "BLOCK", 128)
     monkeypatch.setattr(cache_tpu, "over", interpreted)
 
 
@@ -93,6 +93,14 @@ def test_in_bfloat16_within_its_rounding():
     )
     assert found.dtype == jnp.bfloat16
     assert np.abs(np.asarray(found, np.float32) - np.asarray(exact)).max() < 0.02 * np.abs(np.asarray(exact)).max()
+
+
+def test_blocks_fit_beside_each_other():
+    """As many positions as BLOCK; fewer where a position is wider, and whole tiles always."""
+    assert cache_tpu.block_size(1_024, 2) == cache_tpu.BLOCK == 128
+    assert cache_tpu.block_size(4_096, 4) == 64
+    assert cache_tpu.block_size(8_200, 4) == 16
+    assert cache_tpu.block_size(100_000, 4) == cache_tpu.TILE
 
 
 @pytest.mark.parametrize("chunk", [1, 3])

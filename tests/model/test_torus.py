@@ -46,6 +46,16 @@ def test_every_device_stands_once(extent, cores, shape):
     np.testing.assert_array_equal(laid, over_torus(shape, slice_))  # Whatever order they are listed in.
 
 
+def test_a_part_of_a_slice_begins_anywhere():
+    """One host of many, one of a chip's cores, or what is no box at all."""
+    corner = [Device((x, y, 3), 1) for x in (2, 3) for y in (4, 5)]
+    assert set(over_torus((1, 2, 2), corner).flat) == set(corner)
+    bent = corner[:3]
+    assert list(over_torus((3, 1, 1), bent).flat) == bent
+    slices = [*corner, *corner]  # Two slices have the same coordinates.
+    assert list(over_torus((2, 2, 2), slices).flat) == slices
+
+
 def test_four_devices_of_the_last_axis_are_a_square():
     laid = over_torus((32, 8, 4), devices(8, 8, 16))
     for group in laid.reshape(-1, 4):

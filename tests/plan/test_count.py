@@ -87,6 +87,26 @@ ENTRY %main (x: f32[8,128]) -> f32[64,128] {
     assert sum(count(text.replace("CHANNEL", "8")).collectives.values()) == 2
 
 
+def test_a_fusion_that_writes_in_place_still_reads_all_its_operands():
+    text = """HloModule m
+
+%body (a: f32[64,32], b: f32[64,32]) -> f32[64,32] {
+  %a = f32[64,32]{1,0} parameter(0)
+  %b = f32[64,32]{1,0} parameter(1)
+  ROOT %c = f32[64,32]{1,0} add(%a, %b)
+}
+
+ENTRY %main (a: f32[64,32], b: f32[64,32]) -> f32[64,32] {
+  %a = f32[64,32]{1,0} parameter(0)
+  %b = f32[64,32]{1,0} parameter(1)
+  ROOT %o = f32[64,32]{1,0} fusion(%a, %b), kind=kLoop, output_to_operand_aliasing={{}: (0, {})}, calls=%body
+}
+"""
+    assert count(text).bytes == 3 * 4 * 64 * 32
+    kernel = text.replace("fusion(%a, %b), kind=kLoop", 'custom-call(%a, %b), custom_call_target="tpu_custom_call"')
+    assert count(kernel.replace(", calls=%body", "")).bytes == 4 * 64 * 32  # What it does in place `kernels` counts.
+
+
 def test_what_a_fusion_within_a_fusion_only_renames_is_read():
     text = """HloModule m
 
