@@ -36,11 +36,13 @@ def statistics(counts: Counts, recipe: Recipe) -> dict[str, Any]:
     dropped = {name: getattr(counts, f"dropped_{name}") for name in ("window", "stream", "threads", "wrong")}
     kept = counts.made - sum(dropped.values())
     if not kept:
+        remedy = "raise the limits" if counts.made > counts.dropped_wrong else "set solver.only_right=false"
         raise UsageError(
             f"limits: none of the {counts.made} demonstrations of {recipe.method!r} fits (too long for "
             f"limits.window={recipe.bounds.window}: {dropped['window']}, "
             f"for limits.stream={recipe.bounds.stream}: {dropped['stream']}, "
-            f"too many threads for limits.slots, children or max_depth: {dropped['threads']}); raise the limits"
+            f"too many threads for limits.slots, children or max_depth: {dropped['threads']}; "
+            f"wrong, under solver.only_right: {dropped['wrong']}); {remedy}"
         )
     return {
         "demonstrations": kept,

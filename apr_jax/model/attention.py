@@ -25,11 +25,10 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
-from apr_jax.model.attention_tpu import ATTENTION, attend_on_tpu
+from apr_jax.model.attention_tpu import ATTENTION, NEVER, attend_on_tpu
 from apr_jax.model.sharding import BATCH_AXES
 
 BLOCK = 64  # docs/training.md has the figures of others.
-_NEVER = -1e30
 
 
 def attend_packed(
@@ -143,7 +142,7 @@ def _forward_group(
 
         def read(at: Array, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
             most, total, out = carry
-            scores = jnp.where(_mask(row, index, at, count, queries), _dot(q, _block(k, at, count).T), _NEVER)
+            scores = jnp.where(_mask(row, index, at, count, queries), _dot(q, _block(k, at, count).T), NEVER)
             higher = jnp.maximum(most, jnp.max(scores, axis=-1))
             weights, shrink = jnp.exp(scores - higher[:, None]), jnp.exp(most - higher)
             found = _dot(weights.astype(v.dtype), _block(v, at, count))
@@ -151,7 +150,7 @@ def _forward_group(
 
         nothing = jnp.zeros(queries)
         # The block itself comes first: there each query sees a key, so the running maximum is a score from the start.
-        carry = read(index, (nothing + _NEVER, nothing, jnp.zeros((queries, size))))
+        carry = read(index, (nothing + NEVER, nothing, jnp.zeros((queries, size))))
         most, total, out = jax.lax.fori_loop(first, index, read, carry)
         return out / total[:, None], most + jnp.log(total)
 

@@ -11,7 +11,7 @@ _PRODUCTS = {"attend_forward": 2, "attend_backward": 5}  # Block products a pair
 
 
 @dataclasses.dataclass(frozen=True)
-class Work:
+class KernelWork:
     """Of one run.
 
     Attributes:
@@ -25,18 +25,18 @@ class Work:
     bytes: float
 
 
-def work(kernel: str, config: Experiment, heads: float, chip: Chip) -> Work:
+def work(kernel: str, config: Experiment, heads: float, chip: Chip) -> KernelWork:
     """Of a run: attention over `heads` heads of rows of one thread each, or a decode step half-way through the window."""
     model = config.model
     if kernel == cache_tpu.KERNEL:
         length = config.limits.window / 2
         flops = 4.0 * config.schedule.lanes * model.heads * model.kv_heads * model.head_size * length
-        return Work(flops, max(1.0, chip.matrix / model.heads), decode_bytes(config, length))
+        return KernelWork(flops, max(1.0, chip.matrix / model.heads), decode_bytes(config, length))
     count, size = blocks(config)
     flops = heads * count * (count + 1) / 2 * _PRODUCTS[kernel] * 2 * size * size * model.head_size
     # Read more than once are two arrays, again for each later block.
     again = heads * count * (count - 1) / 2 * 2 * size * model.head_size * 2
-    return Work(flops, max(1.0, chip.matrix / model.head_size), again)
+    return KernelWork(flops, max(1.0, chip.matrix / model.head_size), again)
 
 
 def blocks(config: Experiment) -> tuple[int, int]:

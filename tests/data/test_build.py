@@ -5,6 +5,7 @@ import hashlib
 import json
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +15,8 @@ from small_data import NANO, small
 
 from apr_jax.data import builder
 from apr_jax.data.build import USUAL, build
-from apr_jax.data.demonstrate import Workers, unflatten
-from apr_jax.data.statistics import wilson
+from apr_jax.data.demonstrate import Counts, Workers, unflatten
+from apr_jax.data.statistics import statistics, wilson
 from apr_jax.data.streams import read_thread
 from apr_jax.data.tokenizer import Tokenizer
 from apr_jax.errors import UsageError, UserError
@@ -179,6 +180,9 @@ def test_rejection_sampling_keeps_the_right_ones_of_the_same_demonstrations(conf
     assert facts["dropped"] == {"window": 0, "stream": 0, "threads": 0, "wrong": len(every) - len(right)}
     assert facts["kept_success"] == 1 > facts["solver_success"] > 0.3
     assert len(load_problems(tmp_path / "test.jsonl")) == config.data.heldout
+    none = Counts(made=7, dropped_wrong=7)
+    with pytest.raises(UsageError, match=r"wrong, under solver.only_right: 7\); set solver.only_right=false"):
+        statistics(none, types.SimpleNamespace(method="sos+", bounds=types.SimpleNamespace(window=1, stream=1)))
 
 
 def test_a_second_build_does_nothing_and_another_method_is_added(config, data_dir, tmp_path):
