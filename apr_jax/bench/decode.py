@@ -17,7 +17,7 @@ from apr_jax.bench.measure import Contestant
 from apr_jax.bench.peers import Peer
 from apr_jax.learn.steps import place_whole
 from apr_jax.model.config import ModelConfig
-from apr_jax.model.sharding import make_mesh
+from apr_jax.model.sharding import make_mesh, on_tpu
 from apr_jax.model.transformer import Params, make_decode, prepare_decode
 from apr_jax.threads import Limits, Prompts, Schedule, ThreadForest, make_prompts, make_rollout
 from apr_jax.threads import protocol as p
@@ -58,8 +58,8 @@ def text_rollout(
     config: ModelConfig, params: Params, limits: Limits, schedule: Schedule, devices: list[Any]
 ) -> Callable[[Prompts], ThreadForest]:
     """A rollout in which no thread ever spawns, joins or ends by itself, its weights in place."""
-    decode, init_cache = make_decode(config, schedule.bounds(limits.window))
     mesh = make_mesh(devices=devices)
+    decode, init_cache = make_decode(config, schedule.bounds(limits.window), on_tpu(mesh))
     rollout = make_rollout(
         only_text(decode), init_cache, limits, schedule, mesh, prepare=lambda params: prepare_decode(params, config)
     )

@@ -7,7 +7,7 @@ import jax
 from jax.sharding import Mesh
 
 from apr_jax.model.config import ModelConfig
-from apr_jax.model.sharding import BATCH_AXES
+from apr_jax.model.sharding import BATCH_AXES, on_tpu
 from apr_jax.model.transformer import make_decode, prepare_decode
 from apr_jax.threads import Limits, Prompts, Schedule, ThreadForest, Work, make_rollout
 
@@ -16,8 +16,7 @@ def make_policy_rollout(
     model: ModelConfig, limits: Limits, schedule: Schedule, mesh: Mesh, axes: tuple[str, ...] = BATCH_AXES
 ) -> Callable[[Any, Prompts, jax.Array], tuple[ThreadForest, Work]]:
     """`make_rollout` for a transformer's parameters, as training holds them."""
-    tpu = mesh.devices.flat[0].platform == "tpu"
-    decode, init_cache = make_decode(model, schedule.bounds(limits.window), tpu)
+    decode, init_cache = make_decode(model, schedule.bounds(limits.window), on_tpu(mesh))
     return make_rollout(
         decode, init_cache, limits, schedule, mesh, axes, prepare=lambda params: prepare_decode(params, model)
     )

@@ -26,7 +26,7 @@ from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 from apr_jax.model.attention_tpu import ATTENTION, NEVER, attend_on_tpu
-from apr_jax.model.sharding import BATCH_AXES
+from apr_jax.model.sharding import BATCH_AXES, on_tpu
 
 BLOCK = 64  # docs/training.md has the figures of others.
 
@@ -48,9 +48,9 @@ def attend_packed(
       mesh: rows (and heads, where that keeps groups whole) are split over it, and every device works on its own: without it
         XLA would gather all rows on all devices, since it cannot split a loop of unknown length.
     """
-    on_tpu = (mesh.devices.flat[0].platform if mesh else jax.default_backend()) == "tpu"
-    attend = attend_on_tpu if on_tpu else _attend
-    if mesh is None or (mesh.size == 1 and not on_tpu):
+    tpu = on_tpu(mesh) if mesh else jax.default_backend() == "tpu"
+    attend = attend_on_tpu if tpu else _attend
+    if mesh is None or (mesh.size == 1 and not tpu):
         return attend(q, k, v, segment, island)
     groups, shards = k.shape[1], mesh.shape["tensor"]
     heads = "tensor" if groups % shards == 0 else None

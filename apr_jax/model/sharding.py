@@ -62,6 +62,11 @@ def make_mesh(data: int = 0, fsdp: int = 1, tensor: int = 1, devices: list[Any] 
     return Mesh(np.asarray(devices[:needed]).reshape(shape), AXES)
 
 
+def on_tpu(mesh: Mesh) -> bool:
+    """Whether its devices are TPUs, also those of a topology that is only compiled for."""
+    return bool(mesh.devices.flat[0].platform == "tpu")
+
+
 def over_torus(shape: tuple[int, ...], devices: list[Any]) -> np.ndarray:
     """A slice's devices, as an array of `shape` each of whose axes has neighbours in as many directions as it can.
 

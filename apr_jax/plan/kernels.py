@@ -2,9 +2,12 @@
 
 import dataclasses
 
+import jax.numpy as jnp
+
 from apr_jax.config import Experiment
 from apr_jax.model import cache_tpu
 from apr_jax.model.attention_tpu import block_size
+from apr_jax.model.config import ModelConfig
 from apr_jax.plan.chips import Chip
 
 _PRODUCTS = {"attend_forward": 2, "attend_backward": 5}  # Block products a pair of blocks.
@@ -32,22 +35,26 @@ def work(kernel: str, config: Experiment, heads: float, chip: Chip) -> KernelWor
         length = config.limits.window / 2
         flops = 4.0 * config.schedule.lanes * model.heads * model.kv_heads * model.head_size * length
         return KernelWork(flops, max(1.0, chip.matrix / model.heads), decode_bytes(config, length))
-    count, size = blocks(config)
+    size = block_size(config.limits.stream)
+    count = -(-config.limits.stream // size)
     flops = heads * count * (count + 1) / 2 * _PRODUCTS[kernel] * 2 * size * size * model.head_size
     # Read more than once are two arrays, again for each later block.
     again = heads * count * (count - 1) / 2 * 2 * size * model.head_size * 2
     return KernelWork(flops, max(1.0, chip.matrix / model.head_size), again)
 
 
-def blocks(config: Experiment) -> tuple[int, int]:
-    """Blocks of a packed row, and columns of a block."""
-    size = block_size(config.limits.stream)
-    return -(-config.limits.stream // size), size
-
-
 def decode_bytes(config: Experiment, length: float) -> float:
     """Of a layer's cache: all lanes' blocks up to `length`, the last of them half in vain, and the rows written back."""
-    model, itemsize = config.model, 2 if config.model.dtype == "bfloat16" else 4
-    columns = model.kv_heads * model.head_size
-    size = cache_tpu.block_size(columns, itemsize)
-    return config.schedule.lanes * 2 * columns * itemsize * (length + size / 2 + cache_tpu.TILE)
+    model = config.model
+    size = cache_tpu.block_size(model.kv_heads * model.head_size, itemsize(model))
+    return config.schedule.lanes * position_bytes(model) * (length + size / 2 + cache_tpu.TILE)
+
+
+def position_bytes(model: ModelConfig) -> int:
+    """Keys and values of one position in one layer."""
+    return 2 * model.kv_heads * model.head_size * itemsize(model)
+
+
+def itemsize(model: ModelConfig) -> int:
+    """Bytes of a number that the model computes with."""
+    return int(jnp.dtype(model.dtype).itemsize)

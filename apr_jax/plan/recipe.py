@@ -4,6 +4,7 @@ import dataclasses
 
 from apr_jax.config import Experiment
 from apr_jax.plan.chips import Chip
+from apr_jax.plan.kernels import position_bytes
 from apr_jax.plan.roofline import Stage
 
 
@@ -44,8 +45,7 @@ def advice(config: Experiment, stage: Stage, chip: Chip, fsdp: int) -> str:
         return ""
     model = config.model
     if stage.name == "rollout":
-        itemsize = 2 if model.dtype == "bfloat16" else 4
-        lane = 2 * model.layers * model.kv_heads * model.head_size * itemsize * config.limits.window
+        lane = model.layers * position_bytes(model) * config.limits.window
         fewer = config.schedule.lanes - -(-over // lane)
         if fewer >= 1:
             return f"--set schedule.lanes={fewer}: a lane is {lane / 2**20:.0f} MiB of cache"

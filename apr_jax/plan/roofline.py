@@ -18,7 +18,7 @@ from apr_jax.model.config import ModelConfig
 from apr_jax.plan.chips import Chip, collective_seconds, extent_of, group_bandwidth
 from apr_jax.plan.count import Count, Counter
 from apr_jax.plan.hlo import parse
-from apr_jax.plan.kernels import decode_bytes, work
+from apr_jax.plan.kernels import decode_bytes, itemsize, position_bytes, work
 from apr_jax.plan.stages import Forests, forest_chunks
 
 
@@ -205,13 +205,13 @@ def _decode_bytes(counter: Counter, entry: str, config: Experiment) -> dict[int,
 
     The lengths are the loops' bounds, or, where the kernel reads what is live, parts of the window.
     """
-    model, itemsize = config.model, 2 if config.model.dtype == "bfloat16" else 4
-    position = 2 * model.layers * model.kv_heads * model.head_size * itemsize
+    model = config.model
+    weights, position = product_parameters(model) * itemsize(model), model.layers * position_bytes(model)
     found = {}
     for source, step in counter.loops(entry):
         if scope := re.search(r"decode_(\d+)/while$", source):
             bound, times = int(scope.group(1)), step.kernels[KERNEL]
             for length in [bound >> n for n in range(5)] if times and bound == config.limits.window else [bound]:
-                must = product_parameters(model) * itemsize + config.schedule.lanes * length * position
+                must = weights + config.schedule.lanes * length * position
                 found[length] = (step.bytes + times * decode_bytes(config, length), float(must))
     return dict(sorted(found.items()))
