@@ -73,6 +73,8 @@ def test_spread_is_over_the_variants_of_a_stage(run):
     priced = found["rows"]["priced, after RL"]["total_tokens"]
     plain = [found["rows"][f"{name}, supervised"]["total_tokens"] for name in ("base", "other seed", "serial")]
     assert len({*plain}) == 3
+    others = [found["rows"][name]["total_tokens"] for name in ("asked for 2", "held to 1", "serial, T = 0.5")]
+    assert found["spread"]["sft"]["total_tokens"][0] != pytest.approx(statistics.mean([*plain, *others]))
     for stage, values in (("sft", plain), ("rl", [one, priced, other])):
         mean, spread = found["spread"][stage]["total_tokens"]
         assert mean == pytest.approx(statistics.mean(values)) and spread == pytest.approx(statistics.stdev(values))
