@@ -34,7 +34,8 @@ def work(kernel: str, config: Experiment, heads: float, chip: Chip) -> KernelWor
     if kernel == cache_tpu.KERNEL:
         length = config.limits.window / 2
         flops = 4.0 * config.schedule.lanes * model.heads * model.kv_heads * model.head_size * length
-        return KernelWork(flops, max(1.0, chip.matrix / model.heads), decode_bytes(config, length))
+        moved = decode_bytes(config, length, config.limits.window)
+        return KernelWork(flops, max(1.0, chip.matrix / model.heads), moved)
     size = block_size(config.limits.stream)
     count = -(-config.limits.stream // size)
     flops = heads * count * (count + 1) / 2 * _PRODUCTS[kernel] * 2 * size * size * model.head_size
@@ -43,10 +44,10 @@ def work(kernel: str, config: Experiment, heads: float, chip: Chip) -> KernelWor
     return KernelWork(flops, max(1.0, chip.matrix / model.head_size), again)
 
 
-def decode_bytes(config: Experiment, length: float) -> float:
-    """Of a layer's cache: all lanes' blocks up to `length`, the last of them half in vain, and the rows written back."""
+def decode_bytes(config: Experiment, length: float, bound: int) -> float:
+    """Of a layer's cache up to `bound`: all lanes' blocks up to `length`, the last half in vain, and the rows written back."""
     model = config.model
-    size = cache_tpu.block_size(model.kv_heads * model.head_size, itemsize(model))
+    size = cache_tpu.block_size(model.kv_heads * model.head_size, itemsize(model), bound)
     return config.schedule.lanes * position_bytes(model) * (length + size / 2 + cache_tpu.TILE)
 
 

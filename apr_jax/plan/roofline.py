@@ -144,8 +144,7 @@ def turns(source: str, stage: str, config: Experiment, shape: Shares) -> float:
     trees = -(-config.learn.rl.problems * config.learn.rl.group // shape.shards)
     if scope and scope.group(1) == "decode_":
         bound = int(scope.group(2))
-        begin = ([0, *bounds])[bounds.index(bound)]
-        return decode_steps(config, shape) * (bound - begin) / bounds[-1]
+        return decode_steps(config, shape) * (bound - _begin(bound, bounds)) / bounds[-1]
     if scope and scope.group(1) == "admit":
         # Each thread once, and each parent once more when its children have ended.
         return trees * (forests.threads + 1) / config.schedule.admit
@@ -155,6 +154,11 @@ def turns(source: str, stage: str, config: Experiment, shape: Shares) -> float:
         first = int(within.group(1)) == bounds[0]
         return float(first) if scope else max(1.0, bounds[0] / 2 / config.schedule.chunk)
     return 1
+
+
+def _begin(bound: int, bounds: tuple[int, ...]) -> int:
+    """Where the loop before has ended."""
+    return ([0, *bounds])[bounds.index(bound)]
 
 
 def decode_steps(config: Experiment, shape: Shares) -> float:
@@ -203,15 +207,16 @@ def _talks(count: Count, chip: Chip, devices: list[Any]) -> tuple[Talk, ...]:
 def _decode_bytes(counter: Counter, entry: str, config: Experiment) -> dict[int, tuple[float, float]]:
     """For lengths of context, what a step moves, and what it must: the weights, and all lanes' keys and values so far.
 
-    The lengths are the loops' bounds, or, where the kernel reads what is live, parts of the window.
+    The lengths are the loops' bounds, or, where the kernel reads what is live, parts of the window within a loop's bounds.
     """
     model = config.model
     weights, position = product_parameters(model) * itemsize(model), model.layers * position_bytes(model)
-    found = {}
+    found, bounds = {}, config.schedule.bounds(config.limits.window)
     for source, step in counter.loops(entry):
         if scope := re.search(r"decode_(\d+)/while$", source):
             bound, times = int(scope.group(1)), step.kernels[KERNEL]
-            for length in [bound >> n for n in range(5)] if times and bound == config.limits.window else [bound]:
+            lengths = [config.limits.window >> n for n in range(5)] if times else [bound]
+            for length in [length for length in lengths if _begin(bound, bounds) < length <= bound]:
                 must = weights + config.schedule.lanes * length * position
-                found[length] = (step.bytes + times * decode_bytes(config, length), float(must))
+                found[length] = (step.bytes + times * decode_bytes(config, length, bound), float(must))
     return dict(sorted(found.items()))

@@ -20,7 +20,7 @@ interpreted = functools.partial(cache_tpu.over, interpret=True)
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
-    monkeypatch.setattr(cache_tpu, "BLOCK", 128)
+    monkeypatch.setattr(cache_tpu, "BLOCKS", ((200, 64), (400, 128)))
     monkeypatch.setattr(cache_tpu, "over", interpreted)
 
 
@@ -79,6 +79,20 @@ def test_what_lies_beyond_a_lane_is_not_read():
     assert np.isnan(np.asarray(found[1])).all()
 
 
+def test_small_blocks_find_and_store_the_same():
+    """A bound of small blocks over a cache made for large ones; the longest lane ends in its last block."""
+    model, random = config(), np.random.default_rng(0)
+    sides = tuple(jnp.asarray(random.normal(size=e.shape), e.dtype) for e in cache_tpu.empty(model, 3, 300, (300,)))
+    q, k, v = (
+        jnp.asarray(random.normal(size=shape), jnp.float32) for shape in ((3, 1, 4, 16), (3, 2, 1, 16), (3, 2, 1, 16))
+    )
+    positions = jnp.asarray([[5], [64], [199]])
+    small, large = (interpreted(sides, positions, bound, (bound,))(q, k, v) for bound in (200, 300))
+    np.testing.assert_allclose(small[0], large[0], atol=2e-6)
+    for a, b in zip(small[1], large[1], strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
 def test_in_bfloat16_within_its_rounding():
     bound = 256
     random = np.random.default_rng(0)
@@ -96,11 +110,11 @@ def test_in_bfloat16_within_its_rounding():
 
 
 def test_blocks_fit_beside_each_other():
-    """As many positions as BLOCK; fewer where a position is wider, and whole tiles always."""
-    assert cache_tpu.block_size(1_024, 2) == cache_tpu.BLOCK == 128
-    assert cache_tpu.block_size(4_096, 4) == 64
-    assert cache_tpu.block_size(8_200, 4) == 16
-    assert cache_tpu.block_size(100_000, 4) == cache_tpu.TILE
+    """Small ones up to a bound, large ones beyond; fewer positions where one is wider, and whole tiles always."""
+    assert [cache_tpu.block_size(1_024, 2, bound) for bound in (1, 200, 201, 400)] == [64, 64, 128, 128]
+    assert cache_tpu.block_size(4_096, 4, 400) == 64
+    assert cache_tpu.block_size(8_200, 4, 400) == 16
+    assert cache_tpu.block_size(100_000, 4, 400) == cache_tpu.TILE
 
 
 @pytest.mark.parametrize("chunk", [1, 3])

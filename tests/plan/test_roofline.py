@@ -144,7 +144,10 @@ ENTRY %main (a: bf16[4,16,64,4608]) -> bf16[4,16,64,4608] {
     assert found.tokens == tokens and found.useful_flops == pytest.approx(tokens * (dense + attention) / 64)
 
 
-def test_a_decode_step_moves_what_is_live():
+@pytest.mark.parametrize(
+    ("bound", "steps", "lengths", "vain"), [(1_024, 1_024, (256, 512, 1_024), 64), (4_096, 3_072, (2_048, 4_096), 128)]
+)
+def test_a_decode_step_moves_what_is_live(bound, steps, lengths, vain):
     """The kernel's cache is written in place: the text says whole arrays, the step reads blocks, the last one half in vain."""
     text = """HloModule m
 
@@ -169,7 +172,7 @@ ENTRY %main (x: (s32[], bf16[24,4096,1024])) -> (s32[], bf16[24,4096,1024]) {
   %x = (s32[], bf16[24,4096,1024]) parameter(0)
   ROOT %while.1 = (s32[], bf16[24,4096,1024]) while(%x), body=%body, condition=%cond, LOOP
 }
-""".replace("LOOP", 'metadata={op_name="a/decode_4096/while"}').replace(
+""".replace("LOOP", f'metadata={{op_name="a/decode_{bound}/while"}}').replace(
         "KERNEL", 'custom_call_target="tpu_custom_call", output_to_operand_aliasing={{1}: (1, {})}'
     )
     memory = types.SimpleNamespace(
@@ -185,11 +188,11 @@ ENTRY %main (x: (s32[], bf16[24,4096,1024])) -> (s32[], bf16[24,4096,1024]) {
     position = 2 * 1024 * 2  # Keys and values of a layer.
     weights = 2 * roofline.product_parameters(PAPER.model)
     assert found.decode == {
-        length: (queries + 24 * position * (length + 128 + 16), weights + 18 * 24 * position * length)
-        for length in (256, 512, 1_024, 2_048, 4_096)
+        length: (queries + 24 * position * (length + vain + 16), weights + 18 * 24 * position * length)
+        for length in lengths
     }
-    assert found.bytes == 3_072 * (queries + 24 * position * (2_048 + 128 + 16))
-    assert found.compute == 3_072 * 4 * 24 * 16 * 1_024 * 2_048 * 8 / 275e12  # 16 heads on a unit of 128.
+    assert found.bytes == steps * (queries + 24 * position * (2_048 + 128 + 16))
+    assert found.compute == steps * 4 * 24 * 16 * 1_024 * 2_048 * 8 / 275e12  # 16 heads on a unit of 128.
 
 
 def test_weak_scaling_bends_where_slices_end():
