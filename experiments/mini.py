@@ -44,6 +44,7 @@ def experiment() -> Experiment:
                 rows=4,
                 save_every=500,
                 log_every=20,
+                validate_every=1_000,
                 optimizer=OptimizerConfig(name="muon", lr=3e-3, warmup=100),
             ),
             rl=RlConfig(

@@ -32,7 +32,13 @@ def experiment() -> Experiment:
         schedule=Schedule(lanes=32, admit=1, chunk=16, buckets=(88,)),
         learn=LearnConfig(
             sft=SftConfig(
-                steps=2400, rows=8, save_every=500, log_every=20, optimizer=OptimizerConfig(name="muon", lr=4e-3)
+                steps=2400,
+                rows=8,
+                save_every=500,
+                log_every=20,
+                validate_every=800,
+                validation=300,
+                optimizer=OptimizerConfig(name="muon", lr=4e-3),
             ),
             rl=RlConfig(
                 steps=25,

@@ -59,6 +59,8 @@ def experiment() -> Experiment:
                 optimizer=OptimizerConfig(lr=5e-5, warmup=200, weight_decay=0.01, clip=1.0),
                 save_every=500,
                 log_every=20,
+                validate_every=5_000,
+                validation=320,  # One rollout: it takes longer than a hundred steps.
             ),
             rl=RlConfig(
                 steps=150,

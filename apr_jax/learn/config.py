@@ -59,6 +59,8 @@ class SftConfig:
       streams: independent streams of demonstrations that a batch's rows come from, in equal parts. A process reads only
         the streams in which its rows lie: give it as many as there are processes. It decides the order of the data; the
         number of processes and devices does not.
+      validate_every: steps between greedy answers to `validation` problems, with the rollout of RL; the best step by them
+        is kept. 0: never.
     """
 
     steps: int
@@ -67,10 +69,13 @@ class SftConfig:
     streams: int = 1
     save_every: int = 200
     log_every: int = 10
+    validate_every: int = 0
+    validation: int = 128
 
     def __post_init__(self):
         self.optimizer.check("learn.sft.optimizer")
-        _require(self, "learn.sft", ("steps", "rows", "streams", "save_every", "log_every"), 1)
+        _require(self, "learn.sft", ("steps", "rows", "streams", "save_every", "log_every", "validation"), 1)
+        _require(self, "learn.sft", ("validate_every",), 0)
         if self.rows % self.streams:
             raise ValueError(f"learn.sft.rows={self.rows} must be a multiple of learn.sft.streams={self.streams}")
 

@@ -13,9 +13,7 @@ The life of a tree:
    included.
 """
 
-import collections
 import dataclasses
-import time
 from pathlib import Path
 from typing import Any
 
@@ -27,26 +25,22 @@ from apr_jax.config import Experiment
 from apr_jax.data import builder
 from apr_jax.data.build import check_built
 from apr_jax.data.packing import Rows, pack_forest, padding_share
-from apr_jax.data.tokenizer import BOS, Tokenizer
 from apr_jax.errors import UsageError
 from apr_jax.learn.advantages import ADVANTAGES, count_flat
-from apr_jax.learn.answers import extract_answers
 from apr_jax.learn.ceiling import measure_ceiling, training_flops
 from apr_jax.learn.checkpoint import Run, load_checkpoint
 from apr_jax.learn.checksum import digest
+from apr_jax.learn.examiner import Examiner, first, forest_metrics
 from apr_jax.learn.loop import LastBatches, Stage, Stopping
 from apr_jax.learn.objective import MEANS, silent_trees, token_weights
 from apr_jax.learn.optimizer import make_optimizer
-from apr_jax.learn.policy import make_policy_rollout
-from apr_jax.learn.processes import fetch, of_first
+from apr_jax.learn.processes import fetch
 from apr_jax.learn.restored import Restored
 from apr_jax.learn.rewards import counted_trees, next_price, tree_rewards
 from apr_jax.learn.run import build_mesh, train
-from apr_jax.learn.sample import tree_text
 from apr_jax.learn.state import TrainState, init_state
 from apr_jax.learn.steps import (
     RlStep,
-    batch_shards,
     check_divides,
     make_rl_step,
     make_tree_kl,
@@ -57,8 +51,8 @@ from apr_jax.learn.steps import (
 )
 from apr_jax.learn.times import Late, StepTimes
 from apr_jax.storage import as_path, local_copy
-from apr_jax.tasks import BoxedVerifier, Countdown, Failure, Problem, Task, Verdict, load_problems
-from apr_jax.threads import Prompts, ThreadForest, Work, check_prompts, make_prompts
+from apr_jax.tasks import BoxedVerifier, Countdown, Problem
+from apr_jax.threads import ThreadForest, Work
 
 
 def train_rl(
@@ -94,7 +88,8 @@ def train_rl(
     optimizer = make_optimizer(rl.optimizer, rl.steps * rl.inner_steps)
     task = Countdown(config.task, config.solver)
     with BoxedVerifier(task, rl.reward.time_limit) as verifier:
-        trainer = _Trainer(config, start, here, mesh, make_rl_step(config, optimizer, mesh), task, verifier)
+        examiner = Examiner(config, task, start.tokenizer, verifier, here, rl.validation, mesh)
+        trainer = _Trainer(config, start, here, mesh, make_rl_step(config, optimizer, mesh), examiner)
         return train(
             Run(config, start.method, "rl", start.tokenizer, origin=digest(start.params)),
             as_path(workdir),
@@ -107,9 +102,9 @@ def train_rl(
                 bad_steps=config.learn.bad_steps,
                 data_state=trainer.data_state,
                 batch=trainer.last_batches.of,
-                host_seconds=lambda: trainer.host_seconds,
-                validate=trainer.validate,
-                sample=trainer.sample,
+                host_seconds=lambda: examiner.host_seconds,
+                validate=lambda state, stopping: examiner.validate(state.params, stopping),
+                sample=lambda: examiner.sample,
                 validate_every=rl.validate_every,
             ),
             restore_data=trainer.restore_data,
@@ -132,28 +127,21 @@ class _Trainer:
         data_dir: Path,
         mesh: Mesh,
         step: RlStep,
-        task: Task,
-        verifier: BoxedVerifier,
+        examiner: Examiner,
     ):
         self._config, self._rl, self._mesh = config, config.learn.rl, mesh
-        self._tokenizer = start.tokenizer
-        self._task, self._verifier = task, verifier
+        self._vocabulary = start.tokenizer.vocab_size
+        self._examiner = examiner
         self._train = TrainingProblems(data_dir, start.method)
-        self._validation = load_problems(data_dir / "validation.jsonl")[: self._rl.validation]
-        self._width = _prompt_width(config, self._task, self._tokenizer, self._validation)
-        self._rollout = make_policy_rollout(config.model, config.limits, config.schedule, mesh)
-        self._batch = rollout_batch(config, mesh)
         self._step = step
         self._reference = place_whole(start.params, mesh)
         self.last_batches = LastBatches()
-        self.host_seconds = 0.0
         self._tree_kl = make_tree_kl(config, mesh)
         advantage = ADVANTAGES[self._rl.objective.advantage]
         self._compare = jax.jit(lambda rewards, counted: (advantage(rewards, counted), count_flat(rewards, counted)))
         self._price = self._rl.reward.token_price
         self._ceiling = measure_ceiling(mesh, config.model.dtype)
         self._times: StepTimes | None = None
-        self._sample = ""
 
     def data_state(self) -> dict[str, Any]:
         """What a checkpoint must hold besides the state: JSON gives a float back to the bit."""
@@ -170,13 +158,13 @@ class _Trainer:
         problems = self._train.draw(self._config.seed, step, rl.problems)
         problems = [problem for problem in problems for _ in range(rl.group)]
         key = jax.random.fold_in(jax.random.key(self._config.seed), step)
-        rolled = self._rollout(state.params, self._prompts(problems, rl.temperature), key)
+        rolled = self._examiner.ask(state.params, problems, rl.temperature, key)
         times.queued()
-        forest, work = _first(fetch(rolled), len(problems))
+        forest, work = first(fetch(rolled), len(problems))
         times.fetched()
         if stopping():
             return state, None
-        correct, failures = self._verify(problems, forest)
+        correct, failures = self._examiner.verify(problems, forest)
         rewards = tree_rewards(correct, forest, self._price, rl.reward)
         counted = counted_trees(forest, rl.reward)
         advantages, flat = self._advantages(rewards, counted)
@@ -195,44 +183,44 @@ class _Trainer:
         self.last_batches.keep(step + 1, vars(rows) | {"weights": weights, "advantages": advantages})
         placed = place_everywhere(advantages, self._mesh)
         times.resumed()
-        first: dict[str, Any] = {}
+        at_first: dict[str, Any] = {}
         for _ in range(rl.inner_steps):
             state, metrics = self._step(state, self._reference, batch, placed)
-            first = first or metrics
+            at_first = at_first or metrics
         times.updating(metrics["loss"])
         state = dataclasses.replace(state, step=state.step + 1)
-        replayed = replayed_rows(rows, rl.rows)
-        measured = (
-            forest_metrics(forest, correct)
-            | failures
-            | learned
-            | {
-                "reward": float(rewards.mean()),
-                "token_price": self._price,
-                "masked_trees": float(np.sum(~counted)),
-                "lane_occupancy": float(work.live.sum() / max(1, work.steps.sum() * self._config.schedule.lanes)),
-                "silent_trees": float(silent.sum()),
-                "rows": float(len(replayed.tokens)),
-                "trees": float(len(problems)),
-                "tokens": float(forest.total_tokens.sum()),
-            }
-        )
-        self._price = next_price(self._price, measured["total_tokens"], rl.reward)
         # The first inner step sees the policy that sampled: there the difference of log-probs is a measure of error.
-        metrics |= {name: first[name] for name in ("logprob_difference", "logprob_difference_worst")}
-        if len(replayed.tokens):
-            measured["padding"] = padding_share(replayed)
-        else:  # Means over no token say nothing.
+        metrics |= {name: at_first[name] for name in ("logprob_difference", "logprob_difference_worst")}
+        measured = self._measure(forest, work, correct, rows) | failures | learned
+        measured |= {
+            "reward": float(rewards.mean()),
+            "token_price": self._price,
+            "masked_trees": float(np.sum(~counted)),
+            "silent_trees": float(silent.sum()),
+        }
+        self._price = next_price(self._price, measured["total_tokens"], rl.reward)
+        if not measured["rows"]:  # Means over no token say nothing.
             metrics = {name: value for name, value in metrics.items() if name not in MEANS}
         flops = self._update_flops(rows)
         share = Late(lambda: flops / times.update_seconds() / self._ceiling)
         return state, metrics | measured | times.metrics() | {"ceiling_share": share}
 
+    def _measure(self, forest: ThreadForest, work: Work, correct: np.ndarray, rows: Rows) -> dict[str, float]:
+        """What the trees of a step show, what they cost, and what is replayed of them."""
+        replayed = replayed_rows(rows, self._rl.rows)
+        measured = forest_metrics(forest, correct) | {
+            "lane_occupancy": float(work.live.sum() / max(1, work.steps.sum() * self._config.schedule.lanes)),
+            "rows": float(len(replayed.tokens)),
+            "trees": float(len(correct)),
+            "tokens": float(forest.total_tokens.sum()),
+        }
+        return measured | ({"padding": padding_share(replayed)} if len(replayed.tokens) else {})
+
     def _update_flops(self, rows: Rows) -> float:
         """What the updates on a forest need; a reference that is only read costs a third."""
         rl = self._rl
         passes = (3.0 + rl.objective.kl_in_loss) * rl.inner_steps + rl.objective.kl_in_reward
-        return float(training_flops(self._config.model, self._tokenizer.vocab_size, rows)) * passes / 3.0
+        return float(training_flops(self._config.model, self._vocabulary, rows)) * passes / 3.0
 
     def _advantages(self, rewards: np.ndarray, counted: np.ndarray) -> tuple[np.ndarray, float]:
         """[B], and how many groups are flat."""
@@ -240,50 +228,6 @@ class _Trainer:
         grouped, part = rewards.reshape(shape).astype(np.float32), counted.reshape(shape)
         advantages, flat = jax.device_get(self._compare(grouped, part))
         return advantages.reshape(-1), float(flat)
-
-    def validate(self, state: TrainState, stopping: Stopping) -> dict[str, float] | None:
-        """Greedy answers to the validation problems, in batches of the rollout's own shape: nothing new to compile."""
-        size = self._batch
-        forests, correct = [], []
-        failures: collections.Counter[str] = collections.Counter()
-        for begin in range(0, len(self._validation), size):
-            if stopping():
-                return None
-            problems = self._validation[begin : begin + size]
-            key = jax.random.key(self._config.seed)
-            rolled = self._rollout(state.params, self._prompts(problems, 0.0), key)
-            forests.append(_first(fetch(rolled), len(problems))[0])
-            right, failed = self._verify(problems, forests[-1])
-            if begin == 0:
-                self._sample = tree_text(forests[0], 0, problems[0], bool(right[0]), self._tokenizer)
-            correct.append(right)
-            failures.update(failed)
-        joined = jax.tree.map(lambda *parts: np.concatenate(parts), *forests)
-        return forest_metrics(joined, np.concatenate(correct)) | dict(failures)
-
-    def sample(self) -> str:
-        """The tree of the first problem of the last validation."""
-        return self._sample
-
-    def _prompts(self, problems: list[Problem], temperature: float) -> Prompts:
-        """Of a whole batch: past the last problem the first one again."""
-        problems = problems + problems[:1] * (self._batch - len(problems))
-        ids = [[BOS, *self._tokenizer.encode(self._task.prompt(problem))] for problem in problems]
-        prompts = make_prompts(ids, self._width, temperature=temperature)
-        check_prompts(prompts, self._config.limits)
-        return prompts
-
-    def _verify(self, problems: list[Problem], forest: ThreadForest) -> tuple[np.ndarray, dict[str, float]]:
-        """Which trees are right, float32 [B]; how many verifications raised and how many ran out of time."""
-        began = time.perf_counter()
-        answers = extract_answers(forest, self._tokenizer)
-        outcomes = self._verifier.verify(list(zip(problems, answers, strict=True)))
-        self.host_seconds = time.perf_counter() - began
-        correct = [isinstance(outcome, Verdict) and outcome.correct for outcome in outcomes]
-        return of_first(np.array(correct, np.float32)), {  # Time runs out in one process, and not in another.
-            "reward_errors": float(outcomes.count(Failure.RAISED)),
-            "reward_timeouts": float(outcomes.count(Failure.TIMED_OUT)),
-        }
 
 
 class TrainingProblems:
@@ -301,35 +245,6 @@ class TrainingProblems:
     def _problem(self, index: int) -> Problem:
         example = self._source[index]
         return Problem(f"train-{index}", tuple(int(n) for n in example["numbers"]), int(example["target"]))
-
-
-def rollout_batch(config: Experiment, mesh: Mesh) -> int:
-    """Trees of one rollout: those of a step, and as many more as give every shard of the mesh the same number."""
-    trees = config.learn.rl.problems * config.learn.rl.group
-    return trees + -trees % batch_shards(mesh)
-
-
-def _first(rolled: tuple[ThreadForest, Work], count: int) -> tuple[ThreadForest, Work]:
-    forest, work = rolled
-    return jax.tree.map(lambda x: x[:count], forest), work
-
-
-def forest_metrics(forest: ThreadForest, correct: np.ndarray) -> dict[str, float]:
-    """Means a tree of what a forest (numpy leaves) shows."""
-    names = ("total_tokens", "sequential_tokens", "children", "truncations")
-    measured = {"accuracy": correct, "refusals": np.sum(forest.refusals, axis=1)}
-    return {
-        name: float(np.mean(values)) for name, values in (measured | {n: getattr(forest, n) for n in names}).items()
-    }
-
-
-def _prompt_width(config: Experiment, task: Task, tokenizer: Tokenizer, problems: list[Problem]) -> int:
-    """P, tokens of the longest prompt that can come up, `<bos>` included; the rollout compiles for it."""
-    widest = Problem("widest", (config.task.high,) * config.task.numbers, config.task.target_high)
-    width = 1 + max(len(tokenizer.encode(task.prompt(problem))) for problem in (widest, *problems))
-    if width >= config.limits.window:
-        raise UsageError(f"config limits.window={config.limits.window}: must be more than {width}, the longest prompt")
-    return width
 
 
 def _check_init(config: Experiment, start: Restored) -> None:

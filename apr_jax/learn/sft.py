@@ -1,16 +1,18 @@
-"""Supervised training: imitation of the symbolic solvers' demonstrations."""
+"""Supervised training: imitation of the symbolic solvers' demonstrations; validation by what the model itself answers."""
 
 import time
 from pathlib import Path
 from typing import Any
 
 import jax
+from jax.sharding import Mesh
 
 from apr_jax.config import Experiment
 from apr_jax.data.build import check_built
 from apr_jax.data.pipeline import Batches, Held, sft_batches
 from apr_jax.learn.ceiling import measure_ceiling
 from apr_jax.learn.checkpoint import Run
+from apr_jax.learn.examiner import Examiner
 from apr_jax.learn.loop import LastBatches, Stage, Stopping
 from apr_jax.learn.optimizer import make_optimizer
 from apr_jax.learn.processes import held_rows, merge
@@ -19,6 +21,7 @@ from apr_jax.learn.state import TrainState, init_state
 from apr_jax.learn.steps import check_divides, make_sft_step, place_rows
 from apr_jax.model.transformer import init_params
 from apr_jax.storage import as_path, local_copy
+from apr_jax.tasks import BoxedVerifier, Countdown
 
 
 def train_sft(
@@ -41,51 +44,79 @@ def train_sft(
     mesh = build_mesh(config)
     check_divides("learn.sft.rows", sft.rows, mesh)
     check_built(config, as_path(data_dir))
-    data_dir = local_copy(as_path(data_dir), "data.json")
-    tokenizer = read_tokenizer(data_dir)
-    optimizer = make_optimizer(sft.optimizer, sft.steps)
-    update = make_sft_step(config.model, optimizer, mesh)
-
-    def open_stream(stream: int) -> Batches:
-        rows, length = sft.rows // sft.streams, config.limits.stream
-        return sft_batches(data_dir, method, rows, length, config.seed, stream, sft.streams)
-
-    batches = Held(open_stream, sft.streams, sft.rows, held_rows(sft.rows, mesh))
-    last_batches = LastBatches()
-    waited = 0.0
-
-    def advance(state: TrainState, step: int, stopping: Stopping) -> tuple[TrainState, dict[str, Any]]:
-        nonlocal waited
-        del stopping  # A step is short.
-        began = time.perf_counter()
-        rows = next(batches)
-        waited = time.perf_counter() - began
-        last_batches.keep(step + 1, vars(rows))
-        state, metrics = update(state, place_rows(rows, mesh))
-        return state, metrics | {"data_seconds": waited}
-
+    here = local_copy(as_path(data_dir), "data.json")
+    tokenizer = read_tokenizer(here)
+    trainer = _Trainer(config, here, method, mesh)
     init = jax.jit(init_params, static_argnums=(0, 1))
     # By way of the host: several processes then lay the same values out on the mesh of all.
     params = jax.device_get(init(config.model, tokenizer.vocab_size, jax.random.key(config.seed)))
-    return train(
-        Run(config, method, "sft", tokenizer),
-        as_path(workdir),
-        init_state(params, optimizer, mesh),
-        Stage(
-            name="sft",
-            steps=sft.steps,
-            advance=advance,
-            save_every=sft.save_every,
-            bad_steps=config.learn.bad_steps,
-            data_state=lambda: {"streams": merge(batches.get_state())},
-            batch=last_batches.of,
-            host_seconds=lambda: waited,
-        ),
-        restore_data=lambda data: batches.set_state(data["streams"]),
-        log_every=sft.log_every,
-        counted=("tokens",),
-        shown=("loss", "entropy"),
-        progress=progress,
-        ceiling=measure_ceiling(mesh, config.model.dtype),
-        profile=profile,
-    )
+    task = Countdown(config.task, config.solver)
+    with BoxedVerifier(task, config.learn.rl.reward.time_limit) as verifier:
+        examiner = Examiner(config, task, tokenizer, verifier, here, sft.validation, mesh)
+        return train(
+            Run(config, method, "sft", tokenizer),
+            as_path(workdir),
+            init_state(params, trainer.optimizer, mesh),
+            Stage(
+                name="sft",
+                steps=sft.steps,
+                advance=trainer.advance,
+                save_every=sft.save_every,
+                bad_steps=config.learn.bad_steps,
+                data_state=trainer.data_state,
+                batch=trainer.last_batches.of,
+                host_seconds=lambda: trainer.waited,
+                validate=(lambda state, stopping: examiner.validate(state.params, stopping))
+                if sft.validate_every
+                else None,
+                sample=lambda: examiner.sample,
+                validate_every=sft.validate_every,
+            ),
+            restore_data=trainer.restore_data,
+            log_every=sft.log_every,
+            counted=("tokens",),
+            shown=("loss", "entropy", "validation_accuracy"),
+            progress=progress,
+            ceiling=measure_ceiling(mesh, config.model.dtype),
+            profile=profile,
+        )
+
+
+class _Trainer:
+    """What a supervised step needs besides the state: its optimizer, and the batches, which know where they are.
+
+    Attributes:
+      waited: seconds that the last step waited for its batch.
+    """
+
+    def __init__(self, config: Experiment, data_dir: Path, method: str, mesh: Mesh):
+        sft = config.learn.sft
+
+        def open_stream(stream: int) -> Batches:
+            rows, length = sft.rows // sft.streams, config.limits.stream
+            return sft_batches(data_dir, method, rows, length, config.seed, stream, sft.streams)
+
+        self._mesh = mesh
+        self._batches = Held(open_stream, sft.streams, sft.rows, held_rows(sft.rows, mesh))
+        self.optimizer = make_optimizer(sft.optimizer, sft.steps)
+        self._update = make_sft_step(config.model, self.optimizer, mesh)
+        self.last_batches = LastBatches()
+        self.waited = 0.0
+
+    def advance(self, state: TrainState, step: int, stopping: Stopping) -> tuple[TrainState, dict[str, Any]]:
+        """One step."""
+        del stopping  # A step is short.
+        began = time.perf_counter()
+        rows = next(self._batches)
+        self.waited = time.perf_counter() - began
+        self.last_batches.keep(step + 1, vars(rows))
+        state, metrics = self._update(state, place_rows(rows, self._mesh))
+        return state, metrics | {"data_seconds": self.waited}
+
+    def data_state(self) -> dict[str, Any]:
+        """Of all streams, wherever they are read."""
+        return {"streams": merge(self._batches.get_state())}
+
+    def restore_data(self, saved: dict[str, Any]) -> None:
+        """Goes on from a `data_state`."""
+        self._batches.set_state(saved["streams"])

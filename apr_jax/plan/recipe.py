@@ -3,6 +3,7 @@
 import dataclasses
 
 from apr_jax.config import Experiment
+from apr_jax.learn.config import RlConfig, SftConfig
 from apr_jax.plan.chips import Chip
 from apr_jax.plan.kernels import position_bytes
 from apr_jax.plan.roofline import Stage
@@ -29,13 +30,20 @@ def recipe(config: Experiment, stages: dict[str, Stage], chips: int) -> Recipe |
     needed = {"supervised", "rollout", "update"}
     if not (needed | ({"replay"} if anchored else set())) <= stages.keys():
         return None
-    supervised = config.learn.sft.steps * stages["supervised"].seconds / 3600
-    step = stages["rollout"].seconds + rl.inner_steps * stages["update"].seconds
+    sft, rollout = config.learn.sft, stages["rollout"].seconds
+    supervised = sft.steps * stages["supervised"].seconds + _validations(config, sft) * rollout
+    step = rollout + rl.inner_steps * stages["update"].seconds
     step += stages["replay"].seconds if anchored else 0.0
-    trees = rl.problems * rl.group
-    validations = (1 + -(-rl.steps // rl.validate_every)) * -(-rl.validation // trees)
-    reinforced = (rl.steps * step + validations * stages["rollout"].seconds) / 3600
-    return Recipe(supervised, reinforced, (supervised + reinforced) * chips)
+    reinforced = rl.steps * step + _validations(config, rl) * rollout
+    return Recipe(supervised / 3600, reinforced / 3600, (supervised + reinforced) / 3600 * chips)
+
+
+def _validations(config: Experiment, stage: SftConfig | RlConfig) -> int:
+    """Rollouts of all validations: before the first step, and then every so many steps, and after the last."""
+    if not stage.validate_every:
+        return 0
+    trees = config.learn.rl.problems * config.learn.rl.group
+    return (1 + -(-stage.steps // stage.validate_every)) * -(-stage.validation // trees)
 
 
 def advice(config: Experiment, stage: Stage, chip: Chip, fsdp: int) -> str:

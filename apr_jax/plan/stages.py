@@ -15,9 +15,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from apr_jax.config import Experiment
 from apr_jax.data.packing import Rows
 from apr_jax.flags import Program
+from apr_jax.learn.examiner import rollout_batch
 from apr_jax.learn.optimizer import make_optimizer
 from apr_jax.learn.policy import make_policy_rollout
-from apr_jax.learn.rl import rollout_batch
 from apr_jax.learn.state import TrainState
 from apr_jax.learn.steps import ForestBatch, check_divides, make_rl_step, make_sft_step, make_tree_kl
 from apr_jax.model.sharding import BATCH_AXES, batch_sharding, shardings

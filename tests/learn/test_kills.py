@@ -126,15 +126,16 @@ def test_rl_survives_being_killed_9_times(long_config, config_file, data_dir, ch
     _assert_same_run(workdir, tmp_path / "unbroken", _RL_STEPS)
 
 
-# `apr`, killed as soon as a function of learn/rl.py, made by the maker that is named, has been called so many times: what it
+# `apr`, killed as soon as a function of RL, made by the maker that is named, has been called so many times: what it
 # is to compute is then queued, and nobody has waited for it.
 _KILLED_INSIDE = """
 import os, signal, sys
 from apr_jax import cli
-from apr_jax.learn import rl
+from apr_jax.learn import examiner, rl
 
 maker, left = sys.argv.pop(1), int(sys.argv.pop(1))
-make = getattr(rl, maker)
+module = rl if maker == "make_rl_step" else examiner
+make = getattr(module, maker)
 
 def make_deadly(*settings):
     function = make(*settings)
@@ -149,7 +150,7 @@ def make_deadly(*settings):
 
     return deadly
 
-setattr(rl, maker, make_deadly)
+setattr(module, maker, make_deadly)
 cli.main()
 """
 

@@ -19,7 +19,7 @@ from apr_jax.config import MeshConfig
 from apr_jax.data.packing import Rows
 from apr_jax.data.pipeline import Held
 from apr_jax.errors import UsageError, UserError
-from apr_jax.learn import rl, sft
+from apr_jax.learn import examiner, rl, sft
 from apr_jax.learn.checkpoint import FOLDER, load_checkpoint
 from apr_jax.learn.config import RewardConfig
 from apr_jax.learn.metrics import FILE
@@ -97,6 +97,36 @@ def test_sft_stopped_and_resumed_is_the_unbroken_run(
     state = train_sft(config, data_dir, tmp_path, "apr", progress=False)
     _equal(state, unbroken[1])
     assert repeatable(tmp_path) == repeatable(unbroken[0])
+
+
+@pytest.fixture(scope="module")
+def validated(config, data_dir, tmp_path_factory):
+    """`unbroken`, with greedy answers to three validation problems before the first step, after the fourth, and at the end."""
+    workdir = tmp_path_factory.mktemp("validated")
+    return workdir, train_sft(changed(config, sft={"validate_every": 4}), data_dir, workdir, "apr", progress=False)
+
+
+def test_a_validation_changes_nothing_in_supervised_training(validated, unbroken):
+    _equal(validated[1], unbroken[1])
+    lines = repeatable(validated[0])
+    assert [line["step"] for line in lines if "validation_accuracy" in line] == [0, 4, 6]
+    plain = [{name: line[name] for name in line if not name.startswith("validation_")} for line in lines]
+    assert plain[1:] == repeatable(unbroken[0])
+    assert 0 < lines[0]["validation_total_tokens"] <= 200
+    assert _scores(validated[0], 6)["validation_accuracy"] == lines[-1]["validation_accuracy"]
+
+
+def test_a_validation_of_supervised_training_that_was_due_is_done_by_the_next_start(
+    validated, config, data_dir, tmp_path, monkeypatch
+):
+    with monkeypatch.context() as patch:
+        patch.setattr(sft, "make_sft_step", _Interrupt(sft.make_sft_step, 4, signal.SIGTERM))
+        with pytest.raises(SystemExit):
+            train_sft(changed(config, sft={"validate_every": 4}), data_dir, tmp_path, "apr", progress=False)
+    assert "validation_accuracy" not in logged(tmp_path)[-1]
+    train_sft(changed(config, sft={"validate_every": 4}), data_dir, tmp_path, "apr", progress=False)
+    assert repeatable(tmp_path) == repeatable(validated[0])
+    assert _scores(tmp_path, 4) == _scores(validated[0], 4) != {}
 
 
 def test_a_finished_run_trains_no_more(unbroken, config, data_dir):
@@ -216,8 +246,8 @@ def test_trees_that_do_not_divide_into_the_shards_are_rolled_out_with_copies_tha
             assert got.get(name) == pytest.approx(expected.get(name)), name
 
 
-def test_every_logged_name_is_documented_and_no_other(unbroken, unbroken_rl):
-    for (workdir, _), stage in ((unbroken, "sft"), (unbroken_rl, "rl")):
+def test_every_logged_name_is_documented_and_no_other(validated, unbroken_rl):
+    for (workdir, _), stage in ((validated, "sft"), (unbroken_rl, "rl")):
         lines = logged(workdir)
         assert {line["stage"] for line in lines} == {stage}
         assert set().union(*lines) == _documented(stage)
@@ -233,16 +263,18 @@ def test_the_shares_of_an_rl_step_add_up_and_its_seconds_are_those_of_its_throug
     assert 0.5 * elapsed < sum(line["step_seconds"] for line in lines) <= 1.05 * elapsed
 
 
-@pytest.mark.parametrize(("maker", "call", "stopped"), [("make_rl_step", 3, 2), ("make_policy_rollout", 3, 1)])
+@pytest.mark.parametrize(
+    ("module", "maker", "call", "stopped"), [(rl, "make_rl_step", 3, 2), (examiner, "make_policy_rollout", 3, 1)]
+)
 def test_rl_stopped_and_resumed_is_the_unbroken_run(
-    unbroken, unbroken_rl, config, data_dir, tmp_path, monkeypatch, maker, call, stopped
+    unbroken, unbroken_rl, config, data_dir, tmp_path, monkeypatch, module, maker, call, stopped
 ):
     """In an update of step 2, which is then not validated, though that is due; and in its rollout, which is thrown away.
 
     Two inner steps a step; the first rollout is that of the first validation.
     """
     with monkeypatch.context() as patch:
-        patch.setattr(rl, maker, _Interrupt(getattr(rl, maker), call, signal.SIGTERM))
+        patch.setattr(module, maker, _Interrupt(getattr(module, maker), call, signal.SIGTERM))
         with pytest.raises(SystemExit):
             train_rl(config, data_dir, tmp_path, unbroken[0], progress=False)
     assert sorted(int(e.name) for e in (tmp_path / FOLDER).iterdir())[-1] == stopped

@@ -6,7 +6,7 @@ import re
 import pytest
 
 from apr_jax.errors import UsageError
-from apr_jax.learn.rl import rollout_batch
+from apr_jax.learn.examiner import rollout_batch
 from apr_jax.learn.run import build_mesh
 from apr_jax.plan.count import Counter
 from apr_jax.plan.hlo import parse
