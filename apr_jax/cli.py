@@ -273,7 +273,7 @@ def report(
     show_results(run)
 
 
-@app.command(epilog="Example: apr plan --config experiments/paper.py --topology v5e:4x4")
+@app.command(epilog="Example: apr plan --config experiments/paper.py --topology v5e:8x8")
 def plan(
     config: Config,
     topology: Annotated[

@@ -49,7 +49,7 @@ def experiment() -> Experiment:
         # Room for the hidden spawn blocks, and for twice the children that a demonstration has.
         limits=Limits(window=window, stream=window + 512, slots=2 * children + 1, children=children, max_depth=1),
         # A lane is 288 MiB of cache: 24 leave room on a device of 16 GiB, and hold all 22 threads of 2 trees, a step's share.
-        # The bucket is for reading contexts, most of which are short: a decode step reads what there is anyway.
+        # The bucket is for contexts, most of which are short; while all are, a decode step reads them in smaller blocks.
         schedule=Schedule(lanes=24, admit=8, chunk=64, buckets=(1_024,)),
         learn=LearnConfig(
             sft=SftConfig(

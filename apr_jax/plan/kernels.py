@@ -29,7 +29,10 @@ class KernelWork:
 
 
 def work(kernel: str, config: Experiment, heads: float, chip: Chip) -> KernelWork:
-    """Of a run: attention over `heads` heads of rows of one thread each, or a decode step half-way through the window."""
+    """Of a run: attention over `heads` heads of rows of one thread each, or a decode step half-way through the window.
+
+    That is the mean of all decode steps, those of short contexts in smaller blocks among them.
+    """
     model = config.model
     if kernel == cache_tpu.KERNEL:
         length = config.limits.window / 2

@@ -27,6 +27,9 @@ from apr_jax.plan.scaling import Point, weak_scaling
 from apr_jax.plan.stages import STAGES, abstract_params, lower
 from apr_jax.plan.topology import describe
 
+# libtpu's own words for a program without room (0.0.52); it keeps some of the chip's memory for itself.
+_SHORT = re.compile(r"required for [\w ]+ \(([\d.]+)G\) exceeds available HBM \(([\d.]+)G\)")
+
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
@@ -63,19 +66,24 @@ def plan(config: Experiment, topology: str, wanted: Sequence[str] = STAGES) -> P
     """
     devices, chip = describe(topology), CHIPS[topology.partition(":")[0]]
     mesh = build_mesh(config, devices)
-    stages, failed = {}, {}
+    stages, failed, change, room = {}, {}, {}, float(chip.device_memory)
     lowered = {name: lower(name, config, mesh) for name in wanted}  # All before the first takes its minutes to compile.
     for name in wanted:
         start = time.monotonic()
         try:
             text, memory = compile_text(lowered.pop(name))
         except jax.errors.JaxRuntimeError as error:
-            failed[name] = _reason(str(error))
+            failed[name] = str(error).strip().splitlines()[0][:200]
+            if short := _SHORT.search(str(error)):
+                wanted, had = (float(size) * 2**30 for size in short.groups())
+                change[name] = advice(config, name, wanted - had, 0.0, chip, mesh.shape["fsdp"])
             continue
-        stages[name] = analyse(name, text, memory, config, mesh, chip, time.monotonic() - start)
+        stages[name] = stage = analyse(name, text, memory, config, mesh, chip, time.monotonic() - start)
+        if stage.total_bytes > room:
+            over = stage.total_bytes - room
+            change[name] = advice(config, name, over, stage.argument_bytes, chip, mesh.shape["fsdp"])
     chips, parameters = mesh.size // chip.devices, count_params(abstract_params(config))[1]
     supervised = stages.get("supervised")
-    change = {name: advice(config, stage, chip, mesh.shape["fsdp"]) for name, stage in stages.items()}
     return Plan(
         topology=topology,
         chip=chip,
@@ -86,7 +94,7 @@ def plan(config: Experiment, topology: str, wanted: Sequence[str] = STAGES) -> P
         parameters=parameters,
         stages=stages,
         failed=failed,
-        change={name: what for name, what in change.items() if what},
+        change=change,
         recipe=recipe(config, stages, chips),
         scaling=weak_scaling(supervised, chip, dict(mesh.shape), parameters) if supervised else (),
     )
@@ -103,9 +111,3 @@ def compile_text(lowered: Any) -> tuple[str, Any]:
         compiled = lowered.compile(compiler_options=options)
         (written,) = Path(folder).glob("*.after_optimizations.txt")
         return written.read_text(encoding="utf-8"), compiled.memory_analysis()
-
-
-def _reason(error: str) -> str:
-    """The sentence of libtpu's error that says how much memory was wanted, else its first line."""
-    used = re.search(r"Used [\d.]+\w of [\d.]+\w hbm", error)
-    return f"out of memory: {used.group(0)}" if used else error.strip().splitlines()[0][:200]

@@ -1,6 +1,7 @@
 """Hours of a method's training from the times of its stages, and what to change where a stage does not fit."""
 
 import dataclasses
+import math
 
 from apr_jax.config import Experiment
 from apr_jax.learn.config import RlConfig, SftConfig
@@ -46,21 +47,23 @@ def _validations(config: Experiment, stage: SftConfig | RlConfig) -> int:
     return (1 + -(-stage.steps // stage.validate_every)) * -(-stage.validation // trees)
 
 
-def advice(config: Experiment, stage: Stage, chip: Chip, fsdp: int) -> str:
-    """What to change for a stage that does not fit; empty if it does."""
-    over = stage.total_bytes - chip.device_memory
-    if over <= 0:
-        return ""
+def advice(config: Experiment, name: str, over: float, arguments: float, chip: Chip, fsdp: int) -> str:
+    """What to change for a stage that does not fit.
+
+    Args:
+      over: bytes that a device has too few.
+      arguments: bytes of parameters, optimizer state and batch on a device.
+    """
     model = config.model
-    if stage.name == "rollout":
+    if name == "rollout":
         lane = model.layers * position_bytes(model) * config.limits.window
-        fewer = config.schedule.lanes - -(-over // lane)
+        fewer = config.schedule.lanes - math.ceil(over / lane)
         if fewer >= 1:
             return f"--set schedule.lanes={fewer}: a lane is {lane / 2**20:.0f} MiB of cache"
         return "--set limits.window to less: the cache of one lane does not fit"
-    if stage.argument_bytes > chip.device_memory / 2:
+    if arguments > chip.device_memory / 2:
         return f"--set mesh.fsdp={2 * fsdp}: weights and optimizer over twice as many devices"
     if model.remat != "layer":
         return f"--set model.remat={'dots' if model.remat == 'none' else 'layer'}: keep less for the backward pass"
-    field = "learn.sft.rows" if stage.name == "supervised" else "learn.rl.rows"
+    field = "learn.sft.rows" if name == "supervised" else "learn.rl.rows"
     return f"fewer rows a device: more devices, or half of {field}"

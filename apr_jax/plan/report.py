@@ -66,7 +66,7 @@ def show_plan(found: Plan, path: Path | None = None) -> None:
     for name, stage in found.stages.items():
         table.add_column(name, justify="right")
         fits = "fits" if stage.total_bytes <= room else "[red]does not fit[/red]"
-        talks = [f"{talk.count:.0f} {talk.kind}, {_size(talk.bytes)}" for talk in stage.talks]
+        talks = [f"{talk.count:.0f} {talk.kind} of {talk.devices}, {_size(talk.bytes)}" for talk in stage.talks]
         lines["arguments"].append(_size(stage.argument_bytes))
         lines["working space"].append(_size(stage.temp_bytes))
         lines["in all"].append(f"{_size(stage.total_bytes)}, {fits}")

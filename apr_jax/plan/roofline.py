@@ -24,9 +24,16 @@ from apr_jax.plan.stages import Forests, forest_chunks
 
 @dataclasses.dataclass(frozen=True)
 class Talk:
-    """Collectives of one kind: how often, bytes a device takes part with, seconds."""
+    """Collectives of one kind: how often, bytes a device takes part with, seconds.
+
+    Attributes:
+      devices: that take part in one.
+      copies: of the weights that they hold; 1 if the collective stays within the fsdp and tensor axes.
+    """
 
     kind: str
+    devices: int
+    copies: int
     count: float
     bytes: float
     seconds: float
@@ -100,7 +107,7 @@ def analyse(name: str, text: str, memory: Any, config: Experiment, mesh: Mesh, c
     attention = sum(each.flops * times for each, times in kernels)
     slowed = sum(each.flops * each.fill * times for each, times in kernels)
     count.bytes += sum(each.bytes * times for each, times in kernels)
-    talks = _talks(count, chip, devices)
+    talks = _talks(count, chip, devices, mesh.size // mesh.shape["data"])
     tokens, useful = _needed(name, config)
     return Stage(
         name=name,
@@ -193,15 +200,18 @@ def _pair_flops(model: ModelConfig) -> float:
     return 4.0 * model.layers * model.heads * model.head_size
 
 
-def _talks(count: Count, chip: Chip, devices: list[Any]) -> tuple[Talk, ...]:
+def _talks(count: Count, chip: Chip, devices: list[Any], copy: int) -> tuple[Talk, ...]:
+    """By kind and by who takes part; `copy` neighbours in `devices` hold one copy of the weights."""
     extent = extent_of(devices)
-    found: dict[str, list[float]] = collections.defaultdict(lambda: [0.0, 0.0, 0.0])
+    found: dict[tuple[str, int, int], list[float]] = collections.defaultdict(lambda: [0.0, 0.0, 0.0])
     for each, times in count.collectives.items():
-        places = [devices[index].coords for index in each.group or range(len(devices))]
+        group = each.group or range(len(devices))
+        places = [devices[index].coords for index in group]
         seconds = collective_seconds(each.kind, each.bytes, len(places), group_bandwidth(chip, extent, places))
+        key = each.kind, len(places), len({index // copy for index in group})
         for at, more in enumerate((times, times * each.bytes, times * seconds)):
-            found[each.kind][at] += more
-    return tuple(Talk(kind, *sums) for kind, sums in sorted(found.items()))
+            found[key][at] += more
+    return tuple(Talk(*key, *sums) for key, sums in sorted(found.items()))
 
 
 def _decode_bytes(counter: Counter, entry: str, config: Experiment) -> dict[int, tuple[float, float]]:

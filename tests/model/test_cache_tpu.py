@@ -79,6 +79,12 @@ def test_what_lies_beyond_a_lane_is_not_read():
     assert np.isnan(np.asarray(found[1])).all()
 
 
+def _kernels(jaxpr):
+    inner = [sub for eqn in jaxpr.eqns for sub in jax.core.jaxprs_in_params(eqn.params)]
+    found = [eqn for eqn in jaxpr.eqns if eqn.primitive.name == "pallas_call"]
+    return found or [kernel for sub in inner for kernel in _kernels(sub)]
+
+
 def test_small_blocks_find_and_store_the_same():
     """A bound of small blocks over a cache made for large ones; the longest lane ends in its last block."""
     model, random = config(), np.random.default_rng(0)
@@ -88,6 +94,8 @@ def test_small_blocks_find_and_store_the_same():
     )
     positions = jnp.asarray([[5], [64], [199]])
     small, large = (interpreted(sides, positions, bound, (bound,))(q, k, v) for bound in (200, 300))
+    (kernel,) = _kernels(jax.make_jaxpr(interpreted(sides, positions, 200, (200,)))(q, k, v).jaxpr)
+    assert kernel.params["grid_mapping"].num_dynamic_grid_bounds == 1, "as many turns as the longest lane has blocks"
     np.testing.assert_allclose(small[0], large[0], atol=2e-6)
     for a, b in zip(small[1], large[1], strict=True):
         np.testing.assert_array_equal(a, b)
