@@ -3,7 +3,7 @@
 The life of a decode step in a layer:
 1. A lane's keys are [M, G x K], all heads of a position side by side: whole registers of 128 columns, whatever K is.
 2. The grid walks a lane's blocks of positions, as many as the longest lane has. Beyond its own last one a lane repeats that
-   block's address, for which nothing is fetched. So a step moves what is live, to a block; buckets make blocks smaller, no more.
+   block's address, for which nothing is fetched. So a step moves what is live, to a block; buckets only make blocks smaller.
 3. The running maximum, sum and product begin with the new position, which is not in the cache yet.
 4. Of the new position's block the 16 rows around it are written back, in the cache's own memory.
 

@@ -1,6 +1,6 @@
 """Weak scaling on paper: the supervised step when chips and rows grow together, from one compiled program.
 
-A device's own work stays what it was. What it says to the others grows in two ways: a collective of n devices with different rows
+A device's own work stays what it was. What it says to others grows in two ways: a collective of n devices with different rows
 passes (n - 1) / n of its bytes, which soon stops growing, and each crosses more links, HOP seconds each, which does not.
 Beyond the largest slice, data axes are joined by the data centre's network, at DCN bytes/s a chip.
 """
