@@ -75,8 +75,8 @@ def plan(config: Experiment, topology: str, wanted: Sequence[str] = STAGES) -> P
         except jax.errors.JaxRuntimeError as error:
             failed[name] = str(error).strip().splitlines()[0][:200]
             if short := _SHORT.search(str(error)):
-                wanted, had = (float(size) * 2**30 for size in short.groups())
-                change[name] = advice(config, name, wanted - had, 0.0, chip, mesh.shape["fsdp"])
+                asked, had = (float(size) * 2**30 for size in short.groups())
+                change[name] = advice(config, name, asked - had, 0.0, chip, mesh.shape["fsdp"])
             continue
         stages[name] = stage = analyse(name, text, memory, config, mesh, chip, time.monotonic() - start)
         if stage.total_bytes > room:
