@@ -59,7 +59,7 @@ def join_processes() -> None:
     (TPU slices, on their own and in GKE) it is "auto".
 
     Raises:
-      UsageError: the numbers are none, or don't fit together.
+      UsageError: the numbers are none, don't fit together, or are missing.
     """
     address = os.environ.get(COORDINATOR)
     if not address:
@@ -84,9 +84,15 @@ def join_processes() -> None:
             shutdown_timeout_seconds=_CONNECT_SECONDS,
         )
     except ValueError as error:
-        if address != AUTO:
+        if address == AUTO:
+            told = f"{COORDINATOR}={AUTO}: this is no host of a TPU slice ({error}); give host:port"
+        elif missing := [name for name, value in ((COUNT, count), (INDEX, index)) if value is None]:
+            told = (
+                f"{COORDINATOR}={address}: no cluster manager tells the rest ({error}); set {' and '.join(missing)} too"
+            )
+        else:
             raise
-        raise UsageError(f"{COORDINATOR}={AUTO}: this is no host of a TPU slice ({error}); give host:port") from None
+        raise UsageError(told) from None
 
 
 def is_first() -> bool:

@@ -21,6 +21,7 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
+from apr_jax.evaluate.metrics import CUT
 from apr_jax.tasks import Problem, Reading, Spawn, Task, Thread
 
 Trace = dict[str, Any]
@@ -36,7 +37,6 @@ KINDS = {
     "malformed": "a thread broke the protocol",
     "refused": "a message got no thread",
 }
-_CUT = ("OUT_OF_WINDOW", "OUT_OF_BUDGET")
 _BROKEN = ("MALFORMED", "NO_ANSWER")
 _PIECES = re.compile(r"<msg>([^<]*)")
 
@@ -124,4 +124,4 @@ def _is_hopeful(message: str, problem: Problem, task: Task) -> bool:
 
 def _end(status: str) -> str:
     """What a status other than DONE says."""
-    return "truncated" if status in _CUT else "malformed" if status in _BROKEN else ""
+    return "truncated" if status in CUT else "malformed" if status in _BROKEN else ""

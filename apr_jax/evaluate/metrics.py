@@ -10,6 +10,7 @@ from apr_jax.data.statistics import wilson
 from apr_jax.tasks import PARALLEL
 
 Trace = dict[str, Any]
+CUT = ("OUT_OF_WINDOW", "OUT_OF_BUDGET")  # How a truncated thread ended.
 MEASURES = ("total_tokens", "sequential_tokens", "children", "max_thread_tokens")
 
 
@@ -78,7 +79,7 @@ def _canonical_equation(equation: str) -> str:
 
 def is_truncated(trace: Trace) -> bool:
     """Whether a thread of the tree ran out of window or budget."""
-    return any(thread["status"] in ("OUT_OF_WINDOW", "OUT_OF_BUDGET") for thread in trace["threads"])
+    return any(thread["status"] in CUT for thread in trace["threads"])
 
 
 def accuracy_within(
