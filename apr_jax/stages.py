@@ -17,6 +17,7 @@ from typing import Any
 
 from rich.console import Console
 
+from apr_jax.compare import FREE, differences
 from apr_jax.config import Experiment, to_dict
 from apr_jax.errors import UsageError, UserError
 from apr_jax.runtime import alone_fails, first_decides, is_first
@@ -141,23 +142,17 @@ def read_record(out: Path) -> dict[str, Any]:
 
 
 def claim(out: Path, config: Experiment) -> None:
-    """Writes the config into the folder; refuses a folder of another one. What is evaluated may change."""
+    """Writes the config into the folder; refuses a folder of another one; `compare.FREE` may change."""
     values = json.loads(json.dumps(to_dict(config)))
     path = out / "config.json"
     old = read_json(path) if path.is_file() else values
-    if different := _difference(old | {"evaluate": {}}, values | {"evaluate": {}}):
-        raise UsageError(f"{out}: is a run with {different}; choose another --out, or delete it")
+    for name, before, now in differences(old, config, FREE):
+        raise UsageError(
+            f"{out}: is a run with {name}={before!r}, now {name}={now!r}; choose another --out, or delete it"
+        )
     if is_first() and (not path.is_file() or old != values):
         out.mkdir(parents=True, exist_ok=True)
         write_json(path, values)
-
-
-def _difference(old: Any, new: Any, name: str = "") -> str:
-    """The first field in which two configs differ, in words; empty if there is none."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        found = (_difference(old.get(key), new.get(key), f"{name}.{key}".lstrip(".")) for key in {**old, **new})
-        return next(filter(None, found), "")
-    return "" if old == new else f"{name}={old!r}, now {name}={new!r}"
 
 
 def read_json(path: Path) -> dict[str, Any]:

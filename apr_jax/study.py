@@ -220,7 +220,8 @@ def _evaluated(row: Row, out: Path) -> Stage:
     folder, model = out / row.variant / row.folder, f"{row.variant}/{row.stage}"
 
     def answer() -> None:
-        restored = load_checkpoint(last_step(out / model))
+        # Of the supervised steps the one that RL starts from.
+        restored = load_checkpoint(out / model if row.stage == "sft" else last_step(out / model))
         evaluate(restored, load_problems(out / "data" / "test.jsonl"), folder, row.decoding)
 
     return Stage(f"{row.variant}/{row.folder}", folder / "summary.json", answer, (model,), "eval")

@@ -23,6 +23,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
+from apr_jax.compare import FREE, LENGTHS, differences
 from apr_jax.config import ConfigError, Experiment, from_dict, to_dict
 from apr_jax.data.tokenizer import Tokenizer
 from apr_jax.errors import LostProcess, UserError
@@ -38,17 +39,6 @@ FOLDER = "checkpoints"
 BEST = "validation_accuracy"  # The metric that makes a step the best.
 _NOT_VALIDATED = -1.0
 _KEPT = 2
-# Fields that a run may change when it goes on: they decide where, how fast and how long it runs, or what it shows.
-_FREE = (
-    "mesh.",
-    "schedule.",
-    "evaluate.",
-    "learn.sft.save_every",
-    "learn.sft.log_every",
-    "learn.sft.steps",
-    "learn.rl.save_every",
-    "learn.rl.steps",
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -216,12 +206,9 @@ class Checkpoints:
         ):
             if wanted != found:
                 raise UserError(f"checkpoint {folder}: was saved with {name}={found!r}, not {wanted!r}; {_ANOTHER}")
-        free = (*_FREE, "learn.rl." if run.stage == "sft" else "learn.sft.")
-        mine, saved = (_flatten(json.loads(json.dumps(values))) for values in (to_dict(run.config), meta["config"]))
+        free = (*FREE, *LENGTHS, "learn.rl." if run.stage == "sft" else "learn.sft.")
         differing = [
-            f"{name}={saved.get(name)!r} (now {mine.get(name)!r})"
-            for name in sorted(mine.keys() | saved.keys())
-            if mine.get(name) != saved.get(name) and not name.startswith(free)
+            f"{name}={old!r} (now {new!r})" for name, old, new in differences(meta["config"], run.config, free)
         ]
         if differing:
             raise UserError(f"checkpoint {folder}: was saved with {', '.join(differing)}; {_ANOTHER}")
@@ -351,13 +338,6 @@ def _without_params(state: TrainState) -> dict[str, Any]:
 
 def _abstract(tree: Any) -> Any:
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree)
-
-
-def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in values.items():
-        flat |= _flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
-    return flat
 
 
 def _encode(tokenizer: Tokenizer) -> str:

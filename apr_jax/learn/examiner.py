@@ -21,6 +21,7 @@ from apr_jax.learn.loop import Stopping
 from apr_jax.learn.policy import make_policy_rollout
 from apr_jax.learn.processes import fetch, of_first
 from apr_jax.learn.sample import tree_text
+from apr_jax.learn.state import TrainState
 from apr_jax.learn.steps import batch_shards
 from apr_jax.tasks import BoxedVerifier, Failure, Problem, Task, Verdict, load_problems
 from apr_jax.threads import Prompts, ThreadForest, Work, check_prompts, make_prompts
@@ -35,7 +36,6 @@ class Examiner:
 
     Attributes:
       host_seconds: that the last verification took this process.
-      sample: the tree of the first problem of the last validation, as text.
 
     Raises:
       UsageError: prompts that leave no room in the window.
@@ -57,12 +57,12 @@ class Examiner:
         self._rollout = make_policy_rollout(config.model, config.limits, config.schedule, mesh)
         self._batch = rollout_batch(config, mesh)
         self.host_seconds = 0.0
-        self.sample = ""
+        self._sample = ""
 
     def ask(
         self, params: Any, problems: list[Problem], temperature: float, key: jax.Array
     ) -> tuple[ThreadForest, Work]:
-        """Queues the rollout; its trees are those of a whole batch, see `first`."""
+        """Queues the rollout; its trees are those of a whole batch, see `first_trees`."""
         return self._rollout(params, self._prompts(problems, temperature), key)
 
     def verify(self, problems: list[Problem], forest: ThreadForest) -> tuple[np.ndarray, dict[str, float]]:
@@ -77,7 +77,7 @@ class Examiner:
             "reward_timeouts": float(outcomes.count(Failure.TIMED_OUT)),
         }
 
-    def validate(self, params: Any, stopping: Stopping) -> dict[str, float] | None:
+    def validate(self, state: TrainState, stopping: Stopping) -> dict[str, float] | None:
         """Greedy answers to the validation problems; None if it gave up because the run is to stop."""
         forests, correct = [], []
         failures: collections.Counter[str] = collections.Counter()
@@ -85,15 +85,19 @@ class Examiner:
             if stopping():
                 return None
             problems = self._validation[begin : begin + self._batch]
-            rolled = self.ask(params, problems, 0.0, jax.random.key(self._config.seed))
-            forests.append(first(fetch(rolled), len(problems))[0])
+            rolled = self.ask(state.params, problems, 0.0, jax.random.key(self._config.seed))
+            forests.append(first_trees(fetch(rolled), len(problems))[0])
             right, failed = self.verify(problems, forests[-1])
             if begin == 0:
-                self.sample = tree_text(forests[0], 0, problems[0], bool(right[0]), self._tokenizer)
+                self._sample = tree_text(forests[0], 0, problems[0], bool(right[0]), self._tokenizer)
             correct.append(right)
             failures.update(failed)
         joined = jax.tree.map(lambda *parts: np.concatenate(parts), *forests)
         return forest_metrics(joined, np.concatenate(correct)) | dict(failures)
+
+    def sample(self) -> str:
+        """The tree of the first problem of the last validation, as text."""
+        return self._sample
 
     def _prompts(self, problems: list[Problem], temperature: float) -> Prompts:
         """Of a whole batch: past the last problem the first one again."""
@@ -110,7 +114,7 @@ def rollout_batch(config: Experiment, mesh: Mesh) -> int:
     return trees + -trees % batch_shards(mesh)
 
 
-def first(rolled: tuple[ThreadForest, Work], count: int) -> tuple[ThreadForest, Work]:
+def first_trees(rolled: tuple[ThreadForest, Work], count: int) -> tuple[ThreadForest, Work]:
     """The first `count` trees; the work is that of all."""
     forest, work = rolled
     return jax.tree.map(lambda x: x[:count], forest), work

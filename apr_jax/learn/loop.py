@@ -54,7 +54,8 @@ class Stage:
       validate: (state, stopping) -> metrics, logged with the prefix "validation_", or None if it gave up because the run is to
         stop; None for no validation.
       sample: a tree of the last validation as text; None for none.
-      validate_every: steps between validations; the state before the first step and the last one are validated too.
+      validate_every: steps between validations; the last state is validated too.
+      validates_first: so is the state before the first step.
     """
 
     name: str
@@ -68,6 +69,7 @@ class Stage:
     validate: Callable[[TrainState, Stopping], Numbers | None] | None = None
     sample: Callable[[], str] | None = None
     validate_every: int = 1
+    validates_first: bool = True
 
 
 class LastBatches:
@@ -117,7 +119,7 @@ class Loop:
           KeyboardInterrupt: on Ctrl-C, SystemExit(143): on SIGTERM; both after the state is saved.
           UserError: too many bad steps in a row (the last good parameters and the bad batch are saved), or the disk is full.
         """
-        if self._stage.validate and (unvalidated or self._saved is None):
+        if self._stage.validate and (unvalidated or (self._saved is None and self._stage.validates_first)):
             self._validate_first()
         with _stop_signals() as stop:
             while self._step < self._stage.steps:

@@ -30,7 +30,7 @@ from apr_jax.learn.advantages import ADVANTAGES, count_flat
 from apr_jax.learn.ceiling import measure_ceiling, training_flops
 from apr_jax.learn.checkpoint import Run, load_checkpoint
 from apr_jax.learn.checksum import digest
-from apr_jax.learn.examiner import Examiner, first, forest_metrics
+from apr_jax.learn.examiner import Examiner, first_trees, forest_metrics
 from apr_jax.learn.loop import LastBatches, Stage, Stopping
 from apr_jax.learn.objective import MEANS, silent_trees, token_weights
 from apr_jax.learn.optimizer import make_optimizer
@@ -103,8 +103,8 @@ def train_rl(
                 data_state=trainer.data_state,
                 batch=trainer.last_batches.of,
                 host_seconds=lambda: examiner.host_seconds,
-                validate=lambda state, stopping: examiner.validate(state.params, stopping),
-                sample=lambda: examiner.sample,
+                validate=examiner.validate,
+                sample=examiner.sample,
                 validate_every=rl.validate_every,
             ),
             restore_data=trainer.restore_data,
@@ -160,7 +160,7 @@ class _Trainer:
         key = jax.random.fold_in(jax.random.key(self._config.seed), step)
         rolled = self._examiner.ask(state.params, problems, rl.temperature, key)
         times.queued()
-        forest, work = first(fetch(rolled), len(problems))
+        forest, work = first_trees(fetch(rolled), len(problems))
         times.fetched()
         if stopping():
             return state, None

@@ -1,6 +1,8 @@
 """Supervised training: imitation of the symbolic solvers' demonstrations; validation by what the model itself answers."""
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ from jax.sharding import Mesh
 from apr_jax.config import Experiment
 from apr_jax.data.build import check_built
 from apr_jax.data.pipeline import Batches, Held, sft_batches
+from apr_jax.data.tokenizer import Tokenizer
 from apr_jax.learn.ceiling import measure_ceiling
 from apr_jax.learn.checkpoint import Run
 from apr_jax.learn.examiner import Examiner
@@ -50,9 +53,7 @@ def train_sft(
     init = jax.jit(init_params, static_argnums=(0, 1))
     # By way of the host: several processes then lay the same values out on the mesh of all.
     params = jax.device_get(init(config.model, tokenizer.vocab_size, jax.random.key(config.seed)))
-    task = Countdown(config.task, config.solver)
-    with BoxedVerifier(task, config.learn.rl.reward.time_limit) as verifier:
-        examiner = Examiner(config, task, tokenizer, verifier, here, sft.validation, mesh)
+    with _examiner(config, tokenizer, here, mesh) as examiner:
         return train(
             Run(config, method, "sft", tokenizer),
             as_path(workdir),
@@ -66,10 +67,9 @@ def train_sft(
                 data_state=trainer.data_state,
                 batch=trainer.last_batches.of,
                 host_seconds=lambda: trainer.waited,
-                validate=(lambda state, stopping: examiner.validate(state.params, stopping))
-                if sft.validate_every
-                else None,
-                sample=lambda: examiner.sample,
+                validate=examiner.validate if examiner else None,
+                sample=examiner.sample if examiner else None,
+                validates_first=False,  # Random weights answer nothing.
                 validate_every=sft.validate_every,
             ),
             restore_data=trainer.restore_data,
@@ -80,6 +80,17 @@ def train_sft(
             ceiling=measure_ceiling(mesh, config.model.dtype),
             profile=profile,
         )
+
+
+@contextmanager
+def _examiner(config: Experiment, tokenizer: Tokenizer, data_dir: Path, mesh: Mesh) -> Iterator[Examiner | None]:
+    """What validates, if anything does."""
+    if not config.learn.sft.validate_every:
+        yield None
+        return
+    task = Countdown(config.task, config.solver)
+    with BoxedVerifier(task, config.learn.rl.reward.time_limit) as verifier:
+        yield Examiner(config, task, tokenizer, verifier, data_dir, config.learn.sft.validation, mesh)
 
 
 class _Trainer:

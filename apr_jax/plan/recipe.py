@@ -32,19 +32,19 @@ def recipe(config: Experiment, stages: dict[str, Stage], chips: int) -> Recipe |
     if not (needed | ({"replay"} if anchored else set())) <= stages.keys():
         return None
     sft, rollout = config.learn.sft, stages["rollout"].seconds
-    supervised = sft.steps * stages["supervised"].seconds + _validations(config, sft) * rollout
+    asked = _validations(config, sft) if sft.validate_every else 0
+    supervised = sft.steps * stages["supervised"].seconds + asked * rollout
     step = rollout + rl.inner_steps * stages["update"].seconds
     step += stages["replay"].seconds if anchored else 0.0
-    reinforced = rl.steps * step + _validations(config, rl) * rollout
+    first = -(-rl.validation // (rl.problems * rl.group))  # Before the first step.
+    reinforced = rl.steps * step + (first + _validations(config, rl)) * rollout
     return Recipe(supervised / 3600, reinforced / 3600, (supervised + reinforced) / 3600 * chips)
 
 
 def _validations(config: Experiment, stage: SftConfig | RlConfig) -> int:
-    """Rollouts of all validations: before the first step, and then every so many steps, and after the last."""
-    if not stage.validate_every:
-        return 0
+    """Rollouts of all validations, every so many steps and after the last."""
     trees = config.learn.rl.problems * config.learn.rl.group
-    return (1 + -(-stage.steps // stage.validate_every)) * -(-stage.validation // trees)
+    return -(-stage.steps // stage.validate_every) * -(-stage.validation // trees)
 
 
 def advice(config: Experiment, name: str, over: float, arguments: float, chip: Chip, fsdp: int) -> str:

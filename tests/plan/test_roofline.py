@@ -84,7 +84,7 @@ def test_hours_of_the_recipe():
     times = {"supervised": 3.6, "rollout": 36.0, "replay": 1e9, "update": 72.0}
     stages = {name: stage(name, compute=times[name]) for name in STAGES}
     found = recipe(PAPER, stages, chips=64)
-    asked = 5  # Rollouts of 320 problems: before the first step and every 5,000.
+    asked = 4  # Rollouts of 320 problems: every 5,000 steps and after the last.
     assert found.supervised == pytest.approx(19.0 + asked * 36 / 3600)
     validations = 7 * 4  # Before the first step and every 25 of 150; 1,000 problems, 320 trees a rollout.
     assert found.reinforced == pytest.approx((150 * (36 + 2 * 72) + validations * 36) / 3600)

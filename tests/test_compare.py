@@ -1,0 +1,59 @@
+"""Which fields of two configs differ, with what older configs lack at its default; and whose folder a run goes on with."""
+
+import json
+
+import pytest
+
+from apr_jax.compare import FREE, LENGTHS, differences
+from apr_jax.config import override, to_dict
+from apr_jax.errors import UsageError
+from apr_jax.stages import claim
+
+
+def stored(config):
+    return json.loads(json.dumps(to_dict(config)))
+
+
+def test_the_same_config_differs_in_nothing(config):
+    assert differences(stored(config), config) == []
+
+
+def test_all_that_differs_is_named_in_order(config):
+    other = override(config, ["seed=3", "learn.sft.optimizer.lr=0.5", "schedule.buckets=16"])
+    found = differences(stored(config), other)
+    lr = config.learn.sft.optimizer.lr
+    assert found == [("learn.sft.optimizer.lr", lr, 0.5), ("schedule.buckets", [], [16]), ("seed", 0, 3)]
+    assert differences(stored(config), other, ("seed", "schedule.")) == found[:1]
+
+
+def test_a_field_that_came_later_had_its_default(config):
+    old = stored(config)
+    assert old["solver"].pop("only_right") is False
+    assert differences(old, config) == []
+    assert differences(old, override(config, ["solver.only_right=true"])) == [("solver.only_right", False, True)]
+
+
+def test_a_field_that_no_config_has_any_more_differs(config):
+    old = stored(config)
+    old["solver"]["luck"] = 7
+    assert differences(old, config) == [("solver.luck", 7, None)]
+
+
+@pytest.mark.parametrize(
+    "setting", ["mesh.fsdp=2", "schedule.lanes=9", "learn.sft.validate_every=2", "evaluate.batch=3"]
+)
+def test_a_folder_goes_on_with_what_may_change(config, tmp_path, setting):
+    claim(tmp_path, config)
+    changed = override(config, [setting])
+    claim(tmp_path, changed)
+    assert json.loads((tmp_path / "config.json").read_text()) == stored(changed)
+    assert differences(stored(config), changed, FREE) == [] != differences(stored(config), changed)
+
+
+@pytest.mark.parametrize("setting", ["seed=1", *(f"{length}=99" for length in LENGTHS)])
+def test_a_folder_of_another_run_is_refused_by_the_field(config, tmp_path, setting):
+    claim(tmp_path, config)
+    name, _, value = setting.partition("=")
+    with pytest.raises(UsageError, match=rf"is a run with {name}=\d+, now {name}={value}; choose another --out"):
+        claim(tmp_path, override(config, [setting]))
+    assert json.loads((tmp_path / "config.json").read_text()) == stored(config)
