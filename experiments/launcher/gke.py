@@ -2,7 +2,8 @@
 
 XManager 0.8.5 takes TPU requirements and leaves them out of the Job that it makes: no `google.com/tpu`, no node selector,
 one pod. What is missing is filled in on the Job's way to the cluster, by GKE's documentation: an indexed Job with a pod for
-each host, in the headless service that XManager makes, so that GKE tells every pod who the others are.
+each host, in the headless service that XManager makes, so that GKE tells every pod who the others are. The pod's account,
+requests and volumes are those of tpu_setup/jobset.yaml, which says what they are for.
 """
 
 import dataclasses
@@ -18,10 +19,14 @@ from xmanager.xm import job_operators
 from xmanager.xm_local import registry
 
 from apr_jax.errors import UsageError, UserError
+from apr_jax.plan.chips import CHIPS
 
+ENVIRONMENT = {"JAX_COORDINATOR_ADDRESS": "auto", "APR_CACHE": "/cache/xla", "APR_COPIES": "/cache/copies"}
 TPU = "google.com/tpu"
 _GRACE_SECONDS = 120  # From SIGTERM, for the step or rollout under way and a save.
 _PORTS = (8471, 8482)  # Of libtpu, and of JAX's coordinator.
+_REQUESTS = {"cpu": "8", "memory": "32Gi", "ephemeral-storage": "32Gi"}
+_VOLUMES = {"/cache": ("cache", None), "/dev/shm": ("shared-memory", "Memory")}  # A name, and a medium, for each path.
 # GKE's name of the chip, and up to how many chips share a node; larger slices have nodes of 4.
 _CHIPS = {
     xm.ResourceType.TPU_V4: ("tpu-v4-podslice", 4),
@@ -29,6 +34,9 @@ _CHIPS = {
     xm.ResourceType.TPU_V5P: ("tpu-v5p-slice", 4),
     xm.ResourceType.TPU_V6E: ("tpu-v6e-slice", 8),
 }
+# Slices of v5e and v6e; and of v4 and v5p, where larger ones are of cubes of 4x4x4.
+_FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
+_SMALL = ("2x2x1", "2x2x2", "2x2x4", "2x4x4")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,26 +54,48 @@ class Slice:
     chips: int
 
 
-def slice_of(requirements: xm.JobRequirements) -> Slice | None:
-    """The slice that is asked for; None for no TPU.
+def slice_of(requirements: xm.JobRequirements) -> Slice:
+    """The slice that is asked for.
 
     Raises:
-      UsageError: a generation that GKE has no slices of, or no topology.
+      UsageError: no TPU, or a slice that GKE does not have.
     """
     kind, topology = requirements.accelerator, requirements.topology
     if kind not in xm.TpuType:
-        return None
+        raise UsageError(f"--executor gke: runs on a TPU slice, not on {kind or 'CPUs'}; give --require tpu_v5e=2x4")
+    asked = f"--require {str(kind).lower()}={topology.name}"
     if kind not in _CHIPS:
-        raise UsageError(f"--require {kind}: GKE has no such slices; must be tpu_v4, tpu_v5e, tpu_v5p or tpu_v6e")
-    if topology is None or len(topology.dimensions) < 2:
-        raise UsageError(f"--require {kind}: give its topology, for example {str(kind).lower()}=4x4")
+        raise UsageError(f"{asked}: GKE has no such slices; must be tpu_v4, tpu_v5e, tpu_v5p or tpu_v6e")
     accelerator, alone = _CHIPS[kind]
     chips = math.prod(topology.dimensions)
+    most = CHIPS[str(kind).lower().removeprefix("tpu_")].pod
+    if alone == 8 and topology.name not in _FLAT:
+        raise UsageError(f"{asked}: GKE has no such slice; must be {', '.join(_FLAT)}")
+    if alone == 4 and topology.name not in _SMALL and not (_is_of_cubes(topology.dimensions) and chips <= most):
+        raise UsageError(
+            f"{asked}: GKE has no such slice; must be {', '.join(_SMALL)}, or AxBxC with A <= B <= C, all multiples of 4, "
+            f"of {most} chips at most"
+        )
     hosts = 1 if chips <= alone else chips // 4
     return Slice(accelerator, topology.name, hosts, chips // hosts)
 
 
-def complete(job: k8s.V1Job, wanted: Slice) -> None:
+def _is_of_cubes(dimensions: list[int]) -> bool:
+    multiples = all(size > 0 and size % 4 == 0 for size in dimensions)
+    return multiples and len(dimensions) == 3 and dimensions == sorted(dimensions)
+
+
+class Gke(xm_local.Kubernetes):
+    """`xm_local.Kubernetes` whose TPU requirements reach the cluster.
+
+    Attributes:
+      service_account: of the pods, in the cluster; may write to the bucket.
+    """
+
+    service_account = "apr"
+
+
+def complete(job: k8s.V1Job, wanted: Slice, service_account: str) -> None:
     """Fills in what XManager's Job lacks of a slice."""
     pod = job.spec.template.spec
     (container,) = pod.containers
@@ -73,33 +103,42 @@ def complete(job: k8s.V1Job, wanted: Slice) -> None:
     job.spec.completion_mode = "Indexed"
     job.spec.template.metadata.annotations = None  # TensorFlow's version, of TPUs that had none of their own VMs.
     pod.hostname = None  # Kubernetes names the pods by their index, and GKE the hosts by that.
+    pod.service_account, pod.service_account_name = None, service_account  # The first is an old name of the second.
     pod.termination_grace_period_seconds = _GRACE_SECONDS
     pod.node_selector = {
         "cloud.google.com/gke-tpu-accelerator": wanted.accelerator,
         "cloud.google.com/gke-tpu-topology": wanted.topology,
     }
-    container.resources.limits[TPU] = str(wanted.chips)
+    asked = {name.replace("_", "-"): amount for name, amount in container.resources.limits.items()}
+    container.resources.requests = _REQUESTS | asked
+    container.resources.limits = asked | {TPU: str(wanted.chips)}
     container.ports = [k8s.V1ContainerPort(container_port=port) for port in _PORTS]
+    container.volume_mounts = [k8s.V1VolumeMount(name=name, mount_path=path) for path, (name, _) in _VOLUMES.items()]
+    pod.volumes = [
+        k8s.V1Volume(name=name, empty_dir=k8s.V1EmptyDirVolumeSource(medium=medium))
+        for name, medium in _VOLUMES.values()
+    ]
 
 
 class _Completing(k8s.ApiClient):
     """Completes Jobs that are sent."""
 
-    def __init__(self, wanted: Slice | None):
+    def __init__(self, executor: Gke):
         super().__init__()
-        self._wanted = wanted
+        self._wanted = slice_of(executor.requirements)
+        self._service_account = executor.service_account
 
     def sanitize_for_serialization(self, obj: Any) -> Any:
-        if isinstance(obj, k8s.V1Job) and self._wanted is not None:
-            complete(obj, self._wanted)
+        if isinstance(obj, k8s.V1Job):
+            complete(obj, self._wanted, self._service_account)
         return super().sanitize_for_serialization(obj)
 
 
 class Printing(_Completing):
     """Sends nothing: keeps the bodies of what would be sent, and answers as a cluster that has the service already."""
 
-    def __init__(self, wanted: Slice | None):
-        super().__init__(wanted)
+    def __init__(self, executor: Gke):
+        super().__init__(executor)
         self.sent: list[dict[str, Any]] = []
 
     def request(self, method: str, url: str, *rest: Any, body: Any = None, **more: Any) -> Any:
@@ -125,10 +164,6 @@ class _Answer:
         return {"Content-Type": "application/json"}
 
 
-class Gke(xm_local.Kubernetes):
-    """`xm_local.Kubernetes` whose TPU requirements reach the cluster."""
-
-
 async def _launch(unit: Any, group: xm.JobGroup) -> list[kubernetes.KubernetesHandle]:
     handles = []
     for job in job_operators.collect_jobs_by_filter(group, lambda job: isinstance(job.executor, Gke)):
@@ -136,7 +171,7 @@ async def _launch(unit: Any, group: xm.JobGroup) -> list[kubernetes.KubernetesHa
             kubernetes._load_k8s_config()
         except ConfigException as error:
             raise UserError(f"no cluster: gcloud container clusters get-credentials CLUSTER ({error})") from None
-        client = kubernetes.Client(_Completing(slice_of(job.executor.requirements)))
+        client = kubernetes.Client(_Completing(job.executor))
         try:
             handles.append(kubernetes.KubernetesHandle(jobs=client.launch(unit.get_full_job_name, [job])))
         except k8s.ApiException as error:
@@ -149,6 +184,6 @@ registry.register(Gke, launch=_launch, create_handle=kubernetes._create_handle)
 
 def printed(job: xm.Job) -> dict[str, Any]:
     """The Job that the cluster would get, as XManager makes it and `complete` leaves it."""
-    api = Printing(slice_of(job.executor.requirements))
+    api = Printing(job.executor)
     kubernetes.Client(api).launch(lambda name: f"experiment_1_{name}", [job])
     return api.sent[-1]

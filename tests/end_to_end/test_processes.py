@@ -89,6 +89,26 @@ def test_numbers_that_do_not_fit_are_refused(monkeypatch, settings, told):
         join_processes()
 
 
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"COORDINATOR_ADDRESS": "127.0.0.1:1234"}, "set JAX_NUM_PROCESSES and JAX_PROCESS_ID too"),
+        ({"COORDINATOR_ADDRESS": "127.0.0.1:1234", "NUM_PROCESSES": "2"}, "set JAX_PROCESS_ID too"),
+        ({"COORDINATOR_ADDRESS": "127.0.0.1:1234", "PROCESS_ID": "0"}, "set JAX_NUM_PROCESSES too"),
+        ({"COORDINATOR_ADDRESS": "auto"}, "JAX_COORDINATOR_ADDRESS=auto: this is no host of a TPU slice"),
+    ],
+)
+def test_numbers_that_are_missing_are_named(settings, told, tmp_path):
+    """In a process of its own: JAX joins others before it works at all, or never."""
+    environment = {name: text for name, text in os.environ.items() if not name.startswith("JAX_")}
+    environment |= {f"JAX_{name}": text for name, text in settings.items()}
+    code = "from apr_jax.cli import main; main()"
+    command = [sys.executable, "-c", code, "reproduce", "--config", "experiments/nano.py", "--out", tmp_path]
+    ended = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    (line,) = ended.stderr.splitlines()
+    assert ended.returncode == 2 and told in line
+
+
 @pytest.mark.slow
 def test_a_lost_process_ends_the_others_and_the_restart_is_the_unbroken_run(config, data_dir, tmp_path):
     """One run of two: the first is killed, then the second, then one hangs, then one gets SIGTERM, then a disk errs."""

@@ -1,10 +1,14 @@
 """The XManager launcher: sweeps as work units, real local processes, and what a cluster would be sent."""
 
+import http.server
 import json
 import os
+import re
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -12,15 +16,15 @@ from pathlib import Path
 
 import pytest
 
-from apr_jax.config import to_dict
-from apr_jax.errors import UsageError
+from apr_jax.config import load, to_dict
+from apr_jax.errors import UsageError, UserError
 from apr_jax.learn.checkpoint import load_checkpoint
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "experiments"))
 import launch
 
-from launcher.sweep import work_units
+from launcher.sweep import Unit, work_units
 
 NANO = "experiments/nano.py"
 
@@ -63,6 +67,8 @@ def test_a_sweep_that_cannot_be(sweeps, told):
 
 pytest.importorskip("xmanager")
 CLOUD = ["--out", "gs://bucket/run", "--image", "registry/apr:1"]
+GKE = ["--config", NANO, *CLOUD, "--executor", "gke"]
+SLICE = ["--require", "tpu_v5e=2x4"]
 
 
 @pytest.fixture
@@ -92,10 +98,24 @@ def specs(monkeypatch, capfd):
         (["--config", NANO, "--out", "x", "--image", "i"], "--image and --require are of --executor gke and vertex"),
         (["--config", NANO, "--out", "x", "--executor", "gke"], "--out x: a cloud's machines go; must be gs://"),
         (["--config", NANO, "--out", "gs://b/x", "--executor", "gke"], "--executor gke: give --image"),
-        (["--config", NANO, *CLOUD, "--executor", "gke", "--require", "v5e=4x4"], "write it like tpu_v5e=4x4"),
-        (["--config", NANO, *CLOUD, "--executor", "gke", "--require", "tpu_v3=4x4"], "GKE has no such slices"),
-        (["--config", NANO, *CLOUD, "--executor", "gke", "--require", "tpu_v5e=4"], "give its topology"),
         (["--config", NANO, *CLOUD, "--executor", "vertex", "--require", "tpu_v5e=4x4"], "no machine of Vertex AI"),
+        (
+            ["--config", NANO, "--out", "x", "--service-account", "me"],
+            "--service-account me: is of --executor gke, not",
+        ),
+        (["--config", NANO], "the following arguments are required: --out"),
+        (["--config", NANO, "--out", "x", "--tensorbord"], "unrecognized arguments: --tensorbord"),
+        (GKE, "--executor gke: runs on a TPU slice, not on CPUs; give --require tpu_v5e=2x4"),
+        ([*GKE, "--require", "v100=1"], "--executor gke: runs on a TPU slice, not on V100"),
+        ([*GKE, "--require", "v5e=4x4"], "write it like tpu_v5e=4x4"),
+        ([*GKE, "--require", "tpu_v5e=4xx"], "--require 'tpu_v5e=4xx': write it like tpu_v5e=4x4"),
+        ([*GKE, "--require", "tpu_v4=04x4x4"], "write it like tpu_v5e=4x4"),
+        ([*GKE, *SLICE, "--require", "cpu=many"], "--require 'cpu=many': write it like tpu_v5e=4x4, cpu=8"),
+        ([*GKE, *SLICE, "--require", "cpu=0"], "--require 'cpu=0': must be more than 0"),
+        ([*GKE, *SLICE, "--require", "cpu=2x4"], "must be one kind of chip, and numbers of everything else"),
+        ([*GKE, *SLICE, "--require", "tpu_v4=2x2x1"], "--require tpu_v5e=2x4 tpu_v4=2x2x1: must be one kind of chip"),
+        ([*GKE, *SLICE, *SLICE], "--require 'tpu_v5e=2x4': is given twice"),
+        ([*GKE, "--require", "tpu_v3=4x4"], "--require tpu_v3=4x4: GKE has no such slices; must be tpu_v4, tpu_v5e"),
     ],
 )
 def test_wrong_use_is_one_line(words, told, monkeypatch, capfd):
@@ -104,6 +124,46 @@ def test_wrong_use_is_one_line(words, told, monkeypatch, capfd):
     said, errors = capfd.readouterr()
     (line,) = errors.splitlines()
     assert told in line and said == ""
+
+
+@pytest.mark.parametrize(
+    ("asked", "told"),
+    [
+        ("tpu_v5e=3x5", "must be 1x1, 2x2, 2x4, 4x4, 4x8, 8x8, 8x16, 16x16"),
+        ("tpu_v5e=4", "must be 1x1, 2x2, 2x4, 4x4, 4x8, 8x8, 8x16, 16x16"),
+        ("tpu_v6e=2x2x1", "must be 1x1, 2x2, 2x4, 4x4, 4x8, 8x8, 8x16, 16x16"),
+        ("tpu_v4=4x4", "must be 2x2x1, 2x2x2, 2x2x4, 2x4x4, or AxBxC with A <= B <= C, all multiples of 4, of 4096"),
+        ("tpu_v4=2x2x8", "all multiples of 4"),
+        ("tpu_v5p=8x4x4", "AxBxC with A <= B <= C"),
+        ("tpu_v5p=16x16x28", "of 6144 chips at most"),
+    ],
+)
+def test_a_slice_that_does_not_exist_is_refused_before_anything_is_launched(asked, told, monkeypatch, capfd):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr("xmanager.xm_local.create_experiment", None)
+    assert launch.main([*GKE, "--require", asked]) == 2
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line.startswith(f"launch: error: --require {asked}: GKE has no such slice; ") and told in line
+
+
+@pytest.mark.parametrize("executor", ["gke", "vertex"])
+def test_a_config_that_the_image_lacks_is_refused(executor, monkeypatch, tmp_path, capfd):
+    """One of the same name would run as the image's, which says something else."""
+    other = tmp_path / "nano.py"
+    other.write_text((ROOT / NANO).read_text())
+    monkeypatch.chdir(tmp_path)
+    for config in (str(other), "nano.py", str(ROOT / "experiments" / ".." / "nano.py")):
+        assert launch.main(["--config", config, *CLOUD, "--executor", executor, *SLICE, "--dry-run"]) == 2
+        (line,) = capfd.readouterr().err.splitlines()
+        assert f"--config {config}: the image holds the files of {ROOT / 'experiments'} alone" in line
+
+
+def test_a_config_of_the_image_is_taken_from_anywhere(specs, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "link.py").symlink_to(ROOT / NANO)
+    for config in (ROOT / NANO, "link.py", os.path.relpath(ROOT / NANO)):
+        (job,) = specs("--config", config, *CLOUD, "--executor", "gke", *SLICE)
+        assert job["spec"]["template"]["spec"]["containers"][0]["args"][2] == NANO
 
 
 def test_a_local_spec_is_a_command_of_this_python(specs, tmp_path):
@@ -124,7 +184,7 @@ def test_a_local_spec_is_a_command_of_this_python(specs, tmp_path):
     ],
 )
 def test_the_job_for_gke_asks_for_the_whole_slice(specs, required, accelerator, hosts, chips):
-    (job,) = specs("--config", NANO, *CLOUD, "--executor", "gke", "--require", required, "--require", "ram=64")
+    (job,) = specs(*GKE, "--require", required, "--require", "ram=64")
     validate = pytest.importorskip("kubernetes_validate")
     validate.validate({"apiVersion": "batch/v1", "kind": "Job", **job}, "1.32", strict=True)
     assert (job["spec"]["parallelism"], job["spec"]["completions"]) == (hosts, hosts)
@@ -142,8 +202,104 @@ def test_the_job_for_gke_asks_for_the_whole_slice(specs, required, accelerator, 
     assert {"name": "JAX_COORDINATOR_ADDRESS", "value": "auto"} in container["env"]
 
 
+@pytest.fixture
+def manifest():
+    """The job of tpu_setup/jobset.yaml, its blanks left as words."""
+    yaml = pytest.importorskip("yaml")
+    text = (ROOT / "tpu_setup" / "jobset.yaml").read_text()
+    (replicated,) = yaml.safe_load(re.sub(r"@([A-Z_]+)@", r"_\1_", text))["spec"]["replicatedJobs"]
+    return replicated["template"]["spec"]
+
+
+def test_the_pod_for_gke_is_that_of_the_jobset(specs, manifest):
+    """But for the slice and the words, which are filled in; numbers may be written in several ways."""
+    (job,) = specs(*GKE, "--require", "tpu_v5e=4x4")
+    ours, theirs = job["spec"]["template"]["spec"], manifest["template"]["spec"]
+    (container,), (wanted,) = ours.pop("containers"), theirs.pop("containers")
+    assert ours.pop("nodeSelector") and theirs.pop("nodeSelector") == "_SELECTOR_"
+    assert ours.pop("subdomain") == "experiments", "JobSet gives the pods a service of their own"
+    assert (ours.pop("serviceAccountName"), theirs.pop("serviceAccountName")) == ("apr", "_SERVICE_ACCOUNT_")
+    assert ours == theirs
+    requests = {name: str(amount) for name, amount in wanted["resources"]["requests"].items()}
+    assert container["resources"] == {"requests": requests, "limits": {"google.com/tpu": "4"}}
+    for field in ("env", "ports", "volumeMounts"):
+        assert sorted(container[field], key=str) == sorted(({**entry} for entry in wanted[field]), key=str)
+    assert job["spec"]["backoffLimit"] == manifest["backoffLimit"]
+
+
+def test_the_account_of_the_pods_and_what_they_ask_for_can_be_chosen(specs):
+    words = [
+        "--service-account",
+        "me",
+        "--require",
+        "ram=16",
+        "--require",
+        "ephemeral_storage=100",
+        "--require",
+        "cpu=4",
+    ]
+    (job,) = specs(*GKE, *SLICE, *words)
+    pod = job["spec"]["template"]["spec"]
+    assert pod["serviceAccountName"] == "me" and "serviceAccount" not in pod
+    resources = pod["containers"][0]["resources"]
+    asked = {"cpu": "4", "memory": str(16 * 2**30), "ephemeral-storage": str(100 * 2**30)}
+    assert resources == {"requests": asked, "limits": asked | {"google.com/tpu": "8"}}, "no request above its limit"
+
+
+SWEEP = ["--sweep", "learn.sft.steps=1,2"]
+BUILD = "apr data build --config experiments/nano.py --out gs://bucket/run/data --set seed=3 --method sos+ --method apr"
+
+
+@pytest.fixture
+def bucket(monkeypatch, tmp_path):
+    """A folder that stands for gs://bucket; nothing may be launched."""
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(launch, "as_path", lambda path: Path(path.replace("gs://bucket", str(tmp_path))))
+    monkeypatch.setattr("xmanager.xm_local.create_experiment", None)
+    return tmp_path
+
+
+@pytest.mark.parametrize("words", [["gke", *SLICE], ["vertex", "--require", "tpu_v3=2x2"]])
+def test_a_sweep_in_a_cloud_needs_its_data(words, bucket, capfd):
+    """Its units start at once: each would build them, and upload them over the others'."""
+    assert launch.main(["--config", NANO, *CLOUD, *SWEEP, "--set", "seed=3", "--executor", *words]) == 2
+    (line,) = capfd.readouterr().err.splitlines()
+    assert "gs://bucket/run/data lacks data of sos+ and apr" in line and line.endswith(f"build them first: {BUILD}")
+
+
+def test_a_dry_run_tells_what_it_does_not_check(bucket, monkeypatch, capfd):
+    monkeypatch.setattr(launch, "as_path", None)
+    assert launch.main([*GKE, *SLICE, *SWEEP, "--set", "seed=3", "--dry-run"]) == 0
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line == f"launch: not checked: that gs://bucket/run/data/data.json is there; it is made by: {BUILD}"
+
+
+def test_data_that_are_there_must_be_of_the_config_and_whole(bucket, config, data_dir):
+    flags = launch.parse([*GKE, *SLICE, *SWEEP])
+    units = launch.work_units(flags.out, flags.set, flags.sweep)
+    (bucket / "run").mkdir()
+    (bucket / "run" / "data").symlink_to(data_dir)
+    with pytest.raises(UsageError, match="gs://bucket/run/data lacks data of"):
+        launch.check_data(flags, units, config)  # Those of apr alone are there.
+    record = json.loads((data_dir / "data.json").read_text())
+    (bucket / "run" / "data").unlink()
+    (bucket / "run" / "data").mkdir()
+    record["methods"]["sos+"] = record["methods"]["apr"]
+    (bucket / "run" / "data" / "data.json").write_text(json.dumps(record))
+    launch.check_data(flags, units, config)
+    with pytest.raises(UsageError, match="was built with task.high=6, now task.high="):
+        launch.check_data(flags, units, load(Path(NANO)))
+
+
+def test_units_that_share_no_data_need_none(bucket):
+    flags = launch.parse(GKE)
+    for data, executor in ((None, "gke"), ("gs://bucket/none", "local")):
+        flags.executor = executor
+        launch.check_data(flags, [Unit((), "gs://bucket/run", data)], None)
+
+
 def test_a_sweep_on_gke_is_a_job_a_unit(specs):
-    jobs = specs("--config", NANO, *CLOUD, "--executor", "gke", "--require", "tpu_v5e=2x4", "--sweep", "seed=0,1,2")
+    jobs = specs(*GKE, *SLICE, "--sweep", "seed=0,1,2")
     outs = [job["spec"]["template"]["spec"]["containers"][0]["args"][4] for job in jobs]
     assert outs == [f"gs://bucket/run/seed_{seed}" for seed in range(3)]
 
@@ -171,7 +327,7 @@ def test_the_spec_for_vertex_is_what_xmanager_submits(specs, monkeypatch):
     monkeypatch.setattr(auth, "get_bucket", lambda: "bucket")
     monkeypatch.setattr(auth, "get_service_account", lambda: "account")
     flags = launch.parse(words)
-    (unit,) = launch.units_of(flags)
+    (unit,) = work_units(flags.out, flags.set, flags.sweep)
     vertex.Client("project").launch("name", [launch.job_of(flags, unit, "nano")])
     (pool,) = submitted["worker_pool_specs"]
     assert list(pool.container_spec.args) == printed["args"]
@@ -184,10 +340,67 @@ def test_without_a_cluster_the_remedy_is_one_line(monkeypatch, tmp_path, capfd):
     monkeypatch.chdir(ROOT)
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(tmp_path / "none"))
-    words = ["--config", NANO, *CLOUD, "--executor", "gke", "--require", "tpu_v5e=2x4"]
-    assert launch.main(words) == 1
+    assert launch.main([*GKE, *SLICE]) == 1
     errors = capfd.readouterr().err
     assert "no cluster: gcloud container clusters get-credentials CLUSTER" in errors and "Traceback" not in errors
+
+
+def test_the_units_are_worked_out_once(monkeypatch, capfd):
+    monkeypatch.chdir(ROOT)
+    calls = []
+    monkeypatch.setattr(launch, "work_units", lambda *words: calls.append(words) or work_units(*words))
+    assert launch.main(["--config", NANO, "--out", "x", *SWEEP, "--dry-run"]) == 0
+    assert len(calls) == 1 and len(capfd.readouterr().out.splitlines()) > 2
+
+
+@pytest.fixture
+def busy():
+    """A port on which something else answers."""
+    server = http.server.HTTPServer(("localhost", 0), http.server.BaseHTTPRequestHandler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield server.server_port
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_a_taken_port_is_told_before_anything_is_launched(busy, monkeypatch, tmp_path, capfd):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr("xmanager.xm_local.create_experiment", None)
+    for port, told in ((busy, "something else answers there already"), (70000, "must be in 1..65535")):
+        assert launch.main(["--config", NANO, "--out", str(tmp_path), "--tensorboard", "--port", str(port)]) == 2
+        (line,) = capfd.readouterr().err.splitlines()
+        assert f"--port {port}: {told}" in line
+
+
+def test_a_tensorboard_that_does_not_start_is_told(busy, monkeypatch, tmp_path):
+    monkeypatch.setattr(launch, "_answers", lambda port: False)
+    with (
+        pytest.raises(UserError, match=f"TensorBoard does not start, see above; another --port than {busy}"),
+        launch.tensorboard(str(tmp_path), busy),
+    ):
+        pytest.fail("it is said to run")
+
+
+def test_a_tensorboard_that_ends_is_not_said_to_stay(monkeypatch, capfd):
+    answers = iter([False, True])
+    monkeypatch.setattr(launch, "_answers", lambda port: next(answers))
+    started = []
+    popen = subprocess.Popen
+
+    def short(command, **settings):
+        started.append(popen([sys.executable, "-c", "raise SystemExit(3)"], **settings))
+        started[0].poll = lambda: None  # Until it is looked at again, when the runs are done.
+        return started[0]
+
+    monkeypatch.setattr(subprocess, "Popen", short)
+    with launch.tensorboard("runs/x", 6007):
+        started[0].wait()
+        del started[0].poll
+    said = capfd.readouterr().err
+    assert "TensorBoard ended by itself (status 3); python -m tensorboard.main --logdir runs/x --port 6007" in said
+    assert "stays at" not in said
 
 
 @pytest.fixture
@@ -202,7 +415,11 @@ def tiny(config, tmp_path):
 @pytest.mark.slow
 def test_a_local_sweep_runs_beside_tensorboard(tiny, tmp_path):
     """Two real runs one after the other on shared data; TensorBoard answers meanwhile, and goes when told to."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
     words = ["--config", tiny, "--out", tmp_path / "out", "--sweep", "learn.sft.steps=2,4", "--tensorboard"]
+    words += ["--port", port]
     environment = os.environ | {
         "PYTHONPATH": str(ROOT),
         "PYTHONUNBUFFERED": "1",
@@ -216,11 +433,11 @@ def test_a_local_sweep_runs_beside_tensorboard(tiny, tmp_path):
     while "TensorBoard stays at" not in (said := (tmp_path / "log").read_text()):
         assert time.monotonic() < deadline and process.poll() is None, said
         time.sleep(0.5)
-    assert "http://localhost:6006" in said and urllib.request.urlopen("http://localhost:6006").status == 200
+    assert f"http://localhost:{port}" in said and urllib.request.urlopen(f"http://localhost:{port}").status == 200
     process.send_signal(signal.SIGINT)
     assert process.wait(60) == 0
     with pytest.raises(urllib.error.URLError):
-        urllib.request.urlopen("http://localhost:6006")
+        urllib.request.urlopen(f"http://localhost:{port}")
     for steps in (2, 4):
         run = tmp_path / "out" / f"learn.sft.steps_{steps}"
         assert load_checkpoint(run / "apr" / "rl").config.learn.sft.steps == steps
