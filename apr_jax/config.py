@@ -7,13 +7,14 @@ override or a stored config can't smuggle in a string for a number.
 import dataclasses
 import difflib
 import runpy
+import traceback
 from pathlib import Path
 from typing import Any, Literal
 
 import pydantic
 
 from apr_jax.data.config import DataConfig
-from apr_jax.errors import UsageError
+from apr_jax.errors import UsageError, UserError
 from apr_jax.learn.config import LearnConfig
 from apr_jax.model.config import ModelConfig
 from apr_jax.tasks.config import CountdownConfig, SolverConfig
@@ -39,6 +40,11 @@ class MeshConfig:
     data: int = 0
     fsdp: int = 1
     tensor: int = 1
+
+    def __post_init__(self):
+        for field, least in (("data", 0), ("fsdp", 1), ("tensor", 0)):
+            if getattr(self, field) < least:
+                raise ValueError(f"mesh.{field}={getattr(self, field)} must be at least {least}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,6 +104,10 @@ class Experiment:
     evaluate: EvalConfig = EvalConfig()
     mesh: MeshConfig = MeshConfig()
 
+    def __post_init__(self):
+        if self.seed < 0:
+            raise ValueError(f"seed={self.seed} must be at least 0")
+
 
 _ADAPTER = pydantic.TypeAdapter(Experiment)
 
@@ -117,7 +127,7 @@ def from_dict(values: dict[str, Any]) -> Experiment:
         message = first["msg"].removeprefix("Value error, ")
         value = first["input"]
         shown = "" if isinstance(value, dict) else f"={value!r}"
-        raise ConfigError(f"config {field}{shown}: {message}") from None
+        raise ConfigError(f"config {field}{shown}: {message}" if field else f"config {message}") from None
 
 
 def override(config: Experiment, settings: list[str]) -> Experiment:
@@ -174,17 +184,30 @@ def load(path: str | Path, settings: list[str] | None = None) -> Experiment:
     """Runs the experiment file and applies the overrides.
 
     Raises:
-      ConfigError: the file is missing, has no `experiment()`, or a value is out of range.
+      ConfigError: the file is missing, raises, has no `experiment()`, or a value is out of range.
     """
     path = Path(path)
     if not path.is_file():
-        raise ConfigError(f"config {path}: no such file; the repository has experiments/nano.py, mini.py and paper.py")
+        wrong = "is a folder; give a file in it" if path.is_dir() else "no such file"
+        raise ConfigError(f"config {path}: {wrong}; the repository has experiments/nano.py, mini.py and paper.py")
     try:
-        config = runpy.run_path(str(path))["experiment"]()
-    except KeyError:
-        raise ConfigError(f"config {path}: has no function experiment()") from None
-    except (ValueError, TypeError, SyntaxError) as error:
-        raise ConfigError(f"config {path}: {error}") from None
+        function = runpy.run_path(str(path)).get("experiment")
+        config = function() if callable(function) else None
+    except Exception as error:
+        raise ConfigError(f"config {path}{_line(error, path)}: {_said(error)}") from None
+    if not callable(function):
+        raise ConfigError(f"config {path}: has no function experiment()")
     if not isinstance(config, Experiment):
         raise ConfigError(f"config {path}: experiment() returned {type(config).__name__}, not an Experiment")
     return override(from_dict(to_dict(config)), settings or [])
+
+
+def _line(error: Exception, path: Path) -> str:
+    """Where in the experiment file it was raised, if anywhere."""
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+    return f", line {lines[-1]}" if lines else ""
+
+
+def _said(error: Exception) -> str:
+    """The error's own words, after its name where they would say little without it."""
+    return str(error) if isinstance(error, ValueError | UserError) else f"{type(error).__name__}: {error}"

@@ -31,7 +31,7 @@ from apr_jax.table import print_table
 from apr_jax.tasks import load_problems
 
 MEASURES = ("accuracy", "total_tokens", "sequential_tokens", "children")
-KEPT = (*MEASURES, "ci95", "max_thread_tokens", "n")  # Of a summary.
+KEPT = (*MEASURES, "ci95", "max_thread_tokens", "spawned", "truncated", "n")  # Of a summary.
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,6 +7,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from apr_jax.evaluate.cells import SPENT, claim_cells, write
+
 Columns = Mapping[str, Callable[[Mapping[str, Any]], str]]  # Name -> how a summary fills it.
 
 
@@ -17,10 +19,12 @@ def _share(s: Mapping[str, Any], name: str) -> str:
 
 EVALUATED: Columns = {
     "accuracy %\n(95% interval)": lambda s: _share(s, "accuracy"),
-    "total\ntokens": lambda s: f"{s['total_tokens']:.1f}",
-    "sequential\ntokens": lambda s: f"{s['sequential_tokens']:.1f}",
-    "children": lambda s: f"{s['children']:.2f}",
-    "longest\nthread": lambda s: f"{s['max_thread_tokens']:.1f}",
+    "total\ntokens": lambda s: write("total_tokens", s["total_tokens"]),
+    "seq.\ntokens": lambda s: write("sequential_tokens", s["sequential_tokens"]),
+    "chil-\ndren": lambda s: write("children", s["children"]),
+    "longest\nthread": lambda s: write("max_thread_tokens", s["max_thread_tokens"]),
+    "spawned\n%": lambda s: f"{100 * s['spawned']:.1f}" if "spawned" in s else "",
+    "trunc.\n%": lambda s: f"{100 * s['truncated']:.1f}" if "truncated" in s else "",
     "pass@n\n%": lambda s: f"{100 * s['pass_at_n']:.1f}" if "pass_at_n" in s else "",
     "cons@n\n%": lambda s: f"{100 * s['cons_at_n']:.1f}" if "cons_at_n" in s else "",
 }
@@ -68,15 +72,19 @@ def print_table(
 
 
 def print_claims(claims: Sequence[Mapping[str, Any]], console: Console | None = None) -> None:
-    """Prints one line a claim of the paper: what was found here, with its interval, and what was published."""
+    """Prints two lines a claim of the paper: what was found here, with tokens and children, and whether it reaches theirs."""
     table = Table(header_style="bold", box=box.HORIZONTALS, show_edge=False, pad_edge=False, collapse_padding=True)
     table.add_column("")
-    for column in ("here", "gap\n(95% interval)", "the paper"):
+    for column in ("here", "total\ntokens", "seq.\ntokens", "chil-\ndren", "gap (95%)", "the paper"):
         table.add_column(column, justify="right")
     for claim in claims:
-        scale, form = (100, "{:.1f}") if claim["unit"] == "%" else (1, "{:,.0f}")
-        sign = form.replace(":", ":+")
-        one, other = (form.format(scale * claim[key]) for key in ("one", "other"))
-        gap, low, high = (sign.format(scale * claim[key]) for key in ("gap", "low", "high"))
-        table.add_row(claim["claim"], f"{one}\n{other}", f"{gap}\n({low} to {high})", claim["paper"])
+        cells = claim_cells(claim)
+        measured = ("\n".join(write(key, claim[side][key]) for side in ("one_spent", "other_spent")) for key in SPENT)
+        table.add_row(
+            cells["claim"],
+            f"{cells['one']}\n{cells['other']}",
+            *measured,
+            f"{cells['gap']}\n({cells['interval']})",
+            f"{cells['paper']}\n{cells['verdict']}".strip(),
+        )
     (console or Console()).print(table)

@@ -19,3 +19,5 @@ class DataConfig:
         for field in ("demonstrations", "heldout"):
             if getattr(self, field) < 1:
                 raise ValueError(f"data.{field}={getattr(self, field)} must be at least 1")
+        if self.seed < 0:
+            raise ValueError(f"data.seed={self.seed} must be at least 0")

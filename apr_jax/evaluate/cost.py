@@ -10,11 +10,10 @@ from __future__ import annotations
 import collections
 import heapq
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
-Trace = dict[str, Any]
+from apr_jax.evaluate.metrics import Trace
 
 
 def segments(trace: Trace) -> dict[int, list[tuple[int, list[int]]]]:

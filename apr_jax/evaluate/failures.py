@@ -21,10 +21,9 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-from apr_jax.evaluate.metrics import CUT
+from apr_jax.evaluate.metrics import CUT, Trace
 from apr_jax.tasks import Problem, Reading, Spawn, Task, Thread
 
-Trace = dict[str, Any]
 KINDS = {
     "arithmetic": "a wrong equation, or a hit that was not seen",
     "bookkeeping": "numbers lost or made up, a step from a state that was never reached, a state left out",

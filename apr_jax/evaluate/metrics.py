@@ -11,7 +11,12 @@ from apr_jax.tasks import PARALLEL
 
 Trace = dict[str, Any]
 CUT = ("OUT_OF_WINDOW", "OUT_OF_BUDGET")  # How a truncated thread ended.
-MEASURES = ("total_tokens", "sequential_tokens", "children", "max_thread_tokens")
+MEASURES = {  # Of a tree: what tables call it, and its form.
+    "total_tokens": ("total tokens", "{:,.0f}"),
+    "sequential_tokens": ("sequential tokens", "{:,.0f}"),
+    "children": ("children", "{:.2f}"),
+    "max_thread_tokens": ("longest thread", "{:,.0f}"),
+}
 
 
 def summarize(traces: Sequence[Trace]) -> dict[str, Any]:
@@ -26,21 +31,21 @@ def summarize(traces: Sequence[Trace]) -> dict[str, Any]:
     groups = by_problem(traces)
     trees, n = len(traces), len(groups)
     samples = max((len(group) for group in groups.values()), default=0)
-    accuracy = _mean(trace["correct"] for trace in traces)
+    accuracy = mean(trace["correct"] for trace in traces)
     summary: dict[str, Any] = {
         "accuracy": accuracy,
         "ci95": list(wilson(round(accuracy * n), n)),
         "n": n,
         "samples": samples,
-        **{measure: _mean(trace[measure] for trace in traces) for measure in MEASURES},
-        "claimed": _mean(trace["claimed"] for trace in traces),
+        **{measure: mean(trace[measure] for trace in traces) for measure in MEASURES},
+        "claimed": mean(trace["claimed"] for trace in traces),
         "truncated": sum(map(is_truncated, traces)) / max(1, trees),
-        "malformed": _mean(any(root["status"] == "MALFORMED" for root in trace["threads"][:1]) for trace in traces),
-        "spawned": _mean(trace["children"] > 0 for trace in traces),
+        "malformed": mean(any(root["status"] == "MALFORMED" for root in trace["threads"][:1]) for trace in traces),
+        "spawned": mean(trace["children"] > 0 for trace in traces),
     }
     if samples > 1:
-        summary["pass_at_n"] = _mean(any(trace["correct"] for trace in group) for group in groups.values())
-        summary["cons_at_n"] = _mean(consensus(group) for group in groups.values())
+        summary["pass_at_n"] = mean(any(trace["correct"] for trace in group) for group in groups.values())
+        summary["cons_at_n"] = mean(consensus(group) for group in groups.values())
     return summary
 
 
@@ -113,6 +118,7 @@ def warnings(summary: dict[str, Any], method: str) -> list[str]:
     return found
 
 
-def _mean(values: Iterable[float]) -> float:
+def mean(values: Iterable[float]) -> float:
+    """0 of none."""
     numbers = list(values)
     return sum(numbers) / len(numbers) if numbers else 0.0

@@ -6,24 +6,22 @@ It is drawn from files alone: RUN/config.json, RUN/eval/*, RUN/*/{sft,rl}/metric
 from __future__ import annotations
 
 import html
-import json
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from apr_jax.evaluate import charts, controls, failures, figures, paper, tables
+from apr_jax.evaluate.cells import claim_cells, spent, write
 from apr_jax.evaluate.claims import claims
-from apr_jax.evaluate.metrics import summarize, warnings
+from apr_jax.evaluate.metrics import MEASURES, summarize, warnings
 from apr_jax.evaluate.parts import Drawn, method_name
 from apr_jax.evaluate.results import Results, read_run
+from apr_jax.evaluate.run import parse_lines
 from apr_jax.evaluate.viewer import link, page, select
 
-_COLUMNS = (
-    ("total_tokens", "total tokens", "{:,.0f}"),
-    ("sequential_tokens", "sequential tokens", "{:,.0f}"),
-    ("children", "children", "{:.2f}"),
-    ("max_thread_tokens", "longest thread", "{:,.0f}"),
-)
+_MEASURED = tuple(title for title, _ in MEASURES.values())
+_LOG = Path(__file__).parents[2] / "docs" / "log.md"
 _TITLES = {
     "table1": "Table 1: SoS and SoS+ by temperature",
     "table2": "Table 2: what SoS+ is trained on",
@@ -61,18 +59,19 @@ def write_run_report(run: Path, data: Path) -> dict[str, Any]:
         "paper": paper.SOURCE,
     }
     traces = {name: one.traces for name, one in results.main().items()}
-    text = page(f"apr_jax: {run.name}", _summary(results, numbers, drawn), select(traces))
+    text = page(f"apr_jax: {run.name}", _summary(results, numbers, drawn, run), select(traces))
     (run / "report.html").write_text(text, encoding="utf-8")
     return numbers
 
 
-def _summary(results: Results, numbers: dict[str, Any], drawn: Sequence[Drawn]) -> str:
+def _summary(results: Results, numbers: dict[str, Any], drawn: Sequence[Drawn], run: Path) -> str:
     """What stands above the viewer."""
     parts = [
         _about(results),
         *(f'<p class="warning">{html.escape(line)}</p>' for line in numbers["warnings"]),
         "<h2>The paper's claims, here</h2>",
         _claims(numbers["claims"]),
+        _reached(numbers["claims"], run),
         "<h2>Greedy answers</h2>",
         _main(numbers),
         "<h2>What went wrong</h2>",
@@ -110,23 +109,33 @@ def _claims(rows: list[dict[str, Any]]) -> str:
         return '<p class="soft">None: a claim needs both methods.</p>'
     body = []
     for row in rows:
-        scale, form = (100, "{:.1f}") if row["unit"] == "%" else (1, "{:,.0f}")
-        sign = form.replace(":", ":+")
-        one, other = (form.format(scale * row[key]) for key in ("one", "other"))
-        gap, low, high = (sign.format(scale * row[key]) for key in ("gap", "low", "high"))
-        p = "" if row["p"] is None else f"{row['p']:.2g}"
-        note = f'<br><span class="soft">{html.escape(row["note"])}</span>' if row["note"] else ""
-        cells = (
-            html.escape(row["claim"]) + note,
-            one,
-            other,
-            f"<b>{gap}</b> {_soft(low, high)}",
-            p,
-            row["n"],
-            row["paper"],
+        cells = claim_cells(row)
+        body.append(
+            (
+                html.escape(cells["claim"]) + _under(html.escape(cells["note"])),
+                *(cells[side] + _under(spent(row[f"{side}_spent"])) for side in ("one", "other")),
+                f"<b>{cells['gap']}</b> {_soft(cells['interval'])}",
+                cells["p"],
+                cells["n"],
+                cells["paper"] + _under(cells["verdict"]),
+            )
         )
-        body.append(cells)
     return _table(("", "one", "other", "gap", "p", "problems", "the paper"), body)
+
+
+def _reached(rows: list[dict[str, Any]], run: Path) -> str:
+    """What the verdicts mean, and how many fail; what was tried is in the repository's log."""
+    verdicts = [row["reached"] for row in rows if row["reached"] is not None]
+    if not verdicts:
+        return ""
+    where = "docs/log.md"
+    if _LOG.is_file():  # Not where the library alone is installed.
+        where = f'<a href="{html.escape(os.path.relpath(_LOG, run.resolve()))}">{where}</a>'
+    return (
+        f'<p class="soft">{sum(verdicts)} of {len(verdicts)} of the paper\'s gaps are reached: ours is at least as large, '
+        "whatever its interval; in the same window APR's score too; of sequential tokens fewer, at higher accuracy. "
+        f"What was tried for the others is in {where}; why answers are wrong stands below.</p>"
+    )
 
 
 def _main(numbers: dict[str, Any]) -> str:
@@ -135,8 +144,8 @@ def _main(numbers: dict[str, Any]) -> str:
         body.append(
             (
                 f'<a href="{html.escape(link(name))}">{html.escape(row["label"])}</a>',
-                f"{100 * row['accuracy']:.1f} {_soft(*(f'{100 * v:.1f}' for v in row['ci95']))}",
-                *(_measured(row["measures"][key], form) for key, _, form in _COLUMNS),
+                _score({"mean": row["accuracy"], "low": row["ci95"][0], "high": row["ci95"][1]}),
+                *(_measured(row["measures"][key], key) for key in MEASURES),
                 f"{row['thread_tokens']:.0f}",
                 f"{row['spawned']:.1%}",
                 f"{row['truncated']:.1%}",
@@ -149,7 +158,7 @@ def _main(numbers: dict[str, Any]) -> str:
             (
                 f"<i>{name} demonstrations: the oracle</i>",
                 _score(row["accuracy"]),
-                *(form.format(row[key]) for key, _, form in _COLUMNS),
+                *(write(key, row[key]) for key in MEASURES),
                 "",
                 "",
                 "",
@@ -159,7 +168,7 @@ def _main(numbers: dict[str, Any]) -> str:
     titles = (
         "",
         "accuracy (%)",
-        *(title for _, title, _ in _COLUMNS),
+        *_MEASURED,
         "tokens a thread",
         "spawned",
         "truncated",
@@ -191,11 +200,12 @@ def _temperatures(title: str, rows: list[dict[str, Any]]) -> str:
         cells = []
         for temperature in temperatures:
             found = row["cells"][temperature]
-            ours = _score(found["ours"]) if found["ours"] else ("not run" if found["paper"] is not None else "")
-            theirs = "" if found["paper"] is None else f'<br><span class="soft">paper {found["paper"]:.1f}</span>'
-            cells.append(ours + theirs)
+            ours = "not run" if found["paper"] is not None else ""
+            if found["ours"]:
+                ours = _score(found["ours"]) + _under(spent(found["ours"]))
+            cells.append(ours + _under("" if found["paper"] is None else f"paper {found['paper']:.1f}"))
         body.append((html.escape(row["label"]), *cells))
-    head = ("accuracy (%)", *(f"T = {temperature}" for temperature in temperatures))
+    head = ("accuracy (%), tokens and children of a tree", *(f"T = {temperature}" for temperature in temperatures))
     return f"<h3>{title}</h3>" + _table(head, body)
 
 
@@ -205,7 +215,7 @@ def _every(rows: list[dict[str, Any]]) -> str:
         (
             html.escape(row["label"]),
             _score(row["accuracy"]),
-            *(form.format(row[key]) for key, _, form in _COLUMNS),
+            *(write(key, row[key]) for key in MEASURES),
             f"{row['spawned']:.1%}",
             f"{row['truncated']:.1%}",
             row["samples"],
@@ -213,7 +223,7 @@ def _every(rows: list[dict[str, Any]]) -> str:
         )
         for row in rows
     ]
-    titles = ("", "accuracy (%)", *(title for _, title, _ in _COLUMNS), "spawned", "truncated", "samples", "problems")
+    titles = ("", "accuracy (%)", *_MEASURED, "spawned", "truncated", "samples", "problems")
     return f"<details><summary>All {len(rows)} evaluations</summary>{_table(titles, body)}</details>"
 
 
@@ -225,16 +235,21 @@ def _table(head: Iterable[str], body: Iterable[Sequence[Any]]) -> str:
 
 def _score(cell: dict[str, Any]) -> str:
     mean, low, high = (f"{100 * cell[key]:.1f}" for key in ("mean", "low", "high"))
-    return f"{mean} {_soft(low, high)}"
+    return f"{mean} {_soft(f'{low} to {high}')}"
 
 
-def _measured(cell: dict[str, Any], form: str) -> str:
-    low, high = (form.format(cell[key]) for key in ("low", "high"))
-    return form.format(cell["mean"]) + ("" if low == high else f" {_soft(low, high)}")
+def _measured(cell: dict[str, Any], measure: str) -> str:
+    mean, low, high = (write(measure, cell[key]) for key in ("mean", "low", "high"))
+    return mean + ("" if low == high else f" {_soft(f'{low} to {high}')}")
 
 
-def _soft(low: str, high: str) -> str:
-    return f'<span class="soft">[{low}, {high}]</span>'
+def _soft(interval: str) -> str:
+    return f'<span class="soft">[{interval}]</span>'
+
+
+def _under(text: str) -> str:
+    """A smaller line below; none of no text."""
+    return f'<br><span class="soft">{text}</span>' if text else ""
 
 
 def _warned(results: Results) -> list[str]:
@@ -252,10 +267,16 @@ def _warned(results: Results) -> list[str]:
 
 
 def training(run: Path) -> dict[str, dict[str, list[dict[str, Any]]]]:
-    """Stage -> method -> the lines of its metrics.jsonl, where the run has them."""
+    """Stage -> method -> the lines of its metrics.jsonl, where the run has them; without the half line that a kill leaves.
+
+    Raises:
+      UserError: a line is damaged.
+    """
     found: dict[str, dict[str, list[dict[str, Any]]]] = {}
     for stage in ("sft", "rl"):
         for path in sorted(run.glob(f"*/{stage}/metrics.jsonl")):
-            lines = [json.loads(line) for line in path.read_text().splitlines()]
-            found.setdefault(stage, {})[path.parent.parent.name] = lines
+            text = path.read_text(encoding="utf-8", errors="replace")
+            whole = text[: text.rfind("\n") + 1]
+            if lines := parse_lines(path, whole, "delete the line"):
+                found.setdefault(stage, {})[path.parent.parent.name] = lines
     return found

@@ -5,20 +5,29 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from apr_jax.config import Experiment, from_dict
+from apr_jax.config import ConfigError, Experiment, from_dict
 from apr_jax.data.statistics import wilson
 from apr_jax.data.tokenizer import Tokenizer
 from apr_jax.errors import UserError
 from apr_jax.evaluate import failures, suite
 from apr_jax.evaluate.latency import LANES, LATENCY
-from apr_jax.evaluate.metrics import Trace, by_problem, consensus
+from apr_jax.evaluate.metrics import Trace, by_problem, consensus, mean
 from apr_jax.evaluate.oracle import demonstrated
 from apr_jax.evaluate.run import SUMMARY, TRACES, Decoding, read_traces
 from apr_jax.evaluate.statistics import mean_interval
 from apr_jax.tasks import METHODS, Countdown, load_problems
+
+# Measure -> that of several trees which are drawn side by side.
+_TOGETHER: dict[str, Callable[..., float]] = {
+    "total_tokens": sum,
+    "sequential_tokens": max,
+    "children": sum,
+    "max_thread_tokens": max,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,15 +82,29 @@ class Answered:
 
     def accuracy(self) -> Score:
         """Share of right answers."""
-        return share({name: _mean([tree["correct"] for tree in trees]) for name, trees in self.groups.items()})
+        return share({name: mean([tree["correct"] for tree in trees]) for name, trees in self.groups.items()})
 
     def mean(self, name: str) -> float:
         """Of a measure of the traces."""
-        return _mean([tree[name] for tree in self.traces])
+        return mean([tree[name] for tree in self.traces])
 
     def measure(self, name: str) -> Score:
         """The same with its interval, over problems."""
-        return average({key: _mean([tree[name] for tree in trees]) for key, trees in self.groups.items()})
+        return average({key: mean([tree[name] for tree in trees]) for key, trees in self.groups.items()})
+
+    def spent(self, problems: Iterable[str], votes: int | None = None) -> dict[str, float]:
+        """What an answer to these problems took: means of the measures.
+
+        Args:
+          votes: an answer is the vote of so many samples, drawn side by side: their tokens add up, their longest chain counts.
+        """
+        groups = [self.groups[name] for name in problems]
+        if votes is None:
+            return {key: mean(mean(tree[key] for tree in group) for group in groups) for key in _TOGETHER}
+        return {
+            key: mean(together(tree[key] for tree in group[:votes]) for group in groups)
+            for key, together in _TOGETHER.items()
+        }
 
     def thread_tokens(self) -> float:
         """Mean sampled tokens of a thread."""
@@ -97,13 +120,13 @@ class Answered:
         cut = {name: trees[:n] for name, trees in self.groups.items()}
         passed = share({name: float(any(tree["correct"] for tree in trees)) for name, trees in cut.items()})
         agreed = share({name: float(consensus(trees)) for name, trees in cut.items()})
-        return passed, agreed, _mean([sum(tree["total_tokens"] for tree in trees) for trees in cut.values()])
+        return passed, agreed, mean([sum(tree["total_tokens"] for tree in trees) for trees in cut.values()])
 
     def within(self, measure: str, limit: float) -> Score:
         """Cumulative accuracy: only answers whose measure is at most the limit count as right."""
         return share(
             {
-                name: _mean([tree["correct"] and tree[measure] <= limit for tree in trees])
+                name: mean([tree["correct"] and tree[measure] <= limit for tree in trees])
                 for name, trees in self.groups.items()
             }
         )
@@ -156,10 +179,7 @@ def read_run(run: Path, data: Path) -> Results:
     Raises:
       UserError: there is no config or no evaluation, or a file is damaged.
     """
-    try:
-        config = from_dict(json.loads((run / "config.json").read_text()))
-    except FileNotFoundError:
-        raise UserError(f"{run}: has no config.json; run `apr reproduce --out {run}` first") from None
+    config = _config(run)
     task = Countdown(config.task, config.solver, config.limits.children, config.limits.max_depth)
     answered, missing = {}, []
     untrained = set()
@@ -169,9 +189,11 @@ def read_run(run: Path, data: Path) -> Results:
             traces = read_traces(folder / TRACES)
             if evaluation == suite.Evaluation(evaluation.model):
                 traces = failures.label(traces, task)
-            answered[evaluation.name] = Answered(
-                evaluation, traces, _read(folder / SUMMARY) or {}, _read(folder / LATENCY), _read(folder / LANES)
+            values = (
+                _read(folder / name, "delete its folder and evaluate again") for name in (SUMMARY, LATENCY, LANES)
             )
+            summary, latency, lanes = values
+            answered[evaluation.name] = Answered(evaluation, traces, summary or {}, latency, lanes)
         elif not (suite.model_of(run, evaluation.model) or (run / evaluation.model / "metrics.jsonl").is_file()):
             untrained.add(evaluation.model)
         else:
@@ -206,15 +228,22 @@ def _oracle(data: Path, task: Countdown, depth: int) -> dict[str, list[Trace]]:
     return demonstrated(task, load_problems(problems), Tokenizer.from_bytes(tokenizer.read_bytes()), methods)
 
 
-def _read(path: Path) -> dict[str, Any] | None:
+def _config(run: Path) -> Experiment:
+    path = run / "config.json"
+    values = _read(path, f"delete it; `apr reproduce --out {run}` writes it again")
+    if values is None:
+        raise UserError(f"{run}: has no config.json; run `apr reproduce --out {run}` first")
+    try:
+        return from_dict(values)
+    except ConfigError as error:
+        raise UserError(f"{path}: {error}") from None
+
+
+def _read(path: Path, remedy: str) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
         values: dict[str, Any] = json.loads(path.read_text())
         return values
-    except json.JSONDecodeError:
-        raise UserError(f"{path}: is damaged; delete its folder and evaluate again") from None
-
-
-def _mean(values: list[Any]) -> float:
-    return sum(values) / len(values)
+    except ValueError:
+        raise UserError(f"{path}: is damaged; {remedy}") from None

@@ -245,12 +245,12 @@ def _check_conditions(restored: Restored, limits: Limits, decoding: Decoding) ->
     most = limits.slots - 1 if limits.max_depth else 0
     for flag, count in (("--children", decoding.condition), ("--force-children", decoding.forced)):
         if count is not None and restored.method not in PARALLEL:
-            raise UsageError(f"{flag} {count}: {restored.path} is a {restored.method} model; only apr has children")
+            raise UsageError(f"{flag} {count}: {restored.path} is of method {restored.method}; only apr has children")
     if decoding.forced is not None and not 0 <= decoding.forced <= most:
         raise UsageError(f"--force-children {decoding.forced}: must be from 0 to {most}, limits.slots less the root")
     if decoding.bins is not None and restored.method != "sos+":
         raise UsageError(
-            f"--bins {decoding.bins}: {restored.path} is a {restored.method} model; only sos+ has window bins"
+            f"--bins {decoding.bins}: {restored.path} is of method {restored.method}; only sos+ has window bins"
         )
     for flag, count in (("--children", decoding.condition), ("--bins", decoding.bins)):
         if count is not None and solver.condition == 0:
@@ -264,17 +264,22 @@ def _check_conditions(restored: Restored, limits: Limits, decoding: Decoding) ->
 
 def read_traces(path: Path) -> list[dict[str, Any]]:
     """The lines of a traces file; raises UserError that names a damaged one."""
-    traces = []
     try:
-        lines = path.read_text().splitlines()
+        text = path.read_text()
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; run `apr eval` first") from None
-    for number, line in enumerate(lines, start=1):
+    return parse_lines(path, text, "delete the folder and evaluate again")
+
+
+def parse_lines(path: Path, text: str, remedy: str) -> list[dict[str, Any]]:
+    """What the lines of a file hold; raises UserError that names one that is not JSON."""
+    found = []
+    for number, line in enumerate(text.splitlines(), start=1):
         try:
-            traces.append(json.loads(line))
+            found.append(json.loads(line))
         except json.JSONDecodeError:
-            raise UserError(f"{path}, line {number}: is not JSON; delete the folder and evaluate again") from None
-    return traces
+            raise UserError(f"{path}, line {number}: is not JSON; {remedy}") from None
+    return found
 
 
 def limits_of(restored: Restored, decoding: Decoding) -> Limits:

@@ -28,12 +28,12 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float]:
 
 @dataclasses.dataclass(frozen=True)
 class Gap:
-    """How much more often one evaluation is right than another, on the problems that both answered.
+    """How much higher one evaluation scores than another, on the problems that both answered.
 
     Attributes:
-      gap: difference of the mean scores.
+      gap: difference of the mean scores, in their unit.
       low, high: 95% interval, by a bootstrap over problems (Efron 1979): both scores of a problem stay together.
-      p: of McNemar's exact test (1947) that both are right equally often; None if a score is not 0 or 1.
+      p: of McNemar's exact test (1947) that both are right equally often; None if a score is not 0 or 1, as tokens are not.
       n: problems.
     """
 
@@ -45,7 +45,7 @@ class Gap:
 
 
 def paired_gap(one: dict[str, float], other: dict[str, float]) -> Gap:
-    """`one` less `other`; both are problem -> score, a share of right answers.
+    """`one` less `other`; both are problem -> score: a share of right answers, or any other measure, such as tokens.
 
     Raises:
       ValueError: no problem is in both.

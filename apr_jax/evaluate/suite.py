@@ -62,11 +62,6 @@ class Evaluation:
         ]
         return "-".join(filter(None, parts))
 
-    @property
-    def is_conditioned(self) -> bool:
-        """Whether its prompts state a condition."""
-        return self.decoding.condition is not None or self.decoding.bins is not None
-
 
 def declare(config: EvalConfig) -> tuple[Evaluation, ...]:
     """Every evaluation of a run with all models, the plain greedy ones first."""

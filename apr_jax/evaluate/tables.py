@@ -1,6 +1,7 @@
 """Tables 1 to 3 of the paper and those of this report, as plain rows: the report and results.json take them from here.
 
-A cell that holds a score is {"mean", "low", "high", "n"}; the paper's figure beside it is `paper`, in percent.
+A cell that holds a score is {"mean", "low", "high", "n"}, in Tables 1 to 3 with the measures of its trees; the paper's figure
+beside it is `paper`, in percent.
 """
 
 from __future__ import annotations
@@ -8,11 +9,9 @@ from __future__ import annotations
 from typing import Any
 
 from apr_jax.evaluate import failures, paper
-from apr_jax.evaluate.metrics import summarize
+from apr_jax.evaluate.metrics import MEASURES, summarize
 from apr_jax.evaluate.results import Answered, Results, Score, share
 from apr_jax.evaluate.suite import MODELS
-
-_MEASURES = ("total_tokens", "sequential_tokens", "children", "max_thread_tokens")
 
 
 def cell(score: Score) -> dict[str, Any]:
@@ -25,7 +24,7 @@ def main_table(results: Results) -> dict[str, dict[str, Any]]:
     found = {}
     for name, one in results.main().items():
         kinds = failures.count(one.traces)
-        measures = {key: cell(one.measure(key)) for key in _MEASURES}
+        measures = {key: cell(one.measure(key)) for key in MEASURES}
         about = {"label": one.label, "thread_tokens": one.thread_tokens(), "failures": kinds, "measures": measures}
         found[name] = one.summary | about
     return found
@@ -37,12 +36,12 @@ def oracle_table(results: Results) -> dict[str, dict[str, Any]]:
     for method, traces in results.oracle.items():
         summary = summarize([trace | {"threads": [], "claimed": trace["correct"]} for trace in traces])
         score = share({trace["id"]: float(trace["correct"]) for trace in traces})
-        found[method] = {"accuracy": cell(score)} | {key: summary[key] for key in _MEASURES}
+        found[method] = {"accuracy": cell(score)} | {key: summary[key] for key in MEASURES}
     return found
 
 
 def temperature_table(results: Results, models: dict[str, dict[float, float]]) -> list[dict[str, Any]]:
-    """Rows of accuracy by temperature.
+    """Rows of accuracy by temperature, each with what the threads did.
 
     Args:
       models: what the paper has: model, maybe followed by " enforced", -> temperature -> accuracy in percent.
@@ -60,7 +59,7 @@ def temperature_table(results: Results, models: dict[str, dict[float, float]]) -
         for temperature in temperatures:
             one = results.get(model, temperature=temperature, **({"forced": count} if enforced else {}))
             cells[f"{temperature:g}"] = {
-                "ours": cell(one.accuracy()) if one else None,
+                "ours": cell(one.accuracy()) | one.spent(one.groups) if one else None,
                 "paper": published.get(temperature),
             }
         held = f", held to {count} children" if enforced and forced else enforced and ", children enforced"
@@ -91,7 +90,7 @@ def every_score(results: Results) -> list[dict[str, Any]]:
 
 def _score(one: Answered) -> dict[str, Any]:
     row: dict[str, Any] = {"name": one.evaluation.name, "label": one.label, "accuracy": cell(one.accuracy())}
-    row |= {key: one.summary[key] for key in (*_MEASURES, "spawned", "truncated", "samples")}
+    row |= {key: one.summary[key] for key in (*MEASURES, "spawned", "truncated", "samples")}
     if one.summary["samples"] > 1:
         row["by_n"] = [
             {"n": n, "pass": cell(passed), "cons": cell(agreed), "total_tokens": tokens}

@@ -1,6 +1,7 @@
 """Shape of the transformer."""
 
 import dataclasses
+import math
 from typing import Literal
 
 
@@ -16,6 +17,7 @@ class ModelConfig:
       head_size: K, even (rotary embedding).
       mlp: hidden size of the SwiGLU.
       tied: output projection is the embedding's transpose.
+      rope_base: of the rotary embedding's wavelengths; above 1.
       dtype: computation; parameters are float32.
       remat: what the backward pass computes again within a layer: nothing ("none"), all ("layer": least memory, a third
         more products), or all but the products with weights and attention ("dots").
@@ -40,3 +42,5 @@ class ModelConfig:
             raise ValueError(f"model.kv_heads={self.kv_heads} must divide model.heads={self.heads}")
         if self.head_size % 2:
             raise ValueError(f"model.head_size={self.head_size} must be even: rotary embedding turns pairs")
+        if not 1 < self.rope_base < math.inf:
+            raise ValueError(f"model.rope_base={self.rope_base} must be above 1 and finite")

@@ -5,15 +5,15 @@
     thread = task.demonstration(split.train[0], "apr", seed=7)   # a tree of Thread, text and Spawn
     verdict = task.verify(split.test[0], "22+26=48,48-2=46")     # never raises
 
-`Task` (base.py) is what a new task fills in. Countdown is the first; `HiddenDigit` is a toy with a known optimum.
+`Task` (base.py) is what a new task fills in. Countdown is the first; `HiddenDigit` is a toy, the smallest there is.
 """
 
 from apr_jax.tasks.base import Fault, Problem, Reading, Spawn, Task, Thread, Verdict, flatten
 from apr_jax.tasks.boxed import BoxedVerifier, Failure
 from apr_jax.tasks.config import CountdownConfig, SolverConfig
 from apr_jax.tasks.countdown import Countdown
-from apr_jax.tasks.problem_files import load_problems, parse_problem, problem_key, require_solvable, save_problems
-from apr_jax.tasks.problems import Split, draw, reachable, solve, split_problems
+from apr_jax.tasks.problem_files import load_problems, parse_problem, require_solvable, save_problems
+from apr_jax.tasks.problems import Split, draw, problem_key, reachable, solve, split_problems
 from apr_jax.tasks.solvers import METHODS, PARALLEL
 from apr_jax.tasks.toy import HiddenDigit
 

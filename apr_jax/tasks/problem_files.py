@@ -16,11 +16,6 @@ _EXAMPLE = '"22 26 2 -> 46"'
 _LINE_EXAMPLE = '{"id": "x-0", "numbers": [22, 26, 2], "target": 46}'
 
 
-def problem_key(problem: Problem) -> tuple[tuple[int, ...], int]:
-    """What makes two problems the same: the sorted numbers and the target."""
-    return tuple(sorted(problem.numbers)), problem.target
-
-
 def parse_problem(text: str) -> Problem:
     """Reads `22 26 2 -> 46` (commas are as good as spaces); the id is the text.
 

@@ -31,6 +31,11 @@ class Split:
     test: list[Problem]
 
 
+def problem_key(problem: Problem) -> Key:
+    """What makes two problems the same: the sorted numbers and the target."""
+    return tuple(sorted(problem.numbers)), problem.target
+
+
 def solve(numbers: Iterable[int], target: int) -> tuple[str, ...] | None:
     """Equations that hit the target with every number used once; None if there are none."""
     tables = _tables(tuple(numbers))
@@ -194,8 +199,7 @@ def _drawn(config: CountdownConfig, wanted: int, seed: int, exclude: Collection[
         seeds = [rng.getrandbits(62) for _ in range(wanted - len(found))]
         tried += len(seeds)
         for problem in map_draws(_Draw(config), seeds):
-            key = (tuple(sorted(problem.numbers)), problem.target)
-            if key not in seen:
+            if (key := problem_key(problem)) not in seen:
                 seen.add(key)
                 found.append(problem)
     return found

@@ -1,17 +1,14 @@
-"""HiddenDigit: a toy task whose optimum is known, to see reinforcement learning over thread trees work in seconds.
+"""HiddenDigit: a toy task, which shows how little a second one takes. The tests of the interface use it; nothing trains on it.
 
 The prompt shows two digits, `3+4`; the answer is the last digit of their sum. Two habits are demonstrated, half and
 half: the root guesses at random (right one time in ten), or it spawns one child with the message `3+4=`, which knows
 the digit and joins it. No root was ever shown to work out the sum itself. A perfect imitator is right in 0.55 of all
-cases; one that always spawns, in all. The difference is for RL to find.
+cases; one that always spawns, in all. The difference would be for RL to find.
 """
 
 import random
 
 from apr_jax.tasks.base import Problem, Reading, Spawn, Thread, Verdict
-
-IMITATION = 0.55  # Expected accuracy of a perfect imitator: half the time certain, half the time 1 in 10.
-OPTIMUM = 1.0
 
 
 class HiddenDigit:

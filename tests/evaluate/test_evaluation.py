@@ -146,9 +146,9 @@ def test_what_cannot_be_asked_is_refused_before_anything_is_written(restored, pr
 
 def test_a_serial_model_takes_no_condition_of_children(restored, problems, tmp_path):
     serial = dataclasses.replace(restored, method="sos+")
-    with pytest.raises(UsageError, match="is a sos\\+ model; only apr has children"):
+    with pytest.raises(UsageError, match="is of method sos\\+; only apr has children"):
         evaluate(serial, problems, tmp_path, Decoding(condition=3), progress=False)
-    with pytest.raises(UsageError, match="--force-children 3: .* is a sos\\+ model; only apr has children"):
+    with pytest.raises(UsageError, match="--force-children 3: .* is of method sos\\+; only apr has children"):
         evaluate(serial, problems, tmp_path, Decoding(forced=3), progress=False)
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from apr_jax.config import to_dict
 from apr_jax.errors import UserError
-from apr_jax.evaluate.report import write_run_report
+from apr_jax.evaluate.report import training, write_run_report
 from apr_jax.evaluate.run import evaluate, read_traces
 from apr_jax.evaluate.viewer import select, write_tree_page
 from apr_jax.learn.checkpoint import load_checkpoint
@@ -113,6 +113,29 @@ def test_every_kind_of_failure_has_examples_and_the_page_stays_small(run):
 def test_a_run_without_evaluations_is_named(tmp_path):
     with pytest.raises(UserError, match=r"has no config.json; run `apr reproduce"):
         write_run_report(tmp_path, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"name": "ti', "config.json: is damaged; delete it"),
+        ('{"name": "tiny", "lerning": 3}', "config.json: config .*: (Field required|Unexpected keyword)"),
+    ],
+)
+def test_a_damaged_config_is_named(tmp_path, text, message):
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(UserError, match=message):
+        write_run_report(tmp_path, tmp_path)
+
+
+def test_what_a_killed_training_left_unfinished_is_not_drawn(tmp_path):
+    for method, text in {"apr": '{"step": 1}\n{"step": 2}\n{"step": 3, "lo', "sos+": '{"st'}.items():
+        (tmp_path / method / "sft").mkdir(parents=True)
+        (tmp_path / method / "sft" / "metrics.jsonl").write_text(text)
+    assert training(tmp_path) == {"sft": {"apr": [{"step": 1}, {"step": 2}]}}
+    (tmp_path / "apr" / "sft" / "metrics.jsonl").write_text('{"step": 1}\n{"step"\n{"step": 3}\n')
+    with pytest.raises(UserError, match=r"apr/sft/metrics.jsonl, line 2: is not JSON"):
+        training(tmp_path)
 
 
 def test_a_damaged_line_is_named(run, tmp_path):

@@ -2,19 +2,25 @@
 
 import copy
 import dataclasses
+import io
 import itertools
 import json
+import re
 import xml.etree.ElementTree
 
 import made_run
 import pytest
+from rich.console import Console
 
 from apr_jax.config import EvalConfig
 from apr_jax.data.tokenizer import Tokenizer
 from apr_jax.errors import UsageError, UserError
-from apr_jax.evaluate import charts, controls, figures, paper, suite, tables
+from apr_jax.evaluate import charts, controls, figures, paper, report, suite, tables
+from apr_jax.evaluate.cells import claim_cells, spent
 from apr_jax.evaluate.claims import claims
+from apr_jax.evaluate.metrics import MEASURES
 from apr_jax.evaluate.results import read_run
+from apr_jax.table import print_claims, print_table
 from apr_jax.tasks import METHODS, Countdown, draw, flatten
 
 TRAINED = ("sos+/sft", "sos+/rl", "apr/sft", "apr/rl")
@@ -56,7 +62,8 @@ def test_every_evaluation_has_a_folder_of_its_own():
 
 def test_a_plain_config_asks_for_little():
     declared = suite.declare(EvalConfig())
-    assert all(one.decoding.forced is None and not one.is_conditioned for one in declared)
+    asked = [(one.decoding.forced, one.decoding.condition, one.decoding.bins) for one in declared]
+    assert set(asked) == {(None, None, None)}
     assert suite.timed(EvalConfig()) == suite.laned(EvalConfig()) == ()
 
 
@@ -123,6 +130,111 @@ def test_claims_of_a_whole_run(whole):
     assert n == next((n for n, cost in enumerate(spent, start=1) if cost >= budget - 0.5), 3)
 
 
+def test_what_the_threads_did_stands_beside_every_score(whole):
+    rows = {row["claim"].partition(":")[0]: row for row in claims(whole)}
+    row = rows["same window, supervised"]
+    for side, model in (("one_spent", "apr/sft"), ("other_spent", "sos+/sft")):
+        summary = whole.get(model).summary
+        assert row[side] == pytest.approx({key: summary[key] for key in MEASURES})
+    tokens = rows["same total tokens, supervised"]
+    n = int(tokens["claim"][-1])
+    assert n > 1
+    groups = [trees[:n] for trees in whole.get("sos+/sft", temperature=1.0).groups.values()]
+    measured = [[[tree[key] for tree in trees] for trees in groups] for key in MEASURES]
+    together = dict(zip(MEASURES, (sum, max, sum, max), strict=True))
+    by_hand = {key: sum(map(together[key], of)) / len(of) for key, of in zip(MEASURES, measured, strict=True)}
+    assert tokens["other_spent"] == pytest.approx(by_hand), "of all that vote"
+    cell = tables.all_tables(whole)["table3"][2]["cells"]["1"]["ours"]
+    summary = whole.get("apr/sft", temperature=1.0).summary
+    assert {key: cell[key] for key in MEASURES} == pytest.approx({key: summary[key] for key in MEASURES})
+    assert 0 < cell["children"] < cell["sequential_tokens"] < cell["total_tokens"]
+
+
+@pytest.mark.parametrize(
+    ("key", "start", "above", "score"),
+    [
+        ("window", "same window, after RL", 0.0, 0.0),
+        ("window", "same window, after RL", 0.1, 0.0),
+        ("window", "same window, after RL", 0.0, 0.1),
+        ("tokens", "same total tokens, supervised", 0.0, 0.1),
+        ("tokens", "same total tokens, supervised", 0.1, 0.0),
+        ("latency", "same seconds", 0.0, 0.0),
+        ("latency", "same seconds", 0.1, 0.0),
+        ("rl apr", "RL's gain, APR", 0.1, 0.0),
+        ("rl apr", "RL's gain, APR", 0.0, 0.0),
+        ("rl sos+", "RL's gain, SoS+", 0.1, 0.0),
+    ],
+)
+def test_a_gap_is_reached_if_ours_is_at_least_the_papers(whole, monkeypatch, key, start, above, score):
+    """The paper's gap is put so far above ours, and its score; a higher score with the same gap matters in one window alone."""
+
+    def found():
+        return next(row for row in claims(whole) if row["claim"].startswith(start) and "held" not in row["claim"])
+
+    row = found()
+    one, other = round(100 * row["one"], 1) + score, round(100 * row["one"] - 100 * row["gap"], 1) + score - above
+    monkeypatch.setitem(paper.CLAIMS, key, (one, other))
+    row = found()
+    assert row["reached"] is (above == 0 and (score == 0 or key != "window"))
+    assert claim_cells(row)["verdict"] == ("reached" if row["reached"] else "not reached")
+
+
+def test_sequential_tokens_are_reached_by_fewer_at_higher_accuracy(whole):
+    def verdict(results):
+        (row,) = (row for row in claims(results) if row["claim"].startswith("sequential tokens"))
+        return row["reached"], row["gap"]
+
+    def changed(tokens, accuracy):
+        results = copy.deepcopy(whole)
+        for one in (results.get("apr/sft"), *results.sweep("apr")):
+            for trees in one.groups.values():
+                trees[0]["sequential_tokens"] += tokens
+                trees[0]["correct"] = accuracy
+        return verdict(results)
+
+    assert changed(-1_000, True)[0] is True
+    assert changed(1_000, True)[0] is False
+    assert changed(-1_000, False)[0] is False
+    unjudged = [row["claim"] for row in claims(whole) if row["reached"] is None]
+    assert len(unjudged) == 5, unjudged
+    assert all(claim_cells(row)["verdict"] == "" for row in claims(whole) if row["claim"] in unjudged)
+
+
+def test_the_report_shows_threads_and_verdicts(config, tokenizer, tmp_path, monkeypatch):
+    """In the claims, in Tables 1 to 3, and the way to the log of what was tried."""
+    made_run.make_run(tmp_path, config, tokenizer, TRAINED)
+    monkeypatch.setattr(report, "select", lambda traces: {})
+    monkeypatch.setattr(report, "page", lambda title, summary, traces: summary)
+    monkeypatch.setitem(paper.CLAIMS, "window", (100.0, -1.0))
+    found = report.write_run_report(tmp_path, tmp_path / "data")
+    text = (tmp_path / "report.html").read_text()
+    verdicts = [row["reached"] for row in found["claims"]]
+    assert verdicts[0] is False
+    assert text.count(">reached<") == verdicts.count(True) > 0
+    assert text.count(">not reached<") == verdicts.count(False)
+    assert f"{verdicts.count(True)} of {len(verdicts) - verdicts.count(None)} of the paper's gaps are reached" in text
+    (log,) = re.findall(r'<a href="([^"]*)">docs/log.md</a>', text)
+    assert (tmp_path / log).resolve().samefile(report._LOG)
+    scored = [cell["ours"] for rows in found["tables"].values() for row in rows for cell in row["cells"].values()]
+    beside = [row[f"{side}_spent"] for row in found["claims"] for side in ("one", "other")]
+    assert text.count(" in sequence, ") == len(beside) + len([one for one in scored if one]) > 20
+    assert spent(beside[0]) in text and spent(next(filter(None, scored))) in text
+
+
+def test_the_terminal_shows_threads_and_verdicts(whole):
+    """At 80 columns nothing is cut off."""
+    console = Console(width=80, file=io.StringIO(), highlight=False)
+    main = tables.main_table(whole)
+    main["apr-sft"] |= {"spawned": 0.987, "truncated": 0.123}
+    print_table({row["label"]: row for row in main.values()}, console=console)
+    print_claims(claims(whole), console)
+    said = console.file.getvalue()
+    assert "…" not in said
+    assert re.search(r"^APR .* 98\.7 +12\.3$", said, re.M) and "spawned" in said and "trunc." in said
+    assert re.search(r"^same window, .* \d+ +\d+ +\d+\.\d\d .*83\.4 against", said, re.M)
+    assert "not reached" in said and said.count("reached") == sum(row["reached"] is not None for row in claims(whole))
+
+
 def test_the_best_point_with_chains_no_longer_than_those_of_serial_search(whole):
     """Over the problems that both answered; a better point with longer chains does not count."""
 
@@ -139,8 +251,9 @@ def test_the_best_point_with_chains_no_longer_than_those_of_serial_search(whole)
     points = [whole.get("apr/sft"), *whole.sweep("apr")]
     allowed = [one for one in points if chain(one, best.groups) <= chain(best, one.groups)]
     assert 0 < len(allowed) < len(points)
-    assert row["note"].startswith(max(allowed, key=lambda one: one.accuracy().mean).label + ":")
-    assert best.label in row["note"]
+    assert row["note"] == f"{max(allowed, key=lambda one: one.accuracy().mean).label}; {best.label}"
+    assert row["one_spent"]["sequential_tokens"] <= row["other_spent"]["sequential_tokens"]
+    assert row["reached"] is (row["gap"] > 0)
 
 
 def test_tables_show_what_was_not_run(whole):

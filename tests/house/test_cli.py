@@ -109,6 +109,13 @@ def test_wrong_use_is_one_line(failing, tmp_path, monkeypatch, arguments, status
         ("mesh.data=64", "mesh data=64"),
         ("learn.sft.rows=3", "learn.sft.rows=3: must be a multiple of the 2 shards"),
         ("learn.rl.objective.clip=-1", "learn.rl.objective.clip=-1.0 must be positive"),
+        ("mesh.data=-1", "mesh.data=-1 must be at least 0"),
+        ("mesh.fsdp=0", "mesh.fsdp=0 must be at least 1"),
+        ("mesh.tensor=-1", "mesh.tensor=-1 must be at least 0"),
+        ("seed=-1", "config seed=-1 must be at least 0"),
+        ("data.seed=-1", "data.seed=-1 must be at least 0"),
+        ("model.rope_base=1", "model.rope_base=1.0 must be above 1"),
+        ("model.rope_base=nan", "model.rope_base=nan must be above 1"),
     ],
 )
 def test_a_config_out_of_range_names_the_field(failing, config_file, data_dir, tmp_path, setting, message):
@@ -117,6 +124,38 @@ def test_a_config_out_of_range_names_the_field(failing, config_file, data_dir, t
     )
     assert status == 2
     assert message in line
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "import nothing_of_this_name\n",
+            "own.py, line 1: ModuleNotFoundError: No module named 'nothing_of_this_name'",
+        ),
+        ("\nhalf = 1 / 0\n", "own.py, line 2: ZeroDivisionError: division by zero"),
+        ("def experiment():\n    return {}['mini']\n", "own.py, line 2: KeyError: 'mini'"),
+        ("def experiment(:\n", "own.py: SyntaxError: "),
+        (
+            "from apr_jax.config import MeshConfig\nMeshConfig(fsdp=0)\n",
+            "own.py, line 2: mesh.fsdp=0 must be at least 1",
+        ),
+        ("experiment = 3\n", "own.py: has no function experiment()"),
+        ("", "own.py: has no function experiment()"),
+        ("def experiment():\n    return 3\n", "own.py: experiment() returned int, not an Experiment"),
+    ],
+)
+def test_an_experiment_file_that_fails_is_named(failing, tmp_path, text, message):
+    (tmp_path / "own.py").write_text(text)
+    status, line = failing("data", "build", "--config", tmp_path / "own.py", "--out", tmp_path / "data")
+    assert status == 2
+    assert message in line and "APR_DEBUG" not in line
+
+
+def test_a_folder_is_no_experiment_file(failing, tmp_path):
+    status, line = failing("data", "build", "--config", tmp_path, "--out", tmp_path / "data")
+    assert status == 2
+    assert f"config {tmp_path}: is a folder" in line
 
 
 @pytest.mark.parametrize(

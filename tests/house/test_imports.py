@@ -18,7 +18,8 @@ ALLOWED = {
     "threads": {"errors"},
     "data": {"errors", "storage", "tasks", "threads", "config"},
     "config": {"errors", "tasks", "data", "model", "threads", "learn"},
-    "learn": {"errors", "storage", "tasks", "data", "model", "threads", "config"},
+    "compare": {"config"},
+    "learn": {"errors", "storage", "tasks", "data", "model", "threads", "config", "compare"},
     "evaluate": {"errors", "storage", "tasks", "data", "model", "threads", "learn", "config"},
 }
 FILES = sorted((ROOT / "apr_jax").rglob("*.py"))

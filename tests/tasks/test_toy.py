@@ -1,8 +1,7 @@
-"""The toy task: its optimum, its imitation score, and that only the spawning habit is always right."""
+"""The toy task: what an imitator of it would score, and that only the spawning habit is always right."""
 
 from apr_jax.tasks import HiddenDigit, Problem, Spawn
 from apr_jax.tasks.base import Task
-from apr_jax.tasks.toy import IMITATION, OPTIMUM
 
 TASK = HiddenDigit()
 
@@ -16,9 +15,9 @@ def test_spawning_is_always_right_and_guessing_one_time_in_ten():
         spawns = isinstance(thread.body[0], Spawn)
         seen[spawns] += 1
         right[spawns] += TASK.verify(problem, thread.answer).correct
-    assert right[True] == seen[True] * OPTIMUM
+    assert right[True] == seen[True] > 0
     assert 0.07 < right[False] / seen[False] < 0.13
-    assert abs(sum(right.values()) / 4_000 - IMITATION) < 0.03
+    assert abs(sum(right.values()) / 4_000 - 0.55) < 0.03, "half the time certain, half the time 1 in 10"
 
 
 def test_text_and_verdicts():
