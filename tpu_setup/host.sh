@@ -62,12 +62,13 @@ start() {
   rm -f "$folder/exit" "$folder/pid"
   export JAX_COORDINATOR_ADDRESS=${JAX_COORDINATOR_ADDRESS:-auto}
   echo "== $(date -u +%FT%TZ) apr reproduce $*" >>"$folder/run.log"
-  # Of its own session: it lives on when ssh ends.
+  # Of its own session: it lives on when ssh ends. Its files come by rename: who looks finds a whole one or none.
   # shellcheck disable=SC2016 # Expanded by the inner shell.
   setsid nohup bash -c 'folder=$1 && shift
-    "$folder/venv/bin/apr" reproduce "$@" & echo $! >"$folder/pid"
+    keep() { echo "$2" >"$folder/$1.new" && mv "$folder/$1.new" "$folder/$1"; }
+    "$folder/venv/bin/apr" reproduce "$@" & keep pid $!
     status=0; wait $! || status=$?
-    echo "$status" >"$folder/exit"' start "$folder" "$@" >>"$folder/run.log" 2>&1 </dev/null &
+    keep exit "$status"' start "$folder" "$@" >>"$folder/run.log" 2>&1 </dev/null &
   for _ in {1..50}; do
     [[ ! -f $folder/pid ]] || ! alive || break
     sleep 0.1

@@ -4,7 +4,13 @@
 # Every command of a cloud goes through `run` or `ask`: --dry-run prints it instead.
 # shellcheck shell=bash
 
+# First of all: what follows would end an older one with a line that explains nothing.
+((BASH_VERSINFO[0] * 100 + BASH_VERSINFO[1] >= 404)) || {
+  echo "${0##*/}: error: bash $BASH_VERSION: must be 4.4 or newer, and first on PATH; macOS has 3.2: brew install bash" >&2
+  exit 2
+}
 shopt -s inherit_errexit
+here=$(dirname "${BASH_SOURCE[0]}")
 DRY_RUN=${DRY_RUN:-}
 POLL_SECONDS=${POLL_SECONDS:-30}
 
@@ -47,6 +53,27 @@ need_whole() {
   done
 }
 
+# need_switch NAME...: of settings that are on or off; afterwards 1 or empty.
+need_switch() {
+  local name
+  for name; do
+    case ${!name:-} in
+      1) ;;
+      '' | 0) printf -v "$name" '' ;;
+      *) usage_error "$name=${!name}: must be 1 (on), or 0 or empty (off)" ;;
+    esac
+  done
+}
+
+# at_most COUNT VERB WORDS...: refuses what would be ignored.
+at_most() {
+  local count=$1 verb=$2 most='at most one word'
+  shift 2
+  ((count > 0)) || most=nothing
+  (($# <= count)) || usage_error "$verb $*: takes $most more"
+  [[ ${1:-} != -* ]] || usage_error "$verb $1: takes no flag but --dry-run"
+}
+
 # need_host NUMBER: of the verb `logs`.
 need_host() {
   [[ $1 =~ ^[0-9]+$ ]] || usage_error "logs $1: must be the number of a host, from 0"
@@ -70,12 +97,13 @@ ask() {
 
 pause() { [[ -n $DRY_RUN ]] || sleep "$POLL_SECONDS"; }
 
-# The wheel that `make wheel` made last.
+# The wheel that `make wheel` made last; a dry run needs none.
 newest_wheel() {
   local newest='' wheel
-  for wheel in "$(dirname "${BASH_SOURCE[0]}")"/../dist/apr_jax-*.whl; do
+  for wheel in "$here"/../dist/apr_jax-*.whl; do
     [[ ! -e $wheel || ( -n $newest && $newest -nt $wheel ) ]] || newest=$wheel
   done
+  [[ -z $DRY_RUN ]] || newest=${newest:-dist/apr_jax-VERSION-py3-none-any.whl}
   [[ -n $newest ]] || usage_error "dist/ has no wheel of apr_jax: make wheel"
   echo "$newest"
 }
@@ -83,29 +111,85 @@ newest_wheel() {
 # Where the run is kept: every host must see it.
 check_run() {
   need RUN gs://BUCKET/paper
-  [[ $RUN == gs://* || $RUN == /* ]] ||
+  [[ $RUN =~ ^(gs:/)?/[^/] ]] ||
     usage_error "RUN=$RUN: must be gs://BUCKET/FOLDER, or the absolute path of a disk that all hosts share"
+  while [[ $RUN == */ ]]; do RUN=${RUN%/}; done # In a bucket x//y is no x/y.
 }
 
-# Splits "--config FILE WORDS..." into $CONFIG and the array $WORDS, further words of `apr reproduce`.
+# Splits "--config FILE WORDS..." into $CONFIG and the array $WORDS, further words of `apr reproduce`, of which $SETTINGS holds
+# what --set is given. Words that `apr reproduce` would refuse are refused here, where nothing costs yet.
 take_config() {
-  CONFIG='' WORDS=()
+  local flag value
+  CONFIG='' WORDS=() SETTINGS=()
   while (($#)); do
-    case $1 in
-      --config)
-        (($# > 1)) || usage_error "--config: give a file"
-        CONFIG=$2 && shift 2
-        ;;
-      --config=*) CONFIG=${1#*=} && shift ;;
-      --dry-run) DRY_RUN=1 && shift ;;
-      *) WORDS+=("$1") && shift ;;
+    flag=${1%%=*} value=${1#*=}
+    case $flag in
+      --config | --set | --data | --only) ;;
+      --out) usage_error "$1: the run is kept in \$RUN (now '${RUN:-}'): export RUN=gs://BUCKET/FOLDER instead" ;;
+      --scale) usage_error "$1: hosts have no experiments/: give the file, for example --config experiments/paper.py" ;;
+      *) usage_error "$1: must be --config FILE, --set FIELD=VALUE, --data PATH or --only training|figures; ${0##*/} --help" ;;
     esac
+    if [[ $1 == "$flag" ]]; then
+      (($# > 1)) || usage_error "$flag: give a value"
+      value=$2 && shift
+    fi
+    shift
+    case $flag in
+      --config)
+        [[ -z $CONFIG ]] || usage_error "--config $value: --config $CONFIG is given already"
+        CONFIG=$value
+        continue
+        ;;
+      --set)
+        [[ $value == *=* ]] || usage_error "--set $value: must be FIELD=VALUE, for example --set learn.sft.steps=200"
+        SETTINGS+=("$value")
+        ;;
+      --only) [[ $value == training || $value == figures ]] || usage_error "--only $value: must be training or figures" ;;
+    esac
+    WORDS+=("$flag" "$value")
   done
   [[ -n $CONFIG ]] || usage_error "give --config FILE, for example --config experiments/paper.py"
   [[ -f $CONFIG ]] || usage_error "--config $CONFIG: no such file"
 }
 
-# All of the run but the optimizers' states (two thirds of its size) and the data.
-fetch_bucket() {
-  run gcloud storage rsync --recursive --exclude='.*/checkpoints/[0-9]+/state/.*|data/.*' "$RUN" "$1"
+# The Python of .venv/bin/apr, else of the apr on PATH, whose first line names it; nothing where there is none.
+apr_python() {
+  local apr=$here/../.venv/bin/apr line=''
+  [[ -x $apr ]] || apr=$(command -v apr) || return 0
+  IFS= read -r line <"$apr" || true
+  line=${line#'#!'}
+  [[ $line != *python* || ! -x $line ]] || echo "$line"
 }
+
+# Status 3: this Python has no apr_jax. -P, as on the hosts: what a config imports must not come from the folder one stands in.
+LOAD='import sys
+try:
+    from apr_jax.config import ConfigError, load
+except ImportError:
+    sys.exit(3)
+try:
+    load(sys.argv[1], sys.argv[2:])
+except ConfigError as error:
+    sys.exit(str(error))'
+
+# Loads $CONFIG with $SETTINGS, as every host would do once it is paid for.
+load_config() {
+  local python said status=0
+  python=$(apr_python)
+  if [[ -n $python ]]; then said=$("$python" -P -c "$LOAD" "$CONFIG" "${SETTINGS[@]}" 2>&1) || status=$?; else status=3; fi
+  case $status in
+    0) ;;
+    3) say "--config $CONFIG and --set were not checked: there is no apr in .venv/bin or on PATH: make venv" ;;
+    *) usage_error "$said" ;;
+  esac
+}
+
+# All of the run but the optimizers' states (two thirds of its size) and the data. Each pattern is of the whole path below $RUN:
+# the iterators' states, checkpoints/N/data, come along.
+fetch_bucket() {
+  run gcloud storage rsync --recursive --exclude='^.*/checkpoints/[0-9]+/state/.*$|^data/.*$' "$RUN" "$1"
+}
+
+need_switch DRY_RUN
+[[ $POLL_SECONDS =~ ^[0-9]+(\.[0-9]+)?$ && $POLL_SECONDS == *[1-9]* ]] ||
+  usage_error "POLL_SECONDS=$POLL_SECONDS: must be seconds, more than 0, for example 30"

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # A Cloud TPU slice: from nothing to the results of a run, and away again.
 #
-#   slice.sh check                               wheel, settings, bucket, and that the zone has such slices; makes nothing
+#   slice.sh check [WORDS of start]              wheel, settings, bucket, the zone's slices, the config; makes nothing
 #   slice.sh create [--spot|--reserved]          ask for the slice, and wait until it is there
 #   slice.sh bootstrap                           install the wheel of `make wheel` on every host
 #   slice.sh start --config FILE [--set F=V]...  start, or go on with, the run on every host
@@ -50,9 +50,11 @@ state() {
 check() {
   need TPU_TYPE v5litepod-16
   check_run
+  (($# == 0)) || take_config "$@"
   runtime >/dev/null
   newest_wheel >/dev/null
   [[ -n $DRY_RUN ]] || command -v gcloud >/dev/null || usage_error "there is no gcloud here: cloud.google.com/sdk/docs/install"
+  (($# == 0)) || load_config
   run gcloud compute tpus tpu-vm accelerator-types describe "$TPU_TYPE" "${TPU_FLAGS[@]}" --format='value(type)' ||
     usage_error "gcloud finds no TPU_TYPE=$TPU_TYPE in TPU_ZONE=$TPU_ZONE (the line above is its own): must be one that" \
       "gcloud compute tpus tpu-vm accelerator-types list --zone=$TPU_ZONE shows to your project"
@@ -66,7 +68,10 @@ create() {
   local tier=()
   for flag; do
     case $flag in
-      --spot | --reserved) tier=("$flag") ;;
+      --spot | --reserved)
+        ((${#tier[@]} == 0)) || usage_error "create ${tier[0]} $flag: must be one of --spot and --reserved"
+        tier=("$flag")
+        ;;
       *) usage_error "create $flag: must be --spot or --reserved" ;;
     esac
   done
@@ -144,10 +149,9 @@ wait_hosts() {
 }
 
 bootstrap() {
-  local wheel here
+  local wheel
   check_run
   wheel=$(newest_wheel)
-  here=$(dirname "${BASH_SOURCE[0]}")
   wait_hosts
   to_hosts "$wheel" "$here/host.sh"
   on_hosts all "bash apr/host.sh bootstrap $(printf '%q ' "$(basename "$wheel")" "$RUN")" ||
@@ -157,6 +161,7 @@ bootstrap() {
 start() {
   check_run
   take_config "$@"
+  load_config
   [[ $RUN == gs://* || $(count_hosts) -eq 1 ]] || say "RUN=$RUN must be a disk that all hosts of $TPU_NAME share"
   to_hosts "$CONFIG"
   on_hosts all "bash apr/host.sh start $(printf '%q ' --config "apr/$(basename "$CONFIG")" --out "$RUN" "${WORDS[@]}")" ||
@@ -169,16 +174,25 @@ logs() {
   on_hosts "$host" 'tail -n 200 -F apr/run.log'
 }
 
+# Each host's state, a line each: fewer lines than hosts are no answer, whatever gcloud's own status is.
 status() {
+  local states hosts heard status=0
   say "$TPU_NAME is $(state)"
-  of_hosts state
+  states=$(of_hosts state) || status=$?
+  echo "$states"
+  ((status == 0)) || return "$status"
+  [[ -z $DRY_RUN ]] || return 0
+  hosts=$(count_hosts) || fail "gcloud does not tell how many hosts $TPU_NAME has"
+  heard=$(grep -cxE 'none|running|exit [0-9]+' <<<"$states") || true
+  ((heard == hosts)) || fail "$heard of the $hosts hosts of $TPU_NAME have said none, running or exit STATUS"
 }
 
+# Whole ones only: Orbax ends a save with this file in a bucket, and by renaming the folder to its number on a disk.
 saved() {
   check_run
   case $RUN in
-    gs://*) run gcloud storage ls "$RUN/*/*/checkpoints/" ;;
-    *) on_hosts 0 "ls -d $(printf '%q' "$RUN")/*/*/checkpoints/*" ;;
+    gs://*) run gcloud storage ls "$RUN/*/*/checkpoints/*/commit_success.txt" ;;
+    *) on_hosts 0 "ls -d $(printf '%q' "$RUN")/*/*/checkpoints/* | grep -x '.*/[0-9]*'" ;;
   esac
 }
 
@@ -210,8 +224,9 @@ verb=${1:---help}
 [[ $verb != --help && $verb != -h ]] || show_help
 shift
 case $verb in
-  create | start | logs | fetch) ;;
-  check | bootstrap | state | status | stop | saved | delete) (($# == 0)) || usage_error "$verb $1: takes nothing more" ;;
+  check | create | start) ;;
+  logs | fetch) at_most 1 "$verb" "$@" ;;
+  bootstrap | state | status | stop | saved | delete) at_most 0 "$verb" "$@" ;;
   *) usage_error "$verb: must be check, create, bootstrap, start, logs, status, stop, saved, fetch or delete; slice.sh --help" ;;
 esac
 need TPU_ZONE us-west4-a

@@ -4,18 +4,18 @@
 #
 #   watch.sh [--spot|--reserved] --config FILE [--set F=V]...
 #
-# Before it makes anything it checks the wheel, the settings, the bucket, and that the zone has such slices. Then it gives up,
-# rather than spend more, when
+# Before it makes anything it checks the wheel, the settings, the bucket, that the zone has such slices, and, where `apr` is
+# installed here, the config. Then it gives up, rather than spend more, when
 #   - anything was asked for in a wrong way (exit status 2);
 #   - FAILURES (3) times in a row the run has ended by itself, or its hosts, all up, could not be set up;
 #   - SLICE_TRIES (10) requests or slices in a row were refused, preempted or broken. It waits longer after each.
-# A checkpoint that the run has saved in between ends such a row.
+# A checkpoint that the run has saved in between, of a later step than any before of its stage, ends such a row.
 #
 # --dry-run prints the commands of one round. Settings as for slice.sh, and these two.
 set -euo pipefail
 # shellcheck source=lib.sh
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
-slice=$(dirname "${BASH_SOURCE[0]}")/slice.sh
+slice=$here/slice.sh
 
 FAILURES=${FAILURES:-3}
 SLICE_TRIES=${SLICE_TRIES:-10}
@@ -27,7 +27,10 @@ tier=() words=()
 for word; do
   case $word in
     --help | -h) show_help ;;
-    --spot | --reserved) tier=("$word") ;;
+    --spot | --reserved)
+      ((${#tier[@]} == 0)) || usage_error "${tier[0]} $word: must be one of --spot and --reserved"
+      tier=("$word")
+      ;;
     --dry-run) DRY_RUN=1 ;;
     *) words+=("$word") ;;
   esac
@@ -37,7 +40,7 @@ take_config "${words[@]}"
 check_run
 
 if [[ -n $DRY_RUN ]]; then
-  "$slice" check
+  "$slice" check "${words[@]}"
   "$slice" create "${tier[@]}"
   "$slice" bootstrap
   "$slice" start "${words[@]}"
@@ -66,11 +69,16 @@ hear() {
 
 remove() { try delete || say "could not delete ${TPU_NAME:-apr}; trying again"; }
 
-# What the run has saved ends every row of failures.
+# What the run has saved ends every row of failures: a later step of a stage, for old ones go and come back without any progress.
 look_for_progress() {
-  local now
+  local now line stage step
   now=$("$slice" saved 2>/dev/null) || return 0 # Nothing yet, or no answer.
-  [[ $now == "$saved" ]] || saved=$now failed=0 lost=0
+  while IFS= read -r line; do
+    [[ $line =~ ^(.+)/checkpoints/([0-9]+)(/commit_success.txt)?$ ]] || continue
+    stage=${BASH_REMATCH[1]} step=$((10#${BASH_REMATCH[2]}))
+    ((step > ${newest[$stage]:--1})) || continue
+    newest[$stage]=$step failed=0 lost=0
+  done <<<"$now"
 }
 
 # count_failure WHY: of the run, on a slice that is all right.
@@ -109,7 +117,7 @@ set_up() {
   esac
 }
 
-# Does what the hosts' states, a line each, ask for.
+# Does what the hosts' states ask for: a line of each host, as `slice.sh status` has made sure.
 look_after_run() {
   if grep -qx 'exit 2' <<<"$1"; then
     try stop >&2 || true
@@ -124,16 +132,16 @@ look_after_run() {
   elif grep -qx running <<<"$1"; then
     looks=$((looks + 1))
     ((looks % LOOKS_A_SAVE)) || look_for_progress
-  else
+  elif grep -qx 'exit 0' <<<"$1"; then
     say "done: slice.sh fetch, then slice.sh delete (the slice costs until then)"
     exit
   fi
 }
 
-"$slice" check >&2
-known='' states='' saved=''
+"$slice" check "${words[@]}" >&2
+known='' states='' failed=0 lost=0 silent=0 looks=0
+declare -A newest=() # Step of each stage.
 look_for_progress
-failed=0 lost=0 silent=0 looks=0
 while true; do
   hear known state || known=unknown
   case $known in

@@ -1,8 +1,9 @@
-"""A `gcloud` on PATH that is ours, and the scripts called with it."""
+"""A clone with the scripts, and a `gcloud` on PATH that is ours."""
 
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,13 +15,23 @@ SCRIPTS = ROOT / "tpu_setup"
 class Cloud:
     """What the scripts see, and what they did.
 
+    They run in a clone of their own, with some wheel in dist/ and no .venv. An `apr` on PATH finds every config good.
+
     Args:
       folder: of the fake `gcloud` (fake_gcloud.py).
     """
 
     def __init__(self, folder):
         self.folder = folder
+        self.clone = folder / "clone"
+        shutil.copytree(SCRIPTS, self.clone / "tpu_setup")
+        (self.clone / "experiments").mkdir()
+        for config in (ROOT / "experiments").glob("*.py"):
+            shutil.copy(config, self.clone / "experiments")
+        write_script(self.clone / "dist" / "apr_jax-0-py3-none-any.whl", "")
         binaries = folder / "bin"
+        write_script(binaries / "no-python", "exit 0")
+        self.install_apr(binaries / "no-python")
         fake = Path(__file__).with_name("fake_gcloud.py")
         write_script(binaries / "gcloud", f'exec {sys.executable} -I -S {fake} "$@"')
         self.environment = os.environ | {
@@ -32,6 +43,12 @@ class Cloud:
             "POLL_SECONDS": "0.02",
             "HOST_TRIES": "3",
         }
+
+    def install_apr(self, python=sys.executable):
+        """An `apr` on PATH, as pip writes it: its first line names the Python that has the package."""
+        path = self.folder / "bin" / "apr"
+        path.write_text(f"#!{python}\nraise SystemExit('only its Python is asked')\n")
+        path.chmod(0o755)
 
     def plays(self, **plays):
         (self.folder / "plays.json").write_text(json.dumps(plays))
@@ -55,9 +72,9 @@ class Cloud:
     def call(self, script, *words, **settings):
         """Exit status, standard output, standard error."""
         ended = subprocess.run(
-            [SCRIPTS / script, *map(str, words)],
+            [self.clone / "tpu_setup" / script, *map(str, words)],
             env=self.environment | settings,
-            cwd=ROOT,
+            cwd=self.clone,
             capture_output=True,
             text=True,
             timeout=300,

@@ -1,4 +1,4 @@
-"""What several tests of the scripts need: the cloud that is ours, and a wheel."""
+"""What several tests of the scripts need: the cloud that is ours, and a true wheel."""
 
 import subprocess
 import sys
@@ -12,19 +12,6 @@ def cloud(tmp_path):
     folder = tmp_path / "cloud"
     folder.mkdir()
     return Cloud(folder)
-
-
-@pytest.fixture
-def any_wheel():
-    """A file that is copied to the hosts; only the test for real needs it to be one."""
-    made = not list((ROOT / "dist").glob("apr_jax-*.whl"))
-    path = ROOT / "dist" / "apr_jax-0-py3-none-any.whl"
-    if made:
-        path.parent.mkdir(exist_ok=True)
-        path.touch()
-    yield
-    if made:
-        path.unlink()
 
 
 @pytest.fixture(scope="session")

@@ -5,9 +5,11 @@ The folder is $FAKE_GCLOUD; in it
     plays.json   kind of call -> what its next calls do, one after the other; afterwards "ok"
     state        of the queued resource; missing: there is none
     host<N>/     the home of each host
+    gs/          what buckets hold, for rsync
 Kinds: check, bucket, list, create, ready (the first ssh of a bootstrap), bootstrap, start, status, saved. Plays: "fail",
 "preempt", "down N" (from now on that host never answers); for create also "quota", "usage" and the state of the request
-("FAILED"), for status what the hosts say ("running", "exit 1"), for saved what the bucket holds.
+("FAILED"), for status what the hosts say ("running", "exit 1"; with commas, what each says),
+for saved what the bucket holds.
 
 What ssh is given runs in a shell in each host's home, so a file that nobody copied there is missing there. A copy of host.sh is
 one that only tells states (STUB); with $FAKE_HOSTS_RUN set it is the real one, its processes find each other on this machine.
@@ -47,6 +49,8 @@ COMMANDS = {
     f"{QUEUE} describe": (1, {"zone"}, set()),
     f"{QUEUE} delete": (1, {"zone"}, {"force"}),
     f"{TPU} ssh": (1, {"zone"}, {"worker", "command", "ssh-flag"}),
+    f"{TPU} create": (1, {"zone", "accelerator-type", "version"}, {"spot"}),
+    f"{TPU} delete": (1, {"zone"}, set()),
     f"{TPU} scp": (2, {"zone"}, {"worker"}),
     f"{TPU} describe": (1, {"zone"}, set()),
     f"{TPU} accelerator-types describe": (1, {"zone"}, set()),
@@ -66,7 +70,7 @@ COMMANDS = {
 STUB = """case $1 in
   start) touch apr/started ;;
   state | stop)
-    if [ -n "$FAKE_STATE" ]; then echo "$FAKE_STATE"; elif [ -f apr/started ]; then echo exit 0; else echo none; fi ;;
+    if [ -n "${FAKE_STATE+told}" ]; then echo "$FAKE_STATE"; elif [ -f apr/started ]; then echo exit 0; else echo none; fi ;;
 esac
 """
 
@@ -174,9 +178,13 @@ def ssh(words):
     worker = option(words, "worker", "0")
     hosts = range(HOSTS) if worker == "all" else [int(worker)]
     reach(hosts)
-    told = {"FAKE_STATE": "" if chosen == "ok" else chosen}
+    told = [{}] * HOSTS if chosen == "ok" else [{"FAKE_STATE": said} for said in chosen.split(",")]
+    if len(told) == 1:
+        told *= HOSTS
     processes = [
-        subprocess.Popen(["bash", "-c", command], cwd=home(host), env=environment(host) | told) for host in hosts
+        subprocess.Popen(["bash", "-c", command], cwd=home(host), env=environment(host) | told[host])
+        for host in hosts
+        if host < len(told)
     ]
     sys.exit(max(process.wait() for process in processes))
 
@@ -207,6 +215,20 @@ def scp(words):
                 shutil.copy(source, folder)
 
 
+def rsync(words):
+    """As gcloud: a comma parts patterns, and one that matches from the start of the path below the source leaves a file out."""
+    source, target = [word for word in words if not word.startswith("--")]
+    patterns = [pattern for pattern in option(words, "exclude").split(",") if pattern]
+    root = FOLDER / "gs" / source.removeprefix("gs://")
+    if not root.is_dir():
+        die(f"Did not find existing container at: {source}")
+    for path in root.rglob("*"):
+        name = str(path.relative_to(root))
+        if path.is_file() and not any(re.match(pattern, name) for pattern in patterns):
+            (Path(target) / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(path, Path(target) / name)
+
+
 def main(words):
     with (FOLDER / "calls").open("a") as file:
         file.write(json.dumps(words) + "\n")
@@ -223,6 +245,8 @@ def main(words):
         if play("check") == "fail":
             die(f"NOT_FOUND: Resource '{rest[0]}' was not found")
         print(rest[0])
+    elif name == "storage rsync":
+        rsync(rest)
     elif name == "storage ls" and "*" in rest[0]:
         saved = play("saved")
         if saved == "ok":

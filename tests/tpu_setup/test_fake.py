@@ -40,6 +40,25 @@ def test_the_documents_commands_are_known():
         parse(shlex.split(block or inline, comments=True))
 
 
+def test_the_way_of_one_vm_is_in_order():
+    text = (ROOT / "docs" / "launch.md").read_text()
+    (block,) = re.findall(r"## One TPU VM\n.*?((?:^ {4}.*\n)+)", text, re.M | re.S)
+    steps = (
+        "buckets create",
+        "tpu-vm create",
+        "tpu-vm ssh",
+        "python install 3.12",
+        "git clone",
+        "make venv",
+        "tpu,gcs",
+        "reproduce",
+        "exit",
+        "tpu-vm delete",
+    )
+    places = [block.find(step) for step in steps]
+    assert -1 not in places and places == sorted(places)
+
+
 def test_the_versions_in_the_document_are_those_of_setup_py():
     text, setup = (ROOT / "docs" / "launch.md").read_text(), (ROOT / "setup.py").read_text()
     told = re.search(r"JAX (\S+) with libtpu (\S+),", text)

@@ -4,6 +4,7 @@ import fnmatch
 import json
 import re
 import shlex
+import shutil
 import sys
 import warnings
 from pathlib import Path
@@ -14,7 +15,7 @@ from clouds import ROOT, SCRIPTS, write_script
 from apr_jax.runtime import AUTO, COORDINATOR
 
 yaml = pytest.importorskip("yaml")
-CONFIG = ROOT / "experiments" / "paper.py"
+CONFIG = "experiments/paper.py"
 FAKE_KUBECTL = Path(__file__).with_name("fake_kubectl.py")
 KUBERNETES = "1.32"
 # What the schema does not say and JobSet's webhook checks all the same (v0.12.0); the actions are an enumeration of its CRD.
@@ -90,6 +91,8 @@ def _check(jobset):
         ("v5e", "16x16", "tpu-v5-lite-podslice", 64, 4),
         ("v4", "2x2x1", "tpu-v4-podslice", 1, 4),
         ("v4", "4x4x4", "tpu-v4-podslice", 16, 4),
+        ("v4", "2x4x4", "tpu-v4-podslice", 8, 4),
+        ("v5p", "4x20x76", "tpu-v5p-slice", 1520, 4),
         ("v5p", "8x8x16", "tpu-v5p-slice", 256, 4),
         ("v6e", "16x16", "tpu-v6e-slice", 64, 4),
     ],
@@ -108,6 +111,31 @@ def test_a_manifest_is_valid_and_asks_for_the_whole_slice(manifest, tpu, topolog
     assert container["resources"]["limits"] == {"google.com/tpu": chips}
     assert {"name": COORDINATOR, "value": AUTO} in container["env"]
     assert container["args"] == ["reproduce", "--config", "experiments/paper.py", "--out", "gs://bucket/run"]
+
+
+@pytest.mark.parametrize(
+    ("tpu", "topologies", "right"),
+    [
+        (
+            "v5e",
+            ["3x3", "4x2", "2x8", "32x32", "2x2x1", "4", "4x4 8x8", "04x04"],
+            "1x1, 2x2, 2x4, 4x4, 4x8, 8x8, 8x16 or 16x16",
+        ),
+        ("v6e", ["8x4", "1x2"], "16x16"),
+        (
+            "v4",
+            ["4x4", "1x1x1", "4x4x2", "4x4x6", "8x4x4", "4x8x4", "0x4x4", "16x16x20"],
+            "like 4x4x8, of at most 4096 chips",
+        ),
+        ("v5p", ["2x2", "2x2x8", "4x4x4x4", "16x24x24"], "2x2x1, 2x2x2, 2x2x4, 2x4x4, or three rising multiples of 4"),
+    ],
+)
+def test_slices_that_google_has_not_are_refused(cloud, tpu, topologies, right):
+    for topology in topologies:
+        settings = {"GKE_TPU": tpu, "GKE_TOPOLOGY": topology, "GKE_IMAGE": "i"}
+        status, said, errors = cloud.call("gke.sh", "start", "--dry-run", "--config", CONFIG, **settings)
+        assert (status, said) == (2, "") and len(errors.splitlines()) == 1
+        assert f"GKE_TOPOLOGY={topology}: GKE_TPU={tpu} has no such slice; must be " in errors and right in errors
 
 
 def test_the_check_finds_what_is_wrong(manifest):
@@ -149,6 +177,7 @@ def test_words_come_through_as_they_are(manifest):
     assert pod["containers"][0]["args"][5:] == words
     assert pod["nodeSelector"]["cloud.google.com/gke-spot"] == "true"
     assert (jobset["metadata"]["name"], pod["serviceAccountName"]) == ("mine", "trainer")
+    assert "cloud.google.com/gke-spot" not in _slice(manifest(GKE_SPOT="0"))["template"]["spec"]["nodeSelector"]
 
 
 def _outcome(jobset, code, conditions=()):
@@ -232,6 +261,47 @@ def test_start_leaves_a_run_alone_that_runs(cloud, start):
     assert (cloud.folder / "jobset.yaml").read_text() == before
 
 
+def test_a_config_that_the_image_has_not_is_refused(cloud, tmp_path):
+    settings = {"GKE_TPU": "v5e", "GKE_TOPOLOGY": "4x4", "GKE_IMAGE": "i"}
+    elsewhere, below = tmp_path / "experiments" / "mine.py", cloud.clone / "experiments" / "below" / "mine.py"
+    for path in (elsewhere, below):
+        path.parent.mkdir()
+        path.touch()
+    (cloud.clone / "experiments" / "link.py").symlink_to(elsewhere)
+    (cloud.clone / "experiments" / "mine.txt").touch()
+    for config in (elsewhere, below, "experiments/link.py", "experiments/mine.txt"):
+        status, said, errors = cloud.call("gke.sh", "start", "--dry-run", "--config", config, **settings)
+        assert (status, said) == (2, "") and len(errors.splitlines()) == 1
+        assert f"--config {config}: the image has no such file; must be experiments/NAME.py of this clone" in errors
+    (tmp_path / "same").symlink_to(cloud.clone)
+    status, said, _ = cloud.call("gke.sh", "start", "--dry-run", "--config", tmp_path / "same" / CONFIG, **settings)
+    assert status == 0 and '"--config", "experiments/paper.py"' in said
+
+
+def test_a_config_that_the_image_has_otherwise_is_refused(cloud):
+    write_script(cloud.folder / "bin" / "docker", 'echo "$1" >>$FAKE_GCLOUD/docker-calls')
+    settings = {"GKE_TPU": "v5e", "GKE_TOPOLOGY": "4x4"}
+
+    def call(*words, image="r/apr:1"):
+        status, _, errors = cloud.call("gke.sh", *words, GKE_IMAGE=image, **settings)
+        return status, errors
+
+    start = ("start", "--dry-run", "--config", CONFIG)
+    assert call("image") == (0, "") and (cloud.folder / "docker-calls").read_text() == "build\npush\n"
+    assert call(*start) == (
+        0,
+        "+ kubectl get jobset apr --ignore-not-found --output=jsonpath=\\{.metadata.name\\}=\\{.status.terminalState\\}\n",
+    )
+    with (cloud.clone / CONFIG).open("a") as file:
+        file.write("# Changed.\n")
+    status, errors = call(*start)
+    assert status == 2 and f"--config {CONFIG}: has changed since GKE_IMAGE=r/apr:1 was made: gke.sh image" in errors
+    assert call(*start, image="r/apr:2")[0] == 0, "of another image nothing is known"
+    assert call("start", "--dry-run", "--config", "experiments/nano.py")[0] == 0
+    assert call("image", "--dry-run")[0] == 0 and call(*start)[0] == 2
+    assert call("image")[0] == 0 and call(*start)[0] == 0
+
+
 def test_logs_are_of_a_host(cloud, start):
     start()
     for words, host in (((), 0), ((3,), 3)):
@@ -242,11 +312,11 @@ def test_logs_are_of_a_host(cloud, start):
 
 def test_every_verb_dry_runs(cloud):
     settings = {"GKE_REGION": "us-west4", "GKE_IMAGE": "i", "GKE_TPU": "v5e", "GKE_TOPOLOGY": "4x4"}
-    (ROOT / "dist").mkdir(exist_ok=True)
-    for verb in ("cluster", "logs", "status", "fetch", "delete", "delete-cluster"):
+    shutil.rmtree(cloud.clone / "dist")
+    for verb in ("cluster", "image", "logs", "status", "fetch", "delete", "delete-cluster"):
         status, said, errors = cloud.call("gke.sh", verb, "--dry-run", **settings)
         assert status == 0 and cloud.calls() == [], errors
-        assert all(re.match(r"\+ (gcloud|kubectl|mkdir) ", line) for line in said.splitlines())
+        assert all(re.match(r"\+ (docker|gcloud|kubectl|mkdir) ", line) for line in said.splitlines())
 
 
 def test_what_the_image_copies_is_there():

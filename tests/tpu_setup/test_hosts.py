@@ -2,13 +2,14 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import time
 
 import pytest
-from clouds import ROOT, SCRIPTS, write_script
+from clouds import SCRIPTS, write_script
 
 from apr_jax.config import to_dict
 from apr_jax.learn.checkpoint import load_checkpoint
@@ -64,11 +65,35 @@ def test_stop_kills_what_does_not_end(tmp_path, trap, seconds, ended):
     assert ("not ended 1 s after SIGTERM: killed" in errors) == (trap == "")
 
 
+def test_who_looks_finds_a_whole_status_or_none(tmp_path):
+    """A look in the middle of writing it once said "exit ", which passed for done: so what is written comes by rename."""
+    home, binaries = tmp_path / "apr", tmp_path / "bin"
+    home.mkdir()
+    (home / "installed").touch()
+    write_script(home / "venv" / "bin" / "apr", "sleep 0.3; exit 7")
+    write_script(
+        binaries / "mv", f'echo "${{2##*/}} $(<"$1") $([[ -e $2 ]] && echo there)" >>{tmp_path}/moves; /bin/mv "$@"'
+    )
+    environment = {"PATH": f"{binaries}:/usr/bin:/bin", "HOME": str(tmp_path)}
+    for verb in ("start", "state"):
+        command = ["bash", SCRIPTS / "host.sh", verb]
+        ended = subprocess.run(command, env=environment, capture_output=True, text=True)
+        assert ended.returncode == 0, ended.stderr
+        while verb == "start" and not (home / "exit").exists():
+            time.sleep(0.1)
+    assert ended.stdout == "exit 7\n"
+    moves = [line.split(" ") for line in (tmp_path / "moves").read_text().splitlines()]
+    assert [(name, there) for name, _, there in moves] == [("pid", ""), ("exit", "")] and moves[1][1] == "7"
+
+
 @pytest.mark.slow
 def test_two_hosts_are_set_up_and_train_for_real(cloud, config, wheel, tmp_path):
     """The watcher from nothing to the end: the wheel into clean homes, a run of two processes, of which one is told to end in
     the middle, and both go on."""
-    del wheel
+    shutil.rmtree(cloud.clone / "dist")
+    (cloud.clone / "dist").mkdir()
+    shutil.copy(wheel, cloud.clone / "dist")
+    cloud.install_apr()
     file = tmp_path / "tiny.py"
     file.write_text(
         f"from apr_jax.config import from_dict\n\n\ndef experiment():\n    return from_dict({to_dict(config)!r})\n"
@@ -90,9 +115,9 @@ def test_two_hosts_are_set_up_and_train_for_real(cloud, config, wheel, tmp_path)
     words = ["--config", file, "--set", "learn.sft.steps=40", "--set", "schedule.lanes=4"]
     with (tmp_path / "watch.log").open("w") as said:
         watch = subprocess.Popen(
-            [SCRIPTS / "watch.sh", *words],
+            [cloud.clone / "tpu_setup" / "watch.sh", *words],
             env=cloud.environment | {"POLL_SECONDS": "2"},
-            cwd=ROOT,
+            cwd=cloud.clone,
             stdout=said,
             stderr=subprocess.STDOUT,
         )

@@ -6,9 +6,12 @@ import subprocess
 import sys
 
 import pytest
-from clouds import ROOT, SCRIPTS, write_script
+import typer
+from clouds import SCRIPTS, write_script
 
-CONFIG = ROOT / "experiments" / "nano.py"
+from apr_jax.cli import app
+
+CONFIG = "experiments/nano.py"
 VERBS = {
     "check": [],
     "create": ["--spot"],
@@ -21,7 +24,6 @@ VERBS = {
     "fetch": [],
     "delete": [],
 }
-pytestmark = pytest.mark.usefixtures("any_wheel")
 
 
 @pytest.mark.skipif(shutil.which("shellcheck", path=os.path.dirname(sys.executable)) is None, reason="no shellcheck")
@@ -33,8 +35,22 @@ def test_the_shell_is_clean():
     assert found.returncode == 0, found.stdout
 
 
+def test_an_old_bash_is_told_so(cloud):
+    """That of macOS is 3.2. Bash does not let anybody set its version, so the script reads another variable."""
+    for path in (cloud.clone / "tpu_setup").glob("*.sh"):
+        path.write_text(path.read_text().replace("BASH_VERSINFO", "VERSION").replace("BASH_VERSION", "VERSION"))
+    library = cloud.clone / "tpu_setup" / "lib.sh"
+    text = library.read_text()
+    for version, wanted in (("3 2", 2), ("4 3", 2), ("4 4", 0), ("5 0", 0)):
+        library.write_text(f"VERSION=({version})\n{text}")
+        status, _, errors = cloud.call("slice.sh", "--help")
+        assert status == wanted and ("must be 4.4 or newer" in errors) == (wanted == 2), errors
+        assert len(errors.splitlines()) == wanted // 2
+
+
 @pytest.mark.parametrize("verb", VERBS)
 def test_a_dry_run_prints_commands_and_calls_nothing(cloud, verb):
+    shutil.rmtree(cloud.clone / "dist")  # Nor does it need a wheel.
     status, said, _ = cloud.call("slice.sh", verb, *VERBS[verb], "--dry-run")
     assert status == 0 and cloud.calls() == []
     assert all(line.startswith("+ ") for line in said.splitlines())
@@ -42,12 +58,13 @@ def test_a_dry_run_prints_commands_and_calls_nothing(cloud, verb):
 
 
 def test_the_watcher_dry_runs_too(cloud):
+    shutil.rmtree(cloud.clone / "dist")
     status, said, _ = cloud.call("watch.sh", "--dry-run", "--spot", "--config", CONFIG)
     assert status == 0 and cloud.calls() == []
     for part in (
         "queued-resources create",
         "--spot",
-        "host.sh\\ bootstrap",
+        "host.sh\\ bootstrap\\ apr_jax-VERSION-py3-none-any.whl",
         "host.sh\\ start",
         "queued-resources delete",
     ):
@@ -74,6 +91,29 @@ def test_help_is_the_text_at_the_top(cloud, script):
         ("slice.sh", ["fly"], {}, "fly: must be check, create, bootstrap"),
         ("slice.sh", ["logs", "first"], {}, "logs first: must be the number of a host, from 0"),
         ("slice.sh", ["stop", "3"], {}, "stop 3: takes nothing more"),
+        ("slice.sh", ["fetch", "a", "b"], {}, "fetch a b: takes at most one word more"),
+        ("slice.sh", ["fetch", "--all"], {}, "fetch --all: takes no flag but --dry-run"),
+        ("slice.sh", ["create", "--spot", "--reserved"], {}, "create --spot --reserved: must be one of"),
+        ("slice.sh", ["create"], {"POLL_SECONDS": "abc"}, "POLL_SECONDS=abc: must be seconds, more than 0"),
+        ("slice.sh", ["create"], {"POLL_SECONDS": "0.0"}, "POLL_SECONDS=0.0: must be seconds, more than 0"),
+        ("slice.sh", ["create"], {"DRY_RUN": "yes"}, "DRY_RUN=yes: must be 1 (on), or 0 or empty (off)"),
+        ("slice.sh", ["saved"], {"RUN": "gs://"}, "RUN=gs://: must be gs://BUCKET/FOLDER"),
+        ("slice.sh", ["check", "--config", CONFIG, "--spott"], {}, "--spott: must be --config FILE, --set FIELD=VALUE"),
+        (
+            "slice.sh",
+            ["start", "--config", CONFIG, "--out", "x"],
+            {},
+            "--out: the run is kept in $RUN (now 'gs://bucket/",
+        ),
+        ("watch.sh", ["--config", CONFIG, "--spott"], {}, "--spott: must be --config FILE, --set FIELD=VALUE"),
+        ("watch.sh", ["--config", CONFIG, "--out=x"], {}, "--out=x: the run is kept in $RUN"),
+        ("watch.sh", ["--config", CONFIG, "--scale", "nano"], {}, "--scale: hosts have no experiments/"),
+        ("watch.sh", ["--config", CONFIG, "--only", "train"], {}, "--only train: must be training or figures"),
+        ("watch.sh", ["--config", CONFIG, "--set", "seed"], {}, "--set seed: must be FIELD=VALUE"),
+        ("watch.sh", ["--config", CONFIG, "--set"], {}, "--set: give a value"),
+        ("watch.sh", ["--config", CONFIG, "seed=1"], {}, "seed=1: must be --config FILE, --set FIELD=VALUE"),
+        ("watch.sh", ["--config", CONFIG, "--config=b.py"], {}, f"--config b.py: --config {CONFIG} is given already"),
+        ("watch.sh", ["--spot", "--reserved", "--config", CONFIG], {}, "--spot --reserved: must be one of"),
         ("slice.sh", ["stop"], {"STOP_SECONDS": "1m"}, "STOP_SECONDS=1m: must be a whole number, at least 1"),
         ("watch.sh", [], {}, "give --config FILE"),
         ("watch.sh", ["--config", CONFIG], {"TPU_ZONE": ""}, "$TPU_ZONE is not set"),
@@ -81,6 +121,14 @@ def test_help_is_the_text_at_the_top(cloud, script):
         ("watch.sh", ["--config", CONFIG], {"TPU_TYPE": "v9-8"}, "TPU_TYPE=v9-8: must be v2-, v3-"),
         ("watch.sh", ["--config", CONFIG], {"SLICE_TRIES": "0"}, "SLICE_TRIES=0: must be a whole number, at least 1"),
         ("gke.sh", ["fetch"], {"RUN": "/disk"}, "RUN=/disk: pods share no disk; must be gs://BUCKET/FOLDER"),
+        ("gke.sh", ["fetch", "a", "b"], {}, "fetch a b: takes at most one word more"),
+        ("gke.sh", ["logs", "1", "2"], {}, "logs 1 2: takes at most one word more"),
+        ("gke.sh", ["delete", "mine"], {}, "delete mine: takes nothing more"),
+        ("gke.sh", ["status", "mine"], {}, "status mine: takes nothing more"),
+        ("gke.sh", ["cluster", "mine"], {}, "cluster mine: takes nothing more"),
+        ("gke.sh", ["image", "mine"], {}, "image mine: takes nothing more"),
+        ("gke.sh", ["delete-cluster", "mine"], {}, "delete-cluster mine: takes nothing more"),
+        ("gke.sh", ["status"], {"GKE_SPOT": "yes"}, "GKE_SPOT=yes: must be 1 (on), or 0 or empty (off)"),
         ("gke.sh", ["logs", "x"], {}, "logs x: must be the number of a host, from 0"),
         ("gke.sh", ["status"], {"GKE_RESTARTS": "-1"}, "GKE_RESTARTS=-1: must be a whole number, at least 1"),
         ("gke.sh", ["start", "--config", CONFIG], {}, "$GKE_IMAGE is not set"),
@@ -97,6 +145,62 @@ def test_wrong_use_is_one_line_and_touches_nothing(cloud, script, words, setting
     status, said, errors = cloud.call(script, *words, **settings)
     assert (status, said) == (2, "") and cloud.calls() == []
     assert len(errors.splitlines()) == 1 and told in errors
+
+
+def test_words_that_the_scripts_let_through_are_those_of_the_command():
+    """Of what `apr reproduce` takes, --out and --scale make no sense on hosts; lib.sh names the others."""
+    taken = {flag for given in typer.main.get_command(app).commands["reproduce"].params for flag in given.opts}
+    assert taken == {"--config", "--set", "--data", "--only", "--out", "--scale"}
+    assert "--config | --set | --data | --only) ;;" in (SCRIPTS / "lib.sh").read_text()
+
+
+@pytest.mark.parametrize(
+    ("script", "words"), [("watch.sh", []), ("slice.sh", ["check"]), ("slice.sh", ["start"]), ("gke.sh", ["start"])]
+)
+def test_a_slip_in_the_config_is_found_before_anything_is_made(cloud, script, words):
+    cloud.install_apr()
+    settings = {"GKE_IMAGE": "i", "GKE_TPU": "v5e", "GKE_TOPOLOGY": "4x4"}
+    status, said, errors = cloud.call(script, *words, "--config", CONFIG, "--set", "learn.stf=1", **settings)
+    assert (status, said) == (2, "") and cloud.calls() == []
+    assert len(errors.splitlines()) == 1
+    assert "error: --set 'learn.stf=1': no field 'learn.stf'; did you mean 'learn.sft.rows'?" in errors
+
+
+def test_a_config_that_fails_is_found_before_anything_is_made(cloud):
+    cloud.install_apr()
+    (cloud.clone / "mine.py").write_text("import of_this_folder\n")
+    (cloud.clone / "of_this_folder.py").touch()  # It stays here when mine.py is copied to the hosts.
+    status, said, errors = cloud.call("watch.sh", "--config", "mine.py")
+    assert (status, said) == (2, "") and cloud.calls() == []
+    assert "error: config mine.py" in errors and "No module named 'of_this_folder'" in errors
+    assert len(errors.splitlines()) == 1
+
+
+@pytest.mark.parametrize("first", [None, "#!/nowhere/python", "#!/bin/sh", f"#!{sys.executable} -S"])
+def test_without_apr_the_words_are_not_checked_and_it_says_so(cloud, first):
+    apr = cloud.folder / "bin" / "apr"
+    apr.unlink()
+    if first:
+        write_script(apr, "")
+        apr.write_text(first + "\n")
+    path = f"{cloud.folder / 'bin'}:/usr/bin:/bin"
+    status, _, errors = cloud.call("slice.sh", "check", "--config", CONFIG, "--set", "learn.stf=1", PATH=path)
+    assert status == 0 and f"--config {CONFIG} and --set were not checked: there is no apr in .venv/bin" in errors
+
+
+def test_the_apr_of_the_clone_comes_before_that_on_path(cloud):
+    write_script(cloud.clone / ".venv" / "bin" / "python", "echo of the clone; exit 1")
+    write_script(cloud.clone / ".venv" / "bin" / "apr", "")
+    (cloud.clone / ".venv" / "bin" / "apr").write_text(f"#!{cloud.clone}/.venv/bin/python\n")
+    status, _, errors = cloud.call("slice.sh", "check", "--config", CONFIG)
+    assert status == 2 and "error: of the clone" in errors
+
+
+def test_switches_are_off_at_0(cloud):
+    (cloud.folder / "state").write_text("ACTIVE")
+    assert cloud.call("slice.sh", "status", DRY_RUN="0")[:2] == (0, "none\n" * 4)
+    calls = len(cloud.calls())
+    assert cloud.call("slice.sh", "status", DRY_RUN="1")[1].startswith("+ gcloud") and len(cloud.calls()) == calls
 
 
 def test_five_commands_from_nothing_to_the_log(cloud):
@@ -170,12 +274,43 @@ def test_results_from_a_shared_disk_come_without_data_and_optimizers(cloud, tmp_
     assert cloud.call("slice.sh", "fetch", target, RUN=str(tmp_path / "nowhere"))[0] == 1
 
 
+def test_results_from_a_bucket_come_without_data_and_optimizers(cloud, tmp_path):
+    wanted = {
+        "report.html",
+        "data.json",
+        "apr/sft/metrics.jsonl",
+        "apr/sft/checkpoints/10/params/a",
+        "apr/sft/checkpoints/10/data/b",
+        "apr/sft/checkpoints/10/metadata/state",
+        "apr/sft/state/c",
+    }
+    for name in (
+        *wanted,
+        "data/data.json",
+        "data/train/d",
+        "apr/sft/checkpoints/10/state/c",
+        "sos+/rl/checkpoints/2/state/d/0",
+    ):
+        path = cloud.folder / "gs" / "bucket" / "run" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    for script in ("slice.sh", "gke.sh"):
+        target = tmp_path / script
+        status, _, errors = cloud.call(script, "fetch", target)
+        assert status == 0, errors
+        assert {str(path.relative_to(target)) for path in target.rglob("*") if path.is_file()} == wanted
+    assert cloud.call("slice.sh", "fetch", target, RUN="gs://bucket/nowhere")[0] == 1
+
+
 def test_what_the_run_has_saved(cloud, tmp_path):
     (cloud.folder / "state").write_text("ACTIVE")
-    cloud.plays(saved=["gs://bucket/run/apr/sft/checkpoints/10/"])
-    assert cloud.call("slice.sh", "saved")[:2] == (0, "gs://bucket/run/apr/sft/checkpoints/10/\n")
-    assert cloud.calls()[-1] == ["storage", "ls", "gs://bucket/run/*/*/checkpoints/"]
+    for run in ("gs://bucket/run", "gs://bucket/run//"):
+        step = "gs://bucket/run/apr/sft/checkpoints/10/commit_success.txt"
+        cloud.plays(saved=[step])
+        assert cloud.call("slice.sh", "saved", RUN=run)[:2] == (0, f"{step}\n")
+        assert cloud.calls()[-1] == ["storage", "ls", "gs://bucket/run/*/*/checkpoints/*/commit_success.txt"]
     (tmp_path / "apr" / "rl" / "checkpoints" / "5").mkdir(parents=True)
+    (tmp_path / "apr" / "rl" / "checkpoints" / "9.orbax-checkpoint-tmp-12").mkdir()
     assert cloud.call("slice.sh", "saved", RUN=str(tmp_path))[:2] == (0, f"{tmp_path}/apr/rl/checkpoints/5\n")
     assert cloud.call("slice.sh", "saved", RUN="/nowhere")[0] == 1, "ls ends with 2, which would be wrong use"
 

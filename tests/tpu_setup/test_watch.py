@@ -4,10 +4,14 @@ import shutil
 import subprocess
 
 import pytest
-from clouds import ROOT, SCRIPTS, write_script
+from clouds import write_script
 
-CONFIG = ROOT / "experiments" / "nano.py"
-pytestmark = pytest.mark.usefixtures("any_wheel")
+CONFIG = "experiments/nano.py"
+
+
+def _step(number, stage="apr/sft"):
+    """As `slice.sh saved` tells of a checkpoint."""
+    return f"gs://bucket/run/{stage}/checkpoints/{number}/commit_success.txt"
 
 
 def _watch(cloud, *words, **settings):
@@ -56,6 +60,24 @@ chmod +x python apr
         assert (cloud.folder / host / "starts").read_text() == 2 * start
 
 
+@pytest.mark.parametrize(
+    "said", ["exit ", "", "exit 0,exit 0,exit ,exit 0", "exit 0,exit 0,,exit 0", "exit 0,exit 0,exit 0"]
+)
+def test_only_a_word_of_each_host_is_the_end(cloud, said):
+    cloud.plays(status=[said, "running"])
+    status, _, errors = _watch(cloud)
+    heard = said.split(",").count("exit 0")
+    assert status == 0 and f"{heard} of the 4 hosts of apr have said none, running or exit STATUS" in errors
+    assert errors.index("a host does not answer (1 of 3)") < errors.index("done: slice.sh fetch")
+
+
+def test_hosts_that_say_nothing_cost_the_slice(cloud):
+    cloud.plays(status=["exit "] * 3)
+    status, _, errors = _watch(cloud)
+    assert status == 0 and "a host is lost (1 of 10)" in errors
+    assert cloud.kinds() == ["create", "bootstrap", "start", "delete", "create", "bootstrap", "start"]
+
+
 def test_preempted_in_the_middle_of_the_bootstrap(cloud):
     cloud.plays(bootstrap=["preempt"])
     status, _, errors = _watch(cloud)
@@ -101,7 +123,7 @@ def test_wrong_use_is_not_tried_again(cloud):
 
 
 def test_what_was_saved_in_between_ends_a_row_of_failures(cloud):
-    cloud.plays(status=["exit 1"] * 9, saved=["ok", "step 10", "step 20", "step 20"])
+    cloud.plays(status=["exit 1"] * 9, saved=["ok", _step(10), _step(20), _step(20)])
     status, _, errors = _watch(cloud, FAILURES="2")
     assert status == 1 and "the run has ended on a host, 2 times" in errors
     assert errors.count("the run has ended on a host (1 of 2)") == 2
@@ -111,11 +133,35 @@ def test_what_was_saved_in_between_ends_a_row_of_failures(cloud):
 def test_what_is_saved_while_it_runs_counts_too(cloud):
     """On a disk that goes with the slice nobody can look afterwards."""
     running = ["running"] * 10
-    cloud.plays(status=["exit 1", *running, "exit 1", "exit 1"], saved=["ok", "ok", "step 10", "step 10", "step 10"])
+    steps = [_step(10)] * 3
+    cloud.plays(status=["exit 1", *running, "exit 1", "exit 1"], saved=["ok", "ok", *steps])
     status, _, errors = _watch(cloud, FAILURES="2")
     assert status == 1 and errors.count("the run has ended on a host (1 of 2)") == 2
     looks = [words for words in cloud.calls() if words[:2] == ["storage", "ls"] and "*" in words[2]]
     assert len(looks) == 1 + 3 + 1, "at the start, at each failure, and once in ten looks at a run that runs"
+
+
+@pytest.mark.parametrize(
+    "saved",
+    [
+        [_step(10), _step(9), _step(10)],
+        [f"{_step(8)}\n{_step(10)}", _step(10), f"{_step(8)}\n{_step(10)}"],
+        [_step(10), _step(10), f"{_step(10)}\ngs://bucket/run/apr/sft/checkpoints/20.orbax-checkpoint-tmp-7/"],
+        [_step(10), _step(10), f"{_step(10)}\ngs://bucket/run/apr/sft/checkpoints/20/params/"],
+        [_step(10), "ok", _step(10)],
+    ],
+)
+def test_only_a_later_whole_step_is_progress(cloud, saved):
+    cloud.plays(status=["exit 1"] * 9, saved=saved)
+    status, _, errors = _watch(cloud, FAILURES="2")
+    assert status == 1 and errors.count("the run has ended on a host (1 of 2)") == 1, errors
+
+
+def test_a_step_of_a_new_stage_is_progress_and_steps_are_numbers(cloud):
+    first = _step(9)
+    cloud.plays(status=["exit 1"] * 9, saved=[first, _step(10), f"{first}\n{_step(0, 'apr/rl')}"])
+    status, _, errors = _watch(cloud, FAILURES="2")
+    assert status == 1 and errors.count("the run has ended on a host (1 of 2)") == 2, errors
 
 
 def test_hosts_that_cannot_be_set_up(cloud):
@@ -179,16 +225,14 @@ def test_what_the_cloud_has_not_is_told_before_anything_is_made(cloud, kind, tol
     ("missing", "told"), [("wheel", "dist/ has no wheel of apr_jax: make wheel"), ("gcloud", "no gcloud")]
 )
 def test_what_is_missing_here_is_told_before_anything_is_made(cloud, tmp_path, missing, told):
-    clone = tmp_path / "clone"
-    shutil.copytree(SCRIPTS, clone / "tpu_setup")
-    if missing == "gcloud":
-        write_script(clone / "dist" / "apr_jax-0-py3-none-any.whl", "")
+    if missing == "wheel":
+        shutil.rmtree(cloud.clone / "dist")
     tools = tmp_path / "tools"
     tools.mkdir()
     for name in ("bash", "dirname", "env", "sed"):
         (tools / name).symlink_to(shutil.which(name))
     if missing == "wheel":
         (tools / "gcloud").symlink_to(cloud.folder / "bin" / "gcloud")
-    status, said, errors = cloud.call(clone / "tpu_setup" / "watch.sh", "--config", CONFIG, PATH=str(tools))
+    status, said, errors = cloud.call("watch.sh", "--config", CONFIG, PATH=str(tools))
     assert (status, said) == (2, "") and cloud.calls() == []
     assert told in errors and len(errors.splitlines()) == 1
