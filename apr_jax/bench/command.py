@@ -86,18 +86,23 @@ def bench_cache(
 @bench_app.command("train", epilog="Example: apr bench train --config experiments/mini.py")
 def bench_train(
     config: BenchConfig = Path("experiments/mini.py"),
+    checkpoint: Annotated[Path | None, typer.Option(help="Also measure the parts of an RL step of this model.")] = None,
+    problems: Annotated[Path | None, typer.Option(help="Problems file that the checkpoint answers.")] = None,
     repeats: Repeats = 5,
     json: Json = None,
     settings: Settings = None,
 ) -> None:
-    """The supervised step against transformers in torch, the machine's products, padded rows; cost against work."""
+    """The supervised step against transformers in torch, the machine's products, padded rows; the parts of an RL step."""
     from apr_jax.config import load
 
+    if (checkpoint is None) != (problems is None):
+        raise UsageError("bench train: give both --checkpoint and --problems, or neither")
     experiment = load(config, settings)
     start()
     from apr_jax.bench.train import bench_train as run
+    from apr_jax.learn.checkpoint import load_checkpoint
 
-    _keep(run(experiment, repeats), json)
+    _keep(run(experiment, load_checkpoint(checkpoint) if checkpoint else None, problems, repeats), json)
 
 
 @bench_app.command("solver", epilog="Example: apr bench solver --config experiments/nano.py")

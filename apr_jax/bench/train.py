@@ -1,16 +1,20 @@
 """`apr bench train`: the supervised step against transformers in torch, against the machine's limit, and against itself.
 
+A step of RL comes by its parts (`reinforce.py`).
+
 Every contestant takes one AdamW step on the same 8 rows of 1,024 columns: dense ones, or real demonstrations packed. Torch
 attends to whole rows, also where they hold many threads: that is what packing costs without attention by blocks.
 """
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 from jaxtyping import Array
 
+from apr_jax.bench import reinforce
 from apr_jax.bench.decode import SHAPES
 from apr_jax.bench.demos import make_recipe
 from apr_jax.bench.measure import Contestant, Result, measured
@@ -21,6 +25,7 @@ from apr_jax.data.packing import Rows, pack_streams
 from apr_jax.data.streams import NO_PARENT, Stream
 from apr_jax.learn.config import OptimizerConfig
 from apr_jax.learn.optimizer import make_optimizer
+from apr_jax.learn.restored import Restored
 from apr_jax.learn.state import init_state
 from apr_jax.learn.steps import make_sft_step, place_rows
 from apr_jax.model.config import ModelConfig
@@ -32,12 +37,16 @@ _TREES = 64
 _OPTIMIZER = OptimizerConfig(lr=1e-4, warmup=0)
 
 
-def bench_train(config: Experiment, repeats: int) -> Iterator[Result]:
+def bench_train(config: Experiment, restored: Restored | None, problems: Path | None, repeats: int) -> Iterator[Result]:
     """Measures and prints part after part.
 
     Args:
       config: whose demonstrations are packed.
+      restored, problems: a model, and problems that it answers, for the parts of a step of RL; None for none.
     """
+    if restored and problems:
+        with reinforce.contest(restored, problems) as parts:
+            yield measured(f"{restored.config.name}: the parts of a step of RL", parts, repeats)
     streams = _streams(config)
     packed = _some_rows(pack_streams([streams], LENGTH))
     torch = installed(["transformers"])

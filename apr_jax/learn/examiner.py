@@ -6,7 +6,6 @@ nothing is compiled twice.
 
 import collections
 import time
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -23,16 +22,15 @@ from apr_jax.learn.processes import fetch, of_first
 from apr_jax.learn.sample import tree_text
 from apr_jax.learn.state import TrainState
 from apr_jax.learn.steps import batch_shards
-from apr_jax.tasks import BoxedVerifier, Failure, Problem, Task, Verdict, load_problems
+from apr_jax.tasks import BoxedVerifier, Failure, Problem, Task, Verdict
 from apr_jax.threads import Prompts, ThreadForest, Work, check_prompts, make_prompts
 
 
 class Examiner:
-    """Asks, verifies, and validates with the same `validation` problems each time.
+    """Asks, verifies, and validates.
 
     Args:
-      data_dir: written by `apr data build`, on this machine.
-      validation: how many of its validation problems are asked.
+      validation: problems that every validation asks.
 
     Attributes:
       host_seconds: that the last verification took this process.
@@ -47,13 +45,12 @@ class Examiner:
         task: Task,
         tokenizer: Tokenizer,
         verifier: BoxedVerifier,
-        data_dir: Path,
-        validation: int,
+        validation: list[Problem],
         mesh: Mesh,
     ):
         self._config, self._task, self._tokenizer, self._verifier = config, task, tokenizer, verifier
-        self._validation = load_problems(data_dir / "validation.jsonl")[:validation]
-        self._width = _prompt_width(config, task, tokenizer, self._validation)
+        self._validation = validation
+        self._width = _prompt_width(config, task, tokenizer, validation)
         self._rollout = make_policy_rollout(config.model, config.limits, config.schedule, mesh)
         self._batch = rollout_batch(config, mesh)
         self.host_seconds = 0.0

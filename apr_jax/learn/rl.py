@@ -51,7 +51,7 @@ from apr_jax.learn.steps import (
 )
 from apr_jax.learn.times import Late, StepTimes
 from apr_jax.storage import as_path, local_copy
-from apr_jax.tasks import BoxedVerifier, Countdown, Problem
+from apr_jax.tasks import BoxedVerifier, Countdown, Problem, load_problems
 from apr_jax.threads import ThreadForest, Work
 
 
@@ -88,7 +88,8 @@ def train_rl(
     optimizer = make_optimizer(rl.optimizer, rl.steps * rl.inner_steps)
     task = Countdown(config.task, config.solver)
     with BoxedVerifier(task, rl.reward.time_limit) as verifier:
-        examiner = Examiner(config, task, start.tokenizer, verifier, here, rl.validation, mesh)
+        validation = load_problems(here / "validation.jsonl")[: rl.validation]
+        examiner = Examiner(config, task, start.tokenizer, verifier, validation, mesh)
         trainer = _Trainer(config, start, here, mesh, make_rl_step(config, optimizer, mesh), examiner)
         return train(
             Run(config, start.method, "rl", start.tokenizer, origin=digest(start.params)),

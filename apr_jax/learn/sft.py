@@ -24,7 +24,7 @@ from apr_jax.learn.state import TrainState, init_state
 from apr_jax.learn.steps import check_divides, make_sft_step, place_rows
 from apr_jax.model.transformer import init_params
 from apr_jax.storage import as_path, local_copy
-from apr_jax.tasks import BoxedVerifier, Countdown
+from apr_jax.tasks import BoxedVerifier, Countdown, load_problems
 
 
 def train_sft(
@@ -89,8 +89,9 @@ def _examiner(config: Experiment, tokenizer: Tokenizer, data_dir: Path, mesh: Me
         yield None
         return
     task = Countdown(config.task, config.solver)
+    validation = load_problems(data_dir / "validation.jsonl")[: config.learn.sft.validation]
     with BoxedVerifier(task, config.learn.rl.reward.time_limit) as verifier:
-        yield Examiner(config, task, tokenizer, verifier, data_dir, config.learn.sft.validation, mesh)
+        yield Examiner(config, task, tokenizer, verifier, validation, mesh)
 
 
 class _Trainer:

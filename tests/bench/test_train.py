@@ -4,7 +4,8 @@ import jax
 import numpy as np
 import pytest
 
-from apr_jax.bench import train
+from apr_jax.bench import reinforce, train
+from apr_jax.learn.checkpoint import load_checkpoint
 from apr_jax.model.config import ModelConfig
 from apr_jax.model.transformer import init_params
 
@@ -36,3 +37,12 @@ def test_work_doubles(params, monkeypatch):
     # Threads twice as long, not twice as many.
     threads = [sum(len(np.unique(row[row > 0])) for row in rows.segment) for rows in held]
     assert threads == [128, 256, 256, 128]
+
+
+def test_the_parts_of_an_rl_step_are_those_of_one_forest(config, checkpoint, data_dir):
+    """Each works through the trees of a step, again and again: an update donates its state."""
+    restored, rl = load_checkpoint(checkpoint), config.learn.rl
+    with reinforce.contest(restored, data_dir / "test.jsonl") as parts:
+        assert [part.name.split(":")[0] for part in parts] == ["rollout", "host", "replay alone", "update"]
+        for part in parts:
+            assert [part.run(), part.run()] == [rl.problems * rl.group] * 2

@@ -1,0 +1,79 @@
+"""The parts of a step of reinforcement learning, each alone, on a model's own trees: rollout, host, replay, update.
+
+In a run the next rollout is queued behind the update, and metrics tell its shares as they come (`learn/times.py`). There replay
+and gradient are one program; here the replay (the log-probs of all sampled tokens) is also timed by itself.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from apr_jax.bench.measure import Contestant
+from apr_jax.data.packing import pack_forest
+from apr_jax.learn.examiner import Examiner, first_trees
+from apr_jax.learn.objective import token_weights
+from apr_jax.learn.optimizer import make_optimizer
+from apr_jax.learn.processes import fetch
+from apr_jax.learn.restored import Restored
+from apr_jax.learn.rewards import counted_trees, tree_rewards
+from apr_jax.learn.run import build_mesh
+from apr_jax.learn.state import init_state
+from apr_jax.learn.steps import make_rl_step, make_tree_kl, place_everywhere, place_forest, place_whole
+from apr_jax.tasks import BoxedVerifier, Countdown, load_problems
+
+
+@contextmanager
+def contest(restored: Restored, problems: Path) -> Iterator[list[Contestant]]:
+    """The parts of a step as the checkpoint's own config has it.
+
+    Args:
+      problems: file of which the first `learn.rl.problems` get `learn.rl.group` trees each.
+    """
+    config, rl = restored.config, restored.config.learn.rl
+    mesh, task = build_mesh(config), Countdown(config.task, config.solver)
+    asked = [problem for problem in load_problems(problems)[: rl.problems] for _ in range(rl.group)]
+    params, trees = place_whole(restored.params, mesh), float(len(asked))
+    optimizer = make_optimizer(rl.optimizer, 1_000)
+    step, tree_kl = make_rl_step(config, optimizer, mesh), make_tree_kl(config, mesh)
+    state: Any = init_state(restored.params, optimizer, mesh)
+    with BoxedVerifier(task, rl.reward.time_limit) as verifier:
+        examiner = Examiner(config, task, restored.tokenizer, verifier, asked[:1], mesh)
+
+        def rollout() -> float:
+            jax.block_until_ready(examiner.ask(params, asked, rl.temperature, jax.random.key(0)))
+            return trees
+
+        forest, _ = first_trees(fetch(examiner.ask(params, asked, rl.temperature, jax.random.key(0))), len(asked))
+        rows = pack_forest(forest, rl.rows, config.limits.stream)
+        counted = counted_trees(forest, rl.reward)
+
+        def host() -> float:
+            correct, _ = examiner.verify(asked, forest)
+            tree_rewards(correct, forest, 0.0, rl.reward)
+            packed = pack_forest(forest, rl.rows, config.limits.stream)
+            token_weights(packed, counted, rl.objective.normalisation)
+            return trees
+
+        batch = place_forest(rows, token_weights(rows, counted, rl.objective.normalisation), rl.rows, mesh)
+        advantages = place_everywhere(np.where(np.arange(len(asked)) % 2, 1.0, -1.0).astype(np.float32), mesh)
+
+        def replay() -> float:
+            jax.block_until_ready(tree_kl(params, batch))
+            return trees
+
+        def update() -> float:
+            nonlocal state
+            state, _ = step(state, params, batch, advantages)
+            jax.block_until_ready(state)
+            return trees
+
+        yield [
+            Contestant("rollout", rollout, "trees"),
+            Contestant("host: verify, reward, pack", host, "trees"),
+            Contestant("replay alone", replay, "trees"),
+            Contestant("update: replay and gradient", update, "trees"),
+        ]
