@@ -38,20 +38,7 @@ def spawn_children(threads: Threads, limits: Limits, count: int) -> Threads:
     block = _find_messages(threads, row, limits)
     low, high, depth = read(threads.slot_low, row), read(threads.slot_high, row), read(threads.depth, row)
     budget, clock = read(threads.budget, row), read(threads.clock, row)
-    deep = depth >= limits.max_depth
-    wanted = jnp.minimum(block.messages, limits.children)
-    housed = jnp.minimum(wanted, high - low)
-    started = jnp.where(deep, 0, jnp.minimum(housed, budget - 1))
-    refused = jnp.stack(
-        [
-            block.messages == 0,
-            jnp.where(deep, 0, block.messages - wanted),
-            jnp.where(deep, block.messages, 0),
-            jnp.where(deep, 0, wanted - housed),
-            jnp.where(deep, 0, housed - started),
-        ],
-        axis=1,
-    )
+    started, refused = _admit(block.messages, depth >= limits.max_depth, high - low, budget, limits)
     number = jnp.arange(limits.children, dtype=jnp.int32)[None, :]
     starts = number < started[:, None]  # [E, C]
 
@@ -104,6 +91,28 @@ def spawn_children(threads: Threads, limits: Limits, count: int) -> Threads:
         budget=each(per_budget[:, None]),
         key=child_key.reshape(-1, 2),
     )
+
+
+def _admit(
+    messages: Int[Array, " E"], deep: Array, room: Int[Array, " E"], budget: Int[Array, " E"], limits: Limits
+) -> tuple[Int[Array, " E"], Int[Array, "E R"]]:
+    """How many of a block's messages start a child, and how many are refused for each cause, in the order of `Refusal`.
+
+    Args:
+      deep: whether the parent may have no children.
+      room: free slots of the parent's share.
+    """
+    wanted = jnp.minimum(messages, limits.children)
+    housed = jnp.minimum(wanted, room)
+    started = jnp.where(deep, 0, jnp.minimum(housed, budget - 1))
+    refused = [
+        messages == 0,
+        jnp.where(deep, 0, messages - wanted),
+        jnp.where(deep, messages, 0),
+        jnp.where(deep, 0, wanted - housed),
+        jnp.where(deep, 0, housed - started),
+    ]
+    return started, jnp.stack(refused, axis=1)
 
 
 class _Messages(NamedTuple):
