@@ -87,8 +87,12 @@ def test_a_second_start_only_shows_the_results(run, config, capsys):
     reproduce.reproduce(config, run)
     assert {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file()} == before
     reproduce.show_results(run)
-    said = capsys.readouterr().out.replace("\n", "")
-    assert "APR after RL" in said and "report.html" in said and "same window, after RL" in said
+    said = capsys.readouterr().out
+    first = said[
+        said.index("same window,") :
+    ].splitlines()  # Words of the first claim stand above each other, in their column.
+    assert first[0].startswith("same window,") and first[1].startswith("after RL:")
+    assert "APR after RL" in said and "report.html" in said.replace("\n", "")
     assert "not run" in said and "SoS: there is no trained model (sos/sft)" in said
 
 
