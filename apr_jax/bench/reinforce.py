@@ -13,8 +13,8 @@ import jax
 import numpy as np
 
 from apr_jax.bench.measure import Contestant
-from apr_jax.data.packing import pack_forest
-from apr_jax.learn.examiner import Examiner, first_trees
+from apr_jax.data.packing import Rows, pack_forest
+from apr_jax.learn.examiner import examining, first_trees
 from apr_jax.learn.objective import token_weights
 from apr_jax.learn.optimizer import make_optimizer
 from apr_jax.learn.processes import fetch
@@ -23,7 +23,8 @@ from apr_jax.learn.rewards import counted_trees, tree_rewards
 from apr_jax.learn.run import build_mesh
 from apr_jax.learn.state import init_state
 from apr_jax.learn.steps import make_rl_step, make_tree_kl, place_everywhere, place_forest, place_whole
-from apr_jax.tasks import BoxedVerifier, Countdown, load_problems
+from apr_jax.tasks import load_problems
+from apr_jax.threads import ThreadForest, Work
 
 
 @contextmanager
@@ -34,31 +35,35 @@ def contest(restored: Restored, problems: Path) -> Iterator[list[Contestant]]:
       problems: file of which the first `learn.rl.problems` get `learn.rl.group` trees each.
     """
     config, rl = restored.config, restored.config.learn.rl
-    mesh, task = build_mesh(config), Countdown(config.task, config.solver)
+    mesh = build_mesh(config)
     asked = [problem for problem in load_problems(problems)[: rl.problems] for _ in range(rl.group)]
     params, trees = place_whole(restored.params, mesh), float(len(asked))
     optimizer = make_optimizer(rl.optimizer, 1_000)
     step, tree_kl = make_rl_step(config, optimizer, mesh), make_tree_kl(config, mesh)
     state: Any = init_state(restored.params, optimizer, mesh)
-    with BoxedVerifier(task, rl.reward.time_limit) as verifier:
-        examiner = Examiner(config, task, restored.tokenizer, verifier, asked[:1], mesh)
+    with examining(config, restored.tokenizer, asked[:1], mesh) as examiner:
+
+        def roll() -> tuple[ThreadForest, Work]:
+            return examiner.ask(params, asked, rl.temperature, jax.random.key(0))
 
         def rollout() -> float:
-            jax.block_until_ready(examiner.ask(params, asked, rl.temperature, jax.random.key(0)))
+            jax.block_until_ready(roll())
             return trees
 
-        forest, _ = first_trees(fetch(examiner.ask(params, asked, rl.temperature, jax.random.key(0))), len(asked))
-        rows = pack_forest(forest, rl.rows, config.limits.stream)
+        forest, _ = first_trees(fetch(roll()), len(asked))
         counted = counted_trees(forest, rl.reward)
+
+        def pack() -> tuple[Rows, np.ndarray]:
+            rows = pack_forest(forest, rl.rows, config.limits.stream)
+            return rows, token_weights(rows, counted, rl.objective.normalisation)
 
         def host() -> float:
             correct, _ = examiner.verify(asked, forest)
             tree_rewards(correct, forest, 0.0, rl.reward)
-            packed = pack_forest(forest, rl.rows, config.limits.stream)
-            token_weights(packed, counted, rl.objective.normalisation)
+            pack()
             return trees
 
-        batch = place_forest(rows, token_weights(rows, counted, rl.objective.normalisation), rl.rows, mesh)
+        batch = place_forest(*pack(), rl.rows, mesh)
         advantages = place_everywhere(np.where(np.arange(len(asked)) % 2, 1.0, -1.0).astype(np.float32), mesh)
 
         def replay() -> float:

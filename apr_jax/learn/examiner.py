@@ -6,6 +6,8 @@ nothing is compiled twice.
 
 import collections
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import jax
@@ -22,8 +24,16 @@ from apr_jax.learn.processes import fetch, of_first
 from apr_jax.learn.sample import tree_text
 from apr_jax.learn.state import TrainState
 from apr_jax.learn.steps import batch_shards
-from apr_jax.tasks import BoxedVerifier, Failure, Problem, Task, Verdict
+from apr_jax.tasks import BoxedVerifier, Countdown, Failure, Problem, Task, Verdict
 from apr_jax.threads import Prompts, ThreadForest, Work, check_prompts, make_prompts
+
+
+@contextmanager
+def examining(config: Experiment, tokenizer: Tokenizer, validation: list[Problem], mesh: Mesh) -> Iterator["Examiner"]:
+    """An examiner on Countdown, with the verifier's process that it needs."""
+    task = Countdown(config.task, config.solver)
+    with BoxedVerifier(task, config.learn.rl.reward.time_limit) as verifier:
+        yield Examiner(config, task, tokenizer, verifier, validation, mesh)
 
 
 class Examiner:

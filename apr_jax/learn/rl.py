@@ -30,7 +30,7 @@ from apr_jax.learn.advantages import ADVANTAGES, count_flat
 from apr_jax.learn.ceiling import measure_ceiling, training_flops
 from apr_jax.learn.checkpoint import Run, load_checkpoint
 from apr_jax.learn.checksum import digest
-from apr_jax.learn.examiner import Examiner, first_trees, forest_metrics
+from apr_jax.learn.examiner import Examiner, examining, first_trees, forest_metrics
 from apr_jax.learn.loop import LastBatches, Stage, Stopping
 from apr_jax.learn.objective import MEANS, silent_trees, token_weights
 from apr_jax.learn.optimizer import make_optimizer
@@ -51,7 +51,7 @@ from apr_jax.learn.steps import (
 )
 from apr_jax.learn.times import Late, StepTimes
 from apr_jax.storage import as_path, local_copy
-from apr_jax.tasks import BoxedVerifier, Countdown, Problem, load_problems
+from apr_jax.tasks import Problem, load_problems
 from apr_jax.threads import ThreadForest, Work
 
 
@@ -86,10 +86,8 @@ def train_rl(
     mesh = build_mesh(config)
     check_divides("learn.rl.rows", rl.rows, mesh)
     optimizer = make_optimizer(rl.optimizer, rl.steps * rl.inner_steps)
-    task = Countdown(config.task, config.solver)
-    with BoxedVerifier(task, rl.reward.time_limit) as verifier:
-        validation = load_problems(here / "validation.jsonl")[: rl.validation]
-        examiner = Examiner(config, task, start.tokenizer, verifier, validation, mesh)
+    validation = load_problems(here / "validation.jsonl")[: rl.validation]
+    with examining(config, start.tokenizer, validation, mesh) as examiner:
         trainer = _Trainer(config, start, here, mesh, make_rl_step(config, optimizer, mesh), examiner)
         return train(
             Run(config, start.method, "rl", start.tokenizer, origin=digest(start.params)),

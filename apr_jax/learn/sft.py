@@ -1,8 +1,7 @@
 """Supervised training: imitation of the symbolic solvers' demonstrations; validation by what the model itself answers."""
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +11,9 @@ from jax.sharding import Mesh
 from apr_jax.config import Experiment
 from apr_jax.data.build import check_built
 from apr_jax.data.pipeline import Batches, Held, sft_batches
-from apr_jax.data.tokenizer import Tokenizer
 from apr_jax.learn.ceiling import measure_ceiling
 from apr_jax.learn.checkpoint import Run
-from apr_jax.learn.examiner import Examiner
+from apr_jax.learn.examiner import Examiner, examining
 from apr_jax.learn.loop import LastBatches, Stage, Stopping
 from apr_jax.learn.optimizer import make_optimizer
 from apr_jax.learn.processes import held_rows, merge
@@ -24,7 +22,7 @@ from apr_jax.learn.state import TrainState, init_state
 from apr_jax.learn.steps import check_divides, make_sft_step, place_rows
 from apr_jax.model.transformer import init_params
 from apr_jax.storage import as_path, local_copy
-from apr_jax.tasks import BoxedVerifier, Countdown, load_problems
+from apr_jax.tasks import load_problems
 
 
 def train_sft(
@@ -53,7 +51,10 @@ def train_sft(
     init = jax.jit(init_params, static_argnums=(0, 1))
     # By way of the host: several processes then lay the same values out on the mesh of all.
     params = jax.device_get(init(config.model, tokenizer.vocab_size, jax.random.key(config.seed)))
-    with _examiner(config, tokenizer, here, mesh) as examiner:
+    opened: AbstractContextManager[Examiner | None] = nullcontext()
+    if sft.validate_every:
+        opened = examining(config, tokenizer, load_problems(here / "validation.jsonl")[: sft.validation], mesh)
+    with opened as examiner:
         return train(
             Run(config, method, "sft", tokenizer),
             as_path(workdir),
@@ -80,18 +81,6 @@ def train_sft(
             ceiling=measure_ceiling(mesh, config.model.dtype),
             profile=profile,
         )
-
-
-@contextmanager
-def _examiner(config: Experiment, tokenizer: Tokenizer, data_dir: Path, mesh: Mesh) -> Iterator[Examiner | None]:
-    """What validates, if anything does."""
-    if not config.learn.sft.validate_every:
-        yield None
-        return
-    task = Countdown(config.task, config.solver)
-    validation = load_problems(data_dir / "validation.jsonl")[: config.learn.sft.validation]
-    with BoxedVerifier(task, config.learn.rl.reward.time_limit) as verifier:
-        yield Examiner(config, task, tokenizer, verifier, validation, mesh)
 
 
 class _Trainer:

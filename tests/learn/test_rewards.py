@@ -9,7 +9,7 @@ from misbehaving import Misbehaves
 from whole_runs import changed, logged
 
 from apr_jax.config import ConfigError, override
-from apr_jax.learn import rl
+from apr_jax.learn import examiner
 from apr_jax.learn.config import ObjectiveConfig, RewardConfig
 from apr_jax.learn.rewards import counted_trees, next_price, overlong, tree_rewards
 from apr_jax.learn.rl import train_rl
@@ -98,7 +98,7 @@ def test_settings_of_the_optimizer_are_named_by_their_stage(config):
 
 def _run(config, data_dir, workdir, init, monkeypatch=None, task=None, **options):
     if task:
-        monkeypatch.setattr(rl, "Countdown", task)
+        monkeypatch.setattr(examiner, "Countdown", task)
     train_rl(changed(config, rl=options), data_dir, workdir, init, progress=False)
     return logged(workdir)
 
