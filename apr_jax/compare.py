@@ -1,6 +1,7 @@
 """Which fields of two configs differ: a folder goes on with the config that it was begun with, and says what is another."""
 
 import contextlib
+import json
 from collections.abc import Iterable
 from typing import Any
 
@@ -26,19 +27,12 @@ def differences(old: dict[str, Any], new: Experiment, free: Iterable[str] = ()) 
     """
     with contextlib.suppress(ConfigError):  # What no config has now stays, and differs.
         old = to_dict(from_dict(old))
-    before, now = _flatten(_plain(old)), _flatten(_plain(to_dict(new)))
+    before, now = (_flatten(json.loads(json.dumps(values))) for values in (old, to_dict(new)))
     return [
         (name, before.get(name), now.get(name))
         for name in sorted(before.keys() | now.keys())
         if before.get(name) != now.get(name) and not name.startswith(tuple(free))
     ]
-
-
-def _plain(values: Any) -> Any:
-    """As JSON gives it back."""
-    if isinstance(values, dict):
-        return {name: _plain(value) for name, value in values.items()}
-    return [_plain(value) for value in values] if isinstance(values, list | tuple) else values
 
 
 def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

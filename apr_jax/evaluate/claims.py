@@ -214,9 +214,14 @@ def _published(key: str) -> _Published:
     )
 
 
+def _shared(*scores: Score) -> list[str]:
+    """The problems that all of them have."""
+    return [name for name in scores[0].values if all(name in score.values for score in scores)]
+
+
 def _shared_means(*scores: Score) -> list[float]:
-    """The mean of each score over the problems that all of them have."""
-    shared = [name for name in scores[0].values if all(name in score.values for score in scores)]
+    """The mean of each score over those."""
+    shared = _shared(*scores)
     return [sum(score.values[name] for name in shared) / len(shared) for score in scores]
 
 
@@ -225,7 +230,7 @@ def _row(
 ) -> dict[str, Any]:
     gap = paired_gap(one.score.values, other.score.values)
     means = _shared_means(one.score, other.score)
-    shared = [name for name in one.score.values if name in other.score.values]
+    shared = _shared(one.score, other.score)
     return {
         "claim": claim,
         "one": means[0],

@@ -32,19 +32,21 @@ def recipe(config: Experiment, stages: dict[str, Stage], chips: int) -> Recipe |
     if not (needed | ({"replay"} if anchored else set())) <= stages.keys():
         return None
     sft, rollout = config.learn.sft, stages["rollout"].seconds
-    asked = _validations(config, sft) if sft.validate_every else 0
-    supervised = sft.steps * stages["supervised"].seconds + asked * rollout
+    supervised = sft.steps * stages["supervised"].seconds + _asked(config, sft) * _validations(sft) * rollout
     step = rollout + rl.inner_steps * stages["update"].seconds
     step += stages["replay"].seconds if anchored else 0.0
-    first = -(-rl.validation // (rl.problems * rl.group))  # Before the first step.
-    reinforced = rl.steps * step + (first + _validations(config, rl)) * rollout
+    reinforced = rl.steps * step + _asked(config, rl) * (1 + _validations(rl)) * rollout  # One before the first step.
     return Recipe(supervised / 3600, reinforced / 3600, (supervised + reinforced) / 3600 * chips)
 
 
-def _validations(config: Experiment, stage: SftConfig | RlConfig) -> int:
-    """Rollouts of all validations, every so many steps and after the last."""
-    trees = config.learn.rl.problems * config.learn.rl.group
-    return -(-stage.steps // stage.validate_every) * -(-stage.validation // trees)
+def _validations(stage: SftConfig | RlConfig) -> int:
+    """Every so many steps and after the last; none if there are to be none."""
+    return math.ceil(stage.steps / stage.validate_every) if stage.validate_every else 0
+
+
+def _asked(config: Experiment, stage: SftConfig | RlConfig) -> int:
+    """Rollouts of one validation."""
+    return math.ceil(stage.validation / (config.learn.rl.problems * config.learn.rl.group))
 
 
 def advice(config: Experiment, name: str, over: float, arguments: float, chip: Chip, fsdp: int) -> str:
