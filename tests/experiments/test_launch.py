@@ -1,24 +1,15 @@
-"""The XManager launcher: sweeps as work units, real local processes, and what a cluster would be sent."""
+"""The XManager launcher: sweeps as work units, what is refused, and what a cluster would be sent."""
 
-import http.server
 import json
 import os
 import re
-import signal
-import socket
-import subprocess
 import sys
-import threading
-import time
-import urllib.error
-import urllib.request
 from pathlib import Path
 
 import pytest
 
-from apr_jax.config import load, to_dict
-from apr_jax.errors import UsageError, UserError
-from apr_jax.learn.checkpoint import load_checkpoint
+from apr_jax.config import load
+from apr_jax.errors import UsageError
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "experiments"))
@@ -295,7 +286,7 @@ def test_units_that_share_no_data_need_none(bucket):
     flags = launch.parse(GKE)
     for data, executor in ((None, "gke"), ("gs://bucket/none", "local")):
         flags.executor = executor
-        launch.check_data(flags, [Unit((), "gs://bucket/run", data)], None)
+        assert launch.check_data(flags, [Unit((), "gs://bucket/run", data)], None) is None
 
 
 def test_a_sweep_on_gke_is_a_job_a_unit(specs):
@@ -351,106 +342,3 @@ def test_the_units_are_worked_out_once(monkeypatch, capfd):
     monkeypatch.setattr(launch, "work_units", lambda *words: calls.append(words) or work_units(*words))
     assert launch.main(["--config", NANO, "--out", "x", *SWEEP, "--dry-run"]) == 0
     assert len(calls) == 1 and len(capfd.readouterr().out.splitlines()) > 2
-
-
-@pytest.fixture
-def busy():
-    """A port on which something else answers."""
-    server = http.server.HTTPServer(("localhost", 0), http.server.BaseHTTPRequestHandler)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield server.server_port
-    server.shutdown()
-    thread.join()
-    server.server_close()
-
-
-def test_a_taken_port_is_told_before_anything_is_launched(busy, monkeypatch, tmp_path, capfd):
-    monkeypatch.chdir(ROOT)
-    monkeypatch.setattr("xmanager.xm_local.create_experiment", None)
-    for port, told in ((busy, "something else answers there already"), (70000, "must be in 1..65535")):
-        assert launch.main(["--config", NANO, "--out", str(tmp_path), "--tensorboard", "--port", str(port)]) == 2
-        (line,) = capfd.readouterr().err.splitlines()
-        assert f"--port {port}: {told}" in line
-
-
-def test_a_tensorboard_that_does_not_start_is_told(busy, monkeypatch, tmp_path):
-    monkeypatch.setattr(launch, "_answers", lambda port: False)
-    with (
-        pytest.raises(UserError, match=f"TensorBoard does not start, see above; another --port than {busy}"),
-        launch.tensorboard(str(tmp_path), busy),
-    ):
-        pytest.fail("it is said to run")
-
-
-def test_a_tensorboard_that_ends_is_not_said_to_stay(monkeypatch, capfd):
-    answers = iter([False, True])
-    monkeypatch.setattr(launch, "_answers", lambda port: next(answers))
-    started = []
-    popen = subprocess.Popen
-
-    def short(command, **settings):
-        started.append(popen([sys.executable, "-c", "raise SystemExit(3)"], **settings))
-        started[0].poll = lambda: None  # Until it is looked at again, when the runs are done.
-        return started[0]
-
-    monkeypatch.setattr(subprocess, "Popen", short)
-    with launch.tensorboard("runs/x", 6007):
-        started[0].wait()
-        del started[0].poll
-    said = capfd.readouterr().err
-    assert "TensorBoard ended by itself (status 3); python -m tensorboard.main --logdir runs/x --port 6007" in said
-    assert "stays at" not in said
-
-
-@pytest.fixture
-def tiny(config, tmp_path):
-    path = tmp_path / "tiny.py"
-    path.write_text(
-        f"from apr_jax.config import from_dict\n\n\ndef experiment():\n    return from_dict({to_dict(config)!r})\n"
-    )
-    return path
-
-
-@pytest.mark.slow
-def test_a_local_sweep_runs_beside_tensorboard(tiny, tmp_path):
-    """Two real runs one after the other on shared data; TensorBoard answers meanwhile, and goes when told to."""
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    words = ["--config", tiny, "--out", tmp_path / "out", "--sweep", "learn.sft.steps=2,4", "--tensorboard"]
-    words += ["--port", port]
-    environment = os.environ | {
-        "PYTHONPATH": str(ROOT),
-        "PYTHONUNBUFFERED": "1",
-        "JAX_NUM_CPU_DEVICES": "2",
-        "XLA_FLAGS": "",
-    }
-    log = (tmp_path / "log").open("w+")
-    command = [sys.executable, "experiments/launch.py", *map(str, words)]
-    process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT)
-    deadline = time.monotonic() + 800
-    while "TensorBoard stays at" not in (said := (tmp_path / "log").read_text()):
-        assert time.monotonic() < deadline and process.poll() is None, said
-        time.sleep(0.5)
-    assert f"http://localhost:{port}" in said and urllib.request.urlopen(f"http://localhost:{port}").status == 200
-    process.send_signal(signal.SIGINT)
-    assert process.wait(60) == 0
-    with pytest.raises(urllib.error.URLError):
-        urllib.request.urlopen(f"http://localhost:{port}")
-    for steps in (2, 4):
-        run = tmp_path / "out" / f"learn.sft.steps_{steps}"
-        assert load_checkpoint(run / "apr" / "rl").config.learn.sft.steps == steps
-        assert (run / "report.html").is_file() and not (run / "data").exists()
-    assert (tmp_path / "out" / "data" / "data.json").is_file()
-
-
-@pytest.mark.slow
-def test_a_job_that_fails_is_told(tiny, tmp_path):
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "config.json").write_text("{}")
-    command = [sys.executable, "experiments/launch.py", "--config", tiny, "--out", tmp_path / "out"]
-    ended = subprocess.run(
-        command, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True
-    )
-    assert ended.returncode == 1 and "launch it again to go on" in ended.stderr
