@@ -34,6 +34,7 @@ class Question(enum.StrEnum):
     PRICE = "price"
     SERIAL = "serial"
     SCRATCH = "scratch"
+    NESTED = "nested"
 
 
 Only = Literal["training", "figures"]  # Parts of `apr reproduce`.

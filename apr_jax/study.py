@@ -67,11 +67,13 @@ class Study:
       question: in words.
       variants: in the order in which they are trained.
       same: whether the variants are repetitions, of which mean and standard deviation are wanted.
+      settings: fields of the experiment that differ in all variants alike, the problems among them.
     """
 
     question: str
     variants: tuple[Variant, ...]
     same: bool = False
+    settings: tuple[str, ...] = ()
 
 
 # A finished nano model needs a higher rate than its recipe's for a price to tell within some minutes.
@@ -109,6 +111,30 @@ STUDIES: dict[Question, Study] = {
             _table("SoS+, rejection sampling", "sos+", "solver.only_right=true"),
         ),
     ),
+    # With fewer than five numbers a grandchild has less to try out than its message costs. The third searches wider, for as
+    # many tokens as the second.
+    Question.NESTED: Study(
+        "What does it change that children spawn too: longest thread and accuracy, nested against one level?",
+        (
+            Variant("one level", reinforced=False),
+            Variant("nested", method="apr-nested", reinforced=False),
+            Variant("one level, wider", ("solver.parent_beam=4", "solver.parent_beam_low=4"), reinforced=False),
+        ),
+        settings=(
+            "task.numbers=5",
+            "task.high=9",
+            "solver.parent_beam=3",
+            "solver.parent_beam_low=3",
+            "solver.child_beam=3",
+            "solver.promising=1",
+            "solver.condition=0",
+            "solver.max_children=15",  # 3, and 3 for each; a spawn divides what is left among its children and itself.
+            "limits.window=256",
+            "limits.stream=352",
+            "limits.slots=16",
+            "limits.max_depth=2",
+        ),
+    ),
     # One supervised step at next to no rate: this supervised model is random weights.
     Question.SCRATCH: Study(
         "Does RL find search and spawning without a supervised warm-up, if the rollout keeps the protocol?",
@@ -141,13 +167,14 @@ def run_study(question: Question, config: Experiment, out: Path) -> dict[str, An
       UserError: a stage failed; what was finished before is kept.
     """
     study = STUDIES[question]
-    claim(out, config)
+    claim(out, override(config, list(study.settings)))
     run_stages(stages_of(study, config, out), out)
     return read_json(out / "study.json")
 
 
 def stages_of(study: Study, config: Experiment, out: Path) -> list[Stage]:
-    """The stages in their order."""
+    """The stages in their order. Variants are of `config` with the settings of the study."""
+    config = override(config, list(study.settings))
     shared = out / "data"
     owns = [override(config, list(variant.settings)) for variant in study.variants]
     sharing = [each.method for each, own in zip(study.variants, owns, strict=True) if own.solver == config.solver]

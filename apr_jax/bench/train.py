@@ -9,8 +9,10 @@ attends to whole rows, also where they hold many threads: that is what packing c
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
@@ -28,6 +30,7 @@ from apr_jax.learn.optimizer import make_optimizer
 from apr_jax.learn.restored import Restored
 from apr_jax.learn.state import init_state
 from apr_jax.learn.steps import make_sft_step, place_rows
+from apr_jax.model import transformer
 from apr_jax.model.config import ModelConfig
 from apr_jax.model.sharding import make_mesh
 from apr_jax.model.transformer import Params, init_params
@@ -54,7 +57,12 @@ def bench_train(config: Experiment, restored: Restored | None, problems: Path | 
         params = init_params(model, VOCAB, jax.random.key(0))
         with opened(torch, params, model) as peers:
             for name, rows in (("dense", dense(ROWS, LENGTH)), ("demonstrations", packed)):
-                contestants = [ours(model, params, rows), *_torch_steps(peers, rows), products(model, rows)]
+                contestants = [
+                    ours(model, params, rows),
+                    without_attention(model, params, rows),
+                    *_torch_steps(peers, rows),
+                    products(model, rows),
+                ]
                 yield measured(f"{shape}, {name}: {ROWS} x {LENGTH:,}", contestants, repeats)
         few = streams[: len(streams) // 8]  # Padded, they take many times as long.
         yield measured(f"{shape}: packing", [_packed(model, params, few), _padded(model, params, few)], repeats)
@@ -77,6 +85,19 @@ def ours(model: ModelConfig, params: Params, *batches: Rows, name: str = "apr_ja
         return tokens
 
     return Contestant(name, run, "tokens")
+
+
+def without_attention(model: ModelConfig, params: Params, rows: Rows) -> Contestant:
+    """Our step whose queries find themselves and nothing else: what attention that takes no time at all would come to."""
+
+    def itself(q: Array, k: Array, v: Array, *_: Any) -> Array:
+        # Of all three, so that all their matrices have gradients to work out.
+        return q + jnp.repeat((k + v).transpose(0, 2, 1, 3), q.shape[2] // k.shape[1], axis=2)
+
+    step = ours(model, params, rows, name="apr_jax without attention")
+    with mock.patch.object(transformer, "attend_packed", itself):
+        step.run()  # Traced here, and never again.
+    return step
 
 
 def products(model: ModelConfig, rows: Rows) -> Contestant:

@@ -6,6 +6,7 @@ import pytest
 
 from apr_jax.bench import reinforce, train
 from apr_jax.learn.checkpoint import load_checkpoint
+from apr_jax.model import transformer
 from apr_jax.model.config import ModelConfig
 from apr_jax.model.transformer import init_params
 
@@ -24,6 +25,22 @@ def test_a_step_counts_the_tokens_of_its_rows(params, monkeypatch):
     streams = [train._stream(length) for length in (30, 5, 17, 20, 9)]
     for contestant in (train._packed(TINY, params, streams), train._padded(TINY, params, streams)):
         assert contestant.run() == 81
+
+
+def test_a_step_without_attention_is_traced_without_it(params, monkeypatch):
+    """And the model has its attention back afterwards."""
+
+    def attended(*_):
+        raise AssertionError("attention was traced")
+
+    rows = train.dense(8, 32)
+    step = train.ours(TINY, params, rows)
+    monkeypatch.setattr(transformer, "attend_packed", attended)
+    with pytest.raises(AssertionError, match="attention was traced"):
+        step.run()
+    bare = train.without_attention(TINY, params, rows)
+    assert bare.run() == bare.run() == 8 * 32
+    assert transformer.attend_packed is attended
 
 
 def test_work_doubles(params, monkeypatch):
