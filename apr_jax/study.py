@@ -133,6 +133,8 @@ STUDIES: dict[Question, Study] = {
             "limits.stream=352",
             "limits.slots=16",
             "limits.max_depth=2",
+            "learn.sft.steps=1500",
+            "learn.sft.validate_every=750",
         ),
     ),
     # One supervised step at next to no rate: this supervised model is random weights.
