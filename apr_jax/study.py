@@ -111,30 +111,38 @@ STUDIES: dict[Question, Study] = {
             _table("SoS+, rejection sampling", "sos+", "solver.only_right=true"),
         ),
     ),
-    # With fewer than five numbers a grandchild has less to try out than its message costs. The third searches wider, for as
-    # many tokens as the second.
+    # With fewer than five numbers a grandchild has less to try out than its message costs. The third spends as many tokens
+    # as the second, one level deep.
     Question.NESTED: Study(
         "What does it change that children spawn too: longest thread and accuracy, nested against one level?",
         (
             Variant("one level", reinforced=False),
             Variant("nested", method="apr-nested", reinforced=False),
-            Variant("one level, wider", ("solver.parent_beam=4", "solver.parent_beam_low=4"), reinforced=False),
+            Variant(
+                "one level, as many tokens",
+                ("solver.parent_beam=4", "solver.parent_beam_low=4", "solver.child_beam=2"),
+                reinforced=False,
+            ),
         ),
         settings=(
             "task.numbers=5",
             "task.high=9",
-            "solver.parent_beam=3",
-            "solver.parent_beam_low=3",
+            "task.target_low=5",
+            "task.target_high=20",
+            "solver.parent_beam=2",
+            "solver.parent_beam_low=2",
             "solver.child_beam=3",
             "solver.promising=1",
             "solver.condition=0",
-            "solver.max_children=15",  # 3, and 3 for each; a spawn divides what is left among its children and itself.
+            "solver.max_children=11",  # 2, and 3 for each: a spawn divides what is left among its children and itself.
             "limits.window=256",
             "limits.stream=352",
-            "limits.slots=16",
+            "limits.slots=12",
+            "limits.children=11",
             "limits.max_depth=2",
-            "learn.sft.steps=1500",
-            "learn.sft.validate_every=750",
+            "learn.sft.steps=2000",
+            "learn.sft.validate_every=1000",
+            "learn.sft.validation=100",
         ),
     ),
     # One supervised step at next to no rate: this supervised model is random weights.

@@ -89,16 +89,21 @@ manifest() {
 
 cluster() {
   need GKE_REGION us-west4
-  run gcloud container clusters create-auto "$GKE_CLUSTER" --region="$GKE_REGION"
+  if [[ -n $DRY_RUN ]] || ! ask gcloud container clusters describe "$GKE_CLUSTER" --region="$GKE_REGION" >/dev/null 2>&1; then
+    run gcloud container clusters create-auto "$GKE_CLUSTER" --region="$GKE_REGION"
+  fi
   run gcloud container clusters get-credentials "$GKE_CLUSTER" --region="$GKE_REGION"
   run kubectl apply --server-side \
     --filename="https://github.com/kubernetes-sigs/jobset/releases/download/$JOBSET_VERSION/manifests.yaml"
+  # A JobSet sent before its webhook listens is refused.
+  run kubectl wait --for=condition=Available --timeout=15m --namespace=jobset-system deployments --all
 }
 
 image() {
   need GKE_IMAGE us-docker.pkg.dev/PROJECT/REPOSITORY/apr:1
   newest_wheel >/dev/null
-  run docker build --file "$here/Dockerfile" --tag "$GKE_IMAGE" "$here/.."
+  # Of the nodes' platform, wherever this runs: libtpu has no other.
+  run docker build --platform=linux/amd64 --file "$here/Dockerfile" --tag "$GKE_IMAGE" "$here/.."
   run docker push "$GKE_IMAGE"
   [[ -z $DRY_RUN ]] || return 0
   local file

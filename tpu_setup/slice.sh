@@ -14,17 +14,17 @@
 #
 # --dry-run prints each command instead. Settings, all environment variables:
 #   TPU_NAME (apr), TPU_ZONE, TPU_TYPE (v5litepod-16), TPU_PROJECT (gcloud's own), TPU_RUNTIME (by TPU_TYPE),
-#   RUN (gs://BUCKET/FOLDER), POLL_SECONDS (30), HOST_TRIES (20), STOP_SECONDS (300)
+#   RUN (gs://BUCKET/FOLDER), POLL_SECONDS (30), HOST_SECONDS (600), STOP_SECONDS (300)
 # Exit status: 1 failed, 2 asked for in a wrong way, 3 the slice is of no use and must be made anew.
 set -euo pipefail
 # shellcheck source=lib.sh
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
 TPU_NAME=${TPU_NAME:-apr}
-HOST_TRIES=${HOST_TRIES:-20}
+HOST_SECONDS=${HOST_SECONDS:-600}
 STOP_SECONDS=${STOP_SECONDS:-300}
 SILENCES=10 # Calls of gcloud in a row that may fail while a request waits in the queue.
-need_whole HOST_TRIES STOP_SECONDS
+need_whole HOST_SECONDS STOP_SECONDS
 
 # The software of a TPU VM, by the table of cloud.google.com/tpu/docs/runtimes.
 runtime() {
@@ -132,12 +132,14 @@ count_hosts() {
   tr ';' '\n' <<<"$addresses" | grep -c .
 }
 
-# A host may take minutes to let anybody in, and one that never does must be named.
+# A host may take minutes to let anybody in, and one that never does must be named. Seconds, not looks: gcloud itself tries ten
+# times before it says that a host is silent, which takes some 4 minutes.
 wait_hosts() {
-  local try missing number
-  for ((try = 1; try <= HOST_TRIES; try++)); do
+  local end=$((SECONDS + HOST_SECONDS)) missing number
+  while true; do
     on_hosts all 'mkdir -p apr' && return
-    say "not all hosts of $TPU_NAME answer yet (try $try of $HOST_TRIES)"
+    ((SECONDS < end)) || break
+    say "not all hosts of $TPU_NAME answer yet; waiting for $((end - SECONDS)) s more"
     pause
   done
   missing=''

@@ -25,6 +25,7 @@ ENVIRONMENT = {"JAX_COORDINATOR_ADDRESS": "auto", "APR_CACHE": "/cache/xla", "AP
 TPU = "google.com/tpu"
 _GRACE_SECONDS = 120  # From SIGTERM, for the step or rollout under way and a save.
 _PORTS = (8471, 8482)  # Of libtpu, and of JAX's coordinator.
+_JOB, _NODE_POOL = "batch.kubernetes.io/job-name", "cloud.google.com/gke-nodepool"  # Labels of a pod, of a node.
 _REQUESTS = {"cpu": "8", "memory": "32Gi", "ephemeral-storage": "32Gi"}
 _VOLUMES = {"/cache": ("cache", None), "/dev/shm": ("shared-memory", "Memory")}  # A name, and a medium, for each path.
 # GKE's name of the chip, and up to how many chips share a node; larger slices have nodes of 4.
@@ -110,6 +111,8 @@ def complete(job: k8s.V1Job, wanted: Slice, service_account: str) -> None:
         "cloud.google.com/gke-tpu-topology": wanted.topology,
     }
     asked = {name.replace("_", "-"): amount for name, amount in container.resources.limits.items()}
+    if wanted.hosts > 1:
+        pod.affinity = _alone_on_a_slice(job.metadata.name)
     container.resources.requests = _REQUESTS | asked
     container.resources.limits = asked | {TPU: str(wanted.chips)}
     container.ports = [k8s.V1ContainerPort(container_port=port) for port in _PORTS]
@@ -118,6 +121,22 @@ def complete(job: k8s.V1Job, wanted: Slice, service_account: str) -> None:
         k8s.V1Volume(name=name, empty_dir=k8s.V1EmptyDirVolumeSource(medium=medium))
         for name, medium in _VOLUMES.values()
     ]
+
+
+def _alone_on_a_slice(job: str) -> k8s.V1Affinity:
+    """All pods of a Job on one slice, which is a node pool, and no other Job's beside them: JobSet's exclusive topology."""
+
+    def rule(*expressions: tuple[str, list[str] | None]) -> k8s.V1PodAffinityTerm:
+        found = [k8s.V1LabelSelectorRequirement(key=_JOB, operator=how, values=jobs) for how, jobs in expressions]
+        return k8s.V1PodAffinityTerm(
+            label_selector=k8s.V1LabelSelector(match_expressions=found), topology_key=_NODE_POOL
+        )
+
+    together, apart = rule(("In", [job])), rule(("Exists", None), ("NotIn", [job]))
+    return k8s.V1Affinity(
+        pod_affinity=k8s.V1PodAffinity(required_during_scheduling_ignored_during_execution=[together]),
+        pod_anti_affinity=k8s.V1PodAntiAffinity(required_during_scheduling_ignored_during_execution=[apart]),
+    )
 
 
 class _Completing(k8s.ApiClient):

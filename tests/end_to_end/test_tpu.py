@@ -200,7 +200,7 @@ def test_a_plan_from_the_command_line(tmp_path):
 @needs_libtpu
 @pytest.mark.parametrize("topology", ["v3:4x4", "v5e:4x4", "v5p:2x2x2"])  # v4 and v6e keep as much on the chip as v5e.
 def test_a_decode_step_moves_little_more_than_weights_and_live_cache(tmp_path, topology):
-    """Two layers of the paper's: at most 1.3 times that, at any length of the contexts."""
+    """Two layers of the paper's: at most 1.3 times that, from contexts of a few hundred tokens on."""
     status, said, found = planned(tmp_path, topology, "--set", "model.layers=2", "--program", "rollout")
     stage = found["stages"]["rollout"]
     assert status == 0 and stage["fits"] and "decode step, contexts of 512" in said

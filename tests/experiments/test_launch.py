@@ -193,6 +193,26 @@ def test_the_job_for_gke_asks_for_the_whole_slice(specs, required, accelerator, 
     assert {"name": "JAX_COORDINATOR_ADDRESS", "value": "auto"} in container["env"]
 
 
+def test_the_pods_of_a_unit_share_a_slice_with_nobody(specs):
+    """Two units have the same node selector: nothing else would keep pods of one off a slice of the other."""
+    words = (*GKE, "--sweep", "seed=0,1", "--set", "task.numbers=3")
+    for job in specs(*words, "--require", "tpu_v5e=4x4"):
+        affinity, name = job["spec"]["template"]["spec"]["affinity"], job["metadata"]["name"]
+        key = "batch.kubernetes.io/job-name"
+        for kind, expressions in (
+            ("podAffinity", [{"key": key, "operator": "In", "values": [name]}]),
+            (
+                "podAntiAffinity",
+                [{"key": key, "operator": "Exists"}, {"key": key, "operator": "NotIn", "values": [name]}],
+            ),
+        ):
+            (term,) = affinity[kind]["requiredDuringSchedulingIgnoredDuringExecution"]
+            assert term["topologyKey"] == "cloud.google.com/gke-nodepool"
+            assert term["labelSelector"]["matchExpressions"] == expressions
+    (alone,) = specs(*GKE, "--require", "tpu_v5e=2x4")
+    assert "affinity" not in alone["spec"]["template"]["spec"], "one host is a slice of its own"
+
+
 @pytest.fixture
 def manifest():
     """The job of tpu_setup/jobset.yaml, its blanks left as words."""
@@ -209,6 +229,7 @@ def test_the_pod_for_gke_is_that_of_the_jobset(specs, manifest):
     (container,), (wanted,) = ours.pop("containers"), theirs.pop("containers")
     assert ours.pop("nodeSelector") and theirs.pop("nodeSelector") == "_SELECTOR_"
     assert ours.pop("subdomain") == "experiments", "JobSet gives the pods a service of their own"
+    assert ours.pop("affinity"), "JobSet's exclusive topology"
     assert (ours.pop("serviceAccountName"), theirs.pop("serviceAccountName")) == ("apr", "_SERVICE_ACCOUNT_")
     assert ours == theirs
     requests = {name: str(amount) for name, amount in wanted["resources"]["requests"].items()}

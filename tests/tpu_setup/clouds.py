@@ -41,7 +41,7 @@ class Cloud:
             "TPU_TYPE": "v5litepod-16",
             "RUN": "gs://bucket/run",
             "POLL_SECONDS": "0.02",
-            "HOST_TRIES": "3",
+            "HOST_SECONDS": "1",
         }
 
     def install_apr(self, python=sys.executable):

@@ -57,6 +57,7 @@ COMMANDS = {
     "storage ls": (1, set(), set()),
     "storage rsync": (2, set(), {"recursive", "exclude"}),
     "container clusters create-auto": (1, {"region"}, set()),
+    "container clusters describe": (1, {"region"}, set()),
     "container clusters get-credentials": (1, {"region"}, set()),
     "container clusters delete": (1, {"region"}, set()),
     # Of docs/launch.md alone.
@@ -66,6 +67,7 @@ COMMANDS = {
     "storage buckets add-iam-policy-binding": (1, {"member", "role"}, set()),
     "artifacts repositories create": (1, {"repository-format", "location"}, set()),
     "auth configure-docker": (1, set(), set()),
+    "auth application-default login": (0, set(), set()),
 }
 STUB = """case $1 in
   start) touch apr/started ;;
@@ -245,6 +247,8 @@ def main(words):
         if play("check") == "fail":
             die(f"NOT_FOUND: Resource '{rest[0]}' was not found")
         print(rest[0])
+    elif name == "container clusters describe" and play("cluster") == "missing":
+        die("ResponseError: code=404, message=Not found: projects/p/locations/us-west4/clusters/apr.")
     elif name == "storage rsync":
         rsync(rest)
     elif name == "storage ls" and "*" in rest[0]:

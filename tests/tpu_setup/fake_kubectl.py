@@ -19,6 +19,7 @@ FLAGS = {
     "get": {"--ignore-not-found", "--output", "--selector"},
     "delete": {"--cascade"},
     "apply": {"--filename", "--server-side"},
+    "wait": {"--for", "--timeout", "--namespace", "--all"},
     "logs": {"--follow", "--tail", "--selector"},
 }
 
@@ -56,7 +57,7 @@ def main(words):
                 die("admission webhook denied the request: spec.replicatedJobs: Invalid value: field is immutable")
             print("jobset unchanged" if JOBSET.exists() else "jobset created")
             JOBSET.write_text(text)
-        case ["logs", *_] | ["get", "pods", *_]:
+        case ["logs", *_] | ["get", "pods", *_] | ["apply", "--server-side", *_] | ["wait", *_]:
             pass
         case _:
             die(f"unknown command: {words}")

@@ -90,6 +90,8 @@ def test_gcloud_has_these_flags(name):
 @pytest.mark.skipif(shutil.which("kubectl") is None, reason="no kubectl")
 @pytest.mark.parametrize("verb", FLAGS)
 def test_kubectl_has_these_flags(verb):
-    said = subprocess.run(["kubectl", verb, "--help"], capture_output=True, text=True, check=True, timeout=300).stdout
+    said = ""
+    for words in ([verb, "--help"], ["options"]):  # Flags of the verb, and of every verb.
+        said += subprocess.run(["kubectl", *words], capture_output=True, text=True, check=True, timeout=300).stdout
     for flag in FLAGS[verb]:
         assert f" {flag}=" in said, flag

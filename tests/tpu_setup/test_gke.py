@@ -310,6 +310,18 @@ def test_logs_are_of_a_host(cloud, start):
         assert "--tail=200" in last and last[-1].endswith(f"job-completion-index={host}")
 
 
+@pytest.mark.parametrize(("known", "made"), [("missing", ["create-auto"]), ("ok", [])])
+def test_a_cluster_is_made_once_and_waited_for(cloud, known, made):
+    """A JobSet that arrives before the webhook of its controller would be refused."""
+    write_script(cloud.folder / "bin" / "kubectl", f'exec {sys.executable} -I -S {FAKE_KUBECTL} "$@"')
+    cloud.plays(cluster=[known])
+    status, _, errors = cloud.call("gke.sh", "cluster", GKE_REGION="us-west4")
+    assert status == 0, errors
+    assert [words[2] for words in cloud.calls()] == ["describe", *made, "get-credentials"]
+    applied, waited = map(json.loads, (cloud.folder / "kubectl-calls").read_text().splitlines())
+    assert applied[0] == "apply" and waited[0] == "wait" and "--for=condition=Available" in waited
+
+
 def test_every_verb_dry_runs(cloud):
     settings = {"GKE_REGION": "us-west4", "GKE_IMAGE": "i", "GKE_TPU": "v5e", "GKE_TOPOLOGY": "4x4"}
     shutil.rmtree(cloud.clone / "dist")
