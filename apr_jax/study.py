@@ -119,7 +119,7 @@ STUDIES: dict[Question, Study] = {
             Variant("one level", reinforced=False),
             Variant("nested", method="apr-nested", reinforced=False),
             Variant(
-                "one level, as many tokens",
+                "one level, wider",
                 ("solver.parent_beam=4", "solver.parent_beam_low=4", "solver.child_beam=2"),
                 reinforced=False,
             ),
