@@ -177,7 +177,7 @@ def run_study(question: Question, config: Experiment, out: Path) -> dict[str, An
       UserError: a stage failed; what was finished before is kept.
     """
     study = STUDIES[question]
-    claim(out, override(config, list(study.settings)))
+    claim(out, config)
     run_stages(stages_of(study, config, out), out)
     return read_json(out / "study.json")
 

@@ -88,10 +88,10 @@ manifest() {
 }
 
 cluster() {
+  local known
   need GKE_REGION us-west4
-  if [[ -n $DRY_RUN ]] || ! ask gcloud container clusters describe "$GKE_CLUSTER" --region="$GKE_REGION" >/dev/null 2>&1; then
-    run gcloud container clusters create-auto "$GKE_CLUSTER" --region="$GKE_REGION"
-  fi
+  known=$(ask gcloud container clusters list --region="$GKE_REGION" --filter="name=$GKE_CLUSTER" --format='value(name)')
+  [[ -n $known ]] || run gcloud container clusters create-auto "$GKE_CLUSTER" --region="$GKE_REGION"
   run gcloud container clusters get-credentials "$GKE_CLUSTER" --region="$GKE_REGION"
   run kubectl apply --server-side \
     --filename="https://github.com/kubernetes-sigs/jobset/releases/download/$JOBSET_VERSION/manifests.yaml"

@@ -110,9 +110,9 @@ def complete(job: k8s.V1Job, wanted: Slice, service_account: str) -> None:
         "cloud.google.com/gke-tpu-accelerator": wanted.accelerator,
         "cloud.google.com/gke-tpu-topology": wanted.topology,
     }
-    asked = {name.replace("_", "-"): amount for name, amount in container.resources.limits.items()}
     if wanted.hosts > 1:
         pod.affinity = _alone_on_a_slice(job.metadata.name)
+    asked = {name.replace("_", "-"): amount for name, amount in container.resources.limits.items()}
     container.resources.requests = _REQUESTS | asked
     container.resources.limits = asked | {TPU: str(wanted.chips)}
     container.ports = [k8s.V1ContainerPort(container_port=port) for port in _PORTS]

@@ -57,7 +57,7 @@ COMMANDS = {
     "storage ls": (1, set(), set()),
     "storage rsync": (2, set(), {"recursive", "exclude"}),
     "container clusters create-auto": (1, {"region"}, set()),
-    "container clusters describe": (1, {"region"}, set()),
+    "container clusters list": (0, {"region"}, {"filter"}),
     "container clusters get-credentials": (1, {"region"}, set()),
     "container clusters delete": (1, {"region"}, set()),
     # Of docs/launch.md alone.
@@ -247,8 +247,8 @@ def main(words):
         if play("check") == "fail":
             die(f"NOT_FOUND: Resource '{rest[0]}' was not found")
         print(rest[0])
-    elif name == "container clusters describe" and play("cluster") == "missing":
-        die("ResponseError: code=404, message=Not found: projects/p/locations/us-west4/clusters/apr.")
+    elif name == "container clusters list" and play("cluster") != "missing":
+        print(option(rest, "filter").removeprefix("name="))
     elif name == "storage rsync":
         rsync(rest)
     elif name == "storage ls" and "*" in rest[0]:

@@ -229,10 +229,15 @@ def test_a_pod_asks_for_what_it_needs_and_the_smallest_node_has_it(manifest):
 
 
 @pytest.fixture
-def start(cloud):
+def kubectl(cloud):
+    """The fake one, on PATH."""
+    write_script(cloud.folder / "bin" / "kubectl", f'exec {sys.executable} -I -S {FAKE_KUBECTL} "$@"')
+
+
+@pytest.fixture
+def start(cloud, kubectl):
     """`gke.sh start` against a cluster with one JobSet."""
     settings = {"GKE_TPU": "v5e", "GKE_TOPOLOGY": "4x4", "GKE_IMAGE": "us-docker.pkg.dev/p/r/apr:1"}
-    write_script(cloud.folder / "bin" / "kubectl", f'exec {sys.executable} -I -S {FAKE_KUBECTL} "$@"')
 
     def call(*words):
         """Status, standard error, and the verbs that kubectl was given."""
@@ -311,13 +316,12 @@ def test_logs_are_of_a_host(cloud, start):
 
 
 @pytest.mark.parametrize(("known", "made"), [("missing", ["create-auto"]), ("ok", [])])
-def test_a_cluster_is_made_once_and_waited_for(cloud, known, made):
+def test_a_cluster_is_made_once_and_waited_for(cloud, kubectl, known, made):
     """A JobSet that arrives before the webhook of its controller would be refused."""
-    write_script(cloud.folder / "bin" / "kubectl", f'exec {sys.executable} -I -S {FAKE_KUBECTL} "$@"')
     cloud.plays(cluster=[known])
     status, _, errors = cloud.call("gke.sh", "cluster", GKE_REGION="us-west4")
     assert status == 0, errors
-    assert [words[2] for words in cloud.calls()] == ["describe", *made, "get-credentials"]
+    assert [words[2] for words in cloud.calls()] == ["list", *made, "get-credentials"]
     applied, waited = map(json.loads, (cloud.folder / "kubectl-calls").read_text().splitlines())
     assert applied[0] == "apply" and waited[0] == "wait" and "--for=condition=Available" in waited
 
