@@ -2,7 +2,7 @@
 
     WORKDIR/checkpoints/<step>/params   the weights, alone
                                state    optimizer, counters
-                               meta     JSON: config, method, stage, tokenizer, metrics, sums of all that was saved
+                               meta     JSON: config, method, stage, tokenizer, metrics, if a validation is due, sums of all
                                data     JSON: where the data iterator stands
 
 Orbax writes in the background and renames a step's folder when it is whole, so a killed run leaves no half step. The
@@ -33,7 +33,7 @@ from apr_jax.learn.kept import SUFFIX, load_kept
 from apr_jax.learn.processes import all_of
 from apr_jax.learn.restored import Restored
 from apr_jax.learn.state import TrainState
-from apr_jax.storage import absolute, move
+from apr_jax.storage import absolute, move, write_text
 
 FOLDER = "checkpoints"
 BEST = "validation_accuracy"  # The metric that makes a step the best.
@@ -55,6 +55,20 @@ class Run:
     stage: str
     tokenizer: Tokenizer
     origin: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Saved:
+    """What a run goes on from.
+
+    Attributes:
+      data: JSON state of the data iterator.
+      unvalidated: the run was stopped before the validation of this step that was due.
+    """
+
+    state: TrainState
+    data: dict[str, Any]
+    unvalidated: bool
 
 
 class Checkpoints:
@@ -92,14 +106,15 @@ class Checkpoints:
         finally:
             self._muffled.end()
 
-    def save(self, state: TrainState, metrics: dict[str, float], data: dict[str, Any]) -> None:
-        """Starts saving the state under its own step; when it returns, the state may be donated.
-
-        A step that is there already is replaced.
+    def save(
+        self, state: TrainState, metrics: dict[str, float], data: dict[str, Any], unvalidated: bool = False
+    ) -> None:
+        """Starts saving the state under its own step, which is not there yet; when it returns, the state may be donated.
 
         Args:
           metrics: JSON values; those with BEST compete for being the best.
           data: JSON state of the data iterator.
+          unvalidated: the metrics are still to come (`complete`).
 
         Raises:
           UserError: this save, or the one before that ran in the background, found the disk full.
@@ -112,6 +127,7 @@ class Checkpoints:
             "origin": self._run.origin,
             "tokenizer": _encode(self._run.tokenizer),
             "metrics": metrics,
+            "unvalidated": unvalidated,
             "step": step,
             "sums": {"params": array_sums(state.params), "state": array_sums(_without_params(state))},
             "data_sum": json_sum(data),
@@ -124,18 +140,30 @@ class Checkpoints:
             data=ocp.args.JsonSave(data),
         )
         with disk_errors(self._folder):
-            if step in self._manager.all_steps():
-                self._manager.wait_until_finished()
-                self._manager.delete(step)
             self._manager.save(step, args=items, force=True)
+
+    def complete(self, step: int, metrics: dict[str, float]) -> None:
+        """Gives a step on disk the metrics that it was saved without.
+
+        One small file of it is replaced, whole or not at all: whatever ends the process in between, the step is there.
+
+        Raises:
+          UserError: the disk is full.
+        """
+        if jax.process_index() == 0:
+            folder = self._folder / str(step)
+            meta = _read_meta(folder) | {"metrics": metrics, "unvalidated": False}
+            with disk_errors(self._folder):
+                write_text(folder / _META, json.dumps(meta | {"meta_sum": json_sum(meta)}))
+        all_of(True)  # Until the first process is done.
 
     def wait(self) -> None:
         """Until all saves are on disk."""
         with disk_errors(self._folder):
             self._manager.wait_until_finished()
 
-    def restore_latest(self, blank: TrainState) -> tuple[TrainState, dict[str, Any]] | None:
-        """The newest step that can be read, and the state of its data iterator; None if there is no step at all.
+    def restore_latest(self, blank: TrainState) -> Saved | None:
+        """The newest step that can be read; None if there is no step at all.
 
         A step that cannot be read is reported in one line. Once an older one was read, it is moved to WORKDIR/damaged
         and can be saved anew; nothing is ever deleted for not being readable, which may be a passing fault.
@@ -158,7 +186,7 @@ class Checkpoints:
                 problem = _difference(state, meta)
                 if not problem:
                     self._set_aside(damaged)
-                    return state, data
+                    return Saved(state, data, meta["unvalidated"])
             print(f"checkpoint {folder}: damaged ({problem}); going on from the step before", flush=True)
             damaged.append(step)
         if steps:
@@ -214,6 +242,7 @@ class Checkpoints:
             raise UserError(f"checkpoint {folder}: was saved with {', '.join(differing)}; {_ANOTHER}")
 
 
+_META = "meta/metadata"  # Where Orbax's JSON handler writes it.
 _ANOTHER = "use the same settings, or another --workdir"
 
 

@@ -31,7 +31,6 @@ from apr_jax.learn.processes import Pace, Votes
 from apr_jax.learn.state import TrainState
 
 EXIT_TERMINATED = 143
-UNVALIDATED = "unvalidated"  # In the saved data: the validation of this step is still to be done.
 # The signal that ends the run, or 0; all processes must ask, with nothing queued on the device.
 Stopping = Callable[[], int]
 Advance = Callable[[TrainState, int, Stopping], tuple[TrainState, dict[str, Any] | None]]
@@ -137,13 +136,13 @@ class Loop:
 
     def _validate_first(self) -> None:
         """Validates the state that the run begins with; where it was saved without, line and checkpoint are completed."""
-        resumed = self._saved is not None
-        self._due, self._saved, self._scores = True, None, self._validate(lambda: 0)
-        if resumed:
-            self._recorder.complete(self._step, self._scores)
-        else:
+        self._due, self._scores = True, self._validate(lambda: 0)
+        if self._saved is None:
             self._recorder.record(self._step, self._scores, important=True)
-        self._save(stopping=0)
+            self._save(stopping=0)
+        else:
+            self._recorder.complete(self._step, self._scores)
+            self._checkpoints.complete(self._step, self._scores)
 
     def _advance(self, signals: list[int]) -> int:
         """Takes a step, and validates it if that is due; returns the signal that ends the run, or 0."""
@@ -177,11 +176,9 @@ class Loop:
         if not now or self._saved == self._step:
             return
         self._check(self._step, self._recorder.flush())
-        data = self._stage.data_state()
-        if self._due and not self._scores:
-            data[UNVALIDATED] = True
+        unvalidated = self._due and not self._scores
         with self._recorder.aside():
-            self._checkpoints.save(self._state, self._scores, data)
+            self._checkpoints.save(self._state, self._scores, self._stage.data_state(), unvalidated)
         self._saved = self._step
 
     def _validate(self, stopping: Stopping) -> Numbers:

@@ -17,7 +17,7 @@ from apr_jax.data.tokenizer import Tokenizer
 from apr_jax.errors import UsageError, UserError
 from apr_jax.learn.checkpoint import Checkpoints, Run
 from apr_jax.learn.faults import disk_errors
-from apr_jax.learn.loop import UNVALIDATED, Loop, Stage
+from apr_jax.learn.loop import Loop, Stage
 from apr_jax.learn.metrics import Recorder
 from apr_jax.learn.processes import lost_processes
 from apr_jax.learn.profile import profiled
@@ -60,9 +60,8 @@ def train(
         restored = checkpoints.restore_latest(blank)
         state, unvalidated = blank, False
         if restored is not None:
-            state, data = restored
-            restore_data(data)
-            unvalidated = data.get(UNVALIDATED, False)
+            state, unvalidated = restored.state, restored.unvalidated
+            restore_data(restored.data)
         if jax.process_index() == 0:
             with disk_errors(workdir):
                 write_text(workdir / "config.json", json.dumps(to_dict(run.config), indent=2) + "\n")

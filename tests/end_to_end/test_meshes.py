@@ -54,8 +54,9 @@ def test_a_checkpoint_restores_on_every_mesh(config, tmp_path, home):
         spread = 0
         for axes in ALL:
             blank = _blank(config, axes, 2)
-            restored, data = checkpoints.restore_latest(blank)
-            assert data == {"position": 5}
+            found = checkpoints.restore_latest(blank)
+            restored = found.state
+            assert found.data == {"position": 5}
             assert int(restored.step) == 3
             jax.tree.map(np.testing.assert_array_equal, dataclasses.replace(restored, step=saved.step), saved)
             wanted = shardings(restored, make_mesh(*axes))

@@ -2,8 +2,10 @@
 
 import contextlib
 import dataclasses
+import errno
 import gc
 import json
+import os
 import shutil
 import time
 from pathlib import Path
@@ -81,10 +83,10 @@ def copied(saved, tmp_path):
 def _restored(workdir, run, blank):
     """The step that is restored, after checking that it is whole."""
     with Checkpoints(workdir, run) as checkpoints:
-        state, data = checkpoints.restore_latest(blank)
-    step = int(state.step)
-    _equal(state, _at(blank, step))
-    assert data == {"position": step}
+        found = checkpoints.restore_latest(blank)
+    step = int(found.state.step)
+    _equal(found.state, _at(blank, step))
+    assert found.data == {"position": step}
     return step
 
 
@@ -100,20 +102,42 @@ def _assert_told(told, workdir, step):
 
 def test_round_trip(saved, run, blank):
     with Checkpoints(saved, run) as checkpoints:
-        state, data = checkpoints.restore_latest(blank)
-    _equal(state, _at(blank, 4))
-    assert jax.tree.structure(state) == jax.tree.structure(blank)
-    assert data == {"position": 4}
+        found = checkpoints.restore_latest(blank)
+    _equal(found.state, _at(blank, 4))
+    assert jax.tree.structure(found.state) == jax.tree.structure(blank)
+    assert found.data == {"position": 4}
+    assert not found.unvalidated
 
 
-def test_a_step_that_is_saved_again_replaces_the_first(run, blank, tmp_path):
-    """As when a run was stopped before the validation of the step."""
+def test_a_step_gets_the_scores_that_it_was_saved_without(run, blank, tmp_path):
+    """As when a run was stopped before the validation of the step: then it is the best."""
+    _save(tmp_path, run, blank, {1: 0.4, 2: None})
     with Checkpoints(tmp_path, run) as checkpoints:
-        checkpoints.save(_at(blank, 2), {}, {"position": 1})
-        checkpoints.save(_at(blank, 2), {BEST: 0.5}, {"position": 2})
+        checkpoints.save(_at(blank, 3), {}, {"position": 3}, unvalidated=True)
+        checkpoints.wait()
+        assert checkpoints.restore_latest(blank).unvalidated
+        checkpoints.complete(3, {BEST: 0.5})
+        assert not checkpoints.restore_latest(blank).unvalidated
+    assert _restored(tmp_path, run, blank) == 3
+    assert load_checkpoint(tmp_path).step == 3
+
+
+@pytest.mark.parametrize("where", ["write_text", "replace"])
+def test_a_step_whose_scores_are_not_written_to_the_end_is_still_there(run, blank, tmp_path, monkeypatch, where):
+    """The disk fills up, or the process dies, before the new file is whole, or before it takes the place of the old one."""
+    with Checkpoints(tmp_path, run) as checkpoints:
+        checkpoints.save(_at(blank, 2), {}, {"position": 2}, unvalidated=True)
+        checkpoints.wait()
+
+        def full(*arguments, **options):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(*((Path, where) if where == "write_text" else (os, where)), full)
+            with pytest.raises(UserError, match="the disk is full"):
+                checkpoints.complete(2, {BEST: 0.5})
+        assert checkpoints.restore_latest(blank).unvalidated
     assert _restored(tmp_path, run, blank) == 2
-    meta = json.loads((tmp_path / FOLDER / "2" / "meta" / "metadata").read_text())
-    assert meta["metrics"] == {BEST: 0.5}
 
 
 def test_evaluation_needs_neither_optimizer_nor_data(saved, run, blank, tmp_path):
@@ -137,7 +161,7 @@ def test_a_save_is_not_changed_by_the_donation_that_follows(tmp_path, run, blank
         checkpoints.save(state, {}, {})
         spoil(state)
         checkpoints.wait()
-        _equal(checkpoints.restore_latest(blank)[0], expected)
+        _equal(checkpoints.restore_latest(blank).state, expected)
 
 
 def test_the_last_two_and_the_best_are_kept_and_the_best_is_evaluated(tmp_path, run, blank):

@@ -173,3 +173,63 @@ def test_rl_survives_being_killed_inside_a_step(long_config, data_dir, checkpoin
         assert 0 < _step(workdir) < steps
     subprocess.run([python, "-m", "apr_jax", *arguments], cwd=ROOT, check=True, capture_output=True, timeout=240)
     _assert_same_run(workdir, tmp_path / "unbroken", steps)
+
+
+# `apr`, with a signal to itself at the first update that makes a validation due, or at the end of that validation at the
+# next start, before or after its scores stand in the file that is named (which may be replaced before, too).
+_KILLED_AT_A_VALIDATION = """
+import os, signal, sys
+from apr_jax import cli, storage
+from apr_jax.learn import rl
+
+file, when, left, due = sys.argv.pop(1), sys.argv.pop(1), int(sys.argv.pop(1)), int(sys.argv.pop(1))
+make, replace = rl.make_rl_step, os.replace
+
+def make_stopped(*settings):
+    step = make(*settings)
+
+    def stopped(state, *rest):
+        global left
+        if int(state.step) + 1 == due and left:  # One of two updates, since a second signal would end it at once.
+            left = 0
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(state, *rest)
+
+    return stopped
+
+def deadly(source, target):
+    global left
+    left -= str(target).endswith(file)
+    if left == 0:
+        if when == "after":
+            replace(source, target)
+        os.kill(os.getpid(), signal.SIGKILL)
+    return replace(source, target)
+
+if file == "none":
+    rl.make_rl_step = make_stopped
+else:
+    os.replace = deadly
+cli.main()
+"""
+
+
+@pytest.mark.slow
+def test_a_validation_that_is_made_up_for_survives_being_killed(long_config, data_dir, checkpoint, tmp_path):
+    """SIGTERM at a step that is due for it, then SIGKILL around each of the two files in which its scores go."""
+    config, due, steps = changed(long_config, rl={"steps": 10}), 7, 10
+    train_rl(config, data_dir, tmp_path / "unbroken", checkpoint, progress=False)
+    workdir = tmp_path / "broken"
+    file = write_config(config, tmp_path / "config.py")
+    python, _, _, *arguments = train_command("rl", file, data_dir, workdir, "--init", checkpoint)
+    ends = [("none", "-", "1", 143)]
+    # The metrics are cut at the start, which replaces them once.
+    files = ((FILE, "2"), ("metadata", "1"))
+    ends += [(name, when, left, -signal.SIGKILL) for name, left in files for when in ("before", "after")]
+    for *end, status in ends:
+        command = [python, "-c", _KILLED_AT_A_VALIDATION, *end, str(due), *arguments]
+        ended = subprocess.run(command, cwd=ROOT, capture_output=True, timeout=240)
+        assert ended.returncode == status, ended.stderr.decode()
+        assert max(int(entry.name) for entry in (workdir / FOLDER).iterdir() if entry.name.isdigit()) == due
+    subprocess.run([python, "-m", "apr_jax", *arguments], cwd=ROOT, check=True, capture_output=True, timeout=240)
+    _assert_same_run(workdir, tmp_path / "unbroken", steps)

@@ -9,7 +9,7 @@ import pytest
 from whole_runs import repeatable
 
 from apr_jax.learn import loop
-from apr_jax.learn.loop import UNVALIDATED, Loop, Stage
+from apr_jax.learn.loop import Loop, Stage
 from apr_jax.learn.metrics import Recorder
 from apr_jax.learn.state import TrainState
 
@@ -17,13 +17,17 @@ _STEPS = 6
 
 
 class _Disk:
-    """Checkpoints that forget nothing: step -> metrics, data."""
+    """Checkpoints that forget nothing: step -> metrics, data, whether a validation is due."""
 
     def __init__(self):
         self.saved = {}
 
-    def save(self, state, metrics, data):
-        self.saved[int(state.step)] = (metrics, data)
+    def save(self, state, metrics, data, unvalidated):
+        assert int(state.step) not in self.saved, "no step is saved twice"
+        self.saved[int(state.step)] = (metrics, data, unvalidated)
+
+    def complete(self, step, metrics):
+        self.saved[step] = (metrics, self.saved[step][1], False)
 
     def wait(self):
         pass
@@ -74,7 +78,7 @@ def _run(toy, disk, workdir):
         validate=toy.validate,
         validate_every=2,
     )
-    unvalidated = bool(disk.saved) and disk.saved[start][1].get(UNVALIDATED, False)
+    unvalidated = bool(disk.saved) and disk.saved[start][2]
     with Recorder(workdir, start, _STEPS, 1, "rl", ("trees",), (), progress=False) as recorder:
         state = TrainState({"w": jnp.zeros(1)}, (), *counts)
         return Loop(stage, state, disk, recorder, workdir, bool(disk.saved)).run(unvalidated)
@@ -102,14 +106,14 @@ def test_a_signal_stops_at_once_and_the_next_start_makes_up_for_it(tmp_path, hit
     assert caught.value.code == 143
     assert toy.done[-1] == hit, "nothing is begun after the signal"
     assert max(broken.saved) == stopped
-    assert broken.saved[stopped][1].get(UNVALIDATED, False) == unvalidated
+    assert broken.saved[stopped][2] == unvalidated
     lines = repeatable(tmp_path / "broken")
     assert [line["step"] for line in lines] == list(range(stopped + 1))
     assert ("validation_accuracy" in lines[-1]) == (stopped % 2 == 0 and not unvalidated)
     assert int(_run(_Toy(), broken, tmp_path / "broken").step) == _STEPS
     assert repeatable(tmp_path / "broken") == repeatable(tmp_path / "whole")
     assert {step: broken.saved[step] for step in whole.saved} == whole.saved
-    assert [step for step, (scores, _) in whole.saved.items() if scores] == [0, 2, 4, 6]
+    assert [step for step, (scores, *_) in whole.saved.items() if scores] == [0, 2, 4, 6]
 
 
 def test_a_step_that_is_saved_is_not_saved_again(tmp_path):
@@ -118,7 +122,7 @@ def test_a_step_that_is_saved_is_not_saved_again(tmp_path):
     with pytest.raises(SystemExit):
         _run(_Toy(("rollout", 3)), disk, tmp_path)
     assert list(disk.saved) == [0, 2]
-    assert disk.saved[2] == ({"validation_accuracy": 0.2}, {"price": 0.1})
+    assert disk.saved[2] == ({"validation_accuracy": 0.2}, {"price": 0.1}, False)
 
 
 def test_how_long_a_host_worked_at_a_step_does_not_count_its_validation(tmp_path, monkeypatch):
