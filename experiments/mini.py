@@ -52,7 +52,7 @@ def experiment() -> Experiment:
                 problems=32,
                 group=8,
                 objective=ObjectiveConfig(advantage="leave_one_out", kl=0.0),
-                rows=8,
+                rows=4,
                 validate_every=10,
                 validation=128,
                 optimizer=OptimizerConfig(lr=1e-4, warmup=2, decay=0.1, weight_decay=0.0),

@@ -2,12 +2,13 @@
 
 import collections
 import json
+import threading
 
 import numpy as np
 import pytest
 from small_data import small
 
-from apr_jax.data import builder
+from apr_jax.data import builder, packing, pipeline
 from apr_jax.data.demonstrate import unflatten
 from apr_jax.data.packing import Rows, padding_share
 from apr_jax.data.pipeline import Held, sft_batches
@@ -56,6 +57,27 @@ def test_batches_are_well_filled(data_dir):
     *full, _ = sft_batches(data_dir, "apr", 24, LENGTH, seed=0, epochs=3)
     assert len(full) > 10
     assert np.mean([padding_share(batch) for batch in full]) < 0.06
+
+
+def test_batches_are_ready_before_they_are_asked_for(data_dir, monkeypatch):
+    """While the device computes on one, so many more are packed, and no further: memory must not grow."""
+    packed = threading.Semaphore(0)
+
+    def scatter(*arguments):
+        rows = packing.scatter(*arguments)
+        packed.release()
+        return rows
+
+    monkeypatch.setattr(pipeline, "scatter", scatter)
+    batches = sft_batches(data_dir, "apr", ROWS, LENGTH, seed=0)
+    try:
+        next(batches)
+        for _ in range(1 + pipeline._READY):
+            assert packed.acquire(timeout=30)
+        # One may wait for a place among those that are ready.
+        assert not packed.acquire(timeout=1) or not packed.acquire(timeout=1)
+    finally:
+        batches.close()
 
 
 def test_trees_are_told_apart_within_a_batch(data_dir):

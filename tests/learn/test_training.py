@@ -22,7 +22,7 @@ from apr_jax.errors import UsageError, UserError
 from apr_jax.learn import examiner, rl, sft
 from apr_jax.learn.checkpoint import FOLDER, load_checkpoint
 from apr_jax.learn.config import RewardConfig
-from apr_jax.learn.metrics import FILE
+from apr_jax.learn.metrics import FILE, Recorder
 from apr_jax.learn.objective import cross_entropy
 from apr_jax.learn.replay import token_logprobs
 from apr_jax.learn.rl import train_rl
@@ -261,6 +261,38 @@ def test_the_shares_of_an_rl_step_add_up_and_its_seconds_are_those_of_its_throug
     # Record to record, another clock: recording is outside the parts, and tiny steps are short.
     elapsed = sum(line["trees"] / line["trees_per_second"] for line in lines)
     assert 0.5 * elapsed < sum(line["step_seconds"] for line in lines) <= 1.05 * elapsed
+
+
+def test_the_next_rollout_is_queued_before_anyone_waits_for_an_update(
+    unbroken, config, data_dir, tmp_path, monkeypatch
+):
+    """Else the device idles between steps: metrics, which wait for the update, are read a step late."""
+    done = []
+
+    def noting(what, call):
+        def noted(*arguments):
+            done.append(what)
+            return call(*arguments)
+
+        return noted
+
+    def making(what, make):
+        return lambda *arguments: noting(what, make(*arguments))
+
+    monkeypatch.setattr(examiner, "make_policy_rollout", making("rollout", examiner.make_policy_rollout))
+    monkeypatch.setattr(rl, "make_rl_step", making("update", rl.make_rl_step))
+    fetch = Recorder._fetch
+
+    def reading(recorder):
+        done.append(recorder._pending and f"read {recorder._pending[0]}")
+        return fetch(recorder)
+
+    monkeypatch.setattr(Recorder, "_fetch", reading)
+    settings = {"validate_every": 3, "save_every": 3, "inner_steps": 1}
+    train_rl(changed(config, rl=settings), data_dir, tmp_path, unbroken[0], progress=False)
+    first = done.index("update")
+    # The first policy was read when it was saved; the last step is not, since it is saved and validated.
+    assert done[first - 1 : first + 5] == ["rollout", "update", None, "rollout", "update", "read 1"]
 
 
 @pytest.mark.parametrize(
