@@ -16,6 +16,7 @@ CORE = [
     "importlib_resources>=6.5,<8",  # tensorflow-datasets imports it without asking for it.
     "jax>=0.10.2,<0.11",
     "jaxtyping>=0.3.7,<0.4",
+    "markdown-it-py>=4.3,<5",
     "matplotlib>=3.10,<4",
     "numpy>=2.2,<3",
     "optax>=0.2.6,<0.3",

@@ -203,11 +203,14 @@ def write_report(out: Path, data: Path | None = None) -> None:
 
 
 def show_results(out: Path) -> None:
-    """Prints the tables of a finished run, what it took, and where figures and report are."""
+    """Prints the tables of a finished run, its warnings, what it took, and where figures and report are."""
     results = read_json(out / "results.json")
     print_table({row["label"]: row for row in results["main"].values()})
     console = Console(highlight=False, soft_wrap=True)
     print_claims(results["claims"], console)
+    loud = Console(stderr=True, highlight=False, soft_wrap=True)
+    for line in results["warnings"]:  # As the evaluation said them, but of this start nobody has seen them yet.
+        loud.print(f"warning: {line}", style="bold red", markup=False)
     for line in results["missing"]:
         console.print(f"not run  {line}")
     console.print(f"time     {sum(results['seconds'].values()) / 60:.1f} minutes ({out / 'stages.json'})")

@@ -15,9 +15,37 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-# Readable in print, by the colour-blind, and on either page; the second is for the dark one.
+# Readable in print, by the colour-blind, and on either page: `_DARK` has the twin of each for the dark one.
 APR, NESTED, SOS_PLUS, SOS, EXTRA = "#2563eb", "#7c3aed", "#d97706", "#6b7280", "#0d9488"
-_DARK = {APR: "#60a5fa", NESTED: "#a78bfa", SOS_PLUS: "#fbbf24", SOS: "#9ca3af", EXTRA: "#2dd4bf"}
+OF_KIND = {  # Of what went wrong (`failures.KINDS`).
+    "arithmetic": "#b91c1c",
+    "bookkeeping": "#c2410c",
+    "message": "#a16207",
+    "join": "#0e7490",
+    "claim": NESTED,
+    "coverage": "#475569",
+    "search": "#475569",
+    "truncated": "#9d174d",
+    "malformed": "#57534e",
+    "refused": "#4d7c0f",
+}
+ON_BAR = "#fffefd"  # Words on a bar of `OF_KIND`.
+_DARK = {
+    APR: "#60a5fa",
+    NESTED: "#a78bfa",
+    SOS_PLUS: "#fbbf24",
+    SOS: "#9ca3af",
+    EXTRA: "#2dd4bf",
+    ON_BAR: "#0d131e",
+    "#b91c1c": "#f87171",
+    "#c2410c": "#fb923c",
+    "#a16207": "#facc15",
+    "#0e7490": "#22d3ee",
+    "#475569": "#94a3b8",
+    "#9d174d": "#f472b6",
+    "#57534e": "#a8a29e",
+    "#4d7c0f": "#a3e635",
+}
 INK = "#010203"  # Stands for the page's own ink.
 _FAINT = "#040506"
 LINES = {"sft": "--", "rl": "-"}
@@ -119,8 +147,7 @@ def to_svg(figure: Figure, label: str) -> str:
     new = {name: f"{prefix}-{number}" for number, name in enumerate(names)}
     svg = re.sub(r'(?<= id=")[^"]*|(?<=#)[^")]*(?=["\)])', lambda match: new.get(match[0], match[0]), svg)
     svg = svg.replace(INK, "currentColor").replace(_FAINT, "currentColor")
-    for light, dark in _DARK.items():
-        svg = svg.replace(light, f"light-dark({light}, {dark})")
+    svg = re.sub("|".join(_DARK), lambda match: f"light-dark({match[0]}, {_DARK[match[0]]})", svg)
     escaped = label.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;")
     return svg.replace("<svg", f'<svg role="img" aria-label="{escaped}"', 1)
 

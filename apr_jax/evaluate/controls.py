@@ -8,23 +8,11 @@ from typing import Any
 import numpy as np
 
 from apr_jax.evaluate import charts, cost, failures
-from apr_jax.evaluate.charts import EXTRA, canvas, colour, percent
+from apr_jax.evaluate.charts import EXTRA, OF_KIND, ON_BAR, canvas, colour, percent
 from apr_jax.evaluate.parts import PAIRS, TOKENS, Drawn, cumulative, device, method_name, stage_name
 from apr_jax.evaluate.results import Results
 
 _CURVES = {"sft": ("loss", "nats a token"), "rl": ("reward", "reward")}
-_KIND_COLOURS = {
-    "arithmetic": "#b91c1c",
-    "bookkeeping": "#c2410c",
-    "message": "#a16207",
-    "join": "#0e7490",
-    "claim": "#7c3aed",
-    "coverage": "#475569",
-    "search": "#475569",
-    "truncated": "#9d174d",
-    "malformed": "#57534e",
-    "refused": "#4d7c0f",
-}
 
 
 @charts.styled
@@ -60,10 +48,10 @@ def what_went_wrong(results: Results) -> Drawn | None:
     left = np.zeros(len(shown))
     for kind in kinds:
         width = np.array([100 * counts[one.label].get(kind, 0) / len(one.traces) for one in shown])
-        axes.barh([one.label for one in shown], width, left=left, label=kind, color=_KIND_COLOURS[kind], height=0.65)
+        axes.barh([one.label for one in shown], width, left=left, label=kind, color=OF_KIND[kind], height=0.65)
         for row, (start, size) in enumerate(zip(left, width, strict=True)):
             if size >= 0.04 * max(1.0, left.max() + width.max()):
-                axes.text(start + size / 2, row, f"{size:.1f}", ha="center", va="center", fontsize=7.5, color="white")
+                axes.text(start + size / 2, row, f"{size:.1f}", ha="center", va="center", fontsize=7.5, color=ON_BAR)
         left += width
     axes.invert_yaxis()
     axes.grid(axis="y", visible=False)

@@ -32,6 +32,8 @@ from apr_jax.evaluate.suite import MODELS, STAGES
 _PAPER = "the paper, 228M"
 _MARKS = {"apr": "s", "sos+": "o"}
 _STAR: dict[str, Any] = {"marker": "*", "markersize": 9, "linestyle": ""}
+# Of Fig. 4a, T = 1, the paper prints the total tokens of three points: curve -> (its place there, from 1; tokens).
+_PRINTED = {"pass": (8, "24k"), "cons": (7, "20k"), "apr": (9, "20k")}
 
 
 @charts.styled
@@ -69,8 +71,9 @@ def total_tokens(results: Results) -> Drawn | None:
     caption = (
         "Accuracy against total tokens (Fig. 4a; Fig. 8 at other temperatures). SoS+ draws n independent "
         "samples: pass@n counts any right one, cons@n the solution that most of them claim. APR is asked for "
-        "a number of child threads, which stands at its points. The paper prints the accuracy of its points, "
-        "not their tokens: they stand in order."
+        "a number of child threads, which stands at its points. The paper prints the accuracy of its points but, "
+        "at three of T = 1, not their tokens, so its panels have no axis of cost: on the left SoS+ by its n, on the "
+        "right APR by its conditions, the least first. Points of the two halves do not cost the same."
     )
     return Drawn("fig4a_fig8_total_tokens", caption, figure)
 
@@ -235,18 +238,31 @@ def enforced(results: Results) -> Drawn | None:
 
 
 def _published_tokens(axes: Any, temperature: float) -> None:
-    """The paper's panel of Fig. 4a or 8."""
+    """The paper's panel of Fig. 4a or 8: two halves, since one axis for both would say that they cost the same."""
     if temperature not in paper.APR_BY_CONDITION:
         charts.note(axes, f"the paper has no T = {temperature:g}")
         axes.set_title(_PAPER)
         return
-    for values, method, style in (
-        (paper.PASS_AT_N[temperature], "sos+", {"linestyle": ":", "marker": "o"}),
-        (paper.CONS_AT_N[temperature], "sos+", {"marker": "o"}),
-        (paper.APR_BY_CONDITION[temperature], "apr", {"marker": "s"}),
-    ):
-        axes.plot(range(1, len(values) + 1), values, color=colour(method), **style)
-    percent(axes, f"{_PAPER}, T = {temperature:g}", "n of SoS+; APR's conditions in growing order")
+    samples, conditions = len(paper.PASS_AT_N[temperature]), len(paper.APR_BY_CONDITION[temperature])
+    start = samples + 1.5  # Before the first condition: no point of APR stands above one of SoS+.
+    curves: tuple[tuple[str, tuple[float, ...], str, float, dict[str, Any]], ...] = (
+        ("pass", paper.PASS_AT_N[temperature], "sos+", 0, {"linestyle": ":", "marker": "o"}),
+        ("cons", paper.CONS_AT_N[temperature], "sos+", 0, {"marker": "o"}),
+        ("apr", paper.APR_BY_CONDITION[temperature], "apr", start, {"marker": _MARKS["apr"]}),
+    )
+    for name, values, method, before, style in curves:
+        axes.plot(before + np.arange(1, len(values) + 1), values, color=colour(method), **style)
+        if temperature == 1:
+            place, tokens = _PRINTED[name]
+            tag(axes, before + place, values[place - 1], tokens)
+    axes.axvline((samples + 1 + start) / 2, color=charts.INK, alpha=0.4, linewidth=0.8)
+    halves = [*range(1, samples + 1)], [*range(1, conditions + 1)]
+    axes.set_xticks([*halves[0], *(start + place for place in halves[1])], [*halves[0], *halves[1]], fontsize=7)
+    axes.xaxis.remove_overlapping_locs = False  # A label may stand below a tick.
+    middles = (samples + 1) / 2, start + (conditions + 1) / 2
+    axes.set_xticks(middles, ["SoS+: n samples", "APR: its conditions in order"], minor=True)
+    axes.tick_params(axis="x", which="minor", length=0, pad=16)
+    percent(axes, f"{_PAPER}, T = {temperature:g}", "")
 
 
 def _has_tokens(results: Results, temperature: float) -> bool:

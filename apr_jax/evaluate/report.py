@@ -5,23 +5,26 @@ It is drawn from files alone: RUN/config.json, RUN/eval/*, RUN/*/{sft,rl}/metric
 
 from __future__ import annotations
 
+import collections
 import html
-import os
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from markdown_it import MarkdownIt
 
 from apr_jax.evaluate import charts, controls, failures, figures, paper, tables
 from apr_jax.evaluate.cells import claim_cells, spent, write
 from apr_jax.evaluate.claims import claims
-from apr_jax.evaluate.metrics import MEASURES, summarize, warnings
+from apr_jax.evaluate.metrics import MEASURES, Trace, summarize, warnings
 from apr_jax.evaluate.parts import Drawn, method_name
 from apr_jax.evaluate.results import Results, read_run
 from apr_jax.evaluate.run import parse_lines
 from apr_jax.evaluate.viewer import link, page, select
 
 _MEASURED = tuple(title for title, _ in MEASURES.values())
-_LOG = Path(__file__).parents[2] / "docs" / "log.md"
+_LOG = Path(__file__).parents[2] / "docs" / "log.md"  # Of the clone; the library alone is installed without it.
 _TITLES = {
     "table1": "Table 1: SoS and SoS+ by temperature",
     "table2": "Table 2: what SoS+ is trained on",
@@ -58,28 +61,33 @@ def write_run_report(run: Path, data: Path) -> dict[str, Any]:
         "warnings": _warned(results),
         "paper": paper.SOURCE,
     }
-    traces = {name: one.traces for name, one in results.main().items()}
-    text = page(f"apr_jax: {run.name}", _summary(results, numbers, drawn, run), select(traces))
+    shown = select({name: one.traces for name, one in results.main().items()})
+    text = page(f"apr_jax: {run.name}", _summary(results, numbers, drawn, shown), shown)
     (run / "report.html").write_text(text, encoding="utf-8")
     return numbers
 
 
-def _summary(results: Results, numbers: dict[str, Any], drawn: Sequence[Drawn], run: Path) -> str:
-    """What stands above the viewer."""
+def _summary(
+    results: Results, numbers: dict[str, Any], drawn: Sequence[Drawn], shown: Mapping[str, Sequence[Trace]]
+) -> str:
+    """What stands above the viewer, which holds the trees `shown`."""
+    log = tried(results.config.name)
     parts = [
         _about(results),
         *(f'<p class="warning">{html.escape(line)}</p>' for line in numbers["warnings"]),
         "<h2>The paper's claims, here</h2>",
         _claims(numbers["claims"]),
-        _reached(numbers["claims"], run),
+        _reached(numbers["claims"], "stands below" if log else "is in the project's docs/log.md"),
+        log,
         "<h2>Greedy answers</h2>",
         _main(numbers),
         "<h2>What went wrong</h2>",
-        _failures(numbers["main"]),
+        _failures(numbers["main"], shown),
         "<h2>Figures</h2>",
         '<div class="figures">',
         *(
-            f"<figure>{charts.to_svg(one.figure, one.caption)}<figcaption>{html.escape(one.caption)}</figcaption></figure>"
+            f'<figure><div class="plot">{charts.to_svg(one.figure, one.caption)}</div>'
+            f"<figcaption>{html.escape(one.caption)}</figcaption></figure>"
             for one in drawn
         ),
         "</div>",
@@ -123,19 +131,38 @@ def _claims(rows: list[dict[str, Any]]) -> str:
     return _table(("", "one", "other", "gap", "p", "problems", "the paper"), body)
 
 
-def _reached(rows: list[dict[str, Any]], run: Path) -> str:
-    """What the verdicts mean, and how many fail; what was tried is in the repository's log."""
+def _reached(rows: list[dict[str, Any]], where: str) -> str:
+    """What the verdicts mean, how many fail, and where it says what was tried."""
     verdicts = [row["reached"] for row in rows if row["reached"] is not None]
     if not verdicts:
         return ""
-    where = "docs/log.md"
-    if _LOG.is_file():  # Not where the library alone is installed.
-        where = f'<a href="{html.escape(os.path.relpath(_LOG, run.resolve()))}">{where}</a>'
     return (
         f'<p class="soft">{sum(verdicts)} of {len(verdicts)} of the paper\'s gaps are reached: ours is at least as large, '
         "whatever its interval; in the same window APR's score too; of sequential tokens fewer, at higher accuracy. "
-        f"What was tried for the others is in {where}; why answers are wrong stands below.</p>"
+        f"What was tried for the others {where}; why answers are wrong, under What went wrong.</p>"
     )
+
+
+def tried(scale: str) -> str:
+    """The entries of docs/log.md whose headings name the scale, folded away, with no link that could die; "" of none."""
+    if not _LOG.is_file():
+        return ""
+    markdown = MarkdownIt("commonmark", {"html": False}).disable(["link", "image", "autolink"])
+    tokens = markdown.parse(_LOG.read_text(encoding="utf-8"))
+    kept, entries, named = [], 0, False
+    for token, after in zip(tokens, [*tokens[1:], None], strict=True):
+        if token.type == "heading_open" and token.tag in ("h1", "h2"):
+            named = after is not None and re.search(rf"\b{re.escape(scale)}\b", after.content) is not None
+            entries += named
+        if named:
+            if token.type.startswith("heading"):
+                token.tag = f"h{int(token.tag[1]) + 1}"  # It stands under a heading of the report.
+            kept.append(token)
+    if not kept:
+        return ""
+    shown = markdown.renderer.render(kept, markdown.options, {})
+    what = f"What was tried at {html.escape(scale)}: {entries} entries of docs/log.md"
+    return f'<details class="log"><summary>{what}</summary>{shown}</details>'
 
 
 def _main(numbers: dict[str, Any]) -> str:
@@ -177,20 +204,27 @@ def _main(numbers: dict[str, Any]) -> str:
     return _table(titles, body)
 
 
-def _failures(main: dict[str, dict[str, Any]]) -> str:
-    """Kinds by evaluation; each number leads to its examples in the viewer."""
+def _failures(main: dict[str, dict[str, Any]], shown: Mapping[str, Sequence[Trace]]) -> str:
+    """Kinds by evaluation; each number leads to its examples in the viewer, and says how many those are."""
     kinds = [kind for kind in failures.KINDS if any(kind in row["failures"] for row in main.values())]
     if not kinds:
         return '<p class="soft">Nothing.</p>'
+    examples = {name: collections.Counter(trace["failure"] for trace in shown.get(name, ())) for name in main}
     body = []
     for kind in kinds:
         cells = []
         for name, row in main.items():
-            count = row["failures"].get(kind, 0)
+            count, some = row["failures"].get(kind, 0), examples[name][kind]
             share = f"{count} <span class='soft'>({count / row['n']:.1%})</span>"
-            cells.append(f'<a href="{html.escape(link(name, show=kind))}">{share}</a>' if count else "")
-        body.append((f"<b>{kind}</b><br><span class='soft'>{html.escape(failures.KINDS[kind])}</span>", *cells))
-    return _table(("", *(html.escape(row["label"]) for row in main.values())), body)
+            linked = f'<a href="{html.escape(link(name, show=kind))}">{share}</a>' if some else share
+            cells.append(linked + _under(f"{some} of {count} shown") if count else "")
+        body.append((f"<b>{kind}</b>" + _under(html.escape(failures.KINDS[kind])), *cells))
+    held = max(map(len, shown.values()), default=0)
+    return (
+        f'<p class="soft">A number leads to its examples: below stand the trees of {held:,} of '
+        f"{max(row['n'] for row in main.values()):,} problems, some of each kind. The run's eval/*/traces.jsonl has all.</p>"
+        + _table(("", *(html.escape(row["label"]) for row in main.values())), body)
+    )
 
 
 def _temperatures(title: str, rows: list[dict[str, Any]]) -> str:
@@ -249,7 +283,7 @@ def _soft(interval: str) -> str:
 
 def _under(text: str) -> str:
     """A smaller line below; none of no text."""
-    return f'<br><span class="soft">{text}</span>' if text else ""
+    return f'<br><span class="soft under">{text}</span>' if text else ""
 
 
 def _warned(results: Results) -> list[str]:

@@ -203,7 +203,7 @@ def read_run(run: Path, data: Path) -> Results:
     missing += [
         f"{suite.MODELS[model]}: there is no trained model ({model})" for model in suite.MODELS if model in untrained
     ]
-    return Results(config, answered, missing, _oracle(data, task, config.limits.max_depth))
+    return Results(config, answered, missing, _oracle(data, config))
 
 
 def label(evaluation: suite.Evaluation) -> str:
@@ -219,12 +219,17 @@ def label(evaluation: suite.Evaluation) -> str:
     return ", ".join(filter(None, parts))
 
 
-def _oracle(data: Path, task: Countdown, depth: int) -> dict[str, list[Trace]]:
-    """The demonstrations of the test problems, if its tokenizer and problems are still there."""
+def _oracle(data: Path, config: Experiment) -> dict[str, list[Trace]]:
+    """The demonstrations of the test problems, if its tokenizer and problems are still there.
+
+    Without conditions, as the models are asked: a stated number of children may be any, and would search less.
+    """
     tokenizer, problems = data / "tokenizer.model", data / "test.jsonl"
     if not (tokenizer.is_file() and problems.is_file()):
         return {}
+    depth = config.limits.max_depth
     methods = [method for method in METHODS if method != "apr-nested" or depth > 1]
+    task = Countdown(config.task, dataclasses.replace(config.solver, condition=0.0), config.limits.children, depth)
     return demonstrated(task, load_problems(problems), Tokenizer.from_bytes(tokenizer.read_bytes()), methods)
 
 

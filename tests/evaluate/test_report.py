@@ -12,6 +12,7 @@ from apr_jax.evaluate.report import training, write_run_report
 from apr_jax.evaluate.run import evaluate, read_traces
 from apr_jax.evaluate.viewer import select, write_tree_page
 from apr_jax.learn.checkpoint import load_checkpoint
+from apr_jax.reproduce import show_results
 from apr_jax.tasks import load_problems
 
 HOSTILE = "</script><script>alert(1)</script><!-- <img src=x onerror=alert(2)> & \u2028 \"'"
@@ -73,6 +74,20 @@ def test_report_of_a_run(run, data_dir):
     assert page.tags.count("figcaption") == len(list((run / "figures").glob("*.png"))) > 1 and "table" in page.tags
     assert numbers["main"]["apr-sft"]["n"] == len(traces) == numbers["oracle"]["apr"]["accuracy"]["n"]
     assert "SoS+: there is no trained model (sos+/sft)" in numbers["missing"] and "there is no trained model" in text
+
+
+def test_the_results_of_a_finished_run_are_shown_with_its_warnings(run, data_dir, tmp_path, capsys):
+    """Whoever starts a finished run again did not see the evaluation say them."""
+    numbers = write_run_report(run, data_dir)
+    said = ["APR: NO TREE SPAWNED A SINGLE CHILD [so to say]", "SoS+: 60% OF THE TREES WERE TRUNCATED"]
+    (tmp_path / "results.json").write_text(json.dumps(numbers | {"seconds": {"data": 60}, "warnings": said}))
+    show_results(tmp_path)
+    shown = capsys.readouterr()
+    assert shown.err.splitlines() == [f"warning: {line}" for line in said]
+    assert "1.0 minutes" in shown.out
+    (tmp_path / "results.json").write_text(json.dumps(numbers | {"seconds": {}, "warnings": []}))
+    show_results(tmp_path)
+    assert capsys.readouterr().err == ""
 
 
 def test_no_text_breaks_out_of_the_page(run, tmp_path):

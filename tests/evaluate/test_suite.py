@@ -114,17 +114,22 @@ def test_scores_by_hand(whole):
     assert whole.get("apr/sft", forced=4) is None
 
 
+def voted(results, row):
+    """Whose samples vote in a claim."""
+    return results.get("sos+/rl" if "SoS+ after RL" in row["claim"] else "sos+/sft", temperature=1.0)
+
+
 def test_claims_of_a_whole_run(whole):
     rows = claims(whole)
-    assert len(rows) == 11  # No APR answer here is as short as serial ones.
+    assert len(rows) == 12  # No APR answer here is as short as serial ones.
     for row in rows:
         assert row["low"] <= row["gap"] <= row["high"] and row["gap"] == pytest.approx(row["one"] - row["other"])
     gains = [row["gap"] for row in rows if row["claim"].startswith("RL's gain")]
     assert len(gains) == 3 and all(gain >= 0 for gain in gains), "the made-up answers are never worse after RL"
     window = rows[0]
     assert (window["n"], window["paper"]) == (made_run.PROBLEMS, "83.4 against 60.0 (+23.4)")
-    tokens = next(row for row in rows if row["claim"].startswith("same total tokens, supervised"))
-    spent = [tokens for *_, tokens in whole.get("sos+/sft", temperature=1.0).by_n]
+    tokens = next(row for row in rows if row["claim"].startswith("same total tokens: APR, "))
+    spent = [tokens for *_, tokens in voted(whole, tokens).by_n]
     n = int(tokens["claim"][-1])
     budget = int(tokens["note"].split(": ")[1].split()[0])
     assert n == next((n for n, cost in enumerate(spent, start=1) if cost >= budget - 0.5), 3)
@@ -136,10 +141,10 @@ def test_what_the_threads_did_stands_beside_every_score(whole):
     for side, model in (("one_spent", "apr/sft"), ("other_spent", "sos+/sft")):
         summary = whole.get(model).summary
         assert row[side] == pytest.approx({key: summary[key] for key in MEASURES})
-    tokens = rows["same total tokens, supervised"]
+    tokens = next(row for row in claims(whole) if row["claim"].startswith("same total tokens: APR, "))
     n = int(tokens["claim"][-1])
     assert n > 1
-    groups = [trees[:n] for trees in whole.get("sos+/sft", temperature=1.0).groups.values()]
+    groups = [trees[:n] for trees in voted(whole, tokens).groups.values()]
     measured = [[[tree[key] for tree in trees] for trees in groups] for key in MEASURES]
     together = dict(zip(MEASURES, (sum, max, sum, max), strict=True))
     by_hand = {key: sum(map(together[key], of)) / len(of) for key, of in zip(MEASURES, measured, strict=True)}
@@ -156,8 +161,8 @@ def test_what_the_threads_did_stands_beside_every_score(whole):
         ("window", "same window, after RL", 0.0, 0.0),
         ("window", "same window, after RL", 0.1, 0.0),
         ("window", "same window, after RL", 0.0, 0.1),
-        ("tokens", "same total tokens, supervised", 0.0, 0.1),
-        ("tokens", "same total tokens, supervised", 0.1, 0.0),
+        ("tokens", "same total tokens: APR, ", 0.0, 0.1),
+        ("tokens", "same total tokens: APR, ", 0.1, 0.0),
         ("latency", "same seconds", 0.0, 0.0),
         ("latency", "same seconds", 0.1, 0.0),
         ("rl apr", "RL's gain, APR", 0.1, 0.0),
@@ -172,7 +177,8 @@ def test_a_gap_is_reached_if_ours_is_at_least_the_papers(whole, monkeypatch, key
         return next(row for row in claims(whole) if row["claim"].startswith(start) and "held" not in row["claim"])
 
     row = found()
-    one, other = round(100 * row["one"], 1) + score, round(100 * row["one"] - 100 * row["gap"], 1) + score - above
+    one = round(100 * row["one"], 1) + score
+    other = one - round(100 * row["gap"], 1) - above
     monkeypatch.setitem(paper.CLAIMS, key, (one, other))
     row = found()
     assert row["reached"] is (above == 0 and (score == 0 or key != "window"))
@@ -196,12 +202,12 @@ def test_sequential_tokens_are_reached_by_fewer_at_higher_accuracy(whole):
     assert changed(1_000, True)[0] is False
     assert changed(-1_000, False)[0] is False
     unjudged = [row["claim"] for row in claims(whole) if row["reached"] is None]
-    assert len(unjudged) == 5, unjudged
+    assert len(unjudged) == 6, unjudged
     assert all(claim_cells(row)["verdict"] == "" for row in claims(whole) if row["claim"] in unjudged)
 
 
 def test_the_report_shows_threads_and_verdicts(config, tokenizer, tmp_path, monkeypatch):
-    """In the claims, in Tables 1 to 3, and the way to the log of what was tried."""
+    """In the claims, in Tables 1 to 3, and where it says what was tried."""
     made_run.make_run(tmp_path, config, tokenizer, TRAINED)
     monkeypatch.setattr(report, "select", lambda traces: {})
     monkeypatch.setattr(report, "page", lambda title, summary, traces: summary)
@@ -213,8 +219,7 @@ def test_the_report_shows_threads_and_verdicts(config, tokenizer, tmp_path, monk
     assert text.count(">reached<") == verdicts.count(True) > 0
     assert text.count(">not reached<") == verdicts.count(False)
     assert f"{verdicts.count(True)} of {len(verdicts) - verdicts.count(None)} of the paper's gaps are reached" in text
-    (log,) = re.findall(r'<a href="([^"]*)">docs/log.md</a>', text)
-    assert (tmp_path / log).resolve().samefile(report._LOG)
+    assert "is in the project's docs/log.md" in text, "which has no entry on this scale"
     scored = [cell["ours"] for rows in found["tables"].values() for row in rows for cell in row["cells"].values()]
     beside = [row[f"{side}_spent"] for row in found["claims"] for side in ("one", "other")]
     assert text.count(" in sequence, ") == len(beside) + len([one for one in scored if one]) > 20
@@ -233,27 +238,6 @@ def test_the_terminal_shows_threads_and_verdicts(whole):
     assert re.search(r"^APR .* 98\.7 +12\.3$", said, re.M) and "spawned" in said and "trunc." in said
     assert re.search(r"^same window, .* \d+ +\d+ +\d+\.\d\d .*83\.4 against", said, re.M)
     assert "not reached" in said and said.count("reached") == sum(row["reached"] is not None for row in claims(whole))
-
-
-def test_the_best_point_with_chains_no_longer_than_those_of_serial_search(whole):
-    """Over the problems that both answered; a better point with longer chains does not count."""
-
-    def chain(one, problems):
-        return sum(trees[0]["sequential_tokens"] for name, trees in one.groups.items() if name in problems)
-
-    whole = copy.deepcopy(whole)
-    serial = [whole.get("sos+/sft"), whole.get("sos+/rl"), *whole.sweep("sos+")]
-    for one, change in [*((one, 20) for one in serial), (whole.get("apr/sft"), -10)]:
-        for trees in one.groups.values():
-            trees[0]["sequential_tokens"] += change
-    (row,) = (row for row in claims(whole) if row["claim"].startswith("no more sequential tokens"))
-    best = max(serial, key=lambda one: one.accuracy().mean)
-    points = [whole.get("apr/sft"), *whole.sweep("apr")]
-    allowed = [one for one in points if chain(one, best.groups) <= chain(best, one.groups)]
-    assert 0 < len(allowed) < len(points)
-    assert row["note"] == f"{max(allowed, key=lambda one: one.accuracy().mean).label}; {best.label}"
-    assert row["one_spent"]["sequential_tokens"] <= row["other_spent"]["sequential_tokens"]
-    assert row["reached"] is (row["gap"] > 0)
 
 
 def test_tables_show_what_was_not_run(whole):

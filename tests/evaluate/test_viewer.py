@@ -1,12 +1,10 @@
 """The page in a real browser: what it draws, that it asks for nothing, and that keys alone reach everything.
 
-Needs Chromium (Debian: `apt-get install chromium`), which `.ci/run` installs. Screenshots are left in the folder that pytest
-keeps (`--basetemp` names it).
+Screenshots are left in the folder that pytest keeps (`--basetemp` names it).
 """
 
 import json
 import os
-import shutil
 
 import harness
 import jax
@@ -14,7 +12,7 @@ import numpy as np
 import pytest
 import scripted
 import trees
-from playwright.sync_api import sync_playwright
+from browsing import NARROW, WIDE, chromium, needs_browser, settle, tabs
 
 from apr_jax.data.tokenizer import Tokenizer
 from apr_jax.evaluate.trace import to_trace, unpack_streams
@@ -22,14 +20,12 @@ from apr_jax.evaluate.viewer import link, page
 from apr_jax.learn.answers import extract_answers
 from apr_jax.tasks import Countdown, CountdownConfig, Problem, Thread
 
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-pytestmark = pytest.mark.skipif(BROWSER is None, reason="no Chromium on this machine: apt-get install chromium")
+pytestmark = needs_browser
 
 DIGITS = Tokenizer.train(["0123456789+-*/=,:"])
 LETTERS = Tokenizer.train(["abcd"])  # Of the size that the scripted policy speaks.
 TAKE = "document.title='taken'"
 HOSTILE = f'</script><script>{TAKE}</script><!-- <img src=x onerror="{TAKE}"> ]]> ${{1}} \u2028 \''
-WIDE, NARROW = {"width": 1280, "height": 900}, {"width": 375, "height": 740}
 
 # What has the focus: its name here, the ring around it, and whether a screen reader can name it.
 FOCUSED = """() => {
@@ -68,44 +64,21 @@ def evaluations(forest):
 
 @pytest.fixture(scope="module")
 def browser(evaluations):
-    # Chromium's sandbox wants a user who is not root; what it opens here is ours.
-    with sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
+    with chromium() as opened:
         yield opened
-        opened.close()
 
 
 @pytest.fixture
 def show(browser, tmp_path):
-    """Opens evaluations in a new tab; at the end no error may have been said, and nothing asked for but the file."""
-    opened, said, asked = [], [], []
+    """Opens evaluations in a new tab."""
+    with tabs(browser) as open_file:
 
-    def open_page(evaluations, anchor="", viewport=WIDE, scheme="light", summary=""):
-        path = tmp_path / "page.html"
-        path.write_text(page("trees & threads", summary, evaluations), encoding="utf-8")
-        context = browser.new_context(viewport=viewport, color_scheme=scheme)
-        context.set_default_timeout(15_000)
-        opened.append(context)
-        tab = context.new_page()
-        tab.on("console", lambda message: said.append(message.text))
-        tab.on("pageerror", lambda error: said.append(str(error)))
-        tab.on("request", lambda request: asked.append(request.url))
-        tab.goto(path.as_uri() + anchor)
-        settle(tab)
-        return tab
+        def open_page(evaluations, anchor="", viewport=WIDE, scheme="light", summary=""):
+            path = tmp_path / "page.html"
+            path.write_text(page("trees & threads", summary, evaluations), encoding="utf-8")
+            return open_file(path, anchor, viewport, scheme)
 
-    yield open_page
-    for context in opened:
-        context.close()
-    assert said == []
-    assert [
-        url for url in asked if not url.startswith("file://") or not url.partition("#")[0].endswith("page.html")
-    ] == []
-
-
-def settle(tab):
-    """Waits until everything asked for is drawn."""
-    tab.evaluate("() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
+        yield open_page
 
 
 def until(tab, code):
@@ -182,7 +155,7 @@ def test_keys_alone_reach_everything(show, evaluations):
     press("/")
     tab.keyboard.type(f"5 {longest['target']}")
     assert chosen(tab)["problem"] == longest["id"]
-    assert tab.inner_text("#found") == f"1 of {harness.TREES} problems"
+    assert tab.inner_text("#found") == f"1 of the {harness.TREES} problems on this page"
     press("ArrowDown")  # Into the list.
     press("Escape")
     # Everything that can be used is reached by tab, is named, and shows that it is.

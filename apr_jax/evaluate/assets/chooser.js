@@ -41,7 +41,7 @@ class Chooser {
     });
     this.list.replaceChildren(...this.listed.map(({ id, title }, place) => element("li", { role: "option", id: `problem-${place}`, data: { problem: id } },
       element("span", { class: "name" }, title), ...this.trees(id).map(mark))));
-    this.found.textContent = `${this.listed.length} of ${this.problems.length} problems`;
+    this.found.textContent = `${this.listed.length} of the ${this.problems.length} problems on this page`;
     if (this.listed.length && !this.listed.some(({ id }) => id === this.problem)) this.choose(this.listed[0].id);
     else this.point();
   }

@@ -1,0 +1,190 @@
+"""Serial search may take what serves it best at equal cost: runs made by hand, in which it is plain what that is."""
+
+import dataclasses
+
+import pytest
+
+from apr_jax.config import EvalConfig
+from apr_jax.evaluate.claims import claims
+from apr_jax.evaluate.metrics import summarize
+from apr_jax.evaluate.results import Answered, Results
+from apr_jax.evaluate.run import Decoding
+from apr_jax.evaluate.suite import Evaluation
+
+PROBLEMS = 10
+
+
+def made(model, right, tokens=10, chain=5, seconds=None, problems=PROBLEMS, **decoding):
+    """An evaluation.
+
+    Args:
+      right: how many problems it gets right; of samples a tuple, how many the votes of the first n do, which can't fall with n.
+      tokens, chain: of each tree; tuples differ by sample.
+    """
+    by_n = right if isinstance(right, tuple) else (right,)
+    traces = [
+        {"id": str(k), "sample": sample, "children": 0, "max_thread_tokens": 1, "threads": [{"status": "DONE"}]}
+        # Whoever is not right claims nothing, and a first right claim wins the vote.
+        | {"correct": k < count, "claimed": k < count, "solution": ["1+1=2"] if k < count else None}
+        | {"total_tokens": _of(tokens, sample), "sequential_tokens": _of(chain, sample)}
+        for k in range(problems)
+        for sample, count in enumerate(by_n)
+    ]
+    evaluation = Evaluation(model, Decoding(samples=len(by_n), **decoding), None if problems == PROBLEMS else problems)
+    latency = {"device": "made up", "seconds": {"0": seconds, "1": seconds}} if seconds else None
+    return Answered(evaluation, traces, summarize(traces), latency)
+
+
+def _of(values, sample):
+    return values[sample] if isinstance(values, tuple) else values
+
+
+@pytest.fixture
+def row_of(config):
+    """(evaluations, how a claim starts) -> its row."""
+    config = dataclasses.replace(
+        config, evaluate=EvalConfig(temperatures=(0.5, 1.0), children=(2, 4), bins=(1,), timed=2)
+    )
+
+    def found(start, *evaluations):
+        answered = {one.evaluation.name: one for one in evaluations}
+        assert len(answered) == len(evaluations)
+        rows = [row for row in claims(Results(config, answered, [], {})) if row["claim"].startswith(start)]
+        return rows[0] if rows else None
+
+    return found
+
+
+def opponent(row):
+    return row["claim"].rpartition(", ")[2]
+
+
+@pytest.mark.parametrize(
+    ("supervised", "after", "name", "score"),
+    [
+        (((3, 4, 5), 10), ((2, 3, 4), 10), "SoS+ cons@3", 0.5),
+        (((2, 3, 4), 10), ((3, 4, 5), 10), "SoS+ after RL cons@3", 0.5),
+        # As many as take the tokens, though more would be right more often.
+        (((2, 3, 4), 10), ((1, 6, 7), 15), "SoS+ after RL cons@2", 0.6),
+        (((2, 5, 7), 14), ((1, 4, 4), 10), "SoS+ cons@3", 0.7),
+        # All there are.
+        (((2, 3, 5), 2), ((1, 4, 4), 10), "SoS+ cons@3", 0.5),
+    ],
+)
+def test_the_same_tokens_pay_for_the_votes_of_the_better_stage(supervised, after, name, score, row_of):
+    evaluations = [
+        *(made(f"apr/{stage}", right, tokens=30, temperature=1.0) for stage, right in (("sft", 8), ("rl", 9))),
+        made("sos+/sft", *supervised, temperature=1.0),
+        made("sos+/rl", *after, temperature=1.0),
+        made("sos+/rl", 9, temperature=0.5),  # This row is of the highest temperature.
+    ]
+    for start, right in (("same total tokens: APR, ", 0.8), ("same total tokens: APR after RL, ", 0.9)):
+        row = row_of(start, *evaluations)
+        assert (opponent(row), row["one"], row["other"]) == (name, right, score)
+        assert "30 tokens" in row["note"] and f"cons@{name[-1]} of {name[:-7]}, T = 1: " in row["note"]
+        assert row["note"].endswith(f": {row['other_spent']['total_tokens']:.0f}")
+
+
+@pytest.mark.parametrize(
+    ("greedy", "cool", "hot", "name", "score"),
+    [
+        (2, (1, 4), (3, 3), "SoS+ cons@2", 0.4),
+        (2, (3, 3), (1, 4), "SoS+ after RL cons@2", 0.4),
+        (5, (1, 4), (3, 3), "SoS+ after RL", 0.5),
+    ],
+)
+def test_the_same_tokens_each_at_its_best_temperature(greedy, cool, hot, name, score, row_of):
+    evaluations = [
+        made("apr/sft", 6, tokens=20, temperature=1.0),
+        made("apr/sft", 7, tokens=20, temperature=0.5, condition=4),
+        made("apr/sft", 5, tokens=90),
+        made("apr/rl", 9, tokens=90),  # Not the swept model.
+        made("sos+/sft", 1),
+        made("sos+/rl", greedy),
+        made("sos+/sft", cool, temperature=0.5),
+        made("sos+/rl", hot, temperature=1.0),
+    ]
+    row = row_of("same total tokens, each at its best", *evaluations)
+    assert row["note"].startswith("APR, T = 0.5, asked for 4 children: 20 tokens; ")
+    assert (opponent(row), row["one"], row["other"]) == (name, 0.7, score)
+    assert (row["paper"], row["reached"]) == ("", None)
+    greedy_apr = row_of("same total tokens, each at its best", made("apr/sft", 8, tokens=20), *evaluations[3:])
+    assert greedy_apr["note"].startswith("APR: 20 tokens; ") and greedy_apr["one"] == 0.8
+
+
+def test_tokens_and_scores_are_those_of_shared_problems(row_of):
+    """APR takes 30 tokens a problem, of the first four 10; votes are of those four alone."""
+    parallel = made("apr/sft", 4)
+    for trace in parallel.traces[4:]:
+        trace["total_tokens"] = 130 / 3
+    serial = made("sos+/sft", (3, 4, 4), problems=4, temperature=1.0)
+    row = row_of("same total tokens, each", parallel, serial, made("sos+/rl", 5, tokens=1))
+    assert opponent(row) == "SoS+ after RL" and row["one"] == 0.4, "half of all, but all of the four"
+    row = row_of("same total tokens, each", parallel, serial, made("sos+/rl", 1, tokens=1))
+    assert opponent(row) == "SoS+ cons@1" and row["one"] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("changes", "name", "score"),
+    [
+        ({}, "SoS+ after RL", 0.4),
+        ({"after": 1.0}, "SoS+", 0.3),  # Too slow.
+        ({"bins": 5}, "SoS+", 0.5),
+        ({"votes": (1, 2, 5, 9)}, "SoS+ cons@3", 0.5),  # Four take too long.
+        ({"votes": (1, 2, 5, 9), "plain": 0.375}, "SoS+ after RL", 0.4),
+        ({"votes": (1, 2, 5, 9), "plain": 0.125}, "SoS+ cons@4", 0.9),
+        ({"cool": (1, 5, 5, 5)}, "SoS+ cons@2", 0.5),
+        ({"hot": (2, 6, 7)}, "SoS+ after RL cons@2", 0.6),  # At the seconds of its own stage.
+        ({"hot": 6}, "SoS+ after RL", 0.6),  # One sample.
+        ({"hot": 6, "untimed": True}, "SoS+", 0.3),
+    ],
+)
+def test_in_the_same_seconds_serial_search_answers_or_votes(changes, name, score, row_of):
+    after = None if changes.get("untimed") else changes.get("after", 0.375)
+    row = row_of(
+        "same seconds",
+        made("apr/sft", 8, seconds=0.75),
+        made("apr/sft", 7, seconds=0.9, condition=2),
+        made("apr/sft", 9, condition=4),  # Not timed.
+        made("sos+/sft", 3, seconds=changes.get("plain", 0.25)),
+        made("sos+/rl", 4, seconds=after),
+        made("sos+/sft", changes.get("bins", 1), seconds=0.75, bins=1),
+        made("sos+/sft", changes.get("votes", (0, 0)), temperature=1.0),
+        made("sos+/sft", changes.get("cool", (0, 0)), temperature=0.5),
+        made("sos+/rl", changes.get("hot", (0, 0)), temperature=1.0),
+    )
+    assert (opponent(row), row["one"], row["other"]) == (name, 0.8, score)
+    assert row["note"].startswith("APR: 0.75 s; ")
+    sampled = "hot" in changes or "cons" in name
+    assert ("one after another" in row["note"]) is (sampled and not changes.get("untimed"))
+    if "cons" in name:
+        assert f"({name[-1]} x the plain answer's" in row["note"]
+
+
+@pytest.mark.parametrize(
+    ("votes", "chains", "name", "one"),
+    [
+        ((3, 5, 6), (5, 20, 8), "SoS+ cons@3", 0.6),  # Their longest chain is 20: 18 are allowed, 30 are not.
+        ((3, 5, 6), (5, 31, 8), "SoS+ cons@3", 0.9),
+        ((3, 5, 6), (5, 17, 8), "SoS+ cons@3", 0.2),
+        ((3, 6, 6), (5, 20, 40), "SoS+ cons@2", 0.6),
+        ((3, 3, 3), (5, 50, 50), "SoS+ after RL", 0.2),
+        ((3, 5, 6), (5, 9, 8), "SoS+ cons@3", None),
+    ],
+)
+def test_the_chain_of_a_vote_is_its_longest(votes, chains, name, one, row_of):
+    row = row_of(
+        "no more sequential tokens",
+        made("apr/sft", 9, chain=30),
+        made("apr/sft", 6, chain=18, condition=4),
+        made("apr/sft", 2, chain=12, condition=2),
+        made("sos+/sft", 1, chain=100),
+        made("sos+/rl", 4, chain=15),
+        made("sos+/sft", votes, chain=chains, temperature=0.5),
+    )
+    if one is None:
+        assert row is None
+    else:
+        assert (opponent(row), row["one"]) == (name, one)
+        assert row["one_spent"]["sequential_tokens"] <= row["other_spent"]["sequential_tokens"]
+        assert (row["paper"], row["reached"]) == ("", None), "it is no claim of the paper"
