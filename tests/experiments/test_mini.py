@@ -2,11 +2,13 @@
 
 import json
 import math
+import re
 from pathlib import Path
 
 import pytest
 
 from apr_jax.config import load
+from apr_jax.evaluate import suite
 from apr_jax.evaluate.run import Decoding, answer_one, evaluate
 from apr_jax.evaluate.trace import to_trace
 from apr_jax.learn.answers import extract_answers
@@ -14,7 +16,8 @@ from apr_jax.learn.checkpoint import load_checkpoint
 from apr_jax.tasks import Countdown, Problem
 from apr_jax.tasks.problems import draw
 
-FOLDER = Path(__file__).parents[2] / "experiments" / "mini"
+ROOT = Path(__file__).parents[2]
+FOLDER, README = ROOT / "experiments" / "mini", ROOT / "README.md"
 FILES = sorted(FOLDER.glob("*.safetensors"))
 
 
@@ -37,11 +40,44 @@ def test_the_tree_that_make_solve_shows():
     )
 
 
+def test_the_results_are_of_the_suite_as_it_is_declared_now():
+    """Of all models that are kept, and nothing else: no name of an older suite, no hole."""
+    results = _results()
+    kept = {path.stem for path in FILES}
+    declared = suite.declare(load("experiments/mini.py").evaluate)
+    names = {one.name for one in declared if one.model.replace("/", "-") in kept}
+    assert len(names) > 40 and names <= {row["name"] for row in results["scores"]} <= {one.name for one in declared}
+    assert not [line for line in results["missing"] if "not evaluated yet" in line]
+    assert results["warnings"] == []
+
+
+def test_readme_has_the_results_that_are_kept():
+    """Its table of scale mini, to the digit, and the claims that it puts beside the paper's."""
+    readme, results = README.read_text(), _results()
+    names = {"SoS+ (serial)": "sos+", "APR (thread tree)": "apr"}
+    rows = re.findall(r"^\| (.*\(.*\)), (supervised|after RL) \| (.*) \|$", readme, re.M)
+    assert len(rows) == 4
+    for name, stage, cells in rows:
+        row = results["main"][f"{names[name]}-{'sft' if stage == 'supervised' else 'rl'}"]
+        low, high = (100 * bound for bound in row["ci95"])
+        measured = [f"{100 * row['accuracy']:.1f}% ({low:.1f} to {high:.1f})"]
+        measured += [f"{row[measure]:,.0f}" for measure in ("total_tokens", "sequential_tokens")]
+        measured += [f"{row['children']:.1f}", f"{row['max_thread_tokens']:,.0f}"]
+        assert cells.split(" | ") == measured, (name, stage)
+    claimed = re.findall(r"\| \+(\d+\.\d) \(", readme)
+    gaps = {f"{100 * row['gap']:.1f}" for row in results["claims"] if row["unit"] == "%" and row["gap"] > 0}
+    assert len(claimed) > 6 and set(claimed) <= gaps
+
+
+def _results():
+    return json.loads((FOLDER / "results.json").read_text())
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_the_stated_accuracy_holds_on_problems_that_nobody_drew_before(path, tmp_path):
     """The 95% interval of the difference of two shares."""
-    stated = json.loads((FOLDER / "results.json").read_text())["main"][path.stem]
+    stated = _results()["main"][path.stem]
     restored = load_checkpoint(path)
     first, count = 10**9, 400  # Training, validation and test are drawn from small seeds.
     problems = [draw(restored.config.task, first + place) for place in range(count)]
