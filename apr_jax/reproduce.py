@@ -209,7 +209,9 @@ def show_results(out: Path) -> None:
     console = Console(highlight=False, soft_wrap=True)
     print_claims(results["claims"], console)
     loud = Console(stderr=True, highlight=False, soft_wrap=True)
-    for line in results["warnings"]:  # As the evaluation said them, but of this start nobody has seen them yet.
+    for line in results[
+        "warnings"
+    ]:  # The evaluations have said them too, but not to whoever starts a finished run again.
         loud.print(f"warning: {line}", style="bold red", markup=False)
     for line in results["missing"]:
         console.print(f"not run  {line}")

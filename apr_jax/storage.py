@@ -58,7 +58,10 @@ def write_text(path: Path, text: str) -> None:
             path.write_text(text)
         return
     partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
+    with partial.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())  # Else a power cut may leave the new name on an empty file.
     os.replace(partial, path)
 
 

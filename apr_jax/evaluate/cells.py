@@ -31,7 +31,11 @@ def claim_cells(row: Mapping[str, Any]) -> dict[str, str]:
         **{key: form.format(scale * row[key]) for key in ("one", "other")},
         "gap": sign.format(scale * row["gap"]),
         "interval": f"{low} to {high}",
-        "p": "" if row["p"] is None else f"{row['p']:.2g}",
+        "p": "" if row["p"] is None else _probability(row["p"]),
         "n": str(row["n"]),
         "verdict": {True: "reached", False: "not reached", None: ""}[row["reached"]],
     }
+
+
+def _probability(p: float) -> str:
+    return f"{p:.2g}" if p >= 1e-3 else "< 0.001"

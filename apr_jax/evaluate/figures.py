@@ -32,8 +32,6 @@ from apr_jax.evaluate.suite import MODELS, STAGES
 _PAPER = "the paper, 228M"
 _MARKS = {"apr": "s", "sos+": "o"}
 _STAR: dict[str, Any] = {"marker": "*", "markersize": 9, "linestyle": ""}
-# Of Fig. 4a, T = 1, the paper prints the total tokens of three points: curve -> (its place there, from 1; tokens).
-_PRINTED = {"pass": (8, "24k"), "cons": (7, "20k"), "apr": (9, "20k")}
 
 
 @charts.styled
@@ -253,7 +251,7 @@ def _published_tokens(axes: Any, temperature: float) -> None:
     for name, values, method, before, style in curves:
         axes.plot(before + np.arange(1, len(values) + 1), values, color=colour(method), **style)
         if temperature == 1:
-            place, tokens = _PRINTED[name]
+            place, tokens = paper.TOKENS_AT[name]
             tag(axes, before + place, values[place - 1], tokens)
     axes.axvline((samples + 1 + start) / 2, color=charts.INK, alpha=0.4, linewidth=0.8)
     halves = [*range(1, samples + 1)], [*range(1, conditions + 1)]

@@ -30,6 +30,8 @@ CONS_AT_N = {
     0.5: (58.9, 62.4, 63.5, 64.2, 64.9, 65.7, 65.9, 66.5),
     1.0: (57.3, 62.6, 63.0, 64.6, 65.5, 65.8, 66.6, 66.4),
 }
+# Of these the paper prints the total tokens of three points, at T = 1: curve -> (its place, from 1; tokens).
+TOKENS_AT = {"pass": (8, "24k"), "cons": (7, "20k"), "apr": (9, "20k")}
 
 
 @dataclasses.dataclass(frozen=True)

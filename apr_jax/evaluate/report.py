@@ -123,7 +123,7 @@ def _claims(rows: list[dict[str, Any]]) -> str:
                 html.escape(cells["claim"]) + _under(html.escape(cells["note"])),
                 *(cells[side] + _under(spent(row[f"{side}_spent"])) for side in ("one", "other")),
                 f"<b>{cells['gap']}</b> {_soft(cells['interval'])}",
-                cells["p"],
+                html.escape(cells["p"]),
                 cells["n"],
                 cells["paper"] + _under(cells["verdict"]),
             )
@@ -222,7 +222,7 @@ def _failures(main: dict[str, dict[str, Any]], shown: Mapping[str, Sequence[Trac
     held = max(map(len, shown.values()), default=0)
     return (
         f'<p class="soft">A number leads to its examples: below stand the trees of {held:,} of '
-        f"{max(row['n'] for row in main.values()):,} problems, some of each kind. The run's eval/*/traces.jsonl has all.</p>"
+        f"{max(row['n'] for row in main.values()):,} problems. The run's eval/*/traces.jsonl has all.</p>"
         + _table(("", *(html.escape(row["label"]) for row in main.values())), body)
     )
 

@@ -68,7 +68,7 @@ def declare(config: EvalConfig) -> tuple[Evaluation, ...]:
     plain = [Evaluation(model) for model in MODELS]
     few = config.problems
     found = plain + [
-        Evaluation(model, Decoding(samples=_samples(model, temperature, config), temperature=temperature), few)
+        Evaluation(model, Decoding(samples=_samples(model, config), temperature=temperature), few)
         for temperature in config.temperatures
         for model in MODELS
     ]
@@ -131,11 +131,6 @@ def model_of(run: Path, model: str) -> Path | None:
     return kept if kept.is_file() else None
 
 
-def _samples(model: str, temperature: float, config: EvalConfig) -> int:
-    """pass@n and cons@n are drawn for SoS+, whose samples compete with APR's threads.
-
-    For the sweeps' model at each temperature, for the other stage's at the highest, at which claims compare.
-    """
-    hottest = temperature == max(config.temperatures)
-    wanted = model == f"sos+/{config.sweep}" or (hottest and model in ("sos+/sft", "sos+/rl"))
-    return config.samples if wanted else 1
+def _samples(model: str, config: EvalConfig) -> int:
+    """pass@n and cons@n are drawn for SoS+, before and after RL, whose samples compete with APR's threads."""
+    return config.samples if model in ("sos+/sft", "sos+/rl") else 1

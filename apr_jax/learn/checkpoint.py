@@ -152,8 +152,8 @@ class Checkpoints:
         """
         if jax.process_index() == 0:
             folder = self._folder / str(step)
-            meta = _read_meta(folder) | {"metrics": metrics, "unvalidated": False}
             with disk_errors(self._folder):
+                meta = _read_meta(folder) | {"metrics": metrics, "unvalidated": False}
                 write_text(folder / _META, json.dumps(meta | {"meta_sum": json_sum(meta)}))
         all_of(True)  # Until the first process is done.
 
@@ -202,6 +202,8 @@ class Checkpoints:
             if meta["data_sum"] != json_sum(data):
                 raise ValueError("data is not what was saved")
             self._check_same_run(meta, folder)
+            if "unvalidated" not in meta:
+                raise UserError(f"checkpoint {folder}: is of another version of apr_jax; use another --workdir")
             params = _read_arrays(folder / "params", blank.params)
             state = TrainState(params=params, **_read_arrays(folder / "state", _without_params(blank)))
             return (state, data, meta), ""

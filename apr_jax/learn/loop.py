@@ -176,10 +176,13 @@ class Loop:
         if not now or self._saved == self._step:
             return
         self._check(self._step, self._recorder.flush())
-        unvalidated = self._due and not self._scores
         with self._recorder.aside():
-            self._checkpoints.save(self._state, self._scores, self._stage.data_state(), unvalidated)
+            self._write()
         self._saved = self._step
+
+    def _write(self) -> None:
+        unvalidated = self._due and not self._scores
+        self._checkpoints.save(self._state, self._scores, self._stage.data_state(), unvalidated)
 
     def _validate(self, stopping: Stopping) -> Numbers:
         """The scores; none if the run is to stop."""
@@ -196,7 +199,7 @@ class Loop:
         """Ends the run if, by the numbers of `step`, too many updates in a row were bad."""
         if numbers and numbers.get("bad_in_a_row", 0) >= self._stage.bad_steps:
             self._recorder.flush()
-            self._checkpoints.save(self._state, {}, self._stage.data_state())
+            self._write()
             self._checkpoints.wait()
             batch = self._stage.batch(step)
             count, optimizer = int(numbers["bad_in_a_row"]), f"learn.{self._stage.name}.optimizer"

@@ -126,7 +126,7 @@ class Recorder:
         self._recorded += spent
 
     def complete(self, step: int, numbers: Numbers) -> None:
-        """Adds numbers to the line of `step`, the last one that an earlier start wrote."""
+        """Adds numbers to the line of `step`, the last one that an earlier start wrote; on disk when it returns."""
         if not self._writes:
             return
         with disk_errors(self._path):
@@ -139,6 +139,7 @@ class Recorder:
             self._open()
         for name, value in numbers.items():
             self._board.add_scalar(name, value, step)
+        self._mirror.push()
 
     def flush(self) -> Numbers | None:
         """Fetches and writes what is pending; waits for the device. To be called before a save, so that no line is

@@ -19,6 +19,7 @@ from apr_jax import reproduce, stages
 from apr_jax.errors import UsageError, UserError
 from apr_jax.evaluate.run import evaluate
 from apr_jax.learn.checkpoint import load_checkpoint
+from apr_jax.learn.metrics import FILE, Recorder
 from apr_jax.learn.sft import train_sft
 from apr_jax.storage import Mirror, absolute, as_path, is_remote, local_copy, move, nearby, upload, write_text
 from apr_jax.tasks import load_problems
@@ -86,6 +87,14 @@ def test_a_mirror_brings_what_was_there_and_takes_what_changed(folder):
         (mirror.local / "deep" / "new.txt").write_text("three")
     assert (folder / "deep" / "new.txt").read_text() == "three"
     assert not mirror.local.exists()
+
+
+def test_scores_that_come_later_are_in_the_bucket_before_the_checkpoint_says_so(folder):
+    """The checkpoint is completed next: whoever is killed then must not find a line without them."""
+    write_text(folder / FILE, '{"step": 4}\n')
+    with Recorder(folder, 4, 8, 1, "sft", (), (), progress=False) as recorder:
+        recorder.complete(4, {"validation_accuracy": 0.5})
+        assert json.loads((folder / FILE).read_text())["validation_accuracy"] == 0.5
 
 
 def test_a_copy_is_made_once_and_again_when_the_stamp_changes(folder, tmp_path):

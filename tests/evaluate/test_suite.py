@@ -49,7 +49,7 @@ def test_every_evaluation_has_a_folder_of_its_own():
     assert {
         "apr-sft-t1-c4-p6",
         "sos+-sft-t0.5-n3-p6",
-        "sos+-rl-t0.5-p6",
+        "sos+-rl-t0.5-n3-p6",
         "sos+-rl-t1-n3-p6",
         "apr-rl-f3-p6",
         "sos+-sft-b2-p6",
@@ -237,6 +237,10 @@ def test_the_terminal_shows_threads_and_verdicts(whole):
     assert "…" not in said
     assert re.search(r"^APR .* 98\.7 +12\.3$", said, re.M) and "spawned" in said and "trunc." in said
     assert re.search(r"^same window, .* \d+ +\d+ +\d+\.\d\d .*83\.4 against", said, re.M)
+    p = {
+        claim_cells(row | {"p": value})["p"] for row in claims(whole)[:1] for value in (0.0, 9e-4, 0.001, 0.0414, None)
+    }
+    assert p == {"< 0.001", "0.001", "0.041", ""}
     assert "not reached" in said and said.count("reached") == sum(row["reached"] is not None for row in claims(whole))
 
 

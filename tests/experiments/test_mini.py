@@ -9,6 +9,7 @@ import pytest
 
 from apr_jax.config import load
 from apr_jax.evaluate import suite
+from apr_jax.evaluate.cells import SPENT, claim_cells
 from apr_jax.evaluate.run import Decoding, answer_one, evaluate
 from apr_jax.evaluate.trace import to_trace
 from apr_jax.learn.answers import extract_answers
@@ -51,8 +52,22 @@ def test_the_results_are_of_the_suite_as_it_is_declared_now():
     assert results["warnings"] == []
 
 
+CLAIMS = {  # How README calls them -> how results.json does.
+    "same window, after RL": "same window, after RL",
+    "same seconds of one problem (means of 10)": "same seconds",
+    "same total tokens, temperature 1, supervised": "same total tokens: APR, ",
+    "the same, APR after RL": "same total tokens: APR after RL, ",
+    "the same, each at its best temperature": "same total tokens, each at its best temperature",
+    "sequential tokens of the best point": "sequential tokens of the best point",
+    "no more sequential tokens than the best of SoS+": "no more sequential tokens",
+    "RL's gain of APR": "RL's gain, APR",
+    "RL's gain of SoS+": "RL's gain, SoS+",
+    "RL's gain of APR held to 18 children": "RL's gain, APR held",
+}
+
+
 def test_readme_has_the_results_that_are_kept():
-    """Its table of scale mini, to the digit, and the claims that it puts beside the paper's."""
+    """Its table of scale mini, and the paper's claims beside it, to the digit."""
     readme, results = README.read_text(), _results()
     names = {"SoS+ (serial)": "sos+", "APR (thread tree)": "apr"}
     rows = re.findall(r"^\| (.*\(.*\)), (supervised|after RL) \| (.*) \|$", readme, re.M)
@@ -64,9 +79,18 @@ def test_readme_has_the_results_that_are_kept():
         measured += [f"{row[measure]:,.0f}" for measure in ("total_tokens", "sequential_tokens")]
         measured += [f"{row['children']:.1f}", f"{row['max_thread_tokens']:,.0f}"]
         assert cells.split(" | ") == measured, (name, stage)
-    claimed = re.findall(r"\| \+(\d+\.\d) \(", readme)
-    gaps = {f"{100 * row['gap']:.1f}" for row in results["claims"] if row["unit"] == "%" and row["gap"] > 0}
-    assert len(claimed) > 6 and set(claimed) <= gaps
+    _, _, *lines = readme[readme.index("| the paper's claims") :].partition("\n\n")[0].splitlines()
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    assert [name for name, *_ in rows] == list(CLAIMS)
+    for name, scores, gap, paper, problems in rows:
+        claim = next(row for row in results["claims"] if row["claim"].startswith(CLAIMS[name]))
+        cells = claim_cells(claim)
+        assert cells["one"] in re.split("[ ,]", scores) and cells["other"] in re.split("[ ,]", scores), name
+        assert gap == f"{cells['gap']} ({cells['interval'].replace('+', '')})", name
+        assert (problems.replace(",", ""), paper.partition(": ")[2]) == (cells["n"], cells["verdict"]), name
+        spent = {f"{claim[side][key]:,.0f}" for side in ("one_spent", "other_spent") for key in SPENT}
+        told = re.findall(r"[\d,]{3,}(?= tokens|\))", scores)
+        assert set(told) <= spent, name
 
 
 def _results():

@@ -122,7 +122,7 @@ def test_a_step_gets_the_scores_that_it_was_saved_without(run, blank, tmp_path):
     assert load_checkpoint(tmp_path).step == 3
 
 
-@pytest.mark.parametrize("where", ["write_text", "replace"])
+@pytest.mark.parametrize("where", ["fsync", "replace"])
 def test_a_step_whose_scores_are_not_written_to_the_end_is_still_there(run, blank, tmp_path, monkeypatch, where):
     """The disk fills up, or the process dies, before the new file is whole, or before it takes the place of the old one."""
     with Checkpoints(tmp_path, run) as checkpoints:
@@ -133,7 +133,7 @@ def test_a_step_whose_scores_are_not_written_to_the_end_is_still_there(run, blan
             raise OSError(errno.ENOSPC, "No space left on device")
 
         with monkeypatch.context() as patch:
-            patch.setattr(*((Path, where) if where == "write_text" else (os, where)), full)
+            patch.setattr(os, where, full)
             with pytest.raises(UserError, match="the disk is full"):
                 checkpoints.complete(2, {BEST: 0.5})
         assert checkpoints.restore_latest(blank).unvalidated
@@ -272,6 +272,16 @@ def test_a_checkpoint_of_another_version_is_not_called_damaged(copied, run, blan
         load_checkpoint(copied / FOLDER / "4")
     told = r"was saved with learn.bad_steps=None \(now 3\), learn.sft.once=3 \(now None\); use the same settings"
     with Checkpoints(copied, run) as checkpoints, pytest.raises(UserError, match=told):
+        checkpoints.restore_latest(blank)
+
+
+def test_a_checkpoint_that_does_not_say_whether_a_validation_is_due_is_of_another_version(copied, run, blank):
+    file = copied / FOLDER / "4" / "meta" / "metadata"
+    meta = json.loads(file.read_text())
+    del meta["meta_sum"], meta["unvalidated"]
+    file.write_text(json.dumps(meta | {"meta_sum": json_sum(meta)}))
+    told = pytest.raises(UserError, match="/4: is of another version of apr_jax; use another --workdir")
+    with Checkpoints(copied, run) as checkpoints, told:
         checkpoints.restore_latest(blank)
 
 

@@ -8,7 +8,9 @@ import jax.numpy as jnp
 import pytest
 from whole_runs import repeatable
 
+from apr_jax.errors import UserError
 from apr_jax.learn import loop
+from apr_jax.learn.checkpoint import BEST
 from apr_jax.learn.loop import Loop, Stage
 from apr_jax.learn.metrics import Recorder
 from apr_jax.learn.state import TrainState
@@ -61,7 +63,7 @@ class _Toy:
         return {"accuracy": int(state.step) / 10}
 
 
-def _run(toy, disk, workdir):
+def _run(toy, disk, workdir, save_every=4):
     """From the last step on `disk`, or from 0."""
     workdir.mkdir(exist_ok=True)
     start = max(disk.saved, default=0)
@@ -70,7 +72,7 @@ def _run(toy, disk, workdir):
         name="rl",
         steps=_STEPS,
         advance=toy.advance,
-        save_every=4,
+        save_every=save_every,
         bad_steps=3,
         data_state=lambda: {"price": 0.1},
         batch=lambda step: {},
@@ -114,6 +116,22 @@ def test_a_signal_stops_at_once_and_the_next_start_makes_up_for_it(tmp_path, hit
     assert repeatable(tmp_path / "broken") == repeatable(tmp_path / "whole")
     assert {step: broken.saved[step] for step in whole.saved} == whole.saved
     assert [step for step, (scores, *_) in whole.saved.items() if scores] == [0, 2, 4, 6]
+
+
+@pytest.mark.parametrize("bad", [3, 4])
+def test_bad_updates_that_end_a_run_leave_its_scores_with_the_last_step(tmp_path, bad):
+    """They are found out a step late, or when the metrics are read before a save; step 4 is validated."""
+    toy, disk = _Toy(), _Disk()
+    advance = toy.advance
+
+    def spoiled(state, step, stopping):
+        state, metrics = advance(state, step, stopping)
+        return state, metrics | {"bad_in_a_row": 3 * (step + 1 == bad)}
+
+    toy.advance = spoiled
+    with pytest.raises(UserError, match=f"the last of them in step {bad}; .* saved as step 4"):
+        _run(toy, disk, tmp_path, save_every=50)
+    assert disk.saved[4] == ({BEST: 0.4}, {"price": 0.1}, False)
 
 
 def test_a_step_that_is_saved_is_not_saved_again(tmp_path):
