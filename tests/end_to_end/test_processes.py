@@ -18,9 +18,11 @@ from whole_runs import assert_close, changed, repeatable
 
 from apr_jax.config import MeshConfig
 from apr_jax.errors import UsageError
-from apr_jax.learn.checkpoint import load_checkpoint
+from apr_jax.learn import sft
+from apr_jax.learn.checkpoint import BEST, FOLDER, load_checkpoint
 from apr_jax.learn.rl import train_rl
 from apr_jax.learn.sft import train_sft
+from apr_jax.learn.steps import make_sft_step
 from apr_jax.runtime import HEARTBEAT_SECONDS, join_processes
 
 
@@ -60,6 +62,37 @@ def test_two_processes_reinforce_as_one_though_one_of_them_is_told_to_stop(confi
     for status, said in train(2, config, tmp_path, data_dir, "rl", workdir, "--init", checkpoint).wait():
         assert status == 0, said
     assert_close(workdir, tmp_path / "alone")
+
+
+@pytest.mark.slow
+def test_two_processes_make_up_for_a_validation_that_one_process_put_off(config, data_dir, tmp_path, monkeypatch):
+    """Both answer, the first completes the line and the checkpoint, and both go on."""
+    config, due = changed(_config(config, 2), sft={"rows": 4, "streams": 4, "steps": 6, "validate_every": 4}), 4
+    train_sft(config, data_dir, tmp_path / "alone", "apr", progress=False)
+
+    def stopped(*settings):
+        step = make_sft_step(*settings)
+
+        def taken(state, rows):
+            if int(state.step) + 1 == due:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return step(state, rows)
+
+        return taken
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sft, "make_sft_step", stopped)
+        with pytest.raises(SystemExit):
+            train_sft(config, data_dir, tmp_path / "both", "apr", progress=False)
+
+    def saved():
+        return json.loads((tmp_path / "both" / FOLDER / str(due) / "meta" / "metadata").read_text())
+
+    assert saved()["unvalidated"] and not saved()["metrics"]
+    for status, said in train(2, config, tmp_path, data_dir, "sft", tmp_path / "both").wait():
+        assert status == 0, said
+    assert not saved()["unvalidated"] and BEST in saved()["metrics"]
+    assert_close(tmp_path / "both", tmp_path / "alone")
 
 
 @pytest.mark.slow
