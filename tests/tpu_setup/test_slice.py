@@ -1,6 +1,7 @@
 """The scripts against a cloud that refuses, preempts and goes silent."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -318,6 +319,8 @@ def test_what_the_run_has_saved(cloud, tmp_path):
 def test_a_host_that_never_comes_up_is_named(cloud):
     (cloud.folder / "state").write_text("ACTIVE")
     cloud.plays(ready=["down 2"])
-    status, _, errors = cloud.call("slice.sh", "bootstrap")
+    # More than the one second of other tests: on a busy machine the first look alone takes that.
+    status, _, errors = cloud.call("slice.sh", "bootstrap", HOST_SECONDS="5")
     assert status == 3 and cloud.kinds() == []
-    assert "not all hosts of apr answer yet; waiting for 1 s more" in errors and "host 2 of apr never came up" in errors
+    assert re.search("not all hosts of apr answer yet; waiting for [1-5] s more", errors), errors
+    assert "host 2 of apr never came up" in errors
