@@ -21,6 +21,7 @@ from rich.console import Console
 
 from apr_jax.config import Experiment
 from apr_jax.errors import UsageError, UserError
+from apr_jax.evaluate.cells import print_warnings
 from apr_jax.flags import Only
 from apr_jax.stages import Stage, claim, read_json, read_record, run_stages, write_json
 from apr_jax.storage import Mirror
@@ -208,11 +209,9 @@ def show_results(out: Path) -> None:
     print_table({row["label"]: row for row in results["main"].values()})
     console = Console(highlight=False, soft_wrap=True)
     print_claims(results["claims"], console)
-    loud = Console(stderr=True, highlight=False, soft_wrap=True)
-    for line in results[
-        "warnings"
-    ]:  # The evaluations have said them too, but not to whoever starts a finished run again.
-        loud.print(f"warning: {line}", style="bold red", markup=False)
+    print_warnings(
+        results["warnings"]
+    )  # The evaluations said them too, but not to whoever starts a finished run again.
     for line in results["missing"]:
         console.print(f"not run  {line}")
     console.print(f"time     {sum(results['seconds'].values()) / 60:.1f} minutes ({out / 'stages.json'})")

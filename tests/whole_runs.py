@@ -1,7 +1,8 @@
-"""What the tests of whole runs share: a config with other settings, as a file too, the command, and what a run logged."""
+"""What the tests of whole runs share: a config with other settings, the command, a signal at a step, what a run logged."""
 
 import dataclasses
 import json
+import os
 import sys
 
 import jax
@@ -38,6 +39,24 @@ def train_command(stage, config_file, data_dir, workdir, *more):
     """`apr train`, to be started from the root of the repository."""
     paths = ["--config", config_file, "--data", data_dir, "--workdir", workdir, *more]
     return [sys.executable, "-m", "apr_jax", "train", stage, *map(str, paths)]
+
+
+class Interrupt:
+    """Wraps a step maker so that the given signal arrives during call number `at`, as from a user."""
+
+    def __init__(self, make, at, number):
+        self._make, self._left, self._number = make, at, number
+
+    def __call__(self, *args):
+        step = self._make(*args)
+
+        def interrupted(*args):
+            self._left -= 1
+            if self._left == 0:
+                os.kill(os.getpid(), self._number)
+            return step(*args)
+
+        return interrupted
 
 
 def logged(workdir):

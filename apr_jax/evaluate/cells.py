@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
+
+from rich.console import Console
 
 from apr_jax.evaluate.metrics import MEASURES
 
@@ -19,6 +21,13 @@ def spent(measures: Mapping[str, float]) -> str:
     """What stands beside a score in words: `1,741 tokens, 422 in sequence, 18.70 children`."""
     total, chain, children = (write(key, measures[key]) for key in SPENT)
     return f"{total} tokens, {chain} in sequence, {children} children"
+
+
+def print_warnings(lines: Iterable[str]) -> None:
+    """Says loudly what is wrong with an evaluation, on standard error."""
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    for line in lines:
+        console.print(f"warning: {line}", style="bold red", markup=False)
 
 
 def claim_cells(row: Mapping[str, Any]) -> dict[str, str]:

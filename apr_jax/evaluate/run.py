@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from rich.console import Console
 
 from apr_jax.data.tokenizer import BOS
 from apr_jax.errors import UsageError, UserError
+from apr_jax.evaluate.cells import print_warnings
 from apr_jax.evaluate.metrics import summarize, warnings
 from apr_jax.evaluate.stream import Rollout, stream
 from apr_jax.evaluate.trace import to_trace
@@ -113,8 +113,7 @@ def evaluate(
         model = {name: getattr(restored, name) for name in ("method", "stage", "step")}
         summary = summarize(read_traces(mirror.local / TRACES)) | model | {"checkpoint": restored.path} | settings
         (mirror.local / SUMMARY).write_text(json.dumps(summary, indent=2) + "\n")
-    for warning in warnings(summary, restored.method):
-        Console(stderr=True).print(f"[bold red]warning: {warning}[/bold red]")
+    print_warnings(warnings(summary, restored.method))
     return summary
 
 

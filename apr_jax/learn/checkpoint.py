@@ -154,7 +154,7 @@ class Checkpoints:
             folder = self._folder / str(step)
             with disk_errors(self._folder):
                 meta = _read_meta(folder) | {"metrics": metrics, "unvalidated": False}
-                write_text(folder / _META, json.dumps(meta | {"meta_sum": json_sum(meta)}))
+                write_text(_json_file(folder, "meta"), json.dumps(meta | {"meta_sum": json_sum(meta)}))
         all_of(True)  # Until the first process is done.
 
     def wait(self) -> None:
@@ -244,7 +244,6 @@ class Checkpoints:
             raise UserError(f"checkpoint {folder}: was saved with {', '.join(differing)}; {_ANOTHER}")
 
 
-_META = "meta/metadata"  # Where Orbax's JSON handler writes it.
 _ANOTHER = "use the same settings, or another --workdir"
 
 
@@ -310,8 +309,13 @@ def _steps(folder: Path) -> list[int]:
     return sorted(int(entry.name) for entry in folder.glob("*") if entry.name.isdigit()) if folder.is_dir() else []
 
 
+def _json_file(folder: Path, item: str) -> Path:
+    """Where Orbax's JSON handler writes it."""
+    return folder / item / "metadata"
+
+
 def _read_json(folder: Path, item: str) -> dict[str, Any]:
-    value: dict[str, Any] = json.loads((folder / item / "metadata").read_text())
+    value: dict[str, Any] = json.loads(_json_file(folder, item).read_text())
     return value
 
 

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 import pytest
 from together import ROOT, train
-from whole_runs import assert_close, changed, repeatable
+from whole_runs import Interrupt, assert_close, changed, repeatable
 
 from apr_jax.config import MeshConfig
 from apr_jax.errors import UsageError
@@ -22,7 +22,6 @@ from apr_jax.learn import sft
 from apr_jax.learn.checkpoint import BEST, FOLDER, load_checkpoint
 from apr_jax.learn.rl import train_rl
 from apr_jax.learn.sft import train_sft
-from apr_jax.learn.steps import make_sft_step
 from apr_jax.runtime import HEARTBEAT_SECONDS, join_processes
 
 
@@ -70,18 +69,8 @@ def test_two_processes_make_up_for_a_validation_that_one_process_put_off(config,
     config, due = changed(_config(config, 2), sft={"rows": 4, "streams": 4, "steps": 6, "validate_every": 4}), 4
     train_sft(config, data_dir, tmp_path / "alone", "apr", progress=False)
 
-    def stopped(*settings):
-        step = make_sft_step(*settings)
-
-        def taken(state, rows):
-            if int(state.step) + 1 == due:
-                os.kill(os.getpid(), signal.SIGTERM)
-            return step(state, rows)
-
-        return taken
-
     with monkeypatch.context() as patch:
-        patch.setattr(sft, "make_sft_step", stopped)
+        patch.setattr(sft, "make_sft_step", Interrupt(sft.make_sft_step, due, signal.SIGTERM))
         with pytest.raises(SystemExit):
             train_sft(config, data_dir, tmp_path / "both", "apr", progress=False)
 

@@ -10,7 +10,7 @@ import re
 import made_run
 import pytest
 import trees
-from browsing import WIDE, chromium, needs_browser, settle, tabs
+from browsing import NARROW, WIDE, chromium, needs_browser, settle, tabs
 
 from apr_jax.data.tokenizer import Tokenizer
 from apr_jax.evaluate import charts, controls, failures, figures, paper, report, suite, viewer
@@ -18,7 +18,6 @@ from apr_jax.evaluate.results import read_run
 from apr_jax.evaluate.trace import to_trace
 from apr_jax.tasks import Countdown, Problem
 
-NARROW = {"width": 400, "height": 740}
 TRAINED = ("sos+/sft", "sos+/rl", "apr/sft", "apr/rl")
 LOG = """# Log
 ## 2026-11-26: tiny, wider and *worse*

@@ -179,7 +179,7 @@ def test_rl_survives_being_killed_inside_a_step(long_config, data_dir, checkpoin
 # next start, before or after its scores stand in the file that is named (which may be replaced before, too).
 _KILLED_AT_A_VALIDATION = """
 import os, signal, sys
-from apr_jax import cli, storage
+from apr_jax import cli
 from apr_jax.learn import rl
 
 file, when, left, due = sys.argv.pop(1), sys.argv.pop(1), int(sys.argv.pop(1)), int(sys.argv.pop(1))

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 import re
 import signal
 import subprocess
@@ -13,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from whole_runs import SHARES, changed, logged, repeatable, train_command, write_config
+from whole_runs import SHARES, Interrupt, changed, logged, repeatable, train_command, write_config
 
 from apr_jax.config import MeshConfig
 from apr_jax.data.packing import Rows
@@ -45,24 +44,6 @@ def _equal(got, expected):
     jax.tree.map(np.testing.assert_array_equal, got, expected)
 
 
-class _Interrupt:
-    """Wraps a step maker so that the given signal arrives during call number `at`, as from a user."""
-
-    def __init__(self, make, at, number):
-        self._make, self._left, self._number = make, at, number
-
-    def __call__(self, *args):
-        step = self._make(*args)
-
-        def interrupted(*args):
-            self._left -= 1
-            if self._left == 0:
-                os.kill(os.getpid(), self._number)
-            return step(*args)
-
-        return interrupted
-
-
 @pytest.fixture(scope="module")
 def unbroken(config, data_dir, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("unbroken")
@@ -87,7 +68,7 @@ def test_sft_stopped_and_resumed_is_the_unbroken_run(
     unbroken, config, data_dir, tmp_path, monkeypatch, number, error, at
 ):
     with monkeypatch.context() as patch:
-        patch.setattr(sft, "make_sft_step", _Interrupt(sft.make_sft_step, at, number))
+        patch.setattr(sft, "make_sft_step", Interrupt(sft.make_sft_step, at, number))
         with pytest.raises(error) as caught:
             train_sft(config, data_dir, tmp_path, "apr", progress=False)
     if error is SystemExit:
@@ -120,7 +101,7 @@ def test_a_validation_of_supervised_training_that_was_due_is_done_by_the_next_st
     validated, config, data_dir, tmp_path, monkeypatch
 ):
     with monkeypatch.context() as patch:
-        patch.setattr(sft, "make_sft_step", _Interrupt(sft.make_sft_step, 4, signal.SIGTERM))
+        patch.setattr(sft, "make_sft_step", Interrupt(sft.make_sft_step, 4, signal.SIGTERM))
         with pytest.raises(SystemExit):
             train_sft(changed(config, sft={"validate_every": 4}), data_dir, tmp_path, "apr", progress=False)
     assert "validation_accuracy" not in logged(tmp_path)[-1]
@@ -306,7 +287,7 @@ def test_rl_stopped_and_resumed_is_the_unbroken_run(
     Two inner steps a step; the first rollout is that of the first validation.
     """
     with monkeypatch.context() as patch:
-        patch.setattr(module, maker, _Interrupt(getattr(module, maker), call, signal.SIGTERM))
+        patch.setattr(module, maker, Interrupt(getattr(module, maker), call, signal.SIGTERM))
         with pytest.raises(SystemExit):
             train_rl(config, data_dir, tmp_path, unbroken[0], progress=False)
     assert sorted(int(e.name) for e in (tmp_path / FOLDER).iterdir())[-1] == stopped
@@ -338,7 +319,7 @@ def test_the_price_of_a_token_goes_on_where_it_stood(unbroken, config, data_dir,
     priced = changed(config, rl={"reward": reward})
     whole = train_rl(priced, data_dir, tmp_path / "whole", unbroken[0], progress=False)
     with monkeypatch.context() as patch:
-        patch.setattr(rl, "make_rl_step", _Interrupt(rl.make_rl_step, 3, signal.SIGTERM))
+        patch.setattr(rl, "make_rl_step", Interrupt(rl.make_rl_step, 3, signal.SIGTERM))
         with pytest.raises(SystemExit):
             train_rl(priced, data_dir, tmp_path / "broken", unbroken[0], progress=False)
     _equal(train_rl(priced, data_dir, tmp_path / "broken", unbroken[0], progress=False), whole)
