@@ -7,7 +7,8 @@ evaluation. README has what comes of it, and how the models in `experiments/mini
 
 Not the published demonstrations. APR's parent lists every first step and gives each a child, which tries out what can
 follow: a search of all there is, in threads of a hundred tokens. No coin decides whether to spawn, so RL cannot learn to
-spawn more, which is most of what it learns in the paper. SoS+ draws beams of 1 to 5 as published, but goes depth first
+spawn more, which is most of what it learns in the paper; with `--set solver.parent_beam_low=1` the beam is drawn, as
+published, and it can (docs/evaluation.md). SoS+ draws beams of 1 to 5 as published, but goes depth first
 throughout (`promising` is its coin too), in a fixed order, and leaves out steps to two numbers with a result above 200.
 """
 

@@ -102,7 +102,8 @@ def canvas(
 def colour(model: str) -> str:
     """Of a model or method: "apr/rl", "sos+"."""
     method = model.partition("/")[0]
-    return {"apr": APR, "apr-nested": NESTED, "sos": SOS}.get(method.partition(" ")[0], SOS_PLUS)
+    found = {"apr": APR, "apr+drawn": APR, "apr-nested": NESTED, "sos": SOS}
+    return found.get(method.partition(" ")[0], SOS_PLUS)
 
 
 def with_interval(axes: Axes, x: Sequence[float], scores: Sequence[Any], *, label: str, **style: Any) -> None:

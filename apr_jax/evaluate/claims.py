@@ -19,7 +19,7 @@ from apr_jax.evaluate.metrics import mean
 from apr_jax.evaluate.parts import stage_name
 from apr_jax.evaluate.results import Answered, Results, Score
 from apr_jax.evaluate.statistics import paired_gap
-from apr_jax.evaluate.suite import MODELS, STAGES
+from apr_jax.evaluate.suite import DRAWN, MODELS, STAGES
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +81,7 @@ def claims(results: Results) -> list[dict[str, Any]]:
         _latency(results),
         _sequential(results),
         _no_more_sequential(results),
-        *(_rl(results, method) for method in ("apr", "sos+", "enforced")),
+        *_rl(results),
         *(_budget(results, stage) for stage in reversed(STAGES)),
     )
     return [row for row in found if row]
@@ -91,7 +91,7 @@ def _window(results: Results, stage: str) -> dict[str, Any] | None:
     one, other = results.get(f"apr/{stage}"), results.get(f"sos+/{stage}")
     if not (one and other):
         return None
-    published = _published("window") if stage == "rl" else _Published()
+    published = _published(paper.CLAIMS["window"], score=True) if stage == "rl" else _Published()
     return _row(f"same window, {stage_name(stage)}: APR, SoS+", _right(one), _right(other), published)
 
 
@@ -103,7 +103,7 @@ def _tokens(results: Results, stage: str) -> dict[str, Any] | None:
     temperature = max(temperatures)
     parallel = _points(results, "apr", stage, temperature)
     serial = [one for each in STAGES for one in _points(results, "sos+", each, temperature)]
-    published = _published("tokens") if stage == "sft" else _Published()
+    published = _published(paper.CLAIMS["tokens"]) if stage == "sft" else _Published()
     return _same_tokens("same total tokens", parallel, serial, published)
 
 
@@ -159,7 +159,7 @@ def _latency(results: Results) -> dict[str, Any] | None:
             f" ({other.votes or 1} x the plain answer's, one after another; a batch would take less, but was not timed)"
         )
     claim = f"same seconds of one problem: {one.name}, {other.name}"
-    return _row(claim, one, other, _published("latency"), note)
+    return _row(claim, one, other, _published(paper.CLAIMS["latency"]), note)
 
 
 def _timed_serial(results: Results) -> list[_Side]:
@@ -205,22 +205,32 @@ def _no_more_sequential(results: Results) -> dict[str, Any] | None:
     return _row(claim, one, serial, _Published(), f"{one.label}; {serial.label}")
 
 
-def _rl(results: Results, method: str) -> dict[str, Any] | None:
-    forced = results.config.evaluate.forced
-    if method == "enforced":
-        if not forced:
-            return None
-        before, after = (results.get(f"apr/{stage}", forced=forced[-1]) for stage in STAGES)
-        what = f"RL's gain, APR held to {forced[-1]} children"
-    else:
-        before, after = (results.get(f"{method}/{stage}") for stage in STAGES)
-        what = f"RL's gain, {'APR' if method == 'apr' else 'SoS+'}"
-    if not (before and after):
+def _rl(results: Results) -> Iterable[dict[str, Any] | None]:
+    """RL's gain, greedy and at the highest temperature, at which the paper's policy learns and where it gains most."""
+    settings = results.config.evaluate
+    for temperature in (0.0, *sorted(settings.temperatures)[-1:]):
+        for method in ("apr", DRAWN, "sos+"):
+            yield _gain(results, method, temperature)
+        for count in settings.forced[-1:]:
+            yield _gain(results, "apr", temperature, count)
+
+
+def _gain(results: Results, method: str, temperature: float, forced: int | None = None) -> dict[str, Any] | None:
+    """Before and after; the paper's APR draws its beams.
+
+    With the child count held the paper gains next to nothing, which is its point: there nothing is to be reached.
+    """
+    models = [f"{method}/{stage}" for stage in reversed(STAGES)]
+    after, before = (results.get(model, temperature=temperature, forced=forced) for model in models)
+    if not (after and before):
         return None
-    published = _published(f"rl {method}")
-    if method == "enforced":  # The paper gains nothing here, which is its point.
+    held = " enforced" * (forced is not None)
+    rows = [paper.TABLE_3[model.replace(DRAWN, "apr") + held] for model in models]
+    scores = [row[temperature] for row in rows if temperature in row]
+    published = _published((scores[0], scores[1])) if scores else _Published()
+    if forced is not None:
         published = _Published(published.words)
-    return _row(what, _right(after), _right(before), published)
+    return _row(f"RL's gain, {before.label}", _right(after), _right(before), published)
 
 
 def _budget(results: Results, stage: str) -> dict[str, Any] | None:
@@ -278,13 +288,13 @@ def _right(one: Answered) -> _Side:
     return _Side(one, one.accuracy())
 
 
-def _published(key: str) -> _Published:
-    """To be reached by our gap; in the same window by APR's score too."""
-    one, other = paper.CLAIMS[key]
-    least = one if key == "window" else -math.inf
+def _published(scores: tuple[float, float], score: bool = False) -> _Published:
+    """Two of the paper's scores: their gap is to be reached by ours, and, if `score`, the first by APR's."""
+    one, other = scores
+    least = one if score else -math.inf
     return _Published(
         f"{one:.1f} against {other:.1f} ({one - other:+.1f})",
-        lambda score, gap: round(100 * score, 1) >= least and round(100 * gap, 1) >= round(one - other, 1),
+        lambda ours, gap: round(100 * ours, 1) >= least and round(100 * gap, 1) >= round(one - other, 1),
     )
 
 

@@ -27,7 +27,7 @@ from apr_jax.evaluate.parts import (
     tag,
 )
 from apr_jax.evaluate.results import Answered, Results
-from apr_jax.evaluate.suite import MODELS, STAGES
+from apr_jax.evaluate.suite import DRAWN, MODELS, STAGES
 
 _PAPER = "the paper, 228M"
 _MARKS = {"apr": "s", "sos+": "o"}
@@ -107,7 +107,7 @@ def window(results: Results) -> Drawn | None:
 @charts.styled
 def before_and_after(results: Results) -> Drawn | None:
     """Fig. 5, with SoS+ beside APR."""
-    methods = [m for m in ("sos+", "apr") if results.get(f"{m}/sft") and results.get(f"{m}/rl")]
+    methods = [m for m in ("sos+", "apr", DRAWN) if results.get(f"{m}/sft") and results.get(f"{m}/rl")]
     if not methods:
         return None
     figure, axes = canvas(4, rows=2, width=9.6, height=5.0)
@@ -133,7 +133,8 @@ def before_and_after(results: Results) -> Drawn | None:
     caption = (
         "Before and after RL (Fig. 5): hollow bars are the supervised models, full ones those after RL. "
         "Greedy answers to all test problems. A sequence is one thread; the paper prints no tokens a sequence "
-        "and no children for SoS+."
+        "and no children for SoS+. Drawn beams, where the run has them: APR whose demonstrations draw how many children "
+        "a parent spawns."
     )
     return Drawn("fig5_before_and_after_rl", caption, figure)
 

@@ -13,9 +13,11 @@ from apr_jax.evaluate import charts
 from apr_jax.evaluate.charts import LINES, colour
 from apr_jax.evaluate.metrics import accuracy_within
 from apr_jax.evaluate.results import Answered, Results
+from apr_jax.evaluate.suite import DRAWN
 
 TOKENS = "total tokens of all threads"
 PAIRS = ("sos+/sft", "sos+/rl", "apr/sft", "apr/rl")
+_NAMES = {"apr": "APR", DRAWN: "APR,\ndrawn beams", "apr-nested": "nested APR", "sos+": "SoS+", "sos": "SoS"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +79,7 @@ def tag(axes: Any, x: float, y: float, text: str) -> None:
 
 def method_name(name: str) -> str:
     """As the paper writes it; other names as they are."""
-    return {"apr": "APR", "apr-nested": "nested APR", "sos+": "SoS+", "sos": "SoS"}.get(name, name)
+    return _NAMES.get(name, name)
 
 
 def stage_name(stage: str) -> str:

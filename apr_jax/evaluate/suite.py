@@ -17,6 +17,8 @@ from apr_jax.evaluate.run import Decoding
 from apr_jax.learn.checkpoint import FOLDER
 from apr_jax.learn.kept import SUFFIX
 
+# APR whose parents draw their beams from 1 up, as published (solver.parent_beam_low=1), beside a run whose own do not.
+DRAWN = "apr+drawn"
 # Folder of the checkpoint in a run -> what the tables call it. `apr reproduce` trains sos+ and apr; whoever trains one of the
 # others into its folder has it evaluated with them.
 MODELS = {
@@ -25,6 +27,8 @@ MODELS = {
     "sos+/rl": "SoS+ after RL",
     "apr/sft": "APR",
     "apr/rl": "APR after RL",
+    f"{DRAWN}/sft": "APR, drawn beams",
+    f"{DRAWN}/rl": "APR, drawn beams, after RL",
     "apr-nested/sft": "nested APR",
     "apr-nested/rl": "nested APR after RL",
     "sos+beam15/sft": "SoS+, beam 15",

@@ -188,3 +188,28 @@ def test_the_chain_of_a_vote_is_its_longest(votes, chains, name, one, row_of):
         assert (opponent(row), row["one"]) == (name, one)
         assert row["one_spent"]["sequential_tokens"] <= row["other_spent"]["sequential_tokens"]
         assert (row["paper"], row["reached"]) == ("", None), "it is no claim of the paper"
+
+
+@pytest.mark.parametrize(
+    ("method", "words", "greedy", "hot"),
+    [
+        ("apr", "APR", "83.4 against 75.5 (+7.9)", "76.4 against 67.8 (+8.6)"),
+        ("apr+drawn", "APR, drawn beams", "83.4 against 75.5 (+7.9)", "76.4 against 67.8 (+8.6)"),
+        ("sos+", "SoS+", "60.0 against 57.3 (+2.7)", "58.1 against 48.1 (+10.0)"),
+    ],
+)
+def test_the_gain_of_rl_is_held_against_that_of_table_3(method, words, greedy, hot, row_of):
+    """At the same temperature; one problem of ten more is enough, of SoS+ at temperature 1 just so."""
+    for start, published, temperature in (
+        (f"RL's gain, {words}", greedy, 0.0),
+        (f"RL's gain, {words}, T = 1", hot, 1.0),
+    ):
+        for after, reached in ((6, True), (5, False)):
+            pair = [
+                made(f"{method}/{stage}", right, temperature=temperature)
+                for stage, right in (("sft", 5), ("rl", after))
+            ]
+            row = row_of(start, *pair, made(f"{method}/rl", 9, temperature=0.5))
+            assert (row["one"], row["other"], row["paper"]) == (after / 10, 0.5, published)
+            assert row["reached"] is reached and row["claim"] == start
+    assert row_of("RL's gain", pair[0]) is None

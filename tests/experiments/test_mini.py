@@ -25,8 +25,10 @@ FILES = sorted(FOLDER.glob("*.safetensors"))
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_a_kept_model_is_small_and_of_this_version(path):
     restored = load_checkpoint(path)
-    assert path.stem == f"{restored.method}-{restored.stage}" and path.stat().st_size < 12 << 20
-    now, then = load("experiments/mini.py"), restored.config
+    drawn = path.stem.startswith(suite.DRAWN)
+    named = path.stem.replace(suite.DRAWN, "apr")
+    assert named == f"{restored.method}-{restored.stage}" and path.stat().st_size < 12 << 20
+    now, then = load("experiments/mini.py", ["solver.parent_beam_low=1"] if drawn else []), restored.config
     assert (then.task, then.solver, then.model, then.limits) == (now.task, now.solver, now.model, now.limits)
 
 
@@ -61,17 +63,21 @@ CLAIMS = {  # How README calls them -> how results.json does.
     "sequential tokens of the best point": "sequential tokens of the best point",
     "no more sequential tokens than the best of SoS+": "no more sequential tokens",
     "RL's gain of APR": "RL's gain, APR",
+    "RL's gain of APR on drawn beams": "RL's gain, APR, drawn beams",
     "RL's gain of SoS+": "RL's gain, SoS+",
-    "RL's gain of APR held to 18 children": "RL's gain, APR held",
+    "RL's gain of APR held to 18 children": "RL's gain, APR, held",
+    "RL's gain of APR, temperature 1": "RL's gain, APR, T = 1",
+    "RL's gain of APR on drawn beams, temperature 1": "RL's gain, APR, drawn beams, T = 1",
+    "RL's gain of SoS+, temperature 1": "RL's gain, SoS+, T = 1",
 }
 
 
 def test_readme_has_the_results_that_are_kept():
     """Its table of scale mini, and the paper's claims beside it, to the digit."""
     readme, results = README.read_text(), _results()
-    names = {"SoS+ (serial)": "sos+", "APR (thread tree)": "apr"}
+    names = {"SoS+ (serial)": "sos+", "APR (thread tree)": "apr", "APR (drawn beams)": suite.DRAWN}
     rows = re.findall(r"^\| (.*\(.*\)), (supervised|after RL) \| (.*) \|$", readme, re.M)
-    assert len(rows) == 4
+    assert len(rows) == 6
     for name, stage, cells in rows:
         row = results["main"][f"{names[name]}-{'sft' if stage == 'supervised' else 'rl'}"]
         low, high = (100 * bound for bound in row["ci95"])
