@@ -110,7 +110,7 @@ def before_and_after(results: Results) -> Drawn | None:
     methods = [m for m in ("sos+", "apr", DRAWN) if results.get(f"{m}/sft") and results.get(f"{m}/rl")]
     if not methods:
         return None
-    figure, axes = canvas(4, rows=2, width=9.6, height=5.0)
+    figure, axes = canvas(4, rows=2, width=3.2 + 3.2 * len(methods), height=5.0)
     measures: list[tuple[str, str, Callable[[Answered], float]]] = [
         ("accuracy", "accuracy (%)", lambda one: 100 * one.accuracy().mean),
         ("total_tokens", "total tokens", lambda one: one.mean("total_tokens")),
