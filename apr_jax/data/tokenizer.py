@@ -59,11 +59,12 @@ class Tokenizer:
             raise ValueError(f"tokenizer: a text holds {_SPACE!r}, which stands for a space inside SentencePiece")
         if taken := set(phrases) & set(CONTROL_PIECES):
             raise ValueError(f"tokenizer: phrases {sorted(taken)} are control pieces")
-        # SentencePiece cuts the line end off a text before it counts; inside a text it is a character like any other.
+        # SentencePiece cuts the line end off a text before it counts; inside a text it is a character like any other. And
+        # it counts no character that a phrase took: each stands alone once, too.
         alphabet = "".join(sorted(set().union(*texts)))
         model = io.BytesIO()
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=itertools.chain(texts, [alphabet[-1] + alphabet]),
+            sentence_iterator=itertools.chain(texts, [alphabet[-1] + alphabet], alphabet),
             model_writer=model,
             model_type="char",
             vocab_size=_MOST_PIECES,

@@ -44,6 +44,11 @@ def test_digits_are_single_and_the_longest_phrase_wins():
     assert TOKENIZER.decode(ids[:1]) == "Moving to Node #"
 
 
+def test_a_character_that_stands_in_phrases_only_is_known_by_itself_too():
+    tokenizer = Tokenizer.train(["1234"], ("12", "34", "123"))
+    assert [tokenizer.pieces[token] for token in tokenizer.encode("412341")] == ["4", "123", "4", "1"]
+
+
 def test_control_ids_are_dropped_when_decoding():
     one, two = TOKENIZER.encode("12")
     assert TOKENIZER.decode([*range(len(CONTROL_PIECES)), one, module.JOIN, two, module.EOS]) == "12"
