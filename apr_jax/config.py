@@ -59,6 +59,7 @@ class EvalConfig:
       children: conditions of APR's sweep: child counts that its prompts ask for (Fig. 4a, 6 and 8).
       bins: conditions of SoS+'s sweep: window bins (Fig. 6).
       forced: child counts that roots are held to, before and after RL (Fig. 7); the last one at all temperatures.
+        Increasing: APR on drawn beams, which breaks where it is held to many, is held to the first alone.
       sweep: the stage whose models are swept; the paper's are supervised.
       timed: problems that are answered one at a time, for their seconds (Fig. 6), a third of them on several numbers of lanes;
         0 measures none.

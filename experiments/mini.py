@@ -2,7 +2,7 @@
 
     apr reproduce --scale mini --out runs/mini
 
-1.1M parameters. On 2 CPU cores: 60 to 85 minutes of supervised steps a model, 6 (SoS+) to 30 minutes (APR) of RL, 30 of
+1.1M parameters. On 2 CPU cores: 60 to 85 minutes of supervised steps a model, 6 (SoS+) to 30 minutes (APR) of RL, 40 of
 evaluation. README has what comes of it, and how the models in `experiments/mini/` were trained.
 
 Not the published demonstrations. APR's parent lists every first step and gives each a child, which tries out what can
@@ -71,7 +71,8 @@ def experiment() -> Experiment:
             temperatures=(0.1, 0.5, 1.0),
             children=(4, 8, 12, 16),
             bins=(1, 2, 3, 4, 6),
-            forced=(18,),  # Few problems have fewer first steps, most have no more.
+            # What the model on drawn beams spawns by itself; few problems have fewer than 18 first steps.
+            forced=(12, 18),
             timed=10,
         ),
     )

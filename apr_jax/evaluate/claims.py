@@ -1,10 +1,13 @@
 """The paper's claims, put to this run: each a gap between two evaluations of the same problems, with its interval.
 
 A claim compares one evaluation with another at equal cost: the same window, the same total tokens, at most the same seconds,
-at most the same sequential tokens. In the last three serial search may take what serves it best: either stage, one answer or
+at most the same sequential tokens. But for the window serial search may take what serves it best: either stage, one answer or
 the vote of several samples (cons@n). Where it cannot spend as much as the parallel one took, the note says so. Beside each
 score stands what the threads did. The paper's gap is reached if ours is at least as large, to the tenth of a point that the
 paper prints.
+
+Serial search is SoS+ on published beams, as in the paper. Where SoS+ on wide beams was evaluated too, each comparison has a
+second row in which it may also compete; the paper's figures, which it does not, stand beside the first alone.
 """
 
 from __future__ import annotations
@@ -17,9 +20,12 @@ from typing import Any
 from apr_jax.evaluate import paper
 from apr_jax.evaluate.metrics import mean
 from apr_jax.evaluate.parts import stage_name
-from apr_jax.evaluate.results import Answered, Results, Score
+from apr_jax.evaluate.results import Answered, Results, Score, share
 from apr_jax.evaluate.statistics import paired_gap
-from apr_jax.evaluate.suite import DRAWN, MODELS, STAGES
+from apr_jax.evaluate.suite import DRAWN, MODELS, STAGES, WIDE, claimed
+
+_Row = dict[str, Any]
+_ON_PUBLISHED = tuple(f"sos+/{stage}" for stage in STAGES)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +72,7 @@ class _Published:
     reached: Callable[[float, float], bool] | None = None
 
 
-def claims(results: Results) -> list[dict[str, Any]]:
+def claims(results: Results) -> list[_Row]:
     """Every claim whose evaluations are there.
 
     Returns:
@@ -74,53 +80,68 @@ def claims(results: Results) -> list[dict[str, Any]]:
       that vote), `gap`, `low`, `high`, `p` (McNemar; None without), `n` problems, `unit` ("%" or "tokens"), `paper` (their
       figures, in words), `reached` (whether ours reach them; None where there is nothing to reach) and `note`.
     """
-    found: Iterable[dict[str, Any] | None] = (
-        *(_window(results, stage) for stage in reversed(STAGES)),
-        *(_tokens(results, stage) for stage in reversed(STAGES)),
-        _tokens_at_best(results),
-        _latency(results),
+    found: Iterable[_Row | None] = (
+        _window(results, _ON_PUBLISHED, "rl"),
+        *_compared(results, _window, "sft"),
+        *_compared(results, _tokens, "rl"),
+        *_compared(results, _tokens, "sft"),
+        *_compared(results, _tokens_at_best),
+        *_compared(results, _latency),
         _sequential(results),
-        _no_more_sequential(results),
+        *_compared(results, _no_more_sequential),
         *_rl(results),
-        *(_budget(results, stage) for stage in reversed(STAGES)),
+        *_compared(results, _budget, "rl"),
+        *_compared(results, _budget, "sft"),
     )
     return [row for row in found if row]
 
 
-def _window(results: Results, stage: str) -> dict[str, Any] | None:
-    one, other = results.get(f"apr/{stage}"), results.get(f"sos+/{stage}")
+def _compared(results: Results, claim: Callable[..., _Row | None], *stage: str) -> Iterable[_Row | None]:
+    """The row against SoS+ on published beams; if that on wide beams was evaluated, also the one in which both compete."""
+    yield claim(results, _ON_PUBLISHED, *stage)
+    evaluated = all(results.get(WIDE, temperature=each) for each in claimed(results.config.evaluate))
+    if evaluated and (row := claim(results, (*_ON_PUBLISHED, WIDE), *stage)):
+        what, _, sides = row["claim"].partition(": ")
+        yield row | {"claim": f"{what}, {MODELS[WIDE]} too: {sides}", "paper": "", "reached": None}
+
+
+def _window(results: Results, serial: Sequence[str], stage: str) -> _Row | None:
+    """Greedy answers of one stage: no RL was done on wide beams."""
+    one = results.get(f"apr/{stage}")
+    rivals = [results.get(model) for model in serial if model.endswith(f"/{stage}")]
+    other = _best([_right(each) for each in rivals if each])
     if not (one and other):
         return None
     published = _published(paper.CLAIMS["window"], score=True) if stage == "rl" else _Published()
-    return _row(f"same window, {stage_name(stage)}: APR, SoS+", _right(one), _right(other), published)
+    rival = other.name.removesuffix(f" {stage_name(stage)}")
+    return _row(f"same window, {stage_name(stage)}: APR, {rival}", _right(one), other, published)
 
 
-def _tokens(results: Results, stage: str) -> dict[str, Any] | None:
+def _tokens(results: Results, serial: Sequence[str], stage: str) -> _Row | None:
     """All at the highest temperature, as in the paper; the votes are of SoS+ of either stage."""
     temperatures = results.config.evaluate.temperatures
     if not temperatures:
         return None
     temperature = max(temperatures)
-    parallel = _points(results, "apr", stage, temperature)
-    serial = [one for each in STAGES for one in _points(results, "sos+", each, temperature)]
+    parallel = _points(results, f"apr/{stage}", temperature)
+    rivals = [one for model in serial for one in _points(results, model, temperature)]
     published = _published(paper.CLAIMS["tokens"]) if stage == "sft" else _Published()
-    return _same_tokens("same total tokens", parallel, serial, published)
+    return _same_tokens("same total tokens", parallel, rivals, published)
 
 
-def _tokens_at_best(results: Results) -> dict[str, Any] | None:
+def _tokens_at_best(results: Results, serial: Sequence[str]) -> _Row | None:
     """Each at the temperature that serves it best, greedy answers among them; the paper has no such row."""
-    temperatures = results.config.evaluate.temperatures
-    if not temperatures:
+    settings = results.config.evaluate
+    if not settings.temperatures:
         return None
-    stage = results.config.evaluate.sweep
-    parallel = [one for each in (0.0, *temperatures) for one in _points(results, "apr", stage, each)]
+    parallel = _every(results, [f"apr/{settings.sweep}"])
     claim = "same total tokens, each at its best temperature"
-    return _same_tokens(claim, parallel, _serial(results), _Published())
+    return _same_tokens(claim, parallel, _every(results, serial), _Published())
 
 
 def _same_tokens(
     claim: str, parallel: Sequence[Answered], serial: Sequence[Answered], published: _Published
-) -> dict[str, Any] | None:
+) -> _Row | None:
     """The best APR point against the best of what its tokens pay for: of each serial evaluation so many votes as take them."""
     one = _best([_right(each) for each in parallel])
     if one is None:
@@ -140,17 +161,18 @@ def _as_many_tokens(serial: Answered, one: _Side) -> _Side:
     return next(enough, sides[-1])
 
 
-def _latency(results: Results) -> dict[str, Any] | None:
+def _latency(results: Results, serial: Sequence[str]) -> _Row | None:
     """The best timed APR point against the best SoS+ that takes no longer: a timed answer, or the vote of n samples.
 
     Samples were not timed: n take n times the seconds of their stage's plain answer, one after another on the machine. Drawn in
     a batch each would take less, but nobody timed that.
     """
-    one = _best([_right(each) for each in _points(results, "apr", results.config.evaluate.sweep) if each.latency])
+    points = _points(results, f"apr/{results.config.evaluate.sweep}")
+    one = _best([_right(each) for each in points if each.latency])
     if one is None:
         return None
     limit = seconds(one.answered)
-    other = _best([side for side in _timed_serial(results) if side.seconds <= limit], one)
+    other = _best([side for side in _with_seconds(results, serial) if side.seconds <= limit], one)
     if other is None:
         return None
     note = f"{one.label}: {limit:.2f} s; {other.label}: {other.seconds:.2f} s"
@@ -162,10 +184,10 @@ def _latency(results: Results) -> dict[str, Any] | None:
     return _row(claim, one, other, _published(paper.CLAIMS["latency"]), note)
 
 
-def _timed_serial(results: Results) -> list[_Side]:
-    """SoS+ of both stages with the seconds of an answer: those that were timed first, then samples and their votes."""
+def _with_seconds(results: Results, serial: Sequence[str]) -> list[_Side]:
+    """All that these models answer with the seconds that it takes: what was timed first, then samples and their votes."""
     timed, votes = [], []
-    for each in _serial(results):
+    for each in _every(results, serial):
         plain = results.get(each.evaluation.model)
         if each.latency:
             timed.append(dataclasses.replace(_right(each), seconds=seconds(each)))
@@ -175,10 +197,10 @@ def _timed_serial(results: Results) -> list[_Side]:
     return timed + votes
 
 
-def _sequential(results: Results) -> dict[str, Any] | None:
+def _sequential(results: Results) -> _Row | None:
     """Sequential tokens of the most accurate point of each; the paper's APR takes fewer and is more accurate."""
     stage = results.config.evaluate.sweep
-    one, other = (_best([_right(each) for each in _points(results, method, stage)]) for method in ("apr", "sos+"))
+    one, other = (_best([_right(each) for each in _points(results, f"{method}/{stage}")]) for method in ("apr", "sos+"))
     if not (one and other):
         return None
     more_right = _best([other, one]) is one  # In that order: as many are not more.
@@ -188,34 +210,34 @@ def _sequential(results: Results) -> dict[str, Any] | None:
     return _row(claim, chains[0], chains[1], published, f"{one.label}; {other.label}", unit="tokens")
 
 
-def _no_more_sequential(results: Results) -> dict[str, Any] | None:
-    """The most accurate SoS+ of all, votes too, against the best APR point whose chains are no longer; no claim of the paper.
+def _no_more_sequential(results: Results, serial: Sequence[str]) -> _Row | None:
+    """The most accurate serial answer or vote against the best APR point whose chains are no longer; no claim of the paper.
 
     Votes are drawn side by side: the longest chain of a problem's n samples counts.
     """
-    serial = _best([side for each in _serial(results) for side in _answers(each)])
-    if serial is None:
+    other = _best([side for each in _every(results, serial) for side in _answers(each)])
+    if other is None:
         return None
-    points = [_right(each) for each in _points(results, "apr", results.config.evaluate.sweep)]
+    points = [_right(each) for each in _points(results, f"apr/{results.config.evaluate.sweep}")]
     measure = "sequential_tokens"
-    one = _best([each for each in points if each.cost(measure, serial) <= serial.cost(measure, each)], serial)
+    one = _best([each for each in points if each.cost(measure, other) <= other.cost(measure, each)], other)
     if one is None:
         return None
-    claim = f"no more sequential tokens than SoS+ at its best: {one.name}, {serial.name}"
-    return _row(claim, one, serial, _Published(), f"{one.label}; {serial.label}")
+    claim = f"no more sequential tokens than SoS+ on published beams at its best: {one.name}, {other.name}"
+    return _row(claim, one, other, _Published(), f"{one.label}; {other.label}")
 
 
-def _rl(results: Results) -> Iterable[dict[str, Any] | None]:
+def _rl(results: Results) -> Iterable[_Row | None]:
     """RL's gain, greedy and at the highest temperature, at which the paper's policy learns and where it gains most."""
     settings = results.config.evaluate
-    for temperature in (0.0, *sorted(settings.temperatures)[-1:]):
+    for temperature in claimed(settings):
         for method in ("apr", DRAWN, "sos+"):
             yield _gain(results, method, temperature)
-        for count in settings.forced[-1:]:
-            yield _gain(results, "apr", temperature, count)
+        for method, counts in (("apr", settings.forced[-1:]), (DRAWN, settings.forced[:1])):
+            yield from (_gain(results, method, temperature, count) for count in counts)
 
 
-def _gain(results: Results, method: str, temperature: float, forced: int | None = None) -> dict[str, Any] | None:
+def _gain(results: Results, method: str, temperature: float, forced: int | None = None) -> _Row | None:
     """Before and after; the paper's APR draws its beams.
 
     With the child count held the paper gains next to nothing, which is its point: there nothing is to be reached.
@@ -233,19 +255,27 @@ def _gain(results: Results, method: str, temperature: float, forced: int | None 
     return _row(f"RL's gain, {before.label}", _right(after), _right(before), published)
 
 
-def _budget(results: Results, stage: str) -> dict[str, Any] | None:
-    """The paper sees no gain of parallel search below one window of total tokens."""
-    one, other = results.get(f"apr/{stage}"), results.get(f"sos+/{stage}")
+def _budget(results: Results, serial: Sequence[str], stage: str) -> _Row | None:
+    """The best of each if an answer of more than one window of total tokens counts as wrong; the paper sees no gain there."""
+    window = results.config.limits.window
+    parallel, rivals = (
+        [_within(window, side) for each in _every(results, models) for side in _answers(each)]
+        for models in ([f"apr/{stage}"], serial)
+    )
+    one = _best(parallel)
+    other = _best(rivals, one) if one else None
     if not (one and other):
         return None
-    window = results.config.limits.window
-    return _row(
-        f"at most {window:,} total tokens, {stage_name(stage)}: APR, SoS+",
-        _Side(one, one.within("total_tokens", window)),
-        _Side(other, other.within("total_tokens", window)),
-        _Published("about equal at 4,000 and below" if stage == "sft" else ""),
-        "a tree that took more counts as wrong",
-    )
+    published = _Published("about equal at 4,000 and below" if stage == "sft" else "")
+    note = f"{one.label}; {other.label}; an answer that took more counts as wrong"
+    return _row(f"at most {window:,} total tokens: {one.name}, {other.name}", one, other, published, note)
+
+
+def _within(limit: int, side: _Side) -> _Side:
+    """With the answers that took more total tokens counted as wrong, by problem."""
+    took = {name: side.answered.spent([name], side.votes)["total_tokens"] for name in side.score.values}
+    right = {name: value * (took[name] <= limit) for name, value in side.score.values.items()}
+    return dataclasses.replace(side, score=share(right))
 
 
 def seconds(one: Answered) -> float:
@@ -255,17 +285,17 @@ def seconds(one: Answered) -> float:
     return sum(values) / len(values)
 
 
-def _points(results: Results, method: str, stage: str, temperature: float = 0.0) -> list[Answered]:
-    """A model at a temperature: plain, and with each condition if it is the swept one (greedy: the points of Fig. 6)."""
+def _points(results: Results, model: str, temperature: float = 0.0) -> list[Answered]:
+    """A model at a temperature: plain, and with each condition if it is a swept one (greedy: the points of Fig. 6)."""
+    method, _, stage = model.partition("/")
     swept = results.sweep(method, temperature) if stage == results.config.evaluate.sweep else []
-    plain = results.get(f"{method}/{stage}", temperature=temperature)
-    return [one for one in (*swept, plain) if one]
+    return [one for one in (*swept, results.get(model, temperature=temperature)) if one]
 
 
-def _serial(results: Results) -> list[Answered]:
-    """Every evaluation of SoS+, of both stages, the greedy ones first."""
+def _every(results: Results, models: Sequence[str]) -> list[Answered]:
+    """The points of these models at all temperatures, the greedy ones first."""
     temperatures = (0.0, *results.config.evaluate.temperatures)
-    return [one for each in temperatures for stage in STAGES for one in _points(results, "sos+", stage, each)]
+    return [one for each in temperatures for model in models for one in _points(results, model, each)]
 
 
 def _answers(one: Answered) -> list[_Side]:

@@ -9,8 +9,9 @@ import numpy as np
 
 from apr_jax.evaluate import charts, cost, failures
 from apr_jax.evaluate.charts import EXTRA, OF_KIND, ON_BAR, canvas, colour, percent
-from apr_jax.evaluate.parts import PAIRS, TOKENS, Drawn, cumulative, device, method_name, stage_name
-from apr_jax.evaluate.results import Results
+from apr_jax.evaluate.parts import PAIRS, TOKENS, Drawn, cumulative, device, method_name, stage_name, tag
+from apr_jax.evaluate.results import Results, problems_of
+from apr_jax.evaluate.suite import MODELS
 
 _CURVES = {"sft": ("loss", "nats a token"), "rl": ("reward", "reward")}
 
@@ -21,9 +22,17 @@ def budget(results: Results) -> Drawn | None:
     shown = [one for model in PAIRS if (one := results.get(model))]
     if not shown:
         return None
+    asked = results.sweep("apr")
     figure, axes = canvas(1, width=6.4)
-    most = max(trace["total_tokens"] for one in shown for trace in one.traces)
+    most = max(trace["total_tokens"] for one in (*shown, *asked) for trace in one.traces)
     cumulative(axes, shown, "total_tokens", most)
+    for place, one in enumerate(asked):
+        spent = sorted(trace["total_tokens"] for trace in one.traces if trace["correct"])
+        share = 100 * np.arange(1, len(spent) + 1) / len(one.traces)
+        label = None if place else f"{MODELS[one.evaluation.model]}, asked for n children"
+        axes.plot(spent, share, color=colour("apr"), linestyle=":", linewidth=1.1, label=label)
+        if spent:
+            tag(axes, spent[-1], share[-1], str(one.evaluation.decoding.condition))
     limit = results.config.limits.window
     if limit < most:
         axes.axvline(limit, color=EXTRA, linewidth=1, linestyle="-.", label=f"one window: {limit:,}")
@@ -31,15 +40,20 @@ def budget(results: Results) -> Drawn | None:
     percent(axes, "ours", f"budget: {TOKENS}", low=0, high=101)
     caption = (
         "A control: an answer counts only if its whole tree took no more than the budget. The paper finds "
-        "serial search no worse at about 4,000 total tokens and below, one window of its models."
+        "serial search no worse at about 4,000 total tokens and below, one window of its models. "
+        f"Greedy answers to {problems_of(shown)}"
     )
-    return Drawn("control_token_budget", caption, figure)
+    if asked:
+        caption += (
+            f"; dotted: APR asked for a number of children, which stands at the last right one of {problems_of(asked)}"
+        )
+    return Drawn("control_token_budget", f"{caption}.", figure)
 
 
 @charts.styled
 def what_went_wrong(results: Results) -> Drawn | None:
     """Failures by kind, as shares of all problems."""
-    shown = [one for one in results.main().values() if one.traces]
+    shown = [one for one in results.plain().values() if one.traces]
     counts = {one.label: failures.count(one.traces) for one in shown}
     kinds = [kind for kind in failures.KINDS if any(kind in found for found in counts.values())]
     if not kinds:

@@ -2,8 +2,9 @@
 
 The life of a verdict on a wrong tree, first rule that holds:
 1. Its root ran out of window or budget: `truncated`; broke the protocol: `malformed`.
-2. A right solution stood in some thread, but did not become the answer: `truncated` if that thread was cut short, else `join`
-   (the child did not join it, or the parent dropped it or copied it wrongly).
+2. A right solution stood in some thread, but did not become the answer: `belief` if the root answers what another of its
+   children claimed; `truncated` if that thread was cut short, else `join` (the child did not join it, or the parent dropped it
+   or copied it wrongly).
 3. It claims a solution that is wrong: the kind of the first fault in the tree, or `claim` if there is none.
 4. The first event that lost the solution: a decisive fault (`arithmetic`, `bookkeeping`, `message`: `tasks.base.Fault`), a
    thread that was `truncated` or `malformed`, a message that was `refused` a thread; the latter count if their state had
@@ -28,7 +29,8 @@ KINDS = {
     "arithmetic": "a wrong equation, or a hit that was not seen",
     "bookkeeping": "numbers lost or made up, a step from a state that was never reached, a state left out",
     "message": "a child was told something that does not follow from its parent's state",
-    "join": "a right solution stood in the tree and did not become the answer",
+    "belief": "the root took a child's false solution, though another child had joined a right one",
+    "join": "a right solution stood in the tree and did not become the answer otherwise",
     "claim": "a wrong solution is claimed, and no wrong step led to it",
     "coverage": "every step is right, and what leads to the solution was never searched",
     "search": "no solution was found; this task's traces are not read",
@@ -54,6 +56,10 @@ def failure(trace: Trace, task: Task) -> str:
         thread["slot"]: task.examine(problem, threads[thread["slot"]], bool(_end(thread["status"])))
         for thread in trace["threads"]
     }
+    joined = {threads[thread["slot"]].answer for thread in trace["threads"] if thread["parent"] == root["slot"]}
+    believed = trace["claimed"] and threads[root["slot"]].answer in joined
+    if believed and any(task.verify(problem, answer).correct for answer in joined):
+        return "belief"
     for thread in trace["threads"]:
         reading = readings[thread["slot"]]
         answer = threads[thread["slot"]].answer

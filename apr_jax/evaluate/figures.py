@@ -26,7 +26,7 @@ from apr_jax.evaluate.parts import (
     stage_name,
     tag,
 )
-from apr_jax.evaluate.results import Answered, Results
+from apr_jax.evaluate.results import Answered, Results, problems_of
 from apr_jax.evaluate.suite import DRAWN, MODELS, STAGES
 
 _PAPER = "the paper, 228M"
@@ -132,9 +132,9 @@ def before_and_after(results: Results) -> Drawn | None:
     axes[1, 0].set_ylabel(_PAPER)
     caption = (
         "Before and after RL (Fig. 5): hollow bars are the supervised models, full ones those after RL. "
-        "Greedy answers to all test problems. A sequence is one thread; the paper prints no tokens a sequence "
-        "and no children for SoS+. Drawn beams, where the run has them: APR whose demonstrations draw how many children "
-        "a parent spawns."
+        f"Greedy answers to {problems_of(results.get(f'{m}/{s}') for m in methods for s in STAGES)}. "
+        "A sequence is one thread; the paper prints no tokens a sequence and no children for SoS+. "
+        "Drawn beams, where the run has them: APR whose demonstrations draw how many children a parent spawns."
     )
     return Drawn("fig5_before_and_after_rl", caption, figure)
 
@@ -183,9 +183,10 @@ def latency(results: Results) -> Drawn | None:
     axes[0, 0].legend(loc="best")
     caption = (
         "Accuracy against latency (Fig. 6), greedy: at each point stands the number of children (APR) or "
-        "window bins (SoS+) that the prompt asks for. Seconds are of one problem at a time on this "
-        f"machine{device(results)}; the paper's are on 8 A6000 GPUs, one for the parent and seven for "
-        "children. Of the paper's points only the first and last places are printed; the others stand evenly."
+        f"window bins (SoS+) that the prompt asks for ({problems_of(one for curve in curves.values() for one in curve)}); "
+        f"stars are asked for nothing ({problems_of(plain.values())}). Seconds are of {results.config.evaluate.timed} of "
+        f"them, one at a time on this machine{device(results)}; the paper's are on 8 A6000 GPUs, one for the parent and "
+        "seven for children. Of the paper's points only the first and last places are printed; the others stand evenly."
     )
     return Drawn("fig6_latency", caption, figure)
 
@@ -194,32 +195,32 @@ def latency(results: Results) -> Drawn | None:
 def enforced(results: Results) -> Drawn | None:
     """Fig. 7: how much of RL's gain is only more children."""
     forced = results.config.evaluate.forced
-    rows: list[tuple[str, list[Answered | None]]] = [
-        ("SoS+", [results.get(f"sos+/{stage}") for stage in STAGES]),
-        ("APR", [results.get(f"apr/{stage}") for stage in STAGES]),
-        *((f"APR, {k}\nchildren", [results.get(f"apr/{stage}", forced=k) for stage in STAGES]) for k in forced),
-    ]
-    rows = [row for row in rows if all(row[1])]
-    if not any("children" in name for name, _ in rows):
+    shown = [("sos+", None), *((method, count) for method in ("apr", DRAWN) for count in (None, *forced))]
+    rows: dict[str, list[Answered]] = {}
+    for method, count in shown:
+        pair = [one for stage in STAGES if (one := results.get(f"{method}/{stage}", forced=count))]
+        if len(pair) == len(STAGES):
+            rows[method_name(method) + ("" if count is None else f",\n{count} children")] = pair
+    drawn = [one for pair in rows.values() for one in pair]
+    held = [one for one in drawn if not one.evaluation.plain]
+    if not held:
         return None
-    figure, axes = canvas(2, rows=2, height=5.2)
-    names = [name for name, _ in rows]
-    colours = [colour("sos+" if name.startswith("SoS") else "apr") for name in names]
-    found = [[one for one in pair if one] for _, pair in rows]
+    figure, axes = canvas(2, rows=2, width=max(8.6, 2.4 * len(rows)), height=5.2)
+    colours = [colour(pair[0].evaluation.model) for pair in rows.values()]
     paired_bars(
         axes[0, 0],
-        {n: [100 * one.accuracy().mean for one in pair] for n, pair in zip(names, found, strict=True)},
+        {name: [100 * one.accuracy().mean for one in pair] for name, pair in rows.items()},
         "accuracy (%)",
         colours,
     )
-    intervals_on_bars(axes[0, 0], [one for pair in found for one in pair])
+    intervals_on_bars(axes[0, 0], drawn)
     paired_bars(
         axes[0, 1],
-        {n: [one.mean("total_tokens") for one in pair] for n, pair in zip(names, found, strict=True)},
+        {name: [one.mean("total_tokens") for one in pair] for name, pair in rows.items()},
         "total tokens",
         colours,
     )
-    theirs = {"SoS+": "sos+", "APR": "apr", "APR, 10\nchildren": "apr enforced"}
+    theirs = {"SoS+": "sos+", "APR": "apr", "APR,\n10 children": "apr enforced"}
     for column, key in enumerate(("accuracy", "total_tokens")):
         paired_bars(
             axes[1, column],
@@ -231,7 +232,8 @@ def enforced(results: Results) -> Drawn | None:
     axes[1, 0].set_ylabel(_PAPER)
     caption = (
         "Child count enforced (Fig. 7): roots held to a number of children, before (hollow) and after RL "
-        "(full). If RL's gain vanishes here, it was in the decision to search wider."
+        "(full). If RL's gain vanishes here, it was in the decision to search wider. Greedy answers of roots that are held: "
+        f"{problems_of(held)}; of the others: {problems_of(one for one in drawn if one.evaluation.plain)}."
     )
     return Drawn("fig7_child_count_enforced", caption, figure)
 

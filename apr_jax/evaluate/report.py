@@ -5,7 +5,6 @@ It is drawn from files alone: RUN/config.json, RUN/eval/*, RUN/*/{sft,rl}/metric
 
 from __future__ import annotations
 
-import collections
 import html
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -27,7 +26,7 @@ _MEASURED = tuple(title for title, _ in MEASURES.values())
 _LOG = Path(__file__).parents[2] / "docs" / "log.md"  # Of the clone; the library alone is installed without it.
 _TITLES = {
     "table1": "Table 1: SoS and SoS+ by temperature",
-    "table2": "Table 2: what SoS+ is trained on",
+    "table2": "Table 2: what SoS+ is trained on (wide beams: up to 15)",
     "table3": "Table 3: every model by temperature",
 }
 
@@ -52,6 +51,7 @@ def write_run_report(run: Path, data: Path) -> dict[str, Any]:
         "seed": results.config.seed,
         "claims": claims(results),
         "main": tables.main_table(results),
+        "sampled": tables.sampled_failures(results),
         "oracle": tables.oracle_table(results),
         "tables": tables.all_tables(results),
         "scores": tables.every_score(results),
@@ -61,7 +61,7 @@ def write_run_report(run: Path, data: Path) -> dict[str, Any]:
         "warnings": _warned(results),
         "paper": paper.SOURCE,
     }
-    shown = select({name: one.traces for name, one in results.main().items()})
+    shown = select({name: one.traces for name, one in results.plain().items()})
     text = page(f"apr_jax: {run.name}", _summary(results, numbers, drawn, shown), shown)
     (run / "report.html").write_text(text, encoding="utf-8")
     return numbers
@@ -83,6 +83,7 @@ def _summary(
         _main(numbers),
         "<h2>What went wrong</h2>",
         _failures(numbers["main"], shown),
+        _failures(numbers["sampled"], {}) if numbers["sampled"] else "",
         "<h2>Figures</h2>",
         '<div class="figures">',
         *(
@@ -204,27 +205,27 @@ def _main(numbers: dict[str, Any]) -> str:
     return _table(titles, body)
 
 
-def _failures(main: dict[str, dict[str, Any]], shown: Mapping[str, Sequence[Trace]]) -> str:
-    """Kinds by evaluation; each number leads to its examples in the viewer, and says how many those are."""
-    kinds = [kind for kind in failures.KINDS if any(kind in row["failures"] for row in main.values())]
+def _failures(rows: dict[str, dict[str, Any]], shown: Mapping[str, Sequence[Trace]]) -> str:
+    """Kinds by evaluation; a number leads to its examples in the viewer, which holds the trees `shown`, and says how many."""
+    kinds = [kind for kind in failures.KINDS if any(kind in row["failures"] for row in rows.values())]
     if not kinds:
         return '<p class="soft">Nothing.</p>'
-    examples = {name: collections.Counter(trace["failure"] for trace in shown.get(name, ())) for name in main}
     body = []
     for kind in kinds:
         cells = []
-        for name, row in main.items():
-            count, some = row["failures"].get(kind, 0), examples[name][kind]
+        for name, row in rows.items():
+            count, some = row["failures"].get(kind, 0), sum(trace["failure"] == kind for trace in shown.get(name, ()))
             share = f"{count} <span class='soft'>({count / row['n']:.1%})</span>"
             linked = f'<a href="{html.escape(link(name, show=kind))}">{share}</a>' if some else share
-            cells.append(linked + _under(f"{some} of {count} shown") if count else "")
+            cells.append(linked + _under(f"{some} of {count} shown" if shown else "") if count else "")
         body.append((f"<b>{kind}</b>" + _under(html.escape(failures.KINDS[kind])), *cells))
     held = max(map(len, shown.values()), default=0)
-    return (
-        f'<p class="soft">A number leads to its examples: below stand the trees of {held:,} of '
-        f"{max(row['n'] for row in main.values()):,} problems. The run's eval/*/traces.jsonl has all.</p>"
-        + _table(("", *(html.escape(row["label"]) for row in main.values())), body)
+    where = (
+        f"A number leads to its examples: below stand the trees of {held:,} of {max(row['n'] for row in rows.values()):,} "
+        "problems. The run's eval/*/traces.jsonl has all."
     )
+    head = ("", *(html.escape(row["label"]) + _under(f"{row['n']:,} answers") for row in rows.values()))
+    return (f'<p class="soft">{where}</p>' if shown else "") + _table(head, body)
 
 
 def _temperatures(title: str, rows: list[dict[str, Any]]) -> str:
@@ -236,10 +237,13 @@ def _temperatures(title: str, rows: list[dict[str, Any]]) -> str:
             found = row["cells"][temperature]
             ours = "not run" if found["paper"] is not None else ""
             if found["ours"]:
-                ours = _score(found["ours"]) + _under(spent(found["ours"]))
+                ours = _score(found["ours"]) + _under(f"{spent(found['ours'])}; {found['ours']['n']:,} problems")
             cells.append(ours + _under("" if found["paper"] is None else f"paper {found['paper']:.1f}"))
         body.append((html.escape(row["label"]), *cells))
-    head = ("accuracy (%), tokens and children of a tree", *(f"T = {temperature}" for temperature in temperatures))
+    head = (
+        "accuracy (%), tokens and children of a tree; problems",
+        *(f"T = {temperature}" for temperature in temperatures),
+    )
     return f"<h3>{title}</h3>" + _table(head, body)
 
 

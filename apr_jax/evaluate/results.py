@@ -60,7 +60,7 @@ class Answered:
     """An evaluation that was run.
 
     Attributes:
-      traces: all its trees; those of the plain greedy evaluations have a `failure`.
+      traces: all its trees; those of the plain evaluations, greedy and at the highest temperature, have a `failure`.
       latency: what `latency.json` holds, if it was measured; lanes: the same of `lanes.json`.
     """
 
@@ -122,15 +122,6 @@ class Answered:
         agreed = share({name: float(consensus(trees)) for name, trees in cut.items()})
         return passed, agreed, mean([sum(tree["total_tokens"] for tree in trees) for trees in cut.values()])
 
-    def within(self, measure: str, limit: float) -> Score:
-        """Cumulative accuracy: only answers whose measure is at most the limit count as right."""
-        return share(
-            {
-                name: mean([tree["correct"] and tree[measure] <= limit for tree in trees])
-                for name, trees in self.groups.items()
-            }
-        )
-
 
 @dataclasses.dataclass(frozen=True)
 class Results:
@@ -166,10 +157,12 @@ class Results:
             found = [self.get(model, temperature=temperature, bins=bins) for bins in config.bins]
         return [one for one in found if one]
 
-    def main(self) -> dict[str, Answered]:
-        """The plain greedy evaluations."""
+    def plain(self, temperature: float = 0.0) -> dict[str, Answered]:
+        """The plain evaluations at a temperature; by default the greedy ones."""
         return {
-            name: one for name, one in self.answered.items() if one.evaluation == suite.Evaluation(one.evaluation.model)
+            name: one
+            for name, one in self.answered.items()
+            if one.evaluation.plain and one.evaluation.decoding.temperature == temperature
         }
 
 
@@ -187,7 +180,7 @@ def read_run(run: Path, data: Path) -> Results:
         folder = run / "eval" / evaluation.name
         if (folder / SUMMARY).is_file():
             traces = read_traces(folder / TRACES)
-            if evaluation == suite.Evaluation(evaluation.model):
+            if evaluation.plain and evaluation.decoding.temperature in suite.claimed(config.evaluate):
                 traces = failures.label(traces, task)
             values = (
                 _read(folder / name, "delete its folder and evaluate again") for name in (SUMMARY, LATENCY, LANES)
@@ -217,6 +210,12 @@ def label(evaluation: suite.Evaluation) -> str:
         f"held to {d.forced} children" if d.forced is not None else "",
     ]
     return ", ".join(filter(None, parts))
+
+
+def problems_of(shown: Iterable[Answered | None]) -> str:
+    """How many problems these answered, in words: `160 problems`."""
+    counts = sorted({len(one.groups) for one in shown if one})
+    return " or ".join(f"{count:,}" for count in counts or [0]) + " problems"
 
 
 def _oracle(data: Path, config: Experiment) -> dict[str, list[Trace]]:

@@ -19,6 +19,8 @@ from apr_jax.learn.kept import SUFFIX
 
 # APR whose parents draw their beams from 1 up, as published (solver.parent_beam_low=1), beside a run whose own do not.
 DRAWN = "apr+drawn"
+# Serial search of demonstrations with beams wider than published (solver.serial_beam), which at mini are stronger.
+WIDE = "sos+beam15/sft"
 # Folder of the checkpoint in a run -> what the tables call it. `apr reproduce` trains sos+ and apr; whoever trains one of the
 # others into its folder has it evaluated with them.
 MODELS = {
@@ -31,7 +33,7 @@ MODELS = {
     f"{DRAWN}/rl": "APR, drawn beams, after RL",
     "apr-nested/sft": "nested APR",
     "apr-nested/rl": "nested APR after RL",
-    "sos+beam15/sft": "SoS+, beam 15",
+    WIDE: "SoS+ on wide beams",
     "sos+rejection/sft": "SoS+, rejection sampling",
 }
 STAGES = ("sft", "rl")
@@ -66,13 +68,18 @@ class Evaluation:
         ]
         return "-".join(filter(None, parts))
 
+    @property
+    def plain(self) -> bool:
+        """Whether its model is asked for nothing and held to nothing, at any temperature."""
+        return dataclasses.replace(self.decoding, samples=1, temperature=0.0) == Decoding()
+
 
 def declare(config: EvalConfig) -> tuple[Evaluation, ...]:
     """Every evaluation of a run with all models, the plain greedy ones first."""
     plain = [Evaluation(model) for model in MODELS]
     few = config.problems
     found = plain + [
-        Evaluation(model, Decoding(samples=_samples(model, config), temperature=temperature), few)
+        Evaluation(model, Decoding(samples=_samples(model, temperature, config), temperature=temperature), few)
         for temperature in config.temperatures
         for model in MODELS
     ]
@@ -81,21 +88,28 @@ def declare(config: EvalConfig) -> tuple[Evaluation, ...]:
         found += [
             Evaluation(parallel, Decoding(temperature=temperature, condition=count), few) for count in config.children
         ]
-        for forced in config.forced:
-            if temperature == 0 or forced == config.forced[-1]:
-                found += [
-                    Evaluation(f"apr/{stage}", Decoding(temperature=temperature, forced=forced), few)
-                    for stage in STAGES
-                ]
+        # A root that draws its beam breaks where it is held to more children than it would have spawned: it takes the first.
+        held = {"apr": config.forced[-1:] if temperature else config.forced, DRAWN: config.forced[: not temperature]}
+        found += [
+            Evaluation(f"{method}/{stage}", Decoding(temperature=temperature, forced=forced), few)
+            for method, counts in held.items()
+            for forced in counts
+            for stage in STAGES
+        ]
     found += [Evaluation(serial, Decoding(bins=bins), few) for bins in config.bins]
     return tuple(dict.fromkeys(found))
 
 
+def claimed(config: EvalConfig) -> tuple[float, ...]:
+    """The temperatures of claims: 0, and the highest, at which the paper compares total tokens and its policy learns."""
+    return (0.0, *sorted(config.temperatures)[-1:])
+
+
 def timed(config: EvalConfig) -> tuple[Evaluation, ...]:
-    """Those whose problems are also answered one at a time, for their seconds: the greedy ones of Fig. 6."""
+    """Those whose problems are also answered one at a time: the greedy ones that compete in seconds (Fig. 6, claims)."""
     if not config.timed:
         return ()
-    names = [f"{method}/{stage}" for method in ("sos+", "apr") for stage in STAGES]
+    names = [WIDE, *(f"{method}/{stage}" for method in ("sos+", "apr") for stage in STAGES)]
     return tuple(
         one
         for one in declare(config)
@@ -135,6 +149,7 @@ def model_of(run: Path, model: str) -> Path | None:
     return kept if kept.is_file() else None
 
 
-def _samples(model: str, config: EvalConfig) -> int:
-    """pass@n and cons@n are drawn for SoS+, before and after RL, whose samples compete with APR's threads."""
-    return config.samples if model in ("sos+/sft", "sos+/rl") else 1
+def _samples(model: str, temperature: float, config: EvalConfig) -> int:
+    """pass@n and cons@n are drawn for SoS+, whose samples compete with APR's threads; on wide beams only where claims are."""
+    voting = model in ("sos+/sft", "sos+/rl") or (model == WIDE and temperature in claimed(config))
+    return config.samples if voting else 1

@@ -22,12 +22,22 @@ def cell(score: Score) -> dict[str, Any]:
 def main_table(results: Results) -> dict[str, dict[str, Any]]:
     """Name -> the plain greedy evaluation: its summary, its label, intervals of its measures, and failures by kind."""
     found = {}
-    for name, one in results.main().items():
+    for name, one in results.plain().items():
         kinds = failures.count(one.traces)
         measures = {key: cell(one.measure(key)) for key in MEASURES}
         about = {"label": one.label, "thread_tokens": one.thread_tokens(), "failures": kinds, "measures": measures}
         found[name] = one.summary | about
     return found
+
+
+def sampled_failures(results: Results) -> dict[str, dict[str, Any]]:
+    """Name -> the plain evaluation at the highest temperature, as claims are: its label, `n` trees, failures by kind."""
+    temperatures = results.config.evaluate.temperatures
+    shown = results.plain(max(temperatures)) if temperatures else {}
+    return {
+        name: {"label": one.label, "n": len(one.traces), "failures": failures.count(one.traces)}
+        for name, one in shown.items()
+    }
 
 
 def oracle_table(results: Results) -> dict[str, dict[str, Any]]:

@@ -53,15 +53,14 @@ def test_everything_is_left_in_the_run(run, config):
             restored = load_checkpoint(folder)
             assert (restored.method, restored.stage, restored.config) == (method, stage, config)
     for name in EVALUATIONS:
-        summary = json.loads((run / "eval" / name / "summary.json").read_text())
-        assert summary["n"] == config.data.heldout // 2 or summary["n"] > 0
+        assert json.loads((run / "eval" / name / "summary.json").read_text())["n"] == config.data.heldout
     results = json.loads((run / "results.json").read_text())
     assert set(results["main"]) == set(EVALUATIONS)
     declared = [
         one for one in suite.declare(config.evaluate) if one.model in ("sos+/sft", "sos+/rl", "apr/sft", "apr/rl")
     ]
     assert {row["name"] for row in results["scores"]} == {one.name for one in declared} == set(os.listdir(run / "eval"))
-    assert set(results["latency"]) == {one.name for one in suite.timed(config.evaluate)}
+    assert set(results["latency"]) == {one.name for one in suite.timed(config.evaluate) if one in declared}
     assert [row["lanes"] for row in results["cost"]["rows"]] == [1, 2, 4, 5]
     page = (run / "report.html").read_text()
     assert all(name in page for name in EVALUATIONS)

@@ -9,7 +9,7 @@ from apr_jax.evaluate.claims import claims
 from apr_jax.evaluate.metrics import summarize
 from apr_jax.evaluate.results import Answered, Results
 from apr_jax.evaluate.run import Decoding
-from apr_jax.evaluate.suite import Evaluation
+from apr_jax.evaluate.suite import WIDE, Evaluation
 
 PROBLEMS = 10
 
@@ -43,7 +43,7 @@ def _of(values, sample):
 def row_of(config):
     """(evaluations, how a claim starts) -> its row."""
     config = dataclasses.replace(
-        config, evaluate=EvalConfig(temperatures=(0.5, 1.0), children=(2, 4), bins=(1,), timed=2)
+        config, evaluate=EvalConfig(temperatures=(0.5, 1.0), children=(2, 4), bins=(1,), forced=(3,), timed=2)
     )
 
     def found(start, *evaluations):
@@ -53,6 +53,83 @@ def row_of(config):
         return rows[0] if rows else None
 
     return found
+
+
+TOO = ", SoS+ on wide beams too"
+WIDE_ANSWERS = ((7, (5, 8, 9)), (8, (1, 2, 3)), (2, (1, 2, 3)))  # Greedy, and the votes of the first n.
+WINNERS = {  # Claim -> the best of serial search with each of them. An answer of theirs takes 20 tokens, the third vote 30.
+    "same window, supervised": (("SoS+ on wide beams", 0.7), ("SoS+ on wide beams", 0.8), ("SoS+", 0.3)),
+    "same total tokens": (("SoS+ on wide beams cons@2", 0.8), ("SoS+ cons@3", 0.5), ("SoS+ cons@3", 0.5)),
+    "no more sequential tokens than SoS+ on published beams at its best": (
+        ("SoS+ on wide beams cons@3", 0.9),
+        ("SoS+ on wide beams", 0.8),
+        ("SoS+ cons@3", 0.5),
+    ),
+    **dict.fromkeys(
+        ("same total tokens, each at its best temperature", "same seconds of one problem", "at most 64 total tokens"),
+        (("SoS+ on wide beams cons@2", 0.8), ("SoS+ on wide beams", 0.8), ("SoS+ cons@3", 0.5)),
+    ),
+}
+
+
+def both_methods():
+    """Of each stage one greedy answer; the supervised ones are timed, and sampled at the highest temperature."""
+    return [
+        made("apr/sft", 9, tokens=40, seconds=1.0),
+        made("apr/sft", 9, tokens=40, temperature=1.0),
+        made("apr/rl", 9, tokens=40),
+        made("sos+/sft", 3, seconds=0.25),
+        made("sos+/sft", (3, 4, 5), temperature=1.0),
+        made("sos+/rl", 4),
+    ]
+
+
+@pytest.mark.parametrize("claim", WINNERS)
+@pytest.mark.parametrize("case", range(len(WIDE_ANSWERS)))
+def test_serial_search_on_wide_beams_competes_in_a_row_of_its_own(claim, case, row_of):
+    """APR takes 40 tokens and 1 s."""
+    greedy, votes = WIDE_ANSWERS[case]
+    sampled = made(WIDE, votes, tokens=(20, 20, 30), chain=(5, 5, 9), temperature=1.0)
+    wide = [made(WIDE, greedy, tokens=20, seconds=0.5), sampled]
+    row = row_of(f"{claim}{TOO}: APR, ", *both_methods(), *wide)
+    assert (row["one"], (opponent(row), row["other"])) == (0.9, WINNERS[claim][case])
+    assert (row["paper"], row["reached"]) == ("", None), "the paper's beams are not wide"
+    before = row_of(f"{claim}: APR, ", *both_methods())
+    assert before == row_of(f"{claim}: APR, ", *both_methods(), *wide) and before["other"] <= 0.5
+    for partly in ([], wide[:1], wide[1:]):
+        assert row_of(f"{claim}{TOO}", *both_methods(), *partly) is None
+
+
+def test_rl_was_not_done_on_wide_beams(row_of):
+    wide = [made(WIDE, 8, seconds=0.5), made(WIDE, 8, temperature=1.0)]
+    assert row_of("same window, after RL", *both_methods(), *wide)["other"] == 0.4
+    assert row_of(f"same window, after RL{TOO}", *both_methods(), *wide) is None
+    assert row_of(f"same total tokens{TOO}: APR after RL, ", *both_methods(), made("apr/rl", 9, temperature=1.0), *wide)
+
+
+@pytest.mark.parametrize(
+    ("asked", "votes", "tokens", "name", "one", "other"),
+    [
+        (64, (2, 5, 7), 30, "SoS+ cons@2", 0.6, 0.5),  # The third vote is one too many.
+        (65, (2, 5, 7), 21, "SoS+ cons@3", 0.0, 0.7),
+        (64, (2, 5, 7), 33, "SoS+ after RL", 0.6, 0.4),
+    ],
+)
+def test_what_took_more_than_one_window_of_tokens_is_wrong(asked, votes, tokens, name, one, other, row_of):
+    """The window is 64; a prompt may ask for fewer children, and an answer may be a vote."""
+    evaluations = [
+        made("apr/sft", 9, tokens=65),
+        made("apr/sft", 7, tokens=asked, temperature=0.5, condition=2),
+        made("sos+/sft", votes, tokens=tokens, temperature=1.0),
+        made("sos+/rl", 4),
+        made("apr/rl", 9, tokens=65),
+    ]
+    evaluations[1].traces[0]["total_tokens"] = 66  # Of one problem.
+    row = row_of("at most 64 total tokens: APR, ", *evaluations)
+    assert (opponent(row), row["one"], row["other"]) == (name, one, other)
+    assert row["reached"] is None and row["note"].endswith("an answer that took more counts as wrong")
+    after = row_of("at most 64 total tokens: APR after RL, ", *evaluations)
+    assert (opponent(after), after["one"], after["other"]) == (name, 0.0, other)
 
 
 def opponent(row):
@@ -213,3 +290,13 @@ def test_the_gain_of_rl_is_held_against_that_of_table_3(method, words, greedy, h
             assert (row["one"], row["other"], row["paper"]) == (after / 10, 0.5, published)
             assert row["reached"] is reached and row["claim"] == start
     assert row_of("RL's gain", pair[0]) is None
+
+
+@pytest.mark.parametrize(("method", "words"), [("apr", "APR"), ("apr+drawn", "APR, drawn beams")])
+@pytest.mark.parametrize(("temperature", "at"), [(0.0, ""), (1.0, ", T = 1")])
+def test_with_children_held_no_gain_of_rl_is_to_be_reached(method, words, temperature, at, row_of):
+    pair = [
+        made(f"{method}/{stage}", right, temperature=temperature, forced=3) for stage, right in (("sft", 5), ("rl", 9))
+    ]
+    row = row_of(f"RL's gain, {words}{at}, held to 3 children", *pair, made(f"{method}/rl", 1, temperature=temperature))
+    assert (row["one"], row["other"], row["reached"]) == (0.9, 0.5, None) and " against 8" in row["paper"]

@@ -8,6 +8,7 @@ from apr_jax.tasks import Countdown, CountdownConfig, Problem, SolverConfig, Spa
 TASK = Countdown(CountdownConfig(numbers=3))
 PROBLEM = Problem("p", (22, 26, 2), 46)
 RIGHT = "22+26=48,48-2=46"
+FALSE = "26-22=4,4*2=46"
 SUM, LESS, TIMES = "22+26,2:46", "26-22,2:46", "22*2,26:46"
 FOUND, NOTHING = ("=48+50-46!", RIGHT), ("=4", "")
 
@@ -50,6 +51,9 @@ def tree(answer, *children, messages=None, **root):
         ("", tree(RIGHT, (SUM, *FOUND))),
         ("coverage", tree("", (LESS, *NOTHING))),
         ("coverage", tree("")),
+        ("belief", tree(FALSE, (LESS, "=4+6-2*46!", FALSE), (SUM, *FOUND))),
+        ("join", tree("22+26=48,48-2=45", (LESS, "=4+6-2*46!", FALSE), (SUM, *FOUND))),  # What no child claimed.
+        ("join", tree("", (LESS, *NOTHING), (SUM, *FOUND))),  # It believed in nothing.
         ("join", tree("", (SUM, *FOUND))),  # The parent dropped it.
         ("join", tree("22+26=48,48-2=45", (SUM, *FOUND))),  # The parent copied it wrongly.
         ("join", tree("", (SUM, "=48+50-46!", ""))),  # The child did not join it.

@@ -54,7 +54,15 @@ def test_every_evaluation_has_a_folder_of_its_own():
         "apr-rl-f3-p6",
         "sos+-sft-b2-p6",
         "apr-rl-t1-f3-p6",
+        "apr+drawn-sft-f3-p6",
+        "sos+beam15-sft-t0.5-p6",
+        "sos+beam15-sft-t1-n3-p6",
     } <= set(names)
+    assert [name for name in names if name.startswith("apr+drawn-") and "-f" in name] == [
+        "apr+drawn-sft-f3-p6",
+        "apr+drawn-rl-f3-p6",
+    ]
+    assert {one.model for one in suite.timed(made_run.EVALUATE)} == {*TRAINED, suite.WIDE}
     assert {one.name for one in (*suite.timed(made_run.EVALUATE), *suite.laned(made_run.EVALUATE))} < set(names)
     other = suite.declare(dataclasses.replace(made_run.EVALUATE, samples=5, problems=7))
     assert {one.name for one in other} & set(names) == set(names[: len(suite.MODELS)]), "other samples, other folders"
@@ -95,6 +103,10 @@ def test_every_figure_of_a_whole_run(whole, tmp_path):
         element = xml.etree.ElementTree.fromstring(svg)
         assert element.get("aria-label") == 'a "label" & <more>'
         assert "currentColor" in svg and charts.INK not in svg, "it takes the ink of its page"
+    captions = {one.name: one.caption for one in drawn}
+    assert "Greedy answers to 10 problems." in captions["fig5_before_and_after_rl"]
+    assert re.search(r"asks for \(6 problems\).* nothing \(10 problems\).* 3 of them", captions["fig6_latency"])
+    assert "held: 6 problems; of the others: 10 problems." in captions["fig7_child_count_enforced"]
     again = figures.FIGURES[0](whole)
     assert charts.to_svg(again.figure, "x") == charts.to_svg(figures.FIGURES[0](whole).figure, "x")
 
@@ -112,6 +124,42 @@ def test_scores_by_hand(whole):
     assert [one.evaluation.decoding.condition for one in whole.sweep("apr", 1.0)] == [2, 4]
     assert whole.get("apr/sft", forced=3).evaluation.name == "apr-sft-f3-p6"
     assert whole.get("apr/sft", forced=4) is None
+
+
+def test_small_budgets_are_also_of_trees_that_were_asked_for_few_children(whole):
+    drawn = controls.budget(whole)
+    (axes,) = drawn.figure.axes
+    dotted = [line for line in axes.lines if line.get_linestyle() == ":"]
+    for line, one in zip(dotted, whole.sweep("apr"), strict=True):
+        right = [tree["total_tokens"] for tree in one.traces if tree["correct"]]
+        assert list(line.get_xdata()) == sorted(right)
+        assert line.get_ydata()[-1] == pytest.approx(100 * one.accuracy().mean)
+    assert {text.get_text() for text in axes.texts} == {"2", "4"}
+    assert "answers to 10 problems" in drawn.caption and "last right one of 6 problems." in drawn.caption
+
+
+def test_the_control_is_also_of_drawn_beams(config, tokenizer, tmp_path):
+    """Greedily, among the figures and the claims."""
+    made_run.make_run(tmp_path, config, tokenizer, (f"{suite.DRAWN}/sft", f"{suite.DRAWN}/rl"))
+    results = read_run(tmp_path, tmp_path / "data")
+    drawn = figures.enforced(results)
+    names = [label.get_text() for label in drawn.figure.axes[0].get_xticklabels()]
+    assert names == ["APR,\ndrawn beams", "APR,\ndrawn beams,\n3 children"]
+    gains = [row["claim"].removeprefix("RL's gain, APR, drawn beams") for row in claims(results)]
+    assert gains == ["", ", held to 3 children", ", T = 1"]
+
+
+def test_failures_are_told_of_the_temperatures_of_claims(whole):
+    for temperature, told in ((0.0, True), (0.5, False), (1.0, True)):
+        plain = whole.plain(temperature)
+        assert {one.evaluation.model for one in plain.values()} == set(TRAINED)
+        assert all(("failure" in tree) is told for one in plain.values() for tree in one.traces)
+    sampled = tables.sampled_failures(whole)
+    assert list(sampled) == list(whole.plain(1.0))
+    for name, row in sampled.items():
+        wrong = [tree for tree in whole.answered[name].traces if not tree["correct"]]
+        assert sum(row["failures"].values()) == len(wrong)
+        assert row["n"] == (18 if "n3" in name else 6)
 
 
 def voted(results, row):
@@ -235,8 +283,12 @@ def test_the_report_shows_threads_and_verdicts(config, tokenizer, tmp_path, monk
     assert "is in the project's docs/log.md" in text, "which has no entry on this scale"
     scored = [cell["ours"] for rows in found["tables"].values() for row in rows for cell in row["cells"].values()]
     beside = [row[f"{side}_spent"] for row in found["claims"] for side in ("one", "other")]
-    assert text.count(" in sequence, ") == len(beside) + len([one for one in scored if one]) > 20
-    assert spent(beside[0]) in text and spent(next(filter(None, scored))) in text
+    scored = [one for one in scored if one]
+    assert text.count(" in sequence, ") == len(beside) + len(scored) > 20
+    assert {one["n"] for one in scored} == {6, made_run.PROBLEMS}
+    assert all(f"{spent(one)}; {one['n']} problems<" in text for one in scored)
+    assert 'SoS+ after RL, T = 1<br><span class="soft under">18 answers<' in text
+    assert spent(beside[0]) in text and spent(scored[0]) in text
 
 
 def test_the_terminal_shows_threads_and_verdicts(whole):
@@ -265,7 +317,7 @@ def test_tables_show_what_was_not_run(whole):
     cells = found["table3"][3]["cells"]
     assert cells["0"]["ours"]["n"] == made_run.PROBLEMS and cells["0"]["paper"] == 83.4
     assert cells["0.1"]["ours"] is None and cells["0.1"]["paper"] == 82.9
-    assert "SoS+, beam 15: there is no trained model (sos+beam15/sft)" in whole.missing
+    assert "SoS+ on wide beams: there is no trained model (sos+beam15/sft)" in whole.missing
     json.dumps([found, tables.main_table(whole), tables.every_score(whole), tables.oracle_table(whole)])
 
 

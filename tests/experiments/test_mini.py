@@ -20,15 +20,20 @@ from apr_jax.tasks.problems import draw
 ROOT = Path(__file__).parents[2]
 FOLDER, README = ROOT / "experiments" / "mini", ROOT / "README.md"
 FILES = sorted(FOLDER.glob("*.safetensors"))
+ABLATIONS = {  # Folder in a run -> its method, and how its demonstrations differ.
+    suite.DRAWN: ("apr", "solver.parent_beam_low=1"),
+    "sos+beam15": ("sos+", "solver.serial_beam=15"),
+    "sos+rejection": ("sos+", "solver.only_right=true"),
+}
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_a_kept_model_is_small_and_of_this_version(path):
     restored = load_checkpoint(path)
-    drawn = path.stem.startswith(suite.DRAWN)
-    named = path.stem.replace(suite.DRAWN, "apr")
-    assert named == f"{restored.method}-{restored.stage}" and path.stat().st_size < 12 << 20
-    now, then = load("experiments/mini.py", ["solver.parent_beam_low=1"] if drawn else []), restored.config
+    folder, _, stage = path.stem.rpartition("-")
+    method, *settings = ABLATIONS.get(folder, (folder,))
+    assert (restored.method, restored.stage) == (method, stage) and path.stat().st_size < 12 << 20
+    now, then = load("experiments/mini.py", settings), restored.config
     assert (then.task, then.solver, then.model, then.limits) == (now.task, now.solver, now.model, now.limits)
 
 
@@ -56,16 +61,22 @@ def test_the_results_are_of_the_suite_as_it_is_declared_now():
 
 CLAIMS = {  # How README calls them -> how results.json does.
     "same window, after RL": "same window, after RL",
+    "same window, supervised, SoS+ on wide beams too": "same window, supervised, SoS+ on wide",
     "same seconds of one problem (means of 10)": "same seconds",
     "same total tokens, temperature 1, supervised": "same total tokens: APR, ",
+    "the same, SoS+ on wide beams too": "same total tokens, SoS+ on wide beams too: APR, ",
     "the same, APR after RL": "same total tokens: APR after RL, ",
-    "the same, each at its best temperature": "same total tokens, each at its best temperature",
+    "the same, each at its best temperature": "same total tokens, each at its best temperature:",
+    "the same, SoS+ on wide beams too, each at its best temperature": "same total tokens, each at its best temperature, ",
     "sequential tokens of the best point": "sequential tokens of the best point",
-    "no more sequential tokens than the best of SoS+": "no more sequential tokens",
+    "no more sequential tokens than SoS+ on published beams at its best": "no more sequential tokens",
+    "at most 1,024 total tokens, supervised": "at most 1,024 total tokens: APR, ",
+    "at most 1,024 total tokens, SoS+ on wide beams too": "at most 1,024 total tokens, SoS+ on wide beams too: APR, ",
     "RL's gain of APR": "RL's gain, APR",
     "RL's gain of APR on drawn beams": "RL's gain, APR, drawn beams",
     "RL's gain of SoS+": "RL's gain, SoS+",
     "RL's gain of APR held to 18 children": "RL's gain, APR, held",
+    "RL's gain of APR on drawn beams, held to 12 children": "RL's gain, APR, drawn beams, held",
     "RL's gain of APR, temperature 1": "RL's gain, APR, T = 1",
     "RL's gain of APR on drawn beams, temperature 1": "RL's gain, APR, drawn beams, T = 1",
     "RL's gain of SoS+, temperature 1": "RL's gain, SoS+, T = 1",
