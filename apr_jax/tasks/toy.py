@@ -1,4 +1,4 @@
-"""HiddenDigit: a toy task, which shows how little a second one takes. The tests of the interface use it; nothing trains on it.
+"""HiddenDigit: a toy task, which shows how little a second one takes. `examples/learn_to_spawn.py` trains on it.
 
 The prompt shows two digits, `3+4`; the answer is the last digit of their sum. Two habits are demonstrated, half and
 half: the root guesses at random (right one time in ten), or it spawns one child with the message `3+4=`, which knows
