@@ -291,16 +291,14 @@ def _under(text: str) -> str:
 
 
 def _warned(results: Results) -> list[str]:
-    """Every warning, but not that no tree spawned where the prompt asked for it.
+    """Every warning, but not that no tree spawned where none should.
 
     Of the traces: a `summary.json` may be older than what is warned of.
     """
     return [
         f"{one.label}: {text}"
         for one in results.answered.values()
-        for text in warnings(
-            summarize(one.traces), "" if one.evaluation.decoding.condition == 0 else one.summary["method"]
-        )
+        for text in warnings(summarize(one.traces), "" if one.evaluation.decoding.childless else one.summary["method"])
     ]
 
 

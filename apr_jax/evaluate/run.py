@@ -71,6 +71,11 @@ class Decoding:
     constrain: bool = False
     bins: int | None = None
 
+    @property
+    def childless(self) -> bool:
+        """Whether its trees are asked for no child, or held to none."""
+        return 0 in (self.condition, self.forced)
+
     def __post_init__(self):
         if self.samples > 1 and self.temperature <= 0:
             raise UsageError(
@@ -113,7 +118,7 @@ def evaluate(
         model = {name: getattr(restored, name) for name in ("method", "stage", "step")}
         summary = summarize(read_traces(mirror.local / TRACES)) | model | {"checkpoint": restored.path} | settings
         (mirror.local / SUMMARY).write_text(json.dumps(summary, indent=2) + "\n")
-    print_warnings(warnings(summary, restored.method))
+    print_warnings(warnings(summary, "" if decoding.childless else restored.method))
     return summary
 
 

@@ -3,6 +3,7 @@
 Screenshots are left in the folder that pytest keeps (`--basetemp` names it).
 """
 
+import collections
 import json
 import os
 
@@ -15,7 +16,7 @@ import trees
 from browsing import NARROW, WIDE, chromium, needs_browser, settle, tabs
 
 from apr_jax.data.tokenizer import Tokenizer
-from apr_jax.evaluate.trace import to_trace, unpack_streams
+from apr_jax.evaluate.trace import KINDS, to_trace, unpack_streams
 from apr_jax.evaluate.viewer import link, page
 from apr_jax.learn.answers import extract_answers
 from apr_jax.tasks import Countdown, CountdownConfig, Problem, Thread
@@ -32,6 +33,17 @@ FOCUSED = """() => {
   const e = document.activeElement, style = getComputedStyle(e);
   return [`${e.tagName}#${e.id || e.className}`, `${style.outlineStyle} ${style.outlineWidth}`,
     Boolean(e.ariaLabel || e.labels?.length || e.textContent)];
+}"""
+
+COLOUR = "(token) => getComputedStyle(document.querySelector(token)).color"
+# Of each thread of a problem: of each token its classes, and the colour in which it is written.
+COLOURS = """(problem) => {
+  viewer.chooser.choose(problem);
+  const pane = viewer.panes[0];
+  return pane.tree.rows.map(({ slot }) => {
+    pane.pick(slot);
+    return [slot, pane.text.tokens.map((token) => [[...token.classList], getComputedStyle(token).color])];
+  });
 }"""
 
 
@@ -79,6 +91,11 @@ def show(browser, tmp_path):
             return open_file(path, anchor, viewport, scheme)
 
         yield open_page
+
+
+def kinds_of(thread):
+    """Of each token, [length]."""
+    return np.repeat([kind for kind, _ in thread["spans"]], thread["lengths"])
 
 
 def until(tab, code):
@@ -129,7 +146,7 @@ def test_a_line_holds_every_token(forest, evaluations):
             np.testing.assert_allclose(logprobs, forest.logprob[at], atol=5.1e-4)
             pieces = [trace["pieces"][str(token)] for token in ids]
             assert "".join(piece for piece in pieces if piece not in silent) == thread["text"]
-            kinds = np.repeat([kind for kind, _ in thread["spans"]], thread["lengths"])
+            kinds = kinds_of(thread)
             np.testing.assert_array_equal(np.isin(kinds, ["given", "joined"]), ~forest.sampled[at])
             np.testing.assert_array_equal(kinds == "spawn", forest.island[at] > 0)
 
@@ -188,9 +205,43 @@ def test_a_text_goes_token_by_token_and_says_log_probs(show, evaluations):
         assert ("given" in said) == (logprob == 0 and "log-prob" not in said)
         if "log-prob" in said:
             assert f"log-prob {logprob:.3f}".replace("-0.000", "0.000") in said.replace("-0.000", "0.000")
+
+
+def test_the_pointer_over_a_token_says_its_log_prob(show, evaluations):
+    """Of each kind the token that the model found least likely; what was given has none."""
+    trace = max(evaluations["apr-rl"], key=lambda trace: len(dict(trace["threads"][0]["spans"])))
+    tab = show(evaluations, link("apr-rl", problem=trace["id"]))
+    (ids, logprobs), kinds = unpack_streams(trace)[0], kinds_of(trace["threads"][0])
+    assert set(kinds) == {*KINDS}
+    for kind in KINDS:
+        place = min(np.flatnonzero(kinds == kind), key=lambda place: logprobs[place])
+        tab.hover(f'.thread >> nth=0 >> [data-place="{place}"]')
+        said = tab.inner_text("#tip")
+        assert f"(id {ids[place]})" in said and f"token {place + 1} of {len(ids)}" in said
+        if kind in ("given", "joined"):
+            assert "log-prob" not in said and "given" in said
+        else:
+            assert logprobs[place] < -0.1 and f"log-prob {logprobs[place]:.3f}" in said
     tab.mouse.move(0, 0)
-    tab.hover(".thread .t >> nth=1")
-    assert f"(id {ids[1]})" in tab.inner_text("#tip")
+    assert tab.is_hidden("#tip")
+
+
+def test_the_colour_of_every_token_is_that_of_its_kind(show, evaluations):
+    """As the legend has them, no two alike."""
+    tab = show(evaluations)
+    legend = {kind: tab.evaluate(COLOUR, f".legend .t.{kind}") for kind in KINDS}
+    assert len(set(legend.values())) == len(KINDS)
+    seen = collections.Counter()
+    for trace in evaluations["apr-rl"]:
+        drawn = dict(tab.evaluate(COLOURS, trace["id"]))
+        assert sorted(drawn) == [thread["slot"] for thread in trace["threads"]]
+        for thread in trace["threads"]:
+            kinds = kinds_of(thread).tolist()
+            classes, colours = zip(*drawn[thread["slot"]], strict=True)
+            assert [[name for name in of if name in KINDS] for of in classes] == [[kind] for kind in kinds]
+            assert list(colours) == [legend[kind] for kind in kinds]
+            seen.update(kinds)
+    assert min(seen[kind] for kind in KINDS) > 50
 
 
 def test_time_shows_in_the_text(show, evaluations):
@@ -227,31 +278,6 @@ def test_choosing_by_outcome_failure_and_link(show, evaluations):
     settle(tab)
     assert chosen(tab)["problem"] == last
     assert "no tree of this problem" in tab.inner_text(".verdict >> nth=1")
-
-
-def test_five_hundred_threads_cost_what_twenty_do(show):
-    """Only what is in view is drawn, and a step touches only what it changes."""
-    work = {}
-    for name, levels in (("few", (4, 4)), ("many", (20, 24)), ("deep", (2,) * 8)):
-        trace = traced(trees.to_forest(trees.family(levels, "1"), DIGITS), 0, DIGITS)
-        tab = show({"apr": [trace]}, viewport={"width": 1280, "height": 1000})
-        lanes, touched = [tab.evaluate("viewer.panes[0].lanes.drawn")], []
-        tab.keyboard.press("Home")
-        for _ in range(12):
-            tab.keyboard.press("Shift+ArrowRight")
-            settle(tab)
-            lanes.append(tab.evaluate("viewer.panes[0].lanes.drawn"))
-            touched.append(tab.evaluate("viewer.panes[0].text.touched"))
-        tab.evaluate("viewer.panes[0].lanes.host.scrollTop = 1e6")
-        settle(tab)
-        lanes.append(tab.evaluate("viewer.panes[0].lanes.drawn"))
-        work[name] = max(lanes), max(touched), len(trace["threads"])
-    assert [threads for _, _, threads in work.values()] == [21, 501, 511]
-    assert min(lanes for lanes, _, _ in work.values()) > 60
-    # As many lanes as fit into the view, with some ten elements each, whatever else the tree has.
-    assert max(lanes for lanes, _, _ in work.values()) < 400
-    assert max(touched for _, touched, _ in work.values()) < 120
-    assert work["many"][0] < 2 * work["few"][0]
 
 
 def test_no_text_of_a_model_gets_out_of_its_place(show, evaluations):

@@ -1,5 +1,5 @@
-// Threads as lanes over time, on a canvas that is as large as what one sees of it: only lanes in view are drawn, so a frame costs
-// the same for five threads and for five thousand.
+// Threads as lanes over time, on a canvas that is as large as what one sees of it. A frame looks at the lanes in view and at the
+// ancestors of the first of them, no others: it costs the same for five threads and for five thousand.
 "use strict";
 
 const ROW = 20, BAR = 12, HEAD = 50, PROFILE = 28, GUTTER = 62, MARGIN = 14, MOST_ZOOM = 64;
@@ -8,7 +8,7 @@ const PAINT = ["card", "sunk", "ink", "soft", "line", "accent", "good", "bad", "
 class Lanes {
   // pick(slot): a thread was chosen; seek(time): a time was chosen; tip(text, x, y): what is under the pointer ("" is nothing).
   constructor({ pick, seek, tip }) {
-    Object.assign(this, { pick, seek, tip, zoom: 1, drawn: 0, frame: 0, hover: -1, seeking: false });
+    Object.assign(this, { pick, seek, tip, zoom: 1, drawn: 0, left: 0, above: 0, frame: 0, hover: -1, seeking: false });
     this.canvas = element("canvas", { "aria-hidden": "true" });
     this.room = element("div", {}, this.canvas);
     this.host = element("div", { class: "lanes", tabIndex: 0, role: "group" }, this.room);
@@ -67,7 +67,8 @@ class Lanes {
     this.host.scrollLeft = GUTTER + step * this.scale - x;
   }
 
-  x(step) { return GUTTER + step * this.scale - this.host.scrollLeft; }
+  // Within a frame; the browser is asked once for how far the drawing is scrolled.
+  x(step) { return GUTTER + step * this.scale - this.left; }
   stepAt(x) { return Math.max(0, Math.min(this.steps, (x + this.host.scrollLeft - GUTTER) / this.scale)); }
   rowAt(y) { return y < HEAD ? -1 : Math.floor((y - HEAD + this.host.scrollTop) / ROW); }
 
@@ -116,11 +117,11 @@ class Lanes {
     if (!this.tree || !this.width) return;
     const pen = this.canvas.getContext("2d"), dense = devicePixelRatio || 1;
     this.paint ??= readPaint(this.host);
-    this.drawn = 0;
+    Object.assign(this, { drawn: 0, left: this.host.scrollLeft, above: this.host.scrollTop });
     pen.setTransform(dense, 0, 0, dense, 0, 0);
     pen.clearRect(0, 0, this.width, this.height);
-    const first = Math.floor(this.host.scrollTop / ROW);
-    const last = Math.min(this.tree.rows.length, Math.ceil((this.host.scrollTop + this.height - HEAD) / ROW));
+    const first = Math.floor(this.above / ROW);
+    const last = Math.min(this.tree.rows.length, Math.ceil((this.above + this.height - HEAD) / ROW));
     pen.save();
     pen.beginPath();
     pen.rect(0, HEAD, this.width, this.height - HEAD);
@@ -134,7 +135,7 @@ class Lanes {
     this.drawNow(pen);
   }
 
-  top(row) { return HEAD + row * ROW - this.host.scrollTop; }
+  top(row) { return HEAD + row * ROW - this.above; }
 
   box(pen, colour, x, y, width, height) {
     pen.fillStyle = colour;
@@ -166,11 +167,12 @@ class Lanes {
     pen.globalAlpha = 1;
   }
 
-  // A spawn goes down from the parent to the last of its children, a join comes up again where the last of them has ended.
+  // A spawn goes down from the parent to the last of its children, a join comes up again where the last of them has ended. Rows
+  // are in depth-first order, so what links a lane above the view to one in it or below belongs to an ancestor of the first.
   drawLinks(pen, first, last) {
-    const clip = (row) => this.top(Math.max(first - 1, Math.min(last, row))) + ROW / 2;
-    for (const thread of this.tree.rows) {
-      if (thread.row >= last) break;
+    const clip = (row) => this.top(Math.max(first - 1, Math.min(last, row))) + ROW / 2, linked = this.tree.rows.slice(first, last);
+    for (let above = linked[0]; (above = this.tree.threads.get(above?.parent)); ) linked.push(above);
+    for (const thread of linked) {
       for (const { children, from, to } of thread.rounds) {
         if (!children.length || children.at(-1).row < first) continue;
         const low = clip(children.at(-1).row), high = clip(thread.row);

@@ -46,19 +46,19 @@ class ThreadText {
     return made;
   }
 
-  // Tokens that are still to come are faint; only those that change are touched.
+  // Tokens that are still to come and children that have not ended are faint; only those that change are touched.
   setTime(time) {
-    const there = written(this.thread, time), [from, to] = [Math.min(there, this.there), Math.max(there, this.there)];
-    for (let place = from; place < to; place++) this.tokens[place].classList.toggle("later", place >= there);
-    this.touched = to - from;
-    this.there = there;
-    if (this.rows) {
-      for (const [child, row] of this.rows) {
-        const later = child.end > time;
-        if (row.classList.contains("later") !== later) { row.classList.toggle("later", later); this.touched += 1; }
-      }
-    }
+    const there = written(this.thread, time), ended = upTo(this.ends, time);
+    this.touched = this.fade(this.tokens, this.there, there) + this.fade(this.rows, this.ended, ended);
+    Object.assign(this, { there, ended });
     if (there && there < this.tokens.length) this.reveal(this.tokens[there - 1]);
+  }
+
+  // So many of the elements, in the order of their time, were there, and so many are now; returns how many that changes.
+  fade(elements, before, now) {
+    const [from, to] = [Math.min(before, now), Math.max(before, now)];
+    for (let place = from; place < to; place++) elements[place].classList.toggle("later", place >= now);
+    return to - from;
   }
 
   // Scrolls the text, never the page.
@@ -119,12 +119,13 @@ class ThreadText {
     this.path.replaceChildren(...parts, element("span", { class: "soft grow" }, describe(this.thread)));
   }
 
+  // Adds `rows` of the table and their `ends`, the child that ends first before the others.
   showChildren() {
-    this.rows = null;
     const all = this.thread.rounds.flatMap((round, place) => round.children.map((child) => [child, place]));
+    Object.assign(this, { rows: [], ends: [], ended: 0 });
     this.children.hidden = !all.length;
     if (!all.length) { this.children.replaceChildren(); return; }
-    this.rows = all.map(([child, place]) => [child, element("tr", {},
+    const rows = all.map(([child, place]) => [child, element("tr", { class: "later" },
       element("td", {}, element("button", { type: "button", onclick: () => this.pick(child.slot), "aria-label": `to thread ${child.slot}` }, child.name)),
       ...(this.thread.rounds.length > 1 ? [element("td", {}, String(place + 1))] : []),
       element("td", { class: "words" }, child.message),
@@ -133,7 +134,10 @@ class ThreadText {
     const head = ["child", ...(this.thread.rounds.length > 1 ? ["spawn"] : []), "message", "returned", "steps"];
     this.children.replaceChildren(element("table", {},
       element("thead", {}, element("tr", {}, ...head.map((name) => element("th", { class: ["message", "returned"].includes(name) ? "words" : "" }, name)))),
-      element("tbody", {}, ...this.rows.map(([, row]) => row))));
+      element("tbody", {}, ...rows.map(([, row]) => row))));
+    rows.sort(([one], [other]) => one.end - other.end);
+    this.rows = rows.map(([, row]) => row);
+    this.ends = rows.map(([child]) => child.end);
   }
 }
 

@@ -74,13 +74,16 @@ function words(thread, tree, kind) {
 }
 
 // How many tokens are there at a time: `at` never falls.
-function written(thread, time) {
-  let low = 0, high = thread.at.length;
+function written(thread, time) { return thread.start <= time ? upTo(thread.at, time) : 0; }
+
+// How many of ascending numbers are no more than that.
+function upTo(numbers, most) {
+  let low = 0, high = numbers.length;
   while (low < high) {
     const middle = (low + high) >> 1;
-    if (thread.at[middle] <= time) low = middle + 1; else high = middle;
+    if (numbers[middle] <= most) low = middle + 1; else high = middle;
   }
-  return thread.start <= time ? low : 0;
+  return low;
 }
 
 // How a thread ended, in a word for the reader.
