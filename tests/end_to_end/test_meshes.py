@@ -9,6 +9,7 @@ from whole_runs import assert_close, changed, logged
 
 from apr_jax.config import MeshConfig
 from apr_jax.data.tokenizer import Tokenizer
+from apr_jax.learn import rl, sft
 from apr_jax.learn.checkpoint import Checkpoints, Run, load_checkpoint
 from apr_jax.learn.config import OptimizerConfig, RewardConfig
 from apr_jax.learn.optimizer import make_optimizer
@@ -17,6 +18,7 @@ from apr_jax.learn.rl import train_rl
 from apr_jax.learn.sft import train_sft
 from apr_jax.learn.state import init_state
 from apr_jax.learn.steps import place_whole
+from apr_jax.model import attention
 from apr_jax.model.sharding import make_mesh, shardings
 from apr_jax.model.transformer import init_params
 from apr_jax.threads import make_prompts
@@ -31,6 +33,8 @@ def _factorisations(devices):
 
 EIGHT = _factorisations(8)
 ALL = [axes for devices in (1, 2, 4, 8) for axes in _factorisations(devices)]
+FAST = ((8, 1, 1), (2, 2, 2), (1, 1, 8))  # The others are slow.
+HEADS, KV_HEADS = 16, 8  # Eight devices can share either.
 OPTIMIZER = make_optimizer(OptimizerConfig(name="muon"), 10)
 
 
@@ -39,7 +43,13 @@ def test_there_are_ten_ways_to_lay_out_eight_devices():
 
 
 def _blank(config, axes, seed):
-    return init_state(init_params(config.model, 32, jax.random.key(seed)), OPTIMIZER, make_mesh(*axes))
+    return init_state(init_params(_on(config, axes).model, 32, jax.random.key(seed)), OPTIMIZER, make_mesh(*axes))
+
+
+def _heads(state):
+    """How many heads, and key/value heads, a device has of the weights."""
+    q, kv = (state.params["layers"][name].addressable_shards[0].data for name in ("q", "kv"))
+    return q.shape[2], kv.shape[3]
 
 
 @pytest.mark.parametrize("home", [(1, 1, 1), (2, 2, 2)])
@@ -62,15 +72,44 @@ def test_a_checkpoint_restores_on_every_mesh(config, tmp_path, home):
             wanted = shardings(restored, make_mesh(*axes))
             for leaf, sharding in zip(jax.tree.leaves(restored), jax.tree.leaves(wanted), strict=True):
                 assert leaf.sharding.is_equivalent_to(sharding, leaf.ndim), (axes, leaf.shape)
+            assert _heads(restored) == (HEADS // axes[2], KV_HEADS // axes[2])
             spread += not all(leaf.is_fully_replicated for leaf in jax.tree.leaves(restored))
         assert spread == sum(f * t > 1 for _, f, t in ALL), "otherwise nothing was moved"
     jax.tree.map(np.testing.assert_array_equal, load_checkpoint(tmp_path).params, saved.params)
 
 
-def _on(config, axes):
-    """Eight rows, so that they divide; a model whose heads do, keys and values too where two devices share them."""
-    model = dataclasses.replace(config.model, heads=4, kv_heads=2)
+def _on(config, axes, heads=HEADS, kv_heads=KV_HEADS):
+    """Eight rows, and heads, keys and values of which each of up to eight devices has its own."""
+    model = dataclasses.replace(config.model, heads=heads, kv_heads=kv_heads)
     return changed(config, sft={"rows": 8}, model=model, mesh=MeshConfig(*axes))
+
+
+@pytest.fixture
+def held(monkeypatch):
+    """How many (query, key/value) heads a device has in a run: of what it attends over, and of the weights of each update."""
+    found, attend = set(), attention._attend
+
+    def spy(q, k, *rest):
+        found.add((q.shape[2], k.shape[1]))
+        return attend(q, k, *rest)
+
+    def watched(make):
+        def make_watched(*args):
+            step = make(*args)
+
+            def update(*args):
+                state, metrics = step(*args)
+                found.add(_heads(state))
+                return state, metrics
+
+            return update
+
+        return make_watched
+
+    monkeypatch.setattr(attention, "_attend", spy)
+    monkeypatch.setattr(sft, "make_sft_step", watched(sft.make_sft_step))
+    monkeypatch.setattr(rl, "make_rl_step", watched(rl.make_rl_step))
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -82,11 +121,12 @@ def alone(config, data_dir, tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    "axes", [pytest.param(axes, marks=() if axes in ((2, 2, 2), (8, 1, 1)) else pytest.mark.slow) for axes in EIGHT]
+    "axes", [pytest.param(axes, marks=() if axes in FAST else pytest.mark.slow) for axes in EIGHT], ids=str
 )
-def test_the_loss_curve_is_that_of_one_device(config, data_dir, alone, tmp_path, axes):
+def test_the_loss_curve_is_that_of_one_device(config, data_dir, alone, tmp_path, held, axes):
     train_sft(_on(config, axes), data_dir, tmp_path, "apr", progress=False)
     assert_close(tmp_path, alone)
+    assert held == {(HEADS // axes[2], KV_HEADS // axes[2])}
 
 
 def test_a_run_moves_from_mesh_to_mesh(config, data_dir, alone, tmp_path, monkeypatch):
@@ -129,20 +169,21 @@ def reinforced_alone(config, data_dir, tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("axes", EIGHT)
-def test_reinforcement_is_that_of_one_device(config, data_dir, reinforced_alone, tmp_path, axes):
+@pytest.mark.parametrize("axes", EIGHT, ids=str)
+def test_reinforcement_is_that_of_one_device(config, data_dir, reinforced_alone, tmp_path, held, axes):
     """Whole steps: sampling, replay of the trees, two updates each, greedy validation; weights and trees split up."""
     start, alone = reinforced_alone
     _reinforce(config, axes, data_dir, tmp_path, start)
     # Lanes are counted a shard: on eight shards there are eight times as many, for the same trees.
     assert_close(tmp_path, alone, but=("lane_occupancy",))
+    assert held == {(HEADS // axes[2], KV_HEADS // axes[2])}
     assert all(line["logprob_difference_worst"] < 1e-4 for line in logged(tmp_path)[1:])
 
 
 @pytest.mark.slow
-def test_rollouts_are_the_same_trees_on_every_mesh(config, checkpoint):
+def test_rollouts_are_the_same_trees_on_every_mesh(config, alone):
     """Sampled, not greedy: every token of every tree, and who spawned whom."""
-    restored = load_checkpoint(checkpoint)
+    restored = load_checkpoint(alone)
     random = np.random.default_rng(0)
     ids = [[1, *random.integers(10, restored.tokenizer.vocab_size, 5).tolist()] for _ in range(64)]
     # A barely trained model seldom spawns well of its own accord: half of the roots must, and none may err.
@@ -151,7 +192,7 @@ def test_rollouts_are_the_same_trees_on_every_mesh(config, checkpoint):
 
     def trees(axes):
         mesh = make_mesh(*axes)
-        rollout = make_policy_rollout(config.model, limits, config.schedule, mesh)
+        rollout = make_policy_rollout(_on(config, axes).model, limits, config.schedule, mesh)
         forest, _ = rollout(place_whole(restored.params, mesh), prompts, jax.random.key(7))
         return jax.device_get(forest)
 

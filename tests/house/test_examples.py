@@ -19,6 +19,7 @@ def _has_a_tree(said):
     assert "root" in said and "└ 1" in said and "┳" in said and "┻" in said
 
 
+@pytest.mark.slow
 def test_rl_teaches_a_transformer_to_spawn_and_from_nothing_it_does_not(capsys):
     """The example with fewer steps: what imitation leaves to chance becomes certain."""
     runpy.run_path(str(EXAMPLES["learn_to_spawn"]))["main"](imitate=200, steps=41, scratch=21)

@@ -1,10 +1,15 @@
 """`--profile`: the trace of one step, and steps that a run does not have."""
 
+import gzip
+import re
+
 import pytest
+from whole_runs import changed
 
 from apr_jax.errors import UsageError
 from apr_jax.learn import profile
 from apr_jax.learn.profile import profiled
+from apr_jax.learn.rl import train_rl
 from apr_jax.learn.sft import train_sft
 
 
@@ -15,6 +20,15 @@ def test_a_profile_of_a_step_is_written_and_named(config, data_dir, tmp_path, ca
     assert list(run.glob("*.xplane.pb")) and (run / "perfetto_trace.json.gz").is_file()
     with pytest.raises(UsageError, match="--profile 3: of the run in .* all 6 steps are done"):
         train_sft(config, data_dir, tmp_path, "apr", progress=False, profile=3)
+
+
+def test_a_profile_of_reinforcement_has_the_rollout_and_the_update(config, data_dir, checkpoint, tmp_path, capsys):
+    short = changed(config, rl={"steps": 2, "validate_every": 9})
+    train_rl(short, data_dir, tmp_path, checkpoint, progress=False, profile=2)
+    assert f"profile of step 2: {tmp_path / 'profile'}" in capsys.readouterr().err
+    (trace,) = (tmp_path / "profile").rglob("perfetto_trace.json.gz")
+    called = re.findall(r"PjitFunction\((rollout|step)\)", gzip.decompress(trace.read_bytes()).decode())
+    assert called.count("step") == 2 * called.count("rollout") > 0, "two inner steps"
 
 
 @pytest.mark.parametrize("step", [0, 2, 7])

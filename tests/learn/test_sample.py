@@ -5,7 +5,7 @@ import struct
 import jax
 import numpy as np
 import pytest
-from tensorboardX.proto.event_pb2 import Event
+from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from apr_jax.data.tokenizer import Tokenizer
 from apr_jax.learn import sample
@@ -63,23 +63,47 @@ def test_a_long_tree_is_cut(forest, monkeypatch):
     assert cut == f"{whole[:50]}\n... {len(whole) - 50} characters more"
 
 
-def _texts(folder):
-    """(step, name, text) of the event files of TensorBoard: length, its checksum, event, its checksum."""
-    for path in sorted(folder.glob("events*")):
+def shown(workdir):
+    """What TensorBoard shows of a run, {(name, step): number or text}.
+
+    Its event files are of records: length, its checksum, event, its checksum. A start of the run takes back what earlier ones
+    said of its first step and those after it.
+    """
+    found = {}
+    for path in sorted((workdir / "tensorboard").glob("events*")):
         data = path.read_bytes()
         while data:
             (size,) = struct.unpack("<Q", data[:8])
             event = Event.FromString(data[12 : 12 + size])
             data = data[16 + size :]
+            if event.session_log.status == SessionLog.START:
+                found = {key: value for key, value in found.items() if key[1] < event.step}
             for value in event.summary.value:
-                if value.tensor.string_val:
-                    yield event.step, value.tag, value.tensor.string_val[0].decode()
+                key, text = (value.tag, event.step), value.tensor.string_val
+                assert key not in found, "a step is shown once"
+                found[key] = text[0].decode() if text else value.simple_value
+    return found
 
 
 def test_tensorboard_gets_text_as_it_is(tmp_path):
     with Recorder(tmp_path, 0, 9, 1, "rl", ("trees",), (), progress=False) as recorder:
         recorder.show_text(4, "validation_tree", "a *b*\n\n<join>")
-    ((step, name, text),) = _texts(tmp_path / "tensorboard")
-    assert (step, name) == (4, "validation_tree/text_summary")
     # Markdown shows what is indented by four as code, line by line.
-    assert text == "    a *b*\n    \n    <join>\n"
+    assert shown(tmp_path) == {("validation_tree/text_summary", 4): "    a *b*\n    \n    <join>\n"}
+
+
+def test_tensorboard_shows_a_step_that_is_done_again_once(tmp_path):
+    """A killed run goes on from its last checkpoint: what it had shown of the steps after it is taken back."""
+    for start, stop in ((0, 5), (3, 7)):
+        with Recorder(tmp_path, start, 9, 1, "sft", ("tokens",), (), progress=False) as recorder:
+            for step in range(start + 1, stop + 1):
+                recorder.record(step, {"loss": start + step / 8})
+                recorder.show_text(step, "validation_tree", f"of {start}")
+            recorder.flush()
+        for file in (tmp_path / "tensorboard").glob("events.out*"):  # Starts of one second write to one file.
+            file.rename(file.with_name(f"events.{start}"))
+    found = shown(tmp_path)
+    assert {step: value for (name, step), value in found.items() if name == "loss"} == {
+        step: 3 * (step > 3) + step / 8 for step in range(1, 8)
+    }
+    assert [found["validation_tree/text_summary", step].strip() for step in (3, 4)] == ["of 0", "of 3"]

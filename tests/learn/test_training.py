@@ -12,7 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from whole_runs import SHARES, Interrupt, changed, logged, repeatable, train_command, write_config
+from test_sample import shown
+from test_trainer import compilations
+from whole_runs import SHARES, WALL_CLOCK, Interrupt, changed, logged, repeatable, train_command, write_config
 
 from apr_jax.config import MeshConfig
 from apr_jax.data.packing import Rows
@@ -26,6 +28,7 @@ from apr_jax.learn.objective import cross_entropy
 from apr_jax.learn.replay import token_logprobs
 from apr_jax.learn.rl import train_rl
 from apr_jax.learn.sft import train_sft
+from apr_jax.tasks import load_problems
 
 _ROOT = Path(__file__).parents[2]
 _METRICS = _ROOT / "docs" / "metrics.md"
@@ -38,6 +41,11 @@ def _documented(stage):
     for name, _, file in rows:
         assert (_ROOT / "apr_jax" / file).is_file(), name
     return {name for name, of, _ in rows if of in (stage, "both")}
+
+
+def _shown(workdir):
+    """The same of two equal runs."""
+    return {key: value for key, value in shown(workdir).items() if key[0] not in WALL_CLOCK}
 
 
 def _equal(got, expected):
@@ -67,15 +75,18 @@ def test_sft_learns_and_saves(unbroken, config):
 def test_sft_stopped_and_resumed_is_the_unbroken_run(
     unbroken, config, data_dir, tmp_path, monkeypatch, number, error, at
 ):
-    with monkeypatch.context() as patch:
+    with monkeypatch.context() as patch, compilations() as compiled:
         patch.setattr(sft, "make_sft_step", Interrupt(sft.make_sft_step, at, number))
         with pytest.raises(error) as caught:
             train_sft(config, data_dir, tmp_path, "apr", progress=False)
+    assert compiled.count("jit(step)") == 1, "for the first state, and for what comes out of a step"
     if error is SystemExit:
         assert caught.value.code == 143
     assert load_checkpoint(tmp_path).step == at, "the step under way is finished and saved"
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
-    state = train_sft(config, data_dir, tmp_path, "apr", progress=False)
+    with compilations() as compiled:
+        state = train_sft(config, data_dir, tmp_path, "apr", progress=False)
+    assert compiled.count("jit(step)") == 1, "for what a checkpoint gives, too"
     _equal(state, unbroken[1])
     assert repeatable(tmp_path) == repeatable(unbroken[0])
 
@@ -108,6 +119,7 @@ def test_a_validation_of_supervised_training_that_was_due_is_done_by_the_next_st
     train_sft(changed(config, sft={"validate_every": 4}), data_dir, tmp_path, "apr", progress=False)
     assert repeatable(tmp_path) == repeatable(validated[0])
     assert _scores(tmp_path, 4) == _scores(validated[0], 4) != {}
+    assert _shown(tmp_path) == _shown(validated[0])
 
 
 def test_a_finished_run_trains_no_more(unbroken, config, data_dir):
@@ -234,6 +246,23 @@ def test_every_logged_name_is_documented_and_no_other(validated, unbroken_rl):
         assert set().union(*lines) == _documented(stage)
 
 
+def test_tensorboard_shows_every_number_that_is_logged_and_a_tree_of_every_validation(validated, unbroken_rl, data_dir):
+    problem = load_problems(data_dir / "validation.jsonl")[0]
+    asked = f"{','.join(map(str, problem.numbers))} -> {problem.target}: "
+    for (workdir, _), validations in ((validated, [4, 6]), (unbroken_rl, [0, 2, 3])):
+        found, lines = shown(workdir), logged(workdir)
+        numbers = {
+            (name, line["step"]): value
+            for line in lines
+            for name, value in line.items()
+            if name not in ("step", "stage")
+        }
+        texts = {step: found.pop(("validation_tree/text_summary", step)).split() for step in validations}
+        assert found == pytest.approx(numbers, rel=1e-6)  # TensorBoard's are float32.
+        for words in texts.values():
+            assert " ".join(words).startswith((asked + "right ", asked + "wrong ")) and "root" in words, words
+
+
 def test_the_shares_of_an_rl_step_add_up_and_its_seconds_are_those_of_its_throughput(unbroken_rl):
     lines = logged(unbroken_rl[0])[1:]
     for line in lines:
@@ -295,6 +324,7 @@ def test_rl_stopped_and_resumed_is_the_unbroken_run(
     state = train_rl(config, data_dir, tmp_path, unbroken[0], progress=False)
     _equal(state, unbroken_rl[1])
     assert repeatable(tmp_path) == repeatable(unbroken_rl[0])
+    assert _shown(tmp_path) == _shown(unbroken_rl[0])
     scores = [_scores(workdir, 2) for workdir in (tmp_path, unbroken_rl[0])]
     assert scores[0] == scores[1] != {}, "the checkpoint of step 2 can be the best one"
 

@@ -63,6 +63,55 @@ def assert_equal(got, expected):
         np.testing.assert_allclose(a, b, atol=3e-5)
 
 
+def threads_about(size):
+    """Rows of five blocks of `size` columns, whose threads are about as long as a block; two rows end with padding."""
+    lengths = (
+        (size, size, 2 * size),
+        (size - 1, size + 1, size, 2 * size),
+        (size + 1, size - 1, size, size + 1, size - 1),
+        (1, 3 * size - 2, size, 3),
+    )
+    rows = [np.repeat(np.arange(1, len(row) + 1), row) for row in lengths]
+    return jnp.asarray([np.pad(row, (0, 5 * size - len(row))) for row in rows], jnp.int32)
+
+
+def assert_only_what_is_seen_is_read(attend, size):
+    """NaN in a block of `size` columns does not come through to blocks of other threads, as it would through a mask.
+
+    A block of queries reads the blocks where its threads have keys before it. The NaN are in all that belongs to a block:
+    forward in keys and values (and its own queries), backward in the gradient and what was kept of the forward pass too.
+    """
+    segment = threads_about(size)
+    *x, _, island = inputs(1, segment.shape[1], 2)
+    x.append(jnp.cos(jnp.arange(x[0].size, dtype=jnp.float32)).reshape(x[0].shape))
+
+    @jax.jit
+    def run(q, k, v, grad):
+        out, pull = jax.vjp(lambda *x: attend(*x, segment, island), q, k, v)
+        return out, *pull(grad)
+
+    def by_block(out, d_q, d_k, d_v):
+        columns_first = out, d_q, d_k.swapaxes(1, 2), d_v.swapaxes(1, 2)
+        return [np.asarray(part).reshape(ROWS, 5, -1) for part in columns_first]
+
+    threads = np.asarray(segment).reshape(ROWS, 5, size)
+    common = (threads[:, :, None, :, None] == threads[:, None, :, None, :]).any((3, 4))
+    reads = common & np.tri(5, dtype=bool)  # [row, block of queries, block of keys]
+    clean = by_block(*run(*x))
+    assert all(np.isfinite(part).all() for part in clean)
+    for block in range(5):
+        here = slice(block * size, (block + 1) * size)
+        q, k, v, grad = x
+        q, grad = (part.at[:, here].set(jnp.nan) for part in (q, grad))
+        k, v = (part.at[:, :, here].set(jnp.nan) for part in (k, v))
+        got = by_block(*run(q, k, v, grad))
+        queries = reads[:, :, block]
+        keys = (queries[:, :, None] & reads).any(1)
+        assert np.isnan(got[0][queries]).all() and not queries.all() and not keys.all()
+        for mine, expected, lost in zip(got, clean, (queries, queries, keys, keys), strict=True):
+            np.testing.assert_array_equal(mine[~lost], expected[~lost], err_msg=f"NaN in block {block}")
+
+
 @pytest.mark.parametrize("length", [1, 9, 64, 65, 200])
 @pytest.mark.parametrize("groups", [1, 2, 4])
 def test_equals_the_naive_twin_on_random_packings(length, groups):
@@ -80,6 +129,13 @@ def test_groups_together_as_on_an_accelerator(monkeypatch):
     together = with_gradients(attend_packed, *x)
     monkeypatch.setattr(jax.lax, "platform_dependent", choose)
     assert_equal(together, with_gradients(naive, *x))
+
+
+@pytest.mark.parametrize("together", [False, True])
+def test_what_no_query_of_a_block_sees_is_not_read(together, monkeypatch):
+    if together:
+        monkeypatch.setattr(jax.lax, "platform_dependent", lambda *x, cpu, default: default(*x))
+    assert_only_what_is_seen_is_read(attend_packed, attention.BLOCK)
 
 
 @pytest.mark.parametrize("axes", [(4, 1, 1), (1, 2, 2), (2, 1, 4), (1, 4, 2)])

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_attention import assert_equal, inputs, naive, with_gradients
+from test_attention import assert_equal, assert_only_what_is_seen_is_read, inputs, naive, with_gradients
 
 from apr_jax.model import attention, attention_tpu
 from apr_jax.model.attention_tpu import attend_on_tpu, block_range
@@ -41,15 +41,7 @@ def test_equals_the_form_of_other_devices_in_bfloat16():
 
 
 def test_what_no_query_of_a_block_sees_is_not_read():
-    """NaN in another thread's blocks of keys and values does not come through, as it would through a mask."""
-    q, k, v, _, island = inputs(1, 512, 4)
-    segment = jnp.repeat(jnp.asarray([[1, 2, 3, 0]] * len(q)), 128, axis=1)
-    poison = (segment == 2)[:, None, :, None]
-    out = interpreted(q, *(jnp.where(poison, jnp.nan, x) for x in (k, v)), segment, island)
-    clean = interpreted(q, k, v, segment, island)
-    others = np.asarray(segment != 2)
-    np.testing.assert_array_equal(np.asarray(out)[others], np.asarray(clean)[others])
-    assert np.isnan(np.asarray(out)[~others]).any()
+    assert_only_what_is_seen_is_read(interpreted, attention_tpu.BLOCK)
 
 
 def test_it_is_chosen_by_platform_and_split_over_a_mesh(monkeypatch):
