@@ -131,6 +131,26 @@ def test_numbers_that_are_missing_are_named(settings, told, tmp_path):
     assert ended.returncode == 2 and told in line
 
 
+# Until the others have ended, a machine's load included; docs/checkpoints.md names both. A killed process breaks connections,
+# which is noticed at once (under a second, as a rule); one that hangs keeps them open, and only its heartbeats are missed.
+KILLED_SECONDS, HUNG_SECONDS = 10, HEARTBEAT_SECONDS + 5
+
+
+def _lose(run, index, number=signal.SIGKILL):
+    """Kills or stops a process; the others must end by themselves in time, and say why: in our line, or in JAX's own."""
+    run.processes[index].send_signal(number)
+    began = time.monotonic()
+    deadline = began + (KILLED_SECONDS if number == signal.SIGKILL else HUNG_SECONDS)
+    for other in set(range(len(run.processes))) - {index}:
+        status, said = run.processes[other].wait(max(0.0, deadline - time.monotonic())), run.said(other)
+        ours = status == 1 and f"process {other}: another process of this run is gone; what was saved in" in said
+        # Whoever loses the first process, which all report to, or one that hangs, may be ended by JAX before it can speak.
+        jaxs = status == -signal.SIGABRT and "another task died" in said
+        assert ours or jaxs, (status, said)
+        assert ours or other > 0 or number == signal.SIGSTOP, said
+    run.kill()
+
+
 @pytest.mark.slow
 def test_a_lost_process_ends_the_others_and_the_restart_is_the_unbroken_run(config, data_dir, tmp_path):
     """One run of two: the first is killed, then the second, then one hangs, then one gets SIGTERM, then a disk errs."""
@@ -141,23 +161,16 @@ def test_a_lost_process_ends_the_others_and_the_restart_is_the_unbroken_run(conf
     for lost, number, at in ((0, signal.SIGKILL, 10), (1, signal.SIGKILL, 20), (1, signal.SIGSTOP, 30)):
         run = train(2, config, tmp_path, data_dir, "sft", workdir)
         run.until_step(at, workdir)
-        run.processes[lost].send_signal(number)
-        began = time.monotonic()
-        status, said = run.processes[1 - lost].wait(2 * HEARTBEAT_SECONDS), run.said(1 - lost)
-        assert time.monotonic() - began < HEARTBEAT_SECONDS + 10
-        assert status in (1, -signal.SIGABRT), said
-        assert "another process of this run is gone" in said or "another task died" in said
-        run.kill()
-        steps = [int(entry.name) for entry in (workdir / "checkpoints").iterdir() if entry.name.isdigit()]
-        assert max(steps) > saved
-        saved = max(steps)
+        _lose(run, lost, number)
+        assert max(_steps(workdir)) > saved
+        saved = max(_steps(workdir))
     run = train(2, config, tmp_path, data_dir, "sft", workdir)
     run.until_step(40, workdir)
     run.processes[1].terminate()
     for status, said in run.wait():
         assert status == 143, said
         assert "stopped by SIGTERM; the run is saved" in said
-    newest = max(int(entry.name) for entry in (workdir / "checkpoints").iterdir() if entry.name.isdigit())
+    newest = max(_steps(workdir))
     _flip_a_bit_of_the_largest_file(workdir / "checkpoints" / str(newest))
     for status, said in train(2, config, tmp_path, data_dir, "sft", workdir).wait():
         assert status == 0, said
@@ -222,14 +235,6 @@ def _until(holds, run, seconds=600):
     while not holds():
         assert time.monotonic() < deadline and all(process.poll() is None for process in run.processes), run.said(0)
         time.sleep(0.002)
-
-
-def _lose(run, index):
-    """Kills a host; the others must end by themselves."""
-    run.processes[index].send_signal(signal.SIGKILL)
-    for other, process in enumerate(run.processes):
-        if other != index:
-            assert process.wait(2 * HEARTBEAT_SECONDS) in (1, -signal.SIGABRT), run.said(other)
 
 
 @pytest.mark.slow

@@ -1,14 +1,16 @@
 """A disk that fills up while a run saves: one line says so, and what was saved before still loads."""
 
+import os
 import subprocess
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
-from whole_runs import changed, logged, train_command, write_config
+from whole_runs import changed, repeatable, train_command, write_config
 
-from apr_jax.learn.checkpoint import FOLDER, load_checkpoint
+from apr_jax.learn.checkpoint import FOLDER, last_step, load_checkpoint
+from apr_jax.learn.rl import train_rl
 from apr_jax.learn.sft import train_sft
 
 ROOT = Path(__file__).parents[2]
@@ -17,41 +19,54 @@ _SIZE = 3 * 2**20
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A file system of _SIZE bytes."""
+    """A file system of _SIZE bytes: mounted as root, or as anyone in a name space of a process that holds it."""
     path = tmp_path / "disk"
     path.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", f"size={_SIZE}", "none", str(path)]
-    if subprocess.run(command, capture_output=True).returncode:
-        pytest.skip("may not mount a tmpfs here")
-    yield path
-    subprocess.run(["umount", str(path)], check=True)
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={_SIZE}", "none", str(path)]
+    as_root = subprocess.run(mount, capture_output=True, text=True)
+    if not as_root.returncode:
+        yield path
+        subprocess.run(["umount", str(path)], check=True)
+        return
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    held = ["unshare", "--map-root-user", "--mount", "sh", "-c", '"$@" && echo mounted && exec cat', "sh", *mount]
+    with subprocess.Popen(held, **pipes) as holder:  # On leaving, its input is closed: it ends, and with it the disk.
+        told = holder.stdout.readline()
+        if told != "mounted\n":
+            pytest.skip(f"no small disk can be mounted here: {as_root.stderr.strip()}; in a name space: {told.strip()}")
+        yield Path(f"/proc/{holder.pid}/root{path}")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("room", [450_000, 560_000, 650_000])
-def test_a_full_disk_ends_the_run_in_one_line_and_costs_nothing_saved(config, data_dir, tmp_path, small_disk, room):
+@pytest.mark.parametrize(("stage", "room"), [("sft", 450_000), ("sft", 560_000), ("sft", 650_000), ("rl", 650_000)])
+def test_a_full_disk_ends_the_run_in_one_line_and_costs_nothing_saved(
+    config, data_dir, checkpoint, tmp_path, small_disk, stage, room
+):
     """There is room for the first steps (some 200 kB each), not for all; where it ends is another place each time."""
-    config = changed(config, sft={"steps": 12})
+    config = changed(config, sft={"steps": 12}, rl={"steps": 12})
     file = write_config(config, tmp_path / "config.py")
-    train_sft(config, data_dir, tmp_path / "unbroken", "apr", progress=False)
-    workdir, filler = small_disk / "run", small_disk / "filler"
+    unbroken, workdir, filler = tmp_path / "unbroken", small_disk / "run", small_disk / "filler"
+    if stage == "sft":
+        train_sft(config, data_dir, unbroken, "apr", progress=False)
+    else:
+        train_rl(config, data_dir, unbroken, checkpoint, progress=False)
     filler.write_bytes(bytes(_SIZE - room))
-    command = train_command("sft", file, data_dir, workdir)
-    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240)
+    command = train_command(stage, file, data_dir, workdir, *(("--init", checkpoint) if stage == "rl" else ()))
+    wide = os.environ | {"COLUMNS": "200"}  # In a narrow terminal the bar of RL loses the name of the stage.
+    ended = subprocess.run(command, cwd=ROOT, env=wide, capture_output=True, text=True, timeout=240)
     assert ended.returncode == 1, ended.stderr
     *bar, told = [line for line in ended.stderr.splitlines() if line.strip()]
     assert told.startswith(f"apr: error: {workdir}")
     assert told.endswith("the disk is full; make room and start the same command again, what was saved before is kept")
-    assert all(line.startswith("sft ") for line in bar), ended.stderr
-    last = load_checkpoint(workdir)
+    assert all(line.startswith(f"{stage} ") for line in bar), ended.stderr
+    last = load_checkpoint(last_step(workdir))
     assert 0 < last.step < 12
     filler.unlink()
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=240)
-    got, expected = load_checkpoint(workdir), load_checkpoint(tmp_path / "unbroken")
+    got, expected = (load_checkpoint(last_step(run)) for run in (workdir, unbroken))
     assert got.step == expected.step == 12
     jax.tree.map(np.testing.assert_array_equal, got.params, expected.params)
-    steps = [line["step"] for line in logged(workdir)]
-    assert steps == list(range(1, 13))
+    assert repeatable(workdir) == repeatable(unbroken)
     assert all(entry.name.isdigit() for entry in (workdir / FOLDER).iterdir()), (
         "what was left half saved is cleared away"
     )
