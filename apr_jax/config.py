@@ -64,6 +64,7 @@ class EvalConfig:
       timed: problems that are answered one at a time, for their seconds (Fig. 6), a third of them on several numbers of lanes;
         0 measures none.
       repeats: of each of them; the median counts.
+      ablations: whether those of the suite are trained too (Tables 1 and 2, Fig. 5); what is there is evaluated in any case.
     """
 
     batch: int = 256
@@ -76,6 +77,7 @@ class EvalConfig:
     sweep: Literal["sft", "rl"] = "sft"
     timed: int = 0
     repeats: int = 5
+    ablations: bool = False
 
     def __post_init__(self):
         for field in ("batch", "problems", "samples", "repeats"):

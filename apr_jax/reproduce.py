@@ -4,6 +4,7 @@ The life of a run (OUT is its folder):
   1. data         OUT/data: problems, tokenizer, demonstrations of APR and SoS+
   2. <method>/sft OUT/<method>/sft: supervised training
   3. <method>/rl  OUT/<method>/rl: reinforcement learning from there
+                  OUT/<ablation>/{data,sft,rl}, with `evaluate.ablations`: those of the suite
   4. eval/NAME    OUT/eval/NAME: answers to held-out test problems, one folder an evaluation of `evaluate/suite.py`
   5. latency/NAME OUT/eval/NAME/latency.json, lanes/NAME OUT/eval/NAME/lanes.json: seconds of one problem
   6. report       OUT/results.json, OUT/figures/*.{png,svg}, OUT/report.html
@@ -19,7 +20,7 @@ from typing import Any
 
 from rich.console import Console
 
-from apr_jax.config import Experiment
+from apr_jax.config import Experiment, override
 from apr_jax.errors import UsageError, UserError
 from apr_jax.evaluate.cells import print_warnings
 from apr_jax.flags import Only
@@ -79,6 +80,7 @@ def stages_of(config: Experiment, out: Path, data: Path | None = None) -> list[S
         data_stage("data", config, built, METHODS),
         *(supervised_stage(f"{method}/sft", config, "data", built, out, method) for method in METHODS),
         *(reinforced_stage(f"{method}/rl", f"{method}/sft", config, built, out, f"rl {method}") for method in METHODS),
+        *(_ablations(config, out) if config.evaluate.ablations else ()),
     ]
     known = {stage.name for stage in trained}
     measured = [
@@ -90,6 +92,22 @@ def stages_of(config: Experiment, out: Path, data: Path | None = None) -> list[S
         *measured,
         Stage("report", out / "report.html", lambda: write_report(out, built), names, "report"),
     ]
+
+
+def _ablations(config: Experiment, out: Path) -> list[Stage]:
+    """Data and trainings of the suite's ablations, each in a folder of its own."""
+    from apr_jax.evaluate.suite import ABLATIONS, MODELS
+
+    stages = []
+    for name, (method, settings) in ABLATIONS.items():
+        own, data, built = override(config, list(settings)), f"{name}/data", out / name / "data"
+        stages += [
+            data_stage(data, own, built, (method,)),
+            supervised_stage(f"{name}/sft", own, data, built, out, method),
+        ]
+        if f"{name}/rl" in MODELS:
+            stages.append(reinforced_stage(f"{name}/rl", f"{name}/sft", own, built, out, f"rl {method}"))
+    return stages
 
 
 def data_stage(name: str, config: Experiment, built: Path, methods: tuple[str, ...]) -> Stage:

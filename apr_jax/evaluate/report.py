@@ -239,7 +239,8 @@ def _temperatures(title: str, rows: list[dict[str, Any]]) -> str:
             if found["ours"]:
                 ours = _score(found["ours"]) + _under(f"{spent(found['ours'])}; {found['ours']['n']:,} problems")
             cells.append(ours + _under("" if found["paper"] is None else f"paper {found['paper']:.1f}"))
-        body.append((html.escape(row["label"]), *cells))
+        steps = "" if row["step"] is None else f"{row['step']:,} steps"
+        body.append((html.escape(row["label"]) + _under(steps), *cells))
     head = (
         "accuracy (%), tokens and children of a tree; problems",
         *(f"T = {temperature}" for temperature in temperatures),

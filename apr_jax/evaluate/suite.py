@@ -21,8 +21,15 @@ from apr_jax.learn.kept import SUFFIX
 DRAWN = "apr+drawn"
 # Serial search of demonstrations with beams wider than published (solver.serial_beam), which at mini are stronger.
 WIDE = "sos+beam15/sft"
-# Folder of the checkpoint in a run -> what the tables call it. `apr reproduce` trains sos+ and apr; whoever trains one of the
-# others into its folder has it evaluated with them.
+# Folder in a run -> whose demonstrations it imitates, and the fields in which it differs from the run: the rows of Tables 1 and
+# 2 and Fig. 5 beside the main comparison, which `apr reproduce` trains with `evaluate.ablations=true`.
+ABLATIONS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "sos": ("sos", ()),
+    "sos+beam15": ("sos+", ("solver.serial_beam=15",)),
+    "sos+rejection": ("sos+", ("solver.only_right=true",)),
+    DRAWN: ("apr", ("solver.parent_beam_low=1",)),
+}
+# Folder of the checkpoint in a run -> what the tables call it. Whatever is trained into one of these is evaluated.
 MODELS = {
     "sos/sft": "SoS",
     "sos+/sft": "SoS+",

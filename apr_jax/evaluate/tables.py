@@ -57,7 +57,8 @@ def temperature_table(results: Results, models: dict[str, dict[float, float]]) -
       models: what the paper has: model, maybe followed by " enforced", -> temperature -> accuracy in percent.
 
     Returns:
-      rows with `model`, `label`, `run` (whether there is anything) and `cells`: temperature -> {"ours", "paper"}, each or None.
+      rows with `model`, `label`, `run` (whether there is anything), `step` (the model's, in its stage; None if nothing ran)
+      and `cells`: temperature -> {"ours", "paper"}, each or None.
     """
     temperatures = sorted({0.0, *results.config.evaluate.temperatures, *(t for row in models.values() for t in row)})
     forced = results.config.evaluate.forced
@@ -65,19 +66,21 @@ def temperature_table(results: Results, models: dict[str, dict[float, float]]) -
     for name, published in models.items():
         model, _, enforced = name.partition(" ")
         count = forced[-1] if forced else -1
-        cells = {}
+        cells, step = {}, None
         for temperature in temperatures:
             one = results.get(model, temperature=temperature, **({"forced": count} if enforced else {}))
             cells[f"{temperature:g}"] = {
                 "ours": cell(one.accuracy()) | one.spent(one.groups) if one else None,
                 "paper": published.get(temperature),
             }
+            step = one.summary["step"] if one else step
         held = f", held to {count} children" if enforced and forced else enforced and ", children enforced"
         rows.append(
             {
                 "model": name,
                 "label": MODELS[model] + (held or ""),
                 "run": any(each["ours"] for each in cells.values()),
+                "step": step,
                 "cells": cells,
             }
         )

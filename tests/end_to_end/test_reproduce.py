@@ -8,6 +8,7 @@ import shutil
 import pytest
 
 from apr_jax import reproduce
+from apr_jax.config import override
 from apr_jax.errors import UsageError, UserError
 from apr_jax.evaluate import suite
 from apr_jax.learn.checkpoint import load_checkpoint
@@ -121,6 +122,41 @@ def test_only_figures_evaluates_the_models_that_are_there(run, config, tmp_path,
     }
     assert not (tmp_path / "apr").exists()
     assert "APR: there is no trained model (apr/sft)" in results["missing"]
+
+
+def test_ablations_are_stages_between_the_main_trainings_and_the_evaluations(config, tmp_path):
+    plain = [stage.name for stage in reproduce.stages_of(config, tmp_path)]
+    stages = reproduce.stages_of(_with_ablations(config), tmp_path)
+    names, known = [stage.name for stage in stages], set()
+    for stage in stages:
+        assert set(stage.needs) <= known, stage.name
+        known.add(stage.name)
+    trained = [name for name in names if not name.startswith(("eval/", "latency/", "lanes/", "report"))]
+    assert trained[5:] == [
+        *("sos/data", "sos/sft", "sos+beam15/data", "sos+beam15/sft", "sos+rejection/data", "sos+rejection/sft"),
+        *("apr+drawn/data", "apr+drawn/sft", "apr+drawn/rl"),
+    ]
+    evaluated = {stage.needs[0] for stage in stages if stage.name.startswith("eval/")}
+    assert evaluated == set(suite.MODELS) - {"apr-nested/sft", "apr-nested/rl"} and set(plain) < set(names)
+
+
+@pytest.mark.slow
+def test_each_ablation_is_trained_on_its_own_demonstrations(run, config, tmp_path):
+    """A finished run goes on with them, and the tables have their rows."""
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy)
+    reproduce.reproduce(_with_ablations(config), copy)
+    for name, (method, settings) in suite.ABLATIONS.items():
+        restored = load_checkpoint(copy / name / "sft")
+        wanted = override(config, list(settings))
+        assert (restored.method, restored.config.solver, restored.config.learn) == (method, wanted.solver, wanted.learn)
+    assert load_checkpoint(copy / suite.DRAWN / "rl").stage == "rl"
+    results = json.loads((copy / "results.json").read_text())
+    assert set(results["main"]) == {model.replace("/", "-") for model in suite.MODELS if "nested" not in model}
+
+
+def _with_ablations(config):
+    return dataclasses.replace(config, evaluate=dataclasses.replace(config.evaluate, ablations=True))
 
 
 def test_only_figures_without_a_model(config, tmp_path):

@@ -60,7 +60,7 @@ def write(folder, one, task, tokenizer):
             traces.append(trace(problem, sample, thread, answer, task, tokenizer))
     folder.mkdir(parents=True)
     (folder / "traces.jsonl").write_text("".join(json.dumps(line) + "\n" for line in traces))
-    about = {"method": "apr" if method == "apr" else "sos+"}
+    about = {"method": "apr" if method == "apr" else "sos+", "step": {"sft": 6_000, "rl": 20}[stage]}
     (folder / "summary.json").write_text(json.dumps(summarize(traces) | about))
 
 

@@ -73,6 +73,7 @@ def test_report_of_a_run(run, data_dir):
         assert trace["correct"] is line["correct"] and (trace["failure"] == "") is line["correct"]
     assert page.tags.count("figcaption") == len(list((run / "figures").glob("*.png"))) > 1 and "table" in page.tags
     assert numbers["main"]["apr-sft"]["n"] == len(traces) == numbers["oracle"]["apr"]["accuracy"]["n"]
+    assert re.search(rf">APR<br><span[^>]*>{numbers['main']['apr-sft']['step']} steps<", text), "Table 3"
     assert "SoS+: there is no trained model (sos+/sft)" in numbers["missing"] and "there is no trained model" in text
 
 

@@ -314,6 +314,7 @@ def test_tables_show_what_was_not_run(whole):
     assert [row["run"] for row in found["table1"]] == [False, True]
     assert [row["run"] for row in found["table2"]] == [True, False, False]
     assert [row["run"] for row in found["table3"]] == 6 * [True] + 2 * [False]
+    assert [row["step"] for row in found["table3"]] == [6_000, 20, 6_000, 20, 6_000, 20, None, None]
     cells = found["table3"][3]["cells"]
     assert cells["0"]["ours"]["n"] == made_run.PROBLEMS and cells["0"]["paper"] == 83.4
     assert cells["0.1"]["ours"] is None and cells["0.1"]["paper"] == 82.9

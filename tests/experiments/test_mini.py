@@ -20,18 +20,13 @@ from apr_jax.tasks.problems import draw
 ROOT = Path(__file__).parents[2]
 FOLDER, README = ROOT / "experiments" / "mini", ROOT / "README.md"
 FILES = sorted(FOLDER.glob("*.safetensors"))
-ABLATIONS = {  # Folder in a run -> its method, and how its demonstrations differ.
-    suite.DRAWN: ("apr", "solver.parent_beam_low=1"),
-    "sos+beam15": ("sos+", "solver.serial_beam=15"),
-    "sos+rejection": ("sos+", "solver.only_right=true"),
-}
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_a_kept_model_is_small_and_of_this_version(path):
     restored = load_checkpoint(path)
     folder, _, stage = path.stem.rpartition("-")
-    method, *settings = ABLATIONS.get(folder, (folder,))
+    method, settings = suite.ABLATIONS.get(folder, (folder, ()))
     assert (restored.method, restored.stage) == (method, stage) and path.stat().st_size < 12 << 20
     now, then = load("experiments/mini.py", settings), restored.config
     assert (then.task, then.solver, then.model, then.limits) == (now.task, now.solver, now.model, now.limits)

@@ -368,8 +368,7 @@ def test_rl_refuses_another_model(unbroken, config, data_dir, tmp_path):
         train_rl(wider, data_dir, tmp_path, unbroken[0], progress=False)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("step", [1, 3, 5])
+@pytest.mark.parametrize("step", [3, *(pytest.param(step, marks=pytest.mark.slow) for step in (1, 5))])
 def test_a_killed_process_goes_on_to_the_unbroken_result(unbroken, config, data_dir, tmp_path, step):
     """SIGKILL as soon as the metrics tell of `step`, wherever the saving thread may be."""
     command = train_command("sft", write_config(config, tmp_path / "config.py"), data_dir, tmp_path)
