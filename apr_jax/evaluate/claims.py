@@ -20,7 +20,7 @@ from typing import Any
 from apr_jax.evaluate import paper
 from apr_jax.evaluate.metrics import mean
 from apr_jax.evaluate.parts import stage_name
-from apr_jax.evaluate.results import Answered, Results, Score, share
+from apr_jax.evaluate.results import Answered, Results, Score, average, share
 from apr_jax.evaluate.statistics import paired_gap
 from apr_jax.evaluate.suite import DRAWN, MODELS, STAGES, WIDE, claimed
 
@@ -171,15 +171,16 @@ def _latency(results: Results, serial: Sequence[str]) -> _Row | None:
     one = _best([_right(each) for each in points if each.latency])
     if one is None:
         return None
-    limit = seconds(one.answered)
-    other = _best([side for side in _with_seconds(results, serial) if side.seconds <= limit], one)
+    took = seconds(one.answered)
+    other = _best([side for side in _with_seconds(results, serial) if side.seconds <= took.mean], one)
     if other is None:
         return None
-    note = f"{one.label}: {limit:.2f} s; {other.label}: {other.seconds:.2f} s"
-    if not other.answered.latency:
-        note += (
-            f" ({other.votes or 1} x the plain answer's, one after another; a batch would take less, but was not timed)"
-        )
+    note = f"{one.label}: {_clock(took)}; {other.label}: "
+    if other.answered.latency:
+        note += _clock(seconds(other.answered))
+    else:
+        note += f"{other.seconds:.2f} s ({other.votes or 1} x the plain answer's, one after another; "
+        note += "a batch would take less, but was not timed)"
     claim = f"same seconds of one problem: {one.name}, {other.name}"
     return _row(claim, one, other, _published(paper.CLAIMS["latency"]), note)
 
@@ -190,9 +191,9 @@ def _with_seconds(results: Results, serial: Sequence[str]) -> list[_Side]:
     for each in _every(results, serial):
         plain = results.get(each.evaluation.model)
         if each.latency:
-            timed.append(dataclasses.replace(_right(each), seconds=seconds(each)))
+            timed.append(dataclasses.replace(_right(each), seconds=seconds(each).mean))
         elif each.evaluation.decoding.temperature and plain and plain.latency:
-            took = seconds(plain)
+            took = seconds(plain).mean
             votes += [dataclasses.replace(side, seconds=(side.votes or 1) * took) for side in _answers(each)]
     return timed + votes
 
@@ -278,11 +279,14 @@ def _within(limit: int, side: _Side) -> _Side:
     return dataclasses.replace(side, score=share(right))
 
 
-def seconds(one: Answered) -> float:
-    """Mean over the timed problems of their median seconds."""
+def seconds(one: Answered) -> Score:
+    """Mean over the timed problems of their median seconds; its interval is of these problems as a sample."""
     assert one.latency
-    values = list(one.latency["seconds"].values())
-    return sum(values) / len(values)
+    return average(one.latency["seconds"])
+
+
+def _clock(took: Score) -> str:
+    return f"{took.mean:.2f} s ({took.low:.2f} to {took.high:.2f})"
 
 
 def _points(results: Results, model: str, temperature: float = 0.0) -> list[Answered]:

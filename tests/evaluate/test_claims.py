@@ -31,7 +31,7 @@ def made(model, right, tokens=10, chain=5, seconds=None, problems=PROBLEMS, **de
         for sample, count in enumerate(by_n)
     ]
     evaluation = Evaluation(model, Decoding(samples=len(by_n), **decoding), None if problems == PROBLEMS else problems)
-    latency = {"device": "made up", "seconds": {"0": seconds, "1": seconds}} if seconds else None
+    latency = {"device": "made up", "seconds": {"0": seconds - 0.125, "1": seconds + 0.125}} if seconds else None
     return Answered(evaluation, traces, summarize(traces), latency)
 
 
@@ -231,7 +231,7 @@ def test_in_the_same_seconds_serial_search_answers_or_votes(changes, name, score
         made("sos+/rl", changes.get("hot", (0, 0)), temperature=1.0),
     )
     assert (opponent(row), row["one"], row["other"]) == (name, 0.8, score)
-    assert row["note"].startswith("APR: 0.75 s; ")
+    assert row["note"].startswith("APR: 0.75 s (0.62 to 0.88); ")
     sampled = "hot" in changes or "cons" in name
     assert ("one after another" in row["note"]) is (sampled and not changes.get("untimed"))
     if "cons" in name:
