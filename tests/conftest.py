@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 # Before JAX is imported: the number of simulated devices can't change afterwards.
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".lstrip()
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ.setdefault("APR_CACHE", str(Path(__file__).parents[1] / ".cache" / "xla"))
 
