@@ -13,6 +13,7 @@ from apr_jax.model.transformer import init_params
 TINY = ModelConfig(layers=1, width=8, heads=1, kv_heads=1, head_size=8, mlp=8)
 
 
+@pytest.mark.slow
 def test_every_sequence_gets_its_tokens(monkeypatch):
     monkeypatch.setitem(decode.SHAPES, "nano", TINY)
     monkeypatch.setattr(decode, "NEW", 9)

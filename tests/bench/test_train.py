@@ -43,6 +43,7 @@ def test_a_step_without_attention_is_traced_without_it(params, monkeypatch):
     assert transformer.attend_packed is attended
 
 
+@pytest.mark.slow
 def test_work_doubles(params, monkeypatch):
     """What the names of the growth table say is what the rows hold; and all divide over the eight devices of the tests."""
     held, ours = [], train.ours
@@ -56,6 +57,7 @@ def test_work_doubles(params, monkeypatch):
     assert threads == [128, 256, 256, 128]
 
 
+@pytest.mark.slow
 def test_the_parts_of_an_rl_step_are_those_of_one_forest(config, checkpoint, data_dir):
     """Each works through the trees of a step, again and again: an update donates its state."""
     restored, rl = load_checkpoint(checkpoint), config.learn.rl

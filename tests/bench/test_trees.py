@@ -2,6 +2,7 @@
 
 import jax
 import numpy as np
+import pytest
 import scripted
 
 from apr_jax.bench.trees import answer
@@ -28,6 +29,7 @@ def generate_with(look_up):
     return generate
 
 
+@pytest.mark.slow
 def test_host_loop_writes_the_trees_of_the_interpreter():
     compared = children = 0
     for seed in range(60):

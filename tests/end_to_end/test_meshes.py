@@ -52,7 +52,7 @@ def _heads(state):
     return q.shape[2], kv.shape[3]
 
 
-@pytest.mark.parametrize("home", [(1, 1, 1), (2, 2, 2)])
+@pytest.mark.parametrize("home", [pytest.param((1, 1, 1), marks=pytest.mark.slow), (2, 2, 2)])
 def test_a_checkpoint_restores_on_every_mesh(config, tmp_path, home):
     """Twenty meshes of 1, 2, 4 and 8 devices: the values saved, the layout of the mesh that they come to."""
     run = Run(config, "apr", "sft", Tokenizer.train(["0123456789"]))

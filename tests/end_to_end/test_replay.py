@@ -73,8 +73,15 @@ def record(temperature: float, constrain: bool) -> ThreadForest:
     return jax.device_get(rollout(params(), prompts, jax.random.key(3))[0])
 
 
-@pytest.mark.parametrize("constrain", [False, True], ids=["free", "constrained"])
-@pytest.mark.parametrize("temperature", [1.0, 0.7])
+@pytest.mark.parametrize(
+    ("temperature", "constrain"),
+    [
+        pytest.param(1.0, False, id="free"),
+        pytest.param(0.7, True, id="sharper, constrained"),
+        pytest.param(0.7, False, id="sharper", marks=pytest.mark.slow),
+        pytest.param(1.0, True, id="constrained", marks=pytest.mark.slow),
+    ],
+)
 def test_replay_gives_the_behaviour_log_prob_of_every_sampled_token(temperature, constrain):
     forest = record(temperature, constrain)
     assert forest.children.sum() > 100 and (forest.round > 0).sum() > 20 and (forest.depth == 2).sum() > 20

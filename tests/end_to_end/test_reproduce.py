@@ -106,6 +106,7 @@ def test_a_lost_stage_is_made_again_with_all_that_follows(run, config, tmp_path)
     assert (copy / "report.html").stat().st_mtime_ns > old
 
 
+@pytest.mark.slow
 def test_only_figures_evaluates_the_models_that_are_there(run, config, tmp_path, capsys):
     """A kept file is a model as good as a checkpoint; another suite is no other run; nothing is trained."""
     for folder in ("sos+/sft", "data"):

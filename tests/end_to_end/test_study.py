@@ -37,6 +37,7 @@ def built(out):
     return [path.parent for path in out.rglob("data.json")]
 
 
+@pytest.mark.slow
 def test_every_model_is_trained_once_and_evaluated(run, config):
     out, found = run
     assert list(found["rows"]) == [
@@ -67,6 +68,7 @@ def test_every_model_is_trained_once_and_evaluated(run, config):
     assert (out / "study.svg").is_file() and (out / "study.png").is_file()
 
 
+@pytest.mark.slow
 def test_spread_is_over_the_variants_of_a_stage(run):
     _, found = run
     one, other = (found["rows"][f"{name}, after RL"]["total_tokens"] for name in ("base", "other seed"))
@@ -80,6 +82,7 @@ def test_spread_is_over_the_variants_of_a_stage(run):
         assert mean == pytest.approx(statistics.mean(values)) and spread == pytest.approx(statistics.stdev(values))
 
 
+@pytest.mark.slow
 def test_a_second_start_trains_nothing(run, config, capsys):
     out, found = run
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()}

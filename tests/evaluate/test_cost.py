@@ -59,6 +59,7 @@ def test_seconds_interpolate_between_measured_steps():
     assert seconds_on([TREE], [1, 2, 3], {1: 0.1, 3: 0.3}) == pytest.approx([3.1, 5.0, 7.5])
 
 
+@pytest.mark.slow
 def test_real_trees(checkpoint, data_dir, tmp_path):
     """From one lane to one a thread the model gives the tree's own totals; the engine took as many steps as it says."""
     restored, problems = load_checkpoint(checkpoint), load_problems(data_dir / "test.jsonl")[:4]

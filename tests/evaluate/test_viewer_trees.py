@@ -219,6 +219,7 @@ def test_what_is_still_to_come_is_faint_whatever_the_time_was_before(show, famil
     assert spawns > 8
 
 
+@pytest.mark.slow
 def test_five_hundred_threads_cost_what_twenty_do(show, sizes):
     """Only what is in view is drawn, and a step touches only what it changes."""
     work = {}

@@ -123,7 +123,7 @@ def written(restored, evaluated, tmp_path_factory):
     }.items():
         folder = shutil.copytree(evaluated, run / "eval" / one.name)
         traces = tell(folder, **told, count=one.problems)
-        summary = summarize(traces) | {"method": one.model.partition("/")[0]}
+        summary = summarize(traces) | {"method": one.model.partition("/")[0], "step": 6}
         # What an older version left says nothing of what went wrong.
         (folder / SUMMARY).write_text(json.dumps(summary | {"spawned": 1.0, "truncated": 0.0}))
     with pytest.MonkeyPatch.context() as patch:  # They take the most time, and no part in this.

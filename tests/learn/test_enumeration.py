@@ -318,7 +318,7 @@ def test_the_mean_over_a_sequence_in_place_of_the_sum_breaks_the_proof(setting):
 # --- The same toys, sampled on the device and trained.
 
 
-@pytest.mark.parametrize("toy", [BOTH, NESTED], ids=lambda toy: toy.name)
+@pytest.mark.parametrize("toy", [pytest.param(BOTH, marks=pytest.mark.slow), NESTED], ids=lambda toy: toy.name)
 def test_a_sampled_run_finds_the_known_optimum(toy):
     """Every joined child pays, tokens cost: the best tree is known from the list, and one policy always makes it."""
     with jax.enable_x64(False):

@@ -112,8 +112,8 @@ def assert_only_what_is_seen_is_read(attend, size):
             np.testing.assert_array_equal(mine[~lost], expected[~lost], err_msg=f"NaN in block {block}")
 
 
-@pytest.mark.parametrize("length", [1, 9, 64, 65, 200])
-@pytest.mark.parametrize("groups", [1, 2, 4])
+@pytest.mark.parametrize("length", [1, pytest.param(9, marks=pytest.mark.slow), 64, 65, 200])
+@pytest.mark.parametrize("groups", [1, pytest.param(2, marks=pytest.mark.slow), 4])
 def test_equals_the_naive_twin_on_random_packings(length, groups):
     blockwise = jax.jit(lambda *x: with_gradients(attend_packed, *x))
     for seed in range(3):

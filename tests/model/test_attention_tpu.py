@@ -20,7 +20,9 @@ def small_blocks(monkeypatch):
     monkeypatch.setattr(attention_tpu, "BLOCK", 128)
 
 
-@pytest.mark.parametrize(("length", "groups"), [(1, 4), (128, 2), (129, 1), (500, 2), (500, 4)])
+@pytest.mark.parametrize(
+    ("length", "groups"), [(1, 4), (128, 2), pytest.param(129, 1, marks=pytest.mark.slow), (500, 2), (500, 4)]
+)
 def test_equals_the_naive_twin_on_random_packings(length, groups):
     kernel = jax.jit(lambda *x: with_gradients(interpreted, *x))
     for seed in range(3):

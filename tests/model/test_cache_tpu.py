@@ -162,6 +162,7 @@ def spawning(decode):
     return inclined
 
 
+@pytest.mark.slow
 def test_a_rollout_grows_the_same_trees():
     """Of a random policy that spawns and joins: every token and status, with lanes that change hands."""
     model, limits = config(), Limits(window=48, stream=72, slots=5, children=3, max_depth=1, constrain=True)

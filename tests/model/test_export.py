@@ -72,7 +72,9 @@ def plain_llama(tensors, c, tokens):
     return norm(x, "model.norm.weight") @ tensors.get("lm_head.weight", tensors["model.embed_tokens.weight"]).T
 
 
-@pytest.mark.parametrize("config", CONFIGS)
+@pytest.mark.parametrize(
+    "config", [CONFIGS[0], *(pytest.param(c, marks=pytest.mark.slow) for c in CONFIGS[1:3]), CONFIGS[3]]
+)
 def test_the_layout_is_that_of_a_llama(config):
     params = make(config)
     tensors, described = to_llama(params, config, VOCAB)

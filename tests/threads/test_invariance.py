@@ -33,8 +33,11 @@ def pick(batch: Prompts, trees) -> Prompts:
 
 @pytest.mark.parametrize(
     "schedule",
-    [Schedule(1, 1, 1), Schedule(64, 16, 2), Schedule(8, 4, 16, buckets=(3, 6, 9, 12), few=(1, 2, 5))],
-    ids=["one lane", "more lanes than threads", "many buckets"],
+    [
+        pytest.param(Schedule(1, 1, 1), id="one lane", marks=pytest.mark.slow),
+        pytest.param(Schedule(64, 16, 2), id="more lanes than threads"),
+        pytest.param(Schedule(8, 4, 16, buckets=(3, 6, 9, 12), few=(1, 2, 5)), id="many buckets"),
+    ],
 )
 def test_schedule_changes_no_token(schedule):
     assert_same(expected(), jax.device_get(engine(NESTED, schedule)(POLICY, prompts(0, NESTED), KEY)[0]))
@@ -56,7 +59,7 @@ def test_order_of_the_batch_changes_no_token():
         assert_same(take(expected(), int(tree)), take(shuffled, place))
 
 
-@pytest.mark.parametrize("devices", [1, 2, 4, 8])
+@pytest.mark.parametrize("devices", [*(pytest.param(n, marks=pytest.mark.slow) for n in (1, 2, 4)), 8])
 def test_devices_change_no_token(devices):
     mesh = make_mesh(devices=jax.devices()[:devices])
     rollout = make_rollout(scripted.decode, scripted.init_cache, NESTED, ODD, mesh)

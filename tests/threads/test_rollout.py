@@ -14,7 +14,7 @@ from outcomes import CASES, NOT_MADE, PAGE
 from apr_jax.threads import Schedule, Status
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=10, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     name=st.sampled_from(sorted(LIMITS)),
     seed=st.integers(0, 2**20),
