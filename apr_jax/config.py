@@ -64,7 +64,8 @@ class EvalConfig:
       timed: problems that are answered one at a time, for their seconds (Fig. 6), a third of them on several numbers of lanes;
         0 measures none.
       repeats: of each of them; the median counts.
-      ablations: whether those of the suite are trained too (Tables 1 and 2, Fig. 5); what is there is evaluated in any case.
+      ablations: whether those of the suite are trained too (Tables 1 and 2, Fig. 5), on data in folders of their own. Not one
+        that is the experiment itself, or whose model is there: what is there is evaluated in any case.
     """
 
     batch: int = 256

@@ -63,28 +63,37 @@ def reproduce(config: Experiment, out: Path, data: Path | None = None, only: Onl
 
     check(config)
     claim(out, config)
-    stages = stages_of(config, out, data)
-    if only == "training":
-        stages = [stage for stage in stages if not stage.name.startswith(_FIGURES)]
-    elif only == "figures":
-        stages = [stage for stage in stages if stage.name.startswith(("data", *_FIGURES)) and _has_models(stage, out)]
-        if [stage.name for stage in stages] == ["data", "report"]:
-            raise UserError(f"{out}: has no model to evaluate; train with `apr reproduce --out {out}` first")
+    stages = part_of(stages_of(config, out, data), out, only)
+    if only == "figures" and [stage.name for stage in stages] == ["data", "report"]:
+        raise UserError(f"{out}: has no model to evaluate; train with `apr reproduce --out {out}` first")
     run_stages(stages, out, again=("report",) if only == "figures" else ())
+
+
+def part_of(stages: list[Stage], out: Path, only: Only | None) -> list[Stage]:
+    """Those of `--only`."""
+    if only == "training":
+        return [stage for stage in stages if not stage.name.startswith(_FIGURES)]
+    if only == "figures":
+        return [stage for stage in stages if stage.name.startswith(("data", *_FIGURES)) and _has_models(stage, out)]
+    return stages
 
 
 def stages_of(config: Experiment, out: Path, data: Path | None = None) -> list[Stage]:
     """The stages in their order."""
-    built = data or out / "data"
+    built, record = data or out / "data", read_record(out)
     trained = [
         data_stage("data", config, built, METHODS),
         *(supervised_stage(f"{method}/sft", config, "data", built, out, method) for method in METHODS),
         *(reinforced_stage(f"{method}/rl", f"{method}/sft", config, built, out, f"rl {method}") for method in METHODS),
-        *(_ablations(config, out) if config.evaluate.ablations else ()),
+        *(_ablations(config, out, record) if config.evaluate.ablations else ()),
     ]
     known = {stage.name for stage in trained}
+    # An ablation that was stopped half-way, and is not to go on now, has no model yet.
+    half = {name for name, stage in record.items() if not stage["done"]}
     measured = [
-        stage for stage in _evaluations(config, out, built) if _model(stage) in known or _has_models(stage, out)
+        stage
+        for stage in _evaluations(config, out, built)
+        if _model(stage) in known or (_has_models(stage, out) and _model(stage) not in half)
     ]
     names = tuple(stage.name for stage in (*trained, *measured))
     return [
@@ -94,13 +103,18 @@ def stages_of(config: Experiment, out: Path, data: Path | None = None) -> list[S
     ]
 
 
-def _ablations(config: Experiment, out: Path) -> list[Stage]:
-    """Data and trainings of the suite's ablations, each in a folder of its own."""
-    from apr_jax.evaluate.suite import ABLATIONS, MODELS
+def _ablations(config: Experiment, out: Path, record: dict[str, Any]) -> list[Stage]:
+    """Data and trainings of the suite's ablations, each in a folder of its own.
+
+    Not of one that would be the run itself over again, nor of one whose model is there, kept or trained by another command.
+    """
+    from apr_jax.evaluate.suite import ABLATIONS, MODELS, model_of
 
     stages = []
     for name, (method, settings) in ABLATIONS.items():
         own, data, built = override(config, list(settings)), f"{name}/data", out / name / "data"
+        if (settings and own == config) or (f"{name}/sft" not in record and model_of(out, f"{name}/sft")):
+            continue
         stages += [
             data_stage(data, own, built, (method,)),
             supervised_stage(f"{name}/sft", own, data, built, out, method),

@@ -113,9 +113,11 @@ def estimate(left: list[Stage], stages: list[Stage], record: dict[str, Any]) -> 
 
 @contextlib.contextmanager
 def _timed(record: dict[str, Any], name: str, out: Path) -> Iterator[None]:
-    """Adds the seconds spent to the record on disk, finished or stopped; only a stage that came to its end is done."""
+    """Notes on disk that a stage was begun, and adds the seconds spent, finished or stopped; only one that ended is done."""
     before, start = record.get(name, {}).get("seconds", 0.0), time.monotonic()
     done = False
+    record[name] = {"seconds": before, "done": done}
+    write_json(out / "stages.json", record)
     try:
         yield
         done = True

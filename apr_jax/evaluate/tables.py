@@ -57,7 +57,7 @@ def temperature_table(results: Results, models: dict[str, dict[float, float]]) -
       models: what the paper has: model, maybe followed by " enforced", -> temperature -> accuracy in percent.
 
     Returns:
-      rows with `model`, `label`, `run` (whether there is anything), `step` (the model's, in its stage; None if nothing ran)
+      rows with `model`, `label`, `run` (whether there is anything), `step` (of the model: a run has one; None if nothing ran)
       and `cells`: temperature -> {"ours", "paper"}, each or None.
     """
     temperatures = sorted({0.0, *results.config.evaluate.temperatures, *(t for row in models.values() for t in row)})

@@ -99,7 +99,8 @@ def show_plan(found: Plan, path: Path | None = None) -> None:
     if found.recipe:
         console.print(
             f"one method, at least: supervised {found.recipe.supervised:.2g} h, reinforcement "
-            f"{found.recipe.reinforced:.2g} h, {found.recipe.chip_hours:,.0f} chip hours; `apr reproduce` trains two"
+            f"{found.recipe.reinforced:.2g} h, {found.recipe.chip_hours:,.0f} chip hours; `apr reproduce` trains two, "
+            "and more with evaluate.ablations=true"
         )
     console.print(
         f"{found.parameters / 1e6:.1f}M parameters without embeddings; a vocabulary of {VOCAB}. docs/scale.md: how to read this"

@@ -106,14 +106,15 @@ def test_a_lost_stage_is_made_again_with_all_that_follows(run, config, tmp_path)
     assert (copy / "report.html").stat().st_mtime_ns > old
 
 
-@pytest.mark.slow
 def test_only_figures_evaluates_the_models_that_are_there(run, config, tmp_path, capsys):
     """A kept file is a model as good as a checkpoint; another suite is no other run; nothing is trained."""
+    lean = {"temperatures": (), "bins": (), "forced": (), "timed": 0}
+    config = dataclasses.replace(config, evaluate=dataclasses.replace(config.evaluate, **lean))
     for folder in ("sos+/sft", "data"):
         shutil.copytree(run / folder, tmp_path / folder)
     keep(load_checkpoint(run / "apr" / "rl"), tmp_path / "apr-rl.safetensors")
     reproduce.reproduce(config, tmp_path, only="figures")
-    few = dataclasses.replace(config.evaluate, problems=2, samples=3, sweep="rl", timed=0)
+    few = dataclasses.replace(config.evaluate, problems=2, samples=3, sweep="rl")
     reproduce.reproduce(dataclasses.replace(config, evaluate=few), tmp_path, only="figures")
     said = capsys.readouterr().err
     assert "left: " in said and "about 1 min" in said
@@ -127,7 +128,8 @@ def test_only_figures_evaluates_the_models_that_are_there(run, config, tmp_path,
 
 def test_ablations_are_stages_between_the_main_trainings_and_the_evaluations(config, tmp_path):
     plain = [stage.name for stage in reproduce.stages_of(config, tmp_path)]
-    stages = reproduce.stages_of(_with_ablations(config), tmp_path)
+    config = _with_ablations(config)
+    stages = reproduce.stages_of(config, tmp_path)
     names, known = [stage.name for stage in stages], set()
     for stage in stages:
         assert set(stage.needs) <= known, stage.name
@@ -139,25 +141,46 @@ def test_ablations_are_stages_between_the_main_trainings_and_the_evaluations(con
     ]
     evaluated = {stage.needs[0] for stage in stages if stage.name.startswith("eval/")}
     assert evaluated == set(suite.MODELS) - {"apr-nested/sft", "apr-nested/rl"} and set(plain) < set(names)
+    assert [stage.name for stage in reproduce.part_of(stages, tmp_path, "training")] == trained
+    assert [stage.name for stage in reproduce.part_of(stages, tmp_path, "figures")] == ["data", "report"]
+
+
+def test_an_ablation_that_is_the_run_itself_or_is_there_is_not_trained(config, tmp_path):
+    def trained(config):
+        stages = reproduce.part_of(reproduce.stages_of(config, tmp_path), tmp_path, "training")
+        return {stage.name.partition("/")[0] for stage in stages if stage.name.endswith("/sft")} - {"apr", "sos+"}
+
+    config = _with_ablations(config)
+    assert trained(config) == set(suite.ABLATIONS)
+    drawn = dataclasses.replace(config, solver=dataclasses.replace(config.solver, parent_beam_low=1))
+    assert trained(drawn) == set(suite.ABLATIONS) - {suite.DRAWN}
+    (tmp_path / "sos-sft.safetensors").touch()
+    (tmp_path / "sos+beam15" / "sft" / "checkpoints").mkdir(parents=True)
+    assert trained(config) == {suite.DRAWN, "sos+rejection"}
+    # Its own unfinished one goes on; without the field it is neither trained nor evaluated.
+    (tmp_path / "stages.json").write_text(json.dumps({"sos+beam15/sft": {"seconds": 1.0, "done": False}}))
+    assert trained(config) == {suite.DRAWN, "sos+rejection", "sos+beam15"}
+    plain = dataclasses.replace(config, evaluate=dataclasses.replace(config.evaluate, ablations=False))
+    names = [stage.name for stage in reproduce.stages_of(plain, tmp_path)]
+    assert "eval/sos-sft" in names and not [name for name in names if "sos+beam15" in name]
 
 
 @pytest.mark.slow
-def test_each_ablation_is_trained_on_its_own_demonstrations(run, config, tmp_path):
-    """A finished run goes on with them, and the tables have their rows."""
-    copy = tmp_path / "copy"
-    shutil.copytree(run, copy)
-    reproduce.reproduce(_with_ablations(config), copy)
+def test_each_ablation_is_trained_on_its_own_demonstrations(config, tmp_path):
+    config = _with_ablations(config)
+    reproduce.reproduce(config, tmp_path)
     for name, (method, settings) in suite.ABLATIONS.items():
-        restored = load_checkpoint(copy / name / "sft")
-        wanted = override(config, list(settings))
-        assert (restored.method, restored.config.solver, restored.config.learn) == (method, wanted.solver, wanted.learn)
-    assert load_checkpoint(copy / suite.DRAWN / "rl").stage == "rl"
-    results = json.loads((copy / "results.json").read_text())
+        restored, wanted = load_checkpoint(tmp_path / name / "sft"), override(config, list(settings))
+        assert (restored.method, restored.config) == (method, wanted) and (wanted != config) == bool(settings)
+    assert load_checkpoint(tmp_path / suite.DRAWN / "rl").stage == "rl"
+    results = json.loads((tmp_path / "results.json").read_text())
     assert set(results["main"]) == {model.replace("/", "-") for model in suite.MODELS if "nested" not in model}
 
 
 def _with_ablations(config):
-    return dataclasses.replace(config, evaluate=dataclasses.replace(config.evaluate, ablations=True))
+    """And with a main model that tries two first steps at least, so that drawn beams are others."""
+    evaluate = dataclasses.replace(config.evaluate, ablations=True)
+    return dataclasses.replace(config, evaluate=evaluate, solver=dataclasses.replace(config.solver, parent_beam_low=2))
 
 
 def test_only_figures_without_a_model(config, tmp_path):

@@ -32,7 +32,6 @@ def test_a_kept_model_is_small_and_of_this_version(path):
     assert (then.task, then.solver, then.model, then.limits) == (now.task, now.solver, now.model, now.limits)
 
 
-@pytest.mark.slow
 def test_the_tree_that_make_solve_shows():
     restored = load_checkpoint(FOLDER / "apr-rl.safetensors")
     problem, task = Problem("shown", (54, 2, 93, 34), 53), Countdown(restored.config.task, restored.config.solver)

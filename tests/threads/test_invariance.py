@@ -43,6 +43,21 @@ def test_schedule_changes_no_token(schedule):
     assert_same(expected(), jax.device_get(engine(NESTED, schedule)(POLICY, prompts(0, NESTED), KEY)[0]))
 
 
+def test_optimized_code_changes_no_token_either():
+    """What LLVM makes of two schedules and of two orders of the trees, however `make test` compiles the rest."""
+
+    def optimized(schedule, batch):
+        program = engine(NESTED, schedule).lower(POLICY, batch, KEY)
+        return jax.device_get(program.compile({"xla_backend_optimization_level": 3})(POLICY, batch, KEY)[0])
+
+    forest = optimized(ODD, prompts(0, NESTED))
+    assert_same(forest, optimized(Schedule(8, 4, 16, buckets=(6, 12)), prompts(0, NESTED)))
+    order = np.arange(TREES)[::-1]
+    turned = optimized(ODD, pick(prompts(0, NESTED), order))
+    for place, tree in enumerate(order):
+        assert_same(take(forest, int(tree)), take(turned, place))
+
+
 @pytest.mark.parametrize("size", [1, 5])
 def test_a_tree_is_the_same_in_any_batch(size):
     batch = prompts(0, NESTED)

@@ -13,14 +13,19 @@ from outcomes import CASES, NOT_MADE, PAGE
 
 from apr_jax.threads import Schedule, Status
 
+any_policy = given(name=st.sampled_from(sorted(LIMITS)), seed=st.integers(0, 2**20), manners=st.sampled_from(MANNERS))
+
 
 @settings(max_examples=10, deadline=None, suppress_health_check=list(HealthCheck))
-@given(
-    name=st.sampled_from(sorted(LIMITS)),
-    seed=st.integers(0, 2**20),
-    manners=st.sampled_from(MANNERS),
-)
+@any_policy
 def test_engine_equals_reference_on_random_policies(name, seed, manners):
+    compare(name, seed, manners)
+
+
+@pytest.mark.slow
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@any_policy
+def test_engine_equals_reference_on_many_random_policies(name, seed, manners):
     compare(name, seed, manners)
 
 
