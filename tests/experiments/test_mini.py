@@ -105,6 +105,22 @@ def test_readme_has_the_results_that_are_kept():
         assert set(told) <= spent, name
 
 
+def test_the_page_has_tables_1_and_2_as_they_are_kept():
+    page, tables = (ROOT / "docs" / "evaluation.md").read_text(), _results()["tables"]
+    ours = {row["model"]: row for name in ("table1", "table2") for row in tables[name]}
+    _, _, *lines = page[page.index("Tables 1 and 2 at mini:\n") :].split("\n\n")[1].splitlines()
+    assert len(lines) == len(ours) == 4
+    for line, model in zip(lines, ("sos/sft", "sos+/sft", "sos+beam15/sft", "sos+rejection/sft"), strict=True):
+        _, _, steps, greedy, tokens, sampled, paper = [cell.strip(" *") for cell in line.strip("|").split("|")]
+        first, last = (ours[model]["cells"][temperature] for temperature in ("0", "1"))
+        mean, low, high = (100 * first["ours"][key] for key in ("mean", "low", "high"))
+        assert (steps, greedy) == (f"{ours[model]['step']:,}", f"{mean:.1f}% ({low:.1f} to {high:.1f})"), model
+        assert (tokens, sampled) == (f"{first['ours']['total_tokens']:,.0f}", f"{100 * last['ours']['mean']:.1f}%"), (
+            model
+        )
+        assert paper == f"{first['paper']}; {last['paper']}", model
+
+
 def _results():
     return json.loads((FOLDER / "results.json").read_text())
 
