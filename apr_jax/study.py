@@ -23,6 +23,7 @@ from apr_jax.config import Experiment, override
 from apr_jax.evaluate import charts, parts
 from apr_jax.evaluate.results import Score
 from apr_jax.evaluate.run import Decoding, evaluate
+from apr_jax.evaluate.suite import ABLATIONS
 from apr_jax.flags import Question
 from apr_jax.learn.checkpoint import last_step, load_checkpoint
 from apr_jax.reproduce import data_stage, reinforced_stage, supervised_stage
@@ -80,7 +81,7 @@ class Study:
 _PRICED = ("learn.rl.steps=40", "learn.rl.optimizer.lr=1e-4")
 
 
-def _table(name: str, method: str, *settings: str) -> Variant:
+def _table(name: str, method: str, settings: tuple[str, ...] = ()) -> Variant:
     """A row of the paper's Tables 1 and 2."""
     return Variant(name, settings, method, reinforced=False, sampled=(1.0,))
 
@@ -105,10 +106,10 @@ STUDIES: dict[Question, Study] = {
     Question.SERIAL: Study(
         "What does serial search owe to its demonstrations (the paper's Tables 1 and 2)?",
         (
-            _table("SoS", "sos"),
+            _table("SoS", *ABLATIONS["sos"]),
             _table("SoS+", "sos+"),
-            _table("SoS+, beam 15", "sos+", "solver.serial_beam=15"),
-            _table("SoS+, rejection sampling", "sos+", "solver.only_right=true"),
+            _table("SoS+, beam 15", *ABLATIONS["sos+beam15"]),
+            _table("SoS+, rejection sampling", *ABLATIONS["sos+rejection"]),
         ),
     ),
     # With fewer than five numbers a grandchild has less to try out than its message costs. The third spends as many tokens

@@ -171,13 +171,13 @@ def _latency(results: Results, serial: Sequence[str]) -> _Row | None:
     one = _best([_right(each) for each in points if each.latency])
     if one is None:
         return None
-    took = seconds(one.answered)
-    other = _best([side for side in _with_seconds(results, serial) if side.seconds <= took.mean], one)
+    limit = seconds(one.answered)
+    other = _best([side for side in _with_seconds(results, serial) if side.seconds <= limit], one)
     if other is None:
         return None
-    note = f"{one.label}: {_clock(took)}; {other.label}: "
+    note = f"{one.label}: {_clock(one.answered)}; {other.label}: "
     if other.answered.latency:
-        note += _clock(seconds(other.answered))
+        note += _clock(other.answered)
     else:
         note += f"{other.seconds:.2f} s ({other.votes or 1} x the plain answer's, one after another; "
         note += "a batch would take less, but was not timed)"
@@ -191,9 +191,9 @@ def _with_seconds(results: Results, serial: Sequence[str]) -> list[_Side]:
     for each in _every(results, serial):
         plain = results.get(each.evaluation.model)
         if each.latency:
-            timed.append(dataclasses.replace(_right(each), seconds=seconds(each).mean))
+            timed.append(dataclasses.replace(_right(each), seconds=seconds(each)))
         elif each.evaluation.decoding.temperature and plain and plain.latency:
-            took = seconds(plain).mean
+            took = seconds(plain)
             votes += [dataclasses.replace(side, seconds=(side.votes or 1) * took) for side in _answers(each)]
     return timed + votes
 
@@ -279,13 +279,16 @@ def _within(limit: int, side: _Side) -> _Side:
     return dataclasses.replace(side, score=share(right))
 
 
-def seconds(one: Answered) -> Score:
-    """Mean over the timed problems of their median seconds; its interval is of these problems as a sample."""
+def seconds(one: Answered) -> float:
+    """Mean over the timed problems of their median seconds."""
     assert one.latency
-    return average(one.latency["seconds"])
+    return mean(list(one.latency["seconds"].values()))
 
 
-def _clock(took: Score) -> str:
+def _clock(one: Answered) -> str:
+    """The same with its interval, of these problems as a sample."""
+    assert one.latency
+    took = average(one.latency["seconds"])
     return f"{took.mean:.2f} s ({took.low:.2f} to {took.high:.2f})"
 
 

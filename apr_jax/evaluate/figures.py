@@ -150,7 +150,7 @@ def latency(results: Results) -> Drawn | None:
     figure, axes = canvas(2, rows=2, height=5.8, sharey="row")
     costs: list[tuple[str, Callable[[Answered], float | None]]] = [
         ("sequential tokens", lambda one: one.mean("sequential_tokens")),
-        ("seconds of one problem", lambda one: seconds(one).mean if one.latency else None),
+        ("seconds of one problem", lambda one: seconds(one) if one.latency else None),
     ]
     for column, (title, cost_of) in enumerate(costs):
         for method, free in plain.items():

@@ -66,21 +66,21 @@ def temperature_table(results: Results, models: dict[str, dict[float, float]]) -
     for name, published in models.items():
         model, _, enforced = name.partition(" ")
         count = forced[-1] if forced else -1
-        cells, step = {}, None
-        for temperature in temperatures:
-            one = results.get(model, temperature=temperature, **({"forced": count} if enforced else {}))
-            cells[f"{temperature:g}"] = {
+        found = {t: results.get(model, temperature=t, **({"forced": count} if enforced else {})) for t in temperatures}
+        cells = {
+            f"{temperature:g}": {
                 "ours": cell(one.accuracy()) | one.spent(one.groups) if one else None,
                 "paper": published.get(temperature),
             }
-            step = one.summary["step"] if one else step
+            for temperature, one in found.items()
+        }
         held = f", held to {count} children" if enforced and forced else enforced and ", children enforced"
         rows.append(
             {
                 "model": name,
                 "label": MODELS[model] + (held or ""),
-                "run": any(each["ours"] for each in cells.values()),
-                "step": step,
+                "run": any(found.values()),
+                "step": next((one.summary["step"] for one in found.values() if one), None),
                 "cells": cells,
             }
         )
