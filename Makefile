@@ -60,7 +60,7 @@ format: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/apr bench solver --config experiments/nano.py
-	env -u GLIBC_TUNABLES $(BIN)/apr bench train --config experiments/mini.py
+	env -u GLIBC_TUNABLES $(BIN)/apr bench train --config experiments/mini.py --checkpoint $(OUT)/apr/rl --problems $(OUT)/data/test.jsonl
 	$(BIN)/apr bench rollout --checkpoint $(OUT)/apr/rl --problems $(OUT)/data/test.jsonl
 
 # make solve PROBLEM="54 2 93 34 -> 53", with the model of scale mini that the repository keeps

@@ -31,6 +31,7 @@ class Question(enum.StrEnum):
     """What `apr study` answers."""
 
     SEEDS = "seeds"
+    EARLY = "early"
     PRICE = "price"
     SERIAL = "serial"
     SCRATCH = "scratch"

@@ -7,7 +7,8 @@ The life of a study (OUT is its folder):
 2. OUT/data (a variant whose solver differs: OUT/<variant>/data) is built, OUT/<variant>/sft and OUT/<variant>/rl are trained,
    OUT/<variant>/eval-* are answers to all test problems. They are stages (`stages.py`): the command can be stopped and started
    at will.
-3. OUT/study.json has a line a model, OUT/study.{svg,png} shows accuracy against what it cost.
+3. OUT/study.json has a line an evaluation, and the gaps of pairs of them; OUT/study.{svg,png} shows accuracy against what it
+   cost.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ from rich.console import Console
 from apr_jax.config import Experiment, override
 from apr_jax.evaluate import charts, parts
 from apr_jax.evaluate.results import Score
-from apr_jax.evaluate.run import Decoding, evaluate
+from apr_jax.evaluate.run import Decoding, evaluate, read_traces
+from apr_jax.evaluate.statistics import paired_gap
 from apr_jax.evaluate.suite import ABLATIONS
 from apr_jax.flags import Question
 from apr_jax.learn.checkpoint import last_step, load_checkpoint
@@ -47,7 +49,7 @@ class Variant:
       reinforced: whether there is RL at all.
       asked: numbers of children that its supervised model is asked for, an evaluation each.
       forced: numbers of children that its supervised model is held to, an evaluation each.
-      sampled: temperatures at which its supervised model answers too, an evaluation each.
+      sampled: temperatures at which its models answer too, an evaluation each.
     """
 
     name: str
@@ -68,15 +70,18 @@ class Study:
       question: in words.
       variants: in the order in which they are trained.
       same: whether the variants are repetitions, of which mean and standard deviation are wanted.
+      gaps: pairs of rows, by label: the first less the second is wanted, problem by problem.
       settings: fields of the experiment that differ in all variants alike, the problems among them.
     """
 
     question: str
     variants: tuple[Variant, ...]
     same: bool = False
+    gaps: tuple[tuple[str, str], ...] = ()
     settings: tuple[str, ...] = ()
 
 
+_SEEDS = range(3)
 # A finished nano model needs a higher rate than its recipe's for a price to tell within some minutes.
 _PRICED = ("learn.rl.steps=40", "learn.rl.optimizer.lr=1e-4")
 
@@ -91,6 +96,36 @@ STUDIES: dict[Question, Study] = {
         "How much do the results of APR at nano vary with the seed of weights, order and samples?",
         tuple(Variant(f"seed {seed}", (f"seed={seed}",)) for seed in range(5)),
         same=True,
+    ),
+    # Half of nano's supervised steps, and beams drawn from 1 up, as published: a model that spawns too little.
+    Question.EARLY: Study(
+        "Does RL teach an early model to search wider, and does a price on tokens take back what earns little?",
+        tuple(
+            Variant(
+                f"{name}seed {seed}",
+                (f"seed={seed}", f"learn.rl.reward.token_price={price}"),
+                after="" if name == "" and seed == 0 else "seed 0",
+                sampled=(1.0,),
+            )
+            for seed in _SEEDS
+            for name, price in (("", 0), ("price, ", 5e-4))
+        ),
+        gaps=tuple(
+            pair
+            for seed in _SEEDS
+            for pair in (
+                (f"seed {seed}, after RL, T = 1", "seed 0, T = 1"),
+                (f"price, seed {seed}, after RL, T = 1", f"seed {seed}, after RL, T = 1"),
+            )
+        ),
+        settings=(
+            "solver.parent_beam_low=1",
+            "learn.sft.steps=1200",
+            "learn.rl.steps=60",
+            "learn.rl.optimizer.lr=1e-4",
+            "learn.rl.objective.kl=0",
+            "learn.rl.validate_every=60",
+        ),
     ),
     Question.PRICE: Study(
         "What do fewer tokens cost: RL with a price on tokens, against fixed numbers of children?",
@@ -240,6 +275,10 @@ def rows_of(study: Study) -> list[Row]:
             rows += [Row(f"{v}, T = {t:g}", v, "sft", f"eval-t{t:g}", Decoding(temperature=t)) for t in variant.sampled]
         if variant.reinforced:
             rows.append(Row(f"{v}, after RL", v, "rl", "eval-rl"))
+            rows += [
+                Row(f"{v}, after RL, T = {t:g}", v, "rl", f"eval-rl-t{t:g}", Decoding(temperature=t))
+                for t in variant.sampled
+            ]
     return rows
 
 
@@ -251,6 +290,9 @@ def show_study(found: dict[str, Any], out: Path) -> None:
     for stage, measures in found["spread"].items():
         said = ", ".join(f"{measure} {mean:.4g} +- {spread:.2g}" for measure, (mean, spread) in measures.items())
         console.print(f"{stage}, mean and standard deviation: {said}")
+    for gap in found["gaps"]:
+        said = ", ".join("{} {:+.4g} ({:.4g} to {:.4g})".format(measure, *gap[measure]) for measure in MEASURES)
+        console.print(f"{gap['one']}, less {gap['other']}: {said}")
     console.print(f"figure  {out / 'study.svg'}")
 
 
@@ -272,8 +314,21 @@ def _write(study: Study, out: Path) -> None:
         summary = read_json(out / row.variant / row.folder / "summary.json")
         lines[row.label] = {key: summary[key] for key in KEPT}
     spread = {stage: _spread(rows, lines, stage) for stage in (("sft", "rl") if study.same else ())}
+    gaps = [_gap(rows, out, *pair) for pair in study.gaps]
     _draw(rows, lines, out / "study")
-    write_json(out / "study.json", {"question": study.question, "rows": lines, "spread": spread})
+    write_json(out / "study.json", {"question": study.question, "rows": lines, "spread": spread, "gaps": gaps})
+
+
+def _gap(rows: list[Row], out: Path, *labels: str) -> dict[str, Any]:
+    """Of each measure the gap of two rows and its 95% interval, over the problems that both answered."""
+    one, other = (next(row for row in rows if row.label == label) for label in labels)
+    traces = [read_traces(out / row.variant / row.folder / "traces.jsonl") for row in (one, other)]
+    found: dict[str, Any] = {"one": one.label, "other": other.label}
+    for measure in MEASURES:
+        field = "correct" if measure == "accuracy" else measure
+        gap = paired_gap(*({trace["id"]: float(trace[field]) for trace in each} for each in traces))
+        found[measure] = gap.gap, gap.low, gap.high
+    return found
 
 
 def _spread(rows: list[Row], lines: dict[str, dict[str, Any]], stage: str) -> dict[str, tuple[float, float]]:

@@ -4,6 +4,7 @@ In a run the next rollout is queued behind the update, and metrics tell its shar
 and gradient are one program; here the replay (the log-probs of all sampled tokens) is also timed by itself.
 """
 
+import dataclasses
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,10 +12,11 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from apr_jax.bench.measure import Contestant
 from apr_jax.data.packing import Rows, pack_forest
-from apr_jax.learn.examiner import examining, first_trees
+from apr_jax.learn.examiner import Examiner, examining, first_trees
 from apr_jax.learn.objective import token_weights
 from apr_jax.learn.optimizer import make_optimizer
 from apr_jax.learn.processes import fetch
@@ -23,13 +25,13 @@ from apr_jax.learn.rewards import counted_trees, tree_rewards
 from apr_jax.learn.run import build_mesh
 from apr_jax.learn.state import init_state
 from apr_jax.learn.steps import make_rl_step, make_tree_kl, place_everywhere, place_forest, place_whole
-from apr_jax.tasks import load_problems
+from apr_jax.tasks import Problem, load_problems
 from apr_jax.threads import ThreadForest, Work
 
 
 @contextmanager
 def contest(restored: Restored, problems: Path) -> Iterator[list[Contestant]]:
-    """The parts of a step as the checkpoint's own config has it.
+    """The parts of a step as the checkpoint's own config has it, and the costly ones with half the trees.
 
     Args:
       problems: file of which the first `learn.rl.problems` get `learn.rl.group` trees each.
@@ -37,48 +39,56 @@ def contest(restored: Restored, problems: Path) -> Iterator[list[Contestant]]:
     config, rl = restored.config, restored.config.learn.rl
     mesh = build_mesh(config)
     asked = [problem for problem in load_problems(problems)[: rl.problems] for _ in range(rl.group)]
+    with examining(config, restored.tokenizer, asked[:1], mesh) as examiner:
+        whole = _parts(restored, mesh, examiner, asked)
+        rollout, *_, update = _parts(restored, mesh, examiner, asked[: len(asked) // 2])
+        yield [*whole, *(dataclasses.replace(part, name=f"{part.name}, half the trees") for part in (rollout, update))]
+
+
+def _parts(restored: Restored, mesh: Mesh, examiner: Examiner, asked: list[Problem]) -> list[Contestant]:
+    """Rollout, host, replay and update of one tree for each of these."""
+    config, rl = restored.config, restored.config.learn.rl
     params, trees = place_whole(restored.params, mesh), float(len(asked))
     optimizer = make_optimizer(rl.optimizer, 1_000)
     step, tree_kl = make_rl_step(config, optimizer, mesh), make_tree_kl(config, mesh)
     state: Any = init_state(restored.params, optimizer, mesh)
-    with examining(config, restored.tokenizer, asked[:1], mesh) as examiner:
 
-        def roll() -> tuple[ThreadForest, Work]:
-            return examiner.ask(params, asked, rl.temperature, jax.random.key(0))
+    def roll() -> tuple[ThreadForest, Work]:
+        return examiner.ask(params, asked, rl.temperature, jax.random.key(0))
 
-        def rollout() -> float:
-            jax.block_until_ready(roll())
-            return trees
+    def rollout() -> float:
+        jax.block_until_ready(roll())
+        return trees
 
-        forest, _ = first_trees(fetch(roll()), len(asked))
-        counted = counted_trees(forest, rl.reward)
+    forest, _ = first_trees(fetch(roll()), len(asked))
+    counted = counted_trees(forest, rl.reward)
 
-        def pack() -> tuple[Rows, np.ndarray]:
-            rows = pack_forest(forest, rl.rows, config.limits.stream)
-            return rows, token_weights(rows, counted, rl.objective.normalisation)
+    def pack() -> tuple[Rows, np.ndarray]:
+        rows = pack_forest(forest, rl.rows, config.limits.stream)
+        return rows, token_weights(rows, counted, rl.objective.normalisation)
 
-        def host() -> float:
-            correct, _ = examiner.verify(asked, forest)
-            tree_rewards(correct, forest, 0.0, rl.reward)
-            pack()
-            return trees
+    def host() -> float:
+        correct, _ = examiner.verify(asked, forest)
+        tree_rewards(correct, forest, 0.0, rl.reward)
+        pack()
+        return trees
 
-        batch = place_forest(*pack(), rl.rows, mesh)
-        advantages = place_everywhere(np.where(np.arange(len(asked)) % 2, 1.0, -1.0).astype(np.float32), mesh)
+    batch = place_forest(*pack(), rl.rows, mesh)
+    advantages = place_everywhere(np.where(np.arange(len(asked)) % 2, 1.0, -1.0).astype(np.float32), mesh)
 
-        def replay() -> float:
-            jax.block_until_ready(tree_kl(params, batch))
-            return trees
+    def replay() -> float:
+        jax.block_until_ready(tree_kl(params, batch))
+        return trees
 
-        def update() -> float:
-            nonlocal state
-            state, _ = step(state, params, batch, advantages)
-            jax.block_until_ready(state)
-            return trees
+    def update() -> float:
+        nonlocal state
+        state, _ = step(state, params, batch, advantages)
+        jax.block_until_ready(state)
+        return trees
 
-        yield [
-            Contestant("rollout", rollout, "trees"),
-            Contestant("host: verify, reward, pack", host, "trees"),
-            Contestant("replay alone", replay, "trees"),
-            Contestant("update: replay and gradient", update, "trees"),
-        ]
+    return [
+        Contestant("rollout", rollout, "trees"),
+        Contestant("host: verify, reward, pack", host, "trees"),
+        Contestant("replay alone", replay, "trees"),
+        Contestant("update: replay and gradient", update, "trees"),
+    ]

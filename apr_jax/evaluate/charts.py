@@ -16,7 +16,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 # Readable in print, by the colour-blind, and on either page: `_DARK` has the twin of each for the dark one.
-APR, NESTED, SOS_PLUS, SOS, EXTRA = "#2563eb", "#7c3aed", "#d97706", "#6b7280", "#0d9488"
+APR, NESTED, SOS_PLUS, WIDE_BEAMS, SOS, EXTRA = "#2563eb", "#7c3aed", "#d97706", "#be185d", "#6b7280", "#0d9488"
 OF_KIND = {  # Of what went wrong (`failures.KINDS`).
     "arithmetic": "#b91c1c",
     "bookkeeping": "#c2410c",
@@ -35,6 +35,7 @@ _DARK = {
     APR: "#60a5fa",
     NESTED: "#a78bfa",
     SOS_PLUS: "#fbbf24",
+    WIDE_BEAMS: "#f9a8d4",
     SOS: "#9ca3af",
     EXTRA: "#2dd4bf",
     ON_BAR: "#0d131e",
@@ -104,7 +105,7 @@ def canvas(
 def colour(model: str) -> str:
     """Of a model or method: "apr/rl", "sos+"."""
     method = model.partition("/")[0]
-    found = {"apr": APR, "apr+drawn": APR, "apr-nested": NESTED, "sos": SOS}
+    found = {"apr": APR, "apr+drawn": APR, "apr-nested": NESTED, "sos": SOS, "sos+beam15": WIDE_BEAMS}
     return found.get(method.partition(" ")[0], SOS_PLUS)
 
 

@@ -9,7 +9,8 @@ import numpy as np
 
 from apr_jax.evaluate import charts, cost, failures
 from apr_jax.evaluate.charts import EXTRA, OF_KIND, ON_BAR, canvas, colour, percent
-from apr_jax.evaluate.parts import PAIRS, TOKENS, Drawn, cumulative, device, method_name, stage_name, tag
+from apr_jax.evaluate.metrics import mean
+from apr_jax.evaluate.parts import COMPARED, TOKENS, Drawn, cumulative, device, method_name, stage_name, tag
 from apr_jax.evaluate.results import Results, problems_of
 from apr_jax.evaluate.suite import MODELS
 
@@ -19,7 +20,7 @@ _CURVES = {"sft": ("loss", "nats a token"), "rl": ("reward", "reward")}
 @charts.styled
 def budget(results: Results) -> Drawn | None:
     """A control: cumulative accuracy against total tokens, where small budgets are said to favour serial search."""
-    shown = [one for model in PAIRS if (one := results.get(model))]
+    shown = [one for model in COMPARED if (one := results.get(model))]
     if not shown:
         return None
     asked = results.sweep("apr")
@@ -118,13 +119,18 @@ def lanes(results: Results) -> Drawn | None:
         markerfacecolor="none",
         label="measured",
     )
+    if one.latency:
+        own = mean(one.latency["seconds"][name] for name in timed)
+        label = "measured, a step as wide as it needs"
+        right.axhline(1e3 * own, color=colour("apr"), linestyle=":", linewidth=1.1, label=label)
     right.set(title=f"milliseconds of one problem{device(results)}", xlabel="lanes", ylabel="ms")
     right.set_ylim(0, 1.4 * right.get_ylim()[1])
     right.legend(loc="upper right")
     caption = (
         f"Cost model: what the trees of {one.label} would take on n lanes. A tree cannot gain more than its "
         "total over its sequential tokens (Amdahl); threads that wait for a lane cost the rest. The "
-        "dash-dotted curve on the right is a device whose step costs the same whatever its lanes. "
+        "dash-dotted curve on the right is a device whose step costs the same whatever its lanes. All steps of a tree have "
+        "the same lanes here; the engine itself takes few where few threads are ready, which is the dotted line. "
         f"{len(traces)} problems, medians of {one.lanes['repeats']} runs."
     )
     return Drawn("cost_on_lanes", caption, figure)

@@ -15,7 +15,7 @@ from apr_jax.evaluate import charts, paper
 from apr_jax.evaluate.charts import canvas, colour, percent, with_interval
 from apr_jax.evaluate.claims import seconds
 from apr_jax.evaluate.parts import (
-    PAIRS,
+    COMPARED,
     TOKENS,
     Drawn,
     cumulative,
@@ -27,7 +27,7 @@ from apr_jax.evaluate.parts import (
     tag,
 )
 from apr_jax.evaluate.results import Answered, Results, problems_of
-from apr_jax.evaluate.suite import DRAWN, MODELS, STAGES
+from apr_jax.evaluate.suite import DRAWN, MODELS, STAGES, WIDE
 
 _PAPER = "the paper, 228M"
 _MARKS = {"apr": "s", "sos+": "o"}
@@ -46,13 +46,14 @@ def total_tokens(results: Results) -> Drawn | None:
     sweep = results.config.evaluate.sweep
     for column, temperature in enumerate(temperatures):
         top, bottom = axes[0, column], axes[1, column]
-        serial = results.get(f"sos+/{sweep}", temperature=temperature)
-        if serial:
-            rows = serial.by_n
-            tokens = [spent for *_, spent in rows]
-            style: dict[str, Any] = {"color": colour("sos+"), "marker": "o"}
-            with_interval(top, tokens, [passed for passed, *_ in rows], label="SoS+ pass@n", linestyle=":", **style)
-            with_interval(top, tokens, [agreed for _, agreed, _ in rows], label="SoS+ cons@n", **style)
+        for model, name in ((f"sos+/{sweep}", "SoS+"), (WIDE, MODELS[WIDE])):
+            if serial := results.get(model, temperature=temperature):
+                rows = serial.by_n
+                tokens = [spent for *_, spent in rows]
+                style: dict[str, Any] = {"color": colour(model), "marker": "o"}
+                passed, agreed = [row[0] for row in rows], [row[1] for row in rows]
+                with_interval(top, tokens, passed, label=f"{name} pass@n", linestyle=":", **style)
+                with_interval(top, tokens, agreed, label=f"{name} cons@n", **style)
         points = results.sweep("apr", temperature)
         if points:
             spent = [one.mean("total_tokens") for one in points]
@@ -71,7 +72,8 @@ def total_tokens(results: Results) -> Drawn | None:
         "samples: pass@n counts any right one, cons@n the solution that most of them claim. APR is asked for "
         "a number of child threads, which stands at its points. The paper prints the accuracy of its points but, "
         "at three of T = 1, not their tokens, so its panels have no axis of cost: on the left SoS+ by its n, on the "
-        "right APR by its conditions, the least first. Points of the two halves do not cost the same."
+        "right APR by its conditions, the least first. Points of the two halves do not cost the same. SoS+ on wide beams, "
+        "where the run has it, answers once but at the highest temperature; the paper has none here."
     )
     return Drawn("fig4a_fig8_total_tokens", caption, figure)
 
@@ -79,7 +81,7 @@ def total_tokens(results: Results) -> Drawn | None:
 @charts.styled
 def window(results: Results) -> Drawn | None:
     """Fig. 4b, with the demonstrations' own curve."""
-    shown = [one for model in PAIRS if (one := results.get(model))]
+    shown = [one for model in COMPARED if (one := results.get(model))]
     if not shown:
         return None
     figure, (left, right) = canvas(2, width_ratios=(2.2, 1), sharey=True)
@@ -167,6 +169,9 @@ def latency(results: Results) -> Drawn | None:
             if free and (spent := cost_of(free)) is not None:
                 label = f"{method_name(method)}, asked for nothing"
                 with_interval(axes[0, column], [spent], [free.accuracy()], label=label, **style, **_STAR)
+        if (wide := results.get(WIDE)) and (spent := cost_of(wide)) is not None:
+            style = {"color": colour(WIDE), **_STAR}
+            with_interval(axes[0, column], [spent], [wide.accuracy()], label=wide.label, **style)
         if axes[0, column].lines:
             percent(axes[0, column], f"ours, {stage_name(sweep)}", title)
         else:
@@ -184,8 +189,9 @@ def latency(results: Results) -> Drawn | None:
     caption = (
         "Accuracy against latency (Fig. 6), greedy: at each point stands the number of children (APR) or "
         f"window bins (SoS+) that the prompt asks for ({problems_of(one for curve in curves.values() for one in curve)}); "
-        f"stars are asked for nothing ({problems_of(plain.values())}). Seconds are of {results.config.evaluate.timed} of "
-        f"them, one at a time on this machine{device(results)}; the paper's are on 8 A6000 GPUs, one for the parent and "
+        f"stars are asked for nothing ({problems_of(plain.values())}), one of them, where the run has it, SoS+ on wide "
+        f"beams. Seconds are of {results.config.evaluate.timed} of the problems, one at a time on this machine"
+        f"{device(results)}; the paper's are on 8 A6000 GPUs, one for the parent and "
         "seven for children. Of the paper's points only the first and last places are printed; the others stand evenly."
     )
     return Drawn("fig6_latency", caption, figure)

@@ -13,10 +13,10 @@ from apr_jax.evaluate import charts
 from apr_jax.evaluate.charts import LINES, colour
 from apr_jax.evaluate.metrics import accuracy_within
 from apr_jax.evaluate.results import Answered, Results
-from apr_jax.evaluate.suite import DRAWN
+from apr_jax.evaluate.suite import DRAWN, WIDE
 
 TOKENS = "total tokens of all threads"
-PAIRS = ("sos+/sft", "sos+/rl", "apr/sft", "apr/rl")
+COMPARED = ("sos+/sft", "sos+/rl", WIDE, "apr/sft", "apr/rl")
 _NAMES = {"apr": "APR", DRAWN: "APR,\ndrawn beams", "apr-nested": "nested APR", "sos+": "SoS+", "sos": "SoS"}
 
 

@@ -9,6 +9,7 @@ import pytest
 from apr_jax import study
 from apr_jax.config import load
 from apr_jax.errors import UsageError
+from apr_jax.evaluate.run import read_traces
 from apr_jax.flags import Question
 from apr_jax.learn.checkpoint import load_checkpoint
 from apr_jax.reproduce import experiment_file
@@ -17,11 +18,12 @@ SMALL = study.Study(
     "Does it run?",
     (
         study.Variant("base", asked=(2,), forced=(1,)),
-        study.Variant("priced", ("learn.rl.reward.token_price=0.5",), after="base"),
+        study.Variant("priced", ("learn.rl.reward.token_price=0.5",), after="base", sampled=(1.0,)),
         study.Variant("other seed", ("seed=7",)),
         study.Variant("serial", ("solver.serial_beam=1",), "sos+", reinforced=False, sampled=(0.5,)),
     ),
     same=True,
+    gaps=(("priced, after RL, T = 1", "base, supervised"),),
 )
 
 
@@ -46,6 +48,7 @@ def test_every_model_is_trained_once_and_evaluated(run, config):
         "held to 1",
         "base, after RL",
         "priced, after RL",
+        "priced, after RL, T = 1",
         "other seed, supervised",
         "other seed, after RL",
         "serial, supervised",
@@ -64,6 +67,7 @@ def test_every_model_is_trained_once_and_evaluated(run, config):
         folder: json.loads((folder / "data.json").read_text())["settings"]["solver.serial_beam"]
         for folder in built(out)
     }
+    assert json.loads((out / "priced" / "eval-rl-t1" / "settings.json").read_text())["temperature"] == 1
     assert beams == {out / "data": config.solver.serial_beam, out / "serial" / "data": 1}
     assert (out / "study.svg").is_file() and (out / "study.png").is_file()
 
@@ -83,6 +87,25 @@ def test_spread_is_over_the_variants_of_a_stage(run):
 
 
 @pytest.mark.slow
+def test_a_gap_is_of_the_problems_that_both_answered(run):
+    out, found = run
+    (gap,) = found["gaps"]
+    assert (gap["one"], gap["other"]) == ("priced, after RL, T = 1", "base, supervised")
+    rows = found["rows"]
+    for measure in study.MEASURES:
+        value, low, high = gap[measure]
+        assert value == pytest.approx(rows[gap["one"]][measure] - rows[gap["other"]][measure])
+        assert low <= value <= high
+    tokens = [
+        {trace["id"]: trace["total_tokens"] for trace in read_traces(out / folder / "traces.jsonl")}
+        for folder in ("priced/eval-rl-t1", "base/eval-sft")
+    ]
+    assert gap["total_tokens"][0] == pytest.approx(
+        statistics.mean(tokens[0][name] - tokens[1][name] for name in tokens[1])
+    )
+
+
+@pytest.mark.slow
 def test_a_second_start_trains_nothing(run, config, capsys):
     out, found = run
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()}
@@ -90,6 +113,7 @@ def test_a_second_start_trains_nothing(run, config, capsys):
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()} == before
     study.show_study(found, out)
     said = capsys.readouterr().out
+    assert "priced, after RL, T = 1, less base, supervised: accuracy" in said
     assert "Does it run?" in said and "sft, mean and standard deviation: accuracy" in said
     with pytest.raises(UsageError, match="seed=0, now seed=1"):
         study.run_study(Question.SEEDS, dataclasses.replace(config, seed=1), out)
@@ -100,6 +124,8 @@ def test_what_is_declared_can_be_trained(question, tmp_path):
     """Every variant's settings name fields, its `after` an earlier variant with a supervised model of its own."""
     declared = study.STUDIES[question]
     stages = study.stages_of(declared, load(experiment_file("nano")), tmp_path)
+    labels = [row.label for row in study.rows_of(declared)]
+    assert len(set(labels)) == len(labels) and {label for pair in declared.gaps for label in pair} <= set(labels)
     known: set[str] = set()
     for stage in stages:
         assert set(stage.needs) <= known, stage.name

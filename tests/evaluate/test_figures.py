@@ -15,10 +15,11 @@ from matplotlib.container import ErrorbarContainer
 
 from apr_jax.data.statistics import wilson
 from apr_jax.data.tokenizer import Tokenizer
-from apr_jax.evaluate import figures, paper
+from apr_jax.evaluate import controls, figures, paper
 from apr_jax.evaluate.results import read_run
+from apr_jax.evaluate.suite import WIDE
 
-TRAINED = ("sos+/sft", "sos+/rl", "apr/sft", "apr/rl")
+TRAINED = ("sos+/sft", "sos+/rl", WIDE, "apr/sft", "apr/rl")
 OURS, PAPER = "ours", "the paper"
 
 
@@ -112,7 +113,7 @@ def assert_scores(axes, label, places, scores):
     line, intervals = series(axes, label)
     assert list(line.get_xdata()) == pytest.approx(places)
     assert list(line.get_ydata()) == pytest.approx([100 * score.mean for score in scores])
-    np.testing.assert_allclose(intervals, [(100 * score.low, 100 * score.high) for score in scores])
+    np.testing.assert_allclose(intervals, [(100 * score.low, 100 * score.high) for score in scores], atol=1e-9)
     explained = [
         text.get_text() for other in axes.figure.axes if other.get_legend() for text in other.get_legend().texts
     ]
@@ -170,12 +171,17 @@ def test_total_tokens(results, temperature):
     """Fig. 4a and 8."""
     drawn = figures.total_tokens(results)
     ours, theirs = (panel(drawn, who, f"T = {temperature:g}") for who in (OURS, PAPER))
-    serial = results.get("sos+/sft", temperature=temperature)
-    spent = [tokens for *_, tokens in serial.by_n]
-    assert len(set(spent)) == made_run.EVALUATE.samples
-    passed = assert_scores(ours, "SoS+ pass@n", spent, [score for score, *_ in serial.by_n])
-    agreed = assert_scores(ours, "SoS+ cons@n", spent, [score for _, score, _ in serial.by_n])
-    assert list(passed.get_ydata()) != list(agreed.get_ydata())
+    colours = set()
+    # On wide beams votes are drawn where claims compare them.
+    for model, name, samples in ((WIDE, "SoS+ on wide beams", 3 if temperature == 1 else 1), ("sos+/sft", "SoS+", 3)):
+        serial = results.get(model, temperature=temperature)
+        spent = [tokens for *_, tokens in serial.by_n]
+        assert len(set(spent)) == samples
+        passed = assert_scores(ours, f"{name} pass@n", spent, [score for score, *_ in serial.by_n])
+        agreed = assert_scores(ours, f"{name} cons@n", spent, [score for _, score, _ in serial.by_n])
+        assert list(passed.get_ydata()) != list(agreed.get_ydata())
+        colours.add(passed.get_color())
+    assert len(colours) == 2
     asked = [results.get("apr/sft", temperature=temperature, condition=n) for n in made_run.EVALUATE.children]
     places = [mean(one, "total_tokens") for one in asked]
     apr = assert_scores(ours, "APR by child condition", places, [one.accuracy() for one in asked])
@@ -200,7 +206,8 @@ def test_window(results):
         set(map(tuple, each.get_paths()[0].vertices)) for each in ours.collections if isinstance(each, PolyCollection)
     ]
     lines = {}
-    for model, label in zip(TRAINED, ("SoS+", "SoS+ after RL", "APR", "APR after RL"), strict=True):
+    names = ("SoS+", "SoS+ after RL", "SoS+ on wide beams", "APR", "APR after RL")
+    for model, label in zip(TRAINED, names, strict=True):
         traces = results.get(model).traces
         lines[label], _ = series(ours, label)
         x, y = lines[label].get_data()
@@ -285,6 +292,8 @@ def test_latency(results, xlabel, cost, ends_of):
         curve = paper.LATENCY[method]
         assert tuple(heights) == curve.accuracy
         assert (places[0], places[-1]) == getattr(curve, ends_of) and (np.diff(places) > 0).all()
+    wide = results.get(WIDE)
+    assert assert_scores(ours, "SoS+ on wide beams", [cost(wide)], [wide.accuracy()]).get_marker() == star.get_marker()
 
 
 def test_child_count_enforced(results):
@@ -307,3 +316,29 @@ def test_child_count_enforced(results):
         expected = published(measure, "sos+", "apr", "apr enforced")
         assert bars(theirs).keys() == expected.keys()
         assert_before_and_after(theirs, expected)
+
+
+def test_lanes(results):
+    """The cost model beside what was measured: on so many lanes at every step, and with as many as a step needs."""
+    drawn = controls.lanes(results)
+    fewer, spent = (panel(drawn, who) for who in ("fewer steps", "milliseconds"))
+    one = results.get("apr/rl")
+    rows, two = one.lanes["rows"], one.traces[:2]
+    assert one.lanes["problems"] == [trace["id"] for trace in two]
+    lanes = [row["lanes"] for row in rows]
+    measured, _ = series(fewer, "steps, as decoded")
+    assert (list(measured.get_xdata()), list(measured.get_ydata())) == (lanes, [1, 2, 4])
+    measured, _ = series(spent, "measured")
+    assert list(measured.get_ydata()) == pytest.approx([1e3 * row["seconds"] for row in rows])
+    tokens = [sum(trace[measure] for trace in two) for measure in ("total_tokens", "sequential_tokens")]
+    modelled, _ = series(spent, "model: steps x measured seconds of a step")
+    # On one lane every token takes a step; the made-up step takes 10 ms on any number of lanes.
+    steps = sum(thread["tokens"] for trace in two for thread in trace["threads"])
+    assert modelled.get_ydata()[0] == pytest.approx(10 * steps / 2)
+    np.testing.assert_allclose(
+        modelled.get_ydata(), series(spent, "if a step took the same on any number")[0].get_ydata()
+    )
+    bound, _ = series(fewer, f"total / sequential tokens: {tokens[0] / tokens[1]:.2f}")
+    assert set(bound.get_ydata()) == {tokens[0] / tokens[1]}
+    own, _ = series(spent, "measured, a step as wide as it needs")
+    assert own.get_ydata() == pytest.approx(2 * [1e3 * one.latency["seconds"]["t-0"]])

@@ -133,6 +133,20 @@ def test_a_mean_that_holds_the_trees_own_reward_shortens_the_gradient_and_no_mor
     np.testing.assert_allclose(_estimate(setting, advantage=advantage), setting.exact / 2, atol=1e-12)
 
 
+@pytest.mark.parametrize(("advantage", "scale"), [("none", 1.0), ("batch", 0.5), ("group", 0.0)])
+def test_the_mean_of_a_batch_is_over_all_its_problems_and_that_of_a_group_over_one(setting, advantage, scale):
+    """Two problems that pay differently, one tree of each: nothing but the other problem can take the tree's own reward off."""
+    other = np.asarray(setting.rewards)[::-1] + 1.0
+    trees, table = setting.trees, setting.table
+    each = [
+        jax.grad(lambda table, paid=paid: trees.probabilities(table) @ paid)(table) for paid in (setting.rewards, other)
+    ]
+    exact = np.asarray(sum(each)) / 2
+    got = _estimate(setting, rewards=np.stack([setting.rewards, other]), advantage=advantage)
+    np.testing.assert_allclose(got, scale * exact, atol=1e-12)
+    assert np.linalg.norm(exact - setting.exact) > 1e-2
+
+
 @pytest.mark.parametrize(
     ("options", "least"),
     [

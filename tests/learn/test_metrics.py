@@ -1,7 +1,10 @@
 """metrics.jsonl: one line a logged step, whatever interrupts; fetched one step late."""
 
+import io
+
 import jax.numpy as jnp
 import pytest
+from rich.console import Console
 from whole_runs import logged
 
 from apr_jax.errors import UserError
@@ -112,7 +115,10 @@ def test_the_remaining_time_is_known_however_slow_steps_are(tmp_path):
             recorder.record(step, {"loss": 1.0})
             recorder.flush()
             assert (task.time_remaining is None) == (step == 1), "one step has no time of its own yet"
-    assert task.time_remaining == 5 * 600
+        assert task.time_remaining == 5 * 600
+        screen = Console(file=io.StringIO(), width=100)
+        screen.print(recorder._bar.get_renderable())
+        assert "0:50:00" in screen.file.getvalue()
 
 
 def test_numbers_that_come_after_an_interruption_complete_the_last_line(tmp_path):

@@ -137,26 +137,34 @@ def test_given_tokens_and_padding_get_exactly_zero_gradient():
     assert jax.tree.leaves(clean) == jax.tree.leaves(soiled)
 
 
-def _model_loss(params, rows, weights, advantages, kl=0.1):
+def _model_loss(params, rows, weights, advantages, kl=0.1, supervised=0.0):
+    """The policy's loss, and so many times the supervised one."""
     logprobs, entropy = token_logprobs(params, MODEL, rows, TEMPERATURE)
     config = ObjectiveConfig(clip=0.2, kl=kl)
-    return policy_loss(logprobs, entropy, logprobs * 0.5, rows, weights, advantages, config)[0]
+    loss = policy_loss(logprobs, entropy, logprobs * 0.5, rows, weights, advantages, config)[0]
+    return loss + supervised * cross_entropy(logprobs, rows)
 
 
 _model_gradient = jax.jit(jax.value_and_grad(_model_loss))
 
 
-@pytest.mark.parametrize("normalisation", ["tree", "token", "sequence"])
-def test_packing_and_padding_change_neither_loss_nor_gradient(normalisation):
+@pytest.mark.parametrize("loss_of", ["tree", "token", "sequence", "supervised"])
+def test_packing_and_padding_change_neither_loss_nor_gradient(loss_of):
     """Of a recorded forest, nested two deep and with islands: packed as for an update, and one thread a row."""
     forest, params = record(), model_params()
     advantages = jnp.asarray([1.0, -0.5, 2.0, -1.5, 0.7, -1.2])
     packed, alone = pack_forest(forest, 1, LIMITS.stream + 7), _one_thread_a_row(forest)
     assert forest.depth.max() == 2 and (packed.island > 0).sum() > 50
     assert 2 * len(packed.tokens) < len(alone.tokens) == (forest.length > 0).sum()
-    expected, gradient = _model_gradient(params, alone, _weights(alone, normalisation), advantages)
+
+    def gradient_of(rows):
+        if loss_of == "supervised":
+            return _model_gradient(params, rows, 0 * _weights(rows), advantages, supervised=1.0)
+        return _model_gradient(params, rows, _weights(rows, loss_of), advantages, supervised=0.0)
+
+    expected, gradient = gradient_of(alone)
     assert abs(float(expected)) > 0.1
-    loss, got = _model_gradient(params, packed, _weights(packed, normalisation), advantages)
+    loss, got = gradient_of(packed)
     np.testing.assert_allclose(loss, expected, rtol=1e-5)
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-5), got, gradient)
 

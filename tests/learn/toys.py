@@ -257,16 +257,19 @@ def expected_estimate(
     reference=None,
     behaviour=None,
 ):
-    """Expectation of -gradient of the objective over all batches of `size` trees of one problem, exactly.
+    """Expectation of -gradient of the objective over all batches of `size` trees, exactly.
 
     Args:
-      rewards: [n] of the trees.
+      rewards: [n] of the trees, or [P, n] where the batch holds P problems, `size` / P trees of each.
       counted: bool [n], trees that are not masked.
       sampled: [n, T, L], a wrong mask in place of the recorded one.
       reference: table of the reference policy.
       behaviour: table of the policy that sampled, if it is not the one that learns.
     """
     chosen, rows, states = _recorded_batches(trees, size) if sampled is None else batches_of(trees, size, sampled)
+    tables = np.atleast_2d(rewards)
+    groups = len(tables), size // len(tables)
+    paid = tables[np.repeat(np.arange(groups[0]), groups[1]), chosen]
     counted = (np.ones(len(trees), bool) if counted is None else counted)[chosen]
     each = [jax.tree.map(lambda x, at=at: x[at], rows) for at in range(len(chosen))]
     weights = np.stack([token_weights(*pair, config.normalisation) for pair in zip(each, counted, strict=True)])
@@ -280,12 +283,12 @@ def expected_estimate(
         anchor, _ = sampled_logprobs(trees.logits(reference)[states], rows)
         if config.kl_estimator == "reward":
             rewards = rewards - config.kl * tree_kl(anchor, rows, size)
-        advantages = ADVANTAGES[config.advantage](rewards[None], counted[None])[0]
+        advantages = ADVANTAGES[config.advantage](rewards.reshape(groups), counted.reshape(groups)).reshape(-1)
         logprobs, entropy = sampled_logprobs(trees.logits(table)[states], rows)
         return policy_loss(logprobs, entropy, anchor, rows, weights, advantages, config)[0]
 
     def loss(table):
-        batch = (rows, states, weights, counted, rewards[chosen])
+        batch = (rows, states, weights, counted, paid)
         batch = jax.tree.map(jnp.asarray, batch)
         return jnp.sum(probability * jax.vmap(loss_of, in_axes=(None, 0, 0, 0, 0, 0))(table, *batch))
 
