@@ -1,4 +1,4 @@
-# make demo    the whole nano experiment from scratch, or on from where it was: some 20 minutes on 2 cores
+# make demo    the whole nano experiment from scratch, or on from where it was: 20 to 30 minutes on 2 cores
 # make test    all tests but the slow ones
 # make lint    ruff and mypy
 # make wheel   dist/apr_jax-*.whl, for tpu_setup/

@@ -290,7 +290,7 @@ def show_study(found: dict[str, Any], out: Path) -> None:
     for stage, measures in found["spread"].items():
         said = ", ".join(f"{measure} {mean:.4g} +- {spread:.2g}" for measure, (mean, spread) in measures.items())
         console.print(f"{stage}, mean and standard deviation: {said}")
-    for gap in found["gaps"]:
+    for gap in found.get("gaps", ()):  # None in what an earlier version wrote.
         said = ", ".join("{} {:+.4g} ({:.4g} to {:.4g})".format(measure, *gap[measure]) for measure in MEASURES)
         console.print(f"{gap['one']}, less {gap['other']}: {said}")
     console.print(f"figure  {out / 'study.svg'}")

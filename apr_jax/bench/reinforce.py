@@ -6,17 +6,17 @@ and gradient are one program; here the replay (the log-probs of all sampled toke
 
 import dataclasses
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
 
 from apr_jax.bench.measure import Contestant
+from apr_jax.config import override
 from apr_jax.data.packing import Rows, pack_forest
-from apr_jax.learn.examiner import Examiner, examining, first_trees
+from apr_jax.learn.examiner import examining, first_trees
 from apr_jax.learn.objective import token_weights
 from apr_jax.learn.optimizer import make_optimizer
 from apr_jax.learn.processes import fetch
@@ -31,23 +31,25 @@ from apr_jax.threads import ThreadForest, Work
 
 @contextmanager
 def contest(restored: Restored, problems: Path) -> Iterator[list[Contestant]]:
-    """The parts of a step as the checkpoint's own config has it, and the costly ones with half the trees.
+    """The parts of a step as the checkpoint's own config has it, and the costly ones with half the problems.
 
     Args:
       problems: file of which the first `learn.rl.problems` get `learn.rl.group` trees each.
     """
+    config, known = restored.config, load_problems(problems)
+    half = override(config, [f"learn.rl.problems={-(-config.learn.rl.problems // 2)}"])
+    with ExitStack() as stack:
+        whole, fewer = (_parts(dataclasses.replace(restored, config=each), known, stack) for each in (config, half))
+        named = (dataclasses.replace(part, name=f"{part.name}, half the trees") for part in (fewer[0], fewer[-1]))
+        yield [*whole, *named]
+
+
+def _parts(restored: Restored, problems: list[Problem], stack: ExitStack) -> list[Contestant]:
+    """Rollout, host, replay and update of one step's trees."""
     config, rl = restored.config, restored.config.learn.rl
     mesh = build_mesh(config)
-    asked = [problem for problem in load_problems(problems)[: rl.problems] for _ in range(rl.group)]
-    with examining(config, restored.tokenizer, asked[:1], mesh) as examiner:
-        whole = _parts(restored, mesh, examiner, asked)
-        rollout, *_, update = _parts(restored, mesh, examiner, asked[: len(asked) // 2])
-        yield [*whole, *(dataclasses.replace(part, name=f"{part.name}, half the trees") for part in (rollout, update))]
-
-
-def _parts(restored: Restored, mesh: Mesh, examiner: Examiner, asked: list[Problem]) -> list[Contestant]:
-    """Rollout, host, replay and update of one tree for each of these."""
-    config, rl = restored.config, restored.config.learn.rl
+    asked = [problem for problem in problems[: rl.problems] for _ in range(rl.group)]
+    examiner = stack.enter_context(examining(config, restored.tokenizer, asked[:1], mesh))
     params, trees = place_whole(restored.params, mesh), float(len(asked))
     optimizer = make_optimizer(rl.optimizer, 1_000)
     step, tree_kl = make_rl_step(config, optimizer, mesh), make_tree_kl(config, mesh)

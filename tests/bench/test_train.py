@@ -1,11 +1,14 @@
 """The training benchmark counts what its rows hold, and every contestant takes the same rows."""
 
+import re
+
 import jax
 import numpy as np
 import pytest
 
 from apr_jax.bench import reinforce, train
 from apr_jax.learn.checkpoint import load_checkpoint
+from apr_jax.learn.examiner import Examiner
 from apr_jax.model import transformer
 from apr_jax.model.config import ModelConfig
 from apr_jax.model.transformer import init_params
@@ -58,10 +61,21 @@ def test_work_doubles(params, monkeypatch):
 
 
 @pytest.mark.slow
-def test_the_parts_of_an_rl_step_are_those_of_one_forest(config, checkpoint, data_dir):
+def test_the_parts_of_an_rl_step_are_those_of_one_forest(config, checkpoint, data_dir, monkeypatch):
     """Each works through the trees of a step, again and again: an update donates its state."""
-    restored, rl = load_checkpoint(checkpoint), config.learn.rl
+    restored, rl, rolled = load_checkpoint(checkpoint), config.learn.rl, []
+    ask = Examiner.ask
+
+    def watched(*arguments):
+        forest, work = ask(*arguments)
+        rolled.append(len(forest.length))
+        return forest, work
+
+    monkeypatch.setattr(Examiner, "ask", watched)
     with reinforce.contest(restored, data_dir / "test.jsonl") as parts:
-        assert [part.name.split(":")[0] for part in parts] == ["rollout", "host", "replay alone", "update"]
-        for part in parts:
-            assert [part.run(), part.run()] == [rl.problems * rl.group] * 2
+        names = ["rollout", "host", "replay alone", "update", "rollout, half the trees", "update, half the trees"]
+        assert [re.sub(r":[^:]*?(, half.*)?$", r"\1", part.name) for part in parts] == names
+        for part, problems in zip(parts, [rl.problems] * 4 + [rl.problems // 2] * 2, strict=True):
+            del rolled[:]
+            assert [part.run(), part.run()] == [problems * rl.group] * 2
+            assert rolled == [problems * rl.group] * 2 * part.name.startswith("rollout")

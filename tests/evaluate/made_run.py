@@ -41,7 +41,7 @@ def make_run(folder, config, tokenizer, models):
             (folder / "eval" / one.name / "latency.json").write_text(json.dumps(values))
     for one in suite.laned(EVALUATE):
         if one.model in models:
-            rows = [{"lanes": n, "seconds": 1 / n, "steps": 90 / n, "step_seconds": 0.01} for n in (1, 2, 4)]
+            rows = [{"lanes": n, "seconds": 1 / n, "steps": 90 / n, "step_seconds": 0.01 * n} for n in (1, 2, 4)]
             values = {"device": "made up", "repeats": 5, "problems": ["t-0", "t-1"], "rows": rows}
             (folder / "eval" / one.name / "lanes.json").write_text(json.dumps(values))
     return config

@@ -16,6 +16,7 @@ from matplotlib.container import ErrorbarContainer
 from apr_jax.data.statistics import wilson
 from apr_jax.data.tokenizer import Tokenizer
 from apr_jax.evaluate import controls, figures, paper
+from apr_jax.evaluate.cost import steps_on
 from apr_jax.evaluate.results import read_run
 from apr_jax.evaluate.suite import WIDE
 
@@ -40,7 +41,7 @@ def results(config, tmp_path_factory):
                 "children": place + number,
             }
         if one.latency:
-            one.latency["seconds"] = dict.fromkeys(one.latency["seconds"], 0.2 + place / 10)
+            one.latency["seconds"] = {name: 0.2 + place / 10 + int(name[-1]) / 50 for name in one.latency["seconds"]}
     measures = [{"correct": number % 4 > 0, "max_thread_tokens": 9 + 3 * number} for number in range(16)]
     return dataclasses.replace(found, oracle={"sos+": measures[:10], "apr": measures})
 
@@ -268,7 +269,7 @@ def test_before_and_after_rl(results):
     ("xlabel", "cost", "ends_of"),
     [
         ("sequential tokens", lambda one: mean(one, "sequential_tokens"), "tokens"),
-        ("seconds of one problem", lambda one: next(iter(one.latency["seconds"].values())), "seconds"),
+        ("seconds of one problem", lambda one: np.mean(list(one.latency["seconds"].values())), "seconds"),
     ],
     ids=["tokens", "seconds"],
 )
@@ -332,13 +333,13 @@ def test_lanes(results):
     assert list(measured.get_ydata()) == pytest.approx([1e3 * row["seconds"] for row in rows])
     tokens = [sum(trace[measure] for trace in two) for measure in ("total_tokens", "sequential_tokens")]
     modelled, _ = series(spent, "model: steps x measured seconds of a step")
-    # On one lane every token takes a step; the made-up step takes 10 ms on any number of lanes.
-    steps = sum(thread["tokens"] for trace in two for thread in trace["threads"])
-    assert modelled.get_ydata()[0] == pytest.approx(10 * steps / 2)
-    np.testing.assert_allclose(
-        modelled.get_ydata(), series(spent, "if a step took the same on any number")[0].get_ydata()
-    )
+    # On one lane every token takes a step; the made-up step takes 10 ms a lane.
+    steps = [sum(steps_on(trace, lanes) for trace in two) / 2 for lanes in range(1, 5)]
+    assert steps[0] == sum(thread["tokens"] for trace in two for thread in trace["threads"]) / 2
+    assert list(modelled.get_ydata()) == pytest.approx([10 * n * count for n, count in enumerate(steps, start=1)])
+    same, _ = series(spent, "if a step took the same on any number")
+    assert list(same.get_ydata()) == pytest.approx([10 * count for count in steps])
     bound, _ = series(fewer, f"total / sequential tokens: {tokens[0] / tokens[1]:.2f}")
     assert set(bound.get_ydata()) == {tokens[0] / tokens[1]}
     own, _ = series(spent, "measured, a step as wide as it needs")
-    assert own.get_ydata() == pytest.approx(2 * [1e3 * one.latency["seconds"]["t-0"]])
+    assert own.get_ydata() == pytest.approx(2 * [500 * (one.latency["seconds"]["t-0"] + one.latency["seconds"]["t-1"])])
