@@ -66,7 +66,7 @@ def total_tokens(results: Results) -> Drawn | None:
             with_interval(top, [free.mean("total_tokens")], [free.accuracy()], label="APR, asked for nothing", **style)
         percent(top, f"ours, {stage_name(sweep)}, T = {temperature:g}", TOKENS)
         _published_tokens(bottom, temperature)
-    axes[0, 0].legend(loc="lower right")
+    axes[0, -1].legend(loc="best")
     caption = (
         "Accuracy against total tokens (Fig. 4a; Fig. 8 at other temperatures). SoS+ draws n independent "
         "samples: pass@n counts any right one, cons@n the solution that most of them claim. APR is asked for "
