@@ -105,7 +105,7 @@ def test_every_figure_of_a_whole_run(whole, tmp_path):
         assert "currentColor" in svg and charts.INK not in svg, "it takes the ink of its page"
     captions = {one.name: one.caption for one in drawn}
     assert "Greedy answers to 10 problems." in captions["fig5_before_and_after_rl"]
-    assert re.search(r"asks for \(6 problems\).* nothing \(10 problems\).* 3 of them", captions["fig6_latency"])
+    assert re.search(r"asks for \(6 problems\).* nothing \(10 problems\).* 3 of the problems", captions["fig6_latency"])
     assert "held: 6 problems; of the others: 10 problems." in captions["fig7_child_count_enforced"]
     again = figures.FIGURES[0](whole)
     assert charts.to_svg(again.figure, "x") == charts.to_svg(figures.FIGURES[0](whole).figure, "x")

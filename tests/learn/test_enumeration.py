@@ -134,8 +134,9 @@ def test_a_mean_that_holds_the_trees_own_reward_shortens_the_gradient_and_no_mor
 
 
 @pytest.mark.parametrize(("advantage", "scale"), [("none", 1.0), ("batch", 0.5), ("group", 0.0)])
-def test_the_mean_of_a_batch_is_over_all_its_problems_and_that_of_a_group_over_one(setting, advantage, scale):
+def test_the_mean_of_a_batch_is_over_all_its_problems_and_that_of_a_group_over_one(advantage, scale):
     """Two problems that pay differently, one tree of each: nothing but the other problem can take the tree's own reward off."""
+    setting = _setting(BOTH)
     other = np.asarray(setting.rewards)[::-1] + 1.0
     trees, table = setting.trees, setting.table
     each = [
