@@ -239,7 +239,7 @@ def show_results(out: Path) -> None:
     """Prints the tables of a finished run, its warnings, what it took, and where figures and report are."""
     results = read_json(out / "results.json")
     print_table({row["label"]: row for row in results["main"].values()})
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(highlight=False, soft_wrap=True, markup=False)
     print_claims(results["claims"], console)
     print_warnings(
         results["warnings"]

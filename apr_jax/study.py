@@ -284,7 +284,7 @@ def rows_of(study: Study) -> list[Row]:
 
 def show_study(found: dict[str, Any], out: Path) -> None:
     """Prints the table."""
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(highlight=False, soft_wrap=True, markup=False)
     console.print(found["question"])
     print_table(found["rows"])
     for stage, measures in found["spread"].items():

@@ -118,7 +118,8 @@ def installed(wanted: Sequence[str] = PEERS) -> list[str]:
     """Those of the wanted peers that can be imported; the others are named in one line on stderr."""
     names = [name for name in wanted if importlib.util.find_spec(_MODULES[name])]
     if left := [name for name in wanted if name not in names]:
-        Console(stderr=True).print(f"without {', '.join(left)}: pip install 'apr_jax[bench]' brings them")
+        told = f"without {', '.join(left)}: pip install 'apr_jax[bench]' brings them"
+        Console(stderr=True, soft_wrap=True).print(told, markup=False)
     return names
 
 

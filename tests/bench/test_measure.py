@@ -3,6 +3,7 @@
 import json
 import time
 
+from apr_jax.bench import peers
 from apr_jax.bench.measure import Contestant, measure, show, write
 
 
@@ -25,3 +26,9 @@ def test_ratio_is_ours_to_the_others(capsys, tmp_path):
     assert "theirs" in capsys.readouterr().out
     write([result], tmp_path / "figures.json")
     assert json.loads((tmp_path / "figures.json").read_text())[0]["unit"] == "tokens/s"
+
+
+def test_what_brings_a_missing_engine_is_said_as_one_types_it(monkeypatch, capsys):
+    monkeypatch.setattr(peers.importlib.util, "find_spec", lambda name: None)
+    assert peers.installed(["transformers", "vllm"]) == []
+    assert capsys.readouterr().err == "without transformers, vllm: pip install 'apr_jax[bench]' brings them\n"
