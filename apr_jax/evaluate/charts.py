@@ -15,6 +15,8 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from apr_jax.evaluate.suite import DRAWN, WIDE
+
 # Readable in print, by the colour-blind, and on either page: `_DARK` has the twin of each for the dark one.
 APR, NESTED, SOS_PLUS, WIDE_BEAMS, SOS, EXTRA = "#2563eb", "#7c3aed", "#d97706", "#be185d", "#6b7280", "#0d9488"
 OF_KIND = {  # Of what went wrong (`failures.KINDS`).
@@ -105,7 +107,7 @@ def canvas(
 def colour(model: str) -> str:
     """Of a model or method: "apr/rl", "sos+"."""
     method = model.partition("/")[0]
-    found = {"apr": APR, "apr+drawn": APR, "apr-nested": NESTED, "sos": SOS, "sos+beam15": WIDE_BEAMS}
+    found = {"apr": APR, DRAWN: APR, "apr-nested": NESTED, "sos": SOS, WIDE.partition("/")[0]: WIDE_BEAMS}
     return found.get(method.partition(" ")[0], SOS_PLUS)
 
 

@@ -282,7 +282,7 @@ def _within(limit: int, side: _Side) -> _Side:
 def seconds(one: Answered) -> float:
     """Mean over the timed problems of their median seconds."""
     assert one.latency
-    return mean(list(one.latency["seconds"].values()))
+    return mean(one.latency["seconds"].values())
 
 
 def _clock(one: Answered) -> str:

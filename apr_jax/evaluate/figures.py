@@ -146,6 +146,8 @@ def latency(results: Results) -> Drawn | None:
     """Fig. 6: sequential tokens and measured seconds of one problem."""
     sweep = results.config.evaluate.sweep
     plain = {method: results.get(f"{method}/{sweep}") for method in ("sos+", "apr")}
+    stars = {f"{method_name(method)}, asked for nothing": one for method, one in plain.items()}
+    stars[MODELS[WIDE]] = results.get(WIDE)
     curves = {method: results.sweep(method) for method in plain}
     if not (any(curves.values()) or any(plain.values())):
         return None
@@ -155,23 +157,20 @@ def latency(results: Results) -> Drawn | None:
         ("seconds of one problem", lambda one: seconds(one) if one.latency else None),
     ]
     for column, (title, cost_of) in enumerate(costs):
-        for method, free in plain.items():
-            placed = [(x, one) for one in curves[method] if (x := cost_of(one)) is not None]
-            style: dict[str, Any] = {"color": colour(method)}
+        for method, swept in curves.items():
+            placed = [(x, one) for one in swept if (x := cost_of(one)) is not None]
+            style: dict[str, Any] = {"color": colour(method), "marker": _MARKS[method]}
             if placed:
                 xs, ys = [spent for spent, _ in placed], [one.accuracy() for _, one in placed]
-                label = f"{method_name(method)} by condition"
-                with_interval(axes[0, column], xs, ys, label=label, marker=_MARKS[method], **style)
+                with_interval(axes[0, column], xs, ys, label=f"{method_name(method)} by condition", **style)
             for x, one in placed:
                 d = one.evaluation.decoding
                 asked = d.bins if d.condition is None else d.condition
                 tag(axes[0, column], x, 100 * one.accuracy().mean, str(asked))
-            if free and (spent := cost_of(free)) is not None:
-                label = f"{method_name(method)}, asked for nothing"
-                with_interval(axes[0, column], [spent], [free.accuracy()], label=label, **style, **_STAR)
-        if (wide := results.get(WIDE)) and (spent := cost_of(wide)) is not None:
-            style = {"color": colour(WIDE), **_STAR}
-            with_interval(axes[0, column], [spent], [wide.accuracy()], label=wide.label, **style)
+        for label, star in stars.items():
+            if star and (spent := cost_of(star)) is not None:
+                style = {"color": colour(star.evaluation.model), **_STAR}
+                with_interval(axes[0, column], [spent], [star.accuracy()], label=label, **style)
         if axes[0, column].lines:
             percent(axes[0, column], f"ours, {stage_name(sweep)}", title)
         else:

@@ -94,8 +94,7 @@ def test_readme_has_the_results_that_are_kept():
         measured += [f"{row[measure]:,.0f}" for measure in ("total_tokens", "sequential_tokens")]
         measured += [f"{row['children']:.1f}", f"{row['max_thread_tokens']:,.0f}"]
         assert cells.split(" | ") == measured, (name, stage)
-    _, _, *lines = readme[readme.index("| the paper's claims") :].partition("\n\n")[0].splitlines()
-    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    _, *rows = _table(readme, "| the paper's claims")
     assert [name for name, *_ in rows] == list(CLAIMS)
     for name, scores, gap, paper, problems in rows:
         claim = next(row for row in results["claims"] if row["claim"].startswith(CLAIMS[name]))
@@ -110,10 +109,9 @@ def test_readme_has_the_results_that_are_kept():
 
 def test_the_page_has_every_claim_as_it_is_kept():
     page, claims = (ROOT / "docs" / "evaluation.md").read_text(), _results()["claims"]
-    _, _, *lines = page[page.index("| claim: APR, SoS+ |") :].partition("\n\n")[0].splitlines()
-    for line, claim in zip(lines, claims, strict=True):
+    _, *rows = _table(page, "| claim: APR, SoS+ |")
+    for (name, scores, tokens, gap, paper, problems), claim in zip(rows, claims, strict=True):
         cells = claim_cells(claim)
-        name, scores, tokens, gap, paper, problems = _cells(line)
         assert (name, scores) == (claim["claim"], f"{cells['one']}, {cells['other']}")
         assert tokens == ", ".join(f"{claim[side]['total_tokens']:,.0f}" for side in ("one_spent", "other_spent")), name
         assert gap == f"{cells['gap']} ({cells['interval'].replace('+', '')})", name
@@ -124,10 +122,10 @@ def test_the_page_has_every_claim_as_it_is_kept():
 def test_the_page_has_tables_1_and_2_as_they_are_kept():
     page, tables = (ROOT / "docs" / "evaluation.md").read_text(), _results()["tables"]
     ours = {row["model"]: row for name in ("table1", "table2") for row in tables[name]}
-    _, _, *lines = page[page.index("Tables 1 and 2 at mini:\n") :].split("\n\n")[1].splitlines()
-    assert len(lines) == len(ours) == 4
-    for line, model in zip(lines, ("sos/sft", "sos+/sft", "sos+beam15/sft", "sos+rejection/sft"), strict=True):
-        _, _, steps, greedy, tokens, sampled, paper = [cell.strip(" *") for cell in line.strip("|").split("|")]
+    _, *rows = _table(page, "| | solved by the demonstrations | supervised steps |")
+    assert len(rows) == len(ours) == 4
+    for row, model in zip(rows, ("sos/sft", "sos+/sft", "sos+beam15/sft", "sos+rejection/sft"), strict=True):
+        _, _, steps, greedy, tokens, sampled, paper = (cell.strip("*") for cell in row)
         first, last = (ours[model]["cells"][temperature] for temperature in ("0", "1"))
         mean, low, high = (100 * first["ours"][key] for key in ("mean", "low", "high"))
         assert (steps, greedy) == (f"{ours[model]['step']:,}", f"{mean:.1f}% ({low:.1f} to {high:.1f})"), model
@@ -139,11 +137,10 @@ def test_the_page_has_tables_1_and_2_as_they_are_kept():
 
 def test_the_page_says_what_is_wrong_as_it_is_kept():
     page, rows = (ROOT / "docs" / "evaluation.md").read_text(), _results()["main"].values()
-    head, _, *lines = page[page.index("| | wrong |") :].partition("\n\n")[0].splitlines()
-    _, _, *kinds = _cells(head)
+    (_, _, *kinds), *lines = _table(page, "| | wrong |")
     told = {
         name: dict(zip(["wrong", *kinds], map(int, (cell or 0 for cell in cells)), strict=True))
-        for name, *cells in map(_cells, lines)
+        for name, *cells in lines
     }
     assert told == {
         row["label"]: {"wrong": sum(row["failures"].values())} | dict.fromkeys(kinds, 0) | row["failures"]
@@ -151,8 +148,10 @@ def test_the_page_says_what_is_wrong_as_it_is_kept():
     }
 
 
-def _cells(line):
-    return [cell.strip() for cell in line.strip("|").split("|")]
+def _table(page, start):
+    """The cells of the table that begins so, a list a line; the first is the head."""
+    head, _, *lines = page[page.index(start) :].partition("\n\n")[0].splitlines()
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in (head, *lines)]
 
 
 def _results():

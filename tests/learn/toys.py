@@ -268,8 +268,8 @@ def expected_estimate(
     """
     chosen, rows, states = _recorded_batches(trees, size) if sampled is None else batches_of(trees, size, sampled)
     tables = np.atleast_2d(rewards)
-    groups = len(tables), size // len(tables)
-    paid = tables[np.repeat(np.arange(groups[0]), groups[1]), chosen]
+    problems, group = len(tables), size // len(tables)
+    paid = tables[np.repeat(np.arange(problems), group), chosen]
     counted = (np.ones(len(trees), bool) if counted is None else counted)[chosen]
     each = [jax.tree.map(lambda x, at=at: x[at], rows) for at in range(len(chosen))]
     weights = np.stack([token_weights(*pair, config.normalisation) for pair in zip(each, counted, strict=True)])
@@ -283,7 +283,8 @@ def expected_estimate(
         anchor, _ = sampled_logprobs(trees.logits(reference)[states], rows)
         if config.kl_estimator == "reward":
             rewards = rewards - config.kl * tree_kl(anchor, rows, size)
-        advantages = ADVANTAGES[config.advantage](rewards.reshape(groups), counted.reshape(groups)).reshape(-1)
+        grouped = (x.reshape(problems, group) for x in (rewards, counted))
+        advantages = ADVANTAGES[config.advantage](*grouped).reshape(-1)
         logprobs, entropy = sampled_logprobs(trees.logits(table)[states], rows)
         return policy_loss(logprobs, entropy, anchor, rows, weights, advantages, config)[0]
 
