@@ -73,9 +73,3 @@ def test_no_text_is_ever_evaluated_as_code():
 def test_every_folder_is_a_package_that_gets_installed():
     for folder in {path.parent for path in FILES}:
         assert (folder / "__init__.py").is_file(), folder
-
-
-def test_files_stay_readable():
-    for path in FILES:
-        lines = path.read_text().count("\n") + 1
-        assert lines <= 400, f"{path.relative_to(ROOT)} has {lines} lines: split it"
