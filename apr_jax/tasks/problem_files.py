@@ -65,6 +65,8 @@ def load_problems(path: str | Path) -> list[Problem]:
     problems: list[Problem] = []
     first_line: dict[str, int] = {}
     for number, line in enumerate(lines, start=1):
+        # Editors on Windows begin a file with a byte order mark; after `cat` it may stand anywhere.
+        line = line.removeprefix("\ufeff")
         if not line.strip():
             continue
         where = f"problems file {path}, line {number}"

@@ -54,6 +54,21 @@ def test_files_come_back(tmp_path):
     assert load_problems(path) == [Problem("a", (1, 2), 3)]
 
 
+def test_a_byte_order_mark_is_passed_over(tmp_path):
+    """Editors on Windows write it; the line that it begins looks exactly like the one that is expected."""
+    lines = [b'{"id": "a", "numbers": [1, 2], "target": 3}\r\n', b'{"id": "b", "numbers": [1, 3], "target": 4}\n']
+    mark = b"\xef\xbb\xbf"
+    path = tmp_path / "p.jsonl"
+
+    for contents in (mark + lines[0] + lines[1], mark + lines[0] + mark + lines[1], mark + b"\n" + lines[0] + lines[1]):
+        path.write_bytes(contents)
+        assert load_problems(path) == [Problem("a", (1, 2), 3), Problem("b", (1, 3), 4)]
+
+    path.write_bytes(mark)
+    with pytest.raises(UsageError, match="holds no problem"):
+        load_problems(path)
+
+
 GOOD = '{"id": "a", "numbers": [22, 26, 2], "target": 46}'
 
 
