@@ -215,7 +215,9 @@ def keep(
 def reproduce(
     out: Annotated[Path, typer.Option(help="Folder of the whole experiment. May be gs://.", **ANYWHERE)],
     scale: Annotated[str | None, typer.Option(help="nano, mini or paper: a file in experiments/.")] = None,
-    config: Annotated[Path | None, typer.Option(help="An experiment file of your own instead of --scale.")] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="An experiment file of your own instead of --scale. It is Python and is run.")
+    ] = None,
     data: Annotated[
         Path | None, typer.Option(help="Where the data are or are to be built; default: OUT/data.", **ANYWHERE)
     ] = None,

@@ -187,6 +187,8 @@ def _nearest(path: str, values: dict[str, Any]) -> str:
 def load(path: str | Path, settings: list[str] | None = None) -> Experiment:
     """Runs the experiment file and applies the overrides.
 
+    The file is Python and may do whatever this process may, so a stranger's must never be given.
+
     Raises:
       ConfigError: the file is missing, raises, has no `experiment()`, or a value is out of range.
     """

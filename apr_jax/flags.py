@@ -44,7 +44,12 @@ Only = Literal["training", "figures"]  # Parts of `apr reproduce`.
 ANYWHERE: Any = {"parser": as_path, "metavar": "PATH", "show_default": False}
 
 Config = Annotated[
-    Path, typer.Option("--config", help="Experiment file, e.g. experiments/nano.py.", show_default=False)
+    Path,
+    typer.Option(
+        "--config",
+        help="Experiment file, e.g. experiments/nano.py. It is Python and is run: never give a stranger's.",
+        show_default=False,
+    ),
 ]
 Workdir = Annotated[
     Path,

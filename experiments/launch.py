@@ -38,6 +38,7 @@ from launcher.sweep import Unit, work_units
 
 REMEDY = "pip install 'apr_jax[launch]' (in the clone: .venv/bin/pip install -e '.[launch]')"
 _HERE = Path(__file__).resolve().parent
+_CONFIG = "experiment file, e.g. experiments/nano.py; it is Python and is run: never give a stranger's"
 _START_SECONDS = 30  # For TensorBoard to answer; it takes a few.
 
 
@@ -51,7 +52,7 @@ class _Parser(argparse.ArgumentParser):
 def parse(arguments: list[str]) -> argparse.Namespace:
     """The flags of this launcher."""
     parser = _Parser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--config", type=Path, required=True, help="experiment file, e.g. experiments/nano.py")
+    parser.add_argument("--config", type=Path, required=True, help=_CONFIG)
     parser.add_argument("--out", required=True, help="folder of the run, or of all runs of a sweep; gs:// for a cloud")
     parser.add_argument(
         "--executor", choices=["local", "gke", "vertex"], default="local", help="where the jobs run (default: local)"
