@@ -131,7 +131,9 @@ def evaluate(
     out: Annotated[Path, typer.Option(help="Folder for traces.jsonl and summary.json.", **ANYWHERE)],
     children: Annotated[int | None, typer.Option(help="Condition: child threads to ask for.", min=0)] = None,
     bins: Annotated[int | None, typer.Option(help="Condition: window bins to ask for (SoS+).", min=1)] = None,
-    window: Annotated[int | None, typer.Option(help="Positions a thread may occupy, instead of the config's.")] = None,
+    window: Annotated[
+        int | None, typer.Option(help="Positions a thread may occupy, instead of the model's own.")
+    ] = None,
     samples: Annotated[int, typer.Option(help="Trees a problem.", min=1)] = 1,
     temperature: Annotated[float, typer.Option(help="Of the sampling; 0 is greedy.", min=0.0)] = 0.0,
     top_k: Annotated[int, typer.Option(help="Draw from the k most likely tokens only; 0 is all.", min=0)] = 0,
@@ -142,8 +144,13 @@ def evaluate(
         int | None, typer.Option(help="Hold every root to exactly so many children, over its spawns.", min=0)
     ] = None,
     constrain: Annotated[
-        bool, typer.Option("--constrain", help="Draw no token that the thread protocol does not allow.")
-    ] = False,
+        bool | None,
+        typer.Option(
+            "--constrain/--no-constrain",
+            help="Draw no token that the thread protocol does not allow; by default as the model was trained.",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Evaluate any checkpoint on any problems file; the checkpoint is all it needs."""
     from apr_jax.tasks import load_problems

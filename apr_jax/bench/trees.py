@@ -37,7 +37,9 @@ def prompts_of(restored: Restored, problems: Path, count: int = TREES) -> list[l
 
 def engine(restored: Restored, ids: list[list[int]]) -> Contestant:
     """Our engine on all devices."""
-    runner = make_runner(restored, restored.config.limits, len(ids))
+    # The host loop's engines know no protocol, so a model that was trained with it is measured without it as well.
+    limits = dataclasses.replace(restored.config.limits, constrain=False)
+    runner = make_runner(restored, limits, len(ids))
     prompts = make_prompts(ids, max(map(len, ids)))
 
     def run() -> float:

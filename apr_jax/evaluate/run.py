@@ -58,7 +58,7 @@ class Decoding:
       condition: of APR's prompt: for how many children it asks; None asks for no number.
       bins: of SoS+'s prompt: for a trace of how many window bins it asks; None asks for no number.
       forced: children that the root is held to, over its spawns; None leaves it free.
-      constrain: draw no token that the protocol does not allow.
+      constrain: whether tokens that the protocol does not allow are left out; None is the checkpoint's own setting.
     """
 
     samples: int = 1
@@ -68,7 +68,7 @@ class Decoding:
     window: int | None = None
     condition: int | None = None
     forced: int | None = None
-    constrain: bool = False
+    constrain: bool | None = None
     bins: int | None = None
 
     @property
@@ -107,6 +107,7 @@ def evaluate(
         "problems": hashlib.sha256(repr([(p.id, p.numbers, p.target) for p in problems]).encode()).hexdigest(),
         **dataclasses.asdict(decoding),
         "window": limits.window,
+        "constrain": limits.constrain,
         "limits": dataclasses.asdict(limits),
         "seed": restored.config.seed,
     }
@@ -287,11 +288,17 @@ def parse_lines(path: Path, text: str, remedy: str) -> list[dict[str, Any]]:
 
 
 def limits_of(restored: Restored, decoding: Decoding) -> Limits:
-    """The checkpoint's limits, as the decoding wants them. Raises UsageError for a window beyond the trained one."""
-    limits, window = restored.config.limits, decoding.window
-    if window is not None and not 2 <= window <= limits.window:
+    """The checkpoint's own limits, but for what the decoding asks for.
+
+    Raises:
+      UsageError: a window beyond the trained one.
+    """
+    limits = restored.config.limits
+    window = limits.window if decoding.window is None else decoding.window
+    if not 2 <= window <= limits.window:
         raise UsageError(f"--window {window}: must be from 2 to {limits.window}, the window the model was trained with")
-    return dataclasses.replace(limits, window=window or limits.window, constrain=decoding.constrain)
+    constrain = limits.constrain if decoding.constrain is None else decoding.constrain
+    return dataclasses.replace(limits, window=window, constrain=constrain)
 
 
 def _open(out: Path, settings: dict[str, Any]) -> int:
