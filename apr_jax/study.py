@@ -23,7 +23,7 @@ from rich.console import Console
 from apr_jax.config import Experiment, override
 from apr_jax.evaluate import charts, parts
 from apr_jax.evaluate.results import Score
-from apr_jax.evaluate.run import Decoding, evaluate, read_traces
+from apr_jax.evaluate.run import Decoding, evaluate, read_answers
 from apr_jax.evaluate.statistics import paired_gap
 from apr_jax.evaluate.suite import ABLATIONS
 from apr_jax.flags import Question
@@ -322,7 +322,7 @@ def _write(study: Study, out: Path) -> None:
 def _gap(rows: list[Row], out: Path, *labels: str) -> dict[str, Any]:
     """Of each measure the gap of two rows and its 95% interval, over the problems that both answered."""
     one, other = (next(row for row in rows if row.label == label) for label in labels)
-    traces = [read_traces(out / row.variant / row.folder / "traces.jsonl") for row in (one, other)]
+    traces = [read_answers(out / row.variant / row.folder)[1] for row in (one, other)]
     found: dict[str, Any] = {"one": one.label, "other": other.label}
     for measure in MEASURES:
         field = "correct" if measure == "accuracy" else measure

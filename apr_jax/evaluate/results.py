@@ -17,7 +17,7 @@ from apr_jax.evaluate import failures, suite
 from apr_jax.evaluate.latency import LANES, LATENCY
 from apr_jax.evaluate.metrics import Trace, by_problem, consensus, mean
 from apr_jax.evaluate.oracle import demonstrated
-from apr_jax.evaluate.run import SUMMARY, TRACES, Decoding, read_traces
+from apr_jax.evaluate.run import SUMMARY, Decoding, read_answers
 from apr_jax.evaluate.statistics import mean_interval
 from apr_jax.tasks import METHODS, Countdown, load_problems
 
@@ -179,14 +179,11 @@ def read_run(run: Path, data: Path) -> Results:
     for evaluation in suite.declare(config.evaluate):
         folder = run / "eval" / evaluation.name
         if (folder / SUMMARY).is_file():
-            traces = read_traces(folder / TRACES)
+            summary, traces = read_answers(folder)
             if evaluation.plain and evaluation.decoding.temperature in suite.claimed(config.evaluate):
                 traces = failures.label(traces, task)
-            values = (
-                _read(folder / name, "delete its folder and evaluate again") for name in (SUMMARY, LATENCY, LANES)
-            )
-            summary, latency, lanes = values
-            answered[evaluation.name] = Answered(evaluation, traces, summary or {}, latency, lanes)
+            latency, lanes = (_read(folder / name, "delete its folder and evaluate again") for name in (LATENCY, LANES))
+            answered[evaluation.name] = Answered(evaluation, traces, summary, latency, lanes)
         elif not (suite.model_of(run, evaluation.model) or (run / evaluation.model / "metrics.jsonl").is_file()):
             untrained.add(evaluation.model)
         else:

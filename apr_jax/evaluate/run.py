@@ -3,7 +3,8 @@
 The life of an evaluation:
 1. The problems, `samples` times each, become prompts; what cannot be answered is refused by name before anything runs.
 2. They stream through the jitted rollout, `config.evaluate.batch` trees at a time (`evaluate/stream`).
-3. Each batch's lines are appended to `traces.jsonl`. A second start with the same settings goes on after them.
+3. Each batch's lines are appended to `traces.jsonl`. A second start with the same settings goes on after those that are the
+   answers that belong there, and answers the rest anew.
 4. `summary.json` is computed from the lines.
 """
 
@@ -34,7 +35,7 @@ from apr_jax.learn.restored import Restored
 from apr_jax.learn.steps import place_whole
 from apr_jax.model.config import ModelConfig
 from apr_jax.model.sharding import make_mesh
-from apr_jax.storage import Mirror
+from apr_jax.storage import Mirror, write_text
 from apr_jax.tasks import PARALLEL, Countdown, Problem
 from apr_jax.threads import NOT_FORCED, Limits, Prompts, Schedule, ThreadForest, check_prompts, make_prompts
 from apr_jax.threads.protocol import KEYS
@@ -113,12 +114,13 @@ def evaluate(
     }
     asked = [(problem, sample) for problem in problems for sample in range(decoding.samples)]
     with disk_errors(out), Mirror(out, (SETTINGS, TRACES)) as mirror:
-        done = _open(mirror.local, settings)
+        _claim(mirror.local, settings)
+        done = _keep_answers(mirror.local / TRACES, asked)
         if done < len(asked):
             _run(restored, asked, prompts, limits, done, mirror, progress)
         model = {name: getattr(restored, name) for name in ("method", "stage", "step")}
         summary = summarize(read_traces(mirror.local / TRACES)) | model | {"checkpoint": restored.path} | settings
-        (mirror.local / SUMMARY).write_text(json.dumps(summary, indent=2) + "\n")
+        write_text(mirror.local / SUMMARY, json.dumps(summary, indent=2) + "\n")
     print_warnings(warnings(summary, "" if decoding.childless else restored.method))
     return summary
 
@@ -301,10 +303,35 @@ def limits_of(restored: Restored, decoding: Decoding) -> Limits:
     return dataclasses.replace(limits, window=window, constrain=constrain)
 
 
-def _open(out: Path, settings: dict[str, Any]) -> int:
-    """Prepares the folder; returns how many trees it holds already. A half-written last line is dropped."""
+def read_answers(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Summary and traces of a finished evaluation.
+
+    Raises:
+      UserError: a file is missing or damaged, or the traces are not those that the summary was computed from.
+    """
+    remedy = f"delete {folder} and evaluate again"
+    try:
+        summary: dict[str, Any] = json.loads((folder / SUMMARY).read_text())
+    except FileNotFoundError:
+        raise UserError(f"{folder / SUMMARY}: no such file; run `apr eval` first") from None
+    except ValueError:
+        raise UserError(f"{folder / SUMMARY}: is damaged; {remedy}") from None
+
+    traces = read_traces(folder / TRACES)
+    answered = {(trace.get("id"), trace.get("sample")) for trace in traces}
+    expected = summary["n"] * summary["samples"]
+    if not len(traces) == len(answered) == expected:
+        raise UserError(
+            f"{folder / TRACES}: has {len(traces)} lines with answers to {len(answered)} samples of problems, but "
+            f"{SUMMARY} is of {expected}; {remedy}"
+        )
+    return summary, traces
+
+
+def _claim(out: Path, settings: dict[str, Any]) -> None:
+    """Makes the folder, with its settings in it; refuses one that holds an evaluation with others."""
     out.mkdir(parents=True, exist_ok=True)
-    path, traces = out / SETTINGS, out / TRACES
+    path = out / SETTINGS
     if path.is_file():
         try:
             old = json.loads(path.read_text())
@@ -316,13 +343,41 @@ def _open(out: Path, settings: dict[str, Any]) -> int:
                     f"{out}: holds an evaluation with {name}={old.get(name)!r}, not {value!r}; choose another --out"
                 )
     else:
-        partial = path.with_name(f".{path.name}.partial")
-        partial.write_text(json.dumps(settings, indent=2) + "\n")
-        os.replace(partial, path)
+        write_text(path, json.dumps(settings, indent=2) + "\n")
+
+
+def _keep_answers(traces: Path, asked: list[tuple[Problem, int]]) -> int:
+    """How many of the trees that are asked for the file holds, in their order from the first.
+
+    From the first line that is not the answer that belongs there, the file is cut off: what follows is answered anew. A tree
+    is the same whenever it is decoded, so the file ends with the bytes of an unbroken evaluation.
+    """
     if not traces.is_file():
         return 0
-    lines = traces.read_bytes()
-    whole = lines.rfind(b"\n") + 1
-    if whole < len(lines):
-        os.truncate(traces, whole)
-    return lines.count(b"\n")
+
+    done, size, half = 0, 0, False
+    with traces.open("rb") as file:
+        for line in file:
+            half = not line.endswith(b"\n")  # The process was killed while it wrote.
+            if half or done == len(asked) or not _answers(line, *asked[done]):
+                break
+            done += 1
+            size += len(line)
+
+    if size < traces.stat().st_size:
+        if not half:
+            problem, sample = asked[done] if done < len(asked) else (None, 0)
+            wanted = f"sample {sample} of problem {problem.id!r}" if problem else "no answer any more"
+            print_warnings([f"{traces}, line {done + 1}: must be {wanted}, and is not; answering anew from there"])
+        os.truncate(traces, size)
+    return done
+
+
+def _answers(line: bytes, problem: Problem, sample: int) -> bool:
+    """Whether a line of a traces file is the tree of this sample of the problem."""
+    try:
+        trace = json.loads(line)
+        found = (trace["id"], trace["sample"], tuple(trace["numbers"]), trace["target"])
+    except (ValueError, KeyError, TypeError):
+        return False
+    return found == (problem.id, sample, problem.numbers, problem.target)

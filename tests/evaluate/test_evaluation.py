@@ -2,18 +2,20 @@
 
 import dataclasses
 import json
+import shutil
 from fractions import Fraction
 
 import numpy as np
 import pytest
 
 from apr_jax.errors import UsageError, UserError
-from apr_jax.evaluate.run import SUMMARY, TRACES, Decoding, answer_one, evaluate
+from apr_jax.evaluate.run import SUMMARY, TRACES, Decoding, answer_one, evaluate, read_answers
 from apr_jax.evaluate.trace import to_trace, unpack_streams
 from apr_jax.learn.checkpoint import load_checkpoint
 from apr_jax.tasks import Countdown, Problem, load_problems
 
 SAMPLED = Decoding(samples=3, temperature=1.0)
+TWICE = Decoding(samples=2, temperature=1.0)
 
 
 @pytest.fixture(scope="module")
@@ -105,6 +107,66 @@ def test_an_interrupted_evaluation_goes_on_to_the_same_bytes(restored, problems,
     assert (cut / SUMMARY).read_bytes() == (whole / SUMMARY).read_bytes()
     with pytest.raises(UsageError, match=r"holds an evaluation with samples=3, not 1; choose another --out"):
         evaluate(restored, problems, cut, progress=False)
+
+
+@pytest.fixture(scope="module")
+def unbroken(restored, problems, tmp_path_factory):
+    """Folder of an evaluation of two samples a problem that was never touched."""
+    folder = tmp_path_factory.mktemp("unbroken")
+    evaluate(restored, problems, folder, TWICE, progress=False)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("harm", "line"),
+    [
+        (lambda lines: lines[:5] + lines[6:], 6),
+        (lambda lines: [lines[1], lines[0], *lines[2:]], 1),
+        (lambda lines: [*lines[:3], lines[2], *lines[3:]], 4),
+        (lambda lines: [*lines, lines[-1]], 17),
+        (lambda lines: [*lines, *lines], 17),
+        (lambda lines: [*lines[:7], b"{}\n", *lines[8:]], 8),
+        (lambda lines: [*lines[:7], b'{"id": "te\n', *lines[8:]], 8),
+        (lambda lines: [*lines[:2], lines[2].replace(b'"target": 1', b'"target": 2'), *lines[3:]], 3),
+    ],
+    ids=["deleted", "swapped", "repeated", "one too many", "two writers", "empty", "damaged", "another problem"],
+)
+def test_answers_that_do_not_belong_where_they_stand_are_given_anew(
+    restored, problems, unbroken, tmp_path, capsys, harm, line
+):
+    """The lines were once only counted: with one deleted, the last problem was answered twice and another not at all."""
+    folder = tmp_path / "harmed"
+    shutil.copytree(unbroken, folder)
+    expected = (unbroken / TRACES).read_bytes()
+    harmed = b"".join(harm(expected.splitlines(keepends=True)))
+    assert harmed != expected
+    (folder / TRACES).write_bytes(harmed)
+
+    evaluate(restored, problems, folder, TWICE, progress=False)
+    assert (folder / TRACES).read_bytes() == expected
+    assert (folder / SUMMARY).read_bytes() == (unbroken / SUMMARY).read_bytes()
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"{TRACES}, line {line}: must be " in said
+
+
+@pytest.mark.parametrize(
+    ("harm", "counts"),
+    [
+        (lambda lines: lines[:5] + lines[6:], "15 lines with answers to 15 samples"),
+        (lambda lines: [*lines[:5], lines[4], *lines[6:]], "16 lines with answers to 15 samples"),
+        (lambda lines: [*lines, lines[-1]], "17 lines with answers to 16 samples"),
+    ],
+    ids=["deleted", "one twice", "one too many"],
+)
+def test_no_figure_is_drawn_from_answers_that_are_not_those_of_the_summary(unbroken, tmp_path, harm, counts):
+    summary, traces = read_answers(unbroken)
+    assert (summary["n"], summary["samples"], len(traces)) == (8, 2, 16)
+
+    shutil.copy(unbroken / SUMMARY, tmp_path)
+    harmed = harm((unbroken / TRACES).read_bytes().splitlines(keepends=True))
+    (tmp_path / TRACES).write_bytes(b"".join(harmed))
+    with pytest.raises(UserError, match=f"{TRACES}: has {counts} .* is of 16; delete"):
+        read_answers(tmp_path)
 
 
 def test_the_batch_does_not_change_a_tree(restored, problems, tmp_path):
