@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import io
+import os
 import re
 import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
+# A notebook names its backend in the environment, and matplotlib cannot be imported where that is not installed. Nothing here
+# needs one: figures are drawn by canvases of their own.
+_BACKEND = os.environ.pop("MPLBACKEND", None)
 import matplotlib
+
+if _BACKEND is not None:
+    os.environ["MPLBACKEND"] = _BACKEND
+    with contextlib.suppress(ValueError):
+        matplotlib.rcParams["backend"] = _BACKEND  # For whoever else draws in this process.
+
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -85,11 +96,16 @@ R = TypeVar("R")
 
 
 def styled(function: Callable[P, R]) -> Callable[P, R]:
-    """Everything that the function draws is in the house style; the caller's settings are left alone."""
+    """Everything that the function draws is in the house style.
+
+    The settings of a matplotlibrc or of the caller have no effect on it, and the caller's are as before afterwards.
+    """
 
     @functools.wraps(function)
     def inner(*args: P.args, **kwargs: P.kwargs) -> R:
-        with matplotlib.rc_context(_STYLE):
+        with matplotlib.rc_context():
+            matplotlib.rcdefaults()
+            matplotlib.rcParams.update(_STYLE)
             return function(*args, **kwargs)
 
     return inner
