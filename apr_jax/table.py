@@ -41,7 +41,8 @@ DEMONSTRATED: Columns = {  # By `data.statistics`.
 
 
 def print_demonstrations(statistics: Mapping[str, Mapping[str, Any]], console: Console | None = None) -> None:
-    """Prints one line a method (name -> `data.statistics`), and what was dropped for which field."""
+    """Prints one line a method (name -> `data.statistics`), what was dropped for which field, and how it differs
+    from what was kept."""
     console = console or Console()
     print_table(statistics, DEMONSTRATED, console)
     where = {
@@ -53,7 +54,14 @@ def print_demonstrations(statistics: Mapping[str, Mapping[str, Any]], console: C
     for name, s in statistics.items():
         dropped = [f"{count} for {where[bound]}" for bound, count in s["dropped"].items() if count]
         if dropped:
-            console.print(f"{name}: dropped {', '.join(dropped)}", highlight=False, soft_wrap=True)
+            lost = _solved_with(s["dropped_success"], s["dropped_children"])
+            kept = _solved_with(s["kept_success"], s["mean_children"])
+            told = f"{name}: dropped {', '.join(dropped)}; of these {lost}, of the kept {kept}"
+            console.print(told, highlight=False, soft_wrap=True)
+
+
+def _solved_with(success: float, children: float) -> str:
+    return f"{100 * success:.1f}% are solved, with {children:.2f} children"
 
 
 def print_table(

@@ -1,13 +1,15 @@
 """Builds the data of an experiment: problems, tokenizer and demonstrations, in one folder.
 
 The life of a sample:
-  1. `split_problems` sets validation and test problems aside, and leaves out what an exclude file names.
+  1. `split_problems` sets validation and test problems aside, with all that have their numbers, and leaves out what an
+     exclude file names.
   2. The tokenizer is trained on the first demonstrations of every method, whichever methods are wanted, so that it does
      not depend on them.
   3. For each method, workers demonstrate the training problems (`demonstrate`) and TFDS stores them (`builder`).
   4. `data.json` says what was built, from which settings, and how good the solvers were.
 
-    OUT/data.json  OUT/tokenizer.model  OUT/validation.jsonl  OUT/test.jsonl  OUT/demonstrations/<method>/1.0.0/
+    OUT/data.json  OUT/tokenizer.model  OUT/train.jsonl  OUT/validation.jsonl  OUT/test.jsonl
+    OUT/demonstrations/<method>/1.0.0/
 
 Every file appears whole or not at all; an interrupted build goes on with the first part that is missing.
 """
@@ -115,6 +117,11 @@ def check_built(config: "Experiment", out: Path, groups: Sequence[str] = ("task"
     _compare(out, built, wanted)
 
 
+def problem_file(split: str) -> str:
+    """Where a folder of data has the problems of "train", "validation" or "test"."""
+    return f"{split}.jsonl"
+
+
 def _build_in_bucket(
     config: "Experiment",
     out: Path,
@@ -179,12 +186,13 @@ def _build(
         )
         record["problems"] = {name: len(problems) for name, problems in vars(split).items()}
         save = functools.partial(_write_whole, out)
-        save("validation.jsonl", lambda path: save_problems(split.validation, path))
-        save("test.jsonl", lambda path: save_problems(split.test, path))
+        problems = {problem_file(name): part for name, part in vars(split).items()}
+        for name, part in problems.items():
+            save(name, functools.partial(save_problems, part))
         tokenizer = _tokenizer(config, split, pool)
         save("tokenizer.model", lambda path: path.write_bytes(tokenizer.to_bytes()))
         record["vocab_size"] = tokenizer.vocab_size
-        record["sha256"] = {name: _sha256(out / name) for name in ("validation.jsonl", "test.jsonl", "tokenizer.model")}
+        record["sha256"] = {name: _sha256(out / name) for name in (*problems, "tokenizer.model")}
         for method in missing:
             recipe = _recipe(config, method, tokenizer.to_bytes())
             record["methods"][method] = _build_method(out, recipe, split, config.data.demonstrations, pool, bars)
@@ -241,6 +249,7 @@ def _settings(config: "Experiment", excluded: frozenset[Any]) -> dict[str, Any]:
     """Everything that decides the data, one level deep: `solver.beam` -> value."""
     groups = {name: dataclasses.asdict(config)[name] for name in ("task", "solver", "data")}
     settings = {f"{name}.{field}": value for name, group in groups.items() for field, value in group.items()}
+    settings["data.split"] = "by numbers"  # Not by problem, as it once was: such data are of another split.
     settings |= {f"limits.{field.name}": getattr(config.limits, field.name) for field in dataclasses.fields(Bounds)}
     digest = hashlib.sha256(repr(sorted(excluded)).encode()).hexdigest()[:16]
     return settings | {"exclude": f"{len(excluded)} problems, {digest}"}

@@ -24,9 +24,6 @@ from apr_jax.tasks import METHODS
 LARGEST = np.iinfo(np.uint16).max  # Of tokens, positions and lengths as stored.
 
 
-_TARGET = "target"
-
-
 def _vector(dtype: type, doc: str) -> tfds.features.Tensor:
     # "bytes" keeps the small type; the default would store every number as a 64-bit varint.
     return tfds.features.Tensor(shape=(None,), dtype=dtype, encoding="bytes", doc=doc)
@@ -42,8 +39,6 @@ FEATURES = {
     "round": _vector(np.uint16, "which of the parent's spawns made the thread"),
     "depth": _vector(np.uint8, "0 for the root"),
     "child": _vector(np.uint16, "place among the children of that spawn"),
-    "numbers": _vector(np.int32, "of the problem"),
-    _TARGET: np.int32,  # The only scalar.
 }
 
 Source = Callable[[], Iterator[Example]]
@@ -114,7 +109,7 @@ def write(data_dir: Path, method: str, sources: Mapping[str, Source]) -> None:
 
 
 class TreeSource:
-    """Random access to a split: `len(source)` and `source[k]` -> feature name to array, and "target" to int.
+    """Random access to a split: `len(source)` and `source[k]` -> feature name to array.
 
     TFDS's own data source parses every feature in 0.09 ms an example; this parses the wanted ones in 0.02 ms.
 
@@ -127,20 +122,14 @@ class TreeSource:
     def __init__(self, path: Path, split: str, names: tuple[str, ...]):
         raw = tfds.decode.DeserializeMethod.RAW_BYTES
         self._records = tfds.builder_from_directory(path).as_data_source(split, deserialize_method=raw)
-        self._dtypes = {name: FEATURES[name].np_dtype for name in names if name != _TARGET}
-        self._target = _TARGET in names
+        self._dtypes = {name: FEATURES[name].np_dtype for name in names}
 
     def __len__(self) -> int:
         return len(self._records)
 
     def __getitem__(self, k: SupportsIndex) -> Example:
         stored = tf_example_pb2.Example.FromString(self._records[k]).features.feature
-        example: Example = {
-            name: np.frombuffer(stored[name].bytes_list.value[0], dtype) for name, dtype in self._dtypes.items()
-        }
-        if self._target:
-            example[_TARGET] = stored[_TARGET].int64_list.value[0]
-        return example
+        return {name: np.frombuffer(stored[name].bytes_list.value[0], dtype) for name, dtype in self._dtypes.items()}
 
 
 def read(data_dir: Path, method: str, split: str, names: tuple[str, ...] = tuple(FEATURES)) -> TreeSource:

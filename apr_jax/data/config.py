@@ -7,7 +7,8 @@ import dataclasses
 class DataConfig:
     """Attributes:
     demonstrations: training demonstrations a method.
-    heldout: problems kept out of training for validation, and as many again for test (by sorted numbers and target).
+    heldout: problems kept out of training for validation, and as many again for test; no training problem has the
+      numbers of one, with whatever target.
     seed: everything built follows from it and the config.
     """
 

@@ -69,7 +69,7 @@ class Recipe:
 
 @dataclasses.dataclass(frozen=True)
 class Counts:
-    """Sums over demonstrations; those that were dropped count in the first six only.
+    """Sums over demonstrations; those that were dropped count in the first seven only.
 
     Attributes:
       made: demonstrations that the solver made.
@@ -77,6 +77,7 @@ class Counts:
       dropped_window, dropped_stream, dropped_threads: left out for the first bound they break: positions, tokens of a
         stream, or number and depth of threads.
       dropped_wrong: left out because they do not find the answer (`solver.only_right`), and break no bound.
+      dropped_children: threads below the roots of all that were left out.
       kept_solved: right ones that were kept.
       threads: of the kept.
       tokens: sampled tokens over all threads of the kept.
@@ -91,6 +92,7 @@ class Counts:
     dropped_stream: int = 0
     dropped_threads: int = 0
     dropped_wrong: int = 0
+    dropped_children: int = 0
     kept_solved: int = 0
     threads: int = 0
     tokens: int = 0
@@ -193,9 +195,9 @@ def _demonstrate(recipe: Recipe, chunk: list[tuple[int, Problem]]) -> tuple[list
         if not broken and recipe.solver.only_right and not solved:
             broken = "dropped_wrong"
         if broken:
-            counts += Counts(made=1, solved=solved, **{broken: 1})
+            counts += Counts(made=1, solved=solved, dropped_children=len(streams) - 1, **{broken: 1})
             continue
-        examples.append(flatten(streams, problem))
+        examples.append(flatten(streams))
         counts += Counts(
             made=1,
             solved=solved,
@@ -247,7 +249,7 @@ def sequential_tokens(streams: list[Stream], slot: int = 0) -> int:
     return int(streams[slot].sampled.sum()) + sum(longest.values())
 
 
-def flatten(streams: list[Stream], problem: Problem) -> Example:
+def flatten(streams: list[Stream]) -> Example:
     """A tree as compact arrays: the threads' tokens one after the other, and one number a thread."""
 
     def joined(name: str, dtype: type) -> np.ndarray:
@@ -266,13 +268,11 @@ def flatten(streams: list[Stream], problem: Problem) -> Example:
         "round": each("round", np.uint16),
         "depth": each("depth", np.uint8),
         "child": each("child", np.uint16),
-        "numbers": np.array(problem.numbers, np.int32),
-        "target": problem.target,
     }
 
 
 def unflatten(example: Example) -> list[Stream]:
-    """The inverse of `flatten`, the problem aside."""
+    """The inverse of `flatten`."""
     stops = np.cumsum(example["length"].astype(np.int64))
     streams = []
     for place, (start, stop) in enumerate(zip(stops - example["length"], stops, strict=True)):

@@ -27,14 +27,16 @@ def statistics(counts: Counts, recipe: Recipe) -> dict[str, Any]:
 
     Returns:
       `demonstrations` that were kept; `dropped` for the first bound that each breaks, or as wrong; `solver_success`, the
-      share of all whose answer verifies, and its `ci95`; `kept_success`; and means over the kept: children, sampled tokens
+      share of all whose answer verifies, and its `ci95`; `kept_success`; `dropped_success` and `dropped_children`, their
+      mean, or None where none was dropped; and means over the kept: children, sampled tokens
       in a tree, in a thread and on the longest chain, positions of a tree's longest thread; `longest_stream` of all.
 
     Raises:
       UsageError: none was kept.
     """
     dropped = {name: getattr(counts, f"dropped_{name}") for name in ("window", "stream", "threads", "wrong")}
-    kept = counts.made - sum(dropped.values())
+    lost = sum(dropped.values())
+    kept = counts.made - lost
     if not kept:
         remedy = "raise the limits" if counts.made > counts.dropped_wrong else "set solver.only_right=false"
         raise UsageError(
@@ -50,6 +52,8 @@ def statistics(counts: Counts, recipe: Recipe) -> dict[str, Any]:
         "solver_success": counts.solved / counts.made,
         "ci95": list(wilson(counts.solved, counts.made)),
         "kept_success": counts.kept_solved / kept,
+        "dropped_success": (counts.solved - counts.kept_solved) / lost if lost else None,
+        "dropped_children": counts.dropped_children / lost if lost else None,
         "mean_children": counts.threads / kept - 1,
         "mean_total_tokens": counts.tokens / kept,
         "mean_thread_tokens": counts.tokens / counts.threads,

@@ -14,6 +14,7 @@ The life of a tree:
 """
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from apr_jax.config import Experiment
-from apr_jax.data import builder
-from apr_jax.data.build import check_built
+from apr_jax.data.build import check_built, problem_file
 from apr_jax.data.packing import Rows, pack_forest, padding_share
 from apr_jax.errors import UsageError
 from apr_jax.learn.advantages import ADVANTAGES, count_flat
@@ -63,7 +63,7 @@ def train_rl(
     progress: bool = True,
     profile: int | None = None,
 ) -> TrainState:
-    """Trains, or goes on training, the checkpoint `init` on the training problems of its method.
+    """Trains, or goes on training, the checkpoint `init` on the training problems, the same ones for every method.
 
     Args:
       config: its model must be that of `init`.
@@ -86,7 +86,7 @@ def train_rl(
     mesh = build_mesh(config)
     check_divides("learn.rl.rows", rl.rows, mesh)
     optimizer = make_optimizer(rl.optimizer, rl.steps * rl.inner_steps)
-    validation = load_problems(here / "validation.jsonl")[: rl.validation]
+    validation = load_problems(here / problem_file("validation"))[: rl.validation]
     with examining(config, start.tokenizer, validation, mesh) as examiner:
         trainer = _Trainer(config, start, here, mesh, make_rl_step(config, optimizer, mesh), examiner)
         return train(
@@ -131,7 +131,7 @@ class _Trainer:
         self._config, self._rl, self._mesh = config, config.learn.rl, mesh
         self._vocabulary = start.tokenizer.vocab_size
         self._examiner = examiner
-        self._train = TrainingProblems(data_dir, start.method)
+        self._train = TrainingProblems(load_problems(data_dir / problem_file("train")))
         self._step = step
         self._reference = place_whole(start.params, mesh)
         self.last_batches = LastBatches()
@@ -230,20 +230,20 @@ class _Trainer:
 
 
 class TrainingProblems:
-    """The problems of a method's training demonstrations."""
+    """What RL draws its problems from.
 
-    def __init__(self, data_dir: Path, method: str):
-        self._source = builder.read(data_dir, method, "train", ("numbers", "target"))
+    All training problems of the split, not those of the demonstrations that were kept: solvers fail on hard problems and
+    overrun the limits on them, each method's on others, and RL is to see these too.
+    """
+
+    def __init__(self, problems: Sequence[Problem]):
+        self._problems = problems
 
     def draw(self, seed: int, step: int, count: int) -> list[Problem]:
         """`count` of them, different ones as far as there are; a function of the arguments."""
-        total = len(self._source)
+        total = len(self._problems)
         chosen = np.random.default_rng([seed, step]).choice(total, count, replace=count > total)
-        return [self._problem(int(index)) for index in chosen]
-
-    def _problem(self, index: int) -> Problem:
-        example = self._source[index]
-        return Problem(f"train-{index}", tuple(int(n) for n in example["numbers"]), int(example["target"]))
+        return [self._problems[index] for index in chosen]
 
 
 def _check_init(config: Experiment, start: Restored) -> None:

@@ -24,7 +24,7 @@ _Table = dict[int, tuple[int, str, int, int, int] | None]
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-    """Three lists of problems; no two of all of them have the same key."""
+    """Three lists of problems; no two lists share a problem's numbers, and no two problems of a list have the same key."""
 
     train: list[Problem]
     validation: list[Problem]
@@ -141,7 +141,7 @@ def split_problems(
     exclude: Collection[Key] = frozenset(),
     map_draws: Map = map,
 ) -> Split:
-    """Disjoint problems for training, validation and test.
+    """Problems for training, validation and test: no two of these parts share a problem's numbers, whatever the targets.
 
     Args:
       config: the space.
@@ -155,24 +155,49 @@ def split_problems(
       UsageError: the space is too small for what is wanted.
     """
     if is_enumerable(config):
-        found = _shuffled_space(config, seed, exclude)
+        parts = _split_space(config, train, heldout, seed, exclude)
     else:
-        found = _drawn(config, train + 2 * heldout, seed, exclude, map_draws)
-    if len(found) <= 2 * heldout:
-        raise UsageError(
-            f"data.heldout={heldout}: the task has only {len(found)} problems outside the exclude file; "
-            f"validation, test and training need at least {2 * heldout + 1}"
-        )
-    parts = {
-        "validation": found[:heldout],
-        "test": found[heldout : 2 * heldout],
-        "train": found[2 * heldout : 2 * heldout + train],
-    }
+        parts = _split_draws(config, train, heldout, seed, exclude, map_draws)
     named = {
         name: [Problem(f"{name}-{place}", problem.numbers, problem.target) for place, problem in enumerate(part)]
         for name, part in parts.items()
     }
     return Split(**named)
+
+
+def _split_space(
+    config: CountdownConfig, train: int, heldout: int, seed: int, exclude: Collection[Key]
+) -> dict[str, list[Problem]]:
+    """Holds whole multisets of numbers out, with every target; the last one of a part may give only some of its problems,
+    and then trains nobody with the others."""
+    problems = _shuffled_space(config, seed, exclude)
+    with_numbers: dict[tuple[int, ...], list[Problem]] = {}
+    for problem in problems:
+        with_numbers.setdefault(_numbers(problem), []).append(problem)
+
+    # In an order that depends on no exclude file and prefers no multiset for its many targets.
+    values = range(config.low, config.high + 1)
+    waiting = list(itertools.combinations_with_replacement(values, config.numbers))
+    random.Random(f"numbers {seed}").shuffle(waiting)
+    waiting.reverse()
+
+    parts: dict[str, list[Problem]] = {}
+    for name in ("validation", "test"):
+        chosen: set[Key] = set()
+        while waiting and len(chosen) < heldout:
+            some = with_numbers.pop(waiting.pop(), [])
+            chosen.update(map(problem_key, some[: heldout - len(chosen)]))
+        # As shuffled: the first hundred problems of a part are to have as many different numbers as they can.
+        parts[name] = [problem for problem in problems if problem_key(problem) in chosen]
+    parts["train"] = [problem for problem in problems if _numbers(problem) in with_numbers][:train]
+
+    if len(parts["test"]) < heldout or not parts["train"]:
+        raise UsageError(
+            f"data.heldout={heldout}: the task has only {len(problems)} problems outside the exclude file, too few for "
+            f"{heldout} of validation, {heldout} of test and some of training that share no numbers; ask for fewer or "
+            "widen the task"
+        )
+    return parts
 
 
 def _shuffled_space(config: CountdownConfig, seed: int, exclude: Collection[Key]) -> list[Problem]:
@@ -185,21 +210,60 @@ def _shuffled_space(config: CountdownConfig, seed: int, exclude: Collection[Key]
     return [problem for problem, key in zip(problems, keys, strict=True) if key not in exclude]
 
 
-def _drawn(config: CountdownConfig, wanted: int, seed: int, exclude: Collection[Key], map_draws: Map) -> list[Problem]:
-    """The first `wanted` different problems of an endless random sequence."""
-    seen = set(exclude)
-    found: list[Problem] = []
-    rng = random.Random(f"draws {seed}")
-    tried = 0
-    while len(found) < wanted:
-        if tried > _PATIENCE * wanted + 10_000:
-            raise UsageError(
-                f"task: found only {len(found)} of {wanted} different problems; ask for fewer or widen the task"
-            )
-        seeds = [rng.getrandbits(62) for _ in range(wanted - len(found))]
-        tried += len(seeds)
-        for problem in map_draws(_Draw(config), seeds):
-            if (key := problem_key(problem)) not in seen:
-                seen.add(key)
-                found.append(problem)
-    return found
+def _split_draws(
+    config: CountdownConfig, train: int, heldout: int, seed: int, exclude: Collection[Key], map_draws: Map
+) -> dict[str, list[Problem]]:
+    """Draws what is held out first; of later problems with numbers of theirs, each is replaced by one that is drawn last."""
+    wanted = train + 2 * heldout
+    sequence = _Sequence(config, wanted, seed, exclude, map_draws)
+    found = sequence.take(wanted, frozenset())
+    parts = {
+        "validation": found[:heldout],
+        "test": found[heldout : 2 * heldout],
+        "train": found[2 * heldout :],
+    }
+
+    held: set[tuple[int, ...]] = set()
+    for part in parts.values():
+        # In its place: a demonstration is random by its place, and those of all other problems stay what they are.
+        shared = [place for place, problem in enumerate(part) if _numbers(problem) in held]
+        for place, problem in zip(shared, sequence.take(len(shared), held), strict=True):
+            part[place] = problem
+        held.update(map(_numbers, part))
+    return parts
+
+
+class _Sequence:
+    """An endless random sequence of different problems, of which `wanted` are going to be taken."""
+
+    def __init__(self, config: CountdownConfig, wanted: int, seed: int, exclude: Collection[Key], map_draws: Map):
+        self._config = config
+        self._wanted = wanted
+        self._map = map_draws
+        self._rng = random.Random(f"draws {seed}")
+        self._seen = set(exclude)
+        self._tried = 0
+        self._found = 0
+
+    def take(self, count: int, held: Collection[tuple[int, ...]]) -> list[Problem]:
+        """The next ones whose numbers are not held."""
+        found: list[Problem] = []
+        while len(found) < count:
+            if self._tried > _PATIENCE * self._wanted + 10_000:
+                raise UsageError(
+                    f"task: found only {self._found} of {self._wanted} different problems; ask for fewer or widen the task"
+                )
+            seeds = [self._rng.getrandbits(62) for _ in range(count - len(found))]
+            self._tried += len(seeds)
+            for problem in self._map(_Draw(self._config), seeds):
+                key = problem_key(problem)
+                if key not in self._seen and key[0] not in held:
+                    self._seen.add(key)
+                    found.append(problem)
+                    self._found += 1
+        return found
+
+
+def _numbers(problem: Problem) -> tuple[int, ...]:
+    """The multiset of a problem's numbers."""
+    return tuple(sorted(problem.numbers))

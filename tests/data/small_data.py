@@ -1,9 +1,13 @@
-"""The experiment that the tests of this folder build."""
+"""The experiment that the tests of this folder build, and what a stored demonstration says of its problem."""
 
 import dataclasses
 from pathlib import Path
 
 from apr_jax.config import Experiment, load
+from apr_jax.data.demonstrate import Example, unflatten
+from apr_jax.data.streams import read_thread
+from apr_jax.data.tokenizer import Tokenizer
+from apr_jax.tasks import Problem
 
 NANO = Path(__file__).parents[2] / "experiments" / "nano.py"
 
@@ -13,3 +17,10 @@ def small(**fields) -> Experiment:
     config = load(NANO)
     data = dataclasses.replace(config.data, demonstrations=150, heldout=40, seed=3)
     return dataclasses.replace(config, **{"data": data, **fields})
+
+
+def problem_of(example: Example, tokenizer: Tokenizer) -> Problem:
+    """The problem in the root's prompt, `22,26,2:46` or `22,26,2:46#3`."""
+    prompt = read_thread(unflatten(example), tokenizer).prompt
+    numbers, _, target = prompt.partition("#")[0].partition(":")
+    return Problem("", tuple(map(int, numbers.split(","))), int(target))

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
-from small_data import NANO, small
+from small_data import NANO, problem_of, small
 
 from apr_jax.data import builder
 from apr_jax.data.build import USUAL, build
@@ -20,7 +20,9 @@ from apr_jax.data.statistics import statistics, wilson
 from apr_jax.data.streams import read_thread
 from apr_jax.data.tokenizer import Tokenizer
 from apr_jax.errors import UsageError, UserError
-from apr_jax.tasks import Countdown, Problem, load_problems, problem_key, save_problems
+from apr_jax.tasks import Countdown, Problem, flatten, load_problems, problem_key, save_problems
+
+PARTS = ("train", "validation", "test")
 
 
 def record_of(out: Path) -> dict:
@@ -32,10 +34,18 @@ def examples_of(out: Path, method: str, split: str) -> list[dict]:
     return [source[k] for k in range(len(source))]
 
 
+def problems_of(out: Path, method: str, split: str) -> list[Problem]:
+    tokenizer = Tokenizer.from_bytes((out / "tokenizer.model").read_bytes())
+    return [problem_of(example, tokenizer) for example in examples_of(out, method, split)]
+
+
 def keys_of(out: Path, method: str, split: str) -> list:
-    return [
-        problem_key(Problem("", tuple(e["numbers"].tolist()), e["target"])) for e in examples_of(out, method, split)
-    ]
+    return list(map(problem_key, problems_of(out, method, split)))
+
+
+def shown(problems: list[Problem]) -> list:
+    """Without their names."""
+    return [(problem.numbers, problem.target) for problem in problems]
 
 
 def test_what_is_stored_are_the_demonstrations(config, data_dir):
@@ -51,7 +61,7 @@ def test_what_is_stored_are_the_demonstrations(config, data_dir):
         solved = sampled = threads = window = 0
         for example in examples:
             thread = read_thread(unflatten(example), tokenizer)
-            problem = Problem("", tuple(example["numbers"].tolist()), example["target"])
+            problem = problem_of(example, tokenizer)
             assert thread.prompt.partition("#")[0] == task.prompt(problem)
             solved += task.verify(problem, thread.answer).correct
             sampled += int(example["sampled"].sum())
@@ -68,15 +78,43 @@ def test_what_is_stored_are_the_demonstrations(config, data_dir):
         assert facts["longest_stream"] == max(int(example["length"].max()) for example in examples)
 
 
-def test_the_parts_are_disjoint(config, data_dir):
-    validation, test = (
-        set(map(problem_key, load_problems(data_dir / f"{name}.jsonl"))) for name in ("validation", "test")
-    )
-    assert len(validation) == len(test) == config.data.heldout
-    assert not validation & test
+def test_the_parts_share_no_numbers_and_demonstrations_are_of_their_part(config, data_dir):
+    parts = {name: load_problems(data_dir / f"{name}.jsonl") for name in PARTS}
+    assert {name: len(part) for name, part in parts.items()} == record_of(data_dir)["problems"]
+    assert len(parts["train"]) == config.data.demonstrations
+    assert len(parts["validation"]) == len(parts["test"]) == config.data.heldout
+    train, validation, test = ({tuple(sorted(problem.numbers)) for problem in part} for part in parts.values())
+    assert not train & validation and not train & test and not validation & test
     for method in USUAL:
-        assert not set(keys_of(data_dir, method, "train")) & (validation | test)
-        assert set(keys_of(data_dir, method, "validation")) <= validation
+        for name in ("train", "validation"):
+            assert set(shown(problems_of(data_dir, method, name))) <= set(shown(parts[name]))
+    sums = {name: hashlib.sha256((data_dir / name).read_bytes()).hexdigest() for name in record_of(data_dir)["sha256"]}
+    assert sums == record_of(data_dir)["sha256"]
+    assert sums.keys() == {"train.jsonl", "validation.jsonl", "test.jsonl", "tokenizer.model"}
+
+
+def test_a_problem_trains_on_though_its_demonstration_was_dropped(config, data_dir, tmp_path):
+    narrow = small(limits=dataclasses.replace(config.limits, window=120))
+    facts = build(narrow, tmp_path, methods=("apr", "sos"), progress=False, workers=1)
+    assert facts["apr"]["dropped"]["window"] != facts["sos"]["dropped"]["window"] > 0
+    assert (tmp_path / "train.jsonl").read_bytes() == (data_dir / "train.jsonl").read_bytes()
+    problems = load_problems(tmp_path / "train.jsonl")
+    kept = shown(problems_of(tmp_path, "apr", "train"))
+    assert len(set(shown(problems)) - set(kept)) == facts["apr"]["dropped"]["window"] > 0
+
+    # What data.json tells of the dropped, against the demonstrations themselves.
+    task = Countdown(config.task, config.solver, config.limits.children, config.limits.max_depth)
+    lost = {True: [], False: []}
+    for k, problem in enumerate(problems):
+        thread = task.demonstration(problem, "apr", (config.data.seed << 32) + k)
+        right = task.verify(problem, thread.answer).correct
+        lost[shown([problem])[0] not in kept].append((len(flatten(thread)) - 1, right))
+    for was_lost, names in (
+        (True, ("dropped_children", "dropped_success")),
+        (False, ("mean_children", "kept_success")),
+    ):
+        assert np.mean(lost[was_lost], axis=0) == pytest.approx([facts["apr"][name] for name in names])
+    assert statistics(Counts(made=3, threads=3), types.SimpleNamespace())["dropped_children"] is None
 
 
 def test_tfds_reads_the_same(data_dir):
@@ -88,7 +126,7 @@ def test_tfds_reads_the_same(data_dir):
         assert one.keys() == other.keys()
         for name in one:
             np.testing.assert_array_equal(one[name], other[name])
-            assert name == "target" or one[name].dtype == other[name].dtype
+            assert one[name].dtype == other[name].dtype
 
 
 def test_any_number_of_workers_builds_the_same(config, data_dir, tmp_path):
@@ -132,14 +170,14 @@ def sha(out: Path) -> str:
 
 
 def test_an_excluded_problem_occurs_nowhere(config, data_dir, tmp_path):
-    first = builder.read(data_dir, "apr", "train")[0]
+    first = problems_of(data_dir, "apr", "train")[0]
     heldout = load_problems(data_dir / "validation.jsonl")[0]
-    trained = Problem("mine", tuple(sorted(first["numbers"].tolist(), reverse=True)), first["target"])
+    trained = Problem("mine", tuple(sorted(first.numbers, reverse=True)), first.target)
     save_problems([trained, dataclasses.replace(heldout, id="x")], tmp_path / "exclude.jsonl")
     out = tmp_path / "out"
     build(config, out, tmp_path / "exclude.jsonl", methods=("apr",), progress=False, workers=1)
     seen = {*keys_of(out, "apr", "train"), *keys_of(out, "apr", "validation")}
-    seen |= {problem_key(p) for name in ("validation", "test") for p in load_problems(out / f"{name}.jsonl")}
+    seen |= {problem_key(p) for name in PARTS for p in load_problems(out / f"{name}.jsonl")}
     assert not seen & {problem_key(trained), problem_key(heldout)}
     # Without the file the same folder means something else.
     with pytest.raises(UsageError, match="exclude='2 problems"):
@@ -173,13 +211,14 @@ def test_rejection_sampling_keeps_the_right_ones_of_the_same_demonstrations(conf
 
     def is_right(example: dict) -> bool:
         answer = read_thread(unflatten(example), tokenizer).answer
-        return task.verify(Problem("", tuple(example["numbers"].tolist()), example["target"]), answer).correct
+        return task.verify(problem_of(example, tokenizer), answer).correct
 
     every, right = (examples_of(folder, "sos+", "train") for folder in (data_dir, tmp_path))
     assert [e["tokens"].tolist() for e in right] == [e["tokens"].tolist() for e in every if is_right(e)]
     assert facts["dropped"] == {"window": 0, "stream": 0, "threads": 0, "wrong": len(every) - len(right)}
     assert facts["kept_success"] == 1 > facts["solver_success"] > 0.3
-    assert len(load_problems(tmp_path / "test.jsonl")) == config.data.heldout
+    # RL is to have the others all the same.
+    assert all((tmp_path / f"{name}.jsonl").read_bytes() == (data_dir / f"{name}.jsonl").read_bytes() for name in PARTS)
     none = Counts(made=7, dropped_wrong=7)
     with pytest.raises(UsageError, match=r"wrong, under solver.only_right: 7\); set solver.only_right=false"):
         statistics(none, types.SimpleNamespace(method="sos+", bounds=types.SimpleNamespace(window=1, stream=1)))

@@ -83,13 +83,13 @@ def demonstrations(method: str, render: str, count: int) -> tuple[list[Thread], 
 @pytest.mark.parametrize("render", ["compact", "sos"])
 @pytest.mark.parametrize("method", METHODS)
 def test_every_demonstration_comes_back_from_its_streams(method, render):
-    threads, tokenizer, problems = demonstrations(method, render, 40)
+    threads, tokenizer, _ = demonstrations(method, render, 40)
     spawned = 0
-    for thread, problem in zip(threads, problems, strict=True):
+    for thread in threads:
         streams = tree_streams(thread, tokenizer)
         spawned += len(streams) - 1
         assert read_thread(streams, tokenizer) == thread
-        stored = unflatten(flatten(streams, problem))
+        stored = unflatten(flatten(streams))
         assert read_thread(stored, tokenizer) == thread
         for one, other in zip(streams, stored, strict=True):
             assert_same(one, other)

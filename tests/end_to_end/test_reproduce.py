@@ -69,17 +69,23 @@ def test_everything_is_left_in_the_run(run, config):
 
 
 def test_the_held_out_problems_were_never_trained_on(run):
-    from apr_jax.data import builder
-    from apr_jax.tasks import load_problems, problem_key
+    from small_data import problem_of
 
-    held = {problem_key(p) for split in ("test", "validation") for p in load_problems(run / "data" / f"{split}.jsonl")}
+    from apr_jax.data import builder
+    from apr_jax.data.tokenizer import Tokenizer
+    from apr_jax.tasks import load_problems
+
+    def numbers(problems):
+        return {tuple(sorted(problem.numbers)) for problem in problems}
+
+    held = numbers(p for split in ("test", "validation") for p in load_problems(run / "data" / f"{split}.jsonl"))
+    tokenizer = Tokenizer.from_bytes((run / "data" / "tokenizer.model").read_bytes())
     for method in ("sos+", "apr"):
-        source = builder.read(run / "data", method, "train", ("numbers", "target"))
-        trained = {
-            (tuple(sorted(int(n) for n in e["numbers"])), int(e["target"]))
-            for e in map(source.__getitem__, range(len(source)))
-        }
+        source = builder.read(run / "data", method, "train")
+        trained = numbers(problem_of(source[k], tokenizer) for k in range(len(source)))
         assert trained and not trained & held
+    drawn = numbers(load_problems(run / "data" / "train.jsonl"))  # What RL draws from.
+    assert trained <= drawn and not drawn & held
 
 
 def test_a_second_start_only_shows_the_results(run, config, capsys):
