@@ -19,6 +19,8 @@ from apr_jax.bench.command import bench_app
 from apr_jax.errors import FullDisk, LostProcess, UsageError, UserError
 from apr_jax.flags import (
     ANYWHERE,
+    HERE,
+    NEW_FILE,
     Checkpoint,
     Config,
     Data,
@@ -56,7 +58,9 @@ def data_build(
     out: Annotated[Path, typer.Option(help="Folder to build in. May be gs://.", **ANYWHERE)],
     exclude: Annotated[
         Path | None,
-        typer.Option(help="Problems file; none of its problems (sorted numbers, target) occurs in training."),
+        typer.Option(
+            help="Problems file; none of its problems (sorted numbers, target) occurs in training.", **ANYWHERE
+        ),
     ] = None,
     method: Annotated[
         list[Method] | None, typer.Option(help="Of the demonstrations; repeatable. Default: apr, sos+ and sos.")
@@ -174,7 +178,7 @@ def evaluate(
 def solve(
     problem: Annotated[str, typer.Argument(help='Numbers and target, like "22 26 2 -> 46".', show_default=False)],
     checkpoint: Checkpoint,
-    html: Annotated[Path | None, typer.Option(help="Write the viewer of the tree to this file.")] = None,
+    html: Annotated[Path | None, typer.Option(help="Write the viewer of the tree to this file.", **NEW_FILE)] = None,
 ) -> None:
     """Solve one problem and show its thread tree."""
     from apr_jax.tasks import parse_problem, require_solvable
@@ -191,7 +195,7 @@ def solve(
 @app.command(epilog="Example: apr export --checkpoint runs/nano/apr/rl --out llama")
 def export(
     checkpoint: Checkpoint,
-    out: Annotated[Path, typer.Option(help="Folder for config.json and model.safetensors.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="Folder for config.json and model.safetensors.", **HERE)],
 ) -> None:
     """Write the weights as a Hugging Face Llama, for transformers, vLLM or llama.cpp."""
     from apr_jax.learn.checkpoint import load_checkpoint
@@ -205,7 +209,7 @@ def export(
 @app.command(epilog="Example: apr keep --checkpoint runs/mini/apr/rl --out experiments/mini/apr.safetensors")
 def keep(
     checkpoint: Checkpoint,
-    out: Annotated[Path, typer.Option(help="A .safetensors file.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="A .safetensors file.", **HERE)],
 ) -> None:
     """Write a model as one small file (bfloat16), which every --checkpoint takes."""
     from apr_jax.learn.checkpoint import load_checkpoint
@@ -223,7 +227,8 @@ def reproduce(
     out: Annotated[Path, typer.Option(help="Folder of the whole experiment. May be gs://.", **ANYWHERE)],
     scale: Annotated[str | None, typer.Option(help="nano, mini or paper: a file in experiments/.")] = None,
     config: Annotated[
-        Path | None, typer.Option(help="An experiment file of your own instead of --scale. It is Python and is run.")
+        Path | None,
+        typer.Option(help="An experiment file of your own instead of --scale. It is Python and is run.", **HERE),
     ] = None,
     data: Annotated[
         Path | None, typer.Option(help="Where the data are or are to be built; default: OUT/data.", **ANYWHERE)
@@ -252,7 +257,7 @@ def reproduce(
 @app.command(epilog="Example: apr study seeds --out runs/seeds")
 def study(
     question: Annotated[Question, typer.Argument(help="Which one.", show_default=False)],
-    out: Annotated[Path, typer.Option(help="Folder of the study.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="Folder of the study.", **HERE)],
     scale: Annotated[str, typer.Option(help="A file in experiments/, of which the trainings are variants.")] = "nano",
     settings: Settings = None,
 ) -> None:
@@ -272,7 +277,9 @@ def study(
 
 @app.command(epilog="Example: apr report runs/nano")
 def report(
-    run: Annotated[Path, typer.Argument(help="Folder of a finished `apr reproduce`.", **ANYWHERE)],
+    run: Annotated[
+        Path, typer.Argument(help="Folder of a finished `apr reproduce`.", **(ANYWHERE | {"metavar": "RUN"}))
+    ],
 ) -> None:
     """Draw the figures and write the HTML report of a finished run anew."""
     from apr_jax.reproduce import show_results, write_report

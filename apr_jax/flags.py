@@ -1,12 +1,14 @@
 """Flags that several commands of `apr` take, declared once."""
 
 import enum
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
-from apr_jax.storage import as_path
+from apr_jax.errors import UsageError
+from apr_jax.storage import as_path, local_path
 
 
 class Program(enum.StrEnum):
@@ -40,15 +42,40 @@ class Question(enum.StrEnum):
 
 Only = Literal["training", "figures"]  # Parts of `apr reproduce`.
 
-# Of options that name a folder here or in a bucket.
-ANYWHERE: Any = {"parser": as_path, "metavar": "PATH", "show_default": False}
+
+def _parser(read: Callable[[str], Path]) -> Callable[[str], Path]:
+    """The reader of a path, as typer takes it: a ValueError is told with the name of the flag."""
+
+    def parse(text: str) -> Path:
+        try:
+            return read(text)
+        except UsageError as error:
+            raise ValueError(str(error)) from None
+
+    return parse
+
+
+def _new_file(text: str) -> Path:
+    """A file of this machine that is to be written when the work is done, which is late to find that it can't be."""
+    path = local_path(text)
+    if path.is_dir():
+        raise UsageError(f"{path}: is a folder; must be a file")
+    if not path.parent.is_dir():
+        raise UsageError(f"{path}: there is no folder {path.parent}; make it first")
+    return path
+
+
+# Every option that names a file or folder has one of these: a path here or in a bucket, or of this machine alone.
+ANYWHERE: Any = {"parser": _parser(as_path), "metavar": "PATH", "show_default": False}
+HERE: Any = {"parser": _parser(local_path), "metavar": "PATH", "show_default": False}
+NEW_FILE: Any = {"parser": _parser(_new_file), "metavar": "FILE", "show_default": False}
 
 Config = Annotated[
     Path,
     typer.Option(
         "--config",
         help="Experiment file, e.g. experiments/nano.py. It is Python and is run: never give a stranger's.",
-        show_default=False,
+        **HERE,
     ),
 ]
 Workdir = Annotated[
@@ -85,4 +112,4 @@ Profile = Annotated[
 Settings = Annotated[
     list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Override a field of the config; repeatable.")
 ]
-Json = Annotated[Path | None, typer.Option("--json", help="Write the figures to this file too.", show_default=False)]
+Json = Annotated[Path | None, typer.Option("--json", help="Write the figures to this file too.", **NEW_FILE)]

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from apr_jax.errors import LostProcess, UsageError, UserError
+from apr_jax.storage import folder_of
 
 CACHE_VARIABLE = "APR_CACHE"
 MOST_CPU_DEVICES = 8
@@ -17,9 +18,14 @@ _CONNECT_SECONDS = 300
 
 
 def cache_folder() -> Path | None:
-    """Where compiled XLA programs are kept: $APR_CACHE, by default ~/.cache/apr_jax; None if it is set to "off"."""
-    chosen = os.environ.get(CACHE_VARIABLE) or "~/.cache/apr_jax"
-    return None if chosen == "off" else Path(chosen).expanduser().absolute()
+    """Where compiled XLA programs are kept: $APR_CACHE, by default ~/.cache/apr_jax; None if it is set to "off".
+
+    Raises:
+      UsageError: the variable names no folder of this machine.
+    """
+    if os.environ.get(CACHE_VARIABLE) == "off":
+        return None
+    return folder_of(CACHE_VARIABLE, "~/.cache/apr_jax")
 
 
 def keep_compiled() -> None:

@@ -1,5 +1,9 @@
 """Where files are: folders of this machine, or of a bucket (gs://bucket/folder).
 
+Every path that a user gives goes through `as_path` or `local_path`. They expand `~`, and refuse by name what would otherwise
+become a local folder of a strange name: `s3://x`, `GS://x`, `gs:/x`, an empty text, a flag in place of a path. `$NAME` is
+expanded by shells, not here: it is a legal name of a file.
+
 A path of a bucket is etils' `epath.Path`: it has the methods of pathlib's, and Orbax takes it as it is. Two things a bucket
 can't do, and what stands in for them:
   - An object can't be appended to. `Mirror` gives a local folder to write in, and copies what changed to the bucket.
@@ -10,6 +14,7 @@ import contextlib
 import hashlib
 import importlib.util
 import os
+import re
 import shutil
 import tempfile
 import time
@@ -20,6 +25,8 @@ from typing import Any, Self, cast
 from apr_jax.errors import UsageError, UserError
 
 _SCHEME = "gs://"
+# A word of two letters or more, a colon and a slash: an address, whoever else knows it. One letter may be a drive.
+_ADDRESS = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]+):/")
 COPIES_VARIABLE = "APR_COPIES"
 _PUSH_SECONDS = 60.0
 
@@ -27,10 +34,15 @@ _PUSH_SECONDS = 60.0
 def as_path(path: str | os.PathLike[str]) -> Path:
     """The path of a file or folder, here or in a bucket.
 
+    Args:
+      path: what a user wrote, as a string; or a path that was made of it.
+
     Raises:
-      UsageError: it is in a bucket, and gcsfs is not installed.
+      UsageError: there can be no such path, or it is in a bucket and gcsfs is not installed.
     """
-    text = os.fspath(path)
+    text = checked(path) if isinstance(path, str) else os.fspath(path)
+    if text.startswith("gs:/") and not text.startswith(_SCHEME):  # What pathlib makes of an address.
+        raise UsageError(f"{text}: give a path of a bucket as a string, or as one of etils.epath")
     if not text.startswith(_SCHEME):
         return Path(text)
     if importlib.util.find_spec("gcsfs") is None:
@@ -38,6 +50,58 @@ def as_path(path: str | os.PathLike[str]) -> Path:
     from etils import epath
 
     return cast(Path, epath.Path(text))
+
+
+def local_path(path: str | os.PathLike[str]) -> Path:
+    """The path of a file or folder of this machine.
+
+    Raises:
+      UsageError: there can be no such path, or it is in a bucket.
+    """
+    if isinstance(path, str):
+        path = checked(path)
+    if is_remote(path):
+        raise UsageError(f"{path}: is in a bucket; must be a file or folder of this machine")
+    return Path(path)
+
+
+def checked(text: str) -> str:
+    """What a user wrote as a path, a leading `~` expanded.
+
+    Raises:
+      UsageError: there can be no such path: it is empty, is taken for a flag, or is an address other than gs://bucket/folder.
+    """
+    if not text.strip():
+        raise UsageError(f"{text!r}: is empty; must be the path of a file or folder")
+    if text != text.strip():
+        raise UsageError(f"{text!r}: begins or ends with white space, which no path here may")
+    if text.startswith("-"):
+        raise UsageError(f"{text}: looks like a flag; a file of that name is ./{text}")
+    _refuse_addresses(text)
+    if not text.startswith("~"):
+        return text
+    expanded = os.path.expanduser(text)
+    if expanded.startswith("~"):
+        raise UsageError(f"{text}: there is no such user, or no home folder; a file of that name is ./{text}")
+    return expanded
+
+
+def _refuse_addresses(text: str) -> None:
+    """Raises UsageError if the path is an address, and not one of a bucket."""
+    found = _ADDRESS.match(text)
+    scheme = found["scheme"] if found else "gs" if text.lower().startswith("gs:") else ""
+    if not scheme:
+        return
+    rest = text.partition(":")[2].lstrip("/")
+    if scheme.lower() == "file":
+        raise UsageError(f"{text}: write a path of this machine without file://, as /{rest}")
+    if scheme.lower() != "gs":
+        raise UsageError(f"{text}: {scheme}:// is not supported; must be a path of this machine or gs://bucket/folder")
+    bucket, *folders = rest.split("/")
+    if not text.startswith(_SCHEME) or not bucket or text.startswith(f"{_SCHEME}/"):
+        raise UsageError(f"{text}: write it as {_SCHEME}{rest or 'bucket/folder'}")
+    if {".", ".."} & {bucket, *folders}:
+        raise UsageError(f"{text}: a bucket has no folders . and ..; write the whole path")
 
 
 def is_remote(path: str | os.PathLike[str]) -> bool:
@@ -83,7 +147,19 @@ def move(folder: Path, target: Path) -> None:
 
 def copies_folder() -> Path:
     """Where copies of remote folders are kept: $APR_COPIES, by default ~/.cache/apr_jax_copies."""
-    return Path(os.environ.get(COPIES_VARIABLE) or "~/.cache/apr_jax_copies").expanduser().absolute()
+    return folder_of(COPIES_VARIABLE, "~/.cache/apr_jax_copies")
+
+
+def folder_of(variable: str, default: str) -> Path:
+    """The folder of this machine that an environment variable names, or the default where it is unset or empty.
+
+    Raises:
+      UsageError: there can be no such folder; the message names the variable.
+    """
+    try:
+        return local_path(os.environ.get(variable) or default).absolute()
+    except UsageError as error:
+        raise UsageError(f"{variable}={error}") from None
 
 
 def local_copy(folder: Path, stamp: str) -> Path:

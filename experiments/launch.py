@@ -21,6 +21,7 @@ import contextlib
 import importlib.util
 import json
 import logging
+import os
 import re
 import shlex
 import socket
@@ -33,7 +34,7 @@ from typing import Any, NoReturn
 
 from apr_jax.config import Experiment, load
 from apr_jax.errors import UsageError, UserError
-from apr_jax.storage import absolute, as_path, is_remote
+from apr_jax.storage import absolute, as_path, checked, is_remote, local_path
 from launcher.sweep import Unit, work_units
 
 REMEDY = "pip install 'apr_jax[launch]' (in the clone: .venv/bin/pip install -e '.[launch]')"
@@ -52,7 +53,7 @@ class _Parser(argparse.ArgumentParser):
 def parse(arguments: list[str]) -> argparse.Namespace:
     """The flags of this launcher."""
     parser = _Parser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--config", type=Path, required=True, help=_CONFIG)
+    parser.add_argument("--config", required=True, help=_CONFIG)
     parser.add_argument("--out", required=True, help="folder of the run, or of all runs of a sweep; gs:// for a cloud")
     parser.add_argument(
         "--executor", choices=["local", "gke", "vertex"], default="local", help="where the jobs run (default: local)"
@@ -73,7 +74,15 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--port", type=int, default=6006, help="of TensorBoard (default: 6006)")
     parser.add_argument("--dry-run", action="store_true", help="print the specs of the jobs, and launch nothing")
     flags = parser.parse_args(arguments)
-    flags.out = str(absolute(flags.out)) if flags.executor == "local" else flags.out.rstrip("/")
+    try:
+        flags.config = local_path(flags.config)
+    except UsageError as error:
+        raise UsageError(f"--config {error}") from None
+    try:
+        # A cloud's bucket is opened by the job, so that gcsfs need not be here.
+        flags.out = str(absolute(flags.out)) if flags.executor == "local" else checked(flags.out).rstrip("/")
+    except UsageError as error:
+        raise UsageError(f"--out {error}") from None
     return flags
 
 
@@ -213,7 +222,16 @@ async def launch(flags: argparse.Namespace, name: str, units: Sequence[Unit], jo
 
     failed: list[str] = []
     try:
-        async with xm_local.create_experiment(experiment_title=f"apr_jax {name}") as experiment:
+        created = xm_local.create_experiment(experiment_title=f"apr_jax {name}")
+    except Exception as error:  # Of the system, sqlite, SQLAlchemy or Alembic, each with types of its own.
+        notes = Path("~/.xmanager").expanduser()
+        (said, *_) = str(error).splitlines() or [type(error).__name__]
+        raise UserError(
+            f"XManager can't note the experiment in {notes} ({said}); it must be a folder that you may write to; "
+            "if it is damaged, move it away"
+        ) from None
+    try:
+        async with created as experiment:
             for unit, job in zip(units, jobs, strict=True):
                 launched: Any = await experiment.add(job)
                 if flags.executor != "local":
@@ -306,7 +324,7 @@ def main(arguments: list[str]) -> int:
         print(f"launch: error: {error}", file=sys.stderr)
         return 2 if isinstance(error, UsageError) else 1
     except Exception as error:
-        if not cloud:
+        if not cloud or os.environ.get("APR_DEBUG"):
             raise
         # Of Google's clients, each with types of its own: no credentials, no project, no permission.
         print(f"launch: error: {type(error).__name__}: {' '.join(str(error).split())}", file=sys.stderr)

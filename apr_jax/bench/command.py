@@ -10,7 +10,7 @@ import typer
 
 from apr_jax.bench.measure import Contestant, Result, measured, write
 from apr_jax.errors import UsageError
-from apr_jax.flags import Json, Settings
+from apr_jax.flags import ANYWHERE, HERE, Json, Settings
 from apr_jax.runtime import start
 
 bench_app = typer.Typer(no_args_is_help=True, help="Throughput of each part against a named alternative.")
@@ -24,7 +24,7 @@ class Shape(enum.StrEnum):
 
 
 Repeats = Annotated[int, typer.Option(help="Interleaved repeats; medians are shown.", min=5)]
-BenchConfig = Annotated[Path, typer.Option("--config", help="Experiment file.")]
+BenchConfig = Annotated[Path, typer.Option("--config", help="Experiment file.", **(HERE | {"show_default": True}))]
 _NANO = Path("experiments/nano.py")
 
 
@@ -33,8 +33,12 @@ _NANO = Path("experiments/nano.py")
     epilog="Example: apr bench rollout --checkpoint runs/nano/apr/rl --problems runs/nano/data/test.jsonl",
 )
 def bench_rollout(
-    checkpoint: Annotated[Path | None, typer.Option(help="Also measure whole thread trees of this model.")] = None,
-    problems: Annotated[Path | None, typer.Option(help="Problems file that the checkpoint answers.")] = None,
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="Also measure whole thread trees of this model.", **ANYWHERE)
+    ] = None,
+    problems: Annotated[
+        Path | None, typer.Option(help="Problems file that the checkpoint answers.", **ANYWHERE)
+    ] = None,
     peer: Annotated[
         list[str] | None, typer.Option("--peer", help="Only this other engine; repeatable. Default: all installed.")
     ] = None,
@@ -56,8 +60,8 @@ def bench_rollout(
     epilog="Example: apr bench schedule --checkpoint runs/nano/apr/rl --problems runs/nano/data/test.jsonl",
 )
 def bench_schedule(
-    checkpoint: Annotated[Path, typer.Option(help="Model of the trees.", show_default=False)],
-    problems: Annotated[Path, typer.Option(help="Problems file that it answers.", show_default=False)],
+    checkpoint: Annotated[Path, typer.Option(help="Model of the trees.", **ANYWHERE)],
+    problems: Annotated[Path, typer.Option(help="Problems file that it answers.", **ANYWHERE)],
     trees: Annotated[int, typer.Option(help="Trees of a rollout, the first of the file.", min=2)] = 256,
     repeats: Repeats = 5,
     json: Json = None,
@@ -86,8 +90,12 @@ def bench_cache(
 @bench_app.command("train", epilog="Example: apr bench train --config experiments/mini.py")
 def bench_train(
     config: BenchConfig = Path("experiments/mini.py"),
-    checkpoint: Annotated[Path | None, typer.Option(help="Also measure the parts of an RL step of this model.")] = None,
-    problems: Annotated[Path | None, typer.Option(help="Problems file that the checkpoint answers.")] = None,
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="Also measure the parts of an RL step of this model.", **ANYWHERE)
+    ] = None,
+    problems: Annotated[
+        Path | None, typer.Option(help="Problems file that the checkpoint answers.", **ANYWHERE)
+    ] = None,
     repeats: Repeats = 5,
     json: Json = None,
     settings: Settings = None,

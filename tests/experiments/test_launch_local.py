@@ -76,6 +76,35 @@ def test_a_tensorboard_that_ends_is_not_said_to_stay(monkeypatch, capfd):
     assert "stays at" not in said
 
 
+def a_file(folder):
+    folder.write_text("no folder")
+
+
+def a_damaged_database(folder):
+    folder.mkdir()
+    (folder / "experiments.sqlite3").write_bytes(b"no database" * 1000)
+
+
+@pytest.mark.parametrize("damage", [a_file, a_damaged_database])
+def test_notes_that_xmanager_cannot_keep_are_told(damage, monkeypatch, tmp_path, capfd):
+    from xmanager.xm_local.storage import database
+
+    damage(tmp_path / ".xmanager")
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    # The real one is made once in a process, whatever HOME is later.
+    monkeypatch.setattr(
+        database, "database", lambda: database.Database(database.SqliteConnector, database.sqlite_settings())
+    )
+    monkeypatch.setattr(launch, "job_of", lambda flags, unit, name: None)  # Should it go on, it must not train.
+    monkeypatch.setattr(launch, "spec_of", lambda flags, job: {})
+    assert launch.main(["--config", NANO, "--out", str(tmp_path / "run")]) == 1
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line.startswith(f"launch: error: XManager can't note the experiment in {tmp_path}/.xmanager (")
+    assert "if it is damaged, move it away" in line
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.fixture
 def tiny(config, tmp_path):
     return write_config(config, tmp_path / "tiny.py")
