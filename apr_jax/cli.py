@@ -6,6 +6,7 @@ Whatever needs JAX is imported inside the command, so that `apr --help` answers 
 
 import errno
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -16,7 +17,7 @@ from typing import Annotated
 import typer
 
 from apr_jax.bench.command import bench_app
-from apr_jax.errors import FullDisk, LostProcess, UsageError, UserError
+from apr_jax.errors import FullDisk, LostProcess, Stopped, UsageError, UserError
 from apr_jax.flags import (
     ANYWHERE,
     HERE,
@@ -35,6 +36,7 @@ from apr_jax.flags import (
 )
 from apr_jax.runtime import is_first, start
 from apr_jax.storage import nearby
+from apr_jax.subprocesses import protect_imports
 
 INTERRUPTED, TERMINATED = 130, 143  # 128 + the signal's number.
 
@@ -335,12 +337,15 @@ class Interrupted(UserError):
 
 @contextmanager
 def goes_on(saved: str | Callable[[], str]) -> Iterator[None]:
-    """Turns Ctrl-C into one line that says what is saved and that the same command goes on from there."""
+    """Turns Ctrl-C and SIGTERM into one line that says what is saved and that the same command goes on from there."""
     try:
         yield
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, Stopped) as stop:
         what = saved if isinstance(saved, str) else saved()
-        raise Interrupted(f"interrupted; {what}; the same command goes on from there") from None
+        kept = f"{what}; the same command goes on from there"
+        if isinstance(stop, Stopped):
+            raise Stopped(f"stopped by {signal.Signals(stop.number).name}; {kept}", stop.number) from None
+        raise Interrupted(f"interrupted; {kept}") from None
 
 
 def _saved(workdir: Path) -> str:
@@ -350,6 +355,7 @@ def _saved(workdir: Path) -> str:
 
 def main() -> None:
     """Entry point of the console script."""
+    protect_imports()
     sys.exit(run(sys.argv[1:]))
 
 
@@ -367,7 +373,8 @@ def run(arguments: list[str]) -> int:
             traceback.print_exc()
         message, status = _explain(error)
         if message:
-            typer.echo(f"apr: {'' if status == INTERRUPTED else 'error: '}{message}", err=True)
+            stopped = status == INTERRUPTED or isinstance(error, Stopped)
+            typer.echo(f"apr: {'' if stopped else 'error: '}{message}", err=True)
         if isinstance(error, FullDisk | LostProcess):
             leave(status)
         return status
@@ -384,6 +391,8 @@ def _explain(error: BaseException) -> tuple[str, int]:
     """The one line about an error, and the exit status."""
     if isinstance(error, KeyboardInterrupt | typer.Abort | Interrupted):
         return _one_line(str(error)) or "interrupted", INTERRUPTED
+    if isinstance(error, Stopped):
+        return _one_line(str(error)), 128 + error.number
     if isinstance(error, UserError):
         return _one_line(str(error)), 2 if isinstance(error, UsageError) else 1
     if isinstance(error, typer.TyperException):

@@ -261,7 +261,7 @@ def tensorboard(folder: str, port: int) -> Iterator[None]:
         raise UsageError(f"--port {port}: must be in 1..65535")
     if _answers(port):
         raise UsageError(f"--port {port}: something else answers there already; give TensorBoard another one")
-    server = subprocess.Popen([sys.executable, "-m", "tensorboard.main", "--logdir", folder, "--port", str(port)])
+    server = subprocess.Popen([sys.executable, "-P", "-m", "tensorboard.main", "--logdir", folder, "--port", str(port)])
     try:
         deadline = time.monotonic() + _START_SECONDS
         while server.poll() is None and not _answers(port) and time.monotonic() < deadline:

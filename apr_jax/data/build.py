@@ -89,6 +89,7 @@ def build(
     Raises:
       UsageError: `out` holds data of other settings, the space of problems is too small, or nothing fits the limits.
       UserError: the disk is full or not writable.
+      KeyboardInterrupt, Stopped: by Ctrl-C, SIGTERM or SIGHUP; what was finished is kept.
     """
     try:
         make = _build_in_bucket if is_remote(out) else _build

@@ -7,7 +7,8 @@ The life of a sample:
   3. A demonstration that the rollout could never have produced (too long, too many threads) is dropped and counted.
   4. The rest are flattened into an `Example`, compact arrays for the data set, and come back in order.
 
-Workers are started by a fork server, never forked from a process in which JAX may hold threads.
+Workers are started by a fork server, never forked from a process in which JAX may hold threads. They and the server end with
+the process that started them, however that ends.
 """
 
 import collections
@@ -24,6 +25,7 @@ import numpy as np
 
 from apr_jax.data.streams import Stream, tree_streams
 from apr_jax.data.tokenizer import Tokenizer
+from apr_jax.subprocesses import StopSignals, end_with_parent, start_fork_server
 from apr_jax.tasks import Countdown, CountdownConfig, Problem, SolverConfig, Thread
 
 CHUNK = 128  # Problems that a worker gets at a time.
@@ -108,6 +110,8 @@ class Counts:
 class Workers:
     """A pool of processes; with one worker everything runs in this process. Use it as a context manager.
 
+    Ctrl-C, SIGTERM and SIGHUP raise KeyboardInterrupt or `Stopped` where the next result is taken.
+
     Args:
       count: processes; None for all cores of this process.
     """
@@ -115,19 +119,30 @@ class Workers:
     def __init__(self, count: int | None = None):
         self.count = count or len(os.sched_getaffinity(0))
         self._pool: concurrent.futures.ProcessPoolExecutor | None = None
+        self._signals = StopSignals()
 
     def __enter__(self) -> Self:
+        self._signals.__enter__()
         if self.count > 1:
+            start_fork_server()
             context = multiprocessing.get_context("forkserver")
-            self._pool = concurrent.futures.ProcessPoolExecutor(self.count, context, _ignore_interrupts)
+            self._pool = concurrent.futures.ProcessPoolExecutor(self.count, context, _start_worker)
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._pool is not None:
-            self._pool.shutdown(cancel_futures=True)
+        try:
+            if self._pool is not None:
+                self._pool.shutdown(cancel_futures=True)
+        finally:
+            self._signals.__exit__()
 
     def map(self, function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
         """`map` in order; few results wait at a time, so that a slow consumer never fills the memory."""
+        for result in self._map(function, items):
+            self._signals.check()
+            yield result
+
+    def _map(self, function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
         if self._pool is None:
             yield from map(function, items)
             return
@@ -141,13 +156,15 @@ class Workers:
 
     def map_chunks(self, function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
         """The same for work too small to be sent one by one."""
-        if self._pool is None:
-            return map(function, items)
-        return self._pool.map(function, items, chunksize=CHUNK)
+        results = map(function, items) if self._pool is None else self._pool.map(function, items, chunksize=CHUNK)
+        for result in results:
+            self._signals.check()
+            yield result
 
 
-def _ignore_interrupts() -> None:
+def _start_worker() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle; it stops the pool.
+    end_with_parent()
 
 
 def demonstrations(

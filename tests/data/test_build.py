@@ -1,10 +1,14 @@
 """Building: what is on disk, the same for any number of workers, complete or refused, and without TensorFlow."""
 
+import contextlib
 import dataclasses
 import hashlib
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
 import types
 from pathlib import Path
 
@@ -312,3 +316,60 @@ print([name for name in sys.modules if name.split(".")[0] == "tensorflow"])
     assert done.stdout == "[]\n", done.stderr
     # Nothing is said, not even by threads that are still reading when Python exits.
     assert done.stderr == ""
+
+
+@pytest.fixture
+def building(tmp_path):
+    """A build on two cores whose workers are at work, in a folder whose files bear names of the standard library."""
+    (tmp_path / "here").mkdir()
+    for name in ("random", "signal", "socket"):
+        (tmp_path / "here" / f"{name}.py").write_text("raise KeyboardInterrupt('this is no standard library')")
+    words = ["data", "build", "--config", str(NANO), "--out", str(tmp_path / "out"), "--method", "sos"]
+    words += ["--set", "data.demonstrations=40000", "--set", "data.heldout=10"]
+    with subprocess.Popen(
+        [sys.executable, "-m", "apr_jax", *words],
+        cwd=tmp_path / "here",
+        env=os.environ | {"PYTHONPATH": str(NANO.parents[1])},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        try:
+            while not (tmp_path / "out" / "tokenizer.model").is_file() and process.poll() is None:
+                time.sleep(0.05)
+            yield process
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+
+
+def _session(leader):
+    """Commands of the running processes of a session."""
+    commands = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            state, _, _, session = (folder / "stat").read_text().rpartition(")")[2].split()[:4]
+            if int(session) == leader and state != "Z":
+                commands[int(folder.name)] = (folder / "cmdline").read_text()
+        except OSError:
+            continue
+    return commands
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_build_that_is_stopped_leaves_no_process_and_says_what_is_kept(building, number, tmp_path):
+    """And files in the current folder that bear names of the standard library are in nobody's way."""
+    assert building.poll() is None, building.stderr.read()
+    assert sum("forkserver" in command for command in _session(building.pid).values()) >= 2, "the server and a worker"
+    building.send_signal(number)
+    if number == signal.SIGTERM:
+        assert building.wait(timeout=60) == 143
+        told = f"apr: stopped by SIGTERM; parts that were finished are in {tmp_path / 'out'}; the same command goes on"
+        assert told in " ".join(building.stderr.read().split())
+    else:
+        building.wait(timeout=60)
+    deadline = time.monotonic() + 20
+    while _session(building.pid) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not _session(building.pid)
