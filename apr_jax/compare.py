@@ -14,6 +14,7 @@ FREE = (
     "evaluate.",
     *(f"learn.{stage}.{field}" for stage in ("sft", "rl") for field in ("save_every", "validate_every", "validation")),
     "learn.sft.log_every",
+    *(f"learn.rl.reward.{field}" for field in ("time_limit", "memory_limit", "max_unknown")),
 )
 LENGTHS = ("learn.sft.steps", "learn.rl.steps")  # How long it runs: what was evaluated belongs to the shorter one.
 

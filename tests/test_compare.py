@@ -40,7 +40,15 @@ def test_a_field_that_no_config_has_any_more_differs(config):
 
 
 @pytest.mark.parametrize(
-    "setting", ["mesh.fsdp=2", "schedule.lanes=9", "learn.sft.validate_every=2", "evaluate.batch=3"]
+    "setting",
+    [
+        "mesh.fsdp=2",
+        "schedule.lanes=9",
+        "learn.sft.validate_every=2",
+        "evaluate.batch=3",
+        "learn.rl.reward.time_limit=9",
+        "learn.rl.reward.max_unknown=0.2",
+    ],
 )
 def test_a_folder_goes_on_with_what_may_change(config, tmp_path, setting):
     claim(tmp_path, config)

@@ -70,8 +70,8 @@ def _parts(restored: Restored, problems: list[Problem], stack: ExitStack) -> lis
         return rows, token_weights(rows, counted, rl.objective.normalisation)
 
     def host() -> float:
-        correct, _ = examiner.verify(asked, forest)
-        tree_rewards(correct, forest, 0.0, rl.reward)
+        grades = examiner.verify(asked, forest)
+        tree_rewards(grades.correct, forest, 0.0, rl.reward)
         pack()
         return trees
 

@@ -139,8 +139,10 @@ class RewardConfig:
       overlong: what becomes of a tree in which a thread ran out of window or budget: "scored" like any other, "masked"
         (no gradient, no part in any mean), or "penalised".
       overlong_penalty: taken off the reward of a penalised tree.
-      time_limit: seconds that the verification of one answer may take; then it is stopped, and the answer counts as wrong.
-        After eight such answers of a batch so does the rest of it, not verified.
+      time_limit: seconds that the verification of one answer may take; then it is stopped, and whether the answer is right
+        stays unknown: its tree is not counted, as a masked one is not.
+      memory_limit: GiB of address space that the verifier may take.
+      max_unknown: share of a batch's answers that may stay unknown; a run ends with more, if they are more than one.
     """
 
     token_price: float = 0.0
@@ -150,11 +152,15 @@ class RewardConfig:
     overlong: Literal["scored", "masked", "penalised"] = "scored"
     overlong_penalty: float = 1.0
     time_limit: float = 5.0
+    memory_limit: float = 4.0
+    max_unknown: float = 0.1
 
     def __post_init__(self):
         group = "learn.rl.reward"
         _require(self, group, ("token_price", "sequential_price", "token_budget", "price_step", "overlong_penalty"), 0)
-        _require_positive(self, group, ("time_limit",))
+        _require_positive(self, group, ("time_limit", "memory_limit"))
+        if not 0 <= self.max_unknown <= 1:
+            raise ValueError(f"{group}.max_unknown={self.max_unknown} must be in 0..1")
         if (self.token_budget > 0) != (self.price_step > 0):
             raise ValueError(
                 f"{group}.price_step={self.price_step} with token_budget={self.token_budget}: must both be positive "

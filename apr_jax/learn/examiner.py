@@ -4,7 +4,7 @@ Both stages validate with it; RL asks its training problems here too. One rollou
 nothing is compiled twice.
 """
 
-import collections
+import dataclasses
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,8 +16,9 @@ from jax.sharding import Mesh
 
 from apr_jax.config import Experiment
 from apr_jax.data.tokenizer import BOS, Tokenizer
-from apr_jax.errors import UsageError
+from apr_jax.errors import UnknownAnswers, UsageError
 from apr_jax.learn.answers import extract_answers
+from apr_jax.learn.config import RewardConfig
 from apr_jax.learn.loop import Stopping
 from apr_jax.learn.policy import make_policy_rollout
 from apr_jax.learn.processes import fetch, of_first
@@ -32,8 +33,73 @@ from apr_jax.threads import Prompts, ThreadForest, Work, check_prompts, make_pro
 def examining(config: Experiment, tokenizer: Tokenizer, validation: list[Problem], mesh: Mesh) -> Iterator["Examiner"]:
     """An examiner on Countdown, with the verifier's process that it needs."""
     task = Countdown(config.task, config.solver)
-    with BoxedVerifier(task, config.learn.rl.reward.time_limit) as verifier:
+    reward = config.learn.rl.reward
+    with BoxedVerifier(task, reward.time_limit, reward.memory_limit) as verifier:
         yield Examiner(config, task, tokenizer, verifier, validation, mesh)
+
+
+@dataclasses.dataclass(frozen=True)
+class Grades:
+    """What the verifier says about the answers of a batch.
+
+    Attributes:
+      codes: int [B], places in `_CODES`.
+    """
+
+    codes: np.ndarray
+
+    @property
+    def known(self) -> np.ndarray:
+        """Answers, bool [B], on which there is a verdict; the others have no part in anything."""
+        return self.codes < len(_VERDICTS)
+
+    @property
+    def correct(self) -> np.ndarray:
+        """1 for a right answer, float32 [B]; 0 where that is unknown."""
+        return (self.codes == _CODES.index(True)).astype(np.float32)
+
+    @property
+    def accuracy(self) -> float:
+        """The share of right answers among the known ones."""
+        return float(np.mean(self.correct[self.known]))
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """How many answers are unknown, by reason."""
+        names = {
+            "reward_errors": Failure.RAISED,
+            "reward_timeouts": Failure.TIMED_OUT,
+            "reward_unverified": Failure.UNVERIFIED,
+        }
+        return {name: float(np.sum(self.codes == _CODES.index(failure))) for name, failure in names.items()}
+
+    def unknown(self) -> int:
+        """How many answers are unknown."""
+        return int(np.sum(~self.known))
+
+    def of(self, tree: int) -> bool | None:
+        """Whether one answer is right; None if that is unknown."""
+        return bool(self.correct[tree]) if self.known[tree] else None
+
+    def check(self, reward: RewardConfig) -> None:
+        """Raises UnknownAnswers if more answers are unknown than `allowed_unknown`."""
+        count, unknown = len(self.codes), self.unknown()
+        if unknown > allowed_unknown(count, reward):
+            reasons = zip(("failed", "took too long", "were not verified"), self.metrics.values(), strict=True)
+            raise UnknownAnswers(
+                f"{unknown} of {count} answers have no verdict "
+                f"({', '.join(f'{number:.0f} {reason}' for reason, number in reasons)}), "
+                f"more than learn.rl.reward.max_unknown={reward.max_unknown:g} allows"
+            )
+
+
+_VERDICTS = (False, True)
+_CODES = (*_VERDICTS, *Failure)
+
+
+def allowed_unknown(count: int, reward: RewardConfig) -> int:
+    """How many of `count` answers may stay unknown: one, or the share that the config allows; but one is known in the end."""
+    return min(max(1, int(reward.max_unknown * count)), count - 1)
 
 
 class Examiner:
@@ -72,35 +138,47 @@ class Examiner:
         """Queues the rollout; its trees are those of a whole batch, see `first_trees`."""
         return self._rollout(params, self._prompts(problems, temperature), key)
 
-    def verify(self, problems: list[Problem], forest: ThreadForest) -> tuple[np.ndarray, dict[str, float]]:
-        """Which trees are right, float32 [B]; how many verifications raised and how many ran out of time."""
+    def verify(self, problems: list[Problem], forest: ThreadForest) -> Grades:
+        """What the verifier says about the answers.
+
+        Raises:
+          UnknownAnswers: about too many of them nothing; in all processes of the run.
+        """
+        grades = self._grade(problems, forest, allowed_unknown(len(problems), self._config.learn.rl.reward))
+        grades.check(self._config.learn.rl.reward)
+        return grades
+
+    def _grade(self, problems: list[Problem], forest: ThreadForest, most_unknown: int) -> Grades:
         began = time.perf_counter()
         answers = extract_answers(forest, self._tokenizer)
-        outcomes = self._verifier.verify(list(zip(problems, answers, strict=True)))
+        outcomes = self._verifier.verify(list(zip(problems, answers, strict=True)), most_unknown)
         self.host_seconds = time.perf_counter() - began
-        correct = [isinstance(outcome, Verdict) and outcome.correct for outcome in outcomes]
-        return of_first(np.array(correct, np.float32)), {  # Time runs out in one process, and not in another.
-            "reward_errors": float(outcomes.count(Failure.RAISED)),
-            "reward_timeouts": float(outcomes.count(Failure.TIMED_OUT)),
-        }
+        codes = [_CODES.index(outcome.correct if isinstance(outcome, Verdict) else outcome) for outcome in outcomes]
+        return Grades(of_first(np.array(codes, np.int32)))  # Time runs out in one process, and not in another.
 
     def validate(self, state: TrainState, stopping: Stopping) -> dict[str, float] | None:
-        """Greedy answers to the validation problems; None if it gave up because the run is to stop."""
-        forests, correct = [], []
-        failures: collections.Counter[str] = collections.Counter()
+        """Greedy answers to the validation problems; None if it gave up because the run is to stop.
+
+        Raises:
+          UnknownAnswers: too many of them are without a verdict.
+        """
+        reward = self._config.learn.rl.reward
+        forests = []
+        graded = Grades(np.zeros(0, np.int32))  # Of all batches so far.
+        allowed = allowed_unknown(len(self._validation), reward)
         for begin in range(0, len(self._validation), self._batch):
             if stopping():
                 return None
             problems = self._validation[begin : begin + self._batch]
             rolled = self.ask(state.params, problems, 0.0, jax.random.key(self._config.seed))
             forests.append(first_trees(fetch(rolled), len(problems))[0])
-            right, failed = self.verify(problems, forests[-1])
+            grades = self._grade(problems, forests[-1], max(0, allowed - graded.unknown()))
             if begin == 0:
-                self._sample = tree_text(forests[0], 0, problems[0], bool(right[0]), self._tokenizer)
-            correct.append(right)
-            failures.update(failed)
+                self._sample = tree_text(forests[0], 0, problems[0], grades.of(0), self._tokenizer)
+            graded = Grades(np.concatenate([graded.codes, grades.codes]))
+        graded.check(reward)
         joined = jax.tree.map(lambda *parts: np.concatenate(parts), *forests)
-        return forest_metrics(joined, np.concatenate(correct)) | dict(failures)
+        return {"accuracy": graded.accuracy} | forest_metrics(joined) | graded.metrics
 
     def sample(self) -> str:
         """The tree of the first problem of the last validation, as text."""
@@ -127,13 +205,11 @@ def first_trees(rolled: tuple[ThreadForest, Work], count: int) -> tuple[ThreadFo
     return jax.tree.map(lambda x: x[:count], forest), work
 
 
-def forest_metrics(forest: ThreadForest, correct: np.ndarray) -> dict[str, float]:
-    """Means a tree of what a forest (numpy leaves) shows."""
+def forest_metrics(forest: ThreadForest) -> dict[str, float]:
+    """Means a tree of what a forest (numpy leaves) shows, whatever its answers are worth."""
     names = ("total_tokens", "sequential_tokens", "children", "truncations")
-    measured = {"accuracy": correct, "refusals": np.sum(forest.refusals, axis=1)}
-    return {
-        name: float(np.mean(values)) for name, values in (measured | {n: getattr(forest, n) for n in names}).items()
-    }
+    measured = {"refusals": np.sum(forest.refusals, axis=1)} | {name: getattr(forest, name) for name in names}
+    return {name: float(np.mean(values)) for name, values in measured.items()}
 
 
 def _prompt_width(config: Experiment, task: Task, tokenizer: Tokenizer, problems: list[Problem]) -> int:

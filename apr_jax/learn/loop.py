@@ -23,7 +23,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from apr_jax.errors import UserError
+from apr_jax.errors import UnknownAnswers, UserError
 from apr_jax.learn.checkpoint import Checkpoints
 from apr_jax.learn.faults import disk_errors
 from apr_jax.learn.metrics import Numbers, Recorder
@@ -31,6 +31,7 @@ from apr_jax.learn.processes import Pace, Votes
 from apr_jax.learn.state import TrainState
 
 EXIT_TERMINATED = 143
+_REMEDY = "mend what the lines of the verifier above say, or raise learn.rl.reward.time_limit, and start the same command again"
 # The signal that ends the run, or 0; all processes must ask, with nothing queued on the device.
 Stopping = Callable[[], int]
 Advance = Callable[[TrainState, int, Stopping], tuple[TrainState, dict[str, Any] | None]]
@@ -106,6 +107,7 @@ class Loop:
         self._saved = self._step if resumed else None
         self._due = False  # Whether the step is to be validated.
         self._scores: Numbers = {}  # What came of it.
+        self._ended: UnknownAnswers | None = None  # Why the run cannot go on, though its state is good.
         self._votes, self._pace = Votes(), Pace()
 
     def run(self, unvalidated: bool = False) -> TrainState:
@@ -116,14 +118,19 @@ class Loop:
 
         Raises:
           KeyboardInterrupt: on Ctrl-C, SystemExit(143): on SIGTERM; both after the state is saved.
-          UserError: too many bad steps in a row (the last good parameters and the bad batch are saved), or the disk is full.
+          UserError: too many bad steps in a row (the last good parameters and the bad batch are saved), too many answers
+            without a verdict (the state is saved), or the disk is full.
         """
         if self._stage.validate and (unvalidated or (self._saved is None and self._stage.validates_first)):
             self._validate_first()
         with _stop_signals() as stop:
             while self._step < self._stage.steps:
                 stopping, began = self._advance(stop), time.perf_counter()
-                self._save(stopping)
+                self._save(stopping or self._ended is not None)
+                if self._ended is not None:
+                    self._recorder.flush()
+                    self._checkpoints.wait()
+                    raise UserError(f"training: after step {self._step}, {self._ended}; that step is saved; {_REMEDY}")
                 if stopping:
                     self._checkpoints.wait()
                     self._recorder.tell(
@@ -137,6 +144,9 @@ class Loop:
     def _validate_first(self) -> None:
         """Validates the state that the run begins with; where it was saved without, line and checkpoint are completed."""
         self._due, self._scores = True, self._validate(lambda: 0)
+        if self._ended is not None:
+            kept = "nothing was trained yet" if self._saved is None else f"step {self._step} is saved"
+            raise UserError(f"training: at the first validation, {self._ended}; {kept}; {_REMEDY}")
         if self._saved is None:
             self._recorder.record(self._step, self._scores, important=True)
             self._save(stopping=0)
@@ -151,8 +161,12 @@ class Loop:
         def stopping() -> int:
             return self._votes.at_once(signals)
 
-        self._state, metrics = stage.advance(self._state, self._step, stopping)
         self._due, self._scores = False, {}
+        try:
+            self._state, metrics = stage.advance(self._state, self._step, stopping)
+        except UnknownAnswers as error:  # Before the update: the state is that of the step before.
+            self._ended = error
+            return 0
         if metrics is None:
             return stopping()
         self._step += 1
@@ -170,7 +184,7 @@ class Loop:
             self._recorder.tell(f"step {self._step}: {line}")
         return stop
 
-    def _save(self, stopping: int) -> None:
+    def _save(self, stopping: int | bool) -> None:
         """Saves the state if it is time, and is not saved yet."""
         now = stopping or self._due or self._step == self._stage.steps or self._step % self._stage.save_every == 0
         if not now or self._saved == self._step:
@@ -188,7 +202,11 @@ class Loop:
         """The scores; none if the run is to stop."""
         assert self._stage.validate is not None
         with self._recorder.aside():
-            scores = self._stage.validate(self._state, stopping)
+            try:
+                scores = self._stage.validate(self._state, stopping)
+            except UnknownAnswers as error:
+                self._ended = error
+                return {}
             if scores is None:
                 return {}
             if self._stage.sample is not None:

@@ -30,7 +30,7 @@ from apr_jax.learn.advantages import ADVANTAGES, count_flat
 from apr_jax.learn.ceiling import measure_ceiling, training_flops
 from apr_jax.learn.checkpoint import Run, load_checkpoint
 from apr_jax.learn.checksum import digest
-from apr_jax.learn.examiner import Examiner, examining, first_trees, forest_metrics
+from apr_jax.learn.examiner import Examiner, Grades, examining, first_trees, forest_metrics
 from apr_jax.learn.loop import LastBatches, Stage, Stopping
 from apr_jax.learn.objective import MEANS, silent_trees, token_weights
 from apr_jax.learn.optimizer import make_optimizer
@@ -75,7 +75,7 @@ def train_rl(
 
     Raises:
       UsageError: an `init` of another model, devices that don't divide the batch, no such step to profile.
-      UserError: no data, no or another `init`, a workdir of another run, a full disk, too many bad steps.
+      UserError: no data, no or another `init`, a workdir of another run, a full disk, too many bad steps or unknown answers.
       KeyboardInterrupt, SystemExit: interrupted; the run is saved.
     """
     rl = config.learn.rl
@@ -163,9 +163,10 @@ class _Trainer:
         times.fetched()
         if stopping():
             return state, None
-        correct, failures = self._examiner.verify(problems, forest)
-        rewards = tree_rewards(correct, forest, self._price, rl.reward)
-        counted = counted_trees(forest, rl.reward)
+        grades = self._examiner.verify(problems, forest)
+        rewards = tree_rewards(grades.correct, forest, self._price, rl.reward)
+        whole = counted_trees(forest, rl.reward)
+        counted = whole & grades.known  # What an answer without a verdict is worth is unknown.
         advantages, flat = self._advantages(rewards, counted)
         silent = silent_trees(advantages, counted, rl.objective)
         taught = dataclasses.replace(forest, length=np.where(silent[:, None], 0, forest.length))
@@ -190,11 +191,11 @@ class _Trainer:
         state = dataclasses.replace(state, step=state.step + 1)
         # The first inner step sees the policy that sampled: there the difference of log-probs is a measure of error.
         metrics |= {name: at_first[name] for name in ("logprob_difference", "logprob_difference_worst")}
-        measured = self._measure(forest, work, correct, rows) | failures | learned
+        measured = self._measure(forest, work, grades, rows) | learned
         measured |= {
-            "reward": float(rewards.mean()),
+            "reward": float(rewards[grades.known].mean()),
             "token_price": self._price,
-            "masked_trees": float(np.sum(~counted)),
+            "masked_trees": float(np.sum(~whole)),
             "silent_trees": float(silent.sum()),
         }
         self._price = next_price(self._price, measured["total_tokens"], rl.reward)
@@ -204,13 +205,14 @@ class _Trainer:
         share = Late(lambda: flops / times.update_seconds() / self._ceiling)
         return state, metrics | measured | times.metrics() | {"ceiling_share": share}
 
-    def _measure(self, forest: ThreadForest, work: Work, correct: np.ndarray, rows: Rows) -> dict[str, float]:
+    def _measure(self, forest: ThreadForest, work: Work, grades: Grades, rows: Rows) -> dict[str, float]:
         """What the trees of a step show, what they cost, and what is replayed of them."""
         replayed = replayed_rows(rows, self._rl.rows)
-        measured = forest_metrics(forest, correct) | {
+        measured = {"accuracy": grades.accuracy} | forest_metrics(forest) | grades.metrics
+        measured |= {
             "lane_occupancy": float(work.live.sum() / max(1, work.steps.sum() * self._config.schedule.lanes)),
             "rows": float(len(replayed.tokens)),
-            "trees": float(len(correct)),
+            "trees": float(len(grades.codes)),
             "tokens": float(forest.total_tokens.sum()),
         }
         return measured | ({"padding": padding_share(replayed)} if len(replayed.tokens) else {})

@@ -10,12 +10,14 @@ from apr_jax.threads.show import draw_lanes, thread_names
 MOST = 8_000  # Characters; TensorBoard keeps every sample of a run in memory.
 
 
-def tree_text(forest: ThreadForest, tree: int, problem: Problem, correct: bool, tokenizer: Tokenizer) -> str:
+def tree_text(forest: ThreadForest, tree: int, problem: Problem, correct: bool | None, tokenizer: Tokenizer) -> str:
     """The problem and the verdict, the threads as lanes over decode steps, then what each thread read and wrote.
 
     Args:
       forest: numpy leaves.
+      correct: None if that is unknown.
     """
+    verdict = {True: "right", False: "wrong", None: "unknown"}[correct]
     names, lanes = thread_names(forest, tree), draw_lanes(forest, tree)
     width = max(map(len, names.values()))
     counts = [
@@ -24,7 +26,7 @@ def tree_text(forest: ThreadForest, tree: int, problem: Problem, correct: bool, 
         f"{int(forest.children[tree])} children",
     ]
     lines = [
-        f"{','.join(map(str, problem.numbers))} -> {problem.target}: {'right' if correct else 'wrong'}",
+        f"{','.join(map(str, problem.numbers))} -> {problem.target}: {verdict}",
         ", ".join(counts),
         "",
         *(f"{name:{width}}  {lanes[slot]}" for slot, name in names.items()),

@@ -6,7 +6,7 @@ Nothing here knows tokens or JAX. A demonstration is a tree of `Thread`s; `data/
 from __future__ import annotations
 
 import dataclasses
-from typing import Protocol
+from typing import Any, Protocol, Self
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,6 +95,15 @@ class Reading:
 
 class Task(Protocol):
     """The interface that data building, RL and evaluation use."""
+
+    def settings(self) -> dict[str, Any]:
+        """JSON from which `from_settings` makes an equal task, in the process that verifies."""
+        ...
+
+    @classmethod
+    def from_settings(cls, settings: dict[str, Any]) -> Self:
+        """The task that has these `settings`."""
+        ...
 
     def prompt(self, problem: Problem, condition: int | None = None) -> str:
         """The root's prompt. `condition`: wanted children (APR) or window bins (SoS+); None states no wish."""

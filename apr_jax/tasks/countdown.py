@@ -7,10 +7,11 @@ The life of a sample:
   4. A model's answer, equations joined by commas, goes to `Countdown.verify`, which recomputes every step.
 """
 
+import dataclasses
 import random
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Self
 
 from apr_jax.tasks import render_compact, render_sos, solvers
 from apr_jax.tasks.base import Problem, Reading, Thread, Verdict
@@ -42,6 +43,19 @@ class Countdown:
         self.config = config
         self.solver = solver or SolverConfig()
         self._room = max_spawn, max_depth
+
+    def settings(self) -> dict[str, Any]:
+        """Both configs and the room, as JSON."""
+        return {
+            "task": dataclasses.asdict(self.config),
+            "solver": dataclasses.asdict(self.solver),
+            "room": list(self._room),
+        }
+
+    @classmethod
+    def from_settings(cls, settings: dict[str, Any]) -> Self:
+        """The task that has these `settings`."""
+        return cls(CountdownConfig(**settings["task"]), SolverConfig(**settings["solver"]), *settings["room"])
 
     @property
     def _form(self) -> Any:

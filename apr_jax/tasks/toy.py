@@ -7,12 +7,22 @@ cases; one that always spawns, in all. The difference would be for RL to find.
 """
 
 import random
+from typing import Any, Self
 
 from apr_jax.tasks.base import Problem, Reading, Spawn, Thread, Verdict
 
 
 class HiddenDigit:
     """A `Task`; a problem's `numbers` are the two hints and `target` is the hidden digit."""
+
+    def settings(self) -> dict[str, Any]:
+        """It has none."""
+        return {}
+
+    @classmethod
+    def from_settings(cls, settings: dict[str, Any]) -> Self:
+        """The only task of this class."""
+        return cls(**settings)
 
     def problem(self, seed: int) -> Problem:
         """A random problem, a function of the seed."""

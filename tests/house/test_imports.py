@@ -11,12 +11,13 @@ ROOT = Path(__file__).parents[2]
 # What each package may import of the library, itself aside. `config` gathers the configs of all and belongs to learn.
 ALLOWED = {
     "errors": set(),
+    "subprocesses": {"errors"},
     "runtime": {"errors"},
     "storage": {"errors"},
-    "tasks": {"errors", "storage"},
+    "tasks": {"errors", "storage", "subprocesses"},
     "model": {"errors"},
     "threads": {"errors"},
-    "data": {"errors", "storage", "tasks", "threads", "config"},
+    "data": {"errors", "storage", "subprocesses", "tasks", "threads", "config"},
     "config": {"errors", "tasks", "data", "model", "threads", "learn"},
     "compare": {"config"},
     "learn": {"errors", "storage", "tasks", "data", "model", "threads", "config", "compare"},
@@ -61,13 +62,13 @@ def test_no_tensorflow_at_run_time():
 
 
 def test_no_text_is_ever_evaluated_as_code():
-    """Nor unpickled, but by the verifier's process, which reads its own parent."""
+    """Nor unpickled."""
     for path in FILES:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call):
                 called = ast.unparse(node.func)
                 assert called not in ("eval", "exec", "compile", "__import__"), f"{path}:{node.lineno}"
-                assert "pickle.load" not in called or path.name == "boxed.py", f"{path}:{node.lineno}"
+                assert "pickle.load" not in called and "Unpickler" not in called, f"{path}:{node.lineno}"
 
 
 def test_every_folder_is_a_package_that_gets_installed():

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import pytest
 from whole_runs import repeatable
 
-from apr_jax.errors import UserError
+from apr_jax.errors import UnknownAnswers, UserError
 from apr_jax.learn import loop
 from apr_jax.learn.checkpoint import BEST
 from apr_jax.learn.loop import Loop, Stage
@@ -36,15 +36,20 @@ class _Disk:
 
 
 class _Toy:
-    """Steps of a rollout and an update, validations in three parts; `done` tells what was begun. SIGTERM comes at `hit`."""
+    """Steps of a rollout and an update, validations in three parts; `done` tells what was begun. SIGTERM comes at `hit`.
 
-    def __init__(self, hit=None):
-        self.hit, self.done, self.busy = hit, [], 0.0
+    At `lost` too many answers are without a verdict.
+    """
+
+    def __init__(self, hit=None, lost=None):
+        self.hit, self.lost, self.done, self.busy = hit, lost, [], 0.0
 
     def _begin(self, *what):
         self.done.append(what)
         if what == self.hit:
             os.kill(os.getpid(), signal.SIGTERM)
+        if what == self.lost:
+            raise UnknownAnswers("2 of 4 answers have no verdict")
 
     def advance(self, state, step, stopping):
         self._begin("rollout", step + 1)
@@ -154,3 +159,38 @@ def test_how_long_a_host_worked_at_a_step_does_not_count_its_validation(tmp_path
     monkeypatch.setattr(loop, "Pace", Pace)
     _run(_Toy(), _Disk(), tmp_path)
     assert seen == [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]
+
+
+@pytest.mark.parametrize(
+    ("lost", "kept", "unvalidated"),
+    [
+        (("rollout", 1), 0, False),
+        (("rollout", 2), 1, False),
+        (("validation", 2, 1), 2, True),
+        (("rollout", 4), 3, False),
+        (("validation", 6, 0), 6, True),
+    ],
+)
+def test_too_many_answers_without_a_verdict_end_the_run_and_nothing_is_lost(tmp_path, lost, kept, unvalidated):
+    whole, broken = _Disk(), _Disk()
+    _run(_Toy(), whole, tmp_path / "whole")
+    toy = _Toy(lost=lost)
+    told = (
+        rf"training: after step {kept}, 2 of 4 answers have no verdict; that step is saved; .* start the same command"
+    )
+    with pytest.raises(UserError, match=told):
+        _run(toy, broken, tmp_path / "broken")
+    assert toy.done[-1] == lost, "nothing is learned of them"
+    assert max(broken.saved) == kept and broken.saved[kept][2] == unvalidated
+    again = _Toy()
+    _run(again, broken, tmp_path / "broken")
+    assert again.done[0] == (("validation", kept, 0) if unvalidated else ("rollout", kept + 1))
+    assert broken.saved[_STEPS] == whole.saved[_STEPS]
+    assert repeatable(tmp_path / "broken") == repeatable(tmp_path / "whole")
+
+
+def test_a_run_whose_first_validation_has_no_verdicts_says_that_nothing_was_trained(tmp_path):
+    disk = _Disk()
+    with pytest.raises(UserError, match=r"at the first validation, 2 of 4 .*; nothing was trained yet; mend"):
+        _run(_Toy(lost=("validation", 0, 1)), disk, tmp_path)
+    assert not disk.saved

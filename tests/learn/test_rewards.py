@@ -9,10 +9,13 @@ from misbehaving import Misbehaves
 from whole_runs import changed, logged
 
 from apr_jax.config import ConfigError, override
+from apr_jax.errors import UnknownAnswers
 from apr_jax.learn import examiner
 from apr_jax.learn.config import ObjectiveConfig, RewardConfig
+from apr_jax.learn.examiner import _CODES, Grades, allowed_unknown
 from apr_jax.learn.rewards import counted_trees, next_price, overlong, tree_rewards
 from apr_jax.learn.rl import train_rl
+from apr_jax.tasks import Failure, Problem, Verdict
 
 FOREST = SimpleNamespace(
     total_tokens=np.array([100, 300, 200]), sequential_tokens=np.array([80, 50, 200]), truncations=np.array([0, 2, 1])
@@ -66,6 +69,9 @@ def test_the_price_comes_to_rest_where_the_budget_is_met():
         (["reward.token_price=-1"], "learn.rl.reward.token_price=-1.0 must be at least 0"),
         (["reward.sequential_price=nan"], "learn.rl.reward.sequential_price=nan must be at least 0"),
         (["reward.time_limit=0"], "learn.rl.reward.time_limit=0.0 must be positive"),
+        (["reward.memory_limit=0"], "learn.rl.reward.memory_limit=0.0 must be positive"),
+        (["reward.max_unknown=1.5"], "learn.rl.reward.max_unknown=1.5 must be in 0..1"),
+        (["reward.max_unknown=nan"], "learn.rl.reward.max_unknown=nan must be in 0..1"),
         (["reward.token_budget=9"], "learn.rl.reward.price_step=0.0 with token_budget=9: must both be positive"),
         (["reward.overlong=cut"], "reward.overlong='cut': Input should be 'scored', 'masked' or 'penalised'"),
         (["objective.dual_clip=1.1"], "learn.rl.objective.dual_clip=1.1 must be 0 (off) or above 1 + clip = 1.2"),
@@ -116,7 +122,7 @@ def test_a_verifier_that_raises_and_hangs_never_stops_the_run(
         problems=6,
         steps=2,
         validate_every=9,
-        reward=RewardConfig(time_limit=0.3),
+        reward=RewardConfig(time_limit=0.3, max_unknown=1.0),
     )
     assert lines[-1]["step"] == 2
     failed = [(line["reward_errors"], line["reward_timeouts"]) for line in lines[1:]]
@@ -125,6 +131,74 @@ def test_a_verifier_that_raises_and_hangs_never_stops_the_run(
     assert sum(errors for errors, _ in failed) > 0 and sum(timeouts for _, timeouts in failed) > 0
     assert all(line["skipped"] == 0 for line in lines[1:])
     assert "verifier: raised RuntimeError: no verdict on an answer to problem" in capfd.readouterr().err
+
+
+class _Lossy:
+    """A verifier without a verdict on the first answers of each batch; it notes how many the caller can spare."""
+
+    def __init__(self, *lost):
+        self.lost = list(lost)
+        self.spare = []
+
+    def verify(self, pairs, most_unknown):
+        self.spare.append(most_unknown)
+        lost = self.lost[len(self.spare) - 1]
+        return [Failure.RAISED] * lost + [Verdict(None, claimed=False, correct=True)] * (len(pairs) - lost)
+
+
+def _examiner(config, monkeypatch, verifier, problems=0, batch=8, **reward):
+    """One that needs no device, because its trees are made of nothing."""
+    made = examiner.Examiner.__new__(examiner.Examiner)
+    made._config = changed(config, rl={"reward": RewardConfig(**reward)})
+    made._verifier, made._batch, made._tokenizer = verifier, batch, None
+    made._validation = [Problem("p", (1, 2), 3)] * problems
+    made.ask = lambda params, asked, temperature, key: np.zeros(len(asked))
+    for name, function in {
+        "extract_answers": lambda forest, tokenizer: [""] * len(forest),
+        "first_trees": lambda rolled, count: (rolled, None),
+        "tree_text": lambda forest, tree, problem, correct, tokenizer: str(correct),
+        "forest_metrics": lambda forest: {"trees": len(forest)},
+    }.items():
+        monkeypatch.setattr(examiner, name, function)
+    return made
+
+
+def test_a_step_with_too_many_answers_without_a_verdict_is_refused(config, monkeypatch):
+    verifier = _Lossy(2, 3)
+    made = _examiner(config, monkeypatch, verifier, max_unknown=0.25)
+    grades = made.verify([Problem("p", (1, 2), 3)] * 8, np.zeros(8))
+    assert grades.known.tolist() == [False, False] + [True] * 6
+    assert grades.accuracy == 1.0 and grades.correct.sum() == 6
+    with pytest.raises(UnknownAnswers, match=r"3 of 8 answers have no verdict \(3 failed, 0 took too long, 0 were"):
+        made.verify([Problem("p", (1, 2), 3)] * 8, np.zeros(8))
+    assert verifier.spare == [2, 2]
+
+
+def test_a_validation_is_of_the_known_answers_and_refused_by_all_of_its_batches(config, monkeypatch):
+    """A batch may lose what the batches before it have left."""
+    state, verifier = SimpleNamespace(params=None), _Lossy(2, 0, 1, 2, 1, 1)
+    made = _examiner(config, monkeypatch, verifier, problems=20, max_unknown=0.15)
+    scores = made.validate(state, lambda: 0)
+    expected = {"accuracy": 1.0, "trees": 20, "reward_errors": 3, "reward_timeouts": 0, "reward_unverified": 0}
+    assert scores == expected and made.sample() == "None"
+    with pytest.raises(UnknownAnswers, match="4 of 20 answers have no verdict"):
+        made.validate(state, lambda: 0)
+    assert verifier.spare == [3, 1, 1, 3, 1, 0]
+
+
+@pytest.mark.parametrize(
+    ("count", "share", "allowed"), [(320, 0.1, 32), (4, 0.1, 1), (1, 0.1, 0), (4, 1.0, 3), (9, 0.0, 1)]
+)
+def test_so_many_answers_may_be_unknown(count, share, allowed):
+    reward = RewardConfig(max_unknown=share)
+    assert allowed_unknown(count, reward) == allowed
+    unknown = _CODES.index(Failure.TIMED_OUT)
+    grades = Grades(np.array([unknown] * allowed + [True] * (count - allowed)))
+    grades.check(reward)
+    assert grades.accuracy == 1.0 and grades.unknown() == allowed
+    if allowed < count - 1:
+        with pytest.raises(UnknownAnswers, match=f"{allowed + 1} of {count} answers have no verdict"):
+            Grades(np.array([unknown] * (allowed + 1) + [True] * (count - allowed - 1))).check(reward)
 
 
 def test_a_step_above_the_bound_is_told_and_marked(config, data_dir, checkpoint, tmp_path, capfd):
