@@ -213,7 +213,8 @@ def _shuffled_space(config: CountdownConfig, seed: int, exclude: Collection[Key]
 def _split_draws(
     config: CountdownConfig, train: int, heldout: int, seed: int, exclude: Collection[Key], map_draws: Map
 ) -> dict[str, list[Problem]]:
-    """Draws what is held out first; of later problems with numbers of theirs, each is replaced by one that is drawn last."""
+    """Draws what is held out first. Test problems stay as drawn; of the others, each that has numbers which are held out is
+    replaced by one that is drawn last."""
     wanted = train + 2 * heldout
     sequence = _Sequence(config, wanted, seed, exclude, map_draws)
     found = sequence.take(wanted, frozenset())
@@ -224,7 +225,8 @@ def _split_draws(
     }
 
     held: set[tuple[int, ...]] = set()
-    for part in parts.values():
+    for name in ("test", "validation", "train"):
+        part = parts[name]
         # In its place: a demonstration is random by its place, and those of all other problems stay what they are.
         shared = [place for place, problem in enumerate(part) if _numbers(problem) in held]
         for place, problem in zip(shared, sequence.take(len(shared), held), strict=True):
