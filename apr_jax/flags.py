@@ -95,7 +95,7 @@ Checkpoint = Annotated[
     Path,
     typer.Option(
         "--checkpoint",
-        help="A run's folder (its best or last step) or one step, both may be gs://; or a kept file of this machine.",
+        help="A run's folder (its best or last step) or one step, or a kept file. May be gs://.",
         **ANYWHERE,
     ),
 ]

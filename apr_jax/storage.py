@@ -16,6 +16,7 @@ import importlib.util
 import os
 import re
 import shutil
+import stat
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -125,6 +126,23 @@ def write_text(path: Path, text: str) -> None:
     with partial.open("w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
+        os.fsync(file.fileno())  # Else a power cut may leave the new name on an empty file.
+    os.replace(partial, path)
+
+
+def save_tensors(tensors: dict[str, Any], path: Path, metadata: dict[str, str]) -> None:
+    """Writes a safetensors file of this machine, which appears whole or not at all, with the mode that the umask gives.
+
+    `safetensors` itself makes files that nobody but their owner may read.
+    """
+    from safetensors.numpy import save_file
+
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_bytes(b"")
+    mode = stat.S_IMODE(partial.stat().st_mode)
+    save_file(tensors, partial, metadata=metadata)
+    partial.chmod(mode)
+    with partial.open("rb") as file:
         os.fsync(file.fileno())  # Else a power cut may leave the new name on an empty file.
     os.replace(partial, path)
 

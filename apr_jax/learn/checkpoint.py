@@ -33,7 +33,7 @@ from apr_jax.learn.kept import SUFFIX, load_kept
 from apr_jax.learn.processes import all_of
 from apr_jax.learn.restored import Restored
 from apr_jax.learn.state import TrainState
-from apr_jax.storage import absolute, move, write_text
+from apr_jax.storage import absolute, as_path, move, write_text
 
 FOLDER = "checkpoints"
 BEST = "validation_accuracy"  # The metric that makes a step the best.
@@ -256,8 +256,9 @@ def load_checkpoint(path: str | Path) -> Restored:
     Raises:
       UserError: there is no checkpoint, or it is damaged.
     """
-    if Path(path).suffix == SUFFIX:
-        return load_kept(Path(path))
+    path = as_path(path)
+    if path.suffix == SUFFIX:
+        return load_kept(path)
     folder = _step_folder(absolute(path))
     try:
         meta = _read_meta(folder)

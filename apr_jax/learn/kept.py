@@ -1,7 +1,10 @@
 """A model in one small file: bfloat16 weights with all that evaluation needs, for a repository or a friend.
 
     model.safetensors   tensors by their path in the parameters, `layers/q` for one
-                        metadata: one entry, JSON of config, method, stage, step and tokenizer
+                        metadata: one entry, JSON of config, method, stage, step and tokenizer, and of sums of
+                        these and of the tensors
+
+The sums are compared at every load: safetensors itself takes a flipped bit for a weight.
 
 Half the bits of a weight are left out, so a run can't go on from it bit for bit; what it answers hardly changes.
 """
@@ -14,16 +17,18 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import load_file, save_file
+from safetensors import SafetensorError, deserialize
 
 from apr_jax.config import ConfigError, from_dict, to_dict
 from apr_jax.data.tokenizer import Tokenizer
 from apr_jax.errors import UserError
+from apr_jax.learn.checksum import digest, json_sum
 from apr_jax.learn.restored import Restored
+from apr_jax.storage import as_path, save_tensors
 
 SUFFIX = ".safetensors"
 _ENTRY = "apr_jax"
+_SUMS = "sums"
 
 
 def keep(restored: Restored, path: Path) -> None:
@@ -42,7 +47,7 @@ def keep(restored: Restored, path: Path) -> None:
     tensors = {name: np.asarray(leaf).astype(jnp.bfloat16) for name, leaf in _named(restored.params).items()}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, path, metadata={_ENTRY: json.dumps(about)})
+        save_tensors(tensors, path, {_ENTRY: json.dumps(about | {_SUMS: _sums(about, tensors)})})
     except (OSError, SafetensorError) as error:
         raise UserError(f"cannot write {path}: {error}") from error
 
@@ -50,13 +55,19 @@ def keep(restored: Restored, path: Path) -> None:
 def load_kept(path: Path) -> Restored:
     """The model, its weights as float32 again.
 
+    Args:
+      path: of a file here or in a bucket.
+
     Raises:
       UserError: there is no such file, or it is damaged or of another kind.
     """
     try:
-        with safe_open(path, framework="numpy") as file:
-            about: dict[str, Any] = json.loads((file.metadata() or {})[_ENTRY])
-        leaves = {name: value.astype(np.float32) for name, value in load_file(path).items()}
+        contents = as_path(path).read_bytes()
+        tensors = _tensors(contents)
+        about = _about(contents)
+        if about.pop(_SUMS) != _sums(about, tensors):
+            raise UserError(f"{path}: is damaged (its sums are not those that were saved); copy or keep it again")
+        leaves = {name: value.astype(np.float32) for name, value in tensors.items()}
         return Restored(
             params=unflatten_dict(leaves, sep="/"),
             config=from_dict(about["config"]),
@@ -72,6 +83,29 @@ def load_kept(path: Path) -> Restored:
         raise UserError(f"{path}: no such file; `apr keep` writes one") from None
     except (OSError, SafetensorError, KeyError, ValueError) as error:
         raise UserError(f"{path}: is not a whole model that `apr keep` wrote ({error!r:.100})") from None
+
+
+def _about(contents: bytes) -> dict[str, Any]:
+    """The JSON of the file's metadata: its header is a length of eight bytes, and JSON of that length."""
+    length = int.from_bytes(contents[:8], "little")
+    header = json.loads(contents[8 : 8 + length])
+    about: dict[str, Any] = json.loads(header["__metadata__"][_ENTRY])
+    return about
+
+
+def _tensors(contents: bytes) -> dict[str, np.ndarray]:
+    """The tensors of the file, by name."""
+    found = {}
+    for name, tensor in deserialize(contents):
+        if tensor["dtype"] != "BF16":
+            raise ValueError(f"{name} is {tensor['dtype']}, must be BF16")
+        found[name] = np.frombuffer(tensor["data"], jnp.bfloat16).reshape(tensor["shape"])
+    return found
+
+
+def _sums(about: dict[str, Any], tensors: dict[str, np.ndarray]) -> dict[str, str]:
+    """What tells whether a file still holds what was saved."""
+    return {"about": json_sum(about), "tensors": digest(tensors)}
 
 
 def _named(params: Any) -> dict[str, Any]:

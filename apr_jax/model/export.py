@@ -16,11 +16,12 @@ from typing import Any
 import jax
 import numpy as np
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
 
 from apr_jax.errors import UserError
 from apr_jax.model.config import ModelConfig
 from apr_jax.model.transformer import Params, init_params
+from apr_jax.storage import save_tensors
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 # What a Llama may have otherwise, and this network has not.
@@ -67,7 +68,7 @@ def save_llama(params: Params, config: ModelConfig, folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / CONFIG).write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
-        save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+        save_tensors(tensors, folder / WEIGHTS, {"format": "pt"})
     except (OSError, SafetensorError) as error:
         raise UserError(f"cannot write the weights to {folder}: {error}") from error
 

@@ -12,10 +12,10 @@ ROOT = Path(__file__).parents[2]
 ALLOWED = {
     "errors": set(),
     "subprocesses": {"errors"},
-    "runtime": {"errors"},
+    "runtime": {"errors", "storage"},
     "storage": {"errors"},
     "tasks": {"errors", "storage", "subprocesses"},
-    "model": {"errors"},
+    "model": {"errors", "storage"},
     "threads": {"errors"},
     "data": {"errors", "storage", "subprocesses", "tasks", "threads", "config"},
     "config": {"errors", "tasks", "data", "model", "threads", "learn"},

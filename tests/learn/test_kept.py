@@ -1,6 +1,10 @@
 """A model in one small file: what evaluation needs comes back, and a file that is not one is named."""
 
 import dataclasses
+import json
+import os
+import stat
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +17,7 @@ from apr_jax.errors import UserError
 from apr_jax.learn.checkpoint import load_checkpoint
 from apr_jax.learn.kept import keep
 from apr_jax.learn.restored import Restored
+from apr_jax.model.export import save_llama
 from apr_jax.model.transformer import init_params
 
 
@@ -48,3 +53,50 @@ def test_a_file_that_is_no_model_is_named(restored, tmp_path):
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(UserError, match="apr.safetensors: is not a whole model"):
         load_checkpoint(path)
+
+
+def test_a_flipped_bit_is_told(restored, tmp_path):
+    """In a weight, where safetensors takes it for another number, and in what stands beside the weights."""
+    path = tmp_path / "apr.safetensors"
+    keep(restored, path)
+    whole = path.read_bytes()
+    step = whole.index(b'step\\": 7') + len(b'step\\": ')
+    for place in (len(whole) - 1, len(whole) - 1000, step):
+        damaged = bytearray(whole)
+        damaged[place] ^= 1
+        path.write_bytes(damaged)
+        with pytest.raises(UserError, match=r"apr\.safetensors: is damaged \(its sums are not those that were saved\)"):
+            load_checkpoint(path)
+    path.write_bytes(whole)
+    assert load_checkpoint(path).step == 7
+
+
+def test_a_file_without_sums_is_refused(restored, tmp_path):
+    path = tmp_path / "apr.safetensors"
+    keep(restored, path)
+    contents = path.read_bytes()
+    about = json.loads(json.loads(contents[8 : 8 + int.from_bytes(contents[:8], "little")])["__metadata__"]["apr_jax"])
+    del about["sums"]
+    save_file({"a": np.ones(2, jnp.bfloat16)}, path, {"apr_jax": json.dumps(about)})
+    with pytest.raises(UserError, match=r"is not a whole model that `apr keep` wrote \(KeyError\('sums'\)\)"):
+        load_checkpoint(path)
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
+def test_files_have_the_mode_of_the_umask(restored, tmp_path, umask, mode):
+    old = os.umask(umask)
+    try:
+        keep(restored, tmp_path / "apr.safetensors")
+        save_llama(restored.params, restored.config.model, tmp_path / "llama")
+    finally:
+        os.umask(old)
+    written = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert len(written) >= 3
+    assert {path.name: stat.S_IMODE(path.stat().st_mode) for path in written} == {path.name: mode for path in written}
+
+
+@pytest.mark.parametrize(
+    "path", sorted((Path(__file__).parents[2] / "experiments").rglob("*.safetensors")), ids=lambda path: path.stem
+)
+def test_models_of_the_repository_are_what_was_saved(path):
+    assert load_checkpoint(path).step >= 0
