@@ -29,7 +29,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from apr_jax.data import builder
-from apr_jax.data.demonstrate import Bounds, Counts, Example, Recipe, Workers, demonstrations, texts
+from apr_jax.data.demonstrate import Bounds, Counts, Example, Recipe, Workers, demonstrations, stored_types, texts
 from apr_jax.data.statistics import statistics
 from apr_jax.data.tokenizer import Tokenizer
 from apr_jax.errors import UsageError, UserError
@@ -168,8 +168,6 @@ def _build(
 ) -> dict[str, Any]:
     """`build`; returns what data.json holds."""
     check_methods(config, methods)
-    if config.limits.stream > builder.LARGEST:
-        raise UsageError(f"limits.stream={config.limits.stream} must be at most {builder.LARGEST} to be stored")
     excluded = _excluded(exclude)
     settings = _settings(config, excluded)
     record: dict[str, Any] = {"settings": settings, "methods": {}}
@@ -242,7 +240,8 @@ def _build_method(
         "train": source("train", split.train, wanted),
         "validation": source("validation", split.validation, len(split.validation)),
     }
-    builder.write(out, recipe.method, sources)
+    types = stored_types(Tokenizer(recipe.tokenizer).vocab_size, recipe.bounds)
+    builder.write(out, recipe.method, sources, types)
     return facts
 
 

@@ -21,25 +21,28 @@ from apr_jax.data.demonstrate import Example
 from apr_jax.errors import UserError
 from apr_jax.tasks import METHODS
 
-LARGEST = np.iinfo(np.uint16).max  # Of tokens, positions and lengths as stored.
-
-
-def _vector(dtype: type, doc: str) -> tfds.features.Tensor:
-    # "bytes" keeps the small type; the default would store every number as a 64-bit varint.
-    return tfds.features.Tensor(shape=(None,), dtype=dtype, encoding="bytes", doc=doc)
-
-
-FEATURES = {
-    "tokens": _vector(np.uint16, "token ids of all threads, one thread after the other, in slot order"),
-    "position": _vector(np.uint16, "place of each token in its thread's window"),
-    "island": _vector(np.uint16, "0, or the spawn block of its thread that the token belongs to, from 1"),
-    "sampled": _vector(np.uint8, "1 where the demonstrator chose the token, 0 where it was given"),
-    "length": _vector(np.uint16, "tokens of each thread"),
-    "parent": _vector(np.int16, "slot of each thread's parent, -1 for the root"),
-    "round": _vector(np.uint16, "which of the parent's spawns made the thread"),
-    "depth": _vector(np.uint8, "0 for the root"),
-    "child": _vector(np.uint16, "place among the children of that spawn"),
+# What each feature holds. How many bits its integers have depends on the data set: `demonstrate.stored_types`.
+MEANINGS = {
+    "tokens": "token ids of all threads, one thread after the other, in slot order",
+    "position": "place of each token in its thread's window",
+    "island": "0, or the spawn block of its thread that the token belongs to, from 1",
+    "sampled": "1 where the demonstrator chose the token, 0 where it was given",
+    "length": "tokens of each thread",
+    "parent": "slot of each thread's parent, -1 for the root",
+    "round": "which of the parent's spawns made the thread",
+    "depth": "0 for the root",
+    "child": "place among the children of that spawn",
 }
+
+
+def features(types: Mapping[str, np.dtype]) -> dict[str, tfds.features.Tensor]:
+    """The features of a data set whose integers have the given types."""
+    # "bytes" keeps the small type; the default would store every number as a 64-bit varint.
+    return {
+        name: tfds.features.Tensor(shape=(None,), dtype=types[name].type, encoding="bytes", doc=meaning)
+        for name, meaning in MEANINGS.items()
+    }
+
 
 Source = Callable[[], Iterator[Example]]
 
@@ -54,6 +57,7 @@ class Demonstrations(tfds.core.GeneratorBasedBuilder):
 
     Args:
       sources: for each split what yields its examples, in the order in which they will be stored.
+      types: of each feature's integers.
       kwargs: of every TFDS builder; `config` is one of the methods' names.
     """
 
@@ -63,15 +67,16 @@ class Demonstrations(tfds.core.GeneratorBasedBuilder):
         for method in METHODS
     ]
 
-    def __init__(self, *, sources: Mapping[str, Source], **kwargs: Any):
+    def __init__(self, *, sources: Mapping[str, Source], types: Mapping[str, np.dtype], **kwargs: Any):
         self._sources = sources
+        self._types = types
         super().__init__(**kwargs)
 
     def _info(self) -> tfds.core.DatasetInfo:
         return tfds.core.DatasetInfo(
             builder=self,
             description="Symbolic searches for Countdown solutions as trees of threads.",
-            features=tfds.features.FeaturesDict(FEATURES),
+            features=tfds.features.FeaturesDict(features(self._types)),
             disable_shuffling=True,  # The pipeline shuffles, anew each epoch; on disk demonstration k is example k.
         )
 
@@ -88,8 +93,12 @@ def directory(data_dir: Path, method: str) -> Path:
     return data_dir / "demonstrations" / config_name(method) / str(Demonstrations.VERSION)
 
 
-def write(data_dir: Path, method: str, sources: Mapping[str, Source]) -> None:
+def write(data_dir: Path, method: str, sources: Mapping[str, Source], types: Mapping[str, np.dtype]) -> None:
     """Writes the examples of one method; they appear at `directory` when all are there, or not at all.
+
+    Args:
+      sources: for each split what yields its examples.
+      types: of each feature's integers.
 
     Raises:
       UserError: they cannot be written, for example because the disk is full.
@@ -97,6 +106,7 @@ def write(data_dir: Path, method: str, sources: Mapping[str, Source]) -> None:
     tfds.disable_progress_bar()  # Ours counts demonstrations, whatever TFDS does with them.
     builder = Demonstrations(
         sources=sources,
+        types=types,
         data_dir=data_dir,
         config=config_name(method),
         file_format=tfds.core.FileFormat.ARRAY_RECORD,
@@ -121,8 +131,9 @@ class TreeSource:
 
     def __init__(self, path: Path, split: str, names: tuple[str, ...]):
         raw = tfds.decode.DeserializeMethod.RAW_BYTES
-        self._records = tfds.builder_from_directory(path).as_data_source(split, deserialize_method=raw)
-        self._dtypes = {name: FEATURES[name].np_dtype for name in names}
+        stored = tfds.builder_from_directory(path)
+        self._records = stored.as_data_source(split, deserialize_method=raw)
+        self._dtypes = {name: stored.info.features[name].np_dtype for name in names}
 
     def __len__(self) -> int:
         return len(self._records)
@@ -132,7 +143,7 @@ class TreeSource:
         return {name: np.frombuffer(stored[name].bytes_list.value[0], dtype) for name, dtype in self._dtypes.items()}
 
 
-def read(data_dir: Path, method: str, split: str, names: tuple[str, ...] = tuple(FEATURES)) -> TreeSource:
+def read(data_dir: Path, method: str, split: str, names: tuple[str, ...] = tuple(MEANINGS)) -> TreeSource:
     """The examples of a split.
 
     Raises:

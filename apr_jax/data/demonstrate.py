@@ -23,13 +23,14 @@ from typing import Any, Self, TypeVar
 
 import numpy as np
 
+from apr_jax.data.integers import fitted, signed, unsigned
 from apr_jax.data.streams import Stream, tree_streams
 from apr_jax.data.tokenizer import Tokenizer
 from apr_jax.subprocesses import StopSignals, end_with_parent, start_fork_server
 from apr_jax.tasks import Countdown, CountdownConfig, Problem, SolverConfig, Thread
 
 CHUNK = 128  # Problems that a worker gets at a time.
-Example = dict[str, Any]  # Feature name -> array; see `builder.FEATURES`.
+Example = dict[str, Any]  # Feature name -> array; see `builder.MEANINGS`.
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -196,13 +197,14 @@ def texts(recipe: Recipe, problem: Problem) -> list[str]:
 
 
 @functools.lru_cache(maxsize=4)
-def _tools(recipe: Recipe) -> tuple[Countdown, Tokenizer]:
+def _tools(recipe: Recipe) -> tuple[Countdown, Tokenizer, dict[str, np.dtype]]:
     """Made once a process, not once a chunk."""
-    return recipe.countdown(), Tokenizer(recipe.tokenizer)
+    tokenizer = Tokenizer(recipe.tokenizer)
+    return recipe.countdown(), tokenizer, stored_types(tokenizer.vocab_size, recipe.bounds)
 
 
 def _demonstrate(recipe: Recipe, chunk: list[tuple[int, Problem]]) -> tuple[list[Example], Counts]:
-    task, tokenizer = _tools(recipe)
+    task, tokenizer, types = _tools(recipe)
     examples, counts = [], Counts()
     for k, problem in chunk:
         thread = task.demonstration(problem, recipe.method, (recipe.seed << 32) + k)
@@ -214,7 +216,7 @@ def _demonstrate(recipe: Recipe, chunk: list[tuple[int, Problem]]) -> tuple[list
         if broken:
             counts += Counts(made=1, solved=solved, dropped_children=len(streams) - 1, **{broken: 1})
             continue
-        examples.append(flatten(streams))
+        examples.append(flatten(streams, types))
         counts += Counts(
             made=1,
             solved=solved,
@@ -266,26 +268,43 @@ def sequential_tokens(streams: list[Stream], slot: int = 0) -> int:
     return int(streams[slot].sampled.sum()) + sum(longest.values())
 
 
-def flatten(streams: list[Stream]) -> Example:
-    """A tree as compact arrays: the threads' tokens one after the other, and one number a thread."""
+def stored_types(vocab_size: int, bounds: Bounds) -> dict[str, np.dtype]:
+    """Feature name -> the integer type in which it is stored: wide enough for every tree that fits the bounds.
 
-    def joined(name: str, dtype: type) -> np.ndarray:
-        return np.concatenate([getattr(stream, name) for stream in streams]).astype(dtype)
-
-    def each(name: str, dtype: type) -> np.ndarray:
-        return np.array([getattr(stream, name) for stream in streams], dtype)
-
+    Raises:
+      ValueError: a feature needs more than 32 bits.
+    """
+    place = unsigned(bounds.stream)
     return {
-        "tokens": joined("tokens", np.uint16),
-        "position": joined("position", np.uint16),
-        "island": joined("island", np.uint16),
-        "sampled": joined("sampled", np.uint8),
-        "length": np.array([len(stream.tokens) for stream in streams], np.uint16),
-        "parent": each("parent", np.int16),
-        "round": each("round", np.uint16),
-        "depth": each("depth", np.uint8),
-        "child": each("child", np.uint16),
+        "tokens": unsigned(vocab_size - 1),
+        "position": place,
+        "island": place,
+        "sampled": unsigned(1, least_bits=8),
+        "length": place,
+        "parent": signed(bounds.slots - 1),
+        "round": place,
+        "depth": unsigned(bounds.max_depth, least_bits=8),
+        "child": unsigned(bounds.children - 1),
     }
+
+
+def flatten(streams: list[Stream], types: dict[str, np.dtype]) -> Example:
+    """A tree as compact arrays: the threads' tokens one after the other, and one number a thread.
+
+    Args:
+      types: from `stored_types`.
+
+    Raises:
+      ValueError: a value does not fit its type.
+    """
+    example: Example = {
+        name: np.concatenate([getattr(stream, name) for stream in streams])
+        for name in ("tokens", "position", "island", "sampled")
+    }
+    example["length"] = [len(stream.tokens) for stream in streams]
+    for name in ("parent", "round", "depth", "child"):
+        example[name] = [getattr(stream, name) for stream in streams]
+    return {name: fitted(values, types[name], f"demonstration: {name}") for name, values in example.items()}
 
 
 def unflatten(example: Example) -> list[Stream]:

@@ -1,7 +1,8 @@
 """A decoded tree as one JSON line: what the model did, thread by thread, token by token, and whether it was right.
 
-Text is there to read. Ids and log-probs, which would make a line seven times as long, stand packed beside it in `streams`:
-16-bit numbers of all threads, one after the other, compressed, in base64. `unpack_streams` gives them back.
+Text is there to read. Ids and log-probs, which would make a line seven times as long, stand packed beside it in `streams`: the
+ids of all threads, one after the other, then their log-probs, compressed, in base64. A log-prob takes 16 bits; an id takes 16,
+or 32 if the tree has one that 16 do not hold. `unpack_streams` gives them back.
 """
 
 from __future__ import annotations
@@ -13,12 +14,14 @@ from typing import Any
 
 import numpy as np
 
+from apr_jax.data.integers import fitted, unsigned
 from apr_jax.data.tokenizer import CONTROL_PIECES, JOIN, Tokenizer
 from apr_jax.tasks import Problem, Task
 from apr_jax.threads import Refusal, Status, ThreadForest
 
 KINDS = ("given", "sampled", "spawn", "joined", "join")  # Of spans.
 _MILLI = 1000  # Log-probs are kept to a thousandth of a nat.
+_SURPRISE = np.dtype("<u2")  # Of log-probs as stored, their sign turned.
 _LEAST = -65.535  # The smallest log-prob that 16 bits hold in thousandths; less likely tokens are given as this.
 
 
@@ -61,14 +64,19 @@ def _piece(token: int, tokenizer: Tokenizer) -> str:
 
 
 def _pack(tokens: np.ndarray, logprobs: np.ndarray) -> str:
-    surprise = np.rint(-_MILLI * np.maximum(logprobs, _LEAST))
-    return base64.b64encode(zlib.compress(np.stack([tokens, surprise]).astype("<u2").tobytes(), 9)).decode()
+    ids = fitted(tokens, unsigned(int(tokens.max(initial=0))).newbyteorder("<"), "token id")
+    surprise = fitted(np.rint(-_MILLI * np.maximum(logprobs, _LEAST)), _SURPRISE, "log-prob in thousandths")
+    return base64.b64encode(zlib.compress(ids.tobytes() + surprise.tobytes(), 9)).decode()
 
 
 def unpack_streams(trace: dict[str, Any]) -> list[tuple[np.ndarray, np.ndarray]]:
     """(ids, log-probs in nats to a thousandth; 0 where nothing was sampled) of each thread, [length] both."""
-    ids, surprise = np.frombuffer(zlib.decompress(base64.b64decode(trace["streams"])), "<u2").reshape(2, -1)
-    ends = np.cumsum([sum(thread["lengths"]) for thread in trace["threads"]])[:-1]
+    packed = zlib.decompress(base64.b64decode(trace["streams"]))
+    *ends, count = np.cumsum([sum(thread["lengths"]) for thread in trace["threads"]]).tolist()
+    # How wide the ids are follows from the size: all else is known.
+    ids_size = len(packed) - count * _SURPRISE.itemsize
+    ids = np.frombuffer(packed[:ids_size], f"<u{ids_size // count}")
+    surprise = np.frombuffer(packed[ids_size:], _SURPRISE)
     return list(zip(np.split(ids, ends), np.split(surprise / -_MILLI, ends), strict=True))
 
 

@@ -6,8 +6,18 @@ import jax
 import numpy as np
 import pytest
 
+from apr_jax.data import builder
 from apr_jax.data.build import PHRASES
-from apr_jax.data.demonstrate import Bounds, Recipe, broken_bound, flatten, sequential_tokens, texts, unflatten
+from apr_jax.data.demonstrate import (
+    Bounds,
+    Recipe,
+    broken_bound,
+    flatten,
+    sequential_tokens,
+    stored_types,
+    texts,
+    unflatten,
+)
 from apr_jax.data.streams import NO_PARENT, Stream, read_thread, tree_streams
 from apr_jax.data.tokenizer import BOS, END_JOINED, END_SPAWN, EOS, JOIN, JOINED, MSG, SPAWN, Tokenizer
 from apr_jax.tasks import METHODS, PARALLEL, Countdown, CountdownConfig, Problem, SolverConfig, Spawn, Thread, draw
@@ -89,7 +99,8 @@ def test_every_demonstration_comes_back_from_its_streams(method, render):
         streams = tree_streams(thread, tokenizer)
         spawned += len(streams) - 1
         assert read_thread(streams, tokenizer) == thread
-        stored = unflatten(flatten(streams))
+        types = stored_types(tokenizer.vocab_size, Bounds(4096, 4096, 100, 100, 8))
+        stored = unflatten(flatten(streams, types))
         assert read_thread(stored, tokenizer) == thread
         for one, other in zip(streams, stored, strict=True):
             assert_same(one, other)
@@ -101,6 +112,65 @@ def assert_same(one: Stream, other: Stream) -> None:
         mine, theirs = getattr(one, field.name), getattr(other, field.name)
         np.testing.assert_array_equal(mine, theirs)
         assert np.asarray(mine).dtype == np.asarray(theirs).dtype, field.name
+
+
+def test_small_trees_are_stored_in_small_integers():
+    """And no larger ones than the vocabulary and the limits ask for."""
+    small = stored_types(65_536, Bounds(window=65_535, stream=65_535, slots=32_768, children=65_536, max_depth=255))
+    assert {name: dtype.itemsize for name, dtype in small.items()} == {
+        **dict.fromkeys(("tokens", "position", "island", "length", "parent", "round", "child"), 2),
+        **dict.fromkeys(("sampled", "depth"), 1),
+    }
+    large = stored_types(65_537, Bounds(window=65_536, stream=65_536, slots=32_769, children=65_537, max_depth=256))
+    wider = {name for name, dtype in large.items() if dtype.itemsize == 2 * small[name].itemsize}
+    assert wider == {*small} - {"sampled"}
+    with pytest.raises(ValueError, match="4294967296 does not fit into 32 bits"):
+        stored_types(2**32 + 1, Bounds(1, 1, 1, 1, 1))
+
+
+LARGE = np.array([BOS, 65_535, 65_536, 128_000, 199_999], np.int32)
+
+
+def large_tree() -> list[Stream]:
+    zeros = np.zeros(LARGE.size, np.int32)
+    place = np.arange(LARGE.size, dtype=np.int32)
+    return [Stream(LARGE, place, zeros, zeros > 0, NO_PARENT, 0, 0, 0)]
+
+
+def test_tokens_of_a_large_vocabulary_keep_their_ids():
+    """In 16 bits 128,000 would be 62,464, and 65,536 `<pad>`."""
+    streams = large_tree()
+    stored = flatten(streams, stored_types(200_000, Bounds(8, 8, 1, 1, 0)))
+    assert unflatten(stored)[0].tokens.tolist() == LARGE.tolist()
+    with pytest.raises(ValueError, match="demonstration: tokens 65536 does not fit into uint16: 0 to 65535"):
+        flatten(streams, stored_types(32, Bounds(8, 8, 1, 1, 0)))
+
+
+@pytest.mark.parametrize(
+    ("feature", "broken"),
+    [
+        ("position", {"position": np.full(LARGE.size, 70_000)}),
+        ("island", {"island": np.full(LARGE.size, -1)}),
+        ("parent", {"parent": 40_000}),
+        ("round", {"round": 65_536}),
+        ("depth", {"depth": 256}),
+        ("child", {"child": 65_536}),
+    ],
+)
+def test_what_does_not_fit_is_refused_and_never_wraps(feature, broken):
+    (stream,) = large_tree()
+    with pytest.raises(ValueError, match=f"demonstration: {feature} .* does not fit into"):
+        flatten([dataclasses.replace(stream, **broken)], stored_types(200_000, Bounds(8, 8, 1, 1, 0)))
+
+
+def test_a_data_set_of_a_large_vocabulary_comes_back_from_disk(tmp_path):
+    streams = large_tree()
+    types = stored_types(200_000, Bounds(8, 8, 1, 1, 0))
+    builder.write(tmp_path, "sos", {"train": lambda: iter([flatten(streams, types)])}, types)
+    (example,) = (builder.read(tmp_path, "sos", "train")[k] for k in range(1))
+    assert unflatten(example)[0].tokens.tolist() == LARGE.tolist()
+    assert example["tokens"].dtype == np.uint32
+    assert example["position"].dtype == np.uint16
 
 
 def test_a_lie_in_a_stream_is_found():

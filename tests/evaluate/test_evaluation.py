@@ -3,16 +3,29 @@
 import dataclasses
 import json
 import shutil
+import types
 from fractions import Fraction
 
+import jax
 import numpy as np
 import pytest
 
 from apr_jax.errors import UsageError, UserError
-from apr_jax.evaluate.run import SUMMARY, TRACES, Decoding, answer_one, evaluate, read_answers
+from apr_jax.evaluate.run import (
+    SUMMARY,
+    TRACES,
+    Decoding,
+    answer_one,
+    evaluate,
+    limits_of,
+    prompts_of,
+    read_answers,
+)
 from apr_jax.evaluate.trace import to_trace, unpack_streams
 from apr_jax.learn.checkpoint import load_checkpoint
-from apr_jax.tasks import Countdown, Problem, load_problems
+from apr_jax.tasks import Countdown, CountdownConfig, Problem, SolverConfig, load_problems
+from apr_jax.threads import Limits, interpret, make_prompts
+from apr_jax.threads import protocol as p
 
 SAMPLED = Decoding(samples=3, temperature=1.0)
 TWICE = Decoding(samples=2, temperature=1.0)
@@ -30,6 +43,36 @@ def problems(data_dir):
 
 def lines(folder):
     return [json.loads(line) for line in (folder / TRACES).read_text().splitlines()]
+
+
+def test_ids_of_a_large_vocabulary_come_back_from_a_trace():
+    """In 16 bits 128,000 would be 62,464, and 65,536 `<pad>`; ids that fit into 16 bits take no more."""
+    task = Countdown(CountdownConfig(), SolverConfig())
+    tokenizer = types.SimpleNamespace(decode=lambda ids: f"{ids}", show=lambda ids: f"{ids}")
+
+    def line_of(text, size):
+        written = iter([*text, p.JOIN, p.EOS])
+
+        def logits_of(seen):
+            logits = np.zeros(size, np.float32)
+            logits[next(written)] = 12.0
+            return logits
+
+        prompts = make_prompts([[p.BOS, text[0]]], 2, temperature=0.0)
+        tree = interpret(
+            logits_of, prompts, 0, jax.random.key(0), Limits(window=9, stream=9, slots=1, children=1, max_depth=0)
+        )
+        forest = jax.tree.map(lambda field: np.asarray(field)[None], tree)
+        line = to_trace(forest, 0, Problem("x", (1, 2), 3), 0, "", task, tokenizer)
+        ((ids, logprobs),) = unpack_streams(line)
+        assert ids.tolist() == [p.BOS, text[0], *text, p.JOIN, p.EOS]
+        np.testing.assert_allclose(logprobs, forest.logprob[0, 0, : len(ids)], atol=1e-3)
+        return line, ids
+
+    line, ids = line_of([128_000, 65_536, 199_999], 200_000)
+    assert {"65536", "128000", "199999"} < {*line["pieces"]}
+    assert ids.dtype == np.uint32
+    assert line_of([11, 65_535], 65_536)[1].dtype == np.uint16
 
 
 def holds(numbers, target, solution):
@@ -181,6 +224,20 @@ def test_the_batch_does_not_change_a_tree(restored, problems, tmp_path):
         assert one | {"streams": ""} == other | {"streams": ""}
 
 
+@pytest.mark.parametrize("more", [1, 2, 5])
+def test_a_prompt_may_fill_the_window_but_for_one_token(restored, problems, more):
+    """Prompts are padded to few widths, but never beyond what the window has for them."""
+    task = Countdown(restored.config.task, restored.config.solver)
+    problem = problems[0]
+    length = 1 + len(restored.tokenizer.encode(task.prompt(problem)))
+    decoding = Decoding(window=length + more)
+    prompts = prompts_of(restored, [problem], limits_of(restored, decoding), decoding)
+    assert prompts.length.tolist() == [length]
+    assert prompts.tokens.shape[1] == min(length + more - 1, length + -length % 16)
+    with pytest.raises(UsageError, match=f"its prompt has {length} tokens, too many for --window {length}"):
+        prompts_of(restored, [problem], limits_of(restored, Decoding(window=length)), decoding)
+
+
 def test_a_condition_and_a_smaller_window_reach_the_model(restored, problems, tmp_path):
     evaluate(restored, problems, tmp_path, Decoding(condition=3, window=20), progress=False)
     for line in lines(tmp_path):
@@ -196,6 +253,11 @@ def test_a_condition_and_a_smaller_window_reach_the_model(restored, problems, tm
         ({"window": 65}, "--window 65: must be from 2 to 64, the window the model was trained with"),
         ({"window": 8}, "problem 'test-0': its prompt has .* tokens, too many for --window 8"),
         ({"forced": 9}, "--force-children 9: must be from 0 to 4, limits.slots less the root"),
+        ({"top_k": 10**11, "temperature": 1.0}, "--top-k 100000000000: must be from 0 .all tokens. to 2147483647"),
+        (
+            {"samples": 10**11, "temperature": 1.0},
+            "--samples 100000000000: of .* problems that is more than 2147483647 trees",
+        ),
         ({"top_k": 3}, "--top-k 3, --top-p 1.0 with --temperature 0.0: greedy decoding"),
         ({"condition": 9}, "--children 9: the model was trained on 0 to 4"),
     ],
