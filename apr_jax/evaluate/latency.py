@@ -22,7 +22,7 @@ from apr_jax.learn.faults import disk_errors
 from apr_jax.storage import write_text
 from apr_jax.tasks import Problem
 from apr_jax.threads import Prompts
-from apr_jax.threads.protocol import KEYS
+from apr_jax.threads.keys import Domain, run_key
 
 LATENCY, LANES = "latency.json", "lanes.json"
 
@@ -71,7 +71,7 @@ def measure_lanes(
 
 def _timed(runner: Runner, prompts: Prompts, seed: int, repeats: int) -> tuple[list[float], list[int]]:
     """Median seconds and decode steps of each prompt, answered alone."""
-    key = jax.random.key(seed, impl=KEYS)
+    key = run_key(seed, Domain.EVALUATION)
     count = len(prompts.length)
     alone = [jax.tree.map(lambda field, place=place: field[place : place + 1], prompts) for place in range(count)]
     jax.block_until_ready(runner.rollout(runner.params, alone[0], key))

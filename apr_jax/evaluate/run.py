@@ -38,12 +38,13 @@ from apr_jax.model.sharding import make_mesh
 from apr_jax.storage import Mirror, write_text
 from apr_jax.tasks import PARALLEL, Countdown, Problem
 from apr_jax.threads import NOT_FORCED, Limits, Prompts, Schedule, ThreadForest, check_prompts, make_prompts
-from apr_jax.threads.protocol import KEYS
+from apr_jax.threads.keys import Domain, run_key
 
 # Of a rollout of one tree a device: docs/rollout.md has the figures.
 _FEW = (1, 4)
 # Prompts are padded to a multiple of it: a condition more in them is no new shape.
 _WIDTHS = 16
+_MOST = 2**31 - 1  # Counts and identities of trees are 32 bits wide.
 
 TRACES, SUMMARY, SETTINGS = "traces.jsonl", "summary.json", "settings.json"
 
@@ -78,6 +79,8 @@ class Decoding:
         return 0 in (self.condition, self.forced)
 
     def __post_init__(self):
+        if not 0 <= self.top_k <= _MOST:
+            raise UsageError(f"--top-k {self.top_k}: must be from 0 (all tokens) to {_MOST}")
         if self.samples > 1 and self.temperature <= 0:
             raise UsageError(
                 f"--samples {self.samples} with --temperature {self.temperature}: greedy samples are all the same; "
@@ -121,7 +124,7 @@ def evaluate(
         model = {name: getattr(restored, name) for name in ("method", "stage", "step")}
         summary = summarize(read_traces(mirror.local / TRACES)) | model | {"checkpoint": restored.path} | settings
         write_text(mirror.local / SUMMARY, json.dumps(summary, indent=2) + "\n")
-    print_warnings(warnings(summary, "" if decoding.childless else restored.method))
+    print_warnings(warnings(summary, "" if decoding.childless else restored.method, decoding.forced))
     return summary
 
 
@@ -143,7 +146,7 @@ class Runner:
         self, prompts: Prompts, seed: int, done: int = 0, progress: bool = False
     ) -> Iterator[tuple[int, ThreadForest]]:
         """`evaluate.stream` of the prompts."""
-        key = jax.random.key(seed, impl=KEYS)
+        key = run_key(seed, Domain.EVALUATION)
         return stream(
             self.rollout,
             self.params,
@@ -219,6 +222,8 @@ def _run(
 def prompts_of(restored: Restored, problems: list[Problem], limits: Limits, decoding: Decoding) -> Prompts:
     """One prompt a tree: the samples of a problem one after the other. Raises UsageError that names what can't be asked."""
     _check_conditions(restored, limits, decoding)
+    if len(problems) * decoding.samples > _MOST:
+        raise UsageError(f"--samples {decoding.samples}: of {len(problems)} problems that is more than {_MOST} trees")
     condition = decoding.bins if decoding.condition is None else decoding.condition
     task = Countdown(restored.config.task, restored.config.solver)
     ids = []
@@ -237,7 +242,7 @@ def prompts_of(restored: Restored, problems: list[Problem], limits: Limits, deco
     try:
         # A tree's identity is its place in the whole evaluation, so that a resumed one samples the same trees.
         longest = max(map(len, ids), default=1)
-        width = min(longest + -longest % _WIDTHS, limits.window)
+        width = min(longest + -longest % _WIDTHS, limits.window - 1)  # A sampled token must fit, too.
         prompts = make_prompts(ids, width, children=forced, **sampling)
         if ids:
             check_prompts(prompts, limits)

@@ -27,6 +27,7 @@ from apr_jax.learn.state import TrainState
 from apr_jax.learn.steps import batch_shards
 from apr_jax.tasks import BoxedVerifier, Countdown, Failure, Problem, Task, Verdict
 from apr_jax.threads import Prompts, ThreadForest, Work, check_prompts, make_prompts
+from apr_jax.threads.keys import Domain, run_key
 
 
 @contextmanager
@@ -170,7 +171,8 @@ class Examiner:
             if stopping():
                 return None
             problems = self._validation[begin : begin + self._batch]
-            rolled = self.ask(state.params, problems, 0.0, jax.random.key(self._config.seed))
+            key = run_key(self._config.seed, Domain.VALIDATION, begin)
+            rolled = self.ask(state.params, problems, 0.0, key)
             forests.append(first_trees(fetch(rolled), len(problems))[0])
             grades = self._grade(problems, forests[-1], max(0, allowed - graded.unknown()))
             if begin == 0:

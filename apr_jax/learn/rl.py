@@ -53,6 +53,7 @@ from apr_jax.learn.times import Late, StepTimes
 from apr_jax.storage import as_path, local_copy
 from apr_jax.tasks import Problem, load_problems
 from apr_jax.threads import ThreadForest, Work
+from apr_jax.threads.keys import Domain, run_key
 
 
 def train_rl(
@@ -156,7 +157,7 @@ class _Trainer:
         times = self._times = StepTimes(before=self._times)
         problems = self._train.draw(self._config.seed, step, rl.problems)
         problems = [problem for problem in problems for _ in range(rl.group)]
-        key = jax.random.fold_in(jax.random.key(self._config.seed), step)
+        key = run_key(self._config.seed, Domain.RL_STEP, step)
         rolled = self._examiner.ask(state.params, problems, rl.temperature, key)
         times.queued()
         forest, work = first_trees(fetch(rolled), len(problems))

@@ -23,6 +23,7 @@ from apr_jax.learn.steps import check_divides, make_sft_step, place_rows
 from apr_jax.model.transformer import init_params
 from apr_jax.storage import as_path, local_copy
 from apr_jax.tasks import load_problems
+from apr_jax.threads.keys import Domain, run_key
 
 
 def train_sft(
@@ -50,7 +51,7 @@ def train_sft(
     trainer = _Trainer(config, here, method, mesh)
     init = jax.jit(init_params, static_argnums=(0, 1))
     # By way of the host: several processes then lay the same values out on the mesh of all.
-    params = jax.device_get(init(config.model, tokenizer.vocab_size, jax.random.key(config.seed)))
+    params = jax.device_get(init(config.model, tokenizer.vocab_size, run_key(config.seed, Domain.WEIGHTS)))
     opened: AbstractContextManager[Examiner | None] = nullcontext()
     if sft.validate_every:
         opened = examining(config, tokenizer, load_problems(here / "validation.jsonl")[: sft.validation], mesh)

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
-from apr_jax.threads import protocol
+from apr_jax.threads import keys, protocol
 from apr_jax.threads.forest import Status
 from apr_jax.threads.limits import Limits
 from apr_jax.threads.state import NOT_SPAWNED, Threads, children_ended, first_rows, read, write
@@ -67,7 +67,7 @@ def spawn_children(threads: Threads, limits: Limits, count: int) -> Threads:
     def each(value: Array) -> Array:
         return jnp.broadcast_to(value, starts.shape).reshape(-1)
 
-    child_key = jax.vmap(jax.vmap(protocol.child_key, (None, None, 0)), (0, 0, None))(
+    child_key = jax.vmap(jax.vmap(keys.child_key, (None, None, 0)), (0, 0, None))(
         read(threads.key, row), spawn_round, number[0]
     )
     prompt_size = each(block.size + 1)

@@ -18,9 +18,8 @@ in this order: window and stream (OUT_OF_WINDOW; not after `</spawn>`, the block
 sequential tokens (OUT_OF_BUDGET).
 """
 
-import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Int, UInt8, UInt32
+from jaxtyping import Array, Bool, Int, UInt8
 
 from apr_jax.threads.forest import Status
 from apr_jax.threads.limits import Limits
@@ -32,8 +31,6 @@ PAD, BOS, EOS, UNK, SPAWN, MSG, END_SPAWN, JOINED, END_JOINED, JOIN = range(len(
 ALLOW_TEXT, ALLOW_SPAWN, ALLOW_MSG, ALLOW_END_SPAWN, ALLOW_JOIN, ALLOW_EOS = (1 << bit for bit in range(6))
 ALLOW_OTHER = 64  # <pad> <bos> <unk> <joined> </joined>
 ALLOW_ALL = 127
-
-KEYS = "threefry2x32"  # The kind of all random keys: it gives the same noise on every platform.
 
 THINK, OPENED, MESSAGE, ANSWER = range(4)
 _PHASES = 4
@@ -113,14 +110,3 @@ def allowed_classes(
     everything = jnp.full_like(phase, ALLOW_ALL)
     classes = jnp.where(forced >= 0, kept, everything) & (grammar if limits.constrain else everything)
     return classes.astype(jnp.uint8)
-
-
-def root_key(key: jax.Array, tree: Int[Array, " B"]) -> jax.Array:
-    """Key data [B, 2] of the root threads: from the rollout's key and the tree's identity alone."""
-    return jax.vmap(lambda t: jax.random.key_data(jax.random.fold_in(key, t)))(tree)
-
-
-def child_key(parent: UInt32[Array, "2"], spawn_round: Int[Array, ""], child: Int[Array, ""]) -> jax.Array:
-    """Key data [2] of a child: folded from its path, so no schedule can change a sample. Unbatched."""
-    key = jax.random.wrap_key_data(parent, impl=KEYS)
-    return jax.random.key_data(jax.random.fold_in(jax.random.fold_in(key, spawn_round), child))

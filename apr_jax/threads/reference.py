@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from apr_jax.threads import keys
 from apr_jax.threads import protocol as p
 from apr_jax.threads.forest import NO_PARENT, ROOT, Refusal, Status, ThreadForest
 from apr_jax.threads.limits import Limits
@@ -22,7 +23,7 @@ from apr_jax.threads.sampling import draw
 LogitsOf = Callable[[Sequence[int]], np.ndarray]  # The tokens that a thread sees -> logits [V] of the next one.
 
 _draw = jax.jit(draw)
-_child_key = jax.jit(p.child_key)
+_child_key = jax.jit(keys.child_key)
 
 
 class _Token(NamedTuple):
@@ -75,7 +76,7 @@ class _Thread:
 def interpret(logits_of: LogitsOf, prompts: Prompts, tree: int, key: jax.Array, limits: Limits) -> ThreadForest:
     """The thread tree of one of the prompts; the fields are numpy arrays without the batch axis B."""
     prompt = np.asarray(prompts.tokens)[tree, : int(prompts.length[tree])].tolist()
-    root_key = np.asarray(p.root_key(key, np.asarray(prompts.tree)[[tree]]))[0]
+    root_key = np.asarray(keys.root_key(key, np.asarray(prompts.tree)[[tree]]))[0]
     root = _Thread(ROOT, prompt, root_key, range(1, limits.slots), limits.max_tokens)
     root.forced = int(prompts.children[tree])
     sampling = [np.asarray(setting)[[tree]] for setting in (prompts.temperature, prompts.top_k, prompts.top_p)]

@@ -23,8 +23,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from apr_jax.threads import family, protocol
+from apr_jax.threads import family
 from apr_jax.threads.forest import Status, ThreadForest
+from apr_jax.threads.keys import KEYS
 from apr_jax.threads.limits import Limits, Schedule
 from apr_jax.threads.prefill import Decode, InitCache, Seats, admit, when
 from apr_jax.threads.prompts import Prompts
@@ -107,8 +108,8 @@ def tree_rollout(
 def check_key(key: jax.Array) -> None:
     """Raises ValueError unless it is a key of the kind that trees are drawn with."""
     kind = jax.random.key_impl(key) if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else f"of type {key.dtype}"
-    if kind != protocol.KEYS:
-        raise ValueError(f"key: is {kind}; make it with jax.random.key(seed, impl={protocol.KEYS!r})")
+    if kind != KEYS:
+        raise ValueError(f"key: is {kind}; make it with jax.random.key(seed, impl={KEYS!r})")
 
 
 def _enough(seats: Seats, schedule: Schedule) -> Array:

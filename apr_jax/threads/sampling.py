@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, UInt8, UInt32
 
 from apr_jax.threads import protocol as p
+from apr_jax.threads.keys import token_key
 
 _CLASS_OF_CONTROL = {
     p.SPAWN: p.ALLOW_SPAWN,
@@ -60,10 +61,8 @@ def draw(
     # Sorting costs more than all the rest: it is skipped in batches where nobody asks for it.
     logprobs = jax.lax.cond(jnp.any(cuts), cut, lambda: logprobs)
 
-    def noise(key_data: Array, at: Array) -> Array:
-        return jax.random.gumbel(
-            jax.random.fold_in(jax.random.wrap_key_data(key_data, impl=p.KEYS), at), logits.shape[1:]
-        )
+    def noise(thread: Array, place: Array) -> Array:
+        return gumbel_noise(token_key(thread, place), logits.shape[1])
 
     noisy = jax.lax.cond(
         jnp.all(greedy),
@@ -72,6 +71,43 @@ def draw(
     )
     token = jnp.argmax(noisy, axis=-1).astype(jnp.int32)
     return token, jnp.take_along_axis(logprobs, token[:, None], axis=1)[:, 0]
+
+
+def gumbel_noise(key: jax.Array, vocab: int) -> Float[Array, " V"]:
+    """[V] independent standard Gumbel numbers, -log(-log(u)), exact at both ends of u.
+
+    `jax.random.gumbel` makes them of 23 random bits: no number is larger than 15.9, so tokens of
+    less than about 1e-7 are hardly ever drawn, however many of them there are. Here u has 64 bits.
+
+    A block of threefry holds two words. Each is the high word of one token's u and the low word of
+    another's, so V tokens take V / 2 blocks. The high words are independent; what the two tokens
+    share lies below 2^-32 of either u.
+    """
+    half = (vocab + 1) // 2
+    # The key data of split keys are the blocks, whole; `jax.random.bits` would fold each to a word.
+    block = jax.random.key_data(jax.random.split(key, half))  # [V / 2, 2]
+    high = jnp.concatenate([block[:, 0], block[:, 1]])[:vocab]
+    low = jnp.concatenate([block[:, 1], block[:, 0]])[:vocab]
+    return gumbel_of_words(high, low)
+
+
+def gumbel_of_words(high: UInt32[Array, " V"], low: UInt32[Array, " V"]) -> Float[Array, " V"]:
+    """-log(-log(u)) where 1 - u is the 64-bit number (high, low) as a fraction of 2^64."""
+    # A float32 is fine near 0 and coarse near 1: take the distance to the nearer end of (0, 1).
+    from_one = high < jnp.uint32(2**31)
+    distance = _fraction(jnp.where(from_one, high, ~high), jnp.where(from_one, low, ~low))
+    # An exponential number, -log(u).
+    exponential = -jnp.where(from_one, jnp.log1p(-distance), jnp.log(distance))
+    return -jnp.log(exponential)
+
+
+def _fraction(high: UInt32[Array, " V"], low: UInt32[Array, " V"]) -> Float[Array, " V"]:
+    """(number + 1/2) / 2^64, so never 0.
+
+    All factors are powers of two, so the result is the same to the bit whether or not the compiler
+    fuses products and sums.
+    """
+    return high.astype(jnp.float32) * 2.0**-32 + (low.astype(jnp.float32) * 2.0**-64 + 2.0**-65)
 
 
 def _kept(logprobs: Float[Array, "W V"], top_k: Int[Array, " W"], top_p: Float[Array, " W"]) -> Bool[Array, "W V"]:

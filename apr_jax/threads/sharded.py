@@ -6,8 +6,8 @@ from typing import Any
 import jax
 from jax.sharding import Mesh, PartitionSpec
 
-from apr_jax.threads import protocol
 from apr_jax.threads.forest import ThreadForest
+from apr_jax.threads.keys import KEYS
 from apr_jax.threads.limits import Limits, Schedule
 from apr_jax.threads.prefill import Decode, InitCache
 from apr_jax.threads.prompts import Prompts
@@ -40,7 +40,7 @@ def make_rollout(
     split, whole = PartitionSpec(axes), PartitionSpec()
 
     def shard(params: Any, prompts: Prompts, key_data: jax.Array) -> tuple[ThreadForest, Work]:
-        key = jax.random.wrap_key_data(key_data, impl=protocol.KEYS)
+        key = jax.random.wrap_key_data(key_data, impl=KEYS)
         forest, work = tree_rollout(decode, init_cache, prepare(params), prompts, key, limits, schedule)
         return forest, jax.tree.map(lambda count: count[None], work)
 

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
-from apr_jax.threads import protocol
+from apr_jax.threads import keys, protocol
 from apr_jax.threads.forest import NO_PARENT, ROOT, Refusal, Status, ThreadForest
 from apr_jax.threads.layout import lay_out
 from apr_jax.threads.limits import Limits
@@ -175,7 +175,7 @@ def initial_threads(prompts: Prompts, key: jax.Array, limits: Limits) -> Threads
         slot_high=zeros.at[root].set(root + limits.slots),
         budget=zeros.at[root].set(limits.max_tokens),
         refusals=jnp.zeros((rows, len(Refusal)), jnp.int32),
-        key=jnp.zeros((rows, 2), jnp.uint32).at[root].set(protocol.root_key(key, prompts.tree)),
+        key=jnp.zeros((rows, 2), jnp.uint32).at[root].set(keys.root_key(key, prompts.tree)),
     )
 
 

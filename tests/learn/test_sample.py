@@ -14,6 +14,7 @@ from apr_jax.learn.sample import tree_text
 from apr_jax.tasks import Problem
 from apr_jax.threads import Limits, interpret, make_prompts
 from apr_jax.threads import protocol as p
+from apr_jax.threads.keys import KEYS
 
 TOKENIZER = Tokenizer.train(["ab"])
 A, B = TOKENIZER.encode("ab")
@@ -31,7 +32,7 @@ def forest():
     def logits_of(seen):
         return np.eye(TOKENIZER.vocab_size, dtype=np.float32)[next(written)] * 50
 
-    one = interpret(logits_of, prompts, 0, jax.random.key(0, impl=p.KEYS), limits)
+    one = interpret(logits_of, prompts, 0, jax.random.key(0, impl=KEYS), limits)
     return jax.tree.map(lambda field: np.asarray(field)[None], one)
 
 

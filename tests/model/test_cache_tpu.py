@@ -13,6 +13,7 @@ from apr_jax.model.sharding import make_mesh
 from apr_jax.model.transformer import init_params, make_decode, prepare_decode
 from apr_jax.threads import Limits, Schedule, make_prompts, make_rollout
 from apr_jax.threads import protocol as p
+from apr_jax.threads.keys import KEYS
 
 VOCAB = 24
 interpreted = functools.partial(cache_tpu.over, interpret=True)
@@ -176,7 +177,7 @@ def test_a_rollout_grows_the_same_trees():
         rollout = make_rollout(
             spawning(decode), init_cache, limits, schedule, mesh, prepare=lambda x: prepare_decode(x, model)
         )
-        forests.append(rollout(params, prompts, jax.random.key(0, impl=p.KEYS))[0])
+        forests.append(rollout(params, prompts, jax.random.key(0, impl=KEYS))[0])
     plain, kernel = forests
     assert int(plain.total_tokens.sum()) > 300 and (np.asarray(plain.parent) >= 0).sum() > 8
     for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(kernel), strict=True):

@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from apr_jax.threads import keys
 from apr_jax.threads import protocol as p
-from apr_jax.threads.sampling import draw, token_classes
+from apr_jax.threads.sampling import draw, gumbel_noise, gumbel_of_words, token_classes
 
 V = 16
 NAN = float("nan")
@@ -52,6 +53,16 @@ def twin(logits, temperature, top_k, top_p, allowed) -> np.ndarray:
     return logprobs
 
 
+def blocks(thread_key, place):
+    return jax.random.key_data(jax.random.split(keys.token_key(thread_key, place), V // 2))
+
+
+def noise_twin(high, low) -> np.ndarray:
+    """-log(-log(u)) in 64-bit precision, u = 1 - (the middle of the cell of the 64-bit number high, low)."""
+    number = high.astype(np.longdouble) * 2**32 + low.astype(np.longdouble)
+    return np.asarray(-np.log(-np.log1p(-(number + 0.5) / np.longdouble(2) ** 64)), np.float64)
+
+
 def test_every_row_draws_by_its_own_settings():
     """Thousands of rows with mixed settings in one batch: the log-probs are the twin's, and so is the token given the noise."""
     rng, rows = np.random.default_rng(0), 4000
@@ -61,16 +72,17 @@ def test_every_row_draws_by_its_own_settings():
     top_k = rng.choice([0, 1, 2, 5, V, 100], rows)
     top_p = rng.choice([1.0, 0.9, 0.37, 1e-6], rows)
     allowed = np.where(rng.random(rows) < 0.5, p.ALLOW_ALL, rng.integers(1, 128, rows))
-    keys = rng.integers(0, 2**32, (rows, 2), dtype=np.uint32)
+    noise_keys = rng.integers(0, 2**32, (rows, 2), dtype=np.uint32)
     index = rng.integers(0, 1000, rows)
     tokens, logprobs = run(
-        logits, key=keys, index=index, temperature=temperature, top_k=top_k, top_p=top_p, allowed=allowed
+        logits, key=noise_keys, index=index, temperature=temperature, top_k=top_k, top_p=top_p, allowed=allowed
     )
 
-    def noise(key, at):
-        return jax.random.gumbel(jax.random.fold_in(jax.random.wrap_key_data(key), at), (V,))
-
-    noises = np.asarray(jax.jit(jax.vmap(noise))(keys, index.astype(np.int32)))
+    # [rows, V / 2, 2]: a block holds the two words of two tokens.
+    words = np.asarray(jax.jit(jax.vmap(blocks))(noise_keys, index.astype(np.int32)))
+    high = np.concatenate([words[..., 0], words[..., 1]], axis=1)
+    low = np.concatenate([words[..., 1], words[..., 0]], axis=1)
+    noises = noise_twin(high, low)
     for row in range(rows):
         expected = twin(logits[row], temperature[row], top_k[row], top_p[row], allowed[row])
         noisy = expected + (noises[row] if temperature[row] else 0.0)
@@ -142,6 +154,79 @@ def fits(counts: np.ndarray, expected: np.ndarray) -> bool:
     return bool(((counts - expected) ** 2 / expected).sum() < stats.chi2.ppf(1 - 1e-5, counts.size - 1))
 
 
+def test_noise_is_exact_at_both_ends():
+    """Noise follows from 64 bits by a function that rises and falls with them: its values, from the rarest to the commonest.
+
+    With 23 bits nothing above 15.9 is ever drawn, which is what a token of 1e-7 needs.
+    """
+    rng = np.random.default_rng(0)
+    ends = np.asarray([0, 1, 2, 1000, 2**31 - 1, 2**31, 2**32 - 1000, 2**32 - 2, 2**32 - 1], np.uint32)
+    high = np.concatenate([np.repeat(ends, ends.size), rng.integers(0, 2**32, 5000, dtype=np.uint32)])
+    low = np.concatenate([np.tile(ends, ends.size), rng.integers(0, 2**32, 5000, dtype=np.uint32)])
+    found = np.asarray(jax.jit(gumbel_of_words)(high, low))
+    assert found.dtype == np.float32
+    assert found.max() > 45
+    assert found.min() < -3.79
+    np.testing.assert_allclose(found, noise_twin(high, low), rtol=3e-7, atol=3e-7)
+
+
+def test_noise_is_the_same_to_the_bit_however_it_is_computed():
+    """Alone and in a batch, whole and over eight devices; an odd vocabulary, so that one word is left over."""
+    vocab, rows = 1001, 16
+    key_data = np.random.default_rng(1).integers(0, 2**32, (rows, 2), dtype=np.uint32)
+
+    def noise(data):
+        return gumbel_noise(jax.random.wrap_key_data(data, impl=keys.KEYS), vocab)
+
+    batch = np.asarray(jax.jit(jax.vmap(noise))(key_data))
+    alone = jax.jit(noise)
+    for row in range(rows):
+        np.testing.assert_array_equal(batch[row], np.asarray(alone(key_data[row])))
+    mesh = jax.sharding.Mesh(np.asarray(jax.devices()), ("all",))
+    spread = jax.device_put(key_data, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("all")))
+    np.testing.assert_array_equal(batch, np.asarray(jax.jit(jax.vmap(noise))(spread)))
+    np.testing.assert_array_equal(batch[0], np.asarray(noise(key_data[0])))
+    assert np.unique(batch).size > 0.999 * batch.size
+
+
+def counted_draws(logits: np.ndarray, draws: int, chunk: int) -> np.ndarray:
+    """How often each token is drawn from the same [V] logits, a few rows at a time: [draws, V] would fill the memory."""
+
+    @jax.jit
+    def drawn(chunks):
+        def some(index):
+            rows = jax.numpy.broadcast_to(logits, (chunk, logits.size))
+            same = jax.numpy.zeros(chunk, np.int32)
+            key = jax.numpy.tile(jax.numpy.asarray([[7, 9]], np.uint32), (chunk, 1))
+            return draw(rows, key, index, same + 1.0, same, same + 1.0, (same + p.ALLOW_ALL).astype(np.uint8))[0]
+
+        return jax.lax.map(some, chunks)
+
+    tokens = np.asarray(drawn(np.arange(draws, dtype=np.int32).reshape(-1, chunk)))
+    return np.bincount(tokens.reshape(-1), minlength=logits.size)
+
+
+def test_draws_from_a_large_vocabulary_follow_the_probabilities():
+    """Tokens of very different likelihood at all places of an odd vocabulary, counted in 60 groups."""
+    vocab, draws = 20_011, 2_000
+    logits = (2 * np.random.default_rng(6).normal(size=vocab)).astype(np.float32)
+    counts = counted_draws(logits, draws, 50)
+    probs = np.exp(logits.astype(np.float64))
+    group = np.random.default_rng(7).integers(0, 60, vocab)
+    expected = draws * np.bincount(group, probs / probs.sum())
+    assert fits(np.bincount(group, counts), expected)
+
+
+@pytest.mark.slow  # 840 million numbers: what is as rare as one in ten million takes so many.
+def test_the_tail_of_a_large_vocabulary_is_drawn():
+    """One token of 99% and 131,072 that share 1%: with noise of 23 bits 24 draws of the tail, 64 expected."""
+    tail, draws = 131_072, 6_400
+    logits = np.full(1 + tail, np.log(0.01 / tail), np.float32)
+    logits[0] = np.log(0.99)
+    counts = counted_draws(logits, draws, 16)
+    assert fits(np.asarray([counts[0], counts[1:].sum()]), draws * np.asarray([0.99, 0.01]))
+
+
 def test_the_chi_square_can_fail():
     logits, draws = np.random.default_rng(5).normal(size=V), 200_000
     tokens, _ = run(np.tile(logits, (draws, 1)), temperature=1.02)
@@ -150,7 +235,7 @@ def test_the_chi_square_can_fail():
 
 def child_keys(parent, rounds, children):
     return np.asarray(
-        jax.jit(jax.vmap(p.child_key, (None, 0, 0)))(
+        jax.jit(jax.vmap(keys.child_key, (None, 0, 0)))(
             parent, np.asarray(rounds, np.int32), np.asarray(children, np.int32)
         )
     )
@@ -164,7 +249,7 @@ def test_noise_of_two_tokens_is_independent():
     logits[:, 10 : 10 + size] = 0.0
     key, at = np.asarray([7, 9], np.uint32), np.arange(draws)
     zero, one = np.zeros(draws), np.ones(draws)
-    roots = np.asarray(jax.jit(p.root_key)(jax.random.key(1), np.arange(2 * draws, dtype=np.int32)))
+    roots = np.asarray(jax.jit(keys.root_key)(jax.random.key(1), np.arange(2 * draws, dtype=np.int32)))
     pairs = {
         "places": [{"index": 2 * at}, {"index": 2 * at + 1}],
         "siblings": [{"key": child_keys(key, at, child), "index": 3} for child in (zero, one)],
@@ -172,20 +257,12 @@ def test_noise_of_two_tokens_is_independent():
         "trees": [{"key": roots[::2], "index": 3}, {"key": roots[1::2], "index": 3}],
         "parent and child": [
             {"key": roots[:draws], "index": 3},
-            {"key": jax.vmap(lambda parent: p.child_key(parent, 0, 0))(roots[:draws]), "index": 3},
+            {"key": jax.vmap(lambda parent: keys.child_key(parent, 0, 0))(roots[:draws]), "index": 3},
         ],
     }
     for what, (left, right) in pairs.items():
         joint = (run(logits, **left)[0] - 10) * size + run(logits, **right)[0] - 10
         assert fits(np.bincount(joint, minlength=size * size), np.full(size * size, draws / size**2)), what
-
-
-def test_all_keys_of_a_tree_differ():
-    rounds, children = (x.reshape(-1) for x in np.meshgrid(np.arange(8), np.arange(8)))
-    root = np.asarray(p.root_key(jax.random.key(0), np.arange(2, dtype=np.int32)))
-    keys = [*root, *child_keys(root[0], rounds, children), *child_keys(root[1], rounds, children)]
-    keys += [*child_keys(keys[2], rounds, children), *child_keys(keys[3], rounds, children)]
-    assert len({tuple(key.tolist()) for key in keys}) == len(keys) == 2 + 4 * 64
 
 
 def test_company_changes_no_bit_of_a_row():
