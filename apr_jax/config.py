@@ -18,7 +18,10 @@ from apr_jax.errors import UsageError, UserError
 from apr_jax.learn.config import LearnConfig
 from apr_jax.model.config import ModelConfig
 from apr_jax.tasks.config import CountdownConfig, SolverConfig
+from apr_jax.threads.keys import LARGEST_SEED
 from apr_jax.threads.limits import Limits, Schedule
+
+_MOST = 2**31 - 1  # Of the config's integers, seeds aside.
 
 
 class ConfigError(UsageError):
@@ -109,8 +112,20 @@ class Experiment:
     mesh: MeshConfig = MeshConfig()
 
     def __post_init__(self):
-        if self.seed < 0:
-            raise ValueError(f"seed={self.seed} must be at least 0")
+        if not 0 <= self.seed <= LARGEST_SEED:
+            raise ValueError(f"seed={self.seed} must be from 0 to {LARGEST_SEED}")
+        _check_integers(dataclasses.asdict(self), "")
+
+
+def _check_integers(values: dict[str, Any], prefix: str) -> None:
+    """Refuses integers that do not fit into 32 bits, which is what devices count in."""
+    for name, value in values.items():
+        if isinstance(value, dict):
+            _check_integers(value, f"{prefix}{name}.")
+        elif name != "seed":  # Seeds have bounds of their own.
+            for number in value if isinstance(value, tuple) else (value,):
+                if isinstance(number, int) and abs(number) > _MOST:
+                    raise ValueError(f"{prefix}{name}={value} must be from -{_MOST} to {_MOST}")
 
 
 _ADAPTER = pydantic.TypeAdapter(Experiment)

@@ -2,6 +2,8 @@
 
 import dataclasses
 
+LARGEST_SEED = 2**32 - 1  # The same as of a run's seed, see `threads.keys`.
+
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
@@ -20,5 +22,5 @@ class DataConfig:
         for field in ("demonstrations", "heldout"):
             if getattr(self, field) < 1:
                 raise ValueError(f"data.{field}={getattr(self, field)} must be at least 1")
-        if self.seed < 0:
-            raise ValueError(f"data.seed={self.seed} must be at least 0")
+        if not 0 <= self.seed <= LARGEST_SEED:
+            raise ValueError(f"data.seed={self.seed} must be from 0 to {LARGEST_SEED}")

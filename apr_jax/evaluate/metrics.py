@@ -103,18 +103,26 @@ def accuracy_within(
     return rows
 
 
-def warnings(summary: dict[str, Any], method: str) -> list[str]:
-    """What a reader must not overlook beside the score."""
+def warnings(summary: dict[str, Any], method: str, forced: int | None) -> list[str]:
+    """What a reader must not overlook beside the score.
+
+    Args:
+      method: of the model, or "" if no child was to be expected.
+      forced: children that the roots were held to, if any.
+    """
     found = []
     if method in PARALLEL and summary["spawned"] == 0:
         found.append("NO TREE SPAWNED A SINGLE CHILD: this is a serial score, not one of parallel reasoning")
     if summary["truncated"] > 0.5:
         found.append(f"{summary['truncated']:.0%} OF THE TREES WERE TRUNCATED: the window or a budget is too small")
     if summary["malformed"] > 0.5:
-        found.append(
-            f"{summary['malformed']:.0%} OF THE ROOTS BROKE THE PROTOCOL: a root that is held to more children than it knows "
-            "(--force-children, evaluate.forced) does"
-        )
+        why = "the model has not learned to write it; more supervised steps, or limits.constrain, help"
+        if forced:
+            why = (
+                f"they are held to {forced} children (--force-children, evaluate.forced); "
+                "a root that is held to more than it knows breaks it"
+            )
+        found.append(f"{summary['malformed']:.0%} OF THE ROOTS BROKE THE PROTOCOL: {why}")
     return found
 
 

@@ -299,7 +299,11 @@ def _warned(results: Results) -> list[str]:
     return [
         f"{one.label}: {text}"
         for one in results.answered.values()
-        for text in warnings(summarize(one.traces), "" if one.evaluation.decoding.childless else one.summary["method"])
+        for text in warnings(
+            summarize(one.traces),
+            "" if one.evaluation.decoding.childless else one.summary["method"],
+            one.evaluation.decoding.forced,
+        )
     ]
 
 

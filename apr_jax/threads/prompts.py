@@ -85,11 +85,13 @@ def make_prompts(
     return Prompts(
         tokens=tokens,
         length=np.asarray([len(prompt) for prompt in ids], np.int32),
-        tree=each("tree", np.arange(count) if tree is None else tree, np.int32, -most, most, "is no int32"),
+        tree=each(
+            "tree", np.arange(count) if tree is None else tree, np.int32, -most, most, f"must be from {-most} to {most}"
+        ),
         temperature=each("temperature", temperature, np.float32, 0, np.inf, f"must be 0 (greedy) or at least {_LEAST}"),
-        top_k=each("top_k", top_k, np.int32, 0, most, "must be at least 0 (0 is all)"),
+        top_k=each("top_k", top_k, np.int32, 0, most, f"must be from 0 (all tokens) to {most}"),
         top_p=each("top_p", top_p, np.float32, _LEAST, 1, f"must be at least {_LEAST} and at most 1"),
-        children=each("children", children, np.int32, NOT_FORCED, most, "must be at least 0, or NOT_FORCED"),
+        children=each("children", children, np.int32, NOT_FORCED, most, f"must be from 0 to {most}, or NOT_FORCED"),
     )
 
 

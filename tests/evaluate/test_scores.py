@@ -75,14 +75,20 @@ def test_accuracy_within_counts_only_trees_below_the_limit():
 
 def test_a_score_without_threads_is_called_by_its_name():
     serial = summarize([trace("a", 0, True, RIGHT, children=0)])
-    assert "NO TREE SPAWNED" in warnings(serial, "apr")[0]
-    assert warnings(serial, "sos+") == []
-    assert (
-        "100% OF THE TREES WERE TRUNCATED"
-        in warnings(summarize([trace("a", 0, False, status="OUT_OF_BUDGET")]), "apr")[0]
-    )
+    assert "NO TREE SPAWNED" in warnings(serial, "apr", None)[0]
+    assert warnings(serial, "sos+", None) == []
+    cut = summarize([trace("a", 0, False, status="OUT_OF_BUDGET")])
+    assert "100% OF THE TREES WERE TRUNCATED" in warnings(cut, "apr", None)[0]
     broken = [trace("a", 0, False, status="MALFORMED"), trace("b", 0, True, RIGHT)]
-    assert warnings(summarize(broken), "apr") == []
-    assert (
-        "67% OF THE ROOTS BROKE" in warnings(summarize([*broken, trace("c", 0, False, status="MALFORMED")]), "apr")[0]
-    )
+    assert warnings(summarize(broken), "apr", None) == []
+
+
+def test_force_children_is_blamed_only_where_it_was_given():
+    traces = [trace("a", 0, False, status="MALFORMED"), trace("b", 0, True, RIGHT)]
+    broken = summarize([*traces, trace("c", 0, False, status="MALFORMED")])
+    for forced in (None, 0):
+        (text,) = warnings(broken, "apr", forced)
+        assert text.startswith("67% OF THE ROOTS BROKE THE PROTOCOL: the model has not learned to write it")
+        assert "force" not in text
+    (text,) = warnings(broken, "apr", 4)
+    assert "67% OF THE ROOTS BROKE THE PROTOCOL: they are held to 4 children (--force-children" in text
