@@ -58,9 +58,13 @@ def blocks(thread_key, place):
 
 
 def noise_twin(high, low) -> np.ndarray:
-    """-log(-log(u)) in 64-bit precision, u = 1 - (the middle of the cell of the 64-bit number high, low)."""
-    number = high.astype(np.longdouble) * 2**32 + low.astype(np.longdouble)
-    return np.asarray(-np.log(-np.log1p(-(number + 0.5) / np.longdouble(2) ** 64)), np.float64)
+    """-log(-log(u)) in extended precision, 1 - u = (the 64-bit number high, low + 1/2) / 2^64."""
+    number = high.astype(np.uint64) << np.uint64(32) | low.astype(np.uint64)
+    whole = np.longdouble(2) ** 64
+    # Near either end of (0, 1) one of the two has lost what the other still holds.
+    from_one, from_zero = (n.astype(np.longdouble) / whole + 0.5 / whole for n in (number, ~number))
+    logs = np.where(from_one < 0.5, np.log1p(-np.minimum(from_one, 0.5)), np.log(from_zero))
+    return np.asarray(-np.log(-logs), np.float64)
 
 
 def test_every_row_draws_by_its_own_settings():
