@@ -197,15 +197,23 @@ def solve(
 @app.command(epilog="Example: apr export --checkpoint runs/nano/apr/rl --out llama")
 def export(
     checkpoint: Checkpoint,
-    out: Annotated[Path, typer.Option(help="Folder for config.json and model.safetensors.", **HERE)],
+    out: Annotated[Path, typer.Option(help="A new folder, or that of an earlier export.", **HERE)],
 ) -> None:
-    """Write the weights as a Hugging Face Llama, for transformers, vLLM or llama.cpp."""
-    from apr_jax.learn.checkpoint import load_checkpoint
-    from apr_jax.model.export import save_llama
+    """Write model and tokenizer as a Hugging Face Llama, which transformers loads, and vLLM, which reads the same files.
 
-    restored = load_checkpoint(checkpoint)
-    save_llama(restored.params, restored.config.model, out)
-    typer.echo(f"weights: {out}")
+    llama.cpp needs a GGUF file: its converter was not tried on this folder. All of them write one thread; none starts the
+    children of a <spawn> block.
+    """
+    from apr_jax.learn.checkpoint import load_checkpoint
+    from apr_jax.learn.export import check_folder
+    from apr_jax.learn.export import export as write
+
+    try:
+        check_folder(out)
+    except UsageError as error:
+        raise UsageError(f"--out {error}") from None
+    write(load_checkpoint(checkpoint), out)
+    typer.echo(f"model and tokenizer: {out}")
 
 
 @app.command(epilog="Example: apr keep --checkpoint runs/mini/apr/rl --out experiments/mini/apr.safetensors")

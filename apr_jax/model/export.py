@@ -1,4 +1,4 @@
-"""Weights as others read them: the file layout of a Hugging Face Llama, which transformers, vLLM and llama.cpp load.
+"""Weights as others read them: the file layout of a Hugging Face Llama. `learn/export.py` puts the tokenizer beside them.
 
     FOLDER/config.json        the shape of the network
            model.safetensors  float32, every matrix [out, in], a layer's tensors under "model.layers.<index>."
