@@ -59,9 +59,12 @@ def reproduce(config: Experiment, out: Path, data: Path | None = None, only: Onl
       UsageError: OUT holds a run of other settings, or the suite asks for what the models cannot do.
       UserError: a stage failed; what was finished before is kept.
     """
-    from apr_jax.evaluate.suite import check
+    from apr_jax.evaluate.suite import check, check_conditions
 
     check(config)
+    built = data or out / "data"
+    if read_record(out).get("data", {}).get("done") and (built / "data.json").is_file():
+        check_conditions(config, built)  # Else as soon as the data are built.
     claim(out, config)
     stages = part_of(stages_of(config, out, data), out, only)
     if only == "figures" and [stage.name for stage in stages] == ["data", "report"]:
@@ -82,7 +85,7 @@ def stages_of(config: Experiment, out: Path, data: Path | None = None) -> list[S
     """The stages in their order."""
     built, record = data or out / "data", read_record(out)
     trained = [
-        data_stage("data", config, built, METHODS),
+        data_stage("data", config, built, METHODS, _checks_conditions(config, built)),
         *(supervised_stage(f"{method}/sft", config, "data", built, out, method) for method in METHODS),
         *(reinforced_stage(f"{method}/rl", f"{method}/sft", config, built, out, f"rl {method}") for method in METHODS),
         *(_ablations(config, out, record) if config.evaluate.ablations else ()),
@@ -124,13 +127,27 @@ def _ablations(config: Experiment, out: Path, record: dict[str, Any]) -> list[St
     return stages
 
 
-def data_stage(name: str, config: Experiment, built: Path, methods: tuple[str, ...]) -> Stage:
-    """Builds the data that these methods are trained on."""
+def _checks_conditions(config: Experiment, built: Path) -> Callable[[], None]:
+    """What is checked of the run's own data before anything is trained on them: its models will be swept."""
+
+    def check() -> None:
+        from apr_jax.evaluate.suite import check_conditions
+
+        check_conditions(config, built)
+
+    return check
+
+
+def data_stage(
+    name: str, config: Experiment, built: Path, methods: tuple[str, ...], check: Callable[[], None] = lambda: None
+) -> Stage:
+    """Builds the data that these methods are trained on; then `check` looks at them."""
 
     def run() -> None:
         from apr_jax.data.build import build
 
         build(config, built, methods=methods)
+        check()
 
     return Stage(name, built / "data.json", run, kind="data")
 

@@ -81,7 +81,7 @@ def experiment() -> Experiment:
             problems=1_000,
             samples=8,
             temperatures=(0.1, 0.5, 1.0),
-            children=tuple(range(children + 1)),
+            children=(0, *range(2, children + 1)),  # No demonstration spawns a lone child.
             bins=(2, 3, 4, 6, 8),
             forced=(children,),
             timed=50,

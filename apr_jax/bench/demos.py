@@ -3,12 +3,9 @@
 import dataclasses
 
 from apr_jax.config import Experiment
-from apr_jax.data.build import PHRASES
 from apr_jax.data.demonstrate import Bounds, Recipe, texts
 from apr_jax.data.tokenizer import Tokenizer
 from apr_jax.tasks import Problem, draw
-
-_DIGITS = "0123456789"
 
 
 def make_recipe(config: Experiment, count: int, method: str = "apr") -> tuple[Recipe, list[Problem]]:
@@ -16,7 +13,7 @@ def make_recipe(config: Experiment, count: int, method: str = "apr") -> tuple[Re
     problems = [draw(config.task, seed) for seed in range(count)]
     bounds = Bounds(**{field.name: getattr(config.limits, field.name) for field in dataclasses.fields(Bounds)})
     recipe = Recipe(config.task, config.solver, method, config.data.seed, b"", bounds)
-    found = [_DIGITS, *(text for problem in problems[:256] for text in texts(recipe, problem))]
-    return dataclasses.replace(
-        recipe, tokenizer=Tokenizer.train(found, PHRASES[config.solver.render]).to_bytes()
-    ), problems
+    found = [text for problem in problems[:256] for text in texts(recipe, problem)]
+    task = recipe.countdown()
+    tokenizer = Tokenizer.train(found, task.phrases, task.alphabet)
+    return dataclasses.replace(recipe, tokenizer=tokenizer.to_bytes()), problems

@@ -34,35 +34,13 @@ from apr_jax.data.statistics import statistics
 from apr_jax.data.tokenizer import Tokenizer
 from apr_jax.errors import UsageError, UserError
 from apr_jax.storage import copies_folder, is_remote, upload
-from apr_jax.tasks import METHODS, Problem, Split, load_problems, problem_key, save_problems, split_problems
+from apr_jax.tasks import METHODS, Countdown, Problem, Split, load_problems, problem_key, save_problems, split_problems
 
 if TYPE_CHECKING:
     from apr_jax.config import Experiment
 
 USUAL = ("apr", "sos+", "sos")  # Whose demonstrations are built if nobody says.
 _TOKENIZER_SAMPLE = 1_024  # Problems whose demonstrations train the tokenizer.
-_DIGITS = "0123456789"  # A problem of a user may hold a digit that the sample happens to lack.
-
-# What the line format repeats word for word.
-PHRASES = {
-    "compact": (),
-    "sos": (
-        "Current State: ",
-        ", Operations: [",
-        "Exploring Operation: ",
-        ", Resulting Numbers: [",
-        "Generated Node #",
-        " Operation: ",
-        "Moving to Node #",
-        " equal: Goal Reached\n",
-        " unequal: No Solution\n",
-        "Start Sub Search at level ",
-        "Exit Sub Search at level ",
-        "No solution found in sub search\n",
-        "No solution found.\n",
-        "Sub Call Budget: ",
-    ),
-}
 
 
 def build(
@@ -121,6 +99,22 @@ def check_built(config: "Experiment", out: Path, groups: Sequence[str] = ("task"
 def problem_file(split: str) -> str:
     """Where a folder of data has the problems of "train", "validation" or "test"."""
     return f"{split}.jsonl"
+
+
+def stated_conditions(out: Path, method: str) -> dict[int, int]:
+    """How many training demonstrations of a method in `out` state each condition (children, or window bins).
+
+    Raises:
+      UserError: `out` holds no data of the method.
+    """
+    try:
+        conditions: dict[str, int] = _read_record(out)["methods"][method]["train"]["conditions"]
+    except (OSError, KeyError):
+        raise UserError(
+            f"data {out / 'data.json'}: does not say which conditions the demonstrations of {method!r} state; "
+            f"delete {out} and run `apr data build --out {out}`"
+        ) from None
+    return {int(condition): count for condition, count in conditions.items()}
 
 
 def _build_in_bucket(
@@ -205,12 +199,14 @@ def _recipe(config: "Experiment", method: str, tokenizer: bytes) -> Recipe:
 
 
 def _tokenizer(config: "Experiment", split: Split, pool: Workers) -> Tokenizer:
-    found = [_DIGITS]
+    """The tokenizer of the first demonstrations, with every character that the task can write: the sample may lack one."""
+    found: list[str] = []
     for method in METHODS:
         collect = functools.partial(texts, _recipe(config, method, b""))
         for several in pool.map_chunks(collect, split.train[:_TOKENIZER_SAMPLE]):
             found += several
-    return Tokenizer.train(found, PHRASES[config.solver.render])
+    task = Countdown(config.task, config.solver)
+    return Tokenizer.train(found, task.phrases, task.alphabet)
 
 
 def _build_method(

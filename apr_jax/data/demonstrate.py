@@ -85,8 +85,10 @@ class Counts:
       threads: of the kept.
       tokens: sampled tokens over all threads of the kept.
       sequential: sampled tokens on the longest chain, of the kept.
+      stored: tokens over all threads of the kept, given ones included: what an epoch of training reads.
       window: positions of each tree's longest thread, of the kept.
       longest: tokens of the longest stream kept.
+      conditions: how many of the kept state each condition.
     """
 
     made: int = 0
@@ -100,8 +102,10 @@ class Counts:
     threads: int = 0
     tokens: int = 0
     sequential: int = 0
+    stored: int = 0
     window: int = 0
     longest: int = 0
+    conditions: collections.Counter[int] = dataclasses.field(default_factory=collections.Counter)
 
     def __add__(self, other: "Counts") -> "Counts":
         sums = {name: value + getattr(other, name) for name, value in vars(self).items()}
@@ -224,8 +228,10 @@ def _demonstrate(recipe: Recipe, chunk: list[tuple[int, Problem]]) -> tuple[list
             threads=len(streams),
             tokens=sum(int(stream.sampled.sum()) for stream in streams),
             sequential=sequential_tokens(streams),
+            stored=sum(len(stream.tokens) for stream in streams),
             window=max(int(stream.position.max()) + 1 for stream in streams),
             longest=max(len(stream.tokens) for stream in streams),
+            conditions=collections.Counter([] if thread.condition is None else [thread.condition]),
         )
     return examples, counts
 

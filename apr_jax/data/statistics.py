@@ -29,7 +29,9 @@ def statistics(counts: Counts, recipe: Recipe) -> dict[str, Any]:
       `demonstrations` that were kept; `dropped` for the first bound that each breaks, or as wrong; `solver_success`, the
       share of all whose answer verifies, and its `ci95`; `kept_success`; `dropped_success` and `dropped_children`, their
       mean, or None where none was dropped; and means over the kept: children, sampled tokens
-      in a tree, in a thread and on the longest chain, positions of a tree's longest thread; `longest_stream` of all.
+      in a tree, in a thread and on the longest chain, positions of a tree's longest thread; `longest_stream` of all;
+      `stored_tokens`, given ones included, which an epoch of training reads; `conditions`, how many of the kept state
+      each condition (children, or window bins).
 
     Raises:
       UsageError: none was kept.
@@ -60,4 +62,6 @@ def statistics(counts: Counts, recipe: Recipe) -> dict[str, Any]:
         "mean_sequential_tokens": counts.sequential / kept,
         "mean_longest_thread": counts.window / kept,
         "longest_stream": counts.longest,
+        "stored_tokens": counts.stored,
+        "conditions": {str(condition): counts.conditions[condition] for condition in sorted(counts.conditions)},
     }

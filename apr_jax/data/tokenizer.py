@@ -41,11 +41,12 @@ class Tokenizer:
             raise ValueError(f"tokenizer: begins with {self.pieces[: len(CONTROL_PIECES)]}, not with {CONTROL_PIECES}")
 
     @classmethod
-    def train(cls, texts: Iterable[str], phrases: Sequence[str] = ()) -> "Tokenizer":
+    def train(cls, texts: Iterable[str], phrases: Sequence[str] = (), alphabet: str = "") -> "Tokenizer":
         """Learns the characters of `texts`; a function of its arguments alone.
 
         Args:
           texts: at least one that is not empty.
+          alphabet: characters that are learned whether or not a text holds them.
           phrases: strings that become one piece each; where several match at one place, the longest wins.
 
         Raises:
@@ -55,13 +56,13 @@ class Tokenizer:
         texts = [text for text in texts if text]
         if not texts:
             raise ValueError("tokenizer: no text to train on")
-        if any(_SPACE in text for text in (*texts, *phrases)):
+        if any(_SPACE in text for text in (*texts, *phrases, alphabet)):
             raise ValueError(f"tokenizer: a text holds {_SPACE!r}, which stands for a space inside SentencePiece")
         if taken := set(phrases) & set(CONTROL_PIECES):
             raise ValueError(f"tokenizer: phrases {sorted(taken)} are control pieces")
         # SentencePiece cuts the line end off a text before it counts; inside a text it is a character like any other. And
         # it counts no character that a phrase took: each stands alone once, too.
-        alphabet = "".join(sorted(set().union(*texts)))
+        alphabet = "".join(sorted(set(alphabet).union(*texts)))
         model = io.BytesIO()
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=itertools.chain(texts, [alphabet[-1] + alphabet], alphabet),

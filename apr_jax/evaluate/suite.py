@@ -12,6 +12,7 @@ import dataclasses
 from pathlib import Path
 
 from apr_jax.config import EvalConfig, Experiment
+from apr_jax.data.build import stated_conditions
 from apr_jax.errors import UsageError
 from apr_jax.evaluate.run import Decoding
 from apr_jax.learn.checkpoint import FOLDER
@@ -145,6 +146,26 @@ def check(config: Experiment) -> None:
         if values and field != "forced" and not solver.condition:
             raise UsageError(
                 f"evaluate.{field}={values}: the models are trained without conditions (solver.condition=0)"
+            )
+
+
+def check_conditions(config: Experiment, data: Path) -> None:
+    """Refuses a sweep over conditions that the built data never state: no model has learned what they mean.
+
+    Raises:
+      UsageError: names the field, the values and what the demonstrations state.
+      UserError: `data` holds no data of a method that is swept.
+    """
+    for field, method in (("children", "apr"), ("bins", "sos+")):
+        values = getattr(config.evaluate, field)
+        if not values:
+            continue
+        stated = stated_conditions(data, method)
+        unknown = [value for value in values if value not in stated]
+        if unknown:
+            raise UsageError(
+                f"evaluate.{field}={values}: no demonstration of {method!r} in {data} states "
+                f"{' or '.join(map(str, unknown))}; they state {', '.join(map(str, stated)) or 'nothing'}"
             )
 
 

@@ -33,11 +33,14 @@ class Thread:
       prompt: text the thread is given: the problem for the root, the message for a child.
       body: what it writes, text and spawns in order.
       answer: what it joins; empty for "no solution".
+      condition: what the prompt of a root asks for, None for nothing (`Task.prompt`). The text says it already, so two
+        threads of the same text are equal whether it is known or not.
     """
 
     prompt: str
     body: tuple[str | Spawn, ...]
     answer: str
+    condition: int | None = dataclasses.field(default=None, compare=False)
 
 
 def flatten(thread: Thread) -> list[Thread]:
@@ -103,6 +106,17 @@ class Task(Protocol):
     @classmethod
     def from_settings(cls, settings: dict[str, Any]) -> Self:
         """The task that has these `settings`."""
+        ...
+
+    @property
+    def alphabet(self) -> str:
+        """Every character that prompts, messages, traces and answers can hold: the tokenizer knows them all, whatever
+        the demonstrations that it is trained on happen to hold."""
+        ...
+
+    @property
+    def phrases(self) -> tuple[str, ...]:
+        """Strings that a trace repeats word for word: the tokenizer makes one piece of each."""
         ...
 
     def prompt(self, problem: Problem, condition: int | None = None) -> str:

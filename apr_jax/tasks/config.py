@@ -41,7 +41,8 @@ class SolverConfig:
       largest: a step that leaves two numbers is only followed if its result is at most this; 0 follows all. Above twice the
         highest number and target such a step helps only if the last one divides, and small models multiply badly.
       condition: share of demonstrations whose prompt states the condition (child count for APR, window bin for SoS+).
-      window_bin: tokens a bin of the SoS+ condition; characters of the compact trace stand for tokens.
+      window_bin: tokens a bin of the SoS+ condition, which counts all that the thread takes of the window: `<bos>`, prompt,
+        trace, `<join>`, answer and `<eos>`, in tokens of its render.
       only_right: leave demonstrations out that do not find the answer (rejection sampling); there are fewer of them then.
       render: text form of a trace: the fewest tokens, or the lines of Stream of Search.
     """

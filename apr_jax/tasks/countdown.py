@@ -8,6 +8,7 @@ The life of a sample:
 """
 
 import dataclasses
+import functools
 import random
 import re
 from collections.abc import Sequence
@@ -21,6 +22,7 @@ from apr_jax.tasks.events import children
 
 # Anchored, without nested repetition, digits bounded: linear time, and int() can't refuse a number as too long.
 _EQUATION = re.compile(r"([0-9]{1,40})([+\-*/])([0-9]{1,40})=([0-9]{1,40})")
+_CONTROL_TOKENS = 3  # Of a thread without children: <bos> before its prompt, <join> before its answer, <eos> after it.
 _SHOWN = 60  # Characters of a wrong equation that a reason quotes.
 
 
@@ -61,6 +63,18 @@ class Countdown:
     def _form(self) -> Any:
         return {"compact": render_compact, "sos": render_sos}[self.solver.render]
 
+    @property
+    def alphabet(self) -> str:
+        """Every character of the render's texts."""
+        alphabet: str = self._form.ALPHABET
+        return alphabet
+
+    @property
+    def phrases(self) -> tuple[str, ...]:
+        """What the render repeats word for word."""
+        phrases: tuple[str, ...] = self._form.PHRASES
+        return phrases
+
     def prompt(self, problem: Problem, condition: int | None = None) -> str:
         """The root's prompt; `condition` is the wanted number of children (APR) or of window bins (SoS+)."""
         return self._form.prompt_text(problem, condition)
@@ -75,15 +89,31 @@ class Countdown:
         conditioned = method != "sos" and rng.random() < self.solver.condition
         plan = solvers.draw_plan(method, self.solver, rng, conditioned, *self._room)
         search = solvers.search(problem.numbers, problem.target, plan, rng)
+        if self.solver.render == "sos":
+            thread = render_sos.render(search, "", problem, method)
+        else:
+            thread = render_compact.render(search, "", problem.target)
+
         condition = None
         if conditioned and method in solvers.PARALLEL:
             condition = children(search)
         elif conditioned:
-            trace = render_compact.render(search, "", problem.target)
-            condition = -(-render_compact.length(trace) // self.solver.window_bin)
-        if self.solver.render == "sos":
-            return render_sos.render(search, self.prompt(problem, condition), problem, method)
-        return render_compact.render(search, self.prompt(problem, condition), problem.target)
+            condition = self._window_bins(problem, thread)
+        return dataclasses.replace(thread, prompt=self.prompt(problem, condition), condition=condition)
+
+    def _window_bins(self, problem: Problem, thread: Thread) -> int:
+        """Bins of the window that a thread without children takes, with a prompt that states their number."""
+        written = sum(count_tokens(part, self.phrases) for part in thread.body if isinstance(part, str))
+        written += count_tokens(thread.answer, self.phrases) + _CONTROL_TOKENS
+
+        # The number stands in the prompt, which counts too: one more digit may just fill another bin.
+        bins = 1
+        while True:
+            tokens = written + count_tokens(self.prompt(problem, bins), self.phrases)
+            needed = -(-tokens // self.solver.window_bin)
+            if needed == bins:
+                return bins
+            bins = needed
 
     def verify(self, problem: Problem, answer: str) -> Verdict:
         """Checks every step of an answer with exact integers; never raises; time linear in the answer's length."""
@@ -96,6 +126,21 @@ class Countdown:
     def examine(self, problem: Problem, thread: Thread, cut: bool = False) -> Reading | None:
         """Every piece of a compact trace against exact arithmetic; traces in the form of Stream of Search are not read."""
         return check_thread(problem, thread, cut) if self.solver.render == "compact" else None
+
+
+def count_tokens(text: str, phrases: tuple[str, ...]) -> int:
+    """Pieces that the tokenizer cuts a text into, known before one is trained: characters, and whole phrases."""
+    if not phrases:
+        return len(text)
+    found = _any_of(phrases).findall(text)
+    return len(text) - sum(map(len, found)) + len(found)
+
+
+@functools.lru_cache(maxsize=4)
+def _any_of(phrases: tuple[str, ...]) -> re.Pattern[str]:
+    """Finds phrases as the tokenizer does: from left to right, the longest that matches at a place."""
+    longest_first = sorted(phrases, key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, longest_first)))
 
 
 def check_path(numbers: Sequence[int], target: int, equations: Sequence[str]) -> str:

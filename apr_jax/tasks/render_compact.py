@@ -23,6 +23,9 @@ from apr_jax.tasks.events import Enter, Fork, Generate, Node, Search, State, Ste
 
 HIT = "!"
 NODE = "|"
+PHRASES: tuple[str, ...] = ()  # Nothing is repeated word for word: the tokenizer takes single characters.
+# Every character that a prompt, a message, a trace or an answer can hold.
+ALPHABET = f"0123456789+-*/=,:;>#{HIT}{NODE}"
 
 
 def _numbers(numbers: State) -> str:
@@ -104,8 +107,3 @@ def render(search: Search, prompt: str, target: int) -> Thread:
     if trace.text:
         body.append(trace.text)
     return Thread(prompt, tuple(body), answer_text(search.solution))
-
-
-def length(thread: Thread) -> int:
-    """Characters that a serial thread writes: its trace, its join and its answer. The window condition counts them."""
-    return sum(len(part) for part in thread.body if isinstance(part, str)) + 1 + len(thread.answer)

@@ -19,6 +19,26 @@ from apr_jax.tasks.base import Problem, Spawn, Thread
 from apr_jax.tasks.events import Enter, Event, Fork, Generate, Leave, Node, Search, Step, Test
 from apr_jax.tasks.render_compact import answer_text
 
+# What the line format repeats word for word; the tokenizer makes one piece of each.
+PHRASES = (
+    "Current State: ",
+    ", Operations: [",
+    "Exploring Operation: ",
+    ", Resulting Numbers: [",
+    "Generated Node #",
+    " Operation: ",
+    "Moving to Node #",
+    " equal: Goal Reached\n",
+    " unequal: No Solution\n",
+    "Start Sub Search at level ",
+    "Exit Sub Search at level ",
+    "No solution found in sub search\n",
+    "No solution found.\n",
+    "Sub Call Budget: ",
+)
+# Every character that a prompt, a message, a trace or an answer can hold.
+ALPHABET = "".join(sorted(set("0123456789+-*/=,:[]'# \n").union(*PHRASES)))
+
 
 def prompt_text(problem: Problem, condition: int | None) -> str:
     """The opening line; a condition goes before it, as a budget of child threads or window bins."""

@@ -24,6 +24,16 @@ class HiddenDigit:
         """The only task of this class."""
         return cls(**settings)
 
+    @property
+    def alphabet(self) -> str:
+        """Digits and the marks of prompt, message and guess."""
+        return "0123456789+=?#"
+
+    @property
+    def phrases(self) -> tuple[str, ...]:
+        """None: nothing is repeated word for word."""
+        return ()
+
     def problem(self, seed: int) -> Problem:
         """A random problem, a function of the seed."""
         rng = random.Random(f"hidden digit {seed}")

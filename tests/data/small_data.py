@@ -10,6 +10,7 @@ from apr_jax.data.tokenizer import Tokenizer
 from apr_jax.tasks import Problem
 
 NANO = Path(__file__).parents[2] / "experiments" / "nano.py"
+PAPER = NANO.with_name("paper.py")
 
 
 def small(**fields) -> Experiment:

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 from apr_jax.data import builder
-from apr_jax.data.build import PHRASES
 from apr_jax.data.demonstrate import (
     Bounds,
     Recipe,
@@ -85,8 +84,10 @@ def demonstrations(method: str, render: str, count: int) -> tuple[list[Thread], 
         solver = dataclasses.replace(solver, parent_beam=4, max_children=60)
     recipe = Recipe(task, solver, method, 0, b"", Bounds(1, 1, 1, 1, 1))
     problems = [draw(task, seed) for seed in range(count)]
-    tokenizer = Tokenizer.train(["0123456789", *(t for p in problems for t in texts(recipe, p))], PHRASES[render])
-    threads = [Countdown(task, solver).demonstration(problem, method, 0) for problem in problems]
+    countdown = Countdown(task, solver)
+    found = [text for problem in problems for text in texts(recipe, problem)]
+    tokenizer = Tokenizer.train(found, countdown.phrases, countdown.alphabet)
+    threads = [countdown.demonstration(problem, method, 0) for problem in problems]
     return threads, tokenizer, problems
 
 

@@ -168,8 +168,8 @@ def test_conditions_state_what_the_demonstration_does():
             if method == "apr":
                 assert int(k) == len(flatten(thread)) - 1 <= 10
             else:
-                written = len(thread.body[0]) + 1 + len(thread.answer)
-                assert 64 * (int(k) - 1) < written <= 64 * int(k)
+                taken = 1 + len(thread.prompt) + len(thread.body[0]) + 1 + len(thread.answer) + 1
+                assert 64 * (int(k) - 1) < taken <= 64 * int(k)
     assert all(110 < count < 190 for count in stated.values())
 
 

@@ -1,0 +1,131 @@
+"""What a prompt asks for is what its demonstration does, in every render; and nobody asks for what the data never state."""
+
+import collections
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+from small_data import PAPER
+
+from apr_jax.config import load
+from apr_jax.data import builder
+from apr_jax.data.build import build
+from apr_jax.data.demonstrate import unflatten
+from apr_jax.data.streams import read_thread, tree_streams
+from apr_jax.data.tokenizer import Tokenizer
+from apr_jax.errors import UsageError, UserError
+from apr_jax.evaluate import suite
+from apr_jax.tasks import METHODS, Countdown, CountdownConfig, Problem, SolverConfig, draw, flatten
+from apr_jax.tasks.countdown import count_tokens
+
+
+@pytest.fixture(scope="module")
+def paper():
+    """Scale paper with a few demonstrations, all of which state a condition."""
+    return load(PAPER, ["data.demonstrations=300", "data.heldout=5", "solver.condition=1"])
+
+
+@pytest.fixture(scope="module")
+def paper_data(paper, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("paper")
+    build(paper, out, methods=("apr", "sos+"), progress=False, workers=1)
+    return out
+
+
+def stated_in(prompt: str) -> int:
+    """The condition, read off a prompt of either render."""
+    if prompt.startswith("Sub Call Budget: "):
+        return int(prompt.split()[3])
+    return int(prompt.partition("#")[2])
+
+
+@pytest.mark.parametrize(("render", "window_bin"), [("compact", 1), ("compact", 32), ("sos", 64), ("sos", 512)])
+def test_stated_bins_are_those_that_the_tokens_fill(render, window_bin):
+    task = Countdown(CountdownConfig(), SolverConfig(render=render, window_bin=window_bin, condition=1.0))
+    # No text is needed to train on: the tokenizer knows the task's characters and phrases.
+    tokenizer = Tokenizer.train(["0"], task.phrases, task.alphabet)
+    bins = collections.Counter()
+    for seed in range(120):
+        problem = draw(task.config, seed)
+        thread = task.demonstration(problem, "sos+", seed)
+        (stream,) = tree_streams(thread, tokenizer)
+        bins[stated_in(thread.prompt)] += 1
+        assert thread.condition == stated_in(thread.prompt) == -(-len(stream.tokens) // window_bin)
+        assert thread.prompt == task.prompt(problem, thread.condition)
+    assert len(bins) >= 7
+
+
+@pytest.mark.parametrize("render", ["compact", "sos"])
+def test_tokens_are_counted_as_the_tokenizer_cuts(render):
+    task = Countdown(CountdownConfig(), SolverConfig(render=render))
+    tokenizer = Tokenizer.train(["0"], task.phrases, task.alphabet)
+    written = set()
+    for seed in range(20):
+        for method in METHODS:
+            thread = task.demonstration(draw(task.config, seed), method, seed)
+            parts = [part for one in flatten(thread) for part in (one.prompt, one.answer, *one.body)]
+            for text in filter(lambda part: isinstance(part, str), parts):
+                assert count_tokens(text, task.phrases) == len(tokenizer.encode(text))
+                written |= set(text)
+    assert written - set("#") == set(task.alphabet) - set("#"), "an alphabet that is known without drawing"
+    phrases = ("ab", "abc", "bcd", "c")
+    cutter = Tokenizer.train(["abcd"], phrases)
+    for text in ("abcd", "abbcdc", "ababcabcd", "dcba", ""):
+        assert count_tokens(text, phrases) == len(cutter.encode(text))
+
+
+def test_part_of_scale_paper_is_built_as_its_config_says(paper, paper_data):
+    tokenizer = Tokenizer.from_bytes((paper_data / "tokenizer.model").read_bytes())
+    record = json.loads((paper_data / "data.json").read_text())
+    for method in ("apr", "sos+"):
+        source = builder.read(paper_data, method, "train")
+        counted = collections.Counter()
+        for example in (source[k] for k in range(len(source))):
+            streams = unflatten(example)
+            thread = read_thread(streams, tokenizer)
+            done = len(streams) - 1 if method == "apr" else -(-len(streams[0].tokens) // paper.solver.window_bin)
+            assert stated_in(thread.prompt) == done
+            counted[done] += 1
+        facts = record["methods"][method]["train"]
+        assert facts["conditions"] == {str(done): counted[done] for done in sorted(counted)}
+        assert 200 < facts["demonstrations"] == sum(counted.values()) < 300
+    # Whatever the published sweeps ask for, some demonstration states.
+    suite.check(paper)
+    suite.check_conditions(paper, paper_data)
+
+
+@pytest.mark.parametrize(
+    ("field", "values", "line"),
+    [
+        (
+            "children",
+            (0, 1),
+            r"evaluate.children=\(0, 1\): no demonstration of 'apr' in .* states 1; they state 0, 2, 3",
+        ),
+        ("bins", (2, 9, 10), r"evaluate.bins=\(2, 9, 10\): .*'sos\+' in .* states 9 or 10; they state 1, 2, .*, 8$"),
+    ],
+)
+def test_a_sweep_over_what_the_data_never_state_is_refused(paper, paper_data, field, values, line):
+    swept = dataclasses.replace(paper, evaluate=dataclasses.replace(paper.evaluate, **{field: values}))
+    with pytest.raises(UsageError, match=line):
+        suite.check_conditions(swept, paper_data)
+
+
+def test_data_of_an_unknown_kind_are_named(config, data_dir, tmp_path):
+    swept = dataclasses.replace(config, evaluate=dataclasses.replace(config.evaluate, bins=(2,)))
+    suite.check_conditions(swept, data_dir)
+    with pytest.raises(UserError, match=r"data.json: does not say which conditions the demonstrations of 'apr' state"):
+        suite.check_conditions(swept, tmp_path)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_the_tokenizer_knows_every_character_of_the_task(config, tmp_path, count):
+    """Whatever its demonstrations hold: here none states a condition, and there are one or two."""
+    solver = dataclasses.replace(config.solver, condition=0.0)
+    few = dataclasses.replace(config, solver=solver, data=dataclasses.replace(config.data, demonstrations=count))
+    build(few, tmp_path, methods=("apr", "sos+"), progress=False, workers=1)
+    tokenizer = Tokenizer.from_bytes((tmp_path / "tokenizer.model").read_bytes())
+    problem = Problem("p", (29, 30, 17), 68)
+    for text in (Countdown(few.task, few.solver).alphabet, Countdown(few.task, few.solver).prompt(problem, 35)):
+        assert tokenizer.decode(tokenizer.encode(text)) == text
