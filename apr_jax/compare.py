@@ -16,7 +16,8 @@ FREE = (
     "learn.sft.log_every",
     *(f"learn.rl.reward.{field}" for field in ("time_limit", "memory_limit", "max_unknown")),
 )
-LENGTHS = ("learn.sft.steps", "learn.rl.steps")  # How long it runs: what was evaluated belongs to the shorter one.
+# How long it runs: what was evaluated belongs to the shorter one.
+LENGTHS = ("learn.sft.steps", "learn.sft.epochs", "learn.rl.steps")
 
 
 def differences(old: dict[str, Any], new: Experiment, free: Iterable[str] = ()) -> list[tuple[str, Any, Any]]:

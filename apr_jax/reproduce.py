@@ -160,7 +160,10 @@ def supervised_stage(name: str, config: Experiment, data: str, built: Path, out:
 
         train_sft(config, built, out / name, method)
 
-    return Stage(name, out / name / "checkpoints", run, (data,), "sft", config.learn.sft.steps, together=True)
+    sft = config.learn.sft
+    # An epoch of one method takes other steps than one of another: the time of one says nothing about the other.
+    kind = "sft" if sft.steps else f"sft {method}"
+    return Stage(name, out / name / "checkpoints", run, (data,), kind, sft.steps or sft.epochs, together=True)
 
 
 def reinforced_stage(name: str, start: str, config: Experiment, built: Path, out: Path, kind: str) -> Stage:

@@ -3,7 +3,8 @@
     apr plan --config experiments/paper.py --topology v3:8x8      # what fits, without a TPU
     apr reproduce --scale paper --out runs/paper                  # on a pod; the authors used 128 TPU v3 cores
 
-The supervised stage is about 10 epochs of 500,000 demonstrations; the authors reach 75.5% for APR and 57.3% for SoS+
+The supervised stage is 10 epochs of 500,000 demonstrations, which are packed into rows: some 20,000 steps for APR and 4,000
+for SoS+. The authors reach 75.5% for APR and 57.3% for SoS+
 after it, and 83.4% and 60.0% after RL. Where this file differs from them: the tokenizer is ours, so there are fewer
 embeddings; one KL weight (theirs for APR) serves both methods, for SoS+ they take --set learn.rl.objective.kl=0.01.
 """
@@ -53,7 +54,7 @@ def experiment() -> Experiment:
         schedule=Schedule(lanes=24, admit=8, chunk=64, buckets=(1_024,)),
         learn=LearnConfig(
             sft=SftConfig(
-                steps=19_000,
+                epochs=10,
                 rows=256,
                 streams=16,
                 optimizer=OptimizerConfig(lr=5e-5, warmup=200, weight_decay=0.01, clip=1.0),

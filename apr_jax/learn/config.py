@@ -53,9 +53,12 @@ class OptimizerConfig:
 
 @dataclasses.dataclass(frozen=True)
 class SftConfig:
-    """Supervised training: `steps` steps of `rows` packed rows; a row is `limits.stream` tokens long.
+    """Supervised training: steps of `rows` packed rows; a row is `limits.stream` tokens long.
 
     Attributes:
+      steps: how many, whatever the method; 0 where `epochs` says how long it takes.
+      epochs: so often every demonstration is read; 0 where `steps` says how long it takes. How many steps these are depends on
+        the method, whose demonstrations are packed into rows: `data.pipeline.steps_of_an_epoch`.
       streams: independent streams of demonstrations that a batch's rows come from, in equal parts. A process reads only
         the streams in which its rows lie: give it as many as there are processes. It decides the order of the data; the
         number of processes and devices does not.
@@ -63,9 +66,10 @@ class SftConfig:
         is kept. 0: never.
     """
 
-    steps: int
     rows: int
     optimizer: OptimizerConfig
+    steps: int = 0
+    epochs: float = 0.0
     streams: int = 1
     save_every: int = 200
     log_every: int = 10
@@ -74,8 +78,12 @@ class SftConfig:
 
     def __post_init__(self):
         self.optimizer.check("learn.sft.optimizer")
-        _require(self, "learn.sft", ("steps", "rows", "streams", "save_every", "log_every", "validation"), 1)
-        _require(self, "learn.sft", ("validate_every",), 0)
+        _require(self, "learn.sft", ("rows", "streams", "save_every", "log_every", "validation"), 1)
+        _require(self, "learn.sft", ("steps", "epochs", "validate_every"), 0)
+        if (self.steps > 0) == (self.epochs > 0):
+            raise ValueError(
+                f"learn.sft.steps={self.steps} with learn.sft.epochs={self.epochs:g}: one must be positive, the other 0"
+            )
         if self.rows % self.streams:
             raise ValueError(f"learn.sft.rows={self.rows} must be a multiple of learn.sft.streams={self.streams}")
 

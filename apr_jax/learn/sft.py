@@ -1,5 +1,6 @@
 """Supervised training: imitation of the symbolic solvers' demonstrations; validation by what the model itself answers."""
 
+import math
 import time
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -7,10 +8,12 @@ from typing import Any
 
 import jax
 from jax.sharding import Mesh
+from rich.console import Console
 
 from apr_jax.config import Experiment
 from apr_jax.data.build import check_built
-from apr_jax.data.pipeline import Batches, Held, sft_batches
+from apr_jax.data.pipeline import Batches, Held, sft_batches, steps_of_an_epoch
+from apr_jax.errors import UsageError
 from apr_jax.learn.ceiling import measure_ceiling
 from apr_jax.learn.checkpoint import Run
 from apr_jax.learn.examiner import Examiner, examining
@@ -49,6 +52,11 @@ def train_sft(
     here = local_copy(as_path(data_dir), "data.json")
     tokenizer = read_tokenizer(here)
     trainer = _Trainer(config, here, method, mesh)
+    if sft.epochs and jax.process_index() == 0:
+        Console(stderr=True).print(
+            f"sft: learn.sft.epochs={sft.epochs:g} of {method} are {trainer.steps:,} steps of {sft.rows} rows",
+            soft_wrap=True,
+        )
     init = jax.jit(init_params, static_argnums=(0, 1))
     # By way of the host: several processes then lay the same values out on the mesh of all.
     params = jax.device_get(init(config.model, tokenizer.vocab_size, run_key(config.seed, Domain.WEIGHTS)))
@@ -62,7 +70,7 @@ def train_sft(
             init_state(params, trainer.optimizer, mesh),
             Stage(
                 name="sft",
-                steps=sft.steps,
+                steps=trainer.steps,
                 advance=trainer.advance,
                 save_every=sft.save_every,
                 bad_steps=config.learn.bad_steps,
@@ -88,6 +96,7 @@ class _Trainer:
     """What a supervised step needs besides the state: its optimizer, and the batches, which know where they are.
 
     Attributes:
+      steps: of the whole run.
       waited: seconds that the last step waited for its batch.
     """
 
@@ -98,9 +107,12 @@ class _Trainer:
             rows, length = sft.rows // sft.streams, config.limits.stream
             return sft_batches(data_dir, method, rows, length, config.seed, stream, sft.streams)
 
+        self._epoch = steps_of_an_epoch(data_dir, method, sft.rows, config.limits.stream, config.seed, sft.streams)
+        self._epochs = sft.epochs
+        self.steps = sft.steps or math.ceil(sft.epochs * self._epoch)
         self._mesh = mesh
         self._batches = Held(open_stream, sft.streams, sft.rows, held_rows(sft.rows, mesh))
-        self.optimizer = make_optimizer(sft.optimizer, sft.steps)
+        self.optimizer = make_optimizer(sft.optimizer, self.steps)
         self._update = make_sft_step(config.model, self.optimizer, mesh)
         self.last_batches = LastBatches()
         self.waited = 0.0
@@ -113,12 +125,21 @@ class _Trainer:
         self.waited = time.perf_counter() - began
         self.last_batches.keep(step + 1, vars(rows))
         state, metrics = self._update(state, place_rows(rows, self._mesh))
-        return state, metrics | {"data_seconds": self.waited}
+        return state, metrics | {"data_seconds": self.waited, "epochs": (step + 1) / self._epoch}
 
     def data_state(self) -> dict[str, Any]:
-        """Of all streams, wherever they are read."""
-        return {"streams": merge(self._batches.get_state())}
+        """Of all streams, wherever they are read; and how long the run is, for its learning rates follow from that."""
+        return {"streams": merge(self._batches.get_state()), "epochs": self._epochs, "steps": self.steps}
 
     def restore_data(self, saved: dict[str, Any]) -> None:
-        """Goes on from a `data_state`."""
+        """Goes on from a `data_state`.
+
+        Raises:
+          UsageError: the same number of epochs were other steps when the run began.
+        """
+        if self._epochs and saved["epochs"] == self._epochs and saved["steps"] != self.steps:
+            raise UsageError(
+                f"learn.sft.epochs={self._epochs:g}: were {saved['steps']} steps when this run began, are {self.steps} now; "
+                "give the folder of the data that it began with"
+            )
         self._batches.set_state(saved["streams"])

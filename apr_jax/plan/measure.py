@@ -28,7 +28,7 @@ from apr_jax.model.attention import BLOCK
 from apr_jax.model.transformer import init_params
 from apr_jax.plan.count import Counter
 from apr_jax.plan.hlo import parse
-from apr_jax.plan.stages import VOCAB
+from apr_jax.plan.stages import ANY_STEPS, VOCAB
 
 _REPEATS = 5
 _COPIED = 1 << 26  # float32 numbers of the copy that bandwidth is measured with: 256 MiB, beyond any cache.
@@ -68,7 +68,7 @@ class Measured:
 def measure(config: Experiment) -> Measured:
     """Raises UsageError if the CPU devices don't fit the config's mesh."""
     mesh, sft = build_mesh(config), config.learn.sft
-    optimizer = make_optimizer(sft.optimizer, sft.steps)
+    optimizer = make_optimizer(sft.optimizer, sft.steps or ANY_STEPS)
     state = init_state(init_params(config.model, VOCAB, jax.random.key(0)), optimizer, mesh)
     rows = place_rows(_one_thread_a_row(sft.rows, config.limits.stream), mesh)
     step: Any = make_sft_step(config.model, optimizer, mesh)

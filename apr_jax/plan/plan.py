@@ -26,6 +26,7 @@ from apr_jax.plan.roofline import Stage, analyse
 from apr_jax.plan.scaling import Point, weak_scaling
 from apr_jax.plan.stages import STAGES, abstract_params, lower
 from apr_jax.plan.topology import describe
+from apr_jax.reproduce import METHODS
 
 # libtpu's own words for a program without room (0.0.52); it keeps some of the chip's memory for itself.
 _SHORT = re.compile(r"required for [\w ]+ \(([\d.]+)G\) exceeds available HBM \(([\d.]+)G\)")
@@ -40,6 +41,7 @@ class Plan:
       parameters: without embeddings.
       failed: stage -> why it could not be compiled, in a line.
       change: stage -> what to change so that it fits.
+      recipes: method -> hours of its training; none where a program is missing.
       scaling: the supervised step on 8 to 1,024 chips.
     """
 
@@ -53,7 +55,7 @@ class Plan:
     stages: dict[str, Stage]
     failed: dict[str, str]
     change: dict[str, str]
-    recipe: Recipe | None
+    recipes: dict[str, Recipe]
     scaling: tuple[Point, ...]
 
 
@@ -95,9 +97,15 @@ def plan(config: Experiment, topology: str, wanted: Sequence[str] = STAGES) -> P
         stages=stages,
         failed=failed,
         change=change,
-        recipe=recipe(config, stages, chips),
+        recipes=_recipes(config, stages, chips),
         scaling=weak_scaling(supervised, chip, dict(mesh.shape), parameters) if supervised else (),
     )
+
+
+def _recipes(config: Experiment, stages: dict[str, Stage], chips: int) -> dict[str, Recipe]:
+    """Hours of each method that `apr reproduce` trains."""
+    found = {method: recipe(config, stages, chips, method) for method in METHODS}
+    return {method: hours for method, hours in found.items() if hours is not None}
 
 
 def compile_text(lowered: Any) -> tuple[str, Any]:

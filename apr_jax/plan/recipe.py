@@ -3,11 +3,16 @@
 import dataclasses
 import math
 
+from apr_jax.bench.demos import make_recipe
 from apr_jax.config import Experiment
+from apr_jax.data.demonstrate import Workers, demonstrations, unflatten
+from apr_jax.data.packing import pack_streams
 from apr_jax.learn.config import RlConfig, SftConfig
 from apr_jax.plan.chips import Chip
 from apr_jax.plan.kernels import position_bytes
 from apr_jax.plan.roofline import Stage
+
+_SAMPLE = 512  # Demonstrations that are made to see how many rows they fill: at scale paper a mean that is known to 5%.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -15,33 +20,50 @@ class Recipe:
     """Hours of one method, at the roofline. Evaluations are of one host, so they are not in it (`--only training`).
 
     Attributes:
+      steps: of the supervised training.
       supervised, reinforced: of the two trainings, validations included.
       chip_hours: of both, on all chips.
     """
 
+    steps: int
     supervised: float
     reinforced: float
     chip_hours: float
 
 
-def recipe(config: Experiment, stages: dict[str, Stage], chips: int) -> Recipe | None:
-    """None if a stage is missing: it did not compile."""
+def supervised_steps(config: Experiment, method: str) -> int:
+    """Steps of a method's supervised training. Epochs become steps by demonstrations that are made on the spot and packed."""
+    sft = config.learn.sft
+    if sft.steps:
+        return sft.steps
+    made, problems = make_recipe(config, _SAMPLE, method)
+    chunks = demonstrations(made, problems, _SAMPLE, Workers(1))
+    trees = [unflatten(example) for chunk, _ in chunks for example in chunk]
+    rows = len(pack_streams(trees, config.limits.stream).tokens)
+    return math.ceil(sft.epochs * config.data.demonstrations * rows / _SAMPLE / sft.rows)
+
+
+def recipe(config: Experiment, stages: dict[str, Stage], chips: int, method: str) -> Recipe | None:
+    """Hours of a method's training; None if a stage is missing: it did not compile."""
     rl = config.learn.rl
     anchored = rl.objective.kl_in_reward
     needed = {"supervised", "rollout", "update"}
     if not (needed | ({"replay"} if anchored else set())) <= stages.keys():
         return None
     sft, rollout = config.learn.sft, stages["rollout"].seconds
-    supervised = sft.steps * stages["supervised"].seconds + _asked(config, sft) * _validations(sft) * rollout
+    steps = supervised_steps(config, method)
+    validations = _validations(steps, sft.validate_every)
+    supervised = steps * stages["supervised"].seconds + _asked(config, sft) * validations * rollout
     step = rollout + rl.inner_steps * stages["update"].seconds
     step += stages["replay"].seconds if anchored else 0.0
-    reinforced = rl.steps * step + _asked(config, rl) * (1 + _validations(rl)) * rollout  # One before the first step.
-    return Recipe(supervised / 3600, reinforced / 3600, (supervised + reinforced) / 3600 * chips)
+    validations = 1 + _validations(rl.steps, rl.validate_every)  # One before the first step.
+    reinforced = rl.steps * step + _asked(config, rl) * validations * rollout
+    return Recipe(steps, supervised / 3600, reinforced / 3600, (supervised + reinforced) / 3600 * chips)
 
 
-def _validations(stage: SftConfig | RlConfig) -> int:
+def _validations(steps: int, every: int) -> int:
     """Every so many steps and after the last; none if there are to be none."""
-    return math.ceil(stage.steps / stage.validate_every) if stage.validate_every else 0
+    return math.ceil(steps / every) if every else 0
 
 
 def _asked(config: Experiment, stage: SftConfig | RlConfig) -> int:

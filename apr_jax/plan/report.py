@@ -96,12 +96,13 @@ def show_plan(found: Plan, path: Path | None = None) -> None:
     if found.scaling:
         steps = ", ".join(f"{point.chips}: {_seconds(point.seconds)}" for point in found.scaling)
         console.print(f"supervised step, as many rows a chip, on so many chips: {steps}")
-    if found.recipe:
+    for method, hours in found.recipes.items():
         console.print(
-            f"one method, at least: supervised {found.recipe.supervised:.2g} h, reinforcement "
-            f"{found.recipe.reinforced:.2g} h, {found.recipe.chip_hours:,.0f} chip hours; `apr reproduce` trains two, "
-            "and more with evaluate.ablations=true"
+            f"{method}, at least: supervised {hours.supervised:.2g} h ({hours.steps:,} steps), reinforcement "
+            f"{hours.reinforced:.2g} h, {hours.chip_hours:,.0f} chip hours"
         )
+    if found.recipes:
+        console.print("`apr reproduce` trains both methods, and more with evaluate.ablations=true")
     console.print(
         f"{found.parameters / 1e6:.1f}M parameters without embeddings; a vocabulary of {VOCAB}. docs/scale.md: how to read this"
     )

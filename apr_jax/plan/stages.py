@@ -25,6 +25,9 @@ from apr_jax.model.transformer import init_params
 from apr_jax.threads import Prompts
 
 VOCAB = 64  # Single characters and the control pieces are fewer.
+ANY_STEPS = (
+    10_000  # Of a training that is counted in epochs: a number within the program, which costs the same with any.
+)
 PROMPT = 32  # P, tokens of a prompt.
 STAGES = tuple(program.value for program in Program)
 
@@ -74,7 +77,7 @@ def forest_chunks(config: Experiment) -> int:
 def _lower_sft(config: Experiment, params: Any, mesh: Mesh) -> Any:
     sft = config.learn.sft
     check_divides("learn.sft.rows", sft.rows, mesh)
-    optimizer = make_optimizer(sft.optimizer, sft.steps)
+    optimizer = make_optimizer(sft.optimizer, sft.steps or ANY_STEPS)
     step: Any = make_sft_step(config.model, optimizer, mesh)
     return step.lower(_state(params, optimizer, mesh), _rows((sft.rows, config.limits.stream), batch_sharding(mesh)))
 

@@ -11,7 +11,7 @@ from small_data import small
 from apr_jax.data import builder, packing, pipeline
 from apr_jax.data.demonstrate import unflatten
 from apr_jax.data.packing import Rows, padding_share
-from apr_jax.data.pipeline import Held, sft_batches
+from apr_jax.data.pipeline import Held, sft_batches, steps_of_an_epoch
 from apr_jax.errors import UsageError, UserError
 
 ROWS, LENGTH = 4, small().limits.stream
@@ -57,6 +57,15 @@ def test_batches_are_well_filled(data_dir):
     *full, _ = sft_batches(data_dir, "apr", 24, LENGTH, seed=0, epochs=3)
     assert len(full) > 10
     assert np.mean([padding_share(batch) for batch in full]) < 0.06
+
+
+@pytest.mark.parametrize("method", ["apr", "sos+"])
+def test_an_epoch_takes_as_many_batches_as_the_first_ones_tell(data_dir, method):
+    *full, _ = sft_batches(data_dir, method, ROWS, LENGTH, seed=0, epochs=3)
+    assert steps_of_an_epoch(data_dir, method, ROWS, LENGTH, seed=0) == pytest.approx(len(full) / 3, rel=0.03)
+    # Two streams of two rows each take the steps of one of four.
+    shared = steps_of_an_epoch(data_dir, method, ROWS, LENGTH, seed=0, streams=2)
+    assert shared == pytest.approx(len(full) / 3, rel=0.08)
 
 
 def test_batches_are_ready_before_they_are_asked_for(data_dir, monkeypatch):

@@ -189,7 +189,7 @@ def test_a_plan_from_the_command_line(tmp_path):
         stage = found["stages"]["supervised"]
         assert status == 0 and "fits" in said and "supervised step, as many rows a chip" in said
         assert stage["fits"] and stage["share_of_peak"] >= 0.5 and stage["bound"] == "compute"
-        assert found["mesh"] == {"data": 2, "fsdp": 8, "tensor": 1} and found["recipe"] is None
+        assert found["mesh"] == {"data": 2, "fsdp": 8, "tensor": 1} and found["recipes"] == {}
     status, said, found = planned(tmp_path, "v4:2x2x1", "--set", "mesh.fsdp=1", *few, "--set", "learn.sft.rows=1024")
     assert (
         status == 1 and "does not compile" in said and "does not fit; --set model.remat=layer" in " ".join(said.split())

@@ -8,7 +8,7 @@ import pytest
 from apr_jax.config import load
 from apr_jax.plan import roofline
 from apr_jax.plan.chips import CHIPS, collective_seconds, extent_of, group_bandwidth
-from apr_jax.plan.recipe import advice, recipe
+from apr_jax.plan.recipe import advice, recipe, supervised_steps
 from apr_jax.plan.roofline import Shares, Stage, Talk, analyse, decode_steps, turns
 from apr_jax.plan.scaling import HOP, weak_scaling
 from apr_jax.plan.stages import STAGES, abstract_params, forest_chunks
@@ -44,7 +44,7 @@ def test_the_published_size():
     assert round(parameters / 1e6) == 228
     norms = (2 * PAPER.model.layers + 1) * PAPER.model.width
     assert roofline.product_parameters(PAPER.model) == parameters - norms
-    assert (PAPER.learn.sft.rows, PAPER.learn.sft.steps) == (256, 19_000)
+    assert (PAPER.learn.sft.rows, PAPER.learn.sft.epochs) == (256, 10)
     assert (PAPER.learn.rl.problems, PAPER.learn.rl.group, PAPER.limits.window) == (64, 5, 4_096)
 
 
@@ -80,16 +80,31 @@ def test_the_longest_part_binds():
     assert stage().total_bytes == 2 * GIB
 
 
+def with_steps(steps):
+    """Scale paper with a number of steps instead of epochs."""
+    sft = dataclasses.replace(PAPER.learn.sft, steps=steps, epochs=0)
+    return dataclasses.replace(PAPER, learn=dataclasses.replace(PAPER.learn, sft=sft))
+
+
 def test_hours_of_the_recipe():
     times = {"supervised": 3.6, "rollout": 36.0, "replay": 1e9, "update": 72.0}
     stages = {name: stage(name, compute=times[name]) for name in STAGES}
-    found = recipe(PAPER, stages, chips=64)
+    fixed = with_steps(19_000)
+    found = recipe(fixed, stages, 64, "apr")
+    assert found.steps == 19_000
     asked = 4  # Rollouts of 320 problems: every 5,000 steps and after the last.
     assert found.supervised == pytest.approx(19.0 + asked * 36 / 3600)
     validations = 7 * 4  # Before the first step and every 25 of 150; 1,000 problems, 320 trees a rollout.
     assert found.reinforced == pytest.approx((150 * (36 + 2 * 72) + validations * 36) / 3600)
     assert found.chip_hours == pytest.approx(64 * (found.supervised + found.reinforced))
-    assert recipe(PAPER, {"rollout": stages["rollout"]}, chips=64) is None
+    assert recipe(PAPER, {"rollout": stages["rollout"]}, 64, "apr") is None
+
+
+def test_an_epoch_takes_the_steps_of_the_methods_own_rows():
+    """Ten epochs at scale paper: APR's trees fill five times the rows of SoS+'s."""
+    serial, parallel = (supervised_steps(PAPER, method) for method in ("sos+", "apr"))
+    assert serial == pytest.approx(4_400, rel=0.1) and parallel == pytest.approx(21_600, rel=0.1)
+    assert supervised_steps(with_steps(7), "apr") == 7
 
 
 def test_what_to_change_when_it_does_not_fit():
