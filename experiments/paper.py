@@ -3,10 +3,10 @@
     apr plan --config experiments/paper.py --topology v3:8x8      # what fits, without a TPU
     apr reproduce --scale paper --out runs/paper                  # on a pod; the authors used 128 TPU v3 cores
 
-The supervised stage is 10 epochs of 500,000 demonstrations, which are packed into rows: some 20,000 steps for APR and 4,000
-for SoS+. The authors reach 75.5% for APR and 57.3% for SoS+
-after it, and 83.4% and 60.0% after RL. Where this file differs from them: the tokenizer is ours, so there are fewer
-embeddings; one KL weight (theirs for APR) serves both methods, for SoS+ they take --set learn.rl.objective.kl=0.01.
+The supervised stage is 10 epochs of 500,000 demonstrations, which are packed into rows: some 21,100 steps for APR and
+4,400 for SoS+. The authors reach 75.5% for APR and 57.3% for SoS+ after it, and 83.4% and 60.0% after RL. Where this
+file differs from them: the tokenizer is ours, so there are fewer embeddings; one KL weight (theirs for APR) serves both
+methods, for SoS+ they take --set learn.rl.objective.kl=0.01.
 """
 
 from apr_jax.config import EvalConfig, Experiment, MeshConfig

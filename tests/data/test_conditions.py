@@ -113,7 +113,7 @@ def test_a_sweep_over_what_the_data_never_state_is_refused(paper, paper_data, fi
 
 
 def test_data_of_an_unknown_kind_are_named(config, data_dir, tmp_path):
-    swept = dataclasses.replace(config, evaluate=dataclasses.replace(config.evaluate, bins=(2,)))
+    swept = dataclasses.replace(config, evaluate=dataclasses.replace(config.evaluate, children=(2,), bins=(2,)))
     suite.check_conditions(swept, data_dir)
     with pytest.raises(UserError, match=r"data.json: does not say which conditions the demonstrations of 'apr' state"):
         suite.check_conditions(swept, tmp_path)

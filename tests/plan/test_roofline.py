@@ -100,10 +100,11 @@ def test_hours_of_the_recipe():
     assert recipe(PAPER, {"rollout": stages["rollout"]}, 64, "apr") is None
 
 
-def test_an_epoch_takes_the_steps_of_the_methods_own_rows():
+def test_an_epoch_takes_the_steps_of_the_methods_own_rows(monkeypatch):
     """Ten epochs at scale paper: APR's trees fill five times the rows of SoS+'s."""
+    monkeypatch.setattr("apr_jax.plan.recipe._SAMPLE", 150)
     serial, parallel = (supervised_steps(PAPER, method) for method in ("sos+", "apr"))
-    assert serial == pytest.approx(4_400, rel=0.1) and parallel == pytest.approx(21_600, rel=0.1)
+    assert serial == pytest.approx(4_400, rel=0.2) and parallel == pytest.approx(21_600, rel=0.2)
     assert supervised_steps(with_steps(7), "apr") == 7
 
 
