@@ -17,7 +17,8 @@ from apr_jax.tasks.problems import reachable
 
 State = tuple[int, ...]  # Sorted here: the order of a state says nothing.
 
-_NUMBER = r"[0-9]{1,18}"
+# As many digits as the verifier reads: the product of the most and largest numbers that a task allows has 36.
+_NUMBER = r"[0-9]{1,40}"
 _NUMBERS = rf"{_NUMBER}(?:,{_NUMBER})*"
 _TESTS = rf"(?:[+\-*/](?:{_NUMBER})?!?)*"
 _START = re.compile(rf"=({_NUMBER})({_TESTS})")

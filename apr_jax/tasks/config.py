@@ -3,10 +3,16 @@
 import dataclasses
 from typing import Literal
 
+MAX_NUMBERS = 6  # As in the game; brute force judges them in some 20 ms.
+MAX_VALUE = 999_999  # Of a number and of a target.
+
 
 @dataclasses.dataclass(frozen=True)
 class CountdownConfig:
-    """The problem distribution: `numbers` integers in low..high, a target in target_low..target_high, solvable."""
+    """The problem distribution: `numbers` integers in low..high, a target in target_low..target_high, solvable.
+
+    What it allows, a problems file may hold: the build writes such files, and every later stage reads them.
+    """
 
     numbers: int = 4
     low: int = 1
@@ -15,8 +21,11 @@ class CountdownConfig:
     target_high: int = 100
 
     def __post_init__(self):
-        if self.numbers < 2:
-            raise ValueError(f"task.numbers={self.numbers} must be at least 2")
+        if not 2 <= self.numbers <= MAX_NUMBERS:
+            raise ValueError(f"task.numbers={self.numbers} must be from 2 to {MAX_NUMBERS}")
+        for field in ("high", "target_high"):
+            if getattr(self, field) > MAX_VALUE:
+                raise ValueError(f"task.{field}={getattr(self, field)} must be at most {MAX_VALUE}")
         if not 1 <= self.low <= self.high:
             raise ValueError(f"task.low={self.low} must be in 1..task.high={self.high}")
         if not 1 <= self.target_low <= self.target_high:

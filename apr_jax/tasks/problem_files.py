@@ -8,10 +8,9 @@ from typing import Any
 from apr_jax.errors import UsageError
 from apr_jax.storage import as_path
 from apr_jax.tasks.base import Problem
+from apr_jax.tasks.config import MAX_NUMBERS, MAX_VALUE
 from apr_jax.tasks.problems import solve
 
-MAX_NUMBERS = 6  # As in the game; brute force judges them in some 20 ms.
-MAX_VALUE = 999_999
 _EXAMPLE = '"22 26 2 -> 46"'
 _LINE_EXAMPLE = '{"id": "x-0", "numbers": [22, 26, 2], "target": 46}'
 

@@ -8,9 +8,11 @@ tried out, unranked. APR's children search depth-first and do not spawn; in nest
 flips the coin at every node too, and a promising one gets children of its own.
 """
 
+import bisect
 import collections
 import dataclasses
 import functools
+import math
 import random
 from typing import Literal
 
@@ -19,6 +21,7 @@ from apr_jax.tasks.events import Enter, Event, Fork, Generate, Leave, Node, Sear
 
 Heuristic = Literal["sum", "multiply"]
 METHODS = ("sos", "sos+", "apr", "apr-nested")
+_TABULATED = 2_000  # Targets up to it have a table of distances; larger ones would take more memory than there is.
 PARALLEL = ("apr", "apr-nested")  # The methods that spawn.
 
 
@@ -95,8 +98,26 @@ def distances(heuristic: Heuristic, target: int) -> tuple[int, ...]:
     return tuple(min(abs(number - factor) for factor in factors) for number in range(target + 1))
 
 
+@functools.lru_cache(maxsize=4096)
+def _factors(target: int) -> tuple[int, ...]:
+    """Factors of the target above 1, in order; of 1, itself."""
+    small = [factor for factor in range(1, math.isqrt(target) + 1) if target % factor == 0]
+    return tuple(sorted({*small, *(target // factor for factor in small)} - {1})) or (target,)
+
+
+def _distance(heuristic: Heuristic, target: int, number: int) -> int:
+    """One value of `distances`, without its table."""
+    if heuristic == "sum":
+        return target - number
+    factors = _factors(target)
+    above = bisect.bisect_left(factors, number)
+    return min(abs(number - factor) for factor in factors[max(0, above - 1) : above + 1])
+
+
 def score(heuristic: Heuristic, state: State, target: int) -> int:
     """Sum of the distances of a state's numbers; smaller is better. Above the target both heuristics agree."""
+    if target > _TABULATED:
+        return sum(_distance(heuristic, target, number) if number <= target else number - target for number in state)
     table = distances(heuristic, target)
     return sum(table[number] if number <= target else number - target for number in state)
 

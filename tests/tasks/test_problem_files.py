@@ -1,11 +1,27 @@
 """What users type and save: every mistake gets one line that names it."""
 
+import dataclasses
 import json
 
 import pytest
 
 from apr_jax.errors import UsageError
-from apr_jax.tasks import Problem, load_problems, parse_problem, problem_key, require_solvable, save_problems
+from apr_jax.tasks import (
+    METHODS,
+    Countdown,
+    CountdownConfig,
+    Problem,
+    SolverConfig,
+    draw,
+    flatten,
+    load_problems,
+    parse_problem,
+    problem_key,
+    require_solvable,
+    save_problems,
+    solve,
+)
+from apr_jax.tasks.config import MAX_NUMBERS, MAX_VALUE
 
 
 @pytest.mark.parametrize("text", ["22 26 2 -> 46", "22,26,2->46", "  22, 26  2 ->46 "])
@@ -67,6 +83,46 @@ def test_a_byte_order_mark_is_passed_over(tmp_path):
     path.write_bytes(mark)
     with pytest.raises(UsageError, match="holds no problem"):
         load_problems(path)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "rule"),
+    [
+        ("numbers", MAX_NUMBERS + 1, "must be from 2 to 6"),
+        ("numbers", 1, "must be from 2 to 6"),
+        ("high", MAX_VALUE + 1, "must be at most 999999"),
+        ("target_high", MAX_VALUE + 1, "must be at most 999999"),
+    ],
+)
+def test_a_task_allows_no_problem_that_a_file_may_not_hold(field, value, rule):
+    with pytest.raises(ValueError, match=f"task.{field}={value} {rule}"):
+        CountdownConfig(**{field: value})
+
+
+@pytest.mark.parametrize(
+    "task",
+    [
+        CountdownConfig(numbers=2, low=MAX_VALUE - 1, high=MAX_VALUE, target_low=1, target_high=1),
+        CountdownConfig(numbers=3, low=333_333, high=333_333, target_low=MAX_VALUE, target_high=MAX_VALUE),
+        CountdownConfig(numbers=MAX_NUMBERS, low=MAX_VALUE, high=MAX_VALUE, target_low=1, target_high=2),
+    ],
+)
+@pytest.mark.parametrize("render", ["compact", "sos"])
+def test_every_later_stage_takes_what_a_task_allows(task, render, tmp_path):
+    """At the ends of what a config allows: problems are written and read, demonstrated, written in known characters, judged."""
+    countdown = Countdown(task, SolverConfig(render=render, condition=1.0))
+    problems = [draw(task, seed) for seed in range(2)]
+    save_problems(problems, tmp_path / "validation.jsonl")
+    assert load_problems(tmp_path / "validation.jsonl") == problems
+    for problem in problems:
+        assert parse_problem(f"{' '.join(map(str, problem.numbers))} -> {problem.target}").target == problem.target
+        assert countdown.verify(problem, ",".join(solve(problem.numbers, problem.target) or ())).correct
+        for method in METHODS:
+            for place, thread in enumerate(flatten(countdown.demonstration(problem, method, 0))):
+                texts = [thread.prompt, thread.answer, *(part for part in thread.body if isinstance(part, str))]
+                assert set("".join(texts)) <= set(countdown.alphabet)
+                reading = countdown.examine(problem, thread if place else dataclasses.replace(thread, prompt=""))
+                assert reading is None or not reading.faults
 
 
 GOOD = '{"id": "a", "numbers": [22, 26, 2], "target": 46}'

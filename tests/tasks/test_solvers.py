@@ -16,6 +16,7 @@ from apr_jax.tasks import (
     flatten,
     reachable,
     solve,
+    solvers,
 )
 from apr_jax.tasks.events import Fork, Generate, children
 from apr_jax.tasks.render_compact import render
@@ -180,6 +181,14 @@ def test_condition_shares_at_the_ends(share, stated):
         for method in ("apr", "sos+"):
             assert ("#" in task.demonstration(draw(MINI, seed), method, seed).prompt) == stated
         assert "#" not in task.demonstration(draw(MINI, seed), "sos", seed).prompt
+
+
+@pytest.mark.parametrize("target", [1, 2, 46, 97, 100, 1_024, 1_998])
+@pytest.mark.parametrize("heuristic", ["sum", "multiply"])
+def test_large_targets_are_ranked_as_small_ones_without_their_table(heuristic, target, monkeypatch):
+    with_table = [score(heuristic, (number, 3), target) for number in range(target + 5)]
+    monkeypatch.setattr(solvers, "_TABULATED", 0)
+    assert [score(heuristic, (number, 3), target) for number in range(target + 5)] == with_table
 
 
 def test_largest_bounds_what_leads_to_two_numbers():
