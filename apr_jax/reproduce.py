@@ -182,9 +182,11 @@ def _evaluations(config: Experiment, out: Path, built: Path) -> list[Stage]:
     from apr_jax.evaluate import suite
 
     def start(model: str, count: int | None) -> tuple[Any, list[Any]]:
+        from apr_jax.data.build import check_files
         from apr_jax.learn.checkpoint import load_checkpoint
         from apr_jax.tasks import load_problems
 
+        check_files(built, "test.jsonl")
         return load_checkpoint(suite.model_of(out, model) or out / model), load_problems(built / "test.jsonl")[:count]
 
     def answer(one: suite.Evaluation) -> None:

@@ -21,6 +21,7 @@ from typing import Any
 from rich.console import Console
 
 from apr_jax.config import Experiment, override
+from apr_jax.data.build import check_files
 from apr_jax.evaluate import charts, parts
 from apr_jax.evaluate.results import Score
 from apr_jax.evaluate.run import Decoding, evaluate, read_answers
@@ -302,6 +303,7 @@ def _evaluated(row: Row, out: Path) -> Stage:
     def answer() -> None:
         # Of the supervised steps the one that RL starts from.
         restored = load_checkpoint(out / model if row.stage == "sft" else last_step(out / model))
+        check_files(out / "data", "test.jsonl")
         evaluate(restored, load_problems(out / "data" / "test.jsonl"), folder, row.decoding)
 
     return Stage(f"{row.variant}/{row.folder}", folder / "summary.json", answer, (model,), "eval")

@@ -96,6 +96,30 @@ def check_built(config: "Experiment", out: Path, groups: Sequence[str] = ("task"
     _compare(out, built, wanted)
 
 
+def check_files(out: Path, *names: str) -> None:
+    """Makes sure that tokenizer and problems in `out` are those that its build wrote, by the sums in data.json.
+
+    Another build's are as well-formed, so nothing else would notice them. A file that is missing is left to its reader.
+
+    Args:
+      names: of the files that the caller reads; by default all of which there is a sum.
+
+    Raises:
+      UserError: names the first file that is another.
+    """
+    if not (out / "data.json").is_file():
+        return
+    for name, recorded in _read_record(out).get("sha256", {}).items():
+        path = out / name
+        if names and name not in names:
+            continue
+        if path.is_file() and (found := _sha256(path)) != recorded:
+            raise UserError(
+                f"data {path}: is not the file that this folder was built with (its SHA-256 is {found[:12]}..., data.json "
+                f"says {recorded[:12]}...); put that file back, or delete {out} and run `apr data build --out {out}`"
+            )
+
+
 def problem_file(split: str) -> str:
     """Where a folder of data has the problems of "train", "validation" or "test"."""
     return f"{split}.jsonl"
@@ -168,6 +192,7 @@ def _build(
     if (out / "data.json").is_file():
         record = _read_record(out)
         _compare(out, record["settings"], settings)
+        check_files(out)
     missing = [m for m in methods if m not in record["methods"] or not builder.directory(out, m).is_dir()]
     if not missing:
         return record
@@ -178,14 +203,15 @@ def _build(
             config.task, config.data.demonstrations, config.data.heldout, config.data.seed, excluded, pool.map_chunks
         )
         record["problems"] = {name: len(problems) for name, problems in vars(split).items()}
-        save = functools.partial(_write_whole, out)
+        # Methods that are there already were built with these files; another version of this program may write others.
+        known = record.get("sha256", {}) if record["methods"] else {}
+        save = functools.partial(_write_known, out, known)
         problems = {problem_file(name): part for name, part in vars(split).items()}
-        for name, part in problems.items():
-            save(name, functools.partial(save_problems, part))
+        sums = {name: save(name, functools.partial(save_problems, part)) for name, part in problems.items()}
         tokenizer = _tokenizer(config, split, pool)
-        save("tokenizer.model", lambda path: path.write_bytes(tokenizer.to_bytes()))
+        sums["tokenizer.model"] = save("tokenizer.model", lambda path: path.write_bytes(tokenizer.to_bytes()))
         record["vocab_size"] = tokenizer.vocab_size
-        record["sha256"] = {name: _sha256(out / name) for name in (*problems, "tokenizer.model")}
+        record["sha256"] = sums
         for method in missing:
             recipe = _recipe(config, method, tokenizer.to_bytes())
             record["methods"][method] = _build_method(out, recipe, split, config.data.demonstrations, pool, bars)
@@ -278,13 +304,27 @@ def _write_whole(out: Path, name: str, write: Callable[[Path], Any]) -> None:
     os.replace(partial, out / name)
 
 
+def _write_known(out: Path, known: dict[str, str], name: str, write: Callable[[Path], Any]) -> str:
+    """Writes a file whole, and returns its SHA-256; refuses to replace what is known by another sum."""
+    partial = out / f".{name}.partial"
+    write(partial)
+    digest = _sha256(partial)
+    if known.get(name, digest) != digest:
+        partial.unlink()
+        raise UsageError(
+            f"data {out / name}: this version of apr_jax would write another one, and the methods that are there were built "
+            f"with this one; delete {out} and build all methods again"
+        )
+    os.replace(partial, out / name)
+    return digest
+
+
 def _write_json(path: Path, record: dict[str, Any]) -> None:
     _write_whole(path.parent, path.name, lambda partial: partial.write_text(json.dumps(record, indent=2) + "\n"))
 
 
 def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return hashlib.sha256(path.read_bytes()).hexdigest()  # In a bucket, too.
 
 
 def _bars(shown: bool) -> Progress:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from apr_jax.config import ConfigError, Experiment, from_dict
+from apr_jax.data.build import check_files
 from apr_jax.data.statistics import wilson
 from apr_jax.data.tokenizer import Tokenizer
 from apr_jax.errors import UserError
@@ -223,6 +224,7 @@ def _oracle(data: Path, config: Experiment) -> dict[str, list[Trace]]:
     tokenizer, problems = data / "tokenizer.model", data / "test.jsonl"
     if not (tokenizer.is_file() and problems.is_file()):
         return {}
+    check_files(data, tokenizer.name, problems.name)
     depth = config.limits.max_depth
     methods = [method for method in METHODS if method != "apr-nested" or depth > 1]
     task = Countdown(config.task, dataclasses.replace(config.solver, condition=0.0), config.limits.children, depth)

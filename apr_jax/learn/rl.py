@@ -23,7 +23,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from apr_jax.config import Experiment
-from apr_jax.data.build import check_built, problem_file
+from apr_jax.data.build import check_built, check_files, problem_file
 from apr_jax.data.packing import Rows, pack_forest, padding_share
 from apr_jax.errors import UsageError
 from apr_jax.learn.advantages import ADVANTAGES, count_flat
@@ -84,6 +84,7 @@ def train_rl(
     _check_init(config, start)
     check_built(config, as_path(data_dir), ("task", "data"))  # RL takes problems only: its limits may be its own.
     here = local_copy(as_path(data_dir), "data.json")
+    check_files(here)
     mesh = build_mesh(config)
     check_divides("learn.rl.rows", rl.rows, mesh)
     optimizer = make_optimizer(rl.optimizer, rl.steps * rl.inner_steps)

@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from rich.console import Console
 
 from apr_jax.config import Experiment
-from apr_jax.data.build import check_built
+from apr_jax.data.build import check_built, check_files
 from apr_jax.data.pipeline import Batches, Held, sft_batches, steps_of_an_epoch
 from apr_jax.errors import UsageError
 from apr_jax.learn.ceiling import measure_ceiling
@@ -50,6 +50,7 @@ def train_sft(
     check_divides("learn.sft.rows", sft.rows, mesh)
     check_built(config, as_path(data_dir))
     here = local_copy(as_path(data_dir), "data.json")
+    check_files(here)
     tokenizer = read_tokenizer(here)
     trainer = _Trainer(config, here, method, mesh)
     if sft.epochs and jax.process_index() == 0:
