@@ -218,7 +218,8 @@ def _demonstrate(recipe: Recipe, chunk: list[tuple[int, Problem]]) -> tuple[list
         if not broken and recipe.solver.only_right and not solved:
             broken = "dropped_wrong"
         if broken:
-            counts += Counts(made=1, solved=solved, dropped_children=len(streams) - 1, **{broken: 1})
+            dropped: dict[str, Any] = {broken: 1}
+            counts += Counts(made=1, solved=solved, dropped_children=len(streams) - 1, **dropped)
             continue
         examples.append(flatten(streams, types))
         counts += Counts(
