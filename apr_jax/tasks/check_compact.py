@@ -22,6 +22,7 @@ _NUMBER = r"[0-9]{1,40}"
 _NUMBERS = rf"{_NUMBER}(?:,{_NUMBER})*"
 _TESTS = rf"(?:[+\-*/](?:{_NUMBER})?!?)*"
 _START = re.compile(rf"=({_NUMBER})({_TESTS})")
+_ONLY_TESTS = re.compile(_TESTS)
 _QUEUED = re.compile(rf">({_NUMBERS})({_TESTS})")
 _GROUP = re.compile(rf"({_NUMBER}),({_NUMBER})(?::({_NUMBERS}))?((?:\|[+\-*/]{_NUMBER}{_TESTS})+)")
 _SUCCESSOR = re.compile(rf"\|([+\-*/])({_NUMBER})({_TESTS})")
@@ -133,6 +134,8 @@ class _Reader:
             elif match := _GROUP.fullmatch(piece):
                 rest = map(int, match[3].split(",")) if match[3] else ()
                 self.group(piece, int(match[1]), int(match[2]), tuple(rest), match[4])
+            elif len(self.problem.numbers) == 2 and _ONLY_TESTS.fullmatch(piece):
+                self.tests(piece, self.current)  # Of a problem of two numbers the root has nothing else to write.
             elif not half:
                 self.fault("bookkeeping", piece, self.current)
 
