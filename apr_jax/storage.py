@@ -117,17 +117,47 @@ def absolute(path: str | os.PathLike[str]) -> Path:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a file that appears whole or not at all; an object of a bucket does so by itself."""
+    """Writes a text file as UTF-8, as `write_bytes` does."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, contents: bytes) -> None:
+    """Writes a file that appears whole or not at all; an object of a bucket does so by itself.
+
+    Where it can't be written, what was there before stays, and nothing else is left.
+
+    Raises:
+      OSError: it can't be written; `filename` is the path.
+      UserError: the bucket can't be written.
+    """
     if is_remote(path):
         with _told(path):
-            path.write_text(text)
+            path.write_bytes(contents)
         return
+    try:
+        if path.exists() and not path.is_file():  # A device or a pipe has nothing to lose; a folder is refused.
+            path.write_bytes(contents)
+        else:
+            _replace(path, contents)
+    except OSError as error:
+        # A write that found no room names no file, and nobody knows the one of another name that is moved into place.
+        raise OSError(error.errno, error.strerror, os.fspath(path)) from None
+
+
+def _replace(path: Path, contents: bytes) -> None:
+    """Puts a new file in the place of the old one."""
+    path = path.resolve()  # A link stays one.
     partial = path.with_name(f".{path.name}.partial")
-    with partial.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())  # Else a power cut may leave the new name on an empty file.
-    os.replace(partial, path)
+    try:
+        with partial.open("wb") as file:
+            file.write(contents)
+            file.flush()
+            os.fsync(file.fileno())  # Else a power cut may leave the new name on an empty file.
+        os.replace(partial, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+        raise
 
 
 def save_tensors(tensors: dict[str, Any], path: Path, metadata: dict[str, str]) -> None:

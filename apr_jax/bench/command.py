@@ -12,6 +12,7 @@ from apr_jax.bench.measure import Contestant, Result, measured, write
 from apr_jax.errors import UsageError
 from apr_jax.flags import ANYWHERE, HERE, Json, Settings
 from apr_jax.runtime import start
+from apr_jax.storage import write_text
 
 bench_app = typer.Typer(no_args_is_help=True, help="Throughput of each part against a named alternative.")
 
@@ -139,7 +140,7 @@ def bench_solver(
         rates = rate(experiment, methods, problems)
         print_demonstrations(rates)
         if json:
-            json.write_text(dumps(rates, indent=2) + "\n", encoding="utf-8")
+            write_text(json, dumps(rates, indent=2) + "\n")
         return
     with contest(load(config, settings)) as contestants:
         _bench("solver", contestants, repeats, json)

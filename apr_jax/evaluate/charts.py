@@ -27,6 +27,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from apr_jax.evaluate.suite import DRAWN, WIDE
+from apr_jax.storage import write_bytes
 
 # Readable in print, by the colour-blind, and on either page: `_DARK` has the twin of each for the dark one.
 APR, NESTED, SOS_PLUS, WIDE_BEAMS, SOS, EXTRA = "#2563eb", "#7c3aed", "#d97706", "#be185d", "#6b7280", "#0d9488"
@@ -178,5 +179,7 @@ def to_svg(figure: Figure, label: str) -> str:
 def save(figure: Figure, stem: Path) -> None:
     """Writes STEM.png and STEM.svg."""
     stem.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(stem.parent / f"{stem.name}.png", dpi=160)
-    figure.savefig(stem.parent / f"{stem.name}.svg", metadata={"Date": None})
+    for ending, settings in (("png", {"dpi": 160}), ("svg", {"metadata": {"Date": None}})):
+        drawn = io.BytesIO()
+        figure.savefig(drawn, format=ending, **settings)
+        write_bytes(stem.parent / f"{stem.name}.{ending}", drawn.getvalue())

@@ -21,6 +21,7 @@ from apr_jax.evaluate.parts import Drawn, method_name
 from apr_jax.evaluate.results import Results, read_run
 from apr_jax.evaluate.run import parse_lines
 from apr_jax.evaluate.viewer import link, page, select
+from apr_jax.storage import write_text
 
 _MEASURED = tuple(title for title, _ in MEASURES.values())
 _LOG = Path(__file__).parents[2] / "docs" / "log.md"  # Of the clone; the library alone is installed without it.
@@ -63,7 +64,7 @@ def write_run_report(run: Path, data: Path) -> dict[str, Any]:
     }
     shown = select({name: one.traces for name, one in results.plain().items()})
     text = page(f"apr_jax: {run.name}", _summary(results, numbers, drawn, shown), shown)
-    (run / "report.html").write_text(text, encoding="utf-8")
+    write_text(run / "report.html", text)
     return numbers
 
 

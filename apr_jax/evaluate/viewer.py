@@ -20,6 +20,7 @@ from typing import Any
 
 from apr_jax.evaluate.metrics import Trace
 from apr_jax.evaluate.trace import unpack_streams
+from apr_jax.storage import write_text
 
 _SCRIPTS = ("tree.js", "lanes.js", "text.js", "chooser.js", "viewer.js")
 _STYLES = ("page.css", "viewer.css")
@@ -94,7 +95,7 @@ def link(evaluation: str, *, show: str | None = None, problem: str | None = None
 def write_tree_page(trace: dict[str, Any], name: str, path: Path) -> None:
     """The viewer of one tree, for `apr solve --html`."""
     problem = f"{' '.join(map(str, trace['numbers']))} -> {trace['target']}"
-    path.write_text(page(f"apr_jax: {problem}", "", {name: [trace]}), encoding="utf-8")
+    write_text(path, page(f"apr_jax: {problem}", "", {name: [trace]}))
 
 
 def _assets(names: Sequence[str]) -> str:

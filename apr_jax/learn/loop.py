@@ -11,6 +11,7 @@ The life of a step:
 """
 
 import dataclasses
+import io
 import signal
 import threading
 import time
@@ -29,6 +30,7 @@ from apr_jax.learn.faults import disk_errors
 from apr_jax.learn.metrics import Numbers, Recorder
 from apr_jax.learn.processes import Pace, Votes
 from apr_jax.learn.state import TrainState
+from apr_jax.storage import write_bytes
 
 EXIT_TERMINATED = 143
 _REMEDY = "mend what the lines of the verifier above say, or raise learn.rl.reward.time_limit, and start the same command again"
@@ -235,8 +237,9 @@ def _save_batch(step: int, batch: dict[str, np.ndarray], workdir: Path) -> Path:
     path = workdir / "bad_batch" / f"{step}{process}.npz"
     with disk_errors(path):
         path.parent.mkdir(exist_ok=True)
-        with path.open("wb") as file:
-            np.savez(file, **batch)  # type: ignore[arg-type]
+        packed = io.BytesIO()
+        np.savez(packed, **batch)  # type: ignore[arg-type]
+        write_bytes(path, packed.getvalue())
     return path
 
 
