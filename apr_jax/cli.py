@@ -37,6 +37,7 @@ from apr_jax.flags import (
 from apr_jax.runtime import is_first, start
 from apr_jax.storage import nearby
 from apr_jax.subprocesses import protect_imports
+from apr_jax.terminal import serve_any_encoding, visible
 
 INTERRUPTED, TERMINATED = 130, 143  # 128 + the signal's number.
 
@@ -369,6 +370,7 @@ def main() -> None:
 
 def run(arguments: list[str]) -> int:
     """Runs one command and returns its exit status; what goes wrong is said in one line on standard error."""
+    serve_any_encoding()
     try:
         return app(arguments, prog_name="apr", standalone_mode=False) or 0
     except SystemExit as stop:
@@ -419,4 +421,5 @@ def _explain(error: BaseException) -> tuple[str, int]:
 
 
 def _one_line(text: str) -> str:
-    return " ".join(text.split())
+    """The text in one line, safe for a terminal: a message may quote what a stranger wrote."""
+    return visible(" ".join(text.split()))

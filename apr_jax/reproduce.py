@@ -18,8 +18,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from apr_jax.config import Experiment, override
 from apr_jax.errors import UsageError, UserError
 from apr_jax.evaluate.cells import print_warnings
@@ -27,6 +25,7 @@ from apr_jax.flags import Only
 from apr_jax.stages import Stage, claim, read_json, read_record, run_stages, write_json
 from apr_jax.storage import Mirror
 from apr_jax.table import print_claims, print_table
+from apr_jax.terminal import Terminal
 
 METHODS = ("sos+", "apr")  # The serial baseline first: the table reads from worse to better.
 
@@ -261,7 +260,7 @@ def show_results(out: Path) -> None:
     """Prints the tables of a finished run, its warnings, what it took, and where figures and report are."""
     results = read_json(out / "results.json")
     print_table({row["label"]: row for row in results["main"].values()})
-    console = Console(highlight=False, soft_wrap=True, markup=False)
+    console = Terminal(highlight=False, soft_wrap=True, markup=False)
     print_claims(results["claims"], console)
     print_warnings(
         results["warnings"]

@@ -15,13 +15,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from apr_jax.compare import FREE, differences
 from apr_jax.config import Experiment, to_dict
 from apr_jax.errors import UsageError, UserError
 from apr_jax.runtime import alone_fails, first_decides, is_first
 from apr_jax.storage import is_remote, write_text
+from apr_jax.terminal import Terminal
 
 _LOOK_SECONDS = 2.0
 _READS = 5
@@ -52,7 +51,7 @@ class Stage:
 
 def run_stages(stages: list[Stage], out: Path, again: tuple[str, ...] = ()) -> None:
     """Runs the stages that are not done, those named `again`, and all that need one that had to run again."""
-    console = Console(stderr=True)
+    console = Terminal(stderr=True)
     first_decides(lambda: _note_left(stages, out, again))
     record = read_record(out)
     left = [stage for stage in stages if not _is_done(stage, record)]

@@ -18,8 +18,6 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from apr_jax.config import Experiment, override
 from apr_jax.data.build import check_files
 from apr_jax.evaluate import charts, parts
@@ -33,6 +31,7 @@ from apr_jax.reproduce import data_stage, reinforced_stage, supervised_stage
 from apr_jax.stages import Stage, claim, read_json, run_stages, write_json
 from apr_jax.table import print_table
 from apr_jax.tasks import load_problems
+from apr_jax.terminal import Terminal
 
 MEASURES = ("accuracy", "total_tokens", "sequential_tokens", "children")
 KEPT = (*MEASURES, "ci95", "max_thread_tokens", "spawned", "truncated", "n")  # Of a summary.
@@ -285,7 +284,7 @@ def rows_of(study: Study) -> list[Row]:
 
 def show_study(found: dict[str, Any], out: Path) -> None:
     """Prints the table."""
-    console = Console(highlight=False, soft_wrap=True, markup=False)
+    console = Terminal(highlight=False, soft_wrap=True, markup=False)
     console.print(found["question"])
     print_table(found["rows"])
     for stage, measures in found["spread"].items():

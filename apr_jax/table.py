@@ -6,8 +6,10 @@ from typing import Any
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from apr_jax.evaluate.cells import SPENT, claim_cells, write
+from apr_jax.terminal import Terminal, natural_width, print_whole, visible
 
 Columns = Mapping[str, Callable[[Mapping[str, Any]], str]]  # Name -> how a summary fills it.
 
@@ -43,7 +45,7 @@ DEMONSTRATED: Columns = {  # By `data.statistics`.
 def print_demonstrations(statistics: Mapping[str, Mapping[str, Any]], console: Console | None = None) -> None:
     """Prints one line a method (name -> `data.statistics`), what was dropped for which field, and how it differs
     from what was kept."""
-    console = console or Console()
+    console = console or Terminal()
     print_table(statistics, DEMONSTRATED, console)
     where = {
         "window": "limits.window",
@@ -67,22 +69,44 @@ def _solved_with(success: float, children: float) -> str:
 def print_table(
     summaries: Mapping[str, Mapping[str, Any]], columns: Columns = EVALUATED, console: Console | None = None
 ) -> None:
-    """Prints one line a summary (name -> summary), leaving out columns that are empty in all of them."""
+    """Prints one line a summary (name -> summary), leaving out columns that are empty in all of them.
+
+    Where a terminal has no room for all columns the others follow below, each line again with its name.
+    """
+    console = console or Terminal()
     lines = {name: {column: fill(summary) for column, fill in columns.items()} for name, summary in summaries.items()}
-    table = Table(header_style="bold", box=box.HORIZONTALS, show_edge=False, pad_edge=False, collapse_padding=True)
-    table.add_column("", no_wrap=True)
-    shown = [column for column in columns if any(line[column] for line in lines.values())]
+    left = [column for column in columns if any(line[column] for line in lines.values())]
+    while True:
+        count = len(left)
+        while count > 1 and console.is_terminal and natural_width(console, _table(lines, left[:count])) > console.width:
+            count -= 1
+        print_whole(_table(lines, left[:count]), console)
+        left = left[count:]
+        if not left:
+            return
+        console.print()
+
+
+def _table(lines: Mapping[str, Mapping[str, str]], shown: Sequence[str]) -> Table:
+    """A table of these columns of lines (name -> column -> text)."""
+    table = _empty_table()
     for column in shown:
-        table.add_column(column, justify="right", no_wrap=True)
+        table.add_column(column, justify="right")
     for name, line in lines.items():
-        table.add_row(name, *(line[column] for column in shown))
-    (console or Console()).print(table)
+        table.add_row(Text(visible(name)), *(line[column] for column in shown))
+    return table
+
+
+def _empty_table() -> Table:
+    """With a column for names."""
+    table = Table(header_style="bold", box=box.HORIZONTALS, show_edge=False, pad_edge=False, collapse_padding=True)
+    table.add_column("")
+    return table
 
 
 def print_claims(claims: Sequence[Mapping[str, Any]], console: Console | None = None) -> None:
     """Prints two lines a claim of the paper: what was found here, with tokens and children, and whether it reaches theirs."""
-    table = Table(header_style="bold", box=box.HORIZONTALS, show_edge=False, pad_edge=False, collapse_padding=True)
-    table.add_column("")
+    table = _empty_table()
     for column in ("here", "total\ntokens", "seq.\ntokens", "chil-\ndren", "gap (95%)", "the paper"):
         table.add_column(column, justify="right")
     for claim in claims:
@@ -95,4 +119,4 @@ def print_claims(claims: Sequence[Mapping[str, Any]], console: Console | None = 
             f"{cells['gap']}\n({cells['interval']})",
             f"{cells['paper']}\n{cells['verdict']}".strip(),
         )
-    (console or Console()).print(table)
+    print_whole(table, console or Terminal())

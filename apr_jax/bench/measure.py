@@ -7,8 +7,10 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
+
+from apr_jax.storage import write_text
+from apr_jax.terminal import print_whole
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +78,7 @@ def show(result: Result) -> None:
     ratios = ("", *(f"{ratio:.2f}" for ratio in result.ratios))
     for name, rates, median, ratio in zip(result.names, result.rates, result.medians, ratios, strict=True):
         table.add_row(name, *map(_digits, (median, min(rates), max(rates))), ratio)
-    Console(highlight=False).print(table)
+    print_whole(table)
 
 
 def _digits(rate: float) -> str:
@@ -85,4 +87,4 @@ def _digits(rate: float) -> str:
 
 def write(results: Sequence[Result], path: Path) -> None:
     """The figures as JSON."""
-    path.write_text(json.dumps([dataclasses.asdict(result) for result in results], indent=2) + "\n", encoding="utf-8")
+    write_text(path, json.dumps([dataclasses.asdict(result) for result in results], indent=2) + "\n")

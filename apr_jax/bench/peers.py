@@ -16,12 +16,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, Self
 
-from rich.console import Console
-
 from apr_jax.errors import UsageError, UserError
 from apr_jax.model.config import ModelConfig
 from apr_jax.model.export import save_llama
 from apr_jax.model.transformer import Params
+from apr_jax.terminal import Terminal
 
 _MODULES = {"transformers": "transformers", "llama.cpp": "llama_cpp", "vllm": "vllm"}
 PEERS = tuple(_MODULES)
@@ -119,7 +118,7 @@ def installed(wanted: Sequence[str] = PEERS) -> list[str]:
     names = [name for name in wanted if importlib.util.find_spec(_MODULES[name])]
     if left := [name for name in wanted if name not in names]:
         told = f"without {', '.join(left)}: pip install 'apr_jax[bench]' brings them"
-        Console(stderr=True, soft_wrap=True).print(told, markup=False)
+        Terminal(stderr=True, soft_wrap=True).print(told, markup=False)
     return names
 
 

@@ -25,7 +25,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from apr_jax.data import builder
@@ -35,6 +34,7 @@ from apr_jax.data.tokenizer import Tokenizer
 from apr_jax.errors import UsageError, UserError
 from apr_jax.storage import copies_folder, is_remote, upload
 from apr_jax.tasks import METHODS, Countdown, Problem, Split, load_problems, problem_key, save_problems, split_problems
+from apr_jax.terminal import Terminal
 
 if TYPE_CHECKING:
     from apr_jax.config import Experiment
@@ -330,4 +330,4 @@ def _sha256(path: Path) -> str:
 def _bars(shown: bool) -> Progress:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     times = (TextColumn("in"), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
-    return Progress(*columns, *times, console=Console(stderr=True), disable=not shown)
+    return Progress(*columns, *times, console=Terminal(stderr=True), disable=not shown)

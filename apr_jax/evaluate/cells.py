@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from rich.console import Console
-
 from apr_jax.evaluate.metrics import MEASURES
+from apr_jax.terminal import Terminal
 
 SPENT = ("total_tokens", "sequential_tokens", "children")  # What stands beside every score.
 
@@ -25,7 +24,7 @@ def spent(measures: Mapping[str, float]) -> str:
 
 def print_warnings(lines: Iterable[str]) -> None:
     """Says loudly what is wrong with an evaluation, on standard error."""
-    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    console = Terminal(stderr=True, highlight=False, soft_wrap=True)
     for line in lines:
         console.print(f"warning: {line}", style="bold red", markup=False)
 

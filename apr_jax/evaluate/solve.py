@@ -18,6 +18,7 @@ from apr_jax.evaluate.viewer import write_tree_page
 from apr_jax.learn.answers import extract_answers
 from apr_jax.learn.restored import Restored
 from apr_jax.tasks import Countdown, Problem
+from apr_jax.terminal import Terminal, visible
 from apr_jax.threads import ThreadForest
 from apr_jax.threads.show import draw_lanes, thread_names
 
@@ -29,18 +30,19 @@ _STYLES = {"given": "dim", "sampled": "", "spawn": "magenta", "joined": "cyan it
 
 def solve(restored: Restored, problem: Problem, html: Path | None) -> dict[str, Any]:
     """Decodes the problem's tree greedily, prints it, and writes its viewer to `html` if given. Returns the trace."""
-    console = Console()
+    console = Terminal()
     forest = answer_one(restored, problem)
     (answer,) = extract_answers(forest, restored.tokenizer)
     task = Countdown(restored.config.task, restored.config.solver)
     trace = to_trace(forest, 0, problem, 0, answer, task, restored.tokenizer)
     trace["failure"] = failure(trace, task)
+    if html is not None:  # First, so that it is there whatever the terminal or the pipe behind it does.
+        write_tree_page(trace, f"{restored.method}-{restored.stage}", html)
     if console.is_terminal:
         play_tree(forest, console)
     show_tree(forest, trace, console)
     if html is not None:
-        write_tree_page(trace, f"{restored.method}-{restored.stage}", html)
-        console.print(f"viewer   {html}")
+        console.print(f"viewer   {html}", markup=False, soft_wrap=True)
     return trace
 
 
@@ -60,12 +62,12 @@ def show_tree(forest: ThreadForest, trace: dict[str, Any], console: Console) -> 
     for thread in trace["threads"]:
         texts[thread["slot"]] = text = Text()
         for kind, part in thread["spans"]:
-            text.append(part, _STYLES[kind])
+            text.append(visible(part), _STYLES[kind])
     console.print(_table(forest, min(_WIDTH, console.width // 4), None, texts))  # The texts need the room.
     said = ", ".join(trace["solution"]) if trace["solution"] else "no solution"
     style = "bold green" if trace["correct"] else "bold red"
     why = "" if trace["correct"] or not trace["reason"] else f" ({trace['reason']})"
-    console.print(Text(f"{'✓' if trace['correct'] else '✗'} {said}{why}", style))
+    console.print(Text(visible(f"{'✓' if trace['correct'] else '✗'} {said}{why}"), style))
     console.print(
         f"{trace['total_tokens']} tokens, {trace['sequential_tokens']} in sequence, {trace['children']} children, "
         f"longest thread {trace['max_thread_tokens']}"

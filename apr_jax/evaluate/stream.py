@@ -13,9 +13,9 @@ from typing import Any
 
 import jax
 import numpy as np
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from apr_jax.terminal import Terminal
 from apr_jax.threads import Prompts, ThreadForest, Work
 
 Rollout = Callable[[Any, Prompts, jax.Array], tuple[ThreadForest, Work]]
@@ -53,7 +53,7 @@ def stream(
         TextColumn(_RATES),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True), disable=not progress) as bar:
+    with Progress(*columns, console=Terminal(stderr=True), disable=not progress) as bar:
         shown = bar.add_task("", total=total, completed=done, trees=0.0, tokens=0.0, live=0.0)
         ahead = _send(rollout, params, prompts, key, batch, done) if done < total else None
         sampled, began = 0, bar.get_time()

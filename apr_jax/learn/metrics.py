@@ -16,12 +16,12 @@ from typing import Any, Self
 
 import jax
 import tensorboardX
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column
 
 from apr_jax.learn.faults import disk_errors
 from apr_jax.storage import Mirror, as_path, write_text
+from apr_jax.terminal import Terminal
 
 FILE = "metrics.jsonl"
 _QUEUE = 100_000  # Scalars; TensorBoard's thread dies when the disk is full, and a short queue would then stop the run.
@@ -83,7 +83,7 @@ class Recorder:
             MofNCompleteColumn(),
             TimeRemainingColumn(table_column=Column(min_width=7, no_wrap=True)),
             TextColumn("{task.fields[numbers]}"),
-            console=Console(stderr=True),
+            console=Terminal(stderr=True),
             disable=not (progress and self._writes),
             speed_estimate_period=_SPEED_SECONDS,
         )

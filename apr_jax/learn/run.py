@@ -10,7 +10,6 @@ from typing import Any
 
 import jax
 from jax.sharding import Mesh
-from rich.console import Console
 
 from apr_jax.config import Experiment, to_dict
 from apr_jax.data.tokenizer import Tokenizer
@@ -24,6 +23,7 @@ from apr_jax.learn.profile import profiled
 from apr_jax.learn.state import TrainState
 from apr_jax.model.sharding import make_mesh
 from apr_jax.storage import write_text
+from apr_jax.terminal import Terminal
 
 
 def train(
@@ -98,7 +98,7 @@ def _dividing(config: Experiment) -> list[Any]:
     shards = range(len(devices) // mesh.tensor, 0, -1)
     count = next((n * mesh.tensor for n in shards if rows % n == n % mesh.fsdp == 0), len(devices))
     if count < len(devices):
-        Console(stderr=True).print(
+        Terminal(stderr=True).print(
             f"mesh: {count} of {len(devices)} devices are used: learn.sft.rows={learn.sft.rows} and "
             f"learn.rl.rows={learn.rl.rows} divide over no more (mesh.tensor=0 lets the others share rows)",
             soft_wrap=True,

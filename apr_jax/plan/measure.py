@@ -15,7 +15,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from rich.console import Console
 
 from apr_jax.config import Experiment
 from apr_jax.data.packing import Rows
@@ -29,6 +28,8 @@ from apr_jax.model.transformer import init_params
 from apr_jax.plan.count import Counter
 from apr_jax.plan.hlo import parse
 from apr_jax.plan.stages import ANY_STEPS, VOCAB
+from apr_jax.storage import write_text
+from apr_jax.terminal import Terminal
 
 _REPEATS = 5
 _COPIED = 1 << 26  # float32 numbers of the copy that bandwidth is measured with: 256 MiB, beyond any cache.
@@ -107,8 +108,8 @@ def show_measured(found: Measured, path: Path | None = None) -> None:
     """Prints it in a line, and writes it as JSON if a path is given."""
     if path:
         values = dataclasses.asdict(found) | {"predicted": found.predicted, "error": found.error}
-        path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-    Console(highlight=False).print(
+        write_text(path, json.dumps(values, indent=2) + "\n")
+    Terminal(highlight=False).print(
         f"supervised step of {found.config} on {found.devices} CPU devices: {found.flops:.3g} FLOPs at "
         f"{found.peak / 1e9:.0f} GFLOP/s {found.compute:.3f} s, {found.bytes:.3g} bytes at {found.bandwidth / 1e9:.1f} GB/s "
         f"{found.memory:.3f} s; predicted {found.predicted:.3f} s, measured {found.seconds:.3f} s, error {found.error:+.0%}"

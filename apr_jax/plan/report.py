@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from apr_jax.config import Experiment
@@ -16,6 +16,8 @@ from apr_jax.plan.plan import Plan, plan
 from apr_jax.plan.roofline import Stage
 from apr_jax.plan.stages import STAGES, VOCAB
 from apr_jax.runtime import start
+from apr_jax.storage import write_text
+from apr_jax.terminal import Terminal, print_whole
 
 
 def show_topology(config: Experiment, topology: str, wanted: Sequence[str] = STAGES, path: Path | None = None) -> bool:
@@ -56,8 +58,8 @@ def share_of_peak(found: Plan, stage: Stage) -> float:
 def show_plan(found: Plan, path: Path | None = None) -> None:
     """Prints the plan, and writes it as JSON if a path is given."""
     if path:
-        path.write_text(json.dumps(to_json(found), indent=2) + "\n", encoding="utf-8")
-    console, room = Console(highlight=False), found.chip.device_memory
+        write_text(path, json.dumps(to_json(found), indent=2) + "\n")
+    console, room = Terminal(highlight=False), found.chip.device_memory
     mesh = " x ".join(f"{axis} {size}" for axis, size in found.mesh.items())
     title = f"{found.topology}: {found.devices} x {found.kind}, {_size(room)} each; mesh {mesh}"
     table = Table(title=title, title_justify="left")
@@ -83,9 +85,9 @@ def show_plan(found: Plan, path: Path | None = None) -> None:
     for name, values in lines.items():
         table.add_row(name, *values)
     if found.stages:
-        console.print(table)
+        print_whole(table, console)
     for name, reason in found.failed.items():
-        console.print(f"{name}: [red]does not compile[/red]: {reason}")
+        console.print(f"{name}: [red]does not compile[/red]: {escape(reason)}")
     for name, what in found.change.items():
         console.print(f"{name}: does not fit; {what}")
     for stage in found.stages.values():

@@ -37,6 +37,7 @@ from typing import Any, Self
 from apr_jax.errors import UserError
 from apr_jax.subprocesses import standard_library_first
 from apr_jax.tasks.base import Problem, Task, Verdict
+from apr_jax.terminal import visible
 
 _START_LIMIT = 60.0  # Seconds to start Python and import the task, on a busy machine.
 _START_TRIES = 3  # After the first process that worked: a machine that is short of memory for a moment ends no run.
@@ -170,7 +171,7 @@ class BoxedVerifier:
     def _tell(self, kind: str, what: str) -> None:
         if kind not in self._told:
             self._told.add(kind)
-            print(f"verifier: {what}", file=sys.stderr)
+            print(f"verifier: {visible(what)}", file=sys.stderr)
 
     def _start(self) -> None:
         """Starts a process, or notes why the machine has none to give."""

@@ -1,5 +1,7 @@
 """The command line: help and an example everywhere, one line for whatever goes wrong, and the right exit status."""
 
+import errno
+import io
 import json
 import os
 import re
@@ -204,6 +206,43 @@ def test_solve_prints_the_tree_and_writes_its_viewer(checkpoint, tmp_path, capsy
     said = capsys.readouterr().out
     assert "root" in said and "tokens" in said and str(page) in said.replace("\n", "")
     assert "3 4 5 -&gt; 12" in page.read_text()
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_solve_where_the_output_is_not_utf8(checkpoint, tmp_path, monkeypatch, encoding):
+    """The lanes of the tree are drawn with what there is, and the page is written."""
+    page = tmp_path / "tree-ß日.html"
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding=encoding))
+    assert run(["solve", "3 4 5 -> 12", "--checkpoint", str(checkpoint), "--html", str(page)]) == 0
+    sys.stdout.flush()
+    said = sys.stdout.buffer.getvalue().decode(encoding)
+    assert "root" in said and "-+-" in said and "tokens" in said
+    assert f"tree-{'?' if encoding == 'ascii' else 'ß'}?.html" in said
+    assert "3 4 5 -&gt; 12" in page.read_text(encoding="utf-8")
+
+
+def test_a_full_disk_names_the_page_and_leaves_the_older_one(failing, checkpoint, tmp_path, monkeypatch):
+    page = tmp_path / "tree.html"
+    page.write_text("older")
+
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    status, line = failing("solve", "3 4 5 -> 12", "--checkpoint", checkpoint, "--html", page)
+    assert status == 1
+    assert f"no space left on the disk while writing {page}" in line
+    assert page.read_text() == "older"
+    assert list(tmp_path.iterdir()) == [page], "no half file is left"
+
+
+def test_no_control_character_of_a_file_reaches_the_terminal(failing, tmp_path):
+    """A message quotes what it found there; it would clear the screen, or show another message instead."""
+    path = tmp_path / "p.jsonl"
+    path.write_text("\x1b[2J \x9b1A \x1b]0;owned\x07 \u202e\n")
+    status, line = failing("eval", "--checkpoint", "x", "--problems", path, "--out", tmp_path / "out")
+    assert status == 2
+    assert "is not JSON: ␛[2J \\x9b1A ␛]0;owned␇ \\u202e; expected" in line
 
 
 def test_eval_from_the_command_line(checkpoint, tmp_path):

@@ -14,14 +14,15 @@ ALLOWED = {
     "subprocesses": {"errors"},
     "runtime": {"errors", "storage"},
     "storage": {"errors"},
-    "tasks": {"errors", "storage", "subprocesses"},
+    "terminal": set(),
+    "tasks": {"errors", "storage", "subprocesses", "terminal"},
     "model": {"errors", "storage"},
     "threads": {"errors"},
-    "data": {"errors", "storage", "subprocesses", "tasks", "threads", "config"},
+    "data": {"errors", "storage", "subprocesses", "terminal", "tasks", "threads", "config"},
     "config": {"errors", "tasks", "data", "model", "threads", "learn"},
     "compare": {"config"},
-    "learn": {"errors", "storage", "tasks", "data", "model", "threads", "config", "compare"},
-    "evaluate": {"errors", "storage", "tasks", "data", "model", "threads", "learn", "config"},
+    "learn": {"errors", "storage", "terminal", "tasks", "data", "model", "threads", "config", "compare"},
+    "evaluate": {"errors", "storage", "terminal", "tasks", "data", "model", "threads", "learn", "config"},
 }
 FILES = sorted((ROOT / "apr_jax").rglob("*.py"))
 

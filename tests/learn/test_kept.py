@@ -100,3 +100,25 @@ def test_files_have_the_mode_of_the_umask(restored, tmp_path, umask, mode):
 )
 def test_models_of_the_repository_are_what_was_saved(path):
     assert load_checkpoint(path).step >= 0
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("method", "\x1b[2Japr", r"method='\\x1b\[2Japr' must be one of sos, sos\+, apr, apr-nested"),
+        ("method", ["apr"], r"method=\['apr'\] must be one of"),
+        ("stage", "dpo", "stage='dpo' must be one of sft, rl"),
+        ("step", "\x1b]0;owned\x07", r"step='\\x1b\]0;owned\\x07' must be a whole number of at least 0"),
+        ("step", True, "step=True must be"),
+        ("step", -1, "step=-1 must be"),
+    ],
+)
+def test_metadata_that_this_library_never_writes_is_refused(restored, tmp_path, monkeypatch, field, value, message):
+    """It stands in tables and file names; a stranger's file may hold anything there, and right sums of it."""
+    path = tmp_path / "apr.safetensors"
+    with monkeypatch.context() as patch:
+        patch.setattr(Restored, "__post_init__", lambda self: None)
+        keep(dataclasses.replace(restored, **{field: value}), path)
+    with pytest.raises(UserError, match=message) as error:
+        load_checkpoint(path)
+    assert str(path) in str(error.value)
