@@ -127,9 +127,14 @@ class TreeSource:
       path: a directory of this builder.
       split: "train" or "validation".
       names: features that are wanted.
+
+    Raises:
+      UserError: of `source[k]`, if the file is damaged there. Each chunk has a sum and is read when it is asked
+        for, which may be in the middle of a training.
     """
 
     def __init__(self, path: Path, split: str, names: tuple[str, ...]):
+        self._path, self._split = path, split
         raw = tfds.decode.DeserializeMethod.RAW_BYTES
         stored = tfds.builder_from_directory(path)
         self._records = stored.as_data_source(split, deserialize_method=raw)
@@ -139,6 +144,17 @@ class TreeSource:
         return len(self._records)
 
     def __getitem__(self, k: SupportsIndex) -> Example:
+        try:
+            return self.parse(k)
+        except Exception as error:  # array_record and protobuf raise all sorts of types for damaged bytes.
+            files = ", ".join(sorted(str(file) for file in self._path.glob(f"*-{self._split}.array_record*")))
+            raise UserError(
+                f"{files or self._path}: demonstration {int(k)} is damaged ({type(error).__name__}); delete {self._path} "
+                "and run `apr data build` again"
+            ) from None
+
+    def parse(self, k: SupportsIndex) -> Example:
+        """Demonstration k; raises whatever the libraries do if it is damaged."""
         stored = tf_example_pb2.Example.FromString(self._records[k]).features.feature
         return {name: np.frombuffer(stored[name].bytes_list.value[0], dtype) for name, dtype in self._dtypes.items()}
 
@@ -152,7 +168,7 @@ def read(data_dir: Path, method: str, split: str, names: tuple[str, ...] = tuple
     path = directory(data_dir, method)
     try:
         source = TreeSource(path, split, names)
-        source[len(source) - 1]  # A file that is cut off shows at its end.
+        source.parse(len(source) - 1)  # A file that is cut off shows at its end.
         return source
     except Exception as error:  # TFDS and array_record raise all sorts of types for a missing or damaged file.
         raise UserError(

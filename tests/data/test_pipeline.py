@@ -2,6 +2,7 @@
 
 import collections
 import json
+import shutil
 import threading
 
 import numpy as np
@@ -216,6 +217,21 @@ def test_users_mistakes(data_dir, tmp_path):
         sft_batches(data_dir, "apr", 0, LENGTH, 0)
     with pytest.raises(UsageError, match=r"\d+ train demonstrations are too few for 1000 streams"):
         sft_batches(data_dir, "apr", ROWS, LENGTH, 0, streams=1000)
+
+
+def test_a_flipped_bit_ends_the_iteration_with_the_name_of_the_file(data_dir, tmp_path):
+    """Where it is read, which may be hours into a training; every other demonstration still can be."""
+    shutil.copytree(data_dir, tmp_path / "data")
+    (file,) = builder.directory(tmp_path / "data", "apr").glob("*train*")
+    contents = bytearray(file.read_bytes())
+    contents[len(contents) // 2] ^= 1
+    file.write_bytes(contents)
+    with pytest.raises(
+        UserError, match=r"demonstration \d+ is damaged \(\w+\); delete .* and run `apr data build` again"
+    ) as error:
+        for _ in sft_batches(tmp_path / "data", "apr", ROWS, LENGTH, 0, epochs=1):
+            pass
+    assert str(error.value).startswith(f"{file}: ")
 
 
 def test_a_closed_iterator_says_so(data_dir):
