@@ -35,7 +35,7 @@ from apr_jax.flags import (
     Workdir,
 )
 from apr_jax.runtime import is_first, start
-from apr_jax.storage import nearby
+from apr_jax.storage import nearby, require_reachable
 from apr_jax.subprocesses import protect_imports
 from apr_jax.terminal import serve_any_encoding, visible
 
@@ -333,6 +333,8 @@ def find_data(near: list[Path], config: Path) -> Path:
         for candidate in [folder, *(parent / "data" for parent in nearby(folder))]:
             if (candidate / "data.json").is_file():
                 return candidate
+    for folder in near:
+        require_reachable(folder)
     wanted = near[0] / "data"
     raise UsageError(
         f"no data found near {near[0]}: give --data DIR, or build it with "

@@ -13,6 +13,7 @@ can't do, and what stands in for them:
 import contextlib
 import hashlib
 import importlib.util
+import logging
 import os
 import re
 import shutil
@@ -50,6 +51,9 @@ def as_path(path: str | os.PathLike[str]) -> Path:
         raise UsageError(f"{text}: paths of a bucket need gcsfs; pip install 'apr_jax[gcs]'")
     from etils import epath
 
+    if not os.environ.get("APR_DEBUG"):
+        # Of each failed request it logs pages, while the error comes to us in any case, and is said in one line.
+        logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
     return cast(Path, epath.Path(text))
 
 
@@ -175,6 +179,20 @@ def save_tensors(tensors: dict[str, Any], path: Path, metadata: dict[str, str]) 
     with partial.open("rb") as file:
         os.fsync(file.fileno())  # Else a power cut may leave the new name on an empty file.
     os.replace(partial, path)
+
+
+def require_reachable(path: Path) -> None:
+    """Makes sure that a bucket can be asked, for whoever finds nothing there: without a network nothing seems to be there.
+
+    Raises:
+      UserError: it can't be asked.
+    """
+    if not is_remote(path):
+        return
+    import fsspec
+
+    with _told(path), contextlib.suppress(FileNotFoundError):  # It was asked, and there is nothing.
+        fsspec.filesystem("gs").ls(os.fspath(path).removeprefix(_SCHEME), refresh=True)
 
 
 def nearby(folder: Path) -> list[Path]:

@@ -1,12 +1,15 @@
-"""Files that appear whole or not at all, and errors that name them."""
+"""Files that appear whole or not at all, errors that name them, and buckets that cannot be asked."""
 
 import errno
+import logging
 import os
 import stat
+from pathlib import Path
 
 import pytest
 
-from apr_jax.storage import write_bytes, write_text
+from apr_jax.errors import UserError
+from apr_jax.storage import as_path, require_reachable, write_bytes, write_text
 
 
 def test_a_file_is_replaced(tmp_path):
@@ -53,3 +56,28 @@ def test_a_folder_that_is_missing_or_in_the_way_is_named(tmp_path):
             write_text(path, "text")
         assert error.value.filename == str(path)
     assert [found.name for found in tmp_path.rglob("*")] == ["folder"]
+
+
+class Unreachable:
+    """A bucket as gcsfs shows it without a network: whoever asks what is there gets an error, `exists` says no."""
+
+    def ls(self, path, refresh):
+        assert path == "bucket/run" and refresh
+        raise ConnectionError("Cannot connect to host storage.googleapis.com:443")
+
+
+def test_a_bucket_that_cannot_be_asked_is_not_said_to_be_empty(monkeypatch):
+    pytest.importorskip("gcsfs")
+    fsspec = pytest.importorskip("fsspec")
+    path = as_path("gs://bucket/run")
+    monkeypatch.setattr(fsspec, "filesystem", lambda scheme: Unreachable())
+    with pytest.raises(UserError, match="gs://bucket/run: ConnectionError: Cannot connect to host"):
+        require_reachable(path)
+
+    def empty(self, path, refresh):
+        raise FileNotFoundError(path)
+
+    monkeypatch.setattr(Unreachable, "ls", empty)
+    require_reachable(path)
+    require_reachable(Path("here"))
+    assert not logging.getLogger("gcsfs").isEnabledFor(logging.ERROR), "its pages are not shown"

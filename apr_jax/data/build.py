@@ -32,8 +32,7 @@ from apr_jax.data.demonstrate import Bounds, Counts, Example, Recipe, Workers, d
 from apr_jax.data.statistics import statistics
 from apr_jax.data.tokenizer import Tokenizer
 from apr_jax.errors import UsageError, UserError
-from apr_jax.storage import copies_folder, is_remote, upload
-from apr_jax.tasks import METHODS, Countdown, Problem, Split, load_problems, problem_key, save_problems, split_problems
+from apr_jax.storage import copies_folder, is_remote, require_reachable, upload
 from apr_jax.terminal import Terminal
 
 if TYPE_CHECKING:
@@ -88,6 +87,7 @@ def check_built(config: "Experiment", out: Path, groups: Sequence[str] = ("task"
       UsageError: they were built with other settings; names the first that differs.
     """
     if not (out / "data.json").is_file():
+        require_reachable(out)
         raise UserError(f"data {out}: holds no data; run `apr data build --out {out}`")
     built, wanted = (
         {name: value for name, value in settings.items() if name.partition(".")[0] in groups}

@@ -33,7 +33,7 @@ from apr_jax.learn.kept import SUFFIX, load_kept
 from apr_jax.learn.processes import all_of
 from apr_jax.learn.restored import Restored
 from apr_jax.learn.state import TrainState
-from apr_jax.storage import absolute, as_path, move, write_text
+from apr_jax.storage import absolute, as_path, move, require_reachable, write_text
 
 FOLDER = "checkpoints"
 BEST = "validation_accuracy"  # The metric that makes a step the best.
@@ -295,6 +295,7 @@ def _step_folders(path: Path) -> list[Path]:
     """All steps of a run, in their order."""
     steps = _steps(path / FOLDER)
     if not steps:
+        require_reachable(path)
         raise UserError(f"checkpoint {path}: no such checkpoint; give a run's folder or one of its {FOLDER}/<step>")
     return [path / FOLDER / str(step) for step in steps]
 
