@@ -33,6 +33,7 @@ from apr_jax.data.statistics import statistics
 from apr_jax.data.tokenizer import Tokenizer
 from apr_jax.errors import UsageError, UserError
 from apr_jax.storage import copies_folder, is_remote, require_reachable, upload
+from apr_jax.tasks import METHODS, Countdown, Problem, Split, load_problems, problem_key, save_problems, split_problems
 from apr_jax.terminal import Terminal
 
 if TYPE_CHECKING:

@@ -8,7 +8,6 @@ from typing import Any
 
 import jax
 from jax.sharding import Mesh
-from rich.console import Console
 
 from apr_jax.config import Experiment
 from apr_jax.data.build import check_built, check_files
@@ -26,6 +25,7 @@ from apr_jax.learn.steps import check_divides, make_sft_step, place_rows
 from apr_jax.model.transformer import init_params
 from apr_jax.storage import as_path, local_copy
 from apr_jax.tasks import load_problems
+from apr_jax.terminal import Terminal
 from apr_jax.threads.keys import Domain, run_key
 
 
@@ -54,7 +54,7 @@ def train_sft(
     tokenizer = read_tokenizer(here)
     trainer = _Trainer(config, here, method, mesh)
     if sft.epochs and jax.process_index() == 0:
-        Console(stderr=True).print(
+        Terminal(stderr=True).print(
             f"sft: learn.sft.epochs={sft.epochs:g} of {method} are {trainer.steps:,} steps of {sft.rows} rows",
             soft_wrap=True,
         )
