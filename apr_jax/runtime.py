@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from apr_jax.errors import LostProcess, UsageError, UserError
 from apr_jax.storage import folder_of
@@ -12,9 +13,27 @@ from apr_jax.storage import folder_of
 CACHE_VARIABLE = "APR_CACHE"
 MOST_CPU_DEVICES = 8
 AUTO = "auto"
+_PLATFORMS = "JAX_PLATFORMS"
 COORDINATOR, COUNT, INDEX = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
 HEARTBEAT_SECONDS = 30  # After which a process that is gone ends the others.
 _CONNECT_SECONDS = 300
+
+# Settings of JAX with which this program does not work: name, values, and what they would do to it.
+_REFUSED: tuple[tuple[str, tuple[Any, ...], str], ...] = (
+    ("jax_enable_x64", (True,), "weights and checkpoints are of 32-bit numbers"),
+    ("jax_disable_jit", (True,), "a rollout that is not compiled takes hours"),
+    ("jax_numpy_rank_promotion", ("raise",), "arrays of different rank are combined on purpose"),
+    ("jax_numpy_dtype_promotion", ("strict",), "numbers of different types are combined on purpose"),
+    *(
+        (name, ("disallow", "disallow_explicit"), "numbers go to the device and come back in every step")
+        for name in (
+            "jax_transfer_guard",
+            "jax_transfer_guard_host_to_device",
+            "jax_transfer_guard_device_to_device",
+            "jax_transfer_guard_device_to_host",
+        )
+    ),
+)
 
 
 def cache_folder() -> Path | None:
@@ -55,6 +74,41 @@ def use_all_cores() -> None:
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     cores = min(usable, MOST_CPU_DEVICES)
     jax.config.update("jax_num_cpu_devices", 1 << (cores.bit_length() - 1))
+
+
+def check_settings() -> None:
+    """Refuses settings of JAX, as the environment has them, with which this program would fail later, and obscurely.
+
+    Raises:
+      UsageError: names the variable.
+    """
+    import jax
+
+    for name, values, reason in _REFUSED:
+        value = getattr(jax.config, name)
+        if value in values:
+            variable = name.upper()
+            raise UsageError(f"{variable}={os.environ.get(variable, value)}: {reason}; unset {variable}")
+
+
+def check_devices() -> None:
+    """Makes JAX look for its devices now: what is wrong with them must not come up where a file is read.
+
+    Raises:
+      UserError: there is none of the kind that JAX_PLATFORMS names, or it cannot be used.
+    """
+    import jax
+
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError, ValueError) as error:
+        wanted = os.environ.get(_PLATFORMS)
+        reason = str(error).partition(" (set ")[0] or "there is none"
+        if wanted:
+            told = f"{_PLATFORMS}={wanted}: no such device can be used here ({reason}); {_PLATFORMS}=cpu always can"
+        else:
+            told = f"no device can be used here ({reason}); {_PLATFORMS}=cpu uses the processor"
+        raise UserError(told) from None
 
 
 def join_processes() -> None:
@@ -146,7 +200,9 @@ def start(together: bool = False) -> None:
     Args:
       together: several processes may run the command as one.
     """
+    check_settings()
     keep_compiled()
     use_all_cores()
     if together:
         join_processes()
+    check_devices()

@@ -5,7 +5,11 @@ import os
 import subprocess
 import sys
 
+import jax
 import pytest
+
+from apr_jax import runtime
+from apr_jax.errors import UsageError, UserError
 
 SCRIPT = """
 import json, os, sys
@@ -58,3 +62,57 @@ def test_programs_are_kept_where_the_user_says_or_nowhere(tmp_path):
 def test_every_core_is_a_device_unless_the_user_says_otherwise(cores, settings, devices, tmp_path):
     """Up to 8 and a power of two, so that batches divide."""
     assert _start(tmp_path, cores=cores, APR_CACHE="off", **settings)["devices"] == devices
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "told"),
+    [
+        ("jax_enable_x64", True, "JAX_ENABLE_X64=True: weights and checkpoints are of 32-bit numbers; unset"),
+        ("jax_disable_jit", True, "JAX_DISABLE_JIT=True: "),
+        ("jax_numpy_rank_promotion", "raise", "JAX_NUMPY_RANK_PROMOTION=raise: "),
+        ("jax_numpy_dtype_promotion", "strict", "JAX_NUMPY_DTYPE_PROMOTION=strict: "),
+        ("jax_transfer_guard", "disallow", "JAX_TRANSFER_GUARD=disallow: "),
+        ("jax_transfer_guard_device_to_host", "disallow", "JAX_TRANSFER_GUARD_DEVICE_TO_HOST=disallow: "),
+    ],
+)
+def test_settings_of_jax_that_would_fail_later_are_refused_by_name(name, value, told):
+    """Were JAX_ENABLE_X64 not refused, the first save would end the run: KeyError: 8."""
+    runtime.check_settings()
+    old = getattr(jax.config, name)
+    jax.config.update(name, value)
+    try:
+        with pytest.raises(UsageError, match=told):
+            runtime.check_settings()
+    finally:
+        jax.config.update(name, old)
+
+
+@pytest.mark.parametrize(
+    ("settings", "status", "told"),
+    [
+        (
+            {"JAX_PLATFORMS": "cuda", "CUDA_VISIBLE_DEVICES": ""},
+            1,
+            "JAX_PLATFORMS=cuda: no such device can be used here (",
+        ),
+        ({"JAX_ENABLE_X64": "1"}, 2, "JAX_ENABLE_X64=1: weights"),
+    ],
+)
+def test_the_environment_is_told_of_in_one_line(tmp_path, settings, status, told):
+    """Before anything is read or written: by `apr report`, as by every command that uses JAX."""
+    environment = os.environ | {"APR_CACHE": "off"} | settings
+    command = [sys.executable, "-m", "apr_jax", "report", str(tmp_path)]
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True)
+    (line,) = ended.stderr.splitlines()
+    assert ended.returncode == status
+    assert line.startswith(f"apr: error: {told}")
+
+
+@pytest.mark.parametrize("error", [RuntimeError("Unable to initialize backend 'tpu': it is in use"), AssertionError()])
+def test_a_device_that_is_not_there_is_named_before_a_file_is_read(monkeypatch, error):
+    def failing():
+        raise error
+
+    monkeypatch.setattr(jax, "devices", failing)
+    with pytest.raises(UserError, match="JAX_PLATFORMS=cpu"):
+        runtime.check_devices()
