@@ -1,6 +1,6 @@
 """The `apr` command: parses flags, calls the library, and turns every error that a user can cause into one line.
 
-Exit status: 0 done, 1 failed, 2 asked for in a wrong way, 130 Ctrl-C, 143 SIGTERM. Set APR_DEBUG=1 for tracebacks.
+Exit status: 0 done, 1 failed, 2 asked for in a wrong way, 130 Ctrl-C, 143 SIGTERM, 129 SIGHUP. Set APR_DEBUG=1 for tracebacks.
 Whatever needs JAX is imported inside the command, so that `apr --help` answers at once.
 """
 
@@ -10,14 +10,14 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from apr_jax.bench.command import bench_app
-from apr_jax.errors import FullDisk, LostProcess, Stopped, UsageError, UserError
+from apr_jax.errors import DiskError, LostProcess, Stopped, UsageError, UserError
 from apr_jax.flags import (
     ANYWHERE,
     HERE,
@@ -39,7 +39,8 @@ from apr_jax.storage import nearby, require_reachable
 from apr_jax.subprocesses import protect_imports
 from apr_jax.terminal import serve_any_encoding, visible
 
-INTERRUPTED, TERMINATED = 130, 143  # 128 + the signal's number.
+INTERRUPTED = 130  # 128 + the signal's number.
+STOPPED = {143: "SIGTERM", 129: "SIGHUP"}
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -213,6 +214,7 @@ def export(
         check_folder(out)
     except UsageError as error:
         raise UsageError(f"--out {error}") from None
+    start()
     write(load_checkpoint(checkpoint), out)
     typer.echo(f"model and tokenizer: {out}")
 
@@ -229,6 +231,7 @@ def keep(
 
     if out.suffix != SUFFIX:
         raise UsageError(f"--out {out}: must end in {SUFFIX}")
+    start()
     write(load_checkpoint(checkpoint), out)
     typer.echo(f"model: {out}")
 
@@ -377,8 +380,10 @@ def run(arguments: list[str]) -> int:
         return app(arguments, prog_name="apr", standalone_mode=False) or 0
     except SystemExit as stop:
         status = stop.code if isinstance(stop.code, int) else 1
-        if status == TERMINATED:
-            typer.echo("apr: stopped by SIGTERM; the run is saved; the same command goes on from there", err=True)
+        if status in STOPPED:
+            with suppress(OSError):  # A terminal that was closed takes no more words.
+                message = f"stopped by {STOPPED[status]}; the run is saved; the same command goes on from there"
+                typer.echo(f"apr: {message}", err=True)
         return status
     except BaseException as error:
         if os.environ.get("APR_DEBUG"):
@@ -387,7 +392,7 @@ def run(arguments: list[str]) -> int:
         if message:
             stopped = status == INTERRUPTED or isinstance(error, Stopped)
             typer.echo(f"apr: {'' if stopped else 'error: '}{message}", err=True)
-        if isinstance(error, FullDisk | LostProcess):
+        if isinstance(error, DiskError | LostProcess):
             leave(status)
         return status
 
@@ -419,7 +424,12 @@ def _explain(error: BaseException) -> tuple[str, int]:
         )
     if isinstance(error, OSError):
         return _one_line(f"{error.filename or ''}: {error.strerror or error}".lstrip(": ")), 1
-    return _one_line(f"{type(error).__name__}: {error}") + "; APR_DEBUG=1 shows where", 1
+    if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error) or "can't start new thread" in str(error):
+        return _one_line(f"too little memory, or too few threads, for this run here ({error or 'MemoryError'})"), 1
+    what = f"{type(error).__name__}: {error}"
+    if not str(error) and (frames := traceback.extract_tb(error.__traceback__)):
+        what = f"{type(error).__name__} in {Path(frames[-1].filename).name}, line {frames[-1].lineno}"
+    return _one_line(what) + "; APR_DEBUG=1 shows where", 1
 
 
 def _one_line(text: str) -> str:

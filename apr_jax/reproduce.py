@@ -22,6 +22,7 @@ from apr_jax.config import Experiment, override
 from apr_jax.errors import UsageError, UserError
 from apr_jax.evaluate.cells import print_warnings
 from apr_jax.flags import Only
+from apr_jax.lease import Lease
 from apr_jax.stages import Stage, claim, read_json, read_record, run_stages, write_json
 from apr_jax.storage import Mirror
 from apr_jax.table import print_claims, print_table
@@ -64,11 +65,12 @@ def reproduce(config: Experiment, out: Path, data: Path | None = None, only: Onl
     built = data or out / "data"
     if read_record(out).get("data", {}).get("done") and (built / "data.json").is_file():
         check_conditions(config, built)  # Else as soon as the data are built.
-    claim(out, config)
-    stages = part_of(stages_of(config, out, data), out, only)
-    if only == "figures" and [stage.name for stage in stages] == ["data", "report"]:
-        raise UserError(f"{out}: has no model to evaluate; train with `apr reproduce --out {out}` first")
-    run_stages(stages, out, again=("report",) if only == "figures" else ())
+    with Lease(out, "reproduce", together=True):
+        claim(out, config)
+        stages = part_of(stages_of(config, out, data), out, only)
+        if only == "figures" and [stage.name for stage in stages] == ["data", "report"]:
+            raise UserError(f"{out}: has no model to evaluate; train with `apr reproduce --out {out}` first")
+        run_stages(stages, out, again=("report",) if only == "figures" else ())
 
 
 def part_of(stages: list[Stage], out: Path, only: Only | None) -> list[Stage]:
@@ -250,7 +252,12 @@ def write_report(out: Path, data: Path | None = None) -> None:
     """
     from apr_jax.evaluate.report import write_run_report
 
-    with Mirror(out, ("config.json", "stages.json", "*.safetensors", "eval/*/*", "*/*/metrics.jsonl")) as mirror:
+    if not out.is_dir():
+        raise UserError(f"{out}: no such folder; finish the run with `apr reproduce --out {out}` first")
+    with (
+        Lease(out, "report"),
+        Mirror(out, ("config.json", "stages.json", "*.safetensors", "eval/*/*", "*/*/metrics.jsonl")) as mirror,
+    ):
         seconds = {name: stage["seconds"] for name, stage in read_record(mirror.local).items() if stage["done"]}
         found = write_run_report(mirror.local, data or out / "data")
         write_json(mirror.local / "results.json", {"seconds": seconds} | found)

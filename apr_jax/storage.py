@@ -24,7 +24,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self, cast
 
-from apr_jax.errors import UsageError, UserError
+from apr_jax.errors import LostLease, UsageError, UserError
 
 _SCHEME = "gs://"
 # A word of two letters or more, a colon and a slash: an address, whoever else knows it. One letter may be a drive.
@@ -135,7 +135,7 @@ def write_bytes(path: Path, contents: bytes) -> None:
       UserError: the bucket can't be written.
     """
     if is_remote(path):
-        with _told(path):
+        with bucket_errors(path):
             path.write_bytes(contents)
         return
     try:
@@ -191,7 +191,7 @@ def require_reachable(path: Path) -> None:
         return
     import fsspec
 
-    with _told(path), contextlib.suppress(FileNotFoundError):  # It was asked, and there is nothing.
+    with bucket_errors(path), contextlib.suppress(FileNotFoundError):  # It was asked, and there is nothing.
         fsspec.filesystem("gs").ls(os.fspath(path).removeprefix(_SCHEME), refresh=True)
 
 
@@ -206,7 +206,7 @@ def move(folder: Path, target: Path) -> None:
     if not is_remote(folder):
         folder.rename(target)
         return
-    with _told(folder):
+    with bucket_errors(folder):
         _copy_tree(folder, target)
         cast(Any, folder).rmtree()
 
@@ -240,7 +240,7 @@ def local_copy(folder: Path, stamp: str) -> Path:
     """
     if not is_remote(folder):
         return folder
-    with _told(folder):
+    with bucket_errors(folder):
         contents = (folder / stamp).read_bytes()
         name = hashlib.sha256(os.fspath(folder).encode() + contents).hexdigest()[:16]
         copy = copies_folder() / name
@@ -259,7 +259,7 @@ def upload(folder: Path, target: Path, last: str) -> None:
     Raises:
       UserError: the bucket can't be written.
     """
-    with _told(target):
+    with bucket_errors(target):
         files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name[0] != ".")
         for path in sorted(files, key=lambda path: path == folder / last):
             _copy(path, target / path.relative_to(folder).as_posix())
@@ -287,7 +287,7 @@ class Mirror:
             return
         self.local = Path(tempfile.mkdtemp(prefix="apr_")) / folder.name
         self.local.mkdir()
-        with _told(folder):
+        with bucket_errors(folder):
             for pattern in pulled:
                 for path in folder.glob(pattern):
                     _copy(path, copy := self.local / path.relative_to(folder))
@@ -296,12 +296,18 @@ class Mirror:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *exception: object) -> None:
-        self.close()
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        del rest
+        self.close(push=kind is None or not issubclass(kind, LostLease))
 
-    def close(self) -> None:
-        """Copies what has changed, and drops the stand-in."""
-        self.push()
+    def close(self, push: bool = True) -> None:
+        """Drops the stand-in.
+
+        Args:
+          push: copy what has changed before.
+        """
+        if push:
+            self.push()
         if self._remote is not None:
             shutil.rmtree(self.local.parent, ignore_errors=True)
 
@@ -314,7 +320,7 @@ class Mirror:
         if self._remote is None or (seldom and time.monotonic() - self._pushed < _PUSH_SECONDS):
             return
         self._pushed = time.monotonic()
-        with _told(self._remote):
+        with bucket_errors(self._remote):
             for path in sorted(self.local.rglob("*")):
                 if path.is_file() and self._sent.get(path) != (state := _state(path)):
                     _copy(path, self._remote / path.relative_to(self.local).as_posix())
@@ -343,7 +349,7 @@ def _copy(source: Path, target: Path) -> None:
 
 
 @contextlib.contextmanager
-def _told(path: Path) -> Iterator[None]:
+def bucket_errors(path: Path) -> Iterator[None]:
     """What a bucket says (no such bucket, no permission, no network) in one line; errors of this machine pass."""
     try:
         yield

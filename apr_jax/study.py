@@ -27,6 +27,7 @@ from apr_jax.evaluate.statistics import paired_gap
 from apr_jax.evaluate.suite import ABLATIONS
 from apr_jax.flags import Question
 from apr_jax.learn.checkpoint import last_step, load_checkpoint
+from apr_jax.lease import Lease
 from apr_jax.reproduce import data_stage, reinforced_stage, supervised_stage
 from apr_jax.stages import Stage, claim, read_json, run_stages, write_json
 from apr_jax.table import print_table
@@ -213,8 +214,9 @@ def run_study(question: Question, config: Experiment, out: Path) -> dict[str, An
       UserError: a stage failed; what was finished before is kept.
     """
     study = STUDIES[question]
-    claim(out, config)
-    run_stages(stages_of(study, config, out), out)
+    with Lease(out, "study", together=True):
+        claim(out, config)
+        run_stages(stages_of(study, config, out), out)
     return read_json(out / "study.json")
 
 

@@ -32,6 +32,7 @@ from apr_jax.data.demonstrate import Bounds, Counts, Example, Recipe, Workers, d
 from apr_jax.data.statistics import statistics
 from apr_jax.data.tokenizer import Tokenizer
 from apr_jax.errors import UsageError, UserError
+from apr_jax.lease import Lease
 from apr_jax.storage import copies_folder, is_remote, require_reachable, upload
 from apr_jax.tasks import METHODS, Countdown, Problem, Split, load_problems, problem_key, save_problems, split_problems
 from apr_jax.terminal import Terminal
@@ -151,13 +152,32 @@ def _build_in_bucket(
     workers: int | None,
 ) -> dict[str, Any]:
     """Builds on this machine's disk, for array_record writes nowhere else, and uploads what is whole."""
-    if (out / "data.json").is_file():
+
+    def whole() -> dict[str, Any] | None:
+        if not (out / "data.json").is_file():
+            return None
         record = _read_record(out)
         _compare(out, record["settings"], _settings(config, _excluded(exclude)))
-        if set(methods) <= set(record["methods"]):
-            return record
+        return record if set(methods) <= set(record["methods"]) else None
+
+    if record := whole():
+        return record
+    with Lease(out, "data build") as lease:
+        return whole() or _build_and_upload(config, out, exclude, methods, progress, workers, lease)
+
+
+def _build_and_upload(
+    config: "Experiment",
+    out: Path,
+    exclude: Path | None,
+    methods: Sequence[str],
+    progress: bool,
+    workers: int | None,
+    lease: Lease,
+) -> dict[str, Any]:
     here = copies_folder() / f"building-{hashlib.sha256(str(out).encode()).hexdigest()[:16]}"
     record = _build(config, here, exclude, methods, progress, workers)
+    lease.check()
     upload(here, out, last="data.json")
     return record
 
@@ -189,15 +209,37 @@ def _build(
     check_methods(config, methods)
     excluded = _excluded(exclude)
     settings = _settings(config, excluded)
+    record, missing = _built_so_far(out, settings, methods)
+    if not missing:
+        return record
+    with Lease(out, "data build") as lease:
+        return _build_missing(config, out, excluded, settings, methods, progress, workers, lease)
+
+
+def _built_so_far(out: Path, settings: dict[str, Any], methods: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+    """What data.json holds, and of which methods there are no demonstrations yet."""
     record: dict[str, Any] = {"settings": settings, "methods": {}}
     if (out / "data.json").is_file():
         record = _read_record(out)
         _compare(out, record["settings"], settings)
         check_files(out)
-    missing = [m for m in methods if m not in record["methods"] or not builder.directory(out, m).is_dir()]
+    return record, [m for m in methods if m not in record["methods"] or not builder.directory(out, m).is_dir()]
+
+
+def _build_missing(
+    config: "Experiment",
+    out: Path,
+    excluded: frozenset[Any],
+    settings: dict[str, Any],
+    methods: Sequence[str],
+    progress: bool,
+    workers: int | None,
+    lease: Lease,
+) -> dict[str, Any]:
+    # Again: another build may have ended before the lease was ours.
+    record, missing = _built_so_far(out, settings, methods)
     if not missing:
         return record
-    out.mkdir(parents=True, exist_ok=True)
     _write_json(out / "data.json", record)
     with Workers(workers) as pool, _bars(progress) as bars:
         split = split_problems(
@@ -214,6 +256,7 @@ def _build(
         record["vocab_size"] = tokenizer.vocab_size
         record["sha256"] = sums
         for method in missing:
+            lease.check()
             recipe = _recipe(config, method, tokenizer.to_bytes())
             record["methods"][method] = _build_method(out, recipe, split, config.data.demonstrations, pool, bars)
             _write_json(out / "data.json", record)

@@ -18,7 +18,7 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.proto import tf_example_pb2
 
 from apr_jax.data.demonstrate import Example
-from apr_jax.errors import UserError
+from apr_jax.errors import UserError, is_of_machine, what_went_wrong
 from apr_jax.tasks import METHODS
 
 # What each feature holds. How many bits its integers have depends on the data set: `demonstrate.stored_types`.
@@ -171,6 +171,8 @@ def read(data_dir: Path, method: str, split: str, names: tuple[str, ...] = tuple
         source.parse(len(source) - 1)  # A file that is cut off shows at its end.
         return source
     except Exception as error:  # TFDS and array_record raise all sorts of types for a missing or damaged file.
+        if is_of_machine(error):
+            raise UserError(f"data {path}: cannot be read here and now ({what_went_wrong(error)})") from None
         raise UserError(
             f"data {data_dir}: holds no readable {split} demonstrations of method {method!r} "
             f"({path}: {type(error).__name__}); delete the folder and run `apr data build --out {data_dir}`"

@@ -33,6 +33,7 @@ from apr_jax.learn.faults import disk_errors
 from apr_jax.learn.policy import make_policy_rollout
 from apr_jax.learn.restored import Restored
 from apr_jax.learn.steps import place_whole
+from apr_jax.lease import Lease
 from apr_jax.model.config import ModelConfig
 from apr_jax.model.sharding import make_mesh
 from apr_jax.storage import Mirror, write_text
@@ -103,6 +104,7 @@ def evaluate(
     Raises:
       UsageError: samples of a greedy policy, a window or number of children that doesn't fit, a condition that the model
         never saw, a problem that the tokenizer can't write, or `out` holds an evaluation with other settings.
+      UserError: another evaluation writes in `out`.
     """
     limits = limits_of(restored, decoding)
     prompts = prompts_of(restored, problems, limits, decoding)
@@ -116,11 +118,11 @@ def evaluate(
         "seed": restored.config.seed,
     }
     asked = [(problem, sample) for problem in problems for sample in range(decoding.samples)]
-    with disk_errors(out), Mirror(out, (SETTINGS, TRACES)) as mirror:
+    with disk_errors(out), Lease(out, "evaluation") as lease, Mirror(out, (SETTINGS, TRACES)) as mirror:
         _claim(mirror.local, settings)
         done = _keep_answers(mirror.local / TRACES, asked)
         if done < len(asked):
-            _run(restored, asked, prompts, limits, done, mirror, progress)
+            _run(restored, asked, prompts, limits, done, mirror, progress, lease)
         model = {name: getattr(restored, name) for name in ("method", "stage", "step")}
         summary = summarize(read_traces(mirror.local / TRACES)) | model | {"checkpoint": restored.path} | settings
         write_text(mirror.local / SUMMARY, json.dumps(summary, indent=2) + "\n")
@@ -203,6 +205,7 @@ def _run(
     done: int,
     mirror: Mirror,
     progress: bool,
+    lease: Lease,
 ) -> None:
     runner = make_runner(restored, limits, min(restored.config.evaluate.batch, len(asked)))
     task = Countdown(restored.config.task, restored.config.solver)
@@ -214,6 +217,7 @@ def _run(
                 to_trace(forest, tree, *asked[begin + tree], answer, task, restored.tokenizer)
                 for tree, answer in enumerate(answers)
             ]
+            lease.check()
             file.write("".join(json.dumps(line) + "\n" for line in lines))
             file.flush()
             mirror.push(seldom=True)

@@ -26,14 +26,15 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy
 from apr_jax.compare import FREE, LENGTHS, differences
 from apr_jax.config import ConfigError, Experiment, from_dict, to_dict
 from apr_jax.data.tokenizer import Tokenizer
-from apr_jax.errors import LostProcess, UserError
+from apr_jax.errors import DiskError, LostProcess, UserError, shows_damage, what_went_wrong
 from apr_jax.learn.checksum import array_sums, changed, json_sum
-from apr_jax.learn.faults import Muffled, disk_errors, quiet
+from apr_jax.learn.faults import Muffled, check_writable, disk_errors, quiet
 from apr_jax.learn.kept import SUFFIX, load_kept
 from apr_jax.learn.processes import all_of
 from apr_jax.learn.restored import Restored
 from apr_jax.learn.state import TrainState
-from apr_jax.storage import absolute, as_path, move, require_reachable, write_text
+from apr_jax.lease import Lease
+from apr_jax.storage import absolute, as_path, is_remote, move, require_reachable, write_text
 
 FOLDER = "checkpoints"
 BEST = "validation_accuracy"  # The metric that makes a step the best.
@@ -77,18 +78,22 @@ class Checkpoints:
     Args:
       workdir: of the run.
       run: written into each checkpoint, and compared when one is restored.
+      lease: of the workdir, which is checked before each save.
     """
 
-    def __init__(self, workdir: Path, run: Run):
+    def __init__(self, workdir: Path, run: Run, lease: Lease | None = None):
         self._run = run
+        self._lease = lease
         self._folder = absolute(workdir) / FOLDER
         with disk_errors(self._folder), quiet():
             self._folder.mkdir(parents=True, exist_ok=True)
+            if not is_remote(self._folder):
+                check_writable(self._folder)
             self._manager = ocp.CheckpointManager(
                 self._folder,
                 options=ocp.CheckpointManagerOptions(
                     preservation_policy=_LastAndBest(self._folder),
-                    cleanup_tmp_directories=True,
+                    cleanup_tmp_directories=True,  # Of killed runs: who holds the lease has no other beside it.
                     save_root_metadata=False,
                 ),
             )
@@ -100,7 +105,9 @@ class Checkpoints:
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
         del rest
         try:
-            if kind is None or not issubclass(kind, LostProcess):  # Closing would wait for it.
+            if kind is None or not issubclass(
+                kind, LostProcess | DiskError
+            ):  # Closing would wait for what never comes.
                 with disk_errors(self._folder):
                     self._manager.close()
         finally:
@@ -117,9 +124,12 @@ class Checkpoints:
           unvalidated: the metrics are still to come (`complete`).
 
         Raises:
-          UserError: this save, or the one before that ran in the background, found the disk full.
+          UserError: this save, or the one before that ran in the background, found the disk full; or the step is there.
         """
         step = int(state.step)
+        self._check_lease()
+        if (self._folder / str(step)).exists():
+            raise UserError(f"checkpoint {self._folder / str(step)}: is there already, and is not written over")
         meta = {
             "config": to_dict(self._run.config),
             "method": self._run.method,
@@ -140,7 +150,10 @@ class Checkpoints:
             data=ocp.args.JsonSave(data),
         )
         with disk_errors(self._folder):
-            self._manager.save(step, args=items, force=True)
+            saved = self._manager.save(step, args=items)
+        if not saved:
+            steps = list(self._manager.all_steps())
+            raise UserError(f"checkpoint {self._folder}: step {step} cannot follow the steps that are there ({steps})")
 
     def complete(self, step: int, metrics: dict[str, float]) -> None:
         """Gives a step on disk the metrics that it was saved without.
@@ -150,12 +163,17 @@ class Checkpoints:
         Raises:
           UserError: the disk is full.
         """
+        self._check_lease()
         if jax.process_index() == 0:
             folder = self._folder / str(step)
             with disk_errors(self._folder):
                 meta = _read_meta(folder) | {"metrics": metrics, "unvalidated": False}
                 write_text(_json_file(folder, "meta"), json.dumps(meta | {"meta_sum": json_sum(meta)}))
         all_of(True)  # Until the first process is done.
+
+    def _check_lease(self) -> None:
+        if self._lease is not None:
+            self._lease.check()
 
     def wait(self) -> None:
         """Until all saves are on disk."""
@@ -165,20 +183,24 @@ class Checkpoints:
     def restore_latest(self, blank: TrainState) -> Saved | None:
         """The newest step that can be read; None if there is no step at all.
 
-        A step that cannot be read is reported in one line. Once an older one was read, it is moved to WORKDIR/damaged
-        and can be saved anew; nothing is ever deleted for not being readable, which may be a passing fault.
+        A damaged step is reported in one line. Once an older one was read, it is moved to WORKDIR/damaged and can be saved
+        anew; nothing is ever deleted for not being readable. Whatever else keeps a step from being read (memory, a
+        permission, a device, a network) ends the run instead: with an older step it would only do its work again.
 
         Args:
           blank: a state of the wanted shapes and layout.
 
         Raises:
-          UserError: the checkpoint is of another run, or there are steps but none can be read.
+          UserError: the checkpoint is of another run, a step is whole but cannot be read here and now, or all are damaged.
         """
         steps = sorted(self._manager.all_steps(), reverse=True)
         damaged: list[int] = []
         for step in steps:
             folder = self._folder / str(step)
-            found, problem = self._read(folder, blank)
+            found, error = self._read(folder, blank)
+            if not all_of(error is None or shows_damage(error)):
+                raise _unreadable(folder, error or OSError("by another process"))
+            problem = "" if error is None else what_went_wrong(error)
             if not all_of(not problem):  # What follows is done together, and needs all.
                 problem = problem or "another process cannot read it"
             if not problem and found is not None:
@@ -190,13 +212,16 @@ class Checkpoints:
             print(f"checkpoint {folder}: damaged ({problem}); going on from the step before", flush=True)
             damaged.append(step)
         if steps:
-            raise UserError(f"checkpoint {self._folder}: all {len(steps)} steps are damaged; delete it to start anew")
+            raise UserError(
+                f"checkpoint {self._folder}: all {len(steps)} steps are damaged; move it away to start anew, "
+                "or use another --workdir"
+            )
         return None
 
     def _read(
         self, folder: Path, blank: TrainState
-    ) -> tuple[tuple[TrainState, dict[str, Any], dict[str, Any]] | None, str]:
-        """State, data and meta of a step, and why it cannot be read, if so; without a word between processes."""
+    ) -> tuple[tuple[TrainState, dict[str, Any], dict[str, Any]] | None, Exception | None]:
+        """State, data and meta of a step, or what keeps it from being read; without a word between processes."""
         try:
             meta, data = _read_meta(folder), _read_json(folder, "data")
             if meta["data_sum"] != json_sum(data):
@@ -206,11 +231,11 @@ class Checkpoints:
                 raise UserError(f"checkpoint {folder}: is of another version of apr_jax; use another --workdir")
             params = _read_arrays(folder / "params", blank.params)
             state = TrainState(params=params, **_read_arrays(folder / "state", _without_params(blank)))
-            return (state, data, meta), ""
+            return (state, data, meta), None
         except UserError:
             raise
         except Exception as error:  # Orbax and TensorStore raise all sorts of types for damaged files.
-            return None, _first_line(error)
+            return None, error
 
     def _set_aside(self, steps: list[int]) -> None:
         if not steps:
@@ -271,15 +296,50 @@ def load_checkpoint(path: str | Path) -> Restored:
     except ConfigError as error:
         raise UserError(f"checkpoint {folder}: is of another version of apr_jax ({error}); train again") from None
     except Exception as error:  # Orbax and TensorStore raise all sorts of types for damaged files.
+        if not shows_damage(error):
+            raise _unreadable(folder, error) from error
         others = [str(step) for step in _steps(folder.parent) if str(step) != folder.name]
         hint = f"; other steps there: {', '.join(others)}" if others else "; train again"
-        raise UserError(f"checkpoint {folder}: damaged ({_first_line(error)}){hint}") from None
+        raise UserError(f"checkpoint {folder}: damaged ({what_went_wrong(error)}){hint}") from None
+
+
+def _unreadable(folder: Path, error: Exception) -> UserError:
+    """The error for a step that is not known to be damaged, but cannot be read here and now."""
+    return UserError(
+        f"checkpoint {folder}: cannot be read here and now ({what_went_wrong(error)}); this is no damage, "
+        "and nothing was changed; mend the cause and start the same command again"
+    )
 
 
 def _step_folder(path: Path) -> Path:
-    if (path / "meta").is_dir():
+    """Folder of the step that is meant by `path`: the step itself, or of a run the best one, among equals the last.
+
+    Raises:
+      UserError: there is none, or a step does not say how good it is. Another one is not taken in its place: it would be
+        another model without a word.
+    """
+    is_step = path.parent.name == FOLDER and path.name.isdigit() and path.is_dir()
+    if is_step or (path / "meta").is_dir():
         return path
-    return max(_step_folders(path), key=lambda folder: (_score(folder), int(folder.name)))
+    folders = _step_folders(path)
+    scores = {folder: _known_score(folder, folders) for folder in folders}
+    return max(folders, key=lambda folder: (scores[folder], int(folder.name)))
+
+
+def _known_score(folder: Path, folders: Sequence[Path]) -> float:
+    try:
+        return _score(_read_meta(folder))
+    except Exception as error:
+        if not folder.is_dir():  # A training that goes on has just deleted it, for others are better.
+            return _NOT_VALIDATED
+        if not shows_damage(error):
+            raise _unreadable(folder, error) from error
+        others = ", ".join(str(other) for other in folders if other != folder)
+        remedy = f"to take another step, name it ({others})" if others else "train again"
+        raise UserError(
+            f"checkpoint {folder}: damaged ({what_went_wrong(error)}), so which step of the run is the best is not known; "
+            f"{remedy}"
+        ) from None
 
 
 def last_step(workdir: Path) -> Path:
@@ -300,11 +360,8 @@ def _step_folders(path: Path) -> list[Path]:
     return [path / FOLDER / str(step) for step in steps]
 
 
-def _score(folder: Path) -> float:
-    try:
-        return float(_read_json(folder, "meta")["metrics"].get(BEST, _NOT_VALIDATED))
-    except Exception:  # Damaged: any other step is better.
-        return _NOT_VALIDATED - 1
+def _score(meta: dict[str, Any]) -> float:
+    return float(meta["metrics"].get(BEST, _NOT_VALIDATED))
 
 
 def _steps(folder: Path) -> list[int]:
@@ -353,7 +410,8 @@ def _read_params(folder: Path) -> Any:
 
 
 class _LastAndBest(preservation_policy.PreservationPolicy):
-    """Keeps the last steps and the best one; among equals the later.
+    """Keeps the last steps and the best one, among equals the later; and those whose score cannot be read, which may be the
+    best.
 
     The scores are read from `meta`: with metrics of its own, Orbax could not open a folder in which one is damaged. The
     step that is being saved has no score yet, but it is among the last.
@@ -365,7 +423,15 @@ class _LastAndBest(preservation_policy.PreservationPolicy):
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> Sequence[bool]:
         del context
         steps = [info.step for info in checkpoints]
-        kept = set(sorted(steps)[-_KEPT:]) | {max(steps, key=lambda step: (_score(self._folder / str(step)), step))}
+        kept = set(sorted(steps)[-_KEPT:])
+        scores = {}
+        for step in steps:
+            try:
+                scores[step] = _score(_read_meta(self._folder / str(step)))
+            except Exception:  # Damaged, or it cannot be read just now. One of the last may still be on its way.
+                kept.add(step)
+        if scores:
+            kept.add(max(scores, key=lambda step: (scores[step], step)))
         return [step in kept for step in steps]
 
 
@@ -383,7 +449,3 @@ def _encode(tokenizer: Tokenizer) -> str:
 
 def _fingerprint(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]

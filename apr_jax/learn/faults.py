@@ -1,37 +1,80 @@
-"""What goes wrong with the disk, said once and in one line: libraries say it in pages, from threads of their own."""
+"""What goes wrong with the disk and the machine, said once and in one line.
+
+Libraries say it in pages, and from threads of their own.
+"""
 
 import errno
 import logging
 import os
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO, Any
 
-from apr_jax.errors import FullDisk, UserError
+from apr_jax.errors import DiskError, UserError, is_of_system, what_went_wrong
 
 
 @contextmanager
 def disk_errors(where: Path) -> Iterator[None]:
-    """Turns a full disk, through whichever library it shows, into a FullDisk that says so, and any OSError into a UserError."""
+    """Turns a disk that takes no more, through whichever library it shows, into a DiskError that says why.
+
+    Any OSError is one, and what TensorStore says about one of the system.
+    """
     try:
         yield
     except UserError:
         raise
     except Exception as error:
         if _is_full(error):
-            raise FullDisk(
+            raise DiskError(
                 f"{where}: the disk is full; make room and start the same command again, what was saved before is kept"
             ) from None
         if isinstance(error, OSError):
-            raise UserError(f"{where}: cannot write ({error.strerror or error})") from None
+            raise DiskError(f"{where}: cannot write ({error.strerror or error})") from None
+        if is_of_system(error):  # TensorStore raises ValueErrors.
+            raise DiskError(f"{where}: cannot write ({what_went_wrong(error)})") from None
         raise
+
+
+def check_writable(folder: Path) -> None:
+    """Makes sure that files can be made in a folder of this machine: the first save may come hours later.
+
+    Raises:
+      DiskError: they can't.
+    """
+    with disk_errors(folder), tempfile.TemporaryFile(dir=folder) as file:
+        file.write(b"x")
 
 
 def _is_full(error: BaseException | None) -> bool:
     # TensorStore reports a full disk as a ValueError.
     return getattr(error, "errno", None) == errno.ENOSPC or "No space left on device" in str(error)
+
+
+class TolerantStream:
+    """A stream that may vanish: what can no longer be written to it is dropped.
+
+    A terminal that was closed fails at every write (EIO). A run that is about to save must not end by that.
+    """
+
+    def __init__(self, stream: IO[str]):
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        try:
+            return self._stream.write(text)
+        except OSError:
+            return len(text)
+
+    def flush(self) -> None:
+        with suppress(OSError):
+            self._stream.flush()
 
 
 class Muffled:
@@ -57,7 +100,7 @@ class Muffled:
             logger.removeFilter(_has_no_traceback)
 
     def _thread_died(self, args: threading.ExceptHookArgs) -> None:
-        if not _is_full(args.exc_value):
+        if not (_is_full(args.exc_value) or isinstance(args.exc_value, OSError)):
             self._hook(args)
 
     def _unraisable(self, args: "sys.UnraisableHookArgs") -> None:

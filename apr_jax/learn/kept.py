@@ -21,7 +21,7 @@ from safetensors import SafetensorError, deserialize
 
 from apr_jax.config import ConfigError, from_dict, to_dict
 from apr_jax.data.tokenizer import Tokenizer
-from apr_jax.errors import UserError
+from apr_jax.errors import UserError, shows_damage, what_went_wrong
 from apr_jax.learn.checksum import digest, json_sum
 from apr_jax.learn.restored import Restored
 from apr_jax.storage import as_path, save_tensors
@@ -82,6 +82,8 @@ def load_kept(path: Path) -> Restored:
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; `apr keep` writes one") from None
     except (OSError, SafetensorError, KeyError, ValueError) as error:
+        if isinstance(error, OSError) and not shows_damage(error):
+            raise UserError(f"{path}: cannot be read here and now ({what_went_wrong(error)})") from None
         raise UserError(f"{path}: is not a whole model that `apr keep` wrote ({error!r:.100})") from None
 
 

@@ -5,9 +5,10 @@ The life of a step:
 2. The metrics of the step before are written; too many bad steps in a row end the run, and the batch of the last of them
    is saved beside the state.
 3. Every so often `validate(state)` is called, and the state saved.
-4. SIGTERM and Ctrl-C save and end the run, as soon as may be: the notice of a preemption is 30 s. A supervised step under
-   way ends first; a rollout is thrown away when it ends, and a validation before its next batch: the next start does them
-   again. Of several processes all end after the same step, whichever of them got the signal.
+4. SIGTERM, SIGHUP (a closed terminal) and Ctrl-C save and end the run, as soon as may be: the notice of a preemption is
+   30 s. A supervised step under way ends first; a rollout is thrown away when it ends, and a validation before its next
+   batch: the next start does them again. Of several processes all end after the same step, whichever of them got the
+   signal.
 """
 
 import dataclasses
@@ -32,7 +33,7 @@ from apr_jax.learn.processes import Pace, Votes
 from apr_jax.learn.state import TrainState
 from apr_jax.storage import write_bytes
 
-EXIT_TERMINATED = 143
+_EXIT_BASE = 128  # A run that a signal has ended exits with 128 + its number.
 _REMEDY = "mend what the lines of the verifier above say, or raise learn.rl.reward.time_limit, and start the same command again"
 # The signal that ends the run, or 0; all processes must ask, with nothing queued on the device.
 Stopping = Callable[[], int]
@@ -119,7 +120,7 @@ class Loop:
           unvalidated: the earlier start was stopped before the validation that was due.
 
         Raises:
-          KeyboardInterrupt: on Ctrl-C, SystemExit(143): on SIGTERM; both after the state is saved.
+          KeyboardInterrupt: on Ctrl-C, SystemExit: on SIGTERM (143) or SIGHUP (129); all after the state is saved.
           UserError: too many bad steps in a row (the last good parameters and the bad batch are saved), too many answers
             without a verdict (the state is saved), or the disk is full.
         """
@@ -138,7 +139,7 @@ class Loop:
                     self._recorder.tell(
                         f"stopped after step {self._step}; saved in {time.perf_counter() - began:.1f} s"
                     )
-                    raise (KeyboardInterrupt if stopping == signal.SIGINT else SystemExit(EXIT_TERMINATED))
+                    raise (KeyboardInterrupt if stopping == signal.SIGINT else SystemExit(_EXIT_BASE + stopping))
         self._recorder.flush()
         self._checkpoints.wait()
         return self._state
@@ -250,7 +251,10 @@ def _stop_signals() -> Iterator[list[int]]:
     if threading.current_thread() is not threading.main_thread():  # Only the main thread may set handlers.
         yield received
         return
-    wanted = (signal.SIGINT, signal.SIGTERM)
+    wanted = [signal.SIGINT, signal.SIGTERM]
+    outlives_terminal = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN  # As under nohup.
+    if not outlives_terminal:
+        wanted.append(signal.SIGHUP)
     old = {number: signal.getsignal(number) for number in wanted}
 
     def restore() -> None:

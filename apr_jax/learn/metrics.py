@@ -7,19 +7,22 @@ the restored step are cut off.
 
 import json
 import math
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Self
+from typing import IO, Any, Self, cast
 
 import jax
 import tensorboardX
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column
 
-from apr_jax.learn.faults import disk_errors
+from apr_jax.errors import LostLease
+from apr_jax.learn.faults import TolerantStream, disk_errors
+from apr_jax.lease import Lease
 from apr_jax.storage import Mirror, as_path, write_text
 from apr_jax.terminal import Terminal
 
@@ -43,6 +46,7 @@ class Recorder:
       progress: show the bar.
       ceiling: FLOP/s that the machine can do. The metric `flops` of the steps, if there is one, is set against it: the rate is
         logged as `ceiling_share`, the single numbers are not.
+      lease: of the workdir, which is checked before each line.
       bounds: of metrics; a step above one is told in a line, and marked by the metric `<name>_above` (1, else 0).
     """
 
@@ -58,7 +62,9 @@ class Recorder:
         progress: bool,
         ceiling: float = 0.0,
         bounds: Mapping[str, float] = MappingProxyType({}),
+        lease: Lease | None = None,
     ):
+        self._lease = lease
         self._mirror = Mirror(as_path(workdir), (FILE,))
         self._path = self._mirror.local / FILE
         self._bounds = bounds
@@ -83,7 +89,7 @@ class Recorder:
             MofNCompleteColumn(),
             TimeRemainingColumn(table_column=Column(min_width=7, no_wrap=True)),
             TextColumn("{task.fields[numbers]}"),
-            console=Terminal(stderr=True),
+            console=Terminal(file=cast(IO[str], TolerantStream(sys.stderr))),
             disable=not (progress and self._writes),
             speed_estimate_period=_SPEED_SECONDS,
         )
@@ -96,13 +102,14 @@ class Recorder:
         self._bar.start()
         return self
 
-    def __exit__(self, *exception: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        del rest
         self._bar.stop()
         if self._writes:
             self._file.close()
             with suppress(OSError):  # A full disk was told of when metrics.jsonl found it so.
                 self._board.close()
-        self._mirror.close()
+        self._mirror.close(push=kind is None or not issubclass(kind, LostLease))
 
     def record(self, step: int, metrics: dict[str, Any], important: bool = False) -> Numbers | None:
         """Takes the metrics of `step`, scalars on the device or the host, and returns those of the step before,
@@ -200,6 +207,8 @@ class Recorder:
             return
         # JSON knows no NaN: a bad loss becomes null.
         finite = {name: value if math.isfinite(value) else None for name, value in numbers.items()}
+        if self._lease is not None:
+            self._lease.check()
         with disk_errors(self._path):
             self._file.write(json.dumps({"step": step, "stage": self._stage, **finite}) + "\n")
             self._file.flush()

@@ -21,6 +21,7 @@ from apr_jax.learn.metrics import Recorder
 from apr_jax.learn.processes import lost_processes
 from apr_jax.learn.profile import profiled
 from apr_jax.learn.state import TrainState
+from apr_jax.lease import Lease
 from apr_jax.model.sharding import make_mesh
 from apr_jax.storage import write_text
 from apr_jax.terminal import Terminal
@@ -56,7 +57,11 @@ def train(
     """
     with disk_errors(workdir):
         workdir.mkdir(parents=True, exist_ok=True)
-    with Checkpoints(workdir, run) as checkpoints, lost_processes(workdir):
+    with (
+        lost_processes(workdir),
+        Lease(workdir, f"training, {run.stage}", together=True) as lease,
+        Checkpoints(workdir, run, lease) as checkpoints,
+    ):
         restored = checkpoints.restore_latest(blank)
         state, unvalidated = blank, False
         if restored is not None:
@@ -71,7 +76,7 @@ def train(
         if start >= stage.steps and not unvalidated:
             return state
         with Recorder(
-            workdir, start, stage.steps, log_every, run.stage, counted, shown, progress, ceiling, bounds
+            workdir, start, stage.steps, log_every, run.stage, counted, shown, progress, ceiling, bounds, lease
         ) as recorder:
             return Loop(stage, state, checkpoints, recorder, workdir, restored is not None).run(unvalidated)
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -16,11 +17,12 @@ from together import Together
 from whole_runs import repeatable
 
 from apr_jax import reproduce, stages
-from apr_jax.errors import UsageError, UserError
+from apr_jax.errors import LostLease, UsageError, UserError
 from apr_jax.evaluate.run import evaluate
 from apr_jax.learn.checkpoint import load_checkpoint
 from apr_jax.learn.metrics import FILE, Recorder
 from apr_jax.learn.sft import train_sft
+from apr_jax.lease import Lease, _Bucket, _started
 from apr_jax.storage import Mirror, absolute, as_path, is_remote, local_copy, move, nearby, upload, write_text
 from apr_jax.tasks import load_problems
 
@@ -95,6 +97,45 @@ def test_scores_that_come_later_are_in_the_bucket_before_the_checkpoint_says_so(
     with Recorder(folder, 4, 8, 1, "sft", (), (), progress=False) as recorder:
         recorder.complete(4, {"validation_accuracy": 0.5})
         assert json.loads((folder / FILE).read_text())["validation_accuracy"] == 0.5
+
+
+def test_of_many_leases_in_a_bucket_one_is_written(folder):
+    """All have seen that there is none: a write holds only for the generation that was read."""
+    stores = [_Bucket(folder) for _ in range(8)]
+    assert [store.read() for store in stores] == [("", None)] * len(stores)
+    with ThreadPoolExecutor(len(stores)) as pool:
+        written = list(pool.map(lambda number: stores[number].put(f"lease {number}", None), range(len(stores))))
+    (winner,) = [number for number, version in enumerate(written) if version is not None]
+    text, version = stores[0].read()
+    assert (text, version) == (f"lease {winner}", written[winner])
+    loser = stores[winner - 1]
+    assert loser.beat("mine", "1") is None
+    newer = stores[winner].beat(text, version)
+    assert newer not in (None, version) and loser.read() == (text, newer)
+    loser.remove("mine", version)
+    assert loser.read() == (text, newer), "another's is never removed"
+    stores[winner].remove(text, newer)
+    assert loser.read() == ("", None)
+
+
+def test_a_second_writer_in_a_bucket_is_refused_and_one_that_lost_its_lease_writes_nothing_more(folder):
+    with Lease(folder, "training") as first:
+        text, version = _Bucket(folder).read()
+        assert json.loads(text)["pid"] == os.getpid()
+        other = os.getppid()  # A process that lives.
+        taken = json.dumps(json.loads(text) | {"pid": other, "started": _started(other), "host": "elsewhere"})
+        assert _Bucket(folder).put(taken, version)
+        first._beat()
+        with pytest.raises(
+            LostLease, match=rf"{folder}: was taken over by process {other} on host elsewhere \(training"
+        ):
+            first.check()
+    assert _Bucket(folder).read()[0] == taken
+    with (
+        pytest.raises(UserError, match=f"is being written by process {other} on host elsewhere"),
+        Lease(folder, "training"),
+    ):
+        pass
 
 
 def test_a_copy_is_made_once_and_again_when_the_stamp_changes(folder, tmp_path):

@@ -200,6 +200,57 @@ def test_a_damaged_checkpoint_is_named_and_the_others_still_serve(failing, check
     assert run(["solve", "3 4 5 -> 12", "--checkpoint", str(steps[-2])]) == 0
 
 
+@pytest.mark.parametrize("command", ["eval", "keep", "export", "train rl"])
+def test_a_run_whose_best_step_is_unknown_is_refused(failing, checkpoint, config_file, data_dir, tmp_path, command):
+    """One meta is cut off: an older step would be another model, without a word."""
+    copy = tmp_path / "run"
+    shutil.copytree(checkpoint, copy)
+    newest = max((copy / "checkpoints").iterdir(), key=lambda step: int(step.name))
+    os.truncate(newest / "meta" / "metadata", 100)
+    arguments = {
+        "eval": ["--checkpoint", copy, "--problems", data_dir / "test.jsonl", "--out", tmp_path / "out"],
+        "keep": ["--checkpoint", copy, "--out", tmp_path / "out.safetensors"],
+        "export": ["--checkpoint", copy, "--out", tmp_path / "out"],
+        "train rl": ["--config", config_file, "--data", data_dir, "--workdir", tmp_path / "out", "--init", copy],
+    }[command]
+    status, line = failing(*command.split(), *arguments)
+    assert status == 1
+    assert str(newest) in line and "damaged" in line and "to take another step, name it" in line
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["run"]
+
+
+@pytest.mark.parametrize("command", ["train sft", "eval", "data build", "reproduce"])
+def test_a_second_writer_is_refused_and_changes_nothing(failing, checkpoint, config_file, data_dir, tmp_path, command):
+    """Another process, which lives, holds the folder."""
+    folder = tmp_path / "out"
+    holder = "import sys, pathlib\nfrom apr_jax.lease import Lease\n"
+    holder += "with Lease(pathlib.Path(sys.argv[1]), 'training'):\n    print(flush=True)\n    sys.stdin.read()\n"
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    arguments = {
+        "train sft": ["--config", config_file, "--data", data_dir, "--workdir", folder],
+        "eval": ["--checkpoint", checkpoint, "--problems", data_dir / "test.jsonl", "--out", folder],
+        "data build": ["--config", config_file, "--out", folder],
+        "reproduce": ["--config", config_file, "--out", folder],
+    }[command]
+    with subprocess.Popen([sys.executable, "-c", holder, str(folder)], **pipes) as process:
+        process.stdout.readline()
+        status, line = failing(*command.split(), *arguments)
+        assert [entry.name for entry in folder.iterdir()] == ["lease.json"]
+    assert status == 1
+    told = rf"apr: error: {folder}: is being written by process {process.pid} on host .* \(training, since .*\), which lives"
+    assert re.match(told, line)
+
+
+def test_an_error_without_a_word_says_where_it_was(failing, monkeypatch):
+    def failed(*arguments):
+        raise AssertionError
+
+    monkeypatch.setattr("apr_jax.evaluate.solve.solve", failed)
+    monkeypatch.setattr("apr_jax.learn.checkpoint.load_checkpoint", lambda path: path)
+    status, line = failing("solve", "3 4 5 -> 12", "--checkpoint", "x")
+    assert status == 1 and re.search(r"AssertionError in test_cli.py, line \d+; APR_DEBUG=1 shows where", line)
+
+
 def test_solve_prints_the_tree_and_writes_its_viewer(checkpoint, tmp_path, capsys):
     page = tmp_path / "tree.html"
     assert run(["solve", "3 4 5 -> 12", "--checkpoint", str(checkpoint), "--html", str(page)]) == 0

@@ -14,15 +14,16 @@ ALLOWED = {
     "subprocesses": {"errors"},
     "runtime": {"errors", "storage"},
     "storage": {"errors"},
+    "lease": {"errors", "runtime", "storage"},
     "terminal": set(),
     "tasks": {"errors", "storage", "subprocesses", "terminal"},
     "model": {"errors", "storage"},
     "threads": {"errors"},
-    "data": {"errors", "storage", "subprocesses", "terminal", "tasks", "threads", "config"},
+    "data": {"errors", "lease", "storage", "subprocesses", "terminal", "tasks", "threads", "config"},
     "config": {"errors", "tasks", "data", "model", "threads", "learn"},
     "compare": {"config"},
-    "learn": {"errors", "storage", "terminal", "tasks", "data", "model", "threads", "config", "compare"},
-    "evaluate": {"errors", "storage", "terminal", "tasks", "data", "model", "threads", "learn", "config"},
+    "learn": {"errors", "lease", "storage", "terminal", "tasks", "data", "model", "threads", "config", "compare"},
+    "evaluate": {"errors", "lease", "storage", "terminal", "tasks", "data", "model", "threads", "learn", "config"},
 }
 FILES = sorted((ROOT / "apr_jax").rglob("*.py"))
 

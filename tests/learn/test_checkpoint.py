@@ -17,6 +17,7 @@ import pytest
 
 from apr_jax.data.tokenizer import Tokenizer
 from apr_jax.errors import UserError
+from apr_jax.learn import checkpoint
 from apr_jax.learn.checkpoint import BEST, FOLDER, Checkpoints, Run, load_checkpoint
 from apr_jax.learn.checksum import json_sum
 from apr_jax.learn.config import OptimizerConfig
@@ -290,14 +291,14 @@ def test_all_steps_damaged_is_an_error(copied, run, blank):
         shutil.rmtree(copied / FOLDER / step / "params")
     with (
         Checkpoints(copied, run) as checkpoints,
-        pytest.raises(UserError, match="all 2 steps are damaged; delete it to start anew"),
+        pytest.raises(UserError, match="all 2 steps are damaged; move it away to start anew"),
     ):
         checkpoints.restore_latest(blank)
     assert {entry.name for entry in (copied / FOLDER).iterdir()} == {"2", "4"}, "nothing may be deleted"
 
 
 def test_a_passing_fault_costs_no_checkpoint(copied, run, blank):
-    """What cannot be read now, for want of memory or of a network disk, may be read later."""
+    """What is missing now, as on a network disk that is not mounted, may be there later."""
     hidden = [(copied / FOLDER / step / "params", copied / f"hidden{step}") for step in ("2", "4")]
     for params, away in hidden:
         params.rename(away)
@@ -355,6 +356,100 @@ def test_an_unfinished_save_is_ignored(copied, run, blank):
     shutil.copytree(copied / FOLDER / "2", copied / FOLDER / "6.orbax-checkpoint-tmp")
     assert _restored(copied, run, blank) == 4
     assert load_checkpoint(copied).step == 4
+
+
+# What is wrong with the machine, as Python, TensorStore, gRPC and XLA say it.
+_OF_THE_MACHINE = [
+    MemoryError(),
+    RuntimeError("can't start new thread"),
+    AssertionError(),
+    RuntimeError("Unable to initialize backend 'tpu': it is in use"),
+    PermissionError(errno.EACCES, "Permission denied", "x"),
+    OSError(errno.EMFILE, "Too many open files"),
+    OSError(errno.EIO, "Input/output error"),
+    ValueError("PERMISSION_DENIED: Error opening file [OS error 13: EACCES Permission denied]"),
+    ValueError("Error reading file [OS error 24: EMFILE Too many open files]"),
+    ValueError("RESOURCE_EXHAUSTED: Out of memory allocating 17 bytes"),
+    ValueError("UNAVAILABLE: connection to the bucket lost"),
+    ImportError("no such module"),
+]
+
+
+@pytest.mark.parametrize("error", _OF_THE_MACHINE, ids=repr)
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_what_is_wrong_with_the_machine_is_never_called_damage(copied, run, blank, monkeypatch, error, wrapped):
+    """Neither evaluation nor a restart takes another step, moves one, or says that one should be deleted."""
+    if wrapped:  # As Orbax does.
+        inner, error = error, Exception("Encountered error while reading array index")
+        error.__cause__ = inner
+
+    def failing(*arguments):
+        raise error
+
+    monkeypatch.setattr(checkpoint, "_read_params", failing)
+    monkeypatch.setattr(checkpoint, "_read_arrays", failing)
+    told = r"checkpoints/4: cannot be read here and now \(.+\); this is no damage"
+    for path in (copied, copied / FOLDER / "4"):
+        with pytest.raises(UserError, match=told) as caught:
+            load_checkpoint(path)
+        assert "delete" not in str(caught.value)
+    with Checkpoints(copied, run) as checkpoints, pytest.raises(UserError, match=told):
+        checkpoints.restore_latest(blank)
+    assert {entry.name for entry in (copied / FOLDER).iterdir()} == {"2", "4"}
+    assert not (copied / "damaged").exists()
+
+
+def test_a_file_that_may_not_be_read_is_no_damage(copied, run, blank, monkeypatch):
+    """Root may read everything, so the reading itself says no: as it does where only the newest step is another user's."""
+    read_text = Path.read_text
+
+    def refused(path, *arguments, **options):
+        if path.parts[-3:] == ("4", "meta", "metadata"):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return read_text(path, *arguments, **options)
+
+    monkeypatch.setattr(Path, "read_text", refused)
+    told = r"checkpoints/4: cannot be read here and now \(.*Permission denied.*\); this is no damage"
+    with pytest.raises(UserError, match=told):
+        load_checkpoint(copied)
+    with Checkpoints(copied, run) as checkpoints, pytest.raises(UserError, match=told):
+        checkpoints.restore_latest(blank)
+    monkeypatch.undo()
+    assert _restored(copied, run, blank) == 4
+
+
+def _cut_off(folder):
+    meta = folder / "meta" / "metadata"
+    meta.write_bytes(meta.read_bytes()[:100])
+
+
+def _not_there(folder):
+    shutil.rmtree(folder / "meta")
+
+
+@pytest.mark.parametrize("hurt", [_cut_off, _not_there])
+@pytest.mark.parametrize("step", ["2", "4"])
+def test_an_older_model_never_takes_the_place_of_a_damaged_one(copied, hurt, step):
+    """Which step is the best is written in the metas; where one is damaged, the user names a step, or nothing is done."""
+    hurt(copied / FOLDER / step)
+    other = copied / FOLDER / ("2" if step == "4" else "4")
+    told = rf"checkpoints/{step}: damaged \(.*\), so which step of the run is the best is not known; .* name it \({other}\)"
+    with pytest.raises(UserError, match=told):
+        load_checkpoint(copied)
+    with pytest.raises(UserError, match=rf"checkpoints/{step}: damaged \(.*\); other steps there: {other.name}$"):
+        load_checkpoint(copied / FOLDER / step)
+    assert load_checkpoint(other).step == int(other.name)
+
+
+def test_a_step_that_cannot_say_its_score_is_not_deleted(tmp_path, run, blank):
+    """It may have been the best, and may be read again."""
+    _save(tmp_path, run, blank, {1: 0.9, 2: 0.1, 3: 0.2})
+    meta = tmp_path / FOLDER / "1" / "meta"
+    meta.rename(tmp_path / "away")
+    _save(tmp_path, run, blank, {4: 0.3, 5: 0.2})
+    (tmp_path / "away").rename(meta)
+    assert sorted(int(entry.name) for entry in (tmp_path / FOLDER).iterdir()) == [1, 4, 5]
+    assert load_checkpoint(tmp_path).step == 1
 
 
 def test_a_full_disk_says_so(tmp_path):

@@ -1,7 +1,9 @@
-"""A disk that fills up while a run saves: one line says so, and what was saved before still loads."""
+"""A disk that takes no more, being full or read-only: one line says so, at once, and what was saved before still loads."""
 
 import os
 import subprocess
+import sys
+import time
 from pathlib import Path
 
 import jax
@@ -9,7 +11,9 @@ import numpy as np
 import pytest
 from whole_runs import changed, repeatable, train_command, write_config
 
-from apr_jax.learn.checkpoint import FOLDER, last_step, load_checkpoint
+from apr_jax.data.tokenizer import Tokenizer
+from apr_jax.errors import DiskError
+from apr_jax.learn.checkpoint import FOLDER, Checkpoints, Run, last_step, load_checkpoint
 from apr_jax.learn.rl import train_rl
 from apr_jax.learn.sft import train_sft
 
@@ -35,6 +39,68 @@ def small_disk(tmp_path):
         if told != "mounted\n":
             pytest.skip(f"no small disk can be mounted here: {as_root.stderr.strip()}; in a name space: {told.strip()}")
         yield Path(f"/proc/{holder.pid}/root{path}")
+
+
+# A command that saves a step, after which the disk is read-only, and another one.
+_SAVE_TWICE = """
+import subprocess, sys
+from pathlib import Path
+import jax.numpy as jnp
+from apr_jax import cli
+from apr_jax.config import load
+from apr_jax.data.tokenizer import Tokenizer
+from apr_jax.learn.checkpoint import Checkpoints, Run
+from apr_jax.learn.state import TrainState
+
+config, workdir, remount = load(Path(sys.argv[1])), Path(sys.argv[2]), sys.argv[3:]
+
+
+def save_twice():
+    with Checkpoints(workdir, Run(config, "apr", "sft", Tokenizer.train(["0123456789"]))) as checkpoints:
+        for number in (2, 4):
+            counts = [jnp.asarray(number, jnp.int32)] * 3
+            checkpoints.save(TrainState({"w": jnp.zeros(3)}, (), *counts), {}, {})
+            checkpoints.wait()
+            subprocess.run(remount, check=True)
+
+
+cli.app.command("save-twice")(save_twice)
+sys.exit(cli.run(["save-twice"]))
+"""
+
+
+@pytest.fixture
+def read_only(small_disk):
+    """A command that makes the small disk read-only; its files are kept."""
+    if str(small_disk).startswith("/proc/"):
+        pytest.skip("only root may mount again")
+    return ["mount", "-o", "remount,ro", str(small_disk)]
+
+
+def test_a_checkpoints_folder_that_may_not_be_written_ends_the_run_before_its_first_step(
+    config, tmp_path, small_disk, read_only
+):
+    """The rest of the workdir may be written."""
+    (small_disk / FOLDER).mkdir()
+    (tmp_path / FOLDER).symlink_to(small_disk / FOLDER)
+    subprocess.run(read_only, check=True)
+    run = Run(config, "apr", "sft", Tokenizer.train(["0123456789"]))
+    began = time.monotonic()
+    with pytest.raises(DiskError, match=rf"{tmp_path / FOLDER}: cannot write \(Read-only file system\)"):
+        Checkpoints(tmp_path, run)
+    assert time.monotonic() - began < 5
+
+
+def test_a_disk_that_becomes_read_only_ends_the_run_in_one_line_at_once(config, tmp_path, small_disk, read_only):
+    file = write_config(config, tmp_path / "config.py")
+    began = time.monotonic()
+    command = [sys.executable, "-c", _SAVE_TWICE, str(file), str(small_disk / "run"), *read_only]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert time.monotonic() - began < 60, "no barrier of Orbax's is waited for"
+    (line,) = ended.stderr.splitlines()
+    assert line.startswith(f"apr: error: {small_disk / 'run' / FOLDER}: cannot write (")
+    assert ended.returncode == 1
+    assert last_step(small_disk / "run").name == "2"
 
 
 @pytest.mark.slow

@@ -1,7 +1,10 @@
 """One run that is killed again and again, at any moment, ends like a run that nobody touched: to the bit, line for line."""
 
 import json
+import os
+import pty
 import random
+import select
 import signal
 import subprocess
 import time
@@ -124,6 +127,48 @@ def test_rl_survives_being_killed_9_times(long_config, config_file, data_dir, ch
     command = train_command("rl", config_file, data_dir, workdir, "--init", checkpoint)
     _survive(_RL_ENDS, command, workdir, _RL_STEPS)
     _assert_same_run(workdir, tmp_path / "unbroken", _RL_STEPS)
+
+
+@pytest.mark.slow
+def test_sft_saves_when_its_terminal_is_closed(long_config, data_dir, tmp_path):
+    """A real terminal, of which the other end goes away: SIGHUP, and every word to it fails."""
+    config = changed(long_config, sft={"steps": 100_000, "save_every": 100_000})
+    file, workdir = write_config(config, tmp_path / "config.py"), tmp_path / "run"
+    command = train_command("sft", file, data_dir, workdir)
+    child, terminal = pty.fork()
+    if child == 0:
+        os.chdir(ROOT)
+        os.execv(command[0], command)
+    deadline = time.monotonic() + 240
+    while _step(workdir) < 5 and time.monotonic() < deadline:
+        if select.select([terminal], [], [], 0.05)[0]:
+            os.read(terminal, 4096)  # Else the bar would fill it up.
+    os.close(terminal)
+    _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) == 129
+    saved = [int(entry.name) for entry in (workdir / FOLDER).iterdir() if entry.name.isdigit()]
+    assert max(saved) == _step(workdir) >= 5
+    assert not (workdir / "lease.json").exists()
+
+
+@pytest.mark.slow
+def test_of_two_trainings_started_at_once_one_goes_on_unharmed(long_config, config_file, data_dir, tmp_path):
+    """The other ends with one line; a third one, later, too. What the first one writes is that of a run that was alone."""
+    train_sft(long_config, data_dir, tmp_path / "alone", "apr", progress=False)
+    workdir = tmp_path / "run"
+    command = train_command("sft", config_file, data_dir, workdir)
+    pipes = {"cwd": ROOT, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    two = [subprocess.Popen(command, **pipes) for _ in range(2)]
+    while _step(workdir) < 5 and any(process.poll() is None for process in two):
+        time.sleep(0.01)
+    third = subprocess.run(command, **pipes, check=False, timeout=240)
+    said = [process.communicate(timeout=240)[0] for process in two]
+    assert sorted(process.returncode for process in two) == [0, 1], said
+    refused = next(words for words, process in zip(said, two, strict=True) if process.returncode)
+    for status, words in ((1, refused), (third.returncode, third.stdout)):
+        (line,) = words.splitlines()
+        assert status == 1 and line.startswith(f"apr: error: {workdir}: is being written by process ")
+    _assert_same_run(workdir, tmp_path / "alone", _SFT_STEPS)
 
 
 # `apr`, killed as soon as a function of RL, made by the maker that is named, has been called so many times: what it

@@ -1,8 +1,11 @@
 """The loop by itself: a signal ends a run at once, wherever it comes, and the next start makes up for what was left out."""
 
 import dataclasses
+import errno
+import io
 import os
 import signal
+import sys
 
 import jax.numpy as jnp
 import pytest
@@ -36,18 +39,19 @@ class _Disk:
 
 
 class _Toy:
-    """Steps of a rollout and an update, validations in three parts; `done` tells what was begun. SIGTERM comes at `hit`.
+    """Steps of a rollout and an update, validations in three parts; `done` tells what was begun. A signal comes at `hit`.
 
     At `lost` too many answers are without a verdict.
     """
 
-    def __init__(self, hit=None, lost=None):
-        self.hit, self.lost, self.done, self.busy = hit, lost, [], 0.0
+    def __init__(self, hit=None, number=signal.SIGTERM, lost=None):
+        self.hit, self.number, self.lost = hit, number, lost
+        self.done, self.busy = [], 0.0
 
     def _begin(self, *what):
         self.done.append(what)
         if what == self.hit:
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), self.number)
         if what == self.lost:
             raise UnknownAnswers("2 of 4 answers have no verdict")
 
@@ -68,7 +72,7 @@ class _Toy:
         return {"accuracy": int(state.step) / 10}
 
 
-def _run(toy, disk, workdir, save_every=4):
+def _run(toy, disk, workdir, save_every=4, progress=False):
     """From the last step on `disk`, or from 0."""
     workdir.mkdir(exist_ok=True)
     start = max(disk.saved, default=0)
@@ -86,7 +90,7 @@ def _run(toy, disk, workdir, save_every=4):
         validate_every=2,
     )
     unvalidated = bool(disk.saved) and disk.saved[start][2]
-    with Recorder(workdir, start, _STEPS, 1, "rl", ("trees",), (), progress=False) as recorder:
+    with Recorder(workdir, start, _STEPS, 1, "rl", ("trees",), (), progress) as recorder:
         state = TrainState({"w": jnp.zeros(1)}, (), *counts)
         return Loop(stage, state, disk, recorder, workdir, bool(disk.saved)).run(unvalidated)
 
@@ -121,6 +125,46 @@ def test_a_signal_stops_at_once_and_the_next_start_makes_up_for_it(tmp_path, hit
     assert repeatable(tmp_path / "broken") == repeatable(tmp_path / "whole")
     assert {step: broken.saved[step] for step in whole.saved} == whole.saved
     assert [step for step, (scores, *_) in whole.saved.items() if scores] == [0, 2, 4, 6]
+
+
+class _ClosedTerminal(io.StringIO):
+    """A terminal whose window was closed at the signal: then whatever is written fails."""
+
+    def __init__(self, toy):
+        super().__init__()
+        self._toy = toy
+
+    def isatty(self):
+        return True
+
+    def write(self, text):
+        if self._toy.hit in self._toy.done:
+            raise OSError(errno.EIO, "Input/output error")
+        return super().write(text)
+
+    def flush(self):
+        self.write("")
+
+
+def test_a_terminal_that_is_closed_ends_the_run_as_sigterm_does(tmp_path, monkeypatch):
+    """SIGHUP, and nobody to write to: the step is saved all the same."""
+    toy, disk = _Toy(("update", 3), signal.SIGHUP), _Disk()
+    monkeypatch.setattr(sys, "stderr", _ClosedTerminal(toy))
+    with pytest.raises(SystemExit) as caught:
+        _run(toy, disk, tmp_path, progress=True)
+    assert caught.value.code == 129
+    assert max(disk.saved) == 3 and toy.done[-1] == ("update", 3)
+    assert [line["step"] for line in repeatable(tmp_path)] == [0, 1, 2, 3]
+
+
+def test_a_run_under_nohup_outlives_its_terminal(tmp_path):
+    old = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        toy = _Toy(("update", 3), signal.SIGHUP)
+        assert int(_run(toy, _Disk(), tmp_path).step) == _STEPS
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, old)
 
 
 @pytest.mark.parametrize("bad", [3, 4])
