@@ -5,7 +5,8 @@ The life of a run (OUT is its folder):
   2. <method>/sft OUT/<method>/sft: supervised training
   3. <method>/rl  OUT/<method>/rl: reinforcement learning from there
                   OUT/<ablation>/{data,sft,rl}, with `evaluate.ablations`: those of the suite
-  4. eval/NAME    OUT/eval/NAME: answers to held-out test problems, one folder an evaluation of `evaluate/suite.py`
+  4. eval/NAME    OUT/eval/NAME: answers to held-out test problems, one folder an evaluation of `evaluate/suite.py`, and to
+                  validation problems, where these choose among several
   5. latency/NAME OUT/eval/NAME/latency.json, lanes/NAME OUT/eval/NAME/lanes.json: seconds of one problem
   6. report       OUT/results.json, OUT/figures/*.{png,svg}, OUT/report.html
 
@@ -183,18 +184,29 @@ def _evaluations(config: Experiment, out: Path, built: Path) -> list[Stage]:
     from apr_jax.evaluate import suite
 
     def start(model: str, count: int | None) -> tuple[Any, list[Any]]:
-        from apr_jax.data.build import check_files
+        return load(model), problems_of("test")[:count]
+
+    def load(model: str) -> Any:
         from apr_jax.learn.checkpoint import load_checkpoint
+
+        return load_checkpoint(suite.model_of(out, model) or out / model)
+
+    def problems_of(split: str) -> list[Any]:
+        from apr_jax.data.build import check_files
         from apr_jax.tasks import load_problems
 
-        check_files(built, "test.jsonl")
-        return load_checkpoint(suite.model_of(out, model) or out / model), load_problems(built / "test.jsonl")[:count]
+        name = f"{split}.jsonl"
+        check_files(built, name)
+        return load_problems(built / name)
 
     def answer(one: suite.Evaluation) -> None:
         from apr_jax.evaluate.run import evaluate
 
-        restored, problems = start(one.model, one.problems)
-        evaluate(restored, problems, out / "eval" / one.name, one.decoding)
+        if one.validation:
+            problems = problems_of("validation")[-(one.problems or 0) :]
+        else:
+            problems = problems_of("test")[: one.problems]
+        evaluate(load(one.model), problems, out / "eval" / one.name, one.decoding)
 
     def clock(one: suite.Evaluation) -> None:
         from apr_jax.evaluate.latency import measure_latency
@@ -221,7 +233,7 @@ def _evaluations(config: Experiment, out: Path, built: Path) -> list[Stage]:
     return [
         *(
             stage("eval", one, answer, "summary.json", (one.problems or config.data.heldout) * one.decoding.samples)
-            for one in suite.declare(config.evaluate)
+            for one in (*suite.declare(config.evaluate), *suite.choosing(config.evaluate))
         ),
         *(stage("latency", one, clock, "latency.json", timed) for one in suite.timed(config.evaluate)),
         *(stage("lanes", one, lanes, "lanes.json", few) for one in suite.laned(config.evaluate)),

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from apr_jax.evaluate.cells import SPENT, claim_cells, write
+from apr_jax.evaluate.cells import ON_TEST, SPENT, claim_cells, write
 from apr_jax.terminal import Terminal, natural_width, print_whole, visible
 
 Columns = Mapping[str, Callable[[Mapping[str, Any]], str]]  # Name -> how a summary fills it.
@@ -119,4 +119,11 @@ def print_claims(claims: Sequence[Mapping[str, Any]], console: Console | None = 
             f"{cells['gap']}\n({cells['interval']})",
             f"{cells['paper']}\n{cells['verdict']}".strip(),
         )
-    print_whole(table, console or Terminal())
+    console = console or Terminal()
+    print_whole(table, console)
+    if flattered := sum(ON_TEST in claim["chosen"] for claim in claims):
+        console.print(
+            f"{flattered} of these compare the best of several that was chosen on the same problems: the report says by how "
+            "much that may flatter it",
+            highlight=False,
+        )

@@ -8,6 +8,7 @@ from typing import Any
 from apr_jax.evaluate.metrics import MEASURES
 from apr_jax.terminal import Terminal
 
+ON_TEST = "chosen on these same problems"  # How a claim's `chosen` begins where the problems that score chose, too.
 SPENT = ("total_tokens", "sequential_tokens", "children")  # What stands beside every score.
 
 
@@ -35,7 +36,7 @@ def claim_cells(row: Mapping[str, Any]) -> dict[str, str]:
     sign = form.replace(":", ":+")
     low, high = (sign.format(scale * row[key]) for key in ("low", "high"))
     return {
-        **{key: row[key] for key in ("claim", "note", "paper")},
+        **{key: row[key] for key in ("claim", "chosen", "note", "paper")},
         **{key: form.format(scale * row[key]) for key in ("one", "other")},
         "gap": sign.format(scale * row["gap"]),
         "interval": f"{low} to {high}",

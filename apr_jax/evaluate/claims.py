@@ -6,6 +6,9 @@ the vote of several samples (cons@n). Where it cannot spend as much as the paral
 score stands what the threads did. The paper's gap is reached if ours is at least as large, to the tenth of a point that the
 paper prints.
 
+Where a claim takes the best of several, their answers to validation problems choose it, and its answers to test problems score
+it. A run that has no such answers chooses on test problems, and the note says by how much that may flatter the chosen one.
+
 Serial search is SoS+ on published beams, as in the paper. Where SoS+ on wide beams was evaluated too, each comparison has a
 second row in which it may also compete; the paper's figures, which it does not, stand beside the first alone.
 """
@@ -18,10 +21,11 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from apr_jax.evaluate import paper
+from apr_jax.evaluate.cells import ON_TEST
 from apr_jax.evaluate.metrics import mean
 from apr_jax.evaluate.parts import stage_name
 from apr_jax.evaluate.results import Answered, Results, Score, average, share
-from apr_jax.evaluate.statistics import paired_gap
+from apr_jax.evaluate.statistics import optimism, paired_gap
 from apr_jax.evaluate.suite import DRAWN, MODELS, STAGES, WIDE, claimed
 
 _Row = dict[str, Any]
@@ -36,12 +40,20 @@ class _Side:
       answered: whose trees; score: of them, by problem.
       votes: samples that make one answer; None where every tree is an answer.
       seconds: of one answer, where they are known.
+      choice: the score of the same on validation problems; None if they were not asked.
+      rivals: how many competed, this one too, if it was chosen by its score on test problems; else 0.
+      flattered: by how much its score may be too high for that.
+      chooser: how many validation problems chose it; 0 if none did.
     """
 
     answered: Answered
     score: Score
     votes: int | None = None
     seconds: float = math.nan
+    choice: Score | None = None
+    rivals: int = 0
+    flattered: float = 0.0
+    chooser: int = 0
 
     @property
     def label(self) -> str:
@@ -78,7 +90,8 @@ def claims(results: Results) -> list[_Row]:
     Returns:
       rows with `claim`, `one` and `other` (scores), `one_spent` and `other_spent` (measures of an answer's tree, or of all
       that vote), `gap`, `low`, `high`, `p` (McNemar; None without), `n` problems, `unit` ("%" or "tokens"), `paper` (their
-      figures, in words), `reached` (whether ours reach them; None where there is nothing to reach) and `note`.
+      figures, in words), `reached` (whether ours reach them; None where there is nothing to reach), `chosen` (which problems
+      chose where the best of several is compared, in words; "" if nothing was chosen) and `note`.
     """
     found: Iterable[_Row | None] = (
         _window(results, _ON_PUBLISHED, "rl"),
@@ -204,9 +217,10 @@ def _sequential(results: Results) -> _Row | None:
     one, other = (_best([_right(each) for each in _points(results, f"{method}/{stage}")]) for method in ("apr", "sos+"))
     if not (one and other):
         return None
-    more_right = _best([other, one]) is one  # In that order: as many are not more.
+    shared = _shared(one.score, other.score)
+    more_right = mean(one.score.values[name] - other.score.values[name] for name in shared) > 0
     published = _Published("under 2,500 against 3,000", lambda _, gap: gap < 0 and more_right)
-    chains = [_Side(each.answered, each.answered.measure("sequential_tokens")) for each in (one, other)]
+    chains = [dataclasses.replace(each, score=each.answered.measure("sequential_tokens")) for each in (one, other)]
     claim = "sequential tokens of the best point: APR, SoS+"
     return _row(claim, chains[0], chains[1], published, f"{one.label}; {other.label}", unit="tokens")
 
@@ -274,9 +288,16 @@ def _budget(results: Results, serial: Sequence[str], stage: str) -> _Row | None:
 
 def _within(limit: int, side: _Side) -> _Side:
     """With the answers that took more total tokens counted as wrong, by problem."""
-    took = {name: side.answered.spent([name], side.votes)["total_tokens"] for name in side.score.values}
-    right = {name: value * (took[name] <= limit) for name, value in side.score.values.items()}
-    return dataclasses.replace(side, score=share(right))
+    score = _cut(limit, side.answered, side.score, side.votes)
+    validated = side.answered.validated
+    if side.choice is None or validated is None:
+        return dataclasses.replace(side, score=score)
+    return dataclasses.replace(side, score=score, choice=_cut(limit, validated, side.choice, side.votes))
+
+
+def _cut(limit: int, answered: Answered, score: Score, votes: int | None) -> Score:
+    took = {name: answered.spent([name], votes)["total_tokens"] for name in score.values}
+    return share({name: value * (took[name] <= limit) for name, value in score.values.items()})
 
 
 def seconds(one: Answered) -> float:
@@ -309,20 +330,36 @@ def _answers(one: Answered) -> list[_Side]:
     """What an evaluation can answer with: its one tree a problem, or the votes of its first n samples, n from 1 to all."""
     if one.summary["samples"] == 1:
         return [_right(one)]
-    return [_Side(one, agreed, votes=n) for n, (_, agreed, _) in enumerate(one.by_n, start=1)]
+    sides = []
+    for n, (_, agreed, _) in enumerate(one.by_n, start=1):
+        choice = one.validated.by_n[n - 1][1] if one.validated else None
+        sides.append(_Side(one, agreed, votes=n, choice=choice))
+    return sides
 
 
 def _best(sides: Sequence[_Side], *against: _Side) -> _Side | None:
-    """The most accurate over the problems that all of them and those `against` have; the first of several."""
-    if not sides:
-        return None
+    """The most accurate of several, the first of equals: by validation problems, if all of them answered these.
+
+    Else by the test problems that all of them and those `against` have.
+    """
+    if len(sides) < 2:
+        return sides[0] if sides else None
+
+    choices = [side.choice for side in sides if side.choice]
+    if len(choices) == len(sides):
+        shared = _shared(*choices)
+        means = [mean(choice.values[name] for name in shared) for choice in choices]
+        return dataclasses.replace(sides[means.index(max(means))], chooser=len(shared))
+
     shared = _shared(*(side.score for side in (*sides, *against)))
-    return max(sides, key=lambda side: mean(side.score.values[name] for name in shared))
+    means = [mean(side.score.values[name] for name in shared) for side in sides]
+    flattered = optimism(len(sides), len(shared), max(means))
+    return dataclasses.replace(sides[means.index(max(means))], rivals=len(sides), flattered=flattered)
 
 
 def _right(one: Answered) -> _Side:
     """By the share of right answers."""
-    return _Side(one, one.accuracy())
+    return _Side(one, one.accuracy(), choice=one.validated.accuracy() if one.validated else None)
 
 
 def _published(scores: tuple[float, float], score: bool = False) -> _Published:
@@ -360,5 +397,16 @@ def _row(
         "unit": unit,
         "paper": published.words,
         "reached": published.reached and published.reached(means[0], gap.gap),
+        "chosen": _chosen(one, other),
         "note": note,
     }
+
+
+def _chosen(one: _Side, other: _Side) -> str:
+    """Which problems chose the two sides of a claim among others, and what that means; "" if nothing was chosen."""
+    by_test = [side for side in (one, other) if side.rivals]
+    if by_test:
+        said = [f"{side.name} of {side.rivals}, up to {100 * side.flattered:.1f} points too high" for side in by_test]
+        return f"{ON_TEST} ({'; '.join(said)} if all were equal)"
+    count = max(one.chooser, other.chooser)
+    return f"chosen by {count:,} validation problems" if count else ""

@@ -122,7 +122,7 @@ def _claims(rows: list[dict[str, Any]]) -> str:
         cells = claim_cells(row)
         body.append(
             (
-                html.escape(cells["claim"]) + _under(html.escape(cells["note"])),
+                html.escape(cells["claim"]) + _under(html.escape(cells["note"])) + _under(html.escape(cells["chosen"])),
                 *(cells[side] + _under(spent(row[f"{side}_spent"])) for side in ("one", "other")),
                 f"<b>{cells['gap']}</b> {_soft(cells['interval'])}",
                 html.escape(cells["p"]),

@@ -63,6 +63,8 @@ class Answered:
     Attributes:
       traces: all its trees; those of the plain evaluations, greedy and at the highest temperature, have a `failure`.
       latency: what `latency.json` holds, if it was measured; lanes: the same of `lanes.json`.
+      validated: the same evaluation of validation problems, which chooses where claims take the best of several; None if it
+        was not run.
     """
 
     evaluation: suite.Evaluation
@@ -70,6 +72,7 @@ class Answered:
     summary: dict[str, Any]
     latency: dict[str, Any] | None = None
     lanes: dict[str, Any] | None = None
+    validated: Answered | None = None
 
     @functools.cached_property
     def groups(self) -> dict[str, list[Trace]]:
@@ -184,7 +187,8 @@ def read_run(run: Path, data: Path) -> Results:
             if evaluation.plain and evaluation.decoding.temperature in suite.claimed(config.evaluate):
                 traces = failures.label(traces, task)
             latency, lanes = (_read(folder / name, "delete its folder and evaluate again") for name in (LATENCY, LANES))
-            answered[evaluation.name] = Answered(evaluation, traces, summary, latency, lanes)
+            validated = _validated(run, suite.validated(evaluation, config.evaluate))
+            answered[evaluation.name] = Answered(evaluation, traces, summary, latency, lanes, validated)
         elif not (suite.model_of(run, evaluation.model) or (run / evaluation.model / "metrics.jsonl").is_file()):
             untrained.add(evaluation.model)
         else:
@@ -195,6 +199,15 @@ def read_run(run: Path, data: Path) -> Results:
         f"{suite.MODELS[model]}: there is no trained model ({model})" for model in suite.MODELS if model in untrained
     ]
     return Results(config, answered, missing, _oracle(data, config))
+
+
+def _validated(run: Path, evaluation: suite.Evaluation) -> Answered | None:
+    """An evaluation of validation problems, if the run has it."""
+    folder = run / "eval" / evaluation.name
+    if not (folder / SUMMARY).is_file():
+        return None
+    summary, traces = read_answers(folder)
+    return Answered(evaluation, traces, summary)
 
 
 def label(evaluation: suite.Evaluation) -> str:

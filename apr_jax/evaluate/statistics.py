@@ -66,3 +66,29 @@ def mcnemar(only_one: int, only_other: int) -> float:
     n, few = only_one + only_other, min(only_one, only_other)
     tail = sum(math.comb(n, k) for k in range(few + 1))
     return min(1.0, 2 * tail / 2**n)
+
+
+def optimism(candidates: int, problems: int, accuracy: float) -> float:
+    """How far above its truth the best of equal candidates scores where it was chosen and scored on the same problems.
+
+    The expected largest of independent binomial shares, less `accuracy`, exactly. Candidates that are right on the same
+    problems exceed their truth by less, and so does one that is better than its rivals by far.
+
+    Args:
+      candidates: how many compete.
+      problems: that chose and scored.
+      accuracy: of each of them, in truth, in 0..1.
+    """
+    if not 0 < accuracy < 1:
+        return 0.0
+    logs = [
+        math.lgamma(problems + 1)
+        - math.lgamma(right + 1)
+        - math.lgamma(problems - right + 1)
+        + right * math.log(accuracy)
+        + (problems - right) * math.log1p(-accuracy)
+        for right in range(problems + 1)
+    ]
+    at_most = np.minimum(np.cumsum(np.exp(logs)), 1.0)  # [problems + 1]: probability of at most so many right answers.
+    largest = np.sum(1 - at_most[:-1] ** candidates)
+    return float(largest) / problems - accuracy

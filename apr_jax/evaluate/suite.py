@@ -2,6 +2,7 @@
 
 The life of a figure:
 1. `declare` lists the evaluations that the config asks for, as values; the models that a run may hold are in MODELS.
+   `choosing` lists those of validation problems, which choose where a claim takes the best of several.
 2. `apr reproduce` makes each of them whose model is there a stage: RUN/eval/NAME (`evaluate/run`). All greedy ones come first.
 3. `evaluate/results` reads what is there; a figure whose evaluations are missing is left out, and the report says so.
 """
@@ -45,6 +46,8 @@ MODELS = {
     "sos+rejection/sft": "SoS+, rejection sampling",
 }
 STAGES = ("sft", "rl")
+# Models of which claims take the best of several evaluations.
+_COMPETING = ("apr/sft", "apr/rl", "sos+/sft", "sos+/rl", WIDE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,11 +58,15 @@ class Evaluation:
       model: a key of MODELS.
       decoding: how its trees are decoded.
       problems: the first so many of the test problems; None takes all.
+      validation: whether it answers the last so many validation problems instead. Where several evaluations compete, these
+        choose among them, and the chosen one is scored by its answers to test problems. The first validation problems chose
+        the step of each training.
     """
 
     model: str
     decoding: Decoding = dataclasses.field(default_factory=Decoding)
     problems: int | None = None
+    validation: bool = False
 
     @property
     def name(self) -> str:
@@ -72,7 +79,7 @@ class Evaluation:
             f"b{d.bins}" if d.bins is not None else "",
             f"f{d.forced}" if d.forced is not None else "",
             f"n{d.samples}" if d.samples > 1 else "",
-            f"p{self.problems}" if self.problems is not None else "",
+            f"{'v' if self.validation else 'p'}{self.problems}" if self.problems is not None else "",
         ]
         return "-".join(filter(None, parts))
 
@@ -106,6 +113,18 @@ def declare(config: EvalConfig) -> tuple[Evaluation, ...]:
         ]
     found += [Evaluation(serial, Decoding(bins=bins), few) for bins in config.bins]
     return tuple(dict.fromkeys(found))
+
+
+def validated(one: Evaluation, config: EvalConfig) -> Evaluation:
+    """The same evaluation of validation problems."""
+    return dataclasses.replace(one, problems=config.problems, validation=True)
+
+
+def choosing(config: EvalConfig) -> tuple[Evaluation, ...]:
+    """Evaluations of validation problems that choose where claims take the best of several: one for each that competes."""
+    return tuple(
+        validated(one, config) for one in declare(config) if one.model in _COMPETING and one.decoding.forced is None
+    )
 
 
 def claimed(config: EvalConfig) -> tuple[float, ...]:

@@ -11,9 +11,11 @@ from apr_jax import reproduce
 from apr_jax.config import override
 from apr_jax.errors import UsageError, UserError
 from apr_jax.evaluate import suite
+from apr_jax.evaluate.run import read_answers
 from apr_jax.learn.checkpoint import load_checkpoint
 from apr_jax.learn.kept import keep
 from apr_jax.stages import claim, run_stages
+from apr_jax.tasks import load_problems
 
 EVALUATIONS = ("sos+-sft", "sos+-rl", "apr-sft", "apr-rl")
 
@@ -60,7 +62,9 @@ def test_everything_is_left_in_the_run(run, config):
     declared = [
         one for one in suite.declare(config.evaluate) if one.model in ("sos+/sft", "sos+/rl", "apr/sft", "apr/rl")
     ]
-    assert {row["name"] for row in results["scores"]} == {one.name for one in declared} == set(os.listdir(run / "eval"))
+    assert {row["name"] for row in results["scores"]} == {one.name for one in declared}
+    choosing = {one.name for one in suite.choosing(config.evaluate) if one.model in {one.model for one in declared}}
+    assert set(os.listdir(run / "eval")) == {one.name for one in declared} | choosing
     assert set(results["latency"]) == {one.name for one in suite.timed(config.evaluate) if one in declared}
     assert [row["lanes"] for row in results["cost"]["rows"]] == [1, 2, 4, 5]
     page = (run / "report.html").read_text()
@@ -68,12 +72,21 @@ def test_everything_is_left_in_the_run(run, config):
     assert len(list((run / "figures").glob("*.svg"))) == page.count("<figcaption>") >= 8
 
 
+def test_the_last_validation_problems_choose(run, config):
+    held = [problem.id for problem in load_problems(run / "data" / "validation.jsonl")]
+    for one in suite.choosing(config.evaluate):
+        if one.model in ("sos+/sft", "sos+/rl", "apr/sft", "apr/rl"):
+            traces = read_answers(run / "eval" / one.name)[1]
+            assert list(dict.fromkeys(trace["id"] for trace in traces)) == held[-config.evaluate.problems :]
+    rows = json.loads((run / "results.json").read_text())["claims"]
+    assert {row["chosen"] for row in rows} == {"", f"chosen by {config.evaluate.problems} validation problems"}
+
+
 def test_the_held_out_problems_were_never_trained_on(run):
     from small_data import problem_of
 
     from apr_jax.data import builder
     from apr_jax.data.tokenizer import Tokenizer
-    from apr_jax.tasks import load_problems
 
     def numbers(problems):
         return {tuple(sorted(problem.numbers)) for problem in problems}
@@ -96,8 +109,8 @@ def test_a_second_start_only_shows_the_results(run, config, capsys):
     said = capsys.readouterr().out
     first = said[
         said.index("same window,") :
-    ].splitlines()  # Words of the first claim stand above each other, in their column.
-    assert first[0].startswith("same window,") and first[1].startswith("after RL:")
+    ].splitlines()  # The tables of a pipe are as wide as they are, a line a row.
+    assert first[0].startswith("same window, after RL: APR, SoS+ ")
     assert "APR after RL" in said and "report.html" in said.replace("\n", "")
     assert "not run" in said and "SoS: there is no trained model (sos/sft)" in said
 

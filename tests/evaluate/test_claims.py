@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 
 from apr_jax.config import EvalConfig
+from apr_jax.evaluate.cells import ON_TEST
 from apr_jax.evaluate.claims import claims
 from apr_jax.evaluate.metrics import summarize
 from apr_jax.evaluate.results import Answered, Results
@@ -14,12 +15,13 @@ from apr_jax.evaluate.suite import WIDE, Evaluation
 PROBLEMS = 10
 
 
-def made(model, right, tokens=10, chain=5, seconds=None, problems=PROBLEMS, **decoding):
+def made(model, right, tokens=10, chain=5, seconds=None, problems=PROBLEMS, validated=None, **decoding):
     """An evaluation.
 
     Args:
       right: how many problems it gets right; of samples a tuple, how many the votes of the first n do, which can't fall with n.
       tokens, chain: of each tree; tuples differ by sample.
+      validated: as `right`, of validation problems; None if they were not asked.
     """
     by_n = right if isinstance(right, tuple) else (right,)
     traces = [
@@ -31,8 +33,9 @@ def made(model, right, tokens=10, chain=5, seconds=None, problems=PROBLEMS, **de
         for sample, count in enumerate(by_n)
     ]
     evaluation = Evaluation(model, Decoding(samples=len(by_n), **decoding), None if problems == PROBLEMS else problems)
+    chosen = validated and made(model, validated, tokens, chain, problems=problems, **decoding)
     latency = {"device": "made up", "seconds": {"0": seconds - 0.125, "1": seconds + 0.125}} if seconds else None
-    return Answered(evaluation, traces, summarize(traces), latency)
+    return Answered(evaluation, traces, summarize(traces), latency, validated=chosen)
 
 
 def _of(values, sample):
@@ -300,3 +303,70 @@ def test_with_children_held_no_gain_of_rl_is_to_be_reached(method, words, temper
     ]
     row = row_of(f"RL's gain, {words}{at}, held to 3 children", *pair, made(f"{method}/rl", 1, temperature=temperature))
     assert (row["one"], row["other"], row["reached"]) == (0.9, 0.5, None) and " against 8" in row["paper"]
+
+
+def competing(**validated):
+    """Points of APR and votes of SoS+ whose validation problems prefer others than the test problems do."""
+    of = {name: validated.get(name) for name in ("plain", "asked", "votes", "cool", "after")}
+    return [
+        made("apr/sft", 7, tokens=40, chain=3, seconds=1.0, validated=of["plain"]),
+        made("apr/sft", 9, tokens=40, chain=3, seconds=1.0, condition=2, validated=of["asked"]),
+        made("sos+/sft", 2, seconds=0.25, chain=9, validated=1 if validated else None),
+        made("sos+/sft", (3, 4, 8), temperature=1.0, chain=9, validated=of["votes"]),
+        made("sos+/sft", (6, 6, 6), temperature=0.5, chain=9, validated=of["cool"]),
+        made("sos+/rl", 4, seconds=0.25, chain=9, validated=of["after"]),
+    ]
+
+
+CHOICES = {"plain": 8, "asked": 6, "votes": (1, 2, 3), "cool": (4, 5, 7), "after": 6}
+
+
+@pytest.mark.parametrize(
+    ("claim", "one", "other", "name"),
+    [
+        ("same total tokens, each at its best", 0.7, 0.6, "SoS+ cons@3"),
+        ("same seconds of one problem", 0.7, 0.6, "SoS+ cons@3"),
+        ("no more sequential tokens", 0.7, 0.6, "SoS+ cons@3"),
+        ("at most 64 total tokens: APR, ", 0.7, 0.6, "SoS+ cons@3"),
+    ],
+)
+def test_validation_problems_choose_and_test_problems_score(claim, one, other, name, row_of):
+    """APR asked for 2 children and the third vote at temperature 1 are the best on test problems, and must not be taken."""
+    row = row_of(claim, *competing(**CHOICES))
+    assert (row["one"], row["other"], opponent(row)) == (one, other, name)
+    assert "T = 0.5" in row["note"] and "asked for" not in row["note"]
+    assert row["chosen"] == "chosen by 10 validation problems"
+
+    row = row_of(claim, *competing())
+    assert (row["one"], row["other"]) == (0.9, 0.8)
+    assert row["chosen"].startswith(f"{ON_TEST} (APR of 2, up to ")
+    assert "cons@3 of " in row["chosen"] and row["chosen"].endswith(" points too high if all were equal)")
+
+
+def test_without_validation_answers_of_all_nothing_is_chosen_by_those_of_some(row_of):
+    row = row_of("same total tokens, each at its best", *competing(**CHOICES | {"asked": None}))
+    assert row["one"] == 0.9 and row["chosen"].startswith(f"{ON_TEST} (APR of 2, ")
+
+
+def test_the_chain_of_the_chosen_point(row_of):
+    row = row_of("sequential tokens of the best point", *competing(**CHOICES))
+    assert row["note"] == "APR; SoS+" and row["chosen"] == "chosen by 10 validation problems"
+    assert row_of("sequential tokens of the best point", *competing())["note"].startswith("APR, asked for 2 children")
+
+
+def test_validation_answers_beyond_the_budget_are_wrong_too(row_of):
+    """On validation problems the dear point is right more often, but only with more than a window of tokens."""
+    dear = made("apr/sft", 5, tokens=40, condition=2, validated=9)
+    for trace in dear.validated.traces:
+        trace["total_tokens"] = 65
+    plain = made("apr/sft", 4, tokens=40, validated=4)
+    row = row_of("at most 64 total tokens: APR, ", dear, plain, made("sos+/sft", 3, validated=3))
+    assert (row["one"], row["note"].partition(";")[0]) == (0.4, "APR")
+
+
+def test_where_one_alone_competes_nothing_is_chosen(row_of):
+    for row in (
+        row_of("same window, supervised", *both_methods()),
+        row_of("RL's gain, SoS+", *both_methods()),
+    ):
+        assert row["chosen"] == ""

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from apr_jax.data.statistics import wilson
-from apr_jax.evaluate.statistics import mcnemar, mean_interval, paired_gap
+from apr_jax.evaluate.statistics import mcnemar, mean_interval, optimism, paired_gap
 
 
 @pytest.mark.parametrize(
@@ -57,3 +57,16 @@ def test_pairing_narrows_the_interval_of_two_that_err_alike():
     assert paired_gap({"a": 0.5, "b": 1.0}, {"a": 0.0, "b": 1.0}).p is None, (
         "shares of several samples are no coin flips"
     )
+
+
+@pytest.mark.parametrize(
+    ("candidates", "problems", "accuracy", "points"),
+    [(1, 160, 0.8, 0.0), (2, 160, 0.8, 1.8), (12, 160, 0.8, 5.0), (12, 160, 0.85, 4.4), (12, 1000, 0.85, 1.8)],
+)
+def test_the_best_of_equal_candidates_flatters_itself(candidates, problems, accuracy, points):
+    """As simulated, and as docs/evaluation.md says."""
+    expected = optimism(candidates, problems, accuracy)
+    assert 100 * expected == pytest.approx(points, abs=0.05)
+    right = np.random.default_rng(0).binomial(problems, accuracy, (20_000, candidates))
+    assert right.max(axis=1).mean() / problems - accuracy == pytest.approx(expected, abs=1e-3)
+    assert optimism(candidates, problems, 0.0) == optimism(candidates, problems, 1.0) == 0.0

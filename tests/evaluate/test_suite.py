@@ -68,6 +68,31 @@ def test_every_evaluation_has_a_folder_of_its_own():
     assert {one.name for one in other} & set(names) == set(names[: len(suite.MODELS)]), "other samples, other folders"
 
 
+def test_whatever_competes_is_also_asked_validation_problems():
+    chosen = suite.choosing(made_run.EVALUATE)
+    names = [one.name for one in chosen]
+    assert len(set(names)) == len(names) and not {*names} & {one.name for one in suite.declare(made_run.EVALUATE)}
+    assert {"apr-sft-v6", "apr-sft-t1-c4-v6", "sos+-rl-t0.5-n3-v6", "sos+-sft-b2-v6", "sos+beam15-sft-t1-n3-v6"} <= set(
+        names
+    )
+    assert all(one.validation and one.problems == 6 and one.decoding.forced is None for one in chosen)
+    twins = {suite.validated(one, made_run.EVALUATE) for one in suite.declare(made_run.EVALUATE)}
+    assert set(chosen) < twins, "the same, of other problems"
+
+
+def test_answers_to_validation_problems_choose_and_stand_in_no_table(config, tokenizer, tmp_path):
+    made_run.make_run(tmp_path, config, tokenizer, ("apr/sft", "sos+/sft"))
+    before = read_run(tmp_path, tmp_path / "data")
+    (asked,) = (one for one in suite.choosing(made_run.EVALUATE) if one.name == "apr-sft-t1-c4-v6")
+    made_run.write(tmp_path / "eval" / asked.name, asked, Countdown(config.task, config.solver), tokenizer)
+    after = read_run(tmp_path, tmp_path / "data")
+    assert list(after.answered) == list(before.answered) and after.missing == before.missing
+    (chosen,) = (one.validated for one in after.answered.values() if one.validated)
+    assert chosen.evaluation == asked
+    assert after.get("apr/sft", temperature=1.0, condition=4).validated is chosen
+    assert tables.every_score(after) == tables.every_score(before)
+
+
 def test_a_plain_config_asks_for_little():
     declared = suite.declare(EvalConfig())
     asked = [(one.decoding.forced, one.decoding.condition, one.decoding.bins) for one in declared]
