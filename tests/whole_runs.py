@@ -9,9 +9,14 @@ import jax
 import numpy as np
 import pytest
 
-from apr_jax.config import to_dict
+from apr_jax.config import EvalConfig, Experiment, MeshConfig, to_dict
+from apr_jax.data.config import DataConfig
 from apr_jax.learn.checkpoint import load_checkpoint
+from apr_jax.learn.config import LearnConfig, ObjectiveConfig, OptimizerConfig, RewardConfig, RlConfig, SftConfig
 from apr_jax.learn.metrics import FILE
+from apr_jax.model.config import ModelConfig
+from apr_jax.tasks.config import CountdownConfig, SolverConfig
+from apr_jax.threads.limits import Limits, Schedule
 
 # Names of metrics that are times or rates: two equal runs differ in them and in nothing else.
 SHARES = ("rollout_share", "idle_share", "update_share")
@@ -87,3 +92,117 @@ def assert_close(workdir, other, but=()):
             assert mine[name] == pytest.approx(theirs[name], rel=1e-4, abs=1e-5), (mine["step"], name)
     params = load_checkpoint(workdir).params, load_checkpoint(other).params
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-3, atol=1e-4), *params)
+
+
+def unlike():
+    """An experiment in which no setting is its default, nor what the tests' shared `config` has.
+
+    A setting that gets lost on its way is replaced by one of these two, so only here it shows. Nor are two counts equal that
+    could be mistaken for each other. `end_to_end/test_unlike.py` makes sure that a new field has a value here.
+    """
+    optimizer = OptimizerConfig(name="muon", lr=3e-3, warmup=3, decay=0.5, weight_decay=0.1, clip=0.7, b2=0.9)
+    learn = LearnConfig(
+        sft=SftConfig(
+            rows=4,
+            optimizer=optimizer,
+            epochs=0.5,
+            streams=2,
+            save_every=1,
+            log_every=2,
+            validate_every=3,
+            validation=5,
+        ),
+        rl=RlConfig(
+            steps=1,
+            problems=3,
+            group=4,
+            optimizer=dataclasses.replace(optimizer, lr=2e-3),
+            objective=ObjectiveConfig(
+                advantage="leave_one_out",
+                normalisation="token",
+                clip=0.3,
+                dual_clip=4.0,
+                kl=0.05,
+                kl_estimator="k2",
+                entropy=0.01,
+            ),
+            reward=RewardConfig(
+                token_price=0.002,
+                sequential_price=0.001,
+                token_budget=50,
+                price_step=0.0003,
+                overlong="penalised",
+                overlong_penalty=0.5,
+                time_limit=20.0,
+                memory_limit=3.0,
+                max_unknown=0.3,
+            ),
+            inner_steps=3,
+            temperature=0.8,
+            rows=4,
+            validate_every=1,
+            validation=5,
+            save_every=2,
+            difference_bound=0.5,
+        ),
+        bad_steps=4,
+    )
+    return Experiment(
+        name="unlike",
+        seed=5,
+        task=CountdownConfig(numbers=2, low=2, high=12, target_low=4, target_high=40),
+        solver=SolverConfig(
+            serial_beam=3,
+            depth_first="near",
+            parent_beam=3,
+            parent_beam_low=2,
+            child_beam=6,
+            max_children=5,
+            promising=0.8,
+            shuffle=True,
+            largest=60,
+            condition=0.75,
+            window_bin=16,
+            only_right=True,
+            render="sos",
+        ),
+        data=DataConfig(demonstrations=24, heldout=5, seed=3),
+        model=ModelConfig(
+            layers=2,
+            width=24,
+            heads=4,
+            kv_heads=2,
+            head_size=4,
+            mlp=20,
+            tied=False,
+            rope_base=500.0,
+            dtype="bfloat16",
+            remat="layer",
+        ),
+        limits=Limits(
+            window=160,
+            stream=224,
+            slots=7,
+            children=3,
+            max_depth=2,
+            max_tokens=150,
+            max_sequential=120,
+            constrain=True,
+        ),
+        schedule=Schedule(lanes=6, admit=2, chunk=4, buckets=(80,), few=(2,)),
+        learn=learn,
+        evaluate=EvalConfig(
+            batch=4,
+            problems=2,
+            samples=3,
+            temperatures=(0.7,),
+            children=(1,),
+            bins=(2,),
+            forced=(2,),
+            sweep="rl",
+            timed=1,
+            repeats=2,
+            ablations=True,
+        ),
+        mesh=MeshConfig(data=1, fsdp=2, tensor=2),
+    )

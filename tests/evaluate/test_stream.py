@@ -1,14 +1,19 @@
 """Any number of trees through one shape: nothing compiled twice, nothing lost at the end, the device always one batch ahead."""
 
 import dataclasses
+import types
 
 import jax
 import numpy as np
+import pytest
 import scripted
 
+from apr_jax.evaluate.run import Decoding, Runner, prompts_of
 from apr_jax.evaluate.stream import stream
-from apr_jax.threads import Limits, Schedule, make_prompts, tree_rollout
+from apr_jax.tasks import Problem
+from apr_jax.threads import Limits, Schedule, ThreadForest, Work, make_prompts, tree_rollout
 from apr_jax.threads import protocol as p
+from apr_jax.threads.keys import Domain, root_key, run_key
 
 LIMITS = Limits(window=24, stream=40, slots=5, children=3)
 TREES = 11
@@ -61,3 +66,29 @@ def test_progress_has_its_rates(capfd):
     run(4, progress=True)
     said = capfd.readouterr().err
     assert f"{TREES}/{TREES}" in said and "trees/s" in said and "tokens/s" in said and "full" in said
+
+
+@pytest.mark.parametrize("done", [0, 2])
+def test_every_sample_of_every_problem_has_a_key_of_its_own(config, done):
+    """Were it that of another tree, samples would be copies: pass@n would be pass@1, and nothing else would show it."""
+    asked = []
+
+    def rollout(params, prompts, key):
+        asked.append((prompts.tree, root_key(key, prompts.tree)))
+        fields = {field.name: np.zeros(len(prompts.tree), np.int32) for field in dataclasses.fields(ThreadForest)}
+        return ThreadForest(**fields), Work(steps=np.ones(1), live=np.ones(1))
+
+    tokenizer = types.SimpleNamespace(encode=lambda text: [len(p.CONTROL_PIECES)])
+    restored = types.SimpleNamespace(config=config, tokenizer=tokenizer, method="apr", path="run")
+    problems = [Problem(str(number), (1, 2, 3), 10 + number) for number in range(3)]
+    prompts = prompts_of(restored, problems, config.limits, Decoding(samples=4, temperature=1.0))
+    got = list(Runner(rollout, None, batch=5, lanes=8).stream(prompts, seed=9, done=done))
+    assert [begin for begin, _ in got] == list(range(done, 12, 5))
+
+    # What fills the last batch up are copies that are thrown away.
+    count = 12 - done
+    trees = np.concatenate([trees for trees, _ in asked])[:count]
+    assert trees.tolist() == list(range(done, 12))
+    keys = np.concatenate([keys for _, keys in asked])[:count]
+    assert len({tuple(key) for key in keys.tolist()}) == count
+    np.testing.assert_array_equal(keys, root_key(run_key(9, Domain.EVALUATION), trees))

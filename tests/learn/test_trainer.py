@@ -30,6 +30,7 @@ from apr_jax.tasks import solve
 PROBLEMS, GROUP = 3, 4  # Unequal, so that groups by the wrong axis are other groups.
 RATE, KL, CLIP, TEMPERATURE = 0.01, 0.3, 0.01, 0.9
 TOKEN_PRICE, SEQUENTIAL_PRICE = 0.01, 0.004
+BUDGET, PRICE_STEP = 20, 0.003  # Trees are longer, so the second step's price is another.
 
 
 @contextlib.contextmanager
@@ -82,14 +83,21 @@ def _answers(forest, tokenizer):
 def heard(request, config, data_dir, checkpoint, tmp_path_factory):
     """Two steps of two updates each, by plain gradient descent: each update with what it was given and what it gave.
 
-    "masked": truncated trees are left out, and no KL. "kl": all trees count, and KL is part of the reward.
+    "masked": truncated trees are left out, no KL, a fixed price. "kl": all trees count, KL is part of the reward, and the price
+    of a token follows a budget.
     """
     kl, overlong = {"masked": (0.0, "masked"), "kl": (KL, "scored")}[request.param]
     settings = _spawning(
         config,
         steps=2,
         objective=ObjectiveConfig(advantage="leave_one_out", kl=kl, kl_estimator="reward", clip=CLIP),
-        reward=RewardConfig(token_price=TOKEN_PRICE, sequential_price=SEQUENTIAL_PRICE, overlong=overlong),
+        reward=RewardConfig(
+            token_price=TOKEN_PRICE,
+            sequential_price=SEQUENTIAL_PRICE,
+            token_budget=BUDGET if kl else 0,
+            price_step=PRICE_STEP if kl else 0.0,
+            overlong=overlong,
+        ),
     )
     forests, updates = [], []
     first_trees, make_rl_step = rl.first_trees, rl.make_rl_step
@@ -170,9 +178,17 @@ def _counted(heard, forest):
     return forest.truncations == 0 if heard.config.learn.rl.reward.overlong == "masked" else forest.truncations >= 0
 
 
+def _price(heard, forest):
+    """Of a token: as it began, and in the second step by how far the first step's trees, children included, were off."""
+    first = heard.firsts[0].forest
+    if forest is first or not heard.kl:
+        return TOKEN_PRICE
+    return TOKEN_PRICE + PRICE_STEP * (first.sampled.sum() / len(first.sampled) / BUDGET - 1)
+
+
 def _rewards(heard, forest):
     """A right answer less the prices less KL, the last by the reference's own log-probs."""
-    cost = TOKEN_PRICE * _sum_by_tree(forest, forest.sampled) + SEQUENTIAL_PRICE * forest.sequential_tokens
+    cost = _price(heard, forest) * _sum_by_tree(forest, forest.sampled) + SEQUENTIAL_PRICE * forest.sequential_tokens
     anchor = _logprobs(heard.config.model, heard.start.params, _one_thread_a_row(forest))
     kl = _sum_by_tree(forest, forest.logprob) - _sum_by_tree(forest, anchor)
     return _says_a_solution(forest) - cost - heard.kl * kl, kl
@@ -198,6 +214,14 @@ def test_advantages_are_of_answers_less_prices_less_kl_against_the_other_trees_o
     for update in heard.firsts:
         assert 0 < _says_a_solution(update.forest).sum() < PROBLEMS * GROUP
         assert (update.advantages > 0.05).any() and (update.advantages < -0.05).any()
+
+
+def test_the_price_of_a_token_follows_the_tokens_of_all_threads(heard):
+    first = heard.firsts[0].forest
+    assert first.total_tokens.mean() > first.sequential_tokens.mean() + 1, "threads side by side"
+    prices = [_price(heard, update.forest) for update in heard.firsts]
+    assert [line["token_price"] for line in heard.lines] == pytest.approx(prices, rel=1e-9)
+    assert (prices[1] > 1.1 * prices[0]) == bool(heard.kl)
 
 
 def test_every_sampled_token_of_a_tree_that_teaches_is_replayed_once(heard):

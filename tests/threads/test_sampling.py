@@ -7,7 +7,7 @@ from scipy import stats
 
 from apr_jax.threads import keys
 from apr_jax.threads import protocol as p
-from apr_jax.threads.sampling import draw, gumbel_noise, gumbel_of_words, token_classes
+from apr_jax.threads.sampling import _kept, draw, gumbel_noise, gumbel_of_words, token_classes
 
 V = 16
 NAN = float("nan")
@@ -118,6 +118,18 @@ def test_what_is_left_by_hand(settings, kept):
     share = np.exp(logits[sorted(kept)])
     expected = dict(zip(sorted(kept), np.log(share / share.sum()), strict=True))
     np.testing.assert_allclose(logprobs, [expected[token] for token in tokens.tolist()], atol=1e-5)
+
+
+def test_a_top_p_of_one_cuts_nothing():
+    """In float32 the likeliest token alone reaches 1; those behind it are drawn all the same, however seldom."""
+    logits = np.zeros((2, V), np.float32)
+    logits[:, 10] = 40.0
+    logprobs = jax.nn.log_softmax(logits, axis=-1)
+    kept = np.asarray(_kept(logprobs, np.asarray([0, 3], np.int32), np.ones(2, np.float32)))
+    assert kept[0].all()
+    assert np.flatnonzero(kept[1]).tolist() == [0, 1, 10]
+    less = np.asarray(_kept(logprobs, np.zeros(2, np.int32), np.full(2, 0.999, np.float32)))
+    assert less.sum(axis=1).tolist() == [1, 1]
 
 
 def test_greedy_takes_the_most_likely_and_records_temperature_one():

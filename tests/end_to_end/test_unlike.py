@@ -1,0 +1,66 @@
+"""A whole run in which no setting is its default nor the shared one: what gets lost on its way has another value here."""
+
+import dataclasses
+
+import pytest
+from whole_runs import logged, unlike
+
+from apr_jax.config import to_dict
+from apr_jax.data.build import build
+from apr_jax.evaluate.run import Decoding, evaluate
+from apr_jax.learn.checkpoint import load_checkpoint
+from apr_jax.learn.rl import train_rl
+from apr_jax.learn.sft import train_sft
+from apr_jax.tasks import load_problems
+
+# Fields of which no value can differ from both, and why.
+UNAVOIDABLE = {
+    "solver.shuffle": "it is yes or no: the default is the one, the shared config has the other",
+    "learn.sft.steps": "must be 0, which is its default, where epochs say how long training takes",
+}
+
+
+def _leaves(node, prefix=""):
+    """Of each setting its value, and its class's default or MISSING."""
+    found = {}
+    for field in dataclasses.fields(node):
+        value = getattr(node, field.name)
+        name = prefix + field.name
+        if dataclasses.is_dataclass(value):
+            found |= _leaves(value, f"{name}.")
+        else:
+            default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+            found[name] = value, default
+    return found
+
+
+def test_no_setting_is_its_default_or_the_shared_one(config):
+    """A new field needs a value in `whole_runs.unlike`."""
+    shared = {name: value for name, (value, _) in _leaves(config).items()}
+    leaves = _leaves(unlike())
+    assert leaves.keys() == shared.keys()
+    same = {name for name, (value, default) in leaves.items() if value in (default, shared[name])}
+    assert same == UNAVOIDABLE.keys()
+
+
+@pytest.mark.slow  # Two minutes of CPU time, nearly all of it compiling.
+def test_a_whole_run_with_other_settings_works(tmp_path):
+    config = unlike()
+    data, sft, rl = tmp_path / "data", tmp_path / "sft", tmp_path / "rl"
+    build(config, data, methods=("apr",), progress=False, workers=1)
+    train_sft(config, data, sft, "apr", progress=False)
+    train_rl(config, data, rl, sft, progress=False)
+
+    restored = load_checkpoint(rl)
+    assert to_dict(restored.config) == to_dict(config)
+
+    step = logged(rl)[-1]
+    assert step["stage"] == "rl" and step["step"] == 1 and step["skipped"] == 0
+    assert step["children"] > 0
+    assert step["token_price"] == config.learn.rl.reward.token_price
+
+    problems = load_problems(data / "test.jsonl")[: config.evaluate.problems]
+    decoding = Decoding(samples=config.evaluate.samples, temperature=0.7)
+    summary = evaluate(restored, problems, tmp_path / "eval", decoding, progress=False)
+    assert summary["constrain"] and summary["seed"] == config.seed
+    assert summary["n"] == len(problems)
