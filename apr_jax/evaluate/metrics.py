@@ -23,22 +23,26 @@ def summarize(traces: Sequence[Trace]) -> dict[str, Any]:
     """What `summary.json` holds.
 
     Returns:
-      `accuracy` (share of correct trees), `ci95` (Wilson over the number of problems: samples of one problem are not
-      independent, so counting them all would make the interval too narrow), `n` problems, `samples` a problem, means
-      of the measures, shares of trees that `claimed`, were `truncated`, whose root is `malformed`, that `spawned`; with
-      several samples `pass_at_n` and `cons_at_n`.
+      `accuracy` (share of correct trees among those with a verdict), `unknown` (trees without one), `ci95` (Wilson over
+      the number of problems: samples of one problem are not independent, so counting them all would make the interval
+      too narrow), `n` problems, `samples` a problem, means of the measures, shares of trees that `claimed`, were
+      `truncated`, whose root is `malformed`, that `spawned`; with several samples `pass_at_n` and `cons_at_n`.
     """
-    groups = by_problem(traces)
-    trees, n = len(traces), len(groups)
-    samples = max((len(group) for group in groups.values()), default=0)
-    accuracy = mean(trace["correct"] for trace in traces)
+    asked = by_problem(traces)
+    trees, n = len(traces), len(asked)
+    samples = max((len(group) for group in asked.values()), default=0)
+
+    graded = known(traces)
+    groups = by_problem(graded)  # Problems of which no answer has a verdict are in no mean.
+    accuracy = mean(trace["correct"] for trace in graded)
     summary: dict[str, Any] = {
         "accuracy": accuracy,
-        "ci95": list(wilson(round(accuracy * n), n)),
+        "ci95": list(wilson(round(accuracy * len(groups)), len(groups))),
+        "unknown": trees - len(graded),
         "n": n,
         "samples": samples,
         **{measure: mean(trace[measure] for trace in traces) for measure in MEASURES},
-        "claimed": mean(trace["claimed"] for trace in traces),
+        "claimed": mean(trace["claimed"] for trace in graded),
         "truncated": sum(map(is_truncated, traces)) / max(1, trees),
         "malformed": mean(any(root["status"] == "MALFORMED" for root in trace["threads"][:1]) for trace in traces),
         "spawned": mean(trace["children"] > 0 for trace in traces),
@@ -47,6 +51,11 @@ def summarize(traces: Sequence[Trace]) -> dict[str, Any]:
         summary["pass_at_n"] = mean(any(trace["correct"] for trace in group) for group in groups.values())
         summary["cons_at_n"] = mean(consensus(group) for group in groups.values())
     return summary
+
+
+def known(traces: Iterable[Trace]) -> list[Trace]:
+    """The traces on whose answers there is a verdict; of the others nobody knows whether they are right."""
+    return [trace for trace in traces if trace["correct"] is not None]
 
 
 def by_problem(traces: Iterable[Trace]) -> dict[str, list[Trace]]:
@@ -111,6 +120,10 @@ def warnings(summary: dict[str, Any], method: str, forced: int | None) -> list[s
       forced: children that the roots were held to, if any.
     """
     found = []
+    if summary["unknown"]:
+        found.append(
+            f"{summary['unknown']} ANSWERS HAVE NO VERDICT AND ARE NOT COUNTED: the verifier failed or took too long on them"
+        )
     if method in PARALLEL and summary["spawned"] == 0:
         found.append("NO TREE SPAWNED A SINGLE CHILD: this is a serial score, not one of parallel reasoning")
     if summary["truncated"] > 0.5:

@@ -297,15 +297,13 @@ def _warned(results: Results) -> list[str]:
 
     Of the traces: a `summary.json` may be older than what is warned of.
     """
-    return [
-        f"{one.label}: {text}"
-        for one in results.answered.values()
-        for text in warnings(
-            summarize(one.traces),
-            "" if one.evaluation.decoding.childless else one.summary["method"],
-            one.evaluation.decoding.forced,
-        )
-    ]
+    found = []
+    for one in results.answered.values():
+        # The traces that are read are those with a verdict; how many there were without one, the summary knows.
+        summary = summarize(one.traces) | {"unknown": one.summary.get("unknown", 0)}
+        method = "" if one.evaluation.decoding.childless else one.summary["method"]
+        found += [f"{one.label}: {text}" for text in warnings(summary, method, one.evaluation.decoding.forced)]
+    return found
 
 
 def training(run: Path) -> dict[str, dict[str, list[dict[str, Any]]]]:

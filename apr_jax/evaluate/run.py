@@ -24,11 +24,12 @@ import jax
 from apr_jax.data.tokenizer import BOS
 from apr_jax.errors import UsageError, UserError
 from apr_jax.evaluate.cells import print_warnings
-from apr_jax.evaluate.metrics import summarize, warnings
+from apr_jax.evaluate.metrics import known, summarize, warnings
 from apr_jax.evaluate.stream import Rollout, stream
-from apr_jax.evaluate.trace import to_trace
+from apr_jax.evaluate.trace import graded_trace
 from apr_jax.learn.answers import extract_answers
 from apr_jax.learn.checksum import digest
+from apr_jax.learn.examiner import allowed_unknown
 from apr_jax.learn.faults import disk_errors
 from apr_jax.learn.policy import make_policy_rollout
 from apr_jax.learn.restored import Restored
@@ -37,7 +38,7 @@ from apr_jax.lease import Lease
 from apr_jax.model.config import ModelConfig
 from apr_jax.model.sharding import make_mesh
 from apr_jax.storage import Mirror, write_text
-from apr_jax.tasks import PARALLEL, Countdown, Problem
+from apr_jax.tasks import PARALLEL, BoxedVerifier, Countdown, Failure, Problem
 from apr_jax.threads import NOT_FORCED, Limits, Prompts, Schedule, ThreadForest, check_prompts, make_prompts
 from apr_jax.threads.keys import Domain, run_key
 
@@ -207,15 +208,36 @@ def _run(
     progress: bool,
     lease: Lease,
 ) -> None:
+    """Decodes, verifies and writes the trees after the first `done`.
+
+    Raises:
+      UserError: too many answers have no verdict.
+    """
     runner = make_runner(restored, limits, min(restored.config.evaluate.batch, len(asked)))
     task = Countdown(restored.config.task, restored.config.solver)
+    reward = restored.config.learn.rl.reward
+    allowed = allowed_unknown(len(asked), reward)
+
     forests = runner.stream(prompts, restored.config.seed, done, progress)
-    with (mirror.local / TRACES).open("a") as file:
+    path = mirror.local / TRACES
+    before = read_traces(path) if done else []
+    unknown = len(before) - len(known(before))
+    with BoxedVerifier(task, reward.time_limit, reward.memory_limit) as verifier, path.open("a") as file:
         for begin, forest in forests:
             answers = extract_answers(forest, restored.tokenizer)
+            these = asked[begin : begin + len(answers)]
+            pairs = [(problem, answer) for (problem, _), answer in zip(these, answers, strict=True)]
+            outcomes = verifier.verify(pairs, max(0, allowed - unknown))
+            unknown += sum(isinstance(outcome, Failure) for outcome in outcomes)
+            if unknown > allowed:
+                raise UserError(
+                    f"evaluation: {unknown} of {len(asked)} answers have no verdict, more than the model's "
+                    f"learn.rl.reward.max_unknown={reward.max_unknown:g} allows; the trees before this batch are kept; mend "
+                    "what the lines of the verifier above say, and start the same command again"
+                )
             lines = [
-                to_trace(forest, tree, *asked[begin + tree], answer, task, restored.tokenizer)
-                for tree, answer in enumerate(answers)
+                graded_trace(forest, tree, problem, sample, outcome, restored.tokenizer)
+                for tree, ((problem, sample), outcome) in enumerate(zip(these, outcomes, strict=True))
             ]
             lease.check()
             file.write("".join(json.dumps(line) + "\n" for line in lines))
@@ -313,7 +335,7 @@ def limits_of(restored: Restored, decoding: Decoding) -> Limits:
 
 
 def read_answers(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Summary and traces of a finished evaluation.
+    """Summary of a finished evaluation, and its traces but for those without a verdict, which no score may count.
 
     Raises:
       UserError: a file is missing or damaged, or the traces are not those that the summary was computed from.
@@ -334,7 +356,7 @@ def read_answers(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
             f"{folder / TRACES}: has {len(traces)} lines with answers to {len(answered)} samples of problems, but "
             f"{SUMMARY} is of {expected}; {remedy}"
         )
-    return summary, traces
+    return summary, known(traces)
 
 
 def _claim(out: Path, settings: dict[str, Any]) -> None:

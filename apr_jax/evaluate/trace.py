@@ -16,7 +16,7 @@ import numpy as np
 
 from apr_jax.data.integers import fitted, unsigned
 from apr_jax.data.tokenizer import CONTROL_PIECES, JOIN, Tokenizer
-from apr_jax.tasks import Problem, Task
+from apr_jax.tasks import Failure, Problem, Task, Verdict
 from apr_jax.threads import Refusal, Status, ThreadForest
 
 KINDS = ("given", "sampled", "spawn", "joined", "join")  # Of spans.
@@ -28,14 +28,29 @@ _LEAST = -65.535  # The smallest log-prob that 16 bits hold in thousandths; less
 def to_trace(
     forest: ThreadForest, tree: int, problem: Problem, sample: int, answer: str, task: Task, tokenizer: Tokenizer
 ) -> dict[str, Any]:
-    """The line of `traces.jsonl` of one tree.
+    """The line of `traces.jsonl` of one tree, whose answer is verified in this process.
 
     Args:
       forest: numpy leaves [B, T, ...].
       tree: which of the B.
       answer: what its root joined.
     """
-    verdict = task.verify(problem, answer)
+    return graded_trace(forest, tree, problem, sample, task.verify(problem, answer), tokenizer)
+
+
+def graded_trace(
+    forest: ThreadForest, tree: int, problem: Problem, sample: int, outcome: Verdict | Failure, tokenizer: Tokenizer
+) -> dict[str, Any]:
+    """The same of an answer that was verified before: `claimed` and `correct` are None if there is no verdict on it."""
+    if isinstance(outcome, Verdict):
+        verdict = {
+            "solution": None if outcome.solution is None else list(outcome.solution),
+            "claimed": outcome.claimed,
+            "correct": outcome.correct,
+            "reason": outcome.reason,
+        }
+    else:
+        verdict = {"solution": None, "claimed": None, "correct": None, "reason": f"no verdict: {outcome.value}"}
     slots = np.flatnonzero(forest.status[tree] != Status.FREE)
     written = np.arange(forest.tokens.shape[-1]) < forest.length[tree, slots, None]
     tokens, logprobs = (field[tree, slots][written] for field in (forest.tokens, forest.logprob))
@@ -44,10 +59,7 @@ def to_trace(
         "sample": sample,
         "numbers": list(problem.numbers),
         "target": problem.target,
-        "solution": None if verdict.solution is None else list(verdict.solution),
-        "claimed": verdict.claimed,
-        "correct": verdict.correct,
-        "reason": verdict.reason,
+        **verdict,
         "total_tokens": int(forest.total_tokens[tree]),
         "sequential_tokens": int(forest.sequential_tokens[tree]),
         "children": int(forest.children[tree]),

@@ -10,7 +10,9 @@ import jax
 import numpy as np
 import pytest
 
+from apr_jax.config import override
 from apr_jax.errors import UsageError, UserError
+from apr_jax.evaluate import run
 from apr_jax.evaluate.run import (
     SUMMARY,
     TRACES,
@@ -23,7 +25,15 @@ from apr_jax.evaluate.run import (
 )
 from apr_jax.evaluate.trace import to_trace, unpack_streams
 from apr_jax.learn.checkpoint import load_checkpoint
-from apr_jax.tasks import Countdown, CountdownConfig, Problem, SolverConfig, load_problems
+from apr_jax.tasks import (
+    BoxedVerifier,
+    Countdown,
+    CountdownConfig,
+    Failure,
+    Problem,
+    SolverConfig,
+    load_problems,
+)
 from apr_jax.threads import Limits, interpret, make_prompts
 from apr_jax.threads import protocol as p
 
@@ -210,6 +220,50 @@ def test_no_figure_is_drawn_from_answers_that_are_not_those_of_the_summary(unbro
     (tmp_path / TRACES).write_bytes(b"".join(harmed))
     with pytest.raises(UserError, match=f"{TRACES}: has {counts} .* is of 16; delete"):
         read_answers(tmp_path)
+
+
+def _losing(monkeypatch, *lost):
+    """The real verifier, but for the verdicts on these answers of each batch."""
+
+    class Lossy(BoxedVerifier):
+        def verify(self, pairs, most_unknown=None):
+            outcomes = super().verify(pairs, most_unknown)
+            return [Failure.TIMED_OUT if place in lost else one for place, one in enumerate(outcomes)]
+
+    monkeypatch.setattr(run, "BoxedVerifier", Lossy)
+
+
+def test_an_answer_without_a_verdict_is_told_and_not_counted(
+    restored, problems, unbroken, tmp_path, monkeypatch, capsys
+):
+    """Of 16 trees in two batches; the bound is a share of all of them."""
+    model = dataclasses.replace(restored, config=override(restored.config, ["learn.rl.reward.max_unknown=0.2"]))
+    _losing(monkeypatch, 3)
+    summary = evaluate(model, problems, tmp_path, TWICE, progress=False)
+    assert (summary["unknown"], summary["n"], summary["samples"]) == (2, 8, 2)
+    whole = lines(unbroken)
+    graded = [line for place, line in enumerate(whole) if place not in (3, 11)]
+    assert summary["accuracy"] == np.mean([line["correct"] for line in graded])
+    assert summary["claimed"] == np.mean([line["claimed"] for line in graded])
+    assert summary["total_tokens"] == np.mean([line["total_tokens"] for line in whole]), "what they cost is known"
+    lost = lines(tmp_path)[3]
+    assert (lost["correct"], lost["claimed"], lost["reason"]) == (None, None, "no verdict: timed out")
+    assert read_answers(tmp_path)[1] == graded, "no figure counts the others"
+    assert "2 ANSWERS HAVE NO VERDICT AND ARE NOT COUNTED" in " ".join(capsys.readouterr().err.split())
+
+
+def test_too_many_answers_without_a_verdict_end_an_evaluation_and_nothing_is_lost(
+    restored, problems, unbroken, tmp_path, monkeypatch
+):
+    with monkeypatch.context() as patch:
+        _losing(patch, 0, 1)
+        with pytest.raises(
+            UserError, match=r"2 of 16 answers have no verdict, more than .*max_unknown=0.1 allows; the"
+        ):
+            evaluate(restored, problems, tmp_path, TWICE, progress=False)
+    assert (tmp_path / TRACES).read_bytes() == b""
+    evaluate(restored, problems, tmp_path, TWICE, progress=False)
+    assert (tmp_path / TRACES).read_bytes() == (unbroken / TRACES).read_bytes()
 
 
 def test_the_batch_does_not_change_a_tree(restored, problems, tmp_path):

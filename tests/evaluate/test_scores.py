@@ -55,6 +55,26 @@ def test_pass_and_consensus_over_samples():
     assert (summary["pass_at_n"], summary["cons_at_n"]) == (pytest.approx(2 / 3), pytest.approx(1 / 3))
 
 
+def test_answers_without_a_verdict_are_in_no_share():
+    """Nor in pass@n and cons@n, nor is a problem that has none; what a tree cost is known all the same."""
+    unknown = {"correct": None, "claimed": None}
+    summary = summarize(
+        [
+            trace("a", 0, True, RIGHT),
+            trace("a", 1, False) | unknown,
+            trace("b", 0, False) | unknown,
+            trace("b", 1, False, WRONG),
+            trace("c", 0, False, total_tokens=40) | unknown,
+            trace("c", 1, False) | unknown,
+        ]
+    )
+    assert (summary["unknown"], summary["n"], summary["samples"]) == (4, 3, 2)
+    assert summary["accuracy"] == summary["pass_at_n"] == summary["cons_at_n"] == 0.5
+    assert summary["ci95"] == list(wilson(1, 2)) and summary["claimed"] == 1.0
+    assert summary["total_tokens"] == 15
+    assert warnings(summary, "sos", None)[0].startswith("4 ANSWERS HAVE NO VERDICT")
+
+
 def test_consensus_ties_go_to_the_first_claim():
     assert consensus([trace("a", 0, True, RIGHT), trace("a", 1, False, WRONG)])
     assert not consensus([trace("a", 0, False, WRONG), trace("a", 1, True, RIGHT)])

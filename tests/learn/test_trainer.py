@@ -25,7 +25,7 @@ from apr_jax.learn.checkpoint import load_checkpoint
 from apr_jax.learn.config import ObjectiveConfig, OptimizerConfig, RewardConfig
 from apr_jax.learn.replay import token_logprobs
 from apr_jax.learn.rl import train_rl
-from apr_jax.tasks import solve
+from apr_jax.tasks import BoxedVerifier, Failure, solve
 
 PROBLEMS, GROUP = 3, 4  # Unequal, so that groups by the wrong axis are other groups.
 RATE, KL, CLIP, TEMPERATURE = 0.01, 0.3, 0.01, 0.9
@@ -71,8 +71,25 @@ def _says_a_solution(forest):
     return forest.total_tokens % 2 == 1
 
 
+def _is_unknown(forest):
+    """Trees whose answer the verifier gives no verdict on; right and wrong ones among them."""
+    return forest.total_tokens % 5 == 0
+
+
+class Forgetful(BoxedVerifier):
+    """The real verifier, but for the verdicts that are lost."""
+
+    lost = ()  # Which, of the forest whose answers were read last.
+
+    def verify(self, pairs, most_unknown=None):
+        outcomes = super().verify(pairs, most_unknown)
+        return [Failure.TIMED_OUT if lost else one for one, lost in zip(outcomes, Forgetful.lost, strict=True)]
+
+
 def _answers(forest, tokenizer):
     """In place of what the trees say: a model this small never hits a target. The verifier is the real one."""
+    validating = len(forest.total_tokens) != PROBLEMS * GROUP
+    Forgetful.lost = _is_unknown(forest) & (not validating)
     return [
         ",".join(solve(*_asked(forest, tree, tokenizer))) if says else ""
         for tree, says in enumerate(_says_a_solution(forest))
@@ -83,8 +100,8 @@ def _answers(forest, tokenizer):
 def heard(request, config, data_dir, checkpoint, tmp_path_factory):
     """Two steps of two updates each, by plain gradient descent: each update with what it was given and what it gave.
 
-    "masked": truncated trees are left out, no KL, a fixed price. "kl": all trees count, KL is part of the reward, and the price
-    of a token follows a budget.
+    "masked": truncated trees are left out, no KL, a fixed price. "kl": all trees count but those of unknown worth, KL is part
+    of the reward, and the price of a token follows a budget.
     """
     kl, overlong = {"masked": (0.0, "masked"), "kl": (KL, "scored")}[request.param]
     settings = _spawning(
@@ -97,6 +114,7 @@ def heard(request, config, data_dir, checkpoint, tmp_path_factory):
             token_budget=BUDGET if kl else 0,
             price_step=PRICE_STEP if kl else 0.0,
             overlong=overlong,
+            max_unknown=0.9,
         ),
     )
     forests, updates = [], []
@@ -135,6 +153,8 @@ def heard(request, config, data_dir, checkpoint, tmp_path_factory):
         patch.setattr(rl, "make_rl_step", hear_updates)
         patch.setattr(rl, "make_optimizer", lambda *_: optax.sgd(RATE))
         patch.setattr(examiner, "extract_answers", _answers)
+        if kl:
+            patch.setattr(examiner, "BoxedVerifier", Forgetful)
         train_rl(settings, data_dir, workdir, checkpoint, progress=False)
     first, _, third, _ = updates
     return SimpleNamespace(
@@ -175,7 +195,7 @@ def _sum_by_tree(forest, values):
 
 
 def _counted(heard, forest):
-    return forest.truncations == 0 if heard.config.learn.rl.reward.overlong == "masked" else forest.truncations >= 0
+    return ~_is_unknown(forest) if heard.kl else forest.truncations == 0
 
 
 def _price(heard, forest):
@@ -222,6 +242,19 @@ def test_the_price_of_a_token_follows_the_tokens_of_all_threads(heard):
     prices = [_price(heard, update.forest) for update in heard.firsts]
     assert [line["token_price"] for line in heard.lines] == pytest.approx(prices, rel=1e-9)
     assert (prices[1] > 1.1 * prices[0]) == bool(heard.kl)
+
+
+def test_answers_without_a_verdict_have_no_part_in_what_a_step_reports(heard):
+    for update, line in zip(heard.firsts, heard.lines, strict=True):
+        forest = update.forest
+        known = ~_is_unknown(forest) if heard.kl else np.ones(PROBLEMS * GROUP, bool)
+        assert not heard.kl or 0 < known.sum() < PROBLEMS * GROUP
+        assert line["reward_timeouts"] == np.sum(~known) and line["reward_errors"] == line["reward_unverified"] == 0
+        assert line["accuracy"] == pytest.approx(np.mean(_says_a_solution(forest)[known]))
+        cost = _price(heard, forest) * forest.total_tokens + SEQUENTIAL_PRICE * forest.sequential_tokens
+        assert line["reward"] == pytest.approx(np.mean((_says_a_solution(forest) - cost)[known]))
+        assert line["total_tokens"] == pytest.approx(np.mean(forest.total_tokens)), "what it cost is known"
+        assert line["masked_trees"] == (0 if heard.kl else np.sum(forest.truncations > 0))
 
 
 def test_every_sampled_token_of_a_tree_that_teaches_is_replayed_once(heard):
