@@ -74,7 +74,11 @@ def experiment() -> Experiment:
                 rows=256,
                 validate_every=25,
                 validation=1_000,
-                difference_bound=0.1,  # bfloat16 rounds log-probs to some 1e-2.
+                # bfloat16: of 37,954 tokens of the kept mini model the worst difference was 0.25, the mean 4e-4, and
+                # 1e-4 of them were outside of the clip range. Worst and mean have room for a deeper model.
+                difference_bound=1.0,
+                mean_difference_bound=4e-3,
+                outside_clip_bound=2e-3,
             ),
         ),
         evaluate=EvalConfig(

@@ -24,7 +24,7 @@ from apr_jax.learn.restored import Restored
 from apr_jax.learn.rewards import counted_trees, tree_rewards
 from apr_jax.learn.run import build_mesh
 from apr_jax.learn.state import init_state
-from apr_jax.learn.steps import make_rl_step, make_tree_kl, place_everywhere, place_forest, place_whole
+from apr_jax.learn.steps import make_rescore, make_rl_step, place_everywhere, place_forest, place_whole
 from apr_jax.tasks import Problem, load_problems
 from apr_jax.threads import ThreadForest, Work
 
@@ -52,7 +52,8 @@ def _parts(restored: Restored, problems: list[Problem], stack: ExitStack) -> lis
     examiner = stack.enter_context(examining(config, restored.tokenizer, asked[:1], mesh))
     params, trees = place_whole(restored.params, mesh), float(len(asked))
     optimizer = make_optimizer(rl.optimizer, 1_000)
-    step, tree_kl = make_rl_step(config, optimizer, mesh), make_tree_kl(config, mesh)
+    step = make_rl_step(config, optimizer, mesh)
+    rescore = make_rescore(config, mesh)
     state: Any = init_state(restored.params, optimizer, mesh)
 
     def roll() -> tuple[ThreadForest, Work]:
@@ -75,16 +76,19 @@ def _parts(restored: Restored, problems: list[Problem], stack: ExitStack) -> lis
         pack()
         return trees
 
-    batch = place_forest(*pack(), rl.rows, mesh)
+    batch = place_forest(*pack(), rl.rows, mesh, recompute=rl.objective.importance_cap > 0)
+    given = batch
+    if rl.objective.kl_in_loss:
+        given = dataclasses.replace(batch, reference=rescore(params, batch))
     advantages = place_everywhere(np.where(np.arange(len(asked)) % 2, 1.0, -1.0).astype(np.float32), mesh)
 
     def replay() -> float:
-        jax.block_until_ready(tree_kl(params, batch))
+        jax.block_until_ready(rescore(params, batch))
         return trees
 
     def update() -> float:
         nonlocal state
-        state, _ = step(state, params, batch, advantages)
+        state, *_ = step(state, given, advantages)
         jax.block_until_ready(state)
         return trees
 

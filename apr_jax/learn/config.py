@@ -100,6 +100,8 @@ class ObjectiveConfig:
       kl: weight of the KL penalty to the supervised model.
       kl_estimator: k1, k2 or k3 of each token as a term of the loss, or "reward": k1 of the tree, taken off its reward.
       entropy: weight of the entropy bonus.
+      importance_cap: 0 takes the recorded log-probs for those of the sampling policy. Else they are recomputed in the
+        training pass before the first inner step, and a token weighs min(exp(recomputed - recorded), importance_cap).
     """
 
     advantage: Literal["none", "batch", "group", "group_std", "leave_one_out"] = "group_std"
@@ -109,13 +111,19 @@ class ObjectiveConfig:
     kl: float = 0.001
     kl_estimator: Literal["k1", "k2", "k3", "reward"] = "k3"
     entropy: float = 0.0
+    importance_cap: float = 0.0
 
     def __post_init__(self):
-        _require(self, "learn.rl.objective", ("kl", "entropy", "dual_clip"), 0)
+        _require(self, "learn.rl.objective", ("kl", "entropy", "dual_clip", "importance_cap"), 0)
         _require_positive(self, "learn.rl.objective", ("clip",))
         if 0 < self.dual_clip <= 1 + self.clip:
             raise ValueError(
                 f"learn.rl.objective.dual_clip={self.dual_clip} must be 0 (off) or above 1 + clip = {1 + self.clip}"
+            )
+        if 0 < self.importance_cap < 1:
+            raise ValueError(
+                f"learn.rl.objective.importance_cap={self.importance_cap} must be 0 (off) or at least 1: "
+                "a token that was recorded without error weighs 1"
             )
         if self.advantage == "group_std" and self.kl_in_reward:
             # Where all trees earned the same, the deviation would be that of KL, and its noise as large as a reward.
@@ -131,7 +139,7 @@ class ObjectiveConfig:
 
     @property
     def kl_in_loss(self) -> bool:
-        """Whether the loss has a KL term, for which every update reads the reference."""
+        """Whether the loss has a KL term, for which every update needs the reference's log-probs."""
         return self.kl > 0 and self.kl_estimator != "reward"
 
 
@@ -189,8 +197,10 @@ class RlConfig:
       rows: packed rows that are replayed at once; a forest takes as many such chunks as it needs.
       validate_every: steps between greedy answers to `validation` problems; the best step by them is kept.
       save_every: steps between checkpoints.
-      difference_bound: a step in which rollout and training disagree about a token's log-prob by more is reported. In
+      difference_bound: a step in which rollout and training disagree about any token's log-prob by more is reported. In
         float32 they agree to 1e-4; 1e-2 moves a ratio by 1%, a twentieth of the usual clip range: no rounding does that.
+      mean_difference_bound: the same for the mean over the step's tokens.
+      outside_clip_bound: the same for the share of tokens whose ratio is outside of the clip range before the first update.
     """
 
     steps: int
@@ -206,12 +216,15 @@ class RlConfig:
     validation: int = 200
     save_every: int = 10
     difference_bound: float = 1e-2
+    mean_difference_bound: float = 1e-3
+    outside_clip_bound: float = 1e-3
 
     def __post_init__(self):
         self.optimizer.check("learn.rl.optimizer")
         counts = ("steps", "problems", "group", "inner_steps", "rows", "validate_every", "validation", "save_every")
         _require(self, "learn.rl", counts, 1)
-        _require_positive(self, "learn.rl", ("temperature", "difference_bound"))
+        bounds = ("difference_bound", "mean_difference_bound", "outside_clip_bound")
+        _require_positive(self, "learn.rl", ("temperature", *bounds))
         advantage = self.objective.advantage
         if advantage in ("group", "group_std", "leave_one_out") and self.group < 2:
             raise ValueError(f"learn.rl.group={self.group} must be at least 2 for advantage {advantage!r}")

@@ -7,6 +7,7 @@ taken apart: q is D x (H K). Its updates are scaled to the size of Adam's (0.2 s
 one learning rate serves both.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -14,6 +15,7 @@ import optax
 from optax.contrib import MuonDimensionNumbers, muon
 
 from apr_jax.learn.config import OptimizerConfig
+from apr_jax.learn.times import Late
 
 # Which axes of a stacked layer parameter are the rows (what a product sums over) and the columns of its matrices.
 MATRIX_AXES: dict[str, MuonDimensionNumbers] = {
@@ -58,6 +60,23 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
     else:
         update = optax.adamw(schedule, b2=config.b2, weight_decay=config.weight_decay, mask=_is_decayed)
     return optax.chain(optax.clip_by_global_norm(config.clip), update)
+
+
+def clipped_updates(norms: Sequence[jax.Array], clip: float) -> Late:
+    """Share of updates whose gradient was longer than `clip`, so that its length was cut to it.
+
+    It is computed when it is read: the norms may still be under way on the device.
+
+    Args:
+      norms: of each update's gradient, before clipping.
+      clip: `OptimizerConfig.clip`.
+    """
+
+    def share() -> float:
+        clipped = [float(norm) > clip for norm in norms]
+        return sum(clipped) / len(clipped)
+
+    return Late(share)
 
 
 def _matrix_axes(params: Any) -> Any:

@@ -7,7 +7,8 @@ The life of a tree:
    leave: the only time at which the device idles (metric `idle_share`), together with 4.
 4. Verdicts and costs become rewards, rewards advantages; the trees that teach are packed into rows, nothing is ever
    tokenised again.
-5. The update replays the rows and follows the tree-sum gradient, `inner_steps` times.
+5. The update replays the rows and follows the tree-sum gradient, `inner_steps` times; with KL the reference has scored
+   them once before.
    Nobody waits for it: the next rollout is queued behind it (`times.py`).
 6. Now and then the same rollout answers validation problems greedily; the best step by that is kept, the first one
    included.
@@ -25,7 +26,7 @@ from jax.sharding import Mesh
 from apr_jax.config import Experiment
 from apr_jax.data.build import check_built, check_files, problem_file
 from apr_jax.data.packing import Rows, pack_forest, padding_share
-from apr_jax.errors import UsageError
+from apr_jax.errors import UsageError, UserError
 from apr_jax.learn.advantages import ADVANTAGES, count_flat
 from apr_jax.learn.ceiling import measure_ceiling, training_flops
 from apr_jax.learn.checkpoint import Run, load_checkpoint
@@ -33,7 +34,7 @@ from apr_jax.learn.checksum import digest
 from apr_jax.learn.examiner import Examiner, Grades, examining, first_trees, forest_metrics
 from apr_jax.learn.loop import LastBatches, Stage, Stopping
 from apr_jax.learn.objective import MEANS, silent_trees, token_weights
-from apr_jax.learn.optimizer import make_optimizer
+from apr_jax.learn.optimizer import clipped_updates, make_optimizer
 from apr_jax.learn.processes import fetch
 from apr_jax.learn.restored import Restored
 from apr_jax.learn.rewards import counted_trees, next_price, tree_rewards
@@ -42,6 +43,7 @@ from apr_jax.learn.state import TrainState, init_state
 from apr_jax.learn.steps import (
     RlStep,
     check_divides,
+    make_rescore,
     make_rl_step,
     make_tree_kl,
     place_everywhere,
@@ -114,12 +116,20 @@ def train_rl(
             shown=("reward", "children", "total_tokens", "validation_accuracy"),
             progress=progress,
             profile=profile,
-            bounds={"logprob_difference_worst": rl.difference_bound},
+            bounds={
+                "logprob_difference_worst": rl.difference_bound,
+                "logprob_difference": rl.mean_difference_bound,
+                "outside_clip_share": rl.outside_clip_bound,
+            },
         )
 
 
 class _Trainer:
-    """What a step of RL needs besides the state. Of its own it has the price of a token; all else follows from the step."""
+    """What a step of RL needs besides the state.
+
+    Two numbers of it are the run's own, and are saved with it: the price of a token as it stands, and the tokens of a
+    tree in the first step, by which all losses are divided. All else follows from the step.
+    """
 
     def __init__(
         self,
@@ -135,22 +145,28 @@ class _Trainer:
         self._examiner = examiner
         self._train = TrainingProblems(load_problems(data_dir / problem_file("train")))
         self._step = step
-        self._reference = place_whole(start.params, mesh)
+        # As large as the model: without a KL term no device holds it.
+        self._reference = place_whole(start.params, mesh) if self._rl.objective.kl else None
         self.last_batches = LastBatches()
-        self._tree_kl = make_tree_kl(config, mesh)
+        self._rescore = make_rescore(config, mesh)
+        self._tree_kl = make_tree_kl(self._rl.problems * self._rl.group, mesh)
         advantage = ADVANTAGES[self._rl.objective.advantage]
         self._compare = jax.jit(lambda rewards, counted: (advantage(rewards, counted), count_flat(rewards, counted)))
         self._price = self._rl.reward.token_price
+        self._tokens_per_tree: float | None = None  # Measured in the first step.
         self._ceiling = measure_ceiling(mesh, config.model.dtype)
         self._times: StepTimes | None = None
 
     def data_state(self) -> dict[str, Any]:
         """What a checkpoint must hold besides the state: JSON gives a float back to the bit."""
-        return {"token_price": self._price}
+        return {"token_price": self._price, "tokens_per_tree": self._tokens_per_tree}
 
     def restore_data(self, saved: dict[str, Any]) -> None:
         """Goes on from a `data_state`."""
+        if "tokens_per_tree" not in saved:
+            raise UserError("checkpoint: this run is of another version of apr_jax; use another --workdir")
         self._price = float(saved["token_price"])
+        self._tokens_per_tree = saved["tokens_per_tree"]
 
     def advance(self, state: TrainState, step: int, stopping: Stopping) -> tuple[TrainState, dict[str, Any] | None]:
         """One step: rollout, rewards, updates; only the rollout, and nothing of it, if the run is to stop."""
@@ -173,26 +189,34 @@ class _Trainer:
         silent = silent_trees(advantages, counted, rl.objective)
         taught = dataclasses.replace(forest, length=np.where(silent[:, None], 0, forest.length))
         rows = pack_forest(taught, rl.rows, self._config.limits.stream)
-        weights = token_weights(rows, counted, rl.objective.normalisation)
-        batch = place_forest(rows, weights, rl.rows, self._mesh)
+        weights = token_weights(rows, counted, rl.objective.normalisation, self._divisor(forest))
+        batch = place_forest(rows, weights, rl.rows, self._mesh, recompute=rl.objective.importance_cap > 0)
         learned = {"flat_groups": flat}
         if rl.objective.kl_in_reward:
             with times.replaying():
-                kl = np.asarray(jax.device_get(self._tree_kl(self._reference, batch)))
+                reference = self._rescore(self._reference, batch)
+                kl = np.asarray(jax.device_get(self._tree_kl(reference, batch)))
             # Which groups are flat was counted before: KL is never the same for two trees.
             advantages, _ = self._advantages(rewards - rl.objective.kl * kl, counted)
             learned["kl"] = float(kl.mean())
         self.last_batches.keep(step + 1, vars(rows) | {"weights": weights, "advantages": advantages})
         placed = place_everywhere(advantages, self._mesh)
         times.resumed()
+        if rl.objective.kl_in_loss:
+            batch = dataclasses.replace(batch, reference=self._rescore(self._reference, batch))
         at_first: dict[str, Any] = {}
+        norms = []
         for _ in range(rl.inner_steps):
-            state, metrics = self._step(state, self._reference, batch, placed)
+            state, metrics, behaviour = self._step(state, batch, placed)
+            batch = dataclasses.replace(batch, behaviour=behaviour)
+            norms.append(metrics["grad_norm"])
             at_first = at_first or metrics
         times.updating(metrics["loss"])
         state = dataclasses.replace(state, step=state.step + 1)
         # The first inner step sees the policy that sampled: there the difference of log-probs is a measure of error.
-        metrics |= {name: at_first[name] for name in ("logprob_difference", "logprob_difference_worst")}
+        errors = ("logprob_difference", "logprob_difference_worst", "outside_clip_share")
+        metrics |= {name: at_first[name] for name in errors}
+        metrics["clipped_updates"] = clipped_updates(norms, rl.optimizer.clip)
         measured = self._measure(forest, work, grades, rows) | learned
         measured |= {
             "reward": float(rewards[grades.known].mean()),
@@ -207,6 +231,16 @@ class _Trainer:
         share = Late(lambda: flops / times.update_seconds() / self._ceiling)
         return state, metrics | measured | times.metrics() | {"ceiling_share": share}
 
+    def _divisor(self, forest: ThreadForest) -> float:
+        """Mean sampled tokens of a tree of the run's first step, the same in all steps and processes.
+
+        It is over all trees, also those that teach nothing: which of them do changes from step to step, and a divisor
+        that changed with it would weigh the steps against each other.
+        """
+        if self._tokens_per_tree is None:
+            self._tokens_per_tree = max(1.0, float(np.mean(forest.total_tokens, dtype=np.float64)))
+        return self._tokens_per_tree
+
     def _measure(self, forest: ThreadForest, work: Work, grades: Grades, rows: Rows) -> dict[str, float]:
         """What the trees of a step show, what they cost, and what is replayed of them."""
         replayed = replayed_rows(rows, self._rl.rows)
@@ -220,9 +254,9 @@ class _Trainer:
         return measured | ({"padding": padding_share(replayed)} if len(replayed.tokens) else {})
 
     def _update_flops(self, rows: Rows) -> float:
-        """What the updates on a forest need; a reference that is only read costs a third."""
+        """What the updates on a forest need; the reference's one pass, which is forward only, costs a third of one."""
         rl = self._rl
-        passes = (3.0 + rl.objective.kl_in_loss) * rl.inner_steps + rl.objective.kl_in_reward
+        passes = 3.0 * rl.inner_steps + (1.0 if rl.objective.kl else 0.0)
         return float(training_flops(self._config.model, self._vocabulary, rows)) * passes / 3.0
 
     def _advantages(self, rewards: np.ndarray, counted: np.ndarray) -> tuple[np.ndarray, float]:

@@ -17,7 +17,7 @@ from apr_jax.learn.ceiling import measure_ceiling
 from apr_jax.learn.checkpoint import Run
 from apr_jax.learn.examiner import Examiner, examining
 from apr_jax.learn.loop import LastBatches, Stage, Stopping
-from apr_jax.learn.optimizer import make_optimizer
+from apr_jax.learn.optimizer import clipped_updates, make_optimizer
 from apr_jax.learn.processes import held_rows, merge
 from apr_jax.learn.run import build_mesh, read_tokenizer, train
 from apr_jax.learn.state import TrainState, init_state
@@ -113,6 +113,7 @@ class _Trainer:
         self.steps = sft.steps or math.ceil(sft.epochs * self._epoch)
         self._mesh = mesh
         self._batches = Held(open_stream, sft.streams, sft.rows, held_rows(sft.rows, mesh))
+        self._clip = sft.optimizer.clip
         self.optimizer = make_optimizer(sft.optimizer, self.steps)
         self._update = make_sft_step(config.model, self.optimizer, mesh)
         self.last_batches = LastBatches()
@@ -126,7 +127,13 @@ class _Trainer:
         self.waited = time.perf_counter() - began
         self.last_batches.keep(step + 1, vars(rows))
         state, metrics = self._update(state, place_rows(rows, self._mesh))
-        return state, metrics | {"data_seconds": self.waited, "epochs": (step + 1) / self._epoch}
+        clipped = clipped_updates([metrics["grad_norm"]], self._clip)
+        measured = {
+            "data_seconds": self.waited,
+            "epochs": (step + 1) / self._epoch,
+            "clipped_updates": clipped,
+        }
+        return state, metrics | measured
 
     def data_state(self) -> dict[str, Any]:
         """Of all streams, wherever they are read; and how long the run is, for its learning rates follow from that."""

@@ -38,15 +38,23 @@ class ForestBatch:
       chunks: Rows with fields [chunks, R, L]; those from `used` on hold padding alone.
       weights: [chunks, R, L] of the tokens, see `token_weights`.
       used: int32, chunks that hold tokens.
+      reference: [chunks, R, L] log-probs of the reference policy, the same in all inner steps; None without a KL term in
+        the loss.
+      behaviour: [chunks, R, L] log-probs of the sampling policy by the training pass, or `UNKNOWN` before the first inner
+        step; None where the recorded ones are taken.
     """
 
     chunks: Rows
     weights: jax.Array
     used: jax.Array
+    reference: jax.Array | None = None
+    behaviour: jax.Array | None = None
 
 
-RlStep = Callable[[TrainState, Any, ForestBatch, jax.Array], tuple[TrainState, Metrics]]
-TreeKl = Callable[[Any, ForestBatch], jax.Array]
+UNKNOWN = 1.0  # No log-prob is above 0.
+RlStep = Callable[[TrainState, ForestBatch, jax.Array], tuple[TrainState, Metrics, jax.Array | None]]
+Rescore = Callable[[Any, ForestBatch], jax.Array]
+TreeKl = Callable[[jax.Array, ForestBatch], jax.Array]
 
 
 def make_sft_step(model: ModelConfig, optimizer: optax.GradientTransformation, mesh: Mesh) -> SftStep:
@@ -70,62 +78,87 @@ def make_sft_step(model: ModelConfig, optimizer: optax.GradientTransformation, m
 
 
 def make_rl_step(config: Experiment, optimizer: optax.GradientTransformation, mesh: Mesh) -> RlStep:
-    """`step(state, reference params, batch, advantages [B])`: replay and one update on all trees of a forest.
+    """`step(state, batch, advantages [B])`: replay and one update on all trees of a forest.
 
     The chunks are replayed one after the other and their gradients added up, so memory does not grow with the forest.
-    The learner's and the reference's log-probs come from the same pass over a chunk. Without a KL term in the loss the
-    reference is never run.
+
+    The third result is `ForestBatch.behaviour` for the next inner step. Where it is recomputed, the first inner step
+    takes the log-probs of its own pass: a pass of another program may round otherwise, and ratios are to begin at 1.
     """
     temperature, objective = config.learn.rl.temperature, config.learn.rl.objective
 
-    def loss_of(
-        params: Any, reference: Any, rows: Rows, weights: jax.Array, advantages: jax.Array
-    ) -> tuple[jax.Array, Parts]:
-        logprobs, entropy = token_logprobs(params, config.model, rows, temperature, mesh)
-        anchor = jax.lax.stop_gradient(logprobs)
-        if objective.kl_in_loss:
-            anchor, _ = token_logprobs(reference, config.model, rows, temperature, mesh)
-        return policy_loss(logprobs, entropy, anchor, rows, weights, advantages, objective)
+    def loss_of(params: Any, chunk: ForestBatch, advantages: jax.Array) -> tuple[jax.Array, Any]:
+        logprobs, entropy = token_logprobs(params, config.model, chunk.chunks, temperature, mesh)
+        own = jax.lax.stop_gradient(logprobs)
+        reference = own if chunk.reference is None else chunk.reference
+        behaviour = chunk.behaviour
+        if behaviour is not None:
+            behaviour = jnp.where(behaviour == UNKNOWN, own, behaviour)
+        loss, parts = policy_loss(
+            logprobs, entropy, reference, chunk.chunks, chunk.weights, advantages, objective, behaviour
+        )
+        return loss, (parts, behaviour)
 
     def step(
-        state: TrainState, reference: Any, batch: ForestBatch, advantages: jax.Array
-    ) -> tuple[TrainState, Metrics]:
+        state: TrainState, batch: ForestBatch, advantages: jax.Array
+    ) -> tuple[TrainState, Metrics, jax.Array | None]:
         def add_chunk(index: jax.Array, carry: Any) -> Any:
+            loss, parts, grads, behaviours = carry
             gradient = jax.value_and_grad(loss_of, has_aux=True)
-            (loss, parts), grads = gradient(state.params, reference, *_chunk(batch, index), advantages)
-            return carry[0] + loss, carry[1] + parts, jax.tree.map(jnp.add, carry[2], grads)
+            (more, (of_chunk, behaviour)), slope = gradient(state.params, _chunk(batch, index), advantages)
+            if behaviour is not None:
+                behaviours = jax.lax.dynamic_update_index_in_dim(behaviours, behaviour, index, axis=0)
+            return loss + more, parts + of_chunk, jax.tree.map(jnp.add, grads, slope), behaviours
 
-        blank = (jnp.zeros(()), Parts.zero(), jax.tree.map(jnp.zeros_like, state.params))
-        loss, parts, grads = jax.lax.fori_loop(0, batch.used, add_chunk, blank)
+        blank = (jnp.zeros(()), Parts.zero(), jax.tree.map(jnp.zeros_like, state.params), batch.behaviour)
+        loss, parts, grads, behaviours = jax.lax.fori_loop(0, batch.used, add_chunk, blank)
         state, metrics = apply_gradients(state, loss, grads, optimizer)
         state = _keep_layout(state, mesh)
         means = parts.metrics(advantages.shape[0])
         if not objective.kl:
             del means["kl"]  # Without the reference it is unknown, not 0.
-        return state, metrics | {"loss": loss} | means
+        if behaviours is not None:
+            behaviours = jax.lax.with_sharding_constraint(behaviours, _chunk_sharding(mesh))
+        return state, metrics | {"loss": loss} | means, behaviours
 
     return jax.jit(step, donate_argnums=0)
 
 
-def make_tree_kl(config: Experiment, mesh: Mesh) -> TreeKl:
-    """`tree_kl(reference params, batch)`: `objective.tree_kl` of all trees of a recorded forest, [B]."""
-    rl = config.learn.rl
-    trees = rl.problems * rl.group
+def make_rescore(config: Experiment, mesh: Mesh) -> Rescore:
+    """`rescore(params, batch)`: log-probs of a recorded forest under other parameters, [chunks, R, L].
 
-    def total(reference: Any, batch: ForestBatch) -> jax.Array:
-        def add_chunk(index: jax.Array, so_far: jax.Array) -> jax.Array:
-            rows, _ = _chunk(batch, index)
-            logprobs, _ = token_logprobs(reference, config.model, rows, rl.temperature, mesh)
-            return so_far + tree_kl(logprobs, rows, trees)
+    The reference is asked so: once a forest, before its first update, and whatever the number of inner steps.
+    """
 
-        return jax.lax.fori_loop(0, batch.used, add_chunk, jnp.zeros(trees))
+    def rescore(params: Any, batch: ForestBatch) -> jax.Array:
+        def fill_chunk(index: jax.Array, filled: jax.Array) -> jax.Array:
+            rows = _chunk(batch, index).chunks
+            logprobs, _ = token_logprobs(params, config.model, rows, config.learn.rl.temperature, mesh)
+            return jax.lax.dynamic_update_index_in_dim(filled, logprobs, index, axis=0)
+
+        return jax.lax.fori_loop(0, batch.used, fill_chunk, jnp.zeros_like(batch.weights))
+
+    return jax.jit(rescore, out_shardings=_chunk_sharding(mesh))
+
+
+def make_tree_kl(trees: int, mesh: Mesh) -> TreeKl:
+    """`total(reference log-probs [chunks, R, L], batch)`: `objective.tree_kl` of a recorded forest, [B]."""
+
+    def total(reference: jax.Array, batch: ForestBatch) -> jax.Array:
+        return jnp.sum(jax.vmap(lambda logprobs, rows: tree_kl(logprobs, rows, trees))(reference, batch.chunks), axis=0)
 
     return jax.jit(total, out_shardings=NamedSharding(mesh, PartitionSpec()))
 
 
-def _chunk(batch: ForestBatch, index: jax.Array) -> tuple[Rows, jax.Array]:
-    pair = (batch.chunks, batch.weights)
-    return jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, index, keepdims=False), pair)
+def _chunk(batch: ForestBatch, index: jax.Array) -> ForestBatch:
+    """One chunk, without the axis of chunks."""
+    whole = dataclasses.replace(batch, used=None)
+    return jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, index, keepdims=False), whole)
+
+
+def _chunk_sharding(mesh: Mesh) -> NamedSharding:
+    """Of arrays [chunks, R, L]: every chunk is split over all devices of the batch."""
+    return NamedSharding(mesh, PartitionSpec(None, BATCH_AXES))
 
 
 def place_rows(rows: Rows, mesh: Mesh) -> Rows:
@@ -134,15 +167,21 @@ def place_rows(rows: Rows, mesh: Mesh) -> Rows:
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(split, np.asarray(x)), rows)
 
 
-def place_forest(rows: Rows, weights: np.ndarray, size: int, mesh: Mesh) -> ForestBatch:
-    """Cuts packed rows (a multiple of `size`), which every process has whole, and their weights into chunks on the mesh."""
+def place_forest(rows: Rows, weights: np.ndarray, size: int, mesh: Mesh, recompute: bool = False) -> ForestBatch:
+    """Cuts packed rows (a multiple of `size`), which every process has whole, and their weights into chunks on the mesh.
+
+    Args:
+      recompute: the first inner step is to recompute the behaviour log-probs.
+    """
     used = len(replayed_rows(rows, size).tokens) // size
     chunks, weights = jax.tree.map(lambda x: x.reshape(-1, size, x.shape[1]), (rows, weights.astype(np.float32)))
-    split = NamedSharding(mesh, PartitionSpec(None, BATCH_AXES))
+    split = _chunk_sharding(mesh)
+    unknown = np.full(weights.shape, UNKNOWN, np.float32)
     return ForestBatch(
         chunks=jax.tree.map(lambda x: place(x, split), chunks),
         weights=place(weights, split),
         used=place_everywhere(np.int32(used), mesh),
+        behaviour=place(unknown, split) if recompute else None,
     )
 
 

@@ -46,7 +46,7 @@ def supervised_steps(config: Experiment, method: str) -> int:
 def recipe(config: Experiment, stages: dict[str, Stage], chips: int, method: str) -> Recipe | None:
     """Hours of a method's training; None if a stage is missing: it did not compile."""
     rl = config.learn.rl
-    anchored = rl.objective.kl_in_reward
+    anchored = rl.objective.kl > 0  # The reference scores each forest once.
     needed = {"supervised", "rollout", "update"}
     if not (needed | ({"replay"} if anchored else set())) <= stages.keys():
         return None

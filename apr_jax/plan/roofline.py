@@ -186,7 +186,7 @@ def _needed(stage: str, config: Experiment) -> tuple[float, float]:
     tokens = trees * forests.tokens
     seen = forests.tokens / forests.threads / 2
     forward = tokens * (dense + _pair_flops(config.model) * seen)
-    passes = {"rollout": 1, "replay": 1, "update": 3 + rl.objective.kl_in_loss}[stage]
+    passes = {"rollout": 1, "replay": 1, "update": 3}[stage]
     return tokens, passes * forward
 
 

@@ -19,7 +19,7 @@ from apr_jax.learn.examiner import rollout_batch
 from apr_jax.learn.optimizer import make_optimizer
 from apr_jax.learn.policy import make_policy_rollout
 from apr_jax.learn.state import TrainState
-from apr_jax.learn.steps import ForestBatch, check_divides, make_rl_step, make_sft_step, make_tree_kl
+from apr_jax.learn.steps import ForestBatch, check_divides, make_rescore, make_rl_step, make_sft_step
 from apr_jax.model.sharding import BATCH_AXES, batch_sharding, shardings
 from apr_jax.model.transformer import init_params
 from apr_jax.threads import Prompts
@@ -105,7 +105,7 @@ def lower_rollout(config: Experiment, params: Any, mesh: Mesh) -> Any:
 
 
 def _lower_replay(config: Experiment, params: Any, mesh: Mesh) -> Any:
-    replay: Any = make_tree_kl(config, mesh)
+    replay: Any = make_rescore(config, mesh)
     return replay.lower(_laid_out(params, mesh), _forest(config, mesh))
 
 
@@ -114,7 +114,14 @@ def _lower_update(config: Experiment, params: Any, mesh: Mesh) -> Any:
     optimizer = make_optimizer(rl.optimizer, rl.steps * rl.inner_steps)
     advantages = jax.ShapeDtypeStruct((rl.problems * rl.group,), jnp.float32, sharding=_whole(mesh))
     step: Any = make_rl_step(config, optimizer, mesh)
-    return step.lower(_state(params, optimizer, mesh), _laid_out(params, mesh), _forest(config, mesh), advantages)
+    forest = _forest(config, mesh)
+    known = forest.weights  # Log-probs are of the same shape, type and layout.
+    forest = dataclasses.replace(
+        forest,
+        reference=known if rl.objective.kl_in_loss else None,
+        behaviour=known if rl.objective.importance_cap else None,
+    )
+    return step.lower(_state(params, optimizer, mesh), forest, advantages)
 
 
 _LOWER = dict(zip(STAGES, (_lower_sft, lower_rollout, _lower_replay, _lower_update), strict=True))

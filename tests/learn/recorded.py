@@ -38,5 +38,5 @@ def record() -> ThreadForest:
         return np.asarray(last(params(), np.pad(np.asarray(seen, np.int32), (0, LIMITS.window - len(seen))), len(seen)))
 
     prompts = make_prompts([[p.BOS, 10, 11][: 2 + tree % 2] for tree in range(TREES)], 3, temperature=TEMPERATURE)
-    trees = [interpret(logits_of, prompts, tree, jax.random.key(0), LIMITS) for tree in range(TREES)]
+    trees = [interpret(logits_of, prompts, tree, jax.random.key(5), LIMITS) for tree in range(TREES)]
     return jax.tree.map(lambda *leaves: np.stack([np.asarray(leaf) for leaf in leaves]), *trees)

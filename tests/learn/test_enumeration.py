@@ -39,6 +39,8 @@ from apr_jax.learn.objective import policy_loss, token_weights
 from apr_jax.learn.replay import sampled_logprobs
 from apr_jax.threads import Schedule, Status, make_prompts, tree_rollout
 
+DIVISOR = 137.25  # Tokens of a tree, by which a run divides its loss.
+
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
@@ -75,17 +77,20 @@ def setting(request):
 
 
 def _estimate(setting, size=2, table=None, rewards=None, **options):
+    """The expected gradient times the run's divisor, which scales every term of the loss and changes no direction."""
     objective = {name: options.pop(name) for name in list(options) if hasattr(PURE, name)}
-    return np.asarray(
-        expected_estimate(
-            setting.trees,
-            setting.table if table is None else table,
-            setting.rewards if rewards is None else rewards,
-            size,
-            dataclasses.replace(PURE, **objective),
-            **options,
-        )
+    config = dataclasses.replace(PURE, **objective)
+    estimate = expected_estimate(
+        setting.trees,
+        setting.table if table is None else table,
+        setting.rewards if rewards is None else rewards,
+        size,
+        config,
+        tokens_per_tree=DIVISOR,
+        **options,
     )
+    divided_by = DIVISOR if config.normalisation == "tree" else 1.0
+    return divided_by * np.asarray(estimate)
 
 
 def _compare(got, exact):
@@ -241,6 +246,10 @@ def _reverse_divergence(setting):
     return lambda logprobs: jnp.sum(jnp.exp(reference) * (reference - logprobs), axis=-1)
 
 
+def _entropy(logprobs):
+    return -jnp.sum(jnp.exp(logprobs) * logprobs, axis=-1)
+
+
 def _kl_estimate(setting, estimator, **options):
     nothing = jnp.zeros(len(setting.trees))
     return -_estimate(
@@ -275,13 +284,9 @@ def test_what_the_other_terms_leave_out(setting):
     tree = _full_gradient(setting, _divergence(setting))
     assert _show("KL k2", setting, _kl_estimate(setting, "k2", size=1), tree) > 0.05
     assert _show("KL k3", setting, _kl_estimate(setting, "k3", size=1), tree) > 0.05
-
-    def entropy(logprobs):
-        return -jnp.sum(jnp.exp(logprobs) * logprobs, axis=-1)
-
     got = _estimate(setting, size=1, rewards=jnp.zeros(len(setting.trees)), entropy=1.0)
-    np.testing.assert_allclose(got, _visited_gradient(setting, entropy), atol=1e-12)
-    assert _show("entropy", setting, got, _full_gradient(setting, entropy)) > 0.05
+    np.testing.assert_allclose(got, _visited_gradient(setting, _entropy), atol=1e-12)
+    assert _show("entropy", setting, got, _full_gradient(setting, _entropy)) > 0.05
 
 
 # --- Mutations: what must not happen breaks the proof.

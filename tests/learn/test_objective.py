@@ -12,7 +12,15 @@ from recorded import params as model_params
 
 from apr_jax.data.packing import Rows, pack_forest
 from apr_jax.learn.config import ObjectiveConfig
-from apr_jax.learn.objective import KL, clipped_gain, cross_entropy, policy_loss, token_weights, tree_kl
+from apr_jax.learn.objective import (
+    K3_LINEAR_FROM,
+    KL,
+    clipped_gain,
+    cross_entropy,
+    policy_loss,
+    token_weights,
+    tree_kl,
+)
 from apr_jax.learn.replay import sampled_logprobs, token_logprobs
 from apr_jax.threads import protocol as p
 
@@ -81,6 +89,7 @@ def test_loss_by_hand():
     np.testing.assert_allclose(metrics["kl"], k3 / 2, rtol=1e-6)
     np.testing.assert_allclose(metrics["logprob_difference"], 2 * np.log(2) / 3, rtol=1e-6)
     np.testing.assert_allclose(metrics["logprob_difference_worst"], np.log(2), rtol=1e-6)
+    np.testing.assert_allclose(metrics["outside_clip_share"], 2 / 3, rtol=1e-6)
     np.testing.assert_allclose(metrics["entropy"], -np.log([0.5, 0.5, 0.25]).mean(), rtol=1e-6)
     np.testing.assert_allclose(cross_entropy(logprobs, rows), -np.log([0.5, 0.5, 0.25]).mean(), rtol=1e-6)
 
@@ -210,6 +219,10 @@ def test_weights_of_tokens_by_hand():
     assert per_thread("tree", everyone) == [1 / 3] * 8
     assert per_thread("token", everyone) == [1 / 8] * 8
     assert per_thread("sequence", everyone) == [1 / 8, 1 / 8, 1 / 4, 1 / 12, 1 / 12, 1 / 12, 1 / 8, 1 / 8]
+    # The divisor of a run is for "tree", which else sums over tokens; the other two are means already.
+    for normalisation, divisor in (("tree", 4.0), ("token", 1.0), ("sequence", 1.0)):
+        divided = token_weights(rows, everyone, normalisation, tokens_per_tree=4.0)
+        np.testing.assert_array_equal(divided * divisor, token_weights(rows, everyone, normalisation))
     # Without tree 1 its tokens weigh nothing, and nothing is divided by them.
     assert per_thread("tree", two) == [1 / 2] * 3 + [0] * 3 + [1 / 2] * 2
     assert per_thread("token", two) == [1 / 5] * 3 + [0] * 3 + [1 / 5] * 2
@@ -242,6 +255,71 @@ def test_kl_estimates_by_hand():
     divergence = (p * np.log(p / q)).sum()
     for name in ("k1", "k3"):
         np.testing.assert_allclose((p * np.asarray(KL[name](jnp.log(q / p)[None])[0])).sum(), divergence, rtol=1e-5)
+
+
+@pytest.mark.parametrize("estimator", ["k1", "k2", "k3", "reward"])
+def test_a_token_that_the_policy_has_left_behind_has_a_finite_loss_and_gradient(estimator):
+    """e^d overflows from d = 88 on."""
+    rows = _rows(_threads(1), 24)
+    config = ObjectiveConfig(kl=0.001, kl_estimator=estimator, advantage="leave_one_out")
+    reference = jnp.full(rows.tokens.shape, -1.0)
+
+    def loss(logprobs):
+        advantages = jnp.asarray([1.0, -1.0, 0.5])
+        return policy_loss(logprobs, -logprobs, reference, rows, _weights(rows), advantages, config)[0]
+
+    for behind in (30.0, 1e4):
+        value, slope = jax.value_and_grad(loss)(reference - behind)
+        assert np.isfinite(value) and np.isfinite(slope).all()
+        assert np.abs(slope).max() < 2e4 * float(_weights(rows).max())
+
+
+def test_k3_is_exact_up_to_a_thousandfold_and_goes_on_as_its_tangent():
+    d = jnp.asarray([[-30.0, -1.0, 0.0, 2.0, 6.9, K3_LINEAR_FROM, K3_LINEAR_FROM + 1, 88.0, 500.0]])
+    [value], [slope] = KL["k3"](d), jax.grad(lambda d: jnp.sum(KL["k3"](d)))(d)
+    near = np.asarray(d[0, :5], np.float64)
+    np.testing.assert_allclose(value[:5], np.expm1(near) - near, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(slope[:5], np.expm1(near), rtol=1e-5, atol=1e-6)
+    # Beyond, such a token still pulls to the reference, but no harder than an advantage of 1 at the published weight.
+    np.testing.assert_allclose(slope[6:], 999.0, rtol=1e-5)
+    np.testing.assert_allclose(0.001 * slope[6:], 1.0, rtol=2e-3)
+    np.testing.assert_allclose(value[6] - value[5], 999.0, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("cap", "exact"), [(0.0, False), (100.0, True), (1.2, False)], ids=["off", "wide", "tight"])
+def test_recomputed_log_probs_make_the_gradient_exact_where_one_token_is_chosen(cap, exact):
+    """Every tree of one choice, by its probability under what the sampler rounded: summed up, the expected gradient.
+
+    The policy's own gradient of the expected reward is p (r - E r). Against the recorded log-probs tokens are clipped at
+    once; a cap takes off what weights exceed it.
+    """
+    with jax.enable_x64(True):
+        rng = np.random.default_rng(0)
+        logits, rewards = jnp.asarray(rng.normal(size=VOCAB)), jnp.asarray(rng.normal(size=VOCAB))
+        rounded = jax.nn.log_softmax(logits + 0.3 * jnp.asarray(rng.normal(size=VOCAB)))
+        tokens = np.stack([np.zeros(VOCAB, np.int32), np.arange(VOCAB, dtype=np.int32)], axis=1)
+        first = np.zeros((VOCAB, 2), np.int32)
+        sampled = np.array([[False, True]] * VOCAB)
+        recorded = jnp.stack([jnp.zeros(VOCAB), rounded], axis=1)
+        tree = np.repeat(np.arange(VOCAB, dtype=np.int32)[:, None], 2, axis=1)
+        rows = Rows(tokens, first + [0, 1], first + 1, first, sampled, tree, recorded, first.astype(np.uint8))
+        weights = jnp.exp(recorded) * sampled
+        config = ObjectiveConfig(advantage="none", kl=0.0, clip=0.2, importance_cap=cap)
+
+        def gain(logits):
+            logprobs = jnp.stack([jnp.zeros(VOCAB), jax.nn.log_softmax(logits)], axis=1)
+            own = jax.lax.stop_gradient(logprobs) if cap else None
+            return -policy_loss(logprobs, logprobs, logprobs, rows, weights, rewards, config, own)[0]
+
+        share = jax.nn.softmax(logits)
+        got = jax.grad(gain)(logits)
+        of_policy = share * (rewards - share @ rewards)
+        assert (np.abs(got - of_policy).max() < 1e-12) == exact
+        if cap == 1.2:
+            ratio = share / jnp.exp(rounded)
+            kept = jnp.minimum(1, cap / ratio) * share * rewards
+            assert (ratio > cap).any()
+            np.testing.assert_allclose(got, kept - share * kept.sum(), atol=1e-12)
 
 
 def test_the_kl_of_a_tree_is_the_sum_over_its_sampled_tokens():

@@ -9,7 +9,7 @@ import optax
 import pytest
 
 from apr_jax.learn.config import OptimizerConfig
-from apr_jax.learn.optimizer import make_optimizer, make_schedule
+from apr_jax.learn.optimizer import clipped_updates, make_optimizer, make_schedule
 from apr_jax.model.config import ModelConfig
 from apr_jax.model.transformer import init_params
 
@@ -94,6 +94,13 @@ def test_gradients_are_clipped_by_their_global_norm(params):
     _, state = optimizer.update(_gradients(params, 1), optimizer.init(params), params)
     moments = [x for x in jax.tree.leaves(state) if x.ndim]  # mu is 0.1 x the clipped gradient.
     assert float(optax.global_norm(moments)) < 1.01e-7
+
+
+def test_updates_count_as_clipped_whose_gradient_is_longer_than_the_clip():
+    norms = list(jnp.asarray([0.1, 0.25, 0.2501, 7.0]))
+    assert float(clipped_updates(norms, clip=0.25)) == 0.5
+    assert float(clipped_updates(norms[:1], clip=0.25)) == 0.0
+    assert float(clipped_updates([jnp.nan], clip=0.25)) == 0.0, "such an update is skipped"
 
 
 def test_schedule_warms_up_from_above_zero_and_ends_at_its_share():

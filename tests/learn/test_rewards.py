@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from misbehaving import Misbehaves
+from test_trainer import compilations
 from whole_runs import changed, logged
 
 from apr_jax.config import ConfigError, override
@@ -79,6 +80,9 @@ def test_the_price_comes_to_rest_where_the_budget_is_met():
         (["objective.entropy=-1"], "learn.rl.objective.entropy=-1.0 must be at least 0"),
         (["difference_bound=0"], "learn.rl.difference_bound=0.0 must be positive"),
         (["difference_bound=inf"], "learn.rl.difference_bound=inf must be positive and finite"),
+        (["mean_difference_bound=0"], "learn.rl.mean_difference_bound=0.0 must be positive"),
+        (["outside_clip_bound=-1"], "learn.rl.outside_clip_bound=-1.0 must be positive"),
+        (["objective.importance_cap=0.5"], "learn.rl.objective.importance_cap=0.5 must be 0 (off) or at least 1"),
         (["reward.token_price=inf"], "learn.rl.reward.token_price=inf must be at least 0 and finite"),
         (["optimizer.lr=-1"], "learn.rl.optimizer.lr=-1.0 must be positive"),
         (["optimizer.clip=inf"], "learn.rl.optimizer.clip=inf must be positive and finite"),
@@ -202,9 +206,17 @@ def test_so_many_answers_may_be_unknown(count, share, allowed):
 
 
 def test_a_step_above_the_bound_is_told_and_marked(config, data_dir, checkpoint, tmp_path, capfd):
-    lines = _run(config, data_dir, tmp_path, checkpoint, steps=2, difference_bound=1e-12, objective=ObjectiveConfig())
-    assert [line["logprob_difference_worst_above"] for line in lines[1:]] == [1.0, 1.0]
-    assert "step 2: logprob_difference_worst" in capfd.readouterr().err
+    """Worst and mean have bounds of their own; and the reference is asked once a forest, not once an update."""
+    bounds = {"difference_bound": 1e-12, "mean_difference_bound": 1e-12}
+    with compilations() as compiled:
+        lines = _run(config, data_dir, tmp_path, checkpoint, steps=2, objective=ObjectiveConfig(), **bounds)
+    said = capfd.readouterr().err
+    for name in ("logprob_difference_worst", "logprob_difference"):
+        assert [line[f"{name}_above"] for line in lines[1:]] == [1.0, 1.0]
+        assert f"step 2: {name} " in said
+    assert [line["outside_clip_share"] for line in lines[1:]] == [0.0, 0.0]
+    assert [line["outside_clip_share_above"] for line in lines[1:]] == [0.0, 0.0]
+    assert compiled.count("jit(rescore)") == compiled.count("jit(step)") > 0, "one program of each for a number of rows"
 
 
 def test_options_of_the_objective_train(config, data_dir, checkpoint, tmp_path):
@@ -218,7 +230,13 @@ def test_options_of_the_objective_train(config, data_dir, checkpoint, tmp_path):
         tmp_path,
         checkpoint,
         objective=ObjectiveConfig(
-            advantage="batch", normalisation="sequence", dual_clip=3.0, kl=0.1, kl_estimator="reward", entropy=0.01
+            advantage="batch",
+            normalisation="sequence",
+            dual_clip=3.0,
+            kl=0.1,
+            kl_estimator="reward",
+            entropy=0.01,
+            importance_cap=2.0,
         ),
         reward=RewardConfig(overlong="masked", sequential_price=0.001),
     )[1:]
@@ -246,6 +264,14 @@ def test_a_step_in_which_all_groups_are_flat_replays_nothing(config, data_dir, c
         assert line["flat_groups"] == 2 and line["silent_trees"] == line["trees"] == 4
         assert line["rows"] == line["grad_norm"] == line["loss"] == line["skipped"] == 0
         assert line["tokens"] == 4 * line["total_tokens"] > 0
-        nothing = ("entropy", "clip_share", "logprob_difference", "logprob_difference_worst", "padding", "kl")
+        nothing = (
+            "entropy",
+            "clip_share",
+            "logprob_difference",
+            "logprob_difference_worst",
+            "outside_clip_share",
+            "padding",
+            "kl",
+        )
         assert not line.keys() & set(nothing), "of no token there is no mean"
         assert None not in line.values(), "NaN"

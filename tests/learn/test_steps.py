@@ -9,6 +9,7 @@ import numpy as np
 import optax
 import pytest
 from recorded import LIMITS, MODEL, TEMPERATURE, TREES, params, record
+from test_trainer import compilations
 from whole_runs import changed
 
 from apr_jax.data.packing import pack_forest, padding_share
@@ -16,7 +17,14 @@ from apr_jax.learn.config import ObjectiveConfig
 from apr_jax.learn.objective import policy_loss, silent_trees, token_weights
 from apr_jax.learn.replay import token_logprobs
 from apr_jax.learn.state import init_state
-from apr_jax.learn.steps import make_rl_step, place_everywhere, place_forest, place_whole, replayed_rows
+from apr_jax.learn.steps import (
+    make_rescore,
+    make_rl_step,
+    place_everywhere,
+    place_forest,
+    place_whole,
+    replayed_rows,
+)
 
 LENGTH = 12
 OBJECTIVE = ObjectiveConfig(kl=0.1, kl_estimator="k2", entropy=0.05)
@@ -53,15 +61,16 @@ def update(config, mesh):
 
 def _make_update(config, mesh, objective):
     """(rows, weights, rows a chunk, advantages) -> gradient, metrics; and the jitted step."""
-    step = make_rl_step(
-        changed(config, model=MODEL, rl={"temperature": TEMPERATURE, "objective": objective}), KEEPS, mesh
-    )
+    settings = changed(config, model=MODEL, rl={"temperature": TEMPERATURE, "objective": objective})
+    step, rescore = make_rl_step(settings, KEEPS, mesh), make_rescore(settings, mesh)
     reference = place_whole(_reference(), mesh)
 
     def call(rows, weights, size, advantages):
         batch = place_forest(rows, weights, size, mesh)
-        state, metrics = step(
-            init_state(params(), KEEPS, mesh), reference, batch, place_everywhere(np.float32(advantages), mesh)
+        if objective.kl:
+            batch = dataclasses.replace(batch, reference=rescore(reference, batch))
+        state, metrics, _ = step(
+            init_state(params(), KEEPS, mesh), batch, place_everywhere(np.float32(advantages), mesh)
         )
         assert jax.tree.all(jax.tree.map(lambda x: x.sharding.is_fully_replicated, state.params))
         return jax.device_get((state.opt_state.trace, metrics))
@@ -150,6 +159,43 @@ def test_trees_that_are_left_out_change_no_gradient(config, mesh):
     # What lets every tree speak.
     for options in ({"kl": 0.1}, {"entropy": 0.1}, {"normalisation": "token"}, {"normalisation": "sequence"}):
         assert not silent_trees(advantages, counted, ObjectiveConfig(**{"kl": 0.0} | options)).any()
+
+
+def test_recomputed_log_probs_are_those_of_the_first_inner_step(config, mesh):
+    """Recorded 0.3 nats too low, half of them: the ratio begins at exactly 1 all the same, and the token weighs e^0.3.
+
+    A second step takes the first one's log-probs, whatever the parameters have become.
+    """
+    objective = ObjectiveConfig(kl=0.0, clip=0.2, importance_cap=2.0)
+    settings = changed(config, model=MODEL, rl={"temperature": TEMPERATURE, "objective": objective})
+    step = make_rl_step(settings, KEEPS, mesh)
+    rows = pack_forest(record(), ROWS, LIMITS.stream)
+    wrong = rows.sampled & (np.arange(rows.tokens.shape[1]) % 2 == 0)
+    rows = dataclasses.replace(rows, logprob=rows.logprob - np.float32(0.3) * wrong)
+    weights = token_weights(rows, np.ones(TREES, bool), "tree")
+    advantages = np.float32([1.0, -0.5, 2.0, -1.5, 0.7, -1.2])
+    batch = place_forest(rows, weights, ROWS, mesh, recompute=True)
+    placed = place_everywhere(advantages, mesh)
+    with compilations() as compiled:
+        state, metrics, behaviour = step(init_state(params(), KEEPS, mesh), batch, placed)
+    assert compiled.count("jit(step)") == 1
+    assert metrics["clip_share"] == 0, "as against the recorded ones it would not be"
+    assert metrics["outside_clip_share"] == pytest.approx(wrong.sum() / rows.sampled.sum())
+    assert metrics["logprob_difference_worst"] == pytest.approx(0.3, abs=1e-3)
+    logprobs, _ = jax.jit(lambda params: token_logprobs(params, MODEL, rows, TEMPERATURE))(params())
+    used = int(batch.used) * ROWS
+    own = np.asarray(behaviour).reshape(rows.tokens.shape)[:used]
+    np.testing.assert_allclose(own[rows.sampled[:used]], np.asarray(logprobs)[rows.sampled], atol=1e-5)
+    expected = weights * np.where(wrong, np.exp(0.3), 1.0) * advantages[np.maximum(rows.tree, 0)]
+    assert metrics["loss"] == pytest.approx(-expected.sum(), rel=1e-3)
+
+    moved = jax.tree.map(lambda x: 1.3 * x, state.params)
+    known = dataclasses.replace(batch, behaviour=behaviour)
+    with compilations() as compiled:
+        _, metrics, again = step(dataclasses.replace(state, params=moved), known, placed)
+    assert compiled.count("jit(step)") == 0, "one program serves all inner steps"
+    np.testing.assert_array_equal(again, behaviour)
+    assert metrics["clip_share"] > 0.05
 
 
 def test_no_rows_are_no_gradient(update):

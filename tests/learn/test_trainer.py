@@ -29,6 +29,7 @@ from apr_jax.tasks import BoxedVerifier, Failure, solve
 
 PROBLEMS, GROUP = 3, 4  # Unequal, so that groups by the wrong axis are other groups.
 RATE, KL, CLIP, TEMPERATURE = 0.01, 0.3, 0.01, 0.9
+GRADIENT_CLIP = 0.2  # Only logged: plain gradient descent takes the optimizer's place.
 TOKEN_PRICE, SEQUENTIAL_PRICE = 0.01, 0.004
 BUDGET, PRICE_STEP = 20, 0.003  # Trees are longer, so the second step's price is another.
 
@@ -107,6 +108,7 @@ def heard(request, config, data_dir, checkpoint, tmp_path_factory):
     settings = _spawning(
         config,
         steps=2,
+        optimizer=OptimizerConfig(clip=GRADIENT_CLIP),
         objective=ObjectiveConfig(advantage="leave_one_out", kl=kl, kl_estimator="reward", clip=CLIP),
         reward=RewardConfig(
             token_price=TOKEN_PRICE,
@@ -117,6 +119,7 @@ def heard(request, config, data_dir, checkpoint, tmp_path_factory):
             max_unknown=0.9,
         ),
     )
+    settings = dataclasses.replace(settings, seed=4)  # Of which the trees that teach have children, in both runs.
     forests, updates = [], []
     first_trees, make_rl_step = rl.first_trees, rl.make_rl_step
 
@@ -128,9 +131,9 @@ def heard(request, config, data_dir, checkpoint, tmp_path_factory):
     def hear_updates(*arguments):
         step = make_rl_step(*arguments)
 
-        def update(state, reference, batch, advantages):
+        def update(state, batch, advantages):
             before, given, heard_advantages = jax.device_get((state.params, batch, advantages))
-            state, metrics = step(state, reference, batch, advantages)
+            state, metrics, behaviour = step(state, batch, advantages)
             after, heard_metrics = jax.device_get((state.params, metrics))
             used = jax.tree.map(lambda x: x[: given.used], given.chunks)
             updates.append(
@@ -143,7 +146,7 @@ def heard(request, config, data_dir, checkpoint, tmp_path_factory):
                     metrics=heard_metrics,
                 )
             )
-            return state, metrics
+            return state, metrics, behaviour
 
         return update
 
@@ -152,7 +155,7 @@ def heard(request, config, data_dir, checkpoint, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(rl, "first_trees", hear_forest)
         patch.setattr(rl, "make_rl_step", hear_updates)
-        patch.setattr(rl, "make_optimizer", lambda *_: optax.sgd(RATE))
+        patch.setattr(rl, "make_optimizer", lambda *_: _descent(forests))
         patch.setattr(examiner, "extract_answers", _answers)
         if kl:
             patch.setattr(examiner, "BoxedVerifier", Forgetful)
@@ -166,6 +169,20 @@ def heard(request, config, data_dir, checkpoint, tmp_path_factory):
         firsts=[first, third],
         lines=logged(workdir)[1:],
     )
+
+
+def _descent(forests):
+    """Plain gradient descent at the rate RATE x c, c the tokens of a tree of the first step, by which losses are divided.
+
+    The update is traced once, when the first forest is there: a divisor of another step or of other trees would show.
+    """
+
+    def update(gradient, state, params=None):
+        del params
+        rate = RATE * forests[0].total_tokens.mean()
+        return jax.tree.map(lambda x: -rate * x, gradient), state
+
+    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
 
 
 def _one_thread_a_row(forest):
@@ -273,6 +290,9 @@ def test_every_sampled_token_of_a_tree_that_teaches_is_replayed_once(heard):
 
 
 def test_an_update_climbs_the_mean_over_trees_of_advantage_times_the_log_prob_of_the_whole_tree(heard):
+    """The rate takes back the divisor of the first step, in the second step too, whose trees are of another length."""
+    first, later = (update.forest.total_tokens.mean() for update in heard.firsts)
+    assert abs(later / first - 1) > 0.01
     for update in heard.firsts:
         rows, advantages = _one_thread_a_row(update.forest), _advantages(heard, update.forest)
         share = np.float32(advantages / _counted(heard, update.forest).sum())
@@ -281,6 +301,13 @@ def test_an_update_climbs_the_mean_over_trees_of_advantage_times_the_log_prob_of
         largest = np.abs(gradient).max()
         assert largest > 0.5
         np.testing.assert_allclose(moved / RATE, gradient, rtol=0, atol=1e-4 * largest)
+
+
+def test_the_share_of_clipped_updates_is_that_of_gradients_longer_than_the_clip(heard):
+    norms = np.array([float(update.metrics["grad_norm"]) for update in heard.updates])
+    shares = (norms > GRADIENT_CLIP).reshape(2, 2).mean(axis=1)
+    assert [line["clipped_updates"] for line in heard.lines] == shares.tolist()
+    assert shares.any()
 
 
 def test_the_second_update_of_a_step_begins_where_the_first_ended_and_is_clipped(heard):
@@ -304,17 +331,20 @@ def test_a_steep_price_makes_trees_short_and_every_number_of_rows_is_compiled_on
     """Each update is given what the one before gave: another layout or type of that would be another program."""
     settings = _spawning(
         config,
-        steps=8,
+        steps=12,
         rows=2,
         reward=RewardConfig(token_price=TOKEN_PRICE),
         objective=ObjectiveConfig(advantage="leave_one_out", kl=0.0),
         optimizer=OptimizerConfig(lr=3e-2, warmup=0, decay=1.0),
     )
     sizes, place_forest = set(), rl.place_forest
+    embedding = load_checkpoint(checkpoint).params["embed"].shape
+    before, copies = _live(embedding), set()
 
-    def hear_size(rows, *arguments):
+    def hear_size(rows, *arguments, **options):
         sizes.add(len(rows.tokens))
-        return place_forest(rows, *arguments)
+        copies.add(_live(embedding) - before)
+        return place_forest(rows, *arguments, **options)
 
     monkeypatch.setattr(rl, "place_forest", hear_size)
     with compilations() as compiled:
@@ -323,3 +353,10 @@ def test_a_steep_price_makes_trees_short_and_every_number_of_rows_is_compiled_on
     assert np.mean(tokens[-2:]) < np.mean(tokens[:2]) / 2
     assert compiled.count("jit(step)") == len(sizes) > 1
     assert compiled.count("jit(rollout)") == 1, "of training and of validation"
+    assert compiled.count("jit(rescore)") == 0, "without KL nobody asks the reference"
+    assert copies == {3}, "parameters and AdamW's two moments are on the devices, and no reference"
+
+
+def _live(shape):
+    """Arrays of a shape that are on the devices."""
+    return sum(array.shape == shape for array in jax.live_arrays())

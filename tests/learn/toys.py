@@ -256,6 +256,7 @@ def expected_estimate(
     sampled=None,
     reference=None,
     behaviour=None,
+    tokens_per_tree=1.0,
 ):
     """Expectation of -gradient of the objective over all batches of `size` trees, exactly.
 
@@ -265,6 +266,7 @@ def expected_estimate(
       sampled: [n, T, L], a wrong mask in place of the recorded one.
       reference: table of the reference policy.
       behaviour: table of the policy that sampled, if it is not the one that learns.
+      tokens_per_tree: what the loss is divided by.
     """
     chosen, rows, states = _recorded_batches(trees, size) if sampled is None else batches_of(trees, size, sampled)
     tables = np.atleast_2d(rewards)
@@ -272,7 +274,9 @@ def expected_estimate(
     paid = tables[np.repeat(np.arange(problems), group), chosen]
     counted = (np.ones(len(trees), bool) if counted is None else counted)[chosen]
     each = [jax.tree.map(lambda x, at=at: x[at], rows) for at in range(len(chosen))]
-    weights = np.stack([token_weights(*pair, config.normalisation) for pair in zip(each, counted, strict=True)])
+    weights = np.stack(
+        [token_weights(*pair, config.normalisation, tokens_per_tree) for pair in zip(each, counted, strict=True)]
+    )
     behaviour = jax.lax.stop_gradient(table if behaviour is None else behaviour)
     reference = behaviour if reference is None else reference
     probability = jnp.prod(trees.probabilities(behaviour)[chosen], axis=1)

@@ -5,7 +5,7 @@ import types
 
 import pytest
 
-from apr_jax.config import load
+from apr_jax.config import load, override
 from apr_jax.plan import roofline
 from apr_jax.plan.chips import CHIPS, collective_seconds, extent_of, group_bandwidth
 from apr_jax.plan.recipe import advice, recipe, supervised_steps
@@ -87,7 +87,7 @@ def with_steps(steps):
 
 
 def test_hours_of_the_recipe():
-    times = {"supervised": 3.6, "rollout": 36.0, "replay": 1e9, "update": 72.0}
+    times = {"supervised": 3.6, "rollout": 36.0, "replay": 18.0, "update": 72.0}
     stages = {name: stage(name, compute=times[name]) for name in STAGES}
     fixed = with_steps(19_000)
     found = recipe(fixed, stages, 64, "apr")
@@ -95,7 +95,13 @@ def test_hours_of_the_recipe():
     asked = 4  # Rollouts of 320 problems: every 5,000 steps and after the last.
     assert found.supervised == pytest.approx(19.0 + asked * 36 / 3600)
     validations = 7 * 4  # Before the first step and every 25 of 150; 1,000 problems, 320 trees a rollout.
-    assert found.reinforced == pytest.approx((150 * (36 + 2 * 72) + validations * 36) / 3600)
+    assert found.reinforced == pytest.approx((150 * (36 + 18 + 2 * 72) + validations * 36) / 3600)
+    free = override(fixed, ["learn.rl.objective.kl=0"])
+    without = recipe(free, {name: stages[name] for name in STAGES if name != "replay"}, 64, "apr")
+    assert without.reinforced == pytest.approx((150 * (36 + 2 * 72) + validations * 36) / 3600), (
+        "no reference, no replay"
+    )
+    assert recipe(PAPER, {name: stages[name] for name in STAGES if name != "replay"}, 64, "apr") is None
     assert found.chip_hours == pytest.approx(64 * (found.supervised + found.reinforced))
     assert recipe(PAPER, {"rollout": stages["rollout"]}, 64, "apr") is None
 
