@@ -125,6 +125,7 @@ def unlike():
                 kl=0.05,
                 kl_estimator="k2",
                 entropy=0.01,
+                importance_cap=2.0,
             ),
             reward=RewardConfig(
                 token_price=0.002,
@@ -144,6 +145,8 @@ def unlike():
             validation=5,
             save_every=2,
             difference_bound=0.5,
+            mean_difference_bound=0.4,
+            outside_clip_bound=0.6,
         ),
         bad_steps=4,
     )

@@ -127,6 +127,12 @@ class BoxedVerifier:
         }
         try:
             reply = self._ask(request, self._limit)
+            if _is_late(reply, self._asked):
+                # An earlier answer made the process send a line too many: this answer is not to blame, and is asked anew.
+                self._restart()
+                if trouble := self._prepare():
+                    return self._fail(Failure.UNVERIFIED, problem, trouble)
+                reply = self._ask(request, self._limit)
             if isinstance(reply, dict) and reply.keys() == {"number", "error"} and reply["number"] == self._asked:
                 return self._fail(Failure.RAISED, problem, _printable(str(reply["error"])))
             return _parse_verdict(reply, self._asked)
@@ -265,6 +271,11 @@ class BoxedVerifier:
     def _restart(self) -> None:
         self._stop()
         self._start()
+
+
+def _is_late(reply: Any, number: int) -> bool:
+    """Whether a line belongs to an answer before answer `number`."""
+    return isinstance(reply, dict) and type(reply.get("number")) is int and reply["number"] < number
 
 
 def _parse_verdict(reply: Any, number: int) -> Verdict:

@@ -180,6 +180,16 @@ def test_a_verifier_that_fails_on_everything_costs_no_more_answers_than_the_call
     assert rest == "verifier: 2 answers of a batch have no verdict; its other 997 are not verified"
 
 
+def test_a_line_too_many_that_comes_late_costs_no_other_answer(monkeypatch):
+    """The process may be asked the next answer before its line too many is there."""
+    with BoxedVerifier(Moody(), time_limit=5.0) as box:
+        assert box.verify([(PROBLEM, "fine")]) == [RIGHT]
+        ask, late = box._ask, [{"number": 1, "error": "late"}]
+        monkeypatch.setattr(box, "_ask", lambda *request: late.pop() if late else ask(*request))
+        assert box.verify([(PROBLEM, "fine"), (PROBLEM, "fine")]) == [RIGHT, RIGHT]
+        assert not late
+
+
 ATTACKS = (
     "hostile verdict",
     "hostile field",

@@ -154,6 +154,6 @@ def test_too_much_asked_of_a_small_space():
     assert len(numbers_of(split_problems(four, train=10, heldout=2).train)) == 2
     with pytest.raises(UsageError, match=r"data\.heldout=5: the task has only 11 problems .* share no numbers"):
         split_problems(four, train=10, heldout=5)
-    impossible = CountdownConfig(numbers=2, low=1, high=200, target_low=10**6, target_high=10**6)
-    with pytest.raises(UsageError, match="found no 2 numbers in 1..200 that make 1000000"):
+    impossible = CountdownConfig(numbers=2, low=1, high=200, target_low=999_999, target_high=999_999)
+    with pytest.raises(UsageError, match="found no 2 numbers in 1..200 that make 999999"):
         split_problems(impossible, train=1, heldout=1)

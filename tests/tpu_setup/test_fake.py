@@ -67,9 +67,12 @@ def test_the_versions_in_the_document_are_those_of_setup_py():
 
 def test_the_example_of_a_cost_is_that_of_the_plan():
     text, plan = (ROOT / "docs" / "launch.md").read_text(), (ROOT / "docs" / "scale.md").read_text()
-    topology, hours = re.search(r"on (\S+), for\s+example, takes (\d+) chip hours", text).groups()
+    topology, parallel, serial = re.search(
+        r"on\s+(\S+), for\s+example, take (\d+) \(APR\) and (\d+) \(SoS\+\) chip hours", text
+    ).groups()
     rows = [line for line in plan.splitlines() if line.startswith(f"| {topology} |")]
-    assert any(f", {hours} chip hours |" in row for row in rows) and f"2 * {hours} * $PRICE" in text
+    assert any(f", {parallel} chip hours |" in row and f", {serial} chip hours |" in row for row in rows)
+    assert f"({parallel} + {serial}) * $PRICE" in text
 
 
 @pytest.mark.slow
