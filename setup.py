@@ -81,8 +81,8 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["apr_jax", "apr_jax.*"]),
-    package_data={"apr_jax.evaluate": ["assets/*"]},
+    package_data={"apr_jax.report": ["assets/*"]},
     install_requires=CORE,
     extras_require=EXTRAS,
-    entry_points={"console_scripts": ["apr=apr_jax.cli:main"]},
+    entry_points={"console_scripts": ["apr=apr_jax.cli.main:main"]},
 )

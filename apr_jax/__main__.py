@@ -7,6 +7,6 @@ import sys
 if not sys.flags.safe_path:
     sys.path.append(sys.path.pop(0))
 
-from apr_jax.cli import main
+from apr_jax.cli.main import main
 
 main()

@@ -15,11 +15,11 @@ import pydantic
 
 from apr_jax.data.config import DataConfig
 from apr_jax.errors import UsageError, UserError
-from apr_jax.learn.config import LearnConfig
 from apr_jax.model.config import ModelConfig
-from apr_jax.tasks.config import CountdownConfig, SolverConfig
+from apr_jax.tasks.countdown.config import CountdownConfig, SolverConfig
 from apr_jax.threads.keys import LARGEST_SEED
 from apr_jax.threads.limits import Limits, Schedule
+from apr_jax.train.config import LearnConfig
 
 _MOST = 2**31 - 1  # Of the config's integers, seeds aside.
 
@@ -52,12 +52,12 @@ class MeshConfig:
 
 @dataclasses.dataclass(frozen=True)
 class EvalConfig:
-    """What `apr reproduce` evaluates (`evaluate/suite.py`). A finished run may be given other values: only what is new is done.
+    """What `apr reproduce` evaluates (`paper/suite.py`). A finished run may be given other values: only what is new is done.
 
     Attributes:
       batch: trees of one rollout call.
       problems: the first so many test problems serve the evaluations that sample or sweep; the plain greedy ones take all.
-      samples: trees a problem of SoS+, for pass@n and cons@n (of which stage at which temperature: `evaluate/suite.py`).
+      samples: trees a problem of SoS+, for pass@n and cons@n (of which stage at which temperature: `paper/suite.py`).
       temperatures: evaluated besides greedy answers (Fig. 4a and 8, Table 3).
       children: conditions of APR's sweep: child counts that its prompts ask for (Fig. 4a, 6 and 8).
       bins: conditions of SoS+'s sweep: window bins (Fig. 6).

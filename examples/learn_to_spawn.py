@@ -14,19 +14,19 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from apr_jax.data.encode import tree_streams
 from apr_jax.data.packing import pack_forest, pack_streams
-from apr_jax.data.streams import tree_streams
-from apr_jax.data.tokenizer import BOS, Tokenizer
-from apr_jax.learn.advantages import leave_one_out
-from apr_jax.learn.answers import extract_answers
-from apr_jax.learn.config import ObjectiveConfig
-from apr_jax.learn.objective import cross_entropy, policy_loss, token_weights
-from apr_jax.learn.replay import token_logprobs
 from apr_jax.model.config import ModelConfig
 from apr_jax.model.transformer import init_params, make_decode, prepare_decode
 from apr_jax.tasks import HiddenDigit
+from apr_jax.text.tokenizer import BOS, Tokenizer
 from apr_jax.threads import Limits, Schedule, make_prompts, tree_rollout
-from apr_jax.threads.show import draw_lanes, thread_names
+from apr_jax.threads.draw import draw_lanes, thread_names
+from apr_jax.train.answers import extract_answers
+from apr_jax.train.config import ObjectiveConfig
+from apr_jax.train.rl.advantages import leave_one_out
+from apr_jax.train.rl.objective import cross_entropy, policy_loss, token_weights
+from apr_jax.train.rl.rescoring import token_logprobs
 
 TASK, TOKENIZER = HiddenDigit(), Tokenizer.train(["0123456789+=?"])
 MODEL = ModelConfig(layers=2, width=64, heads=2, kv_heads=2, head_size=32, mlp=128)

@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 
 from apr_jax.threads import Limits, Schedule, make_prompts, tree_rollout
+from apr_jax.threads.draw import draw_lanes, thread_names
 from apr_jax.threads.protocol import BOS
-from apr_jax.threads.show import draw_lanes, thread_names
 
 VOCAB, WIDTH = 16, 32
 LIMITS = Limits(window=48, stream=96, slots=9, children=3, max_depth=2, max_tokens=120, constrain=True)

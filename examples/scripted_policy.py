@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from apr_jax.threads import Limits, Schedule, make_prompts, tree_rollout
 from apr_jax.threads import protocol as p
-from apr_jax.threads.show import draw_lanes, thread_names
+from apr_jax.threads.draw import draw_lanes, thread_names
 
 DIGIT = len(p.CONTROL_PIECES)  # Ids from here on are text: DIGIT + n stands for the digit n.
 VOCAB = DIGIT + 10

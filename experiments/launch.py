@@ -34,7 +34,7 @@ from typing import Any, NoReturn
 
 from apr_jax.config import Experiment, load
 from apr_jax.errors import UsageError, UserError
-from apr_jax.storage import absolute, as_path, checked, is_remote, local_path
+from apr_jax.io.storage import absolute, as_path, checked, is_remote, local_path
 from launcher.sweep import Unit, work_units
 
 REMEDY = "pip install 'apr_jax[launch]' (in the clone: .venv/bin/pip install -e '.[launch]')"
@@ -121,7 +121,7 @@ def check_data(flags: argparse.Namespace, units: Sequence[Unit], config: Experim
     if flags.executor == "local" or shared is None:
         return
     from apr_jax.data.build import check_built
-    from apr_jax.reproduce import METHODS
+    from apr_jax.paper.pipeline import METHODS
 
     settings = [word for setting in flags.set for word in ("--set", setting)]
     methods = [word for method in METHODS for word in ("--method", method)]

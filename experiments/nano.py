@@ -5,10 +5,10 @@ apr reproduce --scale nano --out runs/nano
 
 from apr_jax.config import EvalConfig, Experiment
 from apr_jax.data.config import DataConfig
-from apr_jax.learn.config import LearnConfig, ObjectiveConfig, OptimizerConfig, RlConfig, SftConfig
 from apr_jax.model.config import ModelConfig
-from apr_jax.tasks.config import CountdownConfig, SolverConfig
+from apr_jax.tasks.countdown.config import CountdownConfig, SolverConfig
 from apr_jax.threads.limits import Limits, Schedule
+from apr_jax.train.config import LearnConfig, ObjectiveConfig, OptimizerConfig, RlConfig, SftConfig
 
 
 def experiment() -> Experiment:

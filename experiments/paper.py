@@ -11,10 +11,10 @@ methods, for SoS+ they take --set learn.rl.objective.kl=0.01.
 
 from apr_jax.config import EvalConfig, Experiment, MeshConfig
 from apr_jax.data.config import DataConfig
-from apr_jax.learn.config import LearnConfig, ObjectiveConfig, OptimizerConfig, RlConfig, SftConfig
 from apr_jax.model.config import ModelConfig
-from apr_jax.tasks.config import CountdownConfig, SolverConfig
+from apr_jax.tasks.countdown.config import CountdownConfig, SolverConfig
 from apr_jax.threads.limits import Limits, Schedule
+from apr_jax.train.config import LearnConfig, ObjectiveConfig, OptimizerConfig, RlConfig, SftConfig
 
 
 def experiment() -> Experiment:

@@ -9,27 +9,26 @@ os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_p
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ.setdefault("APR_CACHE", str(Path(__file__).parents[1] / ".cache" / "xla"))
 
-# Helpers that stand beside the tests (scripted.py, small_data.py, made_run.py) are imported by name.
-for _folder in ("", "threads", "data", "evaluate", "end_to_end"):
-    sys.path.insert(0, str(Path(__file__).parent / _folder))
+# Helpers are imported from the package `helpers`, which stands beside this file.
+sys.path.insert(0, str(Path(__file__).parent))
 
 import jax
 import pytest
 from jaxtyping import install_import_hook
 
 # Shapes and types are checked at each call where a shape error would broadcast silently (the threads run on numpy too).
-_CHECKED = ("model", "learn.objective")
-install_import_hook([f"apr_jax.{module}" for module in _CHECKED], "checking.check")
+_CHECKED = ("model", "train.rl.objective")
+install_import_hook([f"apr_jax.{module}" for module in _CHECKED], "helpers.check")
 
 from apr_jax.config import EvalConfig, Experiment, MeshConfig
 from apr_jax.data.build import build
 from apr_jax.data.config import DataConfig
-from apr_jax.learn.config import LearnConfig, OptimizerConfig, RlConfig, SftConfig
-from apr_jax.learn.sft import train_sft
+from apr_jax.io.runtime import keep_compiled
 from apr_jax.model.config import ModelConfig
-from apr_jax.runtime import keep_compiled
-from apr_jax.tasks.config import CountdownConfig, SolverConfig
+from apr_jax.tasks.countdown.config import CountdownConfig, SolverConfig
 from apr_jax.threads.limits import Limits, Schedule
+from apr_jax.train.config import LearnConfig, OptimizerConfig, RlConfig, SftConfig
+from apr_jax.train.sft import train_sft
 
 keep_compiled()
 

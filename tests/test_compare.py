@@ -7,7 +7,7 @@ import pytest
 from apr_jax.compare import FREE, LENGTHS, differences
 from apr_jax.config import override, to_dict
 from apr_jax.errors import UsageError
-from apr_jax.stages import claim
+from apr_jax.paper.stages import claim
 
 
 def stored(config):

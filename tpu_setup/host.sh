@@ -46,7 +46,7 @@ bootstrap() {
   fi
   # Here and now, rather than when all chips wait for it.
   "$python" -c 'import sys
-from apr_jax.storage import as_path, local_copy
+from apr_jax.io.storage import as_path, local_copy
 data = as_path(sys.argv[1]) / "data"
 if (data / "data.json").exists():
     print("data:", local_copy(data, "data.json"))' "$run"

@@ -4,8 +4,8 @@ import dataclasses
 
 from apr_jax.config import Experiment
 from apr_jax.data.demonstrate import Bounds, Recipe, texts
-from apr_jax.data.tokenizer import Tokenizer
 from apr_jax.tasks import Problem, draw
+from apr_jax.text.tokenizer import Tokenizer
 
 
 def make_recipe(config: Experiment, count: int, method: str = "apr") -> tuple[Recipe, list[Problem]]:

@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import IO, Any, Self
 
 from apr_jax.errors import UsageError, UserError
+from apr_jax.io.terminal import Terminal
 from apr_jax.model.config import ModelConfig
-from apr_jax.model.export import save_llama
+from apr_jax.model.hf import save_llama
 from apr_jax.model.transformer import Params
-from apr_jax.terminal import Terminal
 
 _MODULES = {"transformers": "transformers", "llama.cpp": "llama_cpp", "vllm": "vllm"}
 PEERS = tuple(_MODULES)

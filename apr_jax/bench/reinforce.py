@@ -1,7 +1,8 @@
 """The parts of a step of reinforcement learning, each alone, on a model's own trees: rollout, host, replay, update.
 
-In a run the next rollout is queued behind the update, and metrics tell its shares as they come (`learn/times.py`). There replay
-and gradient are one program; here the replay (the log-probs of all sampled tokens) is also timed by itself.
+In a run the next rollout is queued behind the update, and metrics tell its shares as they come
+(`train/metrics/step_times.py`). There replay and gradient are one program; here the replay (the log-probs of all sampled
+tokens) is also timed by itself.
 """
 
 import dataclasses
@@ -13,20 +14,20 @@ from typing import Any
 import jax
 import numpy as np
 
-from apr_jax.bench.measure import Contestant
+from apr_jax.bench.paired import Contestant
 from apr_jax.config import override
 from apr_jax.data.packing import Rows, pack_forest
-from apr_jax.learn.examiner import examining, first_trees
-from apr_jax.learn.objective import token_weights
-from apr_jax.learn.optimizer import make_optimizer
-from apr_jax.learn.processes import fetch
-from apr_jax.learn.restored import Restored
-from apr_jax.learn.rewards import counted_trees, tree_rewards
-from apr_jax.learn.run import build_mesh
-from apr_jax.learn.state import init_state
-from apr_jax.learn.steps import make_rescore, make_rl_step, place_everywhere, place_forest, place_whole
 from apr_jax.tasks import Problem, load_problems
 from apr_jax.threads import ThreadForest, Work
+from apr_jax.train.checkpoint.restored import Restored
+from apr_jax.train.distributed import fetch
+from apr_jax.train.grader import examining, first_trees
+from apr_jax.train.optimizer import make_optimizer
+from apr_jax.train.rl.objective import token_weights
+from apr_jax.train.rl.rewards import counted_trees, tree_rewards
+from apr_jax.train.session import build_mesh
+from apr_jax.train.state import init_state
+from apr_jax.train.step import make_rescore, make_rl_step, place_everywhere, place_forest, place_whole
 
 
 @contextmanager

@@ -11,15 +11,15 @@ from pathlib import Path
 
 import jax
 
-from apr_jax.bench.decode import text_rollout
-from apr_jax.bench.measure import Contestant
+from apr_jax.bench.paired import Contestant
 from apr_jax.bench.peers import Peer
-from apr_jax.data.tokenizer import BOS
-from apr_jax.evaluate.run import make_runner
-from apr_jax.learn.restored import Restored
+from apr_jax.bench.plain_decoding import text_rollout
+from apr_jax.evaluate.runner import make_runner
 from apr_jax.tasks import Countdown, load_problems
+from apr_jax.text.tokenizer import BOS
 from apr_jax.threads import Limits, make_prompts
 from apr_jax.threads import protocol as p
+from apr_jax.train.checkpoint.restored import Restored
 
 TREES = 64
 

@@ -27,15 +27,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from apr_jax.data import builder
+from apr_jax.data import dataset
 from apr_jax.data.demonstrate import Bounds, Counts, Example, Recipe, Workers, demonstrations, stored_types, texts
 from apr_jax.data.statistics import statistics
-from apr_jax.data.tokenizer import Tokenizer
 from apr_jax.errors import UsageError, UserError
-from apr_jax.lease import Lease
-from apr_jax.storage import copies_folder, is_remote, require_reachable, upload
+from apr_jax.io.lease import Lease
+from apr_jax.io.storage import copies_folder, is_remote, require_reachable, upload
+from apr_jax.io.terminal import Terminal
 from apr_jax.tasks import METHODS, Countdown, Problem, Split, load_problems, problem_key, save_problems, split_problems
-from apr_jax.terminal import Terminal
+from apr_jax.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from apr_jax.config import Experiment
@@ -223,7 +223,7 @@ def _built_so_far(out: Path, settings: dict[str, Any], methods: Sequence[str]) -
         record = _read_record(out)
         _compare(out, record["settings"], settings)
         check_files(out)
-    return record, [m for m in methods if m not in record["methods"] or not builder.directory(out, m).is_dir()]
+    return record, [m for m in methods if m not in record["methods"] or not dataset.directory(out, m).is_dir()]
 
 
 def _build_missing(
@@ -283,7 +283,7 @@ def _build_method(
     out: Path, recipe: Recipe, split: Split, wanted: int, pool: Workers, bars: Progress
 ) -> dict[str, Any]:
     """Writes one method's data set and returns its part of data.json."""
-    for leftover in builder.directory(out, recipe.method).parent.glob("*"):  # Of an interrupted build.
+    for leftover in dataset.directory(out, recipe.method).parent.glob("*"):  # Of an interrupted build.
         shutil.rmtree(leftover)
     facts: dict[str, Any] = {}
     task = bars.add_task(f"{recipe.method} demonstrations", total=wanted + len(split.validation))
@@ -307,7 +307,7 @@ def _build_method(
         "validation": source("validation", split.validation, len(split.validation)),
     }
     types = stored_types(Tokenizer(recipe.tokenizer).vocab_size, recipe.bounds)
-    builder.write(out, recipe.method, sources, types)
+    dataset.write(out, recipe.method, sources, types)
     return facts
 
 

@@ -23,11 +23,11 @@ from typing import Any, Self, TypeVar
 
 import numpy as np
 
+from apr_jax.data.encode import Stream, tree_streams
 from apr_jax.data.integers import fitted, signed, unsigned
-from apr_jax.data.streams import Stream, tree_streams
-from apr_jax.data.tokenizer import Tokenizer
-from apr_jax.subprocesses import StopSignals, end_with_parent, start_fork_server
+from apr_jax.io.subprocesses import StopSignals, end_with_parent, start_fork_server
 from apr_jax.tasks import Countdown, CountdownConfig, Problem, SolverConfig, Thread
+from apr_jax.text.tokenizer import Tokenizer
 
 CHUNK = 128  # Problems that a worker gets at a time.
 Example = dict[str, Any]  # Feature name -> array; see `builder.MEANINGS`.

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import jax
 import numpy as np
 
-from apr_jax.data.streams import Stream
+from apr_jax.data.encode import Stream
 
 if TYPE_CHECKING:
     # The shape of the record, not the engine: data knows nothing of threads at run time.

@@ -25,7 +25,7 @@ from typing import Any
 import grain
 import numpy as np
 
-from apr_jax.data import builder
+from apr_jax.data import dataset
 from apr_jax.data.packing import Rows, place, scatter
 from apr_jax.errors import UsageError, UserError
 
@@ -147,7 +147,7 @@ def sft_batches(
       UserError: there are no such data, or their build was interrupted.
       UsageError: `length` is too small for the data, or there are more streams than demonstrations.
     """
-    source = builder.read(data_dir, method, split, (*_FIELDS, "length"))
+    source = dataset.read(data_dir, method, split, (*_FIELDS, "length"))
     _check(Path(data_dir), method, split, rows, length)
     if len(source) < streams:
         raise UsageError(f"data {data_dir}: {len(source)} {split} demonstrations are too few for {streams} streams")
@@ -254,7 +254,7 @@ class _PackedIterator(grain.DatasetIterator[Rows]):
         self._waiting = _join(pools)
 
 
-def _read_block(source: builder.TreeSource, numbers: np.ndarray) -> _Pool:
+def _read_block(source: dataset.TreeSource, numbers: np.ndarray) -> _Pool:
     """The threads of some trees; "tree" counts from 0."""
     # One by one: array_record's reading of many at once costs twice as much for records this small.
     examples = [source[number] for number in numbers.tolist()]

@@ -1,1 +1,1 @@
-"""Evaluation of checkpoints on problems, and what is drawn from it: scores, figures, the report with its viewer."""
+"""Evaluation of checkpoints on problems: the trees that they grow, scores with intervals, kinds of failure."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from apr_jax.evaluate.metrics import MEASURES
-from apr_jax.terminal import Terminal
+from apr_jax.evaluate.scores import MEASURES
+from apr_jax.io.terminal import Terminal
 
 ON_TEST = "chosen on these same problems"  # How a claim's `chosen` begins where the problems that score chose, too.
 SPENT = ("total_tokens", "sequential_tokens", "children")  # What stands beside every score.

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from apr_jax.evaluate.metrics import Trace
+from apr_jax.evaluate.scores import Trace
 
 
 def segments(trace: Trace) -> dict[int, list[tuple[int, list[int]]]]:

@@ -22,7 +22,7 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-from apr_jax.evaluate.metrics import CUT, Trace
+from apr_jax.evaluate.scores import CUT, Trace
 from apr_jax.tasks import Problem, Reading, Spawn, Task, Thread
 
 KINDS = {

@@ -16,13 +16,13 @@ from typing import Any
 
 import jax
 
-from apr_jax.evaluate.run import Decoding, Runner, limits_of, make_lone_runner, make_runner, prompts_of
-from apr_jax.learn.checkpoint import Restored
-from apr_jax.learn.faults import disk_errors
-from apr_jax.storage import write_text
+from apr_jax.evaluate.runner import Decoding, Runner, limits_of, make_lone_runner, make_runner, prompts_of
+from apr_jax.io.disk_errors import disk_errors
+from apr_jax.io.storage import write_text
 from apr_jax.tasks import Problem
 from apr_jax.threads import Prompts
 from apr_jax.threads.keys import Domain, run_key
+from apr_jax.train.checkpoint.manager import Restored
 
 LATENCY, LANES = "latency.json", "lanes.json"
 

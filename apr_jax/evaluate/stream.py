@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from apr_jax.terminal import Terminal
+from apr_jax.io.terminal import Terminal
 from apr_jax.threads import Prompts, ThreadForest, Work
 
 Rollout = Callable[[Any, Prompts, jax.Array], tuple[ThreadForest, Work]]

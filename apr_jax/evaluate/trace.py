@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from apr_jax.data.integers import fitted, unsigned
-from apr_jax.data.tokenizer import CONTROL_PIECES, JOIN, Tokenizer
 from apr_jax.tasks import Failure, Problem, Task, Verdict
+from apr_jax.text.tokenizer import CONTROL_PIECES, JOIN, Tokenizer
 from apr_jax.threads import Refusal, Status, ThreadForest
 
 KINDS = ("given", "sampled", "spawn", "joined", "join")  # Of spans.

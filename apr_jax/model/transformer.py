@@ -17,9 +17,9 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
-from apr_jax.model import cache, cache_tpu
-from apr_jax.model.attention import ATTENTION, attend_packed
+from apr_jax.model.attention.packed import ATTENTION, attend_packed
 from apr_jax.model.config import ModelConfig
+from apr_jax.model.kv_cache import cache, cache_tpu
 
 Params = dict[str, Any]
 # What the backward pass finds kept within a layer, where it computes the rest again (`ModelConfig.remat`).

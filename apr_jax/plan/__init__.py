@@ -1,1 +1,12 @@
 """`apr plan`: what fits a TPU and how long it takes, found out on a CPU machine: libtpu compiles for any topology."""
+
+import enum
+
+
+class Program(enum.StrEnum):
+    """The programs of a run, which `apr plan` compiles."""
+
+    SUPERVISED = "supervised"
+    ROLLOUT = "rollout"
+    REPLAY = "replay"
+    UPDATE = "update"

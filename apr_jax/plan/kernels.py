@@ -5,9 +5,9 @@ import dataclasses
 import jax.numpy as jnp
 
 from apr_jax.config import Experiment
-from apr_jax.model import cache_tpu
-from apr_jax.model.attention_tpu import block_size
+from apr_jax.model.attention.packed_tpu import block_size
 from apr_jax.model.config import ModelConfig
+from apr_jax.model.kv_cache import cache_tpu
 from apr_jax.plan.chips import Chip
 
 _PRODUCTS = {"attend_forward": 2, "attend_backward": 5}  # Block products a pair of blocks.

@@ -18,15 +18,15 @@ from typing import Any
 import jax
 
 from apr_jax.config import Experiment
-from apr_jax.learn.run import build_mesh
 from apr_jax.model.transformer import count_params
+from apr_jax.paper.pipeline import METHODS
 from apr_jax.plan.chips import CHIPS, Chip
+from apr_jax.plan.programs import STAGES, abstract_params, lower
 from apr_jax.plan.recipe import Recipe, advice, recipe
 from apr_jax.plan.roofline import Stage, analyse
 from apr_jax.plan.scaling import Point, weak_scaling
-from apr_jax.plan.stages import STAGES, abstract_params, lower
 from apr_jax.plan.topology import describe
-from apr_jax.reproduce import METHODS
+from apr_jax.train.session import build_mesh
 
 # libtpu's own words for a program without room (0.0.52); it keeps some of the chip's memory for itself.
 _SHORT = re.compile(r"required for [\w ]+ \(([\d.]+)G\) exceeds available HBM \(([\d.]+)G\)")

@@ -7,10 +7,10 @@ from apr_jax.bench.demos import make_recipe
 from apr_jax.config import Experiment
 from apr_jax.data.demonstrate import Workers, demonstrations, unflatten
 from apr_jax.data.packing import pack_streams
-from apr_jax.learn.config import RlConfig, SftConfig
 from apr_jax.plan.chips import Chip
 from apr_jax.plan.kernels import position_bytes
 from apr_jax.plan.roofline import Stage
+from apr_jax.train.config import RlConfig, SftConfig
 
 _SAMPLE = 512  # Demonstrations that are made to see how many rows they fill: at scale paper a mean that is known to 5%.
 

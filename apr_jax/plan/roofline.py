@@ -13,13 +13,13 @@ from typing import Any
 from jax.sharding import Mesh
 
 from apr_jax.config import Experiment
-from apr_jax.model.cache_tpu import KERNEL
 from apr_jax.model.config import ModelConfig
+from apr_jax.model.kv_cache.cache_tpu import KERNEL
 from apr_jax.plan.chips import Chip, collective_seconds, extent_of, group_bandwidth
 from apr_jax.plan.count import Count, Counter
 from apr_jax.plan.hlo import parse
 from apr_jax.plan.kernels import decode_bytes, itemsize, position_bytes, work
-from apr_jax.plan.stages import Forests, forest_chunks
+from apr_jax.plan.programs import Forests, forest_chunks
 
 
 @dataclasses.dataclass(frozen=True)

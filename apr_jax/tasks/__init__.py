@@ -9,12 +9,12 @@
 """
 
 from apr_jax.tasks.base import Fault, Problem, Reading, Spawn, Task, Thread, Verdict, flatten
-from apr_jax.tasks.boxed import BoxedVerifier, Failure
-from apr_jax.tasks.config import CountdownConfig, SolverConfig
-from apr_jax.tasks.countdown import Countdown
-from apr_jax.tasks.problem_files import load_problems, parse_problem, require_solvable, save_problems
-from apr_jax.tasks.problems import Split, draw, problem_key, reachable, solve, split_problems
-from apr_jax.tasks.solvers import METHODS, PARALLEL
+from apr_jax.tasks.countdown.config import CountdownConfig, SolverConfig
+from apr_jax.tasks.countdown.problem_files import load_problems, parse_problem, require_solvable, save_problems
+from apr_jax.tasks.countdown.problems import Split, draw, problem_key, reachable, solve, split_problems
+from apr_jax.tasks.countdown.solvers import METHODS, PARALLEL
+from apr_jax.tasks.countdown.task import Countdown
+from apr_jax.tasks.sandbox import BoxedVerifier, Failure
 from apr_jax.tasks.toy import HiddenDigit
 
 __all__ = [

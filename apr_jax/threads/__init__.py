@@ -4,11 +4,11 @@ This package knows no network and no task: bring `decode(params, tokens, cache, 
 `init_cache(lanes, bound)` (see `tree_rollout`; examples/own_model.py is one).
 """
 
+from apr_jax.threads.engine import Work, tree_rollout
 from apr_jax.threads.forest import NO_PARENT, ROOT, Refusal, Status, ThreadForest
 from apr_jax.threads.limits import Limits, Schedule
 from apr_jax.threads.prompts import NOT_FORCED, Prompts, check_prompts, make_prompts
 from apr_jax.threads.reference import interpret
-from apr_jax.threads.rollout import Work, tree_rollout
 from apr_jax.threads.sharded import make_rollout
 
 __all__ = [

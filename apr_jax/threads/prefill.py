@@ -11,10 +11,10 @@ from jaxtyping import Array, Int
 
 from apr_jax.threads import protocol
 from apr_jax.threads.forest import Status
-from apr_jax.threads.layout import lay_out
 from apr_jax.threads.limits import Limits, Schedule
+from apr_jax.threads.positions import lay_out
 from apr_jax.threads.prompts import Prompts
-from apr_jax.threads.state import Lanes, Threads, first_rows, read, seat, write
+from apr_jax.threads.scheduler import Lanes, Threads, first_rows, read, seat, write
 
 # (params, tokens [W, S], cache, positions [W, S], bound) -> (logits [W, S, V], cache)
 Decode = Callable[[Any, Array, Any, Array, int], tuple[Array, Any]]

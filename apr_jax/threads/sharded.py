@@ -6,12 +6,12 @@ from typing import Any
 import jax
 from jax.sharding import Mesh, PartitionSpec
 
+from apr_jax.threads.engine import Work, check_key, tree_rollout
 from apr_jax.threads.forest import ThreadForest
 from apr_jax.threads.keys import KEYS
 from apr_jax.threads.limits import Limits, Schedule
 from apr_jax.threads.prefill import Decode, InitCache
 from apr_jax.threads.prompts import Prompts
-from apr_jax.threads.rollout import Work, check_key, tree_rollout
 
 
 def make_rollout(

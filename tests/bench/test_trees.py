@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 import pytest
-import scripted
+from helpers import scripted
 
 from apr_jax.bench.trees import answer
 from apr_jax.threads import Limits, Status, interpret, make_prompts

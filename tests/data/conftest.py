@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from small_data import small
+from helpers.small_data import small
 
 from apr_jax.config import Experiment
 from apr_jax.data.build import build

@@ -15,16 +15,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
-from small_data import NANO, problem_of, small
+from helpers.small_data import NANO, problem_of, small
 
-from apr_jax.data import builder
+from apr_jax.data import dataset
 from apr_jax.data.build import USUAL, build
 from apr_jax.data.demonstrate import Counts, Workers, unflatten
+from apr_jax.data.encode import read_thread
 from apr_jax.data.statistics import statistics, wilson
-from apr_jax.data.streams import read_thread
-from apr_jax.data.tokenizer import Tokenizer
 from apr_jax.errors import UsageError, UserError
 from apr_jax.tasks import Countdown, Problem, flatten, load_problems, problem_key, save_problems
+from apr_jax.text.tokenizer import Tokenizer
 
 PARTS = ("train", "validation", "test")
 
@@ -34,7 +34,7 @@ def record_of(out: Path) -> dict:
 
 
 def examples_of(out: Path, method: str, split: str) -> list[dict]:
-    source = builder.read(out, method, split)
+    source = dataset.read(out, method, split)
     return [source[k] for k in range(len(source))]
 
 
@@ -122,8 +122,8 @@ def test_a_problem_trains_on_though_its_demonstration_was_dropped(config, data_d
 
 
 def test_tfds_reads_the_same(data_dir):
-    theirs = tfds.builder_from_directory(builder.directory(data_dir, "sos+")).as_data_source("train")
-    ours = builder.read(data_dir, "sos+", "train")
+    theirs = tfds.builder_from_directory(dataset.directory(data_dir, "sos+")).as_data_source("train")
+    ours = dataset.read(data_dir, "sos+", "train")
     assert len(ours) == len(theirs) > 100
     for k in (0, 57, len(ours) - 1):
         one, other = ours[k], theirs[k]
@@ -242,21 +242,21 @@ def test_a_second_build_does_nothing_and_another_method_is_added(config, data_di
 
 
 def test_an_interrupted_build_goes_on(config, data_dir, tmp_path, monkeypatch):
-    write = builder.write
+    write = dataset.write
 
     def interrupted(out, method, *rest):
         if method == "sos+":
-            leftover = builder.directory(out, method).parent / "incomplete.X_1.0.0"
+            leftover = dataset.directory(out, method).parent / "incomplete.X_1.0.0"
             leftover.mkdir(parents=True)
             raise KeyboardInterrupt
         write(out, method, *rest)
 
-    monkeypatch.setattr(builder, "write", interrupted)
+    monkeypatch.setattr(dataset, "write", interrupted)
     with pytest.raises(KeyboardInterrupt):
         build(config, tmp_path, progress=False, workers=1)
     assert list(record_of(tmp_path)["methods"]) == ["apr"]
     with pytest.raises(UserError, match=r"no readable train demonstrations of method 'sos\+'"):
-        builder.read(tmp_path, "sos+", "train")
+        dataset.read(tmp_path, "sos+", "train")
     monkeypatch.undo()
     build(config, tmp_path, progress=False, workers=1)
     assert record_of(tmp_path) == record_of(data_dir)
@@ -291,10 +291,10 @@ def test_users_mistakes(config, tmp_path):
 
 def test_a_damaged_file_is_named(config, tmp_path):
     build(config, tmp_path, methods=("sos",), progress=False, workers=1)
-    (file,) = builder.directory(tmp_path, "sos").glob("*train*")
+    (file,) = dataset.directory(tmp_path, "sos").glob("*train*")
     file.write_bytes(file.read_bytes()[:5000])
     with pytest.raises(UserError, match=r"no readable train demonstrations of method 'sos' .*delete the folder"):
-        builder.read(tmp_path, "sos", "train")
+        dataset.read(tmp_path, "sos", "train")
 
 
 def test_no_tensorflow(tmp_path):

@@ -6,18 +6,18 @@ import json
 from pathlib import Path
 
 import pytest
-from small_data import PAPER
+from helpers.small_data import PAPER
 
 from apr_jax.config import load
-from apr_jax.data import builder
+from apr_jax.data import dataset
 from apr_jax.data.build import build
 from apr_jax.data.demonstrate import unflatten
-from apr_jax.data.streams import read_thread, tree_streams
-from apr_jax.data.tokenizer import Tokenizer
+from apr_jax.data.encode import read_thread, tree_streams
 from apr_jax.errors import UsageError, UserError
-from apr_jax.evaluate import suite
+from apr_jax.paper import suite
 from apr_jax.tasks import METHODS, Countdown, CountdownConfig, Problem, SolverConfig, draw, flatten
-from apr_jax.tasks.countdown import count_tokens
+from apr_jax.tasks.countdown.task import count_tokens
+from apr_jax.text.tokenizer import Tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +79,7 @@ def test_part_of_scale_paper_is_built_as_its_config_says(paper, paper_data):
     tokenizer = Tokenizer.from_bytes((paper_data / "tokenizer.model").read_bytes())
     record = json.loads((paper_data / "data.json").read_text())
     for method in ("apr", "sos+"):
-        source = builder.read(paper_data, method, "train")
+        source = dataset.read(paper_data, method, "train")
         counted = collections.Counter()
         for example in (source[k] for k in range(len(source))):
             streams = unflatten(example)

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from apr_jax.data.encode import Stream
 from apr_jax.data.packing import Rows, pack_forest, pack_streams, padding_share, place
-from apr_jax.data.streams import Stream
 
 LENGTH = 12
 trees_of_lengths = st.lists(st.lists(st.integers(1, LENGTH), min_size=1, max_size=5), min_size=1, max_size=8)

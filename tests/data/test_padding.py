@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from apr_jax.config import load
-from apr_jax.data import builder
+from apr_jax.data import dataset
 from apr_jax.data.build import build
 from apr_jax.data.demonstrate import unflatten
 from apr_jax.data.packing import pack_forest, padding_share
 from apr_jax.data.pipeline import sft_batches
-from apr_jax.learn.steps import replayed_rows
+from apr_jax.train.step import replayed_rows
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 METHODS = ("apr", "sos+")
@@ -63,7 +63,7 @@ def test_the_rows_of_forests_are_full(built, method):
     its last chunk counts, however little is in it.
     """
     config, path = built
-    rl, source = config.learn.rl, builder.read(path, method, "train")
+    rl, source = config.learn.rl, dataset.read(path, method, "train")
     trees, size = [unflatten(source[k]) for k in range(len(source))], rl.problems * rl.group
     draw = np.random.default_rng(0)
     for _ in range(9):

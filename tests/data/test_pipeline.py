@@ -7,9 +7,9 @@ import threading
 
 import numpy as np
 import pytest
-from small_data import small
+from helpers.small_data import small
 
-from apr_jax.data import builder, packing, pipeline
+from apr_jax.data import dataset, packing, pipeline
 from apr_jax.data.demonstrate import unflatten
 from apr_jax.data.packing import Rows, padding_share
 from apr_jax.data.pipeline import Held, sft_batches, steps_of_an_epoch
@@ -30,7 +30,7 @@ def threads_of(rows: Rows) -> list[bytes]:
 
 
 def stored(data_dir, method: str, split: str = "train", part: slice = slice(None)) -> collections.Counter:
-    source = builder.read(data_dir, method, split)
+    source = dataset.read(data_dir, method, split)
     return collections.Counter(
         b"|".join(getattr(stream, name).astype(np.int32).tobytes() for name in FIELDS)
         for k in range(len(source))[part]
@@ -97,7 +97,7 @@ def test_trees_are_told_apart_within_a_batch(data_dir):
         assert numbers.tolist() == list(range(len(numbers)))  # Also where a tree has nothing but waiting threads.
     batch = next(sft_batches(data_dir, "apr", 24, LENGTH, seed=0))
     numbers = np.unique(batch.tree[batch.tree >= 0])
-    source = builder.read(data_dir, "apr", "train")
+    source = dataset.read(data_dir, "apr", "train")
     tree_of = {}
     for k in range(len(source)):
         for stream in unflatten(source[k]):
@@ -222,7 +222,7 @@ def test_users_mistakes(data_dir, tmp_path):
 def test_a_flipped_bit_ends_the_iteration_with_the_name_of_the_file(data_dir, tmp_path):
     """Where it is read, which may be hours into a training; every other demonstration still can be."""
     shutil.copytree(data_dir, tmp_path / "data")
-    (file,) = builder.directory(tmp_path / "data", "apr").glob("*train*")
+    (file,) = dataset.directory(tmp_path / "data", "apr").glob("*train*")
     contents = bytearray(file.read_bytes())
     contents[len(contents) // 2] ^= 1
     file.write_bytes(contents)

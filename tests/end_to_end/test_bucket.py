@@ -13,18 +13,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from together import Together
-from whole_runs import repeatable
+from helpers.together import Together
+from helpers.whole_runs import repeatable
 
-from apr_jax import reproduce, stages
 from apr_jax.errors import LostLease, UsageError, UserError
-from apr_jax.evaluate.run import evaluate
-from apr_jax.learn.checkpoint import load_checkpoint
-from apr_jax.learn.metrics import FILE, Recorder
-from apr_jax.learn.sft import train_sft
-from apr_jax.lease import Lease, _Bucket, _started
-from apr_jax.storage import Mirror, absolute, as_path, is_remote, local_copy, move, nearby, upload, write_text
+from apr_jax.evaluate.runner import evaluate
+from apr_jax.io.lease import Lease, _Bucket, _started
+from apr_jax.io.storage import Mirror, absolute, as_path, is_remote, local_copy, move, nearby, upload, write_text
+from apr_jax.paper import pipeline, stages
 from apr_jax.tasks import load_problems
+from apr_jax.train.checkpoint.manager import load_checkpoint
+from apr_jax.train.metrics.recorder import FILE, Recorder
+from apr_jax.train.sft import train_sft
 
 pytest.importorskip("gcsfs")
 pytest.importorskip("gcp_storage_emulator")
@@ -36,7 +36,7 @@ def environment(tmp_path_factory):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    server = Path(__file__).with_name("bucket_server.py")
+    server = Path(__file__).parents[1] / "helpers" / "bucket_server.py"
     command = [sys.executable, str(server), "start", "--host", "127.0.0.1", "--port", str(port)]
     silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     emulator = subprocess.Popen([*command, "--in-memory", "--default-bucket", "bucket"], **silent)
@@ -206,7 +206,7 @@ def test_a_stage_trains_and_goes_on_and_is_evaluated_in_a_bucket(config, data_di
 def test_a_pod_reproduces_in_a_bucket_and_goes_on_where_it_was_killed(config, tmp_path, folder):
     """Two processes, one command; killed in RL and started again; then a laptop evaluates and shows the run."""
     here = tmp_path / "here"
-    reproduce.reproduce(config, here)
+    pipeline.reproduce(config, here)
     run = Together(2, config, tmp_path, "reproduce", "--out", folder)
     deadline = time.monotonic() + 600
     while not (folder / "apr" / "rl" / "checkpoints" / "1" / "meta" / "metadata").exists():

@@ -5,24 +5,25 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
-from whole_runs import assert_close, changed, logged
+from helpers.whole_runs import assert_close, changed, logged
 
 from apr_jax.config import MeshConfig
-from apr_jax.data.tokenizer import Tokenizer
-from apr_jax.learn import rl, sft
-from apr_jax.learn.checkpoint import Checkpoints, Run, load_checkpoint
-from apr_jax.learn.config import OptimizerConfig, RewardConfig
-from apr_jax.learn.optimizer import make_optimizer
-from apr_jax.learn.policy import make_policy_rollout
-from apr_jax.learn.rl import train_rl
-from apr_jax.learn.sft import train_sft
-from apr_jax.learn.state import init_state
-from apr_jax.learn.steps import place_whole
-from apr_jax.model import attention
+from apr_jax.model.attention import packed
 from apr_jax.model.sharding import make_mesh, shardings
 from apr_jax.model.transformer import init_params
+from apr_jax.text.tokenizer import Tokenizer
 from apr_jax.threads import make_prompts
 from apr_jax.threads.prompts import NOT_FORCED
+from apr_jax.train import sft
+from apr_jax.train.checkpoint.manager import Checkpoints, Run, load_checkpoint
+from apr_jax.train.config import OptimizerConfig, RewardConfig
+from apr_jax.train.optimizer import make_optimizer
+from apr_jax.train.policy import make_policy_rollout
+from apr_jax.train.rl import trainer
+from apr_jax.train.rl.trainer import train_rl
+from apr_jax.train.sft import train_sft
+from apr_jax.train.state import init_state
+from apr_jax.train.step import place_whole
 
 
 def _factorisations(devices):
@@ -87,7 +88,7 @@ def _on(config, axes, heads=HEADS, kv_heads=KV_HEADS):
 @pytest.fixture
 def held(monkeypatch):
     """How many (query, key/value) heads a device has in a run: of what it attends over, and of the weights of each update."""
-    found, attend = set(), attention._attend
+    found, attend = set(), packed._attend
 
     def spy(q, k, *rest):
         found.add((q.shape[2], k.shape[1]))
@@ -106,9 +107,9 @@ def held(monkeypatch):
 
         return make_watched
 
-    monkeypatch.setattr(attention, "_attend", spy)
+    monkeypatch.setattr(packed, "_attend", spy)
     monkeypatch.setattr(sft, "make_sft_step", watched(sft.make_sft_step))
-    monkeypatch.setattr(rl, "make_rl_step", watched(rl.make_rl_step))
+    monkeypatch.setattr(trainer, "make_rl_step", watched(trainer.make_rl_step))
     return found
 
 
@@ -131,7 +132,7 @@ def test_the_loss_curve_is_that_of_one_device(config, data_dir, alone, tmp_path,
 
 def test_a_run_moves_from_mesh_to_mesh(config, data_dir, alone, tmp_path, monkeypatch):
     """Stopped after every other step and started on other devices, it follows the curve of one device."""
-    from apr_jax.learn import loop
+    from apr_jax.train import loop
 
     for stop, axes in ((2, (2, 2, 2)), (4, (1, 1, 1)), (6, (4, 1, 2))):
         with monkeypatch.context() as patch:

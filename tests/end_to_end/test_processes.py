@@ -13,16 +13,16 @@ import time
 import jax
 import numpy as np
 import pytest
-from together import ROOT, train
-from whole_runs import Interrupt, assert_close, changed, repeatable
+from helpers.together import ROOT, train
+from helpers.whole_runs import Interrupt, assert_close, changed, repeatable
 
 from apr_jax.config import MeshConfig
 from apr_jax.errors import UsageError
-from apr_jax.learn import sft
-from apr_jax.learn.checkpoint import BEST, FOLDER, load_checkpoint
-from apr_jax.learn.rl import train_rl
-from apr_jax.learn.sft import train_sft
-from apr_jax.runtime import HEARTBEAT_SECONDS, join_processes
+from apr_jax.io.runtime import HEARTBEAT_SECONDS, join_processes
+from apr_jax.train import sft
+from apr_jax.train.checkpoint.manager import BEST, FOLDER, load_checkpoint
+from apr_jax.train.rl.trainer import train_rl
+from apr_jax.train.sft import train_sft
 
 
 def _config(config, shards, steps=6):
@@ -124,7 +124,7 @@ def test_numbers_that_are_missing_are_named(settings, told, tmp_path):
     """In a process of its own: JAX joins others before it works at all, or never."""
     environment = {name: text for name, text in os.environ.items() if not name.startswith("JAX_")}
     environment |= {f"JAX_{name}": text for name, text in settings.items()}
-    code = "from apr_jax.cli import main; main()"
+    code = "from apr_jax.cli.main import main; main()"
     command = [sys.executable, "-c", code, "reproduce", "--config", "experiments/nano.py", "--out", tmp_path]
     ended = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     (line,) = ended.stderr.splitlines()

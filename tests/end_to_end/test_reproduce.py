@@ -7,15 +7,14 @@ import shutil
 
 import pytest
 
-from apr_jax import reproduce
 from apr_jax.config import override
 from apr_jax.errors import UsageError, UserError
-from apr_jax.evaluate import suite
-from apr_jax.evaluate.run import read_answers
-from apr_jax.learn.checkpoint import load_checkpoint
-from apr_jax.learn.kept import keep
-from apr_jax.stages import claim, run_stages
+from apr_jax.evaluate.runner import read_answers
+from apr_jax.paper import pipeline, suite
+from apr_jax.paper.stages import claim, run_stages
 from apr_jax.tasks import load_problems
+from apr_jax.train.checkpoint.exported import keep
+from apr_jax.train.checkpoint.manager import load_checkpoint
 
 EVALUATIONS = ("sos+-sft", "sos+-rl", "apr-sft", "apr-rl")
 
@@ -31,7 +30,7 @@ def config(config):
 def run(config, tmp_path_factory):
     """A run that was stopped after its third stage and started again, and ended by `--only training` before its evaluations."""
     out = tmp_path_factory.mktemp("reproduce") / "tiny"
-    stages = reproduce.stages_of(config, out)
+    stages = pipeline.stages_of(config, out)
 
     def interrupted():
         raise KeyboardInterrupt
@@ -42,9 +41,9 @@ def run(config, tmp_path_factory):
     assert [name for name, stage in json.loads((out / "stages.json").read_text()).items() if stage["done"]] == [
         stage.name for stage in stages[:3]
     ]
-    reproduce.reproduce(config, out, only="training")
+    pipeline.reproduce(config, out, only="training")
     assert (out / "apr" / "rl" / "checkpoints").is_dir() and not (out / "eval").exists()
-    reproduce.reproduce(config, out)
+    pipeline.reproduce(config, out)
     return out
 
 
@@ -83,10 +82,10 @@ def test_the_last_validation_problems_choose(run, config):
 
 
 def test_the_held_out_problems_were_never_trained_on(run):
-    from small_data import problem_of
+    from helpers.small_data import problem_of
 
-    from apr_jax.data import builder
-    from apr_jax.data.tokenizer import Tokenizer
+    from apr_jax.data import dataset
+    from apr_jax.text.tokenizer import Tokenizer
 
     def numbers(problems):
         return {tuple(sorted(problem.numbers)) for problem in problems}
@@ -94,7 +93,7 @@ def test_the_held_out_problems_were_never_trained_on(run):
     held = numbers(p for split in ("test", "validation") for p in load_problems(run / "data" / f"{split}.jsonl"))
     tokenizer = Tokenizer.from_bytes((run / "data" / "tokenizer.model").read_bytes())
     for method in ("sos+", "apr"):
-        source = builder.read(run / "data", method, "train")
+        source = dataset.read(run / "data", method, "train")
         trained = numbers(problem_of(source[k], tokenizer) for k in range(len(source)))
         assert trained and not trained & held
     drawn = numbers(load_problems(run / "data" / "train.jsonl"))  # What RL draws from.
@@ -103,9 +102,9 @@ def test_the_held_out_problems_were_never_trained_on(run):
 
 def test_a_second_start_only_shows_the_results(run, config, capsys):
     before = {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file()}
-    reproduce.reproduce(config, run)
+    pipeline.reproduce(config, run)
     assert {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file()} == before
-    reproduce.show_results(run)
+    pipeline.show_results(run)
     said = capsys.readouterr().out
     first = said[
         said.index("same window,") :
@@ -120,7 +119,7 @@ def test_a_lost_stage_is_made_again_with_all_that_follows(run, config, tmp_path)
     shutil.copytree(run, copy)
     (copy / "eval" / "apr-sft" / "summary.json").unlink()
     old = (copy / "report.html").stat().st_mtime_ns
-    reproduce.reproduce(config, copy)
+    pipeline.reproduce(config, copy)
     assert (copy / "eval" / "apr-sft" / "summary.json").is_file()
     assert (copy / "report.html").stat().st_mtime_ns > old
 
@@ -132,9 +131,9 @@ def test_only_figures_evaluates_the_models_that_are_there(run, config, tmp_path,
     for folder in ("sos+/sft", "data"):
         shutil.copytree(run / folder, tmp_path / folder)
     keep(load_checkpoint(run / "apr" / "rl"), tmp_path / "apr-rl.safetensors")
-    reproduce.reproduce(config, tmp_path, only="figures")
+    pipeline.reproduce(config, tmp_path, only="figures")
     few = dataclasses.replace(config.evaluate, problems=2, samples=3, sweep="rl")
-    reproduce.reproduce(dataclasses.replace(config, evaluate=few), tmp_path, only="figures")
+    pipeline.reproduce(dataclasses.replace(config, evaluate=few), tmp_path, only="figures")
     said = capsys.readouterr().err
     assert "left: " in said and "about 1 min" in said
     results = json.loads((tmp_path / "results.json").read_text())
@@ -146,9 +145,9 @@ def test_only_figures_evaluates_the_models_that_are_there(run, config, tmp_path,
 
 
 def test_ablations_are_stages_between_the_main_trainings_and_the_evaluations(config, tmp_path):
-    plain = [stage.name for stage in reproduce.stages_of(config, tmp_path)]
+    plain = [stage.name for stage in pipeline.stages_of(config, tmp_path)]
     config = _with_ablations(config)
-    stages = reproduce.stages_of(config, tmp_path)
+    stages = pipeline.stages_of(config, tmp_path)
     names, known = [stage.name for stage in stages], set()
     for stage in stages:
         assert set(stage.needs) <= known, stage.name
@@ -160,13 +159,13 @@ def test_ablations_are_stages_between_the_main_trainings_and_the_evaluations(con
     ]
     evaluated = {stage.needs[0] for stage in stages if stage.name.startswith("eval/")}
     assert evaluated == set(suite.MODELS) - {"apr-nested/sft", "apr-nested/rl"} and set(plain) < set(names)
-    assert [stage.name for stage in reproduce.part_of(stages, tmp_path, "training")] == trained
-    assert [stage.name for stage in reproduce.part_of(stages, tmp_path, "figures")] == ["data", "report"]
+    assert [stage.name for stage in pipeline.part_of(stages, tmp_path, "training")] == trained
+    assert [stage.name for stage in pipeline.part_of(stages, tmp_path, "figures")] == ["data", "report"]
 
 
 def test_an_ablation_that_is_the_run_itself_or_is_there_is_not_trained(config, tmp_path):
     def trained(config):
-        stages = reproduce.part_of(reproduce.stages_of(config, tmp_path), tmp_path, "training")
+        stages = pipeline.part_of(pipeline.stages_of(config, tmp_path), tmp_path, "training")
         return {stage.name.partition("/")[0] for stage in stages if stage.name.endswith("/sft")} - {"apr", "sos+"}
 
     config = _with_ablations(config)
@@ -180,14 +179,14 @@ def test_an_ablation_that_is_the_run_itself_or_is_there_is_not_trained(config, t
     (tmp_path / "stages.json").write_text(json.dumps({"sos+beam15/sft": {"seconds": 1.0, "done": False}}))
     assert trained(config) == {suite.DRAWN, "sos+rejection", "sos+beam15"}
     plain = dataclasses.replace(config, evaluate=dataclasses.replace(config.evaluate, ablations=False))
-    names = [stage.name for stage in reproduce.stages_of(plain, tmp_path)]
+    names = [stage.name for stage in pipeline.stages_of(plain, tmp_path)]
     assert "eval/sos-sft" in names and not [name for name in names if "sos+beam15" in name]
 
 
 @pytest.mark.slow
 def test_each_ablation_is_trained_on_its_own_demonstrations(config, tmp_path):
     config = _with_ablations(config)
-    reproduce.reproduce(config, tmp_path)
+    pipeline.reproduce(config, tmp_path)
     for name, (method, settings) in suite.ABLATIONS.items():
         restored, wanted = load_checkpoint(tmp_path / name / "sft"), override(config, list(settings))
         assert (restored.method, restored.config) == (method, wanted) and (wanted != config) == bool(settings)
@@ -204,9 +203,9 @@ def _with_ablations(config):
 
 def test_only_figures_without_a_model(config, tmp_path):
     with pytest.raises(UserError, match=r"has no model to evaluate; train with `apr reproduce"):
-        reproduce.reproduce(config, tmp_path, only="figures")
+        pipeline.reproduce(config, tmp_path, only="figures")
 
 
 def test_another_config_in_the_same_folder_is_refused(run, config):
     with pytest.raises(UsageError, match=r"is a run with seed=0, now seed=1; choose another --out"):
-        reproduce.reproduce(dataclasses.replace(config, seed=1), run)
+        pipeline.reproduce(dataclasses.replace(config, seed=1), run)

@@ -23,7 +23,7 @@ import sys
 import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
-from apr_jax.model.attention import attend_packed
+from apr_jax.model.attention.packed import attend_packed
 from apr_jax.model.sharding import BATCH_AXES, make_mesh
 from apr_jax.plan.topology import describe
 
@@ -54,8 +54,8 @@ import math
 import sys
 import jax
 from apr_jax.config import load
-from apr_jax.learn.run import build_mesh
-from apr_jax.plan.stages import lower
+from apr_jax.train.session import build_mesh
+from apr_jax.plan.programs import lower
 from apr_jax.plan.topology import describe
 
 config = load("experiments/paper.py", ["model.layers=2", "learn.sft.rows=16", "learn.rl.rows=16"])
@@ -78,7 +78,7 @@ import json
 import jax
 from apr_jax.config import load
 from apr_jax.model.sharding import make_mesh
-from apr_jax.plan.stages import abstract_params, lower_rollout
+from apr_jax.plan.programs import abstract_params, lower_rollout
 from apr_jax.plan.topology import describe
 
 config = load("experiments/mini.py", ["learn.rl.problems=64", "learn.rl.group=16", "schedule.lanes=64"])
@@ -101,9 +101,9 @@ print(json.dumps({
 _ROLLOUT = """
 import json
 from apr_jax.config import load
-from apr_jax.learn.run import build_mesh
+from apr_jax.train.session import build_mesh
 from apr_jax.plan.plan import compile_text
-from apr_jax.plan.stages import lower
+from apr_jax.plan.programs import lower
 from apr_jax.plan.topology import describe
 
 config = load("experiments/paper.py", ["model.layers=2"])

@@ -3,15 +3,15 @@
 import dataclasses
 
 import pytest
-from whole_runs import logged, unlike
+from helpers.whole_runs import logged, unlike
 
 from apr_jax.config import to_dict
 from apr_jax.data.build import build
-from apr_jax.evaluate.run import Decoding, evaluate
-from apr_jax.learn.checkpoint import load_checkpoint
-from apr_jax.learn.rl import train_rl
-from apr_jax.learn.sft import train_sft
+from apr_jax.evaluate.runner import Decoding, evaluate
 from apr_jax.tasks import load_problems
+from apr_jax.train.checkpoint.manager import load_checkpoint
+from apr_jax.train.rl.trainer import train_rl
+from apr_jax.train.sft import train_sft
 
 # Fields of which no value can differ from both, and why.
 UNAVOIDABLE = {

@@ -6,9 +6,9 @@ import pytest
 
 from apr_jax.evaluate.cost import mean_steps, seconds_on, segments, steps_on
 from apr_jax.evaluate.latency import measure_lanes
-from apr_jax.evaluate.run import Decoding, evaluate, read_traces
-from apr_jax.learn.checkpoint import load_checkpoint
+from apr_jax.evaluate.runner import Decoding, evaluate, read_traces
 from apr_jax.tasks import load_problems
+from apr_jax.train.checkpoint.manager import load_checkpoint
 
 DECODING = Decoding(temperature=1.0, forced=2, constrain=True)  # A barely trained model, greedy, would not spawn.
 

@@ -4,12 +4,12 @@ import dataclasses
 import types
 
 import pytest
-from whole_runs import changed
+from helpers.whole_runs import changed
 
-from apr_jax import cli
 from apr_jax.bench import trees
-from apr_jax.evaluate import run as evaluation
-from apr_jax.evaluate.run import Decoding, limits_of
+from apr_jax.cli import main
+from apr_jax.evaluate import runner as evaluation
+from apr_jax.evaluate.runner import Decoding, limits_of
 from apr_jax.threads import Limits
 
 # No field has its default, so that one that gets lost on the way shows.
@@ -49,7 +49,7 @@ def test_apr_eval_asks_for_constrain_only_if_a_flag_does(checkpoint, data_dir, t
 
     monkeypatch.setattr(evaluation, "evaluate", evaluate)
     paths = ["--checkpoint", checkpoint, "--problems", data_dir / "test.jsonl", "--out", tmp_path]
-    assert cli.run(["eval", *map(str, paths), *flags]) == cli.INTERRUPTED
+    assert main.run(["eval", *map(str, paths), *flags]) == main.INTERRUPTED
     assert asked == [Decoding(constrain=constrain)]
 
 

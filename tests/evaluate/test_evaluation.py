@@ -12,8 +12,8 @@ import pytest
 
 from apr_jax.config import override
 from apr_jax.errors import UsageError, UserError
-from apr_jax.evaluate import run
-from apr_jax.evaluate.run import (
+from apr_jax.evaluate import runner
+from apr_jax.evaluate.runner import (
     SUMMARY,
     TRACES,
     Decoding,
@@ -24,7 +24,6 @@ from apr_jax.evaluate.run import (
     read_answers,
 )
 from apr_jax.evaluate.trace import to_trace, unpack_streams
-from apr_jax.learn.checkpoint import load_checkpoint
 from apr_jax.tasks import (
     BoxedVerifier,
     Countdown,
@@ -36,6 +35,7 @@ from apr_jax.tasks import (
 )
 from apr_jax.threads import Limits, interpret, make_prompts
 from apr_jax.threads import protocol as p
+from apr_jax.train.checkpoint.manager import load_checkpoint
 
 SAMPLED = Decoding(samples=3, temperature=1.0)
 TWICE = Decoding(samples=2, temperature=1.0)
@@ -230,7 +230,7 @@ def _losing(monkeypatch, *lost):
             outcomes = super().verify(pairs, most_unknown)
             return [Failure.TIMED_OUT if place in lost else one for place, one in enumerate(outcomes)]
 
-    monkeypatch.setattr(run, "BoxedVerifier", Lossy)
+    monkeypatch.setattr(runner, "BoxedVerifier", Lossy)
 
 
 def test_an_answer_without_a_verdict_is_told_and_not_counted(

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from apr_jax.evaluate import latency
-from apr_jax.evaluate.run import Runner
+from apr_jax.evaluate.runner import Runner
 from apr_jax.threads import make_prompts
 from apr_jax.threads.protocol import BOS
 

@@ -3,7 +3,7 @@
 import pytest
 
 from apr_jax.data.statistics import wilson
-from apr_jax.evaluate.metrics import accuracy_within, canonical, consensus, summarize, warnings
+from apr_jax.evaluate.scores import accuracy_within, canonical, consensus, summarize, warnings
 
 RIGHT, SWAPPED, WRONG = ["22+26=48", "48-2=46"], ["26+22=48", "48-2=46"], ["22*2=44", "44+26=70"]
 

@@ -6,9 +6,9 @@ import types
 import jax
 import numpy as np
 import pytest
-import scripted
+from helpers import scripted
 
-from apr_jax.evaluate.run import Decoding, Runner, prompts_of
+from apr_jax.evaluate.runner import Decoding, Runner, prompts_of
 from apr_jax.evaluate.stream import stream
 from apr_jax.tasks import Problem
 from apr_jax.threads import Limits, Schedule, ThreadForest, Work, make_prompts, tree_rollout

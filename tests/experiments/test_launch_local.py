@@ -13,10 +13,10 @@ import urllib.request
 from pathlib import Path
 
 import pytest
-from whole_runs import write_config
+from helpers.whole_runs import write_config
 
 from apr_jax.errors import UserError
-from apr_jax.learn.checkpoint import load_checkpoint
+from apr_jax.train.checkpoint.manager import load_checkpoint
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "experiments"))

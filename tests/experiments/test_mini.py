@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 
 from apr_jax.config import load
-from apr_jax.evaluate import suite
 from apr_jax.evaluate.cells import SPENT, claim_cells
-from apr_jax.evaluate.run import Decoding, answer_one, evaluate
+from apr_jax.evaluate.runner import Decoding, answer_one, evaluate
 from apr_jax.evaluate.trace import to_trace
-from apr_jax.learn.answers import extract_answers
-from apr_jax.learn.checkpoint import load_checkpoint
+from apr_jax.paper import suite
 from apr_jax.tasks import Countdown, Problem
-from apr_jax.tasks.problems import draw
+from apr_jax.tasks.countdown.problems import draw
+from apr_jax.train.answers import extract_answers
+from apr_jax.train.checkpoint.manager import load_checkpoint
 
 ROOT = Path(__file__).parents[2]
 FOLDER, README = ROOT / "experiments" / "mini", ROOT / "README.md"

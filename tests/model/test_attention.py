@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from apr_jax.model import attention
-from apr_jax.model.attention import attend_packed, first_blocks, visible
+from apr_jax.model.attention import packed
+from apr_jax.model.attention.packed import attend_packed, first_blocks, visible
 from apr_jax.model.sharding import make_mesh
 
 ROWS, HEADS, SIZE = 4, 4, 8
@@ -135,7 +135,7 @@ def test_groups_together_as_on_an_accelerator(monkeypatch):
 def test_what_no_query_of_a_block_sees_is_not_read(together, monkeypatch):
     if together:
         monkeypatch.setattr(jax.lax, "platform_dependent", lambda *x, cpu, default: default(*x))
-    assert_only_what_is_seen_is_read(attend_packed, attention.BLOCK)
+    assert_only_what_is_seen_is_read(attend_packed, packed.BLOCK)
 
 
 @pytest.mark.parametrize("axes", [(4, 1, 1), (1, 2, 2), (2, 1, 4), (1, 4, 2)])
@@ -184,7 +184,7 @@ def test_blocks_to_read_by_hand():
 
 @pytest.mark.parametrize(("length", "size"), [(1, 1), (64, 64), (65, 33), (240, 60), (1024, 64)])
 def test_rows_are_cut_into_nearly_full_blocks(length, size):
-    assert attention._block_size(length) == size
+    assert packed._block_size(length) == size
 
 
 def test_visibility_by_hand():

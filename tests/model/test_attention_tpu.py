@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from test_attention import assert_equal, assert_only_what_is_seen_is_read, inputs, naive, with_gradients
 
-from apr_jax.model import attention, attention_tpu
-from apr_jax.model.attention_tpu import attend_on_tpu, block_range
+from apr_jax.model.attention import packed, packed_tpu
+from apr_jax.model.attention.packed_tpu import attend_on_tpu, block_range
 from apr_jax.model.sharding import make_mesh
 
 
@@ -17,7 +17,7 @@ def interpreted(*x):
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
-    monkeypatch.setattr(attention_tpu, "BLOCK", 128)
+    monkeypatch.setattr(packed_tpu, "BLOCK", 128)
 
 
 @pytest.mark.parametrize(
@@ -34,7 +34,7 @@ def test_equals_the_form_of_other_devices_in_bfloat16():
     q, k, v, *rows = inputs(5, 300, 2)
     x = *(part.astype(jnp.bfloat16) for part in (q, k, v)), *rows
     got_all, expected_all = (
-        jax.jit(lambda *x, f=f: with_gradients(f, *x))(*x) for f in (interpreted, attention.attend_packed)
+        jax.jit(lambda *x, f=f: with_gradients(f, *x))(*x) for f in (interpreted, packed.attend_packed)
     )
     for got, expected in zip(got_all, expected_all, strict=True):
         assert got.dtype == expected.dtype
@@ -43,7 +43,7 @@ def test_equals_the_form_of_other_devices_in_bfloat16():
 
 
 def test_what_no_query_of_a_block_sees_is_not_read():
-    assert_only_what_is_seen_is_read(interpreted, attention_tpu.BLOCK)
+    assert_only_what_is_seen_is_read(interpreted, packed_tpu.BLOCK)
 
 
 def test_it_is_chosen_by_platform_and_split_over_a_mesh(monkeypatch):
@@ -51,11 +51,11 @@ def test_it_is_chosen_by_platform_and_split_over_a_mesh(monkeypatch):
     x = inputs(3, 90, 2)
     expected = with_gradients(naive, *x)
     monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
-    monkeypatch.setattr(attention, "attend_on_tpu", interpreted)
-    assert_equal(jax.jit(lambda *x: with_gradients(attention.attend_packed, *x))(*x), expected)
+    monkeypatch.setattr(packed, "attend_on_tpu", interpreted)
+    assert_equal(jax.jit(lambda *x: with_gradients(packed.attend_packed, *x))(*x), expected)
     taken = []
-    monkeypatch.setattr(attention, "attend_on_tpu", lambda *x: taken.append(1))
-    assert_equal(jax.jit(lambda *x: with_gradients(lambda *y: attention.attend_packed(*y, mesh), *x))(*x), expected)
+    monkeypatch.setattr(packed, "attend_on_tpu", lambda *x: taken.append(1))
+    assert_equal(jax.jit(lambda *x: with_gradients(lambda *y: packed.attend_packed(*y, mesh), *x))(*x), expected)
     assert not taken  # The mesh's devices decide, not the default ones.
 
 
@@ -68,8 +68,8 @@ def test_blocks_to_read_by_hand():
 
 @pytest.mark.parametrize(("length", "size"), [(1, 128), (512, 512), (4096, 512), (4608, 512), (520, 384), (1280, 512)])
 def test_rows_are_cut_into_nearly_full_blocks(monkeypatch, length, size):
-    monkeypatch.setattr(attention_tpu, "BLOCK", 512)
-    assert attention_tpu.block_size(length) == size
+    monkeypatch.setattr(packed_tpu, "BLOCK", 512)
+    assert packed_tpu.block_size(length) == size
 
 
 def test_a_row_too_long_for_the_codes_is_refused():

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from apr_jax.model import cache, cache_tpu
 from apr_jax.model.config import ModelConfig
+from apr_jax.model.kv_cache import cache, cache_tpu
 from apr_jax.model.sharding import make_mesh
 from apr_jax.model.transformer import init_params, make_decode, prepare_decode
 from apr_jax.threads import Limits, Schedule, make_prompts, make_rollout

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from apr_jax.model.cache import store
 from apr_jax.model.config import ModelConfig
+from apr_jax.model.kv_cache.cache import store
 from apr_jax.model.sharding import LOGICAL_AXES, make_mesh, shardings
 from apr_jax.model.transformer import count_params, forward, init_params, make_decode, prepare_decode
 

@@ -8,10 +8,10 @@ import pytest
 from apr_jax.config import load, override
 from apr_jax.plan import roofline
 from apr_jax.plan.chips import CHIPS, collective_seconds, extent_of, group_bandwidth
+from apr_jax.plan.programs import STAGES, abstract_params, forest_chunks
 from apr_jax.plan.recipe import advice, recipe, supervised_steps
 from apr_jax.plan.roofline import Shares, Stage, Talk, analyse, decode_steps, turns
 from apr_jax.plan.scaling import HOP, weak_scaling
-from apr_jax.plan.stages import STAGES, abstract_params, forest_chunks
 
 PAPER = load("experiments/paper.py")
 GIB = 2**30

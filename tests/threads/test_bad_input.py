@@ -4,8 +4,8 @@ import re
 
 import jax
 import pytest
-import scripted
-from harness import LIMITS, ODD, engine, prompts
+from helpers import scripted
+from helpers.harness import LIMITS, ODD, engine, prompts
 
 from apr_jax.model.sharding import make_mesh
 from apr_jax.threads import Limits, Schedule, check_prompts, make_prompts, make_rollout

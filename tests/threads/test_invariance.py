@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import scripted
-from harness import LIMITS, ODD, TREES, assert_same, engine, prompts, take
+from helpers import scripted
+from helpers.harness import LIMITS, ODD, TREES, assert_same, engine, prompts, take
 
 from apr_jax.model.sharding import make_mesh
 from apr_jax.threads import Prompts, Schedule, make_prompts, make_rollout, tree_rollout

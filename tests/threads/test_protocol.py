@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from harness import assert_same
-from outcomes import outcomes
+from helpers.harness import assert_same
+from helpers.outcomes import outcomes
 
 from apr_jax.threads import (
     NOT_FORCED,

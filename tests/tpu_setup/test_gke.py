@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from clouds import ROOT, SCRIPTS, write_script
 
-from apr_jax.runtime import AUTO, COORDINATOR
+from apr_jax.io.runtime import AUTO, COORDINATOR
 
 yaml = pytest.importorskip("yaml")
 CONFIG = "experiments/paper.py"

@@ -10,7 +10,7 @@ import pytest
 import typer
 from clouds import SCRIPTS, write_script
 
-from apr_jax.cli import app
+from apr_jax.cli.main import app
 
 CONFIG = "experiments/nano.py"
 VERBS = {

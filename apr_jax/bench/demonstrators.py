@@ -1,0 +1,39 @@
+"""Demonstrations a second, all cores against one; and how good and long demonstrations are, without building data."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from apr_jax.bench.demos import make_recipe
+from apr_jax.bench.paired import Contestant
+from apr_jax.config import Experiment
+from apr_jax.data.demonstrate import Counts, Workers, demonstrations
+from apr_jax.data.statistics import statistics
+
+_COUNT = 2_048  # Demonstrations a repeat: about a second on one core at nano scale.
+
+
+@contextmanager
+def contest(config: Experiment) -> Iterator[list[Contestant]]:
+    """Both solve, verify and tokenize the same problems."""
+    recipe, problems = make_recipe(config, _COUNT)
+
+    def run(workers: Workers) -> float:
+        return sum(counts.made for _, counts in demonstrations(recipe, problems, _COUNT, workers))
+
+    with Workers() as many, Workers(1) as one:
+        yield [
+            Contestant(f"{many.count} cores", lambda: run(many), "demonstrations"),
+            Contestant("one core", lambda: run(one), "demonstrations"),
+        ]
+
+
+def rate(config: Experiment, methods: Sequence[str], count: int) -> dict[str, dict[str, Any]]:
+    """Method -> `statistics` of its demonstrations of `count` random problems."""
+    rates = {}
+    with Workers() as workers:
+        for method in methods:
+            recipe, problems = make_recipe(config, count, method)
+            parts = (part for _, part in demonstrations(recipe, problems, count, workers))
+            rates[method] = statistics(sum(parts, Counts()), recipe)
+    return rates

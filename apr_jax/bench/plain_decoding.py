@@ -1,0 +1,143 @@
+"""Plain batched decoding: our engine, which is made for trees, at what engines without trees are made for.
+
+Every sequence reads a random prompt and goes on for exactly NEW tokens, greedily, on random weights (which peers read from a
+folder). A forest of lone roots does that here: control tokens are never drawn, and the window ends each thread.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from apr_jax.bench.paired import Contestant
+from apr_jax.bench.peers import Peer
+from apr_jax.model.config import ModelConfig
+from apr_jax.model.sharding import make_mesh, on_tpu
+from apr_jax.model.transformer import Params, make_decode, prepare_decode
+from apr_jax.threads import Limits, Prompts, Schedule, ThreadForest, make_prompts, make_rollout
+from apr_jax.threads import protocol as p
+from apr_jax.train.step import place_whole
+
+VOCAB, PROMPT, NEW = 64, 24, 512
+SHAPES = {
+    "nano": ModelConfig(layers=4, width=128, heads=4, kv_heads=4, head_size=32, mlp=352),
+    "mini": ModelConfig(layers=6, width=192, heads=6, kv_heads=6, head_size=32, mlp=512),
+}
+BATCHES = (1, 16, 64)
+# Lanes of one device. More of them share each weight that is read; fewer keep the live cache within the processor's own.
+LANES = {"nano": 16, "mini": 4}
+BUCKETS = (96, 160, 224, 288, 352, 416, 480)
+
+
+def engine(shape: str, params: Params, batch: int) -> Contestant:
+    """Our engine, on all devices that the batch can use."""
+    config = SHAPES[shape]
+    limits = Limits(window=PROMPT + NEW, stream=PROMPT + NEW, slots=1, children=1, max_depth=0)
+    devices = _devices(batch)
+    lanes = min(LANES[shape], batch // len(devices))
+    schedule = Schedule(lanes=lanes, admit=lanes, chunk=PROMPT, buckets=BUCKETS)
+    decode_text = text_rollout(config, params, limits, schedule, devices)
+    random, text = np.random.default_rng(0), len(p.CONTROL_PIECES)
+
+    def run() -> float:
+        ids = random.integers(text, VOCAB, (batch, PROMPT - 1))
+        prompts = make_prompts([[p.BOS, *row] for row in ids.tolist()], PROMPT)
+        tokens = int(decode_text(prompts).total_tokens.sum())
+        if tokens != batch * NEW:
+            raise RuntimeError(f"bench decode: {tokens} tokens were decoded, {batch * NEW} were asked for")
+        return tokens
+
+    return Contestant("apr_jax", run, "tokens")
+
+
+def text_rollout(
+    config: ModelConfig, params: Params, limits: Limits, schedule: Schedule, devices: list[Any]
+) -> Callable[[Prompts], ThreadForest]:
+    """A rollout in which no thread ever spawns, joins or ends by itself, its weights in place."""
+    mesh = make_mesh(devices=devices)
+    decode, init_cache = make_decode(config, schedule.bounds(limits.window), on_tpu(mesh))
+    rollout = make_rollout(
+        only_text(decode), init_cache, limits, schedule, mesh, prepare=lambda params: prepare_decode(params, config)
+    )
+    placed = place_whole(params, mesh)
+    return lambda prompts: rollout(placed, prompts, jax.random.key(0))[0]
+
+
+def only_text(decode: Callable) -> Callable:
+    """The model, which never wants a control token."""
+
+    def decode_text(params: Any, tokens: Array, cache: Any, positions: Array, bound: int) -> tuple[Array, Any]:
+        logits, cache = decode(params, tokens, cache, positions, bound)
+        return jnp.where(jnp.arange(logits.shape[-1]) < len(p.CONTROL_PIECES), -1e9, logits), cache
+
+    return decode_text
+
+
+def contest(shape: str, params: Params, batch: int, peers: Sequence[Peer]) -> list[Contestant]:
+    """Ours, and the peers, which were opened on the same weights."""
+    others = [Contestant(peer.name, functools.partial(peer.decode, batch, PROMPT, NEW), "tokens") for peer in peers]
+    return [engine(shape, params, batch), *others]
+
+
+def machine(shape: str, batch: int, steps: int = NEW) -> list[Contestant]:
+    """The machine's own limit, measured: the matrix products of the same steps, and one reading of the live cache a step.
+
+    Both run as our engine does: on as many devices, with as many lanes each.
+    """
+    config = SHAPES[shape]
+    devices = _devices(batch)
+    lanes = min(LANES[shape], batch // len(devices))
+    turns = batch // (lanes * len(devices))
+    random = np.random.default_rng(0)
+
+    def matrix(rows: int, columns: int) -> np.ndarray:
+        return (random.normal(size=(rows, columns)) / rows).astype(np.float32)
+
+    width, inner = config.width, config.heads * config.head_size
+    weights = [
+        (matrix(width, 3 * inner), matrix(inner, width), matrix(width, 2 * config.mlp), matrix(config.mlp, width))
+        for _ in range(config.layers)
+    ]
+
+    @jax.jit
+    def multiply(x: Array, weights: Any, unembed: Array) -> Array:
+        def step(_: Array, x: Array) -> Array:
+            for qkv, out, gate_up, down in weights:
+                x = (x @ qkv)[:, :inner] @ out
+                x = (x @ gate_up)[:, : config.mlp] @ down
+            return x + jnp.sum(x @ unembed)
+
+        return jax.lax.fori_loop(0, steps * turns, step, x)
+
+    @jax.jit
+    def read(cache: list[Array]) -> Array:
+        def step(_: Array, total: Array) -> Array:
+            return total + sum(jnp.sum(jnp.maximum(part, total)) for part in cache)
+
+        return jax.lax.fori_loop(0, steps * turns, step, jnp.zeros(()))
+
+    # The mean number of positions that a step's lanes see.
+    side = np.ones((lanes, config.kv_heads, PROMPT + steps // 2, config.head_size), np.float32)
+    products = (matrix(lanes, width), weights, matrix(width, VOCAB))
+
+    def contestant(name: str, work: Callable, *arguments: Any) -> Contestant:
+        copies = [jax.device_put(arguments, device) for device in devices]
+
+        def run() -> float:
+            jax.block_until_ready([work(*copy) for copy in copies])
+            return batch * steps
+
+        return Contestant(name, run, "tokens")
+
+    return [
+        contestant("matrix products alone", multiply, *products),
+        contestant("reading the cache alone", read, [side + layer for layer in range(2 * config.layers)]),
+    ]
+
+
+def _devices(batch: int) -> list[Any]:
+    return jax.devices()[: max(1, min(len(jax.devices()), batch))]

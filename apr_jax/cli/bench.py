@@ -1,0 +1,159 @@
+"""The `apr bench` commands."""
+
+import enum
+from collections.abc import Iterable, Sequence
+from json import dumps
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from apr_jax.bench.paired import Contestant, Result, measured, write
+from apr_jax.cli.flags import ANYWHERE, HERE, Json, Settings
+from apr_jax.errors import UsageError
+from apr_jax.io.runtime import start
+from apr_jax.io.storage import write_text
+
+bench_app = typer.Typer(no_args_is_help=True, help="Throughput of each part against a named alternative.")
+
+
+class Shape(enum.StrEnum):
+    """Models that the benchmarks know by name (`bench/plain_decoding.py`)."""
+
+    NANO = "nano"
+    MINI = "mini"
+
+
+Repeats = Annotated[int, typer.Option(help="Interleaved repeats; medians are shown.", min=5)]
+BenchConfig = Annotated[Path, typer.Option("--config", help="Experiment file.", **(HERE | {"show_default": True}))]
+_NANO = Path("experiments/nano.py")
+
+
+@bench_app.command(
+    "rollout",
+    epilog="Example: apr bench rollout --checkpoint runs/nano/apr/rl --problems runs/nano/data/test.jsonl",
+)
+def bench_rollout(
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="Also measure whole thread trees of this model.", **ANYWHERE)
+    ] = None,
+    problems: Annotated[
+        Path | None, typer.Option(help="Problems file that the checkpoint answers.", **ANYWHERE)
+    ] = None,
+    peer: Annotated[
+        list[str] | None, typer.Option("--peer", help="Only this other engine; repeatable. Default: all installed.")
+    ] = None,
+    repeats: Repeats = 5,
+    json: Json = None,
+) -> None:
+    """The device engine against transformers, llama.cpp and vLLM: plain decoding, whole trees, latency of a tree."""
+    if (checkpoint is None) != (problems is None):
+        raise UsageError("bench rollout: give both --checkpoint and --problems, or neither")
+    start()
+    from apr_jax.bench.engines import bench_rollout as run
+    from apr_jax.train.checkpoint.manager import load_checkpoint
+
+    _keep(run(load_checkpoint(checkpoint) if checkpoint else None, problems, peer or [], repeats), json)
+
+
+@bench_app.command(
+    "schedule",
+    epilog="Example: apr bench schedule --checkpoint runs/nano/apr/rl --problems runs/nano/data/test.jsonl",
+)
+def bench_schedule(
+    checkpoint: Annotated[Path, typer.Option(help="Model of the trees.", **ANYWHERE)],
+    problems: Annotated[Path, typer.Option(help="Problems file that it answers.", **ANYWHERE)],
+    trees: Annotated[int, typer.Option(help="Trees of a rollout, the first of the file.", min=2)] = 256,
+    repeats: Repeats = 5,
+    json: Json = None,
+) -> None:
+    """The checkpoint's schedule against others: lanes, admission, chunks and buckets."""
+    start()
+    from apr_jax.bench.schedules import contest
+    from apr_jax.bench.trees import prompts_of
+    from apr_jax.train.checkpoint.manager import load_checkpoint
+
+    restored = load_checkpoint(checkpoint)
+    _bench("schedule", contest(restored, prompts_of(restored, problems, trees)), repeats, json)
+
+
+@bench_app.command("cache", epilog="Example: apr bench cache --shape mini")
+def bench_cache(
+    shape: Annotated[Shape, typer.Option(help="Of the model.")] = Shape.MINI, repeats: Repeats = 5, json: Json = None
+) -> None:
+    """Layouts of the key/value cache, at the attention of one decode step."""
+    start()
+    from apr_jax.bench.cache_layouts import contest
+
+    _bench(f"cache, {shape.value}", contest(shape.value), repeats, json)
+
+
+@bench_app.command("train", epilog="Example: apr bench train --config experiments/mini.py")
+def bench_train(
+    config: BenchConfig = Path("experiments/mini.py"),
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="Also measure the parts of an RL step of this model.", **ANYWHERE)
+    ] = None,
+    problems: Annotated[
+        Path | None, typer.Option(help="Problems file that the checkpoint answers.", **ANYWHERE)
+    ] = None,
+    repeats: Repeats = 5,
+    json: Json = None,
+    settings: Settings = None,
+) -> None:
+    """The supervised step against transformers in torch, the machine's products, padded rows; the parts of an RL step."""
+    from apr_jax.config import load
+
+    if (checkpoint is None) != (problems is None):
+        raise UsageError("bench train: give both --checkpoint and --problems, or neither")
+    experiment = load(config, settings)
+    start()
+    from apr_jax.bench.train_step import bench_train as run
+    from apr_jax.train.checkpoint.manager import load_checkpoint
+
+    _keep(run(experiment, load_checkpoint(checkpoint) if checkpoint else None, problems, repeats), json)
+
+
+@bench_app.command("solver", epilog="Example: apr bench solver --config experiments/nano.py")
+def bench_solver(
+    config: BenchConfig = _NANO,
+    problems: Annotated[
+        int | None, typer.Option(help="Instead of the speed: success and length on so many random problems.", min=1)
+    ] = None,
+    method: Annotated[
+        list[str] | None, typer.Option(help="With --problems, whose; repeatable. Default: apr, sos+ and sos.")
+    ] = None,
+    repeats: Repeats = 5,
+    json: Json = None,
+    settings: Settings = None,
+) -> None:
+    """Demonstrations on all cores against one core; with --problems, how good and how long they are."""
+    from apr_jax.bench.demonstrators import contest, rate
+    from apr_jax.config import load
+    from apr_jax.data.build import USUAL, check_methods
+    from apr_jax.report.terminal_tables import print_demonstrations
+
+    if problems:
+        experiment = load(config, settings)
+        methods = method or USUAL
+        check_methods(experiment, methods)
+        rates = rate(experiment, methods, problems)
+        print_demonstrations(rates)
+        if json:
+            write_text(json, dumps(rates, indent=2) + "\n")
+        return
+    with contest(load(config, settings)) as contestants:
+        _bench("solver", contestants, repeats, json)
+
+
+def _bench(part: str, contestants: Sequence[Contestant], repeats: int, json: Path | None) -> None:
+    _keep([measured(part, contestants, repeats)], json)
+
+
+def _keep(parts: Iterable[Result], json: Path | None) -> None:
+    """Writes what is measured after every part, so that a stopped bench leaves what it has."""
+    results = []
+    for result in parts:
+        results.append(result)
+        if json:
+            write(results, json)

@@ -1,0 +1,1 @@
+"""The key/value cache of decoding, for any device and for TPU."""

@@ -1,0 +1,1 @@
+"""What a person looks at: charts, the thread viewer, the pages."""

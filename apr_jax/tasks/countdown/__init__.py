@@ -1,0 +1,1 @@
+"""Countdown: combine all given numbers with + - * / to hit a target."""

@@ -1,0 +1,139 @@
+"""A model as a folder that Hugging Face's `AutoModelForCausalLM` and `AutoTokenizer` load.
+
+    FOLDER/config.json, model.safetensors            the network, see `model/hf.py`
+           tokenizer.json, tokenizer_config.json     the tokenizer: the same ids as ours for every text
+           special_tokens_map.json                   its control pieces
+           tokenizer.model                           the tokenizer as SentencePiece has it
+           generation_config.json                    where a thread's text ends: <eos>, and </spawn>
+           apr_export.json                           names of the files above
+
+The last file says that the folder is an export, so that the next one may replace it. What stands in any other folder stays, and
+nothing is written beside it: another model's tokenizer would be taken for this one's.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from apr_jax.errors import UsageError, UserError
+from apr_jax.io.disk_errors import disk_errors
+from apr_jax.io.storage import write_text
+from apr_jax.model.hf import CONFIG, WEIGHTS, save_llama
+from apr_jax.text.tokenizer import BOS, CONTROL_PIECES, END_SPAWN, EOS, PAD, UNK, Tokenizer
+from apr_jax.train.checkpoint.restored import Restored
+
+_LIST = "apr_export.json"
+_SPACE = "\u2581"  # SentencePiece's space; `tokenizers` has texts as they are.
+
+
+def check_folder(folder: Path) -> None:
+    """Raises UsageError if the folder holds anything that no export wrote."""
+    if folder.is_file():
+        raise UsageError(f"{folder}: is a file; must be a new or empty folder, or one that `apr export` wrote")
+    if not folder.is_dir():
+        return
+    foreign = sorted(entry.name for entry in folder.iterdir() if entry.name not in _listed(folder))
+    if foreign:
+        raise UsageError(
+            f"{folder}: holds {foreign[0]}, which `apr export` did not write; "
+            "must be a new or empty folder, or one that it wrote"
+        )
+
+
+def export(restored: Restored, folder: Path) -> None:
+    """Writes the files; the folder is made if it is not there, and an earlier export in it is replaced.
+
+    Raises:
+      UsageError: the folder holds something else.
+      UserError: it can't be written.
+    """
+    check_folder(folder)
+    texts = {name: json.dumps(values, indent=2) + "\n" for name, values in tokenizer_files(restored.tokenizer).items()}
+    names = [CONFIG, WEIGHTS, "tokenizer.model", *texts]
+    with disk_errors(folder):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            old = _listed(folder)
+            # First, so that what an interrupted export leaves is known as one.
+            write_text(folder / _LIST, json.dumps({"files": names}, indent=2) + "\n")
+            for name in old - {_LIST}:
+                (folder / name).unlink(missing_ok=True)
+            for name, text in texts.items():
+                write_text(folder / name, text)
+            (folder / "tokenizer.model").write_bytes(restored.tokenizer.to_bytes())
+        except OSError as error:
+            raise UserError(f"cannot write to {folder}: {error}") from error
+        save_llama(restored.params, restored.config.model, folder)
+
+
+def _listed(folder: Path) -> set[str]:
+    """Names of the files of an export that is there, its own list among them; none if the folder is no export."""
+    try:
+        return {_LIST, *json.loads((folder / _LIST).read_text(encoding="utf-8"))["files"]}
+    except (OSError, ValueError, KeyError, TypeError):
+        return set()
+
+
+def tokenizer_files(tokenizer: Tokenizer) -> dict[str, Any]:
+    """The JSON files that a tokenizer of Hugging Face consists of, by name."""
+    special = {"bos_token": BOS, "eos_token": EOS, "unk_token": UNK, "pad_token": PAD}
+    named = {name: CONTROL_PIECES[token] for name, token in special.items()}
+    further = [piece for token, piece in enumerate(CONTROL_PIECES) if token not in special.values()]
+    return {
+        "tokenizer.json": _tokenizer_json(tokenizer),
+        "special_tokens_map.json": named | {"additional_special_tokens": further},
+        "tokenizer_config.json": {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            **named,
+            "additional_special_tokens": further,
+            # A text that spells "<spawn>" is seven characters, as it is here.
+            "split_special_tokens": True,
+            "clean_up_tokenization_spaces": False,
+        },
+        "generation_config.json": {
+            "bos_token_id": BOS,
+            "eos_token_id": [EOS, END_SPAWN],
+            "pad_token_id": PAD,
+        },
+    }
+
+
+def _tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any]:
+    """The tokenizer in the format of the library `tokenizers`: pieces of one character, and the longest phrase first."""
+    texts = [piece.replace(_SPACE, " ") for piece in tokenizer.pieces]
+    phrases = [token for token, text in enumerate(texts) if token >= len(CONTROL_PIECES) and len(text) > 1]
+    plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+    begin = {"SpecialToken": {"id": CONTROL_PIECES[BOS], "type_id": 0}}
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [
+            {"id": token, "content": texts[token], **plain, "special": token < len(CONTROL_PIECES)}
+            for token in [*range(len(CONTROL_PIECES)), *phrases]
+        ],
+        "normalizer": None,
+        "pre_tokenizer": None,
+        "post_processor": {
+            "type": "TemplateProcessing",
+            "single": [begin, {"Sequence": {"id": "A", "type_id": 0}}],
+            "pair": [begin, {"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 0}}],
+            "special_tokens": {
+                CONTROL_PIECES[BOS]: {"id": CONTROL_PIECES[BOS], "ids": [BOS], "tokens": [CONTROL_PIECES[BOS]]}
+            },
+        },
+        "decoder": {"type": "Fuse"},
+        # Byte pair encoding without a merge leaves characters.
+        "model": {
+            "type": "BPE",
+            "dropout": None,
+            "unk_token": CONTROL_PIECES[UNK],
+            "continuing_subword_prefix": None,
+            "end_of_word_suffix": None,
+            "fuse_unk": False,
+            "byte_fallback": False,
+            "ignore_merges": False,
+            "vocab": {text: token for token, text in enumerate(texts)},
+            "merges": [],
+        },
+    }

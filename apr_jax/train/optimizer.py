@@ -1,0 +1,91 @@
+"""The optimizer of an `OptimizerConfig`: clip, AdamW or Muon, warm-up and cosine.
+
+Muon (Jordan et al. 2024) replaces the momentum of a matrix by the nearest orthogonal matrix, found by Newton-Schulz
+steps. It must see the matrices that the forward pass multiplies by: the stacked layer parameters are taken apart
+along N, and where one array holds two matrices (keys and values, gate and up) along that axis too. Heads are not
+taken apart: q is D x (H K). Its updates are scaled to the size of Adam's (0.2 sqrt(larger side), Liu et al. 2025), so
+one learning rate serves both.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import optax
+from optax.contrib import MuonDimensionNumbers, muon
+
+from apr_jax.train.config import OptimizerConfig
+from apr_jax.train.metrics.step_times import Late
+
+# Which axes of a stacked layer parameter are the rows (what a product sums over) and the columns of its matrices.
+MATRIX_AXES: dict[str, MuonDimensionNumbers] = {
+    "q": MuonDimensionNumbers((1,), (2, 3)),  # [N, D, H, K]
+    "kv": MuonDimensionNumbers((1,), (3, 4)),  # [N, D, 2, G, K]
+    "out": MuonDimensionNumbers((1, 2), (3,)),  # [N, H, K, D]
+    "gate_up": MuonDimensionNumbers((1,), (3,)),  # [N, D, 2, F]
+    "down": MuonDimensionNumbers((1,), (2,)),  # [N, F, D]
+}
+_ADAM_SIZE = 0.2  # Root mean square of a typical Adam update.
+_NEWTON_SCHULZ_STEPS = 5
+
+
+def make_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
+    """Linear warm-up that starts above zero, then a cosine down to decay x lr at the last of `steps` updates."""
+    warmup = min(config.warmup, steps - 1)
+    return optax.warmup_cosine_decay_schedule(
+        init_value=config.lr / (warmup + 1),
+        peak_value=config.lr,
+        warmup_steps=warmup,
+        decay_steps=steps,
+        end_value=config.lr * config.decay,
+    )
+
+
+def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
+    """Clip by global norm, then the update. Norm scales are never decayed; under Muon only the matrices are.
+
+    Args:
+      steps: updates of the whole run, for the schedule.
+    """
+    schedule = make_schedule(config, steps)
+    if config.name == "muon":
+        update = muon(
+            schedule,
+            ns_steps=_NEWTON_SCHULZ_STEPS,
+            weight_decay=config.weight_decay,
+            adam_b2=config.b2,
+            muon_weight_dimension_numbers=_matrix_axes,
+            consistent_rms=_ADAM_SIZE,
+        )
+    else:
+        update = optax.adamw(schedule, b2=config.b2, weight_decay=config.weight_decay, mask=_is_decayed)
+    return optax.chain(optax.clip_by_global_norm(config.clip), update)
+
+
+def clipped_updates(norms: Sequence[jax.Array], clip: float) -> Late:
+    """Share of updates whose gradient was longer than `clip`, so that its length was cut to it.
+
+    It is computed when it is read: the norms may still be under way on the device.
+
+    Args:
+      norms: of each update's gradient, before clipping.
+      clip: `OptimizerConfig.clip`.
+    """
+
+    def share() -> float:
+        clipped = [float(norm) > clip for norm in norms]
+        return sum(clipped) / len(clipped)
+
+    return Late(share)
+
+
+def _matrix_axes(params: Any) -> Any:
+    return jax.tree_util.tree_map_with_path(lambda path, _: MATRIX_AXES.get(_name(path)), params)
+
+
+def _is_decayed(params: Any) -> Any:
+    return jax.tree_util.tree_map_with_path(lambda path, _: not _name(path).endswith("norm"), params)
+
+
+def _name(path: tuple[Any, ...]) -> str:
+    return str(getattr(path[-1], "key", ""))

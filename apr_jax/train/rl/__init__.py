@@ -1,0 +1,1 @@
+"""Reinforcement learning over whole thread trees: rewards, advantages, objective, rescoring."""

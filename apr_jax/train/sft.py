@@ -1,0 +1,153 @@
+"""Supervised training: imitation of the symbolic solvers' demonstrations; validation by what the model itself answers."""
+
+import math
+import time
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from apr_jax.config import Experiment
+from apr_jax.data.build import check_built, check_files
+from apr_jax.data.pipeline import Batches, Held, sft_batches, steps_of_an_epoch
+from apr_jax.errors import UsageError
+from apr_jax.io.storage import as_path, local_copy
+from apr_jax.io.terminal import Terminal
+from apr_jax.model.transformer import init_params
+from apr_jax.tasks import load_problems
+from apr_jax.threads.keys import Domain, run_key
+from apr_jax.train.checkpoint.manager import Run
+from apr_jax.train.distributed import held_rows, merge
+from apr_jax.train.grader import Examiner, examining
+from apr_jax.train.loop import LastBatches, Stage, Stopping
+from apr_jax.train.metrics.flops import measure_ceiling
+from apr_jax.train.optimizer import clipped_updates, make_optimizer
+from apr_jax.train.session import build_mesh, read_tokenizer, train
+from apr_jax.train.state import TrainState, init_state
+from apr_jax.train.step import check_divides, make_sft_step, place_rows
+
+
+def train_sft(
+    config: Experiment, data_dir: Path, workdir: Path, method: str, progress: bool = True, profile: int | None = None
+) -> TrainState:
+    """Trains, or goes on training, the model of `config` on the demonstrations of `method`.
+
+    Args:
+      data_dir: written by `apr data build`.
+      workdir: of the run; checkpoints, metrics and config go there.
+      progress: show the bar.
+      profile: step of which a profile is written.
+
+    Raises:
+      UsageError: data of another config, devices that don't divide the rows, no such step to profile.
+      UserError: no data, a workdir of another run, a full disk, too many bad steps.
+      KeyboardInterrupt, SystemExit: interrupted; the run is saved.
+    """
+    sft = config.learn.sft
+    mesh = build_mesh(config)
+    check_divides("learn.sft.rows", sft.rows, mesh)
+    check_built(config, as_path(data_dir))
+    here = local_copy(as_path(data_dir), "data.json")
+    check_files(here)
+    tokenizer = read_tokenizer(here)
+    trainer = _Trainer(config, here, method, mesh)
+    if sft.epochs and jax.process_index() == 0:
+        Terminal(stderr=True).print(
+            f"sft: learn.sft.epochs={sft.epochs:g} of {method} are {trainer.steps:,} steps of {sft.rows} rows",
+            soft_wrap=True,
+        )
+    init = jax.jit(init_params, static_argnums=(0, 1))
+    # By way of the host: several processes then lay the same values out on the mesh of all.
+    params = jax.device_get(init(config.model, tokenizer.vocab_size, run_key(config.seed, Domain.WEIGHTS)))
+    opened: AbstractContextManager[Examiner | None] = nullcontext()
+    if sft.validate_every:
+        opened = examining(config, tokenizer, load_problems(here / "validation.jsonl")[: sft.validation], mesh)
+    with opened as examiner:
+        return train(
+            Run(config, method, "sft", tokenizer),
+            as_path(workdir),
+            init_state(params, trainer.optimizer, mesh),
+            Stage(
+                name="sft",
+                steps=trainer.steps,
+                advance=trainer.advance,
+                save_every=sft.save_every,
+                bad_steps=config.learn.bad_steps,
+                data_state=trainer.data_state,
+                batch=trainer.last_batches.of,
+                host_seconds=lambda: trainer.waited,
+                validate=examiner.validate if examiner else None,
+                sample=examiner.sample if examiner else None,
+                validates_first=False,  # Random weights answer nothing.
+                validate_every=sft.validate_every,
+            ),
+            restore_data=trainer.restore_data,
+            log_every=sft.log_every,
+            counted=("tokens",),
+            shown=("loss", "entropy", "validation_accuracy"),
+            progress=progress,
+            ceiling=measure_ceiling(mesh, config.model.dtype),
+            profile=profile,
+        )
+
+
+class _Trainer:
+    """What a supervised step needs besides the state: its optimizer, and the batches, which know where they are.
+
+    Attributes:
+      steps: of the whole run.
+      waited: seconds that the last step waited for its batch.
+    """
+
+    def __init__(self, config: Experiment, data_dir: Path, method: str, mesh: Mesh):
+        sft = config.learn.sft
+
+        def open_stream(stream: int) -> Batches:
+            rows, length = sft.rows // sft.streams, config.limits.stream
+            return sft_batches(data_dir, method, rows, length, config.seed, stream, sft.streams)
+
+        self._epoch = steps_of_an_epoch(data_dir, method, sft.rows, config.limits.stream, config.seed, sft.streams)
+        self._epochs = sft.epochs
+        self.steps = sft.steps or math.ceil(sft.epochs * self._epoch)
+        self._mesh = mesh
+        self._batches = Held(open_stream, sft.streams, sft.rows, held_rows(sft.rows, mesh))
+        self._clip = sft.optimizer.clip
+        self.optimizer = make_optimizer(sft.optimizer, self.steps)
+        self._update = make_sft_step(config.model, self.optimizer, mesh)
+        self.last_batches = LastBatches()
+        self.waited = 0.0
+
+    def advance(self, state: TrainState, step: int, stopping: Stopping) -> tuple[TrainState, dict[str, Any]]:
+        """One step."""
+        del stopping  # A step is short.
+        began = time.perf_counter()
+        rows = next(self._batches)
+        self.waited = time.perf_counter() - began
+        self.last_batches.keep(step + 1, vars(rows))
+        state, metrics = self._update(state, place_rows(rows, self._mesh))
+        clipped = clipped_updates([metrics["grad_norm"]], self._clip)
+        measured = {
+            "data_seconds": self.waited,
+            "epochs": (step + 1) / self._epoch,
+            "clipped_updates": clipped,
+        }
+        return state, metrics | measured
+
+    def data_state(self) -> dict[str, Any]:
+        """Of all streams, wherever they are read; and how long the run is, for its learning rates follow from that."""
+        return {"streams": merge(self._batches.get_state()), "epochs": self._epochs, "steps": self.steps}
+
+    def restore_data(self, saved: dict[str, Any]) -> None:
+        """Goes on from a `data_state`.
+
+        Raises:
+          UsageError: the same number of epochs were other steps when the run began.
+        """
+        if self._epochs and saved["epochs"] == self._epochs and saved["steps"] != self.steps:
+            raise UsageError(
+                f"learn.sft.epochs={self._epochs:g}: were {saved['steps']} steps when this run began, are {self.steps} now; "
+                "give the folder of the data that it began with"
+            )
+        self._batches.set_state(saved["streams"])

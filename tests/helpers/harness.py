@@ -1,0 +1,135 @@
+"""Batches for the engine and for the interpreter, and the comparison of what they record."""
+
+import collections
+import dataclasses
+import functools
+
+import jax
+import numpy as np
+
+from apr_jax.threads import (
+    NOT_FORCED,
+    Limits,
+    Prompts,
+    Schedule,
+    Status,
+    ThreadForest,
+    interpret,
+    make_prompts,
+    tree_rollout,
+)
+from apr_jax.threads import protocol as p
+from helpers import outcomes, scripted
+
+TREES = 16
+FREE = {
+    "flat": Limits(window=24, stream=40, slots=5, children=3, max_depth=1),
+    "nested": Limits(window=26, stream=44, slots=16, children=4, max_depth=3),
+    "few tokens": Limits(window=18, stream=36, slots=9, children=2, max_depth=2, max_tokens=24),
+    "short chain": Limits(window=9, stream=13, slots=9, children=3, max_depth=2, max_sequential=8),
+    "short stream": Limits(window=16, stream=18, slots=9, children=2, max_depth=2),
+    "childless": Limits(window=12, stream=14, slots=1, children=1, max_depth=0),
+}
+CONSTRAINED = {
+    f"{name}, constrained": dataclasses.replace(FREE[name], constrain=True) for name in ("nested", "few tokens")
+}
+LIMITS = FREE | CONSTRAINED
+# Fewer lanes than a spawn may have children, fewer still admitted at once, chunks that divide nothing, buckets
+# of length and of lanes.
+ODD = Schedule(lanes=3, admit=2, chunk=3, buckets=(5, 11), few=(2,))
+MANNERS = (0.0, 2.0, 5.0, 9.0)
+
+
+def prompts(seed: int, limits: Limits, trees: int = TREES) -> Prompts:
+    """Prompts of 1 to 5 tokens; every way to sample and several forced child counts in one batch."""
+    rng = np.random.default_rng(seed)
+    text = rng.integers(scripted.TEXT.start, scripted.VOCAB, (trees, 4))
+    most = limits.slots - 1 if limits.max_depth else 0
+    return make_prompts(
+        [[p.BOS, *words[: rng.integers(0, 5)].tolist()] for words in text],
+        width=5,
+        tree=(np.arange(trees) + 1000 * seed).tolist(),
+        temperature=rng.choice([1.0, 1.0, 1.4, 0.6, 0.0], trees).tolist(),
+        top_k=rng.choice([0, 0, 1, 3], trees).tolist(),
+        top_p=rng.choice([1.0, 1.0, 0.8, 0.3], trees).tolist(),
+        children=np.minimum(rng.choice([NOT_FORCED, NOT_FORCED, NOT_FORCED, 0, 1, 2, most], trees), most).tolist(),
+    )
+
+
+@functools.cache
+def engine(limits: Limits, schedule: Schedule):
+    return jax.jit(
+        functools.partial(tree_rollout, scripted.decode, scripted.init_cache, limits=limits, schedule=schedule)
+    )
+
+
+def take(forest: ThreadForest, tree: int) -> ThreadForest:
+    return jax.tree.map(lambda field: np.asarray(field[tree]), forest)
+
+
+def assert_same(left: ThreadForest, right: ThreadForest, what: str = "", bits: bool = False) -> None:
+    """Every field is the same; log-probs to 1e-5, or to the bit."""
+    for field in dataclasses.fields(left):
+        a, b = np.asarray(getattr(left, field.name)), np.asarray(getattr(right, field.name))
+        assert a.dtype == b.dtype, (what, field.name, a.dtype, b.dtype)
+        if field.name == "logprob" and not bits:
+            np.testing.assert_allclose(a, b, atol=1e-5, rtol=0, err_msg=f"{what} logprob")
+        else:
+            np.testing.assert_array_equal(a, b, err_msg=f"{what} {field.name}")
+
+
+def compare(name: str, seed: int, manners: float, schedule: Schedule = ODD) -> collections.Counter:
+    """Both implementations on one batch; returns how often each outcome and each peculiarity came up."""
+    limits = LIMITS[name]
+    batch, key, policy = prompts(seed, limits), jax.random.key(seed), scripted.policy(seed, manners)
+    forest, work = jax.device_get(engine(limits, schedule)(policy, batch, key))
+    assert work.live == forest.total_tokens.sum()
+    assert work.steps <= work.live <= work.steps * schedule.lanes
+    seen: collections.Counter = collections.Counter()
+    for number in range(TREES):
+        tree = take(forest, number)
+        expected = interpret(scripted.logits_of(policy), batch, number, key, limits)
+        assert_same(tree, expected, f"{name} seed {seed} manners {manners} tree {number}")
+        seen += outcomes.outcomes(tree, limits, int(batch.children[number]))
+        seen += peculiarities(tree, schedule)
+        if limits.constrain:
+            assert_kept_the_protocol(tree)
+    sizes = forest.total_tokens
+    seen["batches with trees of very different size"] += int(sizes.max() >= 10 * sizes.min())
+    return seen
+
+
+PECULIAR = (
+    "streams",
+    "tokens",
+    "several spawns of a thread",
+    "threads at depth 3",
+    "more children than lanes",
+    "children that end in their first token",
+    "roots that never spawn",
+    "empty messages",
+    "batches with trees of very different size",
+)
+
+
+def peculiarities(tree: ThreadForest, schedule: Schedule) -> collections.Counter:
+    used = tree.status != Status.FREE
+    child = used & (tree.depth > 0)
+    return collections.Counter(
+        {
+            "streams": int(used.sum()),
+            "tokens": int(tree.total_tokens),
+            "several spawns of a thread": len({int(parent) for parent in tree.parent[child & (tree.round > 0)]}),
+            "threads at depth 3": int((tree.depth == 3).sum()),
+            "more children than lanes": int((tree.child >= schedule.lanes).sum()),
+            "children that end in their first token": int((child & (tree.end == tree.start + 1)).sum()),
+            "roots that never spawn": int(p.SPAWN not in tree.tokens[0]),
+            "empty messages": int((child & (tree.sampled.argmax(axis=1) == 1)).sum()),
+        }
+    )
+
+
+def assert_kept_the_protocol(tree: ThreadForest) -> None:
+    """What `Limits.constrain` promises."""
+    assert not np.isin(tree.status, (Status.MALFORMED, Status.NO_ANSWER)).any(), tree.status
+    assert not tree.refusals.any(), tree.refusals

@@ -1,0 +1,83 @@
+"""Files that appear whole or not at all, errors that name them, and buckets that cannot be asked."""
+
+import errno
+import logging
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from apr_jax.errors import UserError
+from apr_jax.io.storage import as_path, require_reachable, write_bytes, write_text
+
+
+def test_a_file_is_replaced(tmp_path):
+    path = tmp_path / "a.txt"
+    for text in ("ß\n", "", "longer\n" * 1000):
+        write_text(path, text)
+        assert path.read_bytes() == text.encode()
+        assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_link_stays_a_link_and_a_pipe_a_pipe(tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "target")
+    write_text(tmp_path / "link", "text")
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "target").read_text() == "text"
+
+    os.mkfifo(pipe := tmp_path / "pipe")
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    write_text(pipe, "text")
+    assert os.read(reader, 10) == b"text" and stat.S_ISFIFO(pipe.stat().st_mode)
+    os.close(reader)
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_where_there_is_no_room_the_file_is_named_and_stays_as_it_was(tmp_path, monkeypatch, there):
+    """The error of a write that finds no room names no file of its own."""
+    path = tmp_path / "a.bin"
+    if there:
+        path.write_bytes(b"older")
+
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError) as error:  # noqa: PT011 - which one is asked below.
+        write_bytes(path, b"newer")
+    assert (error.value.errno, error.value.filename) == (errno.ENOSPC, str(path))
+    assert [(found, found.read_bytes()) for found in tmp_path.iterdir()] == ([(path, b"older")] if there else [])
+
+
+def test_a_folder_that_is_missing_or_in_the_way_is_named(tmp_path):
+    (tmp_path / "folder").mkdir()
+    for path, kind in ((tmp_path / "no" / "a", FileNotFoundError), (tmp_path / "folder", IsADirectoryError)):
+        with pytest.raises(kind) as error:
+            write_text(path, "text")
+        assert error.value.filename == str(path)
+    assert [found.name for found in tmp_path.rglob("*")] == ["folder"]
+
+
+class Unreachable:
+    """A bucket as gcsfs shows it without a network: whoever asks what is there gets an error, `exists` says no."""
+
+    def ls(self, path, refresh):
+        assert path == "bucket/run" and refresh
+        raise ConnectionError("Cannot connect to host storage.googleapis.com:443")
+
+
+def test_a_bucket_that_cannot_be_asked_is_not_said_to_be_empty(monkeypatch):
+    pytest.importorskip("gcsfs")
+    fsspec = pytest.importorskip("fsspec")
+    path = as_path("gs://bucket/run")
+    monkeypatch.setattr(fsspec, "filesystem", lambda scheme: Unreachable())
+    with pytest.raises(UserError, match="gs://bucket/run: ConnectionError: Cannot connect to host"):
+        require_reachable(path)
+
+    def empty(self, path, refresh):
+        raise FileNotFoundError(path)
+
+    monkeypatch.setattr(Unreachable, "ls", empty)
+    require_reachable(path)
+    require_reachable(Path("here"))
+    assert not logging.getLogger("gcsfs").isEnabledFor(logging.ERROR), "its pages are not shown"

@@ -1,0 +1,68 @@
+"""The four programs of a tiny run compile for this machine, and their loops have the names that the plan counts by."""
+
+import dataclasses
+import re
+
+import pytest
+
+from apr_jax.errors import UsageError
+from apr_jax.plan.count import Counter
+from apr_jax.plan.hlo import parse
+from apr_jax.plan.measure_cpu import measure
+from apr_jax.plan.programs import STAGES, Forests, lower
+from apr_jax.train.grader import rollout_batch
+from apr_jax.train.session import build_mesh
+
+
+@pytest.fixture
+def tiny(config):
+    schedule = dataclasses.replace(config.schedule, buckets=(16, 32))
+    return dataclasses.replace(config, schedule=schedule)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_every_stage_compiles_and_its_open_loops_are_known(tiny, stage):
+    computations, entry = parse(lower(stage, tiny, build_mesh(tiny)).compile().as_text())
+    asked = []
+    work = Counter(computations, lambda source: asked.append(source) or 1.0).of(entry)
+    assert work.bytes > 0
+    if stage == "rollout":
+        scopes = {
+            match.group(1) for source in asked if (match := re.search(r"((?:decode|prefill)_\d+|admit)/while$", source))
+        }
+        assert scopes == {"admit"} | {f"{kind}_{bound}" for kind in ("decode", "prefill") for bound in (16, 32, 64)}
+    elif stage in ("replay", "update"):
+        assert any(re.fullmatch(r"jit\(\w+\)/while", source) for source in asked)
+
+
+def test_devices_beyond_the_rows_share_rows(tiny):
+    shared = dataclasses.replace(tiny, mesh=dataclasses.replace(tiny.mesh, data=0, tensor=0))
+    assert dict(build_mesh(shared).shape) == {"data": 2, "fsdp": 1, "tensor": 4}  # 8 devices, 2 rows.
+    with pytest.raises(UsageError, match=r"learn.sft.rows=2: must be a multiple of the 8 shards"):
+        lower(
+            "supervised",
+            shared,
+            build_mesh(dataclasses.replace(shared, mesh=dataclasses.replace(tiny.mesh, data=8))),
+        )
+
+
+def test_a_rollout_has_the_same_number_of_trees_on_every_shard(tiny):
+    for data, batch in ((1, 4), (4, 4), (8, 8)):
+        mesh = build_mesh(dataclasses.replace(tiny, mesh=dataclasses.replace(tiny.mesh, data=data)))
+        assert rollout_batch(tiny, mesh) == batch
+
+
+def test_forests_are_shares_of_the_window(config):
+    assert Forests.of(config) == Forests(tokens=16_720 / 4_096 * 64, threads=5, chain=64)
+
+
+def test_the_prediction_for_this_machine(tiny):
+    found = measure(tiny)
+    assert found.devices == 2 and found.seconds > 0 and found.predicted == max(found.compute, found.memory)
+    rows, length, model = tiny.learn.sft.rows, tiny.limits.stream, tiny.model
+    attention = model.width * model.head_size * 2 * (model.heads + model.kv_heads)
+    dense = 6 * rows * length * (model.layers * (attention + 3 * model.width * model.mlp) + model.width * 64)
+    seen = (
+        rows * model.heads * 3 * 48 * 48 * model.head_size
+    )  # Rows of 96 are two blocks: three pairs of them are seen.
+    assert found.flops == pytest.approx(dense + 2 * (2 + 5) * seen, rel=0.03)

@@ -1,0 +1,59 @@
+"""A tree in the terminal: all of it, at any width."""
+
+import io
+
+import pytest
+from helpers import trees
+from rich.console import Console
+
+from apr_jax.evaluate.trace import to_trace
+from apr_jax.io.terminal import Terminal
+from apr_jax.report.solve import show_tree
+from apr_jax.tasks import Countdown, Problem
+from apr_jax.tasks.countdown.config import CountdownConfig, SolverConfig
+from apr_jax.text.tokenizer import Tokenizer
+
+NUMBERS, TARGET = (84, 19, 96, 2), 55
+
+
+@pytest.fixture
+def tree():
+    """A demonstration that spawns many threads, as a forest and as a trace."""
+    beams = {"parent_beam": 22, "parent_beam_low": 22, "child_beam": 22, "max_children": 22}
+    task = Countdown(
+        CountdownConfig(low=1, high=99), SolverConfig(promising=1.0, shuffle=False, condition=0.0, **beams)
+    )
+    problem = Problem("test-0", NUMBERS, TARGET)
+    demonstration = task.demonstration(problem, "apr", seed=0)
+    tokenizer = Tokenizer.train(["0123456789+-*/=,:;|!"])
+    forest = trees.to_forest(demonstration, tokenizer)
+    return forest, to_trace(forest, 0, problem, 0, demonstration.answer, task, tokenizer)
+
+
+@pytest.mark.parametrize("width", [60, 80, 160])
+def test_every_thread_is_shown_and_texts_have_most_of_the_room(width, tree):
+    forest, trace = tree
+    console = Console(file=io.StringIO(), width=width)
+    show_tree(forest, trace, console)
+    lines = console.file.getvalue().splitlines()
+    assert max(map(len, lines)) <= width
+    assert sum(line.startswith("└ ") for line in lines) == trace["children"] > 15
+    columns = [line.split("│") for line in lines if line.count("│") == 2]
+    for slot, thread in enumerate(trace["threads"]):
+        rows = [at for at, column in enumerate(columns) if column[0].strip() not in ("", "thread")] + [len(columns)]
+        assert "".join(column[2].strip() for column in columns[rows[slot] : rows[slot + 1]]) == thread["text"]
+    assert len(columns[1][2]) > width / 2
+    assert ("✓ " + ", ".join(trace["solution"]))[:width] in lines
+
+
+def test_what_a_model_writes_cannot_move_the_cursor(tree):
+    """Its tokenizer may hold any character, and so may the answer, and what the verifier says of it."""
+    forest, trace = tree
+    hostile = "\x1b]0;owned\x07\x9b2J\r\u202e"
+    trace["threads"][1]["spans"].append(["sampled", hostile])
+    trace |= {"correct": False, "solution": [f"1+1=2{hostile}"], "reason": f"not {hostile}"}
+    console = Terminal(file=io.StringIO(), width=400, force_terminal=True, color_system=None)
+    show_tree(forest, trace, console)
+    said = console.file.getvalue()
+    assert not {"\x1b", "\x07", "\x9b", "\r", "\u202e"} & set(said)
+    assert said.count("␛]0;owned␇\\x9b2J␍\\u202e") == 3

@@ -1,0 +1,91 @@
+"""The compact text form, read back by a parser that shares no code with the renderer."""
+
+import re
+
+import pytest
+
+from apr_jax.tasks import METHODS, PARALLEL, Countdown, CountdownConfig, SolverConfig, draw
+from apr_jax.tasks.countdown.solvers import successors
+
+MINI = CountdownConfig()
+GROUP = re.compile(r"(\d+),(\d+)(:\d+(?:,\d+)*)?((?:\|[+\-*/]\d+(?:[+\-*/]\d*)*!?)+)")
+SUCCESSOR = re.compile(r"\|([+\-*/])(\d+)([^|]*)")
+
+
+def combine(a, op, b):
+    return {"+": a + b, "-": a - b, "*": a * b, "/": a // b if b and a % b == 0 else None}[op]
+
+
+def check_compact(text, reach, target):
+    """Every group follows exactly from a state written before; `reach` collects these. Returns whether it hit."""
+    hit, state = False, None
+    for piece in text.split(";"):
+        assert not hit, "nothing may follow the goal"
+        if match := re.match(r">(\d+(?:,\d+)+)|=(\d+)", piece):
+            queued = match[1] and tuple(map(int, match[1].split(",")))
+            state = queued or next(s for s in reach if s[0] == int(match[2]))
+            assert state in reach
+            hit = check_tests(piece[match.end() :], state, target)
+            continue
+        match = GROUP.fullmatch(piece)
+        assert match, piece
+        a, b, rest = int(match[1]), int(match[2]), tuple(map(int, (match[3] or ":")[1:].split(",")))
+        assert any(sorted((a, b, *rest)) == sorted(state) for state in reach)
+        for op, result, tests in SUCCESSOR.findall(match[4]):
+            assert not hit and combine(*((a, op, b) if op in "+*" else (max(a, b), op, min(a, b)))) == int(result)
+            reach.add((int(result), *rest))
+            hit = check_tests(tests, (int(result), *rest), target)
+    return hit
+
+
+def check_tests(text, state, target):
+    """The tests of a state of two numbers, up to the hit. Returns whether there is one."""
+    if len(state) > 2:
+        assert not text
+        return False
+    expected = ""
+    for step, _ in successors(state):
+        expected += step.op + (str(step.result) if step.result < 10 ** len(str(target)) else "")
+        if step.result == target:
+            expected += "!"
+            break
+    # The trace of a queue writes two numbers down first, and tries them out when it takes them from the queue.
+    assert text in (expected, "")
+    return text.endswith("!")
+
+
+def message_state(message, target):
+    """The state that a child's message stands for."""
+    expression, _, goal = message.rpartition(";")[2].partition(":")
+    assert int(goal) == target
+    step, *rest = expression.split(",")
+    a, op, b = re.fullmatch(r"(\d+)([+\-*/])(\d+)", step).groups()
+    return (combine(int(a), op, int(b)), *map(int, rest))
+
+
+def check_thread(thread, reach, target):
+    """A thread and all below it; returns the number of threads."""
+    threads, hit, answers = 1, False, []
+    for part in thread.body:
+        assert not any(answers), "nothing may follow an answer"
+        if isinstance(part, str):
+            hit = check_compact(part, reach, target)
+            continue
+        for child in part.children:
+            state = message_state(child.prompt, target)
+            threads += check_thread(child, {state}, target)
+            answers.append(child.answer)
+    assert bool(thread.answer) == (hit or any(answers))
+    assert not any(answers) or thread.answer == next(filter(None, answers))
+    return threads
+
+
+@pytest.mark.parametrize("shuffle", [False, True])
+@pytest.mark.parametrize("method", METHODS)
+def test_traces_are_exact(method, shuffle):
+    task = Countdown(MINI, SolverConfig(shuffle=shuffle, max_children=60))
+    threads = 0
+    for seed in range(150):
+        problem = draw(MINI, seed)
+        threads += check_thread(task.demonstration(problem, method, seed), {problem.numbers}, problem.target)
+    assert (threads > 250) == (method in PARALLEL)

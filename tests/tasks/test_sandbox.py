@@ -1,0 +1,390 @@
+"""The box around a verifier: what raises, hangs, dies or attacks costs one answer, of which nothing is then known."""
+
+import errno
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from apr_jax.errors import UserError
+from apr_jax.tasks import (
+    BoxedVerifier,
+    Countdown,
+    CountdownConfig,
+    Failure,
+    HiddenDigit,
+    Problem,
+    SolverConfig,
+    Verdict,
+    sandbox,
+)
+
+RIGHT = Verdict(("1",), claimed=True, correct=True)
+PROBLEM = Problem("p", (1, 2), 3)
+
+
+class Hostile:
+    """What runs a program where it is unpickled."""
+
+    def __reduce__(self):
+        return os.system, (f"touch {Moody.proof}",)
+
+
+class Moody(HiddenDigit):
+    """Does what the answer says.
+
+    Args:
+      proof: file by which an attack shows that it worked.
+    """
+
+    proof = ""
+
+    def __init__(self, proof=""):
+        Moody.proof = proof
+
+    def settings(self):
+        return {"proof": Moody.proof}
+
+    def verify(self, problem, answer):
+        if answer == "hostile verdict":
+            return Hostile()
+        if answer == "hostile field":
+            return Verdict((Hostile(),), claimed=True, correct=True)
+        if answer.startswith("send "):
+            _send(answer.removeprefix("send ").encode())
+        if answer == "flood":
+            _send(b"x" * (sandbox._MOST_BYTES + 1))
+        if answer == "nest":
+            _send(b"[" * 100_000 + b"\n")
+        if answer == "write a file":
+            Path(f"{Moody.proof}.written").write_text("x")
+        if answer == "take memory":
+            return RIGHT if bytearray(8 << 30) else None
+        if answer == "show the surroundings":
+            open_files = sorted(int(name) for name in os.listdir("/proc/self/fd") if _is_open(int(name)))
+            return Verdict((*os.environ, os.getcwd()), bool(open_files[4:]), correct=os.getsid(0) == os.getpid())
+        if answer == "start a process":
+            subprocess.Popen(["sleep", "600"])
+            time.sleep(60)
+        if answer == "raise":
+            raise ValueError("no\nidea")
+        if answer == "exit":
+            raise SystemExit(3)
+        if answer == "die":
+            os._exit(1)
+        if answer == "sleep":
+            time.sleep(60)
+        if answer == "hold the lock":
+            re.match(r"(a+)+$", "a" * 60 + "b")  # Backtracks for ages in C and lets no other thread run meanwhile.
+        if answer == "nothing":
+            return None
+        return RIGHT
+
+
+def _send(line):
+    """Writes to the pipe behind the box's back, as code of an answer may."""
+    for descriptor in map(int, os.listdir("/proc/self/fd")):
+        if descriptor > 2 and _is_open(descriptor):
+            channel = socket.socket(fileno=descriptor)
+            channel.sendall(line)
+            channel.detach()
+
+
+def _is_open(descriptor):
+    """Whether it still is: the listing of a folder opens one more."""
+    try:
+        os.fstat(descriptor)
+    except OSError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize(
+    ("answer", "failure"),
+    [
+        ("raise", Failure.RAISED),
+        ("exit", Failure.RAISED),
+        ("die", Failure.RAISED),
+        ("nothing", Failure.RAISED),
+        ("sleep", Failure.TIMED_OUT),
+        ("hold the lock", Failure.TIMED_OUT),
+    ],
+)
+def test_one_answer_is_lost_and_the_others_are_not(answer, failure, capfd):
+    with BoxedVerifier(Moody(), time_limit=0.5) as box:
+        pairs = [(PROBLEM, text) for text in ("fine", answer, "fine", answer)]
+        assert box.verify(pairs) == [RIGHT, failure, RIGHT, failure]
+        assert box.verify(pairs[:1]) == [RIGHT]
+    said = capfd.readouterr().err.splitlines()
+    assert len(said) == 1 and said[0].startswith("verifier: ") and "problem p; it is not counted" in said[0]
+    if answer == "raise":
+        assert "raised ValueError: no idea on" in said[0]
+
+
+def test_the_same_verdicts_as_without_a_box():
+    task = Countdown(CountdownConfig(3, 1, 9, 1, 30), SolverConfig())
+    problem = Problem("p", (2, 3, 4), 20)
+    answers = ["2+3=5,5*4=20", "2+3=5,5*4=21", "", "x", "__import__('os').abort()", "9**9**9**9"]
+    with BoxedVerifier(task, time_limit=5.0) as box:
+        got = box.verify([(problem, answer) for answer in answers])
+    assert got == [task.verify(problem, answer) for answer in answers]
+    assert [verdict.correct for verdict in got] == [True] + [False] * 5
+
+
+def test_signals_to_the_group_and_a_process_that_someone_killed_cost_nothing():
+    with BoxedVerifier(Moody(), time_limit=5.0) as box:
+        assert box.verify([(PROBLEM, "fine")]) == [RIGHT]
+        for number in (signal.SIGINT, signal.SIGTERM):
+            os.kill(box._process.pid, number)
+        assert box.verify([(PROBLEM, "fine")]) == [RIGHT]
+        first = box._process
+        first.kill()
+        first.wait()
+        assert box.verify([(PROBLEM, "fine")]) == [RIGHT]
+        second = box._process
+    assert second.poll() is not None, "no process is left behind"
+
+
+def test_a_signal_to_the_group_of_this_process_never_reaches_the_box():
+    with BoxedVerifier(Moody(), time_limit=5.0) as box:
+        assert os.getpgid(box._process.pid) != os.getpgid(0)
+
+
+def test_slow_answers_are_unknown_and_cost_no_other_answer():
+    """As long as the caller has a use for the others, all of them get their verdict."""
+    pairs = [(PROBLEM, "sleep" if number % 40 == 7 else "fine") for number in range(160)]
+    with BoxedVerifier(Moody(), time_limit=0.3) as box:
+        outcomes = box.verify(pairs, most_unknown=16)
+    assert outcomes == [Failure.TIMED_OUT if answer == "sleep" else RIGHT for _, answer in pairs]
+
+
+@pytest.mark.parametrize(
+    ("answer", "failure", "why"), [("sleep", Failure.TIMED_OUT, "took more"), ("die", Failure.RAISED, "ended its")]
+)
+def test_a_verifier_that_fails_on_everything_costs_no_more_answers_than_the_caller_can_spare(
+    answer, failure, why, capfd
+):
+    """However large the batch is; the next batch gets as many again."""
+    with BoxedVerifier(Moody(), time_limit=0.3) as box:
+        for _ in range(2):
+            outcomes = box.verify([(PROBLEM, "fine"), *[(PROBLEM, answer)] * 999], most_unknown=1)
+            assert outcomes == [RIGHT, *[failure] * 2, *[Failure.UNVERIFIED] * 997]
+    first, rest = capfd.readouterr().err.splitlines()
+    assert first.startswith(f"verifier: {why}")
+    assert rest == "verifier: 2 answers of a batch have no verdict; its other 997 are not verified"
+
+
+def test_a_line_too_many_that_comes_late_costs_no_other_answer(monkeypatch):
+    """The process may be asked the next answer before its line too many is there."""
+    with BoxedVerifier(Moody(), time_limit=5.0) as box:
+        assert box.verify([(PROBLEM, "fine")]) == [RIGHT]
+        ask, late = box._ask, [{"number": 1, "error": "late"}]
+        monkeypatch.setattr(box, "_ask", lambda *request: late.pop() if late else ask(*request))
+        assert box.verify([(PROBLEM, "fine"), (PROBLEM, "fine")]) == [RIGHT, RIGHT]
+        assert not late
+
+
+ATTACKS = (
+    "hostile verdict",
+    "hostile field",
+    "send cposix\nsystem\n(Vtouch PROOF\ntR.\n",
+    'send {"number": NUMBER, "solution": null, "claimed": true, "correct": 1, "reason": ""}\n',
+    'send {"number": 99, "solution": null, "claimed": true, "correct": true, "reason": ""}\n',
+    'send {"number": NUMBER, "error": "\\u001b]0;title"}\n',
+    "flood",
+    "nest",
+    "take memory",
+    "write a file",
+)
+
+
+def test_what_an_answer_sends_back_in_place_of_a_verdict_does_nothing_here(tmp_path, capfd, monkeypatch):
+    """Nothing is unpickled, and a forged line is no verdict of the next answer either."""
+    proof = tmp_path / "proof"
+    with BoxedVerifier(Moody(str(proof)), time_limit=5.0) as box:
+        for attack in ATTACKS:
+            answer = attack.replace("PROOF", str(proof)).replace("NUMBER", str(box._asked + 1))
+            monkeypatch.setattr(box, "_told", set())
+            assert box.verify([(PROBLEM, answer)]) == [Failure.RAISED], attack
+            assert box.verify([(PROBLEM, "fine")]) == [RIGHT], attack
+    assert not proof.exists()
+    assert (tmp_path / "proof.written").stat().st_size == 0
+    lines = capfd.readouterr().err.splitlines()
+    assert len(lines) == len(ATTACKS), "one line each"
+    assert all(line.startswith("verifier: ") and line.isprintable() and len(line) < 300 for line in lines)
+
+
+VERDICT = {"number": 7, "solution": ["1", "2"], "claimed": True, "correct": False, "reason": "why"}
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"number": 8},
+        {"number": 7.0},
+        {"solution": "1"},
+        {"solution": [1]},
+        {"solution": [["1"]]},
+        {"claimed": None},
+        {"correct": 1},
+        {"correct": "true"},
+        {"reason": None},
+        {"more": 1},
+    ],
+    ids=str,
+)
+def test_a_field_of_another_type_is_no_verdict(wrong):
+    assert sandbox._parse_verdict(VERDICT, 7) == Verdict(("1", "2"), claimed=True, correct=False, reason="why")
+    with pytest.raises(ValueError, match="other fields|another answer|is no list|neither true nor false|is no text"):
+        sandbox._parse_verdict(VERDICT | wrong, 7)
+
+
+@pytest.mark.parametrize("reply", [None, [], "right", True, {}, {"number": 7}], ids=str)
+def test_what_has_other_fields_is_no_verdict(reply):
+    with pytest.raises(ValueError, match="other fields"):
+        sandbox._parse_verdict(reply, 7)
+
+
+def test_the_process_gets_no_secrets_no_files_and_no_terminal(tmp_path, monkeypatch):
+    monkeypatch.setenv("API_KEY", "secret")
+    with (tmp_path / "open").open("w") as file:
+        os.set_inheritable(file.fileno(), True)
+        with BoxedVerifier(Moody(), time_limit=5.0) as box:
+            (found,) = box.verify([(PROBLEM, "show the surroundings")])
+    *variables, folder = found.solution
+    assert set(variables) <= {"LD_LIBRARY_PATH", "LC_CTYPE"}  # Python sets the latter itself.
+    assert folder == "/" and found.correct, "its session is its own"
+    assert not found.claimed, "it has no open file but input, output, errors and the pipe"
+
+
+def test_what_an_answer_started_ends_with_its_process():
+    """Linux bounds the processes of everyone but root."""
+    with BoxedVerifier(Moody(), time_limit=0.5) as box:
+        box.verify([(PROBLEM, "fine")])
+        group = box._process.pid
+        assert box.verify([(PROBLEM, "start a process")])[0] in (Failure.TIMED_OUT, Failure.RAISED)
+    deadline = time.monotonic() + 5
+    while _lives(group) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not _lives(group)
+
+
+def _lives(group):
+    """Whether a process of the group runs; one that has ended may wait for init to take note."""
+    for entry in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, _, its_group = entry.read_text().rpartition(")")[2].split()[:3]
+        except OSError:
+            continue
+        if int(its_group) == group and state != "Z":
+            return True
+    return False
+
+
+def test_the_process_ends_when_this_one_is_killed():
+    """Even amid an answer that hangs in C code and holds the interpreter's lock."""
+    program = (
+        "import sys; sys.path.insert(0, sys.argv[1])\n"
+        "from test_sandbox import *\n"
+        "box = BoxedVerifier(Moody(), time_limit=0.2)\n"
+        "box.verify([(PROBLEM, 'fine')])\n"
+        "print(box._process.pid, flush=True)\n"
+        "box._limit = 60.0\n"
+        "box.verify([(PROBLEM, 'hold the lock')])"
+    )
+    command = [sys.executable, "-c", program, str(Path(__file__).parent)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        child = int(process.stdout.readline())
+        time.sleep(0.3)
+        process.kill()
+    deadline = time.monotonic() + 20
+    while _lives(child) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not _lives(child)
+
+
+def test_files_of_the_current_folder_hide_nothing_of_the_standard_library(tmp_path, monkeypatch):
+    for name in ("random", "signal", "socket", "json"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('this is no standard library')")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", ["", *sys.path])
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with BoxedVerifier(Moody(), time_limit=5.0) as box:
+        assert box.verify([(PROBLEM, "fine")]) == [RIGHT]
+
+
+def test_what_keeps_the_process_from_starting_is_said(monkeypatch, capfd):
+    class Hidden(HiddenDigit):
+        """A class that no import finds; pickled by its name, as one of the script that is run would be."""
+
+    monkeypatch.setitem(globals(), "Hidden", Hidden)
+    Hidden.__qualname__ = "Hidden"
+    name = f"{Hidden.__module__}.Hidden"
+    with BoxedVerifier(Hidden(), time_limit=5.0) as box:
+        told = (
+            rf"verifier: its process cannot make the task {name} \(AttributeError: .*Hidden.*\); its class must be in a"
+        )
+        with pytest.raises(UserError, match=told):
+            box.verify([(PROBLEM, "fine")])
+    with BoxedVerifier(Moody(), time_limit=5.0) as box:
+        box._process.kill()
+        with pytest.raises(UserError, match=r"cannot make the task \S*Moody \(the process ended\)"):
+            box.verify([(PROBLEM, "fine")])
+    monkeypatch.setattr(sandbox, "_START_LIMIT", 0.001)
+    told = r"not ready after 0.001 s: the import of \S*Moody hangs, or the machine is too busy"
+    with BoxedVerifier(Moody(), time_limit=5.0) as box, pytest.raises(UserError, match=told):
+        box.verify([(PROBLEM, "fine")])
+    assert capfd.readouterr().err == "", "no traceback of the process either"
+
+
+def _refuse(*args, **options):
+    raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "told"),
+    [
+        (
+            "_START_LIMIT",
+            0.001,
+            r"its process was not ready after 0.001 s: the import of \S*Moody hangs, or the machine",
+        ),
+        ("subprocess.Popen", _refuse, r"its process cannot be started \(Cannot allocate memory\): free memory,"),
+    ],
+)
+def test_a_process_that_cannot_be_started_again_costs_the_rest_of_a_batch(field, value, told, capfd, monkeypatch):
+    """A run of days must not end because the machine was busy for a minute; only the first start may end it."""
+    with BoxedVerifier(Moody(), time_limit=5.0) as box:
+        assert box.verify([(PROBLEM, "fine")]) == [RIGHT]
+        capfd.readouterr()
+        for _ in range(2):
+            with monkeypatch.context() as patch:
+                patch.setattr(f"apr_jax.tasks.sandbox.{field}", value)
+                patch.setattr(sandbox, "_START_PAUSE", 0.0)
+                pairs = [(PROBLEM, text) for text in ("fine", "die", "fine", "fine")]
+                assert box.verify(pairs) == [RIGHT, Failure.RAISED, Failure.UNVERIFIED, Failure.UNVERIFIED]
+            assert box.verify([(PROBLEM, "fine")]) == [RIGHT], "the next batch has a process again"
+        said = capfd.readouterr().err.splitlines()
+        assert len(said) == 2, "each kind once"
+        assert re.fullmatch(rf"verifier: {told}.*; 2 answers of a batch are not verified", said[1])
+    monkeypatch.setattr(f"apr_jax.tasks.sandbox.{field}", value)
+    with (
+        BoxedVerifier(Moody(), time_limit=5.0) as box,
+        pytest.raises(UserError, match=rf"verifier: {told}.*; mend that, and start the same command again"),
+    ):
+        box.verify([(PROBLEM, "fine")])
+
+
+def test_the_box_is_quick():
+    """A verifier does some 2,000 answers a second: the way into the box and back must not show beside it."""
+    with BoxedVerifier(Moody(), time_limit=5.0) as box:
+        box.verify([(PROBLEM, "fine")])
+        began = time.perf_counter()
+        box.verify([(PROBLEM, "fine")] * 2_000)
+        assert time.perf_counter() - began < 2.0

@@ -1,0 +1,92 @@
+"""The device engine against the reference interpreter, in every field, on good and bad streams."""
+
+import collections
+
+import jax
+import numpy as np
+import pytest
+from helpers import scripted
+from helpers.harness import (
+    CONSTRAINED,
+    LIMITS,
+    MANNERS,
+    ODD,
+    PECULIAR,
+    assert_kept_the_protocol,
+    compare,
+    engine,
+    prompts,
+)
+from helpers.outcomes import CASES, NOT_MADE, PAGE
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from apr_jax.threads import Schedule, Status
+
+any_policy = given(name=st.sampled_from(sorted(LIMITS)), seed=st.integers(0, 2**20), manners=st.sampled_from(MANNERS))
+
+
+@settings(max_examples=10, deadline=None, suppress_health_check=list(HealthCheck))
+@any_policy
+def test_engine_equals_reference_on_random_policies(name, seed, manners):
+    compare(name, seed, manners)
+
+
+@pytest.mark.slow
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@any_policy
+def test_engine_equals_reference_on_many_random_policies(name, seed, manners):
+    compare(name, seed, manners)
+
+
+def test_one_lane_does_all():
+    """The least schedule that there is: one lane, one thread admitted, one token a chunk."""
+    assert compare("nested", 0, 9.0, Schedule(lanes=1, admit=1, chunk=1))["streams"] > 100
+
+
+@pytest.mark.parametrize("name", CONSTRAINED)
+def test_constrained_rollouts_keep_the_protocol(name):
+    """Under policies that throw control pieces anywhere: no malformed stream, no refusal, forced counts to the number."""
+    streams = exact = 0
+    for seed in range(60):
+        batch = prompts(seed, LIMITS[name])
+        forest, _ = jax.device_get(engine(LIMITS[name], ODD)(scripted.policy(seed, 0.0), batch, jax.random.key(seed)))
+        assert_kept_the_protocol(forest)
+        ends = (batch.children >= 0) & (forest.status[:, 0] == Status.DONE)
+        made = np.sum(forest.parent == 0, axis=1)
+        np.testing.assert_array_equal(made[ends], batch.children[ends])
+        streams += int((forest.status != Status.FREE).sum())
+        exact += int((ends & (made > 0)).sum())
+    assert streams > 1_500 and exact > 10, (streams, exact)
+
+
+def all_outcomes(tokens: int, first_seed: int) -> collections.Counter:
+    """Compares batches under all limits and manners until so many tokens were sampled."""
+    seen: collections.Counter = collections.Counter()
+    seed = first_seed
+    while seen["tokens"] < tokens:
+        for name in LIMITS:
+            seen += compare(name, seed, MANNERS[seed % len(MANNERS)])
+        seed += 1
+    print(f"\n{seen['streams']:,} streams, {seen['tokens']:,} sampled tokens, all fields of all trees agree")
+    for case in (*CASES, *PECULIAR):
+        print(f"{seen[case]:>9,}  {case}")
+    return seen
+
+
+def test_every_outcome_comes_up_and_agrees():
+    seen = all_outcomes(40_000, first_seed=0)
+    assert seen["streams"] > 4_000
+    assert {case: seen[case] for case in (*CASES, *PECULIAR) if seen[case] < 3} == {}
+
+
+@pytest.mark.slow
+def test_a_million_tokens_agree():
+    seen = all_outcomes(1_000_000, first_seed=10_000)
+    assert {case: seen[case] for case in (*CASES, *PECULIAR) if seen[case] < 100} == {}
+
+
+def test_the_page_has_the_cases_of_the_test():
+    """The tables are read from the page, so their cells are the cases; what stands in its text is looked for."""
+    assert len(CASES) == len(set(CASES)) == 9 * 4 + 4 * 6 - 1 + 3 + 5 + 1
+    assert NOT_MADE in PAGE.read_text()

@@ -1,0 +1,124 @@
+"""A model in one small file: what evaluation needs comes back, and a file that is not one is named."""
+
+import dataclasses
+import json
+import os
+import stat
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from apr_jax.errors import UserError
+from apr_jax.model.hf import save_llama
+from apr_jax.model.transformer import init_params
+from apr_jax.text.tokenizer import Tokenizer
+from apr_jax.train.checkpoint.exported import keep
+from apr_jax.train.checkpoint.manager import load_checkpoint
+from apr_jax.train.checkpoint.restored import Restored
+
+
+@pytest.fixture
+def restored(config):
+    tokenizer = Tokenizer.train(["22,26:2+48-4~!"])
+    untied = dataclasses.replace(config, model=dataclasses.replace(config.model, tied=False))
+    params = jax.device_get(init_params(untied.model, tokenizer.vocab_size, jax.random.key(0)))
+    return Restored(params, untied, "apr", "rl", tokenizer, 7, "somewhere")
+
+
+def test_all_but_the_last_bits_comes_back(restored, tmp_path):
+    path = tmp_path / "new" / "apr.safetensors"
+    keep(restored, path)
+    found = load_checkpoint(path)
+    assert (found.config, found.method, found.stage, found.step) == (restored.config, "apr", "rl", 7)
+    assert found.tokenizer.to_bytes() == restored.tokenizer.to_bytes() and found.path == str(path)
+    rounded = jax.tree.map(lambda x: np.asarray(jnp.asarray(x, jnp.bfloat16), np.float32), restored.params)
+    jax.tree.map(np.testing.assert_array_equal, found.params, rounded)
+    # A file kept again is the same.
+    keep(found, tmp_path / "again.safetensors")
+    assert (tmp_path / "again.safetensors").read_bytes() == path.read_bytes()
+
+
+def test_a_file_that_is_no_model_is_named(restored, tmp_path):
+    path = tmp_path / "apr.safetensors"
+    with pytest.raises(UserError, match="apr.safetensors: no such file"):
+        load_checkpoint(path)
+    save_file({"a": np.ones(2)}, path)
+    with pytest.raises(UserError, match="apr.safetensors: is not a whole model that `apr keep` wrote"):
+        load_checkpoint(path)
+    keep(restored, path)
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(UserError, match="apr.safetensors: is not a whole model"):
+        load_checkpoint(path)
+
+
+def test_a_flipped_bit_is_told(restored, tmp_path):
+    """In a weight, where safetensors takes it for another number, and in what stands beside the weights."""
+    path = tmp_path / "apr.safetensors"
+    keep(restored, path)
+    whole = path.read_bytes()
+    step = whole.index(b'step\\": 7') + len(b'step\\": ')
+    for place in (len(whole) - 1, len(whole) - 1000, step):
+        damaged = bytearray(whole)
+        damaged[place] ^= 1
+        path.write_bytes(damaged)
+        with pytest.raises(UserError, match=r"apr\.safetensors: is damaged \(its sums are not those that were saved\)"):
+            load_checkpoint(path)
+    path.write_bytes(whole)
+    assert load_checkpoint(path).step == 7
+
+
+def test_a_file_without_sums_is_refused(restored, tmp_path):
+    path = tmp_path / "apr.safetensors"
+    keep(restored, path)
+    contents = path.read_bytes()
+    about = json.loads(json.loads(contents[8 : 8 + int.from_bytes(contents[:8], "little")])["__metadata__"]["apr_jax"])
+    del about["sums"]
+    save_file({"a": np.ones(2, jnp.bfloat16)}, path, {"apr_jax": json.dumps(about)})
+    with pytest.raises(UserError, match=r"is not a whole model that `apr keep` wrote \(KeyError\('sums'\)\)"):
+        load_checkpoint(path)
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
+def test_files_have_the_mode_of_the_umask(restored, tmp_path, umask, mode):
+    old = os.umask(umask)
+    try:
+        keep(restored, tmp_path / "apr.safetensors")
+        save_llama(restored.params, restored.config.model, tmp_path / "llama")
+    finally:
+        os.umask(old)
+    written = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert len(written) >= 3
+    assert {path.name: stat.S_IMODE(path.stat().st_mode) for path in written} == {path.name: mode for path in written}
+
+
+@pytest.mark.parametrize(
+    "path", sorted((Path(__file__).parents[3] / "experiments").rglob("*.safetensors")), ids=lambda path: path.stem
+)
+def test_models_of_the_repository_are_what_was_saved(path):
+    assert load_checkpoint(path).step >= 0
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("method", "\x1b[2Japr", r"method='\\x1b\[2Japr' must be one of sos, sos\+, apr, apr-nested"),
+        ("method", ["apr"], r"method=\['apr'\] must be one of"),
+        ("stage", "dpo", "stage='dpo' must be one of sft, rl"),
+        ("step", "\x1b]0;owned\x07", r"step='\\x1b\]0;owned\\x07' must be a whole number of at least 0"),
+        ("step", True, "step=True must be"),
+        ("step", -1, "step=-1 must be"),
+    ],
+)
+def test_metadata_that_this_library_never_writes_is_refused(restored, tmp_path, monkeypatch, field, value, message):
+    """It stands in tables and file names; a stranger's file may hold anything there, and right sums of it."""
+    path = tmp_path / "apr.safetensors"
+    with monkeypatch.context() as patch:
+        patch.setattr(Restored, "__post_init__", lambda self: None)
+        keep(dataclasses.replace(restored, **{field: value}), path)
+    with pytest.raises(UserError, match=message) as error:
+        load_checkpoint(path)
+    assert str(path) in str(error.value)

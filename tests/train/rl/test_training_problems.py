@@ -1,0 +1,76 @@
+"""What RL draws its problems from: all that the split drew, whatever became of their demonstrations."""
+
+import contextlib
+import dataclasses
+import shutil
+
+import pytest
+
+from apr_jax.data import dataset
+from apr_jax.errors import UserError
+from apr_jax.tasks import METHODS, Problem, load_problems
+from apr_jax.train.checkpoint.manager import load_checkpoint
+from apr_jax.train.rl import trainer
+from apr_jax.train.rl.trainer import TrainingProblems, train_rl
+
+STEPS = 4
+
+
+class Asked(Exception):
+    """Raised in place of a rollout."""
+
+
+@pytest.fixture
+def problems_of_rl(config, data_dir, checkpoint, tmp_path, monkeypatch):
+    """Method -> the problems that its first steps ask for; from a folder that holds no demonstration."""
+    lone = tmp_path / "data"
+    shutil.copytree(data_dir, lone, ignore=shutil.ignore_patterns("demonstrations"))
+    with pytest.raises(UserError):
+        dataset.read(lone, "apr", "train")
+    start, asked = load_checkpoint(checkpoint), []
+
+    class Examiner:
+        host_seconds, validate, sample = 0.0, None, None
+
+        def ask(self, params, problems, *others):
+            asked.append(problems)
+            raise Asked
+
+    def first_steps(run, workdir, state, stage, **others):
+        for step in range(STEPS):
+            with contextlib.suppress(Asked):
+                stage.advance(state, step, lambda: False)
+
+    def problems_of(method):
+        asked.clear()
+        restored = dataclasses.replace(start, method=method)
+        monkeypatch.setattr(trainer, "load_checkpoint", lambda path: restored)
+        monkeypatch.setattr(trainer, "examining", lambda *others: contextlib.nullcontext(Examiner()))
+        monkeypatch.setattr(trainer, "measure_ceiling", lambda *others: 1.0)
+        monkeypatch.setattr(trainer, "train", first_steps)
+        train_rl(config, lone, tmp_path / "run", checkpoint, progress=False)
+        return list(asked)
+
+    return problems_of
+
+
+def test_every_method_learns_from_the_same_problems(problems_of_rl, config, data_dir):
+    of_each = [problems_of_rl(method) for method in METHODS]
+    assert of_each == [of_each[0]] * len(METHODS)
+    written = load_problems(data_dir / "train.jsonl")
+    group, wanted = config.learn.rl.group, config.learn.rl.problems
+    for problems in of_each[0]:
+        different = problems[::group]
+        assert problems == [problem for problem in different for _ in range(group)]
+        assert set(different) <= set(written) and len(set(different)) == len(different) == wanted
+    assert len({tuple(problems) for problems in of_each[0]}) == STEPS
+
+
+def test_a_draw_is_a_function_of_seed_and_step_that_leaves_no_problem_out():
+    problems = [Problem(f"train-{k}", (k + 1, 2), 10) for k in range(30)]
+    drawn = TrainingProblems(problems)
+    assert drawn.draw(1, 2, 5) == TrainingProblems(list(problems)).draw(1, 2, 5)
+    assert len({tuple(drawn.draw(seed, step, 5)) for seed in range(3) for step in range(3)}) == 9
+    assert sorted(drawn.draw(0, 0, 30), key=problems.index) == problems
+    # More than there are: some twice.
+    assert len(drawn.draw(0, 0, 31)) == 31

@@ -1,0 +1,240 @@
+"""The loop by itself: a signal ends a run at once, wherever it comes, and the next start makes up for what was left out."""
+
+import dataclasses
+import errno
+import io
+import os
+import signal
+import sys
+
+import jax.numpy as jnp
+import pytest
+from helpers.whole_runs import repeatable
+
+from apr_jax.errors import UnknownAnswers, UserError
+from apr_jax.train import loop
+from apr_jax.train.checkpoint.manager import BEST
+from apr_jax.train.loop import Loop, Stage
+from apr_jax.train.metrics.recorder import Recorder
+from apr_jax.train.state import TrainState
+
+_STEPS = 6
+
+
+class _Disk:
+    """Checkpoints that forget nothing: step -> metrics, data, whether a validation is due."""
+
+    def __init__(self):
+        self.saved = {}
+
+    def save(self, state, metrics, data, unvalidated):
+        assert int(state.step) not in self.saved, "no step is saved twice"
+        self.saved[int(state.step)] = (metrics, data, unvalidated)
+
+    def complete(self, step, metrics):
+        self.saved[step] = (metrics, self.saved[step][1], False)
+
+    def wait(self):
+        pass
+
+
+class _Toy:
+    """Steps of a rollout and an update, validations in three parts; `done` tells what was begun. A signal comes at `hit`.
+
+    At `lost` too many answers are without a verdict.
+    """
+
+    def __init__(self, hit=None, number=signal.SIGTERM, lost=None):
+        self.hit, self.number, self.lost = hit, number, lost
+        self.done, self.busy = [], 0.0
+
+    def _begin(self, *what):
+        self.done.append(what)
+        if what == self.hit:
+            os.kill(os.getpid(), self.number)
+        if what == self.lost:
+            raise UnknownAnswers("2 of 4 answers have no verdict")
+
+    def advance(self, state, step, stopping):
+        self._begin("rollout", step + 1)
+        if stopping():
+            return state, None
+        self._begin("update", step + 1)
+        self.busy = 1.0 + step
+        return dataclasses.replace(state, step=state.step + 1), {"loss": 0.5 * step}
+
+    def validate(self, state, stopping):
+        for part in range(3):
+            if stopping():
+                return None
+            self._begin("validation", int(state.step), part)
+        self.busy = 100.0
+        return {"accuracy": int(state.step) / 10}
+
+
+def _run(toy, disk, workdir, save_every=4, progress=False):
+    """From the last step on `disk`, or from 0."""
+    workdir.mkdir(exist_ok=True)
+    start = max(disk.saved, default=0)
+    counts = [jnp.asarray(number, jnp.int32) for number in (start, 0, 0)]
+    stage = Stage(
+        name="rl",
+        steps=_STEPS,
+        advance=toy.advance,
+        save_every=save_every,
+        bad_steps=3,
+        data_state=lambda: {"price": 0.1},
+        batch=lambda step: {},
+        host_seconds=lambda: toy.busy,
+        validate=toy.validate,
+        validate_every=2,
+    )
+    unvalidated = bool(disk.saved) and disk.saved[start][2]
+    with Recorder(workdir, start, _STEPS, 1, "rl", ("trees",), (), progress) as recorder:
+        state = TrainState({"w": jnp.zeros(1)}, (), *counts)
+        return Loop(stage, state, disk, recorder, workdir, bool(disk.saved)).run(unvalidated)
+
+
+@pytest.mark.parametrize(
+    ("hit", "stopped", "unvalidated"),
+    [
+        (("update", 1), 1, False),
+        (("rollout", 2), 1, False),
+        (("update", 2), 2, True),
+        (("validation", 2, 0), 2, True),
+        (("validation", 2, 2), 2, False),
+        (("rollout", 3), 2, False),
+        (("update", 6), 6, True),
+        (("validation", 6, 1), 6, True),
+    ],
+)
+def test_a_signal_stops_at_once_and_the_next_start_makes_up_for_it(tmp_path, hit, stopped, unvalidated):
+    whole, broken = _Disk(), _Disk()
+    _run(_Toy(), whole, tmp_path / "whole")
+    toy = _Toy(hit)
+    with pytest.raises(SystemExit) as caught:
+        _run(toy, broken, tmp_path / "broken")
+    assert caught.value.code == 143
+    assert toy.done[-1] == hit, "nothing is begun after the signal"
+    assert max(broken.saved) == stopped
+    assert broken.saved[stopped][2] == unvalidated
+    lines = repeatable(tmp_path / "broken")
+    assert [line["step"] for line in lines] == list(range(stopped + 1))
+    assert ("validation_accuracy" in lines[-1]) == (stopped % 2 == 0 and not unvalidated)
+    assert int(_run(_Toy(), broken, tmp_path / "broken").step) == _STEPS
+    assert repeatable(tmp_path / "broken") == repeatable(tmp_path / "whole")
+    assert {step: broken.saved[step] for step in whole.saved} == whole.saved
+    assert [step for step, (scores, *_) in whole.saved.items() if scores] == [0, 2, 4, 6]
+
+
+class _ClosedTerminal(io.StringIO):
+    """A terminal whose window was closed at the signal: then whatever is written fails."""
+
+    def __init__(self, toy):
+        super().__init__()
+        self._toy = toy
+
+    def isatty(self):
+        return True
+
+    def write(self, text):
+        if self._toy.hit in self._toy.done:
+            raise OSError(errno.EIO, "Input/output error")
+        return super().write(text)
+
+    def flush(self):
+        self.write("")
+
+
+def test_a_terminal_that_is_closed_ends_the_run_as_sigterm_does(tmp_path, monkeypatch):
+    """SIGHUP, and nobody to write to: the step is saved all the same."""
+    toy, disk = _Toy(("update", 3), signal.SIGHUP), _Disk()
+    monkeypatch.setattr(sys, "stderr", _ClosedTerminal(toy))
+    with pytest.raises(SystemExit) as caught:
+        _run(toy, disk, tmp_path, progress=True)
+    assert caught.value.code == 129
+    assert max(disk.saved) == 3 and toy.done[-1] == ("update", 3)
+    assert [line["step"] for line in repeatable(tmp_path)] == [0, 1, 2, 3]
+
+
+def test_a_run_under_nohup_outlives_its_terminal(tmp_path):
+    old = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        toy = _Toy(("update", 3), signal.SIGHUP)
+        assert int(_run(toy, _Disk(), tmp_path).step) == _STEPS
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, old)
+
+
+@pytest.mark.parametrize("bad", [3, 4])
+def test_bad_updates_that_end_a_run_leave_its_scores_with_the_last_step(tmp_path, bad):
+    """They are found out a step late, or when the metrics are read before a save; step 4 is validated."""
+    toy, disk = _Toy(), _Disk()
+    advance = toy.advance
+
+    def spoiled(state, step, stopping):
+        state, metrics = advance(state, step, stopping)
+        return state, metrics | {"bad_in_a_row": 3 * (step + 1 == bad)}
+
+    toy.advance = spoiled
+    with pytest.raises(UserError, match=f"the last of them in step {bad}; .* saved as step 4"):
+        _run(toy, disk, tmp_path, save_every=50)
+    assert disk.saved[4] == ({BEST: 0.4}, {"price": 0.1}, False)
+
+
+def test_a_step_that_is_saved_is_not_saved_again(tmp_path):
+    """The rollout of step 3 is given up: the state is that of step 2, on disk with its scores."""
+    disk = _Disk()
+    with pytest.raises(SystemExit):
+        _run(_Toy(("rollout", 3)), disk, tmp_path)
+    assert list(disk.saved) == [0, 2]
+    assert disk.saved[2] == ({"validation_accuracy": 0.2}, {"price": 0.1}, False)
+
+
+def test_how_long_a_host_worked_at_a_step_does_not_count_its_validation(tmp_path, monkeypatch):
+    seen = []
+
+    class Pace:
+        def step(self, seconds, step):
+            seen.append(seconds)
+            return ""
+
+    monkeypatch.setattr(loop, "Pace", Pace)
+    _run(_Toy(), _Disk(), tmp_path)
+    assert seen == [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]
+
+
+@pytest.mark.parametrize(
+    ("lost", "kept", "unvalidated"),
+    [
+        (("rollout", 1), 0, False),
+        (("rollout", 2), 1, False),
+        (("validation", 2, 1), 2, True),
+        (("rollout", 4), 3, False),
+        (("validation", 6, 0), 6, True),
+    ],
+)
+def test_too_many_answers_without_a_verdict_end_the_run_and_nothing_is_lost(tmp_path, lost, kept, unvalidated):
+    whole, broken = _Disk(), _Disk()
+    _run(_Toy(), whole, tmp_path / "whole")
+    toy = _Toy(lost=lost)
+    told = (
+        rf"training: after step {kept}, 2 of 4 answers have no verdict; that step is saved; .* start the same command"
+    )
+    with pytest.raises(UserError, match=told):
+        _run(toy, broken, tmp_path / "broken")
+    assert toy.done[-1] == lost, "nothing is learned of them"
+    assert max(broken.saved) == kept and broken.saved[kept][2] == unvalidated
+    again = _Toy()
+    _run(again, broken, tmp_path / "broken")
+    assert again.done[0] == (("validation", kept, 0) if unvalidated else ("rollout", kept + 1))
+    assert broken.saved[_STEPS] == whole.saved[_STEPS]
+    assert repeatable(tmp_path / "broken") == repeatable(tmp_path / "whole")
+
+
+def test_a_run_whose_first_validation_has_no_verdicts_says_that_nothing_was_trained(tmp_path):
+    disk = _Disk()
+    with pytest.raises(UserError, match=r"at the first validation, 2 of 4 .*; nothing was trained yet; mend"):
+        _run(_Toy(lost=("validation", 0, 1)), disk, tmp_path)
+    assert not disk.saved

@@ -1,0 +1,80 @@
+"""Settings that once could be lost on their way without any test noticing: each is seen where it arrives."""
+
+import types
+
+import jax
+import numpy as np
+import pytest
+from helpers.whole_runs import changed
+from jax.experimental import multihost_utils
+
+from apr_jax.tasks import Failure, Verdict
+from apr_jax.train import grader, sft
+from apr_jax.train.grader import Examiner
+from apr_jax.train.rl import trainer
+
+
+class Arrived(Exception):
+    """Carries what a function was called with; nothing after that call is run."""
+
+
+def stop(*arguments, **named):
+    raise Arrived(arguments, named)
+
+
+def test_the_order_of_demonstrations_follows_the_seed(config, monkeypatch):
+    monkeypatch.setattr(sft, "sft_batches", stop)
+    monkeypatch.setattr(sft, "steps_of_an_epoch", lambda *arguments: 1)
+    monkeypatch.setattr(sft, "Held", lambda open_stream, *rest: open_stream(0))
+    monkeypatch.setattr(sft, "held_rows", lambda rows, mesh: None)
+    with pytest.raises(Arrived) as found:
+        sft._Trainer(changed(config, seed=11), None, "apr", None)
+    assert 11 in found.value.args[0]
+
+
+def test_the_schedule_of_rl_counts_inner_steps(config, monkeypatch):
+    start = types.SimpleNamespace(config=config)
+    monkeypatch.setattr(trainer, "load_checkpoint", lambda path: start)
+    monkeypatch.setattr(trainer, "check_built", lambda *arguments: None)
+    monkeypatch.setattr(trainer, "local_copy", lambda folder, stamp: folder)
+    monkeypatch.setattr(trainer, "make_optimizer", stop)
+    with pytest.raises(Arrived) as found:
+        trainer.train_rl(changed(config, rl={"steps": 7, "inner_steps": 3}), "data", "run", "start")
+    assert found.value.args[0][1] == 21
+
+
+def test_validation_is_greedy(config):
+    one = object.__new__(Examiner)
+    one._config, one._validation, one._batch, one.ask = config, ["a problem"], 1, stop
+    with pytest.raises(Arrived) as found:
+        one.validate(types.SimpleNamespace(params=None), lambda: 0)
+    assert found.value.args[0][2] == 0.0
+
+
+def test_all_processes_take_the_verdicts_of_the_first(config, monkeypatch):
+    """Time runs out in one process and not in another: with verdicts of their own they would train different models."""
+    right = Verdict(None, claimed=True, correct=True)
+    sent = []
+
+    def broadcast_one_to_all(codes):
+        """What the first process sends to this one, to which it said nothing of its own."""
+        sent.append(codes.tolist())
+        return of_first
+
+    def verify(*outcomes):
+        one._verifier = types.SimpleNamespace(verify=lambda pairs, most_unknown: list(outcomes))
+        return one.verify(["a problem"] * 3, "a forest")
+
+    one = object.__new__(Examiner)
+    one._config, one._tokenizer = config, None
+    monkeypatch.setattr(grader, "extract_answers", lambda forest, tokenizer: [""] * 3)
+    alone = verify(right, Verdict(None, claimed=True, correct=False), Failure.TIMED_OUT)
+    assert alone.known.tolist() == [True, True, False] and alone.correct.tolist() == [1, 0, 0]
+    assert not sent, "one process has nobody to ask"
+
+    of_first = alone.codes
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(multihost_utils, "broadcast_one_to_all", broadcast_one_to_all)
+    grades = verify(Failure.TIMED_OUT, right, right)
+    np.testing.assert_array_equal(grades.codes, of_first)
+    assert len(sent) == 1 and sent[0] != of_first.tolist()

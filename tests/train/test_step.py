@@ -1,0 +1,204 @@
+"""The RL step: the chunks of a packed forest add up to one pass over it, and few programs serve forests of all sizes."""
+
+import dataclasses
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from helpers.recorded import LIMITS, MODEL, TEMPERATURE, TREES, params, record
+from helpers.whole_runs import changed, compilations
+
+from apr_jax.data.packing import pack_forest, padding_share
+from apr_jax.train.config import ObjectiveConfig
+from apr_jax.train.rl.objective import policy_loss, silent_trees, token_weights
+from apr_jax.train.rl.rescoring import token_logprobs
+from apr_jax.train.state import init_state
+from apr_jax.train.step import (
+    make_rescore,
+    make_rl_step,
+    place_everywhere,
+    place_forest,
+    place_whole,
+    replayed_rows,
+)
+
+LENGTH = 12
+OBJECTIVE = ObjectiveConfig(kl=0.1, kl_estimator="k2", entropy=0.05)
+KEEPS = optax.trace(decay=0.0)  # An optimizer whose state is the gradient.
+ROWS = 3
+
+
+def _forest(threads, size):
+    """One tree of so many threads of `size` tokens."""
+    shape = 1, threads, LENGTH
+    names = ("tokens", "position", "island", "sampled", "logprob", "allowed")
+    recorded = {name: np.ones(shape, np.int32) for name in names}
+    return SimpleNamespace(length=np.full((1, threads), size, np.int32), **recorded)
+
+
+@pytest.mark.parametrize(("threads", "rows", "chunks"), [(1, 2, 1), (4, 2, 1), (5, 4, 2), (9, 6, 3), (0, 0, 0)])
+def test_chunks_without_a_token_are_not_replayed_and_not_counted(mesh, threads, rows, chunks):
+    packed = pack_forest(_forest(threads, LENGTH // 2), 2, LENGTH)  # Two threads a row.
+    replayed = replayed_rows(packed, 2)
+    assert len(replayed.tokens) == rows
+    assert (replayed.segment > 0).sum() == threads * LENGTH // 2
+    if rows:
+        assert padding_share(replayed) == pytest.approx(1 - threads / 2 / rows)
+    batch = place_forest(packed, np.ones(packed.tokens.shape), 2, mesh)
+    assert int(batch.used) == chunks
+    whole = jax.tree.map(lambda x: np.asarray(x).reshape(-1, LENGTH), batch.chunks)
+    jax.tree.map(np.testing.assert_array_equal, whole, packed)
+
+
+@pytest.fixture(scope="module")
+def update(config, mesh):
+    return _make_update(config, mesh, OBJECTIVE)
+
+
+def _make_update(config, mesh, objective):
+    """(rows, weights, rows a chunk, advantages) -> gradient, metrics; and the jitted step."""
+    settings = changed(config, model=MODEL, rl={"temperature": TEMPERATURE, "objective": objective})
+    step, rescore = make_rl_step(settings, KEEPS, mesh), make_rescore(settings, mesh)
+    reference = place_whole(_reference(), mesh)
+
+    def call(rows, weights, size, advantages):
+        batch = place_forest(rows, weights, size, mesh)
+        if objective.kl:
+            batch = dataclasses.replace(batch, reference=rescore(reference, batch))
+        state, metrics, _ = step(
+            init_state(params(), KEEPS, mesh), batch, place_everywhere(np.float32(advantages), mesh)
+        )
+        assert jax.tree.all(jax.tree.map(lambda x: x.sharding.is_fully_replicated, state.params))
+        return jax.device_get((state.opt_state.trace, metrics))
+
+    return call, step
+
+
+def _reference():
+    return jax.tree.map(lambda x: 0.9 * x, params())
+
+
+def _assert_same(got, expected):
+    """Float32 to a few roundings: sums over 300 tokens in another order, of terms that cancel out to the gradient."""
+
+    def compare(mine, theirs):
+        np.testing.assert_allclose(mine, theirs, rtol=0, atol=2e-6 * np.abs(theirs).max())
+
+    jax.tree.map(compare, got, expected)
+
+
+def test_chunks_add_up_to_one_pass_over_the_whole_forest(update):
+    forest = record()
+    rows = pack_forest(forest, ROWS, LIMITS.stream)
+    assert len(replayed_rows(rows, ROWS).tokens) == 3 * ROWS
+    assert forest.depth.max() == 2 and (forest.island > 0).sum() > 50 and (rows.segment > 3).any()
+    weights = token_weights(rows, np.ones(TREES, bool), "tree")
+    advantages = np.array([1.0, -0.5, 2.0, -1.5, 0.7, -1.2])
+
+    def loss_of(params):
+        logprobs, entropy = token_logprobs(params, MODEL, rows, TEMPERATURE)
+        anchor, _ = token_logprobs(_reference(), MODEL, rows, TEMPERATURE)
+        loss, parts = policy_loss(
+            logprobs, entropy, anchor, rows, jnp.float32(weights), jnp.float32(advantages), OBJECTIVE
+        )
+        return loss, parts.metrics(TREES)
+
+    (loss, means), gradient = jax.device_get(jax.jit(jax.value_and_grad(loss_of, has_aux=True))(params()))
+    call, _ = update
+    for size in (ROWS, len(rows.tokens)):
+        got, metrics = call(rows, weights, size, advantages)
+        _assert_same(got, gradient)
+        expected = {"loss": loss, "grad_norm": optax.global_norm(gradient)} | means
+        for name in ("loss", "grad_norm", "kl", "entropy"):
+            assert metrics[name] == pytest.approx(float(expected[name]), rel=1e-5), name
+            assert abs(metrics[name]) > 1e-3, name
+        # The interpreter's log-probs at this temperature are those of replay; without it they differ a thousand times more.
+        assert metrics["logprob_difference_worst"] < 1e-4
+
+
+def test_forests_of_all_sizes_take_as_many_programs_as_there_are_buckets(update):
+    """Rows come in 3, 6 and 12; how many of their chunks hold tokens decides nothing."""
+    call, step = update
+    forest, before, buckets, used = record(), step._cache_size(), set(), set()
+    for trees in range(1, TREES + 1):
+        rows = pack_forest(_only(forest, np.arange(TREES) < trees), ROWS, LIMITS.stream)
+        call(rows, token_weights(rows, np.ones(TREES, bool), "tree"), ROWS, np.ones(TREES))
+        buckets.add(len(rows.tokens))
+        used.add(len(replayed_rows(rows, ROWS).tokens) // ROWS)
+    assert buckets == {ROWS, 2 * ROWS, 4 * ROWS} and len(used) >= 3
+    assert step._cache_size() - before <= len(buckets)
+    assert step._cache_size() <= 1 + len(buckets), "the one chunk of the test above, and the buckets"
+
+
+def _only(forest, wanted):
+    """The forest with the threads of some trees alone."""
+    return dataclasses.replace(forest, length=np.where(wanted[:, None], forest.length, 0))
+
+
+def test_trees_that_are_left_out_change_no_gradient(config, mesh):
+    """Tree 5 is masked, a flat group has advantage 0: half of the rows go, the divisor stays."""
+    objective, forest = ObjectiveConfig(kl=0.0), record()
+    advantages, counted = np.array([1.0, 0.0, 0.0, -1.5, 0.0, 2.0]), np.arange(TREES) != 5
+    silent = silent_trees(advantages, counted, objective)
+    assert silent.tolist() == [False, True, True, False, True, True]
+    call, _ = _make_update(config, mesh, objective)
+    results = []
+    for left in (forest, _only(forest, ~silent)):
+        rows = pack_forest(left, 4 * ROWS, LIMITS.stream)
+        results.append(call(rows, token_weights(rows, counted, "tree"), ROWS, advantages))
+        results[-1][1]["rows"] = len(replayed_rows(rows, ROWS).tokens)
+    (whole, before), (gradient, after) = results
+    _assert_same(gradient, whole)
+    assert after["rows"] < before["rows"] and after["loss"] == pytest.approx(before["loss"], rel=1e-5)
+    assert max(np.abs(leaf).max() for leaf in jax.tree.leaves(whole)) > 0.1
+    assert "kl" not in before, "nobody has asked the reference"
+    # What lets every tree speak.
+    for options in ({"kl": 0.1}, {"entropy": 0.1}, {"normalisation": "token"}, {"normalisation": "sequence"}):
+        assert not silent_trees(advantages, counted, ObjectiveConfig(**{"kl": 0.0} | options)).any()
+
+
+def test_recomputed_log_probs_are_those_of_the_first_inner_step(config, mesh):
+    """Recorded 0.3 nats too low, half of them: the ratio begins at exactly 1 all the same, and the token weighs e^0.3.
+
+    A second step takes the first one's log-probs, whatever the parameters have become.
+    """
+    objective = ObjectiveConfig(kl=0.0, clip=0.2, importance_cap=2.0)
+    settings = changed(config, model=MODEL, rl={"temperature": TEMPERATURE, "objective": objective})
+    step = make_rl_step(settings, KEEPS, mesh)
+    rows = pack_forest(record(), ROWS, LIMITS.stream)
+    wrong = rows.sampled & (np.arange(rows.tokens.shape[1]) % 2 == 0)
+    rows = dataclasses.replace(rows, logprob=rows.logprob - np.float32(0.3) * wrong)
+    weights = token_weights(rows, np.ones(TREES, bool), "tree")
+    advantages = np.float32([1.0, -0.5, 2.0, -1.5, 0.7, -1.2])
+    batch = place_forest(rows, weights, ROWS, mesh, recompute=True)
+    placed = place_everywhere(advantages, mesh)
+    with compilations() as compiled:
+        state, metrics, behaviour = step(init_state(params(), KEEPS, mesh), batch, placed)
+    assert compiled.count("jit(step)") == 1
+    assert metrics["clip_share"] == 0, "as against the recorded ones it would not be"
+    assert metrics["outside_clip_share"] == pytest.approx(wrong.sum() / rows.sampled.sum())
+    assert metrics["logprob_difference_worst"] == pytest.approx(0.3, abs=1e-3)
+    logprobs, _ = jax.jit(lambda params: token_logprobs(params, MODEL, rows, TEMPERATURE))(params())
+    used = int(batch.used) * ROWS
+    own = np.asarray(behaviour).reshape(rows.tokens.shape)[:used]
+    np.testing.assert_allclose(own[rows.sampled[:used]], np.asarray(logprobs)[rows.sampled], atol=1e-5)
+    expected = weights * np.where(wrong, np.exp(0.3), 1.0) * advantages[np.maximum(rows.tree, 0)]
+    assert metrics["loss"] == pytest.approx(-expected.sum(), rel=1e-3)
+
+    moved = jax.tree.map(lambda x: 1.3 * x, state.params)
+    known = dataclasses.replace(batch, behaviour=behaviour)
+    with compilations() as compiled:
+        _, metrics, again = step(dataclasses.replace(state, params=moved), known, placed)
+    assert compiled.count("jit(step)") == 0, "one program serves all inner steps"
+    np.testing.assert_array_equal(again, behaviour)
+    assert metrics["clip_share"] > 0.05
+
+
+def test_no_rows_are_no_gradient(update):
+    rows = pack_forest(_only(record(), np.zeros(TREES, bool)), ROWS, LIMITS.stream)
+    gradient, metrics = update[0](rows, token_weights(rows, np.ones(TREES, bool), "tree"), ROWS, np.ones(TREES))
+    assert not any(leaf.any() for leaf in jax.tree.leaves(gradient))
+    assert metrics["loss"] == metrics["grad_norm"] == metrics["skipped"] == 0
