@@ -5,7 +5,9 @@ And what tells the errors of libraries apart: is a file damaged, or are the mach
 
 import errno
 import re
+import traceback
 from collections.abc import Iterator
+from pathlib import Path
 
 
 class UserError(Exception):
@@ -74,7 +76,17 @@ def shows_damage(error: BaseException) -> bool:
     many threads or open files, a missing permission, a disk or a network that does not answer: these pass, and say nothing
     about the files.
     """
-    return isinstance(_unwrapped(error), _PARSERS_SAY) and not is_of_machine(error)
+    error_itself = _unwrapped(error)
+    parsed = isinstance(error_itself, _PARSERS_SAY) or _asserted_by_a_reader(error_itself)
+    return parsed and not is_of_machine(error)
+
+
+def _asserted_by_a_reader(error: BaseException) -> bool:
+    """Whether Orbax found that what it had read cannot be; a bare assertion of anyone else tells of no file."""
+    if not isinstance(error, AssertionError):
+        return False
+    frames = traceback.extract_tb(error.__traceback__)
+    return bool(frames) and "orbax" in Path(frames[-1].filename).parts
 
 
 def _unwrapped(error: BaseException) -> BaseException:

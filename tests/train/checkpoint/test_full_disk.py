@@ -46,7 +46,7 @@ _SAVE_TWICE = """
 import subprocess, sys
 from pathlib import Path
 import jax.numpy as jnp
-from apr_jax import cli
+from apr_jax.cli import main as cli
 from apr_jax.config import load
 from apr_jax.text.tokenizer import Tokenizer
 from apr_jax.train.checkpoint.manager import Checkpoints, Run

@@ -175,7 +175,7 @@ def test_of_two_trainings_started_at_once_one_goes_on_unharmed(long_config, conf
 # is to compute is then queued, and nobody has waited for it.
 _KILLED_INSIDE = """
 import os, signal, sys
-from apr_jax import cli
+from apr_jax.cli import main as cli
 from apr_jax.train import examiner, rl
 
 maker, left = sys.argv.pop(1), int(sys.argv.pop(1))
@@ -224,7 +224,7 @@ def test_rl_survives_being_killed_inside_a_step(long_config, data_dir, checkpoin
 # next start, before or after its scores stand in the file that is named (which may be replaced before, too).
 _KILLED_AT_A_VALIDATION = """
 import os, signal, sys
-from apr_jax import cli
+from apr_jax.cli import main as cli
 from apr_jax.train import rl
 
 file, when, left, due = sys.argv.pop(1), sys.argv.pop(1), int(sys.argv.pop(1)), int(sys.argv.pop(1))
