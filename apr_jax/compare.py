@@ -12,12 +12,12 @@ FREE = (
     "mesh.",
     "schedule.",
     "evaluate.",
-    *(f"learn.{stage}.{field}" for stage in ("sft", "rl") for field in ("save_every", "validate_every", "validation")),
-    "learn.sft.log_every",
-    *(f"learn.rl.reward.{field}" for field in ("time_limit", "memory_limit", "max_unknown")),
+    *(f"train.{stage}.{field}" for stage in ("sft", "rl") for field in ("save_every", "validate_every", "validation")),
+    "train.sft.log_every",
+    *(f"train.rl.reward.{field}" for field in ("time_limit", "memory_limit", "max_unknown")),
 )
 # How long it runs: what was evaluated belongs to the shorter one.
-LENGTHS = ("learn.sft.steps", "learn.sft.epochs", "learn.rl.steps")
+LENGTHS = ("train.sft.steps", "train.sft.epochs", "train.rl.steps")
 
 
 def differences(old: dict[str, Any], new: Experiment, free: Iterable[str] = ()) -> list[tuple[str, Any, Any]]:

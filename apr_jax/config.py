@@ -19,7 +19,7 @@ from apr_jax.model.config import ModelConfig
 from apr_jax.tasks.countdown.config import CountdownConfig, SolverConfig
 from apr_jax.threads.keys import LARGEST_SEED
 from apr_jax.threads.limits import Limits, Schedule
-from apr_jax.train.config import LearnConfig
+from apr_jax.train.config import TrainConfig
 
 _MOST = 2**31 - 1  # Of the config's integers, seeds aside.
 
@@ -37,7 +37,7 @@ class MeshConfig:
         as many of them as the rows of a step divide over.
       fsdp: devices over which one copy of weights and optimizer is spread, each with rows of its own.
       tensor: devices that share the same rows, each with some of the heads; 0 takes one, or as many as there are devices for a
-        row of `learn.sft.rows`.
+        row of `train.sft.batch_rows`.
     """
 
     data: int = 0
@@ -64,7 +64,7 @@ class EvalConfig:
       forced: child counts that roots are held to, before and after RL (Fig. 7); the last one at all temperatures.
         Increasing: APR on drawn beams, which breaks where it is held to many, is held to the first alone.
       sweep: the stage whose models are swept; the paper's are supervised.
-      timed: problems that are answered one at a time, for their seconds (Fig. 6), a third of them on several numbers of lanes;
+      timed: problems that are answered one at a time, for their seconds (Fig. 6), a third of them on several numbers of decode slots;
         0 measures none.
       repeats: of each of them; the median counts.
       ablations: whether those of the suite are trained too (Tables 1 and 2, Fig. 5), on data in folders of their own. Not one
@@ -107,7 +107,7 @@ class Experiment:
     model: ModelConfig
     limits: Limits
     schedule: Schedule
-    learn: LearnConfig
+    train: TrainConfig
     evaluate: EvalConfig = EvalConfig()
     mesh: MeshConfig = MeshConfig()
 
@@ -160,7 +160,7 @@ def override(config: Experiment, settings: list[str]) -> Experiment:
     for setting in settings:
         path, equals, text = setting.partition("=")
         if not equals:
-            raise ConfigError(f"--set {setting!r}: write it as field=value, for example learn.sft.steps=200")
+            raise ConfigError(f"--set {setting!r}: write it as field=value, for example train.sft.steps=200")
         node: dict[str, Any] = values
         known: Any = values
         parts = path.strip().split(".")

@@ -21,7 +21,7 @@ from apr_jax.model.transformer import init_params, make_decode, prepare_decode
 from apr_jax.tasks import HiddenDigit
 from apr_jax.text.tokenizer import BOS, Tokenizer
 from apr_jax.threads import Limits, Schedule, make_prompts, tree_rollout
-from apr_jax.threads.draw import draw_lanes, thread_names
+from apr_jax.threads.draw import draw_tree, thread_names
 from apr_jax.train.answers import extract_answers
 from apr_jax.train.config import ObjectiveConfig
 from apr_jax.train.rl.advantages import leave_one_out
@@ -30,8 +30,8 @@ from apr_jax.train.rl.rescoring import token_logprobs
 
 TASK, TOKENIZER = HiddenDigit(), Tokenizer.train(["0123456789+=?"])
 MODEL = ModelConfig(layers=2, width=64, heads=2, kv_heads=2, head_size=32, mlp=128)
-LIMITS = Limits(window=24, stream=32, slots=2, children=1, max_tokens=16, constrain=True)
-SCHEDULE = Schedule(lanes=64, admit=16, chunk=8)
+LIMITS = Limits(window=24, max_thread_tokens=32, max_threads=2, children=1, max_tokens=16, constrain=True)
+SCHEDULE = Schedule(slots=64, prefill_batch=16, prefill_chunk=8)
 PROBLEMS, GROUP = 16, 16  # Of a step of RL; a group is the trees of one problem.
 
 
@@ -49,7 +49,7 @@ def supervised(params, steps):
     for step in range(steps):
         seeds = range(128 * step, 128 * (step + 1))
         threads = [TASK.demonstration(TASK.problem(seed), "apr", seed) for seed in seeds]
-        rows = pack_streams([tree_streams(thread, TOKENIZER) for thread in threads], LIMITS.stream, rows=128)
+        rows = pack_streams([tree_streams(thread, TOKENIZER) for thread in threads], LIMITS.max_thread_tokens, rows=128)
         params, state = update(params, state, rows)
     return params
 
@@ -89,7 +89,7 @@ def reinforced(params, steps, say):
         say(step, right.mean(), forest.children.mean())
         groups = (PROBLEMS, GROUP)
         advantages = leave_one_out(right.reshape(groups), everybody.reshape(groups)).reshape(-1)
-        rows = pack_forest(forest, 64, LIMITS.stream)
+        rows = pack_forest(forest, 64, LIMITS.max_thread_tokens)
         weights = token_weights(rows, everybody, "tree").astype(np.float32)
         params, state = update(params, state, jax.tree.map(jnp.asarray, rows), weights, advantages)
     return params
@@ -106,8 +106,8 @@ def main(imitate=300, steps=81, scratch=301):
     print("RL after demonstrations:")
     taught = reinforced(supervised(random, imitate), steps, say)
     forest, _ = sample(taught, steps)
-    names, lanes = thread_names(forest, 0), draw_lanes(forest, 0)
-    print("\n".join(f"  {names[slot]:<6}{lanes[slot]}" for slot in names))
+    names, slots = thread_names(forest, 0), draw_tree(forest, 0)
+    print("\n".join(f"  {names[thread_index]:<6}{slots[thread_index]}" for thread_index in names))
     print("RL from random weights:")
     reinforced(init_params(MODEL, TOKENIZER.vocab_size, jax.random.key(0)), scratch, say)
 

@@ -10,15 +10,15 @@ import jax.numpy as jnp
 
 from apr_jax.threads import Limits, Schedule, make_prompts, tree_rollout
 from apr_jax.threads import protocol as p
-from apr_jax.threads.draw import draw_lanes, thread_names
+from apr_jax.threads.draw import draw_tree, thread_names
 
 DIGIT = len(p.CONTROL_PIECES)  # Ids from here on are text: DIGIT + n stands for the digit n.
 VOCAB = DIGIT + 10
-LIMITS = Limits(window=24, stream=48, slots=3, children=2)
+LIMITS = Limits(window=24, max_thread_tokens=48, max_threads=3, children=2)
 
 
-def init_cache(lanes, bound):
-    return jnp.zeros((lanes, bound), jnp.int32)  # The tokens that a thread sees.
+def init_cache(slots, bound):
+    return jnp.zeros((slots, bound), jnp.int32)  # The tokens that a thread sees.
 
 
 # In a child a digit is followed by the one below it, 1 by <join>, <join> by 0, and 0 by <eos>.
@@ -31,8 +31,8 @@ JOINED = {p.END_JOINED: p.JOIN, p.JOIN: DIGIT + 7, DIGIT + 7: p.EOS}
 
 def decode(params, tokens, cache, positions, bound):
     """Any function of what the thread sees is a policy. This one looks at the last token, its position and the prompt."""
-    lane = jnp.arange(tokens.shape[0])[:, None]
-    cache = cache.at[lane, positions].set(tokens, mode="drop")
+    slot = jnp.arange(tokens.shape[0])[:, None]
+    cache = cache.at[slot, positions].set(tokens, mode="drop")
     root = jnp.asarray(ROOT)[jnp.minimum(positions, len(ROOT) - 1)]
     for token, following in JOINED.items():
         root = jnp.where(tokens == token, following, root)
@@ -43,10 +43,18 @@ def decode(params, tokens, cache, positions, bound):
 if __name__ == "__main__":
     prompts = make_prompts([[p.BOS, DIGIT]], width=2)
     forest, _ = jax.device_get(
-        tree_rollout(decode, init_cache, None, prompts, jax.random.key(0), LIMITS, Schedule(lanes=2, admit=2, chunk=2))
+        tree_rollout(
+            decode,
+            init_cache,
+            None,
+            prompts,
+            jax.random.key(0),
+            LIMITS,
+            Schedule(slots=2, prefill_batch=2, prefill_chunk=2),
+        )
     )
-    names, lanes = thread_names(forest, 0), draw_lanes(forest, 0)
-    for slot, name in names.items():
-        written = forest.tokens[0, slot, : forest.length[0, slot]].tolist()
+    names, slots = thread_names(forest, 0), draw_tree(forest, 0)
+    for thread_index, name in names.items():
+        written = forest.tokens[0, thread_index, : forest.length[0, thread_index]].tolist()
         text = " ".join(p.CONTROL_PIECES[token] if token < DIGIT else str(token - DIGIT) for token in written)
-        print(f"{name:<6}{lanes[slot]:<24}{text}")
+        print(f"{name:<6}{slots[thread_index]:<24}{text}")

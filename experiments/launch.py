@@ -2,7 +2,7 @@
 
     python experiments/launch.py --config experiments/nano.py --out runs/launched
     python experiments/launch.py --config experiments/nano.py --out runs/lr --tensorboard \\
-        --sweep learn.sft.optimizer.lr=1e-3,4e-3
+        --sweep train.sft.optimizer.lr=1e-3,4e-3
     python experiments/launch.py --config experiments/nano.py --out gs://BUCKET/nano --executor gke --image IMAGE \\
         --require tpu_v5e=2x4
 

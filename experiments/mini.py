@@ -17,7 +17,7 @@ from apr_jax.data.config import DataConfig
 from apr_jax.model.config import ModelConfig
 from apr_jax.tasks.countdown.config import CountdownConfig, SolverConfig
 from apr_jax.threads.limits import Limits, Schedule
-from apr_jax.train.config import LearnConfig, ObjectiveConfig, OptimizerConfig, RlConfig, SftConfig
+from apr_jax.train.config import ObjectiveConfig, OptimizerConfig, RlConfig, SftConfig, TrainConfig
 
 
 def experiment() -> Experiment:
@@ -33,21 +33,23 @@ def experiment() -> Experiment:
             parent_beam_low=children,
             child_beam=children,
             max_children=children,
-            promising=1.0,
+            spawn_probability=1.0,
             shuffle=False,
-            largest=200,
+            max_intermediate=200,
             condition=0.25,
             window_bin=64,
         ),
         data=DataConfig(demonstrations=40_000, heldout=1_000),
         model=ModelConfig(layers=6, width=128, heads=4, kv_heads=1, head_size=32, mlp=352),
         # A stream holds its hidden spawn blocks too; one takes some 14 tokens a child.
-        limits=Limits(window=window, stream=window + 256, slots=children + 1, children=children, max_depth=1),
-        schedule=Schedule(lanes=16, admit=1, chunk=16, buckets=(128, 256, 512)),
-        learn=LearnConfig(
+        limits=Limits(
+            window=window, max_thread_tokens=window + 256, max_threads=children + 1, children=children, max_depth=1
+        ),
+        schedule=Schedule(slots=16, prefill_batch=1, prefill_chunk=16, context_buckets=(128, 256, 512)),
+        train=TrainConfig(
             sft=SftConfig(
                 steps=6_000,
-                rows=4,
+                batch_rows=4,
                 save_every=500,
                 log_every=20,
                 validate_every=1_000,
@@ -58,7 +60,7 @@ def experiment() -> Experiment:
                 problems=32,
                 group=8,
                 objective=ObjectiveConfig(advantage="leave_one_out", kl=0.0),
-                rows=4,
+                micro_batch_rows=4,
                 validate_every=10,
                 validation=128,
                 optimizer=OptimizerConfig(lr=1e-4, warmup=2, decay=0.1, weight_decay=0.0),

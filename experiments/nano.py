@@ -8,7 +8,7 @@ from apr_jax.data.config import DataConfig
 from apr_jax.model.config import ModelConfig
 from apr_jax.tasks.countdown.config import CountdownConfig, SolverConfig
 from apr_jax.threads.limits import Limits, Schedule
-from apr_jax.train.config import LearnConfig, ObjectiveConfig, OptimizerConfig, RlConfig, SftConfig
+from apr_jax.train.config import ObjectiveConfig, OptimizerConfig, RlConfig, SftConfig, TrainConfig
 
 
 def experiment() -> Experiment:
@@ -21,19 +21,19 @@ def experiment() -> Experiment:
             parent_beam=12,
             parent_beam_low=10,
             max_children=12,
-            promising=0.9,
+            spawn_probability=0.9,
             shuffle=False,
             condition=0.25,
             window_bin=32,
         ),
         data=DataConfig(demonstrations=30_000, heldout=1_000),
         model=ModelConfig(layers=4, width=128, heads=4, kv_heads=1, head_size=32, mlp=352),
-        limits=Limits(window=window, stream=window + 64, slots=13, children=12, max_depth=1),
-        schedule=Schedule(lanes=32, admit=1, chunk=16, buckets=(88,)),
-        learn=LearnConfig(
+        limits=Limits(window=window, max_thread_tokens=window + 64, max_threads=13, children=12, max_depth=1),
+        schedule=Schedule(slots=32, prefill_batch=1, prefill_chunk=16, context_buckets=(88,)),
+        train=TrainConfig(
             sft=SftConfig(
                 steps=2400,
-                rows=8,
+                batch_rows=8,
                 save_every=500,
                 log_every=20,
                 validate_every=800,
@@ -45,7 +45,7 @@ def experiment() -> Experiment:
                 problems=16,
                 group=8,
                 objective=ObjectiveConfig(advantage="leave_one_out"),
-                rows=8,
+                micro_batch_rows=8,
                 validate_every=8,
                 validation=300,
                 optimizer=OptimizerConfig(lr=6e-5, warmup=2, decay=0.1, weight_decay=0.0),

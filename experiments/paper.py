@@ -6,7 +6,7 @@
 The supervised stage is 10 epochs of 500,000 demonstrations, which are packed into rows: some 21,100 steps for APR and
 4,400 for SoS+. The authors reach 75.5% for APR and 57.3% for SoS+ after it, and 83.4% and 60.0% after RL. Where this
 file differs from them: the tokenizer is ours, so there are fewer embeddings; one KL weight (theirs for APR) serves both
-methods, for SoS+ they take --set learn.rl.objective.kl=0.01.
+methods, for SoS+ they take --set train.rl.objective.kl=0.01.
 """
 
 from apr_jax.config import EvalConfig, Experiment, MeshConfig
@@ -14,7 +14,7 @@ from apr_jax.data.config import DataConfig
 from apr_jax.model.config import ModelConfig
 from apr_jax.tasks.countdown.config import CountdownConfig, SolverConfig
 from apr_jax.threads.limits import Limits, Schedule
-from apr_jax.train.config import LearnConfig, ObjectiveConfig, OptimizerConfig, RlConfig, SftConfig
+from apr_jax.train.config import ObjectiveConfig, OptimizerConfig, RlConfig, SftConfig, TrainConfig
 
 
 def experiment() -> Experiment:
@@ -30,7 +30,7 @@ def experiment() -> Experiment:
             parent_beam=children,
             child_beam=15,
             max_children=children,
-            promising=0.5,
+            spawn_probability=0.5,
             condition=0.5,  # Theirs are separate models, conditioned or not.
             window_bin=512,
             render="sos",
@@ -48,14 +48,16 @@ def experiment() -> Experiment:
             remat="dots",  # 2 GiB a row on a device; "layer" takes a fifth of that and a third more products.
         ),
         # Room for the hidden spawn blocks, and for twice the children that a demonstration has.
-        limits=Limits(window=window, stream=window + 512, slots=2 * children + 1, children=children, max_depth=1),
-        # A lane is 288 MiB of cache: 24 leave room on a device of 16 GiB, and hold all 22 threads of 2 trees, a step's share.
+        limits=Limits(
+            window=window, max_thread_tokens=window + 512, max_threads=2 * children + 1, children=children, max_depth=1
+        ),
+        # A decode slot is 288 MiB of cache: 24 leave room on a device of 16 GiB, and hold all 22 threads of 2 trees, a step's share.
         # The bucket is for contexts, most of which are short; while all are, a decode step reads them in smaller blocks.
-        schedule=Schedule(lanes=24, admit=8, chunk=64, buckets=(1_024,)),
-        learn=LearnConfig(
+        schedule=Schedule(slots=24, prefill_batch=8, prefill_chunk=64, context_buckets=(1_024,)),
+        train=TrainConfig(
             sft=SftConfig(
                 epochs=10,
-                rows=256,
+                batch_rows=256,
                 streams=16,
                 optimizer=OptimizerConfig(lr=5e-5, warmup=200, weight_decay=0.01, clip=1.0),
                 save_every=500,
@@ -68,10 +70,10 @@ def experiment() -> Experiment:
                 problems=64,
                 group=5,
                 optimizer=OptimizerConfig(lr=1e-5, warmup=0, decay=1.0, clip=1.0),
-                inner_steps=2,
+                ppo_epochs=2,
                 temperature=1.0,
                 objective=ObjectiveConfig(advantage="group_std", clip=0.2, kl=0.001),
-                rows=256,
+                micro_batch_rows=256,
                 validate_every=25,
                 validation=1_000,
                 # bfloat16: of 37,954 tokens of the kept mini model the worst difference was 0.25, the mean 4e-4, and

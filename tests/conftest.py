@@ -27,7 +27,7 @@ from apr_jax.io.runtime import keep_compiled
 from apr_jax.model.config import ModelConfig
 from apr_jax.tasks.countdown.config import CountdownConfig, SolverConfig
 from apr_jax.threads.limits import Limits, Schedule
-from apr_jax.train.config import LearnConfig, OptimizerConfig, RlConfig, SftConfig
+from apr_jax.train.config import OptimizerConfig, RlConfig, SftConfig, TrainConfig
 from apr_jax.train.sft import train_sft
 
 keep_compiled()
@@ -43,20 +43,20 @@ def forget_compiled():
 @pytest.fixture(scope="session")
 def config() -> Experiment:
     """A model, data and training so small that whole runs take seconds, on two of the simulated devices."""
-    learn = LearnConfig(
-        sft=SftConfig(steps=6, rows=2, optimizer=OptimizerConfig(lr=1e-2, warmup=2), save_every=2, log_every=1),
+    learn = TrainConfig(
+        sft=SftConfig(steps=6, batch_rows=2, optimizer=OptimizerConfig(lr=1e-2, warmup=2), save_every=2, log_every=1),
         rl=RlConfig(
             steps=3,
             problems=2,
             group=2,
             optimizer=OptimizerConfig(lr=1e-3, warmup=1),
-            rows=2,
-            inner_steps=2,
+            micro_batch_rows=2,
+            ppo_epochs=2,
             validate_every=2,
             validation=3,
             save_every=1,
         ),
-        bad_steps=3,
+        max_consecutive_skipped=3,
     )
     return Experiment(
         name="tiny",
@@ -65,9 +65,9 @@ def config() -> Experiment:
         solver=SolverConfig(shuffle=False, condition=0.25, window_bin=32, parent_beam=4, max_children=4, serial_beam=2),
         data=DataConfig(demonstrations=48, heldout=8),
         model=ModelConfig(layers=1, width=16, heads=2, kv_heads=1, head_size=8, mlp=16),
-        limits=Limits(window=64, stream=96, slots=5, children=4, max_depth=1, max_tokens=200),
-        schedule=Schedule(lanes=8, admit=4, chunk=8),
-        learn=learn,
+        limits=Limits(window=64, max_thread_tokens=96, max_threads=5, children=4, max_depth=1, max_tokens=200),
+        schedule=Schedule(slots=8, prefill_batch=4, prefill_chunk=8),
+        train=learn,
         evaluate=EvalConfig(batch=8, problems=3, samples=2),
         mesh=MeshConfig(data=2),
     )

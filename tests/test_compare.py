@@ -7,7 +7,7 @@ import pytest
 from apr_jax.compare import FREE, LENGTHS, differences
 from apr_jax.config import override, to_dict
 from apr_jax.errors import UsageError
-from apr_jax.paper.stages import claim
+from apr_jax.paper.stages import reserve
 
 
 def stored(config):
@@ -19,18 +19,18 @@ def test_the_same_config_differs_in_nothing(config):
 
 
 def test_all_that_differs_is_named_in_order(config):
-    other = override(config, ["seed=3", "learn.sft.optimizer.lr=0.5", "schedule.buckets=16"])
+    other = override(config, ["seed=3", "train.sft.optimizer.lr=0.5", "schedule.context_buckets=16"])
     found = differences(stored(config), other)
-    lr = config.learn.sft.optimizer.lr
-    assert found == [("learn.sft.optimizer.lr", lr, 0.5), ("schedule.buckets", [], [16]), ("seed", 0, 3)]
+    lr = config.train.sft.optimizer.lr
+    assert found == [("train.sft.optimizer.lr", lr, 0.5), ("schedule.context_buckets", [], [16]), ("seed", 0, 3)]
     assert differences(stored(config), other, ("seed", "schedule.")) == found[:1]
 
 
 def test_a_field_that_came_later_had_its_default(config):
     old = stored(config)
-    assert old["solver"].pop("only_right") is False
+    assert old["solver"].pop("correct_only") is False
     assert differences(old, config) == []
-    assert differences(old, override(config, ["solver.only_right=true"])) == [("solver.only_right", False, True)]
+    assert differences(old, override(config, ["solver.correct_only=true"])) == [("solver.correct_only", False, True)]
 
 
 def test_a_field_that_no_config_has_any_more_differs(config):
@@ -43,17 +43,17 @@ def test_a_field_that_no_config_has_any_more_differs(config):
     "setting",
     [
         "mesh.fsdp=2",
-        "schedule.lanes=9",
-        "learn.sft.validate_every=2",
+        "schedule.slots=9",
+        "train.sft.validate_every=2",
         "evaluate.batch=3",
-        "learn.rl.reward.time_limit=9",
-        "learn.rl.reward.max_unknown=0.2",
+        "train.rl.reward.time_limit=9",
+        "train.rl.reward.max_unknown=0.2",
     ],
 )
 def test_a_folder_goes_on_with_what_may_change(config, tmp_path, setting):
-    claim(tmp_path, config)
+    reserve(tmp_path, config)
     changed = override(config, [setting])
-    claim(tmp_path, changed)
+    reserve(tmp_path, changed)
     assert json.loads((tmp_path / "config.json").read_text()) == stored(changed)
     assert differences(stored(config), changed, FREE) == [] != differences(stored(config), changed)
 
@@ -61,10 +61,10 @@ def test_a_folder_goes_on_with_what_may_change(config, tmp_path, setting):
 @pytest.mark.parametrize("setting", ["seed=1", *(f"{length}=99" for length in LENGTHS)])
 def test_a_folder_of_another_run_is_refused_by_the_field(config, tmp_path, setting):
     name, _, value = setting.partition("=")
-    if name == "learn.sft.epochs":  # Given instead of steps.
-        config = override(config, ["learn.sft.steps=0", "learn.sft.epochs=3"])
-    claim(tmp_path, config)
+    if name == "train.sft.epochs":  # Given instead of steps.
+        config = override(config, ["train.sft.steps=0", "train.sft.epochs=3"])
+    reserve(tmp_path, config)
     refused = rf"is a run with {name}=[\d.]+, now {name}={value}(\.0)?; choose another --out"
     with pytest.raises(UsageError, match=refused):
-        claim(tmp_path, override(config, [setting]))
+        reserve(tmp_path, override(config, [setting]))
     assert json.loads((tmp_path / "config.json").read_text()) == stored(config)

@@ -141,7 +141,7 @@ take_config() {
         continue
         ;;
       --set)
-        [[ $value == *=* ]] || usage_error "--set $value: must be FIELD=VALUE, for example --set learn.sft.steps=200"
+        [[ $value == *=* ]] || usage_error "--set $value: must be FIELD=VALUE, for example --set train.sft.steps=200"
         SETTINGS+=("$value")
         ;;
       --only) [[ $value == training || $value == figures ]] || usage_error "--only $value: must be training or figures" ;;

@@ -28,18 +28,18 @@ SHAPES = {
     "mini": ModelConfig(layers=6, width=192, heads=6, kv_heads=6, head_size=32, mlp=512),
 }
 BATCHES = (1, 16, 64)
-# Lanes of one device. More of them share each weight that is read; fewer keep the live cache within the processor's own.
-LANES = {"nano": 16, "mini": 4}
+# Decode slots of one device. More of them share each weight that is read; fewer keep the live cache within the processor's own.
+SLOTS = {"nano": 16, "mini": 4}
 BUCKETS = (96, 160, 224, 288, 352, 416, 480)
 
 
 def engine(shape: str, params: Params, batch: int) -> Contestant:
     """Our engine, on all devices that the batch can use."""
     config = SHAPES[shape]
-    limits = Limits(window=PROMPT + NEW, stream=PROMPT + NEW, slots=1, children=1, max_depth=0)
+    limits = Limits(window=PROMPT + NEW, max_thread_tokens=PROMPT + NEW, max_threads=1, children=1, max_depth=0)
     devices = _devices(batch)
-    lanes = min(LANES[shape], batch // len(devices))
-    schedule = Schedule(lanes=lanes, admit=lanes, chunk=PROMPT, buckets=BUCKETS)
+    slots = min(SLOTS[shape], batch // len(devices))
+    schedule = Schedule(slots=slots, prefill_batch=slots, prefill_chunk=PROMPT, context_buckets=BUCKETS)
     decode_text = text_rollout(config, params, limits, schedule, devices)
     random, text = np.random.default_rng(0), len(p.CONTROL_PIECES)
 
@@ -86,12 +86,12 @@ def contest(shape: str, params: Params, batch: int, peers: Sequence[Peer]) -> li
 def machine(shape: str, batch: int, steps: int = NEW) -> list[Contestant]:
     """The machine's own limit, measured: the matrix products of the same steps, and one reading of the live cache a step.
 
-    Both run as our engine does: on as many devices, with as many lanes each.
+    Both run as our engine does: on as many devices, with as many decode slots each.
     """
     config = SHAPES[shape]
     devices = _devices(batch)
-    lanes = min(LANES[shape], batch // len(devices))
-    turns = batch // (lanes * len(devices))
+    slots = min(SLOTS[shape], batch // len(devices))
+    turns = batch // (slots * len(devices))
     random = np.random.default_rng(0)
 
     def matrix(rows: int, columns: int) -> np.ndarray:
@@ -120,9 +120,9 @@ def machine(shape: str, batch: int, steps: int = NEW) -> list[Contestant]:
 
         return jax.lax.fori_loop(0, steps * turns, step, jnp.zeros(()))
 
-    # The mean number of positions that a step's lanes see.
-    side = np.ones((lanes, config.kv_heads, PROMPT + steps // 2, config.head_size), np.float32)
-    products = (matrix(lanes, width), weights, matrix(width, VOCAB))
+    # The mean number of positions that a step's decode slots see.
+    side = np.ones((slots, config.kv_heads, PROMPT + steps // 2, config.head_size), np.float32)
+    products = (matrix(slots, width), weights, matrix(width, VOCAB))
 
     def contestant(name: str, work: Callable, *arguments: Any) -> Contestant:
         copies = [jax.device_put(arguments, device) for device in devices]

@@ -1,7 +1,7 @@
-"""The parts of a step of reinforcement learning, each alone, on a model's own trees: rollout, host, replay, update.
+"""The parts of a step of reinforcement learning, each alone, on a model's own trees: rollout, host, rescoring, update.
 
 In a run the next rollout is queued behind the update, and metrics tell its shares as they come
-(`train/metrics/step_times.py`). There replay and gradient are one program; here the replay (the log-probs of all sampled
+(`train/metrics/step_times.py`). There rescoring and gradient are one program; here the rescoring (the log-probs of all sampled
 tokens) is also timed by itself.
 """
 
@@ -21,7 +21,7 @@ from apr_jax.tasks import Problem, load_problems
 from apr_jax.threads import ThreadForest, Work
 from apr_jax.train.checkpoint.restored import Restored
 from apr_jax.train.distributed import fetch
-from apr_jax.train.grader import examining, first_trees
+from apr_jax.train.grader import first_trees, grading
 from apr_jax.train.optimizer import make_optimizer
 from apr_jax.train.rl.objective import token_weights
 from apr_jax.train.rl.rewards import counted_trees, tree_rewards
@@ -35,10 +35,10 @@ def contest(restored: Restored, problems: Path) -> Iterator[list[Contestant]]:
     """The parts of a step as the checkpoint's own config has it, and the costly ones with half the problems.
 
     Args:
-      problems: file of which the first `learn.rl.problems` get `learn.rl.group` trees each.
+      problems: file of which the first `train.rl.problems` get `train.rl.group` trees each.
     """
     config, known = restored.config, load_problems(problems)
-    half = override(config, [f"learn.rl.problems={-(-config.learn.rl.problems // 2)}"])
+    half = override(config, [f"train.rl.problems={-(-config.train.rl.problems // 2)}"])
     with ExitStack() as stack:
         whole, fewer = (_parts(dataclasses.replace(restored, config=each), known, stack) for each in (config, half))
         named = (dataclasses.replace(part, name=f"{part.name}, half the trees") for part in (fewer[0], fewer[-1]))
@@ -46,11 +46,11 @@ def contest(restored: Restored, problems: Path) -> Iterator[list[Contestant]]:
 
 
 def _parts(restored: Restored, problems: list[Problem], stack: ExitStack) -> list[Contestant]:
-    """Rollout, host, replay and update of one step's trees."""
-    config, rl = restored.config, restored.config.learn.rl
+    """Rollout, host, rescoring and update of one step's trees."""
+    config, rl = restored.config, restored.config.train.rl
     mesh = build_mesh(config)
     asked = [problem for problem in problems[: rl.problems] for _ in range(rl.group)]
-    examiner = stack.enter_context(examining(config, restored.tokenizer, asked[:1], mesh))
+    grader = stack.enter_context(grading(config, restored.tokenizer, asked[:1], mesh))
     params, trees = place_whole(restored.params, mesh), float(len(asked))
     optimizer = make_optimizer(rl.optimizer, 1_000)
     step = make_rl_step(config, optimizer, mesh)
@@ -58,7 +58,7 @@ def _parts(restored: Restored, problems: list[Problem], stack: ExitStack) -> lis
     state: Any = init_state(restored.params, optimizer, mesh)
 
     def roll() -> tuple[ThreadForest, Work]:
-        return examiner.ask(params, asked, rl.temperature, jax.random.key(0))
+        return grader.ask(params, asked, rl.temperature, jax.random.key(0))
 
     def rollout() -> float:
         jax.block_until_ready(roll())
@@ -68,22 +68,22 @@ def _parts(restored: Restored, problems: list[Problem], stack: ExitStack) -> lis
     counted = counted_trees(forest, rl.reward)
 
     def pack() -> tuple[Rows, np.ndarray]:
-        rows = pack_forest(forest, rl.rows, config.limits.stream)
-        return rows, token_weights(rows, counted, rl.objective.normalisation)
+        rows = pack_forest(forest, rl.micro_batch_rows, config.limits.max_thread_tokens)
+        return rows, token_weights(rows, counted, rl.objective.loss_aggregation)
 
     def host() -> float:
-        grades = examiner.verify(asked, forest)
+        grades = grader.verify(asked, forest)
         tree_rewards(grades.correct, forest, 0.0, rl.reward)
         pack()
         return trees
 
-    batch = place_forest(*pack(), rl.rows, mesh, recompute=rl.objective.importance_cap > 0)
+    batch = place_forest(*pack(), rl.micro_batch_rows, mesh, recompute=rl.objective.importance_cap > 0)
     given = batch
     if rl.objective.kl_in_loss:
         given = dataclasses.replace(batch, reference=rescore(params, batch))
     advantages = place_everywhere(np.where(np.arange(len(asked)) % 2, 1.0, -1.0).astype(np.float32), mesh)
 
-    def replay() -> float:
+    def rescore_alone() -> float:
         jax.block_until_ready(rescore(params, batch))
         return trees
 
@@ -96,6 +96,6 @@ def _parts(restored: Restored, problems: list[Problem], stack: ExitStack) -> lis
     return [
         Contestant("rollout", rollout, "trees"),
         Contestant("host: verify, reward, pack", host, "trees"),
-        Contestant("replay alone", replay, "trees"),
-        Contestant("update: replay and gradient", update, "trees"),
+        Contestant("rescoring alone", rescore_alone, "trees"),
+        Contestant("update: rescoring and gradient", update, "trees"),
     ]

@@ -18,16 +18,16 @@ def variations(base: Schedule, window: int) -> list[Schedule]:
     half, quarter = window // 2, window // 4
     change = functools.partial(dataclasses.replace, base)
     others = [
-        *(change(lanes=lanes, admit=min(base.admit, lanes)) for lanes in (8, 16, 32, 64, 128)),
-        *(change(admit=admit) for admit in (1, 4, 16) if admit <= base.lanes),
-        *(change(chunk=chunk) for chunk in (4, 16, 64)),
-        *(change(buckets=buckets) for buckets in ((), (half,), (quarter, half, half + quarter))),
+        *(change(slots=slots, prefill_batch=min(base.prefill_batch, slots)) for slots in (8, 16, 32, 64, 128)),
+        *(change(prefill_batch=admit) for admit in (1, 4, 16) if admit <= base.slots),
+        *(change(prefill_chunk=chunk) for chunk in (4, 16, 64)),
+        *(change(context_buckets=buckets) for buckets in ((), (half,), (quarter, half, half + quarter))),
     ]
     return [base, *(other for other in others if other != base)]
 
 
 def contest(restored: Restored, ids: list[list[int]]) -> list[Contestant]:
-    """The same prompts with each schedule; the name says what differs, and how full the lanes were."""
+    """The same prompts with each schedule; the name says what differs, and how full the decode slots were."""
     base, limits = restored.config.schedule, restored.config.limits
     prompts = make_prompts(ids, max(map(len, ids)))
     tokens: set[int] = set()
@@ -44,7 +44,7 @@ def contest(restored: Restored, ids: list[list[int]]) -> list[Contestant]:
             return float(forest.total_tokens.sum())
 
         _, work = runner.rollout(runner.params, prompts, jax.random.key(0))
-        full = np.sum(work.live) / (np.sum(work.steps) * runner.lanes)
+        full = np.sum(work.live) / (np.sum(work.steps) * runner.slots)
         changed = ", ".join(
             f"{field.name}={getattr(schedule, field.name)}"
             for field in dataclasses.fields(Schedule)

@@ -50,11 +50,11 @@ def engine(restored: Restored, ids: list[list[int]]) -> Contestant:
 
 
 def lone_roots(restored: Restored, ids: list[list[int]], tokens: int = 110) -> Contestant:
-    """The same model, prompts and lanes without a spawn: what decoding alone allows, with no message to read and no answer."""
+    """The same model, prompts and decode slots without a spawn: what decoding alone allows, with no message to read and no answer."""
     config, width = restored.config, max(map(len, ids))
-    limits = Limits(window=width + tokens, stream=width + tokens, slots=1, children=1, max_depth=0)
-    lanes = make_runner(restored, config.limits, len(ids)).lanes
-    schedule = dataclasses.replace(config.schedule, lanes=lanes)
+    limits = Limits(window=width + tokens, max_thread_tokens=width + tokens, max_threads=1, children=1, max_depth=0)
+    slots = make_runner(restored, config.limits, len(ids)).slots
+    schedule = dataclasses.replace(config.schedule, slots=slots)
     decode_text = text_rollout(config.model, restored.params, limits, schedule, jax.devices())
     prompts = make_prompts(ids, width)
 
@@ -65,12 +65,12 @@ def lone_roots(restored: Restored, ids: list[list[int]], tokens: int = 110) -> C
 
 
 def latency(restored: Restored, ids: list[list[int]], children: int) -> list[Contestant]:
-    """One tree at a time with a lane for every thread, and the same trees on one lane: one thread after the other."""
+    """One tree at a time with a decode slot for every thread, and the same trees on one decode slot: one thread after the other."""
 
-    limits = dataclasses.replace(restored.config.limits, slots=children + 1, children=children)
+    limits = dataclasses.replace(restored.config.limits, max_threads=children + 1, children=children)
 
-    def contestant(name: str, lanes: int) -> Contestant:
-        schedule = dataclasses.replace(restored.config.schedule, lanes=lanes, admit=1)
+    def contestant(name: str, slots: int) -> Contestant:
+        schedule = dataclasses.replace(restored.config.schedule, slots=slots, prefill_batch=1)
         one = dataclasses.replace(restored, config=dataclasses.replace(restored.config, schedule=schedule))
         runner = make_runner(one, limits, 1)
         prompts = [make_prompts([prompt], len(max(ids, key=len)), children=children) for prompt in ids]

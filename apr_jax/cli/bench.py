@@ -67,7 +67,7 @@ def bench_schedule(
     repeats: Repeats = 5,
     json: Json = None,
 ) -> None:
-    """The checkpoint's schedule against others: lanes, admission, chunks and buckets."""
+    """The checkpoint's schedule against others: decode slots, admission, chunks and buckets."""
     start()
     from apr_jax.bench.schedules import contest
     from apr_jax.bench.trees import prompts_of

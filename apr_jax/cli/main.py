@@ -195,44 +195,40 @@ def solve(
     run(load_checkpoint(checkpoint), wanted, html)
 
 
-@app.command(epilog="Example: apr export --checkpoint runs/nano/apr/rl --out llama")
+@app.command(epilog="Example: apr export --checkpoint runs/mini/apr/rl --out experiments/mini/apr.safetensors")
 def export(
     checkpoint: Checkpoint,
-    out: Annotated[Path, typer.Option(help="A new folder, or that of an earlier export.", **HERE)],
+    out: Annotated[
+        Path,
+        typer.Option(
+            help="FILE.safetensors: one small file, which every --checkpoint takes. Any other name: a new folder, or that of an "
+            "earlier export, in the form of Hugging Face.",
+            **HERE,
+        ),
+    ],
 ) -> None:
-    """Write model and tokenizer as a Hugging Face Llama, which transformers loads, and vLLM, which reads the same files.
+    """Write a model as one small file (bfloat16), or as a Hugging Face Llama with its tokenizer.
 
-    llama.cpp needs a GGUF file: its converter was not tried on this folder. All of them write one thread; none starts the
-    children of a <spawn> block.
+    The folder is what transformers loads, and vLLM, which reads the same files. llama.cpp needs a GGUF file: its converter
+    was not tried on this folder. All of them write one thread; none starts the children of a <spawn> block.
     """
-    from apr_jax.train.checkpoint.hf_folder import check_folder
-    from apr_jax.train.checkpoint.hf_folder import export as write
+    from apr_jax.train.checkpoint.exported import SUFFIX, export_file
+    from apr_jax.train.checkpoint.hf_folder import check_folder, export_folder
     from apr_jax.train.checkpoint.manager import load_checkpoint
 
-    try:
-        check_folder(out)
-    except UsageError as error:
-        raise UsageError(f"--out {error}") from None
+    one_file = out.suffix == SUFFIX
+    if not one_file:
+        try:
+            check_folder(out)
+        except UsageError as error:
+            raise UsageError(f"--out {error}") from None
     start()
-    write(load_checkpoint(checkpoint), out)
-    typer.echo(f"model and tokenizer: {out}")
-
-
-@app.command(epilog="Example: apr keep --checkpoint runs/mini/apr/rl --out experiments/mini/apr.safetensors")
-def keep(
-    checkpoint: Checkpoint,
-    out: Annotated[Path, typer.Option(help="A .safetensors file.", **HERE)],
-) -> None:
-    """Write a model as one small file (bfloat16), which every --checkpoint takes."""
-    from apr_jax.train.checkpoint.exported import SUFFIX
-    from apr_jax.train.checkpoint.exported import keep as write
-    from apr_jax.train.checkpoint.manager import load_checkpoint
-
-    if out.suffix != SUFFIX:
-        raise UsageError(f"--out {out}: must end in {SUFFIX}")
-    start()
-    write(load_checkpoint(checkpoint), out)
-    typer.echo(f"model: {out}")
+    restored = load_checkpoint(checkpoint)
+    if one_file:
+        export_file(restored, out)
+    else:
+        export_folder(restored, out)
+    typer.echo(f"model{'' if one_file else ' and tokenizer'}: {out}")
 
 
 @app.command(epilog="Example: apr reproduce --scale nano --out runs/nano")
@@ -267,10 +263,10 @@ def reproduce(
         show_results(out)
 
 
-@app.command(epilog="Example: apr study seeds --out runs/seeds")
-def study(
+@app.command(epilog="Example: apr ablation seeds --out runs/seeds")
+def ablation(
     question: Annotated[Question, typer.Argument(help="Which one.", show_default=False)],
-    out: Annotated[Path, typer.Option(help="Folder of the study.", **HERE)],
+    out: Annotated[Path, typer.Option(help="Folder of the ablation.", **HERE)],
     scale: Annotated[str, typer.Option(help="A file in experiments/, of which the trainings are variants.")] = "nano",
     settings: Settings = None,
 ) -> None:
@@ -280,12 +276,12 @@ def study(
 
     experiment = load(experiment_file(scale), settings)
     start(together=True)
-    from apr_jax.paper.ablations import run_study, show_study
+    from apr_jax.paper.ablations import run_ablation, show_ablation
 
     with goes_on(f"every finished stage and the last checkpoint are in {out}"):
-        found = run_study(question, experiment, out)
+        found = run_ablation(question, experiment, out)
     if is_first():
-        show_study(found, out)
+        show_ablation(found, out)
 
 
 @app.command(epilog="Example: apr report runs/nano")

@@ -23,12 +23,12 @@ from apr_jax.tasks import METHODS
 
 # What each feature holds. How many bits its integers have depends on the data set: `demonstrate.stored_types`.
 MEANINGS = {
-    "tokens": "token ids of all threads, one thread after the other, in slot order",
+    "tokens": "token ids of all threads, one thread after the other, in thread index order",
     "position": "place of each token in its thread's window",
-    "island": "0, or the spawn block of its thread that the token belongs to, from 1",
+    "hidden_block": "0, or the spawn block of its thread that the token belongs to, from 1",
     "sampled": "1 where the demonstrator chose the token, 0 where it was given",
     "length": "tokens of each thread",
-    "parent": "slot of each thread's parent, -1 for the root",
+    "parent": "thread index of each thread's parent, -1 for the root",
     "round": "which of the parent's spawns made the thread",
     "depth": "0 for the root",
     "child": "place among the children of that spawn",

@@ -40,8 +40,8 @@ class Bounds:
     """What fits into a rollout; the meaning of each field is that in `threads.Limits`."""
 
     window: int
-    stream: int
-    slots: int
+    max_thread_tokens: int
+    max_threads: int
     children: int
     max_depth: int
 
@@ -77,9 +77,9 @@ class Counts:
     Attributes:
       made: demonstrations that the solver made.
       solved: whose answer is right.
-      dropped_window, dropped_stream, dropped_threads: left out for the first bound they break: positions, tokens of a
+      dropped_window, dropped_max_thread_tokens, dropped_threads: left out for the first bound they break: positions, tokens of a
         stream, or number and depth of threads.
-      dropped_wrong: left out because they do not find the answer (`solver.only_right`), and break no bound.
+      dropped_wrong: left out because they do not find the answer (`solver.correct_only`), and break no bound.
       dropped_children: threads below the roots of all that were left out.
       kept_solved: right ones that were kept.
       threads: of the kept.
@@ -94,7 +94,7 @@ class Counts:
     made: int = 0
     solved: int = 0
     dropped_window: int = 0
-    dropped_stream: int = 0
+    dropped_max_thread_tokens: int = 0
     dropped_threads: int = 0
     dropped_wrong: int = 0
     dropped_children: int = 0
@@ -215,7 +215,7 @@ def _demonstrate(recipe: Recipe, chunk: list[tuple[int, Problem]]) -> tuple[list
         solved = int(task.verify(problem, thread.answer).correct)
         streams = tree_streams(thread, tokenizer)
         broken = broken_bound(streams, recipe.bounds)
-        if not broken and recipe.solver.only_right and not solved:
+        if not broken and recipe.solver.correct_only and not solved:
             broken = "dropped_wrong"
         if broken:
             dropped: dict[str, Any] = {broken: 1}
@@ -241,38 +241,38 @@ def broken_bound(streams: list[Stream], bounds: Bounds) -> str:
     """The field of `Counts` for the first bound that a tree breaks; "" if it fits."""
     if any(stream.position.max() >= bounds.window for stream in streams):
         return "dropped_window"
-    if any(len(stream.tokens) > bounds.stream for stream in streams):
-        return "dropped_stream"
-    return "" if _have_slots(streams, 0, bounds.slots - 1, bounds) else "dropped_threads"
+    if any(len(stream.tokens) > bounds.max_thread_tokens for stream in streams):
+        return "dropped_max_thread_tokens"
+    return "" if _have_threads(streams, 0, bounds.max_threads - 1, bounds) else "dropped_threads"
 
 
-def _have_slots(streams: list[Stream], slot: int, free: int, bounds: Bounds) -> bool:
-    """Whether a thread with `free` slots below it can spawn all that it does: a rollout divides what each spawn leaves
+def _have_threads(streams: list[Stream], thread_index: int, free: int, bounds: Bounds) -> bool:
+    """Whether a thread with `free` threads below it can spawn all that it does: a rollout divides what each spawn leaves
     evenly among the children, if they may spawn too, and their parent."""
     children: dict[int, list[int]] = {}
     for place, stream in enumerate(streams):
-        if stream.parent == slot:
+        if stream.parent == thread_index:
             children.setdefault(stream.round, []).append(place)
     for _, spawned in sorted(children.items()):
         free -= len(spawned)
-        depth = streams[slot].depth + 1
+        depth = streams[thread_index].depth + 1
         if free < 0 or len(spawned) > bounds.children or depth > bounds.max_depth:
             return False
         each = free // (len(spawned) + 1) if depth < bounds.max_depth else 0
         free -= each * len(spawned)
-        if not all(_have_slots(streams, place, each, bounds) for place in spawned):
+        if not all(_have_threads(streams, place, each, bounds) for place in spawned):
             return False
     return True
 
 
-def sequential_tokens(streams: list[Stream], slot: int = 0) -> int:
+def sequential_tokens(streams: list[Stream], thread_index: int = 0) -> int:
     """Sampled tokens on the longest chain: a thread's own, and at each of its spawns those of the longest child."""
     longest: dict[int, int] = {}
     for place, stream in enumerate(streams):
-        if stream.parent == slot:
+        if stream.parent == thread_index:
             chain = sequential_tokens(streams, place)
             longest[stream.round] = max(longest.get(stream.round, 0), chain)
-    return int(streams[slot].sampled.sum()) + sum(longest.values())
+    return int(streams[thread_index].sampled.sum()) + sum(longest.values())
 
 
 def stored_types(vocab_size: int, bounds: Bounds) -> dict[str, np.dtype]:
@@ -281,14 +281,14 @@ def stored_types(vocab_size: int, bounds: Bounds) -> dict[str, np.dtype]:
     Raises:
       ValueError: a feature needs more than 32 bits.
     """
-    place = unsigned(bounds.stream)
+    place = unsigned(bounds.max_thread_tokens)
     return {
         "tokens": unsigned(vocab_size - 1),
         "position": place,
-        "island": place,
+        "hidden_block": place,
         "sampled": unsigned(1, least_bits=8),
         "length": place,
-        "parent": signed(bounds.slots - 1),
+        "parent": signed(bounds.max_threads - 1),
         "round": place,
         "depth": unsigned(bounds.max_depth, least_bits=8),
         "child": unsigned(bounds.children - 1),
@@ -306,7 +306,7 @@ def flatten(streams: list[Stream], types: dict[str, np.dtype]) -> Example:
     """
     example: Example = {
         name: np.concatenate([getattr(stream, name) for stream in streams])
-        for name in ("tokens", "position", "island", "sampled")
+        for name in ("tokens", "position", "hidden_block", "sampled")
     }
     example["length"] = [len(stream.tokens) for stream in streams]
     for name in ("parent", "round", "depth", "child"):
@@ -324,7 +324,7 @@ def unflatten(example: Example) -> list[Stream]:
             Stream(
                 example["tokens"][part].astype(np.int32),
                 example["position"][part].astype(np.int32),
-                example["island"][part].astype(np.int32),
+                example["hidden_block"][part].astype(np.int32),
                 example["sampled"][part].astype(bool),
                 *(int(example[name][place]) for name in ("parent", "round", "depth", "child")),
             )

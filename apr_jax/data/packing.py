@@ -1,7 +1,7 @@
 """Threads of different lengths side by side in rows of one length, so that the device computes little padding.
 
 The life of a sample:
-  1. Threads arrive as streams: from demonstrations (`pipeline`) or as the slots of a recorded forest (`pack_forest`).
+  1. Threads arrive as streams: from demonstrations (`pipeline`) or as the threads of a recorded forest (`pack_forest`).
   2. `place` decides, longest first, in which row and from which column each one stands: the first row with room.
   3. `scatter` writes all of them there at once; a thread never spans rows. Threads of a row are told apart by
      `segment`, trees of the batch by `tree`.
@@ -33,7 +33,7 @@ class Rows:
       tokens: [R, L]; 0 (`<pad>`) where there is none.
       position: [R, L] place in the thread's window.
       segment: [R, L] 0 = padding; 1, 2, ... = thread within the row.
-      island: [R, L] as in `ThreadForest`.
+      hidden block: [R, L] as in `ThreadForest`.
       sampled: [R, L] bool; the token here was chosen by the policy. It is the target of the column before.
       tree: [R, L] index of the tree in the batch; -1 = padding.
       logprob: [R, L] float32 behaviour log-prob of the token here; 0 for demonstrations and given tokens.
@@ -44,7 +44,7 @@ class Rows:
     tokens: np.ndarray
     position: np.ndarray
     segment: np.ndarray
-    island: np.ndarray
+    hidden_block: np.ndarray
     sampled: np.ndarray
     tree: np.ndarray
     logprob: np.ndarray
@@ -115,7 +115,7 @@ def scatter(
       placement: of n threads.
       lengths: int [n].
       tree: int [n] index of each thread's tree.
-      fields: tokens, position, island, sampled, logprob, allowed: the n threads' values one after the other, [sum(lengths)].
+      fields: tokens, position, hidden block, sampled, logprob, allowed: the n threads' values one after the other, [sum(lengths)].
     """
     lengths = lengths.astype(np.int64)
     total = int(lengths.sum())
@@ -134,7 +134,7 @@ def scatter(
         tokens=spread(fields["tokens"], np.int32),
         position=spread(fields["position"], np.int32),
         segment=spread(np.repeat(placement.segment, lengths), np.int32),
-        island=spread(fields["island"], np.int32),
+        hidden_block=spread(fields["hidden_block"], np.int32),
         sampled=spread(fields["sampled"], np.bool_),
         tree=spread(np.repeat(tree, lengths), np.int32, blank=-1),
         logprob=spread(fields["logprob"], np.float32),
@@ -161,7 +161,7 @@ def pack_streams(trees: Sequence[Sequence[Stream]], length: int, rows: int | Non
         raise ValueError(f"packing: {lengths.sum()} tokens do not fit into {rows} rows of {length}")
     fields = {
         name: np.concatenate([getattr(stream, name) for stream in streams])
-        for name in ("tokens", "position", "island", "sampled")
+        for name in ("tokens", "position", "hidden_block", "sampled")
     }
     fields["logprob"] = np.zeros(len(fields["tokens"]), np.float32)
     fields["allowed"] = np.zeros(len(fields["tokens"]), np.uint8)
@@ -169,7 +169,7 @@ def pack_streams(trees: Sequence[Sequence[Stream]], length: int, rows: int | Non
 
 
 def pack_forest(forest: "ThreadForest", rows: int, length: int) -> Rows:
-    """Packs every used slot of a recorded forest (numpy leaves).
+    """Packs every used thread index of a recorded forest (numpy leaves).
 
     Args:
       forest: as `tree_rollout` returns it, fetched to the host.
@@ -182,20 +182,20 @@ def pack_forest(forest: "ThreadForest", rows: int, length: int) -> Rows:
     """
     if rows < 1:
         raise ValueError(f"packing: rows={rows} must be at least 1")
-    slots = np.asarray(forest.length)
-    tree, slot = np.nonzero(slots)
-    lengths = slots[tree, slot]
+    thread_lengths = np.asarray(forest.length)
+    tree, thread_index = np.nonzero(thread_lengths)
+    lengths = thread_lengths[tree, thread_index]
     if len(lengths) and lengths.max() > length:
         longest = int(np.argmax(lengths))
         raise ValueError(
-            f"packing: slot {slot[longest]} of tree {tree[longest]} has {lengths[longest]} tokens, a row holds {length}"
+            f"packing: thread index {thread_index[longest]} of tree {tree[longest]} has {lengths[longest]} tokens, a row holds {length}"
         )
     placement = place(lengths, length)
     bucket = rows
     while bucket < placement.rows:
         bucket *= 2
-    used = np.arange(forest.tokens.shape[2]) < slots[:, :, None]
-    recorded = ("tokens", "position", "island", "sampled", "logprob", "allowed")
+    used = np.arange(forest.tokens.shape[2]) < thread_lengths[:, :, None]
+    recorded = ("tokens", "position", "hidden_block", "sampled", "logprob", "allowed")
     fields = {name: np.asarray(getattr(forest, name))[used] for name in recorded}
     return scatter(placement, lengths, tree, fields, bucket, length)
 

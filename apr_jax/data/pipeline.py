@@ -29,14 +29,14 @@ from apr_jax.data import dataset
 from apr_jax.data.packing import Rows, place, scatter
 from apr_jax.errors import UsageError, UserError
 
-_FIELDS = ("tokens", "position", "island", "sampled")
+_FIELDS = ("tokens", "position", "hidden_block", "sampled")
 _BLOCK = 8  # Trees read together; Grain's cost an element would be felt otherwise.
 _READ = grain.ReadOptions(num_threads=2, prefetch_buffer_size=8)  # Blocks.
 _READY = 2  # Batches kept ready.
 _MEASURED = 8  # Batches that tell how full packed rows are, to half a percent at scale paper.
 
 # Threads one after the other: the values of _FIELDS [sum of lengths], and length, tree (its number since the start of
-# training) and slot, one a thread. Always ordered by tree and slot.
+# training) and thread index, one a thread. Always ordered by tree and thread index.
 _Pool = dict[str, np.ndarray]
 
 
@@ -72,7 +72,7 @@ class Batches(Iterator[Rows]):
             self._batches = None
 
 
-class Held(Iterator[Rows]):
+class LocalRows(Iterator[Rows]):
     """The rows of a batch that one process holds, from the streams in which they lie.
 
     Args:
@@ -237,19 +237,19 @@ class _PackedIterator(grain.DatasetIterator[Rows]):
         return scatter(placement, pool["length"], tree, fields, self._rows, self._length)
 
     def get_state(self) -> dict[str, Any]:
-        waiting = [self._waiting["tree"].tolist(), self._waiting["slot"].tolist()]
+        waiting = [self._waiting["tree"].tolist(), self._waiting["thread_index"].tolist()]
         return {"blocks": self._parent.get_state(), "taken": self._taken, "waiting": waiting}
 
     def set_state(self, state: dict[str, Any]) -> None:
         self._parent.set_state(state["blocks"])
         self._taken = state["taken"]
-        tree, slot = (np.array(values, np.int64) for values in state["waiting"])
+        tree, thread_index = (np.array(values, np.int64) for values in state["waiting"])
         pools = []
         for number in np.unique(tree // _BLOCK).tolist():
             block = _numbered(self._blocks[number], number)
             mine = tree // _BLOCK == number
-            waits = set(zip(tree[mine].tolist(), slot[mine].tolist(), strict=True))
-            threads = zip(block["tree"].tolist(), block["slot"].tolist(), strict=True)
+            waits = set(zip(tree[mine].tolist(), thread_index[mine].tolist(), strict=True))
+            threads = zip(block["tree"].tolist(), block["thread_index"].tolist(), strict=True)
             pools.append(_select(block, np.array([thread in waits for thread in threads])))
         self._waiting = _join(pools)
 
@@ -262,7 +262,7 @@ def _read_block(source: dataset.TreeSource, numbers: np.ndarray) -> _Pool:
     return {
         **{name: np.concatenate([example[name] for example in examples]) for name in (*_FIELDS, "length")},
         "tree": np.repeat(np.arange(len(examples)), threads),
-        "slot": np.concatenate([np.arange(count) for count in threads]),
+        "thread_index": np.concatenate([np.arange(count) for count in threads]),
     }
 
 
@@ -273,7 +273,7 @@ def _numbered(block: _Pool, number: int) -> _Pool:
 
 def _join(pools: list[_Pool]) -> _Pool:
     if not pools:
-        return {name: np.zeros(0, np.int64) for name in (*_FIELDS, "length", "tree", "slot")}
+        return {name: np.zeros(0, np.int64) for name in (*_FIELDS, "length", "tree", "thread_index")}
     return {name: np.concatenate([pool[name] for pool in pools]) for name in pools[0]}
 
 

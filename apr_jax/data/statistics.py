@@ -36,17 +36,17 @@ def statistics(counts: Counts, recipe: Recipe) -> dict[str, Any]:
     Raises:
       UsageError: none was kept.
     """
-    dropped = {name: getattr(counts, f"dropped_{name}") for name in ("window", "stream", "threads", "wrong")}
+    dropped = {name: getattr(counts, f"dropped_{name}") for name in ("window", "max_thread_tokens", "threads", "wrong")}
     lost = sum(dropped.values())
     kept = counts.made - lost
     if not kept:
-        remedy = "raise the limits" if counts.made > counts.dropped_wrong else "set solver.only_right=false"
+        remedy = "raise the limits" if counts.made > counts.dropped_wrong else "set solver.correct_only=false"
         raise UsageError(
             f"limits: none of the {counts.made} demonstrations of {recipe.method!r} fits (too long for "
             f"limits.window={recipe.bounds.window}: {dropped['window']}, "
-            f"for limits.stream={recipe.bounds.stream}: {dropped['stream']}, "
-            f"too many threads for limits.slots, children or max_depth: {dropped['threads']}; "
-            f"wrong, under solver.only_right: {dropped['wrong']}); {remedy}"
+            f"for limits.max_thread_tokens={recipe.bounds.max_thread_tokens}: {dropped['stream']}, "
+            f"too many threads for limits.max_threads, children or max_depth: {dropped['threads']}; "
+            f"wrong, under solver.correct_only: {dropped['wrong']}); {remedy}"
         )
     return {
         "demonstrations": kept,

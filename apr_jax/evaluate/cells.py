@@ -8,7 +8,9 @@ from typing import Any
 from apr_jax.evaluate.scores import MEASURES
 from apr_jax.io.terminal import Terminal
 
-ON_TEST = "chosen on these same problems"  # How a claim's `chosen` begins where the problems that score chose, too.
+ON_TEST = (
+    "chosen on these same problems"  # How a comparison's `chosen` begins where the problems that score chose, too.
+)
 SPENT = ("total_tokens", "sequential_tokens", "children")  # What stands beside every score.
 
 
@@ -30,13 +32,13 @@ def print_warnings(lines: Iterable[str]) -> None:
         console.print(f"warning: {line}", style="bold red", markup=False)
 
 
-def claim_cells(row: Mapping[str, Any]) -> dict[str, str]:
-    """A row of `claims`, written: its fields as text, and `interval` and `verdict`, each empty if there is none."""
+def comparison_cells(row: Mapping[str, Any]) -> dict[str, str]:
+    """A row of `comparisons`, written: its fields as text, and `interval` and `verdict`, each empty if there is none."""
     scale, form = (100, "{:.1f}") if row["unit"] == "%" else (1, "{:,.0f}")
     sign = form.replace(":", ":+")
     low, high = (sign.format(scale * row[key]) for key in ("low", "high"))
     return {
-        **{key: row[key] for key in ("claim", "chosen", "note", "paper")},
+        **{key: row[key] for key in ("comparison", "chosen", "note", "paper")},
         **{key: form.format(scale * row[key]) for key in ("one", "other")},
         "gap": sign.format(scale * row["gap"]),
         "interval": f"{low} to {high}",

@@ -51,33 +51,37 @@ def failure(trace: Trace, task: Task) -> str:
     ended = _end(root["status"])
     if ended:
         return ended
-    threads = {thread["slot"]: as_thread(thread) for thread in trace["threads"]}
+    threads = {thread["thread_index"]: as_thread(thread) for thread in trace["threads"]}
     readings = {
-        thread["slot"]: task.examine(problem, threads[thread["slot"]], bool(_end(thread["status"])))
+        thread["thread_index"]: task.examine(problem, threads[thread["thread_index"]], bool(_end(thread["status"])))
         for thread in trace["threads"]
     }
-    joined = {threads[thread["slot"]].answer for thread in trace["threads"] if thread["parent"] == root["slot"]}
-    believed = trace["claimed"] and threads[root["slot"]].answer in joined
+    joined = {
+        threads[thread["thread_index"]].answer
+        for thread in trace["threads"]
+        if thread["parent"] == root["thread_index"]
+    }
+    believed = trace["claimed"] and threads[root["thread_index"]].answer in joined
     if believed and any(task.verify(problem, answer).correct for answer in joined):
         return "belief"
     for thread in trace["threads"]:
-        reading = readings[thread["slot"]]
-        answer = threads[thread["slot"]].answer
-        if (reading and reading.found) or (thread["slot"] and task.verify(problem, answer).correct):
+        reading = readings[thread["thread_index"]]
+        answer = threads[thread["thread_index"]].answer
+        if (reading and reading.found) or (thread["thread_index"] and task.verify(problem, answer).correct):
             return _end(thread["status"]) or "join"
-    ordered = sorted(trace["threads"], key=lambda thread: (thread["start"], thread["slot"]))
-    faults = [fault for thread in ordered if (read := readings[thread["slot"]]) for fault in read.faults]
+    ordered = sorted(trace["threads"], key=lambda thread: (thread["start"], thread["thread_index"]))
+    faults = [fault for thread in ordered if (read := readings[thread["thread_index"]]) for fault in read.faults]
     if trace["claimed"]:
         return faults[0].kind if faults else "claim"
     lost = (
         kind
         for thread in ordered
         for kind in (
-            *_losses(thread, readings[thread["slot"]]),
+            *_losses(thread, readings[thread["thread_index"]]),
             *("refused" for message in refused(thread, trace["threads"]) if _is_hopeful(message, problem, task)),
         )
     )
-    return next(lost, "search" if readings[root["slot"]] is None else "coverage")
+    return next(lost, "search" if readings[root["thread_index"]] is None else "coverage")
 
 
 def label(traces: Iterable[Trace], task: Task) -> list[Trace]:
@@ -93,7 +97,7 @@ def count(traces: Iterable[Trace]) -> dict[str, int]:
 def refused(thread: dict[str, Any], threads: list[dict[str, Any]]) -> list[str]:
     """The messages of closed spawns that got no thread: those of a block are started in order, so its last ones."""
     blocks = [text for kind, text in thread["spans"] if kind == "spawn" and text.endswith("</spawn>")]
-    started = collections.Counter(one["round"] for one in threads if one["parent"] == thread["slot"])
+    started = collections.Counter(one["round"] for one in threads if one["parent"] == thread["thread_index"])
     return [message for place, block in enumerate(blocks) for message in _PIECES.findall(block)[started[place] :]]
 
 

@@ -3,7 +3,7 @@
 The life of a measurement:
 1. The problems become prompts as in any evaluation; the rollout is compiled for one tree and run once unmeasured.
 2. All problems are answered, one after the other; then all again, `repeats` times, so that a busy moment slows one run of each.
-3. Of each problem the median counts. `eval/NAME/latency.json` has all medians, `lanes.json` those on several numbers of lanes.
+3. Of each problem the median counts. `eval/NAME/latency.json` has all medians, `slots.json` those on several numbers of decode slots.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from apr_jax.threads import Prompts
 from apr_jax.threads.keys import Domain, run_key
 from apr_jax.train.checkpoint.manager import Restored
 
-LATENCY, LANES = "latency.json", "lanes.json"
+LATENCY, SLOTS = "latency.json", "slots.json"
 
 
 def measure_latency(
     restored: Restored, problems: list[Problem], out: Path, decoding: Decoding, repeats: int
 ) -> dict[str, Any]:
-    """Writes OUT/latency.json: seconds of each problem with as many lanes as the schedule has."""
+    """Writes OUT/latency.json: seconds of each problem with as many decode slots as the schedule has."""
     limits = limits_of(restored, decoding)
     runner = make_runner(restored, limits, 1)
     prompts = prompts_of(restored, problems, limits, decoding)
@@ -39,33 +39,33 @@ def measure_latency(
     found = {
         "device": jax.local_devices()[0].device_kind,
         "repeats": repeats,
-        "lanes": runner.lanes,
+        "slots": runner.slots,
         "seconds": dict(zip(ids, seconds, strict=True)),
     }
     _write(out / LATENCY, found)
     return found
 
 
-def measure_lanes(
+def measure_slots(
     restored: Restored, problems: list[Problem], out: Path, decoding: Decoding, repeats: int
 ) -> dict[str, Any]:
-    """Writes OUT/lanes.json: seconds and decode steps of the mean problem on 1, 2, 4, ... lanes, and of one step of so many."""
+    """Writes OUT/slots.json: seconds and decode steps of the mean problem on 1, 2, 4, ... decode slots, and of one step of so many."""
     limits = limits_of(restored, decoding)
     prompts = prompts_of(restored, problems, limits, decoding)
     counts = [1]
-    while counts[-1] < limits.slots:
-        counts.append(min(2 * counts[-1], limits.slots))
+    while counts[-1] < limits.max_threads:
+        counts.append(min(2 * counts[-1], limits.max_threads))
     rows = []
-    for lanes in counts:
-        seconds, steps = _timed(make_lone_runner(restored, limits, lanes), prompts, restored.config.seed, repeats)
-        rows.append({"lanes": lanes, "seconds": statistics.mean(seconds), "steps": statistics.mean(steps)})
+    for slots in counts:
+        seconds, steps = _timed(make_lone_runner(restored, limits, slots), prompts, restored.config.seed, repeats)
+        rows.append({"slots": slots, "seconds": statistics.mean(seconds), "steps": statistics.mean(steps)})
     found = {
         "device": jax.local_devices()[0].device_kind,
         "repeats": repeats,
         "problems": [problem.id for problem in problems],
         "rows": [row | {"step_seconds": row["seconds"] / row["steps"]} for row in rows],
     }
-    _write(out / LANES, found)
+    _write(out / SLOTS, found)
     return found
 
 

@@ -31,7 +31,7 @@ from apr_jax.io.lease import Lease
 from apr_jax.io.storage import Mirror, write_text
 from apr_jax.model.config import ModelConfig
 from apr_jax.model.sharding import make_mesh
-from apr_jax.tasks import PARALLEL, BoxedVerifier, Countdown, Failure, Problem
+from apr_jax.tasks import PARALLEL, Countdown, Failure, Problem, SandboxedVerifier
 from apr_jax.text.tokenizer import BOS
 from apr_jax.threads import NOT_FORCED, Limits, Prompts, Schedule, ThreadForest, check_prompts, make_prompts
 from apr_jax.threads.keys import Domain, run_key
@@ -120,7 +120,7 @@ def evaluate(
     }
     asked = [(problem, sample) for problem in problems for sample in range(decoding.samples)]
     with disk_errors(out), Lease(out, "evaluation") as lease, Mirror(out, (SETTINGS, TRACES)) as mirror:
-        _claim(mirror.local, settings)
+        _reserve(mirror.local, settings)
         done = _keep_answers(mirror.local / TRACES, asked)
         if done < len(asked):
             _run(restored, asked, prompts, limits, done, mirror, progress, lease)
@@ -137,13 +137,13 @@ class Runner:
 
     Attributes:
       rollout: on `mesh`; params: the weights, on all its devices.
-      batch: trees of a call; lanes: of one device.
+      batch: trees of a call; decode slots: of one device.
     """
 
     rollout: Rollout
     params: Any
     batch: int
-    lanes: int
+    slots: int
 
     def stream(
         self, prompts: Prompts, seed: int, done: int = 0, progress: bool = False
@@ -156,7 +156,7 @@ class Runner:
             prompts,
             key,
             batch=self.batch,
-            lanes=self.lanes,
+            slots=self.slots,
             done=done,
             progress=progress,
             label="eval",
@@ -168,20 +168,24 @@ def make_runner(restored: Restored, limits: Limits, batch: int) -> Runner:
     mesh = make_mesh(devices=jax.local_devices()[:batch])
     batch += -batch % mesh.size
     schedule = restored.config.schedule
-    lanes = min(schedule.lanes, batch // mesh.size * limits.slots)
-    few = tuple(count for count in _FEW if count < lanes) if batch == mesh.size else schedule.few
-    schedule = dataclasses.replace(schedule, lanes=lanes, admit=min(schedule.admit, lanes), few=few)
+    slots = min(schedule.slots, batch // mesh.size * limits.max_threads)
+    few = tuple(count for count in _FEW if count < slots) if batch == mesh.size else schedule.small_batch_sizes
+    schedule = dataclasses.replace(
+        schedule, slots=slots, prefill_batch=min(schedule.prefill_batch, slots), small_batch_sizes=few
+    )
     rollout = _rollout(restored.config.model, limits, schedule, mesh)
-    return Runner(rollout, place_whole(restored.params, mesh), batch, lanes)
+    return Runner(rollout, place_whole(restored.params, mesh), batch, slots)
 
 
-def make_lone_runner(restored: Restored, limits: Limits, lanes: int) -> Runner:
-    """One tree a call on one device, every step with exactly so many lanes."""
+def make_lone_runner(restored: Restored, limits: Limits, slots: int) -> Runner:
+    """One tree a call on one device, every step with exactly so many decode slots."""
     mesh = make_mesh(devices=jax.local_devices()[:1])
     schedule = restored.config.schedule
-    schedule = dataclasses.replace(schedule, lanes=lanes, admit=min(schedule.admit, lanes), few=())
+    schedule = dataclasses.replace(
+        schedule, slots=slots, prefill_batch=min(schedule.prefill_batch, slots), small_batch_sizes=()
+    )
     rollout = _rollout(restored.config.model, limits, schedule, mesh)
-    return Runner(rollout, place_whole(restored.params, mesh), 1, lanes)
+    return Runner(rollout, place_whole(restored.params, mesh), 1, slots)
 
 
 @functools.lru_cache(maxsize=8)
@@ -215,14 +219,14 @@ def _run(
     """
     runner = make_runner(restored, limits, min(restored.config.evaluate.batch, len(asked)))
     task = Countdown(restored.config.task, restored.config.solver)
-    reward = restored.config.learn.rl.reward
+    reward = restored.config.train.rl.reward
     allowed = allowed_unknown(len(asked), reward)
 
     forests = runner.stream(prompts, restored.config.seed, done, progress)
     path = mirror.local / TRACES
     before = read_traces(path) if done else []
     unknown = len(before) - len(known(before))
-    with BoxedVerifier(task, reward.time_limit, reward.memory_limit) as verifier, path.open("a") as file:
+    with SandboxedVerifier(task, reward.time_limit, reward.memory_limit) as verifier, path.open("a") as file:
         for begin, forest in forests:
             answers = extract_answers(forest, restored.tokenizer)
             these = asked[begin : begin + len(answers)]
@@ -232,7 +236,7 @@ def _run(
             if unknown > allowed:
                 raise UserError(
                     f"evaluation: {unknown} of {len(asked)} answers have no verdict, more than the model's "
-                    f"learn.rl.reward.max_unknown={reward.max_unknown:g} allows; the trees before this batch are kept; mend "
+                    f"train.rl.reward.max_unknown={reward.max_unknown:g} allows; the trees before this batch are kept; mend "
                     "what the lines of the verifier above say, and start the same command again"
                 )
             lines = [
@@ -280,12 +284,14 @@ def prompts_of(restored: Restored, problems: list[Problem], limits: Limits, deco
 def _check_conditions(restored: Restored, limits: Limits, decoding: Decoding) -> None:
     """The flags that ask for a number of children or of window bins, or force children."""
     solver = restored.config.solver
-    most = limits.slots - 1 if limits.max_depth else 0
+    most = limits.max_threads - 1 if limits.max_depth else 0
     for flag, count in (("--children", decoding.condition), ("--force-children", decoding.forced)):
         if count is not None and restored.method not in PARALLEL:
             raise UsageError(f"{flag} {count}: {restored.path} is of method {restored.method}; only apr has children")
     if decoding.forced is not None and not 0 <= decoding.forced <= most:
-        raise UsageError(f"--force-children {decoding.forced}: must be from 0 to {most}, limits.slots less the root")
+        raise UsageError(
+            f"--force-children {decoding.forced}: must be from 0 to {most}, limits.max_threads less the root"
+        )
     if decoding.bins is not None and restored.method != "sos+":
         raise UsageError(
             f"--bins {decoding.bins}: {restored.path} is of method {restored.method}; only sos+ has window bins"
@@ -359,7 +365,7 @@ def read_answers(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     return summary, known(traces)
 
 
-def _claim(out: Path, settings: dict[str, Any]) -> None:
+def _reserve(out: Path, settings: dict[str, Any]) -> None:
     """Makes the folder, with its settings in it; refuses one that holds an evaluation with others."""
     out.mkdir(parents=True, exist_ok=True)
     path = out / SETTINGS

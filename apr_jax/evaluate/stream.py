@@ -20,7 +20,9 @@ from apr_jax.threads import Prompts, ThreadForest, Work
 
 Rollout = Callable[[Any, Prompts, jax.Array], tuple[ThreadForest, Work]]
 
-_RATES = "{task.fields[trees]:,.1f} trees/s, {task.fields[tokens]:,.0f} tokens/s, lanes {task.fields[live]:.0%} full"
+_RATES = (
+    "{task.fields[trees]:,.1f} trees/s, {task.fields[tokens]:,.0f} tokens/s, decode slots {task.fields[live]:.0%} full"
+)
 
 
 def stream(
@@ -30,7 +32,7 @@ def stream(
     key: jax.Array,
     *,
     batch: int,
-    lanes: int,
+    slots: int,
     done: int = 0,
     progress: bool = True,
     label: str = "rollout",
@@ -41,9 +43,9 @@ def stream(
       rollout: `make_rollout`'s, or another of its form.
       prompts: of all N trees, numpy leaves; every tree has its own identity.
       batch: trees of one call, at most N of them are asked at a time; a multiple of the mesh's data shards.
-      lanes: of one shard, for the occupancy shown.
+      decode slots: of one shard, for the occupancy shown.
       done: trees that are decoded already.
-      progress: show trees/s, tokens/s, lane occupancy and the time left on standard error.
+      progress: show trees/s, tokens/s, decode slot occupancy and the time left on standard error.
     """
     total = len(prompts.length)
     columns = (
@@ -72,7 +74,7 @@ def stream(
                 completed=begin + count,
                 trees=(begin + count - done) / seconds,
                 tokens=sampled / seconds,
-                live=float(np.sum(work.live) / max(1, np.sum(work.steps) * lanes)),
+                live=float(np.sum(work.live) / max(1, np.sum(work.steps) * slots)),
             )
             yield begin, forest
 

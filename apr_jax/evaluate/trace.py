@@ -51,9 +51,9 @@ def graded_trace(
         }
     else:
         verdict = {"solution": None, "claimed": None, "correct": None, "reason": f"no verdict: {outcome.value}"}
-    slots = np.flatnonzero(forest.status[tree] != Status.FREE)
-    written = np.arange(forest.tokens.shape[-1]) < forest.length[tree, slots, None]
-    tokens, logprobs = (field[tree, slots][written] for field in (forest.tokens, forest.logprob))
+    thread_indices = np.flatnonzero(forest.status[tree] != Status.FREE)
+    written = np.arange(forest.tokens.shape[-1]) < forest.length[tree, thread_indices, None]
+    tokens, logprobs = (field[tree, thread_indices][written] for field in (forest.tokens, forest.logprob))
     return {
         "id": problem.id,
         "sample": sample,
@@ -65,7 +65,7 @@ def graded_trace(
         "children": int(forest.children[tree]),
         "max_thread_tokens": int(forest.peak[tree].max()),
         "refusals": {cause.name: int(forest.refusals[tree, cause]) for cause in Refusal},
-        "threads": [_thread(forest, tree, int(slot), tokenizer) for slot in slots],
+        "threads": [_thread(forest, tree, int(thread_index), tokenizer) for thread_index in thread_indices],
         "pieces": {str(token): _piece(int(token), tokenizer) for token in np.unique(tokens)},
         "streams": _pack(tokens, logprobs),
     }
@@ -92,15 +92,17 @@ def unpack_streams(trace: dict[str, Any]) -> list[tuple[np.ndarray, np.ndarray]]
     return list(zip(np.split(ids, ends), np.split(surprise / -_MILLI, ends), strict=True))
 
 
-def _thread(forest: ThreadForest, tree: int, slot: int, tokenizer: Tokenizer) -> dict[str, Any]:
-    at = (tree, slot)
+def _thread(forest: ThreadForest, tree: int, thread_index: int, tokenizer: Tokenizer) -> dict[str, Any]:
+    at = (tree, thread_index)
     length = int(forest.length[at])
-    tokens, sampled, island = (field[at][:length] for field in (forest.tokens, forest.sampled, forest.island))
-    kinds = _kinds(tokens, sampled, island)
+    tokens, sampled, hidden_block = (
+        field[at][:length] for field in (forest.tokens, forest.sampled, forest.hidden_block)
+    )
+    kinds = _kinds(tokens, sampled, hidden_block)
     bounds = [*map(int, np.flatnonzero(np.diff(kinds, prepend=-1))), length]
     spans = [[KINDS[kinds[begin]], tokenizer.show(tokens[begin:end])] for begin, end in itertools.pairwise(bounds)]
     return {
-        "slot": slot,
+        "thread_index": thread_index,
         "parent": int(forest.parent[at]),
         "round": int(forest.round[at]),
         "depth": int(forest.depth[at]),
@@ -115,8 +117,8 @@ def _thread(forest: ThreadForest, tree: int, slot: int, tokenizer: Tokenizer) ->
     }
 
 
-def _kinds(tokens: np.ndarray, sampled: np.ndarray, island: np.ndarray) -> np.ndarray:
+def _kinds(tokens: np.ndarray, sampled: np.ndarray, hidden_block: np.ndarray) -> np.ndarray:
     """Place in KINDS of each token of a stream: what is given after the prompt is what children joined."""
     began, answering = np.cumsum(sampled) > 0, np.cumsum(sampled & (tokens == JOIN)) > 0
-    cases = {"spawn": island > 0, "joined": ~sampled & began, "given": ~sampled, "join": answering}
+    cases = {"spawn": hidden_block > 0, "joined": ~sampled & began, "given": ~sampled, "join": answering}
     return np.select([*cases.values()], [KINDS.index(kind) for kind in cases], KINDS.index("sampled"))

@@ -1,10 +1,10 @@
 """Llama-2 style decoder: RMSNorm, rotary positions, SwiGLU, grouped-query attention.
 
-One layer (`Layer`) and one head serve training, replay, prefill and decoding, so rollout and training cannot disagree.
+One layer (`Layer`) and one head serve training, rescoring, prefill and decoding, so rollout and training cannot disagree.
 The parameters of all layers are stacked on a leading axis N. Training scans over it where it computes layers again (`remat`);
 else it is unrolled, as in decoding, because a scan would copy what it carries.
 
-Shapes: R rows, L row length, W lanes, S tokens a step, M window, N layers, D width, H heads, G key/value heads, K head size,
+Shapes: R rows, L row length, W decode slots, S tokens a step, M window, N layers, D width, H heads, G key/value heads, K head size,
 F MLP size, V vocabulary.
 """
 
@@ -140,18 +140,18 @@ def forward(
     tokens: Int[Array, "R L"],
     position: Int[Array, "R L"],
     segment: Int[Array, "R L"],
-    island: Int[Array, "R L"],
+    hidden_block: Int[Array, "R L"],
     mesh: Mesh | None = None,
 ) -> Float[Array, "R L V"]:
-    """Logits of packed rows, for training and replay: the logits at j are those of the token after j. Float32.
+    """Logits of packed rows, for training and rescoring: the logits at j are those of the token after j. Float32.
 
     Args:
-      segment, island, mesh: see `attend_packed`.
+      segment, hidden block, mesh: see `attend_packed`.
     """
     layer = Layer(config)
 
     def attention(q: Array, k: Array, v: Array) -> tuple[Array, None]:
-        return attend_packed(q, k, v, segment, island, mesh), None
+        return attend_packed(q, k, v, segment, hidden_block, mesh), None
 
     def body(h: Array, layer_params: Params) -> tuple[Array, None]:
         return layer.apply({"params": layer_params}, h, position, attention)[0], None
@@ -167,7 +167,7 @@ def forward(
 
 
 def make_decode(config: ModelConfig, bounds: tuple[int, ...], tpu: bool = False) -> tuple[Callable, Callable]:
-    """The model as `threads/` wants it: `decode(params, tokens, cache, positions, bound)` and `init_cache(lanes, bound)`.
+    """The model as `threads/` wants it: `decode(params, tokens, cache, positions, bound)` and `init_cache(decode slots, bound)`.
 
     `decode` reads `tokens` [W, S] at `positions` [W, S] into the cache and returns logits [W, S, V] and the cache. A query at
     position p sees positions 0..p. A position at or beyond the window marks padding: nothing is stored and its logits mean
@@ -179,8 +179,8 @@ def make_decode(config: ModelConfig, bounds: tuple[int, ...], tpu: bool = False)
     """
     kind: Any = cache_tpu if tpu else cache
 
-    def init_cache(lanes: int, bound: int) -> tuple[Any, ...]:
-        return tuple(kind.empty(config, lanes, bound, bounds) for _ in range(config.layers))
+    def init_cache(slots: int, bound: int) -> tuple[Any, ...]:
+        return tuple(kind.empty(config, slots, bound, bounds) for _ in range(config.layers))
 
     def decode(params: Params, tokens: Array, cache: Any, positions: Array, bound: int) -> tuple[Array, Any]:
         h = _embed(params, config, tokens)

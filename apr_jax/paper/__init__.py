@@ -5,7 +5,7 @@ from typing import Literal
 
 
 class Question(enum.StrEnum):
-    """What `apr study` answers."""
+    """What `apr ablation` answers."""
 
     SEEDS = "seeds"
     EARLY = "early"

@@ -1,13 +1,13 @@
-"""Studies: questions that take several trainings at scale nano, each answered by one command.
+"""Ablations: questions that take several trainings at scale nano, each answered by one command.
 
-    apr study seeds --out runs/seeds
+    apr ablation seeds --out runs/seeds
 
-The life of a study (OUT is its folder):
-1. `STUDIES` declares its variants: fields of the experiment that differ, and from whose supervised model its RL starts.
+The life of an ablation (OUT is its folder):
+1. `ABLATION_OF` declares its variants: fields of the experiment that differ, and from whose supervised model its RL starts.
 2. OUT/data (a variant whose solver differs: OUT/<variant>/data) is built, OUT/<variant>/sft and OUT/<variant>/rl are trained,
    OUT/<variant>/eval-* are answers to all test problems. They are stages (`paper/stages.py`): the command can be
    stopped and started at will.
-3. OUT/study.json has a line an evaluation, and the gaps of pairs of them; OUT/study.{svg,png} shows accuracy against what it
+3. OUT/ablation.json has a line an evaluation, and the gaps of pairs of them; OUT/ablation.{svg,png} shows accuracy against what it
    cost.
 """
 
@@ -27,7 +27,7 @@ from apr_jax.io.terminal import Terminal
 from apr_jax.paper import Question, charts, figure_parts
 from apr_jax.paper.pipeline import data_stage, reinforced_stage, supervised_stage
 from apr_jax.paper.results import Score
-from apr_jax.paper.stages import Stage, claim, read_json, run_stages, write_json
+from apr_jax.paper.stages import Stage, read_json, reserve, run_stages, write_json
 from apr_jax.paper.suite import ABLATIONS
 from apr_jax.report.terminal_tables import print_table
 from apr_jax.tasks import load_problems
@@ -63,7 +63,7 @@ class Variant:
 
 
 @dataclasses.dataclass(frozen=True)
-class Study:
+class Ablation:
     """How a question is answered.
 
     Attributes:
@@ -83,7 +83,7 @@ class Study:
 
 _SEEDS = range(3)
 # A finished nano model needs a higher rate than its recipe's for a price to tell within some minutes.
-_PRICED = ("learn.rl.steps=40", "learn.rl.optimizer.lr=1e-4")
+_PRICED = ("train.rl.steps=40", "train.rl.optimizer.lr=1e-4")
 
 
 def _table(name: str, method: str, settings: tuple[str, ...] = ()) -> Variant:
@@ -91,19 +91,19 @@ def _table(name: str, method: str, settings: tuple[str, ...] = ()) -> Variant:
     return Variant(name, settings, method, reinforced=False, sampled=(1.0,))
 
 
-STUDIES: dict[Question, Study] = {
-    Question.SEEDS: Study(
+ABLATION_OF: dict[Question, Ablation] = {
+    Question.SEEDS: Ablation(
         "How much do the results of APR at nano vary with the seed of weights, order and samples?",
         tuple(Variant(f"seed {seed}", (f"seed={seed}",)) for seed in range(5)),
         same=True,
     ),
     # Half of nano's supervised steps, and beams drawn from 1 up, as published: a model that spawns too little.
-    Question.EARLY: Study(
+    Question.EARLY: Ablation(
         "Does RL teach an early model to search wider, and does a price on tokens take back what earns little?",
         tuple(
             Variant(
                 f"{name}seed {seed}",
-                (f"seed={seed}", f"learn.rl.reward.token_price={price}"),
+                (f"seed={seed}", f"train.rl.reward.token_price={price}"),
                 after="" if name == "" and seed == 0 else "seed 0",
                 sampled=(1.0,),
             )
@@ -120,25 +120,25 @@ STUDIES: dict[Question, Study] = {
         ),
         settings=(
             "solver.parent_beam_low=1",
-            "learn.sft.steps=1200",
-            "learn.rl.steps=60",
-            "learn.rl.optimizer.lr=1e-4",
-            "learn.rl.objective.kl=0",
-            "learn.rl.validate_every=60",
+            "train.sft.steps=1200",
+            "train.rl.steps=60",
+            "train.rl.optimizer.lr=1e-4",
+            "train.rl.objective.kl=0",
+            "train.rl.validate_every=60",
         ),
     ),
-    Question.PRICE: Study(
+    Question.PRICE: Ablation(
         "What do fewer tokens cost: RL with a price on tokens, against fixed numbers of children?",
         (
             Variant("price 0", _PRICED, asked=(2, 5, 8, 11), forced=(2, 4, 6, 8, 10)),
             *(
-                Variant(f"price {price}", (*_PRICED, f"learn.rl.reward.token_price={price}"), after="price 0")
+                Variant(f"price {price}", (*_PRICED, f"train.rl.reward.token_price={price}"), after="price 0")
                 for price in ("1e-3", "2e-3", "1e-2")
             ),
         ),
     ),
     # Supervised models only, as there. Fewer demonstrations, where wrong ones are left out, are seen more often.
-    Question.SERIAL: Study(
+    Question.SERIAL: Ablation(
         "What does serial search owe to its demonstrations (the paper's Tables 1 and 2)?",
         (
             _table("SoS", *ABLATIONS["sos"]),
@@ -149,7 +149,7 @@ STUDIES: dict[Question, Study] = {
     ),
     # With fewer than five numbers a grandchild has less to try out than its message costs. The third spends as many tokens
     # as the second, one level deep.
-    Question.NESTED: Study(
+    Question.NESTED: Ablation(
         "What does it change that children spawn too: longest thread and accuracy, nested against one level?",
         (
             Variant("one level", reinforced=False),
@@ -168,31 +168,31 @@ STUDIES: dict[Question, Study] = {
             "solver.parent_beam=2",
             "solver.parent_beam_low=2",
             "solver.child_beam=3",
-            "solver.promising=1",
+            "solver.spawn_probability=1",
             "solver.condition=0",
             "solver.max_children=11",  # 2, and 3 for each: a spawn divides what is left among its children and itself.
             "limits.window=256",
-            "limits.stream=352",
-            "limits.slots=12",
+            "limits.max_thread_tokens=352",
+            "limits.max_threads=12",
             "limits.children=11",
             "limits.max_depth=2",
-            "learn.sft.steps=2000",
-            "learn.sft.validate_every=1000",
-            "learn.sft.validation=100",
+            "train.sft.steps=2000",
+            "train.sft.validate_every=1000",
+            "train.sft.validation=100",
         ),
     ),
     # One supervised step at next to no rate: this supervised model is random weights.
-    Question.SCRATCH: Study(
+    Question.SCRATCH: Ablation(
         "Does RL find search and spawning without a supervised warm-up, if the rollout keeps the protocol?",
         (
             Variant(
                 "from nothing",
                 (
-                    "learn.sft.steps=1",
-                    "learn.sft.optimizer.lr=1e-9",
+                    "train.sft.steps=1",
+                    "train.sft.optimizer.lr=1e-9",
                     "limits.constrain=true",
-                    "learn.rl.steps=60",
-                    "learn.rl.optimizer.lr=1e-3",
+                    "train.rl.steps=60",
+                    "train.rl.optimizer.lr=1e-3",
                 ),
             ),
         ),
@@ -200,33 +200,33 @@ STUDIES: dict[Question, Study] = {
 }
 
 
-def run_study(question: Question, config: Experiment, out: Path) -> dict[str, Any]:
-    """Runs what is not done yet of a study, and returns study.json.
+def run_ablation(question: Question, config: Experiment, out: Path) -> dict[str, Any]:
+    """Runs what is not done yet of an ablation, and returns ablation.json.
 
     Args:
       question: which one.
       config: of which the variants are variants.
-      out: folder of the study.
+      out: folder of the ablation.
 
     Raises:
-      UsageError: OUT holds a study of another config.
+      UsageError: OUT holds an ablation of another config.
       UserError: a stage failed; what was finished before is kept.
     """
-    study = STUDIES[question]
-    with Lease(out, "study", together=True):
-        claim(out, config)
-        run_stages(stages_of(study, config, out), out)
-    return read_json(out / "study.json")
+    ablation = ABLATION_OF[question]
+    with Lease(out, "ablation", together=True):
+        reserve(out, config)
+        run_stages(stages_of(ablation, config, out), out)
+    return read_json(out / "ablation.json")
 
 
-def stages_of(study: Study, config: Experiment, out: Path) -> list[Stage]:
-    """The stages in their order. Variants are of `config` with the settings of the study."""
-    config = override(config, list(study.settings))
+def stages_of(ablation: Ablation, config: Experiment, out: Path) -> list[Stage]:
+    """The stages in their order. Variants are of `config` with the settings of the ablation."""
+    config = override(config, list(ablation.settings))
     shared = out / "data"
-    owns = [override(config, list(variant.settings)) for variant in study.variants]
-    sharing = [each.method for each, own in zip(study.variants, owns, strict=True) if own.solver == config.solver]
+    owns = [override(config, list(variant.settings)) for variant in ablation.variants]
+    sharing = [each.method for each, own in zip(ablation.variants, owns, strict=True) if own.solver == config.solver]
     stages = [data_stage("data", config, shared, tuple(dict.fromkeys(sharing)))]
-    for variant, own in zip(study.variants, owns, strict=True):
+    for variant, own in zip(ablation.variants, owns, strict=True):
         name, method = variant.name, variant.method
         data, built = "data", shared
         if own.solver != config.solver:
@@ -236,9 +236,9 @@ def stages_of(study: Study, config: Experiment, out: Path) -> list[Stage]:
             stages.append(supervised_stage(f"{name}/sft", own, data, built, out, method))
         if variant.reinforced:
             stages.append(reinforced_stage(f"{name}/rl", f"{variant.after or name}/sft", own, built, out, "rl"))
-    stages += [_evaluated(row, out) for row in rows_of(study)]
+    stages += [_evaluated(row, out) for row in rows_of(ablation)]
     names = tuple(stage.name for stage in stages)
-    return [*stages, Stage("table", out / "study.json", lambda: _write(study, out), names)]
+    return [*stages, Stage("table", out / "ablation.json", lambda: _write(ablation, out), names)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -264,10 +264,10 @@ class Row:
         return self.decoding == Decoding()
 
 
-def rows_of(study: Study) -> list[Row]:
-    """Every evaluation of a study."""
+def rows_of(ablation: Ablation) -> list[Row]:
+    """Every evaluation of an ablation."""
     rows = []
-    for variant in study.variants:
+    for variant in ablation.variants:
         v = variant.name
         if not variant.after:
             rows.append(Row(f"{v}, supervised", v, "sft", "eval-sft"))
@@ -283,7 +283,7 @@ def rows_of(study: Study) -> list[Row]:
     return rows
 
 
-def show_study(found: dict[str, Any], out: Path) -> None:
+def show_ablation(found: dict[str, Any], out: Path) -> None:
     """Prints the table."""
     console = Terminal(highlight=False, soft_wrap=True, markup=False)
     console.print(found["question"])
@@ -294,7 +294,7 @@ def show_study(found: dict[str, Any], out: Path) -> None:
     for gap in found.get("gaps", ()):  # None in what an earlier version wrote.
         said = ", ".join("{} {:+.4g} ({:.4g} to {:.4g})".format(measure, *gap[measure]) for measure in MEASURES)
         console.print(f"{gap['one']}, less {gap['other']}: {said}")
-    console.print(f"figure  {out / 'study.svg'}")
+    console.print(f"figure  {out / 'ablation.svg'}")
 
 
 def _evaluated(row: Row, out: Path) -> Stage:
@@ -309,16 +309,16 @@ def _evaluated(row: Row, out: Path) -> Stage:
     return Stage(f"{row.variant}/{row.folder}", folder / "summary.json", answer, (model,), "eval")
 
 
-def _write(study: Study, out: Path) -> None:
-    rows = rows_of(study)
+def _write(ablation: Ablation, out: Path) -> None:
+    rows = rows_of(ablation)
     lines = {}
     for row in rows:
         summary = read_json(out / row.variant / row.folder / "summary.json")
         lines[row.label] = {key: summary[key] for key in KEPT}
-    spread = {stage: _spread(rows, lines, stage) for stage in (("sft", "rl") if study.same else ())}
-    gaps = [_gap(rows, out, *pair) for pair in study.gaps]
-    _draw(rows, lines, out / "study")
-    write_json(out / "study.json", {"question": study.question, "rows": lines, "spread": spread, "gaps": gaps})
+    spread = {stage: _spread(rows, lines, stage) for stage in (("sft", "rl") if ablation.same else ())}
+    gaps = [_gap(rows, out, *pair) for pair in ablation.gaps]
+    _draw(rows, lines, out / "ablation")
+    write_json(out / "ablation.json", {"question": ablation.question, "rows": lines, "spread": spread, "gaps": gaps})
 
 
 def _gap(rows: list[Row], out: Path, *labels: str) -> dict[str, Any]:

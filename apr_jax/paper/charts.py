@@ -37,7 +37,7 @@ OF_KIND = {  # Of what went wrong (`failures.KINDS`).
     "message": "#a16207",
     "belief": "#4338ca",
     "join": "#0e7490",
-    "claim": NESTED,
+    "comparison": NESTED,
     "coverage": "#475569",
     "search": "#475569",
     "truncated": "#9d174d",

@@ -1,12 +1,12 @@
-"""The paper's claims, put to this run: each a gap between two evaluations of the same problems, with its interval.
+"""The paper's comparisons, put to this run: each a gap between two evaluations of the same problems, with its interval.
 
-A claim compares one evaluation with another at equal cost: the same window, the same total tokens, at most the same seconds,
+A comparison compares one evaluation with another at equal cost: the same window, the same total tokens, at most the same seconds,
 at most the same sequential tokens. But for the window serial search may take what serves it best: either stage, one answer or
 the vote of several samples (cons@n). Where it cannot spend as much as the parallel one took, the note says so. Beside each
 score stands what the threads did. The paper's gap is reached if ours is at least as large, to the tenth of a point that the
 paper prints.
 
-Where a claim takes the best of several, their answers to validation problems choose it, and its answers to test problems score
+Where a comparison takes the best of several, their answers to validation problems choose it, and its answers to test problems score
 it. A run that has no such answers chooses on test problems, and the note says by how much that may flatter the chosen one.
 
 Serial search is SoS+ on published beams, as in the paper. Where SoS+ on wide beams was evaluated too, each comparison has a
@@ -26,7 +26,7 @@ from apr_jax.evaluate.scores import mean
 from apr_jax.paper import published_figures
 from apr_jax.paper.figure_parts import stage_name
 from apr_jax.paper.results import Answered, Results, Score, average, share
-from apr_jax.paper.suite import DRAWN, MODELS, STAGES, WIDE, claimed
+from apr_jax.paper.suite import DRAWN, MODELS, STAGES, WIDE, compared_temperatures
 
 _Row = dict[str, Any]
 _ON_PUBLISHED = tuple(f"sos+/{stage}" for stage in STAGES)
@@ -34,7 +34,7 @@ _ON_PUBLISHED = tuple(f"sos+/{stage}" for stage in STAGES)
 
 @dataclasses.dataclass(frozen=True)
 class _Side:
-    """One of the two that a claim compares.
+    """One of the two that a comparison compares.
 
     Attributes:
       answered: whose trees; score: of them, by problem.
@@ -62,7 +62,7 @@ class _Side:
 
     @property
     def name(self) -> str:
-        """In short, for the claim: `SoS+ cons@3`."""
+        """In short, for the comparison: `SoS+ cons@3`."""
         model = MODELS[self.answered.evaluation.model]
         return f"{model} cons@{self.votes}" if self.votes else model
 
@@ -84,11 +84,11 @@ class _Published:
     reached: Callable[[float, float], bool] | None = None
 
 
-def claims(results: Results) -> list[_Row]:
-    """Every claim whose evaluations are there.
+def comparisons(results: Results) -> list[_Row]:
+    """Every comparison whose evaluations are there.
 
     Returns:
-      rows with `claim`, `one` and `other` (scores), `one_spent` and `other_spent` (measures of an answer's tree, or of all
+      rows with `comparison`, `one` and `other` (scores), `one_spent` and `other_spent` (measures of an answer's tree, or of all
       that vote), `gap`, `low`, `high`, `p` (McNemar; None without), `n` problems, `unit` ("%" or "tokens"), `paper` (their
       figures, in words), `reached` (whether ours reach them; None where there is nothing to reach), `chosen` (which problems
       chose where the best of several is compared, in words; "" if nothing was chosen) and `note`.
@@ -109,13 +109,13 @@ def claims(results: Results) -> list[_Row]:
     return [row for row in found if row]
 
 
-def _compared(results: Results, claim: Callable[..., _Row | None], *stage: str) -> Iterable[_Row | None]:
+def _compared(results: Results, comparison: Callable[..., _Row | None], *stage: str) -> Iterable[_Row | None]:
     """The row against SoS+ on published beams; if that on wide beams was evaluated, also the one in which both compete."""
-    yield claim(results, _ON_PUBLISHED, *stage)
-    evaluated = all(results.get(WIDE, temperature=each) for each in claimed(results.config.evaluate))
-    if evaluated and (row := claim(results, (*_ON_PUBLISHED, WIDE), *stage)):
-        what, _, sides = row["claim"].partition(": ")
-        yield row | {"claim": f"{what}, {MODELS[WIDE]} too: {sides}", "paper": "", "reached": None}
+    yield comparison(results, _ON_PUBLISHED, *stage)
+    evaluated = all(results.get(WIDE, temperature=each) for each in compared_temperatures(results.config.evaluate))
+    if evaluated and (row := comparison(results, (*_ON_PUBLISHED, WIDE), *stage)):
+        what, _, sides = row["comparison"].partition(": ")
+        yield row | {"comparison": f"{what}, {MODELS[WIDE]} too: {sides}", "paper": "", "reached": None}
 
 
 def _window(results: Results, serial: Sequence[str], stage: str) -> _Row | None:
@@ -125,7 +125,7 @@ def _window(results: Results, serial: Sequence[str], stage: str) -> _Row | None:
     other = _best([_right(each) for each in rivals if each])
     if not (one and other):
         return None
-    published = _published(published_figures.CLAIMS["window"], score=True) if stage == "rl" else _Published()
+    published = _published(published_figures.COMPARISONS["window"], score=True) if stage == "rl" else _Published()
     rival = other.name.removesuffix(f" {stage_name(stage)}")
     return _row(f"same window, {stage_name(stage)}: APR, {rival}", _right(one), other, published)
 
@@ -138,7 +138,7 @@ def _tokens(results: Results, serial: Sequence[str], stage: str) -> _Row | None:
     temperature = max(temperatures)
     parallel = _points(results, f"apr/{stage}", temperature)
     rivals = [one for model in serial for one in _points(results, model, temperature)]
-    published = _published(published_figures.CLAIMS["tokens"]) if stage == "sft" else _Published()
+    published = _published(published_figures.COMPARISONS["tokens"]) if stage == "sft" else _Published()
     return _same_tokens("same total tokens", parallel, rivals, published)
 
 
@@ -148,12 +148,12 @@ def _tokens_at_best(results: Results, serial: Sequence[str]) -> _Row | None:
     if not settings.temperatures:
         return None
     parallel = _every(results, [f"apr/{settings.sweep}"])
-    claim = "same total tokens, each at its best temperature"
-    return _same_tokens(claim, parallel, _every(results, serial), _Published())
+    comparison = "same total tokens, each at its best temperature"
+    return _same_tokens(comparison, parallel, _every(results, serial), _Published())
 
 
 def _same_tokens(
-    claim: str, parallel: Sequence[Answered], serial: Sequence[Answered], published: _Published
+    comparison: str, parallel: Sequence[Answered], serial: Sequence[Answered], published: _Published
 ) -> _Row | None:
     """The best APR point against the best of what its tokens pay for: of each serial evaluation so many votes as take them."""
     one = _best([_right(each) for each in parallel])
@@ -164,7 +164,7 @@ def _same_tokens(
         return None
     tokens = one.cost("total_tokens", other), other.cost("total_tokens", one)
     note = f"{one.label}: {tokens[0]:,.0f} tokens; {other.label}: {tokens[1]:,.0f}"
-    return _row(f"{claim}: {one.name}, {other.name}", one, other, published, note)
+    return _row(f"{comparison}: {one.name}, {other.name}", one, other, published, note)
 
 
 def _as_many_tokens(serial: Answered, one: _Side) -> _Side:
@@ -194,8 +194,8 @@ def _latency(results: Results, serial: Sequence[str]) -> _Row | None:
     else:
         note += f"{other.seconds:.2f} s ({other.votes or 1} x the plain answer's, one after another; "
         note += "a batch would take less, but was not timed)"
-    claim = f"same seconds of one problem: {one.name}, {other.name}"
-    return _row(claim, one, other, _published(published_figures.CLAIMS["latency"]), note)
+    comparison = f"same seconds of one problem: {one.name}, {other.name}"
+    return _row(comparison, one, other, _published(published_figures.COMPARISONS["latency"]), note)
 
 
 def _with_seconds(results: Results, serial: Sequence[str]) -> list[_Side]:
@@ -221,12 +221,12 @@ def _sequential(results: Results) -> _Row | None:
     more_right = mean(one.score.values[name] - other.score.values[name] for name in shared) > 0
     published = _Published("under 2,500 against 3,000", lambda _, gap: gap < 0 and more_right)
     chains = [dataclasses.replace(each, score=each.answered.measure("sequential_tokens")) for each in (one, other)]
-    claim = "sequential tokens of the best point: APR, SoS+"
-    return _row(claim, chains[0], chains[1], published, f"{one.label}; {other.label}", unit="tokens")
+    comparison = "sequential tokens of the best point: APR, SoS+"
+    return _row(comparison, chains[0], chains[1], published, f"{one.label}; {other.label}", unit="tokens")
 
 
 def _no_more_sequential(results: Results, serial: Sequence[str]) -> _Row | None:
-    """The most accurate serial answer or vote against the best APR point whose chains are no longer; no claim of the paper.
+    """The most accurate serial answer or vote against the best APR point whose chains are no longer; no comparison of the paper.
 
     Votes are drawn side by side: the longest chain of a problem's n samples counts.
     """
@@ -238,14 +238,14 @@ def _no_more_sequential(results: Results, serial: Sequence[str]) -> _Row | None:
     one = _best([each for each in points if each.cost(measure, other) <= other.cost(measure, each)], other)
     if one is None:
         return None
-    claim = f"no more sequential tokens than SoS+ on published beams at its best: {one.name}, {other.name}"
-    return _row(claim, one, other, _Published(), f"{one.label}; {other.label}")
+    comparison = f"no more sequential tokens than SoS+ on published beams at its best: {one.name}, {other.name}"
+    return _row(comparison, one, other, _Published(), f"{one.label}; {other.label}")
 
 
 def _rl(results: Results) -> Iterable[_Row | None]:
     """RL's gain, greedy and at the highest temperature, at which the paper's policy learns and where it gains most."""
     settings = results.config.evaluate
-    for temperature in claimed(settings):
+    for temperature in compared_temperatures(settings):
         for method in ("apr", DRAWN, "sos+"):
             yield _gain(results, method, temperature)
         for method, counts in (("apr", settings.forced[-1:]), (DRAWN, settings.forced[:1])):
@@ -378,13 +378,13 @@ def _shared(*scores: Score) -> list[str]:
 
 
 def _row(
-    claim: str, one: _Side, other: _Side, published: _Published, note: str = "", unit: str = "%"
+    comparison: str, one: _Side, other: _Side, published: _Published, note: str = "", unit: str = "%"
 ) -> dict[str, Any]:
     gap = paired_gap(one.score.values, other.score.values)
     shared = _shared(one.score, other.score)
     means = [mean(side.score.values[name] for name in shared) for side in (one, other)]
     return {
-        "claim": claim,
+        "comparison": comparison,
         "one": means[0],
         "other": means[1],
         "one_spent": one.answered.spent(shared, one.votes),
@@ -403,7 +403,7 @@ def _row(
 
 
 def _chosen(one: _Side, other: _Side) -> str:
-    """Which problems chose the two sides of a claim among others, and what that means; "" if nothing was chosen."""
+    """Which problems chose the two sides of a comparison among others, and what that means; "" if nothing was chosen."""
     by_test = [side for side in (one, other) if side.rivals]
     if by_test:
         said = [f"{side.name} of {side.rivals}, up to {100 * side.flattered:.1f} points too high" for side in by_test]

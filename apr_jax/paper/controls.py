@@ -1,4 +1,4 @@
-"""Figures that the paper has not: controls, what went wrong, the cost on n lanes, training; drawn from `results` alone."""
+"""Figures that the paper has not: controls, what went wrong, the cost on n decode slots, training; drawn from `results` alone."""
 
 from __future__ import annotations
 
@@ -79,30 +79,30 @@ def what_went_wrong(results: Results) -> Drawn | None:
 
 
 @charts.styled
-def lanes(results: Results) -> Drawn | None:
-    """The cost model: the same trees on any number of lanes."""
+def slots(results: Results) -> Drawn | None:
+    """The cost model: the same trees on any number of decode slots."""
     one = results.get("apr/rl")
-    if one is None or one.lanes is None:
+    if one is None or one.slots is None:
         return None
-    rows, timed = one.lanes["rows"], set(one.lanes["problems"])
+    rows, timed = one.slots["rows"], set(one.slots["problems"])
     traces = [trace for trace in one.traces if trace["id"] in timed]
-    counts = list(range(1, max(row["lanes"] for row in rows) + 1))
+    counts = list(range(1, max(row["slots"] for row in rows) + 1))
     steps = np.array(cost.mean_steps(traces, counts))
-    spent = np.array(cost.seconds_on(traces, counts, {row["lanes"]: row["step_seconds"] for row in rows}))
+    spent = np.array(cost.seconds_on(traces, counts, {row["slots"]: row["step_seconds"] for row in rows}))
     figure, (left, right) = canvas(2)
     bound = sum(t["total_tokens"] for t in traces) / sum(t["sequential_tokens"] for t in traces)
     left.axhline(bound, color=EXTRA, linestyle="-.", linewidth=1, label=f"total / sequential tokens: {bound:.2f}")
     left.plot(counts, steps[0] / steps, color=colour("apr"), label="steps, from the traces")
     measured = [rows[0]["steps"] / row["steps"] for row in rows]
     left.plot(
-        [row["lanes"] for row in rows],
+        [row["slots"] for row in rows],
         measured,
         "s",
         color=colour("apr"),
         markerfacecolor="none",
         label="steps, as decoded",
     )
-    left.set(title="fewer steps", xlabel="lanes", ylabel="times fewer than on one lane")
+    left.set(title="fewer steps", xlabel="slots", ylabel="times fewer than on one decode slot")
     left.legend(loc="lower right")
     right.plot(counts, 1e3 * spent, color=colour("apr"), label="model: steps x measured seconds of a step")
     right.plot(
@@ -113,7 +113,7 @@ def lanes(results: Results) -> Drawn | None:
         label="if a step took the same on any number",
     )
     right.plot(
-        [row["lanes"] for row in rows],
+        [row["slots"] for row in rows],
         [1e3 * row["seconds"] for row in rows],
         "s",
         color=colour("apr"),
@@ -124,15 +124,15 @@ def lanes(results: Results) -> Drawn | None:
         own = mean(one.latency["seconds"][name] for name in timed)
         label = "measured, a step as wide as it needs"
         right.axhline(1e3 * own, color=colour("apr"), linestyle=":", linewidth=1.1, label=label)
-    right.set(title=f"milliseconds of one problem{device(results)}", xlabel="lanes", ylabel="ms")
+    right.set(title=f"milliseconds of one problem{device(results)}", xlabel="slots", ylabel="ms")
     right.set_ylim(0, 1.4 * right.get_ylim()[1])
     right.legend(loc="upper right")
     caption = (
-        f"Cost model: what the trees of {one.label} would take on n lanes. A tree cannot gain more than its "
-        "total over its sequential tokens (Amdahl); threads that wait for a lane cost the rest. The "
-        "dash-dotted curve on the right is a device whose step costs the same whatever its lanes. All steps of a tree have "
-        "the same lanes here; the engine itself takes few where few threads are ready, which is the dotted line. "
-        f"{len(traces)} problems, medians of {one.lanes['repeats']} runs."
+        f"Cost model: what the trees of {one.label} would take on n decode slots. A tree cannot gain more than its "
+        "total over its sequential tokens (Amdahl); threads that wait for a decode slot cost the rest. The "
+        "dash-dotted curve on the right is a device whose step costs the same whatever its decode slots. All steps of a tree have "
+        "the same decode slots here; the engine itself takes few where few threads are ready, which is the dotted line. "
+        f"{len(traces)} problems, medians of {one.slots['repeats']} runs."
     )
     return Drawn("cost_on_lanes", caption, figure)
 
@@ -161,4 +161,4 @@ def draw_training(runs: dict[str, dict[str, list[dict[str, Any]]]]) -> list[Draw
     ]
 
 
-CONTROLS: tuple[Callable[[Results], Drawn | None], ...] = (budget, lanes, what_went_wrong)
+CONTROLS: tuple[Callable[[Results], Drawn | None], ...] = (budget, slots, what_went_wrong)

@@ -7,7 +7,7 @@ The life of a run (OUT is its folder):
                   OUT/<ablation>/{data,sft,rl}, with `evaluate.ablations`: those of the suite
   4. eval/NAME    OUT/eval/NAME: answers to held-out test problems, one folder an evaluation of `paper/suite.py`, and to
                   validation problems, where these choose among several
-  5. latency/NAME OUT/eval/NAME/latency.json, lanes/NAME OUT/eval/NAME/lanes.json: seconds of one problem
+  5. latency/NAME OUT/eval/NAME/latency.json, slots/NAME OUT/eval/NAME/slots.json: seconds of one problem
   6. report       OUT/results.json, OUT/figures/*.{png,svg}, OUT/report.html
 
 `paper/stages.py` runs them, each once, so the same command can be stopped and started at will, and when all is done it only
@@ -26,8 +26,8 @@ from apr_jax.io.lease import Lease
 from apr_jax.io.storage import Mirror
 from apr_jax.io.terminal import Terminal
 from apr_jax.paper import Only
-from apr_jax.paper.stages import Stage, claim, read_json, read_record, run_stages, write_json
-from apr_jax.report.terminal_tables import print_claims, print_table
+from apr_jax.paper.stages import Stage, read_json, read_record, reserve, run_stages, write_json
+from apr_jax.report.terminal_tables import print_comparisons, print_table
 
 METHODS = ("sos+", "apr")  # The serial baseline first: the table reads from worse to better.
 
@@ -67,7 +67,7 @@ def reproduce(config: Experiment, out: Path, data: Path | None = None, only: Onl
     if read_record(out).get("data", {}).get("done") and (built / "data.json").is_file():
         check_conditions(config, built)  # Else as soon as the data are built.
     with Lease(out, "reproduce", together=True):
-        claim(out, config)
+        reserve(out, config)
         stages = part_of(stages_of(config, out, data), out, only)
         if only == "figures" and [stage.name for stage in stages] == ["data", "report"]:
             raise UserError(f"{out}: has no model to evaluate; train with `apr reproduce --out {out}` first")
@@ -162,7 +162,7 @@ def supervised_stage(name: str, config: Experiment, data: str, built: Path, out:
 
         train_sft(config, built, out / name, method)
 
-    sft = config.learn.sft
+    sft = config.train.sft
     # An epoch of one method takes other steps than one of another: the time of one says nothing about the other.
     kind = "sft" if sft.steps else f"sft {method}"
     return Stage(name, out / name / "checkpoints", run, (data,), kind, sft.steps or sft.epochs, together=True)
@@ -176,11 +176,11 @@ def reinforced_stage(name: str, start: str, config: Experiment, built: Path, out
 
         train_rl(config, built, out / name, out / start)
 
-    return Stage(name, out / name / "checkpoints", run, (start,), kind, config.learn.rl.steps, together=True)
+    return Stage(name, out / name / "checkpoints", run, (start,), kind, config.train.rl.steps, together=True)
 
 
 def _evaluations(config: Experiment, out: Path, built: Path) -> list[Stage]:
-    """One stage an evaluation, for the seconds of one problem, and for its seconds on several numbers of lanes."""
+    """One stage an evaluation, for the seconds of one problem, and for its seconds on several numbers of decode slots."""
     from apr_jax.paper import suite
 
     def start(model: str, count: int | None) -> tuple[Any, list[Any]]:
@@ -214,14 +214,14 @@ def _evaluations(config: Experiment, out: Path, built: Path) -> list[Stage]:
         restored, problems = start(one.model, timed)
         measure_latency(restored, problems, out / "eval" / one.name, one.decoding, config.evaluate.repeats)
 
-    def lanes(one: suite.Evaluation) -> None:
-        from apr_jax.evaluate.latency import measure_lanes
+    def slots(one: suite.Evaluation) -> None:
+        from apr_jax.evaluate.latency import measure_slots
 
         restored, problems = start(one.model, few)
-        measure_lanes(restored, problems, out / "eval" / one.name, one.decoding, config.evaluate.repeats)
+        measure_slots(restored, problems, out / "eval" / one.name, one.decoding, config.evaluate.repeats)
 
     timed = config.evaluate.timed
-    few = -(-timed // 3)  # On one lane a tree takes a step for each of its tokens.
+    few = -(-timed // 3)  # On one decode slot a tree takes a step for each of its tokens.
 
     def stage(
         what: str, one: suite.Evaluation, run: Callable[[suite.Evaluation], None], makes: str, work: float
@@ -236,11 +236,11 @@ def _evaluations(config: Experiment, out: Path, built: Path) -> list[Stage]:
             for one in (*suite.declare(config.evaluate), *suite.choosing(config.evaluate))
         ),
         *(stage("latency", one, clock, "latency.json", timed) for one in suite.timed(config.evaluate)),
-        *(stage("lanes", one, lanes, "lanes.json", few) for one in suite.laned(config.evaluate)),
+        *(stage("slots", one, slots, "slots.json", few) for one in suite.laned(config.evaluate)),
     ]
 
 
-_FIGURES = ("eval/", "latency/", "lanes/", "report")
+_FIGURES = ("eval/", "latency/", "slots/", "report")
 
 
 def _model(stage: Stage) -> str:
@@ -280,7 +280,7 @@ def show_results(out: Path) -> None:
     results = read_json(out / "results.json")
     print_table({row["label"]: row for row in results["main"].values()})
     console = Terminal(highlight=False, soft_wrap=True, markup=False)
-    print_claims(results["claims"], console)
+    print_comparisons(results["comparisons"], console)
     print_warnings(
         results["warnings"]
     )  # The evaluations said them too, but not to whoever starts a finished run again.

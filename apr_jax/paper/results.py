@@ -1,4 +1,4 @@
-"""What a run's evaluations found, read back from its folder: the one source of figures, tables and claims."""
+"""What a run's evaluations found, read back from its folder: the one source of figures, tables and comparisons."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from apr_jax.data.statistics import wilson
 from apr_jax.errors import UserError
 from apr_jax.evaluate import failures
 from apr_jax.evaluate.intervals import mean_interval
-from apr_jax.evaluate.latency import LANES, LATENCY
+from apr_jax.evaluate.latency import LATENCY, SLOTS
 from apr_jax.evaluate.runner import SUMMARY, Decoding, read_answers
 from apr_jax.evaluate.scores import Trace, by_problem, consensus, mean
 from apr_jax.paper import suite
@@ -63,8 +63,8 @@ class Answered:
 
     Attributes:
       traces: all its trees; those of the plain evaluations, greedy and at the highest temperature, have a `failure`.
-      latency: what `latency.json` holds, if it was measured; lanes: the same of `lanes.json`.
-      validated: the same evaluation of validation problems, which chooses where claims take the best of several; None if it
+      latency: what `latency.json` holds, if it was measured; decode slots: the same of `slots.json`.
+      validated: the same evaluation of validation problems, which chooses where comparisons take the best of several; None if it
         was not run.
     """
 
@@ -72,7 +72,7 @@ class Answered:
     traces: list[Trace]
     summary: dict[str, Any]
     latency: dict[str, Any] | None = None
-    lanes: dict[str, Any] | None = None
+    slots: dict[str, Any] | None = None
     validated: Answered | None = None
 
     @functools.cached_property
@@ -185,11 +185,11 @@ def read_run(run: Path, data: Path) -> Results:
         folder = run / "eval" / evaluation.name
         if (folder / SUMMARY).is_file():
             summary, traces = read_answers(folder)
-            if evaluation.plain and evaluation.decoding.temperature in suite.claimed(config.evaluate):
+            if evaluation.plain and evaluation.decoding.temperature in suite.compared_temperatures(config.evaluate):
                 traces = failures.label(traces, task)
-            latency, lanes = (_read(folder / name, "delete its folder and evaluate again") for name in (LATENCY, LANES))
+            latency, slots = (_read(folder / name, "delete its folder and evaluate again") for name in (LATENCY, SLOTS))
             validated = _validated(run, suite.validated(evaluation, config.evaluate))
-            answered[evaluation.name] = Answered(evaluation, traces, summary, latency, lanes, validated)
+            answered[evaluation.name] = Answered(evaluation, traces, summary, latency, slots, validated)
         elif not (suite.model_of(run, evaluation.model) or (run / evaluation.model / "metrics.jsonl").is_file()):
             untrained.add(evaluation.model)
         else:

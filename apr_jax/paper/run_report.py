@@ -1,4 +1,4 @@
-"""The report: one HTML file with claims, tables, figures and the thread-tree viewer, nothing loaded from anywhere.
+"""The report: one HTML file with comparisons, tables, figures and the thread-tree viewer, nothing loaded from anywhere.
 
 It is drawn from files alone: RUN/config.json, RUN/eval/*, RUN/*/{sft,rl}/metrics.jsonl, RUN/data. What was not run is listed.
 """
@@ -14,12 +14,12 @@ from typing import Any
 from markdown_it import MarkdownIt
 
 from apr_jax.evaluate import failures
-from apr_jax.evaluate.cells import claim_cells, spent, write
+from apr_jax.evaluate.cells import comparison_cells, spent, write
 from apr_jax.evaluate.runner import parse_lines
 from apr_jax.evaluate.scores import MEASURES, Trace, summarize, warnings
 from apr_jax.io.storage import write_text
 from apr_jax.paper import charts, controls, figures, published_figures, tables
-from apr_jax.paper.comparisons import claims
+from apr_jax.paper.comparisons import comparisons
 from apr_jax.paper.figure_parts import Drawn, method_name
 from apr_jax.paper.results import Results, read_run
 from apr_jax.report.viewer import link, page, select
@@ -51,13 +51,13 @@ def write_run_report(run: Path, data: Path) -> dict[str, Any]:
     numbers = {
         "experiment": results.config.name,
         "seed": results.config.seed,
-        "claims": claims(results),
+        "comparisons": comparisons(results),
         "main": tables.main_table(results),
         "sampled": tables.sampled_failures(results),
         "oracle": tables.oracle_table(results),
         "tables": tables.all_tables(results),
         "scores": tables.every_score(results),
-        "cost": results.get("apr/rl") and results.answered["apr-rl"].lanes,
+        "cost": results.get("apr/rl") and results.answered["apr-rl"].slots,
         "latency": {name: one.latency for name, one in results.answered.items() if one.latency},
         "missing": results.missing,
         "warnings": _warned(results),
@@ -77,9 +77,9 @@ def _summary(
     parts = [
         _about(results),
         *(f'<p class="warning">{html.escape(line)}</p>' for line in numbers["warnings"]),
-        "<h2>The paper's claims, here</h2>",
-        _claims(numbers["claims"]),
-        _reached(numbers["claims"], "stands below" if log else "is in the project's docs/log.md"),
+        "<h2>The paper's comparisons, here</h2>",
+        _comparisons(numbers["comparisons"]),
+        _reached(numbers["comparisons"], "stands below" if log else "is in the project's docs/log.md"),
         log,
         "<h2>Greedy answers</h2>",
         _main(numbers),
@@ -115,15 +115,17 @@ def _about(results: Results) -> str:
     )
 
 
-def _claims(rows: list[dict[str, Any]]) -> str:
+def _comparisons(rows: list[dict[str, Any]]) -> str:
     if not rows:
-        return '<p class="soft">None: a claim needs both methods.</p>'
+        return '<p class="soft">None: a comparison needs both methods.</p>'
     body = []
     for row in rows:
-        cells = claim_cells(row)
+        cells = comparison_cells(row)
         body.append(
             (
-                html.escape(cells["claim"]) + _under(html.escape(cells["note"])) + _under(html.escape(cells["chosen"])),
+                html.escape(cells["comparison"])
+                + _under(html.escape(cells["note"]))
+                + _under(html.escape(cells["chosen"])),
                 *(cells[side] + _under(spent(row[f"{side}_spent"])) for side in ("one", "other")),
                 f"<b>{cells['gap']}</b> {_soft(cells['interval'])}",
                 html.escape(cells["p"]),

@@ -1,7 +1,7 @@
 """Stages of a long command, run in their order, each of them once.
 
 The life of a run (OUT is its folder):
-1. `claim` writes OUT/config.json, and refuses a folder that belongs to another config.
+1. `reserve` writes OUT/config.json, and refuses a folder that belongs to another config.
 2. `run_stages` runs what is not done: a finished stage is noted in OUT/stages.json, with the seconds it took, and never runs
    again, unless what it made is gone or a stage it needs had to run again. An unfinished one goes on from its own checkpoint.
 So a command of stages can be stopped and started at will.
@@ -142,7 +142,7 @@ def read_record(out: Path) -> dict[str, Any]:
     return read_json(out / "stages.json") if (out / "stages.json").is_file() else {}
 
 
-def claim(out: Path, config: Experiment) -> None:
+def reserve(out: Path, config: Experiment) -> None:
     """Writes the config into the folder; refuses a folder of another one; `compare.FREE` may change."""
     values = json.loads(json.dumps(to_dict(config)))
     path = out / "config.json"

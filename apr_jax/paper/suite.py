@@ -2,7 +2,7 @@
 
 The life of a figure:
 1. `declare` lists the evaluations that the config asks for, as values; the models that a run may hold are in MODELS.
-   `choosing` lists those of validation problems, which choose where a claim takes the best of several.
+   `choosing` lists those of validation problems, which choose where a comparison takes the best of several.
 2. `apr reproduce` makes each of them whose model is there a stage: RUN/eval/NAME (`evaluate/runner`).
    All greedy ones come first.
 3. `paper/results` reads what is there; a figure whose evaluations are missing is left out, and the report says so.
@@ -29,7 +29,7 @@ WIDE = "sos+beam15/sft"
 ABLATIONS: dict[str, tuple[str, tuple[str, ...]]] = {
     "sos": ("sos", ()),
     "sos+beam15": ("sos+", ("solver.serial_beam=15",)),
-    "sos+rejection": ("sos+", ("solver.only_right=true",)),
+    "sos+rejection": ("sos+", ("solver.correct_only=true",)),
     DRAWN: ("apr", ("solver.parent_beam_low=1",)),
 }
 # Folder of the checkpoint in a run -> what the tables call it. Whatever is trained into one of these is evaluated.
@@ -47,7 +47,7 @@ MODELS = {
     "sos+rejection/sft": "SoS+, rejection sampling",
 }
 STAGES = ("sft", "rl")
-# Models of which claims take the best of several evaluations.
+# Models of which comparisons take the best of several evaluations.
 _COMPETING = ("apr/sft", "apr/rl", "sos+/sft", "sos+/rl", WIDE)
 
 
@@ -122,19 +122,19 @@ def validated(one: Evaluation, config: EvalConfig) -> Evaluation:
 
 
 def choosing(config: EvalConfig) -> tuple[Evaluation, ...]:
-    """Evaluations of validation problems that choose where claims take the best of several: one for each that competes."""
+    """Evaluations of validation problems that choose where comparisons take the best of several: one for each that competes."""
     return tuple(
         validated(one, config) for one in declare(config) if one.model in _COMPETING and one.decoding.forced is None
     )
 
 
-def claimed(config: EvalConfig) -> tuple[float, ...]:
-    """The temperatures of claims: 0, and the highest, at which the paper compares total tokens and its policy learns."""
+def compared_temperatures(config: EvalConfig) -> tuple[float, ...]:
+    """The temperatures of comparisons: 0, and the highest, at which the paper compares total tokens and its policy learns."""
     return (0.0, *sorted(config.temperatures)[-1:])
 
 
 def timed(config: EvalConfig) -> tuple[Evaluation, ...]:
-    """Those whose problems are also answered one at a time: the greedy ones that compete in seconds (Fig. 6, claims)."""
+    """Those whose problems are also answered one at a time: the greedy ones that compete in seconds (Fig. 6, comparisons)."""
     if not config.timed:
         return ()
     names = [WIDE, *(f"{method}/{stage}" for method in ("sos+", "apr") for stage in STAGES)]
@@ -146,7 +146,7 @@ def timed(config: EvalConfig) -> tuple[Evaluation, ...]:
 
 
 def laned(config: EvalConfig) -> tuple[Evaluation, ...]:
-    """Those whose problems are also answered on several numbers of lanes, for the cost model."""
+    """Those whose problems are also answered on several numbers of decode slots, for the cost model."""
     return tuple(one for one in timed(config) if one == Evaluation("apr/rl"))
 
 
@@ -157,9 +157,9 @@ def check(config: Experiment) -> None:
       UsageError: names the field, the value and what would be right.
     """
     solver, limits = config.solver, config.limits
-    slots = limits.slots - 1 if limits.max_depth else 0
+    max_threads = limits.max_threads - 1 if limits.max_depth else 0
     bins = -(-limits.window // solver.window_bin)
-    for field, low, high in (("children", 0, solver.max_children), ("bins", 1, bins), ("forced", 0, slots)):
+    for field, low, high in (("children", 0, solver.max_children), ("bins", 1, bins), ("forced", 0, max_threads)):
         values = getattr(config.evaluate, field)
         if any(not low <= value <= high for value in values):
             raise UsageError(f"evaluate.{field}={values}: must be from {low} to {high}")
@@ -198,6 +198,6 @@ def model_of(run: Path, model: str) -> Path | None:
 
 
 def _samples(model: str, temperature: float, config: EvalConfig) -> int:
-    """pass@n and cons@n are drawn for SoS+, whose samples compete with APR's threads; on wide beams only where claims are."""
-    voting = model in ("sos+/sft", "sos+/rl") or (model == WIDE and temperature in claimed(config))
+    """pass@n and cons@n are drawn for SoS+, whose samples compete with APR's threads; on wide beams only where comparisons are."""
+    voting = model in ("sos+/sft", "sos+/rl") or (model == WIDE and temperature in compared_temperatures(config))
     return config.samples if voting else 1

@@ -32,7 +32,7 @@ def main_table(results: Results) -> dict[str, dict[str, Any]]:
 
 
 def sampled_failures(results: Results) -> dict[str, dict[str, Any]]:
-    """Name -> the plain evaluation at the highest temperature, as claims are: its label, `n` trees, failures by kind."""
+    """Name -> the plain evaluation at the highest temperature, as comparisons are: its label, `n` trees, failures by kind."""
     temperatures = results.config.evaluate.temperatures
     shown = results.plain(max(temperatures)) if temperatures else {}
     return {

@@ -8,5 +8,5 @@ class Program(enum.StrEnum):
 
     SUPERVISED = "supervised"
     ROLLOUT = "rollout"
-    REPLAY = "replay"
+    RESCORING = "rescoring"
     UPDATE = "update"

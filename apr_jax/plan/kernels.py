@@ -36,11 +36,11 @@ def work(kernel: str, config: Experiment, heads: float, chip: Chip) -> KernelWor
     model = config.model
     if kernel == cache_tpu.KERNEL:
         length = config.limits.window / 2
-        flops = 4.0 * config.schedule.lanes * model.heads * model.kv_heads * model.head_size * length
+        flops = 4.0 * config.schedule.slots * model.heads * model.kv_heads * model.head_size * length
         moved = decode_bytes(config, length, config.limits.window)
         return KernelWork(flops, max(1.0, chip.matrix / model.heads), moved)
-    size = block_size(config.limits.stream)
-    count = -(-config.limits.stream // size)
+    size = block_size(config.limits.max_thread_tokens)
+    count = -(-config.limits.max_thread_tokens // size)
     flops = heads * count * (count + 1) / 2 * _PRODUCTS[kernel] * 2 * size * size * model.head_size
     # Read more than once are two arrays, again for each later block.
     again = heads * count * (count - 1) / 2 * 2 * size * model.head_size * 2
@@ -48,10 +48,10 @@ def work(kernel: str, config: Experiment, heads: float, chip: Chip) -> KernelWor
 
 
 def decode_bytes(config: Experiment, length: float, bound: int) -> float:
-    """Of a layer's cache up to `bound`: all lanes' blocks up to `length`, the last half in vain, and the rows written back."""
+    """Of a layer's cache up to `bound`: all decode slots' blocks up to `length`, the last half in vain, and the rows written back."""
     model = config.model
     size = cache_tpu.block_size(model.kv_heads * model.head_size, itemsize(model), bound)
-    return config.schedule.lanes * position_bytes(model) * (length + size / 2 + cache_tpu.TILE)
+    return config.schedule.slots * position_bytes(model) * (length + size / 2 + cache_tpu.TILE)
 
 
 def position_bytes(model: ModelConfig) -> int:

@@ -25,7 +25,7 @@ from apr_jax.model.transformer import init_params
 from apr_jax.plan.count import Counter
 from apr_jax.plan.hlo import parse
 from apr_jax.plan.programs import ANY_STEPS, VOCAB
-from apr_jax.train.metrics.flops import measure_ceiling
+from apr_jax.train.metrics.flops import measure_peak
 from apr_jax.train.optimizer import make_optimizer
 from apr_jax.train.session import build_mesh
 from apr_jax.train.state import init_state
@@ -68,14 +68,14 @@ class Measured:
 
 def measure(config: Experiment) -> Measured:
     """Raises UsageError if the CPU devices don't fit the config's mesh."""
-    mesh, sft = build_mesh(config), config.learn.sft
+    mesh, sft = build_mesh(config), config.train.sft
     optimizer = make_optimizer(sft.optimizer, sft.steps or ANY_STEPS)
     state = init_state(init_params(config.model, VOCAB, jax.random.key(0)), optimizer, mesh)
-    rows = place_rows(_one_thread_a_row(sft.rows, config.limits.stream), mesh)
+    rows = place_rows(_one_thread_a_row(sft.batch_rows, config.limits.max_thread_tokens), mesh)
     step: Any = make_sft_step(config.model, optimizer, mesh)
     compiled = step.lower(state, rows).compile()
     computations, entry = parse(compiled.as_text())
-    blocks = -(-config.limits.stream // BLOCK)
+    blocks = -(-config.limits.max_thread_tokens // BLOCK)
 
     def turns(source: str) -> float:
         # Loops without a constant end are those over the blocks that a block of queries sees, on average half of the row's;
@@ -83,7 +83,7 @@ def measure(config: Experiment) -> Measured:
         return (blocks + 1) / 2 if "transpose" in source else (blocks - 1) / 2
 
     count = Counter(computations, turns).of(entry)
-    peak, bandwidth = measure_ceiling(mesh, config.model.dtype), _bandwidth(mesh)
+    peak, bandwidth = measure_peak(mesh, config.model.dtype), _bandwidth(mesh)
     seconds = []
     for _ in range(_REPEATS + 1):
         begin = time.perf_counter()
@@ -122,7 +122,7 @@ def _one_thread_a_row(rows: int, length: int) -> Rows:
         tokens=np.random.default_rng(0).integers(0, VOCAB, shape, np.int32),
         position=np.broadcast_to(np.arange(length, dtype=np.int32), shape),
         segment=np.ones(shape, np.int32),
-        island=np.zeros(shape, np.int32),
+        hidden_block=np.zeros(shape, np.int32),
         sampled=np.ones(shape, np.bool_),
         tree=np.broadcast_to(np.arange(rows, dtype=np.int32)[:, None], shape),
         logprob=np.zeros(shape, np.float32),

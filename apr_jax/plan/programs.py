@@ -52,7 +52,7 @@ class Forests:
     @classmethod
     def of(cls, config: Experiment) -> "Forests":
         window = config.limits.window
-        return cls(16_720 / 4_096 * window, min(9.2, config.limits.slots), window)
+        return cls(16_720 / 4_096 * window, min(9.2, config.limits.max_threads), window)
 
 
 def abstract_params(config: Experiment) -> Any:
@@ -69,17 +69,19 @@ def lower(stage: str, config: Experiment, mesh: Mesh) -> Any:
 
 
 def forest_chunks(config: Experiment) -> int:
-    """Chunks of rows that a forest is replayed in."""
-    trees, forests = config.learn.rl.problems * config.learn.rl.group, Forests.of(config)
-    return math.ceil(trees * forests.tokens / 0.95 / config.limits.stream / config.learn.rl.rows)
+    """Chunks of rows that a forest is rescored in."""
+    trees, forests = config.train.rl.problems * config.train.rl.group, Forests.of(config)
+    return math.ceil(trees * forests.tokens / 0.95 / config.limits.max_thread_tokens / config.train.rl.micro_batch_rows)
 
 
 def _lower_sft(config: Experiment, params: Any, mesh: Mesh) -> Any:
-    sft = config.learn.sft
-    check_divides("learn.sft.rows", sft.rows, mesh)
+    sft = config.train.sft
+    check_divides("train.sft.batch_rows", sft.batch_rows, mesh)
     optimizer = make_optimizer(sft.optimizer, sft.steps or ANY_STEPS)
     step: Any = make_sft_step(config.model, optimizer, mesh)
-    return step.lower(_state(params, optimizer, mesh), _rows((sft.rows, config.limits.stream), batch_sharding(mesh)))
+    return step.lower(
+        _state(params, optimizer, mesh), _rows((sft.batch_rows, config.limits.max_thread_tokens), batch_sharding(mesh))
+    )
 
 
 def lower_rollout(config: Experiment, params: Any, mesh: Mesh) -> Any:
@@ -104,14 +106,14 @@ def lower_rollout(config: Experiment, params: Any, mesh: Mesh) -> Any:
     return rollout.lower(_laid_out(params, mesh), prompts, key)
 
 
-def _lower_replay(config: Experiment, params: Any, mesh: Mesh) -> Any:
-    replay: Any = make_rescore(config, mesh)
-    return replay.lower(_laid_out(params, mesh), _forest(config, mesh))
+def _lower_rescoring(config: Experiment, params: Any, mesh: Mesh) -> Any:
+    rescore: Any = make_rescore(config, mesh)
+    return rescore.lower(_laid_out(params, mesh), _forest(config, mesh))
 
 
 def _lower_update(config: Experiment, params: Any, mesh: Mesh) -> Any:
-    rl = config.learn.rl
-    optimizer = make_optimizer(rl.optimizer, rl.steps * rl.inner_steps)
+    rl = config.train.rl
+    optimizer = make_optimizer(rl.optimizer, rl.steps * rl.ppo_epochs)
     advantages = jax.ShapeDtypeStruct((rl.problems * rl.group,), jnp.float32, sharding=_whole(mesh))
     step: Any = make_rl_step(config, optimizer, mesh)
     forest = _forest(config, mesh)
@@ -124,13 +126,13 @@ def _lower_update(config: Experiment, params: Any, mesh: Mesh) -> Any:
     return step.lower(_state(params, optimizer, mesh), forest, advantages)
 
 
-_LOWER = dict(zip(STAGES, (_lower_sft, lower_rollout, _lower_replay, _lower_update), strict=True))
+_LOWER = dict(zip(STAGES, (_lower_sft, lower_rollout, _lower_rescoring, _lower_update), strict=True))
 
 
 def _forest(config: Experiment, mesh: Mesh) -> ForestBatch:
-    check_divides("learn.rl.rows", config.learn.rl.rows, mesh)
+    check_divides("train.rl.micro_batch_rows", config.train.rl.micro_batch_rows, mesh)
     chunks = 1 << (forest_chunks(config) - 1).bit_length()  # Rows come in buckets of powers of two.
-    shape = (chunks, config.learn.rl.rows, config.limits.stream)
+    shape = (chunks, config.train.rl.micro_batch_rows, config.limits.max_thread_tokens)
     split = NamedSharding(mesh, PartitionSpec(None, BATCH_AXES))
     weights = jax.ShapeDtypeStruct(shape, jnp.float32, sharding=split)
     used = jax.ShapeDtypeStruct((), jnp.int32, sharding=_whole(mesh))

@@ -33,29 +33,29 @@ class Recipe:
 
 def supervised_steps(config: Experiment, method: str) -> int:
     """Steps of a method's supervised training. Epochs become steps by demonstrations that are made on the spot and packed."""
-    sft = config.learn.sft
+    sft = config.train.sft
     if sft.steps:
         return sft.steps
     made, problems = make_recipe(config, _SAMPLE, method)
     chunks = demonstrations(made, problems, _SAMPLE, Workers(1))
     trees = [unflatten(example) for chunk, _ in chunks for example in chunk]
-    rows = len(pack_streams(trees, config.limits.stream).tokens)
-    return math.ceil(sft.epochs * config.data.demonstrations * rows / _SAMPLE / sft.rows)
+    rows = len(pack_streams(trees, config.limits.max_thread_tokens).tokens)
+    return math.ceil(sft.epochs * config.data.demonstrations * rows / _SAMPLE / sft.batch_rows)
 
 
 def recipe(config: Experiment, stages: dict[str, Stage], chips: int, method: str) -> Recipe | None:
     """Hours of a method's training; None if a stage is missing: it did not compile."""
-    rl = config.learn.rl
+    rl = config.train.rl
     anchored = rl.objective.kl > 0  # The reference scores each forest once.
     needed = {"supervised", "rollout", "update"}
-    if not (needed | ({"replay"} if anchored else set())) <= stages.keys():
+    if not (needed | ({"rescoring"} if anchored else set())) <= stages.keys():
         return None
-    sft, rollout = config.learn.sft, stages["rollout"].seconds
+    sft, rollout = config.train.sft, stages["rollout"].seconds
     steps = supervised_steps(config, method)
     validations = _validations(steps, sft.validate_every)
     supervised = steps * stages["supervised"].seconds + _asked(config, sft) * validations * rollout
-    step = rollout + rl.inner_steps * stages["update"].seconds
-    step += stages["replay"].seconds if anchored else 0.0
+    step = rollout + rl.ppo_epochs * stages["update"].seconds
+    step += stages["rescoring"].seconds if anchored else 0.0
     validations = 1 + _validations(rl.steps, rl.validate_every)  # One before the first step.
     reinforced = rl.steps * step + _asked(config, rl) * validations * rollout
     return Recipe(steps, supervised / 3600, reinforced / 3600, (supervised + reinforced) / 3600 * chips)
@@ -68,7 +68,7 @@ def _validations(steps: int, every: int) -> int:
 
 def _asked(config: Experiment, stage: SftConfig | RlConfig) -> int:
     """Rollouts of one validation."""
-    return math.ceil(stage.validation / (config.learn.rl.problems * config.learn.rl.group))
+    return math.ceil(stage.validation / (config.train.rl.problems * config.train.rl.group))
 
 
 def advice(config: Experiment, name: str, over: float, arguments: float, chip: Chip, fsdp: int) -> str:
@@ -80,14 +80,14 @@ def advice(config: Experiment, name: str, over: float, arguments: float, chip: C
     """
     model = config.model
     if name == "rollout":
-        lane = model.layers * position_bytes(model) * config.limits.window
-        fewer = config.schedule.lanes - math.ceil(over / lane)
+        slot = model.layers * position_bytes(model) * config.limits.window
+        fewer = config.schedule.slots - math.ceil(over / slot)
         if fewer >= 1:
-            return f"--set schedule.lanes={fewer}: a lane is {lane / 2**20:.0f} MiB of cache"
-        return "--set limits.window to less: the cache of one lane does not fit"
+            return f"--set schedule.slots={fewer}: a decode slot is {slot / 2**20:.0f} MiB of cache"
+        return "--set limits.window to less: the cache of one decode slot does not fit"
     if arguments > chip.device_memory / 2:
         return f"--set mesh.fsdp={2 * fsdp}: weights and optimizer over twice as many devices"
     if model.remat != "layer":
         return f"--set model.remat={'dots' if model.remat == 'none' else 'layer'}: keep less for the backward pass"
-    field = "learn.sft.rows" if name == "supervised" else "learn.rl.rows"
+    field = "train.sft.batch_rows" if name == "supervised" else "train.rl.micro_batch_rows"
     return f"fewer rows a device: more devices, or half of {field}"

@@ -23,7 +23,7 @@ from apr_jax.plan.programs import Forests, forest_chunks
 
 
 @dataclasses.dataclass(frozen=True)
-class Talk:
+class CollectiveCost:
     """Collectives of one kind: how often, bytes a device takes part with, seconds.
 
     Attributes:
@@ -66,7 +66,7 @@ class Stage:
     flops: float
     useful_flops: float
     bytes: float
-    talks: tuple[Talk, ...]
+    collective_costs: tuple[CollectiveCost, ...]
     compute: float
     memory: float
     interconnect: float
@@ -101,13 +101,13 @@ def analyse(name: str, text: str, memory: Any, config: Experiment, mesh: Mesh, c
     computations, entry = parse(text)
     counter = Counter(computations, lambda source: turns(source, name, config, shape))
     count = counter.of(entry)
-    rows = config.learn.sft.rows if name == "supervised" else config.learn.rl.rows
+    rows = config.train.sft.batch_rows if name == "supervised" else config.train.rl.micro_batch_rows
     heads = rows / shape.shards * config.model.heads / shape.tensor
     kernels = [(work(kernel, config, heads, chip), times) for kernel, times in count.kernels.items()]
     attention = sum(each.flops * times for each, times in kernels)
     slowed = sum(each.flops * each.fill * times for each, times in kernels)
     count.bytes += sum(each.bytes * times for each, times in kernels)
-    talks = _talks(count, chip, devices, mesh.size // mesh.shape["data"])
+    collective_costs = _collective_costs(count, chip, devices, mesh.size // mesh.shape["data"])
     tokens, useful = _needed(name, config)
     return Stage(
         name=name,
@@ -118,10 +118,10 @@ def analyse(name: str, text: str, memory: Any, config: Experiment, mesh: Mesh, c
         flops=count.flops + attention,
         useful_flops=useful / len(devices),
         bytes=count.bytes,
-        talks=talks,
+        collective_costs=collective_costs,
         compute=(count.flops + slowed) / chip.device_peak,
         memory=count.bytes / chip.device_bandwidth,
-        interconnect=sum(talk.seconds for talk in talks),
+        interconnect=sum(cost.seconds for cost in collective_costs),
         tokens=tokens,
         decode=_decode_bytes(counter, entry, config) if name == "rollout" else {},
         compiled=seconds,
@@ -148,18 +148,18 @@ def turns(source: str, stage: str, config: Experiment, shape: Shares) -> float:
         return forest_chunks(config) if re.fullmatch(r"jit\(\w+\)/while", source) else 1
     scope = re.search(r"(decode_|prefill_|admit)(\d*)/while$", source)
     bounds, forests = config.schedule.bounds(config.limits.window), Forests.of(config)
-    trees = -(-config.learn.rl.problems * config.learn.rl.group // shape.shards)
+    trees = -(-config.train.rl.problems * config.train.rl.group // shape.shards)
     if scope and scope.group(1) == "decode_":
         bound = int(scope.group(2))
         return decode_steps(config, shape) * (bound - _begin(bound, bounds)) / bounds[-1]
-    if scope and scope.group(1) == "admit":
+    if scope and scope.group(1) == "prefill_batch":
         # Each thread once, and each parent once more when its children have ended.
-        return trees * (forests.threads + 1) / config.schedule.admit
+        return trees * (forests.threads + 1) / config.schedule.prefill_batch
     within = re.search(r"prefill_(\d+)/while", source)
     if within:
         # Contexts are short ones (prompts, messages), and parents' halfway to their end: all count as half the first bound.
         first = int(within.group(1)) == bounds[0]
-        return float(first) if scope else max(1.0, bounds[0] / 2 / config.schedule.chunk)
+        return float(first) if scope else max(1.0, bounds[0] / 2 / config.schedule.prefill_chunk)
     return 1
 
 
@@ -169,24 +169,24 @@ def _begin(bound: int, bounds: tuple[int, ...]) -> int:
 
 
 def decode_steps(config: Experiment, shape: Shares) -> float:
-    """Decode steps of a shard: the longest chain, or what its lanes need for all tokens if that is more."""
+    """Decode steps of a shard: the longest chain, or what its decode slots need for all tokens if that is more."""
     forests = Forests.of(config)
-    trees = -(-config.learn.rl.problems * config.learn.rl.group // shape.shards)
-    return max(forests.chain, trees * forests.tokens / config.schedule.lanes)
+    trees = -(-config.train.rl.problems * config.train.rl.group // shape.shards)
+    return max(forests.chain, trees * forests.tokens / config.schedule.slots)
 
 
 def _needed(stage: str, config: Experiment) -> tuple[float, float]:
-    """Tokens of a run of a stage, and the FLOPs that the model needs for them (`learn.ceiling.training_flops`)."""
-    rl, length, forests = config.learn.rl, config.limits.stream, Forests.of(config)
+    """Tokens of a run of a stage, and the FLOPs that the model needs for them (`train.ceiling.training_flops`)."""
+    rl, length, forests = config.train.rl, config.limits.max_thread_tokens, Forests.of(config)
     trees = rl.problems * rl.group
     dense = 2.0 * product_parameters(config.model)
     if stage == "supervised":
-        tokens = float(config.learn.sft.rows * length)
+        tokens = float(config.train.sft.batch_rows * length)
         return tokens, 3 * tokens * (dense + _pair_flops(config.model) * (length + 1) / 2)
     tokens = trees * forests.tokens
     seen = forests.tokens / forests.threads / 2
     forward = tokens * (dense + _pair_flops(config.model) * seen)
-    passes = {"rollout": 1, "replay": 1, "update": 3}[stage]
+    passes = {"rollout": 1, "rescoring": 1, "update": 3}[stage]
     return tokens, passes * forward
 
 
@@ -200,7 +200,7 @@ def _pair_flops(model: ModelConfig) -> float:
     return 4.0 * model.layers * model.heads * model.head_size
 
 
-def _talks(count: Count, chip: Chip, devices: list[Any], copy: int) -> tuple[Talk, ...]:
+def _collective_costs(count: Count, chip: Chip, devices: list[Any], copy: int) -> tuple[CollectiveCost, ...]:
     """By kind and by who takes part; `copy` neighbours in `devices` hold one copy of the weights."""
     extent = extent_of(devices)
     found: dict[tuple[str, int, int], list[float]] = collections.defaultdict(lambda: [0.0, 0.0, 0.0])
@@ -211,11 +211,11 @@ def _talks(count: Count, chip: Chip, devices: list[Any], copy: int) -> tuple[Tal
         key = each.kind, len(places), len({index // copy for index in group})
         for at, more in enumerate((times, times * each.bytes, times * seconds)):
             found[key][at] += more
-    return tuple(Talk(*key, *sums) for key, sums in sorted(found.items()))
+    return tuple(CollectiveCost(*key, *sums) for key, sums in sorted(found.items()))
 
 
 def _decode_bytes(counter: Counter, entry: str, config: Experiment) -> dict[int, tuple[float, float]]:
-    """For lengths of context, what a step moves, and what it must: the weights, and all lanes' keys and values so far.
+    """For lengths of context, what a step moves, and what it must: the weights, and all decode slots' keys and values so far.
 
     The lengths are the loops' bounds, or, where the kernel reads what is live, parts of the window within a loop's bounds.
     """
@@ -227,6 +227,6 @@ def _decode_bytes(counter: Counter, entry: str, config: Experiment) -> dict[int,
             bound, times = int(scope.group(1)), step.kernels[KERNEL]
             lengths = [config.limits.window >> n for n in range(5)] if times else [bound]
             for length in [length for length in lengths if _begin(bound, bounds) < length <= bound]:
-                must = weights + config.schedule.lanes * length * position
+                must = weights + config.schedule.slots * length * position
                 found[length] = (step.bytes + times * decode_bytes(config, length, bound), float(must))
     return dict(sorted(found.items()))

@@ -9,7 +9,7 @@ import dataclasses
 import math
 
 from apr_jax.plan.chips import Chip
-from apr_jax.plan.roofline import Stage, Talk
+from apr_jax.plan.roofline import CollectiveCost, Stage
 
 HOP = 1e-6  # Seconds a link ("How to Scale Your Model", chapter 2).
 DCN = 6.25e9  # Bytes/s a chip (the same).
@@ -42,15 +42,15 @@ def weak_scaling(stage: Stage, chip: Chip, mesh: dict[str, int], parameters: int
       parameters: of the model; their gradients are added up over slices in bfloat16.
     """
     points, inner, axes = [], mesh["fsdp"] * mesh["tensor"], 2 if chip.ring in (0, 16) else 3
-    talks = sum(talk.count for talk in stage.talks)
+    collective_costs = sum(cost.count for cost in stage.collective_costs)
     for chips in (8 << n for n in range(8)):
         data = chips * chip.devices // inner
         if not data:
             continue
         slices = math.ceil(chips / chip.pod)
         side = min(chips, chip.pod) ** (1 / axes)
-        interconnect = sum(_seconds(talk, data / slices / mesh["data"]) for talk in stage.talks)
-        latency = talks * HOP * axes * side / 2
+        interconnect = sum(_seconds(cost, data / slices / mesh["data"]) for cost in stage.collective_costs)
+        latency = collective_costs * HOP * axes * side / 2
         network = 2 * (2 * parameters / inner) * _passed(slices) / (DCN / chip.devices)
         # Latency is not hidden: a collective waits for its own data, and the next product for it.
         seconds = max(stage.compute, stage.memory, interconnect, network) + latency
@@ -58,11 +58,11 @@ def weak_scaling(stage: Stage, chip: Chip, mesh: dict[str, int], parameters: int
     return tuple(points)
 
 
-def _seconds(talk: Talk, times: float) -> float:
+def _seconds(cost: CollectiveCost, times: float) -> float:
     """Of a talk, when there are so many times as many copies of the weights."""
-    if talk.copies == 1:
-        return talk.seconds
-    return talk.seconds * _passed(talk.devices * times) / _passed(talk.devices)
+    if cost.copies == 1:
+        return cost.seconds
+    return cost.seconds * _passed(cost.devices * times) / _passed(cost.devices)
 
 
 def _passed(devices: float) -> float:

@@ -68,13 +68,15 @@ def show_plan(found: Plan, path: Path | None = None) -> None:
     for name, stage in found.stages.items():
         table.add_column(name, justify="right")
         fits = "fits" if stage.total_bytes <= room else "[red]does not fit[/red]"
-        talks = [f"{talk.count:.0f} {talk.kind} of {talk.devices}, {_size(talk.bytes)}" for talk in stage.talks]
+        collective_costs = [
+            f"{cost.count:.0f} {cost.kind} of {cost.devices}, {_size(cost.bytes)}" for cost in stage.collective_costs
+        ]
         lines["arguments"].append(_size(stage.argument_bytes))
         lines["working space"].append(_size(stage.temp_bytes))
         lines["in all"].append(f"{_size(stage.total_bytes)}, {fits}")
         lines["FLOPs"].append(f"{stage.flops:.3g}")
         lines["HBM bytes"].append(f"{stage.bytes:.3g}")
-        lines["collectives"].append("\n".join(talks) or "none")
+        lines["collectives"].append("\n".join(collective_costs) or "none")
         lines["compute"].append(_seconds(stage.compute))
         lines["HBM"].append(_seconds(stage.memory))
         lines["interconnect"].append(_seconds(stage.interconnect))

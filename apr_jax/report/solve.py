@@ -18,7 +18,7 @@ from apr_jax.io.terminal import Terminal, visible
 from apr_jax.report.viewer import write_tree_page
 from apr_jax.tasks import Countdown, Problem
 from apr_jax.threads import ThreadForest
-from apr_jax.threads.draw import draw_lanes, thread_names
+from apr_jax.threads.draw import draw_tree, thread_names
 from apr_jax.train.answers import extract_answers
 from apr_jax.train.checkpoint.restored import Restored
 
@@ -60,7 +60,7 @@ def show_tree(forest: ThreadForest, trace: dict[str, Any], console: Console) -> 
     """Threads as lanes over decode steps, each with what it wrote; the verdict below."""
     texts = {}
     for thread in trace["threads"]:
-        texts[thread["slot"]] = text = Text()
+        texts[thread["thread_index"]] = text = Text()
         for kind, part in thread["spans"]:
             text.append(visible(part), _STYLES[kind])
     console.print(_table(forest, min(_WIDTH, console.width // 4), None, texts))  # The texts need the room.
@@ -81,7 +81,7 @@ def _table(forest: ThreadForest, width: int, until: int | None, texts: dict[int,
     table.add_column(f"steps 0 to {int(forest.end[0].max())}", no_wrap=True, width=width + 1)
     if texts is not None:
         table.add_column("text", overflow="fold")
-    lanes = draw_lanes(forest, 0, width, until)
-    for slot, name in thread_names(forest, 0).items():
-        table.add_row(name, lanes[slot], *([] if texts is None else [texts[slot]]))
+    lanes = draw_tree(forest, 0, width, until)
+    for thread_index, name in thread_names(forest, 0).items():
+        table.add_row(name, lanes[thread_index], *([] if texts is None else [texts[thread_index]]))
     return table

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from apr_jax.evaluate.cells import ON_TEST, SPENT, claim_cells, write
+from apr_jax.evaluate.cells import ON_TEST, SPENT, comparison_cells, write
 from apr_jax.io.terminal import Terminal, natural_width, print_whole, visible
 
 Columns = Mapping[str, Callable[[Mapping[str, Any]], str]]  # Name -> how a summary fills it.
@@ -49,9 +49,9 @@ def print_demonstrations(statistics: Mapping[str, Mapping[str, Any]], console: C
     print_table(statistics, DEMONSTRATED, console)
     where = {
         "window": "limits.window",
-        "stream": "limits.stream",
-        "threads": "limits.slots, children or max_depth",
-        "wrong": "solver.only_right",
+        "max_thread_tokens": "limits.max_thread_tokens",
+        "threads": "limits.max_threads, children or max_depth",
+        "wrong": "solver.correct_only",
     }
     for name, s in statistics.items():
         dropped = [f"{count} for {where[bound]}" for bound, count in s["dropped"].items() if count]
@@ -104,16 +104,18 @@ def _empty_table() -> Table:
     return table
 
 
-def print_claims(claims: Sequence[Mapping[str, Any]], console: Console | None = None) -> None:
-    """Prints two lines a claim of the paper: what was found here, with tokens and children, and whether it reaches theirs."""
+def print_comparisons(comparisons: Sequence[Mapping[str, Any]], console: Console | None = None) -> None:
+    """Prints two lines a comparison of the paper: what was found here, with tokens and children, and whether it reaches theirs."""
     table = _empty_table()
     for column in ("here", "total\ntokens", "seq.\ntokens", "chil-\ndren", "gap (95%)", "the paper"):
         table.add_column(column, justify="right")
-    for claim in claims:
-        cells = claim_cells(claim)
-        measured = ("\n".join(write(key, claim[side][key]) for side in ("one_spent", "other_spent")) for key in SPENT)
+    for comparison in comparisons:
+        cells = comparison_cells(comparison)
+        measured = (
+            "\n".join(write(key, comparison[side][key]) for side in ("one_spent", "other_spent")) for key in SPENT
+        )
         table.add_row(
-            cells["claim"],
+            cells["comparison"],
             f"{cells['one']}\n{cells['other']}",
             *measured,
             f"{cells['gap']}\n({cells['interval']})",
@@ -121,7 +123,7 @@ def print_claims(claims: Sequence[Mapping[str, Any]], console: Console | None = 
         )
     console = console or Terminal()
     print_whole(table, console)
-    if flattered := sum(ON_TEST in claim["chosen"] for claim in claims):
+    if flattered := sum(ON_TEST in comparison["chosen"] for comparison in comparisons):
         console.print(
             f"{flattered} of these compare the best of several that was chosen on the same problems: the report says by how "
             "much that may flatter it",

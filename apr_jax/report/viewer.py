@@ -117,7 +117,7 @@ def _embedded_trace(trace: Trace) -> dict[str, Any]:
     threads = []
     for thread, (ids, logprobs) in zip(trace["threads"], unpack_streams(trace), strict=True):
         spans = [[kind, length] for (kind, _), length in zip(thread["spans"], thread["lengths"], strict=True)]
-        kept = {key: thread[key] for key in ("slot", "parent", "round", "depth", "status", "start", "end")}
+        kept = {key: thread[key] for key in ("thread_index", "parent", "round", "depth", "status", "start", "end")}
         threads.append({**kept, "spans": spans, "ids": ids.tolist(), "logprobs": [_short(value) for value in logprobs]})
     return {**{key: value for key, value in trace.items() if key not in ("pieces", "streams")}, "threads": threads}
 

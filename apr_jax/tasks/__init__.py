@@ -14,13 +14,12 @@ from apr_jax.tasks.countdown.problem_files import load_problems, parse_problem, 
 from apr_jax.tasks.countdown.problems import Split, draw, problem_key, reachable, solve, split_problems
 from apr_jax.tasks.countdown.solvers import METHODS, PARALLEL
 from apr_jax.tasks.countdown.task import Countdown
-from apr_jax.tasks.sandbox import BoxedVerifier, Failure
+from apr_jax.tasks.sandbox import Failure, SandboxedVerifier
 from apr_jax.tasks.toy import HiddenDigit
 
 __all__ = [
     "METHODS",
     "PARALLEL",
-    "BoxedVerifier",
     "Countdown",
     "CountdownConfig",
     "Failure",
@@ -28,6 +27,7 @@ __all__ = [
     "HiddenDigit",
     "Problem",
     "Reading",
+    "SandboxedVerifier",
     "SolverConfig",
     "Spawn",
     "Split",

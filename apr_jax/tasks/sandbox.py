@@ -62,7 +62,7 @@ class Failure(enum.Enum):
 Outcome = Verdict | Failure
 
 
-class BoxedVerifier:
+class SandboxedVerifier:
     """`task.verify` in a process of its own; a context manager.
 
     The first failure of each kind is told in one line on stderr.

@@ -1,7 +1,7 @@
 """Thread trees: the protocol, the forest that records them, the rollout on the device, and its definition in plain Python.
 
 This package knows no network and no task: bring `decode(params, tokens, cache, positions, bound) -> (logits, cache)` and
-`init_cache(lanes, bound)` (see `tree_rollout`; examples/own_model.py is one).
+`init_cache(decode slots, bound)` (see `tree_rollout`; examples/own_model.py is one).
 """
 
 from apr_jax.threads.engine import Work, tree_rollout

@@ -1,16 +1,16 @@
 """tree_rollout: whole thread trees on the device, in one compiled loop.
 
 The life of a tree:
-1. Its root is READY with the prompt as context. READY threads wait for a lane.
-2. `prefill.admit` gives idle lanes to READY threads and reads all but the last context token into their caches, several
+1. Its root is READY with the prompt as context. READY threads wait for a decode slot.
+2. `prefill.admit` gives idle decode slots to READY threads and reads all but the last context token into their caches, several
    threads and several tokens at a time. A resumed parent is admitted the same way: its cache is rebuilt from what it sees.
-3. A decode step feeds every lane its last token, draws the next one and follows the protocol (`step.take_step`).
-4. When enough lanes have stopped, the stretch of steps ends: `family.spawn_children` turns closed spawn blocks into READY
-   children, `family.join_children` makes parents READY whose last child has ended, and 2. fills the lanes again.
+3. A decode step feeds every decode slot its last token, draws the next one and follows the protocol (`step.take_step`).
+4. When enough decode slots have stopped, the stretch of steps ends: `family.spawn_children` turns closed spawn blocks into READY
+   children, `family.join_children` makes parents READY whose last child has ended, and 2. fills the decode slots again.
 5. When no thread is left, the table of threads becomes a ThreadForest.
 
 The decode loop exists once for each bucket of context length, so that a step reads only as much of the cache as the longest
-running thread needs. Lanes, admission, chunks and buckets change only the order of the work: each thread's tokens depend on
+running thread needs. Decode slots, admission, chunks and buckets change only the order of the work: each thread's tokens depend on
 its own context, key and limits alone.
 """
 
@@ -30,7 +30,7 @@ from apr_jax.threads.keys import KEYS
 from apr_jax.threads.limits import Limits, Schedule
 from apr_jax.threads.prefill import Decode, InitCache, Seats, admit, when
 from apr_jax.threads.prompts import Prompts
-from apr_jax.threads.scheduler import Lanes, Threads, idle_lanes, initial_threads, to_forest, unseat
+from apr_jax.threads.scheduler import DecodeSlots, Threads, idle_slots, initial_threads, to_forest, unseat
 
 
 @jax.tree_util.register_dataclass
@@ -40,7 +40,7 @@ class Work:
 
     Attributes:
       steps: decode steps.
-      live: lanes that decoded a token, summed over the steps; live / (steps x W) is the lane occupancy.
+      live: decode slots that decoded a token, summed over the steps; live / (steps x W) is the decode slot occupancy.
     """
 
     steps: jax.Array
@@ -62,8 +62,8 @@ def tree_rollout(
       decode: the model, `decode(params, tokens [W, S], cache, positions [W, S], bound) -> (logits [W, S, V], cache)`. Padding
         has positions at or beyond the window: it must store nothing for them. All other positions are below `bound`, a
         Python int: a model may leave the rest of its cache unread.
-      init_cache: `init_cache(lanes, bound)` makes an empty cache for positions below `bound`. The first axis of every leaf is
-        the lane; leaves for a smaller bound are corners of those for the window.
+      init_cache: `init_cache(decode slots, bound)` makes an empty cache for positions below `bound`. The first axis of every leaf is
+        the decode slot; leaves for a smaller bound are corners of those for the window.
       prompts: of B roots, at most window - 1 tokens each.
       key: a typed PRNG key, threefry; a tree's tokens follow from (key, prompts.tree) and from nothing else of the batch.
 
@@ -78,24 +78,24 @@ def tree_rollout(
     check_key(key)
     prompts = jax.tree.map(jnp.asarray, prompts)
     threads = initial_threads(prompts, key, limits)
-    seats = Seats(threads, idle_lanes(schedule.lanes, threads.rows), init_cache(schedule.lanes, limits.window))
+    seats = Seats(threads, idle_slots(schedule.slots, threads.rows), init_cache(schedule.slots, limits.window))
     zero = jnp.zeros((), jnp.int32)
 
     def stretch(carry: tuple[Seats, Work]) -> tuple[Seats, Work]:
         seats, work = carry
         seats = admit(seats, decode, init_cache, params, prompts, limits, schedule)
-        enough, live = _enough(seats, schedule), _running(seats.lanes)
+        enough, live = _enough(seats, schedule), _running(seats.slots)
         advance = functools.partial(
             _advance, decode=decode, params=params, limits=limits, schedule=schedule, enough=enough
         )
         most = 0
-        for count in schedule.few:
+        for count in schedule.small_batch_sizes:
             fits = (live > most) & (live <= count)
             seats, work = when(fits, functools.partial(_on_few, count, advance), (seats, work))
             most = count
-        seats, work = advance((seats, work))  # After a loop for few no lane is left to take a turn here.
-        threads, lanes = unseat(seats.threads, seats.lanes)
-        return dataclasses.replace(seats, threads=_settle(threads, limits, schedule), lanes=lanes), work
+        seats, work = advance((seats, work))  # After a loop for few no decode slot is left to take a turn here.
+        threads, slots = unseat(seats.threads, seats.slots)
+        return dataclasses.replace(seats, threads=_settle(threads, limits, schedule), slots=slots), work
 
     def unfinished(carry: tuple[Seats, Work]) -> Array:
         status = carry[0].threads.status
@@ -113,32 +113,32 @@ def check_key(key: jax.Array) -> None:
 
 
 def _enough(seats: Seats, schedule: Schedule) -> Array:
-    """The number of running lanes at which a stretch ends: when an admission's share of them has stopped."""
-    live = _running(seats.lanes)
-    return live - jnp.maximum(1, live * schedule.admit // schedule.lanes)
+    """The number of running decode slots at which a stretch ends: when an admission's share of them has stopped."""
+    live = _running(seats.slots)
+    return live - jnp.maximum(1, live * schedule.prefill_batch // schedule.slots)
 
 
-def _running(lanes: Lanes) -> Array:
-    return jnp.sum(runs(lanes), dtype=jnp.int32)
+def _running(slots: DecodeSlots) -> Array:
+    return jnp.sum(runs(slots), dtype=jnp.int32)
 
 
 def _on_few(
     count: int, advance: Callable[[tuple[Seats, Work]], tuple[Seats, Work]], carry: tuple[Seats, Work]
 ) -> tuple[Seats, Work]:
-    """A stretch of `count` lanes, among them all that run: moved to a cache of their own, and back after it."""
+    """A stretch of `count` decode slots, among them all that run: moved to a cache of their own, and back after it."""
     seats, work = carry
-    taken = jnp.argsort(~runs(seats.lanes), stable=True)[:count]
-    of_all = seats.lanes, seats.cache
-    lanes, cache = jax.tree.map(lambda leaf: leaf[taken], of_all)
-    few, work = advance((Seats(seats.threads, lanes, cache), work))
-    lanes, cache = jax.tree.map(lambda leaf, new: leaf.at[taken].set(new), of_all, (few.lanes, few.cache))
-    return Seats(few.threads, lanes, cache), work
+    taken = jnp.argsort(~runs(seats.slots), stable=True)[:count]
+    of_all = seats.slots, seats.cache
+    slots, cache = jax.tree.map(lambda leaf: leaf[taken], of_all)
+    few, work = advance((Seats(seats.threads, slots, cache), work))
+    slots, cache = jax.tree.map(lambda leaf, new: leaf.at[taken].set(new), of_all, (few.slots, few.cache))
+    return Seats(few.threads, slots, cache), work
 
 
 def _advance(
     carry: tuple[Seats, Work], decode: Decode, params: Any, limits: Limits, schedule: Schedule, enough: Array
 ) -> tuple[Seats, Work]:
-    """Decodes until enough lanes have stopped, with the loop for the length that is reached."""
+    """Decodes until enough decode slots have stopped, with the loop for the length that is reached."""
     for bound in schedule.bounds(limits.window):
         with jax.named_scope(f"decode_{bound}"):  # The name of the loop in profiles and in `apr plan`.
             carry = jax.lax.while_loop(
@@ -150,20 +150,20 @@ def _advance(
 
 
 def _goes_on(seats: Seats, enough: Array, bound: int) -> Array:
-    running = runs(seats.lanes)
-    longest = jnp.max(jnp.where(running, seats.lanes.used, 0))
-    return (_running(seats.lanes) > enough) & (longest <= bound)
+    running = runs(seats.slots)
+    longest = jnp.max(jnp.where(running, seats.slots.used, 0))
+    return (_running(seats.slots) > enough) & (longest <= bound)
 
 
 def _decode(carry: tuple[Seats, Work], decode: Decode, params: Any, limits: Limits, bound: int) -> tuple[Seats, Work]:
-    """One token on every running lane."""
+    """One token on every running decode slot."""
     seats, work = carry
-    lanes = seats.lanes
-    running = runs(lanes)
-    position = jnp.where(running, lanes.used - 1, limits.window)
-    logits, cache = decode(params, lanes.last[:, None], seats.cache, position[:, None], bound)
-    threads, lanes = take_step(seats.threads, lanes, logits[:, 0].astype(jnp.float32), limits)
-    return Seats(threads, lanes, cache), Work(work.steps + 1, work.live + _running(seats.lanes))
+    slots = seats.slots
+    running = runs(slots)
+    position = jnp.where(running, slots.used - 1, limits.window)
+    logits, cache = decode(params, slots.last[:, None], seats.cache, position[:, None], bound)
+    threads, slots = take_step(seats.threads, slots, logits[:, 0].astype(jnp.float32), limits)
+    return Seats(threads, slots, cache), Work(work.steps + 1, work.live + _running(seats.slots))
 
 
 def _settle(threads: Threads, limits: Limits, schedule: Schedule) -> Threads:
@@ -173,7 +173,7 @@ def _settle(threads: Threads, limits: Limits, schedule: Schedule) -> Threads:
         return jnp.any(spawn_join.needs_spawn(threads) | spawn_join.needs_join(threads))
 
     def body(threads: Threads) -> Threads:
-        threads = spawn_join.spawn_children(threads, limits, schedule.admit)
-        return spawn_join.join_children(threads, limits, schedule.admit)
+        threads = spawn_join.spawn_children(threads, limits, schedule.prefill_batch)
+        return spawn_join.join_children(threads, limits, schedule.prefill_batch)
 
     return jax.lax.while_loop(due, body, threads)

@@ -1,9 +1,9 @@
 """ThreadForest: every thread of every tree of a batch, as fixed arrays.
 
-It is what the rollout returns, what replay and the loss consume, what evaluation measures and what the viewer draws.
+It is what the rollout returns, what rescoring and the loss consume, what evaluation measures and what the viewer draws.
 A demonstration is a forest too: one that nobody sampled.
 
-Shapes: B trees, T slots a tree, L stream length.
+Shapes: B trees, T threads a tree, L stream length.
 """
 
 import dataclasses
@@ -11,16 +11,16 @@ import enum
 
 import jax
 
-ROOT = 0  # The slot of the root thread.
-NO_PARENT = -1  # Parent of the root and of unused slots.
+ROOT = 0  # The thread index of the root thread.
+NO_PARENT = -1  # Parent of the root and of unused threads.
 
 
 class Status(enum.IntEnum):
-    """What a slot holds. Everything from DONE on has ended."""
+    """What a thread index holds. Everything from DONE on has ended."""
 
     FREE = 0  # No thread was ever placed here.
-    READY = 1  # Has tokens to read or to sample and waits for a lane.
-    RUNNING = 2  # Sits on a lane.
+    READY = 1  # Has tokens to read or to sample and waits for a decode slot.
+    RUNNING = 2  # Sits on a decode slot.
     WAITING = 3  # Suspended at `</spawn>` until its children end.
     DONE = 4  # `<join> answer <eos>`.
     NO_ANSWER = 5  # `<eos>` before `<join>`: the answer is empty.
@@ -47,14 +47,14 @@ class ThreadForest:
     Attributes:
       tokens: [B, T, L] each thread's stream in time order, never overwritten; `<pad>` from `length` on.
       position: [B, T, L] place in the thread's window; after a join it goes on from where `<spawn>` stood.
-      island: [B, T, L] 0 = visible to all later tokens of the thread; n = the thread's n-th spawn block, visible to itself.
+      hidden block: [B, T, L] 0 = visible to all later tokens of the thread; n = the thread's n-th spawn block, visible to itself.
       sampled: [B, T, L] True where the policy chose the token.
       logprob: [B, T, L] log-prob of the sampled token under the distribution it was drawn from; 0 elsewhere.
       allowed: [B, T, L] uint8, the classes of tokens (`protocol.ALLOW_*`) of which the sampled token was drawn; 0 elsewhere.
-        With it replay builds the masked distribution again (but knows of no cut by top-k or top-p: train without those).
+        With it rescoring builds the masked distribution again (but knows of no cut by top-k or top-p: train without those).
       length: [B, T] tokens in the stream.
       status: [B, T] a `Status`.
-      parent: [B, T] slot of the parent, NO_PARENT for the root and free slots.
+      parent: [B, T] thread index of the parent, NO_PARENT for the root and free threads.
       round: [B, T] which of the parent's spawns made this thread, from 0; 0 for the root.
       depth: [B, T] 0 for the root.
       child: [B, T] place among the children of that spawn, from 0; 0 for the root.
@@ -70,7 +70,7 @@ class ThreadForest:
 
     tokens: jax.Array
     position: jax.Array
-    island: jax.Array
+    hidden_block: jax.Array
     sampled: jax.Array
     logprob: jax.Array
     allowed: jax.Array

@@ -11,8 +11,8 @@ class Limits:
 
     Attributes:
       window: most positions that one thread may occupy.
-      stream: L, most tokens of one thread's stream, hidden spawn blocks included; at least `window`.
-      slots: T, threads a tree, the root included.
+      max_thread_tokens: L, most tokens of one thread, hidden spawn blocks included; at least `window`.
+      max_threads: T, threads a tree, the root included.
       children: C, most children of one spawn.
       max_depth: deepest thread that may exist; 0 means that nobody spawns, 1 that only the root does.
       max_tokens: sampled tokens a tree.
@@ -22,8 +22,8 @@ class Limits:
     """
 
     window: int
-    stream: int
-    slots: int
+    max_thread_tokens: int
+    max_threads: int
     children: int
     max_depth: int = 1
     max_tokens: int = 1_000_000
@@ -33,8 +33,8 @@ class Limits:
     def __post_init__(self):
         for field, low, rule in (
             ("window", 2, "a prompt and one token must fit"),
-            ("stream", self.window, f"at least window={self.window}"),
-            ("slots", 1, "the root needs a slot"),
+            ("max_thread_tokens", self.window, f"at least window={self.window}"),
+            ("max_threads", 1, "the root is a thread"),
             ("children", 1, "a spawn makes at least one child"),
             ("max_depth", 0, "0 means that nobody spawns"),
             ("max_tokens", 1, "a tree needs a token"),
@@ -45,10 +45,10 @@ class Limits:
                 raise ValueError(f"limits.{field}={value} must be at least {low}: {rule}")
             if value > _MOST:
                 raise ValueError(f"limits.{field}={value} must be at most {_MOST}: counts are 32 bits wide")
-        if self.max_depth > 0 and self.children > self.slots - 1:
+        if self.max_depth > 0 and self.children > self.max_threads - 1:
             raise ValueError(
-                f"limits.children={self.children} must be at most limits.slots - 1 = {self.slots - 1}: "
-                "a spawn's children need a slot each"
+                f"limits.children={self.children} must be at most limits.max_threads - 1 = {self.max_threads - 1}: "
+                "a spawn's children need an index each"
             )
 
 
@@ -57,37 +57,37 @@ class Schedule:
     """How the device works through the trees. No field changes a sampled token.
 
     Attributes:
-      lanes: W, rows of the decode batch.
-      admit: threads that are prefilled together; decoding stops for it when that share of the running lanes has ended or waits.
-      chunk: context tokens that one prefill step reads.
-      buckets: lengths of context below the window for which the loop is compiled apart, so that a step reads no more of the
-        cache than the longest running thread needs; increasing. On TPU each lane's own length decides that; there they are
+      slots: W, decode slots: rows of the decode batch.
+      prefill_batch: threads that are prefilled together; decoding stops for it when that share of the running decode slots has ended or waits.
+      prefill_chunk: context tokens that one prefill step reads.
+      context_buckets: lengths of context below the window for which the loop is compiled apart, so that a step reads no more of the
+        cache than the longest running thread needs; increasing. On TPU each decode slot's own length decides that; there they are
         for reading contexts.
-      few: numbers of lanes below `lanes` for which the loop is compiled apart, so that a lone thread does not pay for a step
-        of all lanes; increasing. For latency: while a batch lasts its lanes are full.
+      small_batch_sizes: numbers of decode slots below `slots` for which the loop is compiled apart, so that a lone thread does not pay for a step
+        of all decode slots; increasing. For latency: while a batch lasts its decode slots are full.
     """
 
-    lanes: int = 64
-    admit: int = 8
-    chunk: int = 16
-    buckets: tuple[int, ...] = ()
-    few: tuple[int, ...] = ()
+    slots: int = 64
+    prefill_batch: int = 8
+    prefill_chunk: int = 16
+    context_buckets: tuple[int, ...] = ()
+    small_batch_sizes: tuple[int, ...] = ()
 
     def bounds(self, window: int) -> tuple[int, ...]:
         """The buckets below the window, and the window."""
-        return (*(bucket for bucket in self.buckets if bucket < window), window)
+        return (*(bucket for bucket in self.context_buckets if bucket < window), window)
 
     def __post_init__(self):
-        for field in ("lanes", "admit", "chunk"):
+        for field in ("slots", "prefill_batch", "prefill_chunk"):
             if getattr(self, field) < 1:
                 raise ValueError(f"schedule.{field}={getattr(self, field)} must be at least 1")
-        for field in ("buckets", "few"):
+        for field in ("context_buckets", "small_batch_sizes"):
             values = getattr(self, field)
             if any(low >= high for low, high in zip((0, *values), values, strict=False)):
                 raise ValueError(f"schedule.{field}={values} must be positive and increasing")
-        if self.few and self.few[-1] >= self.lanes:
+        if self.small_batch_sizes and self.small_batch_sizes[-1] >= self.slots:
             raise ValueError(
-                f"schedule.few={self.few} must be below schedule.lanes={self.lanes}: they are some of the lanes"
+                f"schedule.small_batch_sizes={self.small_batch_sizes} must be below schedule.slots={self.slots}: they are some of the decode slots"
             )
-        if self.admit > self.lanes:
-            raise ValueError(f"schedule.admit={self.admit} must be at most schedule.lanes={self.lanes}")
+        if self.prefill_batch > self.slots:
+            raise ValueError(f"schedule.prefill_batch={self.prefill_batch} must be at most schedule.slots={self.slots}")

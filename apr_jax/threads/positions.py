@@ -1,4 +1,4 @@
-"""Position, island and sampled of every token, read off the streams alone.
+"""Position, hidden block and sampled of every token, read off the streams alone.
 
 They follow from the protocol, so the device loop does not write them step by step. Only the last token of a stream can be out
 of place (it ended its thread), and no thread ends inside a joined block; so every `<joined>` but a last one was given, and a
@@ -18,7 +18,7 @@ class Layout(NamedTuple):
     """[rows, L] each, as in ThreadForest."""
 
     position: Int[Array, "rows L"]
-    island: Int[Array, "rows L"]
+    hidden_block: Int[Array, "rows L"]
     sampled: Bool[Array, "rows L"]
 
 
@@ -45,6 +45,6 @@ def lay_out(tokens: Int[Array, "rows L"], given: Int[Array, " rows"], length: In
     hidden = jnp.cumsum(jnp.where(joined, at - opened_at, 0), axis=1, dtype=jnp.int32)
     return Layout(
         position=jnp.where(inside, at - hidden, 0),
-        island=jnp.where(in_block, rounds, 0),
+        hidden_block=jnp.where(in_block, rounds, 0),
         sampled=own & ~in_joined,
     )

@@ -1,4 +1,4 @@
-"""Gives idle lanes to threads that are ready, and reads what those see into the lanes' caches."""
+"""Gives idle decode slots to threads that are ready, and reads what those see into the decode slots' caches."""
 
 import dataclasses
 import functools
@@ -14,11 +14,11 @@ from apr_jax.threads.forest import Status
 from apr_jax.threads.limits import Limits, Schedule
 from apr_jax.threads.positions import lay_out
 from apr_jax.threads.prompts import Prompts
-from apr_jax.threads.scheduler import Lanes, Threads, first_rows, read, seat, write
+from apr_jax.threads.scheduler import DecodeSlots, Threads, first_rows, read, seat, write
 
 # (params, tokens [W, S], cache, positions [W, S], bound) -> (logits [W, S, V], cache)
 Decode = Callable[[Any, Array, Any, Array, int], tuple[Array, Any]]
-# (lanes, bound) -> cache; in every leaf the first axis is the lane.
+# (decode slots, bound) -> cache; in every leaf the first axis is the decode slot.
 InitCache = Callable[[int, int], Any]
 
 
@@ -26,7 +26,7 @@ def contexts(threads: Threads, row: Int[Array, " E"], limits: Limits) -> Int[Arr
     """The token at each position that these threads see; none of them is within a spawn block."""
     tokens, length = read(threads.tokens, row), read(threads.length, row)
     layout = lay_out(tokens, read(threads.given, row), length)
-    seen = (jnp.arange(limits.stream)[None, :] < length[:, None]) & (layout.island == 0)
+    seen = (jnp.arange(limits.max_thread_tokens)[None, :] < length[:, None]) & (layout.hidden_block == 0)
     blank = jnp.full((row.shape[0], limits.window), protocol.PAD, jnp.int32)
     number = jnp.arange(row.shape[0])[:, None]
     return blank.at[number, jnp.where(seen, layout.position, limits.window)].set(tokens, mode="drop")
@@ -35,10 +35,10 @@ def contexts(threads: Threads, row: Int[Array, " E"], limits: Limits) -> Int[Arr
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Seats:
-    """What admission changes: the table, the lanes and their cache."""
+    """What admission changes: the table, the decode slots and their cache."""
 
     threads: Threads
-    lanes: Lanes
+    slots: DecodeSlots
     cache: Any
 
 
@@ -51,27 +51,27 @@ def admit(
     limits: Limits,
     schedule: Schedule,
 ) -> Seats:
-    """Fills idle lanes with READY threads, `schedule.admit` at a time.
+    """Fills idle decode slots with READY threads, `schedule.prefill_batch` at a time.
 
-    Their contexts go into a small fresh cache first, chunk by chunk, and from there into the lanes' rows of the large one.
+    Their contexts go into a small fresh cache first, chunk by chunk, and from there into the decode slots' rows of the large one.
     The last context token is left for the next decode step, which needs its logits.
     """
     rows = seats.threads.rows
     bounds = schedule.bounds(limits.window)
 
     def possible(seats: Seats) -> Array:
-        return jnp.any(seats.threads.status == Status.READY) & jnp.any(seats.lanes.row == rows)
+        return jnp.any(seats.threads.status == Status.READY) & jnp.any(seats.slots.row == rows)
 
     def body(seats: Seats) -> Seats:
-        lane = first_rows(seats.lanes.row == rows, schedule.admit)
-        row = first_rows(_alike(seats.threads, bounds), schedule.admit)
-        row = jnp.where(lane < schedule.lanes, row, rows)
-        lane = jnp.where(row < rows, lane, schedule.lanes)
+        slot = first_rows(seats.slots.row == rows, schedule.prefill_batch)
+        row = first_rows(_alike(seats.threads, bounds), schedule.prefill_batch)
+        row = jnp.where(slot < schedule.slots, row, rows)
+        slot = jnp.where(row < rows, slot, schedule.slots)
         context, last = contexts(seats.threads, row, limits), read(seats.threads.used, row) - 1
 
         def fill(bound: int, cache: Any) -> Any:
             fresh = _read_contexts(decode, init_cache, params, context, last, limits, schedule, bound)
-            return _insert(cache, lane, fresh)
+            return _insert(cache, slot, fresh)
 
         cache, below = seats.cache, -1
         for bound in bounds:
@@ -81,11 +81,11 @@ def admit(
                 cache = when(fits, functools.partial(fill, bound), cache)
         return Seats(
             threads=write(seats.threads, row, status=jnp.full_like(row, Status.RUNNING)),
-            lanes=seat(seats.lanes, lane, seats.threads, row, prompts, limits),
+            slots=seat(seats.slots, slot, seats.threads, row, prompts, limits),
             cache=cache,
         )
 
-    with jax.named_scope("admit"):
+    with jax.named_scope("prefill_batch"):
         return jax.lax.while_loop(possible, body, seats)
 
 
@@ -114,21 +114,21 @@ def _read_contexts(
 
     def read_chunk(carry: tuple[Array, Any]) -> tuple[Array, Any]:
         begin, cache = carry
-        at = begin + jnp.arange(schedule.chunk)[None, :]
+        at = begin + jnp.arange(schedule.prefill_chunk)[None, :]
         tokens = context.at[jnp.arange(count)[:, None], at].get(mode="fill", fill_value=protocol.PAD)
         _, cache = decode(params, tokens, cache, jnp.where(at < last[:, None], at, limits.window), bound)
-        return begin + schedule.chunk, cache
+        return begin + schedule.prefill_chunk, cache
 
     start = (jnp.zeros((), jnp.int32), init_cache(count, bound))
     return jax.lax.while_loop(lambda carry: jnp.any(carry[0] < last), read_chunk, start)[1]
 
 
-def _insert(cache: Any, lane: Int[Array, " E"], fresh: Any) -> Any:
-    """The lanes' rows become those of the fresh cache, whose leaves are corners of the cache's."""
+def _insert(cache: Any, slot: Int[Array, " E"], fresh: Any) -> Any:
+    """The decode slots' rows become those of the fresh cache, whose leaves are corners of the cache's."""
 
     def put(leaf: Array, new: Array) -> Array:
         corner = tuple(slice(0, size) for size in new.shape[1:])
-        return leaf.at[(lane, *corner)].set(new, mode="drop") if new.size else leaf
+        return leaf.at[(slot, *corner)].set(new, mode="drop") if new.size else leaf
 
     return jax.tree.map(put, cache, fresh)
 

@@ -109,10 +109,10 @@ def check_prompts(prompts: Prompts, limits: Limits) -> None:
             f"prompt {longest}: has {prompts.length[longest]} tokens; "
             f"limits.window={limits.window} must leave room for one more"
         )
-    most = limits.slots - 1 if limits.max_depth else 0
+    most = limits.max_threads - 1 if limits.max_depth else 0
     for number, children in enumerate(np.asarray(prompts.children)):
         if children > most:
             raise ValueError(
                 f"prompt {number}: children={children} must be at most {most}: "
-                f"limits.slots={limits.slots}, limits.max_depth={limits.max_depth}"
+                f"limits.max_threads={limits.max_threads}, limits.max_depth={limits.max_depth}"
             )

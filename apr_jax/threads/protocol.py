@@ -2,7 +2,7 @@
 
     phase      token                 becomes
     THINK      text                  THINK
-    THINK      <spawn>               OPENED      a new island begins with this token
+    THINK      <spawn>               OPENED      a new hidden block begins with this token
     THINK      <join>                ANSWER
     THINK      <eos>                 ends NO_ANSWER
     OPENED     <msg>                 MESSAGE
@@ -80,7 +80,7 @@ def allowed_classes(
     Args:
       messages: in the open spawn block.
       budget: tokens that the thread may still sample, the next one included.
-      may_spawn: children for which the thread has slots; 0 if it is too deep.
+      may_spawn: children for which the thread has threads; 0 if it is too deep.
       made: children of its earlier spawns; `forced`: how many it must make, negative if it is free.
     """
 

@@ -31,7 +31,7 @@ class _Token(NamedTuple):
 
     tokens: int
     position: int
-    island: int = 0
+    hidden_block: int = 0
     sampled: bool = False
     logprob: float = 0.0
     allowed: int = 0
@@ -39,10 +39,10 @@ class _Token(NamedTuple):
 
 @dataclasses.dataclass
 class _Thread:
-    slot: int
+    thread_index: int
     seen: list[int]  # The context: what the next token follows from.
     key: np.ndarray
-    free: range  # Slots that its descendants may take.
+    free: range  # Threads that its descendants may take.
     budget: int  # Tokens that it may still sample.
     clock: int = 0
     parent: int = NO_PARENT
@@ -77,7 +77,7 @@ def interpret(logits_of: LogitsOf, prompts: Prompts, tree: int, key: jax.Array, 
     """The thread tree of one of the prompts; the fields are numpy arrays without the batch axis B."""
     prompt = np.asarray(prompts.tokens)[tree, : int(prompts.length[tree])].tolist()
     root_key = np.asarray(keys.root_key(key, np.asarray(prompts.tree)[[tree]]))[0]
-    root = _Thread(ROOT, prompt, root_key, range(1, limits.slots), limits.max_tokens)
+    root = _Thread(ROOT, prompt, root_key, range(1, limits.max_threads), limits.max_tokens)
     root.forced = int(prompts.children[tree])
     sampling = [np.asarray(setting)[[tree]] for setting in (prompts.temperature, prompts.top_k, prompts.top_p)]
     threads = [root]
@@ -102,7 +102,7 @@ def _run(thread: _Thread, sample: Callable, limits: Limits, threads: list[_Threa
         thread.budget -= 1
         if thread.status == Status.RUNNING:
             closes = thread.messages is not None and token == p.END_SPAWN
-            full = len(thread.seen) >= limits.window or thread.length >= limits.stream
+            full = len(thread.seen) >= limits.window or thread.length >= limits.max_thread_tokens
             if full and not closes:
                 thread.status = Status.OUT_OF_WINDOW
             elif thread.clock >= limits.max_sequential or thread.budget <= 0:
@@ -168,7 +168,7 @@ def _allowed(thread: _Thread, limits: Limits) -> int:
 
 
 def _spawn(thread: _Thread, limits: Limits) -> list[_Thread]:
-    """Of the first C messages, starts as many as slots and tokens last for; both are divided evenly."""
+    """Of the first C messages, starts as many as threads and tokens last for; both are divided evenly."""
     started, refused, messages = [], thread.refusals, thread.messages or []
     refused[Refusal.NO_MESSAGE] += not messages
     for number, message in enumerate(messages):
@@ -192,13 +192,13 @@ def _spawn(thread: _Thread, limits: Limits) -> list[_Thread]:
     thread.free = range(shares[-1], thread.free.stop)
     return [
         _Thread(
-            slot=low + index,
+            thread_index=low + index,
             seen=[p.BOS, *message],
             key=np.asarray(_child_key(thread.key, np.int32(thread.spawns - 1), np.int32(index))),
             free=range(shares[index], shares[index + 1]),
             budget=tokens_each,
             clock=thread.clock,
-            parent=thread.slot,
+            parent=thread.thread_index,
             round=thread.spawns - 1,
             depth=thread.depth + 1,
             child=index,
@@ -216,7 +216,7 @@ def _join(thread: _Thread, children: list[_Thread], limits: Limits) -> None:
     thread.clock = max([thread.clock, *(child.clock for child in children)])
     thread.budget += sum(child.budget for child in children)
     thread.messages = None
-    if thread.opened_at + len(block) > limits.window - 1 or thread.length + len(block) > limits.stream - 1:
+    if thread.opened_at + len(block) > limits.window - 1 or thread.length + len(block) > limits.max_thread_tokens - 1:
         thread.status = Status.OUT_OF_WINDOW
     elif thread.clock >= limits.max_sequential:
         thread.status = Status.OUT_OF_BUDGET
@@ -230,13 +230,13 @@ def _forest(threads: list[_Thread], limits: Limits) -> ThreadForest:
     dtypes = {"sampled": np.bool_, "logprob": np.float32, "allowed": np.uint8}
     fields: dict[str, np.ndarray] = {}
     for name in _Token._fields:
-        fields[name] = np.zeros((limits.slots, limits.stream), dtypes.get(name, np.int32))
+        fields[name] = np.zeros((limits.max_threads, limits.max_thread_tokens), dtypes.get(name, np.int32))
         for thread in threads:
-            fields[name][thread.slot, : thread.length] = [getattr(token, name) for token in thread.stream]
+            fields[name][thread.thread_index, : thread.length] = [getattr(token, name) for token in thread.stream]
     for name in ("length", "status", "parent", "round", "depth", "child", "start", "clock", "peak"):
-        fields[name] = np.full(limits.slots, NO_PARENT if name == "parent" else 0, np.int32)
+        fields[name] = np.full(limits.max_threads, NO_PARENT if name == "parent" else 0, np.int32)
         for thread in threads:
-            fields[name][thread.slot] = getattr(thread, name)
+            fields[name][thread.thread_index] = getattr(thread, name)
     ends = [thread.status for thread in threads]
     return ThreadForest(
         end=fields.pop("clock"),

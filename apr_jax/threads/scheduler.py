@@ -1,8 +1,8 @@
-"""What the rollout's device loop carries: the threads of all trees as rows of a table, and the lanes that decode them.
+"""What the rollout's device loop carries: the threads of all trees as rows of a table, and the decode slots that decode them.
 
-Trees and slots are one axis here: row b * T + t is slot t of tree b. The index `rows` (one past the last) means "no row":
-reads from it are ignored and writes to it dropped. A thread on a lane keeps what a decode step changes in the lane's
-registers; the table has it again when the thread leaves the lane.
+Trees and threads are one axis here: row b * T + t is thread index t of tree b. The index `rows` (one past the last) means "no row":
+reads from it are ignored and writes to it dropped. A thread on a decode slot keeps what a decode step changes in the decode slot's
+registers; the table has it again when the thread leaves the decode slot.
 """
 
 import dataclasses
@@ -36,7 +36,7 @@ class Threads:
       first_child, joining: [rows] the current spawn's children are rows first_child .. first_child + joining - 1.
       made: [rows] children of all spawns of the thread.
       forced: [rows] children that the thread must make, or NOT_FORCED.
-      slot_low, slot_high: [rows] the thread's own share of free slots. Slots are divided at each spawn, not raced for, so
+      index_low, index_high: [rows] the thread's own share of free threads. Threads are divided at each spawn, not raced for, so
         that no schedule can change who gets one.
       budget: [rows] tokens the thread may still sample; divided at each spawn, what is left comes back at the join.
       refusals: [rows, 5] of its spawns.
@@ -66,8 +66,8 @@ class Threads:
     joining: jax.Array
     made: jax.Array
     forced: jax.Array
-    slot_low: jax.Array
-    slot_high: jax.Array
+    index_low: jax.Array
+    index_high: jax.Array
     budget: jax.Array
     refusals: jax.Array
     key: jax.Array
@@ -79,11 +79,11 @@ class Threads:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Lanes:
-    """Registers of the W lanes; those that Threads has mean the same.
+class DecodeSlots:
+    """Registers of the W decode slots; those that Threads has mean the same.
 
     Attributes (beyond Threads):
-      row: [W] the thread on the lane, or "no row".
+      row: [W] the thread on the decode slot, or "no row".
       last: [W] the newest token of the thread, which the next step feeds to the model.
       phase: [W] of the protocol.
       messages: [W] in the open spawn block.
@@ -140,17 +140,17 @@ def first_rows(mask: Array, count: int) -> Int[Array, " count"]:
 def initial_threads(prompts: Prompts, key: jax.Array, limits: Limits) -> Threads:
     """Roots READY with their prompts; all other rows FREE."""
     trees, width = prompts.tokens.shape
-    rows = trees * limits.slots
-    root = jnp.arange(trees) * limits.slots
+    rows = trees * limits.max_threads
+    root = jnp.arange(trees) * limits.max_threads
     zeros = jnp.zeros(rows, jnp.int32)
     given = jnp.arange(width)[None, :] < prompts.length[:, None]
     lengths = zeros.at[root].set(prompts.length)
     return Threads(
-        tokens=jnp.zeros((rows, limits.stream), jnp.int32)
+        tokens=jnp.zeros((rows, limits.max_thread_tokens), jnp.int32)
         .at[root, :width]
         .set(jnp.where(given, prompts.tokens, protocol.PAD)),
-        logprob=jnp.zeros((rows, limits.stream), jnp.float32),
-        allowed=jnp.zeros((rows, limits.stream), jnp.uint8),
+        logprob=jnp.zeros((rows, limits.max_thread_tokens), jnp.float32),
+        allowed=jnp.zeros((rows, limits.max_thread_tokens), jnp.uint8),
         given=lengths,
         length=lengths,
         status=(zeros + Status.FREE).at[root].set(Status.READY),
@@ -171,19 +171,19 @@ def initial_threads(prompts: Prompts, key: jax.Array, limits: Limits) -> Threads
         joining=zeros,
         made=zeros,
         forced=(zeros + NOT_FORCED).at[root].set(prompts.children),
-        slot_low=zeros.at[root].set(root + 1),
-        slot_high=zeros.at[root].set(root + limits.slots),
+        index_low=zeros.at[root].set(root + 1),
+        index_high=zeros.at[root].set(root + limits.max_threads),
         budget=zeros.at[root].set(limits.max_tokens),
         refusals=jnp.zeros((rows, len(Refusal)), jnp.int32),
         key=jnp.zeros((rows, 2), jnp.uint32).at[root].set(keys.root_key(key, prompts.tree)),
     )
 
 
-def idle_lanes(count: int, rows: int) -> Lanes:
-    """Lanes without threads."""
+def idle_slots(count: int, rows: int) -> DecodeSlots:
+    """Decode slots without threads."""
     zeros = jnp.zeros(count, jnp.int32)
-    names = {field.name: zeros for field in dataclasses.fields(Lanes)}
-    return Lanes(
+    names = {field.name: zeros for field in dataclasses.fields(DecodeSlots)}
+    return DecodeSlots(
         **names
         | {
             "row": zeros + rows,
@@ -195,13 +195,18 @@ def idle_lanes(count: int, rows: int) -> Lanes:
 
 
 def seat(
-    lanes: Lanes, lane: Int[Array, " n"], threads: Threads, row: Int[Array, " n"], prompts: Prompts, limits: Limits
-) -> Lanes:
-    """Puts threads that are READY on lanes; "no row" and lanes past the last are dropped."""
-    tree = row // limits.slots
+    slots: DecodeSlots,
+    slot: Int[Array, " n"],
+    threads: Threads,
+    row: Int[Array, " n"],
+    prompts: Prompts,
+    limits: Limits,
+) -> DecodeSlots:
+    """Puts threads that are READY on decode slots; "no row" and decode slots past the last are dropped."""
+    tree = row // limits.max_threads
     registers = {
         field.name: read(getattr(threads, field.name), row)
-        for field in dataclasses.fields(Lanes)
+        for field in dataclasses.fields(DecodeSlots)
         if hasattr(threads, field.name)
     }
     length = registers["length"]
@@ -212,53 +217,55 @@ def seat(
         "phase": jnp.full_like(row, protocol.THINK),
         "messages": jnp.zeros_like(row),
         "may_spawn": jnp.where(
-            read(threads.depth, row) < limits.max_depth, read(threads.slot_high, row) - read(threads.slot_low, row), 0
+            read(threads.depth, row) < limits.max_depth, read(threads.index_high, row) - read(threads.index_low, row), 0
         ),
         "temperature": read(prompts.temperature, tree),
         "top_k": read(prompts.top_k, tree),
         "top_p": read(prompts.top_p, tree),
     }
-    return Lanes(**{name: getattr(lanes, name).at[lane].set(value, mode="drop") for name, value in registers.items()})
+    return DecodeSlots(
+        **{name: getattr(slots, name).at[slot].set(value, mode="drop") for name, value in registers.items()}
+    )
 
 
-def unseat(threads: Threads, lanes: Lanes) -> tuple[Threads, Lanes]:
-    """Brings the table up to date; lanes whose threads have ended or wait become idle."""
-    row = lanes.row
-    left = (row < threads.rows) & (lanes.status != Status.RUNNING)
-    waits = lanes.status == Status.WAITING
+def unseat(threads: Threads, slots: DecodeSlots) -> tuple[Threads, DecodeSlots]:
+    """Brings the table up to date; decode slots whose threads have ended or wait become idle."""
+    row = slots.row
+    left = (row < threads.rows) & (slots.status != Status.RUNNING)
+    waits = slots.status == Status.WAITING
     threads = write(
         threads,
         jnp.where(left, row, threads.rows),
-        status=lanes.status,
-        length=lanes.length,
-        used=lanes.used,
-        peak=jnp.maximum(read(threads.peak, row), lanes.used),
-        clock=lanes.clock,
-        budget=lanes.budget,
-        spawns=lanes.spawns,
-        spawn_at=lanes.spawn_at,
-        spawn_position=lanes.spawn_position,
-        answer_at=lanes.answer_at,
+        status=slots.status,
+        length=slots.length,
+        used=slots.used,
+        peak=jnp.maximum(read(threads.peak, row), slots.used),
+        clock=slots.clock,
+        budget=slots.budget,
+        spawns=slots.spawns,
+        spawn_at=slots.spawn_at,
+        spawn_position=slots.spawn_position,
+        answer_at=slots.answer_at,
         pending=jnp.where(waits, NOT_SPAWNED, 0),
     )
     threads = children_ended(threads, jnp.where(left & ~waits, read(threads.parent, row), NO_PARENT))
-    return threads, dataclasses.replace(lanes, row=jnp.where(left, threads.rows, row))
+    return threads, dataclasses.replace(slots, row=jnp.where(left, threads.rows, row))
 
 
 def to_forest(threads: Threads, limits: Limits) -> ThreadForest:
-    """Rows become [B, T], parents become slots, and each tree gets its statistics."""
+    """Rows become [B, T], parents become threads, and each tree gets its statistics."""
 
     def trees(field: Array) -> Array:
-        return field.reshape((-1, limits.slots) + field.shape[1:])
+        return field.reshape((-1, limits.max_threads) + field.shape[1:])
 
     status, clock = trees(threads.status), trees(threads.clock)
-    parent = jnp.where(threads.parent == NO_PARENT, NO_PARENT, threads.parent % limits.slots)
+    parent = jnp.where(threads.parent == NO_PARENT, NO_PARENT, threads.parent % limits.max_threads)
     truncated = (status == Status.OUT_OF_WINDOW) | (status == Status.OUT_OF_BUDGET)
     layout = lay_out(threads.tokens, threads.given, threads.length)
     return ThreadForest(
         tokens=trees(threads.tokens),
         position=trees(layout.position),
-        island=trees(layout.island),
+        hidden_block=trees(layout.hidden_block),
         sampled=trees(layout.sampled),
         logprob=trees(threads.logprob),
         allowed=trees(threads.allowed),

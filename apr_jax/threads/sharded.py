@@ -25,7 +25,7 @@ def make_rollout(
 ) -> Callable[[Any, Prompts, jax.Array], tuple[ThreadForest, Work]]:
     """The jitted `rollout(params, prompts, key) -> (forest, work)` of this mesh.
 
-    Trees are split over `axes`; `schedule.lanes` counts the lanes of one shard. The parameters are gathered whole on every
+    Trees are split over `axes`; `schedule.slots` counts the decode slots of one shard. The parameters are gathered whole on every
     device before the loop, so that no step waits for another device. A tree comes out the same on any mesh, because its keys
     are folded from its identity.
 

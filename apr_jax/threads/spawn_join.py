@@ -30,13 +30,13 @@ def needs_join(threads: Threads) -> Array:
 def spawn_children(threads: Threads, limits: Limits, count: int) -> Threads:
     """Makes the children of up to `count` closed spawn blocks.
 
-    Of the first C messages as many are started, in order, as there are free slots in the thread's own share and tokens in its
+    Of the first C messages as many are started, in order, as there are free threads in the thread's own share and tokens in its
     budget (one must be left for everybody); too deep, none. All others are refused and counted by cause, and so is a spawn
     without a message. Refused messages get no answer. (A message always fits a child's window: it stood in its parent's.)
     """
     row = first_rows(needs_spawn(threads), count)
     block = _find_messages(threads, row, limits)
-    low, high, depth = read(threads.slot_low, row), read(threads.slot_high, row), read(threads.depth, row)
+    low, high, depth = read(threads.index_low, row), read(threads.index_high, row), read(threads.depth, row)
     budget, clock = read(threads.budget, row), read(threads.clock, row)
     started, refused = _admit(block.messages, depth >= limits.max_depth, high - low, budget, limits)
     number = jnp.arange(limits.children, dtype=jnp.int32)[None, :]
@@ -56,7 +56,7 @@ def spawn_children(threads: Threads, limits: Limits, count: int) -> Threads:
         first_child=low,
         joining=started,
         made=made,
-        slot_low=low + started + started * per_slots,
+        index_low=low + started + started * per_slots,
         budget=budget - started * per_budget,
         refusals=read(threads.refusals, row) + refused,
     )
@@ -86,8 +86,8 @@ def spawn_children(threads: Threads, limits: Limits, count: int) -> Threads:
         child=each(number),
         start=each(clock[:, None]),
         clock=each(clock[:, None]),
-        slot_low=each(child_low),
-        slot_high=each(child_low + per_slots[:, None]),
+        index_low=each(child_low),
+        index_high=each(child_low + per_slots[:, None]),
         budget=each(per_budget[:, None]),
         key=child_key.reshape(-1, 2),
     )
@@ -100,7 +100,7 @@ def _admit(
 
     Args:
       deep: whether the parent may have no children.
-      room: free slots of the parent's share.
+      room: free threads of the parent's share.
     """
     wanted = jnp.minimum(messages, limits.children)
     housed = jnp.minimum(wanted, room)
@@ -125,7 +125,7 @@ class _Messages(NamedTuple):
 
 def _find_messages(threads: Threads, row: Int[Array, " E"], limits: Limits) -> _Messages:
     tokens, length = read(threads.tokens, row), read(threads.length, row)
-    at = jnp.arange(limits.stream, dtype=jnp.int32)[None, :]
+    at = jnp.arange(limits.max_thread_tokens, dtype=jnp.int32)[None, :]
     end = length[:, None] - 1  # Of `</spawn>`, which closes the last message.
     is_message = (tokens == protocol.MSG) & (at > read(threads.spawn_at, row)[:, None]) & (at < end)
     nth = jnp.cumsum(is_message, axis=1, dtype=jnp.int32)
@@ -138,10 +138,10 @@ def _find_messages(threads: Threads, row: Int[Array, " E"], limits: Limits) -> _
 
 def _child_prompts(threads: Threads, row: Int[Array, " E"], block: _Messages, limits: Limits) -> Int[Array, "n L"]:
     """`<bos> message`, padded, for the C children of each row."""
-    place = jnp.arange(limits.stream, dtype=jnp.int32)[None, None, :]
+    place = jnp.arange(limits.max_thread_tokens, dtype=jnp.int32)[None, None, :]
     text = threads.tokens.at[row[:, None, None], block.begin[:, :, None] + place].get(mode="fill", fill_value=0)
     text = jnp.where(place == 0, protocol.BOS, jnp.where(place <= block.size[:, :, None], text, protocol.PAD))
-    return text.reshape(-1, limits.stream)
+    return text.reshape(-1, limits.max_thread_tokens)
 
 
 def join_children(threads: Threads, limits: Limits, count: int) -> Threads:
@@ -165,7 +165,7 @@ def join_children(threads: Threads, limits: Limits, count: int) -> Threads:
     length, spawn_position = read(threads.length, row), read(threads.spawn_position, row)
     clock = jnp.maximum(read(threads.clock, row), jnp.max(jnp.where(joined, read(threads.clock, child), 0), axis=1))
     budget = read(threads.budget, row) + jnp.sum(jnp.where(joined, read(threads.budget, child), 0), axis=1)
-    no_room = (spawn_position + block > limits.window - 1) | (length + block > limits.stream - 1)
+    no_room = (spawn_position + block > limits.window - 1) | (length + block > limits.max_thread_tokens - 1)
     spent = clock >= limits.max_sequential
     ended = no_room | spent
     status = jnp.where(no_room, Status.OUT_OF_WINDOW, jnp.where(spent, Status.OUT_OF_BUDGET, Status.READY)).astype(
@@ -177,13 +177,13 @@ def join_children(threads: Threads, limits: Limits, count: int) -> Threads:
         which = jnp.sum(joined[:, None, :] & (message_at[:, None, :] <= place[:, :, None]), axis=2) - 1
         chosen = jnp.maximum(which, 0)
         within = place - jnp.take_along_axis(message_at, chosen, axis=1) - 1
-        source = jnp.clip(jnp.take_along_axis(answer_at, chosen, axis=1) + within, 0, limits.stream - 1)
+        source = jnp.clip(jnp.take_along_axis(answer_at, chosen, axis=1) + within, 0, limits.max_thread_tokens - 1)
         text = threads.tokens.at[jnp.take_along_axis(child, chosen, axis=1), source].get(mode="fill", fill_value=0)
         token = jnp.where(within < 0, protocol.MSG, text)
         token = jnp.where(place == block[:, None] - 1, protocol.END_JOINED, token)
         return jnp.where(place == 0, protocol.JOINED, token)
 
-    at = jnp.arange(limits.stream)[None, :] - length[:, None]
+    at = jnp.arange(limits.max_thread_tokens)[None, :] - length[:, None]
     in_stream = (at >= 0) & (at < block[:, None]) & ~ended[:, None]
     used = jnp.where(ended, read(threads.used, row), spawn_position + block)
     parent = jnp.where((row < threads.rows) & ended, read(threads.parent, row), -1)

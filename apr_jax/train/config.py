@@ -53,7 +53,7 @@ class OptimizerConfig:
 
 @dataclasses.dataclass(frozen=True)
 class SftConfig:
-    """Supervised training: steps of `rows` packed rows; a row is `limits.stream` tokens long.
+    """Supervised training: steps of `batch_rows` packed rows; a row is `limits.max_thread_tokens` tokens long.
 
     Attributes:
       steps: how many, whatever the method; 0 where `epochs` says how long it takes.
@@ -66,7 +66,7 @@ class SftConfig:
         is kept. 0: never.
     """
 
-    rows: int
+    batch_rows: int
     optimizer: OptimizerConfig
     steps: int = 0
     epochs: float = 0.0
@@ -77,15 +77,17 @@ class SftConfig:
     validation: int = 128
 
     def __post_init__(self):
-        self.optimizer.check("learn.sft.optimizer")
-        _require(self, "learn.sft", ("rows", "streams", "save_every", "log_every", "validation"), 1)
-        _require(self, "learn.sft", ("steps", "epochs", "validate_every"), 0)
+        self.optimizer.check("train.sft.optimizer")
+        _require(self, "train.sft", ("batch_rows", "streams", "save_every", "log_every", "validation"), 1)
+        _require(self, "train.sft", ("steps", "epochs", "validate_every"), 0)
         if (self.steps > 0) == (self.epochs > 0):
             raise ValueError(
-                f"learn.sft.steps={self.steps} with learn.sft.epochs={self.epochs:g}: one must be positive, the other 0"
+                f"train.sft.steps={self.steps} with train.sft.epochs={self.epochs:g}: one must be positive, the other 0"
             )
-        if self.rows % self.streams:
-            raise ValueError(f"learn.sft.rows={self.rows} must be a multiple of learn.sft.streams={self.streams}")
+        if self.batch_rows % self.streams:
+            raise ValueError(
+                f"train.sft.batch_rows={self.batch_rows} must be a multiple of train.sft.streams={self.streams}"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,7 +107,7 @@ class ObjectiveConfig:
     """
 
     advantage: Literal["none", "batch", "group", "group_std", "leave_one_out"] = "group_std"
-    normalisation: Literal["tree", "token", "sequence"] = "tree"
+    loss_aggregation: Literal["tree", "token", "sequence"] = "tree"
     clip: float = 0.2
     dual_clip: float = 0.0
     kl: float = 0.001
@@ -114,21 +116,21 @@ class ObjectiveConfig:
     importance_cap: float = 0.0
 
     def __post_init__(self):
-        _require(self, "learn.rl.objective", ("kl", "entropy", "dual_clip", "importance_cap"), 0)
-        _require_positive(self, "learn.rl.objective", ("clip",))
+        _require(self, "train.rl.objective", ("kl", "entropy", "dual_clip", "importance_cap"), 0)
+        _require_positive(self, "train.rl.objective", ("clip",))
         if 0 < self.dual_clip <= 1 + self.clip:
             raise ValueError(
-                f"learn.rl.objective.dual_clip={self.dual_clip} must be 0 (off) or above 1 + clip = {1 + self.clip}"
+                f"train.rl.objective.dual_clip={self.dual_clip} must be 0 (off) or above 1 + clip = {1 + self.clip}"
             )
         if 0 < self.importance_cap < 1:
             raise ValueError(
-                f"learn.rl.objective.importance_cap={self.importance_cap} must be 0 (off) or at least 1: "
+                f"train.rl.objective.importance_cap={self.importance_cap} must be 0 (off) or at least 1: "
                 "a token that was recorded without error weighs 1"
             )
         if self.advantage == "group_std" and self.kl_in_reward:
             # Where all trees earned the same, the deviation would be that of KL, and its noise as large as a reward.
             raise ValueError(
-                "learn.rl.objective.advantage='group_std' with kl_estimator='reward': would divide KL by its own deviation; "
+                "train.rl.objective.advantage='group_std' with kl_estimator='reward': would divide KL by its own deviation; "
                 "take advantage 'group' or 'leave_one_out', or kl_estimator 'k2' or 'k3'"
             )
 
@@ -172,7 +174,7 @@ class RewardConfig:
     max_unknown: float = 0.1
 
     def __post_init__(self):
-        group = "learn.rl.reward"
+        group = "train.rl.reward"
         _require(self, group, ("token_price", "sequential_price", "token_budget", "price_step", "overlong_penalty"), 0)
         _require_positive(self, group, ("time_limit", "memory_limit"))
         if not 0 <= self.max_unknown <= 1:
@@ -192,9 +194,9 @@ class RlConfig:
       steps: rollout batches.
       problems: problems a step.
       group: G, trees a problem.
-      inner_steps: updates on a step's forest; only from the second on are ratios away from 1.
+      ppo_epochs: updates on a step's forest; only from the second on are ratios away from 1.
       temperature: of the sampling.
-      rows: packed rows that are replayed at once; a forest takes as many such chunks as it needs.
+      micro_batch_rows: packed rows that are rescored at once; a forest takes as many such chunks as it needs.
       validate_every: steps between greedy answers to `validation` problems; the best step by them is kept.
       save_every: steps between checkpoints.
       difference_bound: a step in which rollout and training disagree about any token's log-prob by more is reported. In
@@ -209,9 +211,9 @@ class RlConfig:
     optimizer: OptimizerConfig
     objective: ObjectiveConfig = ObjectiveConfig()
     reward: RewardConfig = RewardConfig()
-    inner_steps: int = 1
+    ppo_epochs: int = 1
     temperature: float = 1.0
-    rows: int = 64
+    micro_batch_rows: int = 64
     validate_every: int = 25
     validation: int = 200
     save_every: int = 10
@@ -220,23 +222,32 @@ class RlConfig:
     outside_clip_bound: float = 1e-3
 
     def __post_init__(self):
-        self.optimizer.check("learn.rl.optimizer")
-        counts = ("steps", "problems", "group", "inner_steps", "rows", "validate_every", "validation", "save_every")
-        _require(self, "learn.rl", counts, 1)
+        self.optimizer.check("train.rl.optimizer")
+        counts = (
+            "steps",
+            "problems",
+            "group",
+            "ppo_epochs",
+            "micro_batch_rows",
+            "validate_every",
+            "validation",
+            "save_every",
+        )
+        _require(self, "train.rl", counts, 1)
         bounds = ("difference_bound", "mean_difference_bound", "outside_clip_bound")
-        _require_positive(self, "learn.rl", ("temperature", *bounds))
+        _require_positive(self, "train.rl", ("temperature", *bounds))
         advantage = self.objective.advantage
         if advantage in ("group", "group_std", "leave_one_out") and self.group < 2:
-            raise ValueError(f"learn.rl.group={self.group} must be at least 2 for advantage {advantage!r}")
+            raise ValueError(f"train.rl.group={self.group} must be at least 2 for advantage {advantage!r}")
 
 
 @dataclasses.dataclass(frozen=True)
-class LearnConfig:
+class TrainConfig:
     """Both stages, and after how many bad updates (NaN or Inf) in a row a run ends."""
 
     sft: SftConfig
     rl: RlConfig
-    bad_steps: int = 20
+    max_consecutive_skipped: int = 20
 
     def __post_init__(self):
-        _require(self, "learn", ("bad_steps",), 1)
+        _require(self, "train", ("max_consecutive_skipped",), 1)

@@ -91,7 +91,7 @@ def merge(mine: dict[str, Any]) -> dict[str, Any]:
     return dict(sorted(merged.items()))
 
 
-class Pace:
+class StragglerDetector:
     """Names the process whose host holds the others up.
 
     A step takes all processes as long as the slowest one. What tells them apart is the time that a host works at a step alone,
@@ -145,7 +145,7 @@ class Pace:
         )
 
 
-class Votes:
+class StopConsensus:
     """Lets a signal that reached one process stop all of them after the same step.
 
     The processes vote at every step, on the device behind the step, and the vote is counted a step later: nobody waits. Where

@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 
 from apr_jax.config import Experiment
 from apr_jax.errors import UnknownAnswers, UsageError
-from apr_jax.tasks import BoxedVerifier, Countdown, Failure, Problem, Task, Verdict
+from apr_jax.tasks import Countdown, Failure, Problem, SandboxedVerifier, Task, Verdict
 from apr_jax.text.tokenizer import BOS, Tokenizer
 from apr_jax.threads import Prompts, ThreadForest, Work, check_prompts, make_prompts
 from apr_jax.threads.keys import Domain, run_key
@@ -31,12 +31,12 @@ from apr_jax.train.step import batch_shards
 
 
 @contextmanager
-def examining(config: Experiment, tokenizer: Tokenizer, validation: list[Problem], mesh: Mesh) -> Iterator["Examiner"]:
-    """An examiner on Countdown, with the verifier's process that it needs."""
+def grading(config: Experiment, tokenizer: Tokenizer, validation: list[Problem], mesh: Mesh) -> Iterator["Grader"]:
+    """An grader on Countdown, with the verifier's process that it needs."""
     task = Countdown(config.task, config.solver)
-    reward = config.learn.rl.reward
-    with BoxedVerifier(task, reward.time_limit, reward.memory_limit) as verifier:
-        yield Examiner(config, task, tokenizer, verifier, validation, mesh)
+    reward = config.train.rl.reward
+    with SandboxedVerifier(task, reward.time_limit, reward.memory_limit) as verifier:
+        yield Grader(config, task, tokenizer, verifier, validation, mesh)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,7 +90,7 @@ class Grades:
             raise UnknownAnswers(
                 f"{unknown} of {count} answers have no verdict "
                 f"({', '.join(f'{number:.0f} {reason}' for reason, number in reasons)}), "
-                f"more than learn.rl.reward.max_unknown={reward.max_unknown:g} allows"
+                f"more than train.rl.reward.max_unknown={reward.max_unknown:g} allows"
             )
 
 
@@ -103,7 +103,7 @@ def allowed_unknown(count: int, reward: RewardConfig) -> int:
     return min(max(1, int(reward.max_unknown * count)), count - 1)
 
 
-class Examiner:
+class Grader:
     """Asks, verifies, and validates.
 
     Args:
@@ -121,7 +121,7 @@ class Examiner:
         config: Experiment,
         task: Task,
         tokenizer: Tokenizer,
-        verifier: BoxedVerifier,
+        verifier: SandboxedVerifier,
         validation: list[Problem],
         mesh: Mesh,
     ):
@@ -145,8 +145,8 @@ class Examiner:
         Raises:
           UnknownAnswers: about too many of them nothing; in all processes of the run.
         """
-        grades = self._grade(problems, forest, allowed_unknown(len(problems), self._config.learn.rl.reward))
-        grades.check(self._config.learn.rl.reward)
+        grades = self._grade(problems, forest, allowed_unknown(len(problems), self._config.train.rl.reward))
+        grades.check(self._config.train.rl.reward)
         return grades
 
     def _grade(self, problems: list[Problem], forest: ThreadForest, most_unknown: int) -> Grades:
@@ -163,7 +163,7 @@ class Examiner:
         Raises:
           UnknownAnswers: too many of them are without a verdict.
         """
-        reward = self._config.learn.rl.reward
+        reward = self._config.train.rl.reward
         forests = []
         graded = Grades(np.zeros(0, np.int32))  # Of all batches so far.
         allowed = allowed_unknown(len(self._validation), reward)
@@ -197,7 +197,7 @@ class Examiner:
 
 def rollout_batch(config: Experiment, mesh: Mesh) -> int:
     """Trees of one rollout: those of a step, and as many more as give every shard of the mesh the same number."""
-    trees = config.learn.rl.problems * config.learn.rl.group
+    trees = config.train.rl.problems * config.train.rl.group
     return trees + -trees % batch_shards(mesh)
 
 

@@ -29,12 +29,12 @@ from apr_jax.errors import UnknownAnswers, UserError
 from apr_jax.io.disk_errors import disk_errors
 from apr_jax.io.storage import write_bytes
 from apr_jax.train.checkpoint.manager import Checkpoints
-from apr_jax.train.distributed import Pace, Votes
+from apr_jax.train.distributed import StopConsensus, StragglerDetector
 from apr_jax.train.metrics.recorder import Numbers, Recorder
 from apr_jax.train.state import TrainState
 
 _EXIT_BASE = 128  # A run that a signal has ended exits with 128 + its number.
-_REMEDY = "mend what the lines of the verifier above say, or raise learn.rl.reward.time_limit, and start the same command again"
+_REMEDY = "mend what the lines of the verifier above say, or raise train.rl.reward.time_limit, and start the same command again"
 # The signal that ends the run, or 0; all processes must ask, with nothing queued on the device.
 Stopping = Callable[[], int]
 Advance = Callable[[TrainState, int, Stopping], tuple[TrainState, dict[str, Any] | None]]
@@ -45,12 +45,12 @@ class Stage:
     """What a stage brings to the loop.
 
     Attributes:
-      name: "sft" or "rl"; its settings are in `learn.<name>`.
+      name: "sft" or "rl"; its settings are in `train.<name>`.
       steps: of the whole run.
       advance: one step: (state, its step as an int, stopping) -> state with step + 1, metrics. It must not wait for the
         state. If it gives the step up because the run is to stop, it returns the state it got, and None.
       save_every: steps between saves.
-      bad_steps: so many skipped updates in a row end the run.
+      max_consecutive_skipped: so many skipped updates in a row end the run.
       data_state: JSON state of the data iterator.
       batch: step -> what it learned from, on the host, for the two last steps; the step as the metrics count it.
       host_seconds: that this process's host worked at the last step, without waiting for a device or another process.
@@ -65,7 +65,7 @@ class Stage:
     steps: int
     advance: Advance
     save_every: int
-    bad_steps: int
+    max_consecutive_skipped: int
     data_state: Callable[[], dict[str, Any]]
     batch: Callable[[int], dict[str, np.ndarray]]
     host_seconds: Callable[[], float]
@@ -111,7 +111,7 @@ class Loop:
         self._due = False  # Whether the step is to be validated.
         self._scores: Numbers = {}  # What came of it.
         self._ended: UnknownAnswers | None = None  # Why the run cannot go on, though its state is good.
-        self._votes, self._pace = Votes(), Pace()
+        self._consensus, self._stragglers = StopConsensus(), StragglerDetector()
 
     def run(self, unvalidated: bool = False) -> TrainState:
         """Takes the state to the last step, and leaves it saved.
@@ -162,7 +162,7 @@ class Loop:
         stage = self._stage
 
         def stopping() -> int:
-            return self._votes.at_once(signals)
+            return self._consensus.at_once(signals)
 
         self._due, self._scores = False, {}
         try:
@@ -175,7 +175,7 @@ class Loop:
         self._step += 1
         busy = stage.host_seconds()  # Before a validation, which verifies answers too.
         # Once: a signal that comes in while saving waits for the next step.
-        stop = self._votes.cast(signals, self._state.step)
+        stop = self._consensus.cast(signals, self._state.step)
         self._due = stage.validate is not None and (self._step == stage.steps or self._step % stage.validate_every == 0)
         if self._due and not stop:
             jax.block_until_ready(self._state)  # Else the update under way would count as validation.
@@ -183,7 +183,7 @@ class Loop:
             stop = stopping()
         numbers = self._recorder.record(self._step, {**metrics, **self._scores}, important=self._due)
         self._check(self._step - 1, numbers)
-        if line := self._pace.step(busy, self._state.step):
+        if line := self._stragglers.step(busy, self._state.step):
             self._recorder.tell(f"step {self._step}: {line}")
         return stop
 
@@ -218,12 +218,12 @@ class Loop:
 
     def _check(self, step: int, numbers: Numbers | None) -> None:
         """Ends the run if, by the numbers of `step`, too many updates in a row were bad."""
-        if numbers and numbers.get("bad_in_a_row", 0) >= self._stage.bad_steps:
+        if numbers and numbers.get("bad_in_a_row", 0) >= self._stage.max_consecutive_skipped:
             self._recorder.flush()
             self._write()
             self._checkpoints.wait()
             batch = self._stage.batch(step)
-            count, optimizer = int(numbers["bad_in_a_row"]), f"learn.{self._stage.name}.optimizer"
+            count, optimizer = int(numbers["bad_in_a_row"]), f"train.{self._stage.name}.optimizer"
             path = _save_batch(step, batch, self._workdir)
             raise UserError(
                 f"training: {count} updates in a row had a NaN or Inf loss or gradient, the last of them in step {step}; "

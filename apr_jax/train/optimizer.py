@@ -15,7 +15,7 @@ import optax
 from optax.contrib import MuonDimensionNumbers, muon
 
 from apr_jax.train.config import OptimizerConfig
-from apr_jax.train.metrics.step_times import Late
+from apr_jax.train.metrics.step_times import LazyMetric
 
 # Which axes of a stacked layer parameter are the rows (what a product sums over) and the columns of its matrices.
 MATRIX_AXES: dict[str, MuonDimensionNumbers] = {
@@ -62,7 +62,7 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
     return optax.chain(optax.clip_by_global_norm(config.clip), update)
 
 
-def clipped_updates(norms: Sequence[jax.Array], clip: float) -> Late:
+def clipped_updates(norms: Sequence[jax.Array], clip: float) -> LazyMetric:
     """Share of updates whose gradient was longer than `clip`, so that its length was cut to it.
 
     It is computed when it is read: the norms may still be under way on the device.
@@ -76,7 +76,7 @@ def clipped_updates(norms: Sequence[jax.Array], clip: float) -> Late:
         clipped = [float(norm) > clip for norm in norms]
         return sum(clipped) / len(clipped)
 
-    return Late(share)
+    return LazyMetric(share)
 
 
 def _matrix_axes(params: Any) -> Any:

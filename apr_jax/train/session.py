@@ -37,7 +37,7 @@ def train(
     counted: tuple[str, ...],
     shown: tuple[str, ...],
     progress: bool,
-    ceiling: float = 0.0,
+    peak: float = 0.0,
     profile: int | None = None,
     bounds: Mapping[str, float] = MappingProxyType({}),
 ) -> TrainState:
@@ -76,7 +76,7 @@ def train(
         if start >= stage.steps and not unvalidated:
             return state
         with Recorder(
-            workdir, start, stage.steps, log_every, run.stage, counted, shown, progress, ceiling, bounds, lease
+            workdir, start, stage.steps, log_every, run.stage, counted, shown, progress, peak, bounds, lease
         ) as recorder:
             return Loop(stage, state, checkpoints, recorder, workdir, restored is not None).run(unvalidated)
 
@@ -87,7 +87,7 @@ def build_mesh(config: Experiment, devices: list[Any] | None = None) -> Mesh:
     Of a single process some may be left out: a laptop of 8 cores must not refuse an experiment of 4 rows a step.
     """
     devices = _dividing(config) if devices is None else devices
-    tensor = config.mesh.tensor or max(1, len(devices) // config.learn.sft.rows)
+    tensor = config.mesh.tensor or max(1, len(devices) // config.train.sft.batch_rows)
     try:
         return make_mesh(config.mesh.data, config.mesh.fsdp, tensor, devices)
     except ValueError as error:
@@ -96,16 +96,16 @@ def build_mesh(config: Experiment, devices: list[Any] | None = None) -> Mesh:
 
 def _dividing(config: Experiment) -> list[Any]:
     """The most devices over which the rows of a step divide, if the config leaves their number open; else all."""
-    devices, mesh, learn = jax.devices(), config.mesh, config.learn
+    devices, mesh, settings = jax.devices(), config.mesh, config.train
     if mesh.data or not mesh.tensor or jax.process_count() > 1:
         return devices
-    rows = math.gcd(learn.sft.rows, learn.rl.rows)
+    rows = math.gcd(settings.sft.batch_rows, settings.rl.micro_batch_rows)
     shards = range(len(devices) // mesh.tensor, 0, -1)
     count = next((n * mesh.tensor for n in shards if rows % n == n % mesh.fsdp == 0), len(devices))
     if count < len(devices):
         Terminal(stderr=True).print(
-            f"mesh: {count} of {len(devices)} devices are used: learn.sft.rows={learn.sft.rows} and "
-            f"learn.rl.rows={learn.rl.rows} divide over no more (mesh.tensor=0 lets the others share rows)",
+            f"mesh: {count} of {len(devices)} devices are used: train.sft.batch_rows={settings.sft.batch_rows} and "
+            f"train.rl.micro_batch_rows={settings.rl.micro_batch_rows} divide over no more (mesh.tensor=0 lets the others share rows)",
             soft_wrap=True,
         )
     return devices[:count]

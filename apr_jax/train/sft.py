@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 
 from apr_jax.config import Experiment
 from apr_jax.data.build import check_built, check_files
-from apr_jax.data.pipeline import Batches, Held, sft_batches, steps_of_an_epoch
+from apr_jax.data.pipeline import Batches, LocalRows, sft_batches, steps_of_an_epoch
 from apr_jax.errors import UsageError
 from apr_jax.io.storage import as_path, local_copy
 from apr_jax.io.terminal import Terminal
@@ -20,9 +20,9 @@ from apr_jax.tasks import load_problems
 from apr_jax.threads.keys import Domain, run_key
 from apr_jax.train.checkpoint.manager import Run
 from apr_jax.train.distributed import held_rows, merge
-from apr_jax.train.grader import Examiner, examining
+from apr_jax.train.grader import Grader, grading
 from apr_jax.train.loop import LastBatches, Stage, Stopping
-from apr_jax.train.metrics.flops import measure_ceiling
+from apr_jax.train.metrics.flops import measure_peak
 from apr_jax.train.optimizer import clipped_updates, make_optimizer
 from apr_jax.train.session import build_mesh, read_tokenizer, train
 from apr_jax.train.state import TrainState, init_state
@@ -45,9 +45,9 @@ def train_sft(
       UserError: no data, a workdir of another run, a full disk, too many bad steps.
       KeyboardInterrupt, SystemExit: interrupted; the run is saved.
     """
-    sft = config.learn.sft
+    sft = config.train.sft
     mesh = build_mesh(config)
-    check_divides("learn.sft.rows", sft.rows, mesh)
+    check_divides("train.sft.batch_rows", sft.batch_rows, mesh)
     check_built(config, as_path(data_dir))
     here = local_copy(as_path(data_dir), "data.json")
     check_files(here)
@@ -55,16 +55,16 @@ def train_sft(
     trainer = _Trainer(config, here, method, mesh)
     if sft.epochs and jax.process_index() == 0:
         Terminal(stderr=True).print(
-            f"sft: learn.sft.epochs={sft.epochs:g} of {method} are {trainer.steps:,} steps of {sft.rows} rows",
+            f"sft: train.sft.epochs={sft.epochs:g} of {method} are {trainer.steps:,} steps of {sft.batch_rows} rows",
             soft_wrap=True,
         )
     init = jax.jit(init_params, static_argnums=(0, 1))
     # By way of the host: several processes then lay the same values out on the mesh of all.
     params = jax.device_get(init(config.model, tokenizer.vocab_size, run_key(config.seed, Domain.WEIGHTS)))
-    opened: AbstractContextManager[Examiner | None] = nullcontext()
+    opened: AbstractContextManager[Grader | None] = nullcontext()
     if sft.validate_every:
-        opened = examining(config, tokenizer, load_problems(here / "validation.jsonl")[: sft.validation], mesh)
-    with opened as examiner:
+        opened = grading(config, tokenizer, load_problems(here / "validation.jsonl")[: sft.validation], mesh)
+    with opened as grader:
         return train(
             Run(config, method, "sft", tokenizer),
             as_path(workdir),
@@ -74,12 +74,12 @@ def train_sft(
                 steps=trainer.steps,
                 advance=trainer.advance,
                 save_every=sft.save_every,
-                bad_steps=config.learn.bad_steps,
+                max_consecutive_skipped=config.train.max_consecutive_skipped,
                 data_state=trainer.data_state,
                 batch=trainer.last_batches.of,
                 host_seconds=lambda: trainer.waited,
-                validate=examiner.validate if examiner else None,
-                sample=examiner.sample if examiner else None,
+                validate=grader.validate if grader else None,
+                sample=grader.sample if grader else None,
                 validates_first=False,  # Random weights answer nothing.
                 validate_every=sft.validate_every,
             ),
@@ -88,7 +88,7 @@ def train_sft(
             counted=("tokens",),
             shown=("loss", "entropy", "validation_accuracy"),
             progress=progress,
-            ceiling=measure_ceiling(mesh, config.model.dtype),
+            peak=measure_peak(mesh, config.model.dtype),
             profile=profile,
         )
 
@@ -102,17 +102,19 @@ class _Trainer:
     """
 
     def __init__(self, config: Experiment, data_dir: Path, method: str, mesh: Mesh):
-        sft = config.learn.sft
+        sft = config.train.sft
 
         def open_stream(stream: int) -> Batches:
-            rows, length = sft.rows // sft.streams, config.limits.stream
+            rows, length = sft.batch_rows // sft.streams, config.limits.max_thread_tokens
             return sft_batches(data_dir, method, rows, length, config.seed, stream, sft.streams)
 
-        self._epoch = steps_of_an_epoch(data_dir, method, sft.rows, config.limits.stream, config.seed, sft.streams)
+        self._epoch = steps_of_an_epoch(
+            data_dir, method, sft.batch_rows, config.limits.max_thread_tokens, config.seed, sft.streams
+        )
         self._epochs = sft.epochs
         self.steps = sft.steps or math.ceil(sft.epochs * self._epoch)
         self._mesh = mesh
-        self._batches = Held(open_stream, sft.streams, sft.rows, held_rows(sft.rows, mesh))
+        self._batches = LocalRows(open_stream, sft.streams, sft.batch_rows, held_rows(sft.batch_rows, mesh))
         self._clip = sft.optimizer.clip
         self.optimizer = make_optimizer(sft.optimizer, self.steps)
         self._update = make_sft_step(config.model, self.optimizer, mesh)
@@ -147,7 +149,7 @@ class _Trainer:
         """
         if self._epochs and saved["epochs"] == self._epochs and saved["steps"] != self.steps:
             raise UsageError(
-                f"learn.sft.epochs={self._epochs:g}: were {saved['steps']} steps when this run began, are {self.steps} now; "
+                f"train.sft.epochs={self._epochs:g}: were {saved['steps']} steps when this run began, are {self.steps} now; "
                 "give the folder of the data that it began with"
             )
         self._batches.set_state(saved["streams"])

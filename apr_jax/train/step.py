@@ -78,14 +78,14 @@ def make_sft_step(model: ModelConfig, optimizer: optax.GradientTransformation, m
 
 
 def make_rl_step(config: Experiment, optimizer: optax.GradientTransformation, mesh: Mesh) -> RlStep:
-    """`step(state, batch, advantages [B])`: replay and one update on all trees of a forest.
+    """`step(state, batch, advantages [B])`: rescoring and one update on all trees of a forest.
 
-    The chunks are replayed one after the other and their gradients added up, so memory does not grow with the forest.
+    The chunks are rescored one after the other and their gradients added up, so memory does not grow with the forest.
 
     The third result is `ForestBatch.behaviour` for the next inner step. Where it is recomputed, the first inner step
     takes the log-probs of its own pass: a pass of another program may round otherwise, and ratios are to begin at 1.
     """
-    temperature, objective = config.learn.rl.temperature, config.learn.rl.objective
+    temperature, objective = config.train.rl.temperature, config.train.rl.objective
 
     def loss_of(params: Any, chunk: ForestBatch, advantages: jax.Array) -> tuple[jax.Array, Any]:
         logprobs, entropy = token_logprobs(params, config.model, chunk.chunks, temperature, mesh)
@@ -133,7 +133,7 @@ def make_rescore(config: Experiment, mesh: Mesh) -> Rescore:
     def rescore(params: Any, batch: ForestBatch) -> jax.Array:
         def fill_chunk(index: jax.Array, filled: jax.Array) -> jax.Array:
             rows = _chunk(batch, index).chunks
-            logprobs, _ = token_logprobs(params, config.model, rows, config.learn.rl.temperature, mesh)
+            logprobs, _ = token_logprobs(params, config.model, rows, config.train.rl.temperature, mesh)
             return jax.lax.dynamic_update_index_in_dim(filled, logprobs, index, axis=0)
 
         return jax.lax.fori_loop(0, batch.used, fill_chunk, jnp.zeros_like(batch.weights))
@@ -173,7 +173,7 @@ def place_forest(rows: Rows, weights: np.ndarray, size: int, mesh: Mesh, recompu
     Args:
       recompute: the first inner step is to recompute the behaviour log-probs.
     """
-    used = len(replayed_rows(rows, size).tokens) // size
+    used = len(rescored_rows(rows, size).tokens) // size
     chunks, weights = jax.tree.map(lambda x: x.reshape(-1, size, x.shape[1]), (rows, weights.astype(np.float32)))
     split = _chunk_sharding(mesh)
     unknown = np.full(weights.shape, UNKNOWN, np.float32)
@@ -185,7 +185,7 @@ def place_forest(rows: Rows, weights: np.ndarray, size: int, mesh: Mesh, recompu
     )
 
 
-def replayed_rows(rows: Rows, size: int) -> Rows:
+def rescored_rows(rows: Rows, size: int) -> Rows:
     """The rows of the chunks of `size` that hold tokens; those behind them are not computed."""
     used = np.flatnonzero((rows.segment > 0).any(axis=1))
     count = -(-(used[-1] + 1) // size) * size if len(used) else 0

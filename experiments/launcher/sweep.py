@@ -58,7 +58,7 @@ def _axis(sweep: str) -> tuple[str, list[str]]:
     values = [value.strip() for value in text.split(",")]
     if not field or not all(values):
         raise UsageError(
-            f"--sweep {sweep!r}: write it as FIELD=VALUE,VALUE, for example learn.sft.optimizer.lr=1e-4,3e-4"
+            f"--sweep {sweep!r}: write it as FIELD=VALUE,VALUE, for example train.sft.optimizer.lr=1e-4,3e-4"
         )
     for value in values:
         if not re.fullmatch(r"[\w.+-]+", value):

@@ -13,7 +13,7 @@ COMMAND = ["bench", "solver", "--config", NANO, "--problems", "60"]
 
 def test_success_and_length_of_each_method(tmp_path, capsys):
     figures = tmp_path / "rates.json"
-    narrow = ["--set", "limits.window=120", "--set", "limits.stream=200"]
+    narrow = ["--set", "limits.window=120", "--set", "limits.max_thread_tokens=200"]
     assert run([*COMMAND, "--method", "apr", "--method", "sos+", "--json", str(figures), *narrow]) == 0
     rates = json.loads(figures.read_text())
     apr, serial = rates["apr"], rates["sos+"]
@@ -34,7 +34,10 @@ def test_success_and_length_of_each_method(tmp_path, capsys):
     [
         (["--method", "bfs"], "method='bfs' must be one of"),
         (["--method", "apr-nested"], "limits.max_depth=1 must be at least 2 for method 'apr-nested'"),
-        (["--set", "limits.window=6", "--set", "limits.stream=6"], "none of the 60 demonstrations of 'apr' fits"),
+        (
+            ["--set", "limits.window=6", "--set", "limits.max_thread_tokens=6"],
+            "none of the 60 demonstrations of 'apr' fits",
+        ),
     ],
 )
 def test_wrong_use_is_said(arguments, message, capsys):

@@ -11,7 +11,7 @@ from apr_jax.model import transformer
 from apr_jax.model.config import ModelConfig
 from apr_jax.model.transformer import init_params
 from apr_jax.train.checkpoint.manager import load_checkpoint
-from apr_jax.train.grader import Examiner
+from apr_jax.train.grader import Grader
 
 TINY = ModelConfig(layers=1, width=8, heads=1, kv_heads=1, head_size=8, mlp=8)
 
@@ -63,17 +63,17 @@ def test_work_doubles(params, monkeypatch):
 @pytest.mark.slow
 def test_the_parts_of_an_rl_step_are_those_of_one_forest(config, checkpoint, data_dir, monkeypatch):
     """Each works through the trees of a step, again and again: an update donates its state."""
-    restored, rl, rolled = load_checkpoint(checkpoint), config.learn.rl, []
-    ask = Examiner.ask
+    restored, rl, rolled = load_checkpoint(checkpoint), config.train.rl, []
+    ask = Grader.ask
 
     def watched(*arguments):
         forest, work = ask(*arguments)
         rolled.append(len(forest.length))
         return forest, work
 
-    monkeypatch.setattr(Examiner, "ask", watched)
+    monkeypatch.setattr(Grader, "ask", watched)
     with reinforce.contest(restored, data_dir / "test.jsonl") as parts:
-        names = ["rollout", "host", "replay alone", "update", "rollout, half the trees", "update, half the trees"]
+        names = ["rollout", "host", "rescoring alone", "update", "rollout, half the trees", "update, half the trees"]
         assert [re.sub(r":[^:]*?(, half.*)?$", r"\1", part.name) for part in parts] == names
         for part, problems in zip(parts, [rl.problems] * 4 + [rl.problems // 2] * 2, strict=True):
             del rolled[:]

@@ -9,7 +9,7 @@ from apr_jax.bench.trees import answer
 from apr_jax.threads import Limits, Status, interpret, make_prompts
 from apr_jax.threads import protocol as p
 
-LIMITS = Limits(window=60, stream=160, slots=64, children=3, max_depth=2)
+LIMITS = Limits(window=60, max_thread_tokens=160, max_threads=64, children=3, max_depth=2)
 
 
 def generate_with(look_up):

@@ -24,10 +24,9 @@ COMMANDS = [
     ("eval",),
     ("solve",),
     ("export",),
-    ("keep",),
     ("reproduce",),
     ("report",),
-    ("study",),
+    ("ablation",),
     ("plan",),
     ("bench", "rollout"),
     ("bench", "schedule"),
@@ -99,18 +98,18 @@ def test_wrong_use_is_one_line(failing, tmp_path, monkeypatch, arguments, status
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ("schedule.buckets=32,x", "'32,x' is not of type tuple"),
-        ("schedule.buckets=32,16", "schedule.buckets=(32, 16) must be positive and increasing"),
-        ("learn.sft.stepz=3", "did you mean 'learn.sft.steps'"),
-        ("learn.sft.steps=many", "'many' is not of type int"),
-        ("learn.sft=3", "is a group of fields"),
-        ("learn.sft.steps", "write it as field=value"),
+        ("schedule.context_buckets=32,x", "'32,x' is not of type tuple"),
+        ("schedule.context_buckets=32,16", "schedule.context_buckets=(32, 16) must be positive and increasing"),
+        ("train.sft.stepz=3", "did you mean 'train.sft.steps'"),
+        ("train.sft.steps=many", "'many' is not of type int"),
+        ("train.sft=3", "is a group of fields"),
+        ("train.sft.steps", "write it as field=value"),
         ("limits.window=6", "limits.window=6"),
         ("limits.children=9", "limits.children=9"),
         ("model.kv_heads=3", "kv_heads=3"),
         ("mesh.data=64", "mesh data=64"),
-        ("learn.sft.rows=3", "learn.sft.rows=3: must be a multiple of the 2 shards"),
-        ("learn.rl.objective.clip=-1", "learn.rl.objective.clip=-1.0 must be positive"),
+        ("train.sft.batch_rows=3", "train.sft.batch_rows=3: must be a multiple of the 2 shards"),
+        ("train.rl.objective.clip=-1", "train.rl.objective.clip=-1.0 must be positive"),
         ("mesh.data=-1", "mesh.data=-1 must be at least 0"),
         ("mesh.fsdp=0", "mesh.fsdp=0 must be at least 1"),
         ("mesh.tensor=-1", "mesh.tensor=-1 must be at least 0"),
@@ -119,7 +118,7 @@ def test_wrong_use_is_one_line(failing, tmp_path, monkeypatch, arguments, status
         ("seed=100000000000000000000", "config seed=100000000000000000000 must be from 0 to 4294967295"),
         ("data.seed=-1", "data.seed=-1 must be from 0 to 4294967295"),
         ("data.seed=4294967296", "data.seed=4294967296 must be from 0 to 4294967295"),
-        ("learn.rl.steps=2147483648", "config learn.rl.steps=2147483648 must be from -2147483647 to 2147483647"),
+        ("train.rl.steps=2147483648", "config train.rl.steps=2147483648 must be from -2147483647 to 2147483647"),
         (
             "evaluate.children=1,2147483648",
             "config evaluate.children=(1, 2147483648) must be from -2147483647 to 2147483647",
@@ -200,7 +199,7 @@ def test_a_damaged_checkpoint_is_named_and_the_others_still_serve(failing, check
     assert run(["solve", "3 4 5 -> 12", "--checkpoint", str(steps[-2])]) == 0
 
 
-@pytest.mark.parametrize("command", ["eval", "keep", "export", "train rl"])
+@pytest.mark.parametrize("command", ["eval", "export", "train rl"])
 def test_a_run_whose_best_step_is_unknown_is_refused(failing, checkpoint, config_file, data_dir, tmp_path, command):
     """One meta is cut off: an older step would be another model, without a word."""
     copy = tmp_path / "run"
@@ -209,7 +208,6 @@ def test_a_run_whose_best_step_is_unknown_is_refused(failing, checkpoint, config
     os.truncate(newest / "meta" / "metadata", 100)
     arguments = {
         "eval": ["--checkpoint", copy, "--problems", data_dir / "test.jsonl", "--out", tmp_path / "out"],
-        "keep": ["--checkpoint", copy, "--out", tmp_path / "out.safetensors"],
         "export": ["--checkpoint", copy, "--out", tmp_path / "out"],
         "train rl": ["--config", config_file, "--data", data_dir, "--workdir", tmp_path / "out", "--init", copy],
     }[command]
@@ -261,7 +259,7 @@ def test_solve_prints_the_tree_and_writes_its_viewer(checkpoint, tmp_path, capsy
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
 def test_solve_where_the_output_is_not_utf8(checkpoint, tmp_path, monkeypatch, encoding):
-    """The lanes of the tree are drawn with what there is, and the page is written."""
+    """The decode slots of the tree are drawn with what there is, and the page is written."""
     page = tmp_path / "tree-ß日.html"
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding=encoding))
     assert run(["solve", "3 4 5 -> 12", "--checkpoint", str(checkpoint), "--html", str(page)]) == 0
@@ -308,7 +306,7 @@ def test_eval_from_the_command_line(checkpoint, tmp_path):
 def test_ctrl_c_saves_and_says_so(config_file, data_dir, tmp_path):
     """A real process, a real signal, and the same command again to the end."""
     command = [sys.executable, "-m", "apr_jax", "train", "sft", "--config", str(config_file), "--data", str(data_dir)]
-    command += ["--workdir", str(tmp_path), "--set", "learn.sft.steps=100000", "--set", "learn.sft.save_every=100000"]
+    command += ["--workdir", str(tmp_path), "--set", "train.sft.steps=100000", "--set", "train.sft.save_every=100000"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ | {"COLUMNS": "100"})
     metrics = tmp_path / "metrics.jsonl"
     deadline = time.monotonic() + 240

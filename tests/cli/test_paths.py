@@ -39,7 +39,6 @@ IN_BUCKETS = {
     "eval": {"--checkpoint", "--problems", "--out"},
     "solve": {"--checkpoint"},
     "export": {"--checkpoint"},
-    "keep": {"--checkpoint"},
     "reproduce": {"--out", "--data"},
     "report": {"RUN"},
     "bench rollout": {"--checkpoint", "--problems"},

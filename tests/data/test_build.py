@@ -71,7 +71,7 @@ def test_what_is_stored_are_the_demonstrations(config, data_dir):
             sampled += int(example["sampled"].sum())
             threads += len(example["length"])
             window += int(example["position"].max()) + 1
-            assert example["length"].max() <= config.limits.stream
+            assert example["length"].max() <= config.limits.max_thread_tokens
             assert example["position"].max() < config.limits.window
         assert facts["kept_success"] == pytest.approx(solved / len(examples))
         assert facts["mean_total_tokens"] == pytest.approx(sampled / len(examples))
@@ -194,11 +194,11 @@ def test_nested_demonstrations_are_built_where_children_may_spawn(config, tmp_pa
     deep = small(
         task=dataclasses.replace(config.task, numbers=4),
         solver=dataclasses.replace(config.solver, parent_beam=5, parent_beam_low=3, child_beam=5, max_children=35),
-        limits=dataclasses.replace(config.limits, window=1_000, stream=1_000, slots=36, max_depth=2),
+        limits=dataclasses.replace(config.limits, window=1_000, max_thread_tokens=1_000, max_threads=36, max_depth=2),
     )
     facts = build(deep, tmp_path, methods=("apr-nested",), progress=False, workers=1)["apr-nested"]
-    # The solver divides its threads as a rollout its slots, so none of its trees lacks one.
-    assert facts["dropped"] == {"window": 0, "stream": 0, "threads": 0, "wrong": 0}
+    # The solver divides its threads as a rollout its threads, so none of its trees lacks one.
+    assert facts["dropped"] == {"window": 0, "max_thread_tokens": 0, "threads": 0, "wrong": 0}
     examples = examples_of(tmp_path, "apr-nested", "train")
     assert len(examples) == 150
     assert sum(int(example["depth"].max()) == 2 for example in examples) > 50
@@ -209,7 +209,7 @@ def times(out: Path) -> dict[Path, int]:
 
 
 def test_rejection_sampling_keeps_the_right_ones_of_the_same_demonstrations(config, data_dir, tmp_path):
-    solver = dataclasses.replace(config.solver, only_right=True)
+    solver = dataclasses.replace(config.solver, correct_only=True)
     facts = build(dataclasses.replace(config, solver=solver), tmp_path, methods=("sos+",), progress=False)["sos+"]
     tokenizer, task = Tokenizer.from_bytes((data_dir / "tokenizer.model").read_bytes()), Countdown(config.task, solver)
 
@@ -219,13 +219,15 @@ def test_rejection_sampling_keeps_the_right_ones_of_the_same_demonstrations(conf
 
     every, right = (examples_of(folder, "sos+", "train") for folder in (data_dir, tmp_path))
     assert [e["tokens"].tolist() for e in right] == [e["tokens"].tolist() for e in every if is_right(e)]
-    assert facts["dropped"] == {"window": 0, "stream": 0, "threads": 0, "wrong": len(every) - len(right)}
+    assert facts["dropped"] == {"window": 0, "max_thread_tokens": 0, "threads": 0, "wrong": len(every) - len(right)}
     assert facts["kept_success"] == 1 > facts["solver_success"] > 0.3
     # RL is to have the others all the same.
     assert all((tmp_path / f"{name}.jsonl").read_bytes() == (data_dir / f"{name}.jsonl").read_bytes() for name in PARTS)
     none = Counts(made=7, dropped_wrong=7)
-    with pytest.raises(UsageError, match=r"wrong, under solver.only_right: 7\); set solver.only_right=false"):
-        statistics(none, types.SimpleNamespace(method="sos+", bounds=types.SimpleNamespace(window=1, stream=1)))
+    with pytest.raises(UsageError, match=r"wrong, under solver.correct_only: 7\); set solver.correct_only=false"):
+        statistics(
+            none, types.SimpleNamespace(method="sos+", bounds=types.SimpleNamespace(window=1, max_thread_tokens=1))
+        )
 
 
 def test_a_second_build_does_nothing_and_another_method_is_added(config, data_dir, tmp_path):
@@ -306,7 +308,7 @@ from apr_jax.data.pipeline import sft_batches
 config = load({str(NANO)!r}, ["data.demonstrations=20", "data.heldout=5"])
 out = pathlib.Path({str(tmp_path)!r})
 build(config, out, methods=("apr",), progress=False, workers=1)
-next(sft_batches(out, "apr", 4, config.limits.stream, seed=0))
+next(sft_batches(out, "apr", 4, config.limits.max_thread_tokens, seed=0))
 print([name for name in sys.modules if name.split(".")[0] == "tensorflow"])
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=NANO.parents[1])

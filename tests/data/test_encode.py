@@ -39,7 +39,7 @@ def test_a_tree_with_two_spawns_worked_out_by_hand():
     a, b, c, d, e, f, g, h = LETTERS.encode("abcdefgh")
     root, first, second, third = tree_streams(TWO_SPAWNS, LETTERS)
     # fmt: off
-    expected = [  # token, position, island, sampled
+    expected = [  # token, position, hidden block, sampled
         (BOS, 0, 0, 0), (a, 1, 0, 0), (b, 2, 0, 0),
         (c, 3, 0, 1),
         (SPAWN, 4, 1, 1), (MSG, 5, 1, 1), (d, 6, 1, 1), (MSG, 7, 1, 1), (g, 8, 1, 1), (END_SPAWN, 9, 1, 1),
@@ -49,7 +49,7 @@ def test_a_tree_with_two_spawns_worked_out_by_hand():
         (b, 13, 0, 1), (JOIN, 14, 0, 1), (c, 15, 0, 1), (d, 16, 0, 1), (EOS, 17, 0, 1),
     ]
     # fmt: on
-    fields = zip(root.tokens, root.position, root.island, root.sampled, strict=True)
+    fields = zip(root.tokens, root.position, root.hidden_block, root.sampled, strict=True)
     assert [tuple(map(int, column)) for column in fields] == expected
     assert first.tokens.tolist() == [BOS, d, e, JOIN, f, EOS]
     assert first.sampled.tolist() == [False, False, True, True, True, True]
@@ -58,7 +58,7 @@ def test_a_tree_with_two_spawns_worked_out_by_hand():
     assert third.tokens.tolist() == [BOS, h, JOIN, a, EOS]
     places = [(s.parent, s.round, s.depth, s.child) for s in (root, first, second, third)]
     assert places == [(NO_PARENT, 0, 0, 0), (0, 0, 1, 0), (0, 0, 1, 1), (0, 1, 1, 0)]
-    assert root.tokens.dtype == root.position.dtype == root.island.dtype == np.int32
+    assert root.tokens.dtype == root.position.dtype == root.hidden_block.dtype == np.int32
     assert root.sampled.dtype == bool
     # The root samples 16 tokens; the longest child of the first spawn 4, the one of the second 3.
     assert sequential_tokens([root, first, second, third]) == 16 + 4 + 3
@@ -117,12 +117,16 @@ def assert_same(one: Stream, other: Stream) -> None:
 
 def test_small_trees_are_stored_in_small_integers():
     """And no larger ones than the vocabulary and the limits ask for."""
-    small = stored_types(65_536, Bounds(window=65_535, stream=65_535, slots=32_768, children=65_536, max_depth=255))
+    small = stored_types(
+        65_536, Bounds(window=65_535, max_thread_tokens=65_535, max_threads=32_768, children=65_536, max_depth=255)
+    )
     assert {name: dtype.itemsize for name, dtype in small.items()} == {
-        **dict.fromkeys(("tokens", "position", "island", "length", "parent", "round", "child"), 2),
+        **dict.fromkeys(("tokens", "position", "hidden_block", "length", "parent", "round", "child"), 2),
         **dict.fromkeys(("sampled", "depth"), 1),
     }
-    large = stored_types(65_537, Bounds(window=65_536, stream=65_536, slots=32_769, children=65_537, max_depth=256))
+    large = stored_types(
+        65_537, Bounds(window=65_536, max_thread_tokens=65_536, max_threads=32_769, children=65_537, max_depth=256)
+    )
     wider = {name for name, dtype in large.items() if dtype.itemsize == 2 * small[name].itemsize}
     assert wider == {*small} - {"sampled"}
     with pytest.raises(ValueError, match="4294967296 does not fit into 32 bits"):
@@ -151,7 +155,7 @@ def test_tokens_of_a_large_vocabulary_keep_their_ids():
     ("feature", "broken"),
     [
         ("position", {"position": np.full(LARGE.size, 70_000)}),
-        ("island", {"island": np.full(LARGE.size, -1)}),
+        ("hidden_block", {"hidden_block": np.full(LARGE.size, -1)}),
         ("parent", {"parent": 40_000}),
         ("round", {"round": 65_536}),
         ("depth", {"depth": 256}),
@@ -214,7 +218,7 @@ def replayed(streams: list[Stream], limits: Limits) -> ThreadForest:
 @pytest.mark.parametrize("render", ["compact", "sos"])
 @pytest.mark.parametrize(("method", "depth"), [("apr", 1), ("apr-nested", 2)])
 def test_streams_are_what_a_rollout_of_the_demonstrator_records(method, depth, render):
-    limits = Limits(window=600, stream=800, slots=61, children=15, max_depth=depth)
+    limits = Limits(window=600, max_thread_tokens=800, max_threads=61, children=15, max_depth=depth)
     threads, tokenizer, _ = demonstrations(method, render, 40)
     trees = [tree_streams(thread, tokenizer) for thread in threads]
     trees = [streams for streams in trees if not broken_bound(streams, bounds_of(limits))]
@@ -225,13 +229,15 @@ def test_streams_are_what_a_rollout_of_the_demonstrator_records(method, depth, r
         forest = replayed(streams, limits)
         assert int(forest.children) == len(streams) - 1
         assert int(forest.sequential_tokens) == sequential_tokens(streams)
-        # A nested spawn leaves its children slots that they don't use; a data set does without the gaps.
+        # A nested spawn leaves its children threads that they don't use; a data set does without the gaps.
         used = np.flatnonzero(forest.length)
-        place_of = {NO_PARENT: NO_PARENT, **{int(slot): place for place, slot in enumerate(used)}}
-        for slot, stream in zip(used, streams, strict=True):
-            length = int(forest.length[slot])
-            recorded = {name: getattr(forest, name)[slot] for name in ("tokens", "position", "island", "sampled")}
-            places = {name: int(getattr(forest, name)[slot]) for name in ("parent", "round", "depth", "child")}
+        place_of = {NO_PARENT: NO_PARENT, **{int(thread_index): place for place, thread_index in enumerate(used)}}
+        for thread_index, stream in zip(used, streams, strict=True):
+            length = int(forest.length[thread_index])
+            recorded = {
+                name: getattr(forest, name)[thread_index] for name in ("tokens", "position", "hidden_block", "sampled")
+            }
+            places = {name: int(getattr(forest, name)[thread_index]) for name in ("parent", "round", "depth", "child")}
             places["parent"] = place_of[places["parent"]]
             assert_same(stream, Stream(**{name: field[:length] for name, field in recorded.items()}, **places))
 
@@ -239,12 +245,12 @@ def test_streams_are_what_a_rollout_of_the_demonstrator_records(method, depth, r
 @pytest.mark.parametrize(
     ("limits", "broken"),
     [
-        (Limits(window=18, stream=28, slots=4, children=2), ""),
-        (Limits(window=17, stream=28, slots=4, children=2), "dropped_window"),
-        (Limits(window=18, stream=27, slots=4, children=2), "dropped_stream"),
-        (Limits(window=18, stream=28, slots=3, children=2), "dropped_threads"),
-        (Limits(window=18, stream=28, slots=4, children=1), "dropped_threads"),
-        (Limits(window=18, stream=28, slots=4, children=2, max_depth=0), "dropped_threads"),
+        (Limits(window=18, max_thread_tokens=28, max_threads=4, children=2), ""),
+        (Limits(window=17, max_thread_tokens=28, max_threads=4, children=2), "dropped_window"),
+        (Limits(window=18, max_thread_tokens=27, max_threads=4, children=2), "dropped_max_thread_tokens"),
+        (Limits(window=18, max_thread_tokens=28, max_threads=3, children=2), "dropped_threads"),
+        (Limits(window=18, max_thread_tokens=28, max_threads=4, children=1), "dropped_threads"),
+        (Limits(window=18, max_thread_tokens=28, max_threads=4, children=2, max_depth=0), "dropped_threads"),
     ],
 )
 def test_a_demonstration_is_dropped_exactly_when_the_rollout_would_cut_it(limits, broken):
@@ -254,12 +260,12 @@ def test_a_demonstration_is_dropped_exactly_when_the_rollout_would_cut_it(limits
         assert bool(replayed(streams, limits).truncations) == bool(broken)
 
 
-@pytest.mark.parametrize(("slots", "room"), [(11, False), (12, True)])
-def test_nested_spawns_need_the_slots_that_their_thread_gets(slots, room):
-    """Of 11 slots below the root two go to its children; the nine that are left make three shares of three."""
+@pytest.mark.parametrize(("max_threads", "room"), [(11, False), (12, True)])
+def test_nested_spawns_need_the_slots_that_their_thread_gets(max_threads, room):
+    """Of 11 threads below the root two go to its children; the nine that are left make three shares of three."""
     inner = Thread("e", (Spawn((leaf("c"), leaf("d"), leaf("f"))),), "")
     streams = tree_streams(Thread("a", (Spawn((leaf("b"), inner)),), ""), LETTERS)
-    limits = Limits(window=40, stream=40, slots=slots, children=3, max_depth=2)
+    limits = Limits(window=40, max_thread_tokens=40, max_threads=max_threads, children=3, max_depth=2)
     assert broken_bound(streams, bounds_of(limits)) == ("" if room else "dropped_threads")
     if room:
         assert not replayed(streams, limits).refusals.any()

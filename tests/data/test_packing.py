@@ -36,7 +36,14 @@ def unpacked(rows: Rows) -> list[tuple[int, tuple]]:
     """(tree, columns) of each segment, after checking that segments are unbroken and padding is blank."""
     found = []
     blank = rows.segment == 0
-    for name, value in (("tokens", 0), ("position", 0), ("island", 0), ("sampled", 0), ("tree", -1), ("logprob", 0)):
+    for name, value in (
+        ("tokens", 0),
+        ("position", 0),
+        ("hidden_block", 0),
+        ("sampled", 0),
+        ("tree", -1),
+        ("logprob", 0),
+    ):
         assert (getattr(rows, name)[blank] == value).all(), name
     for row in range(rows.tokens.shape[0]):
         segment = rows.segment[row]
@@ -58,7 +65,7 @@ def expected(trees: list[list[Stream]]) -> list[tuple[int, tuple]]:
 
 def columns(record: Any, logprob: np.ndarray) -> tuple:
     """One tuple a token."""
-    fields = [getattr(record, name).tolist() for name in ("tokens", "position", "island", "sampled")]
+    fields = [getattr(record, name).tolist() for name in ("tokens", "position", "hidden_block", "sampled")]
     return tuple(zip(*fields, logprob.tolist(), strict=True))
 
 
@@ -97,31 +104,31 @@ def test_place_is_first_fit_decreasing_after_those_who_wait(lengths, rows, first
         assert placed[0] == (0, 0)  # The longest wait ends.
 
 
-def random_forest(rng: np.random.Generator, trees: int, slots: int, length: int) -> SimpleNamespace:
-    """Random streams in some slots, and rubbish in the columns beyond, which must not be read."""
-    shape = trees, slots, length
-    used = rng.random((trees, slots)) < 0.6
+def random_forest(rng: np.random.Generator, trees: int, max_threads: int, length: int) -> SimpleNamespace:
+    """Random streams in some threads, and rubbish in the columns beyond, which must not be read."""
+    shape = trees, max_threads, length
+    used = rng.random((trees, max_threads)) < 0.6
     return SimpleNamespace(
         tokens=rng.integers(1, 30, shape, dtype=np.int32),
         position=rng.integers(0, length, shape, dtype=np.int32),
-        island=rng.integers(0, 3, shape, dtype=np.int32),
+        hidden_block=rng.integers(0, 3, shape, dtype=np.int32),
         sampled=rng.random(shape) < 0.5,
         logprob=-rng.random(shape, dtype=np.float32),
         allowed=rng.integers(0, 128, shape, dtype=np.uint8),
-        length=np.where(used, rng.integers(1, length + 1, (trees, slots)), 0).astype(np.int32),
+        length=np.where(used, rng.integers(1, length + 1, (trees, max_threads)), 0).astype(np.int32),
     )
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_pack_forest_against_the_slots_one_by_one(seed):
-    forest = random_forest(np.random.default_rng(seed), trees=5, slots=4, length=9)
+    forest = random_forest(np.random.default_rng(seed), trees=5, max_threads=4, length=9)
     rows = pack_forest(forest, rows=3, length=LENGTH)
-    slots = []
-    for tree, slot in np.argwhere(forest.length > 0).tolist():
-        part = tree, slot, slice(forest.length[tree, slot])
+    max_threads = []
+    for tree, thread_index in np.argwhere(forest.length > 0).tolist():
+        part = tree, thread_index, slice(forest.length[tree, thread_index])
         record = SimpleNamespace(**{name: field[part] for name, field in vars(forest).items() if field.ndim == 3})
-        slots.append((tree, columns(record, record.logprob)))
-    assert unpacked(rows) == sorted(slots)
+        max_threads.append((tree, columns(record, record.logprob)))
+    assert unpacked(rows) == sorted(max_threads)
     assert rows.tokens.shape[0] in (3, 6, 12, 24)
     dtypes = {name: getattr(rows, name).dtype for name in vars(rows)}
     assert dtypes.pop("sampled") == np.bool_
@@ -131,17 +138,17 @@ def test_pack_forest_against_the_slots_one_by_one(seed):
 
 
 def test_row_counts_come_in_buckets():
-    forest = random_forest(np.random.default_rng(0), trees=7, slots=1, length=LENGTH)
+    forest = random_forest(np.random.default_rng(0), trees=7, max_threads=1, length=LENGTH)
     for used, rows in ((0, 2), (1, 2), (2, 2), (3, 4), (5, 8)):
         forest.length[:] = np.where(np.arange(7) < used, LENGTH, 0)[:, None]
         assert pack_forest(forest, rows=2, length=LENGTH).tokens.shape == (rows, LENGTH)
 
 
 def test_what_cannot_fit_is_named():
-    forest = random_forest(np.random.default_rng(0), trees=3, slots=2, length=9)
+    forest = random_forest(np.random.default_rng(0), trees=3, max_threads=2, length=9)
     forest.length[:] = 4
     forest.length[1, 1] = 9
-    with pytest.raises(ValueError, match="slot 1 of tree 1 has 9 tokens, a row holds 8"):
+    with pytest.raises(ValueError, match="thread index 1 of tree 1 has 9 tokens, a row holds 8"):
         pack_forest(forest, rows=1, length=8)
     with pytest.raises(ValueError, match="rows=0 must be at least 1"):
         pack_forest(forest, rows=0, length=9)

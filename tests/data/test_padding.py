@@ -13,7 +13,7 @@ from apr_jax.data.build import build
 from apr_jax.data.demonstrate import unflatten
 from apr_jax.data.packing import pack_forest, padding_share
 from apr_jax.data.pipeline import sft_batches
-from apr_jax.train.step import replayed_rows
+from apr_jax.train.step import rescored_rows
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 METHODS = ("apr", "sos+")
@@ -33,23 +33,23 @@ def built(request, tmp_path_factory):
 def _forest(trees):
     """Demonstrations as the rollout would record them."""
     shape = len(trees), max(map(len, trees)), max(len(stream.tokens) for tree in trees for stream in tree)
-    names = ("tokens", "position", "island", "sampled")
+    names = ("tokens", "position", "hidden_block", "sampled")
     forest = SimpleNamespace(
         length=np.zeros(shape[:2], np.int32), logprob=np.zeros(shape, np.float32), allowed=np.zeros(shape, np.uint8)
     )
     vars(forest).update({name: np.zeros(shape, np.int32) for name in names})
     for index, tree in enumerate(trees):
-        for slot, stream in enumerate(tree):
-            forest.length[index, slot] = len(stream.tokens)
+        for thread_index, stream in enumerate(tree):
+            forest.length[index, thread_index] = len(stream.tokens)
             for name in names:
-                getattr(forest, name)[index, slot, : len(stream.tokens)] = getattr(stream, name)
+                getattr(forest, name)[index, thread_index, : len(stream.tokens)] = getattr(stream, name)
     return forest
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_supervised_batches_are_full(built, method):
     config, path = built
-    *full, _ = sft_batches(path, method, config.learn.sft.rows, config.limits.stream, seed=0, epochs=2)
+    *full, _ = sft_batches(path, method, config.train.sft.batch_rows, config.limits.max_thread_tokens, seed=0, epochs=2)
     assert len(full) > 20
     assert max(padding_share(batch) for batch in full) <= MOST
 
@@ -63,15 +63,19 @@ def test_the_rows_of_forests_are_full(built, method):
     its last chunk counts, however little is in it.
     """
     config, path = built
-    rl, source = config.learn.rl, dataset.read(path, method, "train")
+    rl, source = config.train.rl, dataset.read(path, method, "train")
     trees, size = [unflatten(source[k]) for k in range(len(source))], rl.problems * rl.group
     draw = np.random.default_rng(0)
     for _ in range(9):
         forest = _forest([trees[k] for k in draw.choice(len(trees), size, replace=False)])
-        rows = replayed_rows(pack_forest(forest, rl.rows, config.limits.stream), rl.rows)
+        rows = rescored_rows(
+            pack_forest(forest, rl.micro_batch_rows, config.limits.max_thread_tokens), rl.micro_batch_rows
+        )
         held = rows.segment > 0
         assert held.sum() == forest.length.sum(), "all tokens are there"
         filled = held.any(axis=1)
-        assert filled[: -rl.rows].all() and filled[-rl.rows], "empty are rows of the last chunk alone, and not all"
+        assert filled[: -rl.micro_batch_rows].all() and filled[-rl.micro_batch_rows], (
+            "empty are rows of the last chunk alone, and not all"
+        )
         share = padding_share(rows) if method == "apr" else 1 - held[filled].mean()
         assert share <= MOST

@@ -12,11 +12,11 @@ from helpers.small_data import small
 from apr_jax.data import dataset, packing, pipeline
 from apr_jax.data.demonstrate import unflatten
 from apr_jax.data.packing import Rows, padding_share
-from apr_jax.data.pipeline import Held, sft_batches, steps_of_an_epoch
+from apr_jax.data.pipeline import LocalRows, sft_batches, steps_of_an_epoch
 from apr_jax.errors import UsageError, UserError
 
-ROWS, LENGTH = 4, small().limits.stream
-FIELDS = ("tokens", "position", "island", "sampled")
+ROWS, LENGTH = 4, small().limits.max_thread_tokens
+FIELDS = ("tokens", "position", "hidden_block", "sampled")
 
 
 def threads_of(rows: Rows) -> list[bytes]:
@@ -159,11 +159,11 @@ def test_streams_share_the_trees(data_dir):
 @pytest.mark.parametrize("streams", [1, 2, 4, 8])
 @pytest.mark.parametrize("processes", [1, 2, 4])
 def test_the_batch_does_not_depend_on_how_many_processes_hold_it(data_dir, streams, processes):
-    def held(process: int, of: int) -> Held:
+    def held(process: int, of: int) -> LocalRows:
         rows = range(8 * process // of, 8 * (process + 1) // of)
-        return Held(lambda s: sft_batches(data_dir, "apr", 8 // streams, LENGTH, 0, s, streams), streams, 8, rows)
+        return LocalRows(lambda s: sft_batches(data_dir, "apr", 8 // streams, LENGTH, 0, s, streams), streams, 8, rows)
 
-    def together(parts: list[Held]) -> Rows:
+    def together(parts: list[LocalRows]) -> Rows:
         batches = [next(part) for part in parts]
         return Rows(**{name: np.concatenate([vars(batch)[name] for batch in batches]) for name in vars(batches[0])})
 

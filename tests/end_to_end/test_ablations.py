@@ -1,4 +1,4 @@
-"""A study at the smallest scale: what it trains, what it shares, and what its table says."""
+"""An ablation at the smallest scale: what it trains, what it shares, and what its table says."""
 
 import dataclasses
 import json
@@ -13,11 +13,11 @@ from apr_jax.paper import Question, ablations
 from apr_jax.paper.pipeline import experiment_file
 from apr_jax.train.checkpoint.manager import load_checkpoint
 
-SMALL = ablations.Study(
+SMALL = ablations.Ablation(
     "Does it run?",
     (
         ablations.Variant("base", asked=(2,), forced=(1,)),
-        ablations.Variant("priced", ("learn.rl.reward.token_price=0.5",), after="base", sampled=(1.0,)),
+        ablations.Variant("priced", ("train.rl.reward.token_price=0.5",), after="base", sampled=(1.0,)),
         ablations.Variant("other seed", ("seed=7",)),
         ablations.Variant("serial", ("solver.serial_beam=1",), "sos+", reinforced=False, sampled=(0.5,)),
     ),
@@ -28,10 +28,10 @@ SMALL = ablations.Study(
 
 @pytest.fixture(scope="module")
 def run(config, tmp_path_factory):
-    out = tmp_path_factory.mktemp("study") / "small"
+    out = tmp_path_factory.mktemp("ablation") / "small"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(ablations.STUDIES, Question.SEEDS, SMALL)
-        yield out, ablations.run_study(Question.SEEDS, config, out)
+        patch.setitem(ablations.ABLATION_OF, Question.SEEDS, SMALL)
+        yield out, ablations.run_ablation(Question.SEEDS, config, out)
 
 
 def built(out):
@@ -54,7 +54,7 @@ def test_every_model_is_trained_once_and_evaluated(run, config):
         "serial, T = 0.5",
     ]
     assert not (out / "priced" / "sft").exists()
-    assert load_checkpoint(out / "priced" / "rl").config.learn.rl.reward.token_price == 0.5
+    assert load_checkpoint(out / "priced" / "rl").config.train.rl.reward.token_price == 0.5
     assert load_checkpoint(out / "other seed" / "sft").config == dataclasses.replace(config, seed=7)
     assert all(line["n"] == config.data.heldout for line in found["rows"].values())
     assert json.loads((out / "base" / "eval-asked2" / "settings.json").read_text())["condition"] == 2
@@ -68,7 +68,7 @@ def test_every_model_is_trained_once_and_evaluated(run, config):
     }
     assert json.loads((out / "priced" / "eval-rl-t1" / "settings.json").read_text())["temperature"] == 1
     assert beams == {out / "data": config.solver.serial_beam, out / "serial" / "data": 1}
-    assert (out / "study.svg").is_file() and (out / "study.png").is_file()
+    assert (out / "ablation.svg").is_file() and (out / "ablation.png").is_file()
 
 
 @pytest.mark.slow
@@ -108,20 +108,20 @@ def test_a_gap_is_of_the_problems_that_both_answered(run):
 def test_a_second_start_trains_nothing(run, config, capsys):
     out, found = run
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()}
-    assert ablations.run_study(Question.SEEDS, config, out) == found
+    assert ablations.run_ablation(Question.SEEDS, config, out) == found
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()} == before
-    ablations.show_study(found, out)
+    ablations.show_ablation(found, out)
     said = capsys.readouterr().out
     assert "priced, after RL, T = 1, less base, supervised: accuracy" in said
     assert "Does it run?" in said and "sft, mean and standard deviation: accuracy" in said
     with pytest.raises(UsageError, match="seed=0, now seed=1"):
-        ablations.run_study(Question.SEEDS, dataclasses.replace(config, seed=1), out)
+        ablations.run_ablation(Question.SEEDS, dataclasses.replace(config, seed=1), out)
 
 
 @pytest.mark.parametrize("question", list(Question))
 def test_what_is_declared_can_be_trained(question, tmp_path):
     """Every variant's settings name fields, its `after` an earlier variant with a supervised model of its own."""
-    declared = ablations.STUDIES[question]
+    declared = ablations.ABLATION_OF[question]
     stages = ablations.stages_of(declared, load(experiment_file("nano")), tmp_path)
     labels = [row.label for row in ablations.rows_of(declared)]
     assert len(set(labels)) == len(labels) and {label for pair in declared.gaps for label in pair} <= set(labels)

@@ -38,8 +38,8 @@ def environment(tmp_path_factory):
         port = free.getsockname()[1]
     server = Path(__file__).parents[1] / "helpers" / "bucket_server.py"
     command = [sys.executable, str(server), "start", "--host", "127.0.0.1", "--port", str(port)]
-    silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    emulator = subprocess.Popen([*command, "--in-memory", "--default-bucket", "bucket"], **silent)
+    without_advantage = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    emulator = subprocess.Popen([*command, "--in-memory", "--default-bucket", "bucket"], **without_advantage)
     while emulator.poll() is None:
         with socket.socket() as there:
             if there.connect_ex(("127.0.0.1", port)) == 0:
@@ -183,13 +183,13 @@ def test_a_stage_trains_and_goes_on_and_is_evaluated_in_a_bucket(config, data_di
     train_sft(config, data_dir, tmp_path / "sft", "apr", progress=False)
     train_sft(config, folder / "data", folder / "sft", "apr", progress=False)
     assert repeatable(folder / "sft") == repeatable(tmp_path / "sft")
-    newest = folder / "sft" / "checkpoints" / str(config.learn.sft.steps)
+    newest = folder / "sft" / "checkpoints" / str(config.train.sft.steps)
     (newest / "meta" / "metadata").write_text("{}")
     train_sft(config, folder / "data", folder / "sft", "apr", progress=False)
-    assert (folder / "sft" / "damaged" / f"{config.learn.sft.steps}.0" / "meta" / "metadata").read_text() == "{}"
+    assert (folder / "sft" / "damaged" / f"{config.train.sft.steps}.0" / "meta" / "metadata").read_text() == "{}"
     assert repeatable(folder / "sft") == repeatable(tmp_path / "sft")
     restored = load_checkpoint(folder / "sft")
-    assert restored.step == config.learn.sft.steps
+    assert restored.step == config.train.sft.steps
     for mine, theirs in zip(_leaves(restored), _leaves(load_checkpoint(tmp_path / "sft")), strict=True):
         np.testing.assert_array_equal(mine, theirs)
     assert list((folder / "sft" / "tensorboard").iterdir())

@@ -164,7 +164,7 @@ def reinforced_alone(config, data_dir, tmp_path_factory):
     _reinforce(config, (1, 1, 1), data_dir, workdir, start)
     lines = logged(workdir)[1:]
     assert sum(line["children"] for line in lines) > 0, "trees of one thread would show little"
-    assert all(line["grad_norm"] > 1 and line["flat_groups"] < 4 for line in lines), "nothing would be learned"
+    assert all(line["grad_norm"] > 1 and line["zero_std_groups"] < 4 for line in lines), "nothing would be learned"
     assert all(line["logprob_difference_worst"] < 1e-4 for line in lines), "at a temperature of 0.5"
     return start, workdir
 
@@ -172,10 +172,10 @@ def reinforced_alone(config, data_dir, tmp_path_factory):
 @pytest.mark.slow
 @pytest.mark.parametrize("axes", EIGHT, ids=str)
 def test_reinforcement_is_that_of_one_device(config, data_dir, reinforced_alone, tmp_path, held, axes):
-    """Whole steps: sampling, replay of the trees, two updates each, greedy validation; weights and trees split up."""
+    """Whole steps: sampling, rescoring of the trees, two updates each, greedy validation; weights and trees split up."""
     start, alone = reinforced_alone
     _reinforce(config, axes, data_dir, tmp_path, start)
-    # Lanes are counted a shard: on eight shards there are eight times as many, for the same trees.
+    # Decode slots are counted a shard: on eight shards there are eight times as many, for the same trees.
     assert_close(tmp_path, alone, but=("lane_occupancy",))
     assert held == {(HEADS // axes[2], KV_HEADS // axes[2])}
     assert all(line["logprob_difference_worst"] < 1e-4 for line in logged(tmp_path)[1:])

@@ -241,8 +241,8 @@ def _until(holds, run, seconds=600):
 def test_four_hosts_one_lost_in_a_step_a_save_and_a_rollout(config, data_dir, tmp_path):
     """Each time all start again from the last checkpoint, and the result is that of the unbroken run, to the bit."""
     config = _config(config, 4, steps=16)
-    rl = dataclasses.replace(config.learn.rl, steps=6, save_every=2, validate_every=6)
-    config = dataclasses.replace(config, learn=dataclasses.replace(config.learn, rl=rl))
+    rl = dataclasses.replace(config.train.rl, steps=6, save_every=2, validate_every=6)
+    config = dataclasses.replace(config, train=dataclasses.replace(config.train, rl=rl))
 
     def start(stage, name):
         more = ("--init", tmp_path / "unbroken_sft") if stage == "rl" else ()

@@ -11,9 +11,9 @@ from apr_jax.config import override
 from apr_jax.errors import UsageError, UserError
 from apr_jax.evaluate.runner import read_answers
 from apr_jax.paper import pipeline, suite
-from apr_jax.paper.stages import claim, run_stages
+from apr_jax.paper.stages import comparison, run_stages
 from apr_jax.tasks import load_problems
-from apr_jax.train.checkpoint.exported import keep
+from apr_jax.train.checkpoint.exported import export_file
 from apr_jax.train.checkpoint.manager import load_checkpoint
 
 EVALUATIONS = ("sos+-sft", "sos+-rl", "apr-sft", "apr-rl")
@@ -35,7 +35,7 @@ def run(config, tmp_path_factory):
     def interrupted():
         raise KeyboardInterrupt
 
-    claim(out, config)
+    comparison(out, config)
     with pytest.raises(KeyboardInterrupt):
         run_stages([*stages[:3], dataclasses.replace(stages[3], run=interrupted)], out)
     assert [name for name, stage in json.loads((out / "stages.json").read_text()).items() if stage["done"]] == [
@@ -65,7 +65,7 @@ def test_everything_is_left_in_the_run(run, config):
     choosing = {one.name for one in suite.choosing(config.evaluate) if one.model in {one.model for one in declared}}
     assert set(os.listdir(run / "eval")) == {one.name for one in declared} | choosing
     assert set(results["latency"]) == {one.name for one in suite.timed(config.evaluate) if one in declared}
-    assert [row["lanes"] for row in results["cost"]["rows"]] == [1, 2, 4, 5]
+    assert [row["slots"] for row in results["cost"]["rows"]] == [1, 2, 4, 5]
     page = (run / "report.html").read_text()
     assert all(name in page for name in EVALUATIONS)
     assert len(list((run / "figures").glob("*.svg"))) == page.count("<figcaption>") >= 8
@@ -77,7 +77,7 @@ def test_the_last_validation_problems_choose(run, config):
         if one.model in ("sos+/sft", "sos+/rl", "apr/sft", "apr/rl"):
             traces = read_answers(run / "eval" / one.name)[1]
             assert list(dict.fromkeys(trace["id"] for trace in traces)) == held[-config.evaluate.problems :]
-    rows = json.loads((run / "results.json").read_text())["claims"]
+    rows = json.loads((run / "results.json").read_text())["comparisons"]
     assert {row["chosen"] for row in rows} == {"", f"chosen by {config.evaluate.problems} validation problems"}
 
 
@@ -130,7 +130,7 @@ def test_only_figures_evaluates_the_models_that_are_there(run, config, tmp_path,
     config = dataclasses.replace(config, evaluate=dataclasses.replace(config.evaluate, **lean))
     for folder in ("sos+/sft", "data"):
         shutil.copytree(run / folder, tmp_path / folder)
-    keep(load_checkpoint(run / "apr" / "rl"), tmp_path / "apr-rl.safetensors")
+    export_file(load_checkpoint(run / "apr" / "rl"), tmp_path / "apr-rl.safetensors")
     pipeline.reproduce(config, tmp_path, only="figures")
     few = dataclasses.replace(config.evaluate, problems=2, samples=3, sweep="rl")
     pipeline.reproduce(dataclasses.replace(config, evaluate=few), tmp_path, only="figures")
@@ -152,7 +152,7 @@ def test_ablations_are_stages_between_the_main_trainings_and_the_evaluations(con
     for stage in stages:
         assert set(stage.needs) <= known, stage.name
         known.add(stage.name)
-    trained = [name for name in names if not name.startswith(("eval/", "latency/", "lanes/", "report"))]
+    trained = [name for name in names if not name.startswith(("eval/", "latency/", "slots/", "report"))]
     assert trained[5:] == [
         *("sos/data", "sos/sft", "sos+beam15/data", "sos+beam15/sft", "sos+rejection/data", "sos+rejection/sft"),
         *("apr+drawn/data", "apr+drawn/sft", "apr+drawn/rl"),

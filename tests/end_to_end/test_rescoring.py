@@ -21,8 +21,8 @@ from apr_jax.train.rl.rescoring import sampled_logprobs, token_logprobs
 
 VOCAB, WIDTH = 16, 48
 CONFIG = ModelConfig(layers=2, width=WIDTH, heads=4, kv_heads=1, head_size=8, mlp=48, tied=False)
-LIMITS = Limits(window=40, stream=72, slots=14, children=3, max_depth=2)
-SCHEDULE = Schedule(lanes=12, admit=4, chunk=5, buckets=(9, 20))
+LIMITS = Limits(window=40, max_thread_tokens=72, max_threads=14, children=3, max_depth=2)
+SCHEDULE = Schedule(slots=12, prefill_batch=4, prefill_chunk=5, context_buckets=(9, 20))
 TREES = 256
 
 # What the model mostly writes after each token. It does not tell a message from a thought by the last token, so that without
@@ -85,42 +85,42 @@ def record(
         pytest.param(1.0, True, id="constrained", marks=pytest.mark.slow),
     ],
 )
-def test_replay_gives_the_behaviour_log_prob_of_every_sampled_token(temperature, constrain):
+def test_rescoring_gives_the_behaviour_log_prob_of_every_sampled_token(temperature, constrain):
     forest = record(temperature, constrain)
     assert forest.children.sum() > 100 and (forest.round > 0).sum() > 20 and (forest.depth == 2).sum() > 20
     assert (forest.status == Status.DONE).sum() > 50
     assert ((forest.status == Status.MALFORMED).sum() > 0) == (not constrain)
 
-    rows = pack_forest(forest, rows=8, length=LIMITS.stream)
+    rows = pack_forest(forest, rows=8, length=LIMITS.max_thread_tokens)
     assert rows.segment.max() > 3  # Several threads a row.
     assert rows.sampled.sum() == forest.total_tokens.sum() > 2000
-    replay = jax.jit(token_logprobs, static_argnames=("config",))
-    logprobs, _ = replay(params(), CONFIG, rows, temperature=temperature)
+    rescore = jax.jit(token_logprobs, static_argnames=("config",))
+    logprobs, _ = rescore(params(), CONFIG, rows, temperature=temperature)
     worst = np.abs(np.asarray(logprobs) - rows.logprob).max()
     print(f"\n{rows.sampled.sum():,} tokens, worst difference {worst:.1e}")
     assert worst < 1e-4
-    # What that bound would catch: another mask, another temperature, the islands in sight.
+    # What that bound would catch: another mask, another temperature, the hidden blocks in sight.
     blind = dataclasses.replace(rows, allowed=np.zeros_like(rows.allowed))
-    seen = dataclasses.replace(rows, island=np.zeros_like(rows.island))
+    seen = dataclasses.replace(rows, hidden_block=np.zeros_like(rows.hidden_block))
     for wrong, at in ((blind, temperature), (rows, temperature + 0.05), (seen, temperature)):
-        other = np.abs(np.asarray(replay(params(), CONFIG, wrong, temperature=at)[0]) - rows.logprob).max()
+        other = np.abs(np.asarray(rescore(params(), CONFIG, wrong, temperature=at)[0]) - rows.logprob).max()
         assert other > 1e-2, (at, other)
 
 
-def test_replay_in_bfloat16_within_the_bounds_of_scale_paper():
+def test_rescoring_in_bfloat16_within_the_bounds_of_scale_paper():
     """Mean and share outside of the clip range, which the worst of thousands of rounded numbers says nothing of.
 
     Measured 2026-11-28 on 8,862 tokens: mean 1.3e-3, worst 0.045, none outside. One bucket of contexts only: it compiles
     in a third of the time.
     """
-    rl = load("experiments/paper.py").learn.rl
+    rl = load("experiments/paper.py").train.rl
     model = dataclasses.replace(CONFIG, dtype="bfloat16")
-    forest = record(1.0, True, model, dataclasses.replace(SCHEDULE, buckets=()))
-    rows = pack_forest(forest, rows=8, length=LIMITS.stream)
-    replay = jax.jit(token_logprobs, static_argnames=("config",))
+    forest = record(1.0, True, model, dataclasses.replace(SCHEDULE, context_buckets=()))
+    rows = pack_forest(forest, rows=8, length=LIMITS.max_thread_tokens)
+    rescore = jax.jit(token_logprobs, static_argnames=("config",))
 
     def errors(rows: Rows) -> tuple[float, float]:
-        difference = (np.asarray(replay(params(), model, rows)[0]) - rows.logprob)[rows.sampled]
+        difference = (np.asarray(rescore(params(), model, rows)[0]) - rows.logprob)[rows.sampled]
         outside = np.abs(np.expm1(difference)) > rl.objective.clip
         return float(np.abs(difference).mean()), float(outside.mean())
 
@@ -128,41 +128,41 @@ def test_replay_in_bfloat16_within_the_bounds_of_scale_paper():
     mean, outside = errors(rows)
     assert 1e-4 < mean < rl.mean_difference_bound, "it is rounded, and within the bound"
     assert outside < rl.outside_clip_bound
-    # What the bounds catch: the islands in sight.
-    mean, outside = errors(dataclasses.replace(rows, island=np.zeros_like(rows.island)))
+    # What the bounds catch: the hidden blocks in sight.
+    mean, outside = errors(dataclasses.replace(rows, hidden_block=np.zeros_like(rows.hidden_block)))
     assert mean > rl.mean_difference_bound and outside > rl.outside_clip_bound
 
 
 def rows_of_family() -> tuple[Rows, dict[int, tuple[int, int]]]:
-    """A tree with two unlike children of one spawn, packed; and (row, segment) of each of its slots."""
+    """A tree with two unlike children of one spawn, packed; and (row, segment) of each of its threads."""
     forest = record(1.0, True)
 
-    def stream(tree: int, slot: int) -> list[int]:
-        return forest.tokens[tree, slot, : forest.length[tree, slot]].tolist()
+    def stream(tree: int, thread_index: int) -> list[int]:
+        return forest.tokens[tree, thread_index, : forest.length[tree, thread_index]].tolist()
 
     for tree in range(TREES):
-        slots = np.flatnonzero(forest.length[tree])
-        streams = [tuple(stream(tree, slot)) for slot in slots]
+        max_threads = np.flatnonzero(forest.length[tree])
+        streams = [tuple(stream(tree, thread_index)) for thread_index in max_threads]
         first = np.flatnonzero((forest.parent[tree] == 0) & (forest.round[tree] == 0))
         joined = forest.length[tree, 0] > 0 and p.JOINED in streams[0]
         if len(first) >= 2 and joined and len(set(streams)) == len(streams):
             break
     one = jax.tree.map(lambda field: field[tree : tree + 1], forest)
-    rows = pack_forest(one, rows=1, length=LIMITS.stream)
+    rows = pack_forest(one, rows=1, length=LIMITS.max_thread_tokens)
     where = {}
     for row, segment in {(int(r), int(rows.segment[r, c])) for r, c in zip(*np.nonzero(rows.segment), strict=True)}:
         tokens = tuple(rows.tokens[row][rows.segment[row] == segment].tolist())
-        where[int(slots[streams.index(tokens)])] = (row, segment)
-    assert sorted(where) == slots.tolist()
+        where[int(max_threads[streams.index(tokens)])] = (row, segment)
+    assert sorted(where) == max_threads.tolist()
     return rows, where
 
 
 def test_a_thread_is_no_function_of_any_other_threads_tokens():
-    """Gradients to the embedding of every token of the tree: exactly zero outside the thread, and into its closed islands."""
+    """Gradients to the embedding of every token of the tree: exactly zero outside the thread, and into its closed hidden blocks."""
     rows, where = rows_of_family()
     table = params()["embed"]
     index = VOCAB + jnp.arange(rows.tokens.size).reshape(rows.tokens.shape)
-    position, segment_of, island_of = map(jnp.asarray, (rows.position, rows.segment, rows.island))
+    position, segment_of, hidden_block_of = map(jnp.asarray, (rows.position, rows.segment, rows.hidden_block))
 
     @jax.jit
     def influence(weight):
@@ -170,7 +170,7 @@ def test_a_thread_is_no_function_of_any_other_threads_tokens():
 
         def total(own):
             embed = jnp.concatenate([table, own.reshape(-1, WIDTH)])
-            logits = forward(params() | {"embed": embed}, CONFIG, index, position, segment_of, island_of)
+            logits = forward(params() | {"embed": embed}, CONFIG, index, position, segment_of, hidden_block_of)
             return jnp.sum(sampled_logprobs(logits, rows)[0] * weight)
 
         return jnp.abs(jax.grad(total)(table[rows.tokens])).sum(-1)
@@ -190,7 +190,7 @@ def test_a_thread_is_no_function_of_any_other_threads_tokens():
     last_join = place[np.flatnonzero(rows.tokens[row, place] == p.END_JOINED)[-1]]
     after = own & (np.arange(own.shape[1]) > last_join)
     felt = np.asarray(influence(after * 1.0))
-    island = own & (rows.island > 0) & (np.arange(own.shape[1]) < last_join)
-    assert island.sum() > 3 and (felt[island] == 0).all()
-    given = own & (rows.island == 0) & (np.arange(own.shape[1]) <= last_join)
+    hidden_block = own & (rows.hidden_block > 0) & (np.arange(own.shape[1]) < last_join)
+    assert hidden_block.sum() > 3 and (felt[hidden_block] == 0).all()
+    given = own & (rows.hidden_block == 0) & (np.arange(own.shape[1]) <= last_join)
     assert (felt[given] > 0).all()

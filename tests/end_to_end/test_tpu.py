@@ -34,8 +34,8 @@ rows, heads = PartitionSpec(BATCH_AXES), PartitionSpec(BATCH_AXES, "tensor")
 def of(spec, dtype, *shape):
     return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, spec))
 
-def grads(q, k, v, segment, island):
-    out = lambda *x: attend_packed(*x, segment, island, mesh).astype(jnp.float32)
+def grads(q, k, v, segment, hidden block):
+    out = lambda *x: attend_packed(*x, segment, hidden block, mesh).astype(jnp.float32)
     return jax.grad(lambda *x: jnp.sum(out(*x) ** 2), (0, 1, 2))(q, k, v)
 
 x = (
@@ -58,7 +58,7 @@ from apr_jax.train.session import build_mesh
 from apr_jax.plan.programs import lower
 from apr_jax.plan.topology import describe
 
-config = load("experiments/paper.py", ["model.layers=2", "learn.sft.rows=16", "learn.rl.rows=16"])
+config = load("experiments/paper.py", ["model.layers=2", "train.sft.batch_rows=16", "train.rl.micro_batch_rows=16"])
 compiled = lower(sys.argv[1], config, build_mesh(config, describe("v4:2x2x4"))).compile()
 
 def parts(shardings, leaves):
@@ -81,7 +81,7 @@ from apr_jax.model.sharding import make_mesh
 from apr_jax.plan.programs import abstract_params, lower_rollout
 from apr_jax.plan.topology import describe
 
-config = load("experiments/mini.py", ["learn.rl.problems=64", "learn.rl.group=16", "schedule.lanes=64"])
+config = load("experiments/mini.py", ["train.rl.problems=64", "train.rl.group=16", "schedule.slots=64"])
 mesh = make_mesh(devices=describe("v5e:8x16"))
 params = abstract_params(config)
 compiled = lower_rollout(config, params, mesh).compile()
@@ -93,7 +93,7 @@ print(json.dumps({
     "temporary": memory.temp_size_in_bytes,
     "forest": memory.output_size_in_bytes,
     "weights": sum(4 * leaf.size for leaf in jax.tree.leaves(params)),
-    "cache": 2 * 4 * model.layers * config.schedule.lanes * config.limits.window * -(-columns // 128) * 128,
+    "cache": 2 * 4 * model.layers * config.schedule.slots * config.limits.window * -(-columns // 128) * 128,
 }))
 """
 
@@ -154,10 +154,14 @@ def test_nothing_of_the_supervised_step_is_whole_on_every_chip(program):
     for size, part in found["inputs"] + found["outputs"]:
         assert part * 8 == size or size <= 2 * 1024, (size, part)
     assert len(found["inputs"]) >= len(found["outputs"]) > 3 * 9
-    talks = re.findall(rf"= (.*?) (?:{'|'.join(_COLLECTIVES)})(?:-start)?\(", found["program"])
-    sizes = [math.prod(map(int, shape.split(","))) for talk in talks for shape in re.findall(r"\w\[([\d,]+)\]", talk)]
+    collective_costs = re.findall(rf"= (.*?) (?:{'|'.join(_COLLECTIVES)})(?:-start)?\(", found["program"])
+    sizes = [
+        math.prod(map(int, shape.split(",")))
+        for cost in collective_costs
+        for shape in re.findall(r"\w\[([\d,]+)\]", cost)
+    ]
     assert max(sizes) == 2_752 * 1_024  # The largest matrix of a layer.
-    assert not any("4608" in talk for talk in talks)  # Columns of a row: no activation leaves its chip.
+    assert not any("4608" in cost for cost in collective_costs)  # Columns of a row: no activation leaves its chip.
 
 
 @pytest.mark.slow
@@ -183,14 +187,16 @@ def test_sharded_weights_are_gathered_before_the_rollout_and_never_in_its_loops(
 @needs_libtpu
 def test_a_plan_from_the_command_line(tmp_path):
     """Two layers of the paper's on a v4 slice: fits, at half of the peak or more; without room its status says so."""
-    few = ("--set", "model.layers=2", "--set", "learn.sft.rows=64", "--program", "supervised")
+    few = ("--set", "model.layers=2", "--set", "train.sft.batch_rows=64", "--program", "supervised")
     for topology in ("v4:2x2x4", "v5p:2x2x4"):
         status, said, found = planned(tmp_path, topology, *few)
         stage = found["stages"]["supervised"]
         assert status == 0 and "fits" in said and "supervised step, as many rows a chip" in said
         assert stage["fits"] and stage["share_of_peak"] >= 0.5 and stage["bound"] == "compute"
         assert found["mesh"] == {"data": 2, "fsdp": 8, "tensor": 1} and found["recipes"] == {}
-    status, said, found = planned(tmp_path, "v4:2x2x1", "--set", "mesh.fsdp=1", *few, "--set", "learn.sft.rows=1024")
+    status, said, found = planned(
+        tmp_path, "v4:2x2x1", "--set", "mesh.fsdp=1", *few, "--set", "train.sft.batch_rows=1024"
+    )
     assert (
         status == 1 and "does not compile" in said and "does not fit; --set model.remat=layer" in " ".join(said.split())
     )

@@ -16,7 +16,7 @@ from apr_jax.train.sft import train_sft
 # Fields of which no value can differ from both, and why.
 UNAVOIDABLE = {
     "solver.shuffle": "it is yes or no: the default is the one, the shared config has the other",
-    "learn.sft.steps": "must be 0, which is its default, where epochs say how long training takes",
+    "train.sft.steps": "must be 0, which is its default, where epochs say how long training takes",
 }
 
 
@@ -57,7 +57,7 @@ def test_a_whole_run_with_other_settings_works(tmp_path):
     step = logged(rl)[-1]
     assert step["stage"] == "rl" and step["step"] == 1 and step["skipped"] == 0
     assert step["children"] > 0
-    assert step["token_price"] == config.learn.rl.reward.token_price
+    assert step["token_price"] == config.train.rl.reward.token_price
 
     problems = load_problems(data / "test.jsonl")[: config.evaluate.problems]
     decoding = Decoding(samples=config.evaluate.samples, temperature=0.7)

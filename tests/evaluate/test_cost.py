@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from apr_jax.evaluate.cost import mean_steps, seconds_on, segments, steps_on
-from apr_jax.evaluate.latency import measure_lanes
+from apr_jax.evaluate.latency import measure_slots
 from apr_jax.evaluate.runner import Decoding, evaluate, read_traces
 from apr_jax.tasks import load_problems
 from apr_jax.train.checkpoint.manager import load_checkpoint
@@ -13,8 +13,8 @@ from apr_jax.train.checkpoint.manager import load_checkpoint
 DECODING = Decoding(temperature=1.0, forced=2, constrain=True)  # A barely trained model, greedy, would not spawn.
 
 
-def thread(slot, parent, spawn_round, start, end):
-    return {"slot": slot, "parent": parent, "round": spawn_round, "start": start, "end": end}
+def thread(thread_index, parent, spawn_round, start, end):
+    return {"thread_index": thread_index, "parent": parent, "round": spawn_round, "start": start, "end": end}
 
 
 # The root writes 10 tokens, spawns children of 4, 6 and 2, writes 3, spawns one of 5, and writes 1.
@@ -49,9 +49,9 @@ def test_segments():
 
 
 def test_steps():
-    # On two lanes the children of 4 and 6 begin; the one of 2 follows the one of 4: all end at 6.
-    assert [steps_on(TREE, lanes) for lanes in (1, 2, 3, 9)] == [31, 25, 25, 25]
-    assert [steps_on(NESTED, lanes) for lanes in (1, 2)] == [12, 11]
+    # On two decode slots the children of 4 and 6 begin; the one of 2 follows the one of 4: all end at 6.
+    assert [steps_on(TREE, slots) for slots in (1, 2, 3, 9)] == [31, 25, 25, 25]
+    assert [steps_on(NESTED, slots) for slots in (1, 2)] == [12, 11]
     assert mean_steps([TREE, NESTED], [1, 2]) == [21.5, 18.0]
 
 
@@ -61,19 +61,19 @@ def test_seconds_interpolate_between_measured_steps():
 
 @pytest.mark.slow
 def test_real_trees(checkpoint, data_dir, tmp_path):
-    """From one lane to one a thread the model gives the tree's own totals; the engine took as many steps as it says."""
+    """From one decode slot to one a thread the model gives the tree's own totals; the engine took as many steps as it says."""
     restored, problems = load_checkpoint(checkpoint), load_problems(data_dir / "test.jsonl")[:4]
-    limits = dataclasses.replace(restored.config.limits, slots=3, children=2)
+    limits = dataclasses.replace(restored.config.limits, max_threads=3, children=2)
     restored = dataclasses.replace(restored, config=dataclasses.replace(restored.config, limits=limits))
     evaluate(restored, problems, tmp_path, DECODING, progress=False)
     traces = read_traces(tmp_path / "traces.jsonl")
     assert sum(len(trace["threads"]) > 1 for trace in traces) > 1
     for trace in traces:
         for one in trace["threads"]:
-            assert sum(steps for steps, _ in segments(trace)[one["slot"]]) == one["tokens"]
+            assert sum(steps for steps, _ in segments(trace)[one["thread_index"]]) == one["tokens"]
         assert steps_on(trace, 1) == trace["total_tokens"]
         assert steps_on(trace, len(trace["threads"])) == trace["sequential_tokens"]
-    rows = measure_lanes(restored, problems, tmp_path, DECODING, 1)["rows"]
-    assert [row["lanes"] for row in rows] == [1, 2, 3]
+    rows = measure_slots(restored, problems, tmp_path, DECODING, 1)["rows"]
+    assert [row["slots"] for row in rows] == [1, 2, 3]
     assert rows[0]["steps"] == mean_steps(traces, [1])[0]
     assert rows[-1]["steps"] == pytest.approx(mean_steps(traces, [3])[0])

@@ -14,7 +14,14 @@ from apr_jax.threads import Limits
 
 # No field has its default, so that one that gets lost on the way shows.
 LIMITS = Limits(
-    window=40, stream=90, slots=4, children=3, max_depth=2, max_tokens=150, max_sequential=99, constrain=True
+    window=40,
+    max_thread_tokens=90,
+    max_threads=4,
+    children=3,
+    max_depth=2,
+    max_tokens=150,
+    max_sequential=99,
+    constrain=True,
 )
 
 

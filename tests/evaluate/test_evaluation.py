@@ -25,11 +25,11 @@ from apr_jax.evaluate.runner import (
 )
 from apr_jax.evaluate.trace import to_trace, unpack_streams
 from apr_jax.tasks import (
-    BoxedVerifier,
     Countdown,
     CountdownConfig,
     Failure,
     Problem,
+    SandboxedVerifier,
     SolverConfig,
     load_problems,
 )
@@ -70,7 +70,11 @@ def test_ids_of_a_large_vocabulary_come_back_from_a_trace():
 
         prompts = make_prompts([[p.BOS, text[0]]], 2, temperature=0.0)
         tree = interpret(
-            logits_of, prompts, 0, jax.random.key(0), Limits(window=9, stream=9, slots=1, children=1, max_depth=0)
+            logits_of,
+            prompts,
+            0,
+            jax.random.key(0),
+            Limits(window=9, max_thread_tokens=9, max_threads=1, children=1, max_depth=0),
         )
         forest = jax.tree.map(lambda field: np.asarray(field)[None], tree)
         line = to_trace(forest, 0, Problem("x", (1, 2), 3), 0, "", task, tokenizer)
@@ -141,7 +145,7 @@ def test_what_an_evaluation_writes(restored, problems, tmp_path):
         assert line["sequential_tokens"] <= line["total_tokens"]
         assert line["correct"] is holds(line["numbers"], line["target"], line["solution"])
         root, *children = line["threads"]
-        assert (root["slot"], root["depth"], root["parent"]) == (0, 0, -1)
+        assert (root["thread_index"], root["depth"], root["parent"]) == (0, 0, -1)
         for child in children:
             assert (child["parent"], child["depth"]) == (0, 1)
             assert child["text"].split(":")[0] in root["text"], "a child's message is what its parent wrote"
@@ -225,19 +229,19 @@ def test_no_figure_is_drawn_from_answers_that_are_not_those_of_the_summary(unbro
 def _losing(monkeypatch, *lost):
     """The real verifier, but for the verdicts on these answers of each batch."""
 
-    class Lossy(BoxedVerifier):
+    class Lossy(SandboxedVerifier):
         def verify(self, pairs, most_unknown=None):
             outcomes = super().verify(pairs, most_unknown)
             return [Failure.TIMED_OUT if place in lost else one for place, one in enumerate(outcomes)]
 
-    monkeypatch.setattr(runner, "BoxedVerifier", Lossy)
+    monkeypatch.setattr(runner, "SandboxedVerifier", Lossy)
 
 
 def test_an_answer_without_a_verdict_is_told_and_not_counted(
     restored, problems, unbroken, tmp_path, monkeypatch, capsys
 ):
     """Of 16 trees in two batches; the bound is a share of all of them."""
-    model = dataclasses.replace(restored, config=override(restored.config, ["learn.rl.reward.max_unknown=0.2"]))
+    model = dataclasses.replace(restored, config=override(restored.config, ["train.rl.reward.max_unknown=0.2"]))
     _losing(monkeypatch, 3)
     summary = evaluate(model, problems, tmp_path, TWICE, progress=False)
     assert (summary["unknown"], summary["n"], summary["samples"]) == (2, 8, 2)
@@ -306,7 +310,7 @@ def test_a_condition_and_a_smaller_window_reach_the_model(restored, problems, tm
         ({"samples": 4}, "greedy samples are all the same; give a temperature"),
         ({"window": 65}, "--window 65: must be from 2 to 64, the window the model was trained with"),
         ({"window": 8}, "problem 'test-0': its prompt has .* tokens, too many for --window 8"),
-        ({"forced": 9}, "--force-children 9: must be from 0 to 4, limits.slots less the root"),
+        ({"forced": 9}, "--force-children 9: must be from 0 to 4, limits.max_threads less the root"),
         ({"top_k": 10**11, "temperature": 1.0}, "--top-k 100000000000: must be from 0 .all tokens. to 2147483647"),
         (
             {"samples": 10**11, "temperature": 1.0},

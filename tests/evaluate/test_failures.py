@@ -13,12 +13,12 @@ SUM, LESS, TIMES = "22+26,2:46", "26-22,2:46", "22*2,26:46"
 FOUND, NOTHING = ("=48+50-46!", RIGHT), ("=4", "")
 
 
-def thread(slot, *spans, status="DONE", start=0):
+def thread(thread_index, *spans, status="DONE", start=0):
     return {
-        "slot": slot,
-        "parent": -1 if slot == 0 else 0,
+        "thread_index": thread_index,
+        "parent": -1 if thread_index == 0 else 0,
         "round": 0,
-        "depth": int(slot > 0),
+        "depth": int(thread_index > 0),
         "status": status,
         "start": start,
         "spans": [list(span) for span in spans],
@@ -28,9 +28,9 @@ def thread(slot, *spans, status="DONE", start=0):
 def tree(answer, *children, messages=None, **root):
     """A root that spawns children, each (message, text, answer) and maybe a status, and joins `answer`."""
     threads = []
-    for slot, (message, text, joined, *status) in enumerate(children, start=1):
+    for thread_index, (message, text, joined, *status) in enumerate(children, start=1):
         spans = (("given", message), ("sampled", text), ("join", f"<join>{joined}"))
-        threads.append(thread(slot, *spans, start=9, status=status[0] if status else "DONE"))
+        threads.append(thread(thread_index, *spans, start=9, status=status[0] if status else "DONE"))
     told = [child[0] for child in children] if messages is None else messages
     block = "<spawn>" + "".join(f"<msg>{message}" for message in told) + "</spawn>"
     spans = [("given", "22,26,2:46"), *([("spawn", block), ("joined", "...")] if told else [])]
@@ -62,7 +62,7 @@ def tree(answer, *children, messages=None, **root):
         ("arithmetic", tree("", (SUM, "=48", ""))),  # Not seen.
         ("coverage", tree("", (LESS, "=5", ""))),  # Wrong, but from there no way leads to 46.
         ("arithmetic", tree("26-22=4,4*2=46", (LESS, "=4+6-2*46!", "26-22=4,4*2=46"))),
-        ("claim", tree("22+22=44,44+2=46", (LESS, *NOTHING))),
+        ("comparison", tree("22+22=44,44+2=46", (LESS, *NOTHING))),
         ("message", tree("", ("22+26,3:46", "=48", ""))),
         ("message", tree("", ("22+26", "=48", ""))),
         ("message", tree("", ("", "", ""))),
@@ -81,7 +81,7 @@ def test_kinds(kind, trace):
 
 
 def test_the_first_decisive_event_counts():
-    """Children of one spawn begin at the same time; the one in the first slot is first."""
+    """Children of one spawn begin at the same time; the one in the first thread index is first."""
     assert failure(tree("", (SUM, "=47", ""), ("22+26,3:46", "=48", "")), TASK) == "message", (
         "the parent told it before"
     )

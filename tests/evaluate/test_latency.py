@@ -39,7 +39,7 @@ class FakeMachine:
 
 def test_each_problem_counts_with_the_median_of_its_runs(monkeypatch):
     machine = FakeMachine(monkeypatch)
-    runner = Runner(machine.rollout, {}, batch=1, lanes=1)
+    runner = Runner(machine.rollout, {}, batch=1, slots=1)
     prompts = make_prompts([[BOS, problem] for problem in RUNS], width=2)
     seconds, steps = latency._timed(runner, prompts, seed=0, repeats=5)
     assert seconds == pytest.approx([3.0, 4.0])

@@ -36,7 +36,7 @@ def test_summary_of_single_answers():
 
 
 def test_pass_and_consensus_over_samples():
-    """Problem a: two of three agree on the right one; b: one lucky sample is outvoted; c: nobody claims."""
+    """Problem a: two of three agree on the right one; b: one lucky sample is outvoted; c: nobody comparisons."""
     summary = summarize(
         [
             *(

@@ -15,7 +15,7 @@ from apr_jax.threads import Limits, Schedule, ThreadForest, Work, make_prompts, 
 from apr_jax.threads import protocol as p
 from apr_jax.threads.keys import Domain, root_key, run_key
 
-LIMITS = Limits(window=24, stream=40, slots=5, children=3)
+LIMITS = Limits(window=24, max_thread_tokens=40, max_threads=5, children=3)
 TREES = 11
 
 
@@ -37,7 +37,7 @@ def run(batch, done=0, progress=False):
     prompts = make_prompts(ids, 4, temperature=1.0)
     forests = []
     for begin, forest in stream(
-        rollout, policy, prompts, jax.random.key(0), batch=batch, lanes=4, done=done, progress=progress
+        rollout, policy, prompts, jax.random.key(0), batch=batch, slots=4, done=done, progress=progress
     ):
         assert begin == done + sum(len(one.length) for one in forests)
         events.append("got")
@@ -82,7 +82,7 @@ def test_every_sample_of_every_problem_has_a_key_of_its_own(config, done):
     restored = types.SimpleNamespace(config=config, tokenizer=tokenizer, method="apr", path="run")
     problems = [Problem(str(number), (1, 2, 3), 10 + number) for number in range(3)]
     prompts = prompts_of(restored, problems, config.limits, Decoding(samples=4, temperature=1.0))
-    got = list(Runner(rollout, None, batch=5, lanes=8).stream(prompts, seed=9, done=done))
+    got = list(Runner(rollout, None, batch=5, slots=8).stream(prompts, seed=9, done=done))
     assert [begin for begin, _ in got] == list(range(done, 12, 5))
 
     # What fills the last batch up are copies that are thrown away.

@@ -26,13 +26,13 @@ def test_without_a_sweep_there_is_one_unit():
 
 
 def test_a_sweep_is_the_product_and_each_has_its_folder():
-    units = work_units("runs/x", ["seed=1"], ["learn.sft.optimizer.lr=1e-4,3e-4", "learn.sft.rows=8, 16"])
+    units = work_units("runs/x", ["seed=1"], ["train.sft.optimizer.lr=1e-4,3e-4", "train.sft.batch_rows=8, 16"])
     assert [unit.settings for unit in units] == [
-        ("seed=1", f"learn.sft.optimizer.lr={lr}", f"learn.sft.rows={rows}")
+        ("seed=1", f"train.sft.optimizer.lr={lr}", f"train.sft.batch_rows={rows}")
         for lr in ("1e-4", "3e-4")
         for rows in ("8", "16")
     ]
-    assert units[1].out == "runs/x/learn.sft.optimizer.lr_1e-4__learn.sft.rows_16"
+    assert units[1].out == "runs/x/train.sft.optimizer.lr_1e-4__learn.sft.rows_16"
     assert len({unit.out for unit in units}) == 4
     assert {unit.data for unit in units} == {"runs/x/data"}, "the data don't differ: they are built once"
 
@@ -85,7 +85,7 @@ def specs(monkeypatch, capfd):
     ("words", "told"),
     [
         (["--config", "nowhere.py", "--out", "x"], "nowhere.py: no such file"),
-        (["--config", NANO, "--out", "x", "--sweep", "learn.stf.steps=1,2"], "did you mean 'learn.sft.steps'"),
+        (["--config", NANO, "--out", "x", "--sweep", "train.stf.steps=1,2"], "did you mean 'train.sft.steps'"),
         (["--config", NANO, "--out", "x", "--image", "i"], "--image and --require are of --executor gke and vertex"),
         (["--config", NANO, "--out", "x", "--executor", "gke"], "--out x: a cloud's machines go; must be gs://"),
         (["--config", NANO, "--out", "gs://b/x", "--executor", "gke"], "--executor gke: give --image"),
@@ -162,10 +162,10 @@ def test_a_config_of_the_image_is_taken_from_anywhere(specs, monkeypatch, tmp_pa
 
 
 def test_a_local_spec_is_a_command_of_this_python(specs, tmp_path):
-    first, second = specs("--config", NANO, "--out", tmp_path, "--set", "seed=3", "--sweep", "learn.sft.steps=1,2")
+    first, second = specs("--config", NANO, "--out", tmp_path, "--set", "seed=3", "--sweep", "train.sft.steps=1,2")
     assert first["command"][:4] == [sys.executable, "-m", "apr_jax", "reproduce"]
-    assert first["command"][-4:] == ["--set", "seed=3", "--set", "learn.sft.steps=1"]
-    assert second["command"][second["command"].index("--out") + 1] == str(tmp_path / "learn.sft.steps_2")
+    assert first["command"][-4:] == ["--set", "seed=3", "--set", "train.sft.steps=1"]
+    assert second["command"][second["command"].index("--out") + 1] == str(tmp_path / "train.sft.steps_2")
 
 
 @pytest.mark.parametrize(
@@ -262,7 +262,7 @@ def test_the_account_of_the_pods_and_what_they_ask_for_can_be_chosen(specs):
     assert resources == {"requests": asked, "limits": asked | {"google.com/tpu": "8"}}, "no request above its limit"
 
 
-SWEEP = ["--sweep", "learn.sft.steps=1,2"]
+SWEEP = ["--sweep", "train.sft.steps=1,2"]
 BUILD = "apr data build --config experiments/nano.py --out gs://bucket/run/data --set seed=3 --method sos+ --method apr"
 
 

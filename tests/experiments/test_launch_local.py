@@ -116,7 +116,7 @@ def test_a_local_sweep_runs_beside_tensorboard(tiny, tmp_path):
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    words = ["--config", tiny, "--out", tmp_path / "out", "--sweep", "learn.sft.steps=2,4", "--tensorboard"]
+    words = ["--config", tiny, "--out", tmp_path / "out", "--sweep", "train.sft.steps=2,4", "--tensorboard"]
     words += ["--port", port]
     environment = os.environ | {
         "PYTHONPATH": str(ROOT),
@@ -137,8 +137,8 @@ def test_a_local_sweep_runs_beside_tensorboard(tiny, tmp_path):
     with pytest.raises(urllib.error.URLError):
         urllib.request.urlopen(f"http://localhost:{port}")
     for steps in (2, 4):
-        run = tmp_path / "out" / f"learn.sft.steps_{steps}"
-        assert load_checkpoint(run / "apr" / "rl").config.learn.sft.steps == steps
+        run = tmp_path / "out" / f"train.sft.steps_{steps}"
+        assert load_checkpoint(run / "apr" / "rl").config.train.sft.steps == steps
         assert (run / "report.html").is_file() and not (run / "data").exists()
     assert (tmp_path / "out" / "data" / "data.json").is_file()
 

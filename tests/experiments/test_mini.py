@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from apr_jax.config import load
-from apr_jax.evaluate.cells import SPENT, claim_cells
+from apr_jax.evaluate.cells import SPENT, comparison_cells
 from apr_jax.evaluate.runner import Decoding, answer_one, evaluate
 from apr_jax.evaluate.trace import to_trace
 from apr_jax.paper import suite
@@ -55,7 +55,7 @@ def test_the_results_are_of_the_suite_as_it_is_declared_now():
 
 
 _BEST = "no more sequential tokens than SoS+ on published beams at its best"
-CLAIMS = {  # How README calls them -> how results.json does.
+COMPARISONS = {  # How README calls them -> how results.json does.
     "same window, after RL": "same window, after RL: ",
     "same window, supervised, SoS+ on wide beams too": "same window, supervised, SoS+ on wide",
     "same seconds of one problem (means of 10)": "same seconds of one problem: ",
@@ -82,7 +82,7 @@ CLAIMS = {  # How README calls them -> how results.json does.
 
 
 def test_readme_has_the_results_that_are_kept():
-    """Its table of scale mini, and the paper's claims beside it, to the digit."""
+    """Its table of scale mini, and the paper's comparisons beside it, to the digit."""
     readme, results = README.read_text(), _results()
     names = {"SoS+ (serial)": "sos+", "APR (thread tree)": "apr", "APR (drawn beams)": suite.DRAWN}
     rows = re.findall(r"^\| (.*\(.*\)), (supervised|after RL) \| (.*) \|$", readme, re.M)
@@ -94,28 +94,30 @@ def test_readme_has_the_results_that_are_kept():
         measured += [f"{row[measure]:,.0f}" for measure in ("total_tokens", "sequential_tokens")]
         measured += [f"{row['children']:.1f}", f"{row['max_thread_tokens']:,.0f}"]
         assert cells.split(" | ") == measured, (name, stage)
-    _, *rows = _table(readme, "| the paper's claims")
-    assert [name for name, *_ in rows] == list(CLAIMS)
+    _, *rows = _table(readme, "| the paper's comparisons")
+    assert [name for name, *_ in rows] == list(COMPARISONS)
     for name, scores, gap, paper, problems in rows:
-        claim = next(row for row in results["claims"] if row["claim"].startswith(CLAIMS[name]))
-        cells = claim_cells(claim)
+        comparison = next(row for row in results["comparisons"] if row["comparison"].startswith(COMPARISONS[name]))
+        cells = comparison_cells(comparison)
         assert cells["one"] in re.split("[ ,]", scores) and cells["other"] in re.split("[ ,]", scores), name
         assert gap == f"{cells['gap']} ({cells['interval'].replace('+', '')})", name
         assert (problems.replace(",", ""), paper.partition(": ")[2]) == (cells["n"], cells["verdict"]), name
-        spent = {f"{claim[side][key]:,.0f}" for side in ("one_spent", "other_spent") for key in SPENT}
+        spent = {f"{comparison[side][key]:,.0f}" for side in ("one_spent", "other_spent") for key in SPENT}
         told = re.findall(r"[\d,]{3,}(?= tokens|\))", scores)
         assert set(told) <= spent, name
 
 
 def test_the_page_has_every_claim_as_it_is_kept():
-    page, claims = (ROOT / "docs" / "evaluation.md").read_text(), _results()["claims"]
-    _, *rows = _table(page, "| claim: APR, SoS+ |")
-    for (name, scores, tokens, gap, paper, problems), claim in zip(rows, claims, strict=True):
-        cells = claim_cells(claim)
-        assert (name, scores) == (claim["claim"], f"{cells['one']}, {cells['other']}")
-        assert tokens == ", ".join(f"{claim[side]['total_tokens']:,.0f}" for side in ("one_spent", "other_spent")), name
+    page, comparisons = (ROOT / "docs" / "evaluation.md").read_text(), _results()["comparisons"]
+    _, *rows = _table(page, "| comparison: APR, SoS+ |")
+    for (name, scores, tokens, gap, paper, problems), comparison in zip(rows, comparisons, strict=True):
+        cells = comparison_cells(comparison)
+        assert (name, scores) == (comparison["comparison"], f"{cells['one']}, {cells['other']}")
+        assert tokens == ", ".join(
+            f"{comparison[side]['total_tokens']:,.0f}" for side in ("one_spent", "other_spent")
+        ), name
         assert gap == f"{cells['gap']} ({cells['interval'].replace('+', '')})", name
-        assert paper == ": ".join(filter(None, (claim["paper"], cells["verdict"]))), name
+        assert paper == ": ".join(filter(None, (comparison["paper"], cells["verdict"]))), name
         assert problems.replace(",", "") == cells["n"], name
 
 

@@ -1,4 +1,4 @@
-"""What README and docs say of scale nano is what `make demo` and `apr study early` found."""
+"""What README and docs say of scale nano is what `make demo` and `apr ablation early` found."""
 
 import json
 import re
@@ -15,13 +15,15 @@ def test_readme_has_the_results_of_the_demo():
         f"{100 * results['main'][name]['accuracy']:.1f}%" for name in ("sos+-sft", "sos+-rl", "apr-sft", "apr-rl")
     ]
     assert "SoS+ {} and {} after RL, APR {} and {}.".format(*shares) in sentence
-    claim = next(row for row in results["claims"] if row["claim"].startswith("same total tokens: APR after RL, "))
-    votes = claim["claim"].partition("SoS+ after RL cons@")[2]
+    comparison = next(
+        row for row in results["comparisons"] if row["comparison"].startswith("same total tokens: APR after RL, ")
+    )
+    votes = comparison["comparison"].partition("SoS+ after RL cons@")[2]
     told = (
         f"votes over {votes} samples does as well as APR at equal total tokens ({{}}% against {{}}% at temperature 1)"
     )
-    assert told.format(*(f"{100 * claim[side]:.1f}" for side in ("other", "one"))) in sentence
-    assert claim["low"] < 0 < claim["high"]
+    assert told.format(*(f"{100 * comparison[side]:.1f}" for side in ("other", "one"))) in sentence
+    assert comparison["low"] < 0 < comparison["high"]
 
 
 def test_the_page_has_the_results_of_the_study_of_an_early_model():

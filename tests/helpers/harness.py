@@ -23,20 +23,20 @@ from helpers import outcomes, scripted
 
 TREES = 16
 FREE = {
-    "flat": Limits(window=24, stream=40, slots=5, children=3, max_depth=1),
-    "nested": Limits(window=26, stream=44, slots=16, children=4, max_depth=3),
-    "few tokens": Limits(window=18, stream=36, slots=9, children=2, max_depth=2, max_tokens=24),
-    "short chain": Limits(window=9, stream=13, slots=9, children=3, max_depth=2, max_sequential=8),
-    "short stream": Limits(window=16, stream=18, slots=9, children=2, max_depth=2),
-    "childless": Limits(window=12, stream=14, slots=1, children=1, max_depth=0),
+    "flat": Limits(window=24, max_thread_tokens=40, max_threads=5, children=3, max_depth=1),
+    "nested": Limits(window=26, max_thread_tokens=44, max_threads=16, children=4, max_depth=3),
+    "few tokens": Limits(window=18, max_thread_tokens=36, max_threads=9, children=2, max_depth=2, max_tokens=24),
+    "short chain": Limits(window=9, max_thread_tokens=13, max_threads=9, children=3, max_depth=2, max_sequential=8),
+    "short stream": Limits(window=16, max_thread_tokens=18, max_threads=9, children=2, max_depth=2),
+    "childless": Limits(window=12, max_thread_tokens=14, max_threads=1, children=1, max_depth=0),
 }
 CONSTRAINED = {
     f"{name}, constrained": dataclasses.replace(FREE[name], constrain=True) for name in ("nested", "few tokens")
 }
 LIMITS = FREE | CONSTRAINED
-# Fewer lanes than a spawn may have children, fewer still admitted at once, chunks that divide nothing, buckets
-# of length and of lanes.
-ODD = Schedule(lanes=3, admit=2, chunk=3, buckets=(5, 11), few=(2,))
+# Fewer decode slots than a spawn may have children, fewer still admitted at once, chunks that divide nothing, buckets
+# of length and of decode slots.
+ODD = Schedule(slots=3, prefill_batch=2, prefill_chunk=3, context_buckets=(5, 11), small_batch_sizes=(2,))
 MANNERS = (0.0, 2.0, 5.0, 9.0)
 
 
@@ -44,7 +44,7 @@ def prompts(seed: int, limits: Limits, trees: int = TREES) -> Prompts:
     """Prompts of 1 to 5 tokens; every way to sample and several forced child counts in one batch."""
     rng = np.random.default_rng(seed)
     text = rng.integers(scripted.TEXT.start, scripted.VOCAB, (trees, 4))
-    most = limits.slots - 1 if limits.max_depth else 0
+    most = limits.max_threads - 1 if limits.max_depth else 0
     return make_prompts(
         [[p.BOS, *words[: rng.integers(0, 5)].tolist()] for words in text],
         width=5,
@@ -84,7 +84,7 @@ def compare(name: str, seed: int, manners: float, schedule: Schedule = ODD) -> c
     batch, key, policy = prompts(seed, limits), jax.random.key(seed), scripted.policy(seed, manners)
     forest, work = jax.device_get(engine(limits, schedule)(policy, batch, key))
     assert work.live == forest.total_tokens.sum()
-    assert work.steps <= work.live <= work.steps * schedule.lanes
+    assert work.steps <= work.live <= work.steps * schedule.slots
     seen: collections.Counter = collections.Counter()
     for number in range(TREES):
         tree = take(forest, number)
@@ -104,7 +104,7 @@ PECULIAR = (
     "tokens",
     "several spawns of a thread",
     "threads at depth 3",
-    "more children than lanes",
+    "more children than decode slots",
     "children that end in their first token",
     "roots that never spawn",
     "empty messages",
@@ -121,7 +121,7 @@ def peculiarities(tree: ThreadForest, schedule: Schedule) -> collections.Counter
             "tokens": int(tree.total_tokens),
             "several spawns of a thread": len({int(parent) for parent in tree.parent[child & (tree.round > 0)]}),
             "threads at depth 3": int((tree.depth == 3).sum()),
-            "more children than lanes": int((tree.child >= schedule.lanes).sum()),
+            "more children than decode slots": int((tree.child >= schedule.slots).sum()),
             "children that end in their first token": int((child & (tree.end == tree.start + 1)).sum()),
             "roots that never spawn": int(p.SPAWN not in tree.tokens[0]),
             "empty messages": int((child & (tree.sampled.argmax(axis=1) == 1)).sum()),

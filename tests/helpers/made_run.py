@@ -1,4 +1,4 @@
-"""A run folder without a model: solvers answer the suite's evaluations, so that figures, tables and claims have real trees."""
+"""A run folder without a model: solvers answer the suite's evaluations, so that figures, tables and comparisons have real trees."""
 
 import dataclasses
 import json
@@ -37,13 +37,13 @@ def make_run(folder, config, tokenizer, models):
     for one in suite.timed(EVALUATE):
         if one.model in models:
             seconds = {f"t-{k}": 0.1 + k / 100 for k in range(EVALUATE.timed)}
-            values = {"device": "made up", "repeats": 5, "lanes": 4, "seconds": seconds}
+            values = {"device": "made up", "repeats": 5, "slots": 4, "seconds": seconds}
             (folder / "eval" / one.name / "latency.json").write_text(json.dumps(values))
     for one in suite.laned(EVALUATE):
         if one.model in models:
-            rows = [{"lanes": n, "seconds": 1 / n, "steps": 90 / n, "step_seconds": 0.01 * n} for n in (1, 2, 4)]
+            rows = [{"slots": n, "seconds": 1 / n, "steps": 90 / n, "step_seconds": 0.01 * n} for n in (1, 2, 4)]
             values = {"device": "made up", "repeats": 5, "problems": ["t-0", "t-1"], "rows": rows}
-            (folder / "eval" / one.name / "lanes.json").write_text(json.dumps(values))
+            (folder / "eval" / one.name / "slots.json").write_text(json.dumps(values))
     return config
 
 
@@ -68,7 +68,7 @@ def trace(problem, sample, root, answer, task, tokenizer):
     """A demonstration as a line of traces.jsonl; its root joins `answer`."""
     streams, verdict = tree_streams(root, tokenizer), task.verify(problem, answer)
     threads = []
-    for slot, (one, stream) in enumerate(zip(flatten(root), streams, strict=True)):
+    for thread_index, (one, stream) in enumerate(zip(flatten(root), streams, strict=True)):
         spans = [["given", one.prompt], ["sampled", "".join(part for part in one.body if isinstance(part, str))]]
         tokens = int(stream.sampled.sum())
         about = {
@@ -78,9 +78,14 @@ def trace(problem, sample, root, answer, task, tokenizer):
             "status": "DONE",
             "tokens": tokens,
         }
-        times = {"start": 5 * (slot > 0), "end": 5 * (slot > 0) + tokens, "peak": len(stream.tokens)}
+        times = {"start": 5 * (thread_index > 0), "end": 5 * (thread_index > 0) + tokens, "peak": len(stream.tokens)}
         threads.append(
-            {"slot": slot, "spans": [*spans, ["join", f"<join>{one.answer if slot else answer}"]]} | about | times
+            {
+                "thread_index": thread_index,
+                "spans": [*spans, ["join", f"<join>{one.answer if thread_index else answer}"]],
+            }
+            | about
+            | times
         )
     return {
         "id": problem.id,

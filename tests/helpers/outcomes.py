@@ -53,8 +53,8 @@ def outcomes(tree: ThreadForest, limits: Limits, forced: int = NOT_FORCED) -> co
     classes = token_classes(int(tree.tokens.max()) + 1)[tree.tokens] & tree.allowed
     assert ((classes > 0) == tree.sampled).all(), "a token that was not allowed"
     refused = 0
-    for slot in np.flatnonzero(tree.status != Status.FREE):
-        refused += _follow(tree, slot, limits, seen)
+    for thread_index in np.flatnonzero(tree.status != Status.FREE):
+        refused += _follow(tree, thread_index, limits, seen)
     causes = {Refusal(number).name: int(count) for number, count in enumerate(tree.refusals)}
     assert sum(causes.values()) == refused, (causes, refused)
     seen.update(causes)
@@ -66,12 +66,16 @@ def outcomes(tree: ThreadForest, limits: Limits, forced: int = NOT_FORCED) -> co
     return seen
 
 
-def _follow(tree: ThreadForest, slot: int, limits: Limits, seen: collections.Counter) -> int:
+def _follow(tree: ThreadForest, thread_index: int, limits: Limits, seen: collections.Counter) -> int:
     """Follows one thread, and returns how many refusals its spawns must have counted."""
-    tokens, length, status = tree.tokens[slot], int(tree.length[slot]), Status(int(tree.status[slot])).name
+    tokens, length, status = (
+        tree.tokens[thread_index],
+        int(tree.length[thread_index]),
+        Status(int(tree.status[thread_index])).name,
+    )
     place, messages, round_, refused = "while thinking", 0, -1, 0
     for at in range(length):
-        if not tree.sampled[slot, at]:
+        if not tree.sampled[thread_index, at]:
             place = "while thinking"
             continue
         assert place != _SUSPENDED, "a suspended thread drew a token"
@@ -82,14 +86,14 @@ def _follow(tree: ThreadForest, slot: int, limits: Limits, seen: collections.Cou
             messages, round_ = 0, round_ + 1
         messages += token == "`<msg>`"
         if cell == _SUSPENDED:
-            children = np.flatnonzero((tree.parent == slot) & (tree.round == round_))
+            children = np.flatnonzero((tree.parent == thread_index) & (tree.round == round_))
             spent = status == "OUT_OF_BUDGET" and at == length - 1 and len(children) == 0
             refused += 0 if spent else max(messages, 1) - len(children)
-            seen["the window at `</spawn>`"] += int(tree.position[slot, at]) + 1 >= limits.window
-            seen["the stream at `</spawn>`"] += at + 1 >= limits.stream
+            seen["the window at `</spawn>`"] += int(tree.position[thread_index, at]) + 1 >= limits.window
+            seen["the stream at `</spawn>`"] += at + 1 >= limits.max_thread_tokens
         place = cell
-    used, end = int(tree.position[slot, length - 1]) + 1, int(tree.end[slot])
-    full = {"the window": used >= limits.window, "the stream": length >= limits.stream}
+    used, end = int(tree.position[thread_index, length - 1]) + 1, int(tree.end[thread_index])
+    full = {"the window": used >= limits.window, "the stream": length >= limits.max_thread_tokens}
     chain = end >= limits.max_sequential
     if place in Status.__members__:
         assert place == status, (place, status)
@@ -100,11 +104,11 @@ def _follow(tree: ThreadForest, slot: int, limits: Limits, seen: collections.Cou
             place, full = "at `</spawn>`", {}
         else:
             place = "at the join"
-            begin = int(tree.position[slot, np.flatnonzero(tree.island[slot] == round_ + 1)[0]])
+            begin = int(tree.position[thread_index, np.flatnonzero(tree.hidden_block[thread_index] == round_ + 1)[0]])
             block = 2 + sum(1 + len(answer(tree, child)) for child in children)
             full = {
                 "the window": begin + block + 1 > limits.window,
-                "the stream": length + block + 1 > limits.stream,
+                "the stream": length + block + 1 > limits.max_thread_tokens,
             }
     what = next((name for name, holds in (full | {"the chain": chain}).items() if holds), "the thread's tokens")
     assert RUNS_OUT[what, place] == status, (what, place, status)
@@ -115,9 +119,9 @@ def _follow(tree: ThreadForest, slot: int, limits: Limits, seen: collections.Cou
     return refused
 
 
-def answer(tree: ThreadForest, slot: int) -> list[int]:
+def answer(tree: ThreadForest, thread_index: int) -> list[int]:
     """What a thread joins."""
-    if tree.status[slot] != Status.DONE:
+    if tree.status[thread_index] != Status.DONE:
         return []
-    stream = tree.tokens[slot, : tree.length[slot] - 1].tolist()
+    stream = tree.tokens[thread_index, : tree.length[thread_index] - 1].tolist()
     return stream[len(stream) - stream[::-1].index(p.JOIN) :]

@@ -1,4 +1,4 @@
-"""A forest of a small model, recorded by the reference interpreter: nested two deep, with islands, drawn at temperature 0.7."""
+"""A forest of a small model, recorded by the reference interpreter: nested two deep, with hidden blocks, drawn at temperature 0.7."""
 
 import functools
 
@@ -14,7 +14,7 @@ from apr_jax.threads import protocol as p
 MODEL = ModelConfig(layers=2, width=16, heads=2, kv_heads=1, head_size=8, mlp=24, tied=False)
 VOCAB = 12
 TEMPERATURE = 0.7
-LIMITS = Limits(window=24, stream=40, slots=7, children=2, max_depth=2, constrain=True)
+LIMITS = Limits(window=24, max_thread_tokens=40, max_threads=7, children=2, max_depth=2, constrain=True)
 TREES = 6
 
 

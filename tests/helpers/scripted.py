@@ -41,8 +41,8 @@ def policy(seed: int, manners: float) -> np.ndarray:
     return logits
 
 
-def init_cache(lanes: int, bound: int) -> dict[str, jax.Array]:
-    return {"hash": jnp.zeros((lanes, bound), jnp.int32), "place": jnp.zeros((lanes, bound), jnp.int32)}
+def init_cache(slots: int, bound: int) -> dict[str, jax.Array]:
+    return {"hash": jnp.zeros((slots, bound), jnp.int32), "place": jnp.zeros((slots, bound), jnp.int32)}
 
 
 def decode(params, tokens, cache, positions, bound):
@@ -50,21 +50,21 @@ def decode(params, tokens, cache, positions, bound):
 
     Nothing at or beyond the bound is read or written, and the hash of a token that stands there is rubbish.
     """
-    lane = jnp.arange(tokens.shape[0])
+    slot = jnp.arange(tokens.shape[0])
     logits = []
     for step in range(tokens.shape[1]):
         at, token = positions[:, step], tokens[:, step]
         before = {
             name: jnp.where(
-                at > 0, jnp.where(at < bound, leaf.at[lane, at - 1].get(mode="fill", fill_value=0), 5), start
+                at > 0, jnp.where(at < bound, leaf.at[slot, at - 1].get(mode="fill", fill_value=0), 5), start
             )
             for (name, leaf), start in zip(sorted(cache.items()), (_START, 0), strict=True)
         }
         state, place = _mix(before["hash"], token), _step(before["place"], token)
         store = jnp.where(at < bound, at, cache["hash"].shape[1])
         cache = {
-            "hash": cache["hash"].at[lane, store].set(state, mode="drop"),
-            "place": cache["place"].at[lane, store].set(place, mode="drop"),
+            "hash": cache["hash"].at[slot, store].set(state, mode="drop"),
+            "place": cache["place"].at[slot, store].set(place, mode="drop"),
         }
         logits.append(params[state % _TABLE, jnp.minimum(place, _PLACES - 1)])
     return jnp.stack(logits, axis=1), cache

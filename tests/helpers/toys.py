@@ -74,7 +74,7 @@ _ENDS_AT_ONCE = {(CHILD, CHILD): (p.JOIN,), (CHILD, p.JOIN): (p.EOS,)}
 
 PARENT_ONLY = Toy(
     "parent only",
-    Limits(window=9, stream=16, slots=3, children=2, max_depth=1),
+    Limits(window=9, max_thread_tokens=16, max_threads=3, children=2, max_depth=1),
     _SPAWNS_ONE_OR_TWO
     | _ENDS_AT_ONCE
     | {
@@ -85,7 +85,7 @@ PARENT_ONLY = Toy(
 )
 CHILD_ONLY = Toy(
     "child only",
-    Limits(window=9, stream=16, slots=3, children=2, max_depth=1),
+    Limits(window=9, max_thread_tokens=16, max_threads=3, children=2, max_depth=1),
     _SPAWNS_ONE_OR_TWO
     | _ends(ROOT_KIND)
     | {
@@ -98,7 +98,7 @@ CHILD_ONLY = Toy(
 )
 BOTH = Toy(
     "both",
-    Limits(window=9, stream=16, slots=3, children=2, max_depth=1),
+    Limits(window=9, max_thread_tokens=16, max_threads=3, children=2, max_depth=1),
     _SPAWNS_ONE_OR_TWO
     | {
         (ROOT_KIND, p.MSG): (CHILD, OTHER),  # What it tells the child decides what the child can do.
@@ -115,7 +115,7 @@ BOTH = Toy(
 )
 NESTED = Toy(
     "nested",
-    Limits(window=8, stream=16, slots=7, children=2, max_depth=2),
+    Limits(window=8, max_thread_tokens=16, max_threads=7, children=2, max_depth=2),
     _SPAWNS_ONE_OR_TWO
     | _ends(ROOT_KIND)
     | {
@@ -210,8 +210,10 @@ def states_of(rows):
     states = np.zeros(rows.tokens.shape, np.int64)
     for row, column in np.argwhere(rows.segment > 0):
         same = rows.segment[row, : column + 1] == rows.segment[row, column]
-        island = rows.island[row, : column + 1]
-        states[row, column] = _state(rows.tokens[row, : column + 1][same & ((island == 0) | (island == island[-1]))])
+        hidden_block = rows.hidden_block[row, : column + 1]
+        states[row, column] = _state(
+            rows.tokens[row, : column + 1][same & ((hidden_block == 0) | (hidden_block == hidden_block[-1]))]
+        )
     return states
 
 
@@ -219,8 +221,8 @@ def _blocks(trees, sampled):
     """Rows with fields [n, R, L]: each tree packed by itself, all into as many rows."""
     forest = dataclasses.replace(trees.forest, sampled=trees.forest.sampled if sampled is None else sampled)
     single = [jax.tree.map(lambda x, at=at: x[at : at + 1], forest) for at in range(len(trees))]
-    count = max(len(pack_forest(tree, 1, trees.toy.limits.stream).tokens) for tree in single)
-    packed = [pack_forest(tree, count, trees.toy.limits.stream) for tree in single]
+    count = max(len(pack_forest(tree, 1, trees.toy.limits.max_thread_tokens).tokens) for tree in single)
+    packed = [pack_forest(tree, count, trees.toy.limits.max_thread_tokens) for tree in single]
     return jax.tree.map(lambda *leaves: np.stack(leaves), *packed)
 
 
@@ -275,7 +277,7 @@ def expected_estimate(
     counted = (np.ones(len(trees), bool) if counted is None else counted)[chosen]
     each = [jax.tree.map(lambda x, at=at: x[at], rows) for at in range(len(chosen))]
     weights = np.stack(
-        [token_weights(*pair, config.normalisation, tokens_per_tree) for pair in zip(each, counted, strict=True)]
+        [token_weights(*pair, config.loss_aggregation, tokens_per_tree) for pair in zip(each, counted, strict=True)]
     )
     behaviour = jax.lax.stop_gradient(table if behaviour is None else behaviour)
     reference = behaviour if reference is None else reference
@@ -300,17 +302,17 @@ def expected_estimate(
     return -jax.grad(loss)(table)
 
 
-def init_cache(lanes, bound):
+def init_cache(slots, bound):
     """The policy's cache for the device engine: the tokens that a thread sees."""
-    return jnp.zeros((lanes, bound), jnp.int32)
+    return jnp.zeros((slots, bound), jnp.int32)
 
 
 def decode(logits, tokens, cache, positions, bound):
     """The same policy for the device engine; `logits` is `Trees.logits` of a table."""
-    lane, out = jnp.arange(len(tokens)), []
+    slot, out = jnp.arange(len(tokens)), []
     for step in range(tokens.shape[1]):
         token, at = tokens[:, step], positions[:, step]
-        cache = cache.at[lane, jnp.where(at < bound, at, cache.shape[1])].set(token, mode="drop")
+        cache = cache.at[slot, jnp.where(at < bound, at, cache.shape[1])].set(token, mode="drop")
         seen = jnp.where(jnp.arange(cache.shape[1]) <= at[:, None], cache, p.PAD)
         messages = jnp.minimum(2, jnp.sum(seen == p.MSG, axis=1))
         out.append(logits[state_index(cache[:, 1], token, messages, jnp.any(seen == p.JOIN, axis=1))])

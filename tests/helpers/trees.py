@@ -19,15 +19,15 @@ def family(levels: tuple[int, ...], name: str = "") -> Thread:
 def to_forest(demonstration: Thread, tokenizer: Tokenizer, seed: int = 0) -> ThreadForest:
     """One tree, numpy leaves [1, T, ...]; the log-probs are made up."""
     streams = tree_streams(demonstration, tokenizer)
-    slots, longest = len(streams), max(len(stream.tokens) for stream in streams)
-    fields = {name: np.zeros((1, slots, longest), np.int32) for name in ("tokens", "position", "island")}
-    sampled, scalars = np.zeros((1, slots, longest), bool), {}
-    for slot, stream in enumerate(streams):
+    max_threads, longest = len(streams), max(len(stream.tokens) for stream in streams)
+    fields = {name: np.zeros((1, max_threads, longest), np.int32) for name in ("tokens", "position", "hidden_block")}
+    sampled, scalars = np.zeros((1, max_threads, longest), bool), {}
+    for thread_index, stream in enumerate(streams):
         for name, field in (*fields.items(), ("sampled", sampled)):
-            field[0, slot, : len(stream.tokens)] = getattr(stream, name)
+            field[0, thread_index, : len(stream.tokens)] = getattr(stream, name)
     for name in ("parent", "round", "depth", "child"):
         scalars[name] = np.array([[getattr(stream, name) for stream in streams]], np.int32)
-    start, end = np.zeros((1, slots), np.int32), np.zeros((1, slots), np.int32)
+    start, end = np.zeros((1, max_threads), np.int32), np.zeros((1, max_threads), np.int32)
     _time(streams, 0, 0, start[0], end[0])
     logprob = np.where(sampled, -np.random.default_rng(seed).exponential(0.3, sampled.shape), 0).astype(np.float32)
     return ThreadForest(
@@ -35,28 +35,28 @@ def to_forest(demonstration: Thread, tokenizer: Tokenizer, seed: int = 0) -> Thr
         **scalars,
         sampled=sampled,
         logprob=logprob,
-        allowed=np.zeros((1, slots, longest), np.uint8),
+        allowed=np.zeros((1, max_threads, longest), np.uint8),
         length=np.array([[len(stream.tokens) for stream in streams]], np.int32),
-        status=np.full((1, slots), Status.DONE, np.int32),
+        status=np.full((1, max_threads), Status.DONE, np.int32),
         start=start,
         end=end,
         peak=fields["position"].max(axis=-1) + 1,
         total_tokens=sampled.sum(axis=(1, 2)),
         sequential_tokens=end[:, 0],
-        children=np.array([slots - 1], np.int32),
+        children=np.array([max_threads - 1], np.int32),
         refusals=np.zeros((1, 5), np.int32),
         truncations=np.zeros(1, np.int32),
     )
 
 
-def _time(streams: list[Stream], slot: int, clock: int, start: np.ndarray, end: np.ndarray) -> None:
+def _time(streams: list[Stream], thread_index: int, clock: int, start: np.ndarray, end: np.ndarray) -> None:
     """Sets when the thread and its descendants begin and end."""
-    start[slot], stream, spawns = clock, streams[slot], 0
+    start[thread_index], stream, spawns = clock, streams[thread_index], 0
     for token, chosen in zip(stream.tokens, stream.sampled, strict=True):
         clock += int(chosen)
         if chosen and token == END_SPAWN:
-            mine = [k for k, other in enumerate(streams) if other.parent == slot and other.round == spawns]
+            mine = [k for k, other in enumerate(streams) if other.parent == thread_index and other.round == spawns]
             for child in mine:
                 _time(streams, child, clock, start, end)
             clock, spawns = max(end[child] for child in mine), spawns + 1
-    end[slot] = clock
+    end[thread_index] = clock

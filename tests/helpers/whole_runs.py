@@ -18,22 +18,22 @@ from apr_jax.model.config import ModelConfig
 from apr_jax.tasks.countdown.config import CountdownConfig, SolverConfig
 from apr_jax.threads.limits import Limits, Schedule
 from apr_jax.train.checkpoint.manager import load_checkpoint
-from apr_jax.train.config import LearnConfig, ObjectiveConfig, OptimizerConfig, RewardConfig, RlConfig, SftConfig
+from apr_jax.train.config import ObjectiveConfig, OptimizerConfig, RewardConfig, RlConfig, SftConfig, TrainConfig
 from apr_jax.train.metrics.recorder import FILE
 
 # Names of metrics that are times or rates: two equal runs differ in them and in nothing else.
 SHARES = ("rollout_share", "idle_share", "update_share")
-WALL_CLOCK = ("tokens_per_second", "trees_per_second", "ceiling_share", "data_seconds", "step_seconds", *SHARES)
+WALL_CLOCK = ("tokens_per_second", "trees_per_second", "mfu", "data_seconds", "step_seconds", *SHARES)
 
 
 def changed(config, sft=None, rl=None, **fields):
-    """The config with other values of `learn.sft`, `learn.rl` and its own fields."""
+    """The config with other values of `train.sft`, `train.rl` and its own fields."""
     learn = dataclasses.replace(
-        config.learn,
-        sft=dataclasses.replace(config.learn.sft, **(sft or {})),
-        rl=dataclasses.replace(config.learn.rl, **(rl or {})),
+        config.train,
+        sft=dataclasses.replace(config.train.sft, **(sft or {})),
+        rl=dataclasses.replace(config.train.rl, **(rl or {})),
     )
-    return dataclasses.replace(config, learn=learn, **fields)
+    return dataclasses.replace(config, train=learn, **fields)
 
 
 def write_config(config, path):
@@ -104,9 +104,9 @@ def unlike():
     could be mistaken for each other. `end_to_end/test_unlike.py` makes sure that a new field has a value here.
     """
     optimizer = OptimizerConfig(name="muon", lr=3e-3, warmup=3, decay=0.5, weight_decay=0.1, clip=0.7, b2=0.9)
-    learn = LearnConfig(
+    learn = TrainConfig(
         sft=SftConfig(
-            rows=4,
+            batch_rows=4,
             optimizer=optimizer,
             epochs=0.5,
             streams=2,
@@ -122,7 +122,7 @@ def unlike():
             optimizer=dataclasses.replace(optimizer, lr=2e-3),
             objective=ObjectiveConfig(
                 advantage="leave_one_out",
-                normalisation="token",
+                loss_aggregation="token",
                 clip=0.3,
                 dual_clip=4.0,
                 kl=0.05,
@@ -141,9 +141,9 @@ def unlike():
                 memory_limit=3.0,
                 max_unknown=0.3,
             ),
-            inner_steps=3,
+            ppo_epochs=3,
             temperature=0.8,
-            rows=4,
+            micro_batch_rows=4,
             validate_every=1,
             validation=5,
             save_every=2,
@@ -151,7 +151,7 @@ def unlike():
             mean_difference_bound=0.4,
             outside_clip_bound=0.6,
         ),
-        bad_steps=4,
+        max_consecutive_skipped=4,
     )
     return Experiment(
         name="unlike",
@@ -164,12 +164,12 @@ def unlike():
             parent_beam_low=2,
             child_beam=6,
             max_children=5,
-            promising=0.8,
+            spawn_probability=0.8,
             shuffle=True,
-            largest=60,
+            max_intermediate=60,
             condition=0.75,
             window_bin=16,
-            only_right=True,
+            correct_only=True,
             render="sos",
         ),
         data=DataConfig(demonstrations=24, heldout=5, seed=3),
@@ -187,16 +187,16 @@ def unlike():
         ),
         limits=Limits(
             window=160,
-            stream=224,
-            slots=7,
+            max_thread_tokens=224,
+            max_threads=7,
             children=3,
             max_depth=2,
             max_tokens=150,
             max_sequential=120,
             constrain=True,
         ),
-        schedule=Schedule(lanes=6, admit=2, chunk=4, buckets=(80,), few=(2,)),
-        learn=learn,
+        schedule=Schedule(slots=6, prefill_batch=2, prefill_chunk=4, context_buckets=(80,), small_batch_sizes=(2,)),
+        train=learn,
         evaluate=EvalConfig(
             batch=4,
             problems=2,

@@ -12,10 +12,10 @@ from apr_jax.model.sharding import make_mesh
 ROWS, HEADS, SIZE = 4, 4, 8
 
 
-def naive(q, k, v, segment, island):
+def naive(q, k, v, segment, hidden_block):
     """All scores at once, each key/value head repeated, and JAX's own derivative."""
     column = jnp.arange(q.shape[1])
-    mask = jax.vmap(lambda s, i: visible(s, i, column, s, i, column))(segment, island)
+    mask = jax.vmap(lambda s, i: visible(s, i, column, s, i, column))(segment, hidden_block)
     k, v = (jnp.repeat(x, q.shape[2] // k.shape[1], axis=1) for x in (k, v))
     scores = jnp.einsum("rshk,rhmk->rhsm", q, k) / np.sqrt(q.shape[-1])
     weights = jax.nn.softmax(jnp.where(mask[:, None], scores, -jnp.inf), axis=-1)
@@ -24,7 +24,7 @@ def naive(q, k, v, segment, island):
 
 def packing(rng, length):
     """Threads of random lengths, some with spawn blocks, and some padding at the end."""
-    segment, island = np.zeros((2, ROWS, length), np.int32)
+    segment, hidden_block = np.zeros((2, ROWS, length), np.int32)
     for row in range(ROWS):
         end, thread = 0, 0
         filled = length - int(rng.integers(0, length // 4 + 1))
@@ -34,9 +34,9 @@ def packing(rng, length):
             segment[row, begin:end] = thread
             for block in range(1, 4):
                 at = int(rng.integers(begin, end))
-                free = island[row, at : at + 5] == 0
-                island[row, at : at + 5] = np.where(free & (segment[row, at : at + 5] == thread), block, 0)
-    return jnp.asarray(segment), jnp.asarray(island)
+                free = hidden_block[row, at : at + 5] == 0
+                hidden_block[row, at : at + 5] = np.where(free & (segment[row, at : at + 5] == thread), block, 0)
+    return jnp.asarray(segment), jnp.asarray(hidden_block)
 
 
 def inputs(seed, length, groups):
@@ -45,13 +45,13 @@ def inputs(seed, length, groups):
     return *(jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in shapes), *packing(rng, length)
 
 
-def with_gradients(attend, q, k, v, segment, island):
+def with_gradients(attend, q, k, v, segment, hidden_block):
     """Output and gradients; those of padding are blanked, they mean nothing."""
     live = (segment > 0)[:, :, None, None]
     weight = jnp.cos(jnp.arange(q.size, dtype=jnp.float32)).reshape(q.shape) * live
 
     def total(q, k, v):
-        out = attend(q, k, v, segment, island)
+        out = attend(q, k, v, segment, hidden_block)
         return jnp.sum(out * weight), out * live
 
     grads, out = jax.grad(total, (0, 1, 2), has_aux=True)(q, k, v)
@@ -82,12 +82,12 @@ def assert_only_what_is_seen_is_read(attend, size):
     forward in keys and values (and its own queries), backward in the gradient and what was kept of the forward pass too.
     """
     segment = threads_about(size)
-    *x, _, island = inputs(1, segment.shape[1], 2)
+    *x, _, hidden_block = inputs(1, segment.shape[1], 2)
     x.append(jnp.cos(jnp.arange(x[0].size, dtype=jnp.float32)).reshape(x[0].shape))
 
     @jax.jit
     def run(q, k, v, grad):
-        out, pull = jax.vjp(lambda *x: attend(*x, segment, island), q, k, v)
+        out, pull = jax.vjp(lambda *x: attend(*x, segment, hidden_block), q, k, v)
         return out, *pull(grad)
 
     def by_block(out, d_q, d_k, d_v):
@@ -189,15 +189,17 @@ def test_rows_are_cut_into_nearly_full_blocks(length, size):
 
 def test_visibility_by_hand():
     column = jnp.arange(6)
-    segment, island = jnp.asarray([1, 1, 1, 1, 2, 0]), jnp.asarray([0, 1, 1, 0, 0, 0])
+    segment, hidden_block = jnp.asarray([1, 1, 1, 1, 2, 0]), jnp.asarray([0, 1, 1, 0, 0, 0])
     expected = [
         [1, 0, 0, 0, 0, 0],
         [1, 1, 0, 0, 0, 0],
         [1, 1, 1, 0, 0, 0],
-        [1, 0, 0, 1, 0, 0],  # After the island: it is hidden.
+        [1, 0, 0, 1, 0, 0],  # After the hidden block: it is hidden.
         [0, 0, 0, 0, 1, 0],
         [0, 0, 0, 0, 0, 1],
     ]
-    np.testing.assert_array_equal(visible(segment, island, column, segment, island, column), np.asarray(expected, bool))
-    later = visible(segment[3:], island[3:], column[3:], segment[:3], island[:3], column[:3])
+    np.testing.assert_array_equal(
+        visible(segment, hidden_block, column, segment, hidden_block, column), np.asarray(expected, bool)
+    )
+    later = visible(segment[3:], hidden_block[3:], column[3:], segment[:3], hidden_block[:3], column[:3])
     np.testing.assert_array_equal(later, np.asarray(expected, bool)[3:, :3])

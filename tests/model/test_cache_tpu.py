@@ -37,7 +37,7 @@ def by_heads(side, groups):
 @pytest.mark.parametrize(("heads", "groups"), [(4, 4), (4, 2), (3, 1)])
 @pytest.mark.parametrize("bound", [1, 128, 300])
 def test_a_step_finds_and_stores_what_other_devices_do(heads, groups, bound):
-    """At places in all parts of a block and at both ends of the window; a lane without a token stores nothing."""
+    """At places in all parts of a block and at both ends of the window; a decode slot without a token stores nothing."""
     random = np.random.default_rng(bound)
     places = [
         0,
@@ -49,17 +49,17 @@ def test_a_step_finds_and_stores_what_other_devices_do(heads, groups, bound):
         min(127, bound - 1),
         min(128, bound - 1),
     ]
-    lanes, model = len(places), config(heads, groups)
+    slots, model = len(places), config(heads, groups)
     positions = jnp.asarray(places)[:, None]
 
     def normal(*shape):
         return jnp.asarray(random.normal(size=shape), jnp.float32)
 
-    q, k, v = normal(lanes, 1, heads, 16), normal(lanes, groups, 1, 16), normal(lanes, groups, 1, 16)
-    old = [normal(lanes, groups, bound, 16) for _ in range(2)]
-    empty = cache_tpu.empty(model, lanes, bound, (bound,))
+    q, k, v = normal(slots, 1, heads, 16), normal(slots, groups, 1, 16), normal(slots, groups, 1, 16)
+    old = [normal(slots, groups, bound, 16) for _ in range(2)]
+    empty = cache_tpu.empty(model, slots, bound, (bound,))
     filled = tuple(
-        e.at[:, :bound].set(x.transpose(0, 2, 1, 3).reshape(lanes, bound, -1)) for e, x in zip(empty, old, strict=True)
+        e.at[:, :bound].set(x.transpose(0, 2, 1, 3).reshape(slots, bound, -1)) for e, x in zip(empty, old, strict=True)
     )
     found, after = jax.jit(lambda *x: interpreted(filled, positions, bound, (bound,))(*x))(q, k, v)
     expected, ((keys, values),) = cache.over((tuple(old),), positions, bound, (bound,))(q, k, v)
@@ -70,8 +70,8 @@ def test_a_step_finds_and_stores_what_other_devices_do(heads, groups, bound):
         assert not np.asarray(side[:, bound:]).any()
 
 
-def test_what_lies_beyond_a_lane_is_not_read():
-    """NaN in the blocks after a lane's last one does not come through, as it would through a mask."""
+def test_what_lies_beyond_a_slot_is_not_read():
+    """NaN in the blocks after a decode slot's last one does not come through, as it would through a mask."""
     model, bound = config(), 384
     sides = tuple(x.at[:, 128:].set(jnp.nan) for x in cache_tpu.empty(model, 2, bound, (bound,)))
     q, k = jnp.ones((2, 1, 4, 16)), jnp.ones((2, 2, 1, 16))
@@ -87,7 +87,7 @@ def _kernels(jaxpr):
 
 
 def test_small_blocks_find_and_store_the_same():
-    """A bound of small blocks over a cache made for large ones; the longest lane ends in its last block."""
+    """A bound of small blocks over a cache made for large ones; the longest decode slot ends in its last block."""
     model, random = config(), np.random.default_rng(0)
     sides = tuple(jnp.asarray(random.normal(size=e.shape), e.dtype) for e in cache_tpu.empty(model, 3, 300, (300,)))
     q, k, v = (
@@ -96,7 +96,9 @@ def test_small_blocks_find_and_store_the_same():
     positions = jnp.asarray([[5], [64], [199]])
     small, large = (interpreted(sides, positions, bound, (bound,))(q, k, v) for bound in (200, 300))
     (kernel,) = _kernels(jax.make_jaxpr(interpreted(sides, positions, 200, (200,)))(q, k, v).jaxpr)
-    assert kernel.params["grid_mapping"].num_dynamic_grid_bounds == 1, "as many turns as the longest lane has blocks"
+    assert kernel.params["grid_mapping"].num_dynamic_grid_bounds == 1, (
+        "as many turns as the longest decode slot has blocks"
+    )
     np.testing.assert_allclose(small[0], large[0], atol=2e-6)
     for a, b in zip(small[1], large[1], strict=True):
         np.testing.assert_array_equal(a, b)
@@ -126,7 +128,7 @@ def test_blocks_fit_beside_each_other():
     assert cache_tpu.block_size(100_000, 4, 400) == cache_tpu.TILE
 
 
-@pytest.mark.parametrize("chunk", [1, 3])
+@pytest.mark.parametrize("prefill_chunk", [1, 3])
 def test_contexts_and_steps_share_a_cache(chunk):
     """Read in chunks, then decoded token by token, with a smaller cache's leaves as corners of the larger one's."""
     model = config()
@@ -165,11 +167,14 @@ def spawning(decode):
 
 @pytest.mark.slow
 def test_a_rollout_grows_the_same_trees():
-    """Of a random policy that spawns and joins: every token and status, with lanes that change hands."""
-    model, limits = config(), Limits(window=48, stream=72, slots=5, children=3, max_depth=1, constrain=True)
+    """Of a random policy that spawns and joins: every token and status, with decode slots that change hands."""
+    model, limits = (
+        config(),
+        Limits(window=48, max_thread_tokens=72, max_threads=5, children=3, max_depth=1, constrain=True),
+    )
     params = init_params(model, VOCAB, jax.random.key(2))
     prompts = make_prompts([[p.BOS, 20, 21], [p.BOS, 22]] * 4, 4, temperature=1.0)
-    schedule = Schedule(lanes=6, admit=2, chunk=4, buckets=(16,))
+    schedule = Schedule(slots=6, prefill_batch=2, prefill_chunk=4, context_buckets=(16,))
     forests = []
     for tpu in (False, True):
         decode, init_cache = make_decode(model, schedule.bounds(limits.window), tpu)

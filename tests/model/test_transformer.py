@@ -1,4 +1,4 @@
-"""One forward function: packed rows, prefill and decoding agree; nothing leaks between threads or out of islands."""
+"""One forward function: packed rows, prefill and decoding agree; nothing leaks between threads or out of hidden blocks."""
 
 import dataclasses
 
@@ -33,16 +33,16 @@ def test_parameter_count_by_hand(params):
     assert count_params(params) == (2 * layer + 32 + VOCAB * 32, 2 * layer + 32)
 
 
-def test_no_gradient_from_the_future_from_other_threads_or_from_closed_islands(params):
+def test_no_gradient_from_the_future_from_other_threads_or_from_closed_hidden_blocks(params):
     tokens, position, _, _ = rows(1)
     segment = jnp.asarray([[1] * 8 + [2] * 4] * 2)
-    island = jnp.asarray([[0, 0, 1, 1, 0, 0, 0, 0] + [0] * 4] * 2)
+    hidden_block = jnp.asarray([[0, 0, 1, 1, 0, 0, 0, 0] + [0] * 4] * 2)
 
     def logit(inputs, at):
         one_hot = jax.nn.one_hot(tokens, VOCAB) + inputs
         swapped = params | {"embed": jnp.eye(VOCAB) @ params["embed"]}
         h = jnp.einsum("rlv,vd->rld", one_hot, swapped["embed"])
-        return _forward_from(h, params, position, segment, island)[0, at].sum()
+        return _forward_from(h, params, position, segment, hidden_block)[0, at].sum()
 
     blank = jnp.zeros((2, 12, VOCAB))
     after = np.abs(jax.grad(logit)(blank, 6)).sum(-1)
@@ -52,20 +52,20 @@ def test_no_gradient_from_the_future_from_other_threads_or_from_closed_islands(p
     np.testing.assert_array_equal(child[0] != 0, [0] * 8 + [1, 1, 1, 0])
 
 
-def _forward_from(h, params, position, segment, island):
+def _forward_from(h, params, position, segment, hidden_block):
     """`forward` with the embeddings given, so that a gradient reaches each token's own."""
     width = h.shape[-1]
     rows_, length = position.shape
     table = jnp.concatenate([params["embed"], h.reshape(-1, width)])
     index = VOCAB + jnp.arange(rows_ * length).reshape(rows_, length)
-    return forward(params | {"embed": table}, CONFIG, index, position, segment, island)[..., :VOCAB]
+    return forward(params | {"embed": table}, CONFIG, index, position, segment, hidden_block)[..., :VOCAB]
 
 
 @pytest.mark.parametrize("bound", [12, 16])
-@pytest.mark.parametrize("chunk", [1, 3, 12])
+@pytest.mark.parametrize("prefill_chunk", [1, 3, 12])
 def test_decoding_in_chunks_gives_the_training_logits(params, chunk, bound):
-    tokens, position, segment, island = rows(2)
-    expected = forward(params, CONFIG, tokens, position, segment, island)
+    tokens, position, segment, hidden_block = rows(2)
+    expected = forward(params, CONFIG, tokens, position, segment, hidden_block)
     decode, init_cache = make_decode(CONFIG, BOUNDS)
     ready, cache = prepare_decode(params, CONFIG), init_cache(2, bound)
     step = jax.jit(decode, static_argnums=4)
@@ -87,13 +87,13 @@ def test_padding_leaves_the_cache_untouched(params):
 
 def test_a_rewound_cache_forgets(params):
     decode, init_cache = make_decode(CONFIG, BOUNDS)
-    tokens, position, segment, island = rows(4)
+    tokens, position, segment, hidden_block = rows(4)
     ready = prepare_decode(params, CONFIG)
     _, cache = decode(ready, tokens, init_cache(2, 16), position, 16)
     other = (tokens + 1) % VOCAB
     logits, _ = decode(ready, other[:, 5:7], cache, position[:, 5:7], 16)
     joined = jnp.concatenate([tokens[:, :5], other[:, 5:7]], axis=1)
-    expected = forward(params, CONFIG, joined, position[:, :7], segment[:, :7], island[:, :7])
+    expected = forward(params, CONFIG, joined, position[:, :7], segment[:, :7], hidden_block[:, :7])
     np.testing.assert_allclose(logits, expected[:, 5:7], atol=2e-5)
 
 
@@ -118,12 +118,12 @@ def test_remat_changes_memory_not_gradients(params):
 
 @pytest.mark.parametrize(("data", "fsdp", "tensor"), [(8, 1, 1), (2, 2, 2), (1, 4, 2)])
 def test_every_mesh_gives_the_same_logits(params, data, fsdp, tensor):
-    tokens, position, segment, island = (jnp.tile(x, (4, 1)) for x in rows(6))
-    expected = forward(params, CONFIG, tokens, position, segment, island)
+    tokens, position, segment, hidden_block = (jnp.tile(x, (4, 1)) for x in rows(6))
+    expected = forward(params, CONFIG, tokens, position, segment, hidden_block)
     mesh = make_mesh(data, fsdp, tensor, jax.devices()[:8])
     placed = jax.device_put(params, shardings(params, mesh))
     assert (fsdp * tensor == 1) == placed["layers"]["q"].is_fully_replicated
-    logits = jax.jit(forward, static_argnums=(1, 6))(placed, CONFIG, tokens, position, segment, island, mesh)
+    logits = jax.jit(forward, static_argnums=(1, 6))(placed, CONFIG, tokens, position, segment, hidden_block, mesh)
     np.testing.assert_allclose(logits, expected, atol=2e-5)
 
 
@@ -153,9 +153,9 @@ def test_what_is_stored_and_what_is_dropped():
         new = jax.random.normal(jax.random.key(1), (3, 2, steps, 4))
         place = jnp.asarray([[0, 6, 9], [7, 2, 3], [5, 4, 700]])[:, :steps]
         expected = np.array(old)
-        for lane, step in np.ndindex(3, steps):
-            if place[lane, step] < 7:
-                expected[lane, :, place[lane, step]] = new[lane, :, step]
+        for slot, step in np.ndindex(3, steps):
+            if place[slot, step] < 7:
+                expected[slot, :, place[slot, step]] = new[slot, :, step]
         np.testing.assert_array_equal(jax.jit(store)(old, new, place), expected)
     one = jax.jit(store)(old[:1], old[:1, :, 3:4], jnp.asarray([[5]]))
     np.testing.assert_array_equal(one, old[:1].at[:, :, 5].set(old[:1, :, 3]))

@@ -8,7 +8,7 @@ from apr_jax.config import EvalConfig
 from apr_jax.evaluate.cells import ON_TEST
 from apr_jax.evaluate.runner import Decoding
 from apr_jax.evaluate.scores import summarize
-from apr_jax.paper.comparisons import claims
+from apr_jax.paper.comparisons import comparisons
 from apr_jax.paper.results import Answered, Results
 from apr_jax.paper.suite import WIDE, Evaluation
 
@@ -26,7 +26,7 @@ def made(model, right, tokens=10, chain=5, seconds=None, problems=PROBLEMS, vali
     by_n = right if isinstance(right, tuple) else (right,)
     traces = [
         {"id": str(k), "sample": sample, "children": 0, "max_thread_tokens": 1, "threads": [{"status": "DONE"}]}
-        # Whoever is not right claims nothing, and a first right claim wins the vote.
+        # Whoever is not right comparisons nothing, and a first right comparison wins the vote.
         | {"correct": k < count, "claimed": k < count, "solution": ["1+1=2"] if k < count else None}
         | {"total_tokens": _of(tokens, sample), "sequential_tokens": _of(chain, sample)}
         for k in range(problems)
@@ -44,7 +44,7 @@ def _of(values, sample):
 
 @pytest.fixture
 def row_of(config):
-    """(evaluations, how a claim starts) -> its row."""
+    """(evaluations, how a comparison starts) -> its row."""
     config = dataclasses.replace(
         config, evaluate=EvalConfig(temperatures=(0.5, 1.0), children=(2, 4), bins=(1,), forced=(3,), timed=2)
     )
@@ -52,7 +52,7 @@ def row_of(config):
     def found(start, *evaluations):
         answered = {one.evaluation.name: one for one in evaluations}
         assert len(answered) == len(evaluations)
-        rows = [row for row in claims(Results(config, answered, [], {})) if row["claim"].startswith(start)]
+        rows = [row for row in comparisons(Results(config, answered, [], {})) if row["comparison"].startswith(start)]
         return rows[0] if rows else None
 
     return found
@@ -87,20 +87,20 @@ def both_methods():
     ]
 
 
-@pytest.mark.parametrize("claim", WINNERS)
+@pytest.mark.parametrize("comparison", WINNERS)
 @pytest.mark.parametrize("case", range(len(WIDE_ANSWERS)))
-def test_serial_search_on_wide_beams_competes_in_a_row_of_its_own(claim, case, row_of):
+def test_serial_search_on_wide_beams_competes_in_a_row_of_its_own(comparison, case, row_of):
     """APR takes 40 tokens and 1 s."""
     greedy, votes = WIDE_ANSWERS[case]
     sampled = made(WIDE, votes, tokens=(20, 20, 30), chain=(5, 5, 9), temperature=1.0)
     wide = [made(WIDE, greedy, tokens=20, seconds=0.5), sampled]
-    row = row_of(f"{claim}{TOO}: APR, ", *both_methods(), *wide)
-    assert (row["one"], (opponent(row), row["other"])) == (0.9, WINNERS[claim][case])
+    row = row_of(f"{comparison}{TOO}: APR, ", *both_methods(), *wide)
+    assert (row["one"], (opponent(row), row["other"])) == (0.9, WINNERS[comparison][case])
     assert (row["paper"], row["reached"]) == ("", None), "the paper's beams are not wide"
-    before = row_of(f"{claim}: APR, ", *both_methods())
-    assert before == row_of(f"{claim}: APR, ", *both_methods(), *wide) and before["other"] <= 0.5
+    before = row_of(f"{comparison}: APR, ", *both_methods())
+    assert before == row_of(f"{comparison}: APR, ", *both_methods(), *wide) and before["other"] <= 0.5
     for partly in ([], wide[:1], wide[1:]):
-        assert row_of(f"{claim}{TOO}", *both_methods(), *partly) is None
+        assert row_of(f"{comparison}{TOO}", *both_methods(), *partly) is None
 
 
 def test_rl_was_not_done_on_wide_beams(row_of):
@@ -136,7 +136,7 @@ def test_what_took_more_than_one_window_of_tokens_is_wrong(asked, votes, tokens,
 
 
 def opponent(row):
-    return row["claim"].rpartition(", ")[2]
+    return row["comparison"].rpartition(", ")[2]
 
 
 @pytest.mark.parametrize(
@@ -267,7 +267,7 @@ def test_the_chain_of_a_vote_is_its_longest(votes, chains, name, one, row_of):
     else:
         assert (opponent(row), row["one"]) == (name, one)
         assert row["one_spent"]["sequential_tokens"] <= row["other_spent"]["sequential_tokens"]
-        assert (row["paper"], row["reached"]) == ("", None), "it is no claim of the paper"
+        assert (row["paper"], row["reached"]) == ("", None), "it is no comparison of the paper"
 
 
 @pytest.mark.parametrize(
@@ -291,7 +291,7 @@ def test_the_gain_of_rl_is_held_against_that_of_table_3(method, words, greedy, h
             ]
             row = row_of(start, *pair, made(f"{method}/rl", 9, temperature=0.5))
             assert (row["one"], row["other"], row["paper"]) == (after / 10, 0.5, published)
-            assert row["reached"] is reached and row["claim"] == start
+            assert row["reached"] is reached and row["comparison"] == start
     assert row_of("RL's gain", pair[0]) is None
 
 
@@ -322,7 +322,7 @@ CHOICES = {"plain": 8, "asked": 6, "votes": (1, 2, 3), "cool": (4, 5, 7), "after
 
 
 @pytest.mark.parametrize(
-    ("claim", "one", "other", "name"),
+    ("comparison", "one", "other", "name"),
     [
         ("same total tokens, each at its best", 0.7, 0.6, "SoS+ cons@3"),
         ("same seconds of one problem", 0.7, 0.6, "SoS+ cons@3"),
@@ -330,14 +330,14 @@ CHOICES = {"plain": 8, "asked": 6, "votes": (1, 2, 3), "cool": (4, 5, 7), "after
         ("at most 64 total tokens: APR, ", 0.7, 0.6, "SoS+ cons@3"),
     ],
 )
-def test_validation_problems_choose_and_test_problems_score(claim, one, other, name, row_of):
+def test_validation_problems_choose_and_test_problems_score(comparison, one, other, name, row_of):
     """APR asked for 2 children and the third vote at temperature 1 are the best on test problems, and must not be taken."""
-    row = row_of(claim, *competing(**CHOICES))
+    row = row_of(comparison, *competing(**CHOICES))
     assert (row["one"], row["other"], opponent(row)) == (one, other, name)
     assert "T = 0.5" in row["note"] and "asked for" not in row["note"]
     assert row["chosen"] == "chosen by 10 validation problems"
 
-    row = row_of(claim, *competing())
+    row = row_of(comparison, *competing())
     assert (row["one"], row["other"]) == (0.9, 0.8)
     assert row["chosen"].startswith(f"{ON_TEST} (APR of 2, up to ")
     assert "cons@3 of " in row["chosen"] and row["chosen"].endswith(" points too high if all were equal)")

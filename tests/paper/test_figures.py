@@ -173,7 +173,7 @@ def test_total_tokens(results, temperature):
     drawn = figures.total_tokens(results)
     ours, theirs = (panel(drawn, who, f"T = {temperature:g}") for who in (OURS, PAPER))
     colours = set()
-    # On wide beams votes are drawn where claims compare them.
+    # On wide beams votes are drawn where comparisons compare them.
     for model, name, samples in ((WIDE, "SoS+ on wide beams", 3 if temperature == 1 else 1), ("sos+/sft", "SoS+", 3)):
         serial = results.get(model, temperature=temperature)
         spent = [tokens for *_, tokens in serial.by_n]
@@ -319,22 +319,22 @@ def test_child_count_enforced(results):
         assert_before_and_after(theirs, expected)
 
 
-def test_lanes(results):
-    """The cost model beside what was measured: on so many lanes at every step, and with as many as a step needs."""
-    drawn = controls.lanes(results)
+def test_slots(results):
+    """The cost model beside what was measured: on so many decode slots at every step, and with as many as a step needs."""
+    drawn = controls.slots(results)
     fewer, spent = (panel(drawn, who) for who in ("fewer steps", "milliseconds"))
     one = results.get("apr/rl")
-    rows, two = one.lanes["rows"], one.traces[:2]
-    assert one.lanes["problems"] == [trace["id"] for trace in two]
-    lanes = [row["lanes"] for row in rows]
+    rows, two = one.slots["rows"], one.traces[:2]
+    assert one.slots["problems"] == [trace["id"] for trace in two]
+    slots = [row["slots"] for row in rows]
     measured, _ = series(fewer, "steps, as decoded")
-    assert (list(measured.get_xdata()), list(measured.get_ydata())) == (lanes, [1, 2, 4])
+    assert (list(measured.get_xdata()), list(measured.get_ydata())) == (slots, [1, 2, 4])
     measured, _ = series(spent, "measured")
     assert list(measured.get_ydata()) == pytest.approx([1e3 * row["seconds"] for row in rows])
     tokens = [sum(trace[measure] for trace in two) for measure in ("total_tokens", "sequential_tokens")]
     modelled, _ = series(spent, "model: steps x measured seconds of a step")
-    # On one lane every token takes a step; the made-up step takes 10 ms a lane.
-    steps = [sum(steps_on(trace, lanes) for trace in two) / 2 for lanes in range(1, 5)]
+    # On one decode slot every token takes a step; the made-up step takes 10 ms a decode slot.
+    steps = [sum(steps_on(trace, slots) for trace in two) / 2 for slots in range(1, 5)]
     assert steps[0] == sum(thread["tokens"] for trace in two for thread in trace["threads"]) / 2
     assert list(modelled.get_ydata()) == pytest.approx([10 * n * count for n, count in enumerate(steps, start=1)])
     same, _ = series(spent, "if a step took the same on any number")

@@ -22,7 +22,7 @@ from apr_jax.text.tokenizer import Tokenizer
 TRAINED = ("sos+/sft", "sos+/rl", "apr/sft", "apr/rl")
 LOG = """# Log
 ## 2026-11-26: tiny, wider and *worse*
-- **Twice as wide**: `learn.sft.lr=1e-3` gave <b>nothing</b>, see [the table](evaluation.md).
+- **Twice as wide**: `train.sft.lr=1e-3` gave <b>nothing</b>, see [the table](evaluation.md).
 ## 2026-11-25: another size
 - Not of this one.
 ## 2026-11-24: the destiny of tiny
@@ -191,9 +191,9 @@ def test_claims_tables_and_figures_are_there_to_see(show, written, viewport):
         assert viewport is NARROW or table.evaluate(UNSEEN) <= 0, title
         return table
 
-    claims = after("The paper's claims, here").locator("tbody tr")
-    assert claims.count() == len(numbers["claims"]) > 8
-    assert numbers["claims"][0]["paper"] in claims.first.inner_text()
+    comparisons = after("The paper's comparisons, here").locator("tbody tr")
+    assert comparisons.count() == len(numbers["comparisons"]) > 8
+    assert numbers["comparisons"][0]["paper"] in comparisons.first.inner_text()
     assert after("Greedy answers").locator("tbody tr").count() == len(TRAINED)
     for number, (name, title) in enumerate(run_report._TITLES.items(), start=1):
         assert title.startswith(f"Table {number}")
@@ -225,8 +225,8 @@ def test_a_count_of_failures_leads_to_its_tree(show, written):
         assert tab.evaluate("viewer.panes[0].choice.value") == name
         assert kind in tab.inner_text(".verdict >> nth=0")
         assert tab.inner_text(".facts >> nth=0").startswith(f"{wrong[0]['total_tokens']} tokens")
-        lanes = tab.locator(".lanes >> nth=0").bounding_box()
-        assert 0 <= lanes["y"] < WIDE["height"], "it is in view"
+        slots = tab.locator(".lanes >> nth=0").bounding_box()
+        assert 0 <= slots["y"] < WIDE["height"], "it is in view"
         assert tab.evaluate("viewer.panes[0].lanes.drawn") > 0
 
 
@@ -260,7 +260,7 @@ def test_what_was_tried_at_this_scale_is_in_the_report(written):
         "2026-11-26: tiny, wider and <em>worse</em>",
         "2026-11-24: the destiny of tiny",
     ]
-    assert "<strong>Twice as wide</strong>: <code>learn.sft.lr=1e-3</code> gave &lt;b&gt;nothing&lt;/b&gt;" in log
+    assert "<strong>Twice as wide</strong>: <code>train.sft.lr=1e-3</code> gave &lt;b&gt;nothing&lt;/b&gt;" in log
     assert "Not of this one" not in text and "What was tried for the others stands below" in text
     assert [to for to in re.findall(r'(?:href|src)="([^"]*)"', text) if not to.startswith("#")] == []
 
@@ -335,6 +335,6 @@ def test_the_papers_panel_sets_no_cost_of_serial_and_parallel_search_equal(run):
     assert tagged[0] == set()
     assert tagged[1] == {
         ("24k", published_figures.PASS_AT_N[1.0][-1]),
-        *(("20k", score) for score in published_figures.CLAIMS["tokens"]),
+        *(("20k", score) for score in published_figures.COMPARISONS["tokens"]),
     }
     assert "no axis of cost" in drawn.caption and "do not cost the same" in drawn.caption

@@ -14,12 +14,12 @@ from rich.console import Console
 
 from apr_jax.config import EvalConfig
 from apr_jax.errors import UsageError, UserError
-from apr_jax.evaluate.cells import claim_cells, spent
+from apr_jax.evaluate.cells import comparison_cells, spent
 from apr_jax.evaluate.scores import MEASURES
 from apr_jax.paper import charts, controls, figures, published_figures, run_report, suite, tables
-from apr_jax.paper.comparisons import claims
+from apr_jax.paper.comparisons import comparisons
 from apr_jax.paper.results import read_run
-from apr_jax.report.terminal_tables import print_claims, print_table
+from apr_jax.report.terminal_tables import print_comparisons, print_table
 from apr_jax.tasks import METHODS, Countdown, draw, flatten
 from apr_jax.text.tokenizer import Tokenizer
 
@@ -164,13 +164,13 @@ def test_small_budgets_are_also_of_trees_that_were_asked_for_few_children(whole)
 
 
 def test_the_control_is_also_of_drawn_beams(config, tokenizer, tmp_path):
-    """Greedily, among the figures and the claims."""
+    """Greedily, among the figures and the comparisons."""
     made_run.make_run(tmp_path, config, tokenizer, (f"{suite.DRAWN}/sft", f"{suite.DRAWN}/rl"))
     results = read_run(tmp_path, tmp_path / "data")
     drawn = figures.enforced(results)
     names = [label.get_text() for label in drawn.figure.axes[0].get_xticklabels()]
     assert names == ["APR,\ndrawn beams", "APR,\ndrawn beams,\n3 children"]
-    gains = [row["claim"].removeprefix("RL's gain, APR, drawn beams") for row in claims(results)]
+    gains = [row["comparison"].removeprefix("RL's gain, APR, drawn beams") for row in comparisons(results)]
     assert gains == ["", ", held to 3 children", ", T = 1"]
 
 
@@ -188,34 +188,34 @@ def test_failures_are_told_of_the_temperatures_of_claims(whole):
 
 
 def voted(results, row):
-    """Whose samples vote in a claim."""
-    return results.get("sos+/rl" if "SoS+ after RL" in row["claim"] else "sos+/sft", temperature=1.0)
+    """Whose samples vote in a comparison."""
+    return results.get("sos+/rl" if "SoS+ after RL" in row["comparison"] else "sos+/sft", temperature=1.0)
 
 
 def test_claims_of_a_whole_run(whole):
-    rows = claims(whole)
+    rows = comparisons(whole)
     assert len(rows) == 15  # No APR answer here is as short as serial ones.
     for row in rows:
         assert row["low"] <= row["gap"] <= row["high"] and row["gap"] == pytest.approx(row["one"] - row["other"])
-    gains = [row["gap"] for row in rows if row["claim"].startswith("RL's gain")]
+    gains = [row["gap"] for row in rows if row["comparison"].startswith("RL's gain")]
     assert len(gains) == 6 and all(gain >= 0 for gain in gains), "the made-up answers are never worse after RL"
     window = rows[0]
     assert (window["n"], window["paper"]) == (made_run.PROBLEMS, "83.4 against 60.0 (+23.4)")
-    tokens = next(row for row in rows if row["claim"].startswith("same total tokens: APR, "))
+    tokens = next(row for row in rows if row["comparison"].startswith("same total tokens: APR, "))
     spent = [tokens for *_, tokens in voted(whole, tokens).by_n]
-    n = int(tokens["claim"][-1])
+    n = int(tokens["comparison"][-1])
     budget = int(tokens["note"].split(": ")[1].split()[0])
     assert n == next((n for n, cost in enumerate(spent, start=1) if cost >= budget - 0.5), 3)
 
 
 def test_what_the_threads_did_stands_beside_every_score(whole):
-    rows = {row["claim"].partition(":")[0]: row for row in claims(whole)}
+    rows = {row["comparison"].partition(":")[0]: row for row in comparisons(whole)}
     row = rows["same window, supervised"]
     for side, model in (("one_spent", "apr/sft"), ("other_spent", "sos+/sft")):
         summary = whole.get(model).summary
         assert row[side] == pytest.approx({key: summary[key] for key in MEASURES})
-    tokens = next(row for row in claims(whole) if row["claim"].startswith("same total tokens: APR, "))
-    n = int(tokens["claim"][-1])
+    tokens = next(row for row in comparisons(whole) if row["comparison"].startswith("same total tokens: APR, "))
+    n = int(tokens["comparison"][-1])
     assert n > 1
     groups = [trees[:n] for trees in voted(whole, tokens).groups.values()]
     measured = [[[tree[key] for tree in trees] for trees in groups] for key in MEASURES]
@@ -244,25 +244,27 @@ def test_a_gap_is_reached_if_ours_is_at_least_the_papers(whole, monkeypatch, key
     """The paper's gap is put so far above ours, and its score; a higher score with the same gap matters in one window alone."""
 
     def found():
-        return next(row for row in claims(whole) if row["claim"].startswith(start))
+        return next(row for row in comparisons(whole) if row["comparison"].startswith(start))
 
     row = found()
     one = round(100 * row["one"], 1) + score
     other = one - round(100 * row["gap"], 1) - above
-    monkeypatch.setitem(published_figures.CLAIMS, key, (one, other))
+    monkeypatch.setitem(published_figures.COMPARISONS, key, (one, other))
     row = found()
     assert row["reached"] is (above == 0 and (score == 0 or key != "window"))
-    assert claim_cells(row)["verdict"] == ("reached" if row["reached"] else "not reached")
+    assert comparison_cells(row)["verdict"] == ("reached" if row["reached"] else "not reached")
 
 
-@pytest.mark.parametrize(("claim", "method", "temperature"), [("APR", "apr", 0.0), ("SoS+, T = 1", "sos+", 1.0)])
-def test_the_gain_of_rl_is_reached_if_it_is_at_least_that_of_table_3(whole, monkeypatch, claim, method, temperature):
+@pytest.mark.parametrize(("comparison", "method", "temperature"), [("APR", "apr", 0.0), ("SoS+, T = 1", "sos+", 1.0)])
+def test_the_gain_of_rl_is_reached_if_it_is_at_least_that_of_table_3(
+    whole, monkeypatch, comparison, method, temperature
+):
     """To the tenth of a point; where children are held there is nothing to reach."""
 
     def found():
-        rows = {row["claim"].removeprefix("RL's gain, "): row for row in claims(whole)}
+        rows = {row["comparison"].removeprefix("RL's gain, "): row for row in comparisons(whole)}
         assert rows["APR, held to 3 children"]["reached"] is None
-        return rows[claim]
+        return rows[comparison]
 
     gain = round(100 * found()["gap"], 1)
     for above, reached in ((0.0, True), (0.1, False)):
@@ -273,7 +275,7 @@ def test_the_gain_of_rl_is_reached_if_it_is_at_least_that_of_table_3(whole, monk
 
 def test_sequential_tokens_are_reached_by_fewer_at_higher_accuracy(whole):
     def verdict(results):
-        (row,) = (row for row in claims(results) if row["claim"].startswith("sequential tokens"))
+        (row,) = (row for row in comparisons(results) if row["comparison"].startswith("sequential tokens"))
         return row["reached"], row["gap"]
 
     def changed(tokens, accuracy):
@@ -287,27 +289,27 @@ def test_sequential_tokens_are_reached_by_fewer_at_higher_accuracy(whole):
     assert changed(-1_000, True)[0] is True
     assert changed(1_000, True)[0] is False
     assert changed(-1_000, False)[0] is False
-    unjudged = [row["claim"] for row in claims(whole) if row["reached"] is None]
+    unjudged = [row["comparison"] for row in comparisons(whole) if row["reached"] is None]
     assert len(unjudged) == 7, unjudged
-    assert all(claim_cells(row)["verdict"] == "" for row in claims(whole) if row["claim"] in unjudged)
+    assert all(comparison_cells(row)["verdict"] == "" for row in comparisons(whole) if row["comparison"] in unjudged)
 
 
 def test_the_report_shows_threads_and_verdicts(config, tokenizer, tmp_path, monkeypatch):
-    """In the claims, in Tables 1 to 3, and where it says what was tried."""
+    """In the comparisons, in Tables 1 to 3, and where it says what was tried."""
     made_run.make_run(tmp_path, config, tokenizer, TRAINED)
     monkeypatch.setattr(run_report, "select", lambda traces: {})
     monkeypatch.setattr(run_report, "page", lambda title, summary, traces: summary)
-    monkeypatch.setitem(published_figures.CLAIMS, "window", (100.0, -1.0))
+    monkeypatch.setitem(published_figures.COMPARISONS, "window", (100.0, -1.0))
     found = run_report.write_run_report(tmp_path, tmp_path / "data")
     text = (tmp_path / "report.html").read_text()
-    verdicts = [row["reached"] for row in found["claims"]]
+    verdicts = [row["reached"] for row in found["comparisons"]]
     assert verdicts[0] is False
     assert text.count(">reached<") == verdicts.count(True) > 0
     assert text.count(">not reached<") == verdicts.count(False)
     assert f"{verdicts.count(True)} of {len(verdicts) - verdicts.count(None)} of the paper's gaps are reached" in text
     assert "is in the project's docs/log.md" in text, "which has no entry on this scale"
     scored = [cell["ours"] for rows in found["tables"].values() for row in rows for cell in row["cells"].values()]
-    beside = [row[f"{side}_spent"] for row in found["claims"] for side in ("one", "other")]
+    beside = [row[f"{side}_spent"] for row in found["comparisons"] for side in ("one", "other")]
     scored = [one for one in scored if one]
     assert text.count(" in sequence, ") == len(beside) + len(scored) > 20
     assert {one["n"] for one in scored} == {6, made_run.PROBLEMS}
@@ -322,16 +324,20 @@ def test_the_terminal_shows_threads_and_verdicts(whole):
     main = tables.main_table(whole)
     main["apr-sft"] |= {"spawned": 0.987, "truncated": 0.123}
     print_table({row["label"]: row for row in main.values()}, console=console)
-    print_claims(claims(whole), console)
+    print_comparisons(comparisons(whole), console)
     said = console.file.getvalue()
     assert "…" not in said
     assert re.search(r"^APR .* 98\.7 +12\.3$", said, re.M) and "spawned" in said and "trunc." in said
     assert re.search(r"^same window, .* \d+ +\d+ +\d+\.\d\d .*83\.4 against", said, re.M)
     p = {
-        claim_cells(row | {"p": value})["p"] for row in claims(whole)[:1] for value in (0.0, 9e-4, 0.001, 0.0414, None)
+        comparison_cells(row | {"p": value})["p"]
+        for row in comparisons(whole)[:1]
+        for value in (0.0, 9e-4, 0.001, 0.0414, None)
     }
     assert p == {"< 0.001", "0.001", "0.041", ""}
-    assert "not reached" in said and said.count("reached") == sum(row["reached"] is not None for row in claims(whole))
+    assert "not reached" in said and said.count("reached") == sum(
+        row["reached"] is not None for row in comparisons(whole)
+    )
 
 
 def test_tables_show_what_was_not_run(whole):
@@ -357,7 +363,7 @@ def test_a_part_of_a_run_gives_fewer_figures_and_says_so(models, config, tokeniz
     assert 0 < len(drawn) < 8
     for one in drawn:
         charts.to_svg(one.figure, one.caption)
-    json.dumps([claims(results), tables.all_tables(results), tables.main_table(results)])
+    json.dumps([comparisons(results), tables.all_tables(results), tables.main_table(results)])
     for model in set(TRAINED) - set(models):
         assert any(f"({model})" in line for line in results.missing)
 
@@ -374,11 +380,11 @@ def test_the_papers_figures_agree_with_each_other():
     """What two places of the paper print must be the same number."""
     assert (
         published_figures.APR_BY_CONDITION[1.0][-1]
-        == published_figures.CLAIMS["tokens"][0]
+        == published_figures.COMPARISONS["tokens"][0]
         == published_figures.TABLE_3["apr/sft enforced"][1.0]
     )
-    assert published_figures.CONS_AT_N[1.0][6] == published_figures.CLAIMS["tokens"][1]
-    assert published_figures.CLAIMS["window"] == (
+    assert published_figures.CONS_AT_N[1.0][6] == published_figures.COMPARISONS["tokens"][1]
+    assert published_figures.COMPARISONS["window"] == (
         published_figures.AT_WINDOW["apr/rl"],
         published_figures.AT_WINDOW["sos+/rl"],
     )

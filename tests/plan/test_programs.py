@@ -16,7 +16,7 @@ from apr_jax.train.session import build_mesh
 
 @pytest.fixture
 def tiny(config):
-    schedule = dataclasses.replace(config.schedule, buckets=(16, 32))
+    schedule = dataclasses.replace(config.schedule, context_buckets=(16, 32))
     return dataclasses.replace(config, schedule=schedule)
 
 
@@ -30,15 +30,17 @@ def test_every_stage_compiles_and_its_open_loops_are_known(tiny, stage):
         scopes = {
             match.group(1) for source in asked if (match := re.search(r"((?:decode|prefill)_\d+|admit)/while$", source))
         }
-        assert scopes == {"admit"} | {f"{kind}_{bound}" for kind in ("decode", "prefill") for bound in (16, 32, 64)}
-    elif stage in ("replay", "update"):
+        assert scopes == {"prefill_batch"} | {
+            f"{kind}_{bound}" for kind in ("decode", "prefill") for bound in (16, 32, 64)
+        }
+    elif stage in ("rescoring", "update"):
         assert any(re.fullmatch(r"jit\(\w+\)/while", source) for source in asked)
 
 
 def test_devices_beyond_the_rows_share_rows(tiny):
     shared = dataclasses.replace(tiny, mesh=dataclasses.replace(tiny.mesh, data=0, tensor=0))
     assert dict(build_mesh(shared).shape) == {"data": 2, "fsdp": 1, "tensor": 4}  # 8 devices, 2 rows.
-    with pytest.raises(UsageError, match=r"learn.sft.rows=2: must be a multiple of the 8 shards"):
+    with pytest.raises(UsageError, match=r"train.sft.batch_rows=2: must be a multiple of the 8 shards"):
         lower(
             "supervised",
             shared,
@@ -59,7 +61,7 @@ def test_forests_are_shares_of_the_window(config):
 def test_the_prediction_for_this_machine(tiny):
     found = measure(tiny)
     assert found.devices == 2 and found.seconds > 0 and found.predicted == max(found.compute, found.memory)
-    rows, length, model = tiny.learn.sft.rows, tiny.limits.stream, tiny.model
+    rows, length, model = tiny.train.sft.batch_rows, tiny.limits.max_thread_tokens, tiny.model
     attention = model.width * model.head_size * 2 * (model.heads + model.kv_heads)
     dense = 6 * rows * length * (model.layers * (attention + 3 * model.width * model.mlp) + model.width * 64)
     seen = (

@@ -10,7 +10,7 @@ from apr_jax.plan import roofline
 from apr_jax.plan.chips import CHIPS, collective_seconds, extent_of, group_bandwidth
 from apr_jax.plan.programs import STAGES, abstract_params, forest_chunks
 from apr_jax.plan.recipe import advice, recipe, supervised_steps
-from apr_jax.plan.roofline import Shares, Stage, Talk, analyse, decode_steps, turns
+from apr_jax.plan.roofline import CollectiveCost, Shares, Stage, analyse, decode_steps, turns
 from apr_jax.plan.scaling import HOP, weak_scaling
 
 PAPER = load("experiments/paper.py")
@@ -44,8 +44,8 @@ def test_the_published_size():
     assert round(parameters / 1e6) == 228
     norms = (2 * PAPER.model.layers + 1) * PAPER.model.width
     assert roofline.product_parameters(PAPER.model) == parameters - norms
-    assert (PAPER.learn.sft.rows, PAPER.learn.sft.epochs) == (256, 10)
-    assert (PAPER.learn.rl.problems, PAPER.learn.rl.group, PAPER.limits.window) == (64, 5, 4_096)
+    assert (PAPER.train.sft.batch_rows, PAPER.train.sft.epochs) == (256, 10)
+    assert (PAPER.train.rl.problems, PAPER.train.rl.group, PAPER.limits.window) == (64, 5, 4_096)
 
 
 def test_links_of_a_group():
@@ -82,12 +82,12 @@ def test_the_longest_part_binds():
 
 def with_steps(steps):
     """Scale paper with a number of steps instead of epochs."""
-    sft = dataclasses.replace(PAPER.learn.sft, steps=steps, epochs=0)
-    return dataclasses.replace(PAPER, learn=dataclasses.replace(PAPER.learn, sft=sft))
+    sft = dataclasses.replace(PAPER.train.sft, steps=steps, epochs=0)
+    return dataclasses.replace(PAPER, train=dataclasses.replace(PAPER.train, sft=sft))
 
 
 def test_hours_of_the_recipe():
-    times = {"supervised": 3.6, "rollout": 36.0, "replay": 18.0, "update": 72.0}
+    times = {"supervised": 3.6, "rollout": 36.0, "rescoring": 18.0, "update": 72.0}
     stages = {name: stage(name, compute=times[name]) for name in STAGES}
     fixed = with_steps(19_000)
     found = recipe(fixed, stages, 64, "apr")
@@ -96,12 +96,12 @@ def test_hours_of_the_recipe():
     assert found.supervised == pytest.approx(19.0 + asked * 36 / 3600)
     validations = 7 * 4  # Before the first step and every 25 of 150; 1,000 problems, 320 trees a rollout.
     assert found.reinforced == pytest.approx((150 * (36 + 18 + 2 * 72) + validations * 36) / 3600)
-    free = override(fixed, ["learn.rl.objective.kl=0"])
-    without = recipe(free, {name: stages[name] for name in STAGES if name != "replay"}, 64, "apr")
+    free = override(fixed, ["train.rl.objective.kl=0"])
+    without = recipe(free, {name: stages[name] for name in STAGES if name != "rescoring"}, 64, "apr")
     assert without.reinforced == pytest.approx((150 * (36 + 2 * 72) + validations * 36) / 3600), (
-        "no reference, no replay"
+        "no reference, no rescoring"
     )
-    assert recipe(PAPER, {name: stages[name] for name in STAGES if name != "replay"}, 64, "apr") is None
+    assert recipe(PAPER, {name: stages[name] for name in STAGES if name != "rescoring"}, 64, "apr") is None
     assert found.chip_hours == pytest.approx(64 * (found.supervised + found.reinforced))
     assert recipe(PAPER, {"rollout": stages["rollout"]}, 64, "apr") is None
 
@@ -116,20 +116,20 @@ def test_an_epoch_takes_the_steps_of_the_methods_own_rows(monkeypatch):
 
 def test_what_to_change_when_it_does_not_fit():
     chip = CHIPS["v5e"]
-    assert "schedule.lanes=20" in advice(PAPER, "rollout", 1.1 * GIB, GIB, chip, 8)  # A lane is 288 MiB.
+    assert "schedule.slots=20" in advice(PAPER, "rollout", 1.1 * GIB, GIB, chip, 8)  # A decode slot is 288 MiB.
     assert "limits.window" in advice(PAPER, "rollout", 7 * GIB, GIB, chip, 8)
     assert "mesh.fsdp=16" in advice(PAPER, "supervised", 4 * GIB, 20 * GIB, chip, 8)
     assert "model.remat=layer" in advice(PAPER, "supervised", 4 * GIB, GIB, chip, 8)
     careful = dataclasses.replace(PAPER, model=dataclasses.replace(PAPER.model, remat="layer"))
-    assert "learn.rl.rows" in advice(careful, "update", 4 * GIB, GIB, chip, 8)
+    assert "train.rl.micro_batch_rows" in advice(careful, "update", 4 * GIB, GIB, chip, 8)
 
 
 def test_turns_of_the_loops_that_only_data_ends():
     shape = Shares(64, 1)  # 5 trees a shard.
     steps = decode_steps(PAPER, shape)
-    assert steps == 4_096  # 5 x 16,720 tokens on 24 lanes need fewer.
+    assert steps == 4_096  # 5 x 16,720 tokens on 24 decode slots need fewer.
     assert decode_steps(PAPER, Shares(1, 1)) == 320 * 16_720 / 24
-    cut = dataclasses.replace(PAPER, schedule=dataclasses.replace(PAPER.schedule, buckets=(1_024, 2_048)))
+    cut = dataclasses.replace(PAPER, schedule=dataclasses.replace(PAPER.schedule, context_buckets=(1_024, 2_048)))
     decode = [turns(f"x/while/body/decode_{bound}/while", "rollout", cut, shape) for bound in (1_024, 2_048, 4_096)]
     assert decode == [1_024, 1_024, 2_048]
     assert turns("x/while/body/decode_4096/while", "rollout", PAPER, shape) == 3_072
@@ -220,8 +220,11 @@ ENTRY %main (x: (s32[], bf16[24,4096,1024])) -> (s32[], bf16[24,4096,1024]) {
 
 def test_weak_scaling_bends_where_slices_end():
     chip, mesh = CHIPS["v5e"], {"data": 32, "fsdp": 8, "tensor": 1}
-    talks = (Talk("all-gather", 8, 1, 60, 1e9, 0.005), Talk("all-reduce", 32, 32, 40, 1e9, 0.031))
-    base = stage(compute=0.05, memory=0.01, interconnect=0.036, talks=talks)
+    collective_costs = (
+        CollectiveCost("all-gather", 8, 1, 60, 1e9, 0.005),
+        CollectiveCost("all-reduce", 32, 32, 40, 1e9, 0.031),
+    )
+    base = stage(compute=0.05, memory=0.01, interconnect=0.036, collective_costs=collective_costs)
     points = {point.chips: point for point in weak_scaling(base, chip, mesh, 228_000_000)}
     assert list(points) == [8, 16, 32, 64, 128, 256, 512, 1024]
     assert all(points[n].network == 0 for n in points if n <= 256)

@@ -38,8 +38,8 @@ COLOUR = "(token) => getComputedStyle(document.querySelector(token)).color"
 COLOURS = """(problem) => {
   viewer.chooser.choose(problem);
   const pane = viewer.panes[0];
-  return pane.tree.rows.map(({ slot }) => {
-    pane.pick(slot);
+  return pane.tree.rows.map(({ thread_index }) => {
+    pane.pick(thread_index);
     return [slot, pane.text.tokens.map((token) => [[...token.classList], getComputedStyle(token).color])];
   });
 }"""
@@ -105,7 +105,9 @@ def until(tab, code):
 
 
 def chosen(tab):
-    return tab.evaluate("() => ({step: viewer.time, problem: viewer.chooser.problem, slot: viewer.panes[0].slot})")
+    return tab.evaluate(
+        "() => ({step: viewer.time, problem: viewer.chooser.problem, thread_index: viewer.panes[0].thread_index})"
+    )
 
 
 def test_positions_and_clocks_are_those_of_the_rollout(show, forest, evaluations):
@@ -114,39 +116,41 @@ def test_positions_and_clocks_are_those_of_the_rollout(show, forest, evaluations
     code = (
         "([id]) => {const tree = makeTree(viewer.evaluations.get('apr-rl').traces.get(id), {}); return tree.rows.map("
     )
-    code += "(t) => ({slot: t.slot, position: [...t.position], at: [...t.at], ids: t.ids, segments: t.segments}))}"
+    code += "(t) => ({thread_index: t.thread_index, position: [...t.position], at: [...t.at], ids: t.ids, segments: t.segments}))}"
     spawning = 0
     for tree, trace in enumerate(evaluations["apr-rl"]):
-        threads = {thread["slot"]: thread for thread in tab.evaluate(code, [trace["id"]])}
-        assert sorted(threads) == [thread["slot"] for thread in trace["threads"]]
-        for slot, thread in threads.items():
-            length = forest.length[tree, slot]
-            assert thread["position"] == forest.position[tree, slot, :length].tolist()
-            assert thread["ids"] == forest.tokens[tree, slot, :length].tolist()
+        threads = {thread["thread_index"]: thread for thread in tab.evaluate(code, [trace["id"]])}
+        assert sorted(threads) == [thread["thread_index"] for thread in trace["threads"]]
+        for thread_index, thread in threads.items():
+            length = forest.length[tree, thread_index]
+            assert thread["position"] == forest.position[tree, thread_index, :length].tolist()
+            assert thread["ids"] == forest.tokens[tree, thread_index, :length].tolist()
             worked = sum(part["to"] - part["from"] for part in thread["segments"] if part["kind"] != "wait")
-            assert worked == forest.sampled[tree, slot].sum()
-            assert thread["segments"][-1]["to"] == forest.end[tree, slot]
-            parent = forest.parent[tree, slot]
+            assert worked == forest.sampled[tree, thread_index].sum()
+            assert thread["segments"][-1]["to"] == forest.end[tree, thread_index]
+            parent = forest.parent[tree, thread_index]
             if parent >= 0:
                 spawning += 1
                 closed = np.flatnonzero(forest.tokens[tree, parent] == harness.p.END_SPAWN)
-                assert threads[parent]["at"][closed[forest.round[tree, slot]]] == forest.start[tree, slot]
+                assert (
+                    threads[parent]["at"][closed[forest.round[tree, thread_index]]] == forest.start[tree, thread_index]
+                )
     assert spawning > 40
 
 
 def test_a_line_holds_every_token(forest, evaluations):
-    silent = {"<pad>", "<bos>", "<eos>", "<unk>"}
+    without_advantage = {"<pad>", "<bos>", "<eos>", "<unk>"}
     for tree, trace in enumerate(json.loads(json.dumps(evaluations["apr-rl"]))):
         for thread, (ids, logprobs) in zip(trace["threads"], unpack_streams(trace), strict=True):
-            at = (tree, thread["slot"], slice(len(ids)))
+            at = (tree, thread["thread_index"], slice(len(ids)))
             assert len(ids) == forest.length[at[:2]]
             np.testing.assert_array_equal(ids, forest.tokens[at])
             np.testing.assert_allclose(logprobs, forest.logprob[at], atol=5.1e-4)
             pieces = [trace["pieces"][str(token)] for token in ids]
-            assert "".join(piece for piece in pieces if piece not in silent) == thread["text"]
+            assert "".join(piece for piece in pieces if piece not in without_advantage) == thread["text"]
             kinds = kinds_of(thread)
             np.testing.assert_array_equal(np.isin(kinds, ["given", "joined"]), ~forest.sampled[at])
-            np.testing.assert_array_equal(kinds == "spawn", forest.island[at] > 0)
+            np.testing.assert_array_equal(kinds == "spawn", forest.hidden_block[at] > 0)
 
 
 def test_keys_alone_reach_everything(show, evaluations):
@@ -185,7 +189,7 @@ def test_keys_alone_reach_everything(show, evaluations):
     assert wanted | {"INPUT#surprise", "DIV#lanes", "DIV#thread"} <= found
     tab.focus(".lanes")
     press("ArrowDown")
-    assert chosen(tab)["slot"] == tab.evaluate("viewer.panes[0].tree.rows[1].slot")
+    assert chosen(tab)["thread_index"] == tab.evaluate("viewer.panes[0].tree.rows[1].thread_index")
     before = tab.evaluate("viewer.panes[0].lanes.scale")
     press("+")
     assert tab.evaluate("viewer.panes[0].lanes.scale") == pytest.approx(1.5 * before)
@@ -232,10 +236,10 @@ def test_the_colour_of_every_token_is_that_of_its_kind(show, evaluations):
     seen = collections.Counter()
     for trace in evaluations["apr-rl"]:
         drawn = dict(tab.evaluate(COLOURS, trace["id"]))
-        assert sorted(drawn) == [thread["slot"] for thread in trace["threads"]]
+        assert sorted(drawn) == [thread["thread_index"] for thread in trace["threads"]]
         for thread in trace["threads"]:
             kinds = kinds_of(thread).tolist()
-            classes, colours = zip(*drawn[thread["slot"]], strict=True)
+            classes, colours = zip(*drawn[thread["thread_index"]], strict=True)
             assert [[name for name in of if name in KINDS] for of in classes] == [[kind] for kind in kinds]
             assert list(colours) == [legend[kind] for kind in kinds]
             seen.update(kinds)

@@ -34,7 +34,7 @@ LOOKED = """() => {
   const { lanes, tree } = viewer.panes[0], looked = new Set();
   for (const thread of tree.rows) for (const name of ["rounds", "segments"]) {
     const value = thread[name];
-    Object.defineProperty(thread, name, { get() { looked.add(thread.slot); return value; } });
+    Object.defineProperty(thread, name, { get() { looked.add(thread.thread_index); return value; } });
   }
   return [0, 0.3, 0.7, 1].map((share) => {
     lanes.host.scrollTop = share * (lanes.host.scrollHeight - lanes.host.clientHeight);
@@ -74,8 +74,8 @@ LINKS = """([problem, time]) => {
 # At which times a thread's text or the table of its children is not as faint as it should be.
 WRONG = """([problem, slot, times]) => {
   viewer.chooser.choose(problem);
-  viewer.panes[0].pick(slot);
-  const { text, tree } = viewer.panes[0], thread = tree.threads.get(slot);
+  viewer.panes[0].pick(thread_index);
+  const { text, tree } = viewer.panes[0], thread = tree.threads.get(thread_index);
   const children = thread.rounds.flatMap((round) => round.children), rows = [...text.children.querySelectorAll("tbody tr")];
   const faint = (element) => element.classList.contains("later");
   return times.filter((time) => {
@@ -136,7 +136,7 @@ def families():
 @pytest.fixture(scope="module")
 def sizes():
     """A small tree; two of 501 threads, of which one has them all below its root; one that goes deep."""
-    levels = {"few": (4, 4), "many": (20, 24), "wide": (500,), "deep": (2,) * 8}
+    levels = {"small_batch_sizes": (4, 4), "many": (20, 24), "wide": (500,), "deep": (2,) * 8}
     return {name: to_trace(trees.family(each, "1")) for name, each in levels.items()}
 
 
@@ -215,7 +215,7 @@ def test_what_is_still_to_come_is_faint_whatever_the_time_was_before(show, famil
         for thread in trace["threads"][:6]:
             spawns += sum(kind == "spawn" for kind, _ in thread["spans"]) > 1
             times = [rng.randint(0, trace["sequential_tokens"]) for _ in range(20)]
-            assert tab.evaluate(WRONG, [trace["id"], thread["slot"], times]) == []
+            assert tab.evaluate(WRONG, [trace["id"], thread["thread_index"], times]) == []
     assert spawns > 8
 
 
@@ -245,7 +245,7 @@ def test_five_hundred_threads_cost_what_twenty_do(show, sizes):
     # As many lanes as fit into the view, with some ten elements each, whatever else the tree has.
     assert max(lanes for lanes, _, _ in work.values()) < 400
     assert max(touched for _, touched, _ in work.values()) < 120
-    assert work["many"][0] < 2 * work["few"][0]
+    assert work["many"][0] < 2 * work["small_batch_sizes"][0]
 
 
 def test_a_frame_looks_at_no_thread_out_of_view(show, sizes):
@@ -260,7 +260,7 @@ def test_a_frame_looks_at_no_thread_out_of_view(show, sizes):
 
 def test_a_step_through_five_hundred_threads_is_not_felt(show, sizes):
     """Loose bounds, for a machine with other work: ten times what was measured, and five times what a small tree takes."""
-    opened = {name: show({"apr": [sizes[name]]}, name, viewport=TALL) for name in ("few", "many", "wide")}
+    opened = {name: show({"apr": [sizes[name]]}, name, viewport=TALL) for name in ("small_batch_sizes", "many", "wide")}
     times = {name: [] for name in opened}
     for _ in range(3):
         for name, tab in opened.items():
@@ -269,4 +269,4 @@ def test_a_step_through_five_hundred_threads_is_not_felt(show, sizes):
             times[name].append(work)
             assert frames < 200, f"{name}: milliseconds of a step until its frame is drawn"
     for name, found in times.items():
-        assert min(work / few for work, few in zip(found, times["few"], strict=True)) < 5, (name, times)
+        assert min(work / few for work, few in zip(found, times["small_batch_sizes"], strict=True)) < 5, (name, times)

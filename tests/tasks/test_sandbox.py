@@ -14,12 +14,12 @@ import pytest
 
 from apr_jax.errors import UserError
 from apr_jax.tasks import (
-    BoxedVerifier,
     Countdown,
     CountdownConfig,
     Failure,
     HiddenDigit,
     Problem,
+    SandboxedVerifier,
     SolverConfig,
     Verdict,
     sandbox,
@@ -117,7 +117,7 @@ def _is_open(descriptor):
     ],
 )
 def test_one_answer_is_lost_and_the_others_are_not(answer, failure, capfd):
-    with BoxedVerifier(Moody(), time_limit=0.5) as box:
+    with SandboxedVerifier(Moody(), time_limit=0.5) as box:
         pairs = [(PROBLEM, text) for text in ("fine", answer, "fine", answer)]
         assert box.verify(pairs) == [RIGHT, failure, RIGHT, failure]
         assert box.verify(pairs[:1]) == [RIGHT]
@@ -131,14 +131,14 @@ def test_the_same_verdicts_as_without_a_box():
     task = Countdown(CountdownConfig(3, 1, 9, 1, 30), SolverConfig())
     problem = Problem("p", (2, 3, 4), 20)
     answers = ["2+3=5,5*4=20", "2+3=5,5*4=21", "", "x", "__import__('os').abort()", "9**9**9**9"]
-    with BoxedVerifier(task, time_limit=5.0) as box:
+    with SandboxedVerifier(task, time_limit=5.0) as box:
         got = box.verify([(problem, answer) for answer in answers])
     assert got == [task.verify(problem, answer) for answer in answers]
     assert [verdict.correct for verdict in got] == [True] + [False] * 5
 
 
 def test_signals_to_the_group_and_a_process_that_someone_killed_cost_nothing():
-    with BoxedVerifier(Moody(), time_limit=5.0) as box:
+    with SandboxedVerifier(Moody(), time_limit=5.0) as box:
         assert box.verify([(PROBLEM, "fine")]) == [RIGHT]
         for number in (signal.SIGINT, signal.SIGTERM):
             os.kill(box._process.pid, number)
@@ -152,14 +152,14 @@ def test_signals_to_the_group_and_a_process_that_someone_killed_cost_nothing():
 
 
 def test_a_signal_to_the_group_of_this_process_never_reaches_the_box():
-    with BoxedVerifier(Moody(), time_limit=5.0) as box:
+    with SandboxedVerifier(Moody(), time_limit=5.0) as box:
         assert os.getpgid(box._process.pid) != os.getpgid(0)
 
 
 def test_slow_answers_are_unknown_and_cost_no_other_answer():
     """As long as the caller has a use for the others, all of them get their verdict."""
     pairs = [(PROBLEM, "sleep" if number % 40 == 7 else "fine") for number in range(160)]
-    with BoxedVerifier(Moody(), time_limit=0.3) as box:
+    with SandboxedVerifier(Moody(), time_limit=0.3) as box:
         outcomes = box.verify(pairs, most_unknown=16)
     assert outcomes == [Failure.TIMED_OUT if answer == "sleep" else RIGHT for _, answer in pairs]
 
@@ -171,7 +171,7 @@ def test_a_verifier_that_fails_on_everything_costs_no_more_answers_than_the_call
     answer, failure, why, capfd
 ):
     """However large the batch is; the next batch gets as many again."""
-    with BoxedVerifier(Moody(), time_limit=0.3) as box:
+    with SandboxedVerifier(Moody(), time_limit=0.3) as box:
         for _ in range(2):
             outcomes = box.verify([(PROBLEM, "fine"), *[(PROBLEM, answer)] * 999], most_unknown=1)
             assert outcomes == [RIGHT, *[failure] * 2, *[Failure.UNVERIFIED] * 997]
@@ -182,7 +182,7 @@ def test_a_verifier_that_fails_on_everything_costs_no_more_answers_than_the_call
 
 def test_a_line_too_many_that_comes_late_costs_no_other_answer(monkeypatch):
     """The process may be asked the next answer before its line too many is there."""
-    with BoxedVerifier(Moody(), time_limit=5.0) as box:
+    with SandboxedVerifier(Moody(), time_limit=5.0) as box:
         assert box.verify([(PROBLEM, "fine")]) == [RIGHT]
         ask, late = box._ask, [{"number": 1, "error": "late"}]
         monkeypatch.setattr(box, "_ask", lambda *request: late.pop() if late else ask(*request))
@@ -207,7 +207,7 @@ ATTACKS = (
 def test_what_an_answer_sends_back_in_place_of_a_verdict_does_nothing_here(tmp_path, capfd, monkeypatch):
     """Nothing is unpickled, and a forged line is no verdict of the next answer either."""
     proof = tmp_path / "proof"
-    with BoxedVerifier(Moody(str(proof)), time_limit=5.0) as box:
+    with SandboxedVerifier(Moody(str(proof)), time_limit=5.0) as box:
         for attack in ATTACKS:
             answer = attack.replace("PROOF", str(proof)).replace("NUMBER", str(box._asked + 1))
             monkeypatch.setattr(box, "_told", set())
@@ -255,7 +255,7 @@ def test_the_process_gets_no_secrets_no_files_and_no_terminal(tmp_path, monkeypa
     monkeypatch.setenv("API_KEY", "secret")
     with (tmp_path / "open").open("w") as file:
         os.set_inheritable(file.fileno(), True)
-        with BoxedVerifier(Moody(), time_limit=5.0) as box:
+        with SandboxedVerifier(Moody(), time_limit=5.0) as box:
             (found,) = box.verify([(PROBLEM, "show the surroundings")])
     *variables, folder = found.solution
     assert set(variables) <= {"LD_LIBRARY_PATH", "LC_CTYPE"}  # Python sets the latter itself.
@@ -265,7 +265,7 @@ def test_the_process_gets_no_secrets_no_files_and_no_terminal(tmp_path, monkeypa
 
 def test_what_an_answer_started_ends_with_its_process():
     """Linux bounds the processes of everyone but root."""
-    with BoxedVerifier(Moody(), time_limit=0.5) as box:
+    with SandboxedVerifier(Moody(), time_limit=0.5) as box:
         box.verify([(PROBLEM, "fine")])
         group = box._process.pid
         assert box.verify([(PROBLEM, "start a process")])[0] in (Failure.TIMED_OUT, Failure.RAISED)
@@ -292,7 +292,7 @@ def test_the_process_ends_when_this_one_is_killed():
     program = (
         "import sys; sys.path.insert(0, sys.argv[1])\n"
         "from test_sandbox import *\n"
-        "box = BoxedVerifier(Moody(), time_limit=0.2)\n"
+        "box = SandboxedVerifier(Moody(), time_limit=0.2)\n"
         "box.verify([(PROBLEM, 'fine')])\n"
         "print(box._process.pid, flush=True)\n"
         "box._limit = 60.0\n"
@@ -315,7 +315,7 @@ def test_files_of_the_current_folder_hide_nothing_of_the_standard_library(tmp_pa
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", ["", *sys.path])
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    with BoxedVerifier(Moody(), time_limit=5.0) as box:
+    with SandboxedVerifier(Moody(), time_limit=5.0) as box:
         assert box.verify([(PROBLEM, "fine")]) == [RIGHT]
 
 
@@ -326,19 +326,19 @@ def test_what_keeps_the_process_from_starting_is_said(monkeypatch, capfd):
     monkeypatch.setitem(globals(), "Hidden", Hidden)
     Hidden.__qualname__ = "Hidden"
     name = f"{Hidden.__module__}.Hidden"
-    with BoxedVerifier(Hidden(), time_limit=5.0) as box:
+    with SandboxedVerifier(Hidden(), time_limit=5.0) as box:
         told = (
             rf"verifier: its process cannot make the task {name} \(AttributeError: .*Hidden.*\); its class must be in a"
         )
         with pytest.raises(UserError, match=told):
             box.verify([(PROBLEM, "fine")])
-    with BoxedVerifier(Moody(), time_limit=5.0) as box:
+    with SandboxedVerifier(Moody(), time_limit=5.0) as box:
         box._process.kill()
         with pytest.raises(UserError, match=r"cannot make the task \S*Moody \(the process ended\)"):
             box.verify([(PROBLEM, "fine")])
     monkeypatch.setattr(sandbox, "_START_LIMIT", 0.001)
     told = r"not ready after 0.001 s: the import of \S*Moody hangs, or the machine is too busy"
-    with BoxedVerifier(Moody(), time_limit=5.0) as box, pytest.raises(UserError, match=told):
+    with SandboxedVerifier(Moody(), time_limit=5.0) as box, pytest.raises(UserError, match=told):
         box.verify([(PROBLEM, "fine")])
     assert capfd.readouterr().err == "", "no traceback of the process either"
 
@@ -360,7 +360,7 @@ def _refuse(*args, **options):
 )
 def test_a_process_that_cannot_be_started_again_costs_the_rest_of_a_batch(field, value, told, capfd, monkeypatch):
     """A run of days must not end because the machine was busy for a minute; only the first start may end it."""
-    with BoxedVerifier(Moody(), time_limit=5.0) as box:
+    with SandboxedVerifier(Moody(), time_limit=5.0) as box:
         assert box.verify([(PROBLEM, "fine")]) == [RIGHT]
         capfd.readouterr()
         for _ in range(2):
@@ -375,7 +375,7 @@ def test_a_process_that_cannot_be_started_again_costs_the_rest_of_a_batch(field,
         assert re.fullmatch(rf"verifier: {told}.*; 2 answers of a batch are not verified", said[1])
     monkeypatch.setattr(f"apr_jax.tasks.sandbox.{field}", value)
     with (
-        BoxedVerifier(Moody(), time_limit=5.0) as box,
+        SandboxedVerifier(Moody(), time_limit=5.0) as box,
         pytest.raises(UserError, match=rf"verifier: {told}.*; mend that, and start the same command again"),
     ):
         box.verify([(PROBLEM, "fine")])
@@ -383,7 +383,7 @@ def test_a_process_that_cannot_be_started_again_costs_the_rest_of_a_batch(field,
 
 def test_the_box_is_quick():
     """A verifier does some 2,000 answers a second: the way into the box and back must not show beside it."""
-    with BoxedVerifier(Moody(), time_limit=5.0) as box:
+    with SandboxedVerifier(Moody(), time_limit=5.0) as box:
         box.verify([(PROBLEM, "fine")])
         began = time.perf_counter()
         box.verify([(PROBLEM, "fine")] * 2_000)

@@ -11,7 +11,7 @@ from apr_jax.model.sharding import make_mesh
 from apr_jax.threads import Limits, Schedule, check_prompts, make_prompts, make_rollout
 from apr_jax.threads import protocol as p
 
-GOOD = {"window": 10, "stream": 12, "slots": 3, "children": 2}
+GOOD = {"window": 10, "max_thread_tokens": 12, "max_threads": 3, "children": 2}
 A = 10
 
 
@@ -23,10 +23,13 @@ def refuses(message: str):
     ("values", "message"),
     [
         ({"window": 1}, "limits.window=1 must be at least 2: a prompt and one token must fit"),
-        ({"stream": 9}, "limits.stream=9 must be at least 10: at least window=10"),
-        ({"slots": 0}, "limits.slots=0 must be at least 1: the root needs a slot"),
+        ({"max_thread_tokens": 9}, "limits.max_thread_tokens=9 must be at least 10: at least window=10"),
+        ({"max_threads": 0}, "limits.max_threads=0 must be at least 1: the root needs a thread index"),
         ({"children": 0}, "limits.children=0 must be at least 1: a spawn makes at least one child"),
-        ({"children": 3}, "limits.children=3 must be at most limits.slots - 1 = 2: a spawn's children need a slot"),
+        (
+            {"children": 3},
+            "limits.children=3 must be at most limits.max_threads - 1 = 2: a spawn's children need a thread index",
+        ),
         ({"max_depth": -1}, "limits.max_depth=-1 must be at least 0: 0 means that nobody spawns"),
         ({"max_tokens": 0}, "limits.max_tokens=0 must be at least 1: a tree needs a token"),
         ({"max_sequential": 0}, "limits.max_sequential=0 must be at least 1: a tree needs a token"),
@@ -41,14 +44,17 @@ def test_limits_that_cannot_work(values, message):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"lanes": 0, "admit": 0}, "schedule.lanes=0 must be at least 1"),
-        ({"admit": 0}, "schedule.admit=0 must be at least 1"),
-        ({"chunk": 0}, "schedule.chunk=0 must be at least 1"),
-        ({"lanes": 2, "admit": 3}, "schedule.admit=3 must be at most schedule.lanes=2"),
-        ({"buckets": (8, 8)}, "schedule.buckets=(8, 8) must be positive and increasing"),
-        ({"buckets": (0, 8)}, "schedule.buckets=(0, 8) must be positive and increasing"),
-        ({"few": (4, 2)}, "schedule.few=(4, 2) must be positive and increasing"),
-        ({"few": (64,)}, "schedule.few=(64,) must be below schedule.lanes=64: they are some of the lanes"),
+        ({"slots": 0, "prefill_batch": 0}, "schedule.slots=0 must be at least 1"),
+        ({"prefill_batch": 0}, "schedule.prefill_batch=0 must be at least 1"),
+        ({"prefill_chunk": 0}, "schedule.prefill_chunk=0 must be at least 1"),
+        ({"slots": 2, "prefill_batch": 3}, "schedule.prefill_batch=3 must be at most schedule.slots=2"),
+        ({"context_buckets": (8, 8)}, "schedule.context_buckets=(8, 8) must be positive and increasing"),
+        ({"context_buckets": (0, 8)}, "schedule.context_buckets=(0, 8) must be positive and increasing"),
+        ({"small_batch_sizes": (4, 2)}, "schedule.small_batch_sizes=(4, 2) must be positive and increasing"),
+        (
+            {"small_batch_sizes": (64,)},
+            "schedule.small_batch_sizes=(64,) must be below schedule.slots=64: they are some of the decode slots",
+        ),
     ],
 )
 def test_schedules_that_cannot_work(values, message):
@@ -101,9 +107,9 @@ def test_prompts_that_the_limits_cannot_hold():
     check_prompts(make_prompts([[p.BOS] + [A] * 8], width=10, children=2), limits)
     with refuses("prompt 1: has 10 tokens; limits.window=10 must leave room for one more"):
         check_prompts(long, limits)
-    with refuses("prompt 1: children=3 must be at most 2: limits.slots=3, limits.max_depth=1"):
+    with refuses("prompt 1: children=3 must be at most 2: limits.max_threads=3, limits.max_depth=1"):
         check_prompts(make_prompts([[p.BOS]] * 2, width=3, children=[2, 3]), limits)
-    with refuses("prompt 0: children=1 must be at most 0: limits.slots=3, limits.max_depth=0"):
+    with refuses("prompt 0: children=1 must be at most 0: limits.max_threads=3, limits.max_depth=0"):
         check_prompts(make_prompts([[p.BOS]], width=3, children=1), flat)
     with refuses("prompts: there are none; a rollout needs at least one tree"):
         check_prompts(make_prompts([], width=3), limits)

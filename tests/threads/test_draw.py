@@ -5,7 +5,7 @@ import numpy as np
 
 from apr_jax.threads import Limits, interpret, make_prompts
 from apr_jax.threads import protocol as p
-from apr_jax.threads.draw import draw_lanes, thread_names
+from apr_jax.threads.draw import draw_tree, thread_names
 
 A = len(p.CONTROL_PIECES)
 
@@ -28,14 +28,14 @@ def family():
     def logits_of(seen):
         return np.eye(A + 1, dtype=np.float32)[next(written)] * 50
 
-    limits = Limits(window=30, stream=60, slots=16, children=3, max_depth=2)
+    limits = Limits(window=30, max_thread_tokens=60, max_threads=16, children=3, max_depth=2)
     tree = interpret(logits_of, make_prompts([[p.BOS, A]], 2), 0, jax.random.key(0), limits)
     return jax.tree.map(lambda field: np.asarray(field)[None], tree)
 
 
 def test_lanes_by_hand():
     forest = family()
-    drawn = draw_lanes(forest, 0)
+    drawn = draw_tree(forest, 0)
     names = list(thread_names(forest, 0).values())
     assert names[:3] == ["root", "└ 1", "└ 2"]
     assert names[3].startswith("  └ ") and names[4].startswith("└ ")
@@ -50,6 +50,6 @@ def test_lanes_by_hand():
 
 def test_a_prefix_of_the_steps_and_a_smaller_scale():
     forest = family()
-    early = draw_lanes(forest, 0, until=8)
+    early = draw_tree(forest, 0, until=8)
     assert list(early.values())[:4] == ["━━━━━┳┄┄", "      ━━", "      ━━", ""]
-    assert all(len(lane) <= 11 for lane in draw_lanes(forest, 0, width=10).values())
+    assert all(len(lane) <= 11 for lane in draw_tree(forest, 0, width=10).values())

@@ -39,9 +39,9 @@ def test_engine_equals_reference_on_many_random_policies(name, seed, manners):
     compare(name, seed, manners)
 
 
-def test_one_lane_does_all():
-    """The least schedule that there is: one lane, one thread admitted, one token a chunk."""
-    assert compare("nested", 0, 9.0, Schedule(lanes=1, admit=1, chunk=1))["streams"] > 100
+def test_one_slot_does_all():
+    """The least schedule that there is: one decode slot, one thread admitted, one token a chunk."""
+    assert compare("nested", 0, 9.0, Schedule(slots=1, prefill_batch=1, prefill_chunk=1))["streams"] > 100
 
 
 @pytest.mark.parametrize("name", CONSTRAINED)

@@ -34,9 +34,9 @@ def pick(batch: Prompts, trees) -> Prompts:
 @pytest.mark.parametrize(
     "schedule",
     [
-        pytest.param(Schedule(1, 1, 1), id="one lane", marks=pytest.mark.slow),
-        pytest.param(Schedule(64, 16, 2), id="more lanes than threads"),
-        pytest.param(Schedule(8, 4, 16, buckets=(3, 6, 9, 12), few=(1, 2, 5)), id="many buckets"),
+        pytest.param(Schedule(1, 1, 1), id="one decode slot", marks=pytest.mark.slow),
+        pytest.param(Schedule(64, 16, 2), id="more decode slots than threads"),
+        pytest.param(Schedule(8, 4, 16, context_buckets=(3, 6, 9, 12), small_batch_sizes=(1, 2, 5)), id="many buckets"),
     ],
 )
 def test_schedule_changes_no_token(schedule):
@@ -51,7 +51,7 @@ def test_optimized_code_changes_no_token_either():
         return jax.device_get(program.compile({"xla_backend_optimization_level": 3})(POLICY, batch, KEY)[0])
 
     forest = optimized(ODD, prompts(0, NESTED))
-    assert_same(forest, optimized(Schedule(8, 4, 16, buckets=(6, 12)), prompts(0, NESTED)))
+    assert_same(forest, optimized(Schedule(8, 4, 16, context_buckets=(6, 12)), prompts(0, NESTED)))
     order = np.arange(TREES)[::-1]
     turned = optimized(ODD, pick(prompts(0, NESTED), order))
     for place, tree in enumerate(order):
@@ -153,11 +153,11 @@ def test_shards_say_nothing_to_each_other(devices):
         assert word not in program
 
 
-def test_lanes_stay_full():
-    """Few lanes for many trees of very different size: a lane that its thread leaves is taken by the next one at once."""
-    schedule = Schedule(lanes=6, admit=1, chunk=4)
+def test_slots_stay_full():
+    """Few decode slots for many trees of very different size: a decode slot that its thread leaves is taken by the next one at once."""
+    schedule = Schedule(slots=6, prefill_batch=1, prefill_chunk=4)
     batch = prompts(7, NESTED, trees=96)
     forest, work = jax.device_get(engine(NESTED, schedule)(scripted.policy(7, 9.0), batch, KEY))
     assert forest.children.max() > 10 and forest.children.min() == 0
     assert work.live == forest.total_tokens.sum()
-    assert work.live / (work.steps * schedule.lanes) >= 0.85
+    assert work.live / (work.steps * schedule.slots) >= 0.85

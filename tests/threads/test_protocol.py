@@ -25,21 +25,21 @@ from apr_jax.threads import protocol as p
 
 A, B = 10, 11
 VOCAB = 12
-LIMITS = Limits(window=20, stream=32, slots=4, children=2, max_depth=1)
+LIMITS = Limits(window=20, max_thread_tokens=32, max_threads=4, children=2, max_depth=1)
 
 
 _ENTRIES, _WIDTH = 48, 24  # Room for the scripts below, so that one compiled program serves them all.
 
 
-def init_cache(lanes, bound):
-    return jnp.zeros((lanes, bound), jnp.int32)
+def init_cache(slots, bound):
+    return jnp.zeros((slots, bound), jnp.int32)
 
 
 def decode(script, tokens, cache, positions, bound):
     """Writes what the script says after exactly this context; the cache holds the tokens themselves."""
     contexts, answers = script
-    lane = jnp.arange(tokens.shape[0])[:, None]
-    cache = cache.at[lane, positions].set(tokens, mode="drop")
+    slot = jnp.arange(tokens.shape[0])[:, None]
+    cache = cache.at[slot, positions].set(tokens, mode="drop")
     seen = jnp.where(jnp.arange(bound) <= positions[..., None], cache[:, None, :], -1)[..., :_WIDTH]
     seen = jnp.pad(seen, ((0, 0), (0, 0), (0, _WIDTH - seen.shape[-1])), constant_values=-1)
     match = jnp.all(seen[..., None, :] == contexts, axis=-1) & (positions < _WIDTH)[..., None]
@@ -55,7 +55,7 @@ def engine(limits: Limits):
 def run(
     streams: list[tuple[tuple[int, ...], tuple[int, ...]]], limits: Limits = LIMITS, children: int = NOT_FORCED
 ) -> ThreadForest:
-    """Runs (context, tokens sampled from there on) pairs in both implementations; returns the tree, slots x fields.
+    """Runs (context, tokens sampled from there on) pairs in both implementations; returns the tree, threads x fields.
 
     After any other context `<eos>` is written.
     """
@@ -87,7 +87,7 @@ ROOT = (p.BOS, A)
 
 
 def test_a_family_by_hand():
-    """The worked example of DESIGN.md 3: islands, rewound positions, clocks and statistics, number by number."""
+    """The worked example of DESIGN.md 3: hidden blocks, rewound positions, clocks and statistics, number by number."""
     forest = run(
         [
             (ROOT, (B, p.SPAWN, p.MSG, A, p.MSG, B, B, p.END_SPAWN)),
@@ -120,7 +120,7 @@ def test_a_family_by_hand():
     ]
     np.testing.assert_array_equal(forest.tokens[0, : len(root)], root)
     np.testing.assert_array_equal(forest.position[0, : len(root)], [*range(10), *range(3, 11)])
-    np.testing.assert_array_equal(forest.island[0, : len(root)], [0] * 3 + [1] * 7 + [0] * 8)
+    np.testing.assert_array_equal(forest.hidden_block[0, : len(root)], [0] * 3 + [1] * 7 + [0] * 8)
     np.testing.assert_array_equal(forest.sampled[0, : len(root)], [False] * 2 + [True] * 8 + [False] * 5 + [True] * 3)
     np.testing.assert_array_equal(forest.length, [18, 14, 6, 0])
     np.testing.assert_array_equal(forest.parent, [-1, 0, 0, -1])
@@ -181,7 +181,7 @@ def test_refused_messages_get_no_answer():
 
 
 def test_slots_run_out():
-    limits = Limits(window=30, stream=60, slots=3, children=2, max_depth=1)
+    limits = Limits(window=30, max_thread_tokens=60, max_threads=3, children=2, max_depth=1)
     joined = (p.JOINED, p.MSG, p.END_JOINED)
     forest = run(
         [
@@ -198,13 +198,14 @@ def test_slots_run_out():
 
 def test_message_longer_than_the_window_ends_its_writer():
     forest = run(
-        [((p.BOS,), (p.SPAWN, p.MSG, *(B,) * 9))], Limits(window=12, stream=40, slots=4, children=3, max_depth=2)
+        [((p.BOS,), (p.SPAWN, p.MSG, *(B,) * 9))],
+        Limits(window=12, max_thread_tokens=40, max_threads=4, children=3, max_depth=2),
     )
     assert (Status(int(forest.status[0])), int(forest.children)) == (Status.OUT_OF_WINDOW, 0)
 
 
 def test_joined_block_without_room_ends_the_parent():
-    limits = Limits(window=8, stream=40, slots=4, children=2, max_depth=1)
+    limits = Limits(window=8, max_thread_tokens=40, max_threads=4, children=2, max_depth=1)
     forest = run(
         [((p.BOS, A), (B, p.SPAWN, p.MSG, B, p.END_SPAWN)), ((p.BOS, B), (p.JOIN, A, A, A, p.EOS))],
         limits,
@@ -215,10 +216,10 @@ def test_joined_block_without_room_ends_the_parent():
 
 
 def test_budgets_end_threads():
-    tokens = Limits(window=20, stream=32, slots=4, children=2, max_tokens=7)
+    tokens = Limits(window=20, max_thread_tokens=32, max_threads=4, children=2, max_tokens=7)
     forest = run([(ROOT, (A,) * 9)], tokens)
     assert (Status(int(forest.status[0])), int(forest.total_tokens)) == (Status.OUT_OF_BUDGET, 7)
-    chain = Limits(window=20, stream=32, slots=4, children=2, max_sequential=6)
+    chain = Limits(window=20, max_thread_tokens=32, max_threads=4, children=2, max_sequential=6)
     forest = run([(ROOT, (p.SPAWN, p.MSG, B, p.END_SPAWN)), ((p.BOS, B), (A,) * 9)], chain)
     assert [Status(int(s)) for s in forest.status[:2]] == [Status.OUT_OF_BUDGET] * 2
     assert forest.sequential_tokens == 6
@@ -235,7 +236,7 @@ def test_forced_children_by_hand():
         (ROOT, (p.SPAWN, p.MSG, B, p.MSG, B, B, p.MSG)),  # A third message: C = 2 forbids it.
         ((*ROOT, p.SPAWN, p.MSG, B, p.MSG, B, B), (p.MSG,)),
     ]
-    limits = Limits(window=20, stream=40, slots=4, children=2, max_depth=1)
+    limits = Limits(window=20, max_thread_tokens=40, max_threads=4, children=2, max_depth=1)
     # Where the wanted token is forbidden all that is left is equally likely, and greedy takes the lowest id: <pad>.
     forest = run(streams, limits, children=3)
     assert (Status(int(forest.status[0])), int(forest.children)) == (Status.MALFORMED, 0)
@@ -259,7 +260,7 @@ def test_forced_children_by_hand():
 
 
 def test_forced_to_none_and_kept_from_the_end():
-    limits = Limits(window=8, stream=20, slots=4, children=2, max_depth=1)
+    limits = Limits(window=8, max_thread_tokens=20, max_threads=4, children=2, max_depth=1)
     # It wants <spawn>, may not, and takes <pad>, the first of the equally unlikely others.
     forest = run([(ROOT, SPAWN_ONE)], limits, children=0)
     assert (int(forest.children), int(forest.tokens[0, 2])) == (0, p.PAD)
@@ -274,8 +275,8 @@ def test_forced_to_none_and_kept_from_the_end():
 
 
 def test_slots_are_kept_for_forced_children():
-    """All three free slots are for the root's own children, so that the first of them gets none to spawn with."""
-    limits = Limits(window=30, stream=60, slots=4, children=2, max_depth=2)
+    """All three free threads are for the root's own children, so that the first of them gets none to spawn with."""
+    limits = Limits(window=30, max_thread_tokens=60, max_threads=4, children=2, max_depth=2)
     joined = (*ROOT, *JOINED_ONE)
     streams = [
         (ROOT, SPAWN_ONE),
@@ -287,14 +288,16 @@ def test_slots_are_kept_for_forced_children():
     forest = run(streams, limits, children=3)
     assert (Status(int(forest.status[0])), int(forest.children)) == (Status.DONE, 3)
     assert refused(forest, NO_SLOT=3)
-    # A free root gives the first child one of the two slots that are left, and comes one short at its second spawn.
+    # A free root gives the first child one of the two threads that are left, and comes one short at its second spawn.
     forest = run(streams, limits)
     assert forest.depth.tolist() == [0, 1, 2, 1]
 
 
 def test_constrain_by_hand():
     """`forest.allowed` is the table of docs/protocol.md, number by number."""
-    limits = Limits(window=20, stream=40, slots=4, children=3, max_depth=1, max_tokens=8, constrain=True)
+    limits = Limits(
+        window=20, max_thread_tokens=40, max_threads=4, children=3, max_depth=1, max_tokens=8, constrain=True
+    )
     forest = run([(ROOT, (p.SPAWN, p.MSG, B, p.MSG, B, B, p.MSG))], limits)
     text, thinks = p.ALLOW_TEXT, p.ALLOW_TEXT + p.ALLOW_JOIN
     ends, more = p.ALLOW_END_SPAWN, p.ALLOW_MSG
@@ -304,15 +307,15 @@ def test_constrain_by_hand():
     assert forest.tokens[0, 2:7].tolist() == [p.SPAWN, p.MSG, B, p.MSG, p.END_SPAWN]
     assert forest.status.tolist()[:3] == [Status.OUT_OF_BUDGET] * 3
     assert (int(forest.children), int(forest.refusals.sum()), int(forest.total_tokens)) == (2, 0, 8)
-    # Too deep, without a slot, or with four tokens left: no <spawn>.
-    for changed in ({"max_depth": 0}, {"slots": 1, "max_depth": 0, "children": 1}, {"max_tokens": 4}):
+    # Too deep, without a thread index, or with four tokens left: no <spawn>.
+    for changed in ({"max_depth": 0}, {"max_threads": 1, "max_depth": 0, "children": 1}, {"max_tokens": 4}):
         forest = run([(ROOT, SPAWN_ONE)], dataclasses.replace(limits, **changed))
         assert (int(forest.allowed[0, 2]), int(forest.children)) == (thinks, 0)
 
 
 def test_constrain_masks_the_log_probs():
     """One of two classes forbidden: the probability is that among the tokens that are left."""
-    limits = Limits(window=20, stream=40, slots=1, children=1, max_depth=0, constrain=True)
+    limits = Limits(window=20, max_thread_tokens=40, max_threads=1, children=1, max_depth=0, constrain=True)
     forest = run([(ROOT, (p.SPAWN, *ANSWER))], limits)
     # <spawn> is forbidden; <join>, A and B are equally likely and <join> has the lowest id.
     assert forest.tokens[0, 2:4].tolist() == [p.JOIN, p.EOS]

@@ -170,7 +170,7 @@ def test_xmanager_and_the_manifest_cut_slices_alike(manifest):
 
 
 def test_words_come_through_as_they_are(manifest):
-    words = ["--set", 'name=a "b" \\ c', "--set", "schedule.buckets=32,64"]
+    words = ["--set", 'name=a "b" \\ c', "--set", "schedule.context_buckets=32,64"]
     jobset = manifest(*words, GKE_SPOT="1", GKE_NAME="mine", GKE_SERVICE_ACCOUNT="trainer")
     _check(jobset)
     pod = _slice(jobset)["template"]["spec"]

@@ -112,7 +112,7 @@ def test_two_hosts_are_set_up_and_train_for_real(cloud, config, wheel, tmp_path)
         "XLA_FLAGS": "",
         "APR_CACHE": str(tmp_path / "xla"),
     }
-    words = ["--config", file, "--set", "learn.sft.steps=40", "--set", "schedule.lanes=4"]
+    words = ["--config", file, "--set", "train.sft.steps=40", "--set", "schedule.slots=4"]
     with (tmp_path / "watch.log").open("w") as said:
         watch = subprocess.Popen(
             [cloud.clone / "tpu_setup" / "watch.sh", *words],
@@ -139,7 +139,7 @@ def test_two_hosts_are_set_up_and_train_for_real(cloud, config, wheel, tmp_path)
     assert cloud.kinds()[:6] == ["create", "bootstrap", "start", "start", "stop", "start"]
     assert log.read_text().count("stopped by SIGTERM; the run is saved") == 1
     assert f"{out}/sos+/sft/checkpoints/" in cloud.call("slice.sh", "saved")[1]
-    assert load_checkpoint(out / "apr" / "rl").config.learn.sft.steps == 40
+    assert load_checkpoint(out / "apr" / "rl").config.train.sft.steps == 40
     done = json.loads((out / "results.json").read_text())["seconds"].keys()
     assert done >= {"data", "sos+/sft", "apr/sft", "sos+/rl", "apr/rl", "eval/sos+-rl", "eval/apr-rl"}
     for host in (0, 1):

@@ -161,10 +161,10 @@ def test_words_that_the_scripts_let_through_are_those_of_the_command():
 def test_a_slip_in_the_config_is_found_before_anything_is_made(cloud, script, words):
     cloud.install_apr()
     settings = {"GKE_IMAGE": "i", "GKE_TPU": "v5e", "GKE_TOPOLOGY": "4x4"}
-    status, said, errors = cloud.call(script, *words, "--config", CONFIG, "--set", "learn.stf=1", **settings)
+    status, said, errors = cloud.call(script, *words, "--config", CONFIG, "--set", "train.stf=1", **settings)
     assert (status, said) == (2, "") and cloud.calls() == []
     assert len(errors.splitlines()) == 1
-    assert "error: --set 'learn.stf=1': no field 'learn.stf'; did you mean 'learn.sft.rows'?" in errors
+    assert "error: --set 'train.stf=1': no field 'train.stf'; did you mean 'train.sft.batch_rows'?" in errors
 
 
 def test_a_config_that_fails_is_found_before_anything_is_made(cloud):
@@ -185,7 +185,7 @@ def test_without_apr_the_words_are_not_checked_and_it_says_so(cloud, first):
         write_script(apr, "")
         apr.write_text(first + "\n")
     path = f"{cloud.folder / 'bin'}:/usr/bin:/bin"
-    status, _, errors = cloud.call("slice.sh", "check", "--config", CONFIG, "--set", "learn.stf=1", PATH=path)
+    status, _, errors = cloud.call("slice.sh", "check", "--config", CONFIG, "--set", "train.stf=1", PATH=path)
     assert status == 0 and f"--config {CONFIG} and --set were not checked: there is no apr in .venv/bin" in errors
 
 

@@ -8,7 +8,7 @@ from apr_jax.threads import Limits, interpret, make_prompts
 from apr_jax.train.answers import extract_answers
 
 TOKENIZER = Tokenizer.train(["0123456789+-*/,:;=#"])
-LIMITS = Limits(window=24, stream=48, slots=3, children=2)
+LIMITS = Limits(window=24, max_thread_tokens=48, max_threads=3, children=2)
 
 
 def _forest(written):

@@ -82,7 +82,7 @@ def _run(toy, disk, workdir, save_every=4, progress=False):
         steps=_STEPS,
         advance=toy.advance,
         save_every=save_every,
-        bad_steps=3,
+        max_consecutive_skipped=3,
         data_state=lambda: {"price": 0.1},
         batch=lambda step: {},
         host_seconds=lambda: toy.busy,
@@ -195,12 +195,12 @@ def test_a_step_that_is_saved_is_not_saved_again(tmp_path):
 def test_how_long_a_host_worked_at_a_step_does_not_count_its_validation(tmp_path, monkeypatch):
     seen = []
 
-    class Pace:
+    class StragglerDetector:
         def step(self, seconds, step):
             seen.append(seconds)
             return ""
 
-    monkeypatch.setattr(loop, "Pace", Pace)
+    monkeypatch.setattr(loop, "Pace", StragglerDetector)
     _run(_Toy(), _Disk(), tmp_path)
     assert seen == [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]
 

@@ -10,7 +10,7 @@ from jax.experimental import multihost_utils
 
 from apr_jax.tasks import Failure, Verdict
 from apr_jax.train import grader, sft
-from apr_jax.train.grader import Examiner
+from apr_jax.train.grader import Grader
 from apr_jax.train.rl import trainer
 
 
@@ -39,12 +39,12 @@ def test_the_schedule_of_rl_counts_inner_steps(config, monkeypatch):
     monkeypatch.setattr(trainer, "local_copy", lambda folder, stamp: folder)
     monkeypatch.setattr(trainer, "make_optimizer", stop)
     with pytest.raises(Arrived) as found:
-        trainer.train_rl(changed(config, rl={"steps": 7, "inner_steps": 3}), "data", "run", "start")
+        trainer.train_rl(changed(config, rl={"steps": 7, "ppo_epochs": 3}), "data", "run", "start")
     assert found.value.args[0][1] == 21
 
 
 def test_validation_is_greedy(config):
-    one = object.__new__(Examiner)
+    one = object.__new__(Grader)
     one._config, one._validation, one._batch, one.ask = config, ["a problem"], 1, stop
     with pytest.raises(Arrived) as found:
         one.validate(types.SimpleNamespace(params=None), lambda: 0)
@@ -65,7 +65,7 @@ def test_all_processes_take_the_verdicts_of_the_first(config, monkeypatch):
         one._verifier = types.SimpleNamespace(verify=lambda pairs, most_unknown: list(outcomes))
         return one.verify(["a problem"] * 3, "a forest")
 
-    one = object.__new__(Examiner)
+    one = object.__new__(Grader)
     one._config, one._tokenizer = config, None
     monkeypatch.setattr(grader, "extract_answers", lambda forest, tokenizer: [""] * 3)
     alone = verify(right, Verdict(None, claimed=True, correct=False), Failure.TIMED_OUT)

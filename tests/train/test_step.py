@@ -13,7 +13,7 @@ from helpers.whole_runs import changed, compilations
 
 from apr_jax.data.packing import pack_forest, padding_share
 from apr_jax.train.config import ObjectiveConfig
-from apr_jax.train.rl.objective import policy_loss, silent_trees, token_weights
+from apr_jax.train.rl.objective import policy_loss, token_weights, zero_advantage_trees
 from apr_jax.train.rl.rescoring import token_logprobs
 from apr_jax.train.state import init_state
 from apr_jax.train.step import (
@@ -22,7 +22,7 @@ from apr_jax.train.step import (
     place_everywhere,
     place_forest,
     place_whole,
-    replayed_rows,
+    rescored_rows,
 )
 
 LENGTH = 12
@@ -34,19 +34,19 @@ ROWS = 3
 def _forest(threads, size):
     """One tree of so many threads of `size` tokens."""
     shape = 1, threads, LENGTH
-    names = ("tokens", "position", "island", "sampled", "logprob", "allowed")
+    names = ("tokens", "position", "hidden_block", "sampled", "logprob", "allowed")
     recorded = {name: np.ones(shape, np.int32) for name in names}
     return SimpleNamespace(length=np.full((1, threads), size, np.int32), **recorded)
 
 
 @pytest.mark.parametrize(("threads", "rows", "chunks"), [(1, 2, 1), (4, 2, 1), (5, 4, 2), (9, 6, 3), (0, 0, 0)])
-def test_chunks_without_a_token_are_not_replayed_and_not_counted(mesh, threads, rows, chunks):
+def test_chunks_without_a_token_are_not_rescored_and_not_counted(mesh, threads, rows, chunks):
     packed = pack_forest(_forest(threads, LENGTH // 2), 2, LENGTH)  # Two threads a row.
-    replayed = replayed_rows(packed, 2)
-    assert len(replayed.tokens) == rows
-    assert (replayed.segment > 0).sum() == threads * LENGTH // 2
+    rescored = rescored_rows(packed, 2)
+    assert len(rescored.tokens) == rows
+    assert (rescored.segment > 0).sum() == threads * LENGTH // 2
     if rows:
-        assert padding_share(replayed) == pytest.approx(1 - threads / 2 / rows)
+        assert padding_share(rescored) == pytest.approx(1 - threads / 2 / rows)
     batch = place_forest(packed, np.ones(packed.tokens.shape), 2, mesh)
     assert int(batch.used) == chunks
     whole = jax.tree.map(lambda x: np.asarray(x).reshape(-1, LENGTH), batch.chunks)
@@ -92,9 +92,9 @@ def _assert_same(got, expected):
 
 def test_chunks_add_up_to_one_pass_over_the_whole_forest(update):
     forest = record()
-    rows = pack_forest(forest, ROWS, LIMITS.stream)
-    assert len(replayed_rows(rows, ROWS).tokens) == 3 * ROWS
-    assert forest.depth.max() == 2 and (forest.island > 0).sum() > 50 and (rows.segment > 3).any()
+    rows = pack_forest(forest, ROWS, LIMITS.max_thread_tokens)
+    assert len(rescored_rows(rows, ROWS).tokens) == 3 * ROWS
+    assert forest.depth.max() == 2 and (forest.hidden_block > 0).sum() > 50 and (rows.segment > 3).any()
     weights = token_weights(rows, np.ones(TREES, bool), "tree")
     advantages = np.array([1.0, -0.5, 2.0, -1.5, 0.7, -1.2])
 
@@ -115,7 +115,7 @@ def test_chunks_add_up_to_one_pass_over_the_whole_forest(update):
         for name in ("loss", "grad_norm", "kl", "entropy"):
             assert metrics[name] == pytest.approx(float(expected[name]), rel=1e-5), name
             assert abs(metrics[name]) > 1e-3, name
-        # The interpreter's log-probs at this temperature are those of replay; without it they differ a thousand times more.
+        # The interpreter's log-probs at this temperature are those of rescoring; without it they differ a thousand times more.
         assert metrics["logprob_difference_worst"] < 1e-4
 
 
@@ -124,10 +124,10 @@ def test_forests_of_all_sizes_take_as_many_programs_as_there_are_buckets(update)
     call, step = update
     forest, before, buckets, used = record(), step._cache_size(), set(), set()
     for trees in range(1, TREES + 1):
-        rows = pack_forest(_only(forest, np.arange(TREES) < trees), ROWS, LIMITS.stream)
+        rows = pack_forest(_only(forest, np.arange(TREES) < trees), ROWS, LIMITS.max_thread_tokens)
         call(rows, token_weights(rows, np.ones(TREES, bool), "tree"), ROWS, np.ones(TREES))
         buckets.add(len(rows.tokens))
-        used.add(len(replayed_rows(rows, ROWS).tokens) // ROWS)
+        used.add(len(rescored_rows(rows, ROWS).tokens) // ROWS)
     assert buckets == {ROWS, 2 * ROWS, 4 * ROWS} and len(used) >= 3
     assert step._cache_size() - before <= len(buckets)
     assert step._cache_size() <= 1 + len(buckets), "the one chunk of the test above, and the buckets"
@@ -142,14 +142,14 @@ def test_trees_that_are_left_out_change_no_gradient(config, mesh):
     """Tree 5 is masked, a flat group has advantage 0: half of the rows go, the divisor stays."""
     objective, forest = ObjectiveConfig(kl=0.0), record()
     advantages, counted = np.array([1.0, 0.0, 0.0, -1.5, 0.0, 2.0]), np.arange(TREES) != 5
-    silent = silent_trees(advantages, counted, objective)
-    assert silent.tolist() == [False, True, True, False, True, True]
+    without_advantage = zero_advantage_trees(advantages, counted, objective)
+    assert without_advantage.tolist() == [False, True, True, False, True, True]
     call, _ = _make_update(config, mesh, objective)
     results = []
-    for left in (forest, _only(forest, ~silent)):
-        rows = pack_forest(left, 4 * ROWS, LIMITS.stream)
+    for left in (forest, _only(forest, ~without_advantage)):
+        rows = pack_forest(left, 4 * ROWS, LIMITS.max_thread_tokens)
         results.append(call(rows, token_weights(rows, counted, "tree"), ROWS, advantages))
-        results[-1][1]["rows"] = len(replayed_rows(rows, ROWS).tokens)
+        results[-1][1]["rows"] = len(rescored_rows(rows, ROWS).tokens)
     (whole, before), (gradient, after) = results
     _assert_same(gradient, whole)
     assert after["rows"] < before["rows"] and after["loss"] == pytest.approx(before["loss"], rel=1e-5)
@@ -157,7 +157,7 @@ def test_trees_that_are_left_out_change_no_gradient(config, mesh):
     assert "kl" not in before, "nobody has asked the reference"
     # What lets every tree speak.
     for options in ({"kl": 0.1}, {"entropy": 0.1}, {"normalisation": "token"}, {"normalisation": "sequence"}):
-        assert not silent_trees(advantages, counted, ObjectiveConfig(**{"kl": 0.0} | options)).any()
+        assert not zero_advantage_trees(advantages, counted, ObjectiveConfig(**{"kl": 0.0} | options)).any()
 
 
 def test_recomputed_log_probs_are_those_of_the_first_inner_step(config, mesh):
@@ -168,7 +168,7 @@ def test_recomputed_log_probs_are_those_of_the_first_inner_step(config, mesh):
     objective = ObjectiveConfig(kl=0.0, clip=0.2, importance_cap=2.0)
     settings = changed(config, model=MODEL, rl={"temperature": TEMPERATURE, "objective": objective})
     step = make_rl_step(settings, KEEPS, mesh)
-    rows = pack_forest(record(), ROWS, LIMITS.stream)
+    rows = pack_forest(record(), ROWS, LIMITS.max_thread_tokens)
     wrong = rows.sampled & (np.arange(rows.tokens.shape[1]) % 2 == 0)
     rows = dataclasses.replace(rows, logprob=rows.logprob - np.float32(0.3) * wrong)
     weights = token_weights(rows, np.ones(TREES, bool), "tree")
@@ -198,7 +198,7 @@ def test_recomputed_log_probs_are_those_of_the_first_inner_step(config, mesh):
 
 
 def test_no_rows_are_no_gradient(update):
-    rows = pack_forest(_only(record(), np.zeros(TREES, bool)), ROWS, LIMITS.stream)
+    rows = pack_forest(_only(record(), np.zeros(TREES, bool)), ROWS, LIMITS.max_thread_tokens)
     gradient, metrics = update[0](rows, token_weights(rows, np.ones(TREES, bool), "tree"), ROWS, np.ones(TREES))
     assert not any(leaf.any() for leaf in jax.tree.leaves(gradient))
     assert metrics["loss"] == metrics["grad_norm"] == metrics["skipped"] == 0

@@ -27,7 +27,7 @@ from helpers.whole_runs import (
 
 from apr_jax.config import MeshConfig
 from apr_jax.data.packing import Rows
-from apr_jax.data.pipeline import Held
+from apr_jax.data.pipeline import LocalRows
 from apr_jax.errors import UsageError, UserError
 from apr_jax.tasks import load_problems
 from apr_jax.train import grader, sft
@@ -141,16 +141,16 @@ def test_a_finished_run_trains_no_more(unbroken, config, data_dir):
 
 def test_another_config_in_the_same_workdir_is_refused(unbroken, config, data_dir):
     other = _bad_steps(config, 7)
-    with pytest.raises(UserError, match=r"learn.bad_steps=3 \(now 7\)"):
+    with pytest.raises(UserError, match=r"train.max_consecutive_skipped=3 \(now 7\)"):
         train_sft(other, data_dir, unbroken[0], "apr", progress=False)
-    assert json.loads((unbroken[0] / "config.json").read_text())["learn"]["bad_steps"] == 3
+    assert json.loads((unbroken[0] / "config.json").read_text())["train"]["max_consecutive_skipped"] == 3
 
 
 class _Spoiled:
     """Batches of which those from the second on make the loss NaN: a token id that no embedding has."""
 
     def __init__(self, *args):
-        self._batches, self._taken = Held(*args), 0
+        self._batches, self._taken = LocalRows(*args), 0
 
     def __next__(self):
         rows, self._taken = next(self._batches), self._taken + 1
@@ -161,7 +161,7 @@ class _Spoiled:
 
 
 def _bad_steps(config, count):
-    return dataclasses.replace(config, learn=dataclasses.replace(config.learn, bad_steps=count))
+    return dataclasses.replace(config, train=dataclasses.replace(config.train, max_consecutive_skipped=count))
 
 
 def test_too_many_bad_steps_end_the_run_with_the_last_good_parameters_and_the_batch(
@@ -241,8 +241,8 @@ def test_trees_that_do_not_divide_into_the_shards_are_rolled_out_with_copies_tha
     unbroken, unbroken_rl, config, data_dir, tmp_path
 ):
     """4 trees on 8 shards, in rollouts of 8: what comes of them is what comes of them on 2 shards."""
-    learn = dataclasses.replace(config.learn, rl=dataclasses.replace(config.learn.rl, steps=2, rows=8))
-    wide = dataclasses.replace(config, learn=learn, mesh=MeshConfig(data=8))
+    learn = dataclasses.replace(config.train, rl=dataclasses.replace(config.train.rl, steps=2, rows=8))
+    wide = dataclasses.replace(config, train=learn, mesh=MeshConfig(data=8))
     train_rl(wide, data_dir, tmp_path, unbroken[0], progress=False)
     for got, expected in zip(logged(tmp_path)[:2], logged(unbroken_rl[0]), strict=False):
         for name in ("accuracy", "reward", "total_tokens", "children", "trees", "validation_accuracy"):
@@ -308,7 +308,7 @@ def test_the_next_rollout_is_queued_before_anyone_waits_for_an_update(
         return fetch(recorder)
 
     monkeypatch.setattr(Recorder, "_fetch", reading)
-    settings = {"validate_every": 3, "save_every": 3, "inner_steps": 1}
+    settings = {"validate_every": 3, "save_every": 3, "ppo_epochs": 1}
     train_rl(changed(config, rl=settings), data_dir, tmp_path, unbroken[0], progress=False)
     first = done.index("update")
     # The first policy was read when it was saved; the last step is not, since it is saved and validated.

@@ -36,7 +36,7 @@ def attend_packed(
     k: Float[Array, "R G L K"],
     v: Float[Array, "R G L K"],
     segment: Int[Array, "R L"],
-    island: Int[Array, "R L"],
+    hidden_block: Int[Array, "R L"],
     mesh: Mesh | None = None,
 ) -> Float[Array, "R L H K"]:
     """softmax(q k' / sqrt(K)) v over what `visible` allows. The softmax is in float32.
@@ -44,14 +44,14 @@ def attend_packed(
     Args:
       segment: thread of each token within its row, every thread's tokens one after the other; 0 is padding, whose output means
         nothing.
-      island: 0, or the spawn block that the token belongs to.
+      hidden block: 0, or the spawn block that the token belongs to.
       mesh: rows (and heads, where that keeps groups whole) are split over it, and every device works on its own: without it
         XLA would gather all rows on all devices, since it cannot split a loop of unknown length.
     """
     tpu = on_tpu(mesh) if mesh else jax.default_backend() == "tpu"
     attend = attend_on_tpu if tpu else _attend
     if mesh is None or (mesh.size == 1 and not tpu):
-        return attend(q, k, v, segment, island)
+        return attend(q, k, v, segment, hidden_block)
     groups, shards = k.shape[1], mesh.shape["tensor"]
     heads = "tensor" if groups % shards == 0 else None
     rows = PartitionSpec(BATCH_AXES)
@@ -68,24 +68,24 @@ def attend_packed(
         out_specs=PartitionSpec(BATCH_AXES, None, heads),
         check_vma=False,
     )
-    return split(q, k, v, segment, island)
+    return split(q, k, v, segment, hidden_block)
 
 
 def visible(
     segment: Int[Array, " S"],
-    island: Int[Array, " S"],
+    hidden_block: Int[Array, " S"],
     column: Int[Array, " S"],
     key_segment: Int[Array, " M"],
-    key_island: Int[Array, " M"],
+    key_hidden_block: Int[Array, " M"],
     key_column: Int[Array, " M"],
 ) -> Bool[Array, "S M"]:
     """The visibility rule of packed threads (DESIGN.md 6), for S queries and M keys of a row.
 
-    A query sees a key iff the key is not after it, both are of the same thread, and the key's island is 0 or the query's own.
+    A query sees a key iff the key is not after it, both are of the same thread, and the key's hidden block is 0 or the query's own.
     """
     causal = key_column[None] <= column[:, None]
     same = key_segment[None] == segment[:, None]
-    open_ = (key_island[None] == 0) | (key_island[None] == island[:, None])
+    open_ = (key_hidden_block[None] == 0) | (key_hidden_block[None] == hidden_block[:, None])
     return causal & same & open_
 
 
@@ -98,18 +98,18 @@ def first_blocks(segment: Int[Array, "R L"], size: int) -> Int[Array, "R n"]:
 
 
 @jax.custom_vjp
-def _attend(q: Array, k: Array, v: Array, segment: Array, island: Array) -> Array:
-    return _forward(q, k, v, segment, island)[0]
+def _attend(q: Array, k: Array, v: Array, segment: Array, hidden_block: Array) -> Array:
+    return _forward(q, k, v, segment, hidden_block)[0]
 
 
-def _forward(q: Array, k: Array, v: Array, segment: Array, island: Array) -> tuple[Array, tuple[Any, ...]]:
+def _forward(q: Array, k: Array, v: Array, segment: Array, hidden_block: Array) -> tuple[Array, tuple[Any, ...]]:
     length, groups, size = q.shape[1], k.shape[1], q.shape[-1]
     columns = _block_size(length)
     missing = -length % columns
-    segment, island = (jnp.pad(x, ((0, 0), (0, missing))) for x in (segment, island))
+    segment, hidden_block = (jnp.pad(x, ((0, 0), (0, missing))) for x in (segment, hidden_block))
     k, v = (jnp.pad(x, ((0, 0), (0, 0), (0, missing), (0, 0))) for x in (k, v))
     blocks = _fold(q * jnp.asarray(size**-0.5, q.dtype), groups, columns)
-    rows = (first_blocks(segment, columns), segment, island)
+    rows = (first_blocks(segment, columns), segment, hidden_block)
     out, log_sum = _each(_forward_group, (blocks, k, v), rows)
     out, log_sum = checkpoint_name(out.astype(q.dtype), ATTENTION), checkpoint_name(log_sum, ATTENTION)
     return _unfold(out, q.shape), (blocks, k, v, rows, out, log_sum)
@@ -206,15 +206,15 @@ def _block_size(length: int) -> int:
 
 def _mask(row: tuple[Array, Array, Array], index: Array, at: Array, count: int, queries: int) -> Bool[Array, "Q P"]:
     """Of the block of queries `index` and the block of keys `at`."""
-    _, segment, island = row
+    _, segment, hidden_block = row
     size = segment.shape[0] // count
     column = jnp.arange(size)
     sees = visible(
         _block(segment, index, count),
-        _block(island, index, count),
+        _block(hidden_block, index, count),
         index * size + column,
         _block(segment, at, count),
-        _block(island, at, count),
+        _block(hidden_block, at, count),
         at * size + column,
     )
     return jnp.tile(sees, (queries // size, 1))

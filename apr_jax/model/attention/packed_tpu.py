@@ -1,7 +1,7 @@
 """Attention over packed rows as two TPU kernels (Pallas), with the same rule and the same skipped blocks as `packed.py`.
 
 The life of a block of queries:
-1. Thread and island of a token become one number (`_codes`), so that the rule costs two comparisons a pair.
+1. Thread and hidden block of a token become one number (`_codes`), so that the rule costs two comparisons a pair.
 2. Forward: the grid walks the blocks of keys from the first one that the queries see to their own. Steps beyond that repeat
    the last block's address, for which nothing is fetched, and compute nothing. Output and log-sum-exp go to HBM.
 3. Backward, one kernel: for each block of keys the blocks of queries that see it. Keys' and values' gradients are summed in
@@ -26,7 +26,7 @@ from jaxtyping import Array, Float, Int
 BLOCK = 512
 ATTENTION = "attention"  # By this name a remat policy keeps what the backward pass needs of the forward one.
 _LANES = 128  # P is a multiple of it.
-_ISLANDS = 16  # Bits of a code that hold the island.
+_BLOCK_BITS = 16  # Bits of a code that hold the hidden block.
 NEVER = -1e30
 
 
@@ -36,7 +36,7 @@ def attend_on_tpu(
     k: Float[Array, "R G L K"],
     v: Float[Array, "R G L K"],
     segment: Int[Array, "R L"],
-    island: Int[Array, "R L"],
+    hidden_block: Int[Array, "R L"],
     interpret: bool = False,
 ) -> Float[Array, "R L H K"]:
     """`attention.attend_packed` on one TPU core.
@@ -44,20 +44,20 @@ def attend_on_tpu(
     Args:
       interpret: runs the kernels as plain JAX on any device; for tests.
     """
-    return _forward(q, k, v, segment, island, interpret)[0]
+    return _forward(q, k, v, segment, hidden_block, interpret)[0]
 
 
-def _forward(q: Array, k: Array, v: Array, segment: Array, island: Array, interpret: bool) -> tuple[Array, tuple]:
+def _forward(q: Array, k: Array, v: Array, segment: Array, hidden_block: Array, interpret: bool) -> tuple[Array, tuple]:
     length = q.shape[1]
-    if length >= 1 << (31 - _ISLANDS):
-        raise ValueError(f"rows of {length} columns: must be shorter than {1 << (31 - _ISLANDS)}")
+    if length >= 1 << (31 - _BLOCK_BITS):
+        raise ValueError(f"rows of {length} columns: must be shorter than {1 << (31 - _BLOCK_BITS)}")
     size = block_size(length)
     missing = -length % size
-    segment, island = (jnp.pad(x, ((0, 0), (0, missing))) for x in (segment, island))
+    segment, hidden_block = (jnp.pad(x, ((0, 0), (0, missing))) for x in (segment, hidden_block))
     first, last = block_range(segment, size)
     q = _columns_last(q.transpose(0, 2, 1, 3) * jnp.asarray(q.shape[-1] ** -0.5, q.dtype), missing)
     k, v = _columns_last(k, missing), _columns_last(v, missing)
-    codes = (segment << _ISLANDS) | island
+    codes = (segment << _BLOCK_BITS) | hidden_block
     out, log_sum = _forward_call(first, codes, q, k, v, size, interpret)
     out, log_sum = checkpoint_name(out, ATTENTION), checkpoint_name(log_sum, ATTENTION)
     return out[..., :length].transpose(0, 3, 1, 2), (q, k, v, codes, last, out, log_sum, jnp.zeros((length, 0)))
@@ -265,7 +265,7 @@ def _visible(code: Array, key_code: Array, i: Array, j: Array, size: int) -> Arr
     shape = (key_code.shape[0], code.shape[1])
     key_column = j * size + jax.lax.broadcasted_iota(jnp.int32, shape, 0)
     column = i * size + jax.lax.broadcasted_iota(jnp.int32, shape, 1)
-    open_ = code & ~((1 << _ISLANDS) - 1)  # The thread's tokens outside of islands.
+    open_ = code & ~((1 << _BLOCK_BITS) - 1)  # The thread's tokens outside of hidden blocks.
     return (key_column <= column) & ((key_code == code) | (key_code == open_))
 
 

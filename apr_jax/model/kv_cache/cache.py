@@ -4,7 +4,7 @@ A side (keys or values) of a layer is [W, G, M, K], head first: a head's keys ar
 products of a decode step read. It is cut at the schedule's bounds into arrays of its own, because reading a slice of an array
 costs a copy of it.
 
-Shapes: W lanes, S tokens a step, M positions, H query heads, G key/value heads, K head size.
+Shapes: W decode slots, S tokens a step, M positions, H query heads, G key/value heads, K head size.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,12 +19,12 @@ from apr_jax.model.config import ModelConfig
 Segments = tuple[tuple[jax.Array, jax.Array], ...]
 
 
-def empty(config: ModelConfig, lanes: int, bound: int, bounds: tuple[int, ...]) -> Segments:
+def empty(config: ModelConfig, slots: int, bound: int, bounds: tuple[int, ...]) -> Segments:
     """A layer's cache for positions below `bound`, cut at `bounds`."""
 
     def side(begin: int, end: int) -> Array:
         positions = max(0, min(end, bound) - begin)
-        return jnp.zeros((lanes, config.kv_heads, positions, config.head_size), config.dtype)
+        return jnp.zeros((slots, config.kv_heads, positions, config.head_size), config.dtype)
 
     return tuple((side(*cut), side(*cut)) for cut in zip((0, *bounds[:-1]), bounds, strict=True))
 
@@ -51,7 +51,7 @@ def over(cache: Segments, positions: Int[Array, "W S"], bound: int, bounds: tupl
 
 
 def store(old: Float[Array, "W G M K"], new: Float[Array, "W G S K"], place: Int[Array, "W S"]) -> Array:
-    """`old` with new entries at their lanes' places; a place at or beyond M is dropped.
+    """`old` with new entries at their decode slots' places; a place at or beyond M is dropped.
 
     One scatter, in the form in which XLA does not copy the cache on CPU (docs/rollout.md has the figures).
     """
@@ -62,8 +62,8 @@ def store(old: Float[Array, "W G M K"], new: Float[Array, "W G S K"], place: Int
         # the second one dropped, it writes in place: half the time of a step at batch 1.
         place = jnp.concatenate([place, jnp.full_like(place, old.shape[2])], axis=1)
         new = jnp.repeat(new, 2, axis=2)
-    lane = jnp.arange(place.shape[0])[:, None]
-    return old.at[lane, :, place].set(new.transpose(0, 2, 1, 3), mode="drop")
+    slot = jnp.arange(place.shape[0])[:, None]
+    return old.at[slot, :, place].set(new.transpose(0, 2, 1, 3), mode="drop")
 
 
 def attend_cached(

@@ -1,8 +1,8 @@
-"""The key/value cache of decoding on TPU, and the kernel (Pallas) that writes one position of a lane and reads those before it.
+"""The key/value cache of decoding on TPU, and the kernel (Pallas) that writes one position of a decode slot and reads those before it.
 
 The life of a decode step in a layer:
-1. A lane's keys are [M, G x K], all heads of a position side by side: whole registers of 128 columns, whatever K is.
-2. The grid walks a lane's blocks of positions, as many as the longest lane has. Beyond its own last one a lane repeats that
+1. A decode slot's keys are [M, G x K], all heads of a position side by side: whole registers of 128 columns, whatever K is.
+2. The grid walks a decode slot's blocks of positions, as many as the longest decode slot has. Beyond its own last one a decode slot repeats that
    block's address, for which nothing is fetched. So a step moves what is live, to a block; buckets only make blocks smaller.
 3. The running maximum, sum and product begin with the new position, which is not in the cache yet.
 4. Of the new position's block the 16 rows around it are written back, in the cache's own memory.
@@ -12,7 +12,7 @@ by many zeros on a matrix unit that would wait for memory anyway. Queries and re
 
 Contexts are read several tokens at a time (S > 1) and much more rarely: by plain products over the cache.
 
-Shapes: W lanes, S tokens a step, M positions, H query heads, G key/value heads, K head size.
+Shapes: W decode slots, S tokens a step, M positions, H query heads, G key/value heads, K head size.
 """
 
 import functools
@@ -39,12 +39,12 @@ _BYTES = 2**20  # Most of a block's keys: VMEM holds two blocks of keys and two 
 TILE = 16  # Rows of a register of bfloat16 numbers; of float32 ones it is two.
 
 
-def empty(config: ModelConfig, lanes: int, bound: int, bounds: tuple[int, ...]) -> Sides:
+def empty(config: ModelConfig, slots: int, bound: int, bounds: tuple[int, ...]) -> Sides:
     """A layer's cache for positions below `bound`."""
     del bounds
     columns = config.kv_heads * config.head_size
     size = block_size(columns, jnp.dtype(config.dtype).itemsize, bound)
-    shape = (lanes, -(-bound // size) * size, columns)
+    shape = (slots, -(-bound // size) * size, columns)
     return jnp.zeros(shape, config.dtype), jnp.zeros(shape, config.dtype)
 
 
@@ -76,12 +76,12 @@ def over(
 def _attend_many(
     positions: Array, bound: int, q: Array, k: Float[Array, "W G S K"], v: Float[Array, "W G S K"], cache: Sides
 ) -> tuple[Array, Sides]:
-    lanes, groups, steps, _ = k.shape
-    lane = jnp.arange(lanes)[:, None]
+    slots, groups, steps, _ = k.shape
+    slot = jnp.arange(slots)[:, None]
 
     def store(old: Array, new: Array) -> Array:
         place = jnp.where(positions < bound, positions, old.shape[1])
-        return old.at[lane, place].set(new.transpose(0, 2, 1, 3).reshape(lanes, steps, -1), mode="drop")
+        return old.at[slot, place].set(new.transpose(0, 2, 1, 3).reshape(slots, steps, -1), mode="drop")
 
     def heads_first(side: Array) -> Array:
         return side.reshape(*side.shape[:2], groups, -1).transpose(0, 2, 1, 3)
@@ -94,17 +94,17 @@ def _attend_many(
 def _attend_one(
     used: Int[Array, " W"], bound: int, q: Float[Array, "W 1 H K"], k: Array, v: Array, cache: Sides, interpret: bool
 ) -> tuple[Float[Array, "W 1 H K"], Sides]:
-    """One token a lane, at place `used` - 1; a lane of which 0 are used stores nothing."""
-    lanes, _, heads, head_size = q.shape
+    """One token a decode slot, at place `used` - 1; a decode slot of which 0 are used stores nothing."""
+    slots, _, heads, head_size = q.shape
     groups, columns = k.shape[1], cache[0].shape[2]
     shared = heads // groups  # Queries of a group.
     size = block_size(columns, cache[0].dtype.itemsize, bound)
-    scaled = q.reshape(lanes, groups, shared, head_size) * jnp.asarray(head_size**-0.5, q.dtype)
+    scaled = q.reshape(slots, groups, shared, head_size) * jnp.asarray(head_size**-0.5, q.dtype)
 
     def last(used: Array) -> Array:
         return jnp.maximum(used - 1, 0)
 
-    per_lane = pl.BlockSpec((1, shared, columns), lambda w, t, used: (w, 0, 0))
+    per_slot = pl.BlockSpec((1, shared, columns), lambda w, t, used: (w, 0, 0))
     fresh = pl.BlockSpec((1, 1, columns), lambda w, t, used: (w, 0, 0))
     side = pl.BlockSpec((1, size, columns), lambda w, t, used: (w, jnp.minimum(t, last(used[w]) // size), 0))
     tile = pl.BlockSpec((1, TILE, columns), lambda w, t, used: (w, last(used[w]) // TILE, 0))
@@ -112,9 +112,9 @@ def _attend_one(
         functools.partial(_kernel, size=size, groups=groups),
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=1,
-            grid=(lanes, last(used.max()) // size + 1),
-            in_specs=[per_lane, fresh, fresh, side, side],
-            out_specs=[per_lane, tile, tile],
+            grid=(slots, last(used.max()) // size + 1),
+            in_specs=[per_slot, fresh, fresh, side, side],
+            out_specs=[per_slot, tile, tile],
             scratch_shapes=[
                 pltpu.VMEM((heads, columns), jnp.float32),
                 pltpu.VMEM((heads, 1), jnp.float32),
@@ -123,7 +123,7 @@ def _attend_one(
             ],
         ),
         out_shape=[
-            jax.ShapeDtypeStruct((lanes, shared, columns), q.dtype),
+            jax.ShapeDtypeStruct((slots, shared, columns), q.dtype),
             *(jax.ShapeDtypeStruct(each.shape, each.dtype) for each in cache),
         ],
         input_output_aliases={4: 1, 5: 2},  # The cache, counted with `used`.
@@ -132,12 +132,12 @@ def _attend_one(
         name=KERNEL,
     )(
         used,
-        scaled.swapaxes(1, 2).reshape(lanes, shared, columns),
-        k.reshape(lanes, 1, columns),
-        v.reshape(lanes, 1, columns),
+        scaled.swapaxes(1, 2).reshape(slots, shared, columns),
+        k.reshape(slots, 1, columns),
+        v.reshape(slots, 1, columns),
         *cache,
     )
-    return found.reshape(lanes, shared, groups, head_size).swapaxes(1, 2).reshape(q.shape), (keys, values)
+    return found.reshape(slots, shared, groups, head_size).swapaxes(1, 2).reshape(q.shape), (keys, values)
 
 
 def _kernel(
@@ -145,8 +145,8 @@ def _kernel(
     spread: Any, most: Any, total: Any, sums: Any,
     *, size: int, groups: int,
 ) -> None:  # fmt: skip
-    lane, t = pl.program_id(0), pl.program_id(1)
-    at = used[lane] - 1
+    slot, t = pl.program_id(0), pl.program_id(1)
+    at = used[slot] - 1
     last = jnp.maximum(at, 0) // size
     # A row of `spread` and `sums` is a head: of q's row r, group g, it is r x G + g.
     head_size = k.shape[2] // groups

@@ -6,7 +6,7 @@ const ROW = 20, BAR = 12, HEAD = 50, PROFILE = 28, GUTTER = 62, MARGIN = 14, MOS
 const PAINT = ["card", "sunk", "ink", "soft", "line", "accent", "good", "bad", "spawn", "joined", "join", "bar-search", "bar-spawn", "bar-join"];
 
 class Lanes {
-  // pick(slot): a thread was chosen; seek(time): a time was chosen; tip(text, x, y): what is under the pointer ("" is nothing).
+  // pick(thread_index): a thread was chosen; seek(time): a time was chosen; tip(text, x, y): what is under the pointer ("" is nothing).
   constructor({ pick, seek, tip }) {
     Object.assign(this, { pick, seek, tip, zoom: 1, drawn: 0, left: 0, above: 0, frame: 0, hover: -1, seeking: false });
     this.canvas = element("canvas", { "aria-hidden": "true" });
@@ -23,19 +23,19 @@ class Lanes {
   }
 
   // steps: that the width stands for, the same in both panes.
-  show(tree, slot, time, steps) {
+  show(tree, thread_index, time, steps) {
     Object.assign(this, { tree, time, steps, zoom: 1 });
     const wanted = HEAD + tree.rows.length * ROW + 6;
     this.host.style.height = `${Math.min(wanted, 430) + 2}px`;
     this.host.setAttribute("aria-label", `${tree.rows.length} threads over ${tree.steps} steps; up and down choose a thread`);
     this.host.scrollTo(0, 0);
-    this.select(slot);
+    this.select(thread_index);
     this.fit();
   }
 
-  select(slot) {
-    this.slot = slot;
-    const top = this.tree.threads.get(slot).row * ROW, view = this.host.clientHeight - HEAD;
+  select(thread_index) {
+    this.thread_index = thread_index;
+    const top = this.tree.threads.get(thread_index).row * ROW, view = this.host.clientHeight - HEAD;
     if (top < this.host.scrollTop) this.host.scrollTop = top;
     else if (top + ROW > this.host.scrollTop + view) this.host.scrollTop = top + ROW - view;
     this.request();
@@ -80,14 +80,14 @@ class Lanes {
       return;
     }
     const thread = this.tree.rows[this.rowAt(event.offsetY)];
-    if (thread) this.pick(thread.slot);
+    if (thread) this.pick(thread.thread_index);
   }
 
   move(event) {
     if (this.seeking) { this.seek(Math.round(this.stepAt(event.offsetX))); return; }
     const row = this.rowAt(event.offsetY), thread = this.tree.rows[row], step = Math.floor(this.stepAt(event.offsetX));
     if (row !== this.hover) { this.hover = row; this.request(); }
-    if (thread) this.tip(`${thread.slot ? `thread ${thread.slot}, child of ${thread.parent ? `thread ${thread.parent}` : "root"}` : "root"}\n${describe(thread)}`, event.clientX, event.clientY);
+    if (thread) this.tip(`${thread.thread_index ? `thread ${thread.thread_index}, child of ${thread.parent ? `thread ${thread.parent}` : "root"}` : "root"}\n${describe(thread)}`, event.clientX, event.clientY);
     else if (event.offsetY < HEAD) this.tip(`step ${step}: ${this.tree.busy[step] ?? 0} threads at work`, event.clientX, event.clientY);
     else this.tip("");
   }
@@ -99,9 +99,9 @@ class Lanes {
   }
 
   key(event) {
-    const row = this.tree.threads.get(this.slot).row, page = Math.max(1, Math.floor((this.height - HEAD) / ROW) - 1);
+    const row = this.tree.threads.get(this.thread_index).row, page = Math.max(1, Math.floor((this.height - HEAD) / ROW) - 1);
     const move = { ArrowDown: 1, ArrowUp: -1, PageDown: page, PageUp: -page }[event.key];
-    if (move) this.pick(this.tree.rows[Math.max(0, Math.min(this.tree.rows.length - 1, row + move))].slot);
+    if (move) this.pick(this.tree.rows[Math.max(0, Math.min(this.tree.rows.length - 1, row + move))].thread_index);
     else if (event.key === "+" || event.key === "=") this.zoomTo(this.zoom * 1.5);
     else if (event.key === "-") this.zoomTo(this.zoom / 1.5);
     else return;
@@ -160,7 +160,7 @@ class Lanes {
   }
 
   drawBand(pen, row) {
-    const chosen = this.tree.rows[row].slot === this.slot;
+    const chosen = this.tree.rows[row].thread_index === this.thread_index;
     if (!chosen && row !== this.hover) return;
     pen.globalAlpha = chosen ? 0.18 : 0.08;
     this.box(pen, this.paint.accent, 0, this.top(row), this.width, ROW);
@@ -229,7 +229,7 @@ class Lanes {
   }
 
   drawName(pen, thread) {
-    const y = this.top(thread.row), chosen = thread.slot === this.slot;
+    const y = this.top(thread.row), chosen = thread.thread_index === this.thread_index;
     this.box(pen, this.paint.sunk, 0, y, GUTTER - 4, ROW);
     if (chosen) this.box(pen, this.paint.accent, 0, y, 3, ROW);
     const ink = chosen ? this.paint.ink : this.paint.soft;

@@ -4,7 +4,7 @@
 const UNLIKELY = [Math.log(0.8), Math.log(0.5), Math.log(0.2)]; // Below these a token is underlined once, twice, thrice as thick.
 
 class ThreadText {
-  // pick(slot), seek(time) and tip(text, x, y) as in Lanes.
+  // pick(thread_index), seek(time) and tip(text, x, y) as in Lanes.
   constructor({ pick, seek, tip }) {
     Object.assign(this, { pick, seek, tip, touched: 0, cursor: -1 });
     this.path = element("nav", { class: "path", "aria-label": "thread" });
@@ -19,12 +19,12 @@ class ThreadText {
     for (const gone of ["pointerleave", "blur"]) this.text.addEventListener(gone, () => this.tip(""));
   }
 
-  show(tree, slot, time) {
-    const thread = tree.threads.get(slot);
+  show(tree, thread_index, time) {
+    const thread = tree.threads.get(thread_index);
     Object.assign(this, { tree, thread, cursor: -1, there: thread.ids.length });
     this.tokens = thread.ids.map((id, place) => this.token(id, place));
     this.text.replaceChildren(...this.tokens);
-    this.text.setAttribute("aria-label", `text of ${slot ? `thread ${slot}` : "the root"}; left and right go token by token`);
+    this.text.setAttribute("aria-label", `text of ${thread_index ? `thread ${thread_index}` : "the root"}; left and right go token by token`);
     this.text.scrollTop = 0;
     this.showPath();
     this.showChildren();
@@ -114,7 +114,7 @@ class ThreadText {
     for (let thread = this.thread; thread; thread = this.tree.threads.get(thread.parent)) way.unshift(thread);
     const parts = way.flatMap((thread, place) => [
       ...(place ? ["›"] : []),
-      element("button", { type: "button", "aria-current": String(thread === this.thread), onclick: () => this.pick(thread.slot) }, thread.name),
+      element("button", { type: "button", "aria-current": String(thread === this.thread), onclick: () => this.pick(thread.thread_index) }, thread.name),
     ]);
     this.path.replaceChildren(...parts, element("span", { class: "soft grow" }, describe(this.thread)));
   }
@@ -126,7 +126,7 @@ class ThreadText {
     this.children.hidden = !all.length;
     if (!all.length) { this.children.replaceChildren(); return; }
     const rows = all.map(([child, place]) => [child, element("tr", { class: "later" },
-      element("td", {}, element("button", { type: "button", onclick: () => this.pick(child.slot), "aria-label": `to thread ${child.slot}` }, child.name)),
+      element("td", {}, element("button", { type: "button", onclick: () => this.pick(child.thread_index), "aria-label": `to thread ${child.thread_index}` }, child.name)),
       ...(this.thread.rounds.length > 1 ? [element("td", {}, String(place + 1))] : []),
       element("td", { class: "words" }, child.message),
       element("td", { class: "words" }, child.answer ? element("span", { class: "t join" }, child.answer) : element("span", { class: "soft" }, ending(child))),

@@ -8,7 +8,7 @@ const MSG = 5;
 
 // pieces: text of each id. Adds `rows` (threads, children below their parents) and `busy` (threads at work in each step).
 function makeTree(trace, pieces) {
-  const threads = new Map(trace.threads.map((thread) => [thread.slot, { ...thread, children: [] }]));
+  const threads = new Map(trace.threads.map((thread) => [thread.thread_index, { ...thread, children: [] }]));
   for (const thread of threads.values()) threads.get(thread.parent)?.children.push(thread);
   const rows = [];
   const walk = (thread) => { thread.row = rows.push(thread) - 1; thread.children.forEach(walk); };
@@ -54,7 +54,7 @@ function readThread(thread, tree) {
       thread.kind[place] = kind;
       if ((kind === "spawn" || kind === "joined") && thread.ids[place] === MSG) {
         const child = round.children[messages++];
-        if (child) thread.child.set(place, child.slot);
+        if (child) thread.child.set(place, child.thread_index);
       }
     }
     if (kind === "joined") thread.segments.push({ kind: "wait", from, to: clock });
@@ -63,7 +63,7 @@ function readThread(thread, tree) {
   if (clock < thread.end) thread.segments.push({ kind: "wait", from: clock, to: thread.end }); // It ended while it waited.
   thread.message = words(thread, tree, "given");
   thread.answer = thread.status === "DONE" ? words(thread, tree, "join") : "";
-  thread.name = thread.slot === 0 ? "root" : String(thread.slot);
+  thread.name = thread.thread_index === 0 ? "root" : String(thread.thread_index);
 }
 
 // What the thread says in all spans of a kind, without control pieces.

@@ -3,9 +3,9 @@
 
 class Pane {
   constructor(side, viewer) {
-    const pick = (slot) => { this.pick(slot); };
+    const pick = (thread_index) => { this.pick(thread_index); };
     const hooks = { pick, seek: (time) => viewer.seek(time), tip: showTip };
-    Object.assign(this, { side, viewer, lanes: new Lanes(hooks), text: new ThreadText(hooks), slot: 0, tree: null });
+    Object.assign(this, { side, viewer, lanes: new Lanes(hooks), text: new ThreadText(hooks), thread_index: 0, tree: null });
     this.choice = element("select", { "aria-label": `evaluation on the ${side}` });
     this.verdict = element("span", { class: "verdict" });
     this.facts = element("p", { class: "facts soft" });
@@ -22,15 +22,15 @@ class Pane {
     const said = trace.solution ? trace.solution.join(", ") : "no solution", why = trace.failure || trace.reason;
     this.verdict.textContent = `${trace.correct ? "✓" : "✗"} ${said}${trace.correct || !why ? "" : ` (${trace.failure && trace.reason ? `${trace.failure}: ${trace.reason}` : why})`}`;
     this.facts.textContent = `${trace.total_tokens} tokens, ${trace.sequential_tokens} in sequence, ${trace.children} children, longest thread ${trace.max_thread_tokens}`;
-    this.slot = 0;
+    this.thread_index = 0;
     this.lanes.show(this.tree, 0, time, this.viewer.steps);
     this.text.show(this.tree, 0, time);
   }
 
-  pick(slot) {
-    this.slot = slot;
-    this.lanes.select(slot);
-    this.text.show(this.tree, slot, this.viewer.time);
+  pick(thread_index) {
+    this.thread_index = thread_index;
+    this.lanes.select(thread_index);
+    this.text.show(this.tree, thread_index, this.viewer.time);
   }
 
   setTime(time) {

@@ -44,15 +44,15 @@ class SolverConfig:
       parent_beam_low: see above.
       child_beam: APR's children draw from the parent's beam..child_beam.
       max_children: threads that a demonstration of APR may spawn; a node whose successors no longer fit is queued. Nested APR
-        divides what a spawn leaves evenly among the children and their parent, as a rollout divides its slots.
-      promising: probability that a node is judged promising.
+        divides what a spawn leaves evenly among the children and their parent, as a rollout divides its threads.
+      spawn_probability: probability that a node is judged promising.
       shuffle: shuffle the kept successors (the paper) or keep them in their canonical order (easier for small models).
-      largest: a step that leaves two numbers is only followed if its result is at most this; 0 follows all. Above twice the
+      max_intermediate: a step that leaves two numbers is only followed if its result is at most this; 0 follows all. Above twice the
         highest number and target such a step helps only if the last one divides, and small models multiply badly.
       condition: share of demonstrations whose prompt states the condition (child count for APR, window bin for SoS+).
       window_bin: tokens a bin of the SoS+ condition, which counts all that the thread takes of the window: `<bos>`, prompt,
         trace, `<join>`, answer and `<eos>`, in tokens of its render.
-      only_right: leave demonstrations out that do not find the answer (rejection sampling); there are fewer of them then.
+      correct_only: leave demonstrations out that do not find the answer (rejection sampling); there are fewer of them then.
       render: text form of a trace: the fewest tokens, or the lines of Stream of Search.
     """
 
@@ -62,20 +62,20 @@ class SolverConfig:
     parent_beam_low: int = 1
     child_beam: int = 15
     max_children: int = 10
-    promising: float = 0.5
+    spawn_probability: float = 0.5
     shuffle: bool = True
-    largest: int = 0
+    max_intermediate: int = 0
     condition: float = 0.5
     window_bin: int = 512
-    only_right: bool = False
+    correct_only: bool = False
     render: Literal["compact", "sos"] = "compact"
 
     def __post_init__(self):
         for field in ("serial_beam", "parent_beam", "parent_beam_low", "child_beam", "max_children", "window_bin"):
             if getattr(self, field) < 1:
                 raise ValueError(f"solver.{field}={getattr(self, field)} must be at least 1")
-        if self.largest < 0:
-            raise ValueError(f"solver.largest={self.largest} must be at least 0")
+        if self.max_intermediate < 0:
+            raise ValueError(f"solver.max_intermediate={self.max_intermediate} must be at least 0")
         if self.parent_beam_low > self.parent_beam:
             raise ValueError(
                 f"solver.parent_beam_low={self.parent_beam_low} must be at most solver.parent_beam={self.parent_beam}"
@@ -85,6 +85,6 @@ class SolverConfig:
                 f"solver.max_children={self.max_children} must be at least solver.parent_beam={self.parent_beam}: "
                 "the root's spawn has to fit"
             )
-        for field in ("promising", "condition"):
+        for field in ("spawn_probability", "condition"):
             if not 0 <= getattr(self, field) <= 1:
                 raise ValueError(f"solver.{field}={getattr(self, field)} must be in 0..1")

@@ -46,11 +46,11 @@ class Plan:
     heuristic: Heuristic
     beam: int
     child_beam: int
-    promising: float
+    spawn_probability: float
     max_children: int
     shuffle: bool
     near: bool = False
-    largest: int = 0
+    max_intermediate: int = 0
     max_spawn: int = 1_000
     max_depth: int = 1
 
@@ -73,20 +73,28 @@ def draw_plan(
             "multiply",
             beam,
             child_beam,
-            config.promising,
+            config.spawn_probability,
             config.max_children,
             config.shuffle,
-            largest=config.largest,
+            max_intermediate=config.max_intermediate,
             max_spawn=max_spawn,
             max_depth=deepest,
         )
     beam = rng.randint(1, config.serial_beam)
     if method == "sos+":
-        return Plan("multiply", beam, beam, config.promising, 0, config.shuffle, largest=config.largest)
+        return Plan(
+            "multiply",
+            beam,
+            beam,
+            config.spawn_probability,
+            0,
+            config.shuffle,
+            max_intermediate=config.max_intermediate,
+        )
     heuristic: Heuristic = "sum" if rng.random() < 0.5 else "multiply"
     depth_first = rng.random() < 0.5
     near = depth_first and config.depth_first == "near"
-    return Plan(heuristic, beam, beam, float(depth_first), 0, config.shuffle, near, config.largest)
+    return Plan(heuristic, beam, beam, float(depth_first), 0, config.shuffle, near, config.max_intermediate)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -163,8 +171,8 @@ class _Solver:
     def expand(self, node: Node, beam: int) -> list[Node]:
         """The best `beam` successors; ties go to the earlier one in canonical order."""
         found = successors(node.state)
-        if self.plan.largest and len(node.state) == 3:
-            found = [(step, state) for step, state in found if step.result <= self.plan.largest]
+        if self.plan.max_intermediate and len(node.state) == 3:
+            found = [(step, state) for step, state in found if step.result <= self.plan.max_intermediate]
         if self.plan.near:
             most = self.target * (len(node.state) - 1 if self.plan.heuristic == "sum" else 1)
             found = [(step, state) for step, state in found if score(self.plan.heuristic, state, self.target) <= most]
@@ -178,7 +186,7 @@ class _Solver:
 
     def promising(self) -> bool:
         """The coin flip."""
-        return self.rng.random() < self.plan.promising
+        return self.rng.random() < self.plan.spawn_probability
 
     def test(self, node: Node, thread: _Thread) -> tuple[Step, ...] | None:
         """Combines the last two numbers in every way until one hits the target."""
@@ -217,7 +225,7 @@ class _Solver:
     def fork(self, node: Node, kept: list[Node], thread: _Thread) -> tuple[Step, ...] | None:
         """One child thread a successor; the first solution in their order is taken.
 
-        What threads are left is divided evenly among the children and the thread itself, as a rollout divides its slots.
+        What threads are left is divided evenly among the children and the thread itself, as a rollout divides its threads.
         """
         thread.free -= len(kept)
         each = thread.free // (len(kept) + 1) if thread.depth + 1 < self.plan.max_depth else 0

@@ -31,7 +31,7 @@ _ENTRY = "apr_jax"
 _SUMS = "sums"
 
 
-def keep(restored: Restored, path: Path) -> None:
+def export_file(restored: Restored, path: Path) -> None:
     """Writes the file; its folder is made if it is not there.
 
     Raises:
@@ -52,7 +52,7 @@ def keep(restored: Restored, path: Path) -> None:
         raise UserError(f"cannot write {path}: {error}") from error
 
 
-def load_kept(path: Path) -> Restored:
+def load_exported(path: Path) -> Restored:
     """The model, its weights as float32 again.
 
     Args:
@@ -66,7 +66,7 @@ def load_kept(path: Path) -> Restored:
         tensors = _tensors(contents)
         about = _about(contents)
         if about.pop(_SUMS) != _sums(about, tensors):
-            raise UserError(f"{path}: is damaged (its sums are not those that were saved); copy or keep it again")
+            raise UserError(f"{path}: is damaged (its sums are not those that were saved); copy or export it again")
         leaves = {name: value.astype(np.float32) for name, value in tensors.items()}
         return Restored(
             params=unflatten_dict(leaves, sep="/"),
@@ -80,11 +80,11 @@ def load_kept(path: Path) -> Restored:
     except ConfigError as error:
         raise UserError(f"{path}: is of another version of apr_jax ({error})") from None
     except FileNotFoundError:
-        raise UserError(f"{path}: no such file; `apr keep` writes one") from None
+        raise UserError(f"{path}: no such file; `apr export` writes one") from None
     except (OSError, SafetensorError, KeyError, ValueError) as error:
         if isinstance(error, OSError) and not shows_damage(error):
             raise UserError(f"{path}: cannot be read here and now ({what_went_wrong(error)})") from None
-        raise UserError(f"{path}: is not a whole model that `apr keep` wrote ({error!r:.100})") from None
+        raise UserError(f"{path}: is not a whole model that `apr export` wrote ({error!r:.100})") from None
 
 
 def _about(contents: bytes) -> dict[str, Any]:

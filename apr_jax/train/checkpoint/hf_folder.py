@@ -40,7 +40,7 @@ def check_folder(folder: Path) -> None:
         )
 
 
-def export(restored: Restored, folder: Path) -> None:
+def export_folder(restored: Restored, folder: Path) -> None:
     """Writes the files; the folder is made if it is not there, and an earlier export in it is replaced.
 
     Raises:

@@ -31,7 +31,7 @@ from apr_jax.io.lease import Lease
 from apr_jax.io.storage import absolute, as_path, is_remote, move, require_reachable, write_text
 from apr_jax.text.tokenizer import Tokenizer
 from apr_jax.train.checkpoint.checksum import array_sums, changed, json_sum
-from apr_jax.train.checkpoint.exported import SUFFIX, load_kept
+from apr_jax.train.checkpoint.exported import SUFFIX, load_exported
 from apr_jax.train.checkpoint.restored import Restored
 from apr_jax.train.distributed import all_of
 from apr_jax.train.state import TrainState
@@ -261,7 +261,7 @@ class Checkpoints:
         ):
             if wanted != found:
                 raise UserError(f"checkpoint {folder}: was saved with {name}={found!r}, not {wanted!r}; {_ANOTHER}")
-        free = (*FREE, *LENGTHS, "learn.rl." if run.stage == "sft" else "learn.sft.")
+        free = (*FREE, *LENGTHS, "train.rl." if run.stage == "sft" else "train.sft.")
         differing = [
             f"{name}={old!r} (now {new!r})" for name, old, new in differences(meta["config"], run.config, free)
         ]
@@ -276,14 +276,14 @@ def load_checkpoint(path: str | Path) -> Restored:
     """Loads the weights of a run's best (or, without validation, last) step, or of one step; reads no optimizer state.
 
     Args:
-      path: a workdir, one `checkpoints/<step>` in it, or a file that `apr keep` wrote.
+      path: a workdir, one `checkpoints/<step>` in it, or a file that `apr export` wrote.
 
     Raises:
       UserError: there is no checkpoint, or it is damaged.
     """
     path = as_path(path)
     if path.suffix == SUFFIX:
-        return load_kept(path)
+        return load_exported(path)
     folder = _step_folder(absolute(path))
     try:
         meta = _read_meta(folder)

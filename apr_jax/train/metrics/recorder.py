@@ -45,7 +45,7 @@ class Recorder:
       shown: metrics shown in the terminal.
       progress: show the bar.
       ceiling: FLOP/s that the machine can do. The metric `flops` of the steps, if there is one, is set against it: the rate is
-        logged as `ceiling_share`, the single numbers are not.
+        logged as `mfu`, the single numbers are not.
       lease: of the workdir, which is checked before each line.
       bounds: of metrics; a step above one is told in a line, and marked by the metric `<name>_above` (1, else 0).
     """
@@ -60,7 +60,7 @@ class Recorder:
         counted: tuple[str, ...],
         shown: tuple[str, ...],
         progress: bool,
-        ceiling: float = 0.0,
+        peak: float = 0.0,
         bounds: Mapping[str, float] = MappingProxyType({}),
         lease: Lease | None = None,
     ):
@@ -71,7 +71,7 @@ class Recorder:
         self._steps, self._log_every, self._stage = steps, log_every, stage
         self._counted, self._shown = counted, shown
         self._pending: tuple[int, dict[str, Any], bool] | None = None
-        self._ceiling = ceiling
+        self._peak = peak
         self._counts = dict.fromkeys((*counted, "flops"), 0.0)
         self._since = time.perf_counter()
         self._recorded = self._since  # When the pending step was.
@@ -173,7 +173,7 @@ class Recorder:
                 f"{name}_per_second": self._counts[name] / elapsed for name in self._counted if self._counts[name]
             }
             if self._counts["flops"]:
-                numbers["ceiling_share"] = self._counts["flops"] / elapsed / self._ceiling
+                numbers["mfu"] = self._counts["flops"] / elapsed / self._peak
             self._counts, self._since = dict.fromkeys(self._counts, 0.0), self._recorded
             self._write(step, numbers)
         self._bar.update(self._task, completed=step)
@@ -222,8 +222,8 @@ class Recorder:
         for name in self._counted:
             if rate := numbers.get(f"{name}_per_second"):
                 yield f"{rate:,.{0 if rate >= 100 else 1}f} {name}/s"
-        if "ceiling_share" in numbers:
-            yield f"{numbers['ceiling_share']:.0%} of ceiling"
+        if "mfu" in numbers:
+            yield f"{numbers['mfu']:.0%} of ceiling"
         yield from (f"{name} {numbers[name]:.4g}" for name in self._shown if name in numbers)
 
 

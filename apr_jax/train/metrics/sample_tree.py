@@ -5,7 +5,7 @@ import numpy as np
 from apr_jax.tasks import Problem
 from apr_jax.text.tokenizer import Tokenizer
 from apr_jax.threads import Status, ThreadForest
-from apr_jax.threads.draw import draw_lanes, thread_names
+from apr_jax.threads.draw import draw_tree, thread_names
 
 MOST = 8_000  # Characters; TensorBoard keeps every sample of a run in memory.
 
@@ -18,7 +18,7 @@ def tree_text(forest: ThreadForest, tree: int, problem: Problem, correct: bool |
       correct: None if that is unknown.
     """
     verdict = {True: "right", False: "wrong", None: "unknown"}[correct]
-    names, lanes = thread_names(forest, tree), draw_lanes(forest, tree)
+    names, lanes = thread_names(forest, tree), draw_tree(forest, tree)
     width = max(map(len, names.values()))
     counts = [
         f"{int(forest.total_tokens[tree])} tokens",
@@ -29,11 +29,11 @@ def tree_text(forest: ThreadForest, tree: int, problem: Problem, correct: bool |
         f"{','.join(map(str, problem.numbers))} -> {problem.target}: {verdict}",
         ", ".join(counts),
         "",
-        *(f"{name:{width}}  {lanes[slot]}" for slot, name in names.items()),
+        *(f"{name:{width}}  {lanes[thread_index]}" for thread_index, name in names.items()),
     ]
-    for slot, name in names.items():
-        stream = np.asarray(forest.tokens)[tree, slot, : int(forest.length[tree, slot])]
-        status = Status(int(forest.status[tree, slot])).name.lower().replace("_", " ")
+    for thread_index, name in names.items():
+        stream = np.asarray(forest.tokens)[tree, thread_index, : int(forest.length[tree, thread_index])]
+        status = Status(int(forest.status[tree, thread_index])).name.lower().replace("_", " ")
         lines += ["", f"{name} ({status})", tokenizer.show(stream.tolist())]
     text = "\n".join(lines)
     return text if len(text) <= MOST else f"{text[:MOST]}\n... {len(text) - MOST} characters more"

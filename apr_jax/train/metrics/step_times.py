@@ -5,7 +5,7 @@
     step n + 1                                              prompts, queued |-- rollout ...
 
 Nobody waits for an update: the next rollout is queued behind it, and starts when it ends. So a thread of its own waits for
-the update's result and notes when it came, and the split of a step is known only then: its metrics are `Late`, numbers that
+the update's result and notes when it came, and the split of a step is known only then: its metrics are `LazyMetric`, numbers that
 are read when the next step is under way. Recording, validation and saves are between the steps, and in none of the parts.
 """
 
@@ -21,7 +21,7 @@ import jax
 _PARTS = ("rollout_share", "idle_share", "update_share")
 
 
-class Late:
+class LazyMetric:
     """A number that is computed when it is read."""
 
     def __init__(self, compute: Callable[[], float]):
@@ -40,7 +40,7 @@ class StepTimes:
 
     def __init__(self, before: "StepTimes | None"):
         self._before, self._began = before, time.perf_counter()
-        self._replayed = 0.0
+        self._rescored = 0.0
 
     def queued(self) -> None:
         """The rollout is queued on the device."""
@@ -56,11 +56,11 @@ class StepTimes:
         self._late = max(0.0, self._queued - max(self._began, free))
 
     @contextmanager
-    def replaying(self) -> Iterator[None]:
+    def rescoring(self) -> Iterator[None]:
         """What happens inside is the device's work for the update, although the host waits for it."""
         began = time.perf_counter()
         yield
-        self._replayed += time.perf_counter() - began
+        self._rescored += time.perf_counter() - began
 
     def resumed(self) -> None:
         """The host is about to queue the update."""
@@ -79,12 +79,12 @@ class StepTimes:
 
     def update_seconds(self) -> float:
         """How long the device worked at the update; waits for its end."""
-        return self._ended() - self._resumed + self._replayed
+        return self._ended() - self._resumed + self._rescored
 
     def metrics(self) -> dict[str, Any]:
         """rollout_share, idle_share and update_share, which add up to 1, and step_seconds, of which they are shares."""
-        late = {name: Late(functools.partial(self._share, name)) for name in _PARTS}
-        return late | {"step_seconds": Late(lambda: sum(self._parts()))}
+        late = {name: LazyMetric(functools.partial(self._share, name)) for name in _PARTS}
+        return late | {"step_seconds": LazyMetric(lambda: sum(self._parts()))}
 
     def _share(self, name: str) -> float:
         parts = self._parts()
@@ -92,7 +92,7 @@ class StepTimes:
 
     def _parts(self) -> tuple[float, float, float]:
         """Seconds of rollout, host and update."""
-        host = self._late + self._resumed - self._fetched - self._replayed
+        host = self._late + self._resumed - self._fetched - self._rescored
         return self._rollout, host, self.update_seconds()
 
     def _ended(self) -> float:

@@ -30,7 +30,7 @@ def batch_mean(rewards: Rewards, counted: Counted) -> Rewards:
 
 def group_mean(rewards: Rewards, counted: Counted) -> Rewards:
     """A = r - mean of the group (GRPO without the division; Liu et al. 2025, "Dr. GRPO"): (G - 1) / G of the gradient."""
-    return _zero_where_flat(rewards, counted, rewards - _mean(rewards, counted))
+    return _zero_where_zero_std(rewards, counted, rewards - _mean(rewards, counted))
 
 
 def group_std(rewards: Rewards, counted: Counted) -> Rewards:
@@ -40,7 +40,9 @@ def group_std(rewards: Rewards, counted: Counted) -> Rewards:
     """
     away = rewards - _mean(rewards, counted)
     deviation = jnp.sqrt(_mean(away**2, counted))
-    return _zero_where_flat(rewards, counted, away / jnp.where(is_flat(rewards, counted)[:, None], 1.0, deviation))
+    return _zero_where_zero_std(
+        rewards, counted, away / jnp.where(has_zero_std(rewards, counted)[:, None], 1.0, deviation)
+    )
 
 
 def leave_one_out(rewards: Rewards, counted: Counted) -> Rewards:
@@ -53,7 +55,7 @@ def leave_one_out(rewards: Rewards, counted: Counted) -> Rewards:
     if group < 2:
         raise ValueError(f"leave_one_out needs groups of at least 2 trees, not {group}")
     size = jnp.maximum(jnp.sum(counted, axis=1, keepdims=True), 2)
-    return _zero_where_flat(rewards, counted, (rewards - _mean(rewards, counted)) * (size / (size - 1)))
+    return _zero_where_zero_std(rewards, counted, (rewards - _mean(rewards, counted)) * (size / (size - 1)))
 
 
 ADVANTAGES: dict[str, Callable[[Rewards, Counted], Rewards]] = {
@@ -65,15 +67,15 @@ ADVANTAGES: dict[str, Callable[[Rewards, Counted], Rewards]] = {
 }
 
 
-def is_flat(rewards: Rewards, counted: Counted) -> Bool[Array, " problems"]:
+def has_zero_std(rewards: Rewards, counted: Counted) -> Bool[Array, " problems"]:
     """All counted trees of the group earned the same, so that it teaches nothing about them."""
     highest = jnp.max(rewards, axis=1, where=counted, initial=-jnp.inf)
     return highest <= jnp.min(rewards, axis=1, where=counted, initial=jnp.inf)
 
 
-def count_flat(rewards: Rewards, counted: Counted) -> Int[Array, ""]:
+def count_zero_std(rewards: Rewards, counted: Counted) -> Int[Array, ""]:
     """Number of groups without variance."""
-    return jnp.sum(is_flat(rewards, counted), dtype=jnp.int32)
+    return jnp.sum(has_zero_std(rewards, counted), dtype=jnp.int32)
 
 
 def _mean(rewards: Rewards, counted: Counted) -> Float[Array, "problems 1"]:
@@ -81,6 +83,6 @@ def _mean(rewards: Rewards, counted: Counted) -> Float[Array, "problems 1"]:
     return jnp.sum(rewards, axis=1, keepdims=True, where=counted) / size
 
 
-def _zero_where_flat(rewards: Rewards, counted: Counted, advantages: Rewards) -> Rewards:
+def _zero_where_zero_std(rewards: Rewards, counted: Counted, advantages: Rewards) -> Rewards:
     """Rounding of the mean must not turn into a gradient."""
-    return jnp.where(counted & ~is_flat(rewards, counted)[:, None], advantages, 0.0)
+    return jnp.where(counted & ~has_zero_std(rewards, counted)[:, None], advantages, 0.0)

@@ -28,7 +28,7 @@ MEANS = (
     "logprob_difference",
     "logprob_difference_worst",
     "outside_clip_share",
-)  # Over the tokens that are replayed.
+)  # Over the tokens that are rescored.
 Tokens = Float[Array, "R L"]
 
 # From this d = reference log-prob - log-prob on, k3 grows as a straight line: the policy samples the token a thousand times
@@ -204,7 +204,7 @@ def tree_kl(reference: Tokens, rows: Rows, trees: int) -> Float[Array, " B"]:
     return jax.ops.segment_sum(k1.reshape(-1), jnp.maximum(rows.tree, 0).reshape(-1), trees)
 
 
-def token_weights(rows: Rows, counted: np.ndarray, normalisation: str, tokens_per_tree: float = 1.0) -> np.ndarray:
+def token_weights(rows: Rows, counted: np.ndarray, loss_aggregation: str, tokens_per_tree: float = 1.0) -> np.ndarray:
     """What each token of a batch weighs in `policy_loss`: float64 [R, L], 0 where none was sampled.
 
     "tree": 1 / (trees x tokens_per_tree): the loss is the mean over trees of sums over all their tokens, divided by a
@@ -220,9 +220,9 @@ def token_weights(rows: Rows, counted: np.ndarray, normalisation: str, tokens_pe
         scales the gradient of "tree". The other two are means over tokens already, and are not divided by it.
     """
     mask = rows.sampled & counted[np.maximum(rows.tree, 0)]
-    if normalisation == "tree":
+    if loss_aggregation == "tree":
         return mask / (max(1, counted.sum()) * tokens_per_tree)
-    if normalisation == "token":
+    if loss_aggregation == "token":
         return mask / max(1, mask.sum())
     width = rows.segment.max(initial=0) + 1
     thread = np.arange(len(mask))[:, None] * width + rows.segment
@@ -230,13 +230,13 @@ def token_weights(rows: Rows, counted: np.ndarray, normalisation: str, tokens_pe
     return mask / np.maximum(1, length[thread] * np.count_nonzero(length))
 
 
-def silent_trees(advantages: np.ndarray, counted: np.ndarray, config: ObjectiveConfig) -> np.ndarray:
-    """Trees, bool [B], of which no token can change the gradient: to replay them would be work for nothing.
+def zero_advantage_trees(advantages: np.ndarray, counted: np.ndarray, config: ObjectiveConfig) -> np.ndarray:
+    """Trees, bool [B], of which no token can change the gradient: to rescore them would be work for nothing.
 
     They are those that are masked, and those with advantage 0, as of groups in which all earned the same. A term of KL or
     entropy in the loss lets every tree speak; so do weights other than "tree", which divide by the tokens of all.
     """
-    if config.kl or config.entropy or config.normalisation != "tree":
+    if config.kl or config.entropy or config.loss_aggregation != "tree":
         return np.zeros(len(advantages), bool)
     return ~counted | (advantages == 0)
 

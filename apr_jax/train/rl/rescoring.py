@@ -34,8 +34,10 @@ def token_logprobs(
     Returns:
       log-probs and entropies in nats, float32 [R, L]; both 0 at tokens that were not sampled.
     """
-    tokens, position, segment, island = map(jnp.asarray, (rows.tokens, rows.position, rows.segment, rows.island))
-    logits = forward(params, config, tokens, position, segment, island, mesh)
+    tokens, position, segment, hidden_block = map(
+        jnp.asarray, (rows.tokens, rows.position, rows.segment, rows.hidden_block)
+    )
+    logits = forward(params, config, tokens, position, segment, hidden_block, mesh)
     return sampled_logprobs(logits, rows, temperature)
 
 

@@ -7,7 +7,7 @@ The life of a tree:
    leave: the only time at which the device idles (metric `idle_share`), together with 4.
 4. Verdicts and costs become rewards, rewards advantages; the trees that teach are packed into rows, nothing is ever
    tokenised again.
-5. The update replays the rows and follows the tree-sum gradient, `inner_steps` times; with KL the reference has scored
+5. The update rescores the rows and follows the tree-sum gradient, `ppo_epochs` times; with KL the reference has scored
    them once before.
    Nobody waits for it: the next rollout is queued behind it (`train/metrics/step_times.py`).
 6. Now and then the same rollout answers validation problems greedily; the best step by that is kept, the first one
@@ -35,13 +35,13 @@ from apr_jax.train.checkpoint.checksum import digest
 from apr_jax.train.checkpoint.manager import Run, load_checkpoint
 from apr_jax.train.checkpoint.restored import Restored
 from apr_jax.train.distributed import fetch
-from apr_jax.train.grader import Examiner, Grades, examining, first_trees, forest_metrics
+from apr_jax.train.grader import Grader, Grades, first_trees, forest_metrics, grading
 from apr_jax.train.loop import LastBatches, Stage, Stopping
-from apr_jax.train.metrics.flops import measure_ceiling, training_flops
-from apr_jax.train.metrics.step_times import Late, StepTimes
+from apr_jax.train.metrics.flops import measure_peak, training_flops
+from apr_jax.train.metrics.step_times import LazyMetric, StepTimes
 from apr_jax.train.optimizer import clipped_updates, make_optimizer
-from apr_jax.train.rl.advantages import ADVANTAGES, count_flat
-from apr_jax.train.rl.objective import MEANS, silent_trees, token_weights
+from apr_jax.train.rl.advantages import ADVANTAGES, count_zero_std
+from apr_jax.train.rl.objective import MEANS, token_weights, zero_advantage_trees
 from apr_jax.train.rl.rewards import counted_trees, next_price, tree_rewards
 from apr_jax.train.session import build_mesh, train
 from apr_jax.train.state import TrainState, init_state
@@ -54,7 +54,7 @@ from apr_jax.train.step import (
     place_everywhere,
     place_forest,
     place_whole,
-    replayed_rows,
+    rescored_rows,
 )
 
 
@@ -81,18 +81,18 @@ def train_rl(
       UserError: no data, no or another `init`, a workdir of another run, a full disk, too many bad steps or unknown answers.
       KeyboardInterrupt, SystemExit: interrupted; the run is saved.
     """
-    rl = config.learn.rl
+    rl = config.train.rl
     start = load_checkpoint(init)
     _check_init(config, start)
     check_built(config, as_path(data_dir), ("task", "data"))  # RL takes problems only: its limits may be its own.
     here = local_copy(as_path(data_dir), "data.json")
     check_files(here)
     mesh = build_mesh(config)
-    check_divides("learn.rl.rows", rl.rows, mesh)
-    optimizer = make_optimizer(rl.optimizer, rl.steps * rl.inner_steps)
+    check_divides("train.rl.micro_batch_rows", rl.micro_batch_rows, mesh)
+    optimizer = make_optimizer(rl.optimizer, rl.steps * rl.ppo_epochs)
     validation = load_problems(here / problem_file("validation"))[: rl.validation]
-    with examining(config, start.tokenizer, validation, mesh) as examiner:
-        trainer = _Trainer(config, start, here, mesh, make_rl_step(config, optimizer, mesh), examiner)
+    with grading(config, start.tokenizer, validation, mesh) as grader:
+        trainer = _Trainer(config, start, here, mesh, make_rl_step(config, optimizer, mesh), grader)
         return train(
             Run(config, start.method, "rl", start.tokenizer, origin=digest(start.params)),
             as_path(workdir),
@@ -102,12 +102,12 @@ def train_rl(
                 steps=rl.steps,
                 advance=trainer.advance,
                 save_every=rl.save_every,
-                bad_steps=config.learn.bad_steps,
+                max_consecutive_skipped=config.train.max_consecutive_skipped,
                 data_state=trainer.data_state,
                 batch=trainer.last_batches.of,
-                host_seconds=lambda: examiner.host_seconds,
-                validate=examiner.validate,
-                sample=examiner.sample,
+                host_seconds=lambda: grader.host_seconds,
+                validate=grader.validate,
+                sample=grader.sample,
                 validate_every=rl.validate_every,
             ),
             restore_data=trainer.restore_data,
@@ -138,11 +138,11 @@ class _Trainer:
         data_dir: Path,
         mesh: Mesh,
         step: RlStep,
-        examiner: Examiner,
+        grader: Grader,
     ):
-        self._config, self._rl, self._mesh = config, config.learn.rl, mesh
+        self._config, self._rl, self._mesh = config, config.train.rl, mesh
         self._vocabulary = start.tokenizer.vocab_size
-        self._examiner = examiner
+        self._grader = grader
         self._train = TrainingProblems(load_problems(data_dir / problem_file("train")))
         self._step = step
         # As large as the model: without a KL term no device holds it.
@@ -151,10 +151,12 @@ class _Trainer:
         self._rescore = make_rescore(config, mesh)
         self._tree_kl = make_tree_kl(self._rl.problems * self._rl.group, mesh)
         advantage = ADVANTAGES[self._rl.objective.advantage]
-        self._compare = jax.jit(lambda rewards, counted: (advantage(rewards, counted), count_flat(rewards, counted)))
+        self._compare = jax.jit(
+            lambda rewards, counted: (advantage(rewards, counted), count_zero_std(rewards, counted))
+        )
         self._price = self._rl.reward.token_price
         self._tokens_per_tree: float | None = None  # Measured in the first step.
-        self._ceiling = measure_ceiling(mesh, config.model.dtype)
+        self._peak = measure_peak(mesh, config.model.dtype)
         self._times: StepTimes | None = None
 
     def data_state(self) -> dict[str, Any]:
@@ -175,25 +177,25 @@ class _Trainer:
         problems = self._train.draw(self._config.seed, step, rl.problems)
         problems = [problem for problem in problems for _ in range(rl.group)]
         key = run_key(self._config.seed, Domain.RL_STEP, step)
-        rolled = self._examiner.ask(state.params, problems, rl.temperature, key)
+        rolled = self._grader.ask(state.params, problems, rl.temperature, key)
         times.queued()
         forest, work = first_trees(fetch(rolled), len(problems))
         times.fetched()
         if stopping():
             return state, None
-        grades = self._examiner.verify(problems, forest)
+        grades = self._grader.verify(problems, forest)
         rewards = tree_rewards(grades.correct, forest, self._price, rl.reward)
         whole = counted_trees(forest, rl.reward)
         counted = whole & grades.known  # What an answer without a verdict is worth is unknown.
         advantages, flat = self._advantages(rewards, counted)
-        silent = silent_trees(advantages, counted, rl.objective)
-        taught = dataclasses.replace(forest, length=np.where(silent[:, None], 0, forest.length))
-        rows = pack_forest(taught, rl.rows, self._config.limits.stream)
-        weights = token_weights(rows, counted, rl.objective.normalisation, self._divisor(forest))
-        batch = place_forest(rows, weights, rl.rows, self._mesh, recompute=rl.objective.importance_cap > 0)
-        learned = {"flat_groups": flat}
+        without_advantage = zero_advantage_trees(advantages, counted, rl.objective)
+        taught = dataclasses.replace(forest, length=np.where(without_advantage[:, None], 0, forest.length))
+        rows = pack_forest(taught, rl.micro_batch_rows, self._config.limits.max_thread_tokens)
+        weights = token_weights(rows, counted, rl.objective.loss_aggregation, self._divisor(forest))
+        batch = place_forest(rows, weights, rl.micro_batch_rows, self._mesh, recompute=rl.objective.importance_cap > 0)
+        learned = {"zero_std_groups": flat}
         if rl.objective.kl_in_reward:
-            with times.replaying():
+            with times.rescoring():
                 reference = self._rescore(self._reference, batch)
                 kl = np.asarray(jax.device_get(self._tree_kl(reference, batch)))
             # Which groups are flat was counted before: KL is never the same for two trees.
@@ -206,7 +208,7 @@ class _Trainer:
             batch = dataclasses.replace(batch, reference=self._rescore(self._reference, batch))
         at_first: dict[str, Any] = {}
         norms = []
-        for _ in range(rl.inner_steps):
+        for _ in range(rl.ppo_epochs):
             state, metrics, behaviour = self._step(state, batch, placed)
             batch = dataclasses.replace(batch, behaviour=behaviour)
             norms.append(metrics["grad_norm"])
@@ -222,14 +224,14 @@ class _Trainer:
             "reward": float(rewards[grades.known].mean()),
             "token_price": self._price,
             "masked_trees": float(np.sum(~whole)),
-            "silent_trees": float(silent.sum()),
+            "zero_advantage_trees": float(without_advantage.sum()),
         }
         self._price = next_price(self._price, measured["total_tokens"], rl.reward)
         if not measured["rows"]:  # Means over no token say nothing.
             metrics = {name: value for name, value in metrics.items() if name not in MEANS}
         flops = self._update_flops(rows)
-        share = Late(lambda: flops / times.update_seconds() / self._ceiling)
-        return state, metrics | measured | times.metrics() | {"ceiling_share": share}
+        share = LazyMetric(lambda: flops / times.update_seconds() / self._peak)
+        return state, metrics | measured | times.metrics() | {"mfu": share}
 
     def _divisor(self, forest: ThreadForest) -> float:
         """Mean sampled tokens of a tree of the run's first step, the same in all steps and processes.
@@ -242,21 +244,21 @@ class _Trainer:
         return self._tokens_per_tree
 
     def _measure(self, forest: ThreadForest, work: Work, grades: Grades, rows: Rows) -> dict[str, float]:
-        """What the trees of a step show, what they cost, and what is replayed of them."""
-        replayed = replayed_rows(rows, self._rl.rows)
+        """What the trees of a step show, what they cost, and what is rescored of them."""
+        rescored = rescored_rows(rows, self._rl.micro_batch_rows)
         measured = {"accuracy": grades.accuracy} | forest_metrics(forest) | grades.metrics
         measured |= {
-            "lane_occupancy": float(work.live.sum() / max(1, work.steps.sum() * self._config.schedule.lanes)),
-            "rows": float(len(replayed.tokens)),
+            "lane_occupancy": float(work.live.sum() / max(1, work.steps.sum() * self._config.schedule.slots)),
+            "rows": float(len(rescored.tokens)),
             "trees": float(len(grades.codes)),
             "tokens": float(forest.total_tokens.sum()),
         }
-        return measured | ({"padding": padding_share(replayed)} if len(replayed.tokens) else {})
+        return measured | ({"padding": padding_share(rescored)} if len(rescored.tokens) else {})
 
     def _update_flops(self, rows: Rows) -> float:
         """What the updates on a forest need; the reference's one pass, which is forward only, costs a third of one."""
         rl = self._rl
-        passes = 3.0 * rl.inner_steps + (1.0 if rl.objective.kl else 0.0)
+        passes = 3.0 * rl.ppo_epochs + (1.0 if rl.objective.kl else 0.0)
         return float(training_flops(self._config.model, self._vocabulary, rows)) * passes / 3.0
 
     def _advantages(self, rewards: np.ndarray, counted: np.ndarray) -> tuple[np.ndarray, float]:

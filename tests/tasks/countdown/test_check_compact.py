@@ -20,9 +20,15 @@ def threads(thread, root=True):
 
 SOLVERS = [
     SolverConfig(),
-    SolverConfig(shuffle=False, parent_beam=12, parent_beam_low=10, max_children=12, promising=0.9),
+    SolverConfig(shuffle=False, parent_beam=12, parent_beam_low=10, max_children=12, spawn_probability=0.9),
     SolverConfig(
-        parent_beam=22, parent_beam_low=22, child_beam=22, max_children=22, promising=1.0, shuffle=False, largest=200
+        parent_beam=22,
+        parent_beam_low=22,
+        child_beam=22,
+        max_children=22,
+        spawn_probability=1.0,
+        shuffle=False,
+        max_intermediate=200,
     ),
 ]
 

@@ -192,7 +192,7 @@ def test_large_targets_are_ranked_as_small_ones_without_their_table(heuristic, t
 
 
 def test_largest_bounds_what_leads_to_two_numbers():
-    plan = Plan("multiply", 24, 24, 0.0, 0, False, largest=99)
+    plan = Plan("multiply", 24, 24, 0.0, 0, False, max_intermediate=99)
     found = search((50, 60, 2, 30), 100, plan, random.Random(0))
     nodes = [event.node for event in found.events if isinstance(event, Generate)]
     assert max(node.path[-1].result for node in nodes if len(node.state) == 3) == 3_000
@@ -200,7 +200,7 @@ def test_largest_bounds_what_leads_to_two_numbers():
 
 
 def test_a_stated_number_of_children_may_be_any():
-    task = Countdown(MINI, SolverConfig(parent_beam=8, parent_beam_low=8, promising=1.0, condition=0.5))
+    task = Countdown(MINI, SolverConfig(parent_beam=8, parent_beam_low=8, spawn_probability=1.0, condition=0.5))
     counts = {"stated": set(), "free": set()}
     for seed in range(200):
         thread = task.demonstration(draw(MINI, seed), "apr", seed)

@@ -16,7 +16,7 @@ from apr_jax.errors import UserError
 from apr_jax.model.hf import save_llama
 from apr_jax.model.transformer import init_params
 from apr_jax.text.tokenizer import Tokenizer
-from apr_jax.train.checkpoint.exported import keep
+from apr_jax.train.checkpoint.exported import export_file
 from apr_jax.train.checkpoint.manager import load_checkpoint
 from apr_jax.train.checkpoint.restored import Restored
 
@@ -31,14 +31,14 @@ def restored(config):
 
 def test_all_but_the_last_bits_comes_back(restored, tmp_path):
     path = tmp_path / "new" / "apr.safetensors"
-    keep(restored, path)
+    export_file(restored, path)
     found = load_checkpoint(path)
     assert (found.config, found.method, found.stage, found.step) == (restored.config, "apr", "rl", 7)
     assert found.tokenizer.to_bytes() == restored.tokenizer.to_bytes() and found.path == str(path)
     rounded = jax.tree.map(lambda x: np.asarray(jnp.asarray(x, jnp.bfloat16), np.float32), restored.params)
     jax.tree.map(np.testing.assert_array_equal, found.params, rounded)
     # A file kept again is the same.
-    keep(found, tmp_path / "again.safetensors")
+    export_file(found, tmp_path / "again.safetensors")
     assert (tmp_path / "again.safetensors").read_bytes() == path.read_bytes()
 
 
@@ -47,9 +47,9 @@ def test_a_file_that_is_no_model_is_named(restored, tmp_path):
     with pytest.raises(UserError, match="apr.safetensors: no such file"):
         load_checkpoint(path)
     save_file({"a": np.ones(2)}, path)
-    with pytest.raises(UserError, match="apr.safetensors: is not a whole model that `apr keep` wrote"):
+    with pytest.raises(UserError, match="apr.safetensors: is not a whole model that `apr export` wrote"):
         load_checkpoint(path)
-    keep(restored, path)
+    export_file(restored, path)
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(UserError, match="apr.safetensors: is not a whole model"):
         load_checkpoint(path)
@@ -58,7 +58,7 @@ def test_a_file_that_is_no_model_is_named(restored, tmp_path):
 def test_a_flipped_bit_is_told(restored, tmp_path):
     """In a weight, where safetensors takes it for another number, and in what stands beside the weights."""
     path = tmp_path / "apr.safetensors"
-    keep(restored, path)
+    export_file(restored, path)
     whole = path.read_bytes()
     step = whole.index(b'step\\": 7') + len(b'step\\": ')
     for place in (len(whole) - 1, len(whole) - 1000, step):
@@ -73,12 +73,12 @@ def test_a_flipped_bit_is_told(restored, tmp_path):
 
 def test_a_file_without_sums_is_refused(restored, tmp_path):
     path = tmp_path / "apr.safetensors"
-    keep(restored, path)
+    export_file(restored, path)
     contents = path.read_bytes()
     about = json.loads(json.loads(contents[8 : 8 + int.from_bytes(contents[:8], "little")])["__metadata__"]["apr_jax"])
     del about["sums"]
     save_file({"a": np.ones(2, jnp.bfloat16)}, path, {"apr_jax": json.dumps(about)})
-    with pytest.raises(UserError, match=r"is not a whole model that `apr keep` wrote \(KeyError\('sums'\)\)"):
+    with pytest.raises(UserError, match=r"is not a whole model that `apr export` wrote \(KeyError\('sums'\)\)"):
         load_checkpoint(path)
 
 
@@ -86,7 +86,7 @@ def test_a_file_without_sums_is_refused(restored, tmp_path):
 def test_files_have_the_mode_of_the_umask(restored, tmp_path, umask, mode):
     old = os.umask(umask)
     try:
-        keep(restored, tmp_path / "apr.safetensors")
+        export_file(restored, tmp_path / "apr.safetensors")
         save_llama(restored.params, restored.config.model, tmp_path / "llama")
     finally:
         os.umask(old)
@@ -118,7 +118,7 @@ def test_metadata_that_this_library_never_writes_is_refused(restored, tmp_path, 
     path = tmp_path / "apr.safetensors"
     with monkeypatch.context() as patch:
         patch.setattr(Restored, "__post_init__", lambda self: None)
-        keep(dataclasses.replace(restored, **{field: value}), path)
+        export_file(dataclasses.replace(restored, **{field: value}), path)
     with pytest.raises(UserError, match=message) as error:
         load_checkpoint(path)
     assert str(path) in str(error.value)

@@ -11,7 +11,7 @@ from apr_jax.errors import UsageError
 from apr_jax.model.hf import load_llama
 from apr_jax.model.transformer import init_params
 from apr_jax.text.tokenizer import BOS, CONTROL_PIECES, EOS, SPAWN, Tokenizer
-from apr_jax.train.checkpoint.hf_folder import check_folder, export
+from apr_jax.train.checkpoint.hf_folder import check_folder, export_folder
 from apr_jax.train.checkpoint.restored import Restored
 
 ALPHABET = "0123456789+-*/=,:#~ \n<>spawnjoi|\u00e9"
@@ -28,7 +28,7 @@ def restored(config):
 @pytest.fixture(scope="module")
 def folder(restored, tmp_path_factory):
     path = tmp_path_factory.mktemp("exports") / "llama"
-    export(restored, path)
+    export_folder(restored, path)
     return path
 
 
@@ -80,7 +80,7 @@ def test_what_is_written(restored, folder):
 def test_another_models_folder_is_refused_and_left_alone(restored, tmp_path):
     (tmp_path / "tokenizer.json").write_text("another model's")
     with pytest.raises(UsageError, match=r"holds tokenizer\.json, which `apr export` did not write; must be a new or"):
-        export(restored, tmp_path)
+        export_folder(restored, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["tokenizer.json"]
     (tmp_path / "file").write_text("")
     with pytest.raises(UsageError, match="file: is a file; must be"):
@@ -88,12 +88,12 @@ def test_another_models_folder_is_refused_and_left_alone(restored, tmp_path):
 
 
 def test_an_earlier_export_is_replaced(restored, tmp_path):
-    export(restored, tmp_path)
+    export_folder(restored, tmp_path)
     listed = json.loads((tmp_path / "apr_export.json").read_text())["files"]
     (tmp_path / "apr_export.json").write_text(json.dumps({"files": [*listed, "stale.json"]}))
     for name in ("stale.json", "tokenizer.json"):
         (tmp_path / name).write_text("of an earlier version")
-    export(restored, tmp_path)
+    export_folder(restored, tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {*listed, "apr_export.json"}
     assert json.loads((tmp_path / "tokenizer.json").read_text())["version"] == "1.0"
 

@@ -176,10 +176,10 @@ def test_of_two_trainings_started_at_once_one_goes_on_unharmed(long_config, conf
 _KILLED_INSIDE = """
 import os, signal, sys
 from apr_jax.cli import main as cli
-from apr_jax.train import examiner, rl
+from apr_jax.train import grader, rl
 
 maker, left = sys.argv.pop(1), int(sys.argv.pop(1))
-module = rl if maker == "make_rl_step" else examiner
+module = rl if maker == "make_rl_step" else grader
 make = getattr(module, maker)
 
 def make_deadly(*settings):
@@ -206,7 +206,7 @@ def test_rl_survives_being_killed_inside_a_step(long_config, data_dir, checkpoin
     config, steps = changed(long_config, rl={"steps": 10}), 10
     train_rl(config, data_dir, tmp_path / "unbroken", checkpoint, progress=False)
     prices = [line["token_price"] for line in repeatable(tmp_path / "unbroken")[1:]]
-    assert len(set(prices)) == steps and config.learn.rl.inner_steps == 2
+    assert len(set(prices)) == steps and config.train.rl.ppo_epochs == 2
     workdir = tmp_path / "broken"
     file = write_config(config, tmp_path / "config.py")
     python, _, _, *arguments = train_command("rl", file, data_dir, workdir, "--init", checkpoint)

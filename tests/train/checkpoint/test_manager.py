@@ -266,12 +266,12 @@ def test_a_checkpoint_of_another_version_is_not_called_damaged(copied, run, blan
     file = copied / FOLDER / "4" / "meta" / "metadata"
     meta = json.loads(file.read_text())
     del meta["meta_sum"]
-    meta["config"]["learn"]["sft"]["once"] = meta["config"]["learn"].pop("bad_steps")
+    meta["config"]["train"]["sft"]["once"] = meta["config"]["train"].pop("max_consecutive_skipped")
     file.write_text(json.dumps(meta | {"meta_sum": json_sum(meta)}))
-    told = r"is of another version of apr_jax \(config learn.sft.once=3: .*\); train again"
+    told = r"is of another version of apr_jax \(config train.sft.once=3: .*\); train again"
     with pytest.raises(UserError, match=told):
         load_checkpoint(copied / FOLDER / "4")
-    told = r"was saved with learn.bad_steps=None \(now 3\), learn.sft.once=3 \(now None\); use the same settings"
+    told = r"was saved with train.max_consecutive_skipped=None \(now 3\), train.sft.once=3 \(now None\); use the same settings"
     with Checkpoints(copied, run) as checkpoints, pytest.raises(UserError, match=told):
         checkpoints.restore_latest(blank)
 
@@ -328,7 +328,7 @@ def test_another_run_is_refused_and_the_difference_named(saved, run, blank, chan
 
 
 def test_what_decides_speed_alone_may_change(saved, run, blank):
-    schedule = dataclasses.replace(run.config.schedule, lanes=3, admit=2)
+    schedule = dataclasses.replace(run.config.schedule, slots=3, prefill_batch=2)
     faster = dataclasses.replace(run, config=dataclasses.replace(run.config, schedule=schedule))
     with Checkpoints(saved, faster) as checkpoints:
         assert checkpoints.restore_latest(blank) is not None
@@ -339,14 +339,14 @@ def test_what_decides_speed_alone_may_change(saved, run, blank):
     [
         ("sft", {"steps": 7}, ""),
         ("rl", {"steps": 7, "problems": 5}, ""),
-        ("sft", {"rows": 3}, r"learn.sft.rows=\d+ \(now 3\); use the same"),
+        ("sft", {"batch_rows": 3}, r"train.sft.batch_rows=\d+ \(now 3\); use the same"),
     ],
 )
 def test_a_run_may_be_lengthened_and_the_other_stage_is_no_business_of_it(saved, run, blank, stage, change, told):
     learn = dataclasses.replace(
-        run.config.learn, **{stage: dataclasses.replace(getattr(run.config.learn, stage), **change)}
+        run.config.train, **{stage: dataclasses.replace(getattr(run.config.train, stage), **change)}
     )
-    changed = dataclasses.replace(run, config=dataclasses.replace(run.config, learn=learn))
+    changed = dataclasses.replace(run, config=dataclasses.replace(run.config, train=learn))
     refused = pytest.raises(UserError, match=told) if told else contextlib.nullcontext()
     with Checkpoints(saved, changed) as checkpoints, refused:
         assert checkpoints.restore_latest(blank) is not None

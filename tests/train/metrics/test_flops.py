@@ -10,7 +10,7 @@ from helpers.whole_runs import logged
 
 from apr_jax.data.packing import Rows
 from apr_jax.model.config import ModelConfig
-from apr_jax.train.metrics.flops import measure_ceiling, training_flops
+from apr_jax.train.metrics.flops import measure_peak, training_flops
 from apr_jax.train.metrics.recorder import Recorder
 
 _MODEL = ModelConfig(layers=3, width=8, heads=4, kv_heads=2, head_size=4, mlp=20)
@@ -55,18 +55,18 @@ def test_flops_of_the_products_are_those_that_xla_counts():
 
 
 def test_the_ceiling_is_measured_once_and_is_that_of_some_machine(mesh):
-    found = measure_ceiling(mesh, "float32")
+    found = measure_peak(mesh, "float32")
     assert 1e8 < found < 1e16
-    assert measure_ceiling(mesh, "float32") is found
+    assert measure_peak(mesh, "float32") is found
 
 
 def test_the_share_counts_the_flops_of_all_steps_since_the_line_before(tmp_path, monkeypatch):
     clock = iter([0.0, 10.0, 20.0, 30.0, 40.0])
     monkeypatch.setattr("apr_jax.train.metrics.recorder.time.perf_counter", lambda: next(clock))
-    with Recorder(tmp_path, 0, 4, 2, "sft", ("tokens",), ("loss",), progress=False, ceiling=50.0) as recorder:
+    with Recorder(tmp_path, 0, 4, 2, "sft", ("tokens",), ("loss",), progress=False, peak=50.0) as recorder:
         for step, flops in enumerate((100.0, 300.0, 250.0, 250.0), 1):
             recorder.record(step, {"tokens": 1.0, "flops": flops})
         recorder.flush()
     lines = logged(tmp_path)
-    assert [line["ceiling_share"] for line in lines] == [400 / 20 / 50, 500 / 20 / 50]
+    assert [line["mfu"] for line in lines] == [400 / 20 / 50, 500 / 20 / 50]
     assert "flops" not in lines[0]

@@ -40,7 +40,7 @@ def test_a_line_without_its_end_is_cut_even_if_it_reads_as_json(tmp_path):
 
 
 def test_metrics_are_fetched_one_step_late(tmp_path):
-    class Late:
+    class LazyMetric:
         """A scalar that must not be read before the next step is recorded."""
 
         ready = False
@@ -50,7 +50,7 @@ def test_metrics_are_fetched_one_step_late(tmp_path):
             return 1.0
 
     with _recorder(tmp_path) as recorder:
-        first, second = Late(), Late()
+        first, second = LazyMetric(), LazyMetric()
         assert recorder.record(1, {"loss": first}) is None
         first.ready = True
         assert recorder.record(2, {"loss": second}) == {"loss": 1.0}
@@ -96,7 +96,7 @@ def test_a_full_disk_is_one_clear_line(tmp_path):
 def test_the_terminal_shows_progress_rate_ceiling_and_key_metrics_even_if_it_is_narrow(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", "80")
     counted = ("tokens", "trees")
-    with Recorder(tmp_path, 0, 3, 1, "sft", counted, ("loss",), progress=True, ceiling=1e30) as recorder:
+    with Recorder(tmp_path, 0, 3, 1, "sft", counted, ("loss",), progress=True, peak=1e30) as recorder:
         recorder._since = recorder._recorded - 1e6  # Long enough for the time that the test takes not to matter.
         recorder.record(1, {"loss": 0.5, "tokens": 1.2345e10, "trees": 5e6, "flops": 4e35})
         recorder.flush()

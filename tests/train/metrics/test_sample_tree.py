@@ -24,7 +24,7 @@ def forest():
     written = iter(
         [A, p.SPAWN, p.MSG, A, p.MSG, B, p.END_SPAWN] + [B, B, p.JOIN, A, p.EOS] + [A, p.EOS] + [A, p.JOIN, B, p.EOS]
     )
-    limits = Limits(window=32, stream=48, slots=4, children=3, max_depth=1)
+    limits = Limits(window=32, max_thread_tokens=48, max_threads=4, children=3, max_depth=1)
     prompts = make_prompts([[p.BOS, B]], 4, temperature=0.0)
 
     def logits_of(seen):
@@ -34,7 +34,7 @@ def forest():
     return jax.tree.map(lambda field: np.asarray(field)[None], one)
 
 
-def test_a_tree_shows_lanes_and_what_every_thread_read_and_wrote(forest):
+def test_a_tree_shows_slots_and_what_every_thread_read_and_wrote(forest):
     text = tree_text(forest, 0, Problem("x", (3, 4), 7), True, TOKENIZER)
     assert text.splitlines() == [
         "3,4 -> 7: right",

@@ -36,7 +36,7 @@ def clock(monkeypatch):
     return now, update, ends
 
 
-def _step(now, marks, before=None, replayed=0.0):
+def _step(now, marks, before=None, rescored=0.0):
     began, queued, fetched, resumed = marks
     now[0] = began
     step = StepTimes(before)
@@ -44,8 +44,8 @@ def _step(now, marks, before=None, replayed=0.0):
     step.queued()
     now[0] = fetched
     step.fetched()
-    with step.replaying():
-        now[0] += replayed
+    with step.rescoring():
+        now[0] += rescored
     now[0] = resumed
     step.resumed()
     return step
@@ -94,9 +94,9 @@ def test_a_host_that_comes_late_with_the_next_rollout_is_idle_time(clock):
     )
 
 
-def test_what_the_device_replays_while_the_host_waits_is_update(clock):
+def test_what_the_device_rescores_while_the_host_waits_is_update(clock):
     now, update, ends = clock
-    step = _step(now, (0.0, 0.0, 4.0, 8.0), replayed=3.0)
+    step = _step(now, (0.0, 0.0, 4.0, 8.0), rescored=3.0)
     update(step)
     ends(step, 10.0)
     assert _numbers(step) == pytest.approx(

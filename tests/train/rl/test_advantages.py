@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from apr_jax.train.rl.advantages import ADVANTAGES, count_flat
+from apr_jax.train.rl.advantages import ADVANTAGES, count_zero_std
 
 ALL = np.ones((3, 4), bool)
 # A mixed group, one where all fail, and one where all earn the same.
@@ -29,7 +29,7 @@ def test_hand_computed(name, mixed, failed, equal):
 
 
 def test_flat_groups_are_counted():
-    assert int(count_flat(REWARDS, ALL)) == 2
+    assert int(count_zero_std(REWARDS, ALL)) == 2
 
 
 def test_group_std_uses_the_deviation_of_the_group_itself():
@@ -50,7 +50,7 @@ def test_rounding_of_the_mean_is_no_advantage(name):
     assert (np.asarray(equal - jnp.mean(equal, axis=1, keepdims=True)) != 0).any(), "the case does not arise"
     counted = np.ones(equal.shape, bool)
     assert not np.asarray(ADVANTAGES[name](equal, counted)).any()
-    assert int(count_flat(equal, counted)) == 200
+    assert int(count_zero_std(equal, counted)) == 200
 
 
 @pytest.mark.parametrize(
@@ -68,5 +68,5 @@ def test_trees_that_are_not_counted_have_no_part(name, mixed, lone):
     rewards = jnp.asarray([[1.0, 0, 4, jnp.inf], [9, -9, 6, jnp.nan]])
     counted = np.array([[True, True, True, False], [False, False, True, False]])
     np.testing.assert_allclose(ADVANTAGES[name](rewards, counted), [mixed, lone], rtol=1e-5, atol=1e-6)
-    assert int(count_flat(rewards, counted)) == 1, "one tree alone cannot be better than its group"
+    assert int(count_zero_std(rewards, counted)) == 1, "one tree alone cannot be better than its group"
     assert not np.asarray(ADVANTAGES[name](rewards, np.zeros((2, 4), bool))).any()

@@ -89,7 +89,7 @@ def _estimate(setting, size=2, table=None, rewards=None, **options):
         tokens_per_tree=DIVISOR,
         **options,
     )
-    divided_by = DIVISOR if config.normalisation == "tree" else 1.0
+    divided_by = DIVISOR if config.loss_aggregation == "tree" else 1.0
     return divided_by * np.asarray(estimate)
 
 
@@ -310,7 +310,7 @@ def _given_tokens_too(forest):
 
 
 def _without_spawn_blocks(forest):
-    return forest.sampled & (forest.island == 0)
+    return forest.sampled & (forest.hidden_block == 0)
 
 
 @pytest.mark.parametrize(
@@ -331,7 +331,7 @@ def test_a_wrong_share_of_tokens_breaks_the_proof(toy, counted):
 
 
 def test_the_mean_over_a_sequence_in_place_of_the_sum_breaks_the_proof(setting):
-    got = _estimate(setting, 1, normalisation="sequence")
+    got = _estimate(setting, 1, loss_aggregation="sequence")
     assert _show("sequence mean, one tree", setting, got, setting.exact) > 0.05
 
 
@@ -361,7 +361,7 @@ def test_a_sampled_run_finds_the_known_optimum(toy):
         gradient = jax.jit(jax.grad(_sampled_loss), static_argnums=1)
         for step in range(60):
             forest = jax.device_get(rollout(trees.logits(table), jax.random.key(step)))
-            rows = pack_forest(forest, 64, toy.limits.stream)
+            rows = pack_forest(forest, 64, toy.limits.max_thread_tokens)
             counted = np.ones(64, bool)
             advantages = ADVANTAGES["leave_one_out"](pay(forest)[None], counted[None])[0]
             weights = token_weights(rows, counted, "tree").astype(np.float32)
@@ -379,7 +379,7 @@ def _pay(forest, np):
 
 def _make_rollout(toy):
     prompts = make_prompts([PROMPT] * 64, 2, temperature=1.0)
-    schedule = Schedule(lanes=16, admit=4, chunk=4)
+    schedule = Schedule(slots=16, prefill_batch=4, prefill_chunk=4)
 
     @jax.jit
     def rollout(logits, key):

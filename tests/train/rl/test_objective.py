@@ -1,4 +1,4 @@
-"""The objective and replay: hand numbers, finite differences, masks, padding, packing."""
+"""The objective and rescoring: hand numbers, finite differences, masks, padding, packing."""
 
 import dataclasses
 import functools
@@ -28,39 +28,39 @@ OBJECTIVE = ObjectiveConfig(clip=0.2, kl=0.3)
 
 
 def _rows(threads, length):
-    """Places the threads one after the other, as many a row as fit (tokens, sampled, tree, island, position)."""
+    """Places the threads one after the other, as many a row as fit (tokens, sampled, tree, hidden block, position)."""
     rows, used = [], length
-    for tokens, sampled, tree, island, position in threads:
+    for tokens, sampled, tree, hidden_block, position in threads:
         if used + len(tokens) > length:
             rows.append([np.zeros(length, np.int32) for _ in range(5)] + [np.full(length, -1, np.int32)])
             used, segment = 0, 0
         segment += 1
         at = slice(used, used + len(tokens))
-        for field, value in zip(rows[-1], (tokens, position, segment, island, sampled, tree), strict=True):
+        for field, value in zip(rows[-1], (tokens, position, segment, hidden_block, sampled, tree), strict=True):
             field[at] = value
         used += len(tokens)
-    tokens, position, segment, island, sampled, tree = (np.stack(column) for column in zip(*rows, strict=True))
+    tokens, position, segment, hidden_block, sampled, tree = (np.stack(column) for column in zip(*rows, strict=True))
     blank = np.zeros(tokens.shape, np.float32)
-    return Rows(tokens, position, segment, island, sampled.astype(bool), tree, blank, blank.astype(np.uint8))
+    return Rows(tokens, position, segment, hidden_block, sampled.astype(bool), tree, blank, blank.astype(np.uint8))
 
 
 def _threads(seed, count=6):
-    """Random threads with a spawn block (an island that positions forget) and given tokens in the middle."""
+    """Random threads with a spawn block (an hidden block that positions forget) and given tokens in the middle."""
     rng = np.random.default_rng(seed)
     threads = []
     for _ in range(count):
         prompt, think, block, joined, after = (rng.integers(1, 5) for _ in range(5))
-        island = np.repeat([0, 0, 1, 0, 0], (prompt, think, block, joined, after))
+        hidden_block = np.repeat([0, 0, 1, 0, 0], (prompt, think, block, joined, after))
         sampled = np.repeat([False, True, True, False, True], (prompt, think, block, joined, after))
         before = np.arange(prompt + think + block)
         position = np.concatenate([before, prompt + think + np.arange(joined + after)])
-        tokens = rng.integers(1, VOCAB, len(island))
-        threads.append((tokens, sampled, rng.integers(0, 3), island, position))
+        tokens = rng.integers(1, VOCAB, len(hidden_block))
+        threads.append((tokens, sampled, rng.integers(0, 3), hidden_block, position))
     return threads
 
 
-def _weights(rows, normalisation="tree"):
-    return jnp.asarray(token_weights(rows, np.ones(rows.tree.max() + 1, bool), normalisation))
+def _weights(rows, loss_aggregation="tree"):
+    return jnp.asarray(token_weights(rows, np.ones(rows.tree.max() + 1, bool), loss_aggregation))
 
 
 def test_loss_by_hand():
@@ -69,7 +69,7 @@ def test_loss_by_hand():
         tokens=np.array([[1, 2, 3, 1, 2]]),
         position=np.zeros((1, 5), np.int32),
         segment=np.array([[1, 1, 1, 2, 2]]),
-        island=np.zeros((1, 5), np.int32),
+        hidden_block=np.zeros((1, 5), np.int32),
         sampled=np.array([[False, True, True, False, True]]),
         tree=np.array([[0, 0, 0, 1, 1]]),
         logprob=np.log([[1.0, 0.5, 0.25, 1.0, 0.5]]).astype(np.float32),
@@ -159,11 +159,11 @@ _model_gradient = jax.jit(jax.value_and_grad(_model_loss))
 
 @pytest.mark.parametrize("loss_of", ["tree", "token", "sequence", "supervised"])
 def test_packing_and_padding_change_neither_loss_nor_gradient(loss_of):
-    """Of a recorded forest, nested two deep and with islands: packed as for an update, and one thread a row."""
+    """Of a recorded forest, nested two deep and with hidden blocks: packed as for an update, and one thread a row."""
     forest, params = record(), model_params()
     advantages = jnp.asarray([1.0, -0.5, 2.0, -1.5, 0.7, -1.2])
-    packed, alone = pack_forest(forest, 1, LIMITS.stream + 7), _one_thread_a_row(forest)
-    assert forest.depth.max() == 2 and (packed.island > 0).sum() > 50
+    packed, alone = pack_forest(forest, 1, LIMITS.max_thread_tokens + 7), _one_thread_a_row(forest)
+    assert forest.depth.max() == 2 and (packed.hidden_block > 0).sum() > 50
     assert 2 * len(packed.tokens) < len(alone.tokens) == (forest.length > 0).sum()
 
     def gradient_of(rows):
@@ -180,10 +180,10 @@ def test_packing_and_padding_change_neither_loss_nor_gradient(loss_of):
 
 def _one_thread_a_row(forest):
     rows = []
-    for tree, slot in np.argwhere(forest.length > 0):
+    for tree, thread_index in np.argwhere(forest.length > 0):
         only = np.zeros_like(forest.length)
-        only[tree, slot] = forest.length[tree, slot]
-        rows.append(pack_forest(dataclasses.replace(forest, length=only), 1, LIMITS.stream))
+        only[tree, thread_index] = forest.length[tree, thread_index]
+        rows.append(pack_forest(dataclasses.replace(forest, length=only), 1, LIMITS.max_thread_tokens))
     return jax.tree.map(lambda *fields: np.concatenate(fields), *rows)
 
 
@@ -211,8 +211,8 @@ def test_weights_of_tokens_by_hand():
     rows = _rows([thread(2, 0), thread(1, 0), thread(3, 1), thread(2, 2)], 9)
     everyone, two = np.ones(3, bool), np.array([True, False, True])
 
-    def per_thread(normalisation, counted):
-        weights = token_weights(rows, counted, normalisation)
+    def per_thread(loss_aggregation, counted):
+        weights = token_weights(rows, counted, loss_aggregation)
         assert (weights[~rows.sampled] == 0).all()
         return weights[rows.sampled].tolist()
 
@@ -220,15 +220,15 @@ def test_weights_of_tokens_by_hand():
     assert per_thread("token", everyone) == [1 / 8] * 8
     assert per_thread("sequence", everyone) == [1 / 8, 1 / 8, 1 / 4, 1 / 12, 1 / 12, 1 / 12, 1 / 8, 1 / 8]
     # The divisor of a run is for "tree", which else sums over tokens; the other two are means already.
-    for normalisation, divisor in (("tree", 4.0), ("token", 1.0), ("sequence", 1.0)):
-        divided = token_weights(rows, everyone, normalisation, tokens_per_tree=4.0)
-        np.testing.assert_array_equal(divided * divisor, token_weights(rows, everyone, normalisation))
+    for loss_aggregation, divisor in (("tree", 4.0), ("token", 1.0), ("sequence", 1.0)):
+        divided = token_weights(rows, everyone, loss_aggregation, tokens_per_tree=4.0)
+        np.testing.assert_array_equal(divided * divisor, token_weights(rows, everyone, loss_aggregation))
     # Without tree 1 its tokens weigh nothing, and nothing is divided by them.
     assert per_thread("tree", two) == [1 / 2] * 3 + [0] * 3 + [1 / 2] * 2
     assert per_thread("token", two) == [1 / 5] * 3 + [0] * 3 + [1 / 5] * 2
     assert per_thread("sequence", two) == [1 / 6, 1 / 6, 1 / 3, 0, 0, 0, 1 / 6, 1 / 6]
-    for normalisation in ("tree", "token", "sequence"):
-        assert not any(per_thread(normalisation, np.zeros(3, bool)))
+    for loss_aggregation in ("tree", "token", "sequence"):
+        assert not any(per_thread(loss_aggregation, np.zeros(3, bool)))
 
 
 def test_clips_by_hand():

@@ -66,43 +66,43 @@ def test_the_price_comes_to_rest_where_the_budget_is_met():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (["reward.token_price=-1"], "learn.rl.reward.token_price=-1.0 must be at least 0"),
-        (["reward.sequential_price=nan"], "learn.rl.reward.sequential_price=nan must be at least 0"),
-        (["reward.time_limit=0"], "learn.rl.reward.time_limit=0.0 must be positive"),
-        (["reward.memory_limit=0"], "learn.rl.reward.memory_limit=0.0 must be positive"),
-        (["reward.max_unknown=1.5"], "learn.rl.reward.max_unknown=1.5 must be in 0..1"),
-        (["reward.max_unknown=nan"], "learn.rl.reward.max_unknown=nan must be in 0..1"),
-        (["reward.token_budget=9"], "learn.rl.reward.price_step=0.0 with token_budget=9: must both be positive"),
+        (["reward.token_price=-1"], "train.rl.reward.token_price=-1.0 must be at least 0"),
+        (["reward.sequential_price=nan"], "train.rl.reward.sequential_price=nan must be at least 0"),
+        (["reward.time_limit=0"], "train.rl.reward.time_limit=0.0 must be positive"),
+        (["reward.memory_limit=0"], "train.rl.reward.memory_limit=0.0 must be positive"),
+        (["reward.max_unknown=1.5"], "train.rl.reward.max_unknown=1.5 must be in 0..1"),
+        (["reward.max_unknown=nan"], "train.rl.reward.max_unknown=nan must be in 0..1"),
+        (["reward.token_budget=9"], "train.rl.reward.price_step=0.0 with token_budget=9: must both be positive"),
         (["reward.overlong=cut"], "reward.overlong='cut': Input should be 'scored', 'masked' or 'penalised'"),
-        (["objective.dual_clip=1.1"], "learn.rl.objective.dual_clip=1.1 must be 0 (off) or above 1 + clip = 1.2"),
+        (["objective.dual_clip=1.1"], "train.rl.objective.dual_clip=1.1 must be 0 (off) or above 1 + clip = 1.2"),
         (["objective.kl_estimator=k4"], "objective.kl_estimator='k4': Input should be 'k1', 'k2', 'k3' or 'reward'"),
-        (["objective.entropy=-1"], "learn.rl.objective.entropy=-1.0 must be at least 0"),
-        (["difference_bound=0"], "learn.rl.difference_bound=0.0 must be positive"),
-        (["difference_bound=inf"], "learn.rl.difference_bound=inf must be positive and finite"),
-        (["mean_difference_bound=0"], "learn.rl.mean_difference_bound=0.0 must be positive"),
-        (["outside_clip_bound=-1"], "learn.rl.outside_clip_bound=-1.0 must be positive"),
-        (["objective.importance_cap=0.5"], "learn.rl.objective.importance_cap=0.5 must be 0 (off) or at least 1"),
-        (["reward.token_price=inf"], "learn.rl.reward.token_price=inf must be at least 0 and finite"),
-        (["optimizer.lr=-1"], "learn.rl.optimizer.lr=-1.0 must be positive"),
-        (["optimizer.clip=inf"], "learn.rl.optimizer.clip=inf must be positive and finite"),
-        (["optimizer.decay=2"], "learn.rl.optimizer.decay=2.0 must be in 0..1"),
+        (["objective.entropy=-1"], "train.rl.objective.entropy=-1.0 must be at least 0"),
+        (["difference_bound=0"], "train.rl.difference_bound=0.0 must be positive"),
+        (["difference_bound=inf"], "train.rl.difference_bound=inf must be positive and finite"),
+        (["mean_difference_bound=0"], "train.rl.mean_difference_bound=0.0 must be positive"),
+        (["outside_clip_bound=-1"], "train.rl.outside_clip_bound=-1.0 must be positive"),
+        (["objective.importance_cap=0.5"], "train.rl.objective.importance_cap=0.5 must be 0 (off) or at least 1"),
+        (["reward.token_price=inf"], "train.rl.reward.token_price=inf must be at least 0 and finite"),
+        (["optimizer.lr=-1"], "train.rl.optimizer.lr=-1.0 must be positive"),
+        (["optimizer.clip=inf"], "train.rl.optimizer.clip=inf must be positive and finite"),
+        (["optimizer.decay=2"], "train.rl.optimizer.decay=2.0 must be in 0..1"),
         (
             ["objective.kl_estimator=reward"],
-            "learn.rl.objective.advantage='group_std' with kl_estimator='reward': would divide KL by its own deviation; take",
+            "train.rl.objective.advantage='group_std' with kl_estimator='reward': would divide KL by its own deviation; take",
         ),
-        (["group=1"], "learn.rl.group=1 must be at least 2 for advantage 'group_std'"),
+        (["group=1"], "train.rl.group=1 must be at least 2 for advantage 'group_std'"),
     ],
     ids=str,
 )
 def test_values_out_of_range_name_the_field_the_value_and_the_rule(config, settings, message):
     with pytest.raises(ConfigError) as caught:
-        override(config, [f"learn.rl.{setting}" for setting in settings])
+        override(config, [f"train.rl.{setting}" for setting in settings])
     assert message in str(caught.value)
 
 
 def test_settings_of_the_optimizer_are_named_by_their_stage(config):
     with pytest.raises(ConfigError, match=r"learn\.sft\.optimizer\.b2=1\.0 must be between 0 and 1"):
-        override(config, ["learn.sft.optimizer.b2=1"])
+        override(config, ["train.sft.optimizer.b2=1"])
 
 
 def _run(config, data_dir, workdir, init, monkeypatch=None, task=None, **options):
@@ -149,9 +149,9 @@ class _Lossy:
         return [Failure.RAISED] * lost + [Verdict(None, claimed=False, correct=True)] * (len(pairs) - lost)
 
 
-def _examiner(config, monkeypatch, verifier, problems=0, batch=8, **reward):
+def _grader(config, monkeypatch, verifier, problems=0, batch=8, **reward):
     """One that needs no device, because its trees are made of nothing."""
-    made = grader.Examiner.__new__(grader.Examiner)
+    made = grader.Grader.__new__(grader.Grader)
     made._config = changed(config, rl={"reward": RewardConfig(**reward)})
     made._verifier, made._batch, made._tokenizer = verifier, batch, None
     made._validation = [Problem("p", (1, 2), 3)] * problems
@@ -168,7 +168,7 @@ def _examiner(config, monkeypatch, verifier, problems=0, batch=8, **reward):
 
 def test_a_step_with_too_many_answers_without_a_verdict_is_refused(config, monkeypatch):
     verifier = _Lossy(2, 3)
-    made = _examiner(config, monkeypatch, verifier, max_unknown=0.25)
+    made = _grader(config, monkeypatch, verifier, max_unknown=0.25)
     grades = made.verify([Problem("p", (1, 2), 3)] * 8, np.zeros(8))
     assert grades.known.tolist() == [False, False] + [True] * 6
     assert grades.accuracy == 1.0 and grades.correct.sum() == 6
@@ -180,7 +180,7 @@ def test_a_step_with_too_many_answers_without_a_verdict_is_refused(config, monke
 def test_a_validation_is_of_the_known_answers_and_refused_by_all_of_its_batches(config, monkeypatch):
     """A batch may lose what the batches before it have left."""
     state, verifier = SimpleNamespace(params=None), _Lossy(2, 0, 1, 2, 1, 1)
-    made = _examiner(config, monkeypatch, verifier, problems=20, max_unknown=0.15)
+    made = _grader(config, monkeypatch, verifier, problems=20, max_unknown=0.15)
     scores = made.validate(state, lambda: 0)
     expected = {"accuracy": 1.0, "trees": 20, "reward_errors": 3, "reward_timeouts": 0, "reward_unverified": 0}
     assert scores == expected and made.sample() == "None"
@@ -230,7 +230,7 @@ def test_options_of_the_objective_train(config, data_dir, checkpoint, tmp_path):
         checkpoint,
         objective=ObjectiveConfig(
             advantage="batch",
-            normalisation="sequence",
+            loss_aggregation="sequence",
             dual_clip=3.0,
             kl=0.1,
             kl_estimator="reward",
@@ -252,15 +252,15 @@ def test_groups_are_flat_by_what_they_earned_whatever_kl_takes_off(config, data_
     objective = ObjectiveConfig(advantage="leave_one_out", kl=0.1, kl_estimator="reward")
     lines = _run(config, data_dir, tmp_path, checkpoint, steps=2, validate_every=9, objective=objective)[1:]
     assert [line["accuracy"] for line in lines] == [0.0, 0.0]
-    assert [line["flat_groups"] for line in lines] == [2.0, 2.0]
-    assert all(line["silent_trees"] == 0 and line["grad_norm"] > 0 for line in lines), "KL has a gradient still"
+    assert [line["zero_std_groups"] for line in lines] == [2.0, 2.0]
+    assert all(line["zero_advantage_trees"] == 0 and line["grad_norm"] > 0 for line in lines), "KL has a gradient still"
 
 
 def test_a_step_in_which_all_groups_are_flat_replays_nothing(config, data_dir, checkpoint, tmp_path):
     objective = ObjectiveConfig(advantage="leave_one_out", kl=0.0)
     lines = _run(config, data_dir, tmp_path, checkpoint, steps=2, validate_every=9, objective=objective)[1:]
     for line in lines:
-        assert line["flat_groups"] == 2 and line["silent_trees"] == line["trees"] == 4
+        assert line["zero_std_groups"] == 2 and line["zero_advantage_trees"] == line["trees"] == 4
         assert line["rows"] == line["grad_norm"] == line["loss"] == line["skipped"] == 0
         assert line["tokens"] == 4 * line["total_tokens"] > 0
         nothing = (

@@ -19,7 +19,7 @@ from jax.flatten_util import ravel_pytree
 
 from apr_jax.config import MeshConfig
 from apr_jax.data.packing import Rows
-from apr_jax.tasks import BoxedVerifier, Failure, solve
+from apr_jax.tasks import Failure, SandboxedVerifier, solve
 from apr_jax.train import grader
 from apr_jax.train.checkpoint.manager import load_checkpoint
 from apr_jax.train.config import ObjectiveConfig, OptimizerConfig, RewardConfig
@@ -57,7 +57,7 @@ def _is_unknown(forest):
     return forest.total_tokens % 5 == 0
 
 
-class Forgetful(BoxedVerifier):
+class Forgetful(SandboxedVerifier):
     """The real verifier, but for the verdicts that are lost."""
 
     lost = ()  # Which, of the forest whose answers were read last.
@@ -137,7 +137,7 @@ def heard(request, config, data_dir, checkpoint, tmp_path_factory):
         patch.setattr(trainer, "make_optimizer", lambda *_: _descent(forests))
         patch.setattr(grader, "extract_answers", _answers)
         if kl:
-            patch.setattr(grader, "BoxedVerifier", Forgetful)
+            patch.setattr(grader, "SandboxedVerifier", Forgetful)
         train_rl(settings, data_dir, workdir, checkpoint, progress=False)
     first, _, third, _ = updates
     return SimpleNamespace(
@@ -165,10 +165,10 @@ def _descent(forests):
 
 
 def _one_thread_a_row(forest):
-    """Nothing is packed: a row for every slot, used or not."""
-    trees, slots, length = forest.tokens.shape
-    tree, inside = np.indices((trees, slots, length))[0], np.arange(length) < forest.length[..., None]
-    names = ("tokens", "position", "island", "sampled", "logprob", "allowed")
+    """Nothing is packed: a row for every thread index, used or not."""
+    trees, max_threads, length = forest.tokens.shape
+    tree, inside = np.indices((trees, max_threads, length))[0], np.arange(length) < forest.length[..., None]
+    names = ("tokens", "position", "hidden_block", "sampled", "logprob", "allowed")
     fields = {name: getattr(forest, name) for name in names} | {"tree": tree, "segment": inside.astype(np.int32)}
     return Rows(**{name: values.reshape(-1, length) for name, values in fields.items()})
 
@@ -254,7 +254,7 @@ def test_answers_without_a_verdict_have_no_part_in_what_a_step_reports(heard):
         assert line["masked_trees"] == (0 if heard.kl else np.sum(forest.truncations > 0))
 
 
-def test_every_sampled_token_of_a_tree_that_teaches_is_replayed_once(heard):
+def test_every_sampled_token_of_a_tree_that_teaches_is_rescored_once(heard):
     """Children's tokens too, and of trees without an advantage none, unless KL gives them one."""
     of_children = 0
     for update in heard.updates:
@@ -298,9 +298,9 @@ def test_the_second_update_of_a_step_begins_where_the_first_ended_and_is_clipped
         ratio = np.exp(_logprobs(heard.config.model, second.before, rows) - rows.logprob)
         advantage = np.where(rows.sampled, second.advantages[rows.tree], 0.0)
         beyond = ((advantage > 0) & (ratio > 1 + CLIP)) | ((advantage < 0) & (ratio < 1 - CLIP))
-        replayed = second.rows.sampled.sum()
+        rescored = second.rows.sampled.sum()
         assert beyond.sum() > 50
-        assert second.metrics["clip_share"] == pytest.approx(beyond.sum() / replayed, abs=2 / replayed)
+        assert second.metrics["clip_share"] == pytest.approx(beyond.sum() / rescored, abs=2 / rescored)
     assert [line["clip_share"] for line in heard.lines] == [float(u.metrics["clip_share"]) for u in heard.updates[1::2]]
 
 

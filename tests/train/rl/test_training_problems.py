@@ -29,7 +29,7 @@ def problems_of_rl(config, data_dir, checkpoint, tmp_path, monkeypatch):
         dataset.read(lone, "apr", "train")
     start, asked = load_checkpoint(checkpoint), []
 
-    class Examiner:
+    class Grader:
         host_seconds, validate, sample = 0.0, None, None
 
         def ask(self, params, problems, *others):
@@ -45,8 +45,8 @@ def problems_of_rl(config, data_dir, checkpoint, tmp_path, monkeypatch):
         asked.clear()
         restored = dataclasses.replace(start, method=method)
         monkeypatch.setattr(trainer, "load_checkpoint", lambda path: restored)
-        monkeypatch.setattr(trainer, "examining", lambda *others: contextlib.nullcontext(Examiner()))
-        monkeypatch.setattr(trainer, "measure_ceiling", lambda *others: 1.0)
+        monkeypatch.setattr(trainer, "examining", lambda *others: contextlib.nullcontext(Grader()))
+        monkeypatch.setattr(trainer, "measure_peak", lambda *others: 1.0)
         monkeypatch.setattr(trainer, "train", first_steps)
         train_rl(config, lone, tmp_path / "run", checkpoint, progress=False)
         return list(asked)
@@ -58,7 +58,7 @@ def test_every_method_learns_from_the_same_problems(problems_of_rl, config, data
     of_each = [problems_of_rl(method) for method in METHODS]
     assert of_each == [of_each[0]] * len(METHODS)
     written = load_problems(data_dir / "train.jsonl")
-    group, wanted = config.learn.rl.group, config.learn.rl.problems
+    group, wanted = config.train.rl.group, config.train.rl.problems
     for problems in of_each[0]:
         different = problems[::group]
         assert problems == [problem for problem in different for _ in range(group)]
