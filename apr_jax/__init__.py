@@ -2,8 +2,8 @@
 
 One folder holds one subject. Imports point one way, from the list's end to its beginning:
 
-  errors, io        what a user can mend; files, buckets, leases, the terminal, processes and devices
-  threads           the idea itself: the protocol, thread trees on the device, and their definition in plain Python
+  errors, io        errors of users; files, buckets, leases, terminal, processes, devices
+  threads           the protocol, thread trees on the device, their definition in plain Python
   text              tokenizers
   model             the transformer; it knows no thread, and `threads` knows no model
   tasks             problems as text, demonstrations and verifiers; Countdown and a toy

@@ -1,4 +1,6 @@
-"""Which fields of two configs differ: a folder goes on with the config that it was begun with, and says what is another."""
+"""Which fields of two configs differ: a folder goes on with the config that it was begun with, and
+says what is another.
+"""
 
 import contextlib
 import json
@@ -7,12 +9,17 @@ from typing import Any
 
 from apr_jax.config import ConfigError, Experiment, from_dict, to_dict
 
-# Fields that a run may change when it goes on: they decide where and how fast it runs, what it shows, which step is its best.
+# Fields that a run may change when it goes on: they decide where and how fast it runs, what it
+# shows, which step is its best.
 FREE = (
     "mesh.",
     "schedule.",
     "evaluate.",
-    *(f"train.{stage}.{field}" for stage in ("sft", "rl") for field in ("save_every", "validate_every", "validation")),
+    *(
+        f"train.{stage}.{field}"
+        for stage in ("sft", "rl")
+        for field in ("save_every", "validate_every", "validation")
+    ),
     "train.sft.log_every",
     *(f"train.rl.reward.{field}" for field in ("time_limit", "memory_limit", "max_unknown")),
 )
@@ -20,7 +27,9 @@ FREE = (
 LENGTHS = ("train.sft.steps", "train.sft.epochs", "train.rl.steps")
 
 
-def differences(old: dict[str, Any], new: Experiment, free: Iterable[str] = ()) -> list[tuple[str, Any, Any]]:
+def differences(
+    old: dict[str, Any], new: Experiment, free: Iterable[str] = ()
+) -> list[tuple[str, Any, Any]]:
     """The fields in which they differ, by name: (name, old value, new value).
 
     Args:
@@ -40,5 +49,9 @@ def differences(old: dict[str, Any], new: Experiment, free: Iterable[str] = ()) 
 def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for name, value in values.items():
-        flat |= _flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+        flat |= (
+            _flatten(value, f"{prefix}{name}.")
+            if isinstance(value, dict)
+            else {prefix + name: value}
+        )
     return flat

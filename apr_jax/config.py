@@ -1,8 +1,7 @@
 """The whole experiment as one tree of frozen dataclasses: loading, `--set` overrides, JSON.
 
-An experiment file is Python with one function `experiment()` that returns an `Experiment`. pydantic checks types, so an
-override or a stored config can't smuggle in a string for a number.
-"""
+An experiment file is Python with one function `experiment()` that returns an `Experiment`. pydantic
+checks types, so an override or a stored config can't smuggle in a string for a number."""
 
 import dataclasses
 import difflib
@@ -33,11 +32,12 @@ class MeshConfig:
     """Devices along each mesh axis.
 
     Attributes:
-      data: copies of the weights, each with rows of its own; 0 takes all devices that are left; in a single process,
-        as many of them as the rows of a step divide over.
-      fsdp: devices over which one copy of weights and optimizer is spread, each with rows of its own.
-      tensor: devices that share the same rows, each with some of the heads; 0 takes one, or as many as there are devices for a
-        row of `train.sft.batch_rows`.
+      data: copies of the weights, each with rows of its own; 0 takes all devices that are left; in
+        a single process, as many of them as the rows of a step divide over.
+      fsdp: devices over which one copy of weights and optimizer is spread, each with rows of its
+        own.
+      tensor: devices that share the same rows, each with some of the heads; 0 takes one, or as many
+        as there are devices for a row of `train.sft.batch_rows`.
     """
 
     data: int = 0
@@ -52,23 +52,28 @@ class MeshConfig:
 
 @dataclasses.dataclass(frozen=True)
 class EvalConfig:
-    """What `apr reproduce` evaluates (`paper/suite.py`). A finished run may be given other values: only what is new is done.
+    """What `apr reproduce` evaluates (`paper/suite.py`). A finished run may be given other values:
+    only what is new is done.
 
     Attributes:
       batch: trees of one rollout call.
-      problems: the first so many test problems serve the evaluations that sample or sweep; the plain greedy ones take all.
-      samples: trees a problem of SoS+, for pass@n and cons@n (of which stage at which temperature: `paper/suite.py`).
+      problems: the first so many test problems serve the evaluations that sample or sweep; the
+        plain greedy ones take all.
+      samples: trees a problem of SoS+, for pass@n and cons@n (of which stage at which temperature:
+        `paper/suite.py`).
       temperatures: evaluated besides greedy answers (Fig. 4a and 8, Table 3).
       children: conditions of APR's sweep: child counts that its prompts ask for (Fig. 4a, 6 and 8).
       bins: conditions of SoS+'s sweep: window bins (Fig. 6).
-      forced: child counts that roots are held to, before and after RL (Fig. 7); the last one at all temperatures.
-        Increasing: APR on drawn beams, which breaks where it is held to many, is held to the first alone.
+      forced: child counts that roots are held to, before and after RL (Fig. 7); the last one at all
+        temperatures. Increasing: APR on drawn beams, which breaks where it is held to many, is held
+        to the first alone.
       sweep: the stage whose models are swept; the paper's are supervised.
-      timed: problems that are answered one at a time, for their seconds (Fig. 6), a third of them on several numbers of decode slots;
-        0 measures none.
+      timed: problems that are answered one at a time, for their seconds (Fig. 6), a third of them
+        on several numbers of decode slots; 0 measures none.
       repeats: of each of them; the median counts.
-      ablations: whether those of the suite are trained too (Tables 1 and 2, Fig. 5), on data in folders of their own. Not one
-        that is the experiment itself, or whose model is there: what is there is evaluated in any case.
+      ablations: whether those of the suite are trained too (Tables 1 and 2, Fig. 5), on data in
+        folders of their own. Not one that is the experiment itself, or whose model is there: what
+        is there is evaluated in any case.
     """
 
     batch: int = 256
@@ -91,7 +96,8 @@ class EvalConfig:
             raise ValueError(f"evaluate.timed={self.timed} must be at least 0")
         if any(temperature <= 0 for temperature in self.temperatures):
             raise ValueError(
-                f"evaluate.temperatures={self.temperatures} must be above 0; greedy answers are always there"
+                f"evaluate.temperatures={self.temperatures} must be above 0; greedy answers are"
+                " always there"
             )
 
 
@@ -146,30 +152,38 @@ def from_dict(values: dict[str, Any]) -> Experiment:
         message = first["msg"].removeprefix("Value error, ")
         value = first["input"]
         shown = "" if isinstance(value, dict) else f"={value!r}"
-        raise ConfigError(f"config {field}{shown}: {message}" if field else f"config {message}") from None
+        raise ConfigError(
+            f"config {field}{shown}: {message}" if field else f"config {message}"
+        ) from None
 
 
 def override(config: Experiment, settings: list[str]) -> Experiment:
     """Applies `path.to.field=value` settings, left to right.
 
     Raises:
-      ConfigError: the setting has no `=`, names no field (the nearest one is suggested), or the value has the wrong
-        type.
+      ConfigError: the setting has no `=`, names no field (the nearest one is suggested), or the
+        value has the wrong type.
     """
     values = to_dict(config)
     for setting in settings:
         path, equals, text = setting.partition("=")
         if not equals:
-            raise ConfigError(f"--set {setting!r}: write it as field=value, for example train.sft.steps=200")
+            raise ConfigError(
+                f"--set {setting!r}: write it as field=value, for example train.sft.steps=200"
+            )
         node: dict[str, Any] = values
         known: Any = values
         parts = path.strip().split(".")
         for depth, part in enumerate(parts):
             if not isinstance(known, dict) or part not in known:
-                raise ConfigError(f"--set {setting!r}: no field {path!r}; {_nearest(path, to_dict(config))}")
+                raise ConfigError(
+                    f"--set {setting!r}: no field {path!r}; {_nearest(path, to_dict(config))}"
+                )
             node, known = known, known[part]
             if depth == len(parts) - 1 and isinstance(known, dict):
-                raise ConfigError(f"--set {setting!r}: {path!r} is a group of fields: {', '.join(known)}")
+                raise ConfigError(
+                    f"--set {setting!r}: {path!r} is a group of fields: {', '.join(known)}"
+                )
         node[parts[-1]] = _parse(text.strip(), known, setting)
     return from_dict(values)
 
@@ -181,10 +195,16 @@ def _parse(text: str, old: Any, setting: str) -> Any:
         if isinstance(old, bool):
             return {"true": True, "false": False}[text.lower()]
         if isinstance(old, tuple):  # Of numbers; empty text is an empty one.
-            return tuple(float(part) if "." in part else int(part) for part in text.split(",") if part.strip())
+            return tuple(
+                float(part) if "." in part else int(part)
+                for part in text.split(",")
+                if part.strip()
+            )
         return type(old)(text)
     except (ValueError, KeyError):
-        raise ConfigError(f"--set {setting!r}: {text!r} is not of type {type(old).__name__} (now {old!r})") from None
+        raise ConfigError(
+            f"--set {setting!r}: {text!r} is not of type {type(old).__name__} (now {old!r})"
+        ) from None
 
 
 def _nearest(path: str, values: dict[str, Any]) -> str:
@@ -192,7 +212,9 @@ def _nearest(path: str, values: dict[str, Any]) -> str:
         return [
             leaf
             for name, value in node.items()
-            for leaf in (leaves(value, f"{prefix}{name}.") if isinstance(value, dict) else [prefix + name])
+            for leaf in (
+                leaves(value, f"{prefix}{name}.") if isinstance(value, dict) else [prefix + name]
+            )
         ]
 
     near = difflib.get_close_matches(path, leaves(values, ""), n=1, cutoff=0.0)
@@ -210,7 +232,9 @@ def load(path: str | Path, settings: list[str] | None = None) -> Experiment:
     path = Path(path)
     if not path.is_file():
         wrong = "is a folder; give a file in it" if path.is_dir() else "no such file"
-        raise ConfigError(f"config {path}: {wrong}; the repository has experiments/nano.py, mini.py and paper.py")
+        raise ConfigError(
+            f"config {path}: {wrong}; the repository has experiments/nano.py, mini.py and paper.py"
+        )
     try:
         function = runpy.run_path(str(path)).get("experiment")
         config = function() if callable(function) else None
@@ -219,16 +243,26 @@ def load(path: str | Path, settings: list[str] | None = None) -> Experiment:
     if not callable(function):
         raise ConfigError(f"config {path}: has no function experiment()")
     if not isinstance(config, Experiment):
-        raise ConfigError(f"config {path}: experiment() returned {type(config).__name__}, not an Experiment")
+        raise ConfigError(
+            f"config {path}: experiment() returned {type(config).__name__}, not an Experiment"
+        )
     return override(from_dict(to_dict(config)), settings or [])
 
 
 def _line(error: Exception, path: Path) -> str:
     """Where in the experiment file it was raised, if anywhere."""
-    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+    lines = [
+        frame.lineno
+        for frame in traceback.extract_tb(error.__traceback__)
+        if frame.filename == str(path)
+    ]
     return f", line {lines[-1]}" if lines else ""
 
 
 def _said(error: Exception) -> str:
     """The error's own words, after its name where they would say little without it."""
-    return str(error) if isinstance(error, ValueError | UserError) else f"{type(error).__name__}: {error}"
+    return (
+        str(error)
+        if isinstance(error, ValueError | UserError)
+        else f"{type(error).__name__}: {error}"
+    )

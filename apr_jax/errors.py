@@ -1,7 +1,7 @@
 """Errors that a user can cause and mend. The command line prints their message, never a traceback.
 
-And what tells the errors of libraries apart: is a file damaged, or are the machine, a permission, the network to blame?
-"""
+And what tells the errors of libraries apart: is a file damaged, or are the machine, a permission,
+the network to blame?"""
 
 import errno
 import re
@@ -19,11 +19,15 @@ class UsageError(UserError):
 
 
 class DiskError(UserError):
-    """Nothing more can be written: the disk is full, read-only, or closed to this user. Exit status 1, at once."""
+    """Nothing more can be written: the disk is full, read-only, or closed to this user.
+
+    Exit status 1, at once.
+    """
 
 
 class Stopped(BaseException):
-    """SIGTERM, or SIGHUP of a terminal that is closed. Exit status 128 + `number`. No `except Exception` keeps it.
+    """SIGTERM, or SIGHUP of a terminal that is closed. Exit status 128 + `number`. No `except
+    Exception` keeps it.
 
     Args:
       message: what was saved; empty where it is raised.
@@ -40,14 +44,21 @@ class UnknownAnswers(UserError):
 
 
 class LostProcess(UserError):
-    """This or another process of a run of several is lost, and with it all of them. Exit status 1, at once."""
+    """This or another process of a run of several is lost, and with it all of them.
+
+    Exit status 1, at once.
+    """
 
 
 class LostLease(LostProcess):
-    """Another run has taken the folder over in which this one wrote. Exit status 1, at once, and nothing more is written."""
+    """Another run has taken the folder over in which this one wrote.
+
+    Exit status 1, at once, and nothing more is written.
+    """
 
 
-# What parsers raise at contents that are not what was written, whatever the library. Anything else is not about contents.
+# What parsers raise at contents that are not what was written, whatever the library. Anything else
+# is not about contents.
 _PARSERS_SAY = (ValueError, LookupError, TypeError, EOFError, OSError)
 
 # An OSError of these numbers tells that a file is missing, or is a folder, or the other way round.
@@ -56,33 +67,36 @@ _MISSING = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR}
 # How TensorStore, gRPC, XLA and Python's threads word what no file is to blame for.
 _MACHINE_SAYS = re.compile(
     r"RESOURCE_EXHAUSTED|PERMISSION_DENIED|UNAUTHENTICATED|UNAVAILABLE|DEADLINE_EXCEEDED|CANCELLED"
-    r"|forbidden|out of memory|cannot allocate memory|can't start new thread|too many open files|unable to initialize backend",
+    r"|forbidden|out of memory|cannot allocate memory|can't start new thread|too many open"
+    r" files|unable to initialize backend",
     re.IGNORECASE,
 )
+# Packages whose errors are about the way to a bucket.
 _NETWORKS = (
     "aiohttp",
     "gcsfs",
     "google",
     "requests",
     "urllib3",
-)  # Packages whose errors are about the way to a bucket.
+)
 _SYSTEM_ERROR = re.compile(r"\[OS error (\d+)")  # As TensorStore ends its messages.
 
 
 def shows_damage(error: BaseException) -> bool:
     """Whether an error that came while files were read can mean that they are damaged.
 
-    Damage is what a sum or a parser shows, or a file that is missing. A device that is not there, too little memory, too
-    many threads or open files, a missing permission, a disk or a network that does not answer: these pass, and say nothing
-    about the files.
-    """
+    Damage is what a sum or a parser shows, or a file that is missing. A device that is not there,
+    too little memory, too many threads or open files, a missing permission, a disk or a network
+    that does not answer: these pass, and say nothing about the files."""
     error_itself = _unwrapped(error)
     parsed = isinstance(error_itself, _PARSERS_SAY) or _asserted_by_a_reader(error_itself)
     return parsed and not is_of_machine(error)
 
 
 def _asserted_by_a_reader(error: BaseException) -> bool:
-    """Whether Orbax found that what it had read cannot be; a bare assertion of anyone else tells of no file."""
+    """Whether Orbax found that what it had read cannot be; a bare assertion of anyone else tells of
+    no file.
+    """
     if not isinstance(error, AssertionError):
         return False
     frames = traceback.extract_tb(error.__traceback__)
@@ -97,7 +111,9 @@ def _unwrapped(error: BaseException) -> BaseException:
 
 
 def is_of_machine(error: BaseException) -> bool:
-    """Whether the error, or one that led to it, tells of the machine, its permissions or its network, not of a file."""
+    """Whether the error, or one that led to it, tells of the machine, its permissions or its
+    network, not of a file.
+    """
     return any(map(_tells_of_machine, _causes(error)))
 
 
@@ -136,5 +152,7 @@ def what_went_wrong(error: BaseException) -> str:
 
 
 def is_of_system(error: BaseException) -> bool:
-    """Whether TensorStore passes on what the operating system said, or that a permission is missing."""
+    """Whether TensorStore passes on what the operating system said, or that a permission is
+    missing.
+    """
     return _SYSTEM_ERROR.search(str(error)) is not None or "PERMISSION_DENIED" in str(error)

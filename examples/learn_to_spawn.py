@@ -1,11 +1,12 @@
-"""Does a policy discover spawning? HiddenDigit, the smallest task there is, learned from demonstrations and from nothing.
+"""Does a policy discover spawning? HiddenDigit, the smallest task there is, learned from
+demonstrations and from nothing.
 
     python examples/learn_to_spawn.py
 
-The rollout, the objective and a transformer in a training loop of one's own. A root is asked `3+4` and should answer 7. In the
-demonstrations it guesses or asks a child that knows, half and half (tasks/toy.py): who imitates them perfectly is right in 0.55
-of all cases, who always asks in all. RL pays for right answers alone. From random weights nobody has shown what a child is for.
-"""
+The rollout, the objective and a transformer in a training loop of one's own. A root is asked `3+4`
+and should answer 7. In the demonstrations it guesses or asks a child that knows, half and half
+(tasks/toy.py): who imitates them perfectly is right in 0.55 of all cases, who always asks in all.
+RL pays for right answers alone. From random weights nobody has shown what a child is for."""
 
 import functools
 
@@ -30,7 +31,9 @@ from apr_jax.train.rl.rescoring import token_logprobs
 
 TASK, TOKENIZER = HiddenDigit(), Tokenizer.train(["0123456789+=?"])
 MODEL = ModelConfig(layers=2, width=64, heads=2, kv_heads=2, head_size=32, mlp=128)
-LIMITS = Limits(window=24, max_thread_tokens=32, max_threads=2, children=1, max_tokens=16, constrain=True)
+LIMITS = Limits(
+    window=24, max_thread_tokens=32, max_threads=2, children=1, max_tokens=16, constrain=True
+)
 SCHEDULE = Schedule(slots=64, prefill_batch=16, prefill_chunk=8)
 PROBLEMS, GROUP = 16, 16  # Of a step of RL; a group is the trees of one problem.
 
@@ -49,7 +52,11 @@ def supervised(params, steps):
     for step in range(steps):
         seeds = range(128 * step, 128 * (step + 1))
         threads = [TASK.demonstration(TASK.problem(seed), "apr", seed) for seed in seeds]
-        rows = pack_streams([tree_streams(thread, TOKENIZER) for thread in threads], LIMITS.max_thread_tokens, rows=128)
+        rows = pack_streams(
+            [tree_streams(thread, TOKENIZER) for thread in threads],
+            LIMITS.max_thread_tokens,
+            rows=128,
+        )
         params, state = update(params, state, rows)
     return params
 
@@ -58,20 +65,28 @@ def supervised(params, steps):
 def rollout(params, prompts, key):
     """A forest on the device, one tree a prompt."""
     decode, init_cache = make_decode(MODEL, SCHEDULE.bounds(LIMITS.window))
-    return tree_rollout(decode, init_cache, prepare_decode(params, MODEL), prompts, key, LIMITS, SCHEDULE)[0]
+    return tree_rollout(
+        decode, init_cache, prepare_decode(params, MODEL), prompts, key, LIMITS, SCHEDULE
+    )[0]
 
 
 def sample(params, step):
     """The forest of a step's problems (numpy), and which of its trees are right, [B]."""
     problems = [TASK.problem(PROBLEMS * step + k) for k in range(PROBLEMS) for _ in range(GROUP)]
     prompts = [[BOS, *TOKENIZER.encode(TASK.prompt(problem))] for problem in problems]
-    forest = jax.device_get(rollout(params, make_prompts(prompts, width=4, temperature=1.0), jax.random.key(step)))
+    forest = jax.device_get(
+        rollout(params, make_prompts(prompts, width=4, temperature=1.0), jax.random.key(step))
+    )
     answers = extract_answers(forest, TOKENIZER)
-    return forest, np.array([TASK.verify(*pair).correct for pair in zip(problems, answers, strict=True)], np.float32)
+    return forest, np.array(
+        [TASK.verify(*pair).correct for pair in zip(problems, answers, strict=True)], np.float32
+    )
 
 
 def reinforced(params, steps, say):
-    """The parameters after `steps` updates on sampled trees; `say` is told each step's right answers and children a tree."""
+    """The parameters after `steps` updates on sampled trees; `say` is told each step's right
+    answers and children a tree.
+    """
     optimizer, config = optax.adam(1e-3), ObjectiveConfig()
     state, everybody = optimizer.init(params), np.ones(PROBLEMS * GROUP, bool)
 
@@ -79,7 +94,9 @@ def reinforced(params, steps, say):
     def update(params, state, rows, weights, advantages):
         def loss(params):
             logprobs, entropy = token_logprobs(params, MODEL, rows)
-            return policy_loss(logprobs, entropy, rows.logprob, rows, weights, advantages, config)[0]
+            return policy_loss(logprobs, entropy, rows.logprob, rows, weights, advantages, config)[
+                0
+            ]
 
         updates, state = optimizer.update(jax.grad(loss)(params), state)
         return optax.apply_updates(params, updates), state

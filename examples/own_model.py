@@ -2,10 +2,11 @@
 
     python examples/own_model.py
 
-The rollout wants two functions. `init_cache(decode slots, bound)` makes the memory of W decode slots; `decode` reads tokens [W, S] at
-positions [W, S] into it and gives logits [W, S, V]. A thread's position goes back when its children have joined, so a recurrent
-network keeps the state that it had after every position. A position at or beyond the window marks padding: nothing is stored.
-"""
+The rollout wants two functions. `init_cache(decode slots, bound)` makes the memory of W decode
+slots; `decode` reads tokens [W, S] at positions [W, S] into it and gives logits [W, S, V]. A
+thread's position goes back when its children have joined, so a recurrent network keeps the state
+that it had after every position. A position at or beyond the window marks padding: nothing is
+stored."""
 
 import functools
 
@@ -17,7 +18,15 @@ from apr_jax.threads.draw import draw_tree, thread_names
 from apr_jax.threads.protocol import BOS
 
 VOCAB, WIDTH = 16, 32
-LIMITS = Limits(window=48, max_thread_tokens=96, max_threads=9, children=3, max_depth=2, max_tokens=120, constrain=True)
+LIMITS = Limits(
+    window=48,
+    max_thread_tokens=96,
+    max_threads=9,
+    children=3,
+    max_depth=2,
+    max_tokens=120,
+    constrain=True,
+)
 SCHEDULE = Schedule(slots=4, prefill_batch=2, prefill_chunk=8)
 
 
@@ -37,7 +46,9 @@ def init_cache(slots, bound):
 def decode(params, tokens, cache, positions, bound):
     slot, logits = jnp.arange(tokens.shape[0]), []
     for token, at in zip(tokens.T, positions.T, strict=True):
-        before = jnp.where(at[:, None] > 0, cache.at[slot, at - 1].get(mode="fill", fill_value=0.0), 0.0)
+        before = jnp.where(
+            at[:, None] > 0, cache.at[slot, at - 1].get(mode="fill", fill_value=0.0), 0.0
+        )
         state = jnp.tanh(params["embed"][token] + before @ params["inward"])
         cache = cache.at[slot, at].set(state, mode="drop")
         logits.append(state @ params["outward"])
@@ -46,9 +57,15 @@ def decode(params, tokens, cache, positions, bound):
 
 if __name__ == "__main__":
     prompts = make_prompts([[BOS, 10, 11], [BOS, 12]], width=3, temperature=1.0)
-    rollout = jax.jit(functools.partial(tree_rollout, decode, init_cache, limits=LIMITS, schedule=SCHEDULE))
-    forest, work = jax.device_get(rollout(init_params(jax.random.key(0)), prompts, jax.random.key(2)))
+    rollout = jax.jit(
+        functools.partial(tree_rollout, decode, init_cache, limits=LIMITS, schedule=SCHEDULE)
+    )
+    forest, work = jax.device_get(
+        rollout(init_params(jax.random.key(0)), prompts, jax.random.key(2))
+    )
     for tree in range(2):
         names, slots = thread_names(forest, tree), draw_tree(forest, tree)
         print(f"tree {tree}: {forest.children[tree]} children, {forest.total_tokens[tree]} tokens")
-        print("\n".join(f"  {names[thread_index]:<10}{slots[thread_index]}" for thread_index in names))
+        print(
+            "\n".join(f"  {names[thread_index]:<10}{slots[thread_index]}" for thread_index in names)
+        )

@@ -2,8 +2,8 @@
 
     python examples/scripted_policy.py
 
-The root asks two children; each counts down from its message and joins what it ended at; the root answers.
-"""
+The root asks two children; each counts down from its message and joins what it ended at; the root
+answers."""
 
 import jax
 import jax.numpy as jnp
@@ -24,13 +24,17 @@ def init_cache(slots, bound):
 # In a child a digit is followed by the one below it, 1 by <join>, <join> by 0, and 0 by <eos>.
 CHILD = [p.EOS] * VOCAB
 CHILD[DIGIT + 1], CHILD[p.JOIN], CHILD[DIGIT + 2 :] = p.JOIN, DIGIT, range(DIGIT + 1, VOCAB - 1)
-# The root goes by the position of its last token, which is the digit 0 at position 1; after the joined block by the token.
+# The root goes by the position of its last token, which is the digit 0 at position 1; after the
+# joined block by the token.
 ROOT = [p.EOS, p.SPAWN, p.MSG, DIGIT + 5, p.MSG, DIGIT + 9, p.END_SPAWN]
 JOINED = {p.END_JOINED: p.JOIN, p.JOIN: DIGIT + 7, DIGIT + 7: p.EOS}
 
 
 def decode(params, tokens, cache, positions, bound):
-    """Any function of what the thread sees is a policy. This one looks at the last token, its position and the prompt."""
+    """Any function of what the thread sees is a policy.
+
+    This one looks at the last token, its position and the prompt.
+    """
     slot = jnp.arange(tokens.shape[0])[:, None]
     cache = cache.at[slot, positions].set(tokens, mode="drop")
     root = jnp.asarray(ROOT)[jnp.minimum(positions, len(ROOT) - 1)]
@@ -56,5 +60,7 @@ if __name__ == "__main__":
     names, slots = thread_names(forest, 0), draw_tree(forest, 0)
     for thread_index, name in names.items():
         written = forest.tokens[0, thread_index, : forest.length[0, thread_index]].tolist()
-        text = " ".join(p.CONTROL_PIECES[token] if token < DIGIT else str(token - DIGIT) for token in written)
+        text = " ".join(
+            p.CONTROL_PIECES[token] if token < DIGIT else str(token - DIGIT) for token in written
+        )
         print(f"{name:<6}{slots[thread_index]:<24}{text}")

@@ -2,15 +2,17 @@
 
     apr reproduce --scale mini --out runs/mini
 
-1.1M parameters. On 2 CPU cores: 60 to 85 minutes of supervised steps a model, 6 (SoS+) to 30 minutes (APR) of RL, 40 of
-evaluation. README has what comes of it, and how the models in `experiments/mini/` were trained.
+1.1M parameters. On 2 CPU cores: 60 to 85 minutes of supervised steps a model, 6 (SoS+) to 30
+minutes (APR) of RL, 40 of evaluation. README has what comes of it, and how the models in
+`experiments/mini/` were trained.
 
-Not the published demonstrations. APR's parent lists every first step and gives each a child, which tries out what can
-follow: a search of all there is, in threads of a hundred tokens. No coin decides whether to spawn, so RL cannot learn to
-spawn more, which is most of what it learns in the paper; with `--set solver.parent_beam_low=1` the beam is drawn, as
-published, and it can (docs/evaluation.md). SoS+ draws beams of 1 to 5 as published, but goes depth first
-throughout (`promising` is its coin too), in a fixed order, and leaves out steps to two numbers with a result above 200.
-"""
+Not the published demonstrations. APR's parent lists every first step and gives each a child, which
+tries out what can follow: a search of all there is, in threads of a hundred tokens. No coin decides
+whether to spawn, so RL cannot learn to spawn more, which is most of what it learns in the paper;
+with `--set solver.parent_beam_low=1` the beam is drawn, as published, and it can
+(docs/evaluation.md). SoS+ draws beams of 1 to 5 as published, but goes depth first throughout
+(`promising` is its coin too), in a fixed order, and leaves out steps to two numbers with a result
+above 200."""
 
 from apr_jax.config import EvalConfig, Experiment
 from apr_jax.data.config import DataConfig
@@ -43,9 +45,15 @@ def experiment() -> Experiment:
         model=ModelConfig(layers=6, width=128, heads=4, kv_heads=1, head_size=32, mlp=352),
         # A stream holds its hidden spawn blocks too; one takes some 14 tokens a child.
         limits=Limits(
-            window=window, max_thread_tokens=window + 256, max_threads=children + 1, children=children, max_depth=1
+            window=window,
+            max_thread_tokens=window + 256,
+            max_threads=children + 1,
+            children=children,
+            max_depth=1,
         ),
-        schedule=Schedule(slots=16, prefill_batch=1, prefill_chunk=16, context_buckets=(128, 256, 512)),
+        schedule=Schedule(
+            slots=16, prefill_batch=1, prefill_chunk=16, context_buckets=(128, 256, 512)
+        ),
         train=TrainConfig(
             sft=SftConfig(
                 steps=6_000,
@@ -73,7 +81,8 @@ def experiment() -> Experiment:
             temperatures=(0.1, 0.5, 1.0),
             children=(4, 8, 12, 16),
             bins=(1, 2, 3, 4, 6),
-            # What the model on drawn beams spawns by itself; few problems have fewer than 18 first steps.
+            # What the model on drawn beams spawns by itself; few problems have fewer than 18 first
+            # steps.
             forced=(12, 18),
             timed=10,
         ),

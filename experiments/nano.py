@@ -28,7 +28,9 @@ def experiment() -> Experiment:
         ),
         data=DataConfig(demonstrations=30_000, heldout=1_000),
         model=ModelConfig(layers=4, width=128, heads=4, kv_heads=1, head_size=32, mlp=352),
-        limits=Limits(window=window, max_thread_tokens=window + 64, max_threads=13, children=12, max_depth=1),
+        limits=Limits(
+            window=window, max_thread_tokens=window + 64, max_threads=13, children=12, max_depth=1
+        ),
         schedule=Schedule(slots=32, prefill_batch=1, prefill_chunk=16, context_buckets=(88,)),
         train=TrainConfig(
             sft=SftConfig(

@@ -1,13 +1,14 @@
-"""Scale paper: the published recipe (arXiv 2504.15466): 228M parameters without embeddings, window 4,096.
+"""Scale paper: the published recipe (arXiv 2504.15466): 228M parameters without embeddings, window
+4,096.
 
     apr plan --config experiments/paper.py --topology v3:8x8      # what fits, without a TPU
-    apr reproduce --scale paper --out runs/paper                  # on a pod; the authors used 128 TPU v3 cores
+    apr reproduce --scale paper --out runs/paper    # on a pod; the authors used 128 TPU v3 cores
 
-The supervised stage is 10 epochs of 500,000 demonstrations, which are packed into rows: some 21,100 steps for APR and
-4,400 for SoS+. The authors reach 75.5% for APR and 57.3% for SoS+ after it, and 83.4% and 60.0% after RL. Where this
-file differs from them: the tokenizer is ours, so there are fewer embeddings; one KL weight (theirs for APR) serves both
-methods, for SoS+ they take --set train.rl.objective.kl=0.01.
-"""
+The supervised stage is 10 epochs of 500,000 demonstrations, which are packed into rows: some 21,100
+steps for APR and 4,400 for SoS+. The authors reach 75.5% for APR and 57.3% for SoS+ after it, and
+83.4% and 60.0% after RL. Where this file differs from them: the tokenizer is ours, so there are
+fewer embeddings; one KL weight (theirs for APR) serves both methods, for SoS+ they take --set
+train.rl.objective.kl=0.01."""
 
 from apr_jax.config import EvalConfig, Experiment, MeshConfig
 from apr_jax.data.config import DataConfig
@@ -45,14 +46,20 @@ def experiment() -> Experiment:
             mlp=2_752,  # 12.65M parameters a layer, 228M in all.
             tied=False,
             dtype="bfloat16",
-            remat="dots",  # 2 GiB a row on a device; "layer" takes a fifth of that and a third more products.
+            # 2 GiB a row on a device; "layer" takes a fifth of that and a third more products.
+            remat="dots",
         ),
         # Room for the hidden spawn blocks, and for twice the children that a demonstration has.
         limits=Limits(
-            window=window, max_thread_tokens=window + 512, max_threads=2 * children + 1, children=children, max_depth=1
+            window=window,
+            max_thread_tokens=window + 512,
+            max_threads=2 * children + 1,
+            children=children,
+            max_depth=1,
         ),
-        # A decode slot is 288 MiB of cache: 24 leave room on a device of 16 GiB, and hold all 22 threads of 2 trees, a step's share.
-        # The bucket is for contexts, most of which are short; while all are, a decode step reads them in smaller blocks.
+        # A decode slot is 288 MiB of cache: 24 leave room on a device of 16 GiB, and hold all 22
+        # threads of 2 trees, a step's share. The bucket is for contexts, most of which are short;
+        # while all are, a decode step reads them in smaller blocks.
         schedule=Schedule(slots=24, prefill_batch=8, prefill_chunk=64, context_buckets=(1_024,)),
         train=TrainConfig(
             sft=SftConfig(
@@ -76,8 +83,9 @@ def experiment() -> Experiment:
                 micro_batch_rows=256,
                 validate_every=25,
                 validation=1_000,
-                # bfloat16: of 37,954 tokens of the kept mini model the worst difference was 0.25, the mean 4e-4, and
-                # 1e-4 of them were outside of the clip range. Worst and mean have room for a deeper model.
+                # bfloat16: of 37,954 tokens of the kept mini model the worst difference was 0.25,
+                # the mean 4e-4, and 1e-4 of them were outside of the clip range. Worst and mean
+                # have room for a deeper model.
                 difference_bound=1.0,
                 mean_difference_bound=4e-3,
                 outside_clip_bound=2e-3,

@@ -1,11 +1,15 @@
-"""How every test runs: eight simulated devices, shapes and types checked at each call, compiled programs kept on disk."""
+"""How every test runs: eight simulated devices, shapes and types checked at each call, compiled
+programs kept on disk.
+"""
 
 import os
 import sys
 from pathlib import Path
 
 # Before JAX is imported: the number of simulated devices can't change afterwards.
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".lstrip()
+os.environ["XLA_FLAGS"] = (
+    f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".lstrip()
+)
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ.setdefault("APR_CACHE", str(Path(__file__).parents[1] / ".cache" / "xla"))
 
@@ -16,7 +20,8 @@ import jax
 import pytest
 from jaxtyping import install_import_hook
 
-# Shapes and types are checked at each call where a shape error would broadcast silently (the threads run on numpy too).
+# Shapes and types are checked at each call where a shape error would broadcast silently (the
+# threads run on numpy too).
 _CHECKED = ("model", "train.rl.objective")
 install_import_hook([f"apr_jax.{module}" for module in _CHECKED], "helpers.check")
 
@@ -35,16 +40,26 @@ keep_compiled()
 
 @pytest.fixture(scope="module", autouse=True)
 def forget_compiled():
-    """Unloads a module's programs after it: each takes memory maps, and a process that has 65,530 of them crashes."""
+    """Unloads a module's programs after it: each takes memory maps, and a process that has 65,530
+    of them crashes.
+    """
     yield
     jax.clear_caches()
 
 
 @pytest.fixture(scope="session")
 def config() -> Experiment:
-    """A model, data and training so small that whole runs take seconds, on two of the simulated devices."""
+    """A model, data and training so small that whole runs take seconds, on two of the simulated
+    devices.
+    """
     learn = TrainConfig(
-        sft=SftConfig(steps=6, batch_rows=2, optimizer=OptimizerConfig(lr=1e-2, warmup=2), save_every=2, log_every=1),
+        sft=SftConfig(
+            steps=6,
+            batch_rows=2,
+            optimizer=OptimizerConfig(lr=1e-2, warmup=2),
+            save_every=2,
+            log_every=1,
+        ),
         rl=RlConfig(
             steps=3,
             problems=2,
@@ -62,10 +77,19 @@ def config() -> Experiment:
         name="tiny",
         seed=0,
         task=CountdownConfig(numbers=3, low=1, high=6, target_low=10, target_high=20),
-        solver=SolverConfig(shuffle=False, condition=0.25, window_bin=32, parent_beam=4, max_children=4, serial_beam=2),
+        solver=SolverConfig(
+            shuffle=False,
+            condition=0.25,
+            window_bin=32,
+            parent_beam=4,
+            max_children=4,
+            serial_beam=2,
+        ),
         data=DataConfig(demonstrations=48, heldout=8),
         model=ModelConfig(layers=1, width=16, heads=2, kv_heads=1, head_size=8, mlp=16),
-        limits=Limits(window=64, max_thread_tokens=96, max_threads=5, children=4, max_depth=1, max_tokens=200),
+        limits=Limits(
+            window=64, max_thread_tokens=96, max_threads=5, children=4, max_depth=1, max_tokens=200
+        ),
         schedule=Schedule(slots=8, prefill_batch=4, prefill_chunk=8),
         train=learn,
         evaluate=EvalConfig(batch=8, problems=3, samples=2),

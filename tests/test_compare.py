@@ -1,4 +1,6 @@
-"""Which fields of two configs differ, with what older configs lack at its default; and whose folder a run goes on with."""
+"""Which fields of two configs differ, with what older configs lack at its default; and whose folder
+a run goes on with.
+"""
 
 import json
 
@@ -19,10 +21,16 @@ def test_the_same_config_differs_in_nothing(config):
 
 
 def test_all_that_differs_is_named_in_order(config):
-    other = override(config, ["seed=3", "train.sft.optimizer.lr=0.5", "schedule.context_buckets=16"])
+    other = override(
+        config, ["seed=3", "train.sft.optimizer.lr=0.5", "schedule.context_buckets=16"]
+    )
     found = differences(stored(config), other)
     lr = config.train.sft.optimizer.lr
-    assert found == [("train.sft.optimizer.lr", lr, 0.5), ("schedule.context_buckets", [], [16]), ("seed", 0, 3)]
+    assert found == [
+        ("train.sft.optimizer.lr", lr, 0.5),
+        ("schedule.context_buckets", [], [16]),
+        ("seed", 0, 3),
+    ]
     assert differences(stored(config), other, ("seed", "schedule.")) == found[:1]
 
 
@@ -30,7 +38,9 @@ def test_a_field_that_came_later_had_its_default(config):
     old = stored(config)
     assert old["solver"].pop("correct_only") is False
     assert differences(old, config) == []
-    assert differences(old, override(config, ["solver.correct_only=true"])) == [("solver.correct_only", False, True)]
+    assert differences(old, override(config, ["solver.correct_only=true"])) == [
+        ("solver.correct_only", False, True)
+    ]
 
 
 def test_a_field_that_no_config_has_any_more_differs(config):

@@ -1,7 +1,8 @@
-"""Ways to keep the key/value cache of decoding, at the attention of one decode step: a write a decode slot, then the products.
+"""Ways to keep the key/value cache of decoding, at the attention of one decode step: a write a
+decode slot, then the products.
 
-All hold the same M positions of W decode slots, in every layer of the shape; what differs is where they stand in memory.
-"""
+All hold the same M positions of W decode slots, in every layer of the shape; what differs is where
+they stand in memory."""
 
 import functools
 from collections.abc import Callable
@@ -18,7 +19,8 @@ from apr_jax.model.kv_cache.cache import attend_cached, store
 
 SLOTS, POSITIONS, WINDOW, PAGE, STEPS = 16, 256, 1024, 16, 64
 
-# (cache of one side, new [W, G, 1, K], place [W, 1]) -> cache; (keys, values, q [W, 1, H, K], mask) -> found [W, 1, H, K].
+# (cache of one side, new [W, G, 1, K], place [W, 1]) -> cache; (keys, values, q [W, 1, H, K], mask)
+# -> found [W, 1, H, K].
 Write = Callable[[Array, Array, Array], Array]
 Read = Callable[[Array, Array, Array, Array], Array]
 
@@ -28,7 +30,8 @@ def contest(shape: str) -> list[Contestant]:
     config = SHAPES[shape]
     groups, size = config.kv_heads, config.head_size
     ours = (SLOTS, groups, POSITIONS, size)
-    table = jnp.arange(SLOTS * POSITIONS // PAGE).reshape(SLOTS, -1)  # The page of each part of each decode slot.
+    # The page of each part of each decode slot.
+    table = jnp.arange(SLOTS * POSITIONS // PAGE).reshape(SLOTS, -1)
     slot = jnp.arange(SLOTS)
 
     def plain(keys: Array, values: Array, q: Array, mask: Array) -> Array:
@@ -83,7 +86,9 @@ def contest(shape: str) -> list[Contestant]:
 def _steps(
     kept: tuple[int, ...], dtype: Any, write: Write, read: Read, config: ModelConfig
 ) -> Callable[[Array], Array]:
-    """STEPS decode steps of attention alone: the last positions are written, what a query finds goes into the next."""
+    """STEPS decode steps of attention alone: the last positions are written, what a query finds
+    goes into the next.
+    """
     mask = jnp.ones((SLOTS, 1, POSITIONS), bool)
 
     @jax.jit

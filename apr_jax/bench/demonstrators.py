@@ -1,4 +1,6 @@
-"""Demonstrations a second, all cores against one; and how good and long demonstrations are, without building data."""
+"""Demonstrations a second, all cores against one; and how good and long demonstrations are, without
+building data.
+"""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager

@@ -8,10 +8,14 @@ from apr_jax.tasks import Problem, draw
 from apr_jax.text.tokenizer import Tokenizer
 
 
-def make_recipe(config: Experiment, count: int, method: str = "apr") -> tuple[Recipe, list[Problem]]:
+def make_recipe(
+    config: Experiment, count: int, method: str = "apr"
+) -> tuple[Recipe, list[Problem]]:
     """How to demonstrate with a method, and `count` random problems of the config's task."""
     problems = [draw(config.task, seed) for seed in range(count)]
-    bounds = Bounds(**{field.name: getattr(config.limits, field.name) for field in dataclasses.fields(Bounds)})
+    bounds = Bounds(
+        **{field.name: getattr(config.limits, field.name) for field in dataclasses.fields(Bounds)}
+    )
     recipe = Recipe(config.task, config.solver, method, config.data.seed, b"", bounds)
     found = [text for problem in problems[:256] for text in texts(recipe, problem)]
     task = recipe.countdown()

@@ -1,4 +1,5 @@
-"""`apr bench rollout`: the engine against engines that people use, in one run, by turns, on the same weights.
+"""`apr bench rollout`: the engine against engines that people use, in one run, by turns, on the
+same weights.
 
 Peers are those of the extra [bench] that are installed; each runs in a process of its own.
 """
@@ -25,15 +26,16 @@ def bench_rollout(
     """Measures and prints part after part.
 
     Args:
-      restored: a checkpoint of thread trees, and `problems`, a file that it answers; without them only plain decoding is
-        measured.
+      restored: a checkpoint of thread trees, and `problems`, a file that it answers; without them
+        only plain decoding is measured.
       peers: names; empty for all that are installed.
     """
     if restored is not None and problems is not None:
         ids = trees.prompts_of(restored, problems)
         if not ids or len(ids) % jax.device_count():
             raise UsageError(
-                f"{problems}: has {len(ids)} problems, must have a multiple of {jax.device_count()}, the devices"
+                f"{problems}: has {len(ids)} problems, must have a multiple of"
+                f" {jax.device_count()}, the devices"
             )
     names = list(peers) or installed()
     for shape, config in plain_decoding.SHAPES.items():
@@ -50,7 +52,9 @@ def bench_rollout(
     with opened(names, restored.params, restored.config.model) as others:
         loops = [trees.host_loop(peer, restored.config.limits, ids) for peer in others]
         yield measured(
-            f"{len(ids)} thread trees", [trees.engine(restored, ids), *loops, trees.lone_roots(restored, ids)], repeats
+            f"{len(ids)} thread trees",
+            [trees.engine(restored, ids), *loops, trees.lone_roots(restored, ids)],
+            repeats,
         )
     for children in _LATENCY_CHILDREN:
         contest = trees.latency(restored, ids[:_LATENCY_TREES], children)

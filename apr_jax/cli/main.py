@@ -1,8 +1,9 @@
-"""The `apr` command: parses flags, calls the library, and turns every error that a user can cause into one line.
+"""The `apr` command: parses flags, calls the library, and turns every error that a user can cause
+into one line.
 
-Exit status: 0 done, 1 failed, 2 asked for in a wrong way, 130 Ctrl-C, 143 SIGTERM, 129 SIGHUP. Set APR_DEBUG=1 for tracebacks.
-Whatever needs JAX is imported inside the command, so that `apr --help` answers at once.
-"""
+Exit status: 0 done, 1 failed, 2 asked for in a wrong way, 130 Ctrl-C, 143 SIGTERM, 129 SIGHUP. Set
+APR_DEBUG=1 for tracebacks. Whatever needs JAX is imported inside the command, so that `apr --help`
+answers at once."""
 
 import errno
 import os
@@ -49,39 +50,51 @@ app = typer.Typer(
     help="Train and run language models that reason as a tree of threads.",
 )
 data_app = typer.Typer(no_args_is_help=True, help="Problems, demonstrations and tokenizer.")
-train_app = typer.Typer(no_args_is_help=True, help="Supervised training, then reinforcement learning.")
+train_app = typer.Typer(
+    no_args_is_help=True, help="Supervised training, then reinforcement learning."
+)
 app.add_typer(data_app, name="data")
 app.add_typer(train_app, name="train")
 app.add_typer(bench_app, name="bench")
 
 
-@data_app.command("build", epilog="Example: apr data build --config experiments/nano.py --out runs/nano/data")
+@data_app.command(
+    "build", epilog="Example: apr data build --config experiments/nano.py --out runs/nano/data"
+)
 def data_build(
     config: Config,
     out: Annotated[Path, typer.Option(help="Folder to build in. May be gs://.", **ANYWHERE)],
     exclude: Annotated[
         Path | None,
         typer.Option(
-            help="Problems file; none of its problems (sorted numbers, target) occurs in training.", **ANYWHERE
+            help="Problems file; none of its problems (sorted numbers, target) occurs in training.",
+            **ANYWHERE,
         ),
     ] = None,
     method: Annotated[
-        list[Method] | None, typer.Option(help="Of the demonstrations; repeatable. Default: apr, sos+ and sos.")
+        list[Method] | None,
+        typer.Option(help="Of the demonstrations; repeatable. Default: apr, sos+ and sos."),
     ] = None,
     settings: Settings = None,
 ) -> None:
-    """Build problems, demonstrations and the tokenizer, on all cores; says how good the solvers are."""
+    """Build problems, demonstrations and the tokenizer, on all cores; says how good the solvers
+    are.
+    """
     from apr_jax.config import load
     from apr_jax.data.build import USUAL, build
     from apr_jax.report.terminal_tables import print_demonstrations
 
     with goes_on(f"parts that were finished are in {out}"):
-        built = build(load(config, settings), out, exclude, [one.value for one in method or ()] or USUAL)
+        built = build(
+            load(config, settings), out, exclude, [one.value for one in method or ()] or USUAL
+        )
     print_demonstrations(built)
     typer.echo(f"data: {out}")
 
 
-@train_app.command("sft", epilog="Example: apr train sft --config experiments/nano.py --workdir runs/nano/apr/sft")
+@train_app.command(
+    "sft", epilog="Example: apr train sft --config experiments/nano.py --workdir runs/nano/apr/sft"
+)
 def train_sft(
     config: Config,
     workdir: Workdir,
@@ -105,17 +118,25 @@ def train_sft(
 
 @train_app.command(
     "rl",
-    epilog="Example: apr train rl --config experiments/nano.py --workdir runs/nano/apr/rl --init runs/nano/apr/sft",
+    epilog=(
+        "Example: apr train rl --config experiments/nano.py --workdir runs/nano/apr/rl --init"
+        " runs/nano/apr/sft"
+    ),
 )
 def train_rl(
     config: Config,
     workdir: Workdir,
-    init: Annotated[Path, typer.Option(help="Checkpoint to start from; it decides the method.", **ANYWHERE)],
+    init: Annotated[
+        Path, typer.Option(help="Checkpoint to start from; it decides the method.", **ANYWHERE)
+    ],
     data: Data = None,
     profile: Profile = None,
     settings: Settings = None,
 ) -> None:
-    """Reinforcement learning over whole thread trees. A run that was stopped goes on from its last checkpoint."""
+    """Reinforcement learning over whole thread trees.
+
+    A run that was stopped goes on from its last checkpoint.
+    """
     from apr_jax.config import load
 
     experiment = load(config, settings)
@@ -130,31 +151,55 @@ def train_rl(
 
 @app.command(
     "eval",
-    epilog="Example: apr eval --checkpoint runs/nano/apr/rl --problems runs/nano/data/test.jsonl --out runs/nano/mine",
+    epilog=(
+        "Example: apr eval --checkpoint runs/nano/apr/rl --problems runs/nano/data/test.jsonl --out"
+        " runs/nano/mine"
+    ),
 )
 def evaluate(
     checkpoint: Checkpoint,
-    problems: Annotated[Path, typer.Option(help="Problems file, one JSON object a line.", **ANYWHERE)],
-    out: Annotated[Path, typer.Option(help="Folder for traces.jsonl and summary.json.", **ANYWHERE)],
-    children: Annotated[int | None, typer.Option(help="Condition: child threads to ask for.", min=0)] = None,
-    bins: Annotated[int | None, typer.Option(help="Condition: window bins to ask for (SoS+).", min=1)] = None,
+    problems: Annotated[
+        Path, typer.Option(help="Problems file, one JSON object a line.", **ANYWHERE)
+    ],
+    out: Annotated[
+        Path, typer.Option(help="Folder for traces.jsonl and summary.json.", **ANYWHERE)
+    ],
+    children: Annotated[
+        int | None, typer.Option(help="Condition: child threads to ask for.", min=0)
+    ] = None,
+    bins: Annotated[
+        int | None, typer.Option(help="Condition: window bins to ask for (SoS+).", min=1)
+    ] = None,
     window: Annotated[
         int | None, typer.Option(help="Positions a thread may occupy, instead of the model's own.")
     ] = None,
     samples: Annotated[int, typer.Option(help="Trees a problem.", min=1)] = 1,
-    temperature: Annotated[float, typer.Option(help="Of the sampling; 0 is greedy.", min=0.0)] = 0.0,
-    top_k: Annotated[int, typer.Option(help="Draw from the k most likely tokens only; 0 is all.", min=0)] = 0,
+    temperature: Annotated[
+        float, typer.Option(help="Of the sampling; 0 is greedy.", min=0.0)
+    ] = 0.0,
+    top_k: Annotated[
+        int, typer.Option(help="Draw from the k most likely tokens only; 0 is all.", min=0)
+    ] = 0,
     top_p: Annotated[
-        float, typer.Option(help="Draw from the fewest likely tokens that reach this probability.", min=0.01, max=1.0)
+        float,
+        typer.Option(
+            help="Draw from the fewest likely tokens that reach this probability.",
+            min=0.01,
+            max=1.0,
+        ),
     ] = 1.0,
     force_children: Annotated[
-        int | None, typer.Option(help="Hold every root to exactly so many children, over its spawns.", min=0)
+        int | None,
+        typer.Option(help="Hold every root to exactly so many children, over its spawns.", min=0),
     ] = None,
     constrain: Annotated[
         bool | None,
         typer.Option(
             "--constrain/--no-constrain",
-            help="Draw no token that the thread protocol does not allow; by default as the model was trained.",
+            help=(
+                "Draw no token that the thread protocol does not allow; by default as the model was"
+                " trained."
+            ),
             show_default=False,
         ),
     ] = None,
@@ -171,17 +216,25 @@ def evaluate(
 
     with goes_on(f"the trees that were decoded are in {out}"):
         restored = load_checkpoint(checkpoint)
-        decoding = Decoding(samples, temperature, top_k, top_p, window, children, force_children, constrain, bins)
+        decoding = Decoding(
+            samples, temperature, top_k, top_p, window, children, force_children, constrain, bins
+        )
         summary = run(restored, wanted, out, decoding)
     print_table({f"{restored.method} {restored.stage}": summary})
     typer.echo(f"traces and summary: {out}")
 
 
-@app.command(epilog='Example: apr solve "22 26 2 -> 46" --checkpoint runs/nano/apr/rl --html tree.html')
+@app.command(
+    epilog='Example: apr solve "22 26 2 -> 46" --checkpoint runs/nano/apr/rl --html tree.html'
+)
 def solve(
-    problem: Annotated[str, typer.Argument(help='Numbers and target, like "22 26 2 -> 46".', show_default=False)],
+    problem: Annotated[
+        str, typer.Argument(help='Numbers and target, like "22 26 2 -> 46".', show_default=False)
+    ],
     checkpoint: Checkpoint,
-    html: Annotated[Path | None, typer.Option(help="Write the viewer of the tree to this file.", **NEW_FILE)] = None,
+    html: Annotated[
+        Path | None, typer.Option(help="Write the viewer of the tree to this file.", **NEW_FILE)
+    ] = None,
 ) -> None:
     """Solve one problem and show its thread tree."""
     from apr_jax.tasks import parse_problem, require_solvable
@@ -195,23 +248,30 @@ def solve(
     run(load_checkpoint(checkpoint), wanted, html)
 
 
-@app.command(epilog="Example: apr export --checkpoint runs/mini/apr/rl --out experiments/mini/apr.safetensors")
+@app.command(
+    epilog=(
+        "Example: apr export --checkpoint runs/mini/apr/rl --out experiments/mini/apr.safetensors"
+    )
+)
 def export(
     checkpoint: Checkpoint,
     out: Annotated[
         Path,
         typer.Option(
-            help="FILE.safetensors: one small file, which every --checkpoint takes. Any other name: a new folder, or that of an "
-            "earlier export, in the form of Hugging Face.",
+            help=(
+                "FILE.safetensors: one small file, which every --checkpoint takes. Any other name:"
+                " a new folder, or that of an "
+                "earlier export, in the form of Hugging Face."
+            ),
             **HERE,
         ),
     ],
 ) -> None:
     """Write a model as one small file (bfloat16), or as a Hugging Face Llama with its tokenizer.
 
-    The folder is what transformers loads, and vLLM, which reads the same files. llama.cpp needs a GGUF file: its converter
-    was not tried on this folder. All of them write one thread; none starts the children of a <spawn> block.
-    """
+    The folder is what transformers loads, and vLLM, which reads the same files. llama.cpp needs a
+    GGUF file: its converter was not tried on this folder. All of them write one thread; none starts
+    the children of a <spawn> block."""
     from apr_jax.train.checkpoint.exported import SUFFIX, export_file
     from apr_jax.train.checkpoint.hf_folder import check_folder, export_folder
     from apr_jax.train.checkpoint.manager import load_checkpoint
@@ -233,22 +293,37 @@ def export(
 
 @app.command(epilog="Example: apr reproduce --scale nano --out runs/nano")
 def reproduce(
-    out: Annotated[Path, typer.Option(help="Folder of the whole experiment. May be gs://.", **ANYWHERE)],
-    scale: Annotated[str | None, typer.Option(help="nano, mini or paper: a file in experiments/.")] = None,
+    out: Annotated[
+        Path, typer.Option(help="Folder of the whole experiment. May be gs://.", **ANYWHERE)
+    ],
+    scale: Annotated[
+        str | None, typer.Option(help="nano, mini or paper: a file in experiments/.")
+    ] = None,
     config: Annotated[
         Path | None,
-        typer.Option(help="An experiment file of your own instead of --scale. It is Python and is run.", **HERE),
+        typer.Option(
+            help="An experiment file of your own instead of --scale. It is Python and is run.",
+            **HERE,
+        ),
     ] = None,
     data: Annotated[
-        Path | None, typer.Option(help="Where the data are or are to be built; default: OUT/data.", **ANYWHERE)
+        Path | None,
+        typer.Option(help="Where the data are or are to be built; default: OUT/data.", **ANYWHERE),
     ] = None,
     only: Annotated[
         Only | None,
-        typer.Option(help="training: no evaluation, which needs no pod; figures: evaluate and draw, train nothing."),
+        typer.Option(
+            help=(
+                "training: no evaluation, which needs no pod; figures: evaluate and draw, train"
+                " nothing."
+            )
+        ),
     ] = None,
     settings: Settings = None,
 ) -> None:
-    """Run a whole experiment: data, training, RL, evaluation, report. Goes on where it was stopped."""
+    """Run a whole experiment: data, training, RL, evaluation, report. Goes on where it was
+    stopped.
+    """
     if (scale is None) == (config is None):
         raise UsageError("reproduce: give either --scale or --config")
     from apr_jax.config import load
@@ -267,7 +342,9 @@ def reproduce(
 def ablation(
     question: Annotated[Question, typer.Argument(help="Which one.", show_default=False)],
     out: Annotated[Path, typer.Option(help="Folder of the ablation.", **HERE)],
-    scale: Annotated[str, typer.Option(help="A file in experiments/, of which the trainings are variants.")] = "nano",
+    scale: Annotated[
+        str, typer.Option(help="A file in experiments/, of which the trainings are variants.")
+    ] = "nano",
     settings: Settings = None,
 ) -> None:
     """Answer a question that takes several trainings. Goes on where it was stopped."""
@@ -287,7 +364,10 @@ def ablation(
 @app.command(epilog="Example: apr report runs/nano")
 def report(
     run: Annotated[
-        Path, typer.Argument(help="Folder of a finished `apr reproduce`.", **(ANYWHERE | {"metavar": "RUN"}))
+        Path,
+        typer.Argument(
+            help="Folder of a finished `apr reproduce`.", **(ANYWHERE | {"metavar": "RUN"})
+        ),
     ],
 ) -> None:
     """Draw the figures and write the HTML report of a finished run anew."""
@@ -302,15 +382,21 @@ def report(
 def plan(
     config: Config,
     topology: Annotated[
-        str, typer.Option(help="Generation and chips, like v5e:4x4 or v4:2x2x4; cpu: this machine.", show_default=False)
+        str,
+        typer.Option(
+            help="Generation and chips, like v5e:4x4 or v4:2x2x4; cpu: this machine.",
+            show_default=False,
+        ),
     ],
     program: Annotated[
-        list[Program] | None, typer.Option(help="Only this one; repeatable. Default: all four.", show_default=False)
+        list[Program] | None,
+        typer.Option(help="Only this one; repeatable. Default: all four.", show_default=False),
     ] = None,
     json: Json = None,
     settings: Settings = None,
 ) -> None:
-    """Compile a run's programs for a TPU topology, on this CPU machine: does it fit, how long does it take, what binds it.
+    """Compile a run's programs for a TPU topology, on this CPU machine: does it fit, how long does
+    it take, what binds it.
 
     Ends with status 1 if a program does not compile or does not fit.
     """
@@ -322,7 +408,8 @@ def plan(
 
 
 def find_data(near: list[Path], config: Path) -> Path:
-    """The built data that belongs to a run: in one of these folders, in `data` in it, or up to two levels above it.
+    """The built data that belongs to a run: in one of these folders, in `data` in it, or up to two
+    levels above it.
 
     Raises:
       UsageError: there is none.
@@ -346,20 +433,30 @@ class Interrupted(UserError):
 
 @contextmanager
 def goes_on(saved: str | Callable[[], str]) -> Iterator[None]:
-    """Turns Ctrl-C and SIGTERM into one line that says what is saved and that the same command goes on from there."""
+    """Turns Ctrl-C and SIGTERM into one line that says what is saved and that the same command goes
+    on from there.
+    """
     try:
         yield
     except (KeyboardInterrupt, Stopped) as stop:
         what = saved if isinstance(saved, str) else saved()
         kept = f"{what}; the same command goes on from there"
         if isinstance(stop, Stopped):
-            raise Stopped(f"stopped by {signal.Signals(stop.number).name}; {kept}", stop.number) from None
+            raise Stopped(
+                f"stopped by {signal.Signals(stop.number).name}; {kept}", stop.number
+            ) from None
         raise Interrupted(f"interrupted; {kept}") from None
 
 
 def _saved(workdir: Path) -> str:
-    steps = [int(entry.name) for entry in (workdir / "checkpoints").glob("*") if entry.name.isdigit()]
-    return f"step {max(steps)} is saved in {workdir}" if steps else f"no step was saved yet in {workdir}"
+    steps = [
+        int(entry.name) for entry in (workdir / "checkpoints").glob("*") if entry.name.isdigit()
+    ]
+    return (
+        f"step {max(steps)} is saved in {workdir}"
+        if steps
+        else f"no step was saved yet in {workdir}"
+    )
 
 
 def main() -> None:
@@ -369,7 +466,9 @@ def main() -> None:
 
 
 def run(arguments: list[str]) -> int:
-    """Runs one command and returns its exit status; what goes wrong is said in one line on standard error."""
+    """Runs one command and returns its exit status; what goes wrong is said in one line on standard
+    error.
+    """
     serve_any_encoding()
     try:
         return app(arguments, prog_name="apr", standalone_mode=False) or 0
@@ -377,7 +476,10 @@ def run(arguments: list[str]) -> int:
         status = stop.code if isinstance(stop.code, int) else 1
         if status in STOPPED:
             with suppress(OSError):  # A terminal that was closed takes no more words.
-                message = f"stopped by {STOPPED[status]}; the run is saved; the same command goes on from there"
+                message = (
+                    f"stopped by {STOPPED[status]}; the run is saved; the same command goes on from"
+                    " there"
+                )
                 typer.echo(f"apr: {message}", err=True)
         return status
     except BaseException as error:
@@ -393,7 +495,9 @@ def run(arguments: list[str]) -> int:
 
 
 def leave(status: int) -> None:
-    """Ends at once: an orderly end would wait for the process that is gone, or try to write what finds no room."""
+    """Ends at once: an orderly end would wait for the process that is gone, or try to write what
+    finds no room.
+    """
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)
@@ -414,16 +518,31 @@ def _explain(error: BaseException) -> tuple[str, int]:
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         where = error.filename or "a file"
         return (
-            f"no space left on the disk while writing {where}; what was saved before is kept; make room, start again",
+            (
+                f"no space left on the disk while writing {where}; what was saved before is kept;"
+                " make room, start again"
+            ),
             1,
         )
     if isinstance(error, OSError):
         return _one_line(f"{error.filename or ''}: {error.strerror or error}".lstrip(": ")), 1
-    if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error) or "can't start new thread" in str(error):
-        return _one_line(f"too little memory, or too few threads, for this run here ({error or 'MemoryError'})"), 1
+    if (
+        isinstance(error, MemoryError)
+        or "RESOURCE_EXHAUSTED" in str(error)
+        or "can't start new thread" in str(error)
+    ):
+        return (
+            _one_line(
+                "too little memory, or too few threads, for this run here"
+                f" ({error or 'MemoryError'})"
+            ),
+            1,
+        )
     what = f"{type(error).__name__}: {error}"
     if not str(error) and (frames := traceback.extract_tb(error.__traceback__)):
-        what = f"{type(error).__name__} in {Path(frames[-1].filename).name}, line {frames[-1].lineno}"
+        what = (
+            f"{type(error).__name__} in {Path(frames[-1].filename).name}, line {frames[-1].lineno}"
+        )
     return _one_line(what) + "; APR_DEBUG=1 shows where", 1
 
 

@@ -1,18 +1,19 @@
 """Builds the data of an experiment: problems, tokenizer and demonstrations, in one folder.
 
 The life of a sample:
-  1. `split_problems` sets validation and test problems aside, with all that have their numbers, and leaves out what an
-     exclude file names.
-  2. The tokenizer is trained on the first demonstrations of every method, whichever methods are wanted, so that it does
-     not depend on them.
-  3. For each method, workers demonstrate the training problems (`demonstrate`) and TFDS stores them (`builder`).
+  1. `split_problems` sets validation and test problems aside, with all that have their numbers, and
+     leaves out what an exclude file names.
+  2. The tokenizer is trained on the first demonstrations of every method, whichever methods are
+     wanted, so that it does not depend on them.
+  3. For each method, workers demonstrate the training problems (`demonstrate`) and TFDS stores them
+     (`builder`).
   4. `data.json` says what was built, from which settings, and how good the solvers were.
 
     OUT/data.json  OUT/tokenizer.model  OUT/train.jsonl  OUT/validation.jsonl  OUT/test.jsonl
     OUT/demonstrations/<method>/1.0.0/
 
-Every file appears whole or not at all; an interrupted build goes on with the first part that is missing.
-"""
+Every file appears whole or not at all; an interrupted build goes on with the first part that is
+missing."""
 
 import dataclasses
 import functools
@@ -25,16 +26,41 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from apr_jax.data import dataset
-from apr_jax.data.demonstrate import Bounds, Counts, Example, Recipe, Workers, demonstrations, stored_types, texts
+from apr_jax.data.demonstrate import (
+    Bounds,
+    Counts,
+    Example,
+    Recipe,
+    Workers,
+    demonstrations,
+    stored_types,
+    texts,
+)
 from apr_jax.data.statistics import statistics
 from apr_jax.errors import UsageError, UserError
 from apr_jax.io.lease import Lease
 from apr_jax.io.storage import copies_folder, is_remote, require_reachable, upload
 from apr_jax.io.terminal import Terminal
-from apr_jax.tasks import METHODS, Countdown, Problem, Split, load_problems, problem_key, save_problems, split_problems
+from apr_jax.tasks import (
+    METHODS,
+    Countdown,
+    Problem,
+    Split,
+    load_problems,
+    problem_key,
+    save_problems,
+    split_problems,
+)
 from apr_jax.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -57,7 +83,8 @@ def build(
     Args:
       config: task, solver, data and limits decide; the rest may differ.
       out: the folder.
-      exclude: problems file; none of its problems, by sorted numbers and target, occurs in any split.
+      exclude: problems file; none of its problems, by sorted numbers and target, occurs in any
+        split.
       methods: whose demonstrations are wanted.
       progress: show bars on standard error.
       workers: processes; None for all cores. The data do not depend on it.
@@ -66,7 +93,8 @@ def build(
       method -> `statistics` of its training demonstrations.
 
     Raises:
-      UsageError: `out` holds data of other settings, the space of problems is too small, or nothing fits the limits.
+      UsageError: `out` holds data of other settings, the space of problems is too small, or nothing
+        fits the limits.
       UserError: the disk is full or not writable.
       KeyboardInterrupt, Stopped: by Ctrl-C, SIGTERM or SIGHUP; what was finished is kept.
     """
@@ -75,10 +103,14 @@ def build(
         record = make(config, out, exclude, methods, progress, workers)
         return {method: record["methods"][method]["train"] for method in methods}
     except OSError as error:
-        raise UserError(f"data {out}: cannot write ({error.strerror or error}); nothing built before is lost") from None
+        raise UserError(
+            f"data {out}: cannot write ({error.strerror or error}); nothing built before is lost"
+        ) from None
 
 
-def check_built(config: "Experiment", out: Path, groups: Sequence[str] = ("task", "solver", "data", "limits")) -> None:
+def check_built(
+    config: "Experiment", out: Path, groups: Sequence[str] = ("task", "solver", "data", "limits")
+) -> None:
     """Makes sure that the data in `out` are those of `config`.
 
     Args:
@@ -99,9 +131,11 @@ def check_built(config: "Experiment", out: Path, groups: Sequence[str] = ("task"
 
 
 def check_files(out: Path, *names: str) -> None:
-    """Makes sure that tokenizer and problems in `out` are those that its build wrote, by the sums in data.json.
+    """Makes sure that tokenizer and problems in `out` are those that its build wrote, by the sums
+    in data.json.
 
-    Another build's are as well-formed, so nothing else would notice them. A file that is missing is left to its reader.
+    Another build's are as well-formed, so nothing else would notice them. A file that is missing is
+    left to its reader.
 
     Args:
       names: of the files that the caller reads; by default all of which there is a sum.
@@ -117,8 +151,9 @@ def check_files(out: Path, *names: str) -> None:
             continue
         if path.is_file() and (found := _sha256(path)) != recorded:
             raise UserError(
-                f"data {path}: is not the file that this folder was built with (its SHA-256 is {found[:12]}..., data.json "
-                f"says {recorded[:12]}...); put that file back, or delete {out} and run `apr data build --out {out}`"
+                f"data {path}: is not the file that this folder was built with (its SHA-256 is"
+                f" {found[:12]}..., data.json says {recorded[:12]}...); put that file back, or"
+                f" delete {out} and run `apr data build --out {out}`"
             )
 
 
@@ -128,7 +163,8 @@ def problem_file(split: str) -> str:
 
 
 def stated_conditions(out: Path, method: str) -> dict[int, int]:
-    """How many training demonstrations of a method in `out` state each condition (children, or window bins).
+    """How many training demonstrations of a method in `out` state each condition (children, or
+    window bins).
 
     Raises:
       UserError: `out` holds no data of the method.
@@ -137,8 +173,8 @@ def stated_conditions(out: Path, method: str) -> dict[int, int]:
         conditions: dict[str, int] = _read_record(out)["methods"][method]["train"]["conditions"]
     except (OSError, KeyError):
         raise UserError(
-            f"data {out / 'data.json'}: does not say which conditions the demonstrations of {method!r} state; "
-            f"delete {out} and run `apr data build --out {out}`"
+            f"data {out / 'data.json'}: does not say which conditions the demonstrations of"
+            f" {method!r} state; delete {out} and run `apr data build --out {out}`"
         ) from None
     return {int(condition): count for condition, count in conditions.items()}
 
@@ -151,7 +187,9 @@ def _build_in_bucket(
     progress: bool,
     workers: int | None,
 ) -> dict[str, Any]:
-    """Builds on this machine's disk, for array_record writes nowhere else, and uploads what is whole."""
+    """Builds on this machine's disk, for array_record writes nowhere else, and uploads what is
+    whole.
+    """
 
     def whole() -> dict[str, Any] | None:
         if not (out / "data.json").is_file():
@@ -193,7 +231,8 @@ def check_methods(config: "Experiment", methods: Sequence[str]) -> None:
             raise UsageError(f"method={method!r} must be one of {', '.join(METHODS)}")
     if "apr-nested" in methods and config.limits.max_depth < 2:
         raise UsageError(
-            f"limits.max_depth={config.limits.max_depth} must be at least 2 for method 'apr-nested': its children spawn"
+            f"limits.max_depth={config.limits.max_depth} must be at least 2 for method"
+            " 'apr-nested': its children spawn"
         )
 
 
@@ -216,14 +255,18 @@ def _build(
         return _build_missing(config, out, excluded, settings, methods, progress, workers, lease)
 
 
-def _built_so_far(out: Path, settings: dict[str, Any], methods: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+def _built_so_far(
+    out: Path, settings: dict[str, Any], methods: Sequence[str]
+) -> tuple[dict[str, Any], list[str]]:
     """What data.json holds, and of which methods there are no demonstrations yet."""
     record: dict[str, Any] = {"settings": settings, "methods": {}}
     if (out / "data.json").is_file():
         record = _read_record(out)
         _compare(out, record["settings"], settings)
         check_files(out)
-    return record, [m for m in methods if m not in record["methods"] or not dataset.directory(out, m).is_dir()]
+    return record, [
+        m for m in methods if m not in record["methods"] or not dataset.directory(out, m).is_dir()
+    ]
 
 
 def _build_missing(
@@ -243,33 +286,50 @@ def _build_missing(
     _write_json(out / "data.json", record)
     with Workers(workers) as pool, _bars(progress) as bars:
         split = split_problems(
-            config.task, config.data.demonstrations, config.data.heldout, config.data.seed, excluded, pool.map_chunks
+            config.task,
+            config.data.demonstrations,
+            config.data.heldout,
+            config.data.seed,
+            excluded,
+            pool.map_chunks,
         )
         record["problems"] = {name: len(problems) for name, problems in vars(split).items()}
-        # Methods that are there already were built with these files; another version of this program may write others.
+        # Methods that are there already were built with these files; another version of this
+        # program may write others.
         known = record.get("sha256", {}) if record["methods"] else {}
         save = functools.partial(_write_known, out, known)
         problems = {problem_file(name): part for name, part in vars(split).items()}
-        sums = {name: save(name, functools.partial(save_problems, part)) for name, part in problems.items()}
+        sums = {
+            name: save(name, functools.partial(save_problems, part))
+            for name, part in problems.items()
+        }
         tokenizer = _tokenizer(config, split, pool)
-        sums["tokenizer.model"] = save("tokenizer.model", lambda path: path.write_bytes(tokenizer.to_bytes()))
+        sums["tokenizer.model"] = save(
+            "tokenizer.model", lambda path: path.write_bytes(tokenizer.to_bytes())
+        )
         record["vocab_size"] = tokenizer.vocab_size
         record["sha256"] = sums
         for method in missing:
             lease.check()
             recipe = _recipe(config, method, tokenizer.to_bytes())
-            record["methods"][method] = _build_method(out, recipe, split, config.data.demonstrations, pool, bars)
+            record["methods"][method] = _build_method(
+                out, recipe, split, config.data.demonstrations, pool, bars
+            )
             _write_json(out / "data.json", record)
     return record
 
 
 def _recipe(config: "Experiment", method: str, tokenizer: bytes) -> Recipe:
-    bounds = Bounds(**{field.name: getattr(config.limits, field.name) for field in dataclasses.fields(Bounds)})
+    bounds = Bounds(
+        **{field.name: getattr(config.limits, field.name) for field in dataclasses.fields(Bounds)}
+    )
     return Recipe(config.task, config.solver, method, config.data.seed, tokenizer, bounds)
 
 
 def _tokenizer(config: "Experiment", split: Split, pool: Workers) -> Tokenizer:
-    """The tokenizer of the first demonstrations, with every character that the task can write: the sample may lack one."""
+    """The tokenizer of the first demonstrations, with every character that the task can write: the
+    sample may lack one.
+    """
     found: list[str] = []
     for method in METHODS:
         collect = functools.partial(texts, _recipe(config, method, b""))
@@ -283,7 +343,8 @@ def _build_method(
     out: Path, recipe: Recipe, split: Split, wanted: int, pool: Workers, bars: Progress
 ) -> dict[str, Any]:
     """Writes one method's data set and returns its part of data.json."""
-    for leftover in dataset.directory(out, recipe.method).parent.glob("*"):  # Of an interrupted build.
+    # Of an interrupted build.
+    for leftover in dataset.directory(out, recipe.method).parent.glob("*"):
         shutil.rmtree(leftover)
     facts: dict[str, Any] = {}
     task = bars.add_task(f"{recipe.method} demonstrations", total=wanted + len(split.validation))
@@ -295,8 +356,11 @@ def _build_method(
                 counts += part
                 bars.advance(task, part.made)
                 for example in chunk:
-                    # Of the contents: a protobuf may order its fields as it likes, so files of equal data can differ.
-                    digest.update(b"".join(np.asarray(values).tobytes() for values in example.values()))
+                    # Of the contents: a protobuf may order its fields as it likes, so files of
+                    # equal data can differ.
+                    digest.update(
+                        b"".join(np.asarray(values).tobytes() for values in example.values())
+                    )
                     yield example
             facts[name] = {**statistics(counts, recipe), "sha256": digest.hexdigest()}
 
@@ -314,9 +378,16 @@ def _build_method(
 def _settings(config: "Experiment", excluded: frozenset[Any]) -> dict[str, Any]:
     """Everything that decides the data, one level deep: `solver.beam` -> value."""
     groups = {name: dataclasses.asdict(config)[name] for name in ("task", "solver", "data")}
-    settings = {f"{name}.{field}": value for name, group in groups.items() for field, value in group.items()}
-    settings["data.split"] = "by numbers"  # Not by problem, as it once was: such data are of another split.
-    settings |= {f"limits.{field.name}": getattr(config.limits, field.name) for field in dataclasses.fields(Bounds)}
+    settings = {
+        f"{name}.{field}": value for name, group in groups.items() for field, value in group.items()
+    }
+    settings["data.split"] = (
+        "by numbers"  # Not by problem, as it once was: such data are of another split.
+    )
+    settings |= {
+        f"limits.{field.name}": getattr(config.limits, field.name)
+        for field in dataclasses.fields(Bounds)
+    }
     digest = hashlib.sha256(repr(sorted(excluded)).encode()).hexdigest()[:16]
     return settings | {"exclude": f"{len(excluded)} problems, {digest}"}
 
@@ -333,12 +404,14 @@ def _read_record(out: Path) -> dict[str, Any]:
 
 
 def _compare(out: Path, built: dict[str, Any], wanted: dict[str, Any]) -> None:
-    """Raises UsageError that names the first setting in which they differ, be it missing on one side."""
+    """Raises UsageError that names the first setting in which they differ, be it missing on one
+    side.
+    """
     for name in {**wanted, **built}:
         if built.get(name) != wanted.get(name):
             raise UsageError(
-                f"data {out}: was built with {name}={built.get(name)!r}, now {name}={wanted.get(name)!r}; "
-                "choose another folder or delete this one"
+                f"data {out}: was built with {name}={built.get(name)!r}, now"
+                f" {name}={wanted.get(name)!r}; choose another folder or delete this one"
             )
 
 
@@ -349,22 +422,28 @@ def _write_whole(out: Path, name: str, write: Callable[[Path], Any]) -> None:
 
 
 def _write_known(out: Path, known: dict[str, str], name: str, write: Callable[[Path], Any]) -> str:
-    """Writes a file whole, and returns its SHA-256; refuses to replace what is known by another sum."""
+    """Writes a file whole, and returns its SHA-256; refuses to replace what is known by another
+    sum.
+    """
     partial = out / f".{name}.partial"
     write(partial)
     digest = _sha256(partial)
     if known.get(name, digest) != digest:
         partial.unlink()
         raise UsageError(
-            f"data {out / name}: this version of apr_jax would write another one, and the methods that are there were built "
-            f"with this one; delete {out} and build all methods again"
+            f"data {out / name}: this version of apr_jax would write another one, and the methods"
+            f" that are there were built with this one; delete {out} and build all methods again"
         )
     os.replace(partial, out / name)
     return digest
 
 
 def _write_json(path: Path, record: dict[str, Any]) -> None:
-    _write_whole(path.parent, path.name, lambda partial: partial.write_text(json.dumps(record, indent=2) + "\n"))
+    _write_whole(
+        path.parent,
+        path.name,
+        lambda partial: partial.write_text(json.dumps(record, indent=2) + "\n"),
+    )
 
 
 def _sha256(path: Path) -> str:

@@ -9,8 +9,8 @@ LARGEST_SEED = 2**32 - 1  # The same as of a run's seed, see `threads.keys`.
 class DataConfig:
     """Attributes:
     demonstrations: training demonstrations a method.
-    heldout: problems kept out of training for validation, and as many again for test; no training problem has the
-      numbers of one, with whatever target.
+    heldout: problems kept out of training for validation, and as many again for test; no training
+      problem has the numbers of one, with whatever target.
     seed: everything built follows from it and the config.
     """
 

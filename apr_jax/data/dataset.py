@@ -1,4 +1,5 @@
-"""Demonstrations as a TensorFlow data set on ArrayRecord files, written and read without TensorFlow.
+"""Demonstrations as a TensorFlow data set on ArrayRecord files, written and read without
+TensorFlow.
 
 One example is one demonstration tree; a config a method. Out of this library the files read as
 
@@ -21,7 +22,8 @@ from apr_jax.data.demonstrate import Example
 from apr_jax.errors import UserError, is_of_machine, what_went_wrong
 from apr_jax.tasks import METHODS
 
-# What each feature holds. How many bits its integers have depends on the data set: `demonstrate.stored_types`.
+# What each feature holds. How many bits its integers have depends on the data set:
+# `demonstrate.stored_types`.
 MEANINGS = {
     "tokens": "token ids of all threads, one thread after the other, in thread index order",
     "position": "place of each token in its thread's window",
@@ -39,7 +41,9 @@ def features(types: Mapping[str, np.dtype]) -> dict[str, tfds.features.Tensor]:
     """The features of a data set whose integers have the given types."""
     # "bytes" keeps the small type; the default would store every number as a 64-bit varint.
     return {
-        name: tfds.features.Tensor(shape=(None,), dtype=types[name].type, encoding="bytes", doc=meaning)
+        name: tfds.features.Tensor(
+            shape=(None,), dtype=types[name].type, encoding="bytes", doc=meaning
+        )
         for name, meaning in MEANINGS.items()
     }
 
@@ -48,7 +52,9 @@ Source = Callable[[], Iterator[Example]]
 
 
 def config_name(method: str) -> str:
-    """TFDS allows letters, digits and underscores only: `sos+` becomes `sos_plus`, `apr-nested` `apr_nested`."""
+    """TFDS allows letters, digits and underscores only: `sos+` becomes `sos_plus`, `apr-nested`
+    `apr_nested`.
+    """
     return method.replace("+", "_plus").replace("-", "_")
 
 
@@ -67,7 +73,9 @@ class Demonstrations(tfds.core.GeneratorBasedBuilder):
         for method in METHODS
     ]
 
-    def __init__(self, *, sources: Mapping[str, Source], types: Mapping[str, np.dtype], **kwargs: Any):
+    def __init__(
+        self, *, sources: Mapping[str, Source], types: Mapping[str, np.dtype], **kwargs: Any
+    ):
         self._sources = sources
         self._types = types
         super().__init__(**kwargs)
@@ -77,10 +85,13 @@ class Demonstrations(tfds.core.GeneratorBasedBuilder):
             builder=self,
             description="Symbolic searches for Countdown solutions as trees of threads.",
             features=tfds.features.FeaturesDict(features(self._types)),
-            disable_shuffling=True,  # The pipeline shuffles, anew each epoch; on disk demonstration k is example k.
+            # The pipeline shuffles, anew each epoch; on disk demonstration k is example k.
+            disable_shuffling=True,
         )
 
-    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator[tuple[int, Example]]]:
+    def _split_generators(
+        self, dl_manager: tfds.download.DownloadManager
+    ) -> dict[str, Iterator[tuple[int, Example]]]:
         del dl_manager
         return {split: self._generate_examples(source) for split, source in self._sources.items()}
 
@@ -93,8 +104,11 @@ def directory(data_dir: Path, method: str) -> Path:
     return data_dir / "demonstrations" / config_name(method) / str(Demonstrations.VERSION)
 
 
-def write(data_dir: Path, method: str, sources: Mapping[str, Source], types: Mapping[str, np.dtype]) -> None:
-    """Writes the examples of one method; they appear at `directory` when all are there, or not at all.
+def write(
+    data_dir: Path, method: str, sources: Mapping[str, Source], types: Mapping[str, np.dtype]
+) -> None:
+    """Writes the examples of one method; they appear at `directory` when all are there, or not at
+    all.
 
     Args:
       sources: for each split what yields its examples.
@@ -115,13 +129,16 @@ def write(data_dir: Path, method: str, sources: Mapping[str, Source], types: Map
         with contextlib.redirect_stdout(io.StringIO()):  # TFDS announces downloads; there are none.
             builder.download_and_prepare()
     except RuntimeError as error:  # How array_record reports a full disk.
-        raise UserError(f"data {data_dir}: cannot write demonstrations of {method!r}: {error}") from None
+        raise UserError(
+            f"data {data_dir}: cannot write demonstrations of {method!r}: {error}"
+        ) from None
 
 
 class TreeSource:
     """Random access to a split: `len(source)` and `source[k]` -> feature name to array.
 
-    TFDS's own data source parses every feature in 0.09 ms an example; this parses the wanted ones in 0.02 ms.
+    TFDS's own data source parses every feature in 0.09 ms an example; this parses the wanted ones
+    in 0.02 ms.
 
     Args:
       path: a directory of this builder.
@@ -129,8 +146,8 @@ class TreeSource:
       names: features that are wanted.
 
     Raises:
-      UserError: of `source[k]`, if the file is damaged there. Each chunk has a sum and is read when it is asked
-        for, which may be in the middle of a training.
+      UserError: of `source[k]`, if the file is damaged there. Each chunk has a sum and is read when
+        it is asked for, which may be in the middle of a training.
     """
 
     def __init__(self, path: Path, split: str, names: tuple[str, ...]):
@@ -146,20 +163,29 @@ class TreeSource:
     def __getitem__(self, k: SupportsIndex) -> Example:
         try:
             return self.parse(k)
-        except Exception as error:  # array_record and protobuf raise all sorts of types for damaged bytes.
-            files = ", ".join(sorted(str(file) for file in self._path.glob(f"*-{self._split}.array_record*")))
+        except (
+            Exception
+        ) as error:  # array_record and protobuf raise all sorts of types for damaged bytes.
+            files = ", ".join(
+                sorted(str(file) for file in self._path.glob(f"*-{self._split}.array_record*"))
+            )
             raise UserError(
-                f"{files or self._path}: demonstration {int(k)} is damaged ({type(error).__name__}); delete {self._path} "
-                "and run `apr data build` again"
+                f"{files or self._path}: demonstration {int(k)} is damaged"
+                f" ({type(error).__name__}); delete {self._path} and run `apr data build` again"
             ) from None
 
     def parse(self, k: SupportsIndex) -> Example:
         """Demonstration k; raises whatever the libraries do if it is damaged."""
         stored = tf_example_pb2.Example.FromString(self._records[k]).features.feature
-        return {name: np.frombuffer(stored[name].bytes_list.value[0], dtype) for name, dtype in self._dtypes.items()}
+        return {
+            name: np.frombuffer(stored[name].bytes_list.value[0], dtype)
+            for name, dtype in self._dtypes.items()
+        }
 
 
-def read(data_dir: Path, method: str, split: str, names: tuple[str, ...] = tuple(MEANINGS)) -> TreeSource:
+def read(
+    data_dir: Path, method: str, split: str, names: tuple[str, ...] = tuple(MEANINGS)
+) -> TreeSource:
     """The examples of a split.
 
     Raises:
@@ -170,10 +196,15 @@ def read(data_dir: Path, method: str, split: str, names: tuple[str, ...] = tuple
         source = TreeSource(path, split, names)
         source.parse(len(source) - 1)  # A file that is cut off shows at its end.
         return source
-    except Exception as error:  # TFDS and array_record raise all sorts of types for a missing or damaged file.
+    except (
+        Exception
+    ) as error:  # TFDS and array_record raise all sorts of types for a missing or damaged file.
         if is_of_machine(error):
-            raise UserError(f"data {path}: cannot be read here and now ({what_went_wrong(error)})") from None
+            raise UserError(
+                f"data {path}: cannot be read here and now ({what_went_wrong(error)})"
+            ) from None
         raise UserError(
-            f"data {data_dir}: holds no readable {split} demonstrations of method {method!r} "
-            f"({path}: {type(error).__name__}); delete the folder and run `apr data build --out {data_dir}`"
+            f"data {data_dir}: holds no readable {split} demonstrations of method {method!r}"
+            f" ({path}: {type(error).__name__}); delete the folder and run `apr data build --out"
+            f" {data_dir}`"
         ) from None

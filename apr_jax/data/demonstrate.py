@@ -1,15 +1,18 @@
-"""Solver work on all cores: problems in, token streams of demonstrations out, the same for any number of workers.
+"""Solver work on all cores: problems in, token streams of demonstrations out, the same for any
+number of workers.
 
 The life of a sample:
-  1. Demonstration k takes problem k (from the start again when there are fewer problems) and its own seed; nothing else
-     is random.
-  2. Problems go to worker processes by chunks. A worker runs the solver, verifies the answer, and makes the streams.
-  3. A demonstration that the rollout could never have produced (too long, too many threads) is dropped and counted.
-  4. The rest are flattened into an `Example`, compact arrays for the data set, and come back in order.
+  1. Demonstration k takes problem k (from the start again when there are fewer problems) and its
+     own seed; nothing else is random.
+  2. Problems go to worker processes by chunks. A worker runs the solver, verifies the answer, and
+     makes the streams.
+  3. A demonstration that the rollout could never have produced (too long, too many threads) is
+     dropped and counted.
+  4. The rest are flattened into an `Example`, compact arrays for the data set, and come back in
+     order.
 
-Workers are started by a fork server, never forked from a process in which JAX may hold threads. They and the server end with
-the process that started them, however that ends.
-"""
+Workers are started by a fork server, never forked from a process in which JAX may hold threads.
+They and the server end with the process that started them, however that ends."""
 
 import collections
 import concurrent.futures
@@ -77,15 +80,17 @@ class Counts:
     Attributes:
       made: demonstrations that the solver made.
       solved: whose answer is right.
-      dropped_window, dropped_max_thread_tokens, dropped_threads: left out for the first bound they break: positions, tokens of a
-        stream, or number and depth of threads.
-      dropped_wrong: left out because they do not find the answer (`solver.correct_only`), and break no bound.
+      dropped_window, dropped_max_thread_tokens, dropped_threads: left out for the first bound they
+        break: positions, tokens of a stream, or number and depth of threads.
+      dropped_wrong: left out because they do not find the answer (`solver.correct_only`), and break
+        no bound.
       dropped_children: threads below the roots of all that were left out.
       kept_solved: right ones that were kept.
       threads: of the kept.
       tokens: sampled tokens over all threads of the kept.
       sequential: sampled tokens on the longest chain, of the kept.
-      stored: tokens over all threads of the kept, given ones included: what an epoch of training reads.
+      stored: tokens over all threads of the kept, given ones included: what an epoch of training
+        reads.
       window: positions of each tree's longest thread, of the kept.
       longest: tokens of the longest stream kept.
       conditions: how many of the kept state each condition.
@@ -113,7 +118,8 @@ class Counts:
 
 
 class Workers:
-    """A pool of processes; with one worker everything runs in this process. Use it as a context manager.
+    """A pool of processes; with one worker everything runs in this process. Use it as a context
+    manager.
 
     Ctrl-C, SIGTERM and SIGHUP raise KeyboardInterrupt or `Stopped` where the next result is taken.
 
@@ -142,7 +148,9 @@ class Workers:
             self._signals.__exit__()
 
     def map(self, function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
-        """`map` in order; few results wait at a time, so that a slow consumer never fills the memory."""
+        """`map` in order; few results wait at a time, so that a slow consumer never fills the
+        memory.
+        """
         for result in self._map(function, items):
             self._signals.check()
             yield result
@@ -159,16 +167,23 @@ class Workers:
         while pending:
             yield pending.popleft().result()
 
-    def map_chunks(self, function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+    def map_chunks(
+        self, function: Callable[[Item], Result], items: Iterable[Item]
+    ) -> Iterator[Result]:
         """The same for work too small to be sent one by one."""
-        results = map(function, items) if self._pool is None else self._pool.map(function, items, chunksize=CHUNK)
+        results = (
+            map(function, items)
+            if self._pool is None
+            else self._pool.map(function, items, chunksize=CHUNK)
+        )
         for result in results:
             self._signals.check()
             yield result
 
 
 def _start_worker() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle; it stops the pool.
+    # Ctrl-C is the parent's to handle; it stops the pool.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     end_with_parent()
 
 
@@ -184,7 +199,9 @@ def demonstrations(
 
 
 def texts(recipe: Recipe, problem: Problem) -> list[str]:
-    """Every text of demonstration 0 of a problem: what the tokenizer is trained on (the recipe's own is not used)."""
+    """Every text of demonstration 0 of a problem: what the tokenizer is trained on (the recipe's
+    own is not used).
+    """
     found: list[str] = []
 
     def collect(thread: Thread) -> None:
@@ -247,8 +264,8 @@ def broken_bound(streams: list[Stream], bounds: Bounds) -> str:
 
 
 def _have_threads(streams: list[Stream], thread_index: int, free: int, bounds: Bounds) -> bool:
-    """Whether a thread with `free` threads below it can spawn all that it does: a rollout divides what each spawn leaves
-    evenly among the children, if they may spawn too, and their parent."""
+    """Whether a thread with `free` threads below it can spawn all that it does: a rollout divides
+    what each spawn leaves evenly among the children, if they may spawn too, and their parent."""
     children: dict[int, list[int]] = {}
     for place, stream in enumerate(streams):
         if stream.parent == thread_index:
@@ -266,7 +283,9 @@ def _have_threads(streams: list[Stream], thread_index: int, free: int, bounds: B
 
 
 def sequential_tokens(streams: list[Stream], thread_index: int = 0) -> int:
-    """Sampled tokens on the longest chain: a thread's own, and at each of its spawns those of the longest child."""
+    """Sampled tokens on the longest chain: a thread's own, and at each of its spawns those of the
+    longest child.
+    """
     longest: dict[int, int] = {}
     for place, stream in enumerate(streams):
         if stream.parent == thread_index:
@@ -276,7 +295,8 @@ def sequential_tokens(streams: list[Stream], thread_index: int = 0) -> int:
 
 
 def stored_types(vocab_size: int, bounds: Bounds) -> dict[str, np.dtype]:
-    """Feature name -> the integer type in which it is stored: wide enough for every tree that fits the bounds.
+    """Feature name -> the integer type in which it is stored: wide enough for every tree that fits
+    the bounds.
 
     Raises:
       ValueError: a feature needs more than 32 bits.
@@ -311,7 +331,10 @@ def flatten(streams: list[Stream], types: dict[str, np.dtype]) -> Example:
     example["length"] = [len(stream.tokens) for stream in streams]
     for name in ("parent", "round", "depth", "child"):
         example[name] = [getattr(stream, name) for stream in streams]
-    return {name: fitted(values, types[name], f"demonstration: {name}") for name, values in example.items()}
+    return {
+        name: fitted(values, types[name], f"demonstration: {name}")
+        for name, values in example.items()
+    }
 
 
 def unflatten(example: Example) -> list[Stream]:

@@ -1,29 +1,41 @@
-"""Demonstrations as token streams: exactly what the rollout would have recorded, had a model written them.
+"""Demonstrations as token streams: exactly what the rollout would have recorded, had a model
+written them.
 
 The life of a sample:
   1. A solver's demonstration arrives as a tree of `tasks.Thread`: text and spawns.
-  2. Every thread becomes one stream in time order: `<bos>` and its prompt are given; text, spawn blocks and the answer
-     after `<join>` count as sampled; what children join is given again.
-  3. A spawn block is an hidden block (1, 2, ...): later tokens don't see it, so the positions of `<joined>` start over where
-     `<spawn>` stood.
+  2. Every thread becomes one stream in time order: `<bos>` and its prompt are given; text, spawn
+     blocks and the answer after `<join>` count as sampled; what children join is given again.
+  3. A spawn block is an hidden block (1, 2, ...): later tokens don't see it, so the positions of
+     `<joined>` start over where `<spawn>` stood.
 
         token     <bos> p <spawn> <msg> m </spawn> <joined> <msg> a </joined> <join> a <eos>
         position    0   1    2      3   4    5        2       3   4     5       6    7   8
         hidden block      0   0    1      1   1    1        0       0   0     0       0    0   0
         sampled     .   .    x      x   x    x        .       .   .     .       x    x   x
 
-  4. The streams of a tree are listed by thread index: a spawn gives its children consecutive threads, then their own spawns
-     follow, then the parent's next spawn. They are stored (`builder`), read and packed (`pipeline`, `packing`).
+  4. The streams of a tree are listed by thread index: a spawn gives its children consecutive
+     threads, then their own spawns follow, then the parent's next spawn. They are stored
+     (`builder`), read and packed (`pipeline`, `packing`).
 
-`read_thread` goes back from streams to the tree of text, so that nothing can get lost on the way unseen.
-"""
+`read_thread` goes back from streams to the tree of text, so that nothing can get lost on the way
+unseen."""
 
 import dataclasses
 
 import numpy as np
 
 from apr_jax.tasks.base import Spawn, Thread
-from apr_jax.text.tokenizer import BOS, END_JOINED, END_SPAWN, EOS, JOIN, JOINED, MSG, SPAWN, Tokenizer
+from apr_jax.text.tokenizer import (
+    BOS,
+    END_JOINED,
+    END_SPAWN,
+    EOS,
+    JOIN,
+    JOINED,
+    MSG,
+    SPAWN,
+    Tokenizer,
+)
 
 NO_PARENT = -1
 
@@ -96,7 +108,12 @@ def tree_streams(thread: Thread, tokenizer: Tokenizer) -> list[Stream]:
 
 
 def _place(
-    threads: list[Thread], parent: int, spawn_round: int, depth: int, tokenizer: Tokenizer, streams: list[Stream]
+    threads: list[Thread],
+    parent: int,
+    spawn_round: int,
+    depth: int,
+    tokenizer: Tokenizer,
+    streams: list[Stream],
 ) -> None:
     """Gives the threads of one spawn consecutive threads, then their spawns."""
     first = len(streams)
@@ -134,8 +151,8 @@ def read_thread(streams: list[Stream], tokenizer: Tokenizer, thread_index: int =
     """The inverse of `tree_streams` (neighbouring texts of a body come back as one).
 
     Raises:
-      ValueError: the tokens do not follow the protocol, or a message or joined answer is not what the child's own
-        stream says.
+      ValueError: the tokens do not follow the protocol, or a message or joined answer is not what
+        the child's own stream says.
     """
     stream = streams[thread_index]
     children = [place for place, other in enumerate(streams) if other.parent == thread_index]
@@ -150,29 +167,42 @@ def read_thread(streams: list[Stream], tokenizer: Tokenizer, thread_index: int =
             at = stop
             continue
         spawn_round = sum(isinstance(part, Spawn) for part in body)
-        spawned = tuple(read_thread(streams, tokenizer, k) for k in children if streams[k].round == spawn_round)
+        spawned = tuple(
+            read_thread(streams, tokenizer, k) for k in children if streams[k].round == spawn_round
+        )
         closed = _find(tokens, END_SPAWN, at, thread_index)
         stop = _find(tokens, END_JOINED, closed, thread_index)
         messages = [child.prompt for child in spawned]
         answers = [child.answer for child in spawned]
         if _messages(tokens[at + 1 : closed], tokenizer) != messages:
             raise ValueError(
-                f"stream {thread_index}: the messages of spawn {spawn_round} are not its children's prompts"
+                f"stream {thread_index}: the messages of spawn {spawn_round} are not its children's"
+                " prompts"
             )
-        if tokens[closed + 1] != JOINED or _messages(tokens[closed + 2 : stop], tokenizer) != answers:
-            raise ValueError(f"stream {thread_index}: what spawn {spawn_round} joins is not its children's answers")
+        if (
+            tokens[closed + 1] != JOINED
+            or _messages(tokens[closed + 2 : stop], tokenizer) != answers
+        ):
+            raise ValueError(
+                f"stream {thread_index}: what spawn {spawn_round} joins is not its children's"
+                " answers"
+            )
         body.append(Spawn(spawned))
         at = stop + 1
     if tokens[-1] != EOS:
         raise ValueError(f"stream {thread_index}: does not end with <eos>")
-    return Thread(tokenizer.decode(tokens[1:given]), tuple(body), tokenizer.decode(tokens[end + 1 : -1]))
+    return Thread(
+        tokenizer.decode(tokens[1:given]), tuple(body), tokenizer.decode(tokens[end + 1 : -1])
+    )
 
 
 def _find(tokens: list[int], wanted: int, start: int, thread_index: int) -> int:
     try:
         return tokens.index(wanted, start)
     except ValueError:
-        raise ValueError(f"stream {thread_index}: has no control token {wanted} from place {start} on") from None
+        raise ValueError(
+            f"stream {thread_index}: has no control token {wanted} from place {start} on"
+        ) from None
 
 
 def _messages(tokens: list[int], tokenizer: Tokenizer) -> list[str]:

@@ -46,5 +46,8 @@ def fitted(values: ArrayLike, dtype: np.dtype, what: str) -> np.ndarray:
     limits = np.iinfo(dtype)
     outside = ~((given >= limits.min) & (given <= limits.max))  # So written, NaN is outside too.
     if outside.any():
-        raise ValueError(f"{what} {given[outside].flat[0]} does not fit into {dtype}: {limits.min} to {limits.max}")
+        raise ValueError(
+            f"{what} {given[outside].flat[0]} does not fit into {dtype}: {limits.min} to"
+            f" {limits.max}"
+        )
     return given.astype(dtype)

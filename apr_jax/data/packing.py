@@ -1,11 +1,15 @@
-"""Threads of different lengths side by side in rows of one length, so that the device computes little padding.
+"""Threads of different lengths side by side in rows of one length, so that the device computes
+little padding.
 
 The life of a sample:
-  1. Threads arrive as streams: from demonstrations (`pipeline`) or as the threads of a recorded forest (`pack_forest`).
-  2. `place` decides, longest first, in which row and from which column each one stands: the first row with room.
-  3. `scatter` writes all of them there at once; a thread never spans rows. Threads of a row are told apart by
-     `segment`, trees of the batch by `tree`.
-  4. The loss walks the rows: the token at column j is predicted at j - 1, and counts where `sampled` holds at j.
+  1. Threads arrive as streams: from demonstrations (`pipeline`) or as the threads of a recorded
+     forest (`pack_forest`).
+  2. `place` decides, longest first, in which row and from which column each one stands: the first
+     row with room.
+  3. `scatter` writes all of them there at once; a thread never spans rows. Threads of a row are
+     told apart by `segment`, trees of the batch by `tree`.
+  4. The loss walks the rows: the token at column j is predicted at j - 1, and counts where
+     `sampled` holds at j.
 
 Plain numpy on the host: it runs between rollout and update (64 trees of 13 threads: some 5 ms).
 """
@@ -34,11 +38,14 @@ class Rows:
       position: [R, L] place in the thread's window.
       segment: [R, L] 0 = padding; 1, 2, ... = thread within the row.
       hidden block: [R, L] as in `ThreadForest`.
-      sampled: [R, L] bool; the token here was chosen by the policy. It is the target of the column before.
+      sampled: [R, L] bool; the token here was chosen by the policy. It is the target of the column
+        before.
       tree: [R, L] index of the tree in the batch; -1 = padding.
-      logprob: [R, L] float32 behaviour log-prob of the token here; 0 for demonstrations and given tokens.
-      allowed: [R, L] uint8 classes of tokens that the token here was drawn from (`ThreadForest.allowed`); 0 for demonstrations
-        and given tokens: nothing was forbidden, or nothing drawn.
+      logprob: [R, L] float32 behaviour log-prob of the token here; 0 for demonstrations and given
+        tokens.
+      allowed: [R, L] uint8 classes of tokens that the token here was drawn from
+        (`ThreadForest.allowed`); 0 for demonstrations and given tokens: nothing was forbidden, or
+        nothing drawn.
     """
 
     tokens: np.ndarray
@@ -69,16 +76,18 @@ class Placement:
 
 
 def place(lengths: np.ndarray, length: int, rows: int | None = None, first: int = 0) -> Placement:
-    """First-fit-decreasing: each thread, longest first, goes to the first row that still has room for it.
+    """First-fit-decreasing: each thread, longest first, goes to the first row that still has room
+    for it.
 
-    With a given number of rows, threads without room are left over; a caller that puts them in front the next time
-    loses none, because the very first thread always finds an empty row.
+    With a given number of rows, threads without room are left over; a caller that puts them in
+    front the next time loses none, because the very first thread always finds an empty row.
 
     Args:
       lengths: int [n] tokens of each thread.
       length: L, columns of a row.
       rows: rows there are; None for as many as it takes.
-      first: so many threads from the start of `lengths` are placed before all others, in the order given.
+      first: so many threads from the start of `lengths` are placed before all others, in the order
+        given.
 
     Raises:
       ValueError: a thread is longer than a row.
@@ -87,9 +96,12 @@ def place(lengths: np.ndarray, length: int, rows: int | None = None, first: int 
     count = len(lengths)
     if count and lengths.max() > length:
         longest = int(np.argmax(lengths))
-        raise ValueError(f"packing: thread {longest} has {lengths[longest]} tokens, a row holds {length}")
+        raise ValueError(
+            f"packing: thread {longest} has {lengths[longest]} tokens, a row holds {length}"
+        )
     waiting = np.arange(count) < first
-    order = np.lexsort((np.where(waiting, 0, -lengths), ~waiting))  # Stable: those who wait keep their order.
+    # Stable: those who wait keep their order.
+    order = np.lexsort((np.where(waiting, 0, -lengths), ~waiting))
     room = np.full(count if rows is None else rows, length)
     threads = np.zeros(len(room), np.int64)
     row, column, segment = (np.full(count, -1) for _ in range(3))
@@ -107,7 +119,12 @@ def place(lengths: np.ndarray, length: int, rows: int | None = None, first: int 
 
 
 def scatter(
-    placement: Placement, lengths: np.ndarray, tree: np.ndarray, fields: dict[str, np.ndarray], rows: int, length: int
+    placement: Placement,
+    lengths: np.ndarray,
+    tree: np.ndarray,
+    fields: dict[str, np.ndarray],
+    rows: int,
+    length: int,
 ) -> Rows:
     """Writes the placed threads into `rows` rows; what was not placed is left out.
 
@@ -115,7 +132,8 @@ def scatter(
       placement: of n threads.
       lengths: int [n].
       tree: int [n] index of each thread's tree.
-      fields: tokens, position, hidden block, sampled, logprob, allowed: the n threads' values one after the other, [sum(lengths)].
+      fields: tokens, position, hidden block, sampled, logprob, allowed: the n threads' values one
+        after the other, [sum(lengths)].
     """
     lengths = lengths.astype(np.int64)
     total = int(lengths.sum())
@@ -165,7 +183,9 @@ def pack_streams(trees: Sequence[Sequence[Stream]], length: int, rows: int | Non
     }
     fields["logprob"] = np.zeros(len(fields["tokens"]), np.float32)
     fields["allowed"] = np.zeros(len(fields["tokens"]), np.uint8)
-    return scatter(placement, lengths, index, fields, placement.rows if rows is None else rows, length)
+    return scatter(
+        placement, lengths, index, fields, placement.rows if rows is None else rows, length
+    )
 
 
 def pack_forest(forest: "ThreadForest", rows: int, length: int) -> Rows:
@@ -173,8 +193,8 @@ def pack_forest(forest: "ThreadForest", rows: int, length: int) -> Rows:
 
     Args:
       forest: as `tree_rollout` returns it, fetched to the host.
-      rows: R of the first bucket; the row count is the first of rows, 2 rows, 4 rows, ... that holds all, so that the
-        training step compiles for few shapes.
+      rows: R of the first bucket; the row count is the first of rows, 2 rows, 4 rows, ... that
+        holds all, so that the training step compiles for few shapes.
       length: L of a row, at least the longest stream.
 
     Raises:
@@ -188,7 +208,8 @@ def pack_forest(forest: "ThreadForest", rows: int, length: int) -> Rows:
     if len(lengths) and lengths.max() > length:
         longest = int(np.argmax(lengths))
         raise ValueError(
-            f"packing: thread index {thread_index[longest]} of tree {tree[longest]} has {lengths[longest]} tokens, a row holds {length}"
+            f"packing: thread index {thread_index[longest]} of tree {tree[longest]} has"
+            f" {lengths[longest]} tokens, a row holds {length}"
         )
     placement = place(lengths, length)
     bucket = rows

@@ -1,17 +1,21 @@
-"""Reads demonstrations and hands out packed batches, endlessly, in an order that a checkpoint can return to.
+"""Reads demonstrations and hands out packed batches, endlessly, in an order that a checkpoint can
+return to.
 
 The life of a sample:
-  1. `builder.read` gives random access to the demonstration trees of a method; stream s of S takes every S-th one.
-  2. Grain shuffles their numbers anew each epoch and repeats; a few threads read blocks of trees ahead.
-  3. The packer collects the threads of trees until they fill R rows of L tokens and packs them. What finds no room
-     waits and goes first into the next batch: no thread is lost, none comes twice, a tree may be split.
+  1. `builder.read` gives random access to the demonstration trees of a method; stream s of S takes
+     every S-th one.
+  2. Grain shuffles their numbers anew each epoch and repeats; a few threads read blocks of trees
+     ahead.
+  3. The packer collects the threads of trees until they fill R rows of L tokens and packs them.
+     What finds no room waits and goes first into the next batch: no thread is lost, none comes
+     twice, a tree may be split.
   4. One more thread keeps finished batches ready while the device computes.
-  5. `Held` puts the rows of the streams one below the other. A process of several opens only the streams in which its
-     rows lie, so the batch depends on the number of streams, a setting, and not on that of processes or devices.
+  5. `Held` puts the rows of the streams one below the other. A process of several opens only the
+     streams in which its rows lie, so the batch depends on the number of streams, a setting, and
+     not on that of processes or devices.
 
-The state of the iterator is small and JSON-able: how many blocks were taken, and which threads wait, by number.
-Restoring reads the waiting threads again.
-"""
+The state of the iterator is small and JSON-able: how many blocks were taken, and which threads
+wait, by number. Restoring reads the waiting threads again."""
 
 import atexit
 import dataclasses
@@ -35,13 +39,16 @@ _READ = grain.ReadOptions(num_threads=2, prefetch_buffer_size=8)  # Blocks.
 _READY = 2  # Batches kept ready.
 _MEASURED = 8  # Batches that tell how full packed rows are, to half a percent at scale paper.
 
-# Threads one after the other: the values of _FIELDS [sum of lengths], and length, tree (its number since the start of
-# training) and thread index, one a thread. Always ordered by tree and thread index.
+# Threads one after the other: the values of _FIELDS [sum of lengths], and length, tree (its number
+# since the start of training) and thread index, one a thread. Always ordered by tree and thread
+# index.
 _Pool = dict[str, np.ndarray]
 
 
 class Batches(Iterator[Rows]):
-    """An iterator over batches that a checkpoint can return to; its threads stop when Python exits."""
+    """An iterator over batches that a checkpoint can return to; its threads stop when Python
+    exits.
+    """
 
     def __init__(self, batches: grain.DatasetIterator[Rows]):
         self._batches: grain.DatasetIterator[Rows] | None = batches
@@ -81,7 +88,9 @@ class LocalRows(Iterator[Rows]):
       held: which of them are wanted, in order.
     """
 
-    def __init__(self, open_stream: Callable[[int], Batches], streams: int, rows: int, held: Sequence[int]):
+    def __init__(
+        self, open_stream: Callable[[int], Batches], streams: int, rows: int, held: Sequence[int]
+    ):
         self._size = rows // streams
         needed = sorted({row // self._size for row in held})
         self._streams = {stream: open_stream(stream) for stream in needed}
@@ -93,7 +102,10 @@ class LocalRows(Iterator[Rows]):
         if len(parts) == 1 and len(self._rows) == self._size:
             return parts[0]
         return Rows(
-            **{name: np.concatenate([vars(part)[name] for part in parts])[self._rows] for name in vars(parts[0])}
+            **{
+                name: np.concatenate([vars(part)[name] for part in parts])[self._rows]
+                for name in vars(parts[0])
+            }
         )
 
     def get_state(self) -> dict[str, Any]:
@@ -128,7 +140,8 @@ def sft_batches(
     split: str = "train",
     epochs: int | None = None,
 ) -> "Batches":
-    """Batches of demonstrations from one of several streams; together these see every tree once an epoch.
+    """Batches of demonstrations from one of several streams; together these see every tree once an
+    epoch.
 
     Args:
       data_dir: what `build` wrote.
@@ -150,18 +163,28 @@ def sft_batches(
     source = dataset.read(data_dir, method, split, (*_FIELDS, "length"))
     _check(Path(data_dir), method, split, rows, length)
     if len(source) < streams:
-        raise UsageError(f"data {data_dir}: {len(source)} {split} demonstrations are too few for {streams} streams")
-    numbers = grain.MapDataset.range(len(source))[stream::streams].seed(seed).shuffle().repeat(epochs)
+        raise UsageError(
+            f"data {data_dir}: {len(source)} {split} demonstrations are too few for {streams}"
+            " streams"
+        )
+    numbers = (
+        grain.MapDataset.range(len(source))[stream::streams].seed(seed).shuffle().repeat(epochs)
+    )
     blocks = numbers.batch(_BLOCK).map(functools.partial(_read_block, source))
     packed = _Packed(blocks, rows, length)
-    return Batches(iter(grain.experimental.ThreadPrefetchIterDataset(packed, prefetch_buffer_size=_READY)))
+    return Batches(
+        iter(grain.experimental.ThreadPrefetchIterDataset(packed, prefetch_buffer_size=_READY))
+    )
 
 
-def steps_of_an_epoch(data_dir: Path, method: str, rows: int, length: int, seed: int, streams: int = 1) -> float:
+def steps_of_an_epoch(
+    data_dir: Path, method: str, rows: int, length: int, seed: int, streams: int = 1
+) -> float:
     """Batches that hold as many tokens as all training demonstrations of a method together.
 
-    How many tokens there are stands in data.json; how many a batch holds, besides padding, the first batches tell. A function
-    of the data and its arguments, so that every start of a run finds the same number.
+    How many tokens there are stands in data.json; how many a batch holds, besides padding, the
+    first batches tell. A function of the data and its arguments, so that every start of a run finds
+    the same number.
 
     Args:
       rows: of the whole batch, of all streams.
@@ -172,7 +195,9 @@ def steps_of_an_epoch(data_dir: Path, method: str, rows: int, length: int, seed:
     batches = sft_batches(data_dir, method, rows // streams, length, seed, 0, streams)
     held = [int(np.count_nonzero(next(batches).segment)) for _ in range(_MEASURED)]
     batches.close()
-    stored: int = json.loads((Path(data_dir) / "data.json").read_text())["methods"][method]["train"]["stored_tokens"]
+    stored: int = json.loads((Path(data_dir) / "data.json").read_text())["methods"][method][
+        "train"
+    ]["stored_tokens"]
     return stored / (streams * sum(held) / len(held))
 
 
@@ -180,14 +205,18 @@ def _check(data_dir: Path, method: str, split: str, rows: int, length: int) -> N
     if rows < 1:
         raise UsageError(f"rows={rows} must be at least 1")
     try:
-        longest = json.loads((data_dir / "data.json").read_text())["methods"][method][split]["longest_stream"]
+        longest = json.loads((data_dir / "data.json").read_text())["methods"][method][split][
+            "longest_stream"
+        ]
     except (OSError, ValueError, KeyError):
         raise UserError(
             f"data {data_dir}: data.json knows nothing of {method!r}, the build was interrupted; "
             "run `apr data build` again"
         ) from None
     if length < longest:
-        raise UsageError(f"length={length} must be at least {longest}, the longest {split} stream of {method!r}")
+        raise UsageError(
+            f"length={length} must be at least {longest}, the longest {split} stream of {method!r}"
+        )
 
 
 class _Packed(grain.IterDataset[Rows]):
@@ -205,7 +234,13 @@ class _Packed(grain.IterDataset[Rows]):
 class _PackedIterator(grain.DatasetIterator[Rows]):
     """See `_Packed`; the waiting threads are its only state beside the number of blocks taken."""
 
-    def __init__(self, parent: grain.DatasetIterator[_Pool], blocks: grain.MapDataset[_Pool], rows: int, length: int):
+    def __init__(
+        self,
+        parent: grain.DatasetIterator[_Pool],
+        blocks: grain.MapDataset[_Pool],
+        rows: int,
+        length: int,
+    ):
         super().__init__(parent)
         self._blocks = blocks
         self._rows, self._length = rows, length
@@ -225,14 +260,19 @@ class _PackedIterator(grain.DatasetIterator[Rows]):
         if not tokens:
             raise StopIteration
         pool = _join(pools)
-        placement = place(pool["length"], self._length, self._rows, first=len(self._waiting["length"]))
+        placement = place(
+            pool["length"], self._length, self._rows, first=len(self._waiting["length"])
+        )
         left_over = placement.row < 0
         self._waiting = _select(pool, left_over)
         # Trees are counted from 0 in each batch; those that only wait are not in it.
         numbers = np.unique(pool["tree"][~left_over])
         tree = np.searchsorted(numbers, pool["tree"])
         count = len(pool["tokens"])
-        recorded: dict[str, np.ndarray] = {"logprob": np.zeros(count, np.float32), "allowed": np.zeros(count, np.uint8)}
+        recorded: dict[str, np.ndarray] = {
+            "logprob": np.zeros(count, np.float32),
+            "allowed": np.zeros(count, np.uint8),
+        }
         fields = {name: pool[name] for name in _FIELDS} | recorded
         return scatter(placement, pool["length"], tree, fields, self._rows, self._length)
 
@@ -260,7 +300,10 @@ def _read_block(source: dataset.TreeSource, numbers: np.ndarray) -> _Pool:
     examples = [source[number] for number in numbers.tolist()]
     threads = [len(example["length"]) for example in examples]
     return {
-        **{name: np.concatenate([example[name] for example in examples]) for name in (*_FIELDS, "length")},
+        **{
+            name: np.concatenate([example[name] for example in examples])
+            for name in (*_FIELDS, "length")
+        },
         "tree": np.repeat(np.arange(len(examples)), threads),
         "thread_index": np.concatenate([np.arange(count) for count in threads]),
     }
@@ -273,7 +316,9 @@ def _numbered(block: _Pool, number: int) -> _Pool:
 
 def _join(pools: list[_Pool]) -> _Pool:
     if not pools:
-        return {name: np.zeros(0, np.int64) for name in (*_FIELDS, "length", "tree", "thread_index")}
+        return {
+            name: np.zeros(0, np.int64) for name in (*_FIELDS, "length", "tree", "thread_index")
+        }
     return {name: np.concatenate([pool[name] for pool in pools]) for name in pools[0]}
 
 

@@ -26,27 +26,35 @@ def statistics(counts: Counts, recipe: Recipe) -> dict[str, Any]:
     """What data.json and `apr bench solver` tell of demonstrations.
 
     Returns:
-      `demonstrations` that were kept; `dropped` for the first bound that each breaks, or as wrong; `solver_success`, the
-      share of all whose answer verifies, and its `ci95`; `kept_success`; `dropped_success` and `dropped_children`, their
-      mean, or None where none was dropped; and means over the kept: children, sampled tokens
-      in a tree, in a thread and on the longest chain, positions of a tree's longest thread; `longest_stream` of all;
-      `stored_tokens`, given ones included, which an epoch of training reads; `conditions`, how many of the kept state
-      each condition (children, or window bins).
+      `demonstrations` that were kept; `dropped` for the first bound that each breaks, or as wrong;
+      `solver_success`, the share of all whose answer verifies, and its `ci95`; `kept_success`;
+      `dropped_success` and `dropped_children`, their mean, or None where none was dropped; and
+      means over the kept: children, sampled tokens in a tree, in a thread and on the longest chain,
+      positions of a tree's longest thread; `longest_stream` of all; `stored_tokens`, given ones
+      included, which an epoch of training reads; `conditions`, how many of the kept state each
+      condition (children, or window bins).
 
     Raises:
       UsageError: none was kept.
     """
-    dropped = {name: getattr(counts, f"dropped_{name}") for name in ("window", "max_thread_tokens", "threads", "wrong")}
+    dropped = {
+        name: getattr(counts, f"dropped_{name}")
+        for name in ("window", "max_thread_tokens", "threads", "wrong")
+    }
     lost = sum(dropped.values())
     kept = counts.made - lost
     if not kept:
-        remedy = "raise the limits" if counts.made > counts.dropped_wrong else "set solver.correct_only=false"
+        remedy = (
+            "raise the limits"
+            if counts.made > counts.dropped_wrong
+            else "set solver.correct_only=false"
+        )
         raise UsageError(
-            f"limits: none of the {counts.made} demonstrations of {recipe.method!r} fits (too long for "
-            f"limits.window={recipe.bounds.window}: {dropped['window']}, "
-            f"for limits.max_thread_tokens={recipe.bounds.max_thread_tokens}: {dropped['stream']}, "
-            f"too many threads for limits.max_threads, children or max_depth: {dropped['threads']}; "
-            f"wrong, under solver.correct_only: {dropped['wrong']}); {remedy}"
+            f"limits: none of the {counts.made} demonstrations of {recipe.method!r} fits (too long"
+            f" for limits.window={recipe.bounds.window}: {dropped['window']}, for"
+            f" limits.max_thread_tokens={recipe.bounds.max_thread_tokens}: {dropped['stream']}, too"
+            f" many threads for limits.max_threads, children or max_depth: {dropped['threads']};"
+            f" wrong, under solver.correct_only: {dropped['wrong']}); {remedy}"
         )
     return {
         "demonstrations": kept,
@@ -63,5 +71,7 @@ def statistics(counts: Counts, recipe: Recipe) -> dict[str, Any]:
         "mean_longest_thread": counts.window / kept,
         "longest_stream": counts.longest,
         "stored_tokens": counts.stored,
-        "conditions": {str(condition): counts.conditions[condition] for condition in sorted(counts.conditions)},
+        "conditions": {
+            str(condition): counts.conditions[condition] for condition in sorted(counts.conditions)
+        },
     }

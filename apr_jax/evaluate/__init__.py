@@ -1,1 +1,3 @@
-"""Evaluation of checkpoints on problems: the trees that they grow, scores with intervals, kinds of failure."""
+"""Evaluation of checkpoints on problems: the trees that they grow, scores with intervals, kinds of
+failure.
+"""

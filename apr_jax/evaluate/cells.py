@@ -8,8 +8,8 @@ from typing import Any
 from apr_jax.evaluate.scores import MEASURES
 from apr_jax.io.terminal import Terminal
 
-ON_TEST = (
-    "chosen on these same problems"  # How a comparison's `chosen` begins where the problems that score chose, too.
+ON_TEST = (  # How a comparison's `chosen` begins where the problems that score chose, too.
+    "chosen on these same problems"
 )
 SPENT = ("total_tokens", "sequential_tokens", "children")  # What stands beside every score.
 
@@ -33,7 +33,9 @@ def print_warnings(lines: Iterable[str]) -> None:
 
 
 def comparison_cells(row: Mapping[str, Any]) -> dict[str, str]:
-    """A row of `comparisons`, written: its fields as text, and `interval` and `verdict`, each empty if there is none."""
+    """A row of `comparisons`, written: its fields as text, and `interval` and `verdict`, each empty
+    if there is none.
+    """
     scale, form = (100, "{:.1f}") if row["unit"] == "%" else (1, "{:,.0f}")
     sign = form.replace(":", ":+")
     low, high = (sign.format(scale * row[key]) for key in ("low", "high"))

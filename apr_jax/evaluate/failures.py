@@ -2,18 +2,19 @@
 
 The life of a verdict on a wrong tree, first rule that holds:
 1. Its root ran out of window or budget: `truncated`; broke the protocol: `malformed`.
-2. A right solution stood in some thread, but did not become the answer: `belief` if the root answers what another of its
-   children claimed; `truncated` if that thread was cut short, else `join` (the child did not join it, or the parent dropped it
-   or copied it wrongly).
-3. It claims a solution that is wrong: the kind of the first fault in the tree, or `claim` if there is none.
-4. The first event that lost the solution: a decisive fault (`arithmetic`, `bookkeeping`, `message`: `tasks.base.Fault`), a
-   thread that was `truncated` or `malformed`, a message that was `refused` a thread; the latter count if their state had
-   a solution.
-5. Nothing of it: every step was legal, and what leads to the solution was never searched: `coverage`.
+2. A right solution stood in some thread, but did not become the answer: `belief` if the root
+   answers what another of its children claimed; `truncated` if that thread was cut short, else
+   `join` (the child did not join it, or the parent dropped it or copied it wrongly).
+3. It claims a solution that is wrong: the kind of the first fault in the tree, or `claim` if there
+   is none.
+4. The first event that lost the solution: a decisive fault (`arithmetic`, `bookkeeping`, `message`:
+   `tasks.base.Fault`), a thread that was `truncated` or `malformed`, a message that was `refused` a
+   thread; the latter count if their state had a solution.
+5. Nothing of it: every step was legal, and what leads to the solution was never searched:
+   `coverage`.
 
-The order of events is that of the sequential clock at which a thread began. Where the task cannot read the traces, rules 1 to
-4 see what the protocol shows, and 5 is called `search`.
-"""
+The order of events is that of the sequential clock at which a thread began. Where the task cannot
+read the traces, rules 1 to 4 see what the protocol shows, and 5 is called `search`."""
 
 from __future__ import annotations
 
@@ -27,7 +28,9 @@ from apr_jax.tasks import Problem, Reading, Spawn, Task, Thread
 
 KINDS = {
     "arithmetic": "a wrong equation, or a hit that was not seen",
-    "bookkeeping": "numbers lost or made up, a step from a state that was never reached, a state left out",
+    "bookkeeping": (
+        "numbers lost or made up, a step from a state that was never reached, a state left out"
+    ),
     "message": "a child was told something that does not follow from its parent's state",
     "belief": "the root took a child's false solution, though another child had joined a right one",
     "join": "a right solution stood in the tree and did not become the answer otherwise",
@@ -53,7 +56,9 @@ def failure(trace: Trace, task: Task) -> str:
         return ended
     threads = {thread["thread_index"]: as_thread(thread) for thread in trace["threads"]}
     readings = {
-        thread["thread_index"]: task.examine(problem, threads[thread["thread_index"]], bool(_end(thread["status"])))
+        thread["thread_index"]: task.examine(
+            problem, threads[thread["thread_index"]], bool(_end(thread["status"]))
+        )
         for thread in trace["threads"]
     }
     joined = {
@@ -67,10 +72,17 @@ def failure(trace: Trace, task: Task) -> str:
     for thread in trace["threads"]:
         reading = readings[thread["thread_index"]]
         answer = threads[thread["thread_index"]].answer
-        if (reading and reading.found) or (thread["thread_index"] and task.verify(problem, answer).correct):
+        if (reading and reading.found) or (
+            thread["thread_index"] and task.verify(problem, answer).correct
+        ):
             return _end(thread["status"]) or "join"
     ordered = sorted(trace["threads"], key=lambda thread: (thread["start"], thread["thread_index"]))
-    faults = [fault for thread in ordered if (read := readings[thread["thread_index"]]) for fault in read.faults]
+    faults = [
+        fault
+        for thread in ordered
+        if (read := readings[thread["thread_index"]])
+        for fault in read.faults
+    ]
     if trace["claimed"]:
         return faults[0].kind if faults else "claim"
     lost = (
@@ -78,7 +90,11 @@ def failure(trace: Trace, task: Task) -> str:
         for thread in ordered
         for kind in (
             *_losses(thread, readings[thread["thread_index"]]),
-            *("refused" for message in refused(thread, trace["threads"]) if _is_hopeful(message, problem, task)),
+            *(
+                "refused"
+                for message in refused(thread, trace["threads"])
+                if _is_hopeful(message, problem, task)
+            ),
         )
     )
     return next(lost, "search" if readings[root["thread_index"]] is None else "coverage")
@@ -91,14 +107,26 @@ def label(traces: Iterable[Trace], task: Task) -> list[Trace]:
 
 def count(traces: Iterable[Trace]) -> dict[str, int]:
     """Kind -> labelled trees of it, the most frequent first; right answers aside."""
-    return dict(collections.Counter(trace["failure"] for trace in traces if trace["failure"]).most_common())
+    return dict(
+        collections.Counter(trace["failure"] for trace in traces if trace["failure"]).most_common()
+    )
 
 
 def refused(thread: dict[str, Any], threads: list[dict[str, Any]]) -> list[str]:
-    """The messages of closed spawns that got no thread: those of a block are started in order, so its last ones."""
-    blocks = [text for kind, text in thread["spans"] if kind == "spawn" and text.endswith("</spawn>")]
-    started = collections.Counter(one["round"] for one in threads if one["parent"] == thread["thread_index"])
-    return [message for place, block in enumerate(blocks) for message in _PIECES.findall(block)[started[place] :]]
+    """The messages of closed spawns that got no thread: those of a block are started in order, so
+    its last ones.
+    """
+    blocks = [
+        text for kind, text in thread["spans"] if kind == "spawn" and text.endswith("</spawn>")
+    ]
+    started = collections.Counter(
+        one["round"] for one in threads if one["parent"] == thread["thread_index"]
+    )
+    return [
+        message
+        for place, block in enumerate(blocks)
+        for message in _PIECES.findall(block)[started[place] :]
+    ]
 
 
 def as_thread(thread: dict[str, Any]) -> Thread:
@@ -116,7 +144,9 @@ def as_thread(thread: dict[str, Any]) -> Thread:
         elif kind == "join" and thread["status"] == "DONE":
             answer = text.removeprefix("<join>")
     # A child that was told nothing is no root.
-    return Thread((prompt or "<msg>") if thread["depth"] else "", tuple(part for part in body if part), answer)
+    return Thread(
+        (prompt or "<msg>") if thread["depth"] else "", tuple(part for part in body if part), answer
+    )
 
 
 def _losses(thread: dict[str, Any], reading: Reading | None) -> Iterable[str]:

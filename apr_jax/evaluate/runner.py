@@ -1,10 +1,12 @@
 """Evaluation: any number of problems through one fixed-shape rollout, every tree to a line on disk.
 
 The life of an evaluation:
-1. The problems, `samples` times each, become prompts; what cannot be answered is refused by name before anything runs.
-2. They stream through the jitted rollout, `config.evaluate.batch` trees at a time (`evaluate/stream`).
-3. Each batch's lines are appended to `traces.jsonl`. A second start with the same settings goes on after those that are the
-   answers that belong there, and answers the rest anew.
+1. The problems, `samples` times each, become prompts; what cannot be answered is refused by name
+   before anything runs.
+2. They stream through the jitted rollout, `config.evaluate.batch` trees at a time
+   (`evaluate/stream`).
+3. Each batch's lines are appended to `traces.jsonl`. A second start with the same settings goes on
+   after those that are the answers that belong there, and answers the rest anew.
 4. `summary.json` is computed from the lines.
 """
 
@@ -33,7 +35,15 @@ from apr_jax.model.config import ModelConfig
 from apr_jax.model.sharding import make_mesh
 from apr_jax.tasks import PARALLEL, Countdown, Failure, Problem, SandboxedVerifier
 from apr_jax.text.tokenizer import BOS
-from apr_jax.threads import NOT_FORCED, Limits, Prompts, Schedule, ThreadForest, check_prompts, make_prompts
+from apr_jax.threads import (
+    NOT_FORCED,
+    Limits,
+    Prompts,
+    Schedule,
+    ThreadForest,
+    check_prompts,
+    make_prompts,
+)
 from apr_jax.threads.keys import Domain, run_key
 from apr_jax.train.answers import extract_answers
 from apr_jax.train.checkpoint.checksum import digest
@@ -62,7 +72,8 @@ class Decoding:
       condition: of APR's prompt: for how many children it asks; None asks for no number.
       bins: of SoS+'s prompt: for a trace of how many window bins it asks; None asks for no number.
       forced: children that the root is held to, over its spawns; None leaves it free.
-      constrain: whether tokens that the protocol does not allow are left out; None is the checkpoint's own setting.
+      constrain: whether tokens that the protocol does not allow are left out; None is the
+        checkpoint's own setting.
     """
 
     samples: int = 1
@@ -85,33 +96,44 @@ class Decoding:
             raise UsageError(f"--top-k {self.top_k}: must be from 0 (all tokens) to {_MOST}")
         if self.samples > 1 and self.temperature <= 0:
             raise UsageError(
-                f"--samples {self.samples} with --temperature {self.temperature}: greedy samples are all the same; "
-                "give a temperature"
+                f"--samples {self.samples} with --temperature {self.temperature}: greedy samples"
+                " are all the same; give a temperature"
             )
         if self.temperature <= 0 and (self.top_k or self.top_p < 1):
             raise UsageError(
-                f"--top-k {self.top_k}, --top-p {self.top_p} with --temperature {self.temperature}: greedy decoding takes the "
-                "most likely token whatever they are; give a temperature"
+                f"--top-k {self.top_k}, --top-p {self.top_p} with --temperature {self.temperature}:"
+                " greedy decoding takes the most likely token whatever they are; give a"
+                " temperature"
             )
 
 
 def evaluate(
-    restored: Restored, problems: list[Problem], out: Path, decoding: Decoding = Decoding(), progress: bool = True
+    restored: Restored,
+    problems: list[Problem],
+    out: Path,
+    decoding: Decoding = Decoding(),
+    progress: bool = True,
 ) -> dict[str, Any]:
-    """Evaluates a checkpoint on problems, on all devices; writes `traces.jsonl` and `summary.json` into `out`.
+    """Evaluates a checkpoint on problems, on all devices; writes `traces.jsonl` and `summary.json`
+    into `out`.
 
     Evaluations that differ in weights and prompts alone share a compiled rollout.
 
     Raises:
-      UsageError: samples of a greedy policy, a window or number of children that doesn't fit, a condition that the model
-        never saw, a problem that the tokenizer can't write, or `out` holds an evaluation with other settings.
+      UsageError: samples of a greedy policy, a window or number of children that doesn't fit, a
+        condition that the model never saw, a problem that the tokenizer can't write, or `out` holds
+        an evaluation with other settings.
       UserError: another evaluation writes in `out`.
     """
     limits = limits_of(restored, decoding)
     prompts = prompts_of(restored, problems, limits, decoding)
     settings = {
         "weights": digest(restored.params),
-        "problems": hashlib.sha256(repr([(p.id, p.numbers, p.target) for p in problems]).encode()).hexdigest(),
+        "problems": (
+            hashlib.sha256(
+                repr([(p.id, p.numbers, p.target) for p in problems]).encode()
+            ).hexdigest()
+        ),
         **dataclasses.asdict(decoding),
         "window": limits.window,
         "constrain": limits.constrain,
@@ -119,15 +141,26 @@ def evaluate(
         "seed": restored.config.seed,
     }
     asked = [(problem, sample) for problem in problems for sample in range(decoding.samples)]
-    with disk_errors(out), Lease(out, "evaluation") as lease, Mirror(out, (SETTINGS, TRACES)) as mirror:
+    with (
+        disk_errors(out),
+        Lease(out, "evaluation") as lease,
+        Mirror(out, (SETTINGS, TRACES)) as mirror,
+    ):
         _reserve(mirror.local, settings)
         done = _keep_answers(mirror.local / TRACES, asked)
         if done < len(asked):
             _run(restored, asked, prompts, limits, done, mirror, progress, lease)
         model = {name: getattr(restored, name) for name in ("method", "stage", "step")}
-        summary = summarize(read_traces(mirror.local / TRACES)) | model | {"checkpoint": restored.path} | settings
+        summary = (
+            summarize(read_traces(mirror.local / TRACES))
+            | model
+            | {"checkpoint": restored.path}
+            | settings
+        )
         write_text(mirror.local / SUMMARY, json.dumps(summary, indent=2) + "\n")
-    print_warnings(warnings(summary, "" if decoding.childless else restored.method, decoding.forced))
+    print_warnings(
+        warnings(summary, "" if decoding.childless else restored.method, decoding.forced)
+    )
     return summary
 
 
@@ -164,14 +197,23 @@ class Runner:
 
 
 def make_runner(restored: Restored, limits: Limits, batch: int) -> Runner:
-    """On as many devices of this process as `batch` trees can use; its batches may be a little larger, so that they divide."""
+    """On as many devices of this process as `batch` trees can use; its batches may be a little
+    larger, so that they divide.
+    """
     mesh = make_mesh(devices=jax.local_devices()[:batch])
     batch += -batch % mesh.size
     schedule = restored.config.schedule
     slots = min(schedule.slots, batch // mesh.size * limits.max_threads)
-    few = tuple(count for count in _FEW if count < slots) if batch == mesh.size else schedule.small_batch_sizes
+    few = (
+        tuple(count for count in _FEW if count < slots)
+        if batch == mesh.size
+        else schedule.small_batch_sizes
+    )
     schedule = dataclasses.replace(
-        schedule, slots=slots, prefill_batch=min(schedule.prefill_batch, slots), small_batch_sizes=few
+        schedule,
+        slots=slots,
+        prefill_batch=min(schedule.prefill_batch, slots),
+        small_batch_sizes=few,
     )
     rollout = _rollout(restored.config.model, limits, schedule, mesh)
     return Runner(rollout, place_whole(restored.params, mesh), batch, slots)
@@ -182,14 +224,19 @@ def make_lone_runner(restored: Restored, limits: Limits, slots: int) -> Runner:
     mesh = make_mesh(devices=jax.local_devices()[:1])
     schedule = restored.config.schedule
     schedule = dataclasses.replace(
-        schedule, slots=slots, prefill_batch=min(schedule.prefill_batch, slots), small_batch_sizes=()
+        schedule,
+        slots=slots,
+        prefill_batch=min(schedule.prefill_batch, slots),
+        small_batch_sizes=(),
     )
     rollout = _rollout(restored.config.model, limits, schedule, mesh)
     return Runner(rollout, place_whole(restored.params, mesh), 1, slots)
 
 
 @functools.lru_cache(maxsize=8)
-def _rollout(model: ModelConfig, limits: Limits, schedule: Schedule, mesh: jax.sharding.Mesh) -> Rollout:
+def _rollout(
+    model: ModelConfig, limits: Limits, schedule: Schedule, mesh: jax.sharding.Mesh
+) -> Rollout:
     """One function for each shape, so that JAX compiles it once in a process."""
     return make_policy_rollout(model, limits, schedule, mesh, mesh.axis_names)
 
@@ -226,7 +273,10 @@ def _run(
     path = mirror.local / TRACES
     before = read_traces(path) if done else []
     unknown = len(before) - len(known(before))
-    with SandboxedVerifier(task, reward.time_limit, reward.memory_limit) as verifier, path.open("a") as file:
+    with (
+        SandboxedVerifier(task, reward.time_limit, reward.memory_limit) as verifier,
+        path.open("a") as file,
+    ):
         for begin, forest in forests:
             answers = extract_answers(forest, restored.tokenizer)
             these = asked[begin : begin + len(answers)]
@@ -235,13 +285,16 @@ def _run(
             unknown += sum(isinstance(outcome, Failure) for outcome in outcomes)
             if unknown > allowed:
                 raise UserError(
-                    f"evaluation: {unknown} of {len(asked)} answers have no verdict, more than the model's "
-                    f"train.rl.reward.max_unknown={reward.max_unknown:g} allows; the trees before this batch are kept; mend "
-                    "what the lines of the verifier above say, and start the same command again"
+                    f"evaluation: {unknown} of {len(asked)} answers have no verdict, more than the"
+                    f" model's train.rl.reward.max_unknown={reward.max_unknown:g} allows; the trees"
+                    " before this batch are kept; mend what the lines of the verifier above say,"
+                    " and start the same command again"
                 )
             lines = [
                 graded_trace(forest, tree, problem, sample, outcome, restored.tokenizer)
-                for tree, ((problem, sample), outcome) in enumerate(zip(these, outcomes, strict=True))
+                for tree, ((problem, sample), outcome) in enumerate(
+                    zip(these, outcomes, strict=True)
+                )
             ]
             lease.check()
             file.write("".join(json.dumps(line) + "\n" for line in lines))
@@ -249,11 +302,19 @@ def _run(
             mirror.push(seldom=True)
 
 
-def prompts_of(restored: Restored, problems: list[Problem], limits: Limits, decoding: Decoding) -> Prompts:
-    """One prompt a tree: the samples of a problem one after the other. Raises UsageError that names what can't be asked."""
+def prompts_of(
+    restored: Restored, problems: list[Problem], limits: Limits, decoding: Decoding
+) -> Prompts:
+    """One prompt a tree: the samples of a problem one after the other.
+
+    Raises UsageError that names what can't be asked.
+    """
     _check_conditions(restored, limits, decoding)
     if len(problems) * decoding.samples > _MOST:
-        raise UsageError(f"--samples {decoding.samples}: of {len(problems)} problems that is more than {_MOST} trees")
+        raise UsageError(
+            f"--samples {decoding.samples}: of {len(problems)} problems that is more than {_MOST}"
+            " trees"
+        )
     condition = decoding.bins if decoding.condition is None else decoding.condition
     task = Countdown(restored.config.task, restored.config.solver)
     ids = []
@@ -264,15 +325,18 @@ def prompts_of(restored: Restored, problems: list[Problem], limits: Limits, deco
             raise UsageError(f"problem {problem.id!r}: {error}") from None
         if len(prompt) > limits.window - 1:
             raise UsageError(
-                f"problem {problem.id!r}: its prompt has {len(prompt)} tokens, too many for --window {limits.window}"
+                f"problem {problem.id!r}: its prompt has {len(prompt)} tokens, too many for"
+                f" --window {limits.window}"
             )
         ids += [prompt] * decoding.samples
     forced = NOT_FORCED if decoding.forced is None else decoding.forced
     sampling = {name: getattr(decoding, name) for name in ("temperature", "top_k", "top_p")}
     try:
-        # A tree's identity is its place in the whole evaluation, so that a resumed one samples the same trees.
+        # A tree's identity is its place in the whole evaluation, so that a resumed one samples the
+        # same trees.
         longest = max(map(len, ids), default=1)
-        width = min(longest + -longest % _WIDTHS, limits.window - 1)  # A sampled token must fit, too.
+        # A sampled token must fit, too.
+        width = min(longest + -longest % _WIDTHS, limits.window - 1)
         prompts = make_prompts(ids, width, children=forced, **sampling)
         if ids:
             check_prompts(prompts, limits)
@@ -287,23 +351,36 @@ def _check_conditions(restored: Restored, limits: Limits, decoding: Decoding) ->
     most = limits.max_threads - 1 if limits.max_depth else 0
     for flag, count in (("--children", decoding.condition), ("--force-children", decoding.forced)):
         if count is not None and restored.method not in PARALLEL:
-            raise UsageError(f"{flag} {count}: {restored.path} is of method {restored.method}; only apr has children")
+            raise UsageError(
+                f"{flag} {count}: {restored.path} is of method {restored.method}; only apr has"
+                " children"
+            )
     if decoding.forced is not None and not 0 <= decoding.forced <= most:
         raise UsageError(
-            f"--force-children {decoding.forced}: must be from 0 to {most}, limits.max_threads less the root"
+            f"--force-children {decoding.forced}: must be from 0 to {most}, limits.max_threads less"
+            " the root"
         )
     if decoding.bins is not None and restored.method != "sos+":
         raise UsageError(
-            f"--bins {decoding.bins}: {restored.path} is of method {restored.method}; only sos+ has window bins"
+            f"--bins {decoding.bins}: {restored.path} is of method {restored.method}; only sos+ has"
+            " window bins"
         )
     for flag, count in (("--children", decoding.condition), ("--bins", decoding.bins)):
         if count is not None and solver.condition == 0:
-            raise UsageError(f"{flag} {count}: {restored.path} was trained without conditions (solver.condition=0)")
+            raise UsageError(
+                f"{flag} {count}: {restored.path} was trained without conditions"
+                " (solver.condition=0)"
+            )
     bins = -(-restored.config.limits.window // solver.window_bin)
     if decoding.bins is not None and not 1 <= decoding.bins <= bins:
-        raise UsageError(f"--bins {decoding.bins}: must be from 1 to {bins}, bins of {solver.window_bin} in the window")
+        raise UsageError(
+            f"--bins {decoding.bins}: must be from 1 to {bins}, bins of {solver.window_bin} in the"
+            " window"
+        )
     if decoding.condition is not None and not 0 <= decoding.condition <= solver.max_children:
-        raise UsageError(f"--children {decoding.condition}: the model was trained on 0 to {solver.max_children}")
+        raise UsageError(
+            f"--children {decoding.condition}: the model was trained on 0 to {solver.max_children}"
+        )
 
 
 def read_traces(path: Path) -> list[dict[str, Any]]:
@@ -335,16 +412,21 @@ def limits_of(restored: Restored, decoding: Decoding) -> Limits:
     limits = restored.config.limits
     window = limits.window if decoding.window is None else decoding.window
     if not 2 <= window <= limits.window:
-        raise UsageError(f"--window {window}: must be from 2 to {limits.window}, the window the model was trained with")
+        raise UsageError(
+            f"--window {window}: must be from 2 to {limits.window}, the window the model was"
+            " trained with"
+        )
     constrain = limits.constrain if decoding.constrain is None else decoding.constrain
     return dataclasses.replace(limits, window=window, constrain=constrain)
 
 
 def read_answers(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Summary of a finished evaluation, and its traces but for those without a verdict, which no score may count.
+    """Summary of a finished evaluation, and its traces but for those without a verdict, which no
+    score may count.
 
     Raises:
-      UserError: a file is missing or damaged, or the traces are not those that the summary was computed from.
+      UserError: a file is missing or damaged, or the traces are not those that the summary was
+        computed from.
     """
     remedy = f"delete {folder} and evaluate again"
     try:
@@ -359,14 +441,16 @@ def read_answers(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     expected = summary["n"] * summary["samples"]
     if not len(traces) == len(answered) == expected:
         raise UserError(
-            f"{folder / TRACES}: has {len(traces)} lines with answers to {len(answered)} samples of problems, but "
-            f"{SUMMARY} is of {expected}; {remedy}"
+            f"{folder / TRACES}: has {len(traces)} lines with answers to {len(answered)} samples of"
+            f" problems, but {SUMMARY} is of {expected}; {remedy}"
         )
     return summary, known(traces)
 
 
 def _reserve(out: Path, settings: dict[str, Any]) -> None:
-    """Makes the folder, with its settings in it; refuses one that holds an evaluation with others."""
+    """Makes the folder, with its settings in it; refuses one that holds an evaluation with
+    others.
+    """
     out.mkdir(parents=True, exist_ok=True)
     path = out / SETTINGS
     if path.is_file():
@@ -377,7 +461,8 @@ def _reserve(out: Path, settings: dict[str, Any]) -> None:
         for name, value in settings.items():
             if old.get(name) != value:
                 raise UsageError(
-                    f"{out}: holds an evaluation with {name}={old.get(name)!r}, not {value!r}; choose another --out"
+                    f"{out}: holds an evaluation with {name}={old.get(name)!r}, not {value!r};"
+                    " choose another --out"
                 )
     else:
         write_text(path, json.dumps(settings, indent=2) + "\n")
@@ -386,9 +471,9 @@ def _reserve(out: Path, settings: dict[str, Any]) -> None:
 def _keep_answers(traces: Path, asked: list[tuple[Problem, int]]) -> int:
     """How many of the trees that are asked for the file holds, in their order from the first.
 
-    From the first line that is not the answer that belongs there, the file is cut off: what follows is answered anew. A tree
-    is the same whenever it is decoded, so the file ends with the bytes of an unbroken evaluation.
-    """
+    From the first line that is not the answer that belongs there, the file is cut off: what follows
+    is answered anew. A tree is the same whenever it is decoded, so the file ends with the bytes of
+    an unbroken evaluation."""
     if not traces.is_file():
         return 0
 
@@ -404,8 +489,15 @@ def _keep_answers(traces: Path, asked: list[tuple[Problem, int]]) -> int:
     if size < traces.stat().st_size:
         if not half:
             problem, sample = asked[done] if done < len(asked) else (None, 0)
-            wanted = f"sample {sample} of problem {problem.id!r}" if problem else "no answer any more"
-            print_warnings([f"{traces}, line {done + 1}: must be {wanted}, and is not; answering anew from there"])
+            wanted = (
+                f"sample {sample} of problem {problem.id!r}" if problem else "no answer any more"
+            )
+            print_warnings(
+                [
+                    f"{traces}, line {done + 1}: must be {wanted}, and is not; answering anew from"
+                    " there"
+                ]
+            )
         os.truncate(traces, size)
     return done
 

@@ -1,4 +1,6 @@
-"""Scores from trace lines alone (`traces.jsonl`, one sampled tree a line): nothing here knows a model."""
+"""Scores from trace lines alone (`traces.jsonl`, one sampled tree a line): nothing here knows a
+model.
+"""
 
 from __future__ import annotations
 
@@ -23,10 +25,13 @@ def summarize(traces: Sequence[Trace]) -> dict[str, Any]:
     """What `summary.json` holds.
 
     Returns:
-      `accuracy` (share of correct trees among those with a verdict), `unknown` (trees without one), `ci95` (Wilson over
-      the number of problems: samples of one problem are not independent, so counting them all would make the interval
-      too narrow), `n` problems, `samples` a problem, means of the measures, shares of trees that `claimed`, were
-      `truncated`, whose root is `malformed`, that `spawned`; with several samples `pass_at_n` and `cons_at_n`.
+      `accuracy` (share of correct trees among those with a verdict), `unknown` (trees without one),
+      `ci95` (Wilson over
+      the number of problems: samples of one problem are not independent, so counting them all would
+        make the interval
+      too narrow), `n` problems, `samples` a problem, means of the measures, shares of trees that
+      `claimed`, were `truncated`, whose root is `malformed`, that `spawned`; with several samples
+      `pass_at_n` and `cons_at_n`.
     """
     asked = by_problem(traces)
     trees, n = len(traces), len(asked)
@@ -44,17 +49,23 @@ def summarize(traces: Sequence[Trace]) -> dict[str, Any]:
         **{measure: mean(trace[measure] for trace in traces) for measure in MEASURES},
         "claimed": mean(trace["claimed"] for trace in graded),
         "truncated": sum(map(is_truncated, traces)) / max(1, trees),
-        "malformed": mean(any(root["status"] == "MALFORMED" for root in trace["threads"][:1]) for trace in traces),
+        "malformed": mean(
+            any(root["status"] == "MALFORMED" for root in trace["threads"][:1]) for trace in traces
+        ),
         "spawned": mean(trace["children"] > 0 for trace in traces),
     }
     if samples > 1:
-        summary["pass_at_n"] = mean(any(trace["correct"] for trace in group) for group in groups.values())
+        summary["pass_at_n"] = mean(
+            any(trace["correct"] for trace in group) for group in groups.values()
+        )
         summary["cons_at_n"] = mean(consensus(group) for group in groups.values())
     return summary
 
 
 def known(traces: Iterable[Trace]) -> list[Trace]:
-    """The traces on whose answers there is a verdict; of the others nobody knows whether they are right."""
+    """The traces on whose answers there is a verdict; of the others nobody knows whether they are
+    right.
+    """
     return [trace for trace in traces if trace["correct"] is not None]
 
 
@@ -63,11 +74,15 @@ def by_problem(traces: Iterable[Trace]) -> dict[str, list[Trace]]:
     groups: dict[str, list[Trace]] = collections.defaultdict(list)
     for trace in traces:
         groups[trace["id"]].append(trace)
-    return {name: sorted(group, key=lambda trace: trace["sample"]) for name, group in groups.items()}
+    return {
+        name: sorted(group, key=lambda trace: trace["sample"]) for name, group in groups.items()
+    }
 
 
 def consensus(samples: Sequence[Trace]) -> bool:
-    """cons@n: whether the solution that most samples claim is right; ties go to the one claimed first."""
+    """cons@n: whether the solution that most samples claim is right; ties go to the one claimed
+    first.
+    """
     votes: dict[tuple[str, ...], list[Trace]] = collections.defaultdict(list)
     for trace in samples:
         if trace["claimed"] and trace["solution"]:
@@ -122,14 +137,23 @@ def warnings(summary: dict[str, Any], method: str, forced: int | None) -> list[s
     found = []
     if summary["unknown"]:
         found.append(
-            f"{summary['unknown']} ANSWERS HAVE NO VERDICT AND ARE NOT COUNTED: the verifier failed or took too long on them"
+            f"{summary['unknown']} ANSWERS HAVE NO VERDICT AND ARE NOT COUNTED: the verifier failed"
+            " or took too long on them"
         )
     if method in PARALLEL and summary["spawned"] == 0:
-        found.append("NO TREE SPAWNED A SINGLE CHILD: this is a serial score, not one of parallel reasoning")
+        found.append(
+            "NO TREE SPAWNED A SINGLE CHILD: this is a serial score, not one of parallel reasoning"
+        )
     if summary["truncated"] > 0.5:
-        found.append(f"{summary['truncated']:.0%} OF THE TREES WERE TRUNCATED: the window or a budget is too small")
+        found.append(
+            f"{summary['truncated']:.0%} OF THE TREES WERE TRUNCATED: the window or a budget is too"
+            " small"
+        )
     if summary["malformed"] > 0.5:
-        why = "the model has not learned to write it; more supervised steps, or limits.constrain, help"
+        why = (
+            "the model has not learned to write it; more supervised steps, or limits.constrain,"
+            " help"
+        )
         if forced:
             why = (
                 f"they are held to {forced} children (--force-children, evaluate.forced); "

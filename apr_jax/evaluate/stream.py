@@ -1,10 +1,14 @@
-"""Any number of trees through one rollout of fixed shape: one compilation, batch after batch, and never an idle device.
+"""Any number of trees through one rollout of fixed shape: one compilation, batch after batch, and
+never an idle device.
 
 The life of a batch:
-1. The next trees are cut out of the prompts; the last batch is filled up with copies that are thrown away.
-2. It is sent to the device before the one in front of it is fetched, so the device works while the host writes.
-3. The caller gets the forest, with the number of its first tree. What it has stored by then is what an interruption keeps;
-   `done` is where a second start goes on. A tree is the same in any batch, so an interrupted stream ends as an unbroken one.
+1. The next trees are cut out of the prompts; the last batch is filled up with copies that are
+   thrown away.
+2. It is sent to the device before the one in front of it is fetched, so the device works while the
+   host writes.
+3. The caller gets the forest, with the number of its first tree. What it has stored by then is what
+   an interruption keeps; `done` is where a second start goes on. A tree is the same in any batch,
+   so an interrupted stream ends as an unbroken one.
 """
 
 import dataclasses
@@ -21,7 +25,8 @@ from apr_jax.threads import Prompts, ThreadForest, Work
 Rollout = Callable[[Any, Prompts, jax.Array], tuple[ThreadForest, Work]]
 
 _RATES = (
-    "{task.fields[trees]:,.1f} trees/s, {task.fields[tokens]:,.0f} tokens/s, decode slots {task.fields[live]:.0%} full"
+    "{task.fields[trees]:,.1f} trees/s, {task.fields[tokens]:,.0f} tokens/s, decode slots"
+    " {task.fields[live]:.0%} full"
 )
 
 
@@ -42,7 +47,8 @@ def stream(
     Args:
       rollout: `make_rollout`'s, or another of its form.
       prompts: of all N trees, numpy leaves; every tree has its own identity.
-      batch: trees of one call, at most N of them are asked at a time; a multiple of the mesh's data shards.
+      batch: trees of one call, at most N of them are asked at a time; a multiple of the mesh's data
+        shards.
       decode slots: of one shard, for the occupancy shown.
       done: trees that are decoded already.
       progress: show trees/s, tokens/s, decode slot occupancy and the time left on standard error.
@@ -79,7 +85,11 @@ def stream(
             yield begin, forest
 
 
-def _send(rollout: Rollout, params: Any, prompts: Prompts, key: jax.Array, batch: int, begin: int) -> Any:
+def _send(
+    rollout: Rollout, params: Any, prompts: Prompts, key: jax.Array, batch: int, begin: int
+) -> Any:
     chosen = np.minimum(np.arange(begin, begin + batch), len(prompts.length) - 1)
-    part = {field.name: getattr(prompts, field.name)[chosen] for field in dataclasses.fields(Prompts)}
+    part = {
+        field.name: getattr(prompts, field.name)[chosen] for field in dataclasses.fields(Prompts)
+    }
     return rollout(params, Prompts(**part), key)

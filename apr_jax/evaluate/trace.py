@@ -1,9 +1,10 @@
-"""A decoded tree as one JSON line: what the model did, thread by thread, token by token, and whether it was right.
+"""A decoded tree as one JSON line: what the model did, thread by thread, token by token, and
+whether it was right.
 
-Text is there to read. Ids and log-probs, which would make a line seven times as long, stand packed beside it in `streams`: the
-ids of all threads, one after the other, then their log-probs, compressed, in base64. A log-prob takes 16 bits; an id takes 16,
-or 32 if the tree has one that 16 do not hold. `unpack_streams` gives them back.
-"""
+Text is there to read. Ids and log-probs, which would make a line seven times as long, stand packed
+beside it in `streams`: the ids of all threads, one after the other, then their log-probs,
+compressed, in base64. A log-prob takes 16 bits; an id takes 16, or 32 if the tree has one that 16
+do not hold. `unpack_streams` gives them back."""
 
 from __future__ import annotations
 
@@ -22,11 +23,18 @@ from apr_jax.threads import Refusal, Status, ThreadForest
 KINDS = ("given", "sampled", "spawn", "joined", "join")  # Of spans.
 _MILLI = 1000  # Log-probs are kept to a thousandth of a nat.
 _SURPRISE = np.dtype("<u2")  # Of log-probs as stored, their sign turned.
-_LEAST = -65.535  # The smallest log-prob that 16 bits hold in thousandths; less likely tokens are given as this.
+# The smallest log-prob that 16 bits hold in thousandths; less likely tokens are given as this.
+_LEAST = -65.535
 
 
 def to_trace(
-    forest: ThreadForest, tree: int, problem: Problem, sample: int, answer: str, task: Task, tokenizer: Tokenizer
+    forest: ThreadForest,
+    tree: int,
+    problem: Problem,
+    sample: int,
+    answer: str,
+    task: Task,
+    tokenizer: Tokenizer,
 ) -> dict[str, Any]:
     """The line of `traces.jsonl` of one tree, whose answer is verified in this process.
 
@@ -39,9 +47,16 @@ def to_trace(
 
 
 def graded_trace(
-    forest: ThreadForest, tree: int, problem: Problem, sample: int, outcome: Verdict | Failure, tokenizer: Tokenizer
+    forest: ThreadForest,
+    tree: int,
+    problem: Problem,
+    sample: int,
+    outcome: Verdict | Failure,
+    tokenizer: Tokenizer,
 ) -> dict[str, Any]:
-    """The same of an answer that was verified before: `claimed` and `correct` are None if there is no verdict on it."""
+    """The same of an answer that was verified before: `claimed` and `correct` are None if there is
+    no verdict on it.
+    """
     if isinstance(outcome, Verdict):
         verdict = {
             "solution": None if outcome.solution is None else list(outcome.solution),
@@ -50,10 +65,17 @@ def graded_trace(
             "reason": outcome.reason,
         }
     else:
-        verdict = {"solution": None, "claimed": None, "correct": None, "reason": f"no verdict: {outcome.value}"}
+        verdict = {
+            "solution": None,
+            "claimed": None,
+            "correct": None,
+            "reason": f"no verdict: {outcome.value}",
+        }
     thread_indices = np.flatnonzero(forest.status[tree] != Status.FREE)
     written = np.arange(forest.tokens.shape[-1]) < forest.length[tree, thread_indices, None]
-    tokens, logprobs = (field[tree, thread_indices][written] for field in (forest.tokens, forest.logprob))
+    tokens, logprobs = (
+        field[tree, thread_indices][written] for field in (forest.tokens, forest.logprob)
+    )
     return {
         "id": problem.id,
         "sample": sample,
@@ -65,7 +87,9 @@ def graded_trace(
         "children": int(forest.children[tree]),
         "max_thread_tokens": int(forest.peak[tree].max()),
         "refusals": {cause.name: int(forest.refusals[tree, cause]) for cause in Refusal},
-        "threads": [_thread(forest, tree, int(thread_index), tokenizer) for thread_index in thread_indices],
+        "threads": [
+            _thread(forest, tree, int(thread_index), tokenizer) for thread_index in thread_indices
+        ],
         "pieces": {str(token): _piece(int(token), tokenizer) for token in np.unique(tokens)},
         "streams": _pack(tokens, logprobs),
     }
@@ -77,12 +101,16 @@ def _piece(token: int, tokenizer: Tokenizer) -> str:
 
 def _pack(tokens: np.ndarray, logprobs: np.ndarray) -> str:
     ids = fitted(tokens, unsigned(int(tokens.max(initial=0))).newbyteorder("<"), "token id")
-    surprise = fitted(np.rint(-_MILLI * np.maximum(logprobs, _LEAST)), _SURPRISE, "log-prob in thousandths")
+    surprise = fitted(
+        np.rint(-_MILLI * np.maximum(logprobs, _LEAST)), _SURPRISE, "log-prob in thousandths"
+    )
     return base64.b64encode(zlib.compress(ids.tobytes() + surprise.tobytes(), 9)).decode()
 
 
 def unpack_streams(trace: dict[str, Any]) -> list[tuple[np.ndarray, np.ndarray]]:
-    """(ids, log-probs in nats to a thousandth; 0 where nothing was sampled) of each thread, [length] both."""
+    """(ids, log-probs in nats to a thousandth; 0 where nothing was sampled) of each thread,
+    [length] both.
+    """
     packed = zlib.decompress(base64.b64decode(trace["streams"]))
     *ends, count = np.cumsum([sum(thread["lengths"]) for thread in trace["threads"]]).tolist()
     # How wide the ids are follows from the size: all else is known.
@@ -92,7 +120,9 @@ def unpack_streams(trace: dict[str, Any]) -> list[tuple[np.ndarray, np.ndarray]]
     return list(zip(np.split(ids, ends), np.split(surprise / -_MILLI, ends), strict=True))
 
 
-def _thread(forest: ThreadForest, tree: int, thread_index: int, tokenizer: Tokenizer) -> dict[str, Any]:
+def _thread(
+    forest: ThreadForest, tree: int, thread_index: int, tokenizer: Tokenizer
+) -> dict[str, Any]:
     at = (tree, thread_index)
     length = int(forest.length[at])
     tokens, sampled, hidden_block = (
@@ -100,7 +130,10 @@ def _thread(forest: ThreadForest, tree: int, thread_index: int, tokenizer: Token
     )
     kinds = _kinds(tokens, sampled, hidden_block)
     bounds = [*map(int, np.flatnonzero(np.diff(kinds, prepend=-1))), length]
-    spans = [[KINDS[kinds[begin]], tokenizer.show(tokens[begin:end])] for begin, end in itertools.pairwise(bounds)]
+    spans = [
+        [KINDS[kinds[begin]], tokenizer.show(tokens[begin:end])]
+        for begin, end in itertools.pairwise(bounds)
+    ]
     return {
         "thread_index": thread_index,
         "parent": int(forest.parent[at]),
@@ -118,7 +151,16 @@ def _thread(forest: ThreadForest, tree: int, thread_index: int, tokenizer: Token
 
 
 def _kinds(tokens: np.ndarray, sampled: np.ndarray, hidden_block: np.ndarray) -> np.ndarray:
-    """Place in KINDS of each token of a stream: what is given after the prompt is what children joined."""
+    """Place in KINDS of each token of a stream: what is given after the prompt is what children
+    joined.
+    """
     began, answering = np.cumsum(sampled) > 0, np.cumsum(sampled & (tokens == JOIN)) > 0
-    cases = {"spawn": hidden_block > 0, "joined": ~sampled & began, "given": ~sampled, "join": answering}
-    return np.select([*cases.values()], [KINDS.index(kind) for kind in cases], KINDS.index("sampled"))
+    cases = {
+        "spawn": hidden_block > 0,
+        "joined": ~sampled & began,
+        "given": ~sampled,
+        "join": answering,
+    }
+    return np.select(
+        [*cases.values()], [KINDS.index(kind) for kind in cases], KINDS.index("sampled")
+    )

@@ -19,7 +19,8 @@ from apr_jax.errors import DiskError, UserError, is_of_system, what_went_wrong
 
 @contextmanager
 def disk_errors(where: Path) -> Iterator[None]:
-    """Turns a disk that takes no more, through whichever library it shows, into a DiskError that says why.
+    """Turns a disk that takes no more, through whichever library it shows, into a DiskError that
+    says why.
 
     Any OSError is one, and what TensorStore says about one of the system.
     """
@@ -30,7 +31,8 @@ def disk_errors(where: Path) -> Iterator[None]:
     except Exception as error:
         if _is_full(error):
             raise DiskError(
-                f"{where}: the disk is full; make room and start the same command again, what was saved before is kept"
+                f"{where}: the disk is full; make room and start the same command again, what was"
+                " saved before is kept"
             ) from None
         if isinstance(error, OSError):
             raise DiskError(f"{where}: cannot write ({error.strerror or error})") from None
@@ -40,7 +42,8 @@ def disk_errors(where: Path) -> Iterator[None]:
 
 
 def check_writable(folder: Path) -> None:
-    """Makes sure that files can be made in a folder of this machine: the first save may come hours later.
+    """Makes sure that files can be made in a folder of this machine: the first save may come hours
+    later.
 
     Raises:
       DiskError: they can't.
@@ -57,8 +60,8 @@ def _is_full(error: BaseException | None) -> bool:
 class TolerantStream:
     """A stream that may vanish: what can no longer be written to it is dropped.
 
-    A terminal that was closed fails at every write (EIO). A run that is about to save must not end by that.
-    """
+    A terminal that was closed fails at every write (EIO). A run that is about to save must not end
+    by that."""
 
     def __init__(self, stream: IO[str]):
         self._stream = stream
@@ -78,11 +81,11 @@ class TolerantStream:
 
 
 class Muffled:
-    """From its making to `end`, tracebacks that the threads of libraries print are dropped, unless APR_DEBUG is set.
+    """From its making to `end`, tracebacks that the threads of libraries print are dropped, unless
+    APR_DEBUG is set.
 
-    Orbax raises the same errors again where the run waits for a save, and TensorStore's threads find its event loop closed
-    then; TensorBoard's file is only a copy of metrics.jsonl.
-    """
+    Orbax raises the same errors again where the run waits for a save, and TensorStore's threads
+    find its event loop closed then; TensorBoard's file is only a copy of metrics.jsonl."""
 
     def __init__(self) -> None:
         self._hook, self._any_hook = threading.excepthook, sys.unraisablehook

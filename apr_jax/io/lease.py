@@ -1,20 +1,22 @@
 """Who writes in a folder: a lease, which keeps a second writer out of it.
 
-    FOLDER/lease.json   host and process that write here, since when, and what for; gone when they have ended
+    FOLDER/lease.json   host and process that write here, since when, what for; gone with them
 
 The life of a lease:
 1. A start that finds none writes its own. One that finds another's looks whether its holder lives:
-     - on this host the process table says so at once. A killed run can be started again without waiting.
-     - of another host nothing is known but its signs of life: the lease changes every `BEAT_SECONDS`. Where it is seen to
-       change the start is refused; where it does not for `STALE_SECONDS` it is taken over. No clock of one host is compared
-       with that of another.
-2. While it is held, a thread gives the signs of life, and makes sure that the lease still is this run's: a run that slept so
-   long that another one took it over ends when it wakes up, and writes nothing more (`Lease.check`).
+     - on this host the process table says so at once. A killed run can be started again without
+       waiting.
+     - of another host nothing is known but its signs of life: the lease changes every
+       `BEAT_SECONDS`. Where it is seen to change the start is refused; where it does not for
+       `STALE_SECONDS` it is taken over. No clock of one host is compared with that of another.
+2. While it is held, a thread gives the signs of life, and makes sure that the lease still is this
+   run's: a run that slept so long that another one took it over ends when it wakes up, and writes
+   nothing more (`Lease.check`).
 3. It is removed at the end, whether by an error, a signal or success.
 
-Reading, deciding and writing are one step, of which two starts never do half each: on a disk under a lock of the folder
-(flock), in a bucket by a write that holds only for the generation that was read (if-generation-match).
-"""
+Reading, deciding and writing are one step, of which two starts never do half each: on a disk under
+a lock of the folder (flock), in a bucket by a write that holds only for the generation that was
+read (if-generation-match)."""
 
 import contextlib
 import datetime
@@ -46,7 +48,8 @@ _UNKNOWN, _TAKEN, _REFUSED = range(3)
 class Lease:
     """The right to write in a folder; a context manager.
 
-    Taken once more in the same process, by what it does as a part of the same work, it is the same lease.
+    Taken once more in the same process, by what it does as a part of the same work, it is the same
+    lease.
 
     Args:
       folder: here or in a bucket; made if missing.
@@ -60,7 +63,9 @@ class Lease:
     def __init__(self, folder: Path, what: str, together: bool = False):
         self._folder = absolute(folder)
         self._together = together
-        self._store: _Store = _Bucket(self._folder) if is_remote(self._folder) else _Disk(self._folder)
+        self._store: _Store = (
+            _Bucket(self._folder) if is_remote(self._folder) else _Disk(self._folder)
+        )
         self._text = json.dumps(_myself() | {"what": what, "token": uuid.uuid4().hex}) + "\n"
         self._outer: Lease | None = None
         self._holds = False
@@ -69,7 +74,9 @@ class Lease:
         self._alive_at = 0.0
         self._lost = False
         self._refusal: UserError | None = None
-        self._watched: tuple[Any, float] | None = None  # The lease of another host, and since when it has been so.
+        self._watched: tuple[Any, float] | None = (
+            None  # The lease of another host, and since when it has been so.
+        )
         self._ended = threading.Event()
         self._beating: threading.Thread | None = None
 
@@ -83,16 +90,23 @@ class Lease:
             if found == _TAKEN:
                 break
             if found == _REFUSED:
-                raise self._refusal or UserError(f"{self._folder}: was refused to the first process of this run")
+                raise self._refusal or UserError(
+                    f"{self._folder}: was refused to the first process of this run"
+                )
         self._holds = not self._together or is_first()
         _HELD[key] = self
         if self._holds:
-            self._beating = threading.Thread(target=self._give_signs, name=f"lease of {key}", daemon=True)
+            self._beating = threading.Thread(
+                target=self._give_signs, name=f"lease of {key}", daemon=True
+            )
             self._beating.start()
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         del error, trace
         if self._outer is not None:
@@ -104,29 +118,36 @@ class Lease:
         with self._lock:
             if self._lost:
                 return
-            with contextlib.suppress(Exception):  # What is left is taken over like that of a killed run.
+            # What is left is taken over like that of a killed run.
+            with contextlib.suppress(Exception):
                 self._store.remove(self._text, self._version)
 
     def check(self) -> None:
-        """Makes sure that this run still holds the folder; to be called before anything is written. It costs nothing as
-        long as there were signs of life.
+        """Makes sure that this run still holds the folder; to be called before anything is written.
+        It costs nothing as long as there were signs of life.
 
         Raises:
-          LostLease: another run has taken it over, the folder is gone, or for too long nothing could be written there.
+          LostLease: another run has taken it over, the folder is gone, or for too long nothing
+            could be written there.
         """
         if self._outer is not None:
             self._outer.check()
             return
         if not self._holds:
             return
-        if not self._lost and _clock() - self._alive_at > 2 * BEAT_SECONDS:  # The machine slept, or the disk hangs.
+        # The machine slept, or the disk hangs.
+        if not self._lost and _clock() - self._alive_at > 2 * BEAT_SECONDS:
             self._beat()
         if self._lost:
-            raise LostLease(f"{self._folder}: {self._who_has_it()}; this run ends, and writes nothing more there")
+            raise LostLease(
+                f"{self._folder}: {self._who_has_it()}; this run ends, and writes nothing more"
+                " there"
+            )
         if _clock() - self._alive_at > STALE_SECONDS:
             raise LostLease(
-                f"{self._folder}: {FILE} could not be renewed for {STALE_SECONDS:.0f} s; another run may have taken the "
-                "folder over, so this one ends; start the same command again"
+                f"{self._folder}: {FILE} could not be renewed for {STALE_SECONDS:.0f} s; another"
+                " run may have taken the folder over, so this one ends; start the same command"
+                " again"
             )
 
     def _who_has_it(self) -> str:
@@ -137,7 +158,9 @@ class Lease:
         return f"its {FILE} is gone: the folder was deleted or moved"
 
     def _look(self) -> int:
-        """Looks once at what is there, and takes the lease if nobody else has it; the first process does it for all."""
+        """Looks once at what is there, and takes the lease if nobody else has it; the first process
+        does it for all.
+        """
         try:
             return self._take()
         except UserError as error:
@@ -158,9 +181,8 @@ class Lease:
         taken = self._store.put(self._text, version)
         if taken is None:
             text, version = self._store.read()
-            if (
-                version is not None and text != self._text
-            ):  # Another start was faster, or the holder gave a sign of life.
+            # Another start was faster, or the holder gave a sign of life.
+            if version is not None and text != self._text:
                 raise self._refused(_parse(text))
             if version is None:
                 return _UNKNOWN
@@ -174,8 +196,8 @@ class Lease:
         if self._watched is None:
             self._watched = version, now
             print(
-                f"{self._folder}: is held by {_named(holder)}; this start waits for a sign of life of it, "
-                f"and goes on if there is none for {STALE_SECONDS:.0f} s",
+                f"{self._folder}: is held by {_named(holder)}; this start waits for a sign of life"
+                f" of it, and goes on if there is none for {STALE_SECONDS:.0f} s",
                 file=sys.stderr,
                 flush=True,
             )
@@ -186,8 +208,8 @@ class Lease:
 
     def _refused(self, holder: dict[str, Any]) -> UserError:
         return UserError(
-            f"{self._folder}: is being written by {_named(holder)}, which lives; wait for its end or stop it, "
-            "or choose another folder"
+            f"{self._folder}: is being written by {_named(holder)}, which lives; wait for its end"
+            " or stop it, or choose another folder"
         )
 
     def _give_signs(self) -> None:
@@ -200,7 +222,8 @@ class Lease:
                 return
             try:
                 version = self._store.beat(self._text, self._version)
-            except Exception:  # A full disk, a network that is away for a moment: `check` knows when it is too long.
+            # A full disk, a network that is away for a moment: `check` knows when it is too long.
+            except Exception:
                 return
             if version is None:
                 self._lost = True
@@ -212,13 +235,17 @@ _HELD: dict[str, Lease] = {}  # By folder, those of this process.
 
 
 class _Store(Protocol):
-    """Where a lease is kept. A version changes whenever the lease does; that of no lease is None."""
+    """Where a lease is kept. A version changes whenever the lease does; that of no lease is
+    None.
+    """
 
     def read(self) -> tuple[str, Any]:
         """Text and version; "" and None if there is none."""
 
     def put(self, text: str, version: Any) -> Any:
-        """Writes the lease in place of that version, and returns the new one; None if another one is there by now."""
+        """Writes the lease in place of that version, and returns the new one; None if another one
+        is there by now.
+        """
 
     def beat(self, text: str, version: Any) -> Any:
         """Gives the lease a new version, and returns it; None if it is not this one any more."""
@@ -244,7 +271,8 @@ class _Disk:
                 fcntl.flock(folder, fcntl.LOCK_EX)
             except OSError:  # NFS locks files alone, and only those that may be written.
                 file = opened.enter_context((self._folder / _LOCK).open("a"))
-                with contextlib.suppress(OSError):  # A disk that knows no locks: a change of the version must do.
+                # A disk that knows no locks: a change of the version must do.
+                with contextlib.suppress(OSError):
                     fcntl.flock(file, fcntl.LOCK_EX)
             yield
 
@@ -301,7 +329,9 @@ class _Bucket:
     def read(self) -> tuple[str, Any]:
         with bucket_errors(self._path):
             try:
-                headers, content = self._fs.call("GET", "b/{}/o/{}", self._bucket, self._key, alt="media")
+                headers, content = self._fs.call(
+                    "GET", "b/{}/o/{}", self._bucket, self._key, alt="media"
+                )
             except FileNotFoundError:
                 return "", None
             return content.decode(errors="replace"), headers["x-goog-generation"]
@@ -314,7 +344,8 @@ class _Bucket:
         written = self._write(text, version)
         if written is not None:
             return written
-        # A write whose answer was lost, and which gcsfs therefore repeated, finds its own generation.
+        # A write whose answer was lost, and which gcsfs therefore repeated, finds its own
+        # generation.
         found, generation = self.read()
         return generation if found == text else None
 
@@ -324,7 +355,8 @@ class _Bucket:
             self._fs.call("DELETE", "b/{}/o/{}", self._bucket, self._key, ifGenerationMatch=version)
 
     def _write(self, text: str, version: str) -> str | None:
-        with contextlib.suppress(FileExistsError):  # As gcsfs says 412: it has another generation by now.
+        # As gcsfs says 412: it has another generation by now.
+        with contextlib.suppress(FileExistsError):
             written = self._fs.call(
                 "POST",
                 f"{self._fs._location}/upload/storage/v1/b/{self._bucket}/o",
@@ -350,7 +382,9 @@ def _myself() -> dict[str, Any]:
 
 
 def _machine() -> str:
-    """Tells hosts apart that have the same name, one start of a host from the next, and containers."""
+    """Tells hosts apart that have the same name, one start of a host from the next, and
+    containers.
+    """
     boot = namespace = ""
     with contextlib.suppress(OSError):
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
@@ -360,7 +394,10 @@ def _machine() -> str:
 
 
 def _started(pid: int) -> str:
-    """When a process was started, in ticks of the machine: numbers of processes come again. "" if that is not known."""
+    """When a process was started, in ticks of the machine: numbers of processes come again.
+
+    "" if that is not known.
+    """
     return (_state(pid) or ["", ""])[1]
 
 
@@ -404,7 +441,9 @@ def _parse(text: str) -> dict[str, Any]:
 def _named(holder: dict[str, Any]) -> str:
     if not holder:
         return "an unknown process"
-    what, pid, host, since = (str(holder.get(name, "?")) for name in ("what", "pid", "host", "since"))
+    what, pid, host, since = (
+        str(holder.get(name, "?")) for name in ("what", "pid", "host", "since")
+    )
     return f"process {pid} on host {host} ({what}, since {since})"
 
 

@@ -1,5 +1,5 @@
-"""How a process is set up before JAX works: where compiled programs are kept, how many devices the CPU is, and which other
-processes it works with."""
+"""How a process is set up before JAX works: where compiled programs are kept, how many devices the
+CPU is, and which other processes it works with."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -23,9 +23,17 @@ _REFUSED: tuple[tuple[str, tuple[Any, ...], str], ...] = (
     ("jax_enable_x64", (True,), "weights and checkpoints are of 32-bit numbers"),
     ("jax_disable_jit", (True,), "a rollout that is not compiled takes hours"),
     ("jax_numpy_rank_promotion", ("raise",), "arrays of different rank are combined on purpose"),
-    ("jax_numpy_dtype_promotion", ("strict",), "numbers of different types are combined on purpose"),
+    (
+        "jax_numpy_dtype_promotion",
+        ("strict",),
+        "numbers of different types are combined on purpose",
+    ),
     *(
-        (name, ("disallow", "disallow_explicit"), "numbers go to the device and come back in every step")
+        (
+            name,
+            ("disallow", "disallow_explicit"),
+            "numbers go to the device and come back in every step",
+        )
         for name in (
             "jax_transfer_guard",
             "jax_transfer_guard_host_to_device",
@@ -37,7 +45,8 @@ _REFUSED: tuple[tuple[str, tuple[Any, ...], str], ...] = (
 
 
 def cache_folder() -> Path | None:
-    """Where compiled XLA programs are kept: $APR_CACHE, by default ~/.cache/apr_jax; None if it is set to "off".
+    """Where compiled XLA programs are kept: $APR_CACHE, by default ~/.cache/apr_jax; None if it is
+    set to "off".
 
     Raises:
       UsageError: the variable names no folder of this machine.
@@ -48,7 +57,9 @@ def cache_folder() -> Path | None:
 
 
 def keep_compiled() -> None:
-    """Makes JAX keep compiled programs on disk: a second start of the same experiment compiles nothing anew."""
+    """Makes JAX keep compiled programs on disk: a second start of the same experiment compiles
+    nothing anew.
+    """
     folder = cache_folder()
     if folder is None:
         return
@@ -61,23 +72,25 @@ def keep_compiled() -> None:
 def use_all_cores() -> None:
     """Makes every CPU core a device, up to 8 and a power of two, so that batches divide.
 
-    A step of a small model is many small operations. Spread over the cores each of them waits for the slowest core; a device a
-    core runs them without waiting (docs/rollout.md has the figures). A device count set by the user, in XLA_FLAGS or
-    JAX_NUM_CPU_DEVICES, stays.
-    """
+    A step of a small model is many small operations. Spread over the cores each of them waits for
+    the slowest core; a device a core runs them without waiting (docs/rollout.md has the figures). A
+    device count set by the user, in XLA_FLAGS or JAX_NUM_CPU_DEVICES, stays."""
     if "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
         return
     import jax
 
     if jax.config.jax_num_cpu_devices > 0:
         return
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    usable = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
     cores = min(usable, MOST_CPU_DEVICES)
     jax.config.update("jax_num_cpu_devices", 1 << (cores.bit_length() - 1))
 
 
 def check_settings() -> None:
-    """Refuses settings of JAX, as the environment has them, with which this program would fail later, and obscurely.
+    """Refuses settings of JAX, as the environment has them, with which this program would fail
+    later, and obscurely.
 
     Raises:
       UsageError: names the variable.
@@ -88,11 +101,14 @@ def check_settings() -> None:
         value = getattr(jax.config, name)
         if value in values:
             variable = name.upper()
-            raise UsageError(f"{variable}={os.environ.get(variable, value)}: {reason}; unset {variable}")
+            raise UsageError(
+                f"{variable}={os.environ.get(variable, value)}: {reason}; unset {variable}"
+            )
 
 
 def check_devices() -> None:
-    """Makes JAX look for its devices now: what is wrong with them must not come up where a file is read.
+    """Makes JAX look for its devices now: what is wrong with them must not come up where a file is
+    read.
 
     Raises:
       UserError: there is none of the kind that JAX_PLATFORMS names, or it cannot be used.
@@ -105,7 +121,10 @@ def check_devices() -> None:
         wanted = os.environ.get(_PLATFORMS)
         reason = str(error).partition(" (set ")[0] or "there is none"
         if wanted:
-            told = f"{_PLATFORMS}={wanted}: no such device can be used here ({reason}); {_PLATFORMS}=cpu always can"
+            told = (
+                f"{_PLATFORMS}={wanted}: no such device can be used here ({reason});"
+                f" {_PLATFORMS}=cpu always can"
+            )
         else:
             told = f"no device can be used here ({reason}); {_PLATFORMS}=cpu uses the processor"
         raise UserError(told) from None
@@ -114,9 +133,10 @@ def check_devices() -> None:
 def join_processes() -> None:
     """Makes this process one of several that train together, if the environment says so.
 
-    $JAX_COORDINATOR_ADDRESS is host:port of the first process, $JAX_NUM_PROCESSES how many there are, $JAX_PROCESS_ID which
-    one this is, from 0. Where a cluster manager knows the latter two (Slurm) the address is enough; where it knows all three
-    (TPU slices, on their own and in GKE) it is "auto".
+    $JAX_COORDINATOR_ADDRESS is host:port of the first process, $JAX_NUM_PROCESSES how many there
+    are, $JAX_PROCESS_ID which one this is, from 0. Where a cluster manager knows the latter two
+    (Slurm) the address is enough; where it knows all three (TPU slices, on their own and in GKE) it
+    is "auto".
 
     Raises:
       UsageError: the numbers are none, don't fit together, or are missing.
@@ -128,10 +148,13 @@ def join_processes() -> None:
     if count is not None and index is not None and not 0 <= index < count:
         raise UsageError(f"{INDEX}={index}: must be in 0..{count - 1}, because {COUNT}={count}")
     if address != AUTO and not address.rpartition(":")[2].isdigit():
-        raise UsageError(f'{COORDINATOR}={address}: must be host:port, or "{AUTO}" on the hosts of a TPU slice')
+        raise UsageError(
+            f'{COORDINATOR}={address}: must be host:port, or "{AUTO}" on the hosts of a TPU slice'
+        )
     import jax
 
-    jax.config.update("jax_enable_preemption_service", False)  # SIGTERM is handled by the training loop.
+    # SIGTERM is handled by the training loop.
+    jax.config.update("jax_enable_preemption_service", False)
     if address == AUTO:
         del os.environ[COORDINATOR]  # JAX would take it for an address.
     try:
@@ -148,7 +171,8 @@ def join_processes() -> None:
             told = f"{COORDINATOR}={AUTO}: this is no host of a TPU slice ({error}); give host:port"
         elif missing := [name for name, value in ((COUNT, count), (INDEX, index)) if value is None]:
             told = (
-                f"{COORDINATOR}={address}: no cluster manager tells the rest ({error}); set {' and '.join(missing)} too"
+                f"{COORDINATOR}={address}: no cluster manager tells the rest ({error}); set"
+                f" {' and '.join(missing)} too"
             )
         else:
             raise
@@ -176,7 +200,9 @@ def first_decides(choose: Callable[[], int]) -> int:
 
 @contextmanager
 def alone_fails() -> Iterator[None]:
-    """What one process does while others wait: if it fails, it must end at once, for only that ends the others."""
+    """What one process does while others wait: if it fails, it must end at once, for only that ends
+    the others.
+    """
     import jax
 
     try:
@@ -184,7 +210,9 @@ def alone_fails() -> Iterator[None]:
     except UserError as error:
         if not jax.distributed.is_initialized():
             raise
-        raise LostProcess(f"process {jax.process_index()}, for which the others wait: {error}") from error
+        raise LostProcess(
+            f"process {jax.process_index()}, for which the others wait: {error}"
+        ) from error
 
 
 def _whole(variable: str) -> int | None:

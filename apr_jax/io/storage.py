@@ -1,13 +1,16 @@
 """Where files are: folders of this machine, or of a bucket (gs://bucket/folder).
 
-Every path that a user gives goes through `as_path` or `local_path`. They expand `~`, and refuse by name what would otherwise
-become a local folder of a strange name: `s3://x`, `GS://x`, `gs:/x`, an empty text, a flag in place of a path. `$NAME` is
-expanded by shells, not here: it is a legal name of a file.
+Every path that a user gives goes through `as_path` or `local_path`. They expand `~`, and refuse by
+name what would otherwise become a local folder of a strange name: `s3://x`, `GS://x`, `gs:/x`, an
+empty text, a flag in place of a path. `$NAME` is expanded by shells, not here: it is a legal name
+of a file.
 
-A path of a bucket is etils' `epath.Path`: it has the methods of pathlib's, and Orbax takes it as it is. Two things a bucket
-can't do, and what stands in for them:
-  - An object can't be appended to. `Mirror` gives a local folder to write in, and copies what changed to the bucket.
-  - array_record reads files of this machine alone. `local_copy` copies a folder here once, and again when it changed.
+A path of a bucket is etils' `epath.Path`: it has the methods of pathlib's, and Orbax takes it as it
+is. Two things a bucket can't do, and what stands in for them:
+  - An object can't be appended to. `Mirror` gives a local folder to write in, and copies what
+    changed to the bucket.
+  - array_record reads files of this machine alone. `local_copy` copies a folder here once, and
+    again when it changed.
 """
 
 import contextlib
@@ -27,7 +30,8 @@ from typing import Any, Self, cast
 from apr_jax.errors import LostLease, UsageError, UserError
 
 _SCHEME = "gs://"
-# A word of two letters or more, a colon and a slash: an address, whoever else knows it. One letter may be a drive.
+# A word of two letters or more, a colon and a slash: an address, whoever else knows it. One letter
+# may be a drive.
 _ADDRESS = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]+):/")
 COPIES_VARIABLE = "APR_COPIES"
 _PUSH_SECONDS = 60.0
@@ -43,7 +47,8 @@ def as_path(path: str | os.PathLike[str]) -> Path:
       UsageError: there can be no such path, or it is in a bucket and gcsfs is not installed.
     """
     text = checked(path) if isinstance(path, str) else os.fspath(path)
-    if text.startswith("gs:/") and not text.startswith(_SCHEME):  # What pathlib makes of an address.
+    # What pathlib makes of an address.
+    if text.startswith("gs:/") and not text.startswith(_SCHEME):
         raise UsageError(f"{text}: give a path of a bucket as a string, or as one of etils.epath")
     if not text.startswith(_SCHEME):
         return Path(text)
@@ -52,7 +57,8 @@ def as_path(path: str | os.PathLike[str]) -> Path:
     from etils import epath
 
     if not os.environ.get("APR_DEBUG"):
-        # Of each failed request it logs pages, while the error comes to us in any case, and is said in one line.
+        # Of each failed request it logs pages, while the error comes to us in any case, and is said
+        # in one line.
         logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
     return cast(Path, epath.Path(text))
 
@@ -74,7 +80,8 @@ def checked(text: str) -> str:
     """What a user wrote as a path, a leading `~` expanded.
 
     Raises:
-      UsageError: there can be no such path: it is empty, is taken for a flag, or is an address other than gs://bucket/folder.
+      UsageError: there can be no such path: it is empty, is taken for a flag, or is an address
+        other than gs://bucket/folder.
     """
     if not text.strip():
         raise UsageError(f"{text!r}: is empty; must be the path of a file or folder")
@@ -87,7 +94,9 @@ def checked(text: str) -> str:
         return text
     expanded = os.path.expanduser(text)
     if expanded.startswith("~"):
-        raise UsageError(f"{text}: there is no such user, or no home folder; a file of that name is ./{text}")
+        raise UsageError(
+            f"{text}: there is no such user, or no home folder; a file of that name is ./{text}"
+        )
     return expanded
 
 
@@ -101,7 +110,10 @@ def _refuse_addresses(text: str) -> None:
     if scheme.lower() == "file":
         raise UsageError(f"{text}: write a path of this machine without file://, as /{rest}")
     if scheme.lower() != "gs":
-        raise UsageError(f"{text}: {scheme}:// is not supported; must be a path of this machine or gs://bucket/folder")
+        raise UsageError(
+            f"{text}: {scheme}:// is not supported; must be a path of this machine or"
+            " gs://bucket/folder"
+        )
     bucket, *folders = rest.split("/")
     if not text.startswith(_SCHEME) or not bucket or text.startswith(f"{_SCHEME}/"):
         raise UsageError(f"{text}: write it as {_SCHEME}{rest or 'bucket/folder'}")
@@ -139,12 +151,14 @@ def write_bytes(path: Path, contents: bytes) -> None:
             path.write_bytes(contents)
         return
     try:
-        if path.exists() and not path.is_file():  # A device or a pipe has nothing to lose; a folder is refused.
+        # A device or a pipe has nothing to lose; a folder is refused.
+        if path.exists() and not path.is_file():
             path.write_bytes(contents)
         else:
             _replace(path, contents)
     except OSError as error:
-        # A write that found no room names no file, and nobody knows the one of another name that is moved into place.
+        # A write that found no room names no file, and nobody knows the one of another name that is
+        # moved into place.
         raise OSError(error.errno, error.strerror, os.fspath(path)) from None
 
 
@@ -165,7 +179,8 @@ def _replace(path: Path, contents: bytes) -> None:
 
 
 def save_tensors(tensors: dict[str, Any], path: Path, metadata: dict[str, str]) -> None:
-    """Writes a safetensors file of this machine, which appears whole or not at all, with the mode that the umask gives.
+    """Writes a safetensors file of this machine, which appears whole or not at all, with the mode
+    that the umask gives.
 
     `safetensors` itself makes files that nobody but their owner may read.
     """
@@ -182,7 +197,8 @@ def save_tensors(tensors: dict[str, Any], path: Path, metadata: dict[str, str]) 
 
 
 def require_reachable(path: Path) -> None:
-    """Makes sure that a bucket can be asked, for whoever finds nothing there: without a network nothing seems to be there.
+    """Makes sure that a bucket can be asked, for whoever finds nothing there: without a network
+    nothing seems to be there.
 
     Raises:
       UserError: it can't be asked.
@@ -191,14 +207,21 @@ def require_reachable(path: Path) -> None:
         return
     import fsspec
 
-    with bucket_errors(path), contextlib.suppress(FileNotFoundError):  # It was asked, and there is nothing.
+    # It was asked, and there is nothing.
+    with (
+        bucket_errors(path),
+        contextlib.suppress(FileNotFoundError),
+    ):
         fsspec.filesystem("gs").ls(os.fspath(path).removeprefix(_SCHEME), refresh=True)
 
 
 def nearby(folder: Path) -> list[Path]:
     """The folder, and up to two above it."""
     whole = absolute(folder)
-    return [folder, *(parent for parent in whole.parents[:2] if not is_remote(whole) or len(parent.parts) > 2)]
+    return [
+        folder,
+        *(parent for parent in whole.parents[:2] if not is_remote(whole) or len(parent.parts) > 2),
+    ]
 
 
 def move(folder: Path, target: Path) -> None:
@@ -217,7 +240,8 @@ def copies_folder() -> Path:
 
 
 def folder_of(variable: str, default: str) -> Path:
-    """The folder of this machine that an environment variable names, or the default where it is unset or empty.
+    """The folder of this machine that an environment variable names, or the default where it is
+    unset or empty.
 
     Raises:
       UsageError: there can be no such folder; the message names the variable.
@@ -254,7 +278,8 @@ def local_copy(folder: Path, stamp: str) -> Path:
 
 
 def upload(folder: Path, target: Path, last: str) -> None:
-    """Copies a local folder to a bucket; the file `last` goes last, so that where it is, everything is.
+    """Copies a local folder to a bucket; the file `last` goes last, so that where it is, everything
+    is.
 
     Raises:
       UserError: the bucket can't be written.
@@ -266,7 +291,8 @@ def upload(folder: Path, target: Path, last: str) -> None:
 
 
 class Mirror:
-    """A local stand-in for a folder whose files are appended to. For a local folder it is the folder itself.
+    """A local stand-in for a folder whose files are appended to. For a local folder it is the
+    folder itself.
 
     A context manager that closes it.
 
@@ -350,13 +376,15 @@ def _copy(source: Path, target: Path) -> None:
 
 @contextlib.contextmanager
 def bucket_errors(path: Path) -> Iterator[None]:
-    """What a bucket says (no such bucket, no permission, no network) in one line; errors of this machine pass."""
+    """What a bucket says (no such bucket, no permission, no network) in one line; errors of this
+    machine pass.
+    """
     try:
         yield
     except Exception as error:
         if not is_remote(path):
             raise
         raise UserError(
-            f"{path}: {type(error).__name__}: {error or 'no answer'}; see that the bucket is there and that "
-            "this account may write to it (gcloud auth application-default login)"
+            f"{path}: {type(error).__name__}: {error or 'no answer'}; see that the bucket is there"
+            " and that this account may write to it (gcloud auth application-default login)"
         ) from None

@@ -1,9 +1,10 @@
-"""What the commands show in a terminal: text of strangers made harmless, any encoding served, and tables whole.
+"""What the commands show in a terminal: text of strangers made harmless, any encoding served, and
+tables whole.
 
-The text that a model wrote, a tokenizer's pieces, and the names in a file may hold escape sequences, which would clear the
-screen, rename the window or hide what stands there. `visible` shows them as pictures; whatever a `Terminal` prints has passed
-through it, so that no caller need think of it.
-"""
+The text that a model wrote, a tokenizer's pieces, and the names in a file may hold escape
+sequences, which would clear the screen, rename the window or hide what stands there. `visible`
+shows them as pictures; whatever a `Terminal` prints has passed through it, so that no caller need
+think of it."""
 
 from __future__ import annotations
 
@@ -18,8 +19,9 @@ from rich.measure import Measurement
 from rich.segment import Segment
 from rich.table import Table
 
-# Categories of characters that a terminal obeys instead of showing: controls, what reorders, joins or hides its neighbours,
-# lines and paragraphs, and halves of surrogate pairs, which cannot be written in UTF-8.
+# Categories of characters that a terminal obeys instead of showing: controls, what reorders, joins
+# or hides its neighbours, lines and paragraphs, and halves of surrogate pairs, which cannot be
+# written in UTF-8.
 _CONTROL = ("Cc", "Cf", "Cs", "Zl", "Zp")
 _PICTURES = 0x2400  # Of "\x00"; those of the other C0 follow it.
 _DELETED = "\u2421"
@@ -31,7 +33,9 @@ _BOUNDLESS = 100_000
 
 
 def visible(text: str) -> str:
-    """The text with its control characters as pictures (`␛` for an escape) or, where there is none, as `\\x9b`; lines stay."""
+    """The text with its control characters as pictures (`␛` for an escape) or, where there is none,
+    as `\\x9b`; lines stay.
+    """
     if text.isprintable():
         return text
     return "".join(map(_shown, text))
@@ -53,13 +57,17 @@ def _shown(character: str) -> str:
 class Terminal(Console):
     """A rich console whose own control sequences are the only ones that reach the terminal."""
 
-    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+    def render(
+        self, renderable: RenderableType, options: ConsoleOptions | None = None
+    ) -> Iterable[Segment]:
         for segment in super().render(renderable, options):
             yield segment if segment.control else Segment(visible(segment.text), segment.style)
 
 
 def serve_any_encoding() -> None:
-    """Makes standard output and error take what their encoding lacks: `━` becomes `-`, what has no likeness `?`."""
+    """Makes standard output and error take what their encoding lacks: `━` becomes `-`, what has no
+    likeness `?`.
+    """
     codecs.register_error(_ERRORS, _replace)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -76,8 +84,8 @@ def _replace(error: UnicodeError) -> tuple[str, int]:
 class Whole:
     """A table with nothing cut off, for `console.print(Whole(table), crop=False)`.
 
-    In a terminal what finds no room in a column goes on in the next line; into a file or a pipe the table is as wide as it is.
-    """
+    In a terminal what finds no room in a column goes on in the next line; into a file or a pipe the
+    table is as wide as it is."""
 
     def __init__(self, table: Table):
         self._table = table
@@ -87,7 +95,9 @@ class Whole:
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         if not console.is_terminal:
-            options = options.update(width=max(options.max_width, natural_width(console, self._table)))
+            options = options.update(
+                width=max(options.max_width, natural_width(console, self._table))
+            )
         yield from console.render(self._table, options)
 
 

@@ -19,8 +19,9 @@ class ModelConfig:
       tied: output projection is the embedding's transpose.
       rope_base: of the rotary embedding's wavelengths; above 1.
       dtype: computation; parameters are float32.
-      remat: what the backward pass computes again within a layer: nothing ("none"), all ("layer": least memory, a third
-        more products), or all but the products with weights and attention ("dots").
+      remat: what the backward pass computes again within a layer: nothing ("none"), all ("layer":
+        least memory, a third more products), or all but the products with weights and attention
+        ("dots").
     """
 
     layers: int
@@ -41,6 +42,8 @@ class ModelConfig:
         if self.heads % self.kv_heads:
             raise ValueError(f"model.kv_heads={self.kv_heads} must divide model.heads={self.heads}")
         if self.head_size % 2:
-            raise ValueError(f"model.head_size={self.head_size} must be even: rotary embedding turns pairs")
+            raise ValueError(
+                f"model.head_size={self.head_size} must be even: rotary embedding turns pairs"
+            )
         if not 1 < self.rope_base < math.inf:
             raise ValueError(f"model.rope_base={self.rope_base} must be above 1 and finite")

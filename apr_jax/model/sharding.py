@@ -1,7 +1,7 @@
 """Where parameters and batches live on a mesh: one small table from logical axes to mesh axes.
 
-Mesh axes: `data` and `fsdp` split the batch; `fsdp` also splits the parameters over their width; `tensor` splits heads and MLP.
-"""
+Mesh axes: `data` and `fsdp` split the batch; `fsdp` also splits the parameters over their width;
+`tensor` splits heads and MLP."""
 
 from typing import Any
 
@@ -39,14 +39,17 @@ LOGICAL_AXES: dict[str, tuple[str, ...]] = {
 }
 
 
-def make_mesh(data: int = 0, fsdp: int = 1, tensor: int = 1, devices: list[Any] | None = None) -> Mesh:
+def make_mesh(
+    data: int = 0, fsdp: int = 1, tensor: int = 1, devices: list[Any] | None = None
+) -> Mesh:
     """A mesh of `devices` (by default all there are); data=0 takes what fsdp and tensor leave.
 
-    In one process the axes may need fewer devices than there are: the first ones are taken. TPUs are laid out as
-    `over_torus` says.
+    In one process the axes may need fewer devices than there are: the first ones are taken. TPUs
+    are laid out as `over_torus` says.
 
     Raises:
-      ValueError: there are not enough devices, data=0 can't take up all the others, or some process would be left out.
+      ValueError: there are not enough devices, data=0 can't take up all the others, or some process
+        would be left out.
     """
     devices = jax.devices() if devices is None else devices
     total = len(devices)
@@ -54,7 +57,8 @@ def make_mesh(data: int = 0, fsdp: int = 1, tensor: int = 1, devices: list[Any] 
     whole = needed % (fsdp * tensor) == 0 and needed > 0
     if not whole or needed > total or (needed < total and jax.process_count() > 1):
         raise ValueError(
-            f"mesh data={data} x fsdp={fsdp} x tensor={tensor}: does not fit the {total} devices there are"
+            f"mesh data={data} x fsdp={fsdp} x tensor={tensor}: does not fit the {total} devices"
+            " there are"
         )
     shape = (needed // (fsdp * tensor), fsdp, tensor)
     if needed == total and devices[0].platform == "tpu":
@@ -68,13 +72,16 @@ def on_tpu(mesh: Mesh) -> bool:
 
 
 def over_torus(shape: tuple[int, ...], devices: list[Any]) -> np.ndarray:
-    """A slice's devices, as an array of `shape` each of whose axes has neighbours in as many directions as it can.
+    """A slice's devices, as an array of `shape` each of whose axes has neighbours in as many
+    directions as it can.
 
-    Links of several directions carry at once what links of one would have to carry in turn: four chips as a square take half
-    the time of four in a line. So the prime factors of an axis, the last axis (which talks most) first, are dealt to the
-    torus' directions one after the other; the cores of a chip are the first of them. Devices that fill no box keep their order.
-    """
-    places = np.asarray([(getattr(device, "core_on_chip", 0), *device.coords) for device in devices])
+    Links of several directions carry at once what links of one would have to carry in turn: four
+    chips as a square take half the time of four in a line. So the prime factors of an axis, the
+    last axis (which talks most) first, are dealt to the torus' directions one after the other; the
+    cores of a chip are the first of them. Devices that fill no box keep their order."""
+    places = np.asarray(
+        [(getattr(device, "core_on_chip", 0), *device.coords) for device in devices]
+    )
     places -= places.min(axis=0)
     extent = places.max(axis=0) + 1
     if len({*map(tuple, places)}) < len(devices) or extent.prod() != len(devices):
@@ -82,11 +89,14 @@ def over_torus(shape: tuple[int, ...], devices: list[Any]) -> np.ndarray:
     torus = np.empty(extent, object)
     torus[tuple(places.T)] = devices
     left = [int(size) for size in extent]
-    dealt: list[list[tuple[int, int]]] = [[] for _ in left]  # Of each direction: (axis, factor), neighbours first.
+    # Of each direction: (axis, factor), neighbours first.
+    dealt: list[list[tuple[int, int]]] = [[] for _ in left]
     for axis in reversed(range(len(shape))):
         for factor in _primes(shape[axis]):
             having = [d for d, size in enumerate(left) if size % factor == 0]
-            direction = min(having, key=lambda d: (d > 0, sum(to == axis for to, _ in dealt[d]), -left[d]))
+            direction = min(
+                having, key=lambda d: (d > 0, sum(to == axis for to, _ in dealt[d]), -left[d])
+            )
             left[direction] //= factor
             dealt[direction].append((axis, factor))
     cut = [each for parts in dealt for each in reversed(parts)]
@@ -103,12 +113,16 @@ def spec_of(name: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
     """Partition of a parameter; an axis that its mesh axis does not divide stays whole."""
     axes = (RULES[logical] for logical in LOGICAL_AXES[name])
     return PartitionSpec(
-        *(axis if axis and size % mesh.shape[axis] == 0 else None for axis, size in zip(axes, shape, strict=True))
+        *(
+            axis if axis and size % mesh.shape[axis] == 0 else None
+            for axis, size in zip(axes, shape, strict=True)
+        )
     )
 
 
 def shardings(tree: Any, mesh: Mesh) -> Any:
-    """Shardings of any tree whose leaves mirror parameters (parameters themselves, optimizer moments); others are replicated.
+    """Shardings of any tree whose leaves mirror parameters (parameters themselves, optimizer
+    moments); others are replicated.
 
     A leaf mirrors a parameter when the last name on its path is a parameter's and its rank fits.
     """

@@ -1,12 +1,12 @@
 """Llama-2 style decoder: RMSNorm, rotary positions, SwiGLU, grouped-query attention.
 
-One layer (`Layer`) and one head serve training, rescoring, prefill and decoding, so rollout and training cannot disagree.
-The parameters of all layers are stacked on a leading axis N. Training scans over it where it computes layers again (`remat`);
-else it is unrolled, as in decoding, because a scan would copy what it carries.
+One layer (`Layer`) and one head serve training, rescoring, prefill and decoding, so rollout and
+training cannot disagree. The parameters of all layers are stacked on a leading axis N. Training
+scans over it where it computes layers again (`remat`); else it is unrolled, as in decoding, because
+a scan would copy what it carries.
 
-Shapes: R rows, L row length, W decode slots, S tokens a step, M window, N layers, D width, H heads, G key/value heads, K head size,
-F MLP size, V vocabulary.
-"""
+Shapes: R rows, L row length, W decode slots, S tokens a step, M window, N layers, D width, H heads,
+G key/value heads, K head size, F MLP size, V vocabulary."""
 
 from collections.abc import Callable
 from typing import Any
@@ -22,7 +22,8 @@ from apr_jax.model.config import ModelConfig
 from apr_jax.model.kv_cache import cache, cache_tpu
 
 Params = dict[str, Any]
-# What the backward pass finds kept within a layer, where it computes the rest again (`ModelConfig.remat`).
+# What the backward pass finds kept within a layer, where it computes the rest again
+# (`ModelConfig.remat`).
 _KEPT: dict[str, Callable] = {
     "layer": jax.checkpoint_policies.nothing_saveable,
     "dots": jax.checkpoint_policies.save_from_both_policies(
@@ -48,7 +49,9 @@ class Layer(nn.Module):
             "attn_norm": self.param("attn_norm", nn.initializers.ones, (c.width,), jnp.float32),
             "q": weight("q", (c.width, c.heads, c.head_size), c.width),
             "kv": weight("kv", (c.width, 2, c.kv_heads, c.head_size), c.width),
-            "out": weight("out", (c.heads, c.head_size, c.width), c.heads * c.head_size * 2 * c.layers),
+            "out": weight(
+                "out", (c.heads, c.head_size, c.width), c.heads * c.head_size * 2 * c.layers
+            ),
             "mlp_norm": self.param("mlp_norm", nn.initializers.ones, (c.width,), jnp.float32),
             "gate_up": weight("gate_up", (c.width, 2, c.mlp), c.width),
             "down": weight("down", (c.mlp, c.width), c.mlp * 2 * c.layers),
@@ -57,7 +60,9 @@ class Layer(nn.Module):
 
 
 def to_matrices(layer: Params, config: ModelConfig) -> Params:
-    """The matrices that a layer multiplies with, [D, n] and [n, D], in the dtype of the computation."""
+    """The matrices that a layer multiplies with, [D, n] and [n, D], in the dtype of the
+    computation.
+    """
     width, dtype = config.width, jnp.dtype(config.dtype)
     flat = {
         "q": layer["q"].reshape(width, -1),
@@ -74,9 +79,16 @@ def to_matrices(layer: Params, config: ModelConfig) -> Params:
 
 
 def decoder_layer(
-    weights: Params, config: ModelConfig, h: Float[Array, "R S D"], position: Array, attention: Callable
+    weights: Params,
+    config: ModelConfig,
+    h: Float[Array, "R S D"],
+    position: Array,
+    attention: Callable,
 ) -> tuple[Array, Any]:
-    """One layer. `attention(q, k, v)` says what the queries find, and returns what it wants kept (a cache)."""
+    """One layer.
+
+    `attention(q, k, v)` says what the queries find, and returns what it wants kept (a cache).
+    """
     rows, steps, width = h.shape
 
     def heads(x: Array, matrix: Array) -> Float[Array, "R S heads K"]:
@@ -88,7 +100,9 @@ def decoder_layer(
     found, kept = attention(q, k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3))
     h = h + (found.reshape(rows * steps, -1) @ weights["out"]).reshape(h.shape)
     x = rms_norm(h, weights["mlp_norm"]).reshape(-1, width)
-    h = h + ((nn.silu(x @ weights["gate"]) * (x @ weights["up"])) @ weights["down"]).reshape(h.shape)
+    h = h + ((nn.silu(x @ weights["gate"]) * (x @ weights["up"])) @ weights["down"]).reshape(
+        h.shape
+    )
     return h, kept
 
 
@@ -99,14 +113,20 @@ def rms_norm(x: Float[Array, "*batch D"], scale: Float[Array, " D"]) -> Float[Ar
     return (y * scale.reshape((1,) * (x.ndim - 1) + (-1,))).astype(x.dtype)
 
 
-def rotate(x: Float[Array, "R S heads K"], position: Int[Array, "R S"], base: float) -> Float[Array, "R S heads K"]:
-    """Rotary embedding (Su et al. 2021): the two halves of a head are turned by position x base^(-2i/K)."""
+def rotate(
+    x: Float[Array, "R S heads K"], position: Int[Array, "R S"], base: float
+) -> Float[Array, "R S heads K"]:
+    """Rotary embedding (Su et al. 2021): the two halves of a head are turned by position x
+    base^(-2i/K).
+    """
     half = x.shape[-1] // 2
     frequency = base ** (-jnp.arange(half, dtype=jnp.float32) / half)
     angle = position.astype(jnp.float32)[:, :, None, None] * frequency[None, None, None, :]
     cos, sin = jnp.cos(angle), jnp.sin(angle)
     left, right = x[..., :half].astype(jnp.float32), x[..., half:].astype(jnp.float32)
-    return jnp.concatenate([left * cos - right * sin, right * cos + left * sin], axis=-1).astype(x.dtype)
+    return jnp.concatenate([left * cos - right * sin, right * cos + left * sin], axis=-1).astype(
+        x.dtype
+    )
 
 
 def init_params(config: ModelConfig, vocab: int, key: jax.Array) -> Params:
@@ -116,7 +136,9 @@ def init_params(config: ModelConfig, vocab: int, key: jax.Array) -> Params:
     blank = jnp.zeros((1, 1, config.width), jnp.dtype(config.dtype))
 
     def init_layer(layer_key: jax.Array) -> Params:
-        return layer.init(layer_key, blank, jnp.zeros((1, 1), jnp.int32), lambda q, k, v: (q, None))["params"]
+        return layer.init(
+            layer_key, blank, jnp.zeros((1, 1), jnp.int32), lambda q, k, v: (q, None)
+        )["params"]
 
     params: Params = {
         "embed": jax.random.normal(keys[0], (vocab, config.width)) * config.width**-0.5,
@@ -131,7 +153,9 @@ def init_params(config: ModelConfig, vocab: int, key: jax.Array) -> Params:
 def count_params(params: Params) -> tuple[int, int]:
     """Number of parameters: all, and without the embedding and its output twin."""
     total = sum(x.size for x in jax.tree.leaves(params))
-    return total, total - params["embed"].size - (params["unembed"].size if "unembed" in params else 0)
+    return total, total - params["embed"].size - (
+        params["unembed"].size if "unembed" in params else 0
+    )
 
 
 def forward(
@@ -143,7 +167,8 @@ def forward(
     hidden_block: Int[Array, "R L"],
     mesh: Mesh | None = None,
 ) -> Float[Array, "R L V"]:
-    """Logits of packed rows, for training and rescoring: the logits at j are those of the token after j. Float32.
+    """Logits of packed rows, for training and rescoring: the logits at j are those of the token
+    after j. Float32.
 
     Args:
       segment, hidden block, mesh: see `attend_packed`.
@@ -160,18 +185,22 @@ def forward(
     if config.remat in _KEPT:
         h, _ = jax.lax.scan(jax.checkpoint(body, policy=_KEPT[config.remat]), h, params["layers"])
     else:
-        # A scan would copy what the backward pass needs of each layer into and out of stacked arrays (docs/training.md).
+        # A scan would copy what the backward pass needs of each layer into and out of stacked
+        # arrays (docs/training.md).
         for index in range(config.layers):
             h, _ = body(h, jax.tree.map(lambda x, i=index: x[i], params["layers"]))
     return _head(params, config, h)
 
 
-def make_decode(config: ModelConfig, bounds: tuple[int, ...], tpu: bool = False) -> tuple[Callable, Callable]:
-    """The model as `threads/` wants it: `decode(params, tokens, cache, positions, bound)` and `init_cache(decode slots, bound)`.
+def make_decode(
+    config: ModelConfig, bounds: tuple[int, ...], tpu: bool = False
+) -> tuple[Callable, Callable]:
+    """The model as `threads/` wants it: `decode(params, tokens, cache, positions, bound)` and
+    `init_cache(decode slots, bound)`.
 
-    `decode` reads `tokens` [W, S] at `positions` [W, S] into the cache and returns logits [W, S, V] and the cache. A query at
-    position p sees positions 0..p. A position at or beyond the window marks padding: nothing is stored and its logits mean
-    nothing.
+    `decode` reads `tokens` [W, S] at `positions` [W, S] into the cache and returns logits [W, S, V]
+    and the cache. A query at position p sees positions 0..p. A position at or beyond the window
+    marks padding: nothing is stored and its logits mean nothing.
 
     Args:
       bounds: `schedule.bounds(window)`.
@@ -182,11 +211,15 @@ def make_decode(config: ModelConfig, bounds: tuple[int, ...], tpu: bool = False)
     def init_cache(slots: int, bound: int) -> tuple[Any, ...]:
         return tuple(kind.empty(config, slots, bound, bounds) for _ in range(config.layers))
 
-    def decode(params: Params, tokens: Array, cache: Any, positions: Array, bound: int) -> tuple[Array, Any]:
+    def decode(
+        params: Params, tokens: Array, cache: Any, positions: Array, bound: int
+    ) -> tuple[Array, Any]:
         h = _embed(params, config, tokens)
         new = []
         for layer, before in zip(params["layers"], cache, strict=True):
-            h, after = decoder_layer(layer, config, h, positions, kind.over(before, positions, bound, bounds))
+            h, after = decoder_layer(
+                layer, config, h, positions, kind.over(before, positions, bound, bounds)
+            )
             new.append(after)
         return _head(params, config, h), tuple(new)
 
@@ -194,9 +227,12 @@ def make_decode(config: ModelConfig, bounds: tuple[int, ...], tpu: bool = False)
 
 
 def prepare_decode(params: Params, config: ModelConfig) -> Params:
-    """Parameters as `decode` takes them: each layer's matrices apart, cut out once and not at every step."""
+    """Parameters as `decode` takes them: each layer's matrices apart, cut out once and not at every
+    step.
+    """
     layers = [
-        to_matrices(jax.tree.map(lambda x, i=index: x[i], params["layers"]), config) for index in range(config.layers)
+        to_matrices(jax.tree.map(lambda x, i=index: x[i], params["layers"]), config)
+        for index in range(config.layers)
     ]
     return params | {"layers": layers}
 
@@ -208,4 +244,6 @@ def _embed(params: Params, config: ModelConfig, tokens: Array) -> Array:
 def _head(params: Params, config: ModelConfig, h: Array) -> Array:
     x = rms_norm(h, params["final_norm"])
     unembed = params["embed"].T if config.tied else params["unembed"]
-    return jnp.einsum("rsd,dv->rsv", x, unembed.astype(config.dtype), preferred_element_type=jnp.float32)
+    return jnp.einsum(
+        "rsd,dv->rsv", x, unembed.astype(config.dtype), preferred_element_type=jnp.float32
+    )

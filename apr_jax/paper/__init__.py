@@ -1,4 +1,6 @@
-"""The reproduction of APR: the suite of evaluations, comparisons with the published figures, ablations."""
+"""The reproduction of APR: the suite of evaluations, comparisons with the published figures,
+ablations.
+"""
 
 import enum
 from typing import Literal

@@ -3,12 +3,13 @@
     apr ablation seeds --out runs/seeds
 
 The life of an ablation (OUT is its folder):
-1. `ABLATION_OF` declares its variants: fields of the experiment that differ, and from whose supervised model its RL starts.
-2. OUT/data (a variant whose solver differs: OUT/<variant>/data) is built, OUT/<variant>/sft and OUT/<variant>/rl are trained,
-   OUT/<variant>/eval-* are answers to all test problems. They are stages (`paper/stages.py`): the command can be
-   stopped and started at will.
-3. OUT/ablation.json has a line an evaluation, and the gaps of pairs of them; OUT/ablation.{svg,png} shows accuracy against what it
-   cost.
+1. `ABLATION_OF` declares its variants: fields of the experiment that differ, and from whose
+   supervised model its RL starts.
+2. OUT/data (a variant whose solver differs: OUT/<variant>/data) is built, OUT/<variant>/sft and
+   OUT/<variant>/rl are trained, OUT/<variant>/eval-* are answers to all test problems. They are
+   stages (`paper/stages.py`): the command can be stopped and started at will.
+3. OUT/ablation.json has a line an evaluation, and the gaps of pairs of them; OUT/ablation.{svg,png}
+   shows accuracy against what it cost.
 """
 
 from __future__ import annotations
@@ -82,7 +83,8 @@ class Ablation:
 
 
 _SEEDS = range(3)
-# A finished nano model needs a higher rate than its recipe's for a price to tell within some minutes.
+# A finished nano model needs a higher rate than its recipe's for a price to tell within some
+# minutes.
 _PRICED = ("train.rl.steps=40", "train.rl.optimizer.lr=1e-4")
 
 
@@ -97,9 +99,11 @@ ABLATION_OF: dict[Question, Ablation] = {
         tuple(Variant(f"seed {seed}", (f"seed={seed}",)) for seed in range(5)),
         same=True,
     ),
-    # Half of nano's supervised steps, and beams drawn from 1 up, as published: a model that spawns too little.
+    # Half of nano's supervised steps, and beams drawn from 1 up, as published: a model that spawns
+    # too little.
     Question.EARLY: Ablation(
-        "Does RL teach an early model to search wider, and does a price on tokens take back what earns little?",
+        "Does RL teach an early model to search wider, and does a price on tokens take back what"
+        " earns little?",
         tuple(
             Variant(
                 f"{name}seed {seed}",
@@ -132,12 +136,17 @@ ABLATION_OF: dict[Question, Ablation] = {
         (
             Variant("price 0", _PRICED, asked=(2, 5, 8, 11), forced=(2, 4, 6, 8, 10)),
             *(
-                Variant(f"price {price}", (*_PRICED, f"train.rl.reward.token_price={price}"), after="price 0")
+                Variant(
+                    f"price {price}",
+                    (*_PRICED, f"train.rl.reward.token_price={price}"),
+                    after="price 0",
+                )
                 for price in ("1e-3", "2e-3", "1e-2")
             ),
         ),
     ),
-    # Supervised models only, as there. Fewer demonstrations, where wrong ones are left out, are seen more often.
+    # Supervised models only, as there. Fewer demonstrations, where wrong ones are left out, are
+    # seen more often.
     Question.SERIAL: Ablation(
         "What does serial search owe to its demonstrations (the paper's Tables 1 and 2)?",
         (
@@ -147,10 +156,11 @@ ABLATION_OF: dict[Question, Ablation] = {
             _table("SoS+, rejection sampling", *ABLATIONS["sos+rejection"]),
         ),
     ),
-    # With fewer than five numbers a grandchild has less to try out than its message costs. The third spends as many tokens
-    # as the second, one level deep.
+    # With fewer than five numbers a grandchild has less to try out than its message costs. The
+    # third spends as many tokens as the second, one level deep.
     Question.NESTED: Ablation(
-        "What does it change that children spawn too: longest thread and accuracy, nested against one level?",
+        "What does it change that children spawn too: longest thread and accuracy, nested against"
+        " one level?",
         (
             Variant("one level", reinforced=False),
             Variant("nested", method="apr-nested", reinforced=False),
@@ -170,7 +180,8 @@ ABLATION_OF: dict[Question, Ablation] = {
             "solver.child_beam=3",
             "solver.spawn_probability=1",
             "solver.condition=0",
-            "solver.max_children=11",  # 2, and 3 for each: a spawn divides what is left among its children and itself.
+            # 2, and 3 for each: a spawn divides what is left among its children and itself.
+            "solver.max_children=11",
             "limits.window=256",
             "limits.max_thread_tokens=352",
             "limits.max_threads=12",
@@ -183,7 +194,8 @@ ABLATION_OF: dict[Question, Ablation] = {
     ),
     # One supervised step at next to no rate: this supervised model is random weights.
     Question.SCRATCH: Ablation(
-        "Does RL find search and spawning without a supervised warm-up, if the rollout keeps the protocol?",
+        "Does RL find search and spawning without a supervised warm-up, if the rollout keeps the"
+        " protocol?",
         (
             Variant(
                 "from nothing",
@@ -224,7 +236,11 @@ def stages_of(ablation: Ablation, config: Experiment, out: Path) -> list[Stage]:
     config = override(config, list(ablation.settings))
     shared = out / "data"
     owns = [override(config, list(variant.settings)) for variant in ablation.variants]
-    sharing = [each.method for each, own in zip(ablation.variants, owns, strict=True) if own.solver == config.solver]
+    sharing = [
+        each.method
+        for each, own in zip(ablation.variants, owns, strict=True)
+        if own.solver == config.solver
+    ]
     stages = [data_stage("data", config, shared, tuple(dict.fromkeys(sharing)))]
     for variant, own in zip(ablation.variants, owns, strict=True):
         name, method = variant.name, variant.method
@@ -235,7 +251,11 @@ def stages_of(ablation: Ablation, config: Experiment, out: Path) -> list[Stage]:
         if not variant.after:
             stages.append(supervised_stage(f"{name}/sft", own, data, built, out, method))
         if variant.reinforced:
-            stages.append(reinforced_stage(f"{name}/rl", f"{variant.after or name}/sft", own, built, out, "rl"))
+            stages.append(
+                reinforced_stage(
+                    f"{name}/rl", f"{variant.after or name}/sft", own, built, out, "rl"
+                )
+            )
     stages += [_evaluated(row, out) for row in rows_of(ablation)]
     names = tuple(stage.name for stage in stages)
     return [*stages, Stage("table", out / "ablation.json", lambda: _write(ablation, out), names)]
@@ -271,13 +291,24 @@ def rows_of(ablation: Ablation) -> list[Row]:
         v = variant.name
         if not variant.after:
             rows.append(Row(f"{v}, supervised", v, "sft", "eval-sft"))
-            rows += [Row(f"asked for {n}", v, "sft", f"eval-asked{n}", Decoding(condition=n)) for n in variant.asked]
-            rows += [Row(f"held to {n}", v, "sft", f"eval-held{n}", Decoding(forced=n)) for n in variant.forced]
-            rows += [Row(f"{v}, T = {t:g}", v, "sft", f"eval-t{t:g}", Decoding(temperature=t)) for t in variant.sampled]
+            rows += [
+                Row(f"asked for {n}", v, "sft", f"eval-asked{n}", Decoding(condition=n))
+                for n in variant.asked
+            ]
+            rows += [
+                Row(f"held to {n}", v, "sft", f"eval-held{n}", Decoding(forced=n))
+                for n in variant.forced
+            ]
+            rows += [
+                Row(f"{v}, T = {t:g}", v, "sft", f"eval-t{t:g}", Decoding(temperature=t))
+                for t in variant.sampled
+            ]
         if variant.reinforced:
             rows.append(Row(f"{v}, after RL", v, "rl", "eval-rl"))
             rows += [
-                Row(f"{v}, after RL, T = {t:g}", v, "rl", f"eval-rl-t{t:g}", Decoding(temperature=t))
+                Row(
+                    f"{v}, after RL, T = {t:g}", v, "rl", f"eval-rl-t{t:g}", Decoding(temperature=t)
+                )
                 for t in variant.sampled
             ]
     return rows
@@ -289,10 +320,14 @@ def show_ablation(found: dict[str, Any], out: Path) -> None:
     console.print(found["question"])
     print_table(found["rows"])
     for stage, measures in found["spread"].items():
-        said = ", ".join(f"{measure} {mean:.4g} +- {spread:.2g}" for measure, (mean, spread) in measures.items())
+        said = ", ".join(
+            f"{measure} {mean:.4g} +- {spread:.2g}" for measure, (mean, spread) in measures.items()
+        )
         console.print(f"{stage}, mean and standard deviation: {said}")
     for gap in found.get("gaps", ()):  # None in what an earlier version wrote.
-        said = ", ".join("{} {:+.4g} ({:.4g} to {:.4g})".format(measure, *gap[measure]) for measure in MEASURES)
+        said = ", ".join(
+            "{} {:+.4g} ({:.4g} to {:.4g})".format(measure, *gap[measure]) for measure in MEASURES
+        )
         console.print(f"{gap['one']}, less {gap['other']}: {said}")
     console.print(f"figure  {out / 'ablation.svg'}")
 
@@ -315,14 +350,21 @@ def _write(ablation: Ablation, out: Path) -> None:
     for row in rows:
         summary = read_json(out / row.variant / row.folder / "summary.json")
         lines[row.label] = {key: summary[key] for key in KEPT}
-    spread = {stage: _spread(rows, lines, stage) for stage in (("sft", "rl") if ablation.same else ())}
+    spread = {
+        stage: _spread(rows, lines, stage) for stage in (("sft", "rl") if ablation.same else ())
+    }
     gaps = [_gap(rows, out, *pair) for pair in ablation.gaps]
     _draw(rows, lines, out / "ablation")
-    write_json(out / "ablation.json", {"question": ablation.question, "rows": lines, "spread": spread, "gaps": gaps})
+    write_json(
+        out / "ablation.json",
+        {"question": ablation.question, "rows": lines, "spread": spread, "gaps": gaps},
+    )
 
 
 def _gap(rows: list[Row], out: Path, *labels: str) -> dict[str, Any]:
-    """Of each measure the gap of two rows and its 95% interval, over the problems that both answered."""
+    """Of each measure the gap of two rows and its 95% interval, over the problems that both
+    answered.
+    """
     one, other = (next(row for row in rows if row.label == label) for label in labels)
     traces = [read_answers(out / row.variant / row.folder)[1] for row in (one, other)]
     found: dict[str, Any] = {"one": one.label, "other": other.label}
@@ -333,7 +375,9 @@ def _gap(rows: list[Row], out: Path, *labels: str) -> dict[str, Any]:
     return found
 
 
-def _spread(rows: list[Row], lines: dict[str, dict[str, Any]], stage: str) -> dict[str, tuple[float, float]]:
+def _spread(
+    rows: list[Row], lines: dict[str, dict[str, Any]], stage: str
+) -> dict[str, tuple[float, float]]:
     """Of each measure, over the variants: mean and standard deviation."""
     found = {}
     for measure in MEASURES:
@@ -352,7 +396,9 @@ def _draw(rows: list[Row], lines: dict[str, dict[str, Any]], stem: Path) -> None
         score, spent = Score(line["accuracy"], low, high, values={}), line["total_tokens"]
         tone = charts.APR if row.is_plain else charts.SOS
         full = tone if row.stage == "rl" else "none"
-        charts.with_interval(axes, [spent], [score], label=row.label, fmt="o", color=tone, markerfacecolor=full)
+        charts.with_interval(
+            axes, [spent], [score], label=row.label, fmt="o", color=tone, markerfacecolor=full
+        )
         figure_parts.tag(axes, spent, 100 * score.mean, row.label)
     charts.percent(axes, "Accuracy against cost (hollow: supervised)", figure_parts.TOKENS)
     charts.save(figure, stem)

@@ -1,4 +1,6 @@
-"""How figures look: one colour a method everywhere, one line a stage, at home on light and dark pages."""
+"""How figures look: one colour a method everywhere, one line a stage, at home on light and dark
+pages.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +14,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
-# A notebook names its backend in the environment, and matplotlib cannot be imported where that is not installed. Nothing here
-# needs one: figures are drawn by canvases of their own.
+# A notebook names its backend in the environment, and matplotlib cannot be imported where that is
+# not installed. Nothing here needs one: figures are drawn by canvases of their own.
 _BACKEND = os.environ.pop("MPLBACKEND", None)
 import matplotlib
 
@@ -29,8 +31,16 @@ from matplotlib.figure import Figure
 from apr_jax.io.storage import write_bytes
 from apr_jax.paper.suite import DRAWN, WIDE
 
-# Readable in print, by the colour-blind, and on either page: `_DARK` has the twin of each for the dark one.
-APR, NESTED, SOS_PLUS, WIDE_BEAMS, SOS, EXTRA = "#2563eb", "#7c3aed", "#d97706", "#be185d", "#6b7280", "#0d9488"
+# Readable in print, by the colour-blind, and on either page: `_DARK` has the twin of each for the
+# dark one.
+APR, NESTED, SOS_PLUS, WIDE_BEAMS, SOS, EXTRA = (
+    "#2563eb",
+    "#7c3aed",
+    "#d97706",
+    "#be185d",
+    "#6b7280",
+    "#0d9488",
+)
 OF_KIND = {  # Of what went wrong (`failures.KINDS`).
     "arithmetic": "#b91c1c",
     "bookkeeping": "#c2410c",
@@ -99,8 +109,8 @@ R = TypeVar("R")
 def styled(function: Callable[P, R]) -> Callable[P, R]:
     """Everything that the function draws is in the house style.
 
-    The settings of a matplotlibrc or of the caller have no effect on it, and the caller's are as before afterwards.
-    """
+    The settings of a matplotlibrc or of the caller have no effect on it, and the caller's are as
+    before afterwards."""
 
     @functools.wraps(function)
     def inner(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -124,11 +134,19 @@ def canvas(
 def colour(model: str) -> str:
     """Of a model or method: "apr/rl", "sos+"."""
     method = model.partition("/")[0]
-    found = {"apr": APR, DRAWN: APR, "apr-nested": NESTED, "sos": SOS, WIDE.partition("/")[0]: WIDE_BEAMS}
+    found = {
+        "apr": APR,
+        DRAWN: APR,
+        "apr-nested": NESTED,
+        "sos": SOS,
+        WIDE.partition("/")[0]: WIDE_BEAMS,
+    }
     return found.get(method.partition(" ")[0], SOS_PLUS)
 
 
-def with_interval(axes: Axes, x: Sequence[float], scores: Sequence[Any], *, label: str, **style: Any) -> None:
+def with_interval(
+    axes: Axes, x: Sequence[float], scores: Sequence[Any], *, label: str, **style: Any
+) -> None:
     """Scores in percent with their 95% intervals, joined by a line."""
     y = [100 * score.mean for score in scores]
     below = [max(0.0, 100 * (score.mean - score.low)) for score in scores]
@@ -136,7 +154,9 @@ def with_interval(axes: Axes, x: Sequence[float], scores: Sequence[Any], *, labe
     axes.errorbar(x, y, yerr=[below, above], label=label, elinewidth=0.9, **style)
 
 
-def percent(axes: Axes, title: str, xlabel: str, *, low: float | None = None, high: float | None = None) -> None:
+def percent(
+    axes: Axes, title: str, xlabel: str, *, low: float | None = None, high: float | None = None
+) -> None:
     """An axis of problems solved."""
     axes.set(title=title, xlabel=xlabel)
     if (place := axes.get_subplotspec()) and place.is_first_col():
@@ -146,14 +166,17 @@ def percent(axes: Axes, title: str, xlabel: str, *, low: float | None = None, hi
 
 def note(axes: Axes, text: str) -> None:
     """Instead of curves: why there are none."""
-    axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center", wrap=True, alpha=0.8)
+    axes.text(
+        0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center", wrap=True, alpha=0.8
+    )
     axes.set_xticks([])
     axes.set_yticks([])
 
 
 @styled
 def to_svg(figure: Figure, label: str) -> str:
-    """The figure as an `<svg>` element that stands in a page, in the page's colours; the same figure gives the same text.
+    """The figure as an `<svg>` element that stands in a page, in the page's colours; the same
+    figure gives the same text.
 
     Args:
       label: what a screen reader says.
@@ -163,12 +186,15 @@ def to_svg(figure: Figure, label: str) -> str:
     svg = text.getvalue()
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.S)
-    # Groups of several figures would share their names; those of marks and clips depend on the process.
+    # Groups of several figures would share their names; those of marks and clips depend on the
+    # process.
     svg = re.sub(r'<g id="[^"]*">', "<g>", svg)
     names = dict.fromkeys(re.findall(r' id="([^"]*)"', svg))
     prefix = f"f{zlib.crc32(label.encode()):08x}"
     new = {name: f"{prefix}-{number}" for number, name in enumerate(names)}
-    svg = re.sub(r'(?<= id=")[^"]*|(?<=#)[^")]*(?=["\)])', lambda match: new.get(match[0], match[0]), svg)
+    svg = re.sub(
+        r'(?<= id=")[^"]*|(?<=#)[^")]*(?=["\)])', lambda match: new.get(match[0], match[0]), svg
+    )
     svg = svg.replace(INK, "currentColor").replace(_FAINT, "currentColor")
     svg = re.sub("|".join(_DARK), lambda match: f"light-dark({match[0]}, {_DARK[match[0]]})", svg)
     escaped = label.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;")

@@ -17,7 +17,13 @@ from apr_jax.paper.suite import DRAWN, WIDE
 
 TOKENS = "total tokens of all threads"
 COMPARED = ("sos+/sft", "sos+/rl", WIDE, "apr/sft", "apr/rl")
-_NAMES = {"apr": "APR", DRAWN: "APR,\ndrawn beams", "apr-nested": "nested APR", "sos+": "SoS+", "sos": "SoS"}
+_NAMES = {
+    "apr": "APR",
+    DRAWN: "APR,\ndrawn beams",
+    "apr-nested": "nested APR",
+    "sos+": "SoS+",
+    "sos": "SoS",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,16 +52,25 @@ def cumulative(axes: Any, shown: Sequence[Answered], measure: str, largest: int)
     axes.set_xlim(0, largest)
 
 
-def paired_bars(axes: Any, pairs: dict[str, list[float]], title: str, colours: Sequence[str] | None = None) -> None:
+def paired_bars(
+    axes: Any, pairs: dict[str, list[float]], title: str, colours: Sequence[str] | None = None
+) -> None:
     """Two bars a name: hollow before RL, full after."""
     for place, (name, values) in enumerate(pairs.items()):
         tone = colours[place] if colours else colour(name)
         for side, value in enumerate(values):
             full = side == 1 or len(values) == 1
             drawn = axes.bar(
-                place + 0.4 * (side - 0.5), value, 0.36, color=tone if full else "none", edgecolor=tone, linewidth=1.4
+                place + 0.4 * (side - 0.5),
+                value,
+                0.36,
+                color=tone if full else "none",
+                edgecolor=tone,
+                linewidth=1.4,
             )
-            axes.bar_label(drawn, fmt="{:,.1f}" if value < 100 else "{:,.0f}", padding=5, fontsize=7.5)
+            axes.bar_label(
+                drawn, fmt="{:,.1f}" if value < 100 else "{:,.0f}", padding=5, fontsize=7.5
+            )
     axes.set_xticks(range(len(pairs)), [method_name(name) for name in pairs])
     axes.set_title(title)
     axes.grid(axis="x", visible=False)
@@ -69,7 +84,13 @@ def intervals_on_bars(axes: Any, shown: Sequence[Answered | None]) -> None:
             score = one.accuracy()
             x = index // 2 + 0.4 * (index % 2 - 0.5)
             below, above = 100 * (score.mean - score.low), 100 * (score.high - score.mean)
-            axes.errorbar(x, 100 * score.mean, [[max(0, below)], [max(0, above)]], color=charts.INK, elinewidth=1.0)
+            axes.errorbar(
+                x,
+                100 * score.mean,
+                [[max(0, below)], [max(0, above)]],
+                color=charts.INK,
+                elinewidth=1.0,
+            )
 
 
 def tag(axes: Any, x: float, y: float, text: str) -> None:

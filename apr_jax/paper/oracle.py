@@ -1,4 +1,6 @@
-"""The demonstrations' own success: what a perfect imitator of them would reach on the test problems, and at which cost."""
+"""The demonstrations' own success: what a perfect imitator of them would reach on the test
+problems, and at which cost.
+"""
 
 from __future__ import annotations
 
@@ -17,17 +19,25 @@ _SEED = 1_000_003  # Away from those of training demonstrations, which count fro
 def demonstrated(
     task: Countdown, problems: list[Problem], tokenizer: Tokenizer, methods: Sequence[str]
 ) -> dict[str, list[dict[str, Any]]]:
-    """Method -> one demonstration a problem, as a trace: id, correct, and the measures in tokens."""
+    """Method -> one demonstration a problem, as a trace: id, correct, and the measures in
+    tokens.
+    """
     found: dict[str, list[dict[str, Any]]] = {}
     for method in methods:
         try:
-            found[method] = [_trace(task, problem, method, place, tokenizer) for place, problem in enumerate(problems)]
-        except UsageError:  # A tokenizer of other demonstrations; those of this method hold characters that it lacks.
+            found[method] = [
+                _trace(task, problem, method, place, tokenizer)
+                for place, problem in enumerate(problems)
+            ]
+        # A tokenizer of other demonstrations; those of this method hold characters that it lacks.
+        except UsageError:
             continue
     return found
 
 
-def _trace(task: Countdown, problem: Problem, method: str, place: int, tokenizer: Tokenizer) -> dict[str, Any]:
+def _trace(
+    task: Countdown, problem: Problem, method: str, place: int, tokenizer: Tokenizer
+) -> dict[str, Any]:
     thread = task.demonstration(problem, method, _SEED + place)
     streams = tree_streams(thread, tokenizer)
     sampled = [int(stream.sampled.sum()) for stream in streams]

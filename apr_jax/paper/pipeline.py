@@ -5,15 +5,16 @@ The life of a run (OUT is its folder):
   2. <method>/sft OUT/<method>/sft: supervised training
   3. <method>/rl  OUT/<method>/rl: reinforcement learning from there
                   OUT/<ablation>/{data,sft,rl}, with `evaluate.ablations`: those of the suite
-  4. eval/NAME    OUT/eval/NAME: answers to held-out test problems, one folder an evaluation of `paper/suite.py`, and to
-                  validation problems, where these choose among several
-  5. latency/NAME OUT/eval/NAME/latency.json, slots/NAME OUT/eval/NAME/slots.json: seconds of one problem
+  4. eval/NAME    OUT/eval/NAME: answers to held-out test problems, one folder an evaluation
+                  of `paper/suite.py`; and to validation problems, where these choose
+  5. latency/NAME OUT/eval/NAME/latency.json, slots/NAME the same on 1, 2,
+                  4, ... decode slots, OUT/eval/NAME/slots.json: seconds of one problem
   6. report       OUT/results.json, OUT/figures/*.{png,svg}, OUT/report.html
 
-`paper/stages.py` runs them, each once, so the same command can be stopped and started at will, and when all is done it only
-shows the results. `--only training` is stages 1 to 3, so that a pod need not wait for one host's evaluations; `--only figures`
-takes the checkpoints that are there: stages 1 and 4 to 6.
-"""
+`paper/stages.py` runs them, each once, so the same command can be stopped and started at will, and
+when all is done it only shows the results. `--only training` is stages 1 to 3, so that a pod need
+not wait for one host's evaluations; `--only figures` takes the checkpoints that are there: stages 1
+and 4 to 6."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -33,7 +34,8 @@ METHODS = ("sos+", "apr")  # The serial baseline first: the table reads from wor
 
 
 def experiment_file(scale: str) -> Path:
-    """The experiment file of a scale, from the current folder or from the clone that this package was installed from.
+    """The experiment file of a scale, from the current folder or from the clone that this package
+    was installed from.
 
     Raises:
       UsageError: there is no such scale.
@@ -44,20 +46,25 @@ def experiment_file(scale: str) -> Path:
             return folder / f"{scale}.py"
     known = sorted({path.stem for folder in folders for path in folder.glob("*.py")} - {"launch"})
     raise UsageError(
-        f"--scale {scale!r}: must be one of {', '.join(known) or 'those of experiments/ (run in the clone)'}"
+        f"--scale {scale!r}: must be one of"
+        f" {', '.join(known) or 'those of experiments/ (run in the clone)'}"
     )
 
 
-def reproduce(config: Experiment, out: Path, data: Path | None = None, only: Only | None = None) -> None:
+def reproduce(
+    config: Experiment, out: Path, data: Path | None = None, only: Only | None = None
+) -> None:
     """Runs every stage that is not done yet.
 
     Args:
       out: folder of the run.
       data: where its data are, or will be built; by default out/data.
-      only: "training" ends before the first evaluation, which needs no pod; "figures" trains nothing, and draws in any case.
+      only: "training" ends before the first evaluation, which needs no pod; "figures" trains
+        nothing, and draws in any case.
 
     Raises:
-      UsageError: OUT holds a run of other settings, or the suite asks for what the models cannot do.
+      UsageError: OUT holds a run of other settings, or the suite asks for what the models cannot
+        do.
       UserError: a stage failed; what was finished before is kept.
     """
     from apr_jax.paper.suite import check, check_conditions
@@ -70,7 +77,9 @@ def reproduce(config: Experiment, out: Path, data: Path | None = None, only: Onl
         reserve(out, config)
         stages = part_of(stages_of(config, out, data), out, only)
         if only == "figures" and [stage.name for stage in stages] == ["data", "report"]:
-            raise UserError(f"{out}: has no model to evaluate; train with `apr reproduce --out {out}` first")
+            raise UserError(
+                f"{out}: has no model to evaluate; train with `apr reproduce --out {out}` first"
+            )
         run_stages(stages, out, again=("report",) if only == "figures" else ())
 
 
@@ -79,7 +88,11 @@ def part_of(stages: list[Stage], out: Path, only: Only | None) -> list[Stage]:
     if only == "training":
         return [stage for stage in stages if not stage.name.startswith(_FIGURES)]
     if only == "figures":
-        return [stage for stage in stages if stage.name.startswith(("data", *_FIGURES)) and _has_models(stage, out)]
+        return [
+            stage
+            for stage in stages
+            if stage.name.startswith(("data", *_FIGURES)) and _has_models(stage, out)
+        ]
     return stages
 
 
@@ -88,8 +101,14 @@ def stages_of(config: Experiment, out: Path, data: Path | None = None) -> list[S
     built, record = data or out / "data", read_record(out)
     trained = [
         data_stage("data", config, built, METHODS, _checks_conditions(config, built)),
-        *(supervised_stage(f"{method}/sft", config, "data", built, out, method) for method in METHODS),
-        *(reinforced_stage(f"{method}/rl", f"{method}/sft", config, built, out, f"rl {method}") for method in METHODS),
+        *(
+            supervised_stage(f"{method}/sft", config, "data", built, out, method)
+            for method in METHODS
+        ),
+        *(
+            reinforced_stage(f"{method}/rl", f"{method}/sft", config, built, out, f"rl {method}")
+            for method in METHODS
+        ),
         *(_ablations(config, out, record) if config.evaluate.ablations else ()),
     ]
     known = {stage.name for stage in trained}
@@ -111,26 +130,32 @@ def stages_of(config: Experiment, out: Path, data: Path | None = None) -> list[S
 def _ablations(config: Experiment, out: Path, record: dict[str, Any]) -> list[Stage]:
     """Data and trainings of the suite's ablations, each in a folder of its own.
 
-    Not of one that would be the run itself over again, nor of one whose model is there, kept or trained by another command.
-    """
+    Not of one that would be the run itself over again, nor of one whose model is there, kept or
+    trained by another command."""
     from apr_jax.paper.suite import ABLATIONS, MODELS, model_of
 
     stages = []
     for name, (method, settings) in ABLATIONS.items():
         own, data, built = override(config, list(settings)), f"{name}/data", out / name / "data"
-        if (settings and own == config) or (f"{name}/sft" not in record and model_of(out, f"{name}/sft")):
+        if (settings and own == config) or (
+            f"{name}/sft" not in record and model_of(out, f"{name}/sft")
+        ):
             continue
         stages += [
             data_stage(data, own, built, (method,)),
             supervised_stage(f"{name}/sft", own, data, built, out, method),
         ]
         if f"{name}/rl" in MODELS:
-            stages.append(reinforced_stage(f"{name}/rl", f"{name}/sft", own, built, out, f"rl {method}"))
+            stages.append(
+                reinforced_stage(f"{name}/rl", f"{name}/sft", own, built, out, f"rl {method}")
+            )
     return stages
 
 
 def _checks_conditions(config: Experiment, built: Path) -> Callable[[], None]:
-    """What is checked of the run's own data before anything is trained on them: its models will be swept."""
+    """What is checked of the run's own data before anything is trained on them: its models will be
+    swept.
+    """
 
     def check() -> None:
         from apr_jax.paper.suite import check_conditions
@@ -141,7 +166,11 @@ def _checks_conditions(config: Experiment, built: Path) -> Callable[[], None]:
 
 
 def data_stage(
-    name: str, config: Experiment, built: Path, methods: tuple[str, ...], check: Callable[[], None] = lambda: None
+    name: str,
+    config: Experiment,
+    built: Path,
+    methods: tuple[str, ...],
+    check: Callable[[], None] = lambda: None,
 ) -> Stage:
     """Builds the data that these methods are trained on; then `check` looks at them."""
 
@@ -154,7 +183,9 @@ def data_stage(
     return Stage(name, built / "data.json", run, kind="data")
 
 
-def supervised_stage(name: str, config: Experiment, data: str, built: Path, out: Path, method: str) -> Stage:
+def supervised_stage(
+    name: str, config: Experiment, data: str, built: Path, out: Path, method: str
+) -> Stage:
     """Supervised training into the folder OUT/name, on what the stage `data` built."""
 
     def run() -> None:
@@ -163,24 +194,35 @@ def supervised_stage(name: str, config: Experiment, data: str, built: Path, out:
         train_sft(config, built, out / name, method)
 
     sft = config.train.sft
-    # An epoch of one method takes other steps than one of another: the time of one says nothing about the other.
+    # An epoch of one method takes other steps than one of another: the time of one says nothing
+    # about the other.
     kind = "sft" if sft.steps else f"sft {method}"
-    return Stage(name, out / name / "checkpoints", run, (data,), kind, sft.steps or sft.epochs, together=True)
+    return Stage(
+        name, out / name / "checkpoints", run, (data,), kind, sft.steps or sft.epochs, together=True
+    )
 
 
-def reinforced_stage(name: str, start: str, config: Experiment, built: Path, out: Path, kind: str) -> Stage:
-    """Reinforcement learning into the folder OUT/name, from what the stage `start` trained into its own."""
+def reinforced_stage(
+    name: str, start: str, config: Experiment, built: Path, out: Path, kind: str
+) -> Stage:
+    """Reinforcement learning into the folder OUT/name, from what the stage `start` trained into its
+    own.
+    """
 
     def run() -> None:
         from apr_jax.train.rl.trainer import train_rl
 
         train_rl(config, built, out / name, out / start)
 
-    return Stage(name, out / name / "checkpoints", run, (start,), kind, config.train.rl.steps, together=True)
+    return Stage(
+        name, out / name / "checkpoints", run, (start,), kind, config.train.rl.steps, together=True
+    )
 
 
 def _evaluations(config: Experiment, out: Path, built: Path) -> list[Stage]:
-    """One stage an evaluation, for the seconds of one problem, and for its seconds on several numbers of decode slots."""
+    """One stage an evaluation, for the seconds of one problem, and for its seconds on several
+    numbers of decode slots.
+    """
     from apr_jax.paper import suite
 
     def start(model: str, count: int | None) -> tuple[Any, list[Any]]:
@@ -212,30 +254,54 @@ def _evaluations(config: Experiment, out: Path, built: Path) -> list[Stage]:
         from apr_jax.evaluate.latency import measure_latency
 
         restored, problems = start(one.model, timed)
-        measure_latency(restored, problems, out / "eval" / one.name, one.decoding, config.evaluate.repeats)
+        measure_latency(
+            restored, problems, out / "eval" / one.name, one.decoding, config.evaluate.repeats
+        )
 
     def slots(one: suite.Evaluation) -> None:
         from apr_jax.evaluate.latency import measure_slots
 
         restored, problems = start(one.model, few)
-        measure_slots(restored, problems, out / "eval" / one.name, one.decoding, config.evaluate.repeats)
+        measure_slots(
+            restored, problems, out / "eval" / one.name, one.decoding, config.evaluate.repeats
+        )
 
     timed = config.evaluate.timed
     few = -(-timed // 3)  # On one decode slot a tree takes a step for each of its tokens.
 
     def stage(
-        what: str, one: suite.Evaluation, run: Callable[[suite.Evaluation], None], makes: str, work: float
+        what: str,
+        one: suite.Evaluation,
+        run: Callable[[suite.Evaluation], None],
+        makes: str,
+        work: float,
     ) -> Stage:
         method = one.model.partition("/")[0]
         name = f"{what}/{one.name}"
-        return Stage(name, out / "eval" / one.name / makes, lambda: run(one), (one.model,), f"{what} {method}", work)
+        return Stage(
+            name,
+            out / "eval" / one.name / makes,
+            lambda: run(one),
+            (one.model,),
+            f"{what} {method}",
+            work,
+        )
 
     return [
         *(
-            stage("eval", one, answer, "summary.json", (one.problems or config.data.heldout) * one.decoding.samples)
+            stage(
+                "eval",
+                one,
+                answer,
+                "summary.json",
+                (one.problems or config.data.heldout) * one.decoding.samples,
+            )
             for one in (*suite.declare(config.evaluate), *suite.choosing(config.evaluate))
         ),
-        *(stage("latency", one, clock, "latency.json", timed) for one in suite.timed(config.evaluate)),
+        *(
+            stage("latency", one, clock, "latency.json", timed)
+            for one in suite.timed(config.evaluate)
+        ),
         *(stage("slots", one, slots, "slots.json", few) for one in suite.laned(config.evaluate)),
     ]
 
@@ -265,27 +331,38 @@ def write_report(out: Path, data: Path | None = None) -> None:
     from apr_jax.paper.run_report import write_run_report
 
     if not out.is_dir():
-        raise UserError(f"{out}: no such folder; finish the run with `apr reproduce --out {out}` first")
+        raise UserError(
+            f"{out}: no such folder; finish the run with `apr reproduce --out {out}` first"
+        )
     with (
         Lease(out, "report"),
-        Mirror(out, ("config.json", "stages.json", "*.safetensors", "eval/*/*", "*/*/metrics.jsonl")) as mirror,
+        Mirror(
+            out, ("config.json", "stages.json", "*.safetensors", "eval/*/*", "*/*/metrics.jsonl")
+        ) as mirror,
     ):
-        seconds = {name: stage["seconds"] for name, stage in read_record(mirror.local).items() if stage["done"]}
+        seconds = {
+            name: stage["seconds"]
+            for name, stage in read_record(mirror.local).items()
+            if stage["done"]
+        }
         found = write_run_report(mirror.local, data or out / "data")
         write_json(mirror.local / "results.json", {"seconds": seconds} | found)
 
 
 def show_results(out: Path) -> None:
-    """Prints the tables of a finished run, its warnings, what it took, and where figures and report are."""
+    """Prints the tables of a finished run, its warnings, what it took, and where figures and report
+    are.
+    """
     results = read_json(out / "results.json")
     print_table({row["label"]: row for row in results["main"].values()})
     console = Terminal(highlight=False, soft_wrap=True, markup=False)
     print_comparisons(results["comparisons"], console)
-    print_warnings(
-        results["warnings"]
-    )  # The evaluations said them too, but not to whoever starts a finished run again.
+    # The evaluations said them too, but not to whoever starts a finished run again.
+    print_warnings(results["warnings"])
     for line in results["missing"]:
         console.print(f"not run  {line}")
-    console.print(f"time     {sum(results['seconds'].values()) / 60:.1f} minutes ({out / 'stages.json'})")
+    console.print(
+        f"time     {sum(results['seconds'].values()) / 60:.1f} minutes ({out / 'stages.json'})"
+    )
     console.print(f"figures  {out / 'figures'}")
     console.print(f"report   {out / 'report.html'}")

@@ -1,8 +1,9 @@
-"""The published figures that stand beside ours: Pan, Li, Lian et al., "Learning Adaptive Parallel Reasoning with Language
-Models", arXiv 2504.15466 (2025). 228M parameters, window 4,096, 1,000 test problems; accuracy in percent, one training each.
+"""The published figures that stand beside ours: Pan, Li, Lian et al., "Learning Adaptive Parallel
+Reasoning with Language Models", arXiv 2504.15466 (2025). 228M parameters, window 4,096, 1,000 test
+problems; accuracy in percent, one training each.
 
-The paper prints the accuracy of each point of a curve, but of few its place; those are given as (first, last).
-"""
+The paper prints the accuracy of each point of a curve, but of few its place; those are given as
+(first, last)."""
 
 from __future__ import annotations
 
@@ -14,7 +15,8 @@ SOURCE = "Pan, Li, Lian et al. (2025), arXiv 2504.15466"
 WINDOW = 4_096
 AT_WINDOW = {"sos+/rl": 60.0, "apr/rl": 83.4}
 
-# Fig. 4a and 8, temperature -> accuracy of APR as the child condition grows, and of SoS+ with n = 1 to 8 samples.
+# Fig. 4a and 8, temperature -> accuracy of APR as the child condition grows, and of SoS+ with n = 1
+# to 8 samples.
 APR_BY_CONDITION = {
     0.1: (57.9, 64.7, 68.8, 72.8, 75.0, 76.5, 78.8, 80.8, 83.3),
     0.5: (57.6, 65.9, 68.5, 73.6, 75.6, 77.5, 79.3, 81.9, 83.8),
@@ -30,7 +32,8 @@ CONS_AT_N = {
     0.5: (58.9, 62.4, 63.5, 64.2, 64.9, 65.7, 65.9, 66.5),
     1.0: (57.3, 62.6, 63.0, 64.6, 65.5, 65.8, 66.6, 66.4),
 }
-# Of these the paper prints the total tokens of three points, at T = 1: curve -> (its place, from 1; tokens).
+# Of these the paper prints the total tokens of three points, at T = 1: curve -> (its place, from 1;
+# tokens).
 TOKENS_AT = {"pass": (8, "24k"), "cons": (7, "20k"), "apr": (9, "20k")}
 
 
@@ -56,7 +59,11 @@ LATENCY = {
 # Fig. 5 and 7: measure -> model -> (before, after RL). "apr enforced": the child count held at 10.
 RL: dict[str, dict[str, tuple[float, float]]] = {
     "accuracy": {"sos+": (57.3, 60.0), "apr": (75.5, 83.4), "apr enforced": (83.2, 83.3)},
-    "total_tokens": {"sos+": (2_201, 2_660), "apr": (10_964, 16_720), "apr enforced": (19_895, 22_265)},
+    "total_tokens": {
+        "sos+": (2_201, 2_660),
+        "apr": (10_964, 16_720),
+        "apr enforced": (19_895, 22_265),
+    },
     "thread_tokens": {"apr": (1_471, 1_796)},
     "children": {"apr": (6.1, 8.2)},
 }
@@ -80,8 +87,8 @@ TABLE_3 = {
     "apr/rl enforced": {0.0: 83.3, 0.1: 83.3, 0.5: 83.8, 1.0: 81.9},
 }
 
-# What the paper comparisons, as (one, other) in percent. Each gap is a target of ours, and so is RL's gain by Table 3; in the same
-# window, so is the first score.
+# What the paper comparisons, as (one, other) in percent. Each gap is a target of ours, and so is
+# RL's gain by Table 3; in the same window, so is the first score.
 COMPARISONS = {
     "window": (83.4, 60.0),
     "tokens": (80.1, 66.6),

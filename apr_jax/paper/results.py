@@ -1,4 +1,6 @@
-"""What a run's evaluations found, read back from its folder: the one source of figures, tables and comparisons."""
+"""What a run's evaluations found, read back from its folder: the one source of figures, tables and
+comparisons.
+"""
 
 from __future__ import annotations
 
@@ -47,7 +49,9 @@ class Score:
 
 
 def share(values: dict[str, float]) -> Score:
-    """Of right answers: Wilson's interval over the number of problems (samples of one problem are not independent)."""
+    """Of right answers: Wilson's interval over the number of problems (samples of one problem are
+    not independent).
+    """
     mean = sum(values.values()) / len(values)
     return Score(mean, *wilson(round(mean * len(values)), len(values)), values)
 
@@ -62,10 +66,12 @@ class Answered:
     """An evaluation that was run.
 
     Attributes:
-      traces: all its trees; those of the plain evaluations, greedy and at the highest temperature, have a `failure`.
-      latency: what `latency.json` holds, if it was measured; decode slots: the same of `slots.json`.
-      validated: the same evaluation of validation problems, which chooses where comparisons take the best of several; None if it
-        was not run.
+      traces: all its trees; those of the plain evaluations, greedy and at the highest temperature,
+        have a `failure`.
+      latency: what `latency.json` holds, if it was measured; decode slots: the same of
+        `slots.json`.
+      validated: the same evaluation of validation problems, which chooses where comparisons take
+        the best of several; None if it was not run.
     """
 
     evaluation: suite.Evaluation
@@ -87,7 +93,9 @@ class Answered:
 
     def accuracy(self) -> Score:
         """Share of right answers."""
-        return share({name: mean([tree["correct"] for tree in trees]) for name, trees in self.groups.items()})
+        return share(
+            {name: mean([tree["correct"] for tree in trees]) for name, trees in self.groups.items()}
+        )
 
     def mean(self, name: str) -> float:
         """Of a measure of the traces."""
@@ -95,17 +103,23 @@ class Answered:
 
     def measure(self, name: str) -> Score:
         """The same with its interval, over problems."""
-        return average({key: mean([tree[name] for tree in trees]) for key, trees in self.groups.items()})
+        return average(
+            {key: mean([tree[name] for tree in trees]) for key, trees in self.groups.items()}
+        )
 
     def spent(self, problems: Iterable[str], votes: int | None = None) -> dict[str, float]:
         """What an answer to these problems took: means of the measures.
 
         Args:
-          votes: an answer is the vote of so many samples, drawn side by side: their tokens add up, their longest chain counts.
+          votes: an answer is the vote of so many samples, drawn side by side: their tokens add up,
+            their longest chain counts.
         """
         groups = [self.groups[name] for name in problems]
         if votes is None:
-            return {key: mean(mean(tree[key] for tree in group) for group in groups) for key in _TOGETHER}
+            return {
+                key: mean(mean(tree[key] for tree in group) for group in groups)
+                for key in _TOGETHER
+            }
         return {
             key: mean(together(tree[key] for tree in group[:votes]) for group in groups)
             for key, together in _TOGETHER.items()
@@ -123,9 +137,15 @@ class Answered:
 
     def _of_n(self, n: int) -> tuple[Score, Score, float]:
         cut = {name: trees[:n] for name, trees in self.groups.items()}
-        passed = share({name: float(any(tree["correct"] for tree in trees)) for name, trees in cut.items()})
+        passed = share(
+            {name: float(any(tree["correct"] for tree in trees)) for name, trees in cut.items()}
+        )
         agreed = share({name: float(consensus(trees)) for name, trees in cut.items()})
-        return passed, agreed, mean([sum(tree["total_tokens"] for tree in trees) for trees in cut.values()])
+        return (
+            passed,
+            agreed,
+            mean([sum(tree["total_tokens"] for tree in trees) for trees in cut.values()]),
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,7 +164,9 @@ class Results:
     oracle: dict[str, list[Trace]]
 
     def get(self, model: str, **decoding: Any) -> Answered | None:
-        """The evaluation of a model with these fields of `Decoding`, whatever its samples and problems; None if not run."""
+        """The evaluation of a model with these fields of `Decoding`, whatever its samples and
+        problems; None if not run.
+        """
         wanted = dataclasses.asdict(Decoding()) | decoding
         for one in self.answered.values():
             found = dataclasses.asdict(one.evaluation.decoding) | {"samples": 1}
@@ -157,7 +179,10 @@ class Results:
         config = self.config.evaluate
         model = f"{method}/{config.sweep}"
         if method == "apr":
-            found = [self.get(model, temperature=temperature, condition=count) for count in config.children]
+            found = [
+                self.get(model, temperature=temperature, condition=count)
+                for count in config.children
+            ]
         else:
             found = [self.get(model, temperature=temperature, bins=bins) for bins in config.bins]
         return [one for one in found if one]
@@ -185,19 +210,33 @@ def read_run(run: Path, data: Path) -> Results:
         folder = run / "eval" / evaluation.name
         if (folder / SUMMARY).is_file():
             summary, traces = read_answers(folder)
-            if evaluation.plain and evaluation.decoding.temperature in suite.compared_temperatures(config.evaluate):
+            if evaluation.plain and evaluation.decoding.temperature in suite.compared_temperatures(
+                config.evaluate
+            ):
                 traces = failures.label(traces, task)
-            latency, slots = (_read(folder / name, "delete its folder and evaluate again") for name in (LATENCY, SLOTS))
+            latency, slots = (
+                _read(folder / name, "delete its folder and evaluate again")
+                for name in (LATENCY, SLOTS)
+            )
             validated = _validated(run, suite.validated(evaluation, config.evaluate))
-            answered[evaluation.name] = Answered(evaluation, traces, summary, latency, slots, validated)
-        elif not (suite.model_of(run, evaluation.model) or (run / evaluation.model / "metrics.jsonl").is_file()):
+            answered[evaluation.name] = Answered(
+                evaluation, traces, summary, latency, slots, validated
+            )
+        elif not (
+            suite.model_of(run, evaluation.model)
+            or (run / evaluation.model / "metrics.jsonl").is_file()
+        ):
             untrained.add(evaluation.model)
         else:
             missing.append(f"{label(evaluation)}: not evaluated yet")
     if not answered:
-        raise UserError(f"{run}: has no evaluation of its suite; run `apr reproduce --out {run}` first")
+        raise UserError(
+            f"{run}: has no evaluation of its suite; run `apr reproduce --out {run}` first"
+        )
     missing += [
-        f"{suite.MODELS[model]}: there is no trained model ({model})" for model in suite.MODELS if model in untrained
+        f"{suite.MODELS[model]}: there is no trained model ({model})"
+        for model in suite.MODELS
+        if model in untrained
     ]
     return Results(config, answered, missing, _oracle(data, config))
 
@@ -233,16 +272,23 @@ def problems_of(shown: Iterable[Answered | None]) -> str:
 def _oracle(data: Path, config: Experiment) -> dict[str, list[Trace]]:
     """The demonstrations of the test problems, if its tokenizer and problems are still there.
 
-    Without conditions, as the models are asked: a stated number of children may be any, and would search less.
-    """
+    Without conditions, as the models are asked: a stated number of children may be any, and would
+    search less."""
     tokenizer, problems = data / "tokenizer.model", data / "test.jsonl"
     if not (tokenizer.is_file() and problems.is_file()):
         return {}
     check_files(data, tokenizer.name, problems.name)
     depth = config.limits.max_depth
     methods = [method for method in METHODS if method != "apr-nested" or depth > 1]
-    task = Countdown(config.task, dataclasses.replace(config.solver, condition=0.0), config.limits.children, depth)
-    return demonstrated(task, load_problems(problems), Tokenizer.from_bytes(tokenizer.read_bytes()), methods)
+    task = Countdown(
+        config.task,
+        dataclasses.replace(config.solver, condition=0.0),
+        config.limits.children,
+        depth,
+    )
+    return demonstrated(
+        task, load_problems(problems), Tokenizer.from_bytes(tokenizer.read_bytes()), methods
+    )
 
 
 def _config(run: Path) -> Experiment:

@@ -1,7 +1,8 @@
-"""The report: one HTML file with comparisons, tables, figures and the thread-tree viewer, nothing loaded from anywhere.
+"""The report: one HTML file with comparisons, tables, figures and the thread-tree viewer, nothing
+loaded from anywhere.
 
-It is drawn from files alone: RUN/config.json, RUN/eval/*, RUN/*/{sft,rl}/metrics.jsonl, RUN/data. What was not run is listed.
-"""
+It is drawn from files alone: RUN/config.json, RUN/eval/*, RUN/*/{sft,rl}/metrics.jsonl, RUN/data.
+What was not run is listed."""
 
 from __future__ import annotations
 
@@ -25,7 +26,8 @@ from apr_jax.paper.results import Results, read_run
 from apr_jax.report.viewer import link, page, select
 
 _MEASURED = tuple(title for title, _ in MEASURES.values())
-_LOG = Path(__file__).parents[2] / "docs" / "log.md"  # Of the clone; the library alone is installed without it.
+# Of the clone; the library alone is installed without it.
+_LOG = Path(__file__).parents[2] / "docs" / "log.md"
 _TITLES = {
     "table1": "Table 1: SoS and SoS+ by temperature",
     "table2": "Table 2: what SoS+ is trained on (wide beams: up to 15)",
@@ -34,7 +36,8 @@ _TITLES = {
 
 
 def write_run_report(run: Path, data: Path) -> dict[str, Any]:
-    """Writes RUN/report.html and RUN/figures/*.{png,svg}; returns every number in it, for results.json.
+    """Writes RUN/report.html and RUN/figures/*.{png,svg}; returns every number in it, for
+    results.json.
 
     Args:
       data: the run's; the oracle's problems and tokenizer are there.
@@ -70,7 +73,10 @@ def write_run_report(run: Path, data: Path) -> dict[str, Any]:
 
 
 def _summary(
-    results: Results, numbers: dict[str, Any], drawn: Sequence[Drawn], shown: Mapping[str, Sequence[Trace]]
+    results: Results,
+    numbers: dict[str, Any],
+    drawn: Sequence[Drawn],
+    shown: Mapping[str, Sequence[Trace]],
 ) -> str:
     """What stands above the viewer, which holds the trees `shown`."""
     log = tried(results.config.name)
@@ -79,7 +85,9 @@ def _summary(
         *(f'<p class="warning">{html.escape(line)}</p>' for line in numbers["warnings"]),
         "<h2>The paper's comparisons, here</h2>",
         _comparisons(numbers["comparisons"]),
-        _reached(numbers["comparisons"], "stands below" if log else "is in the project's docs/log.md"),
+        _reached(
+            numbers["comparisons"], "stands below" if log else "is in the project's docs/log.md"
+        ),
         log,
         "<h2>Greedy answers</h2>",
         _main(numbers),
@@ -107,11 +115,12 @@ def _summary(
 def _about(results: Results) -> str:
     config = results.config
     return (
-        f'<p class="soft">Experiment {html.escape(config.name)}, seed {config.seed}: {config.model.layers} layers x '
-        f"{config.model.width}, window {config.limits.window:,}, up to {config.limits.children} children a "
-        "spawn. Intervals are of 95% and of the test problems alone: Wilson for shares, a bootstrap over "
-        "problems for other means and, paired, for gaps; p is McNemar's exact test. The paper: "
-        f"{html.escape(published_figures.SOURCE)}; 228M parameters, one training each.</p>"
+        f'<p class="soft">Experiment {html.escape(config.name)}, seed {config.seed}:'
+        f" {config.model.layers} layers x {config.model.width}, window {config.limits.window:,}, up"
+        f" to {config.limits.children} children a spawn. Intervals are of 95% and of the test"
+        " problems alone: Wilson for shares, a bootstrap over problems for other means and,"
+        " paired, for gaps; p is McNemar's exact test. The paper:"
+        f" {html.escape(published_figures.SOURCE)}; 228M parameters, one training each.</p>"
     )
 
 
@@ -142,14 +151,17 @@ def _reached(rows: list[dict[str, Any]], where: str) -> str:
     if not verdicts:
         return ""
     return (
-        f'<p class="soft">{sum(verdicts)} of {len(verdicts)} of the paper\'s gaps are reached: ours is at least as large, '
-        "whatever its interval; in the same window APR's score too; of sequential tokens fewer, at higher accuracy. "
-        f"What was tried for the others {where}; why answers are wrong, under What went wrong.</p>"
+        f'<p class="soft">{sum(verdicts)} of {len(verdicts)} of the paper\'s gaps are reached:'
+        " ours is at least as large, whatever its interval; in the same window APR's score too; of"
+        f" sequential tokens fewer, at higher accuracy. What was tried for the others {where}; why"
+        " answers are wrong, under What went wrong.</p>"
     )
 
 
 def tried(scale: str) -> str:
-    """The entries of docs/log.md whose headings name the scale, folded away, with no link that could die; "" of none."""
+    """The entries of docs/log.md whose headings name the scale, folded away, with no link that
+    could die; "" of none.
+    """
     if not _LOG.is_file():
         return ""
     markdown = MarkdownIt("commonmark", {"html": False}).disable(["link", "image", "autolink"])
@@ -157,7 +169,10 @@ def tried(scale: str) -> str:
     kept, entries, named = [], 0, False
     for token, after in zip(tokens, [*tokens[1:], None], strict=True):
         if token.type == "heading_open" and token.tag in ("h1", "h2"):
-            named = after is not None and re.search(rf"\b{re.escape(scale)}\b", after.content) is not None
+            named = (
+                after is not None
+                and re.search(rf"\b{re.escape(scale)}\b", after.content) is not None
+            )
             entries += named
         if named:
             if token.type.startswith("heading"):
@@ -210,25 +225,40 @@ def _main(numbers: dict[str, Any]) -> str:
 
 
 def _failures(rows: dict[str, dict[str, Any]], shown: Mapping[str, Sequence[Trace]]) -> str:
-    """Kinds by evaluation; a number leads to its examples in the viewer, which holds the trees `shown`, and says how many."""
-    kinds = [kind for kind in failures.KINDS if any(kind in row["failures"] for row in rows.values())]
+    """Kinds by evaluation; a number leads to its examples in the viewer, which holds the trees
+    `shown`, and says how many.
+    """
+    kinds = [
+        kind for kind in failures.KINDS if any(kind in row["failures"] for row in rows.values())
+    ]
     if not kinds:
         return '<p class="soft">Nothing.</p>'
     body = []
     for kind in kinds:
         cells = []
         for name, row in rows.items():
-            count, some = row["failures"].get(kind, 0), sum(trace["failure"] == kind for trace in shown.get(name, ()))
+            count, some = (
+                row["failures"].get(kind, 0),
+                sum(trace["failure"] == kind for trace in shown.get(name, ())),
+            )
             share = f"{count} <span class='soft'>({count / row['n']:.1%})</span>"
-            linked = f'<a href="{html.escape(link(name, show=kind))}">{share}</a>' if some else share
-            cells.append(linked + _under(f"{some} of {count} shown" if shown else "") if count else "")
+            linked = (
+                f'<a href="{html.escape(link(name, show=kind))}">{share}</a>' if some else share
+            )
+            cells.append(
+                linked + _under(f"{some} of {count} shown" if shown else "") if count else ""
+            )
         body.append((f"<b>{kind}</b>" + _under(html.escape(failures.KINDS[kind])), *cells))
     held = max(map(len, shown.values()), default=0)
     where = (
-        f"A number leads to its examples: below stand the trees of {held:,} of {max(row['n'] for row in rows.values()):,} "
-        "problems. The run's eval/*/traces.jsonl has all."
+        f"A number leads to its examples: below stand the trees of {held:,} of"
+        f" {max(row['n'] for row in rows.values()):,} problems. The run's eval/*/traces.jsonl has"
+        " all."
     )
-    head = ("", *(html.escape(row["label"]) + _under(f"{row['n']:,} answers") for row in rows.values()))
+    head = (
+        "",
+        *(html.escape(row["label"]) + _under(f"{row['n']:,} answers") for row in rows.values()),
+    )
     return (f'<p class="soft">{where}</p>' if shown else "") + _table(head, body)
 
 
@@ -241,8 +271,12 @@ def _temperatures(title: str, rows: list[dict[str, Any]]) -> str:
             found = row["cells"][temperature]
             ours = "not run" if found["paper"] is not None else ""
             if found["ours"]:
-                ours = _score(found["ours"]) + _under(f"{spent(found['ours'])}; {found['ours']['n']:,} problems")
-            cells.append(ours + _under("" if found["paper"] is None else f"paper {found['paper']:.1f}"))
+                ours = _score(found["ours"]) + _under(
+                    f"{spent(found['ours'])}; {found['ours']['n']:,} problems"
+                )
+            cells.append(
+                ours + _under("" if found["paper"] is None else f"paper {found['paper']:.1f}")
+            )
         steps = "" if row["step"] is None else f"{row['step']:,} steps"
         body.append((html.escape(row["label"]) + _under(steps), *cells))
     head = (
@@ -267,13 +301,18 @@ def _every(rows: list[dict[str, Any]]) -> str:
         for row in rows
     ]
     titles = ("", "accuracy (%)", *_MEASURED, "spawned", "truncated", "samples", "problems")
-    return f"<details><summary>All {len(rows)} evaluations</summary>{_table(titles, body)}</details>"
+    return (
+        f"<details><summary>All {len(rows)} evaluations</summary>{_table(titles, body)}</details>"
+    )
 
 
 def _table(head: Iterable[str], body: Iterable[Sequence[Any]]) -> str:
     titles = "".join(f"<th>{title}</th>" for title in head)
     rows = "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in body)
-    return f'<div class="card"><table><thead><tr>{titles}</tr></thead><tbody>{rows}</tbody></table></div>'
+    return (
+        "<div"
+        f' class="card"><table><thead><tr>{titles}</tr></thead><tbody>{rows}</tbody></table></div>'
+    )
 
 
 def _score(cell: dict[str, Any]) -> str:
@@ -302,15 +341,20 @@ def _warned(results: Results) -> list[str]:
     """
     found = []
     for one in results.answered.values():
-        # The traces that are read are those with a verdict; how many there were without one, the summary knows.
+        # The traces that are read are those with a verdict; how many there were without one, the
+        # summary knows.
         summary = summarize(one.traces) | {"unknown": one.summary.get("unknown", 0)}
         method = "" if one.evaluation.decoding.childless else one.summary["method"]
-        found += [f"{one.label}: {text}" for text in warnings(summary, method, one.evaluation.decoding.forced)]
+        found += [
+            f"{one.label}: {text}"
+            for text in warnings(summary, method, one.evaluation.decoding.forced)
+        ]
     return found
 
 
 def training(run: Path) -> dict[str, dict[str, list[dict[str, Any]]]]:
-    """Stage -> method -> the lines of its metrics.jsonl, where the run has them; without the half line that a kill leaves.
+    """Stage -> method -> the lines of its metrics.jsonl, where the run has them; without the half
+    line that a kill leaves.
 
     Raises:
       UserError: a line is damaged.

@@ -2,8 +2,9 @@
 
 The life of a run (OUT is its folder):
 1. `reserve` writes OUT/config.json, and refuses a folder that belongs to another config.
-2. `run_stages` runs what is not done: a finished stage is noted in OUT/stages.json, with the seconds it took, and never runs
-   again, unless what it made is gone or a stage it needs had to run again. An unfinished one goes on from its own checkpoint.
+2. `run_stages` runs what is not done: a finished stage is noted in OUT/stages.json, with the
+   seconds it took, and never runs again, unless what it made is gone or a stage it needs had to run
+   again. An unfinished one goes on from its own checkpoint.
 So a command of stages can be stopped and started at will.
 """
 
@@ -50,7 +51,9 @@ class Stage:
 
 
 def run_stages(stages: list[Stage], out: Path, again: tuple[str, ...] = ()) -> None:
-    """Runs the stages that are not done, those named `again`, and all that need one that had to run again."""
+    """Runs the stages that are not done, those named `again`, and all that need one that had to run
+    again.
+    """
     console = Terminal(stderr=True)
     first_decides(lambda: _note_left(stages, out, again))
     record = read_record(out)
@@ -59,8 +62,14 @@ def run_stages(stages: list[Stage], out: Path, again: tuple[str, ...] = ()) -> N
         if is_first():
             ahead = estimate(left[place:], stages, record)
             number = stages.index(stage) + 1
-            console.print(f"[bold]stage {number} of {len(stages)}: {stage.name}[/bold] ({ahead})", soft_wrap=True)
-            with alone_fails() if not stage.together else contextlib.nullcontext(), _timed(record, stage.name, out):
+            console.print(
+                f"[bold]stage {number} of {len(stages)}: {stage.name}[/bold] ({ahead})",
+                soft_wrap=True,
+            )
+            with (
+                alone_fails() if not stage.together else contextlib.nullcontext(),
+                _timed(record, stage.name, out),
+            ):
                 stage.run()
             console.print(f"stage {stage.name}: done, {record[stage.name]['seconds']:.0f} s")
         elif stage.together:
@@ -72,7 +81,9 @@ def run_stages(stages: list[Stage], out: Path, again: tuple[str, ...] = ()) -> N
 
 
 def _note_left(stages: list[Stage], out: Path, again: tuple[str, ...]) -> int:
-    """Notes as not done what has to run again, for all processes to read; returns how many stages are left."""
+    """Notes as not done what has to run again, for all processes to read; returns how many stages
+    are left.
+    """
     record = read_record(out)
     left: set[str] = set()
     for stage in stages:
@@ -91,28 +102,41 @@ def _is_done(stage: Stage, record: dict[str, Any]) -> bool:
 
 
 def _wait(name: str, out: Path) -> None:
-    """Until the first process has noted that the stage is done. If it fails instead, JAX ends this process."""
+    """Until the first process has noted that the stage is done.
+
+    If it fails instead, JAX ends this process.
+    """
     while not read_record(out).get(name, {}).get("done", False):
         time.sleep(_LOOK_SECONDS)
 
 
 def estimate(left: list[Stage], stages: list[Stage], record: dict[str, Any]) -> str:
-    """How long what is left will take, in words: from the seconds that finished stages of the same kind took for their work."""
+    """How long what is left will take, in words: from the seconds that finished stages of the same
+    kind took for their work.
+    """
     spent: dict[str, list[float]] = {}
     for stage in stages:
         if stage not in left and stage.name in record:
             seconds, work = spent.setdefault(stage.kind, [0.0, 0.0])
             spent[stage.kind] = [seconds + record[stage.name]["seconds"], work + stage.work]
-    known = [spent[stage.kind][0] / spent[stage.kind][1] * stage.work for stage in left if stage.kind in spent]
+    known = [
+        spent[stage.kind][0] / spent[stage.kind][1] * stage.work
+        for stage in left
+        if stage.kind in spent
+    ]
     unknown = len(left) - len(known)
-    parts = [f"about {max(1, round(sum(known) / 60))} min for {len(known)} of them"] if known else []
+    parts = (
+        [f"about {max(1, round(sum(known) / 60))} min for {len(known)} of them"] if known else []
+    )
     parts += [f"{unknown} of a kind that was not timed yet"] if unknown else []
     return f"{len(left)} left: {', '.join(parts)}"
 
 
 @contextlib.contextmanager
 def _timed(record: dict[str, Any], name: str, out: Path) -> Iterator[None]:
-    """Notes on disk that a stage was begun, and adds the seconds spent, finished or stopped; only one that ended is done."""
+    """Notes on disk that a stage was begun, and adds the seconds spent, finished or stopped; only
+    one that ended is done.
+    """
     before, start = record.get(name, {}).get("seconds", 0.0), time.monotonic()
     done = False
     record[name] = {"seconds": before, "done": done}
@@ -122,12 +146,15 @@ def _timed(record: dict[str, Any], name: str, out: Path) -> Iterator[None]:
         done = True
     finally:
         record[name] = {"seconds": round(before + time.monotonic() - start, 1), "done": done}
-        with contextlib.nullcontext() if done else contextlib.suppress(OSError):  # A full disk has its error already.
+        # A full disk has its error already.
+        with contextlib.nullcontext() if done else contextlib.suppress(OSError):
             write_json(out / "stages.json", record)
 
 
 def _folder(stage: Stage) -> str:
-    """Stages of one share their compiled programs: evaluations do, trainings of two methods do not."""
+    """Stages of one share their compiled programs: evaluations do, trainings of two methods do
+    not.
+    """
     return stage.name.partition("/")[0]
 
 
@@ -143,13 +170,16 @@ def read_record(out: Path) -> dict[str, Any]:
 
 
 def reserve(out: Path, config: Experiment) -> None:
-    """Writes the config into the folder; refuses a folder of another one; `compare.FREE` may change."""
+    """Writes the config into the folder; refuses a folder of another one; `compare.FREE` may
+    change.
+    """
     values = json.loads(json.dumps(to_dict(config)))
     path = out / "config.json"
     old = read_json(path) if path.is_file() else values
     for name, before, now in differences(old, config, FREE):
         raise UsageError(
-            f"{out}: is a run with {name}={before!r}, now {name}={now!r}; choose another --out, or delete it"
+            f"{out}: is a run with {name}={before!r}, now {name}={now!r}; choose another --out, or"
+            " delete it"
         )
     if is_first() and (not path.is_file() or old != values):
         out.mkdir(parents=True, exist_ok=True)
@@ -162,14 +192,16 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
       UserError: it is missing or damaged.
     """
-    # An object of a bucket that is replaced between asking for its size and reading it comes cut off: it is read again.
+    # An object of a bucket that is replaced between asking for its size and reading it comes cut
+    # off: it is read again.
     for left in reversed(range(_READS if is_remote(path) else 1)):
         try:
             values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
             return values
         except FileNotFoundError:
             raise UserError(
-                f"{path}: no such file; finish the run with `apr reproduce --out {path.parents[0]}` first"
+                f"{path}: no such file; finish the run with `apr reproduce --out {path.parents[0]}`"
+                " first"
             ) from None
         except ValueError:
             if left:

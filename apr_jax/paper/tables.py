@@ -1,8 +1,8 @@
-"""Tables 1 to 3 of the paper and those of this report, as plain rows: the report and results.json take them from here.
+"""Tables 1 to 3 of the paper and those of this report, as plain rows: the report and results.json
+take them from here.
 
-A cell that holds a score is {"mean", "low", "high", "n"}, in Tables 1 to 3 with the measures of its trees; the paper's figure
-beside it is `paper`, in percent.
-"""
+A cell that holds a score is {"mean", "low", "high", "n"}, in Tables 1 to 3 with the measures of its
+trees; the paper's figure beside it is `paper`, in percent."""
 
 from __future__ import annotations
 
@@ -21,18 +21,27 @@ def cell(score: Score) -> dict[str, Any]:
 
 
 def main_table(results: Results) -> dict[str, dict[str, Any]]:
-    """Name -> the plain greedy evaluation: its summary, its label, intervals of its measures, and failures by kind."""
+    """Name -> the plain greedy evaluation: its summary, its label, intervals of its measures, and
+    failures by kind.
+    """
     found = {}
     for name, one in results.plain().items():
         kinds = failures.count(one.traces)
         measures = {key: cell(one.measure(key)) for key in MEASURES}
-        about = {"label": one.label, "thread_tokens": one.thread_tokens(), "failures": kinds, "measures": measures}
+        about = {
+            "label": one.label,
+            "thread_tokens": one.thread_tokens(),
+            "failures": kinds,
+            "measures": measures,
+        }
         found[name] = one.summary | about
     return found
 
 
 def sampled_failures(results: Results) -> dict[str, dict[str, Any]]:
-    """Name -> the plain evaluation at the highest temperature, as comparisons are: its label, `n` trees, failures by kind."""
+    """Name -> the plain evaluation at the highest temperature, as comparisons are: its label, `n`
+    trees, failures by kind.
+    """
     temperatures = results.config.evaluate.temperatures
     shown = results.plain(max(temperatures)) if temperatures else {}
     return {
@@ -45,29 +54,40 @@ def oracle_table(results: Results) -> dict[str, dict[str, Any]]:
     """Method -> success and cost of its demonstrations of the test problems."""
     found = {}
     for method, traces in results.oracle.items():
-        summary = summarize([trace | {"threads": [], "claimed": trace["correct"]} for trace in traces])
+        summary = summarize(
+            [trace | {"threads": [], "claimed": trace["correct"]} for trace in traces]
+        )
         score = share({trace["id"]: float(trace["correct"]) for trace in traces})
         found[method] = {"accuracy": cell(score)} | {key: summary[key] for key in MEASURES}
     return found
 
 
-def temperature_table(results: Results, models: dict[str, dict[float, float]]) -> list[dict[str, Any]]:
+def temperature_table(
+    results: Results, models: dict[str, dict[float, float]]
+) -> list[dict[str, Any]]:
     """Rows of accuracy by temperature, each with what the threads did.
 
     Args:
-      models: what the paper has: model, maybe followed by " enforced", -> temperature -> accuracy in percent.
+      models: what the paper has: model, maybe followed by " enforced", -> temperature -> accuracy
+        in percent.
 
     Returns:
-      rows with `model`, `label`, `run` (whether there is anything), `step` (of the model: a run has one; None if nothing ran)
+      rows with `model`, `label`, `run` (whether there is anything), `step` (of the model: a run has
+      one; None if nothing ran)
       and `cells`: temperature -> {"ours", "paper"}, each or None.
     """
-    temperatures = sorted({0.0, *results.config.evaluate.temperatures, *(t for row in models.values() for t in row)})
+    temperatures = sorted(
+        {0.0, *results.config.evaluate.temperatures, *(t for row in models.values() for t in row)}
+    )
     forced = results.config.evaluate.forced
     rows = []
     for name, published in models.items():
         model, _, enforced = name.partition(" ")
         count = forced[-1] if forced else -1
-        found = {t: results.get(model, temperature=t, **({"forced": count} if enforced else {})) for t in temperatures}
+        found = {
+            t: results.get(model, temperature=t, **({"forced": count} if enforced else {}))
+            for t in temperatures
+        }
         cells = {
             f"{temperature:g}": {
                 "ours": cell(one.accuracy()) | one.spent(one.groups) if one else None,
@@ -75,7 +95,11 @@ def temperature_table(results: Results, models: dict[str, dict[float, float]]) -
             }
             for temperature, one in found.items()
         }
-        held = f", held to {count} children" if enforced and forced else enforced and ", children enforced"
+        held = (
+            f", held to {count} children"
+            if enforced and forced
+            else enforced and ", children enforced"
+        )
         rows.append(
             {
                 "model": name,
@@ -93,7 +117,9 @@ def all_tables(results: Results) -> dict[str, list[dict[str, Any]]]:
     return {
         "table1": temperature_table(results, published_figures.TABLE_1),
         "table2": temperature_table(results, published_figures.TABLE_2),
-        "table3": temperature_table(results, published_figures.TABLE_3 | {f"{DRAWN}/{stage}": {} for stage in STAGES}),
+        "table3": temperature_table(
+            results, published_figures.TABLE_3 | {f"{DRAWN}/{stage}": {} for stage in STAGES}
+        ),
     }
 
 
@@ -103,7 +129,11 @@ def every_score(results: Results) -> list[dict[str, Any]]:
 
 
 def _score(one: Answered) -> dict[str, Any]:
-    row: dict[str, Any] = {"name": one.evaluation.name, "label": one.label, "accuracy": cell(one.accuracy())}
+    row: dict[str, Any] = {
+        "name": one.evaluation.name,
+        "label": one.label,
+        "accuracy": cell(one.accuracy()),
+    }
     row |= {key: one.summary[key] for key in (*MEASURES, "spawned", "truncated", "samples")}
     if one.summary["samples"] > 1:
         row["by_n"] = [

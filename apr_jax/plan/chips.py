@@ -1,10 +1,11 @@
 """What TPUs can do: one table, and what a group of chips can say to each other.
 
-Sources, read in 2026. Peak, memory, its bandwidth: Cloud TPU documentation, cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e,tpu7x},
-of a whole chip; v2 and v3: Jouppi et al. 2020, "A Domain-Specific Supercomputer for Training Deep Neural Networks". One-way
-bandwidth of a link, and where an axis closes to a ring: Austin et al. 2025, "How to Scale Your Model", chapter 2; of v2 and v3
-Jouppi et al. 2020. Width of the matrix unit: `jax.experimental.pallas.tpu.get_tpu_info_for_chip`.
-"""
+Sources, read in 2026. Peak, memory, its bandwidth: Cloud TPU documentation,
+cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e,tpu7x}, of a whole chip; v2 and v3: Jouppi et al. 2020, "A
+Domain-Specific Supercomputer for Training Deep Neural Networks". One-way bandwidth of a link, and
+where an axis closes to a ring: Austin et al. 2025, "How to Scale Your Model", chapter 2; of v2 and
+v3 Jouppi et al. 2020. Width of the matrix unit:
+`jax.experimental.pallas.tpu.get_tpu_info_for_chip`."""
 
 import dataclasses
 import math
@@ -21,7 +22,8 @@ class Chip:
       memory: GiB of HBM of a chip.
       bandwidth: bytes/s of its HBM.
       link: bytes/s of one link to a neighbour, one way.
-      ring: an axis of so many chips, or of a multiple of it, closes to a ring; 0 if only that of a whole pod does.
+      ring: an axis of so many chips, or of a multiple of it, closes to a ring; 0 if only that of a
+        whole pod does.
       matrix: rows and columns of its matrix units.
       devices: JAX devices of a chip.
       pod: chips of the largest slice.
@@ -68,8 +70,8 @@ CHIPS = {
 def group_bandwidth(chip: Chip, extent: Sequence[int], group: Sequence[Sequence[int]]) -> float:
     """Bytes/s that each device of a group can take in from the others, all at once.
 
-    An axis on which the group's chips differ gives a link, or two if the group goes all around a ring. The devices of a chip
-    share its links. Within a chip it is the memory's bandwidth.
+    An axis on which the group's chips differ gives a link, or two if the group goes all around a
+    ring. The devices of a chip share its links. Within a chip it is the memory's bandwidth.
 
     Args:
       extent: chips of the slice along each axis.

@@ -2,11 +2,12 @@
 
 XLA's own cost analysis counts a loop's body once and a Pallas kernel as nothing. Here
   1. `hlo.parse` reads computations and their instructions;
-  2. `Counter.of` walks one, into fusions, branches and loops; a loop counts as often as its condition says, or as
-     `turns(name of the loop)` does where only the data knows;
-  3. bytes are those that an instruction reads from and writes to main memory: operands and results that the compiler placed in
-     on-chip memory (`S(n)` in a layout) cost none, of what is sliced only the slice counts, and of what is written in place
-     only what is new. What a kernel writes in place is left to `kernels.py`.
+  2. `Counter.of` walks one, into fusions, branches and loops; a loop counts as often as its
+     condition says, or as `turns(name of the loop)` does where only the data knows;
+  3. bytes are those that an instruction reads from and writes to main memory: operands and results
+     that the compiler placed in on-chip memory (`S(n)` in a layout) cost none, of what is sliced
+     only the slice counts, and of what is written in place only what is new. What a kernel writes
+     in place is left to `kernels.py`.
 """
 
 import collections
@@ -55,7 +56,9 @@ class Count:
     flops: float = 0.0
     bytes: float = 0.0
     kernels: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
-    collectives: collections.Counter[Collective] = dataclasses.field(default_factory=collections.Counter)
+    collectives: collections.Counter[Collective] = dataclasses.field(
+        default_factory=collections.Counter
+    )
 
     def add(self, other: "Count", times: float = 1) -> None:
         self.flops += times * other.flops
@@ -67,7 +70,9 @@ class Count:
 
 @dataclasses.dataclass(frozen=True)
 class _Window:
-    """How a convolution, as which TPUs see every product, moves over its input: fields by spatial axis."""
+    """How a convolution, as which TPUs see every product, moves over its input: fields by spatial
+    axis.
+    """
 
     fields: dict[str, list[str]]
 
@@ -78,12 +83,16 @@ class _Window:
         return cls({name: values.split("x") for name, values in pairs})
 
     def places(self, axis: int, left: int, right: int, out: int) -> int:
-        """Pairs of a place of the result and one of the kernel that meet an input: a batch is an axis on which few do."""
+        """Pairs of a place of the result and one of the kernel that meet an input: a batch is an
+        axis on which few do.
+        """
 
         def field(name: str, default: str) -> str:
             return self.fields[name][axis] if name in self.fields else default
 
-        stride, dilation, step = (int(field(name, "1")) for name in ("stride", "rhs_dilate", "lhs_dilate"))
+        stride, dilation, step = (
+            int(field(name, "1")) for name in ("stride", "rhs_dilate", "lhs_dilate")
+        )
         low = int(field("pad", "0_0").split("_")[0])
         met = (o * stride + k * dilation - low for o in range(out) for k in range(right))
         return sum(1 for at in met if 0 <= at <= (left - 1) * step and at % step == 0)
@@ -117,7 +126,9 @@ class Counter:
                 for called in instruction.called:
                     yield from self.loops(called)
 
-    def _add(self, total: Count, instruction: Instruction, computation: Computation, seen: set[str]) -> None:
+    def _add(
+        self, total: Count, instruction: Instruction, computation: Computation, seen: set[str]
+    ) -> None:
         kind = instruction.kind
         if kind == "while":
             total.add(self.of(self._body(instruction)), self._turns(instruction))
@@ -135,7 +146,8 @@ class Counter:
         """Products, kernels and collectives, also those within a fusion.
 
         Args:
-          seen: channels of collectives that were counted. One that runs beside other work stands in each of its fusions.
+          seen: channels of collectives that were counted. One that runs beside other work stands in
+            each of its fusions.
         """
         kind = instruction.kind.removesuffix("-start")
         if kind in ("dot", "convolution"):
@@ -155,7 +167,10 @@ class Counter:
                     self._add_work(inner, part, seen)
             if "all-reduce-scatter" in instruction.called[0]:
                 inner.collectives = collections.Counter(
-                    {dataclasses.replace(c, kind="reduce-scatter"): n for c, n in inner.collectives.items()}
+                    {
+                        dataclasses.replace(c, kind="reduce-scatter"): n
+                        for c, n in inner.collectives.items()
+                    }
                 )
             total.add(inner)
 
@@ -180,16 +195,23 @@ class Counter:
         out = product.shapes[0].dims
         contracted = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", product.text)
         if contracted:
-            return 2.0 * math.prod(out) * math.prod(left[int(axis)] for axis in contracted.group(1).split(",") if axis)
+            return (
+                2.0
+                * math.prod(out)
+                * math.prod(left[int(axis)] for axis in contracted.group(1).split(",") if axis)
+            )
         labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", product.text)
         if not labels:
             return 0.0
         at = [
-            dict(zip(text, dims, strict=True)) for text, dims in zip(labels.groups(), (left, right, out), strict=True)
+            dict(zip(text, dims, strict=True))
+            for text, dims in zip(labels.groups(), (left, right, out), strict=True)
         ]
         window = _Window.of(product.text)
         places = math.prod(
-            window.places(int(axis), at[0][axis], at[1][axis], at[2][axis]) for axis in at[1] if axis.isdigit()
+            window.places(int(axis), at[0][axis], at[1][axis], at[2][axis])
+            for axis in at[1]
+            if axis.isdigit()
         )
         return 2.0 * at[2]["b"] * at[2]["f"] * at[1]["i"] * places
 
@@ -197,9 +219,13 @@ class Counter:
         kind, results = instruction.kind, instruction.shapes
         inputs = [computation[name] for name in instruction.operands if name in computation]
         if kind in ("dynamic-slice", "slice", "gather"):
-            return sum(shape.memory for shape in results) + (results[0].bytes if _in_memory(inputs[0]) else 0)
+            return sum(shape.memory for shape in results) + (
+                results[0].bytes if _in_memory(inputs[0]) else 0
+            )
         if kind == "dynamic-update-slice":
-            return inputs[1].shapes[0].memory + (inputs[1].shapes[0].bytes if _in_memory(inputs[0]) else 0)
+            return inputs[1].shapes[0].memory + (
+                inputs[1].shapes[0].bytes if _in_memory(inputs[0]) else 0
+            )
         if kind == "scatter":
             return 2.0 * sum(shape.memory for shape in inputs[2].shapes)
         if kind in ("slice-start", "dynamic-slice-start"):
@@ -209,12 +235,21 @@ class Counter:
         ):
             return 0.0
         if kind == "custom-call":
-            taken = re.findall(r"\{(\d*)\}: \((\d+),", instruction.text)  # output_to_operand_aliasing
-            results = tuple(shape for at, shape in enumerate(results) if at not in {int(out or 0) for out, _ in taken})
-            inputs = [each for at, each in enumerate(inputs) if at not in {int(read) for _, read in taken}]
+            # output_to_operand_aliasing
+            taken = re.findall(r"\{(\d*)\}: \((\d+),", instruction.text)
+            results = tuple(
+                shape
+                for at, shape in enumerate(results)
+                if at not in {int(out or 0) for out, _ in taken}
+            )
+            inputs = [
+                each for at, each in enumerate(inputs) if at not in {int(read) for _, read in taken}
+            ]
         if kind != "fusion":
             first = results[:1] if kind.endswith("-start") else results
-            return float(sum(s.memory for s in first) + sum(s.memory for each in inputs for s in each.shapes))
+            return float(
+                sum(s.memory for s in first) + sum(s.memory for each in inputs for s in each.shapes)
+            )
         inner = self.computations[instruction.called[0]]
         parameters = [each for each in inner.values() if each.kind == "parameter"]
         read = 0.0
@@ -228,17 +263,25 @@ class Counter:
         """Bytes of a fusion's operand that it reads."""
         total = 0.0
         for user in _users(parameter, inner):
-            if user.kind in ("dynamic-slice", "slice", "gather") and user.operands[0] == parameter.name:
+            if (
+                user.kind in ("dynamic-slice", "slice", "gather")
+                and user.operands[0] == parameter.name
+            ):
                 total += user.shapes[0].bytes
             elif user.kind == "bitcast":
                 # As the result of a fusion within a fusion it is read by what stands around that.
                 total += user.shapes[0].bytes if user.root else self._read(user, inner)
-            elif user.kind in ("dynamic-update-slice", "scatter") and user.operands[0] == parameter.name:
+            elif (
+                user.kind in ("dynamic-update-slice", "scatter")
+                and user.operands[0] == parameter.name
+            ):
                 continue
             elif user.kind == "fusion":
                 deeper = self.computations[user.called[0]]
                 at = user.operands.index(parameter.name)
-                total += sum(self._read(p, deeper) for p in deeper.values() if p.text.startswith(f"({at})"))
+                total += sum(
+                    self._read(p, deeper) for p in deeper.values() if p.text.startswith(f"({at})")
+                )
             else:
                 return parameter.shapes[0].bytes
         return min(total, parameter.shapes[0].bytes)

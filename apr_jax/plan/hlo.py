@@ -1,4 +1,6 @@
-"""A compiled program's text (HLO), read: computations of instructions, each with its results, operands and layout."""
+"""A compiled program's text (HLO), read: computations of instructions, each with its results,
+operands and layout.
+"""
 
 import dataclasses
 import math
@@ -10,7 +12,9 @@ _HEAD = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) \(.*\) -> .* \{$")
 _INSTRUCTION = re.compile(r"^\s+(ROOT )?%([\w.\-]+) = ")
 _ARRAY = re.compile(r"([a-z]\w*)\[([\d,]*)\](?:\{([^}]*)\})?")
 _NAME = re.compile(r"%([\w.\-]+)")
-_CALLED = re.compile(r"(?:calls|to_apply|body|condition|true_computation|false_computation)=%([\w.\-]+)")
+_CALLED = re.compile(
+    r"(?:calls|to_apply|body|condition|true_computation|false_computation)=%([\w.\-]+)"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,7 +24,8 @@ class Shape:
     Attributes:
       kind: element type.
       order: axes from the fastest to the slowest.
-      tile: the fastest axes are padded to multiples of it, its last entry being that of the fastest one.
+      tile: the fastest axes are padded to multiples of it, its last entry being that of the fastest
+        one.
       on_chip: it does not lie in main memory.
     """
 
@@ -100,7 +105,9 @@ def _instruction(line: str, start: re.Match[str]) -> Instruction:
 
 
 def _balanced(text: str) -> tuple[str, str]:
-    """What stands between the parenthesis that the text begins with and its partner, and what follows."""
+    """What stands between the parenthesis that the text begins with and its partner, and what
+    follows.
+    """
     depth = 0
     for at, letter in enumerate(text):
         depth += (letter == "(") - (letter == ")")
@@ -123,7 +130,9 @@ def _shapes(text: str) -> Iterator[Shape]:
 
 
 def first_group(text: str) -> tuple[int, ...]:
-    """The first of a collective's groups of devices, in any of the three ways in which HLO writes them."""
+    """The first of a collective's groups of devices, in any of the three ways in which HLO writes
+    them.
+    """
     if listed := re.search(r"(?:replica_groups|source_target_pairs)=\{\{([\d,]+)\}", text):
         return tuple(int(n) for n in listed.group(1).split(","))
     if axes := re.search(r"replica_groups=mesh\[([^\]]*)\] ?\{([^}]*)\}", text):

@@ -1,4 +1,6 @@
-"""What the Pallas kernels do, which the compiler cannot see into: products and bytes of one run on one device."""
+"""What the Pallas kernels do, which the compiler cannot see into: products and bytes of one run on
+one device.
+"""
 
 import dataclasses
 
@@ -29,14 +31,17 @@ class KernelWork:
 
 
 def work(kernel: str, config: Experiment, heads: float, chip: Chip) -> KernelWork:
-    """Of a run: attention over `heads` heads of rows of one thread each, or a decode step half-way through the window.
+    """Of a run: attention over `heads` heads of rows of one thread each, or a decode step half-way
+    through the window.
 
     That is the mean of all decode steps, those of short contexts in smaller blocks among them.
     """
     model = config.model
     if kernel == cache_tpu.KERNEL:
         length = config.limits.window / 2
-        flops = 4.0 * config.schedule.slots * model.heads * model.kv_heads * model.head_size * length
+        flops = (
+            4.0 * config.schedule.slots * model.heads * model.kv_heads * model.head_size * length
+        )
         moved = decode_bytes(config, length, config.limits.window)
         return KernelWork(flops, max(1.0, chip.matrix / model.heads), moved)
     size = block_size(config.limits.max_thread_tokens)
@@ -48,7 +53,9 @@ def work(kernel: str, config: Experiment, heads: float, chip: Chip) -> KernelWor
 
 
 def decode_bytes(config: Experiment, length: float, bound: int) -> float:
-    """Of a layer's cache up to `bound`: all decode slots' blocks up to `length`, the last half in vain, and the rows written back."""
+    """Of a layer's cache up to `bound`: all decode slots' blocks up to `length`, the last half in
+    vain, and the rows written back.
+    """
     model = config.model
     size = cache_tpu.block_size(model.kv_heads * model.head_size, itemsize(model), bound)
     return config.schedule.slots * position_bytes(model) * (length + size / 2 + cache_tpu.TILE)

@@ -1,8 +1,9 @@
-"""`apr plan --topology cpu`: the same counting for this machine's CPU, and beside it the measured time of the step.
+"""`apr plan --topology cpu`: the same counting for this machine's CPU, and beside it the measured
+time of the step.
 
-The one place where a prediction can be checked without a TPU. Peak and memory bandwidth are measured first; a step of rows of
-one thread each is then compiled, counted, and run. No cache is modelled: what an operation reads counts as read from memory.
-"""
+The one place where a prediction can be checked without a TPU. Peak and memory bandwidth are
+measured first; a step of rows of one thread each is then compiled, counted, and run. No cache is
+modelled: what an operation reads counts as read from memory."""
 
 import dataclasses
 import json
@@ -32,7 +33,8 @@ from apr_jax.train.state import init_state
 from apr_jax.train.step import make_sft_step, place_rows
 
 _REPEATS = 5
-_COPIED = 1 << 26  # float32 numbers of the copy that bandwidth is measured with: 256 MiB, beyond any cache.
+# float32 numbers of the copy that bandwidth is measured with: 256 MiB, beyond any cache.
+_COPIED = 1 << 26
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,8 +80,8 @@ def measure(config: Experiment) -> Measured:
     blocks = -(-config.limits.max_thread_tokens // BLOCK)
 
     def turns(source: str) -> float:
-        # Loops without a constant end are those over the blocks that a block of queries sees, on average half of the row's;
-        # in the forward pass its own block stands before the loop.
+        # Loops without a constant end are those over the blocks that a block of queries sees, on
+        # average half of the row's; in the forward pass its own block stands before the loop.
         return (blocks + 1) / 2 if "transpose" in source else (blocks - 1) / 2
 
     count = Counter(computations, turns).of(entry)
@@ -110,9 +112,10 @@ def show_measured(found: Measured, path: Path | None = None) -> None:
         values = dataclasses.asdict(found) | {"predicted": found.predicted, "error": found.error}
         write_text(path, json.dumps(values, indent=2) + "\n")
     Terminal(highlight=False).print(
-        f"supervised step of {found.config} on {found.devices} CPU devices: {found.flops:.3g} FLOPs at "
-        f"{found.peak / 1e9:.0f} GFLOP/s {found.compute:.3f} s, {found.bytes:.3g} bytes at {found.bandwidth / 1e9:.1f} GB/s "
-        f"{found.memory:.3f} s; predicted {found.predicted:.3f} s, measured {found.seconds:.3f} s, error {found.error:+.0%}"
+        f"supervised step of {found.config} on {found.devices} CPU devices: {found.flops:.3g} FLOPs"
+        f" at {found.peak / 1e9:.0f} GFLOP/s {found.compute:.3f} s, {found.bytes:.3g} bytes at"
+        f" {found.bandwidth / 1e9:.1f} GB/s {found.memory:.3f} s; predicted {found.predicted:.3f}"
+        f" s, measured {found.seconds:.3f} s, error {found.error:+.0%}"
     )
 
 

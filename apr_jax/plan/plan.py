@@ -2,7 +2,8 @@
 
 The life of a plan:
   1. `topology.describe` asks libtpu for the devices, and the config's mesh is laid over them.
-  2. `stages` lowers the four programs for abstract arguments; libtpu compiles them on this CPU machine.
+  2. `stages` lowers the four programs for abstract arguments; libtpu compiles them on this CPU
+     machine.
   3. `hlo` counts what they do, loop by loop; `roofline` divides by what the chip can do (`chips`).
   4. `recipe` adds up hours and says what to change; `report` prints.
 """
@@ -28,7 +29,8 @@ from apr_jax.plan.scaling import Point, weak_scaling
 from apr_jax.plan.topology import describe
 from apr_jax.train.session import build_mesh
 
-# libtpu's own words for a program without room (0.0.52); it keeps some of the chip's memory for itself.
+# libtpu's own words for a program without room (0.0.52); it keeps some of the chip's memory for
+# itself.
 _SHORT = re.compile(r"required for [\w ]+ \(([\d.]+)G\) exceeds available HBM \(([\d.]+)G\)")
 
 
@@ -69,7 +71,8 @@ def plan(config: Experiment, topology: str, wanted: Sequence[str] = STAGES) -> P
     devices, chip = describe(topology), CHIPS[topology.partition(":")[0]]
     mesh = build_mesh(config, devices)
     stages, failed, change, room = {}, {}, {}, float(chip.device_memory)
-    lowered = {name: lower(name, config, mesh) for name in wanted}  # All before the first takes its minutes to compile.
+    # All before the first takes its minutes to compile.
+    lowered = {name: lower(name, config, mesh) for name in wanted}
     for name in wanted:
         start = time.monotonic()
         try:
@@ -80,10 +83,14 @@ def plan(config: Experiment, topology: str, wanted: Sequence[str] = STAGES) -> P
                 asked, had = (float(size) * 2**30 for size in short.groups())
                 change[name] = advice(config, name, asked - had, 0.0, chip, mesh.shape["fsdp"])
             continue
-        stages[name] = stage = analyse(name, text, memory, config, mesh, chip, time.monotonic() - start)
+        stages[name] = stage = analyse(
+            name, text, memory, config, mesh, chip, time.monotonic() - start
+        )
         if stage.total_bytes > room:
             over = stage.total_bytes - room
-            change[name] = advice(config, name, over, stage.argument_bytes, chip, mesh.shape["fsdp"])
+            change[name] = advice(
+                config, name, over, stage.argument_bytes, chip, mesh.shape["fsdp"]
+            )
     chips, parameters = mesh.size // chip.devices, count_params(abstract_params(config))[1]
     supervised = stages.get("supervised")
     return Plan(
@@ -111,9 +118,8 @@ def _recipes(config: Experiment, stages: dict[str, Stage], chips: int) -> dict[s
 def compile_text(lowered: Any) -> tuple[str, Any]:
     """Compiles for TPU: the program's text, and its memory by kind (`Compiled.memory_analysis`).
 
-    The text is that which libtpu writes. To `as_text` it must pass through jaxlib's own reader, which does not know all that
-    libtpu does (jaxlib 0.10.2, libtpu 0.0.52: v5p's sparse cores).
-    """
+    The text is that which libtpu writes. To `as_text` it must pass through jaxlib's own reader,
+    which does not know all that libtpu does (jaxlib 0.10.2, libtpu 0.0.52: v5p's sparse cores)."""
     with tempfile.TemporaryDirectory() as folder:
         options = {"xla_dump_to": folder, "xla_dump_hlo_as_text": True}
         compiled = lowered.compile(compiler_options=options)

@@ -1,8 +1,7 @@
 """The four programs of a run, lowered for abstract arguments: shapes with shardings, no data.
 
-The vocabulary is trained on the demonstrations, and forests are grown by the policy; a plan, made before either, takes VOCAB
-for the one and `Forests` for the other.
-"""
+The vocabulary is trained on the demonstrations, and forests are grown by the policy; a plan, made
+before either, takes VOCAB for the one and `Forests` for the other."""
 
 import dataclasses
 import math
@@ -25,18 +24,20 @@ from apr_jax.train.state import TrainState
 from apr_jax.train.step import ForestBatch, check_divides, make_rescore, make_rl_step, make_sft_step
 
 VOCAB = 64  # Single characters and the control pieces are fewer.
-ANY_STEPS = (
-    10_000  # Of a training that is counted in epochs: a number within the program, which costs the same with any.
-)
+# Of a training that is counted in epochs: a number within the program, which costs the same with
+# any.
+ANY_STEPS = 10_000
 PROMPT = 32  # P, tokens of a prompt.
 STAGES = tuple(program.value for program in Program)
 
 
 @dataclasses.dataclass(frozen=True)
 class Forests:
-    """What the trees of a trained policy are like: those of the published one after RL, in shares of the window.
+    """What the trees of a trained policy are like: those of the published one after RL, in shares
+    of the window.
 
-    16,720 tokens and 8.2 children a tree, 1,796 tokens a thread, window 4,096 (arXiv 2504.15466, figure 5). The longest chain
+    16,720 tokens and 8.2 children a tree, 1,796 tokens a thread, window 4,096 (arXiv 2504.15466,
+    figure 5). The longest chain
     of a batch is taken to be a whole window: of hundreds of trees some run out of it.
 
     Attributes:
@@ -71,7 +72,13 @@ def lower(stage: str, config: Experiment, mesh: Mesh) -> Any:
 def forest_chunks(config: Experiment) -> int:
     """Chunks of rows that a forest is rescored in."""
     trees, forests = config.train.rl.problems * config.train.rl.group, Forests.of(config)
-    return math.ceil(trees * forests.tokens / 0.95 / config.limits.max_thread_tokens / config.train.rl.micro_batch_rows)
+    return math.ceil(
+        trees
+        * forests.tokens
+        / 0.95
+        / config.limits.max_thread_tokens
+        / config.train.rl.micro_batch_rows
+    )
 
 
 def _lower_sft(config: Experiment, params: Any, mesh: Mesh) -> Any:
@@ -80,7 +87,8 @@ def _lower_sft(config: Experiment, params: Any, mesh: Mesh) -> Any:
     optimizer = make_optimizer(sft.optimizer, sft.steps or ANY_STEPS)
     step: Any = make_sft_step(config.model, optimizer, mesh)
     return step.lower(
-        _state(params, optimizer, mesh), _rows((sft.batch_rows, config.limits.max_thread_tokens), batch_sharding(mesh))
+        _state(params, optimizer, mesh),
+        _rows((sft.batch_rows, config.limits.max_thread_tokens), batch_sharding(mesh)),
     )
 
 
@@ -126,7 +134,9 @@ def _lower_update(config: Experiment, params: Any, mesh: Mesh) -> Any:
     return step.lower(_state(params, optimizer, mesh), forest, advantages)
 
 
-_LOWER = dict(zip(STAGES, (_lower_sft, lower_rollout, _lower_rescoring, _lower_update), strict=True))
+_LOWER = dict(
+    zip(STAGES, (_lower_sft, lower_rollout, _lower_rescoring, _lower_update), strict=True)
+)
 
 
 def _forest(config: Experiment, mesh: Mesh) -> ForestBatch:

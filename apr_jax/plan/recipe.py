@@ -1,4 +1,6 @@
-"""Hours of a method's training from the times of its stages, and what to change where a stage does not fit."""
+"""Hours of a method's training from the times of its stages, and what to change where a stage does
+not fit.
+"""
 
 import dataclasses
 import math
@@ -12,12 +14,15 @@ from apr_jax.plan.kernels import position_bytes
 from apr_jax.plan.roofline import Stage
 from apr_jax.train.config import RlConfig, SftConfig
 
-_SAMPLE = 512  # Demonstrations that are made to see how many rows they fill: at scale paper a mean that is known to 5%.
+# Demonstrations that are made to see how many rows they fill: at scale paper a mean that is known
+# to 5%.
+_SAMPLE = 512
 
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """Hours of one method, at the roofline. Evaluations are of one host, so they are not in it (`--only training`).
+    """Hours of one method, at the roofline. Evaluations are of one host, so they are not in it
+    (`--only training`).
 
     Attributes:
       steps: of the supervised training.
@@ -32,7 +37,10 @@ class Recipe:
 
 
 def supervised_steps(config: Experiment, method: str) -> int:
-    """Steps of a method's supervised training. Epochs become steps by demonstrations that are made on the spot and packed."""
+    """Steps of a method's supervised training.
+
+    Epochs become steps by demonstrations that are made on the spot and packed.
+    """
     sft = config.train.sft
     if sft.steps:
         return sft.steps
@@ -58,7 +66,9 @@ def recipe(config: Experiment, stages: dict[str, Stage], chips: int, method: str
     step += stages["rescoring"].seconds if anchored else 0.0
     validations = 1 + _validations(rl.steps, rl.validate_every)  # One before the first step.
     reinforced = rl.steps * step + _asked(config, rl) * validations * rollout
-    return Recipe(steps, supervised / 3600, reinforced / 3600, (supervised + reinforced) / 3600 * chips)
+    return Recipe(
+        steps, supervised / 3600, reinforced / 3600, (supervised + reinforced) / 3600 * chips
+    )
 
 
 def _validations(steps: int, every: int) -> int:
@@ -71,7 +81,9 @@ def _asked(config: Experiment, stage: SftConfig | RlConfig) -> int:
     return math.ceil(stage.validation / (config.train.rl.problems * config.train.rl.group))
 
 
-def advice(config: Experiment, name: str, over: float, arguments: float, chip: Chip, fsdp: int) -> str:
+def advice(
+    config: Experiment, name: str, over: float, arguments: float, chip: Chip, fsdp: int
+) -> str:
     """What to change for a stage that does not fit.
 
     Args:
@@ -88,6 +100,9 @@ def advice(config: Experiment, name: str, over: float, arguments: float, chip: C
     if arguments > chip.device_memory / 2:
         return f"--set mesh.fsdp={2 * fsdp}: weights and optimizer over twice as many devices"
     if model.remat != "layer":
-        return f"--set model.remat={'dots' if model.remat == 'none' else 'layer'}: keep less for the backward pass"
+        return (
+            f"--set model.remat={'dots' if model.remat == 'none' else 'layer'}: keep less for the"
+            " backward pass"
+        )
     field = "train.sft.batch_rows" if name == "supervised" else "train.rl.micro_batch_rows"
     return f"fewer rows a device: more devices, or half of {field}"

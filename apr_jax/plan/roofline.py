@@ -1,6 +1,8 @@
-"""How long a compiled program takes at least: what it computes, moves and says, against what the chip can do.
+"""How long a compiled program takes at least: what it computes, moves and says, against what the
+chip can do.
 
-    seconds = max(products / peak, bytes / memory bandwidth, sum over collectives / interconnect bandwidth)
+    seconds = max(products / peak, bytes / memory bandwidth, sum over collectives / interconnect
+    bandwidth)
 
 The three overlap at best, so it is a lower bound. What Pallas kernels do stands in `kernels.py`.
 """
@@ -28,7 +30,8 @@ class CollectiveCost:
 
     Attributes:
       devices: that take part in one.
-      copies: of the weights that they hold; 1 if the collective stays within the fsdp and tensor axes.
+      copies: of the weights that they hold; 1 if the collective stays within the fsdp and tensor
+        axes.
     """
 
     kind: str
@@ -49,12 +52,14 @@ class Stage:
       temp_bytes: activations and other working space.
       alias_bytes: arguments whose memory the results take over (donation).
       flops: of matrix products, attention included.
-      useful_flops: of them, what the model needs: nothing computed twice, no pair that no token sees.
+      useful_flops: of them, what the model needs: nothing computed twice, no pair that no token
+        sees.
       bytes: read from and written to HBM.
       talks: collectives.
       compute, memory, interconnect: seconds of each, if it alone mattered.
       tokens: that a run of it works through, on all devices.
-      decode: length of the contexts -> HBM bytes of a decode step, and of weights and cache up to there (rollout only).
+      decode: length of the contexts -> HBM bytes of a decode step, and of weights and cache up to
+        there (rollout only).
       compiled: seconds of compiling.
     """
 
@@ -89,7 +94,9 @@ class Stage:
         return max(self.compute, self.memory, self.interconnect)
 
 
-def analyse(name: str, text: str, memory: Any, config: Experiment, mesh: Mesh, chip: Chip, seconds: float) -> Stage:
+def analyse(
+    name: str, text: str, memory: Any, config: Experiment, mesh: Mesh, chip: Chip, seconds: float
+) -> Stage:
     """Counts a compiled program of `stages.lower`.
 
     Args:
@@ -103,7 +110,9 @@ def analyse(name: str, text: str, memory: Any, config: Experiment, mesh: Mesh, c
     count = counter.of(entry)
     rows = config.train.sft.batch_rows if name == "supervised" else config.train.rl.micro_batch_rows
     heads = rows / shape.shards * config.model.heads / shape.tensor
-    kernels = [(work(kernel, config, heads, chip), times) for kernel, times in count.kernels.items()]
+    kernels = [
+        (work(kernel, config, heads, chip), times) for kernel, times in count.kernels.items()
+    ]
     attention = sum(each.flops * times for each, times in kernels)
     slowed = sum(each.flops * each.fill * times for each, times in kernels)
     count.bytes += sum(each.bytes * times for each, times in kernels)
@@ -142,7 +151,9 @@ class Shares:
 
 
 def turns(source: str, stage: str, config: Experiment, shape: Shares) -> float:
-    """Turns of a loop whose end only the data knows, for forests as `Forests` has them; of all others 1."""
+    """Turns of a loop whose end only the data knows, for forests as `Forests` has them; of all
+    others 1.
+    """
     if stage != "rollout":
         # The loop over the chunks of a forest stands directly in the step.
         return forest_chunks(config) if re.fullmatch(r"jit\(\w+\)/while", source) else 1
@@ -157,7 +168,8 @@ def turns(source: str, stage: str, config: Experiment, shape: Shares) -> float:
         return trees * (forests.threads + 1) / config.schedule.prefill_batch
     within = re.search(r"prefill_(\d+)/while", source)
     if within:
-        # Contexts are short ones (prompts, messages), and parents' halfway to their end: all count as half the first bound.
+        # Contexts are short ones (prompts, messages), and parents' halfway to their end: all count
+        # as half the first bound.
         first = int(within.group(1)) == bounds[0]
         return float(first) if scope else max(1.0, bounds[0] / 2 / config.schedule.prefill_chunk)
     return 1
@@ -169,14 +181,18 @@ def _begin(bound: int, bounds: tuple[int, ...]) -> int:
 
 
 def decode_steps(config: Experiment, shape: Shares) -> float:
-    """Decode steps of a shard: the longest chain, or what its decode slots need for all tokens if that is more."""
+    """Decode steps of a shard: the longest chain, or what its decode slots need for all tokens if
+    that is more.
+    """
     forests = Forests.of(config)
     trees = -(-config.train.rl.problems * config.train.rl.group // shape.shards)
     return max(forests.chain, trees * forests.tokens / config.schedule.slots)
 
 
 def _needed(stage: str, config: Experiment) -> tuple[float, float]:
-    """Tokens of a run of a stage, and the FLOPs that the model needs for them (`train.ceiling.training_flops`)."""
+    """Tokens of a run of a stage, and the FLOPs that the model needs for them
+    (`train.ceiling.training_flops`).
+    """
     rl, length, forests = config.train.rl, config.limits.max_thread_tokens, Forests.of(config)
     trees = rl.problems * rl.group
     dense = 2.0 * product_parameters(config.model)
@@ -200,27 +216,41 @@ def _pair_flops(model: ModelConfig) -> float:
     return 4.0 * model.layers * model.heads * model.head_size
 
 
-def _collective_costs(count: Count, chip: Chip, devices: list[Any], copy: int) -> tuple[CollectiveCost, ...]:
-    """By kind and by who takes part; `copy` neighbours in `devices` hold one copy of the weights."""
+def _collective_costs(
+    count: Count, chip: Chip, devices: list[Any], copy: int
+) -> tuple[CollectiveCost, ...]:
+    """By kind and by who takes part; `copy` neighbours in `devices` hold one copy of the
+    weights.
+    """
     extent = extent_of(devices)
-    found: dict[tuple[str, int, int], list[float]] = collections.defaultdict(lambda: [0.0, 0.0, 0.0])
+    found: dict[tuple[str, int, int], list[float]] = collections.defaultdict(
+        lambda: [0.0, 0.0, 0.0]
+    )
     for each, times in count.collectives.items():
         group = each.group or range(len(devices))
         places = [devices[index].coords for index in group]
-        seconds = collective_seconds(each.kind, each.bytes, len(places), group_bandwidth(chip, extent, places))
+        seconds = collective_seconds(
+            each.kind, each.bytes, len(places), group_bandwidth(chip, extent, places)
+        )
         key = each.kind, len(places), len({index // copy for index in group})
         for at, more in enumerate((times, times * each.bytes, times * seconds)):
             found[key][at] += more
     return tuple(CollectiveCost(*key, *sums) for key, sums in sorted(found.items()))
 
 
-def _decode_bytes(counter: Counter, entry: str, config: Experiment) -> dict[int, tuple[float, float]]:
-    """For lengths of context, what a step moves, and what it must: the weights, and all decode slots' keys and values so far.
+def _decode_bytes(
+    counter: Counter, entry: str, config: Experiment
+) -> dict[int, tuple[float, float]]:
+    """For lengths of context, what a step moves, and what it must: the weights, and all decode
+    slots' keys and values so far.
 
-    The lengths are the loops' bounds, or, where the kernel reads what is live, parts of the window within a loop's bounds.
-    """
+    The lengths are the loops' bounds, or, where the kernel reads what is live, parts of the window
+    within a loop's bounds."""
     model = config.model
-    weights, position = product_parameters(model) * itemsize(model), model.layers * position_bytes(model)
+    weights, position = (
+        product_parameters(model) * itemsize(model),
+        model.layers * position_bytes(model),
+    )
     found, bounds = {}, config.schedule.bounds(config.limits.window)
     for source, step in counter.loops(entry):
         if scope := re.search(r"decode_(\d+)/while$", source):
@@ -228,5 +258,8 @@ def _decode_bytes(counter: Counter, entry: str, config: Experiment) -> dict[int,
             lengths = [config.limits.window >> n for n in range(5)] if times else [bound]
             for length in [length for length in lengths if _begin(bound, bounds) < length <= bound]:
                 must = weights + config.schedule.slots * length * position
-                found[length] = (step.bytes + times * decode_bytes(config, length, bound), float(must))
+                found[length] = (
+                    step.bytes + times * decode_bytes(config, length, bound),
+                    float(must),
+                )
     return dict(sorted(found.items()))

@@ -1,9 +1,10 @@
-"""Weak scaling on paper: the supervised step when chips and rows grow together, from one compiled program.
+"""Weak scaling on paper: the supervised step when chips and rows grow together, from one compiled
+program.
 
-A device's own work stays what it was. What it says to others grows in two ways: a collective of n devices with different rows
-passes (n - 1) / n of its bytes, which soon stops growing, and each crosses more links, HOP seconds each, which does not.
-Beyond the largest slice, data axes are joined by the data centre's network, at DCN bytes/s a chip.
-"""
+A device's own work stays what it was. What it says to others grows in two ways: a collective of n
+devices with different rows passes (n - 1) / n of its bytes, which soon stops growing, and each
+crosses more links, HOP seconds each, which does not. Beyond the largest slice, data axes are joined
+by the data centre's network, at DCN bytes/s a chip."""
 
 import dataclasses
 import math
@@ -33,9 +34,11 @@ class Point:
     seconds: float
 
 
-def weak_scaling(stage: Stage, chip: Chip, mesh: dict[str, int], parameters: int) -> tuple[Point, ...]:
-    """Steps on 8, 16, ... 1,024 chips, each with the rows that a chip of `stage` has; from as many chips as one copy of the
-    weights takes.
+def weak_scaling(
+    stage: Stage, chip: Chip, mesh: dict[str, int], parameters: int
+) -> tuple[Point, ...]:
+    """Steps on 8, 16, ... 1,024 chips, each with the rows that a chip of `stage` has; from as many
+    chips as one copy of the weights takes.
 
     Args:
       stage: the supervised step, counted for `mesh`.
@@ -49,7 +52,9 @@ def weak_scaling(stage: Stage, chip: Chip, mesh: dict[str, int], parameters: int
             continue
         slices = math.ceil(chips / chip.pod)
         side = min(chips, chip.pod) ** (1 / axes)
-        interconnect = sum(_seconds(cost, data / slices / mesh["data"]) for cost in stage.collective_costs)
+        interconnect = sum(
+            _seconds(cost, data / slices / mesh["data"]) for cost in stage.collective_costs
+        )
         latency = collective_costs * HOP * axes * side / 2
         network = 2 * (2 * parameters / inner) * _passed(slices) / (DCN / chip.devices)
         # Latency is not hidden: a collective waits for its own data, and the next product for it.

@@ -20,8 +20,11 @@ from apr_jax.plan.programs import STAGES, VOCAB
 from apr_jax.plan.roofline import Stage
 
 
-def show_topology(config: Experiment, topology: str, wanted: Sequence[str] = STAGES, path: Path | None = None) -> bool:
-    """Plans for a topology, or checks the counting on this machine ("cpu"); prints, and writes JSON if a path is given.
+def show_topology(
+    config: Experiment, topology: str, wanted: Sequence[str] = STAGES, path: Path | None = None
+) -> bool:
+    """Plans for a topology, or checks the counting on this machine ("cpu"); prints, and writes JSON
+    if a path is given.
 
     Returns:
       whether all that was wanted compiles and fits.
@@ -69,7 +72,8 @@ def show_plan(found: Plan, path: Path | None = None) -> None:
         table.add_column(name, justify="right")
         fits = "fits" if stage.total_bytes <= room else "[red]does not fit[/red]"
         collective_costs = [
-            f"{cost.count:.0f} {cost.kind} of {cost.devices}, {_size(cost.bytes)}" for cost in stage.collective_costs
+            f"{cost.count:.0f} {cost.kind} of {cost.devices}, {_size(cost.bytes)}"
+            for cost in stage.collective_costs
         ]
         lines["arguments"].append(_size(stage.argument_bytes))
         lines["working space"].append(_size(stage.temp_bytes))
@@ -95,20 +99,22 @@ def show_plan(found: Plan, path: Path | None = None) -> None:
     for stage in found.stages.values():
         for length, (moved, must) in stage.decode.items():
             console.print(
-                f"decode step, contexts of {length}: {_size(moved)}, {moved / must:.2f} x (weights + cache up to there)"
+                f"decode step, contexts of {length}: {_size(moved)}, {moved / must:.2f} x (weights"
+                " + cache up to there)"
             )
     if found.scaling:
         steps = ", ".join(f"{point.chips}: {_seconds(point.seconds)}" for point in found.scaling)
         console.print(f"supervised step, as many rows a chip, on so many chips: {steps}")
     for method, hours in found.recipes.items():
         console.print(
-            f"{method}, at least: supervised {hours.supervised:.2g} h ({hours.steps:,} steps), reinforcement "
-            f"{hours.reinforced:.2g} h, {hours.chip_hours:,.0f} chip hours"
+            f"{method}, at least: supervised {hours.supervised:.2g} h ({hours.steps:,} steps),"
+            f" reinforcement {hours.reinforced:.2g} h, {hours.chip_hours:,.0f} chip hours"
         )
     if found.recipes:
         console.print("`apr reproduce` trains both methods, and more with evaluate.ablations=true")
     console.print(
-        f"{found.parameters / 1e6:.1f}M parameters without embeddings; a vocabulary of {VOCAB}. docs/scale.md: how to read this"
+        f"{found.parameters / 1e6:.1f}M parameters without embeddings; a vocabulary of {VOCAB}."
+        " docs/scale.md: how to read this"
     )
 
 

@@ -24,9 +24,12 @@ def describe(topology: str) -> list[Any]:
     examples = ", ".join(chip.example for chip in CHIPS.values())
     name, _, shape = topology.partition(":")
     if name not in CHIPS or not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)+", shape):
-        raise UsageError(f"--topology {topology!r}: write it as generation:chips, one of {examples}; or cpu")
+        raise UsageError(
+            f"--topology {topology!r}: write it as generation:chips, one of {examples}; or cpu"
+        )
     _require_libtpu()
-    # libtpu asks the cloud's metadata server and a lock file who it is, unless told that it is a compiler only.
+    # libtpu asks the cloud's metadata server and a lock file who it is, unless told that it is a
+    # compiler only.
     for variable, value in {
         "JAX_PLATFORMS": "cpu",
         "TPU_SKIP_MDS_QUERY": "1",
@@ -36,7 +39,8 @@ def describe(topology: str) -> list[Any]:
         "TPU_MIN_LOG_LEVEL": "4",
     }.items():
         os.environ.setdefault(variable, value)
-    jax.config.update("jax_platforms", os.environ["JAX_PLATFORMS"])  # It has read the variable when it was imported.
+    # It has read the variable when it was imported.
+    jax.config.update("jax_platforms", os.environ["JAX_PLATFORMS"])
     cores = CHIPS[name].cores
     options = {"chip_config_name": cores} if cores else {}
     try:
@@ -52,7 +56,12 @@ def _require_libtpu() -> None:
     try:
         version = importlib.metadata.version("libtpu")
     except importlib.metadata.PackageNotFoundError:
-        raise UserError(f"apr plan: libtpu is not installed, and it is what compiles for TPUs: {remedy}") from None
+        raise UserError(
+            f"apr plan: libtpu is not installed, and it is what compiles for TPUs: {remedy}"
+        ) from None
     if tuple(int(part) for part in re.findall(r"\d+", version)[:3]) < _LIBTPU:
         wanted = ".".join(map(str, _LIBTPU))
-        raise UserError(f"apr plan: libtpu {version} is too old, its compiler aborts; {wanted} or newer: {remedy}")
+        raise UserError(
+            f"apr plan: libtpu {version} is too old, its compiler aborts; {wanted} or newer:"
+            f" {remedy}"
+        )

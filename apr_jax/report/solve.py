@@ -25,18 +25,28 @@ from apr_jax.train.checkpoint.restored import Restored
 _WIDTH = 56  # Columns of the lanes, at most.
 _NAMES = 10  # Columns of the names beside them.
 _FRAMES, _SECONDS = 60, 2.0  # Of the animation.
-_STYLES = {"given": "dim", "sampled": "", "spawn": "magenta", "joined": "cyan italic", "join": "bold yellow"}
+_STYLES = {
+    "given": "dim",
+    "sampled": "",
+    "spawn": "magenta",
+    "joined": "cyan italic",
+    "join": "bold yellow",
+}
 
 
 def solve(restored: Restored, problem: Problem, html: Path | None) -> dict[str, Any]:
-    """Decodes the problem's tree greedily, prints it, and writes its viewer to `html` if given. Returns the trace."""
+    """Decodes the problem's tree greedily, prints it, and writes its viewer to `html` if given.
+
+    Returns the trace.
+    """
     console = Terminal()
     forest = answer_one(restored, problem)
     (answer,) = extract_answers(forest, restored.tokenizer)
     task = Countdown(restored.config.task, restored.config.solver)
     trace = to_trace(forest, 0, problem, 0, answer, task, restored.tokenizer)
     trace["failure"] = failure(trace, task)
-    if html is not None:  # First, so that it is there whatever the terminal or the pipe behind it does.
+    # First, so that it is there whatever the terminal or the pipe behind it does.
+    if html is not None:
         write_tree_page(trace, f"{restored.method}-{restored.stage}", html)
     if console.is_terminal:
         play_tree(forest, console)
@@ -47,11 +57,15 @@ def solve(restored: Restored, problem: Problem, html: Path | None) -> dict[str, 
 
 
 def play_tree(forest: ThreadForest, console: Console) -> None:
-    """The first tree once more in the order in which it was decoded: its lanes grow in the terminal, then make room."""
+    """The first tree once more in the order in which it was decoded: its lanes grow in the
+    terminal, then make room.
+    """
     steps = int(forest.end[0].max())
     with Live(console=console, transient=True, auto_refresh=False) as live:
         for frame in range(1, _FRAMES + 1):
-            table = _table(forest, min(_WIDTH, console.width - _NAMES), -(-steps * frame // _FRAMES))
+            table = _table(
+                forest, min(_WIDTH, console.width - _NAMES), -(-steps * frame // _FRAMES)
+            )
             live.update(table, refresh=True)
             time.sleep(_SECONDS / _FRAMES)
 
@@ -63,19 +77,24 @@ def show_tree(forest: ThreadForest, trace: dict[str, Any], console: Console) -> 
         texts[thread["thread_index"]] = text = Text()
         for kind, part in thread["spans"]:
             text.append(visible(part), _STYLES[kind])
-    console.print(_table(forest, min(_WIDTH, console.width // 4), None, texts))  # The texts need the room.
+    # The texts need the room.
+    console.print(_table(forest, min(_WIDTH, console.width // 4), None, texts))
     said = ", ".join(trace["solution"]) if trace["solution"] else "no solution"
     style = "bold green" if trace["correct"] else "bold red"
     why = "" if trace["correct"] or not trace["reason"] else f" ({trace['reason']})"
     console.print(Text(visible(f"{'✓' if trace['correct'] else '✗'} {said}{why}"), style))
     console.print(
-        f"{trace['total_tokens']} tokens, {trace['sequential_tokens']} in sequence, {trace['children']} children, "
-        f"longest thread {trace['max_thread_tokens']}"
+        f"{trace['total_tokens']} tokens, {trace['sequential_tokens']} in sequence,"
+        f" {trace['children']} children, longest thread {trace['max_thread_tokens']}"
     )
 
 
-def _table(forest: ThreadForest, width: int, until: int | None, texts: dict[int, Text] | None = None) -> Table:
-    """Names, lanes of so many columns up to a step and, if given, texts of the threads of the first tree."""
+def _table(
+    forest: ThreadForest, width: int, until: int | None, texts: dict[int, Text] | None = None
+) -> Table:
+    """Names, lanes of so many columns up to a step and, if given, texts of the threads of the first
+    tree.
+    """
     table = Table(show_edge=False, pad_edge=False)
     table.add_column("thread", no_wrap=True)
     table.add_column(f"steps 0 to {int(forest.end[0].max())}", no_wrap=True, width=width + 1)

@@ -1,4 +1,6 @@
-"""Tables in the terminal: a line a model, from the summaries that `apr eval` writes, or a line a demonstrator."""
+"""Tables in the terminal: a line a model, from the summaries that `apr eval` writes, or a line a
+demonstrator.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -42,9 +44,11 @@ DEMONSTRATED: Columns = {  # By `data.statistics`.
 }
 
 
-def print_demonstrations(statistics: Mapping[str, Mapping[str, Any]], console: Console | None = None) -> None:
-    """Prints one line a method (name -> `data.statistics`), what was dropped for which field, and how it differs
-    from what was kept."""
+def print_demonstrations(
+    statistics: Mapping[str, Mapping[str, Any]], console: Console | None = None
+) -> None:
+    """Prints one line a method (name -> `data.statistics`), what was dropped for which field, and
+    how it differs from what was kept."""
     console = console or Terminal()
     print_table(statistics, DEMONSTRATED, console)
     where = {
@@ -67,18 +71,28 @@ def _solved_with(success: float, children: float) -> str:
 
 
 def print_table(
-    summaries: Mapping[str, Mapping[str, Any]], columns: Columns = EVALUATED, console: Console | None = None
+    summaries: Mapping[str, Mapping[str, Any]],
+    columns: Columns = EVALUATED,
+    console: Console | None = None,
 ) -> None:
-    """Prints one line a summary (name -> summary), leaving out columns that are empty in all of them.
+    """Prints one line a summary (name -> summary), leaving out columns that are empty in all of
+    them.
 
-    Where a terminal has no room for all columns the others follow below, each line again with its name.
-    """
+    Where a terminal has no room for all columns the others follow below, each line again with its
+    name."""
     console = console or Terminal()
-    lines = {name: {column: fill(summary) for column, fill in columns.items()} for name, summary in summaries.items()}
+    lines = {
+        name: {column: fill(summary) for column, fill in columns.items()}
+        for name, summary in summaries.items()
+    }
     left = [column for column in columns if any(line[column] for line in lines.values())]
     while True:
         count = len(left)
-        while count > 1 and console.is_terminal and natural_width(console, _table(lines, left[:count])) > console.width:
+        while (
+            count > 1
+            and console.is_terminal
+            and natural_width(console, _table(lines, left[:count])) > console.width
+        ):
             count -= 1
         print_whole(_table(lines, left[:count]), console)
         left = left[count:]
@@ -99,20 +113,38 @@ def _table(lines: Mapping[str, Mapping[str, str]], shown: Sequence[str]) -> Tabl
 
 def _empty_table() -> Table:
     """With a column for names."""
-    table = Table(header_style="bold", box=box.HORIZONTALS, show_edge=False, pad_edge=False, collapse_padding=True)
+    table = Table(
+        header_style="bold",
+        box=box.HORIZONTALS,
+        show_edge=False,
+        pad_edge=False,
+        collapse_padding=True,
+    )
     table.add_column("")
     return table
 
 
-def print_comparisons(comparisons: Sequence[Mapping[str, Any]], console: Console | None = None) -> None:
-    """Prints two lines a comparison of the paper: what was found here, with tokens and children, and whether it reaches theirs."""
+def print_comparisons(
+    comparisons: Sequence[Mapping[str, Any]], console: Console | None = None
+) -> None:
+    """Prints two lines a comparison of the paper: what was found here, with tokens and children,
+    and whether it reaches theirs.
+    """
     table = _empty_table()
-    for column in ("here", "total\ntokens", "seq.\ntokens", "chil-\ndren", "gap (95%)", "the paper"):
+    for column in (
+        "here",
+        "total\ntokens",
+        "seq.\ntokens",
+        "chil-\ndren",
+        "gap (95%)",
+        "the paper",
+    ):
         table.add_column(column, justify="right")
     for comparison in comparisons:
         cells = comparison_cells(comparison)
         measured = (
-            "\n".join(write(key, comparison[side][key]) for side in ("one_spent", "other_spent")) for key in SPENT
+            "\n".join(write(key, comparison[side][key]) for side in ("one_spent", "other_spent"))
+            for key in SPENT
         )
         table.add_row(
             cells["comparison"],
@@ -125,7 +157,7 @@ def print_comparisons(comparisons: Sequence[Mapping[str, Any]], console: Console
     print_whole(table, console)
     if flattered := sum(ON_TEST in comparison["chosen"] for comparison in comparisons):
         console.print(
-            f"{flattered} of these compare the best of several that was chosen on the same problems: the report says by how "
-            "much that may flatter it",
+            f"{flattered} of these compare the best of several that was chosen on the same"
+            " problems: the report says by how much that may flatter it",
             highlight=False,
         )

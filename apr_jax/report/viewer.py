@@ -1,8 +1,9 @@
-"""The page: one HTML file with whatever stands on top and the thread-tree viewer below, nothing loaded from anywhere.
+"""The page: one HTML file with whatever stands on top and the thread-tree viewer below, nothing
+loaded from anywhere.
 
-Its parts are in `assets/`: `page.html`, two style sheets, and the scripts in the order of `_SCRIPTS`. The page itself forbids
-every request and every script but that one, whatever a model wrote.
-"""
+Its parts are in `assets/`: `page.html`, two style sheets, and the scripts in the order of
+`_SCRIPTS`. The page itself forbids every request and every script but that one, whatever a model
+wrote."""
 
 from __future__ import annotations
 
@@ -34,8 +35,8 @@ def page(title: str, summary: str, evaluations: Mapping[str, Sequence[Trace]]) -
 
     Args:
       summary: HTML that stands above the viewer.
-      evaluations: name -> traces, as `select` gives them. A trace may carry `failure`: "" if it is right, else what kind of
-        failure it is.
+      evaluations: name -> traces, as `select` gives them. A trace may carry `failure`: "" if it is
+        right, else what kind of failure it is.
     """
     script = _assets(_SCRIPTS)
     fingerprint = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
@@ -45,21 +46,28 @@ def page(title: str, summary: str, evaluations: Mapping[str, Sequence[Trace]]) -
         summary=summary,
         style=_assets(_STYLES),
         script=script,
-        policy=f"default-src 'none'; style-src 'unsafe-inline'; img-src data:; script-src 'sha256-{fingerprint}'",
+        policy=(
+            "default-src 'none'; style-src 'unsafe-inline'; img-src data:; script-src"
+            f" 'sha256-{fingerprint}'"
+        ),
         # A "<" could end the script element or open a comment in it.
         data=json.dumps(data, separators=(",", ":")).replace("<", "\\u003c"),
     )
 
 
 def select(traces: Mapping[str, Sequence[Trace]]) -> dict[str, list[Trace]]:
-    """The same problems for all evaluations: examples of each kind of failure of each, and some that were right.
+    """The same problems for all evaluations: examples of each kind of failure of each, and some
+    that were right.
 
     One example a kind at a time, until the page is full.
 
     Args:
       traces: of each evaluation; only first samples are shown.
     """
-    first = {name: {trace["id"]: trace for trace in lines if trace["sample"] == 0} for name, lines in traces.items()}
+    first = {
+        name: {trace["id"]: trace for trace in lines if trace["sample"] == 0}
+        for name, lines in traces.items()
+    }
     queues: list[list[str]] = []
     for shown in first.values():
         kinds: dict[str, list[str]] = {}
@@ -77,19 +85,26 @@ def select(traces: Mapping[str, Sequence[Trace]]) -> dict[str, list[Trace]]:
         if problem not in wanted and (size <= room or not wanted):
             wanted.add(problem)
             room -= size
-    return {name: [trace for trace in shown.values() if trace["id"] in wanted] for name, shown in first.items()}
+    return {
+        name: [trace for trace in shown.values() if trace["id"] in wanted]
+        for name, shown in first.items()
+    }
 
 
 def link(evaluation: str, *, show: str | None = None, problem: str | None = None) -> str:
-    """The address, within the page, of what the viewer shows: `<a href="{html.escape(link(...))}">`.
+    """The address, within the page, of what the viewer shows: `<a
+    href="{html.escape(link(...))}">`.
 
     Args:
       evaluation: name of the left one.
-      show: "all", "right", "wrong", or a kind of failure (`trace["failure"]`): which problems to choose from.
+      show: "all", "right", "wrong", or a kind of failure (`trace["failure"]`): which problems to
+        choose from.
       problem: id of the one to open; by default the first of those.
     """
     chosen = {"left": evaluation, "show": show, "problem": problem}
-    return "#" + urllib.parse.urlencode({name: value for name, value in chosen.items() if value is not None})
+    return "#" + urllib.parse.urlencode(
+        {name: value for name, value in chosen.items() if value is not None}
+    )
 
 
 def write_tree_page(trace: dict[str, Any], name: str, path: Path) -> None:
@@ -116,10 +131,26 @@ def _embedded(name: str, traces: Sequence[Trace]) -> dict[str, Any]:
 def _embedded_trace(trace: Trace) -> dict[str, Any]:
     threads = []
     for thread, (ids, logprobs) in zip(trace["threads"], unpack_streams(trace), strict=True):
-        spans = [[kind, length] for (kind, _), length in zip(thread["spans"], thread["lengths"], strict=True)]
-        kept = {key: thread[key] for key in ("thread_index", "parent", "round", "depth", "status", "start", "end")}
-        threads.append({**kept, "spans": spans, "ids": ids.tolist(), "logprobs": [_short(value) for value in logprobs]})
-    return {**{key: value for key, value in trace.items() if key not in ("pieces", "streams")}, "threads": threads}
+        spans = [
+            [kind, length]
+            for (kind, _), length in zip(thread["spans"], thread["lengths"], strict=True)
+        ]
+        kept = {
+            key: thread[key]
+            for key in ("thread_index", "parent", "round", "depth", "status", "start", "end")
+        }
+        threads.append(
+            {
+                **kept,
+                "spans": spans,
+                "ids": ids.tolist(),
+                "logprobs": [_short(value) for value in logprobs],
+            }
+        )
+    return {
+        **{key: value for key, value in trace.items() if key not in ("pieces", "streams")},
+        "threads": threads,
+    }
 
 
 def _short(logprob: float) -> float:

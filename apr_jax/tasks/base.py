@@ -1,7 +1,8 @@
-"""What a task gives to the rest: problems, prompts, demonstrations and a verifier, all as plain text.
+"""What a task gives to the rest: problems, prompts, demonstrations and a verifier, all as plain
+text.
 
-Nothing here knows tokens or JAX. A demonstration is a tree of `Thread`s; `data/` turns it into token streams.
-"""
+Nothing here knows tokens or JAX. A demonstration is a tree of `Thread`s; `data/` turns it into
+token streams."""
 
 from __future__ import annotations
 
@@ -20,7 +21,9 @@ class Problem:
 
 @dataclasses.dataclass(frozen=True)
 class Spawn:
-    """A spawn in a thread's body: each child's prompt is its message, each child's answer is joined back."""
+    """A spawn in a thread's body: each child's prompt is its message, each child's answer is joined
+    back.
+    """
 
     children: tuple[Thread, ...]
 
@@ -33,8 +36,8 @@ class Thread:
       prompt: text the thread is given: the problem for the root, the message for a child.
       body: what it writes, text and spawns in order.
       answer: what it joins; empty for "no solution".
-      condition: what the prompt of a root asks for, None for nothing (`Task.prompt`). The text says it already, so two
-        threads of the same text are equal whether it is known or not.
+      condition: what the prompt of a root asks for, None for nothing (`Task.prompt`). The text says
+        it already, so two threads of the same text are equal whether it is known or not.
     """
 
     prompt: str
@@ -71,7 +74,8 @@ class Fault:
     """A wrong piece of a trace.
 
     Attributes:
-      kind: "arithmetic", "bookkeeping" (numbers lost or made up, a state left out) or "message" (to a child).
+      kind: "arithmetic", "bookkeeping" (numbers lost or made up, a state left out) or "message" (to
+        a child).
       text: the piece.
       decisive: whether the solution could have been found from what was lost by it.
     """
@@ -110,8 +114,8 @@ class Task(Protocol):
 
     @property
     def alphabet(self) -> str:
-        """Every character that prompts, messages, traces and answers can hold: the tokenizer knows them all, whatever
-        the demonstrations that it is trained on happen to hold."""
+        """Every character that prompts, messages, traces and answers can hold: the tokenizer knows
+        them all, whatever the demonstrations that it is trained on happen to hold."""
         ...
 
     @property
@@ -120,7 +124,9 @@ class Task(Protocol):
         ...
 
     def prompt(self, problem: Problem, condition: int | None = None) -> str:
-        """The root's prompt. `condition`: wanted children (APR) or window bins (SoS+); None states no wish."""
+        """The root's prompt. `condition`: wanted children (APR) or window bins (SoS+); None states
+        no wish.
+        """
         ...
 
     def demonstration(self, problem: Problem, method: str, seed: int) -> Thread:
@@ -132,6 +138,7 @@ class Task(Protocol):
         ...
 
     def examine(self, problem: Problem, thread: Thread, cut: bool) -> Reading | None:
-        """What is wrong in one thread's own text, children aside; `cut`: it was stopped from outside. The root's prompt is
-        empty. Never raises, whatever the text; None if the task cannot read such traces."""
+        """What is wrong in one thread's own text, children aside; `cut`: it was stopped from
+        outside. The root's prompt is empty. Never raises, whatever the text; None if the task
+        cannot read such traces."""
         ...

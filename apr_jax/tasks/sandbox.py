@@ -1,21 +1,25 @@
-"""Verification in a box: a verifier that raises, hangs or dies costs the answer at hand, never the run.
+"""Verification in a box: a verifier that raises, hangs or dies costs the answer at hand, never the
+run.
 
-A verifier reads what a model wrote. Whatever it does with it, `pow` of huge numbers or a regular expression that
-backtracks for ever, happens in a process of its own, because nothing less can be stopped: a thread cannot be killed, and C
-code that keeps the interpreter's lock would stop the clock too.
+A verifier reads what a model wrote. Whatever it does with it, `pow` of huge numbers or a regular
+expression that backtracks for ever, happens in a process of its own, because nothing less can be
+stopped: a thread cannot be killed, and C code that keeps the interpreter's lock would stop the
+clock too.
 
 The life of an answer:
 1. Problem and answer go to the process as a line of JSON; the answer is text and stays text.
-2. A line of JSON comes back, a verdict or why there is none. It is checked field by field: nothing that comes out of the box
-   is ever unpickled or evaluated.
-3. If it is not there within the time limit, the process is killed and a new one takes the next answer; so too if the process
-   dies, or sends back anything else.
-4. An answer without a verdict is a `Failure`. It says nothing about the answer, so it must not count as a wrong one.
-5. When more answers of a batch are without a verdict than the caller can use, the rest is not verified.
+2. A line of JSON comes back, a verdict or why there is none. It is checked field by field: nothing
+   that comes out of the box is ever unpickled or evaluated.
+3. If it is not there within the time limit, the process is killed and a new one takes the next
+   answer; so too if the process dies, or sends back anything else.
+4. An answer without a verdict is a `Failure`. It says nothing about the answer, so it must not
+   count as a wrong one.
+5. When more answers of a batch are without a verdict than the caller can use, the rest is not
+   verified.
 
-The box keeps accidents away from the run, and from the run's memory, files and secrets what an answer does by accident. It is
-no prison for code that wants out: docs/adding_a_task.md says what it does not protect from.
-"""
+The box keeps accidents away from the run, and from the run's memory, files and secrets what an
+answer does by accident. It is no prison for code that wants out: docs/adding_a_task.md says what it
+does not protect from."""
 
 import enum
 import functools
@@ -40,14 +44,19 @@ from apr_jax.io.terminal import visible
 from apr_jax.tasks.base import Problem, Task, Verdict
 
 _START_LIMIT = 60.0  # Seconds to start Python and import the task, on a busy machine.
-_START_TRIES = 3  # After the first process that worked: a machine that is short of memory for a moment ends no run.
+# After the first process that worked: a machine that is short of memory for a moment ends no run.
+_START_TRIES = 3
 _START_PAUSE = 1.0  # Seconds between them.
 _MOST_BYTES = 1 << 20  # Of a line that comes back.
 _MOST_FILES = 64  # Open at a time.
 _READY = {"ready": True}
 _GIB = 1 << 30
-# -I: no variable of the environment decides what is imported, nor does the current folder. The import path is this process's.
-_PROGRAM = "import sys; sys.path[:] = sys.argv[2:]; from apr_jax.tasks.sandbox import serve; serve(int(sys.argv[1]))"
+# -I: no variable of the environment decides what is imported, nor does the current folder. The
+# import path is this process's.
+_PROGRAM = (
+    "import sys; sys.path[:] = sys.argv[2:]; from apr_jax.tasks.sandbox import serve;"
+    " serve(int(sys.argv[1]))"
+)
 _ENVIRONMENT = ("LD_LIBRARY_PATH",)  # All that Python itself may need.
 
 
@@ -83,7 +92,9 @@ class SandboxedVerifier:
         }
         self._class = f"{type(task).__module__}.{type(task).__qualname__}"
         self._limit = time_limit
-        self._asked = 0  # Answers sent; each line that comes back must give the number of its answer.
+        self._asked = (
+            0  # Answers sent; each line that comes back must give the number of its answer.
+        )
         self._told: set[str] = set()
         self._worked = False  # Whether a process has ever been ready.
         self._start()
@@ -94,11 +105,14 @@ class SandboxedVerifier:
     def __exit__(self, *exception: object) -> None:
         self._stop()
 
-    def verify(self, pairs: Sequence[tuple[Problem, str]], most_unknown: int | None = None) -> list[Outcome]:
+    def verify(
+        self, pairs: Sequence[tuple[Problem, str]], most_unknown: int | None = None
+    ) -> list[Outcome]:
         """One outcome a pair, in order.
 
         Args:
-          most_unknown: when more answers than so many are without a verdict, the rest is not verified; None verifies all.
+          most_unknown: when more answers than so many are without a verdict, the rest is not
+            verified; None verifies all.
 
         Raises:
           UserError: the process cannot be started, and never could.
@@ -108,7 +122,11 @@ class SandboxedVerifier:
         for problem, answer in pairs:
             rest = len(pairs) - len(outcomes)
             if most_unknown is not None and unknown > most_unknown:
-                self._tell("rest", f"{unknown} answers of a batch have no verdict; its other {rest} are not verified")
+                self._tell(
+                    "rest",
+                    f"{unknown} answers of a batch have no verdict; its other {rest} are not"
+                    " verified",
+                )
                 return outcomes + [Failure.UNVERIFIED] * rest
             if trouble := self._prepare():
                 self._tell("start", f"{trouble}; {rest} answers of a batch are not verified")
@@ -122,23 +140,35 @@ class SandboxedVerifier:
         self._asked += 1
         request = {
             "number": self._asked,
-            "problem": {"id": problem.id, "numbers": list(problem.numbers), "target": problem.target},
+            "problem": {
+                "id": problem.id,
+                "numbers": list(problem.numbers),
+                "target": problem.target,
+            },
             "answer": answer,
         }
         try:
             reply = self._ask(request, self._limit)
             if _is_late(reply, self._asked):
-                # An earlier answer made the process send a line too many: this answer is not to blame, and is asked anew.
+                # An earlier answer made the process send a line too many: this answer is not to
+                # blame, and is asked anew.
                 self._restart()
                 if trouble := self._prepare():
                     return self._fail(Failure.UNVERIFIED, problem, trouble)
                 reply = self._ask(request, self._limit)
-            if isinstance(reply, dict) and reply.keys() == {"number", "error"} and reply["number"] == self._asked:
+            if (
+                isinstance(reply, dict)
+                and reply.keys() == {"number", "error"}
+                and reply["number"] == self._asked
+            ):
                 return self._fail(Failure.RAISED, problem, _printable(str(reply["error"])))
             return _parse_verdict(reply, self._asked)
         except TimeoutError:
             failure, what = Failure.TIMED_OUT, f"took more than {self._limit:g} s"
-        except (ValueError, RecursionError) as error:  # No JSON, JSON of endless depth, or no verdict.
+        except (
+            ValueError,
+            RecursionError,
+        ) as error:  # No JSON, JSON of endless depth, or no verdict.
             failure, what = Failure.RAISED, f"sent back no verdict ({_printable(str(error))})"
         except (EOFError, OSError):  # The other end is gone.
             failure, what = Failure.RAISED, "ended its process"
@@ -200,7 +230,8 @@ class SandboxedVerifier:
                     cwd="/",
                     # Keys and passwords of this process are none of an answer's business.
                     env={name: os.environ[name] for name in _ENVIRONMENT if name in os.environ},
-                    # Signals to the group are for this process: it finishes its step, and needs the verdicts.
+                    # Signals to the group are for this process: it finishes its step, and needs the
+                    # verdicts.
                     start_new_session=True,
                 )
         except OSError as error:  # Memory or processes have run out.
@@ -215,7 +246,8 @@ class SandboxedVerifier:
         Raises:
           UserError: there is none, and none was ever ready.
         """
-        # Nobody was asked anything, so what can be read is the end, or a line too many: nobody's answer is to blame.
+        # Nobody was asked anything, so what can be read is the end, or a line too many: nobody's
+        # answer is to blame.
         if self._process is None or (self._ready and select.select([self._socket], [], [], 0)[0]):
             self._restart()
         if self._ready:
@@ -239,13 +271,16 @@ class SandboxedVerifier:
     def _greet(self) -> str:
         """Has the process make the task; returns what went wrong, or ""."""
         if self._process is None:
-            return f"its process cannot be started ({self._refused}): free memory, processes or files on this machine"
+            return (
+                f"its process cannot be started ({self._refused}): free memory, processes or files"
+                " on this machine"
+            )
         try:
             reply = self._ask(self._greeting, _START_LIMIT)
         except TimeoutError:
             return (
-                f"its process was not ready after {_START_LIMIT:g} s: the import of {self._class} hangs, or the "
-                "machine is too busy"
+                f"its process was not ready after {_START_LIMIT:g} s: the import of {self._class}"
+                " hangs, or the machine is too busy"
             )
         except (EOFError, OSError):
             reply = {"error": "the process ended"}
@@ -265,7 +300,8 @@ class SandboxedVerifier:
         self._socket.close()
         if self._process.returncode is None:
             with suppress(ProcessLookupError):
-                os.killpg(self._process.pid, signal.SIGKILL)  # What it started, too: its session is its own.
+                # What it started, too: its session is its own.
+                os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
 
     def _restart(self) -> None:
@@ -279,7 +315,9 @@ def _is_late(reply: Any, number: int) -> bool:
 
 
 def _parse_verdict(reply: Any, number: int) -> Verdict:
-    """The verdict in a line; raises ValueError if a field is missing, of another type, or of another answer."""
+    """The verdict in a line; raises ValueError if a field is missing, of another type, or of
+    another answer.
+    """
     fields = {"number", "solution", "claimed", "correct", "reason"}
     if not isinstance(reply, dict) or reply.keys() != fields:
         raise ValueError("other fields than a verdict's")
@@ -309,11 +347,16 @@ def _line(message: dict[str, Any]) -> bytes:
 
 def serve(descriptor: int) -> None:
     """What the process does: verifies what comes in, until the other end is closed."""
-    # Its session keeps a terminal's signals away, also while it starts; a scheduler signals every process of a job.
+    # Its session keeps a terminal's signals away, also while it starts; a scheduler signals every
+    # process of a job.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     # The other end may go at any time, and nobody is there then to whom it could be said.
-    with suppress(EOFError, OSError), socket.socket(fileno=descriptor) as channel, channel.makefile("rb") as lines:
+    with (
+        suppress(EOFError, OSError),
+        socket.socket(fileno=descriptor) as channel,
+        channel.makefile("rb") as lines,
+    ):
         greeting = lines.readline()
         if not greeting:
             return
@@ -343,8 +386,8 @@ def _make_task(wanted: dict[str, Any]) -> Task:
 def _limit_resources(memory_limit: float) -> None:
     """Bounds what the process may take from the machine, once the task is imported.
 
-    No new processes and threads; Linux does not apply that to root. No files are written, and few are open.
-    """
+    No new processes and threads; Linux does not apply that to root. No files are written, and few
+    are open."""
     limits = {
         resource.RLIMIT_AS: int(memory_limit * _GIB),
         resource.RLIMIT_NPROC: 0,
@@ -360,10 +403,11 @@ def _limit_resources(memory_limit: float) -> None:
 
 
 def _limit_time(limit: float) -> None:
-    """Has the kernel end this process when an answer takes far too long, for the parent that should may be dead.
+    """Has the kernel end this process when an answer takes far too long, for the parent that should
+    may be dead.
 
-    The alarm does so by the clock, the limit by processor time, which also counts where an answer blocks the alarm.
-    """
+    The alarm does so by the clock, the limit by processor time, which also counts where an answer
+    blocks the alarm."""
     signal.setitimer(signal.ITIMER_REAL, 2 * limit + 1)
     _, highest = resource.getrlimit(resource.RLIMIT_CPU)
     soft = int(time.process_time() + limit) + 2

@@ -1,10 +1,11 @@
-"""HiddenDigit: a toy task, which shows how little a second one takes. `examples/learn_to_spawn.py` trains on it.
+"""HiddenDigit: a toy task, which shows how little a second one takes. `examples/learn_to_spawn.py`
+trains on it.
 
-The prompt shows two digits, `3+4`; the answer is the last digit of their sum. Two habits are demonstrated, half and
-half: the root guesses at random (right one time in ten), or it spawns one child with the message `3+4=`, which knows
-the digit and joins it. No root was ever shown to work out the sum itself. A perfect imitator is right in 0.55 of all
-cases; one that always spawns, in all. The difference would be for RL to find.
-"""
+The prompt shows two digits, `3+4`; the answer is the last digit of their sum. Two habits are
+demonstrated, half and half: the root guesses at random (right one time in ten), or it spawns one
+child with the message `3+4=`, which knows the digit and joins it. No root was ever shown to work
+out the sum itself. A perfect imitator is right in 0.55 of all cases; one that always spawns, in
+all. The difference would be for RL to find."""
 
 import random
 from typing import Any, Self
@@ -46,7 +47,9 @@ class HiddenDigit:
         return f"{a}+{b}" if condition is None else f"{a}+{b}#{condition}"
 
     def demonstration(self, problem: Problem, method: str, seed: int) -> Thread:
-        """ "apr": asks a child or guesses, one time in two each; the serial methods always guess."""
+        """ "apr": asks a child or guesses, one time in two each; the serial methods always
+        guess.
+        """
         rng = random.Random(f"{problem.numbers}{method}{seed}")
         prompt = self.prompt(problem)
         if method != "apr" or rng.random() < 0.5:
@@ -60,7 +63,10 @@ class HiddenDigit:
             return Verdict(None, claimed=False, correct=False, reason="claims no solution")
         correct = answer == str(problem.target)
         return Verdict(
-            (answer,), claimed=True, correct=correct, reason="" if correct else f"the digit is {problem.target}"
+            (answer,),
+            claimed=True,
+            correct=correct,
+            reason="" if correct else f"the digit is {problem.target}",
         )
 
     def examine(self, problem: Problem, thread: Thread, cut: bool) -> Reading | None:

@@ -1,7 +1,8 @@
-"""Text to token ids and back: SentencePiece, a piece a character, plus whole phrases where a trace repeats boilerplate.
+"""Text to token ids and back: SentencePiece, a piece a character, plus whole phrases where a trace
+repeats boilerplate.
 
-The control pieces of the thread protocol are SentencePiece *control symbols*: they have ids, but no text encodes to
-them, so a text that spells "<spawn>" is seven harmless characters. Needs no JAX.
+The control pieces of the thread protocol are SentencePiece *control symbols*: they have ids, but no
+text encodes to them, so a text that spells "<spawn>" is seven harmless characters. Needs no JAX.
 """
 
 import io
@@ -12,10 +13,22 @@ import sentencepiece
 
 from apr_jax.errors import UsageError
 
-CONTROL_PIECES = ("<pad>", "<bos>", "<eos>", "<unk>", "<spawn>", "<msg>", "</spawn>", "<joined>", "</joined>", "<join>")
+CONTROL_PIECES = (
+    "<pad>",
+    "<bos>",
+    "<eos>",
+    "<unk>",
+    "<spawn>",
+    "<msg>",
+    "</spawn>",
+    "<joined>",
+    "</joined>",
+    "<join>",
+)
 PAD, BOS, EOS, UNK, SPAWN, MSG, END_SPAWN, JOINED, END_JOINED, JOIN = range(len(CONTROL_PIECES))
 
-_SPACE = "\u2581"  # What SentencePiece writes for a space in its pieces; as text it could not be told from one.
+# What SentencePiece writes for a space in its pieces; as text it could not be told from one.
+_SPACE = "\u2581"
 _MOST_PIECES = 8_000
 _LONGEST_TEXT = 1 << 24  # Bytes; SentencePiece would skip longer texts without a word.
 
@@ -27,7 +40,8 @@ class Tokenizer:
       model: the serialized SentencePiece model.
 
     Raises:
-      ValueError: `model` is no such thing, or its control pieces are not those of the thread protocol.
+      ValueError: `model` is no such thing, or its control pieces are not those of the thread
+        protocol.
     """
 
     def __init__(self, model: bytes):
@@ -35,33 +49,46 @@ class Tokenizer:
         try:
             self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
         except RuntimeError as error:
-            raise ValueError(f"tokenizer: not a SentencePiece model ({len(model)} bytes): {error}") from None
-        self.pieces: tuple[str, ...] = tuple(self._processor.id_to_piece(list(range(len(self._processor)))))
+            raise ValueError(
+                f"tokenizer: not a SentencePiece model ({len(model)} bytes): {error}"
+            ) from None
+        self.pieces: tuple[str, ...] = tuple(
+            self._processor.id_to_piece(list(range(len(self._processor))))
+        )
         if self.pieces[: len(CONTROL_PIECES)] != CONTROL_PIECES:
-            raise ValueError(f"tokenizer: begins with {self.pieces[: len(CONTROL_PIECES)]}, not with {CONTROL_PIECES}")
+            raise ValueError(
+                f"tokenizer: begins with {self.pieces[: len(CONTROL_PIECES)]}, not with"
+                f" {CONTROL_PIECES}"
+            )
 
     @classmethod
-    def train(cls, texts: Iterable[str], phrases: Sequence[str] = (), alphabet: str = "") -> "Tokenizer":
+    def train(
+        cls, texts: Iterable[str], phrases: Sequence[str] = (), alphabet: str = ""
+    ) -> "Tokenizer":
         """Learns the characters of `texts`; a function of its arguments alone.
 
         Args:
           texts: at least one that is not empty.
           alphabet: characters that are learned whether or not a text holds them.
-          phrases: strings that become one piece each; where several match at one place, the longest wins.
+          phrases: strings that become one piece each; where several match at one place, the longest
+            wins.
 
         Raises:
-          ValueError: there is no text, or it holds the character that SentencePiece uses for a space; a phrase is a
-            control piece.
+          ValueError: there is no text, or it holds the character that SentencePiece uses for a
+            space; a phrase is a control piece.
         """
         texts = [text for text in texts if text]
         if not texts:
             raise ValueError("tokenizer: no text to train on")
         if any(_SPACE in text for text in (*texts, *phrases, alphabet)):
-            raise ValueError(f"tokenizer: a text holds {_SPACE!r}, which stands for a space inside SentencePiece")
+            raise ValueError(
+                f"tokenizer: a text holds {_SPACE!r}, which stands for a space inside SentencePiece"
+            )
         if taken := set(phrases) & set(CONTROL_PIECES):
             raise ValueError(f"tokenizer: phrases {sorted(taken)} are control pieces")
-        # SentencePiece cuts the line end off a text before it counts; inside a text it is a character like any other. And
-        # it counts no character that a phrase took: each stands alone once, too.
+        # SentencePiece cuts the line end off a text before it counts; inside a text it is a
+        # character like any other. And it counts no character that a phrase took: each stands alone
+        # once, too.
         alphabet = "".join(sorted(set(alphabet).union(*texts)))
         model = io.BytesIO()
         sentencepiece.SentencePieceTrainer.train(
@@ -114,7 +141,9 @@ class Tokenizer:
         try:
             ids: list[int] = self._processor.encode(text)
         except RuntimeError:  # Half of a surrogate pair: nothing that UTF-8 can hold.
-            raise _unknown(next(character for character in text if "\ud800" <= character <= "\udfff"), text) from None
+            raise _unknown(
+                next(character for character in text if "\ud800" <= character <= "\udfff"), text
+            ) from None
         if UNK in ids:
             pieces = self._processor.encode(text, return_type="proto").pieces
             raise _unknown(next(piece.surface for piece in pieces if piece.id == UNK)[0], text)
@@ -123,12 +152,19 @@ class Tokenizer:
         return ids
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of the ids; control ids are dropped. `decode(encode(text)) == text`, byte for byte."""
-        text: str = self._processor.decode([int(token) for token in ids if token >= len(CONTROL_PIECES)])
+        """The text of the ids; control ids are dropped.
+
+        `decode(encode(text)) == text`, byte for byte.
+        """
+        text: str = self._processor.decode(
+            [int(token) for token in ids if token >= len(CONTROL_PIECES)]
+        )
         return text
 
     def show(self, ids: Iterable[int]) -> str:
-        """The text of the ids, control pieces included, but not `<pad>`, `<bos>`, `<eos>`, `<unk>`."""
+        """The text of the ids, control pieces included, but not `<pad>`, `<bos>`, `<eos>`,
+        `<unk>`.
+        """
         parts: list[str] = []
         plain: list[int] = []
         for token in map(int, ids):

@@ -1,8 +1,9 @@
-"""Thread trees: the protocol, the forest that records them, the rollout on the device, and its definition in plain Python.
+"""Thread trees: the protocol, the forest that records them, the rollout on the device, and its
+definition in plain Python.
 
-This package knows no network and no task: bring `decode(params, tokens, cache, positions, bound) -> (logits, cache)` and
-`init_cache(decode slots, bound)` (see `tree_rollout`; examples/own_model.py is one).
-"""
+This package knows no network and no task: bring `decode(params, tokens, cache, positions, bound) ->
+(logits, cache)` and `init_cache(decode slots, bound)` (see `tree_rollout`; examples/own_model.py is
+one)."""
 
 from apr_jax.threads.engine import Work, tree_rollout
 from apr_jax.threads.forest import NO_PARENT, ROOT, Refusal, Status, ThreadForest

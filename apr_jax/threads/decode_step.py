@@ -1,4 +1,6 @@
-"""One decode step: every decode slot that runs draws a token, and its thread follows the protocol."""
+"""One decode step: every decode slot that runs draws a token, and its thread follows the
+protocol.
+"""
 
 import dataclasses
 
@@ -13,19 +15,26 @@ from apr_jax.threads.scheduler import DecodeSlots, Threads
 
 
 def runs(slots: DecodeSlots) -> Array:
-    """[W] True where a decode slot decodes. A decode slot whose thread has ended or waits is cleared at the next stop of the loop."""
+    """[W] True where a decode slot decodes.
+
+    A decode slot whose thread has ended or waits is cleared at the next stop of the loop.
+    """
     return slots.status == Status.RUNNING
 
 
 def take_step(
     threads: Threads, slots: DecodeSlots, logits: Float[Array, "W V"], limits: Limits
 ) -> tuple[Threads, DecodeSlots]:
-    """Draws a token on each running decode slot, records it in the thread's stream and moves the decode slot's registers on."""
+    """Draws a token on each running decode slot, records it in the thread's stream and moves the
+    decode slot's registers on.
+    """
     running = runs(slots)
     allowed = protocol.allowed_classes(
         slots.phase, slots.messages, slots.budget, slots.may_spawn, slots.made, slots.forced, limits
     )
-    token, logprob = draw(logits, slots.key, slots.length, slots.temperature, slots.top_k, slots.top_p, allowed)
+    token, logprob = draw(
+        logits, slots.key, slots.length, slots.temperature, slots.top_k, slots.top_p, allowed
+    )
     at = (jnp.where(running, slots.row, threads.rows), slots.length)
     threads = dataclasses.replace(
         threads,
@@ -59,5 +68,6 @@ def take_step(
         "answer_at": jnp.where(answers, length, slots.answer_at),
     }
     return threads, dataclasses.replace(
-        slots, **{name: jnp.where(running, new, getattr(slots, name)) for name, new in moved.items()}
+        slots,
+        **{name: jnp.where(running, new, getattr(slots, name)) for name, new in moved.items()},
     )

@@ -4,9 +4,8 @@
     └ 1           ━━━━━━━╸
     └ 2           ━━━━━━━━━━━╸
 
-A step is a place on the sequential clock: threads above each other work at the same time. `┳` closes a spawn block, `┄` waits
-for the children, `┻` reads what they joined, `╸` ends.
-"""
+A step is a place on the sequential clock: threads above each other work at the same time. `┳`
+closes a spawn block, `┄` waits for the children, `┻` reads what they joined, `╸` ends."""
 
 import numpy as np
 
@@ -17,7 +16,9 @@ _WORKS, _SPAWNS, _WAITS, _JOINS, _ENDS = "━┳┄┻╸"
 
 
 def thread_names(forest: ThreadForest, tree: int) -> dict[int, str]:
-    """Slot -> "root" or "└ slot", indented by depth; children stand below their parents, in the order of their spawns."""
+    """Slot -> "root" or "└ slot", indented by depth; children stand below their parents, in the
+    order of their spawns.
+    """
     status, parent = np.asarray(forest.status)[tree], np.asarray(forest.parent)[tree]
     depth = np.asarray(forest.depth)[tree]
     children: dict[int, list[int]] = {}
@@ -27,7 +28,9 @@ def thread_names(forest: ThreadForest, tree: int) -> dict[int, str]:
 
     def add(thread_index: int) -> None:
         names[thread_index] = (
-            "root" if thread_index == ROOT else "  " * (int(depth[thread_index]) - 1) + f"└ {thread_index}"
+            "root"
+            if thread_index == ROOT
+            else "  " * (int(depth[thread_index]) - 1) + f"└ {thread_index}"
         )
         for child in children.get(thread_index, []):
             add(child)
@@ -37,7 +40,9 @@ def thread_names(forest: ThreadForest, tree: int) -> dict[int, str]:
     return names
 
 
-def draw_tree(forest: ThreadForest, tree: int, width: int = 72, until: int | None = None) -> dict[int, str]:
+def draw_tree(
+    forest: ThreadForest, tree: int, width: int = 72, until: int | None = None
+) -> dict[int, str]:
     """Slot -> its lane, in the order of `thread_names`.
 
     Args:
@@ -52,7 +57,8 @@ def draw_tree(forest: ThreadForest, tree: int, width: int = 72, until: int | Non
     for thread_index in thread_names(forest, tree):
         lane = [" "] * (int(steps * scale) + 1)
         for step, mark in _marks(forest, tree, thread_index):
-            # Where several steps share a column, a spawn, a join or an end is what one wants to see.
+            # Where several steps share a column, a spawn, a join or an end is what one wants to
+            # see.
             column = int(step * scale)
             if step < shown and (lane[column] in " ━┄" or mark not in "━┄"):
                 lane[column] = mark
@@ -62,8 +68,13 @@ def draw_tree(forest: ThreadForest, tree: int, width: int = 72, until: int | Non
 
 def _marks(forest: ThreadForest, tree: int, thread_index: int) -> list[tuple[int, str]]:
     """(step, mark) of one thread, in time order."""
-    tokens, sampled = np.asarray(forest.tokens)[tree, thread_index], np.asarray(forest.sampled)[tree, thread_index]
-    parent, rounds, ends = (np.asarray(field)[tree] for field in (forest.parent, forest.round, forest.end))
+    tokens, sampled = (
+        np.asarray(forest.tokens)[tree, thread_index],
+        np.asarray(forest.sampled)[tree, thread_index],
+    )
+    parent, rounds, ends = (
+        np.asarray(field)[tree] for field in (forest.parent, forest.round, forest.end)
+    )
     clock, joins, marks = int(forest.start[tree, thread_index]), 0, []
     for place in range(int(forest.length[tree, thread_index])):
         if sampled[place]:

@@ -2,16 +2,19 @@
 
 The life of a tree:
 1. Its root is READY with the prompt as context. READY threads wait for a decode slot.
-2. `prefill.admit` gives idle decode slots to READY threads and reads all but the last context token into their caches, several
-   threads and several tokens at a time. A resumed parent is admitted the same way: its cache is rebuilt from what it sees.
-3. A decode step feeds every decode slot its last token, draws the next one and follows the protocol (`step.take_step`).
-4. When enough decode slots have stopped, the stretch of steps ends: `family.spawn_children` turns closed spawn blocks into READY
-   children, `family.join_children` makes parents READY whose last child has ended, and 2. fills the decode slots again.
+2. `prefill.admit` gives idle decode slots to READY threads and reads all but the last context token
+   into their caches, several threads and several tokens at a time. A resumed parent is admitted the
+   same way: its cache is rebuilt from what it sees.
+3. A decode step feeds every decode slot its last token, draws the next one and follows the protocol
+   (`step.take_step`).
+4. When enough decode slots have stopped, the stretch of steps ends: `family.spawn_children` turns
+   closed spawn blocks into READY children, `family.join_children` makes parents READY whose last
+   child has ended, and 2. fills the decode slots again.
 5. When no thread is left, the table of threads becomes a ThreadForest.
 
-The decode loop exists once for each bucket of context length, so that a step reads only as much of the cache as the longest
-running thread needs. Decode slots, admission, chunks and buckets change only the order of the work: each thread's tokens depend on
-its own context, key and limits alone.
+The decode loop exists once for each bucket of context length, so that a step reads only as much of
+the cache as the longest running thread needs. Decode slots, admission, chunks and buckets change
+only the order of the work: each thread's tokens depend on its own context, key and limits alone.
 """
 
 import dataclasses
@@ -30,7 +33,14 @@ from apr_jax.threads.keys import KEYS
 from apr_jax.threads.limits import Limits, Schedule
 from apr_jax.threads.prefill import Decode, InitCache, Seats, admit, when
 from apr_jax.threads.prompts import Prompts
-from apr_jax.threads.scheduler import DecodeSlots, Threads, idle_slots, initial_threads, to_forest, unseat
+from apr_jax.threads.scheduler import (
+    DecodeSlots,
+    Threads,
+    idle_slots,
+    initial_threads,
+    to_forest,
+    unseat,
+)
 
 
 @jax.tree_util.register_dataclass
@@ -40,7 +50,8 @@ class Work:
 
     Attributes:
       steps: decode steps.
-      live: decode slots that decoded a token, summed over the steps; live / (steps x W) is the decode slot occupancy.
+      live: decode slots that decoded a token, summed over the steps; live / (steps x W) is the
+        decode slot occupancy.
     """
 
     steps: jax.Array
@@ -56,29 +67,37 @@ def tree_rollout(
     limits: Limits,
     schedule: Schedule,
 ) -> tuple[ThreadForest, Work]:
-    """Decodes B thread trees to their ends. Pure; jit it with decode, init_cache, limits and schedule fixed.
+    """Decodes B thread trees to their ends. Pure; jit it with decode, init_cache, limits and
+    schedule fixed.
 
     Args:
-      decode: the model, `decode(params, tokens [W, S], cache, positions [W, S], bound) -> (logits [W, S, V], cache)`. Padding
-        has positions at or beyond the window: it must store nothing for them. All other positions are below `bound`, a
-        Python int: a model may leave the rest of its cache unread.
-      init_cache: `init_cache(decode slots, bound)` makes an empty cache for positions below `bound`. The first axis of every leaf is
-        the decode slot; leaves for a smaller bound are corners of those for the window.
+      decode: the model, `decode(params, tokens [W, S], cache, positions [W, S], bound) -> (logits
+        [W, S, V], cache)`. Padding has positions at or beyond the window: it must store nothing for
+        them. All other positions are below `bound`, a Python int: a model may leave the rest of its
+        cache unread.
+      init_cache: `init_cache(decode slots, bound)` makes an empty cache for positions below
+        `bound`. The first axis of every leaf is the decode slot; leaves for a smaller bound are
+        corners of those for the window.
       prompts: of B roots, at most window - 1 tokens each.
-      key: a typed PRNG key, threefry; a tree's tokens follow from (key, prompts.tree) and from nothing else of the batch.
+      key: a typed PRNG key, threefry; a tree's tokens follow from (key, prompts.tree) and from
+        nothing else of the batch.
 
     Raises:
-      ValueError: a prompt cannot fit the window with one sampled token, or the key is of another kind.
+      ValueError: a prompt cannot fit the window with one sampled token, or the key is of another
+        kind.
     """
     width = prompts.tokens.shape[1]
     if width > limits.window - 1:
         raise ValueError(
-            f"prompts of up to {width} tokens must be at most limits.window - 1 = {limits.window - 1} tokens"
+            f"prompts of up to {width} tokens must be at most limits.window - 1 ="
+            f" {limits.window - 1} tokens"
         )
     check_key(key)
     prompts = jax.tree.map(jnp.asarray, prompts)
     threads = initial_threads(prompts, key, limits)
-    seats = Seats(threads, idle_slots(schedule.slots, threads.rows), init_cache(schedule.slots, limits.window))
+    seats = Seats(
+        threads, idle_slots(schedule.slots, threads.rows), init_cache(schedule.slots, limits.window)
+    )
     zero = jnp.zeros((), jnp.int32)
 
     def stretch(carry: tuple[Seats, Work]) -> tuple[Seats, Work]:
@@ -93,9 +112,13 @@ def tree_rollout(
             fits = (live > most) & (live <= count)
             seats, work = when(fits, functools.partial(_on_few, count, advance), (seats, work))
             most = count
-        seats, work = advance((seats, work))  # After a loop for few no decode slot is left to take a turn here.
+        # After a loop for few no decode slot is left to take a turn here.
+        seats, work = advance((seats, work))
         threads, slots = unseat(seats.threads, seats.slots)
-        return dataclasses.replace(seats, threads=_settle(threads, limits, schedule), slots=slots), work
+        return (
+            dataclasses.replace(seats, threads=_settle(threads, limits, schedule), slots=slots),
+            work,
+        )
 
     def unfinished(carry: tuple[Seats, Work]) -> Array:
         status = carry[0].threads.status
@@ -107,13 +130,19 @@ def tree_rollout(
 
 def check_key(key: jax.Array) -> None:
     """Raises ValueError unless it is a key of the kind that trees are drawn with."""
-    kind = jax.random.key_impl(key) if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else f"of type {key.dtype}"
+    kind = (
+        jax.random.key_impl(key)
+        if jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
+        else f"of type {key.dtype}"
+    )
     if kind != KEYS:
         raise ValueError(f"key: is {kind}; make it with jax.random.key(seed, impl={KEYS!r})")
 
 
 def _enough(seats: Seats, schedule: Schedule) -> Array:
-    """The number of running decode slots at which a stretch ends: when an admission's share of them has stopped."""
+    """The number of running decode slots at which a stretch ends: when an admission's share of them
+    has stopped.
+    """
     live = _running(seats.slots)
     return live - jnp.maximum(1, live * schedule.prefill_batch // schedule.slots)
 
@@ -123,24 +152,38 @@ def _running(slots: DecodeSlots) -> Array:
 
 
 def _on_few(
-    count: int, advance: Callable[[tuple[Seats, Work]], tuple[Seats, Work]], carry: tuple[Seats, Work]
+    count: int,
+    advance: Callable[[tuple[Seats, Work]], tuple[Seats, Work]],
+    carry: tuple[Seats, Work],
 ) -> tuple[Seats, Work]:
-    """A stretch of `count` decode slots, among them all that run: moved to a cache of their own, and back after it."""
+    """A stretch of `count` decode slots, among them all that run: moved to a cache of their own,
+    and back after it.
+    """
     seats, work = carry
     taken = jnp.argsort(~runs(seats.slots), stable=True)[:count]
     of_all = seats.slots, seats.cache
     slots, cache = jax.tree.map(lambda leaf: leaf[taken], of_all)
     few, work = advance((Seats(seats.threads, slots, cache), work))
-    slots, cache = jax.tree.map(lambda leaf, new: leaf.at[taken].set(new), of_all, (few.slots, few.cache))
+    slots, cache = jax.tree.map(
+        lambda leaf, new: leaf.at[taken].set(new), of_all, (few.slots, few.cache)
+    )
     return Seats(few.threads, slots, cache), work
 
 
 def _advance(
-    carry: tuple[Seats, Work], decode: Decode, params: Any, limits: Limits, schedule: Schedule, enough: Array
+    carry: tuple[Seats, Work],
+    decode: Decode,
+    params: Any,
+    limits: Limits,
+    schedule: Schedule,
+    enough: Array,
 ) -> tuple[Seats, Work]:
-    """Decodes until enough decode slots have stopped, with the loop for the length that is reached."""
+    """Decodes until enough decode slots have stopped, with the loop for the length that is
+    reached.
+    """
     for bound in schedule.bounds(limits.window):
-        with jax.named_scope(f"decode_{bound}"):  # The name of the loop in profiles and in `apr plan`.
+        # The name of the loop in profiles and in `apr plan`.
+        with jax.named_scope(f"decode_{bound}"):
             carry = jax.lax.while_loop(
                 lambda carry, bound=bound: _goes_on(carry[0], enough, bound),
                 lambda carry, bound=bound: _decode(carry, decode, params, limits, bound),
@@ -155,7 +198,9 @@ def _goes_on(seats: Seats, enough: Array, bound: int) -> Array:
     return (_running(seats.slots) > enough) & (longest <= bound)
 
 
-def _decode(carry: tuple[Seats, Work], decode: Decode, params: Any, limits: Limits, bound: int) -> tuple[Seats, Work]:
+def _decode(
+    carry: tuple[Seats, Work], decode: Decode, params: Any, limits: Limits, bound: int
+) -> tuple[Seats, Work]:
     """One token on every running decode slot."""
     seats, work = carry
     slots = seats.slots

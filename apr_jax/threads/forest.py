@@ -1,7 +1,7 @@
 """ThreadForest: every thread of every tree of a batch, as fixed arrays.
 
-It is what the rollout returns, what rescoring and the loss consume, what evaluation measures and what the viewer draws.
-A demonstration is a forest too: one that nobody sampled.
+It is what the rollout returns, what rescoring and the loss consume, what evaluation measures and
+what the viewer draws. A demonstration is a forest too: one that nobody sampled.
 
 Shapes: B trees, T threads a tree, L stream length.
 """
@@ -45,26 +45,34 @@ class ThreadForest:
     """A batch of thread trees. Integers are int32, masks bool, log-probs float32.
 
     Attributes:
-      tokens: [B, T, L] each thread's stream in time order, never overwritten; `<pad>` from `length` on.
-      position: [B, T, L] place in the thread's window; after a join it goes on from where `<spawn>` stood.
-      hidden block: [B, T, L] 0 = visible to all later tokens of the thread; n = the thread's n-th spawn block, visible to itself.
+      tokens: [B, T, L] each thread's stream in time order, never overwritten; `<pad>` from `length`
+        on.
+      position: [B, T, L] place in the thread's window; after a join it goes on from where `<spawn>`
+        stood.
+      hidden block: [B, T, L] 0 = visible to all later tokens of the thread; n = the thread's n-th
+        spawn block, visible to itself.
       sampled: [B, T, L] True where the policy chose the token.
-      logprob: [B, T, L] log-prob of the sampled token under the distribution it was drawn from; 0 elsewhere.
-      allowed: [B, T, L] uint8, the classes of tokens (`protocol.ALLOW_*`) of which the sampled token was drawn; 0 elsewhere.
-        With it rescoring builds the masked distribution again (but knows of no cut by top-k or top-p: train without those).
+      logprob: [B, T, L] log-prob of the sampled token under the distribution it was drawn from; 0
+        elsewhere.
+      allowed: [B, T, L] uint8, the classes of tokens (`protocol.ALLOW_*`) of which the sampled
+        token was drawn; 0 elsewhere. With it rescoring builds the masked distribution again (but
+        knows of no cut by top-k or top-p: train without those).
       length: [B, T] tokens in the stream.
       status: [B, T] a `Status`.
       parent: [B, T] thread index of the parent, NO_PARENT for the root and free threads.
       round: [B, T] which of the parent's spawns made this thread, from 0; 0 for the root.
       depth: [B, T] 0 for the root.
       child: [B, T] place among the children of that spawn, from 0; 0 for the root.
-      start: [B, T] sequential clock (sampled tokens on the longest chain) at which the thread began.
+      start: [B, T] sequential clock (sampled tokens on the longest chain) at which the thread
+        began.
       end: [B, T] sequential clock at which it ended.
-      peak: [B, T] most positions of the window that the thread occupied at once, given tokens included.
+      peak: [B, T] most positions of the window that the thread occupied at once, given tokens
+        included.
       total_tokens: [B] sampled tokens of all threads.
       sequential_tokens: [B] sampled tokens on the longest chain: the root's `end`.
       children: [B] threads made by spawns.
-      refusals: [B, 5] messages of spawns that were given no thread, by `Refusal`; NO_MESSAGE counts spawns without one.
+      refusals: [B, 5] messages of spawns that were given no thread, by `Refusal`; NO_MESSAGE counts
+        spawns without one.
       truncations: [B] threads that ended OUT_OF_WINDOW or OUT_OF_BUDGET.
     """
 

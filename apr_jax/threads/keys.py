@@ -1,4 +1,5 @@
-"""Where every random key of a run comes from: one table of domains, and the fold that keeps them apart.
+"""Where every random key of a run comes from: one table of domains, and the fold that keeps them
+apart.
 
 A key is folded along a path, and a path that means one thing must never be equal to a path that
 means another: the third step and the third tree, folded into the same key, give the same key. So
@@ -59,7 +60,9 @@ def root_key(key: jax.Array, tree: Int[Array, " B"]) -> UInt32[Array, "B 2"]:
     return jax.vmap(lambda identity: jax.random.key_data(_fold(key, Domain.TREE, identity)))(tree)
 
 
-def child_key(parent: UInt32[Array, "2"], spawn_round: Int[Array, ""], child: Int[Array, ""]) -> UInt32[Array, "2"]:
+def child_key(
+    parent: UInt32[Array, "2"], spawn_round: Int[Array, ""], child: Int[Array, ""]
+) -> UInt32[Array, "2"]:
     """Key data of a child: folded from its path, so no schedule can change a sample. Unbatched."""
     key = jax.random.wrap_key_data(parent, impl=KEYS)
     return jax.random.key_data(_fold(key, Domain.CHILD, spawn_round, child))

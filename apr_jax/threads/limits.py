@@ -1,4 +1,6 @@
-"""What a rollout may do (`Limits`: part of the result) and how it is scheduled (`Schedule`: never part of the result)."""
+"""What a rollout may do (`Limits`: part of the result) and how it is scheduled (`Schedule`: never
+part of the result).
+"""
 
 import dataclasses
 
@@ -11,14 +13,17 @@ class Limits:
 
     Attributes:
       window: most positions that one thread may occupy.
-      max_thread_tokens: L, most tokens of one thread, hidden spawn blocks included; at least `window`.
+      max_thread_tokens: L, most tokens of one thread, hidden spawn blocks included; at least
+        `window`.
       max_threads: T, threads a tree, the root included.
       children: C, most children of one spawn.
-      max_depth: deepest thread that may exist; 0 means that nobody spawns, 1 that only the root does.
+      max_depth: deepest thread that may exist; 0 means that nobody spawns, 1 that only the root
+        does.
       max_tokens: sampled tokens a tree.
       max_sequential: sampled tokens on the longest chain of a tree.
-      constrain: tokens that the protocol does not allow at a point are not drawn there, so that no stream is malformed and no
-        message refused (docs/protocol.md); log-probs are those of the masked distribution.
+      constrain: tokens that the protocol does not allow at a point are not drawn there, so that no
+        stream is malformed and no message refused (docs/protocol.md); log-probs are those of the
+        masked distribution.
     """
 
     window: int
@@ -44,11 +49,13 @@ class Limits:
             if not isinstance(value, int) or value < low:
                 raise ValueError(f"limits.{field}={value} must be at least {low}: {rule}")
             if value > _MOST:
-                raise ValueError(f"limits.{field}={value} must be at most {_MOST}: counts are 32 bits wide")
+                raise ValueError(
+                    f"limits.{field}={value} must be at most {_MOST}: counts are 32 bits wide"
+                )
         if self.max_depth > 0 and self.children > self.max_threads - 1:
             raise ValueError(
-                f"limits.children={self.children} must be at most limits.max_threads - 1 = {self.max_threads - 1}: "
-                "a spawn's children need an index each"
+                f"limits.children={self.children} must be at most limits.max_threads - 1 ="
+                f" {self.max_threads - 1}: a spawn's children need an index each"
             )
 
 
@@ -58,13 +65,15 @@ class Schedule:
 
     Attributes:
       slots: W, decode slots: rows of the decode batch.
-      prefill_batch: threads that are prefilled together; decoding stops for it when that share of the running decode slots has ended or waits.
+      prefill_batch: threads that are prefilled together; decoding stops for it when that share of
+        the running decode slots has ended or waits.
       prefill_chunk: context tokens that one prefill step reads.
-      context_buckets: lengths of context below the window for which the loop is compiled apart, so that a step reads no more of the
-        cache than the longest running thread needs; increasing. On TPU each decode slot's own length decides that; there they are
-        for reading contexts.
-      small_batch_sizes: numbers of decode slots below `slots` for which the loop is compiled apart, so that a lone thread does not pay for a step
-        of all decode slots; increasing. For latency: while a batch lasts its decode slots are full.
+      context_buckets: lengths of context below the window for which the loop is compiled apart, so
+        that a step reads no more of the cache than the longest running thread needs; increasing. On
+        TPU each decode slot's own length decides that; there they are for reading contexts.
+      small_batch_sizes: numbers of decode slots below `slots` for which the loop is compiled apart,
+        so that a lone thread does not pay for a step of all decode slots; increasing. For latency:
+        while a batch lasts its decode slots are full.
     """
 
     slots: int = 64
@@ -87,7 +96,11 @@ class Schedule:
                 raise ValueError(f"schedule.{field}={values} must be positive and increasing")
         if self.small_batch_sizes and self.small_batch_sizes[-1] >= self.slots:
             raise ValueError(
-                f"schedule.small_batch_sizes={self.small_batch_sizes} must be below schedule.slots={self.slots}: they are some of the decode slots"
+                f"schedule.small_batch_sizes={self.small_batch_sizes} must be below"
+                f" schedule.slots={self.slots}: they are some of the decode slots"
             )
         if self.prefill_batch > self.slots:
-            raise ValueError(f"schedule.prefill_batch={self.prefill_batch} must be at most schedule.slots={self.slots}")
+            raise ValueError(
+                f"schedule.prefill_batch={self.prefill_batch} must be at most"
+                f" schedule.slots={self.slots}"
+            )

@@ -1,9 +1,9 @@
 """Position, hidden block and sampled of every token, read off the streams alone.
 
-They follow from the protocol, so the device loop does not write them step by step. Only the last token of a stream can be out
-of place (it ended its thread), and no thread ends inside a joined block; so every `<joined>` but a last one was given, and a
-`<spawn>` opens a block unless a block is open or the answer has begun.
-"""
+They follow from the protocol, so the device loop does not write them step by step. Only the last
+token of a stream can be out of place (it ended its thread), and no thread ends inside a joined
+block; so every `<joined>` but a last one was given, and a `<spawn>` opens a block unless a block is
+open or the answer has begun."""
 
 from typing import NamedTuple
 
@@ -22,7 +22,9 @@ class Layout(NamedTuple):
     sampled: Bool[Array, "rows L"]
 
 
-def lay_out(tokens: Int[Array, "rows L"], given: Int[Array, " rows"], length: Int[Array, " rows"]) -> Layout:
+def lay_out(
+    tokens: Int[Array, "rows L"], given: Int[Array, " rows"], length: Int[Array, " rows"]
+) -> Layout:
     """Args:
     given: tokens of the thread's prompt; `length`: tokens of the stream, all else is padding.
     """

@@ -1,4 +1,6 @@
-"""Gives idle decode slots to threads that are ready, and reads what those see into the decode slots' caches."""
+"""Gives idle decode slots to threads that are ready, and reads what those see into the decode
+slots' caches.
+"""
 
 import dataclasses
 import functools
@@ -26,10 +28,14 @@ def contexts(threads: Threads, row: Int[Array, " E"], limits: Limits) -> Int[Arr
     """The token at each position that these threads see; none of them is within a spawn block."""
     tokens, length = read(threads.tokens, row), read(threads.length, row)
     layout = lay_out(tokens, read(threads.given, row), length)
-    seen = (jnp.arange(limits.max_thread_tokens)[None, :] < length[:, None]) & (layout.hidden_block == 0)
+    seen = (jnp.arange(limits.max_thread_tokens)[None, :] < length[:, None]) & (
+        layout.hidden_block == 0
+    )
     blank = jnp.full((row.shape[0], limits.window), protocol.PAD, jnp.int32)
     number = jnp.arange(row.shape[0])[:, None]
-    return blank.at[number, jnp.where(seen, layout.position, limits.window)].set(tokens, mode="drop")
+    return blank.at[number, jnp.where(seen, layout.position, limits.window)].set(
+        tokens, mode="drop"
+    )
 
 
 @jax.tree_util.register_dataclass
@@ -53,9 +59,9 @@ def admit(
 ) -> Seats:
     """Fills idle decode slots with READY threads, `schedule.prefill_batch` at a time.
 
-    Their contexts go into a small fresh cache first, chunk by chunk, and from there into the decode slots' rows of the large one.
-    The last context token is left for the next decode step, which needs its logits.
-    """
+    Their contexts go into a small fresh cache first, chunk by chunk, and from there into the decode
+    slots' rows of the large one. The last context token is left for the next decode step, which
+    needs its logits."""
     rows = seats.threads.rows
     bounds = schedule.bounds(limits.window)
 
@@ -70,7 +76,9 @@ def admit(
         context, last = contexts(seats.threads, row, limits), read(seats.threads.used, row) - 1
 
         def fill(bound: int, cache: Any) -> Any:
-            fresh = _read_contexts(decode, init_cache, params, context, last, limits, schedule, bound)
+            fresh = _read_contexts(
+                decode, init_cache, params, context, last, limits, schedule, bound
+            )
             return _insert(cache, slot, fresh)
 
         cache, below = seats.cache, -1
@@ -90,10 +98,11 @@ def admit(
 
 
 def _alike(threads: Threads, bounds: tuple[int, ...]) -> Array:
-    """[rows] True for the READY threads whose contexts fall under the same bound as the first one's.
+    """[rows] True for the READY threads whose contexts fall under the same bound as the first
+    one's.
 
-    Prefill reads all contexts of a batch to the end of the longest, so a short one with a long one is mostly padding.
-    """
+    Prefill reads all contexts of a batch to the end of the longest, so a short one with a long one
+    is mostly padding."""
     ready = threads.status == Status.READY
     under = jnp.searchsorted(jnp.asarray(bounds), threads.used - 1)
     return ready & (under == under[jnp.argmax(ready)])
@@ -109,14 +118,20 @@ def _read_contexts(
     schedule: Schedule,
     bound: int,
 ) -> Any:
-    """A fresh cache that has read the first `last` tokens of each context; all of them are below `bound`."""
+    """A fresh cache that has read the first `last` tokens of each context; all of them are below
+    `bound`.
+    """
     count = context.shape[0]
 
     def read_chunk(carry: tuple[Array, Any]) -> tuple[Array, Any]:
         begin, cache = carry
         at = begin + jnp.arange(schedule.prefill_chunk)[None, :]
-        tokens = context.at[jnp.arange(count)[:, None], at].get(mode="fill", fill_value=protocol.PAD)
-        _, cache = decode(params, tokens, cache, jnp.where(at < last[:, None], at, limits.window), bound)
+        tokens = context.at[jnp.arange(count)[:, None], at].get(
+            mode="fill", fill_value=protocol.PAD
+        )
+        _, cache = decode(
+            params, tokens, cache, jnp.where(at < last[:, None], at, limits.window), bound
+        )
         return begin + schedule.prefill_chunk, cache
 
     start = (jnp.zeros((), jnp.int32), init_cache(count, bound))
@@ -124,7 +139,9 @@ def _read_contexts(
 
 
 def _insert(cache: Any, slot: Int[Array, " E"], fresh: Any) -> Any:
-    """The decode slots' rows become those of the fresh cache, whose leaves are corners of the cache's."""
+    """The decode slots' rows become those of the fresh cache, whose leaves are corners of the
+    cache's.
+    """
 
     def put(leaf: Array, new: Array) -> Array:
         corner = tuple(slice(0, size) for size in new.shape[1:])
@@ -134,7 +151,11 @@ def _insert(cache: Any, slot: Int[Array, " E"], fresh: Any) -> Any:
 
 
 def when(condition: Array, change: Callable[[Any], Any], value: Any) -> Any:
-    """change(value) if the condition holds. A loop of at most one turn: XLA runs loops in place, and copies around a cond."""
+    """change(value) if the condition holds. A loop of at most one turn: XLA runs loops in place,
+    and copies around a cond.
+    """
     return jax.lax.while_loop(
-        lambda carry: carry[0], lambda carry: (jnp.zeros_like(carry[0]), change(carry[1])), (condition, value)
+        lambda carry: carry[0],
+        lambda carry: (jnp.zeros_like(carry[0]), change(carry[1])),
+        (condition, value),
     )[1]

@@ -13,10 +13,9 @@
     ANSWER     <eos>                 ends DONE
     any other pair                   ends MALFORMED
 
-A thread that ends in any way but DONE has the empty answer. After a token that does not end the thread, limits are checked
-in this order: window and stream (OUT_OF_WINDOW; not after `</spawn>`, the block is about to be hidden), then tokens and
-sequential tokens (OUT_OF_BUDGET).
-"""
+A thread that ends in any way but DONE has the empty answer. After a token that does not end the
+thread, limits are checked in this order: window and stream (OUT_OF_WINDOW; not after `</spawn>`,
+the block is about to be hidden), then tokens and sequential tokens (OUT_OF_BUDGET)."""
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int, UInt8
@@ -24,11 +23,24 @@ from jaxtyping import Array, Bool, Int, UInt8
 from apr_jax.threads.forest import Status
 from apr_jax.threads.limits import Limits
 
-CONTROL_PIECES = ("<pad>", "<bos>", "<eos>", "<unk>", "<spawn>", "<msg>", "</spawn>", "<joined>", "</joined>", "<join>")
+CONTROL_PIECES = (
+    "<pad>",
+    "<bos>",
+    "<eos>",
+    "<unk>",
+    "<spawn>",
+    "<msg>",
+    "</spawn>",
+    "<joined>",
+    "</joined>",
+    "<join>",
+)
 PAD, BOS, EOS, UNK, SPAWN, MSG, END_SPAWN, JOINED, END_JOINED, JOIN = range(len(CONTROL_PIECES))
 
 # Classes of tokens that a rollout can forbid; a set of them is a sum of these.
-ALLOW_TEXT, ALLOW_SPAWN, ALLOW_MSG, ALLOW_END_SPAWN, ALLOW_JOIN, ALLOW_EOS = (1 << bit for bit in range(6))
+ALLOW_TEXT, ALLOW_SPAWN, ALLOW_MSG, ALLOW_END_SPAWN, ALLOW_JOIN, ALLOW_EOS = (
+    1 << bit for bit in range(6)
+)
 ALLOW_OTHER = 64  # <pad> <bos> <unk> <joined> </joined>
 ALLOW_ALL = 127
 
@@ -58,7 +70,8 @@ def advance(
     """What a sampled token does to its thread.
 
     Returns:
-      the next phase; whether the token closes a spawn block; the status with which the thread ends, or RUNNING.
+      the next phase; whether the token closes a spawn block; the status with which the thread ends,
+      or RUNNING.
     """
     outcome = jnp.asarray(_table(), jnp.int32)[phase, jnp.minimum(token, len(CONTROL_PIECES))]
     closes = outcome == _CLOSES
@@ -75,7 +88,8 @@ def allowed_classes(
     forced: Int[Array, " W"],
     limits: Limits,
 ) -> UInt8[Array, " W"]:
-    """The classes that the next token may be of: all, less what `limits.constrain` and a forced number of children forbid.
+    """The classes that the next token may be of: all, less what `limits.constrain` and a forced
+    number of children forbid.
 
     Args:
       messages: in the open spawn block.
@@ -85,7 +99,9 @@ def allowed_classes(
     """
 
     def by_phase(think: Array | int, opened: int, message: Array | int, answer: int) -> Array:
-        return jnp.select([phase == THINK, phase == OPENED, phase == MESSAGE], [think, opened, message], answer)
+        return jnp.select(
+            [phase == THINK, phase == OPENED, phase == MESSAGE], [think, opened, message], answer
+        )
 
     def unless(condition: Array, classes: int) -> Array:
         return jnp.where(condition, 0, classes)
@@ -97,16 +113,22 @@ def allowed_classes(
     grammar = by_phase(
         jnp.where((may_spawn >= 1) & (room >= 2), least + ALLOW_SPAWN, least),
         ALLOW_MSG,
-        ALLOW_END_SPAWN + unless(messages > room, ALLOW_TEXT) + unless(messages + 1 > more, ALLOW_MSG),
+        ALLOW_END_SPAWN
+        + unless(messages > room, ALLOW_TEXT)
+        + unless(messages + 1 > more, ALLOW_MSG),
         ALLOW_TEXT + ALLOW_EOS,
     )
     wanted = forced - made
     kept = by_phase(
         jnp.where(wanted > 0, ALLOW_ALL - ALLOW_JOIN - ALLOW_EOS, ALLOW_ALL - ALLOW_SPAWN),
         ALLOW_ALL - ALLOW_END_SPAWN,
-        jnp.where(messages >= jnp.minimum(limits.children, wanted), ALLOW_ALL - ALLOW_MSG, ALLOW_ALL),
+        jnp.where(
+            messages >= jnp.minimum(limits.children, wanted), ALLOW_ALL - ALLOW_MSG, ALLOW_ALL
+        ),
         ALLOW_ALL,
     )
     everything = jnp.full_like(phase, ALLOW_ALL)
-    classes = jnp.where(forced >= 0, kept, everything) & (grammar if limits.constrain else everything)
+    classes = jnp.where(forced >= 0, kept, everything) & (
+        grammar if limits.constrain else everything
+    )
     return classes.astype(jnp.uint8)

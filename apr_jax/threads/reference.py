@@ -1,8 +1,9 @@
-"""The definition of a thread tree, in plain Python: one thread at a time, no cache, everything recomputed.
+"""The definition of a thread tree, in plain Python: one thread at a time, no cache, everything
+recomputed.
 
-The device engine must agree with it in every field. It shares with the engine only the words (`Status`, control pieces,
-`Limits`), the keys and the draw of one token from given logits; the protocol, spawns, joins and limits are written anew.
-"""
+The device engine must agree with it in every field. It shares with the engine only the words
+(`Status`, control pieces, `Limits`), the keys and the draw of one token from given logits; the
+protocol, spawns, joins and limits are written anew."""
 
 from __future__ import annotations
 
@@ -20,7 +21,8 @@ from apr_jax.threads.limits import Limits
 from apr_jax.threads.prompts import NOT_FORCED, Prompts
 from apr_jax.threads.sampling import draw
 
-LogitsOf = Callable[[Sequence[int]], np.ndarray]  # The tokens that a thread sees -> logits [V] of the next one.
+# The tokens that a thread sees -> logits [V] of the next one.
+LogitsOf = Callable[[Sequence[int]], np.ndarray]
 
 _draw = jax.jit(draw)
 _child_key = jax.jit(keys.child_key)
@@ -67,24 +69,36 @@ class _Thread:
         return len(self.stream)
 
     def append(self, token: int, *choice: Any) -> None:
-        """Writes a token behind what the thread sees; `choice` is the rest of a sampled `_Token`."""
+        """Writes a token behind what the thread sees; `choice` is the rest of a sampled
+        `_Token`.
+        """
         self.stream.append(_Token(token, len(self.seen), *choice))
         self.seen.append(token)
         self.peak = max(self.peak, len(self.seen))
 
 
-def interpret(logits_of: LogitsOf, prompts: Prompts, tree: int, key: jax.Array, limits: Limits) -> ThreadForest:
-    """The thread tree of one of the prompts; the fields are numpy arrays without the batch axis B."""
+def interpret(
+    logits_of: LogitsOf, prompts: Prompts, tree: int, key: jax.Array, limits: Limits
+) -> ThreadForest:
+    """The thread tree of one of the prompts; the fields are numpy arrays without the batch axis
+    B.
+    """
     prompt = np.asarray(prompts.tokens)[tree, : int(prompts.length[tree])].tolist()
     root_key = np.asarray(keys.root_key(key, np.asarray(prompts.tree)[[tree]]))[0]
     root = _Thread(ROOT, prompt, root_key, range(1, limits.max_threads), limits.max_tokens)
     root.forced = int(prompts.children[tree])
-    sampling = [np.asarray(setting)[[tree]] for setting in (prompts.temperature, prompts.top_k, prompts.top_p)]
+    sampling = [
+        np.asarray(setting)[[tree]]
+        for setting in (prompts.temperature, prompts.top_k, prompts.top_p)
+    ]
     threads = [root]
 
     def sample(thread: _Thread) -> tuple[int, float, int]:
         logits = np.asarray(logits_of(thread.seen), np.float32)[None]
-        place, allowed = np.asarray([thread.length], np.int32), np.asarray([_allowed(thread, limits)], np.uint8)
+        place, allowed = (
+            np.asarray([thread.length], np.int32),
+            np.asarray([_allowed(thread, limits)], np.uint8),
+        )
         token, logprob = _draw(logits, thread.key[None], place, *sampling, allowed)
         return int(token[0]), float(logprob[0]), int(allowed[0])
 
@@ -97,7 +111,9 @@ def _run(thread: _Thread, sample: Callable, limits: Limits, threads: list[_Threa
     while thread.status == Status.RUNNING:
         token, logprob, allowed = sample(thread)
         _follow(thread, token)
-        thread.append(token, thread.spawns if thread.messages is not None else 0, True, logprob, allowed)
+        thread.append(
+            token, thread.spawns if thread.messages is not None else 0, True, logprob, allowed
+        )
         thread.clock += 1
         thread.budget -= 1
         if thread.status == Status.RUNNING:
@@ -116,7 +132,9 @@ def _run(thread: _Thread, sample: Callable, limits: Limits, threads: list[_Threa
 
 
 def _follow(thread: _Thread, token: int) -> None:
-    """What a token does: by whether the thread is within a spawn block, within its answer, or thinks."""
+    """What a token does: by whether the thread is within a spawn block, within its answer, or
+    thinks.
+    """
     text = token >= len(p.CONTROL_PIECES)
     if thread.messages is not None:
         if token == p.MSG:
@@ -139,16 +157,21 @@ def _follow(thread: _Thread, token: int) -> None:
 
 
 def _allowed(thread: _Thread, limits: Limits) -> int:
-    """Classes of tokens that may come next: the protocol's if the rollout is constrained, less what a forced count forbids."""
+    """Classes of tokens that may come next: the protocol's if the rollout is constrained, less what
+    a forced count forbids.
+    """
     messages, thinks = thread.messages, thread.messages is None and thread.answer is None
-    affordable = thread.budget - 3  # After this token and `</spawn>`, these children and the thread have a token each.
+    # After this token and `</spawn>`, these children and the thread have a token each.
+    affordable = thread.budget - 3
     free = len(thread.free) if thread.depth < limits.max_depth else 0
     classes = {1 << bit for bit in range(7)}
     if limits.constrain:
         if messages:
             classes = {p.ALLOW_END_SPAWN}
             classes |= {p.ALLOW_TEXT} if len(messages) <= affordable else set()
-            classes |= {p.ALLOW_MSG} if len(messages) < min(limits.children, free, affordable) else set()
+            classes |= (
+                {p.ALLOW_MSG} if len(messages) < min(limits.children, free, affordable) else set()
+            )
         elif messages is not None:
             classes = {p.ALLOW_MSG}
         elif thinks:
@@ -168,7 +191,9 @@ def _allowed(thread: _Thread, limits: Limits) -> int:
 
 
 def _spawn(thread: _Thread, limits: Limits) -> list[_Thread]:
-    """Of the first C messages, starts as many as threads and tokens last for; both are divided evenly."""
+    """Of the first C messages, starts as many as threads and tokens last for; both are divided
+    evenly.
+    """
     started, refused, messages = [], thread.refusals, thread.messages or []
     refused[Refusal.NO_MESSAGE] += not messages
     for number, message in enumerate(messages):
@@ -186,7 +211,11 @@ def _spawn(thread: _Thread, limits: Limits) -> list[_Thread]:
     thread.made += count
     kept = max(0, thread.forced - thread.made)  # For the children that it still must make.
     tokens_each = thread.budget // (count + 1)
-    slots_each = max(0, len(thread.free) - count - kept) // (count + 1) if thread.depth + 1 < limits.max_depth else 0
+    slots_each = (
+        max(0, len(thread.free) - count - kept) // (count + 1)
+        if thread.depth + 1 < limits.max_depth
+        else 0
+    )
     shares = [low + count + index * slots_each for index in range(count + 1)]
     thread.budget -= count * tokens_each
     thread.free = range(shares[-1], thread.free.stop)
@@ -216,7 +245,10 @@ def _join(thread: _Thread, children: list[_Thread], limits: Limits) -> None:
     thread.clock = max([thread.clock, *(child.clock for child in children)])
     thread.budget += sum(child.budget for child in children)
     thread.messages = None
-    if thread.opened_at + len(block) > limits.window - 1 or thread.length + len(block) > limits.max_thread_tokens - 1:
+    if (
+        thread.opened_at + len(block) > limits.window - 1
+        or thread.length + len(block) > limits.max_thread_tokens - 1
+    ):
         thread.status = Status.OUT_OF_WINDOW
     elif thread.clock >= limits.max_sequential:
         thread.status = Status.OUT_OF_BUDGET
@@ -230,9 +262,13 @@ def _forest(threads: list[_Thread], limits: Limits) -> ThreadForest:
     dtypes = {"sampled": np.bool_, "logprob": np.float32, "allowed": np.uint8}
     fields: dict[str, np.ndarray] = {}
     for name in _Token._fields:
-        fields[name] = np.zeros((limits.max_threads, limits.max_thread_tokens), dtypes.get(name, np.int32))
+        fields[name] = np.zeros(
+            (limits.max_threads, limits.max_thread_tokens), dtypes.get(name, np.int32)
+        )
         for thread in threads:
-            fields[name][thread.thread_index, : thread.length] = [getattr(token, name) for token in thread.stream]
+            fields[name][thread.thread_index, : thread.length] = [
+                getattr(token, name) for token in thread.stream
+            ]
     for name in ("length", "status", "parent", "round", "depth", "child", "start", "clock", "peak"):
         fields[name] = np.full(limits.max_threads, NO_PARENT if name == "parent" else 0, np.int32)
         for thread in threads:

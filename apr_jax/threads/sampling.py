@@ -1,7 +1,7 @@
 """Draws a token and gives its log-prob under the distribution it was drawn from.
 
-Engine and reference interpreter share this file, so it is proved by itself (tests/threads/test_sampling.py).
-"""
+Engine and reference interpreter share this file, so it is proved by itself
+(tests/threads/test_sampling.py)."""
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,9 @@ _CLASS_OF_CONTROL = {
 
 def token_classes(vocab: int) -> np.ndarray:
     """[V] uint8, the class of each token id."""
-    control = [_CLASS_OF_CONTROL.get(token, p.ALLOW_OTHER) for token in range(len(p.CONTROL_PIECES))]
+    control = [
+        _CLASS_OF_CONTROL.get(token, p.ALLOW_OTHER) for token in range(len(p.CONTROL_PIECES))
+    ]
     return np.asarray((control + [p.ALLOW_TEXT] * vocab)[:vocab], np.uint8)
 
 
@@ -35,14 +37,17 @@ def draw(
     top_p: Float[Array, " W"],
     allowed: UInt8[Array, " W"],
 ) -> tuple[Int[Array, " W"], Float[Array, " W"]]:
-    """Gumbel-max sampling from softmax(logits / temperature) over the allowed tokens, cut by top-k, then by top-p.
+    """Gumbel-max sampling from softmax(logits / temperature) over the allowed tokens, cut by top-k,
+    then by top-p.
 
     Args:
-      thread_key: key data of the threads. It is folded with `index`, the token's place in the thread's stream: positions
-        repeat after a join and would draw the same noise twice.
-      temperature: 0 takes the most likely token; its log-probs are those at temperature 1, and top-k and top-p play no part.
+      thread_key: key data of the threads. It is folded with `index`, the token's place in the
+        thread's stream: positions repeat after a join and would draw the same noise twice.
+      temperature: 0 takes the most likely token; its log-probs are those at temperature 1, and
+        top-k and top-p play no part.
       top_k: 0 is off; top_p: 1 is off. Of equally likely tokens those with lower ids are kept.
-      allowed: classes of tokens (`protocol.ALLOW_*`) that may be drawn; at least one that the vocabulary has.
+      allowed: classes of tokens (`protocol.ALLOW_*`) that may be drawn; at least one that the
+        vocabulary has.
 
     Returns:
       tokens int32 and their log-probs.
@@ -55,8 +60,11 @@ def draw(
     cuts = (top_k > 0) | (top_p < 1)
 
     def cut() -> Array:
-        left = jax.nn.log_softmax(jnp.where(_kept(logprobs, top_k, top_p), logprobs, -jnp.inf), axis=-1)
-        return jnp.where(cuts[:, None], left, logprobs)  # Bit for bit what it is in a batch where nobody cuts.
+        left = jax.nn.log_softmax(
+            jnp.where(_kept(logprobs, top_k, top_p), logprobs, -jnp.inf), axis=-1
+        )
+        # Bit for bit what it is in a batch where nobody cuts.
+        return jnp.where(cuts[:, None], left, logprobs)
 
     # Sorting costs more than all the rest: it is skipped in batches where nobody asks for it.
     logprobs = jax.lax.cond(jnp.any(cuts), cut, lambda: logprobs)
@@ -110,8 +118,12 @@ def _fraction(high: UInt32[Array, " V"], low: UInt32[Array, " V"]) -> Float[Arra
     return high.astype(jnp.float32) * 2.0**-32 + (low.astype(jnp.float32) * 2.0**-64 + 2.0**-65)
 
 
-def _kept(logprobs: Float[Array, "W V"], top_k: Int[Array, " W"], top_p: Float[Array, " W"]) -> Bool[Array, "W V"]:
-    """The tokens that top-k and top-p leave. Top-p counts probability among those that top-k left."""
+def _kept(
+    logprobs: Float[Array, "W V"], top_k: Int[Array, " W"], top_p: Float[Array, " W"]
+) -> Bool[Array, "W V"]:
+    """The tokens that top-k and top-p leave. Top-p counts probability among those that top-k
+    left.
+    """
     vocab = logprobs.shape[1]
     order = jnp.argsort(-logprobs, axis=1, stable=True)
     likely_first = jnp.take_along_axis(logprobs, order, axis=1)

@@ -1,9 +1,10 @@
-"""What the rollout's device loop carries: the threads of all trees as rows of a table, and the decode slots that decode them.
+"""What the rollout's device loop carries: the threads of all trees as rows of a table, and the
+decode slots that decode them.
 
-Trees and threads are one axis here: row b * T + t is thread index t of tree b. The index `rows` (one past the last) means "no row":
-reads from it are ignored and writes to it dropped. A thread on a decode slot keeps what a decode step changes in the decode slot's
-registers; the table has it again when the thread leaves the decode slot.
-"""
+Trees and threads are one axis here: row b * T + t is thread index t of tree b. The index `rows`
+(one past the last) means "no row": reads from it are ignored and writes to it dropped. A thread on
+a decode slot keeps what a decode step changes in the decode slot's registers; the table has it
+again when the thread leaves the decode slot."""
 
 import dataclasses
 
@@ -17,7 +18,8 @@ from apr_jax.threads.limits import Limits
 from apr_jax.threads.positions import lay_out
 from apr_jax.threads.prompts import NOT_FORCED, Prompts
 
-NOT_SPAWNED = -1  # `pending` of a thread whose spawn block is closed but whose children are not made yet.
+# `pending` of a thread whose spawn block is closed but whose children are not made yet.
+NOT_SPAWNED = -1
 
 
 @jax.tree_util.register_dataclass
@@ -30,17 +32,17 @@ class Threads:
       used: [rows] positions of the window in use.
       clock: [rows] sampled tokens on the longest chain up to now.
       spawns: [rows] spawn blocks opened so far.
-      spawn_at, spawn_position: [rows] where the current `<spawn>` stands in the stream and in the window.
-      answer_at: [rows] place in the stream after `<join>`.
-      pending: [rows] children still at work, or NOT_SPAWNED.
-      first_child, joining: [rows] the current spawn's children are rows first_child .. first_child + joining - 1.
-      made: [rows] children of all spawns of the thread.
-      forced: [rows] children that the thread must make, or NOT_FORCED.
-      index_low, index_high: [rows] the thread's own share of free threads. Threads are divided at each spawn, not raced for, so
+      spawn_at, spawn_position: [rows] where the current `<spawn>` stands in the stream and in the
+      window. answer_at: [rows] place in the stream after `<join>`. pending: [rows] children still
+      at work, or NOT_SPAWNED. first_child, joining: [rows] the current spawn's children are rows
+      first_child .. first_child + joining - 1. made: [rows] children of all spawns of the thread.
+      forced: [rows] children that the thread must make, or NOT_FORCED. index_low, index_high:
+      [rows] the thread's own share of free threads. Threads are divided at each spawn, not raced
+      for, so
         that no schedule can change who gets one.
-      budget: [rows] tokens the thread may still sample; divided at each spawn, what is left comes back at the join.
-      refusals: [rows, 5] of its spawns.
-      key: [rows, 2] key data folded from the thread's path.
+      budget: [rows] tokens the thread may still sample; divided at each spawn, what is left comes
+      back at the join. refusals: [rows, 5] of its spawns. key: [rows, 2] key data folded from the
+      thread's path.
     """
 
     tokens: jax.Array
@@ -122,7 +124,10 @@ def write(threads: Threads, row: Int[Array, " n"], **fields: Array) -> Threads:
     """Sets whole rows of the named fields; "no row" is dropped."""
     return dataclasses.replace(
         threads,
-        **{name: getattr(threads, name).at[row].set(value, mode="drop") for name, value in fields.items()},
+        **{
+            name: getattr(threads, name).at[row].set(value, mode="drop")
+            for name, value in fields.items()
+        },
     )
 
 
@@ -202,7 +207,9 @@ def seat(
     prompts: Prompts,
     limits: Limits,
 ) -> DecodeSlots:
-    """Puts threads that are READY on decode slots; "no row" and decode slots past the last are dropped."""
+    """Puts threads that are READY on decode slots; "no row" and decode slots past the last are
+    dropped.
+    """
     tree = row // limits.max_threads
     registers = {
         field.name: read(getattr(threads, field.name), row)
@@ -217,14 +224,19 @@ def seat(
         "phase": jnp.full_like(row, protocol.THINK),
         "messages": jnp.zeros_like(row),
         "may_spawn": jnp.where(
-            read(threads.depth, row) < limits.max_depth, read(threads.index_high, row) - read(threads.index_low, row), 0
+            read(threads.depth, row) < limits.max_depth,
+            read(threads.index_high, row) - read(threads.index_low, row),
+            0,
         ),
         "temperature": read(prompts.temperature, tree),
         "top_k": read(prompts.top_k, tree),
         "top_p": read(prompts.top_p, tree),
     }
     return DecodeSlots(
-        **{name: getattr(slots, name).at[slot].set(value, mode="drop") for name, value in registers.items()}
+        **{
+            name: getattr(slots, name).at[slot].set(value, mode="drop")
+            for name, value in registers.items()
+        }
     )
 
 
@@ -248,7 +260,9 @@ def unseat(threads: Threads, slots: DecodeSlots) -> tuple[Threads, DecodeSlots]:
         answer_at=slots.answer_at,
         pending=jnp.where(waits, NOT_SPAWNED, 0),
     )
-    threads = children_ended(threads, jnp.where(left & ~waits, read(threads.parent, row), NO_PARENT))
+    threads = children_ended(
+        threads, jnp.where(left & ~waits, read(threads.parent, row), NO_PARENT)
+    )
     return threads, dataclasses.replace(slots, row=jnp.where(left, threads.rows, row))
 
 

@@ -1,4 +1,6 @@
-"""The rollout on a mesh: every data shard runs its own loop over its own trees, with no word between shards."""
+"""The rollout on a mesh: every data shard runs its own loop over its own trees, with no word
+between shards.
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -25,14 +27,15 @@ def make_rollout(
 ) -> Callable[[Any, Prompts, jax.Array], tuple[ThreadForest, Work]]:
     """The jitted `rollout(params, prompts, key) -> (forest, work)` of this mesh.
 
-    Trees are split over `axes`; `schedule.slots` counts the decode slots of one shard. The parameters are gathered whole on every
-    device before the loop, so that no step waits for another device. A tree comes out the same on any mesh, because its keys
-    are folded from its identity.
+    Trees are split over `axes`; `schedule.slots` counts the decode slots of one shard. The
+    parameters are gathered whole on every device before the loop, so that no step waits for another
+    device. A tree comes out the same on any mesh, because its keys are folded from its identity.
 
     Work's fields get a leading axis: one entry a shard.
 
     Raises:
-      ValueError: (at the call) the batch does not divide into the shards, or the key is of another kind than threefry.
+      ValueError: (at the call) the batch does not divide into the shards, or the key is of another
+        kind than threefry.
     """
     shards = 1
     for axis in axes:
@@ -41,16 +44,22 @@ def make_rollout(
 
     def shard(params: Any, prompts: Prompts, key_data: jax.Array) -> tuple[ThreadForest, Work]:
         key = jax.random.wrap_key_data(key_data, impl=KEYS)
-        forest, work = tree_rollout(decode, init_cache, prepare(params), prompts, key, limits, schedule)
+        forest, work = tree_rollout(
+            decode, init_cache, prepare(params), prompts, key, limits, schedule
+        )
         return forest, jax.tree.map(lambda count: count[None], work)
 
-    mapped = jax.shard_map(shard, mesh=mesh, in_specs=(whole, split, whole), out_specs=split, check_vma=False)
+    mapped = jax.shard_map(
+        shard, mesh=mesh, in_specs=(whole, split, whole), out_specs=split, check_vma=False
+    )
 
     @jax.jit
     def rollout(params: Any, prompts: Prompts, key: jax.Array) -> tuple[ThreadForest, Work]:
         batch = prompts.tokens.shape[0]
         if batch % shards:
-            raise ValueError(f"a batch of {batch} trees must be a multiple of the mesh's {shards} data shards")
+            raise ValueError(
+                f"a batch of {batch} trees must be a multiple of the mesh's {shards} data shards"
+            )
         check_key(key)
         return mapped(params, prompts, jax.random.key_data(key))
 

@@ -1,6 +1,7 @@
 """Spawn and join: the two moments at which threads read each other's tokens.
 
-Both work on a few rows at a time (E of them, "no row" where there are fewer), as gathers over their streams.
+Both work on a few rows at a time (E of them, "no row" where there are fewer), as gathers over their
+streams.
 
 Shapes: E rows treated, C children a spawn, L stream length, M window.
 """
@@ -30,13 +31,17 @@ def needs_join(threads: Threads) -> Array:
 def spawn_children(threads: Threads, limits: Limits, count: int) -> Threads:
     """Makes the children of up to `count` closed spawn blocks.
 
-    Of the first C messages as many are started, in order, as there are free threads in the thread's own share and tokens in its
-    budget (one must be left for everybody); too deep, none. All others are refused and counted by cause, and so is a spawn
-    without a message. Refused messages get no answer. (A message always fits a child's window: it stood in its parent's.)
-    """
+    Of the first C messages as many are started, in order, as there are free threads in the thread's
+    own share and tokens in its budget (one must be left for everybody); too deep, none. All others
+    are refused and counted by cause, and so is a spawn without a message. Refused messages get no
+    answer. (A message always fits a child's window: it stood in its parent's.)"""
     row = first_rows(needs_spawn(threads), count)
     block = _find_messages(threads, row, limits)
-    low, high, depth = read(threads.index_low, row), read(threads.index_high, row), read(threads.depth, row)
+    low, high, depth = (
+        read(threads.index_low, row),
+        read(threads.index_high, row),
+        read(threads.depth, row),
+    )
     budget, clock = read(threads.budget, row), read(threads.clock, row)
     started, refused = _admit(block.messages, depth >= limits.max_depth, high - low, budget, limits)
     number = jnp.arange(limits.children, dtype=jnp.int32)[None, :]
@@ -94,9 +99,14 @@ def spawn_children(threads: Threads, limits: Limits, count: int) -> Threads:
 
 
 def _admit(
-    messages: Int[Array, " E"], deep: Array, room: Int[Array, " E"], budget: Int[Array, " E"], limits: Limits
+    messages: Int[Array, " E"],
+    deep: Array,
+    room: Int[Array, " E"],
+    budget: Int[Array, " E"],
+    limits: Limits,
 ) -> tuple[Int[Array, " E"], Int[Array, "E R"]]:
-    """How many of a block's messages start a child, and how many are refused for each cause, in the order of `Refusal`.
+    """How many of a block's messages start a child, and how many are refused for each cause, in the
+    order of `Refusal`.
 
     Args:
       deep: whether the parent may have no children.
@@ -116,7 +126,9 @@ def _admit(
 
 
 class _Messages(NamedTuple):
-    """Where the messages of E spawn blocks stand: how many [E]; of the first C, places in the stream and sizes [E, C]."""
+    """Where the messages of E spawn blocks stand: how many [E]; of the first C, places in the
+    stream and sizes [E, C].
+    """
 
     messages: Int[Array, " E"]
     begin: Int[Array, "E C"]
@@ -136,49 +148,69 @@ def _find_messages(threads: Threads, row: Int[Array, " E"], limits: Limits) -> _
     return _Messages(nth[:, -1], begin[:, :-1], begin[:, 1:] - begin[:, :-1] - 1)
 
 
-def _child_prompts(threads: Threads, row: Int[Array, " E"], block: _Messages, limits: Limits) -> Int[Array, "n L"]:
+def _child_prompts(
+    threads: Threads, row: Int[Array, " E"], block: _Messages, limits: Limits
+) -> Int[Array, "n L"]:
     """`<bos> message`, padded, for the C children of each row."""
     place = jnp.arange(limits.max_thread_tokens, dtype=jnp.int32)[None, None, :]
-    text = threads.tokens.at[row[:, None, None], block.begin[:, :, None] + place].get(mode="fill", fill_value=0)
-    text = jnp.where(place == 0, protocol.BOS, jnp.where(place <= block.size[:, :, None], text, protocol.PAD))
+    text = threads.tokens.at[row[:, None, None], block.begin[:, :, None] + place].get(
+        mode="fill", fill_value=0
+    )
+    text = jnp.where(
+        place == 0, protocol.BOS, jnp.where(place <= block.size[:, :, None], text, protocol.PAD)
+    )
     return text.reshape(-1, limits.max_thread_tokens)
 
 
 def join_children(threads: Threads, limits: Limits, count: int) -> Threads:
     """Resumes up to `count` threads whose children have all ended.
 
-    `<joined> (<msg> answer)* </joined>` goes into the stream as given tokens, at positions that begin where `<spawn>` stood.
-    The clock goes to the longest child's, and unspent budget comes back. Without room for the block and one more token the
-    thread ends OUT_OF_WINDOW, with its sequential budget spent OUT_OF_BUDGET; the block is not written then.
-    """
+    `<joined> (<msg> answer)* </joined>` goes into the stream as given tokens, at positions that
+    begin where `<spawn>` stood. The clock goes to the longest child's, and unspent budget comes
+    back. Without room for the block and one more token the thread ends OUT_OF_WINDOW, with its
+    sequential budget spent OUT_OF_BUDGET; the block is not written then."""
     row = first_rows(needs_join(threads), count)
     number = jnp.arange(limits.children)[None, :]
     joined = number < read(threads.joining, row)[:, None]
-    child = jnp.where(joined, read(threads.first_child, row)[:, None] + number, threads.rows)  # [E, C]
+    # [E, C]
+    child = jnp.where(joined, read(threads.first_child, row)[:, None] + number, threads.rows)
     done = read(threads.status, child) == Status.DONE
     answer_at = read(threads.answer_at, child)
     size = jnp.where(done, read(threads.length, child) - 1 - answer_at, 0)
     ends = jnp.cumsum(jnp.where(joined, size + 1, 0), axis=1)
-    message_at = 1 + ends - (size + 1)  # Place of each `<msg>` in the block; the block's place 0 is `<joined>`.
+    # Place of each `<msg>` in the block; the block's place 0 is `<joined>`.
+    message_at = 1 + ends - (size + 1)
     block = 2 + ends[:, -1]
 
     length, spawn_position = read(threads.length, row), read(threads.spawn_position, row)
-    clock = jnp.maximum(read(threads.clock, row), jnp.max(jnp.where(joined, read(threads.clock, child), 0), axis=1))
-    budget = read(threads.budget, row) + jnp.sum(jnp.where(joined, read(threads.budget, child), 0), axis=1)
-    no_room = (spawn_position + block > limits.window - 1) | (length + block > limits.max_thread_tokens - 1)
+    clock = jnp.maximum(
+        read(threads.clock, row), jnp.max(jnp.where(joined, read(threads.clock, child), 0), axis=1)
+    )
+    budget = read(threads.budget, row) + jnp.sum(
+        jnp.where(joined, read(threads.budget, child), 0), axis=1
+    )
+    no_room = (spawn_position + block > limits.window - 1) | (
+        length + block > limits.max_thread_tokens - 1
+    )
     spent = clock >= limits.max_sequential
     ended = no_room | spent
-    status = jnp.where(no_room, Status.OUT_OF_WINDOW, jnp.where(spent, Status.OUT_OF_BUDGET, Status.READY)).astype(
-        jnp.int32
-    )
+    status = jnp.where(
+        no_room, Status.OUT_OF_WINDOW, jnp.where(spent, Status.OUT_OF_BUDGET, Status.READY)
+    ).astype(jnp.int32)
 
     def block_token(place: Int[Array, "E n"]) -> Int[Array, "E n"]:
         """Tokens of the block at these places of it."""
-        which = jnp.sum(joined[:, None, :] & (message_at[:, None, :] <= place[:, :, None]), axis=2) - 1
+        which = (
+            jnp.sum(joined[:, None, :] & (message_at[:, None, :] <= place[:, :, None]), axis=2) - 1
+        )
         chosen = jnp.maximum(which, 0)
         within = place - jnp.take_along_axis(message_at, chosen, axis=1) - 1
-        source = jnp.clip(jnp.take_along_axis(answer_at, chosen, axis=1) + within, 0, limits.max_thread_tokens - 1)
-        text = threads.tokens.at[jnp.take_along_axis(child, chosen, axis=1), source].get(mode="fill", fill_value=0)
+        source = jnp.clip(
+            jnp.take_along_axis(answer_at, chosen, axis=1) + within, 0, limits.max_thread_tokens - 1
+        )
+        text = threads.tokens.at[jnp.take_along_axis(child, chosen, axis=1), source].get(
+            mode="fill", fill_value=0
+        )
         token = jnp.where(within < 0, protocol.MSG, text)
         token = jnp.where(place == block[:, None] - 1, protocol.END_JOINED, token)
         return jnp.where(place == 0, protocol.JOINED, token)

@@ -7,7 +7,8 @@ from apr_jax.threads.forest import ROOT, Status, ThreadForest
 
 
 def extract_answers(forest: ThreadForest, tokenizer: Tokenizer) -> list[str]:
-    """The text between each root's `<join>` and `<eos>`; "" for a tree whose root ended in any other way.
+    """The text between each root's `<join>` and `<eos>`; "" for a tree whose root ended in any
+    other way.
 
     Args:
       forest: B trees, numpy leaves.

@@ -11,14 +11,18 @@ def _require(config: Any, group: str, fields: tuple[str, ...], low: int) -> None
     for field in fields:
         value = getattr(config, field)
         if not low <= value < math.inf:
-            raise ValueError(f"{group}.{field}={value} must be at least {low}{_FINITE * (value == math.inf)}")
+            raise ValueError(
+                f"{group}.{field}={value} must be at least {low}{_FINITE * (value == math.inf)}"
+            )
 
 
 def _require_positive(config: Any, group: str, fields: tuple[str, ...]) -> None:
     for field in fields:
         value = getattr(config, field)
         if not 0 < value < math.inf:
-            raise ValueError(f"{group}.{field}={value} must be positive{_FINITE * (value == math.inf)}")
+            raise ValueError(
+                f"{group}.{field}={value} must be positive{_FINITE * (value == math.inf)}"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,17 +57,19 @@ class OptimizerConfig:
 
 @dataclasses.dataclass(frozen=True)
 class SftConfig:
-    """Supervised training: steps of `batch_rows` packed rows; a row is `limits.max_thread_tokens` tokens long.
+    """Supervised training: steps of `batch_rows` packed rows; a row is `limits.max_thread_tokens`
+    tokens long.
 
     Attributes:
       steps: how many, whatever the method; 0 where `epochs` says how long it takes.
-      epochs: so often every demonstration is read; 0 where `steps` says how long it takes. How many steps these are depends on
-        the method, whose demonstrations are packed into rows: `data.pipeline.steps_of_an_epoch`.
-      streams: independent streams of demonstrations that a batch's rows come from, in equal parts. A process reads only
-        the streams in which its rows lie: give it as many as there are processes. It decides the order of the data; the
-        number of processes and devices does not.
-      validate_every: steps between greedy answers to `validation` problems, with the rollout of RL; the best step by them
-        is kept. 0: never.
+      epochs: so often every demonstration is read; 0 where `steps` says how long it takes. How many
+        steps these are depends on the method, whose demonstrations are packed into rows:
+        `data.pipeline.steps_of_an_epoch`.
+      streams: independent streams of demonstrations that a batch's rows come from, in equal parts.
+        A process reads only the streams in which its rows lie: give it as many as there are
+        processes. It decides the order of the data; the number of processes and devices does not.
+      validate_every: steps between greedy answers to `validation` problems, with the rollout of RL;
+        the best step by them is kept. 0: never.
     """
 
     batch_rows: int
@@ -78,32 +84,40 @@ class SftConfig:
 
     def __post_init__(self):
         self.optimizer.check("train.sft.optimizer")
-        _require(self, "train.sft", ("batch_rows", "streams", "save_every", "log_every", "validation"), 1)
+        _require(
+            self, "train.sft", ("batch_rows", "streams", "save_every", "log_every", "validation"), 1
+        )
         _require(self, "train.sft", ("steps", "epochs", "validate_every"), 0)
         if (self.steps > 0) == (self.epochs > 0):
             raise ValueError(
-                f"train.sft.steps={self.steps} with train.sft.epochs={self.epochs:g}: one must be positive, the other 0"
+                f"train.sft.steps={self.steps} with train.sft.epochs={self.epochs:g}: one must be"
+                " positive, the other 0"
             )
         if self.batch_rows % self.streams:
             raise ValueError(
-                f"train.sft.batch_rows={self.batch_rows} must be a multiple of train.sft.streams={self.streams}"
+                f"train.sft.batch_rows={self.batch_rows} must be a multiple of"
+                f" train.sft.streams={self.streams}"
             )
 
 
 @dataclasses.dataclass(frozen=True)
 class ObjectiveConfig:
-    """What an update follows; docs/objective.md has the formulas, and what each choice does to the gradient.
+    """What an update follows; docs/objective.md has the formulas, and what each choice does to the
+    gradient.
 
     Attributes:
       advantage: see `train/rl/advantages.py`.
       normalisation: what a token weighs, see `objective.token_weights`; only "tree" is unbiased.
       clip: PPO clip range.
-      dual_clip: bounds the loss of a token with a negative advantage to so many advantages; 0 is off.
+      dual_clip: bounds the loss of a token with a negative advantage to so many advantages; 0 is
+        off.
       kl: weight of the KL penalty to the supervised model.
-      kl_estimator: k1, k2 or k3 of each token as a term of the loss, or "reward": k1 of the tree, taken off its reward.
+      kl_estimator: k1, k2 or k3 of each token as a term of the loss, or "reward": k1 of the tree,
+        taken off its reward.
       entropy: weight of the entropy bonus.
-      importance_cap: 0 takes the recorded log-probs for those of the sampling policy. Else they are recomputed in the
-        training pass before the first inner step, and a token weighs min(exp(recomputed - recorded), importance_cap).
+      importance_cap: 0 takes the recorded log-probs for those of the sampling policy. Else they are
+        recomputed in the training pass before the first inner step, and a token weighs
+        min(exp(recomputed - recorded), importance_cap).
     """
 
     advantage: Literal["none", "batch", "group", "group_std", "leave_one_out"] = "group_std"
@@ -120,18 +134,21 @@ class ObjectiveConfig:
         _require_positive(self, "train.rl.objective", ("clip",))
         if 0 < self.dual_clip <= 1 + self.clip:
             raise ValueError(
-                f"train.rl.objective.dual_clip={self.dual_clip} must be 0 (off) or above 1 + clip = {1 + self.clip}"
+                f"train.rl.objective.dual_clip={self.dual_clip} must be 0 (off) or above 1 + clip ="
+                f" {1 + self.clip}"
             )
         if 0 < self.importance_cap < 1:
             raise ValueError(
-                f"train.rl.objective.importance_cap={self.importance_cap} must be 0 (off) or at least 1: "
-                "a token that was recorded without error weighs 1"
+                f"train.rl.objective.importance_cap={self.importance_cap} must be 0 (off) or at"
+                " least 1: a token that was recorded without error weighs 1"
             )
         if self.advantage == "group_std" and self.kl_in_reward:
-            # Where all trees earned the same, the deviation would be that of KL, and its noise as large as a reward.
+            # Where all trees earned the same, the deviation would be that of KL, and its noise as
+            # large as a reward.
             raise ValueError(
-                "train.rl.objective.advantage='group_std' with kl_estimator='reward': would divide KL by its own deviation; "
-                "take advantage 'group' or 'leave_one_out', or kl_estimator 'k2' or 'k3'"
+                "train.rl.objective.advantage='group_std' with kl_estimator='reward': would divide"
+                " KL by its own deviation; take advantage 'group' or 'leave_one_out', or"
+                " kl_estimator 'k2' or 'k3'"
             )
 
     @property
@@ -141,7 +158,9 @@ class ObjectiveConfig:
 
     @property
     def kl_in_loss(self) -> bool:
-        """Whether the loss has a KL term, for which every update needs the reference's log-probs."""
+        """Whether the loss has a KL term, for which every update needs the reference's
+        log-probs.
+        """
         return self.kl > 0 and self.kl_estimator != "reward"
 
 
@@ -153,14 +172,16 @@ class RewardConfig:
       token_price: a sampled token, of all threads; with a budget, the price of the first step.
       sequential_price: a sequential token.
       token_budget: mean total tokens a tree that the price of a token is led to; 0 leaves it fixed.
-      price_step: what the price rises in a step whose trees took twice the budget; it falls alike, never below 0.
-      overlong: what becomes of a tree in which a thread ran out of window or budget: "scored" like any other, "masked"
-        (no gradient, no part in any mean), or "penalised".
+      price_step: what the price rises in a step whose trees took twice the budget; it falls alike,
+        never below 0.
+      overlong: what becomes of a tree in which a thread ran out of window or budget: "scored" like
+        any other, "masked" (no gradient, no part in any mean), or "penalised".
       overlong_penalty: taken off the reward of a penalised tree.
-      time_limit: seconds that the verification of one answer may take; then it is stopped, and whether the answer is right
-        stays unknown: its tree is not counted, as a masked one is not.
+      time_limit: seconds that the verification of one answer may take; then it is stopped, and
+        whether the answer is right stays unknown: its tree is not counted, as a masked one is not.
       memory_limit: GiB of address space that the verifier may take.
-      max_unknown: share of a batch's answers that may stay unknown; a run ends with more, if they are more than one.
+      max_unknown: share of a batch's answers that may stay unknown; a run ends with more, if they
+        are more than one.
     """
 
     token_price: float = 0.0
@@ -175,14 +196,19 @@ class RewardConfig:
 
     def __post_init__(self):
         group = "train.rl.reward"
-        _require(self, group, ("token_price", "sequential_price", "token_budget", "price_step", "overlong_penalty"), 0)
+        _require(
+            self,
+            group,
+            ("token_price", "sequential_price", "token_budget", "price_step", "overlong_penalty"),
+            0,
+        )
         _require_positive(self, group, ("time_limit", "memory_limit"))
         if not 0 <= self.max_unknown <= 1:
             raise ValueError(f"{group}.max_unknown={self.max_unknown} must be in 0..1")
         if (self.token_budget > 0) != (self.price_step > 0):
             raise ValueError(
-                f"{group}.price_step={self.price_step} with token_budget={self.token_budget}: must both be positive "
-                "(the price follows the budget) or both 0"
+                f"{group}.price_step={self.price_step} with token_budget={self.token_budget}: must"
+                " both be positive (the price follows the budget) or both 0"
             )
 
 
@@ -196,13 +222,17 @@ class RlConfig:
       group: G, trees a problem.
       ppo_epochs: updates on a step's forest; only from the second on are ratios away from 1.
       temperature: of the sampling.
-      micro_batch_rows: packed rows that are rescored at once; a forest takes as many such chunks as it needs.
-      validate_every: steps between greedy answers to `validation` problems; the best step by them is kept.
+      micro_batch_rows: packed rows that are rescored at once; a forest takes as many such chunks as
+        it needs.
+      validate_every: steps between greedy answers to `validation` problems; the best step by them
+        is kept.
       save_every: steps between checkpoints.
-      difference_bound: a step in which rollout and training disagree about any token's log-prob by more is reported. In
-        float32 they agree to 1e-4; 1e-2 moves a ratio by 1%, a twentieth of the usual clip range: no rounding does that.
+      difference_bound: a step in which rollout and training disagree about any token's log-prob by
+        more is reported. In float32 they agree to 1e-4; 1e-2 moves a ratio by 1%, a twentieth of
+        the usual clip range: no rounding does that.
       mean_difference_bound: the same for the mean over the step's tokens.
-      outside_clip_bound: the same for the share of tokens whose ratio is outside of the clip range before the first update.
+      outside_clip_bound: the same for the share of tokens whose ratio is outside of the clip range
+        before the first update.
     """
 
     steps: int
@@ -238,7 +268,9 @@ class RlConfig:
         _require_positive(self, "train.rl", ("temperature", *bounds))
         advantage = self.objective.advantage
         if advantage in ("group", "group_std", "leave_one_out") and self.group < 2:
-            raise ValueError(f"train.rl.group={self.group} must be at least 2 for advantage {advantage!r}")
+            raise ValueError(
+                f"train.rl.group={self.group} must be at least 2 for advantage {advantage!r}"
+            )
 
 
 @dataclasses.dataclass(frozen=True)

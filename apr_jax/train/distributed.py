@@ -1,8 +1,9 @@
-"""What the processes of one run tell each other. With one process every function here costs nothing.
+"""What the processes of one run tell each other. With one process every function here costs
+nothing.
 
-Every process runs the same program: it holds the rows of its own devices, and whatever decides where the program goes (a
-signal, a reward, a checkpoint that cannot be read) is agreed on first, or they would wait for each other for ever.
-"""
+Every process runs the same program: it holds the rows of its own devices, and whatever decides
+where the program goes (a signal, a reward, a checkpoint that cannot be read) is agreed on first, or
+they would wait for each other for ever."""
 
 import json
 import socket
@@ -21,10 +22,22 @@ from apr_jax.errors import LostProcess, UserError
 from apr_jax.model.sharding import batch_sharding
 
 _PACE_STEPS = 20
-_SLOW_SECONDS, _SLOW_FACTOR = 0.05, 2.0  # Of a step, and of the others' time; below, nobody is called slow.
+# Of a step, and of the others' time; below, nobody is called slow.
+_SLOW_SECONDS, _SLOW_FACTOR = (
+    0.05,
+    2.0,
+)
 
 # In messages of Gloo and of the coordination service.
-_SIGNS = ("Gloo", "heartbeat", "Connection reset", "Connection closed", "coordination", "Barrier", "Socket closed")
+_SIGNS = (
+    "Gloo",
+    "heartbeat",
+    "Connection reset",
+    "Connection closed",
+    "coordination",
+    "Barrier",
+    "Socket closed",
+)
 
 
 @contextmanager
@@ -37,8 +50,8 @@ def lost_processes(workdir: Path) -> Iterator[None]:
     except Exception as error:  # Each transport has a type of its own.
         if jax.process_count() > 1 and any(sign in str(error) for sign in _SIGNS):
             raise LostProcess(
-                f"process {jax.process_index()}: another process of this run is gone; what was saved in {workdir} is kept; "
-                "start all processes again, and they go on from there"
+                f"process {jax.process_index()}: another process of this run is gone; what was"
+                f" saved in {workdir} is kept; start all processes again, and they go on from there"
             ) from error
         raise
 
@@ -94,10 +107,9 @@ def merge(mine: dict[str, Any]) -> dict[str, Any]:
 class StragglerDetector:
     """Names the process whose host holds the others up.
 
-    A step takes all processes as long as the slowest one. What tells them apart is the time that a host works at a step alone,
-    waiting for nobody: reading data, verifying answers. It is gathered behind every `_PACE_STEPS`-th step and read a step
-    later, so nobody waits for it.
-    """
+    A step takes all processes as long as the slowest one. What tells them apart is the time that a
+    host works at a step alone, waiting for nobody: reading data, verifying answers. It is gathered
+    behind every `_PACE_STEPS`-th step and read a step later, so nobody waits for it."""
 
     def __init__(self) -> None:
         self._alone = jax.process_count() == 1
@@ -105,7 +117,9 @@ class StragglerDetector:
             return
         self._names = merge({f"{jax.process_index():06}": socket.gethostname()})
         self._mesh = Mesh(np.asarray(jax.devices()), ("all",))
-        self._split, whole = (NamedSharding(self._mesh, PartitionSpec(*axis)) for axis in (("all",), ()))
+        self._split, whole = (
+            NamedSharding(self._mesh, PartitionSpec(*axis)) for axis in (("all",), ())
+        )
         self._gather = jax.jit(lambda busy, step: busy + 0 * step, out_shardings=whole)
         self._owners = np.array([device.process_index for device in jax.devices()])
         self._pending: jax.Array | None = None
@@ -125,12 +139,16 @@ class StragglerDetector:
         self._busy += seconds
         if self._steps % _PACE_STEPS == 0:
             mine = np.full(jax.local_device_count(), self._busy / _PACE_STEPS, np.float32)
-            self._pending = self._gather(jax.make_array_from_process_local_data(self._split, mine), step)
+            self._pending = self._gather(
+                jax.make_array_from_process_local_data(self._split, mine), step
+            )
             self._busy = 0.0
         return "" if before is None else self._line(np.asarray(before))
 
     def _line(self, busy: np.ndarray) -> str:
-        each = np.array([busy[self._owners == process].mean() for process in range(jax.process_count())])
+        each = np.array(
+            [busy[self._owners == process].mean() for process in range(jax.process_count())]
+        )
         slow = int(each.argmax())
         others = float(np.median(np.delete(each, slow)))
         if each[slow] < _SLOW_SECONDS or each[slow] < _SLOW_FACTOR * others:
@@ -140,38 +158,47 @@ class StragglerDetector:
             return ""
         self._told = slow
         return (
-            f"process {slow} ({self._names[f'{slow:06}']}) holds the others up: its host works at a step for "
-            f"{each[slow]:.2f} s, the others' for {others:.2f} s"
+            f"process {slow} ({self._names[f'{slow:06}']}) holds the others up: its host works at a"
+            f" step for {each[slow]:.2f} s, the others' for {others:.2f} s"
         )
 
 
 class StopConsensus:
     """Lets a signal that reached one process stop all of them after the same step.
 
-    The processes vote at every step, on the device behind the step, and the vote is counted a step later: nobody waits. Where
-    steps are long they also vote within one, where all wait for each other anyway, and read the result at once.
-    """
+    The processes vote at every step, on the device behind the step, and the vote is counted a step
+    later: nobody waits. Where steps are long they also vote within one, where all wait for each
+    other anyway, and read the result at once."""
 
     def __init__(self) -> None:
         self._pending: jax.Array | None = None
         self._mesh = Mesh(np.asarray(jax.devices()), ("all",))
-        self._split, whole = (NamedSharding(self._mesh, PartitionSpec(*axis)) for axis in (("all",), ()))
+        self._split, whole = (
+            NamedSharding(self._mesh, PartitionSpec(*axis)) for axis in (("all",), ())
+        )
         # The step makes it wait for its turn: collectives of a CPU must not overtake each other.
         self._count = jax.jit(lambda votes, step: jnp.max(votes) + 0 * step, out_shardings=whole)
 
     def cast(self, signals: list[int], step: jax.Array) -> int:
-        """Casts this process's vote, its first signal or 0, and returns the result that is known now: a signal or 0."""
+        """Casts this process's vote, its first signal or 0, and returns the result that is known
+        now: a signal or 0.
+        """
         mine = signals[0] if signals else 0
         if jax.process_count() == 1:
             return mine
         before, votes = self._pending, np.full(jax.local_device_count(), mine, np.int32)
-        self._pending = self._count(jax.make_array_from_process_local_data(self._split, votes), step)
+        self._pending = self._count(
+            jax.make_array_from_process_local_data(self._split, votes), step
+        )
         return 0 if before is None else int(before)
 
     def at_once(self, signals: list[int]) -> int:
-        """Votes and waits for the result, a signal or 0; nothing else may be queued on the devices."""
+        """Votes and waits for the result, a signal or 0; nothing else may be queued on the
+        devices.
+        """
         mine = signals[0] if signals else 0
         if jax.process_count() == 1:
             return mine
-        jax.block_until_ready(self._pending)  # Two collectives of a CPU must not overtake each other.
+        # Two collectives of a CPU must not overtake each other.
+        jax.block_until_ready(self._pending)
         return int(np.max(multihost_utils.process_allgather(np.int32(mine))))

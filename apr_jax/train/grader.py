@@ -1,8 +1,7 @@
 """Problems put to a policy: the trees that it grows for them, and which of those are right.
 
-Both stages validate with it; RL asks its training problems here too. One rollout serves all: batches are of one shape, so
-nothing is compiled twice.
-"""
+Both stages validate with it; RL asks its training problems here too. One rollout serves all:
+batches are of one shape, so nothing is compiled twice."""
 
 import dataclasses
 import time
@@ -31,7 +30,9 @@ from apr_jax.train.step import batch_shards
 
 
 @contextmanager
-def grading(config: Experiment, tokenizer: Tokenizer, validation: list[Problem], mesh: Mesh) -> Iterator["Grader"]:
+def grading(
+    config: Experiment, tokenizer: Tokenizer, validation: list[Problem], mesh: Mesh
+) -> Iterator["Grader"]:
     """An grader on Countdown, with the verifier's process that it needs."""
     task = Countdown(config.task, config.solver)
     reward = config.train.rl.reward
@@ -72,7 +73,10 @@ class Grades:
             "reward_timeouts": Failure.TIMED_OUT,
             "reward_unverified": Failure.UNVERIFIED,
         }
-        return {name: float(np.sum(self.codes == _CODES.index(failure))) for name, failure in names.items()}
+        return {
+            name: float(np.sum(self.codes == _CODES.index(failure)))
+            for name, failure in names.items()
+        }
 
     def unknown(self) -> int:
         """How many answers are unknown."""
@@ -86,7 +90,9 @@ class Grades:
         """Raises UnknownAnswers if more answers are unknown than `allowed_unknown`."""
         count, unknown = len(self.codes), self.unknown()
         if unknown > allowed_unknown(count, reward):
-            reasons = zip(("failed", "took too long", "were not verified"), self.metrics.values(), strict=True)
+            reasons = zip(
+                ("failed", "took too long", "were not verified"), self.metrics.values(), strict=True
+            )
             raise UnknownAnswers(
                 f"{unknown} of {count} answers have no verdict "
                 f"({', '.join(f'{number:.0f} {reason}' for reason, number in reasons)}), "
@@ -99,7 +105,9 @@ _CODES = (*_VERDICTS, *Failure)
 
 
 def allowed_unknown(count: int, reward: RewardConfig) -> int:
-    """How many of `count` answers may stay unknown: one, or the share that the config allows; but one is known in the end."""
+    """How many of `count` answers may stay unknown: one, or the share that the config allows; but
+    one is known in the end.
+    """
     return min(max(1, int(reward.max_unknown * count)), count - 1)
 
 
@@ -125,7 +133,12 @@ class Grader:
         validation: list[Problem],
         mesh: Mesh,
     ):
-        self._config, self._task, self._tokenizer, self._verifier = config, task, tokenizer, verifier
+        self._config, self._task, self._tokenizer, self._verifier = (
+            config,
+            task,
+            tokenizer,
+            verifier,
+        )
         self._validation = validation
         self._width = _prompt_width(config, task, tokenizer, validation)
         self._rollout = make_policy_rollout(config.model, config.limits, config.schedule, mesh)
@@ -145,7 +158,9 @@ class Grader:
         Raises:
           UnknownAnswers: about too many of them nothing; in all processes of the run.
         """
-        grades = self._grade(problems, forest, allowed_unknown(len(problems), self._config.train.rl.reward))
+        grades = self._grade(
+            problems, forest, allowed_unknown(len(problems), self._config.train.rl.reward)
+        )
         grades.check(self._config.train.rl.reward)
         return grades
 
@@ -154,8 +169,12 @@ class Grader:
         answers = extract_answers(forest, self._tokenizer)
         outcomes = self._verifier.verify(list(zip(problems, answers, strict=True)), most_unknown)
         self.host_seconds = time.perf_counter() - began
-        codes = [_CODES.index(outcome.correct if isinstance(outcome, Verdict) else outcome) for outcome in outcomes]
-        return Grades(of_first(np.array(codes, np.int32)))  # Time runs out in one process, and not in another.
+        codes = [
+            _CODES.index(outcome.correct if isinstance(outcome, Verdict) else outcome)
+            for outcome in outcomes
+        ]
+        # Time runs out in one process, and not in another.
+        return Grades(of_first(np.array(codes, np.int32)))
 
     def validate(self, state: TrainState, stopping: Stopping) -> dict[str, float] | None:
         """Greedy answers to the validation problems; None if it gave up because the run is to stop.
@@ -196,7 +215,9 @@ class Grader:
 
 
 def rollout_batch(config: Experiment, mesh: Mesh) -> int:
-    """Trees of one rollout: those of a step, and as many more as give every shard of the mesh the same number."""
+    """Trees of one rollout: those of a step, and as many more as give every shard of the mesh the
+    same number.
+    """
     trees = config.train.rl.problems * config.train.rl.group
     return trees + -trees % batch_shards(mesh)
 
@@ -210,14 +231,23 @@ def first_trees(rolled: tuple[ThreadForest, Work], count: int) -> tuple[ThreadFo
 def forest_metrics(forest: ThreadForest) -> dict[str, float]:
     """Means a tree of what a forest (numpy leaves) shows, whatever its answers are worth."""
     names = ("total_tokens", "sequential_tokens", "children", "truncations")
-    measured = {"refusals": np.sum(forest.refusals, axis=1)} | {name: getattr(forest, name) for name in names}
+    measured = {"refusals": np.sum(forest.refusals, axis=1)} | {
+        name: getattr(forest, name) for name in names
+    }
     return {name: float(np.mean(values)) for name, values in measured.items()}
 
 
-def _prompt_width(config: Experiment, task: Task, tokenizer: Tokenizer, problems: list[Problem]) -> int:
-    """P, tokens of the longest prompt that can come up, `<bos>` included; the rollout compiles for it."""
+def _prompt_width(
+    config: Experiment, task: Task, tokenizer: Tokenizer, problems: list[Problem]
+) -> int:
+    """P, tokens of the longest prompt that can come up, `<bos>` included; the rollout compiles for
+    it.
+    """
     widest = Problem("widest", (config.task.high,) * config.task.numbers, config.task.target_high)
     width = 1 + max(len(tokenizer.encode(task.prompt(problem))) for problem in (widest, *problems))
     if width >= config.limits.window:
-        raise UsageError(f"config limits.window={config.limits.window}: must be more than {width}, the longest prompt")
+        raise UsageError(
+            f"config limits.window={config.limits.window}: must be more than {width}, the longest"
+            " prompt"
+        )
     return width

@@ -2,13 +2,13 @@
 
 The life of a step:
 1. `advance(state, step)` gives the next state and its metrics, still on the device.
-2. The metrics of the step before are written; too many bad steps in a row end the run, and the batch of the last of them
-   is saved beside the state.
+2. The metrics of the step before are written; too many bad steps in a row end the run, and the
+   batch of the last of them is saved beside the state.
 3. Every so often `validate(state)` is called, and the state saved.
-4. SIGTERM, SIGHUP (a closed terminal) and Ctrl-C save and end the run, as soon as may be: the notice of a preemption is
-   30 s. A supervised step under way ends first; a rollout is thrown away when it ends, and a validation before its next
-   batch: the next start does them again. Of several processes all end after the same step, whichever of them got the
-   signal.
+4. SIGTERM, SIGHUP (a closed terminal) and Ctrl-C save and end the run, as soon as may be: the
+   notice of a preemption is 30 s. A supervised step under way ends first; a rollout is thrown away
+   when it ends, and a validation before its next batch: the next start does them again. Of several
+   processes all end after the same step, whichever of them got the signal.
 """
 
 import dataclasses
@@ -34,7 +34,10 @@ from apr_jax.train.metrics.recorder import Numbers, Recorder
 from apr_jax.train.state import TrainState
 
 _EXIT_BASE = 128  # A run that a signal has ended exits with 128 + its number.
-_REMEDY = "mend what the lines of the verifier above say, or raise train.rl.reward.time_limit, and start the same command again"
+_REMEDY = (
+    "mend what the lines of the verifier above say, or raise train.rl.reward.time_limit, and start"
+    " the same command again"
+)
 # The signal that ends the run, or 0; all processes must ask, with nothing queued on the device.
 Stopping = Callable[[], int]
 Advance = Callable[[TrainState, int, Stopping], tuple[TrainState, dict[str, Any] | None]]
@@ -47,15 +50,18 @@ class Stage:
     Attributes:
       name: "sft" or "rl"; its settings are in `train.<name>`.
       steps: of the whole run.
-      advance: one step: (state, its step as an int, stopping) -> state with step + 1, metrics. It must not wait for the
-        state. If it gives the step up because the run is to stop, it returns the state it got, and None.
+      advance: one step: (state, its step as an int, stopping) -> state with step + 1, metrics. It
+        must not wait for the state. If it gives the step up because the run is to stop, it returns
+        the state it got, and None.
       save_every: steps between saves.
       max_consecutive_skipped: so many skipped updates in a row end the run.
       data_state: JSON state of the data iterator.
-      batch: step -> what it learned from, on the host, for the two last steps; the step as the metrics count it.
-      host_seconds: that this process's host worked at the last step, without waiting for a device or another process.
-      validate: (state, stopping) -> metrics, logged with the prefix "validation_", or None if it gave up because the run is to
-        stop; None for no validation.
+      batch: step -> what it learned from, on the host, for the two last steps; the step as the
+        metrics count it.
+      host_seconds: that this process's host worked at the last step, without waiting for a device
+        or another process.
+      validate: (state, stopping) -> metrics, logged with the prefix "validation_", or None if it
+        gave up because the run is to stop; None for no validation.
       sample: a tree of the last validation as text; None for none.
       validate_every: steps between validations; the last state is validated too.
       validates_first: so is the state before the first step.
@@ -76,13 +82,17 @@ class Stage:
 
 
 class LastBatches:
-    """The batches of the two last steps: metrics come a step late, and a bad batch must still be there then."""
+    """The batches of the two last steps: metrics come a step late, and a bad batch must still be
+    there then.
+    """
 
     def __init__(self) -> None:
         self._kept: dict[int, dict[str, np.ndarray]] = {}
 
     def keep(self, step: int, batch: dict[str, np.ndarray]) -> None:
-        self._kept = {number: kept for number, kept in self._kept.items() if number >= step - 1} | {step: batch}
+        self._kept = {number: kept for number, kept in self._kept.items() if number >= step - 1} | {
+            step: batch
+        }
 
     def of(self, step: int) -> dict[str, np.ndarray]:
         return self._kept[step]
@@ -105,12 +115,19 @@ class Loop:
         workdir: Path,
         resumed: bool,
     ):
-        self._stage, self._checkpoints, self._recorder, self._workdir = stage, checkpoints, recorder, workdir
+        self._stage, self._checkpoints, self._recorder, self._workdir = (
+            stage,
+            checkpoints,
+            recorder,
+            workdir,
+        )
         self._state, self._step = state, int(state.step)
         self._saved = self._step if resumed else None
         self._due = False  # Whether the step is to be validated.
         self._scores: Numbers = {}  # What came of it.
-        self._ended: UnknownAnswers | None = None  # Why the run cannot go on, though its state is good.
+        self._ended: UnknownAnswers | None = (
+            None  # Why the run cannot go on, though its state is good.
+        )
         self._consensus, self._stragglers = StopConsensus(), StragglerDetector()
 
     def run(self, unvalidated: bool = False) -> TrainState:
@@ -120,11 +137,14 @@ class Loop:
           unvalidated: the earlier start was stopped before the validation that was due.
 
         Raises:
-          KeyboardInterrupt: on Ctrl-C, SystemExit: on SIGTERM (143) or SIGHUP (129); all after the state is saved.
-          UserError: too many bad steps in a row (the last good parameters and the bad batch are saved), too many answers
-            without a verdict (the state is saved), or the disk is full.
+          KeyboardInterrupt: on Ctrl-C, SystemExit: on SIGTERM (143) or SIGHUP (129); all after the
+            state is saved.
+          UserError: too many bad steps in a row (the last good parameters and the bad batch are
+            saved), too many answers without a verdict (the state is saved), or the disk is full.
         """
-        if self._stage.validate and (unvalidated or (self._saved is None and self._stage.validates_first)):
+        if self._stage.validate and (
+            unvalidated or (self._saved is None and self._stage.validates_first)
+        ):
             self._validate_first()
         with _stop_signals() as stop:
             while self._step < self._stage.steps:
@@ -133,22 +153,34 @@ class Loop:
                 if self._ended is not None:
                     self._recorder.flush()
                     self._checkpoints.wait()
-                    raise UserError(f"training: after step {self._step}, {self._ended}; that step is saved; {_REMEDY}")
+                    raise UserError(
+                        f"training: after step {self._step}, {self._ended}; that step is saved;"
+                        f" {_REMEDY}"
+                    )
                 if stopping:
                     self._checkpoints.wait()
                     self._recorder.tell(
-                        f"stopped after step {self._step}; saved in {time.perf_counter() - began:.1f} s"
+                        f"stopped after step {self._step}; saved in"
+                        f" {time.perf_counter() - began:.1f} s"
                     )
-                    raise (KeyboardInterrupt if stopping == signal.SIGINT else SystemExit(_EXIT_BASE + stopping))
+                    raise (
+                        KeyboardInterrupt
+                        if stopping == signal.SIGINT
+                        else SystemExit(_EXIT_BASE + stopping)
+                    )
         self._recorder.flush()
         self._checkpoints.wait()
         return self._state
 
     def _validate_first(self) -> None:
-        """Validates the state that the run begins with; where it was saved without, line and checkpoint are completed."""
+        """Validates the state that the run begins with; where it was saved without, line and
+        checkpoint are completed.
+        """
         self._due, self._scores = True, self._validate(lambda: 0)
         if self._ended is not None:
-            kept = "nothing was trained yet" if self._saved is None else f"step {self._step} is saved"
+            kept = (
+                "nothing was trained yet" if self._saved is None else f"step {self._step} is saved"
+            )
             raise UserError(f"training: at the first validation, {self._ended}; {kept}; {_REMEDY}")
         if self._saved is None:
             self._recorder.record(self._step, self._scores, important=True)
@@ -158,7 +190,9 @@ class Loop:
             self._checkpoints.complete(self._step, self._scores)
 
     def _advance(self, signals: list[int]) -> int:
-        """Takes a step, and validates it if that is due; returns the signal that ends the run, or 0."""
+        """Takes a step, and validates it if that is due; returns the signal that ends the run, or
+        0.
+        """
         stage = self._stage
 
         def stopping() -> int:
@@ -176,12 +210,17 @@ class Loop:
         busy = stage.host_seconds()  # Before a validation, which verifies answers too.
         # Once: a signal that comes in while saving waits for the next step.
         stop = self._consensus.cast(signals, self._state.step)
-        self._due = stage.validate is not None and (self._step == stage.steps or self._step % stage.validate_every == 0)
+        self._due = stage.validate is not None and (
+            self._step == stage.steps or self._step % stage.validate_every == 0
+        )
         if self._due and not stop:
-            jax.block_until_ready(self._state)  # Else the update under way would count as validation.
+            # Else the update under way would count as validation.
+            jax.block_until_ready(self._state)
             self._scores = self._validate(stopping)
             stop = stopping()
-        numbers = self._recorder.record(self._step, {**metrics, **self._scores}, important=self._due)
+        numbers = self._recorder.record(
+            self._step, {**metrics, **self._scores}, important=self._due
+        )
         self._check(self._step - 1, numbers)
         if line := self._stragglers.step(busy, self._state.step):
             self._recorder.tell(f"step {self._step}: {line}")
@@ -189,7 +228,12 @@ class Loop:
 
     def _save(self, stopping: int | bool) -> None:
         """Saves the state if it is time, and is not saved yet."""
-        now = stopping or self._due or self._step == self._stage.steps or self._step % self._stage.save_every == 0
+        now = (
+            stopping
+            or self._due
+            or self._step == self._stage.steps
+            or self._step % self._stage.save_every == 0
+        )
         if not now or self._saved == self._step:
             return
         self._check(self._step, self._recorder.flush())
@@ -226,9 +270,9 @@ class Loop:
             count, optimizer = int(numbers["bad_in_a_row"]), f"train.{self._stage.name}.optimizer"
             path = _save_batch(step, batch, self._workdir)
             raise UserError(
-                f"training: {count} updates in a row had a NaN or Inf loss or gradient, the last of them in step {step}; "
-                f"the last good parameters are saved as step {self._step}, that step's batch is in {path}; "
-                f"lower {optimizer}.lr or {optimizer}.clip"
+                f"training: {count} updates in a row had a NaN or Inf loss or gradient, the last of"
+                f" them in step {step}; the last good parameters are saved as step {self._step},"
+                f" that step's batch is in {path}; lower {optimizer}.lr or {optimizer}.clip"
             )
 
 
@@ -246,9 +290,12 @@ def _save_batch(step: int, batch: dict[str, np.ndarray], workdir: Path) -> Path:
 
 @contextmanager
 def _stop_signals() -> Iterator[list[int]]:
-    """The list that is yielded holds the signals that came in; a second one acts as if nobody had caught the first."""
+    """The list that is yielded holds the signals that came in; a second one acts as if nobody had
+    caught the first.
+    """
     received: list[int] = []
-    if threading.current_thread() is not threading.main_thread():  # Only the main thread may set handlers.
+    # Only the main thread may set handlers.
+    if threading.current_thread() is not threading.main_thread():
         yield received
         return
     wanted = [signal.SIGINT, signal.SIGTERM]

@@ -1,10 +1,10 @@
 """The optimizer of an `OptimizerConfig`: clip, AdamW or Muon, warm-up and cosine.
 
-Muon (Jordan et al. 2024) replaces the momentum of a matrix by the nearest orthogonal matrix, found by Newton-Schulz
-steps. It must see the matrices that the forward pass multiplies by: the stacked layer parameters are taken apart
-along N, and where one array holds two matrices (keys and values, gate and up) along that axis too. Heads are not
-taken apart: q is D x (H K). Its updates are scaled to the size of Adam's (0.2 sqrt(larger side), Liu et al. 2025), so
-one learning rate serves both.
+Muon (Jordan et al. 2024) replaces the momentum of a matrix by the nearest orthogonal matrix, found
+by Newton-Schulz steps. It must see the matrices that the forward pass multiplies by: the stacked
+layer parameters are taken apart along N, and where one array holds two matrices (keys and values,
+gate and up) along that axis too. Heads are not taken apart: q is D x (H K). Its updates are scaled
+to the size of Adam's (0.2 sqrt(larger side), Liu et al. 2025), so one learning rate serves both.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,8 @@ from optax.contrib import MuonDimensionNumbers, muon
 from apr_jax.train.config import OptimizerConfig
 from apr_jax.train.metrics.step_times import LazyMetric
 
-# Which axes of a stacked layer parameter are the rows (what a product sums over) and the columns of its matrices.
+# Which axes of a stacked layer parameter are the rows (what a product sums over) and the columns of
+# its matrices.
 MATRIX_AXES: dict[str, MuonDimensionNumbers] = {
     "q": MuonDimensionNumbers((1,), (2, 3)),  # [N, D, H, K]
     "kv": MuonDimensionNumbers((1,), (3, 4)),  # [N, D, 2, G, K]
@@ -30,7 +31,9 @@ _NEWTON_SCHULZ_STEPS = 5
 
 
 def make_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
-    """Linear warm-up that starts above zero, then a cosine down to decay x lr at the last of `steps` updates."""
+    """Linear warm-up that starts above zero, then a cosine down to decay x lr at the last of
+    `steps` updates.
+    """
     warmup = min(config.warmup, steps - 1)
     return optax.warmup_cosine_decay_schedule(
         init_value=config.lr / (warmup + 1),
@@ -42,7 +45,8 @@ def make_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
 
 
 def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
-    """Clip by global norm, then the update. Norm scales are never decayed; under Muon only the matrices are.
+    """Clip by global norm, then the update. Norm scales are never decayed; under Muon only the
+    matrices are.
 
     Args:
       steps: updates of the whole run, for the schedule.
@@ -58,7 +62,9 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
             consistent_rms=_ADAM_SIZE,
         )
     else:
-        update = optax.adamw(schedule, b2=config.b2, weight_decay=config.weight_decay, mask=_is_decayed)
+        update = optax.adamw(
+            schedule, b2=config.b2, weight_decay=config.weight_decay, mask=_is_decayed
+        )
     return optax.chain(optax.clip_by_global_norm(config.clip), update)
 
 
@@ -84,7 +90,9 @@ def _matrix_axes(params: Any) -> Any:
 
 
 def _is_decayed(params: Any) -> Any:
-    return jax.tree_util.tree_map_with_path(lambda path, _: not _name(path).endswith("norm"), params)
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: not _name(path).endswith("norm"), params
+    )
 
 
 def _name(path: tuple[Any, ...]) -> str:

@@ -1,4 +1,6 @@
-"""The transformer as the policy of a rollout: where `model` and `threads`, which do not know each other, meet."""
+"""The transformer as the policy of a rollout: where `model` and `threads`, which do not know each
+other, meet.
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -13,10 +15,20 @@ from apr_jax.threads import Limits, Prompts, Schedule, ThreadForest, Work, make_
 
 
 def make_policy_rollout(
-    model: ModelConfig, limits: Limits, schedule: Schedule, mesh: Mesh, axes: tuple[str, ...] = BATCH_AXES
+    model: ModelConfig,
+    limits: Limits,
+    schedule: Schedule,
+    mesh: Mesh,
+    axes: tuple[str, ...] = BATCH_AXES,
 ) -> Callable[[Any, Prompts, jax.Array], tuple[ThreadForest, Work]]:
     """`make_rollout` for a transformer's parameters, as training holds them."""
     decode, init_cache = make_decode(model, schedule.bounds(limits.window), on_tpu(mesh))
     return make_rollout(
-        decode, init_cache, limits, schedule, mesh, axes, prepare=lambda params: prepare_decode(params, model)
+        decode,
+        init_cache,
+        limits,
+        schedule,
+        mesh,
+        axes,
+        prepare=lambda params: prepare_decode(params, model),
     )

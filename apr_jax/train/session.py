@@ -1,4 +1,6 @@
-"""What both stages share: the mesh, the tokenizer, and opening a workdir, resuming, and running the loop in it."""
+"""What both stages share: the mesh, the tokenizer, and opening a workdir, resuming, and running the
+loop in it.
+"""
 
 import dataclasses
 import json
@@ -69,23 +71,40 @@ def train(
             restore_data(restored.data)
         if jax.process_index() == 0:
             with disk_errors(workdir):
-                write_text(workdir / "config.json", json.dumps(to_dict(run.config), indent=2) + "\n")
+                write_text(
+                    workdir / "config.json", json.dumps(to_dict(run.config), indent=2) + "\n"
+                )
         start = int(state.step)
         if profile is not None:
-            stage = dataclasses.replace(stage, advance=profiled(stage.advance, profile, start, stage.steps, workdir))
+            stage = dataclasses.replace(
+                stage, advance=profiled(stage.advance, profile, start, stage.steps, workdir)
+            )
         if start >= stage.steps and not unvalidated:
             return state
         with Recorder(
-            workdir, start, stage.steps, log_every, run.stage, counted, shown, progress, peak, bounds, lease
+            workdir,
+            start,
+            stage.steps,
+            log_every,
+            run.stage,
+            counted,
+            shown,
+            progress,
+            peak,
+            bounds,
+            lease,
         ) as recorder:
-            return Loop(stage, state, checkpoints, recorder, workdir, restored is not None).run(unvalidated)
+            return Loop(stage, state, checkpoints, recorder, workdir, restored is not None).run(
+                unvalidated
+            )
 
 
 def build_mesh(config: Experiment, devices: list[Any] | None = None) -> Mesh:
-    """The config's mesh over these devices, by default all there are; raises UsageError if they don't fit it.
+    """The config's mesh over these devices, by default all there are; raises UsageError if they
+    don't fit it.
 
-    Of a single process some may be left out: a laptop of 8 cores must not refuse an experiment of 4 rows a step.
-    """
+    Of a single process some may be left out: a laptop of 8 cores must not refuse an experiment of 4
+    rows a step."""
     devices = _dividing(config) if devices is None else devices
     tensor = config.mesh.tensor or max(1, len(devices) // config.train.sft.batch_rows)
     try:
@@ -95,7 +114,9 @@ def build_mesh(config: Experiment, devices: list[Any] | None = None) -> Mesh:
 
 
 def _dividing(config: Experiment) -> list[Any]:
-    """The most devices over which the rows of a step divide, if the config leaves their number open; else all."""
+    """The most devices over which the rows of a step divide, if the config leaves their number
+    open; else all.
+    """
     devices, mesh, settings = jax.devices(), config.mesh, config.train
     if mesh.data or not mesh.tensor or jax.process_count() > 1:
         return devices
@@ -104,8 +125,10 @@ def _dividing(config: Experiment) -> list[Any]:
     count = next((n * mesh.tensor for n in shards if rows % n == n % mesh.fsdp == 0), len(devices))
     if count < len(devices):
         Terminal(stderr=True).print(
-            f"mesh: {count} of {len(devices)} devices are used: train.sft.batch_rows={settings.sft.batch_rows} and "
-            f"train.rl.micro_batch_rows={settings.rl.micro_batch_rows} divide over no more (mesh.tensor=0 lets the others share rows)",
+            f"mesh: {count} of {len(devices)} devices are used:"
+            f" train.sft.batch_rows={settings.sft.batch_rows} and"
+            f" train.rl.micro_batch_rows={settings.rl.micro_batch_rows} divide over no more"
+            " (mesh.tensor=0 lets the others share rows)",
             soft_wrap=True,
         )
     return devices[:count]

@@ -1,4 +1,6 @@
-"""Supervised training: imitation of the symbolic solvers' demonstrations; validation by what the model itself answers."""
+"""Supervised training: imitation of the symbolic solvers' demonstrations; validation by what the
+model itself answers.
+"""
 
 import math
 import time
@@ -30,7 +32,12 @@ from apr_jax.train.step import check_divides, make_sft_step, place_rows
 
 
 def train_sft(
-    config: Experiment, data_dir: Path, workdir: Path, method: str, progress: bool = True, profile: int | None = None
+    config: Experiment,
+    data_dir: Path,
+    workdir: Path,
+    method: str,
+    progress: bool = True,
+    profile: int | None = None,
 ) -> TrainState:
     """Trains, or goes on training, the model of `config` on the demonstrations of `method`.
 
@@ -41,7 +48,8 @@ def train_sft(
       profile: step of which a profile is written.
 
     Raises:
-      UsageError: data of another config, devices that don't divide the rows, no such step to profile.
+      UsageError: data of another config, devices that don't divide the rows, no such step to
+        profile.
       UserError: no data, a workdir of another run, a full disk, too many bad steps.
       KeyboardInterrupt, SystemExit: interrupted; the run is saved.
     """
@@ -55,15 +63,20 @@ def train_sft(
     trainer = _Trainer(config, here, method, mesh)
     if sft.epochs and jax.process_index() == 0:
         Terminal(stderr=True).print(
-            f"sft: train.sft.epochs={sft.epochs:g} of {method} are {trainer.steps:,} steps of {sft.batch_rows} rows",
+            f"sft: train.sft.epochs={sft.epochs:g} of {method} are {trainer.steps:,} steps of"
+            f" {sft.batch_rows} rows",
             soft_wrap=True,
         )
     init = jax.jit(init_params, static_argnums=(0, 1))
     # By way of the host: several processes then lay the same values out on the mesh of all.
-    params = jax.device_get(init(config.model, tokenizer.vocab_size, run_key(config.seed, Domain.WEIGHTS)))
+    params = jax.device_get(
+        init(config.model, tokenizer.vocab_size, run_key(config.seed, Domain.WEIGHTS))
+    )
     opened: AbstractContextManager[Grader | None] = nullcontext()
     if sft.validate_every:
-        opened = grading(config, tokenizer, load_problems(here / "validation.jsonl")[: sft.validation], mesh)
+        opened = grading(
+            config, tokenizer, load_problems(here / "validation.jsonl")[: sft.validation], mesh
+        )
     with opened as grader:
         return train(
             Run(config, method, "sft", tokenizer),
@@ -94,7 +107,8 @@ def train_sft(
 
 
 class _Trainer:
-    """What a supervised step needs besides the state: its optimizer, and the batches, which know where they are.
+    """What a supervised step needs besides the state: its optimizer, and the batches, which know
+    where they are.
 
     Attributes:
       steps: of the whole run.
@@ -109,19 +123,28 @@ class _Trainer:
             return sft_batches(data_dir, method, rows, length, config.seed, stream, sft.streams)
 
         self._epoch = steps_of_an_epoch(
-            data_dir, method, sft.batch_rows, config.limits.max_thread_tokens, config.seed, sft.streams
+            data_dir,
+            method,
+            sft.batch_rows,
+            config.limits.max_thread_tokens,
+            config.seed,
+            sft.streams,
         )
         self._epochs = sft.epochs
         self.steps = sft.steps or math.ceil(sft.epochs * self._epoch)
         self._mesh = mesh
-        self._batches = LocalRows(open_stream, sft.streams, sft.batch_rows, held_rows(sft.batch_rows, mesh))
+        self._batches = LocalRows(
+            open_stream, sft.streams, sft.batch_rows, held_rows(sft.batch_rows, mesh)
+        )
         self._clip = sft.optimizer.clip
         self.optimizer = make_optimizer(sft.optimizer, self.steps)
         self._update = make_sft_step(config.model, self.optimizer, mesh)
         self.last_batches = LastBatches()
         self.waited = 0.0
 
-    def advance(self, state: TrainState, step: int, stopping: Stopping) -> tuple[TrainState, dict[str, Any]]:
+    def advance(
+        self, state: TrainState, step: int, stopping: Stopping
+    ) -> tuple[TrainState, dict[str, Any]]:
         """One step."""
         del stopping  # A step is short.
         began = time.perf_counter()
@@ -138,8 +161,14 @@ class _Trainer:
         return state, metrics | measured
 
     def data_state(self) -> dict[str, Any]:
-        """Of all streams, wherever they are read; and how long the run is, for its learning rates follow from that."""
-        return {"streams": merge(self._batches.get_state()), "epochs": self._epochs, "steps": self.steps}
+        """Of all streams, wherever they are read; and how long the run is, for its learning rates
+        follow from that.
+        """
+        return {
+            "streams": merge(self._batches.get_state()),
+            "epochs": self._epochs,
+            "steps": self.steps,
+        }
 
     def restore_data(self, saved: dict[str, Any]) -> None:
         """Goes on from a `data_state`.
@@ -149,7 +178,7 @@ class _Trainer:
         """
         if self._epochs and saved["epochs"] == self._epochs and saved["steps"] != self.steps:
             raise UsageError(
-                f"train.sft.epochs={self._epochs:g}: were {saved['steps']} steps when this run began, are {self.steps} now; "
-                "give the folder of the data that it began with"
+                f"train.sft.epochs={self._epochs:g}: were {saved['steps']} steps when this run"
+                f" began, are {self.steps} now; give the folder of the data that it began with"
             )
         self._batches.set_state(saved["streams"])

@@ -30,7 +30,9 @@ class TrainState:
 
 
 def init_state(params: Any, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
-    """Step 0, laid out on the mesh. The parameters are copied: the first update donates the state."""
+    """Step 0, laid out on the mesh. The parameters are copied: the first update donates the
+    state.
+    """
 
     def build(params: Any) -> TrainState:
         zeros = (jnp.zeros((), jnp.int32) for _ in range(3))
@@ -43,14 +45,16 @@ def init_state(params: Any, optimizer: optax.GradientTransformation, mesh: Mesh)
 def apply_gradients(
     state: TrainState, loss: jax.Array, grads: Any, optimizer: optax.GradientTransformation
 ) -> tuple[TrainState, dict[str, jax.Array]]:
-    """One update, or none of it if the loss or any gradient is not finite. `step` is left to the caller.
+    """One update, or none of it if the loss or any gradient is not finite. `step` is left to the
+    caller.
 
     Returns:
       the state; metrics grad_norm, skipped, bad_in_a_row.
     """
     norm = optax.global_norm(grads)
     good = jnp.isfinite(loss) & jnp.isfinite(norm)
-    # Bad gradients are blanked before the optimizer sees them: Newton-Schulz of NaN would be work for nothing.
+    # Bad gradients are blanked before the optimizer sees them: Newton-Schulz of NaN would be work
+    # for nothing.
     safe = jax.tree.map(lambda g: jnp.where(good, g, 0.0), grads)
     updates, opt_state = optimizer.update(safe, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)

@@ -1,9 +1,10 @@
-"""The two training steps, jitted whole, with the state donated: supervised, and one update on a recorded forest.
+"""The two training steps, jitted whole, with the state donated: supervised, and one update on a
+recorded forest.
 
     state, metrics = step(state, batch)
 
-Layout: state and batch arrive laid out (`init_state`, `place_rows`); the new state keeps the old one's layout.
-"""
+Layout: state and batch arrive laid out (`init_state`, `place_rows`); the new state keeps the old
+one's layout."""
 
 import dataclasses
 from collections.abc import Callable
@@ -38,10 +39,10 @@ class ForestBatch:
       chunks: Rows with fields [chunks, R, L]; those from `used` on hold padding alone.
       weights: [chunks, R, L] of the tokens, see `token_weights`.
       used: int32, chunks that hold tokens.
-      reference: [chunks, R, L] log-probs of the reference policy, the same in all inner steps; None without a KL term in
-        the loss.
-      behaviour: [chunks, R, L] log-probs of the sampling policy by the training pass, or `UNKNOWN` before the first inner
-        step; None where the recorded ones are taken.
+      reference: [chunks, R, L] log-probs of the reference policy, the same in all inner steps; None
+        without a KL term in the loss.
+      behaviour: [chunks, R, L] log-probs of the sampling policy by the training pass, or `UNKNOWN`
+        before the first inner step; None where the recorded ones are taken.
     """
 
     chunks: Rows
@@ -52,17 +53,23 @@ class ForestBatch:
 
 
 UNKNOWN = 1.0  # No log-prob is above 0.
-RlStep = Callable[[TrainState, ForestBatch, jax.Array], tuple[TrainState, Metrics, jax.Array | None]]
+RlStep = Callable[
+    [TrainState, ForestBatch, jax.Array], tuple[TrainState, Metrics, jax.Array | None]
+]
 Rescore = Callable[[Any, ForestBatch], jax.Array]
 TreeKl = Callable[[jax.Array, ForestBatch], jax.Array]
 
 
-def make_sft_step(model: ModelConfig, optimizer: optax.GradientTransformation, mesh: Mesh) -> SftStep:
+def make_sft_step(
+    model: ModelConfig, optimizer: optax.GradientTransformation, mesh: Mesh
+) -> SftStep:
     """Supervised: one update on packed demonstrations [R, L]."""
 
     def loss_of(params: Any, rows: Rows) -> tuple[jax.Array, jax.Array]:
         logprobs, entropy = token_logprobs(params, model, rows, mesh=mesh)
-        return cross_entropy(logprobs, rows), jnp.sum(entropy) / jnp.maximum(jnp.sum(rows.sampled), 1)
+        return cross_entropy(logprobs, rows), jnp.sum(entropy) / jnp.maximum(
+            jnp.sum(rows.sampled), 1
+        )
 
     def step(state: TrainState, rows: Rows) -> tuple[TrainState, Metrics]:
         (loss, entropy), grads = jax.value_and_grad(loss_of, has_aux=True)(state.params, rows)
@@ -80,11 +87,12 @@ def make_sft_step(model: ModelConfig, optimizer: optax.GradientTransformation, m
 def make_rl_step(config: Experiment, optimizer: optax.GradientTransformation, mesh: Mesh) -> RlStep:
     """`step(state, batch, advantages [B])`: rescoring and one update on all trees of a forest.
 
-    The chunks are rescored one after the other and their gradients added up, so memory does not grow with the forest.
+    The chunks are rescored one after the other and their gradients added up, so memory does not
+    grow with the forest.
 
-    The third result is `ForestBatch.behaviour` for the next inner step. Where it is recomputed, the first inner step
-    takes the log-probs of its own pass: a pass of another program may round otherwise, and ratios are to begin at 1.
-    """
+    The third result is `ForestBatch.behaviour` for the next inner step. Where it is recomputed, the
+    first inner step takes the log-probs of its own pass: a pass of another program may round
+    otherwise, and ratios are to begin at 1."""
     temperature, objective = config.train.rl.temperature, config.train.rl.objective
 
     def loss_of(params: Any, chunk: ForestBatch, advantages: jax.Array) -> tuple[jax.Array, Any]:
@@ -95,7 +103,14 @@ def make_rl_step(config: Experiment, optimizer: optax.GradientTransformation, me
         if behaviour is not None:
             behaviour = jnp.where(behaviour == UNKNOWN, own, behaviour)
         loss, parts = policy_loss(
-            logprobs, entropy, reference, chunk.chunks, chunk.weights, advantages, objective, behaviour
+            logprobs,
+            entropy,
+            reference,
+            chunk.chunks,
+            chunk.weights,
+            advantages,
+            objective,
+            behaviour,
         )
         return loss, (parts, behaviour)
 
@@ -105,12 +120,21 @@ def make_rl_step(config: Experiment, optimizer: optax.GradientTransformation, me
         def add_chunk(index: jax.Array, carry: Any) -> Any:
             loss, parts, grads, behaviours = carry
             gradient = jax.value_and_grad(loss_of, has_aux=True)
-            (more, (of_chunk, behaviour)), slope = gradient(state.params, _chunk(batch, index), advantages)
+            (more, (of_chunk, behaviour)), slope = gradient(
+                state.params, _chunk(batch, index), advantages
+            )
             if behaviour is not None:
-                behaviours = jax.lax.dynamic_update_index_in_dim(behaviours, behaviour, index, axis=0)
+                behaviours = jax.lax.dynamic_update_index_in_dim(
+                    behaviours, behaviour, index, axis=0
+                )
             return loss + more, parts + of_chunk, jax.tree.map(jnp.add, grads, slope), behaviours
 
-        blank = (jnp.zeros(()), Parts.zero(), jax.tree.map(jnp.zeros_like, state.params), batch.behaviour)
+        blank = (
+            jnp.zeros(()),
+            Parts.zero(),
+            jax.tree.map(jnp.zeros_like, state.params),
+            batch.behaviour,
+        )
         loss, parts, grads, behaviours = jax.lax.fori_loop(0, batch.used, add_chunk, blank)
         state, metrics = apply_gradients(state, loss, grads, optimizer)
         state = _keep_layout(state, mesh)
@@ -125,15 +149,18 @@ def make_rl_step(config: Experiment, optimizer: optax.GradientTransformation, me
 
 
 def make_rescore(config: Experiment, mesh: Mesh) -> Rescore:
-    """`rescore(params, batch)`: log-probs of a recorded forest under other parameters, [chunks, R, L].
+    """`rescore(params, batch)`: log-probs of a recorded forest under other parameters, [chunks, R,
+    L].
 
-    The reference is asked so: once a forest, before its first update, and whatever the number of inner steps.
-    """
+    The reference is asked so: once a forest, before its first update, and whatever the number of
+    inner steps."""
 
     def rescore(params: Any, batch: ForestBatch) -> jax.Array:
         def fill_chunk(index: jax.Array, filled: jax.Array) -> jax.Array:
             rows = _chunk(batch, index).chunks
-            logprobs, _ = token_logprobs(params, config.model, rows, config.train.rl.temperature, mesh)
+            logprobs, _ = token_logprobs(
+                params, config.model, rows, config.train.rl.temperature, mesh
+            )
             return jax.lax.dynamic_update_index_in_dim(filled, logprobs, index, axis=0)
 
         return jax.lax.fori_loop(0, batch.used, fill_chunk, jnp.zeros_like(batch.weights))
@@ -142,10 +169,17 @@ def make_rescore(config: Experiment, mesh: Mesh) -> Rescore:
 
 
 def make_tree_kl(trees: int, mesh: Mesh) -> TreeKl:
-    """`total(reference log-probs [chunks, R, L], batch)`: `objective.tree_kl` of a recorded forest, [B]."""
+    """`total(reference log-probs [chunks, R, L], batch)`: `objective.tree_kl` of a recorded forest,
+    [B].
+    """
 
     def total(reference: jax.Array, batch: ForestBatch) -> jax.Array:
-        return jnp.sum(jax.vmap(lambda logprobs, rows: tree_kl(logprobs, rows, trees))(reference, batch.chunks), axis=0)
+        return jnp.sum(
+            jax.vmap(lambda logprobs, rows: tree_kl(logprobs, rows, trees))(
+                reference, batch.chunks
+            ),
+            axis=0,
+        )
 
     return jax.jit(total, out_shardings=NamedSharding(mesh, PartitionSpec()))
 
@@ -164,17 +198,24 @@ def _chunk_sharding(mesh: Mesh) -> NamedSharding:
 def place_rows(rows: Rows, mesh: Mesh) -> Rows:
     """Moves this process's rows onto the mesh, split over its batch axes."""
     split = batch_sharding(mesh)
-    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(split, np.asarray(x)), rows)
+    return jax.tree.map(
+        lambda x: jax.make_array_from_process_local_data(split, np.asarray(x)), rows
+    )
 
 
-def place_forest(rows: Rows, weights: np.ndarray, size: int, mesh: Mesh, recompute: bool = False) -> ForestBatch:
-    """Cuts packed rows (a multiple of `size`), which every process has whole, and their weights into chunks on the mesh.
+def place_forest(
+    rows: Rows, weights: np.ndarray, size: int, mesh: Mesh, recompute: bool = False
+) -> ForestBatch:
+    """Cuts packed rows (a multiple of `size`), which every process has whole, and their weights
+    into chunks on the mesh.
 
     Args:
       recompute: the first inner step is to recompute the behaviour log-probs.
     """
     used = len(rescored_rows(rows, size).tokens) // size
-    chunks, weights = jax.tree.map(lambda x: x.reshape(-1, size, x.shape[1]), (rows, weights.astype(np.float32)))
+    chunks, weights = jax.tree.map(
+        lambda x: x.reshape(-1, size, x.shape[1]), (rows, weights.astype(np.float32))
+    )
     split = _chunk_sharding(mesh)
     unknown = np.full(weights.shape, UNKNOWN, np.float32)
     return ForestBatch(
@@ -211,7 +252,10 @@ def check_divides(field: str, count: int, mesh: Mesh) -> None:
     """Raises UsageError if `count` rows don't split evenly over the mesh's batch axes."""
     shards = batch_shards(mesh)
     if count % shards:
-        raise UsageError(f"config {field}={count}: must be a multiple of the {shards} shards of mesh.data x mesh.fsdp")
+        raise UsageError(
+            f"config {field}={count}: must be a multiple of the {shards} shards of mesh.data x"
+            " mesh.fsdp"
+        )
 
 
 def _keep_layout(state: TrainState, mesh: Mesh) -> TrainState:

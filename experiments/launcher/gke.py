@@ -1,10 +1,10 @@
 """XManager's Kubernetes executor, for TPU slices of GKE.
 
-XManager 0.8.5 takes TPU requirements and leaves them out of the Job that it makes: no `google.com/tpu`, no node selector,
-one pod. What is missing is filled in on the Job's way to the cluster, by GKE's documentation: an indexed Job with a pod for
-each host, in the headless service that XManager makes, so that GKE tells every pod who the others are. The pod's account,
-requests and volumes are those of tpu_setup/jobset.yaml, which says what they are for.
-"""
+XManager 0.8.5 takes TPU requirements and leaves them out of the Job that it makes: no
+`google.com/tpu`, no node selector, one pod. What is missing is filled in on the Job's way to the
+cluster, by GKE's documentation: an indexed Job with a pod for each host, in the headless service
+that XManager makes, so that GKE tells every pod who the others are. The pod's account, requests and
+volumes are those of tpu_setup/jobset.yaml, which says what they are for."""
 
 import dataclasses
 import json
@@ -21,13 +21,25 @@ from xmanager.xm_local import registry
 from apr_jax.errors import UsageError, UserError
 from apr_jax.plan.chips import CHIPS
 
-ENVIRONMENT = {"JAX_COORDINATOR_ADDRESS": "auto", "APR_CACHE": "/cache/xla", "APR_COPIES": "/cache/copies"}
+ENVIRONMENT = {
+    "JAX_COORDINATOR_ADDRESS": "auto",
+    "APR_CACHE": "/cache/xla",
+    "APR_COPIES": "/cache/copies",
+}
 TPU = "google.com/tpu"
 _GRACE_SECONDS = 120  # From SIGTERM, for the step or rollout under way and a save.
 _PORTS = (8471, 8482)  # Of libtpu, and of JAX's coordinator.
-_JOB, _NODE_POOL = "batch.kubernetes.io/job-name", "cloud.google.com/gke-nodepool"  # Labels of a pod, of a node.
+# Labels of a pod, of a node.
+_JOB, _NODE_POOL = (
+    "batch.kubernetes.io/job-name",
+    "cloud.google.com/gke-nodepool",
+)
 _REQUESTS = {"cpu": "8", "memory": "32Gi", "ephemeral-storage": "32Gi"}
-_VOLUMES = {"/cache": ("cache", None), "/dev/shm": ("shared-memory", "Memory")}  # A name, and a medium, for each path.
+# A name, and a medium, for each path.
+_VOLUMES = {
+    "/cache": ("cache", None),
+    "/dev/shm": ("shared-memory", "Memory"),
+}
 # GKE's name of the chip, and up to how many chips share a node; larger slices have nodes of 4.
 _CHIPS = {
     xm.ResourceType.TPU_V4: ("tpu-v4-podslice", 4),
@@ -63,19 +75,28 @@ def slice_of(requirements: xm.JobRequirements) -> Slice:
     """
     kind, topology = requirements.accelerator, requirements.topology
     if kind not in xm.TpuType:
-        raise UsageError(f"--executor gke: runs on a TPU slice, not on {kind or 'CPUs'}; give --require tpu_v5e=2x4")
+        raise UsageError(
+            f"--executor gke: runs on a TPU slice, not on {kind or 'CPUs'}; give --require"
+            " tpu_v5e=2x4"
+        )
     asked = f"--require {str(kind).lower()}={topology.name}"
     if kind not in _CHIPS:
-        raise UsageError(f"{asked}: GKE has no such slices; must be tpu_v4, tpu_v5e, tpu_v5p or tpu_v6e")
+        raise UsageError(
+            f"{asked}: GKE has no such slices; must be tpu_v4, tpu_v5e, tpu_v5p or tpu_v6e"
+        )
     accelerator, alone = _CHIPS[kind]
     chips = math.prod(topology.dimensions)
     most = CHIPS[str(kind).lower().removeprefix("tpu_")].pod
     if alone == 8 and topology.name not in _FLAT:
         raise UsageError(f"{asked}: GKE has no such slice; must be {', '.join(_FLAT)}")
-    if alone == 4 and topology.name not in _SMALL and not (_is_of_cubes(topology.dimensions) and chips <= most):
+    if (
+        alone == 4
+        and topology.name not in _SMALL
+        and not (_is_of_cubes(topology.dimensions) and chips <= most)
+    ):
         raise UsageError(
-            f"{asked}: GKE has no such slice; must be {', '.join(_SMALL)}, or AxBxC with A <= B <= C, all multiples of 4, "
-            f"of {most} chips at most"
+            f"{asked}: GKE has no such slice; must be {', '.join(_SMALL)}, or AxBxC with A <= B <="
+            f" C, all multiples of 4, of {most} chips at most"
         )
     hosts = 1 if chips <= alone else chips // 4
     return Slice(accelerator, topology.name, hosts, chips // hosts)
@@ -102,9 +123,15 @@ def complete(job: k8s.V1Job, wanted: Slice, service_account: str) -> None:
     (container,) = pod.containers
     job.spec.completions = job.spec.parallelism = wanted.hosts
     job.spec.completion_mode = "Indexed"
-    job.spec.template.metadata.annotations = None  # TensorFlow's version, of TPUs that had none of their own VMs.
+    job.spec.template.metadata.annotations = (
+        None  # TensorFlow's version, of TPUs that had none of their own VMs.
+    )
     pod.hostname = None  # Kubernetes names the pods by their index, and GKE the hosts by that.
-    pod.service_account, pod.service_account_name = None, service_account  # The first is an old name of the second.
+    # The first is an old name of the second.
+    pod.service_account, pod.service_account_name = (
+        None,
+        service_account,
+    )
     pod.termination_grace_period_seconds = _GRACE_SECONDS
     pod.node_selector = {
         "cloud.google.com/gke-tpu-accelerator": wanted.accelerator,
@@ -116,7 +143,9 @@ def complete(job: k8s.V1Job, wanted: Slice, service_account: str) -> None:
     container.resources.requests = _REQUESTS | asked
     container.resources.limits = asked | {TPU: str(wanted.chips)}
     container.ports = [k8s.V1ContainerPort(container_port=port) for port in _PORTS]
-    container.volume_mounts = [k8s.V1VolumeMount(name=name, mount_path=path) for path, (name, _) in _VOLUMES.items()]
+    container.volume_mounts = [
+        k8s.V1VolumeMount(name=name, mount_path=path) for path, (name, _) in _VOLUMES.items()
+    ]
     pod.volumes = [
         k8s.V1Volume(name=name, empty_dir=k8s.V1EmptyDirVolumeSource(medium=medium))
         for name, medium in _VOLUMES.values()
@@ -124,18 +153,27 @@ def complete(job: k8s.V1Job, wanted: Slice, service_account: str) -> None:
 
 
 def _alone_on_a_slice(job: str) -> k8s.V1Affinity:
-    """All pods of a Job on one slice, which is a node pool, and no other Job's beside them: JobSet's exclusive topology."""
+    """All pods of a Job on one slice, which is a node pool, and no other Job's beside them:
+    JobSet's exclusive topology.
+    """
 
     def rule(*expressions: tuple[str, list[str] | None]) -> k8s.V1PodAffinityTerm:
-        found = [k8s.V1LabelSelectorRequirement(key=_JOB, operator=how, values=jobs) for how, jobs in expressions]
+        found = [
+            k8s.V1LabelSelectorRequirement(key=_JOB, operator=how, values=jobs)
+            for how, jobs in expressions
+        ]
         return k8s.V1PodAffinityTerm(
             label_selector=k8s.V1LabelSelector(match_expressions=found), topology_key=_NODE_POOL
         )
 
     together, apart = rule(("In", [job])), rule(("Exists", None), ("NotIn", [job]))
     return k8s.V1Affinity(
-        pod_affinity=k8s.V1PodAffinity(required_during_scheduling_ignored_during_execution=[together]),
-        pod_anti_affinity=k8s.V1PodAntiAffinity(required_during_scheduling_ignored_during_execution=[apart]),
+        pod_affinity=k8s.V1PodAffinity(
+            required_during_scheduling_ignored_during_execution=[together]
+        ),
+        pod_anti_affinity=k8s.V1PodAntiAffinity(
+            required_during_scheduling_ignored_during_execution=[apart]
+        ),
     )
 
 
@@ -154,7 +192,9 @@ class _Completing(k8s.ApiClient):
 
 
 class Printing(_Completing):
-    """Sends nothing: keeps the bodies of what would be sent, and answers as a cluster that has the service already."""
+    """Sends nothing: keeps the bodies of what would be sent, and answers as a cluster that has the
+    service already.
+    """
 
     def __init__(self, executor: Gke):
         super().__init__(executor)
@@ -164,7 +204,11 @@ class Printing(_Completing):
         del url, rest, more
         if method == "POST":
             self.sent.append(json.loads(json.dumps(body)))
-        return _Answer(body if method == "POST" else {"items": [{"metadata": {"name": "experiments"}, "spec": {}}]})
+        return _Answer(
+            body
+            if method == "POST"
+            else {"items": [{"metadata": {"name": "experiments"}, "spec": {}}]}
+        )
 
 
 class _Answer:
@@ -185,14 +229,20 @@ class _Answer:
 
 async def _launch(unit: Any, group: xm.JobGroup) -> list[kubernetes.KubernetesHandle]:
     handles = []
-    for job in job_operators.collect_jobs_by_filter(group, lambda job: isinstance(job.executor, Gke)):
+    for job in job_operators.collect_jobs_by_filter(
+        group, lambda job: isinstance(job.executor, Gke)
+    ):
         try:
             kubernetes._load_k8s_config()
         except ConfigException as error:
-            raise UserError(f"no cluster: gcloud container clusters get-credentials CLUSTER ({error})") from None
+            raise UserError(
+                f"no cluster: gcloud container clusters get-credentials CLUSTER ({error})"
+            ) from None
         client = kubernetes.Client(_Completing(job.executor))
         try:
-            handles.append(kubernetes.KubernetesHandle(jobs=client.launch(unit.get_full_job_name, [job])))
+            handles.append(
+                kubernetes.KubernetesHandle(jobs=client.launch(unit.get_full_job_name, [job]))
+            )
         except k8s.ApiException as error:
             raise UserError(f"the cluster refused the job: {error.reason}; {error.body}") from None
     return handles

@@ -35,7 +35,8 @@ def work_units(out: str, settings: Sequence[str], sweeps: Sequence[str]) -> list
       sweeps: each FIELD=VALUE,VALUE,...
 
     Raises:
-      UsageError: a sweep has no values, a value twice, or one that no folder can be named by, or two sweep the same field.
+      UsageError: a sweep has no values, a value twice, or one that no folder can be named by, or
+        two sweep the same field.
     """
     if not sweeps:
         return [Unit(tuple(settings), out)]
@@ -43,13 +44,21 @@ def work_units(out: str, settings: Sequence[str], sweeps: Sequence[str]) -> list
     fields = [field for field, _ in axes]
     for field in fields:
         if fields.count(field) > 1:
-            raise UsageError(f"--sweep {field}: is given twice; put all its values into one, {field}=A,B")
+            raise UsageError(
+                f"--sweep {field}: is given twice; put all its values into one, {field}=A,B"
+            )
     shared = None if any(field.startswith(_OF_DATA) for field in fields) else f"{out}/data"
     units = []
     for values in itertools.product(*(values for _, values in axes)):
         chosen = list(zip(fields, values, strict=True))
         name = "__".join(f"{field}_{value}" for field, value in chosen)
-        units.append(Unit((*settings, *(f"{field}={value}" for field, value in chosen)), f"{out}/{name}", shared))
+        units.append(
+            Unit(
+                (*settings, *(f"{field}={value}" for field, value in chosen)),
+                f"{out}/{name}",
+                shared,
+            )
+        )
     return units
 
 
@@ -58,12 +67,14 @@ def _axis(sweep: str) -> tuple[str, list[str]]:
     values = [value.strip() for value in text.split(",")]
     if not field or not all(values):
         raise UsageError(
-            f"--sweep {sweep!r}: write it as FIELD=VALUE,VALUE, for example train.sft.optimizer.lr=1e-4,3e-4"
+            f"--sweep {sweep!r}: write it as FIELD=VALUE,VALUE, for example"
+            " train.sft.optimizer.lr=1e-4,3e-4"
         )
     for value in values:
         if not re.fullmatch(r"[\w.+-]+", value):
             raise UsageError(
-                f"--sweep {sweep!r}: {value!r} can't be part of a folder's name (letters, digits, . + - _)"
+                f"--sweep {sweep!r}: {value!r} can't be part of a folder's name (letters, digits, ."
+                " + - _)"
             )
         if values.count(value) > 1:
             raise UsageError(f"--sweep {sweep!r}: has {value} twice")

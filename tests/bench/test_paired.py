@@ -31,4 +31,7 @@ def test_ratio_is_ours_to_the_others(capsys, tmp_path):
 def test_what_brings_a_missing_engine_is_said_as_one_types_it(monkeypatch, capsys):
     monkeypatch.setattr(peers.importlib.util, "find_spec", lambda name: None)
     assert peers.installed(["transformers", "vllm"]) == []
-    assert capsys.readouterr().err == "without transformers, vllm: pip install 'apr_jax[bench]' brings them\n"
+    assert (
+        capsys.readouterr().err
+        == "without transformers, vllm: pip install 'apr_jax[bench]' brings them\n"
+    )

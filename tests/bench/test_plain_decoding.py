@@ -1,4 +1,6 @@
-"""Plain decoding measures what it says: exactly so many new tokens of each sequence, none of them a control token."""
+"""Plain decoding measures what it says: exactly so many new tokens of each sequence, none of them a
+control token.
+"""
 
 import jax
 import jax.numpy as jnp

@@ -24,9 +24,14 @@ def params():
 def test_a_step_counts_the_tokens_of_its_rows(params, monkeypatch):
     monkeypatch.setattr(train_step, "LENGTH", 32)
     rows = train_step.dense(8, 32)
-    assert train_step.ours(TINY, params, rows).run() == train_step.products(TINY, rows).run() == 8 * 32
+    assert (
+        train_step.ours(TINY, params, rows).run() == train_step.products(TINY, rows).run() == 8 * 32
+    )
     streams = [train_step._stream(length) for length in (30, 5, 17, 20, 9)]
-    for contestant in (train_step._packed(TINY, params, streams), train_step._padded(TINY, params, streams)):
+    for contestant in (
+        train_step._packed(TINY, params, streams),
+        train_step._padded(TINY, params, streams),
+    ):
         assert contestant.run() == 81
 
 
@@ -48,9 +53,15 @@ def test_a_step_without_attention_is_traced_without_it(params, monkeypatch):
 
 @pytest.mark.slow
 def test_work_doubles(params, monkeypatch):
-    """What the names of the growth table say is what the rows hold; and all divide over the eight devices of the tests."""
+    """What the names of the growth table say is what the rows hold; and all divide over the eight
+    devices of the tests.
+    """
     held, ours = [], train_step.ours
-    monkeypatch.setattr(train_step, "ours", lambda model, params, rows: held.append(rows) or ours(model, params, rows))
+    monkeypatch.setattr(
+        train_step,
+        "ours",
+        lambda model, params, rows: held.append(rows) or ours(model, params, rows),
+    )
     assert [contestant.run() for contestant in train_step.growth(TINY, params)] == [1, 1, 1, 1]
     tokens = [int(np.sum(rows.segment > 0)) for rows in held]
     assert tokens == [8192, 16384, 16384, 16384]
@@ -73,7 +84,14 @@ def test_the_parts_of_an_rl_step_are_those_of_one_forest(config, checkpoint, dat
 
     monkeypatch.setattr(Grader, "ask", watched)
     with reinforce.contest(restored, data_dir / "test.jsonl") as parts:
-        names = ["rollout", "host", "rescoring alone", "update", "rollout, half the trees", "update, half the trees"]
+        names = [
+            "rollout",
+            "host",
+            "rescoring alone",
+            "update",
+            "rollout, half the trees",
+            "update, half the trees",
+        ]
         assert [re.sub(r":[^:]*?(, half.*)?$", r"\1", part.name) for part in parts] == names
         for part, problems in zip(parts, [rl.problems] * 4 + [rl.problems // 2] * 2, strict=True):
             del rolled[:]

@@ -1,4 +1,6 @@
-"""The host loop writes the same trees as the engine, so that `apr bench rollout` compares like with like."""
+"""The host loop writes the same trees as the engine, so that `apr bench rollout` compares like with
+like.
+"""
 
 import jax
 import numpy as np
@@ -38,7 +40,9 @@ def test_host_loop_writes_the_trees_of_the_interpreter():
             prompt = [p.BOS, first]
             forest = interpret(look_up, make_prompts([prompt], 2), 0, jax.random.key(0), LIMITS)
             # A host loop knows no outcome of a broken stream; all others must agree to the token.
-            if forest.refusals.any() or set(forest.status[forest.length > 0].tolist()) != {Status.DONE}:
+            if forest.refusals.any() or set(forest.status[forest.length > 0].tolist()) != {
+                Status.DONE
+            }:
                 continue
             answers, tokens = answer([prompt], generate_with(look_up), LIMITS)
             root = forest.tokens[0, : forest.length[0]].tolist()

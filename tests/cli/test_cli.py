@@ -1,4 +1,6 @@
-"""The command line: help and an example everywhere, one line for whatever goes wrong, and the right exit status."""
+"""The command line: help and an example everywhere, one line for whatever goes wrong, and the right
+exit status.
+"""
 
 import errno
 import io
@@ -65,9 +67,9 @@ def test_help_has_an_example_that_parses(command, capsys):
 
 def test_no_other_commands():
     found = {(command.callback.__name__,) for command in app.registered_commands}
-    assert len(found) + sum(len(group.typer_instance.registered_commands) for group in app.registered_groups) == len(
-        COMMANDS
-    )
+    assert len(found) + sum(
+        len(group.typer_instance.registered_commands) for group in app.registered_groups
+    ) == len(COMMANDS)
 
 
 @pytest.mark.parametrize(
@@ -99,7 +101,10 @@ def test_wrong_use_is_one_line(failing, tmp_path, monkeypatch, arguments, status
     ("setting", "message"),
     [
         ("schedule.context_buckets=32,x", "'32,x' is not of type tuple"),
-        ("schedule.context_buckets=32,16", "schedule.context_buckets=(32, 16) must be positive and increasing"),
+        (
+            "schedule.context_buckets=32,16",
+            "schedule.context_buckets=(32, 16) must be positive and increasing",
+        ),
         ("train.sft.stepz=3", "did you mean 'train.sft.steps'"),
         ("train.sft.steps=many", "'many' is not of type int"),
         ("train.sft=3", "is a group of fields"),
@@ -115,10 +120,16 @@ def test_wrong_use_is_one_line(failing, tmp_path, monkeypatch, arguments, status
         ("mesh.tensor=-1", "mesh.tensor=-1 must be at least 0"),
         ("seed=-1", "config seed=-1 must be from 0 to 4294967295"),
         ("seed=4294967296", "config seed=4294967296 must be from 0 to 4294967295"),
-        ("seed=100000000000000000000", "config seed=100000000000000000000 must be from 0 to 4294967295"),
+        (
+            "seed=100000000000000000000",
+            "config seed=100000000000000000000 must be from 0 to 4294967295",
+        ),
         ("data.seed=-1", "data.seed=-1 must be from 0 to 4294967295"),
         ("data.seed=4294967296", "data.seed=4294967296 must be from 0 to 4294967295"),
-        ("train.rl.steps=2147483648", "config train.rl.steps=2147483648 must be from -2147483647 to 2147483647"),
+        (
+            "train.rl.steps=2147483648",
+            "config train.rl.steps=2147483648 must be from -2147483647 to 2147483647",
+        ),
         (
             "evaluate.children=1,2147483648",
             "config evaluate.children=(1, 2147483648) must be from -2147483647 to 2147483647",
@@ -127,9 +138,20 @@ def test_wrong_use_is_one_line(failing, tmp_path, monkeypatch, arguments, status
         ("model.rope_base=nan", "model.rope_base=nan must be above 1"),
     ],
 )
-def test_a_config_out_of_range_names_the_field(failing, config_file, data_dir, tmp_path, setting, message):
+def test_a_config_out_of_range_names_the_field(
+    failing, config_file, data_dir, tmp_path, setting, message
+):
     status, line = failing(
-        "train", "sft", "--config", config_file, "--data", data_dir, "--workdir", tmp_path / "w", "--set", setting
+        "train",
+        "sft",
+        "--config",
+        config_file,
+        "--data",
+        data_dir,
+        "--workdir",
+        tmp_path / "w",
+        "--set",
+        setting,
     )
     assert status == 2
     assert message in line
@@ -151,12 +173,17 @@ def test_a_config_out_of_range_names_the_field(failing, config_file, data_dir, t
         ),
         ("experiment = 3\n", "own.py: has no function experiment()"),
         ("", "own.py: has no function experiment()"),
-        ("def experiment():\n    return 3\n", "own.py: experiment() returned int, not an Experiment"),
+        (
+            "def experiment():\n    return 3\n",
+            "own.py: experiment() returned int, not an Experiment",
+        ),
     ],
 )
 def test_an_experiment_file_that_fails_is_named(failing, tmp_path, text, message):
     (tmp_path / "own.py").write_text(text)
-    status, line = failing("data", "build", "--config", tmp_path / "own.py", "--out", tmp_path / "data")
+    status, line = failing(
+        "data", "build", "--config", tmp_path / "own.py", "--out", tmp_path / "data"
+    )
     assert status == 2
     assert message in line and "APR_DEBUG" not in line
 
@@ -180,7 +207,9 @@ def test_a_folder_is_no_experiment_file(failing, tmp_path):
 def test_a_malformed_problems_file_names_the_line(failing, checkpoint, tmp_path, line, message):
     path = tmp_path / "problems.jsonl"
     path.write_text('{"id": "a", "numbers": [3, 4, 5], "target": 12}\n' + line + "\n")
-    status, said = failing("eval", "--checkpoint", checkpoint, "--problems", path, "--out", tmp_path / "out")
+    status, said = failing(
+        "eval", "--checkpoint", checkpoint, "--problems", path, "--out", tmp_path / "out"
+    )
     assert status == 2
     assert f"{path}, line 2" in said and message in said
     assert not (tmp_path / "out").exists()
@@ -200,16 +229,34 @@ def test_a_damaged_checkpoint_is_named_and_the_others_still_serve(failing, check
 
 
 @pytest.mark.parametrize("command", ["eval", "export", "train rl"])
-def test_a_run_whose_best_step_is_unknown_is_refused(failing, checkpoint, config_file, data_dir, tmp_path, command):
+def test_a_run_whose_best_step_is_unknown_is_refused(
+    failing, checkpoint, config_file, data_dir, tmp_path, command
+):
     """One meta is cut off: an older step would be another model, without a word."""
     copy = tmp_path / "run"
     shutil.copytree(checkpoint, copy)
     newest = max((copy / "checkpoints").iterdir(), key=lambda step: int(step.name))
     os.truncate(newest / "meta" / "metadata", 100)
     arguments = {
-        "eval": ["--checkpoint", copy, "--problems", data_dir / "test.jsonl", "--out", tmp_path / "out"],
+        "eval": [
+            "--checkpoint",
+            copy,
+            "--problems",
+            data_dir / "test.jsonl",
+            "--out",
+            tmp_path / "out",
+        ],
         "export": ["--checkpoint", copy, "--out", tmp_path / "out"],
-        "train rl": ["--config", config_file, "--data", data_dir, "--workdir", tmp_path / "out", "--init", copy],
+        "train rl": [
+            "--config",
+            config_file,
+            "--data",
+            data_dir,
+            "--workdir",
+            tmp_path / "out",
+            "--init",
+            copy,
+        ],
     }[command]
     status, line = failing(*command.split(), *arguments)
     assert status == 1
@@ -218,15 +265,27 @@ def test_a_run_whose_best_step_is_unknown_is_refused(failing, checkpoint, config
 
 
 @pytest.mark.parametrize("command", ["train sft", "eval", "data build", "reproduce"])
-def test_a_second_writer_is_refused_and_changes_nothing(failing, checkpoint, config_file, data_dir, tmp_path, command):
+def test_a_second_writer_is_refused_and_changes_nothing(
+    failing, checkpoint, config_file, data_dir, tmp_path, command
+):
     """Another process, which lives, holds the folder."""
     folder = tmp_path / "out"
     holder = "import sys, pathlib\nfrom apr_jax.io.lease import Lease\n"
-    holder += "with Lease(pathlib.Path(sys.argv[1]), 'training'):\n    print(flush=True)\n    sys.stdin.read()\n"
+    holder += (
+        "with Lease(pathlib.Path(sys.argv[1]), 'training'):\n    print(flush=True)\n   "
+        " sys.stdin.read()\n"
+    )
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     arguments = {
         "train sft": ["--config", config_file, "--data", data_dir, "--workdir", folder],
-        "eval": ["--checkpoint", checkpoint, "--problems", data_dir / "test.jsonl", "--out", folder],
+        "eval": [
+            "--checkpoint",
+            checkpoint,
+            "--problems",
+            data_dir / "test.jsonl",
+            "--out",
+            folder,
+        ],
         "data build": ["--config", config_file, "--out", folder],
         "reproduce": ["--config", config_file, "--out", folder],
     }[command]
@@ -235,7 +294,10 @@ def test_a_second_writer_is_refused_and_changes_nothing(failing, checkpoint, con
         status, line = failing(*command.split(), *arguments)
         assert [entry.name for entry in folder.iterdir()] == ["lease.json"]
     assert status == 1
-    told = rf"apr: error: {folder}: is being written by process {process.pid} on host .* \(training, since .*\), which lives"
+    told = (
+        rf"apr: error: {folder}: is being written by process {process.pid} on host .* \(training,"
+        r" since .*\), which lives"
+    )
     assert re.match(told, line)
 
 
@@ -246,7 +308,9 @@ def test_an_error_without_a_word_says_where_it_was(failing, monkeypatch):
     monkeypatch.setattr("apr_jax.report.solve.solve", failed)
     monkeypatch.setattr("apr_jax.train.checkpoint.manager.load_checkpoint", lambda path: path)
     status, line = failing("solve", "3 4 5 -> 12", "--checkpoint", "x")
-    assert status == 1 and re.search(r"AssertionError in test_cli.py, line \d+; APR_DEBUG=1 shows where", line)
+    assert status == 1 and re.search(
+        r"AssertionError in test_cli.py, line \d+; APR_DEBUG=1 shows where", line
+    )
 
 
 def test_solve_prints_the_tree_and_writes_its_viewer(checkpoint, tmp_path, capsys):
@@ -270,7 +334,9 @@ def test_solve_where_the_output_is_not_utf8(checkpoint, tmp_path, monkeypatch, e
     assert "3 4 5 -&gt; 12" in page.read_text(encoding="utf-8")
 
 
-def test_a_full_disk_names_the_page_and_leaves_the_older_one(failing, checkpoint, tmp_path, monkeypatch):
+def test_a_full_disk_names_the_page_and_leaves_the_older_one(
+    failing, checkpoint, tmp_path, monkeypatch
+):
     page = tmp_path / "tree.html"
     page.write_text("older")
 
@@ -286,10 +352,14 @@ def test_a_full_disk_names_the_page_and_leaves_the_older_one(failing, checkpoint
 
 
 def test_no_control_character_of_a_file_reaches_the_terminal(failing, tmp_path):
-    """A message quotes what it found there; it would clear the screen, or show another message instead."""
+    """A message quotes what it found there; it would clear the screen, or show another message
+    instead.
+    """
     path = tmp_path / "p.jsonl"
     path.write_text("\x1b[2J \x9b1A \x1b]0;owned\x07 \u202e\n")
-    status, line = failing("eval", "--checkpoint", "x", "--problems", path, "--out", tmp_path / "out")
+    status, line = failing(
+        "eval", "--checkpoint", "x", "--problems", path, "--out", tmp_path / "out"
+    )
     assert status == 2
     assert "is not JSON: ␛[2J \\x9b1A ␛]0;owned␇ \\u202e; expected" in line
 
@@ -297,7 +367,15 @@ def test_no_control_character_of_a_file_reaches_the_terminal(failing, tmp_path):
 def test_eval_from_the_command_line(checkpoint, tmp_path):
     problems = tmp_path / "problems.jsonl"
     problems.write_text('{"id": "a", "numbers": [3, 4, 5], "target": 12}\n')
-    arguments = ["eval", "--checkpoint", str(checkpoint), "--problems", str(problems), "--out", str(tmp_path / "out")]
+    arguments = [
+        "eval",
+        "--checkpoint",
+        str(checkpoint),
+        "--problems",
+        str(problems),
+        "--out",
+        str(tmp_path / "out"),
+    ]
     assert run([*arguments, "--samples", "3", "--temperature", "0.5", "--window", "40"]) == 0
     assert json.loads((tmp_path / "out" / "summary.json").read_text())["n"] == 1
     assert len((tmp_path / "out" / "traces.jsonl").read_text().splitlines()) == 3
@@ -305,15 +383,40 @@ def test_eval_from_the_command_line(checkpoint, tmp_path):
 
 def test_ctrl_c_saves_and_says_so(config_file, data_dir, tmp_path):
     """A real process, a real signal, and the same command again to the end."""
-    command = [sys.executable, "-m", "apr_jax", "train", "sft", "--config", str(config_file), "--data", str(data_dir)]
-    command += ["--workdir", str(tmp_path), "--set", "train.sft.steps=100000", "--set", "train.sft.save_every=100000"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ | {"COLUMNS": "100"})
+    command = [
+        sys.executable,
+        "-m",
+        "apr_jax",
+        "train",
+        "sft",
+        "--config",
+        str(config_file),
+        "--data",
+        str(data_dir),
+    ]
+    command += [
+        "--workdir",
+        str(tmp_path),
+        "--set",
+        "train.sft.steps=100000",
+        "--set",
+        "train.sft.save_every=100000",
+    ]
+    process = subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, env=os.environ | {"COLUMNS": "100"}
+    )
     metrics = tmp_path / "metrics.jsonl"
     deadline = time.monotonic() + 240
-    while time.monotonic() < deadline and process.poll() is None and not (metrics.exists() and metrics.read_text()):
+    while (
+        time.monotonic() < deadline
+        and process.poll() is None
+        and not (metrics.exists() and metrics.read_text())
+    ):
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
     said = process.communicate(timeout=240)[1]
     assert process.returncode == 130, said
-    assert re.search(r"apr: interrupted; step \d+ is saved in .*; the same command goes on from there", said)
+    assert re.search(
+        r"apr: interrupted; step \d+ is saved in .*; the same command goes on from there", said
+    )
     assert "Traceback" not in said

@@ -1,4 +1,6 @@
-"""A path on the command line is a file or folder here or in a bucket, or it is refused by name before anything runs."""
+"""A path on the command line is a file or folder here or in a bucket, or it is refused by name
+before anything runs.
+"""
 
 import inspect
 import typing
@@ -63,7 +65,9 @@ def path_parameters():
     """(command, flag; upper case for an argument) of everything that is annotated as a path."""
     for words, function in commands(main.app):
         for name, annotation in typing.get_type_hints(function, include_extras=True).items():
-            about = next((part for part in typing.get_args(annotation) if hasattr(part, "param_decls")), None)
+            about = next(
+                (part for part in typing.get_args(annotation) if hasattr(part, "param_decls")), None
+            )
             if not is_path(annotation) or about is None:
                 continue
             is_option = type(about).__name__ == "OptionInfo"
@@ -85,9 +89,12 @@ def run_nothing(application):
 
 @pytest.fixture
 def refused(tmp_path, monkeypatch, capfd):
-    """Gives a command one path and returns what it says; it must end with 2, in one line, and write nothing."""
+    """Gives a command one path and returns what it says; it must end with 2, in one line, and write
+    nothing.
+    """
     monkeypatch.chdir(tmp_path)
-    application = typer.main.get_command(main.app)  # Made once: that takes longer than to refuse a path.
+    # Made once: that takes longer than to refuse a path.
+    application = typer.main.get_command(main.app)
     run_nothing(application)
     monkeypatch.setattr(main, "app", application.main)
 
@@ -105,9 +112,13 @@ def refused(tmp_path, monkeypatch, capfd):
 def test_every_command_has_its_paths_here():
     assert len(PARAMETERS) > 30
     assert {command for command, _ in PARAMETERS} >= set(IN_BUCKETS)
-    assert {(command, flag) for command, flags in IN_BUCKETS.items() for flag in flags} < set(PARAMETERS)
+    assert {(command, flag) for command, flags in IN_BUCKETS.items() for flag in flags} < set(
+        PARAMETERS
+    )
     count = sum(
-        is_path(each.annotation) for _, f in commands(main.app) for each in inspect.signature(f).parameters.values()
+        is_path(each.annotation)
+        for _, f in commands(main.app)
+        for each in inspect.signature(f).parameters.values()
     )
     assert count == len(PARAMETERS), "each has a flag of its own"
 
@@ -122,7 +133,9 @@ def test_a_path_that_cannot_be_is_refused(command, flag, refused):
         )
 
 
-@pytest.mark.parametrize(("command", "flag"), [each for each in PARAMETERS if each[1] in ("--json", "--html")])
+@pytest.mark.parametrize(
+    ("command", "flag"), [each for each in PARAMETERS if each[1] in ("--json", "--html")]
+)
 def test_a_file_that_cannot_be_written_is_refused_before_the_work(command, flag, refused, tmp_path):
     assert "nowhere/x.json: there is no folder nowhere" in refused(command, flag, "nowhere/x.json")
     folder = Path("/tmp")
@@ -143,7 +156,10 @@ def test_folders_of_the_environment_are_paths_too(monkeypatch, tmp_path):
         monkeypatch.setenv(variable, "~/x")
         assert folder() == Path.home() / "x"
         monkeypatch.setenv(variable, "gs://bucket/x")
-        with pytest.raises(UsageError, match=rf"{variable}=gs://bucket/x: is in a bucket; must be a file or folder of"):
+        with pytest.raises(
+            UsageError,
+            match=rf"{variable}=gs://bucket/x: is in a bucket; must be a file or folder of",
+        ):
             folder()
 
 

@@ -1,4 +1,6 @@
-"""Building: what is on disk, the same for any number of workers, complete or refused, and without TensorFlow."""
+"""Building: what is on disk, the same for any number of workers, complete or refused, and without
+TensorFlow.
+"""
 
 import contextlib
 import dataclasses
@@ -60,8 +62,11 @@ def test_what_is_stored_are_the_demonstrations(config, data_dir):
         examples = examples_of(data_dir, method, "train")
         assert facts["demonstrations"] == len(examples)
         assert len(examples) + sum(facts["dropped"].values()) == config.data.demonstrations
-        contents = (np.asarray(values).tobytes() for example in examples for values in example.values())
-        assert facts["sha256"] == hashlib.sha256(b"".join(contents)).hexdigest()  # Also: in the order they were made.
+        contents = (
+            np.asarray(values).tobytes() for example in examples for values in example.values()
+        )
+        # Also: in the order they were made.
+        assert facts["sha256"] == hashlib.sha256(b"".join(contents)).hexdigest()
         solved = sampled = threads = window = 0
         for example in examples:
             thread = read_thread(unflatten(example), tokenizer)
@@ -87,12 +92,17 @@ def test_the_parts_share_no_numbers_and_demonstrations_are_of_their_part(config,
     assert {name: len(part) for name, part in parts.items()} == record_of(data_dir)["problems"]
     assert len(parts["train"]) == config.data.demonstrations
     assert len(parts["validation"]) == len(parts["test"]) == config.data.heldout
-    train, validation, test = ({tuple(sorted(problem.numbers)) for problem in part} for part in parts.values())
+    train, validation, test = (
+        {tuple(sorted(problem.numbers)) for problem in part} for part in parts.values()
+    )
     assert not train & validation and not train & test and not validation & test
     for method in USUAL:
         for name in ("train", "validation"):
             assert set(shown(problems_of(data_dir, method, name))) <= set(shown(parts[name]))
-    sums = {name: hashlib.sha256((data_dir / name).read_bytes()).hexdigest() for name in record_of(data_dir)["sha256"]}
+    sums = {
+        name: hashlib.sha256((data_dir / name).read_bytes()).hexdigest()
+        for name in record_of(data_dir)["sha256"]
+    }
     assert sums == record_of(data_dir)["sha256"]
     assert sums.keys() == {"train.jsonl", "validation.jsonl", "test.jsonl", "tokenizer.model"}
 
@@ -117,12 +127,18 @@ def test_a_problem_trains_on_though_its_demonstration_was_dropped(config, data_d
         (True, ("dropped_children", "dropped_success")),
         (False, ("mean_children", "kept_success")),
     ):
-        assert np.mean(lost[was_lost], axis=0) == pytest.approx([facts["apr"][name] for name in names])
-    assert statistics(Counts(made=3, threads=3), types.SimpleNamespace())["dropped_children"] is None
+        assert np.mean(lost[was_lost], axis=0) == pytest.approx(
+            [facts["apr"][name] for name in names]
+        )
+    assert (
+        statistics(Counts(made=3, threads=3), types.SimpleNamespace())["dropped_children"] is None
+    )
 
 
 def test_tfds_reads_the_same(data_dir):
-    theirs = tfds.builder_from_directory(dataset.directory(data_dir, "sos+")).as_data_source("train")
+    theirs = tfds.builder_from_directory(dataset.directory(data_dir, "sos+")).as_data_source(
+        "train"
+    )
     ours = dataset.read(data_dir, "sos+", "train")
     assert len(ours) == len(theirs) > 100
     for k in (0, 57, len(ours) - 1):
@@ -160,7 +176,10 @@ def test_the_seed_and_the_number_of_the_demonstration_matter(config, data_dir, t
     other = small(data=dataclasses.replace(config.data, seed=4))
     build(other, tmp_path, methods=("apr",), progress=False, workers=1)
     assert record_of(tmp_path)["methods"]["apr"]["train"]["sha256"] != sha(data_dir)
-    tiny = small(task=dataclasses.replace(config.task, high=3), data=dataclasses.replace(config.data, heldout=2))
+    tiny = small(
+        task=dataclasses.replace(config.task, high=3),
+        data=dataclasses.replace(config.data, heldout=2),
+    )
     build(tiny, tmp_path / "tiny", methods=("apr",), progress=False, workers=1)
     examples = examples_of(tmp_path / "tiny", "apr", "train")
     problems = record_of(tmp_path / "tiny")["problems"]["train"]
@@ -189,12 +208,18 @@ def test_an_excluded_problem_occurs_nowhere(config, data_dir, tmp_path):
 
 
 def test_nested_demonstrations_are_built_where_children_may_spawn(config, tmp_path):
-    with pytest.raises(UsageError, match="limits.max_depth=1 must be at least 2 for method 'apr-nested'"):
+    with pytest.raises(
+        UsageError, match="limits.max_depth=1 must be at least 2 for method 'apr-nested'"
+    ):
         build(config, tmp_path, methods=("apr-nested",), progress=False)
     deep = small(
         task=dataclasses.replace(config.task, numbers=4),
-        solver=dataclasses.replace(config.solver, parent_beam=5, parent_beam_low=3, child_beam=5, max_children=35),
-        limits=dataclasses.replace(config.limits, window=1_000, max_thread_tokens=1_000, max_threads=36, max_depth=2),
+        solver=dataclasses.replace(
+            config.solver, parent_beam=5, parent_beam_low=3, child_beam=5, max_children=35
+        ),
+        limits=dataclasses.replace(
+            config.limits, window=1_000, max_thread_tokens=1_000, max_threads=36, max_depth=2
+        ),
     )
     facts = build(deep, tmp_path, methods=("apr-nested",), progress=False, workers=1)["apr-nested"]
     # The solver divides its threads as a rollout its threads, so none of its trees lacks one.
@@ -208,25 +233,47 @@ def times(out: Path) -> dict[Path, int]:
     return {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()}
 
 
-def test_rejection_sampling_keeps_the_right_ones_of_the_same_demonstrations(config, data_dir, tmp_path):
+def test_rejection_sampling_keeps_the_right_ones_of_the_same_demonstrations(
+    config, data_dir, tmp_path
+):
     solver = dataclasses.replace(config.solver, correct_only=True)
-    facts = build(dataclasses.replace(config, solver=solver), tmp_path, methods=("sos+",), progress=False)["sos+"]
-    tokenizer, task = Tokenizer.from_bytes((data_dir / "tokenizer.model").read_bytes()), Countdown(config.task, solver)
+    facts = build(
+        dataclasses.replace(config, solver=solver), tmp_path, methods=("sos+",), progress=False
+    )["sos+"]
+    tokenizer, task = (
+        Tokenizer.from_bytes((data_dir / "tokenizer.model").read_bytes()),
+        Countdown(config.task, solver),
+    )
 
     def is_right(example: dict) -> bool:
         answer = read_thread(unflatten(example), tokenizer).answer
         return task.verify(problem_of(example, tokenizer), answer).correct
 
     every, right = (examples_of(folder, "sos+", "train") for folder in (data_dir, tmp_path))
-    assert [e["tokens"].tolist() for e in right] == [e["tokens"].tolist() for e in every if is_right(e)]
-    assert facts["dropped"] == {"window": 0, "max_thread_tokens": 0, "threads": 0, "wrong": len(every) - len(right)}
+    assert [e["tokens"].tolist() for e in right] == [
+        e["tokens"].tolist() for e in every if is_right(e)
+    ]
+    assert facts["dropped"] == {
+        "window": 0,
+        "max_thread_tokens": 0,
+        "threads": 0,
+        "wrong": len(every) - len(right),
+    }
     assert facts["kept_success"] == 1 > facts["solver_success"] > 0.3
     # RL is to have the others all the same.
-    assert all((tmp_path / f"{name}.jsonl").read_bytes() == (data_dir / f"{name}.jsonl").read_bytes() for name in PARTS)
+    assert all(
+        (tmp_path / f"{name}.jsonl").read_bytes() == (data_dir / f"{name}.jsonl").read_bytes()
+        for name in PARTS
+    )
     none = Counts(made=7, dropped_wrong=7)
-    with pytest.raises(UsageError, match=r"wrong, under solver.correct_only: 7\); set solver.correct_only=false"):
+    with pytest.raises(
+        UsageError, match=r"wrong, under solver.correct_only: 7\); set solver.correct_only=false"
+    ):
         statistics(
-            none, types.SimpleNamespace(method="sos+", bounds=types.SimpleNamespace(window=1, max_thread_tokens=1))
+            none,
+            types.SimpleNamespace(
+                method="sos+", bounds=types.SimpleNamespace(window=1, max_thread_tokens=1)
+            ),
         )
 
 
@@ -268,19 +315,26 @@ def test_an_interrupted_build_goes_on(config, data_dir, tmp_path, monkeypatch):
 
 def test_other_settings_are_refused_by_name(config, data_dir):
     other = small(solver=dataclasses.replace(config.solver, child_beam=7))
-    with pytest.raises(UsageError, match=r"built with solver.child_beam=15, now solver.child_beam=7"):
+    with pytest.raises(
+        UsageError, match=r"built with solver.child_beam=15, now solver.child_beam=7"
+    ):
         build(other, data_dir, progress=False)
     other = small(limits=dataclasses.replace(config.limits, window=159))
     with pytest.raises(UsageError, match=r"built with limits.window=176, now limits.window=159"):
         build(other, data_dir, progress=False)
-    build(dataclasses.replace(config, seed=99, name="else"), data_dir, progress=False)  # Decides nothing here.
+    # Decides nothing here.
+    build(dataclasses.replace(config, seed=99, name="else"), data_dir, progress=False)
 
 
 def test_users_mistakes(config, tmp_path):
-    with pytest.raises(UsageError, match="method='bfs' must be one of sos, sos\\+, apr, apr-nested"):
+    with pytest.raises(
+        UsageError, match="method='bfs' must be one of sos, sos\\+, apr, apr-nested"
+    ):
         build(config, tmp_path, methods=("bfs",), progress=False)
     narrow = small(limits=dataclasses.replace(config.limits, window=12))
-    with pytest.raises(UsageError, match=r"none of the 150 demonstrations of 'apr' fits .* limits.window=12: 150"):
+    with pytest.raises(
+        UsageError, match=r"none of the 150 demonstrations of 'apr' fits .* limits.window=12: 150"
+    ):
         build(narrow, tmp_path / "a", methods=("apr",), progress=False, workers=1)
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot write"):
@@ -295,7 +349,9 @@ def test_a_damaged_file_is_named(config, tmp_path):
     build(config, tmp_path, methods=("sos",), progress=False, workers=1)
     (file,) = dataset.directory(tmp_path, "sos").glob("*train*")
     file.write_bytes(file.read_bytes()[:5000])
-    with pytest.raises(UserError, match=r"no readable train demonstrations of method 'sos' .*delete the folder"):
+    with pytest.raises(
+        UserError, match=r"no readable train demonstrations of method 'sos' .*delete the folder"
+    ):
         dataset.read(tmp_path, "sos", "train")
 
 
@@ -311,7 +367,9 @@ build(config, out, methods=("apr",), progress=False, workers=1)
 next(sft_batches(out, "apr", 4, config.limits.max_thread_tokens, seed=0))
 print([name for name in sys.modules if name.split(".")[0] == "tensorflow"])
 """
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=NANO.parents[1])
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, cwd=NANO.parents[1]
+    )
     assert done.stdout == "[]\n", done.stderr
     # Nothing is said, not even by threads that are still reading when Python exits.
     assert done.stderr == ""
@@ -319,11 +377,24 @@ print([name for name in sys.modules if name.split(".")[0] == "tensorflow"])
 
 @pytest.fixture
 def building(tmp_path):
-    """A build on two cores whose workers are at work, in a folder whose files bear names of the standard library."""
+    """A build on two cores whose workers are at work, in a folder whose files bear names of the
+    standard library.
+    """
     (tmp_path / "here").mkdir()
     for name in ("random", "signal", "socket"):
-        (tmp_path / "here" / f"{name}.py").write_text("raise KeyboardInterrupt('this is no standard library')")
-    words = ["data", "build", "--config", str(NANO), "--out", str(tmp_path / "out"), "--method", "sos"]
+        (tmp_path / "here" / f"{name}.py").write_text(
+            "raise KeyboardInterrupt('this is no standard library')"
+        )
+    words = [
+        "data",
+        "build",
+        "--config",
+        str(NANO),
+        "--out",
+        str(tmp_path / "out"),
+        "--method",
+        "sos",
+    ]
     words += ["--set", "data.demonstrations=40000", "--set", "data.heldout=10"]
     with subprocess.Popen(
         [sys.executable, "-m", "apr_jax", *words],
@@ -357,14 +428,23 @@ def _session(leader):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-def test_a_build_that_is_stopped_leaves_no_process_and_says_what_is_kept(building, number, tmp_path):
-    """And files in the current folder that bear names of the standard library are in nobody's way."""
+def test_a_build_that_is_stopped_leaves_no_process_and_says_what_is_kept(
+    building, number, tmp_path
+):
+    """And files in the current folder that bear names of the standard library are in nobody's
+    way.
+    """
     assert building.poll() is None, building.stderr.read()
-    assert sum("forkserver" in command for command in _session(building.pid).values()) >= 2, "the server and a worker"
+    assert sum("forkserver" in command for command in _session(building.pid).values()) >= 2, (
+        "the server and a worker"
+    )
     building.send_signal(number)
     if number == signal.SIGTERM:
         assert building.wait(timeout=60) == 143
-        told = f"apr: stopped by SIGTERM; parts that were finished are in {tmp_path / 'out'}; the same command goes on"
+        told = (
+            f"apr: stopped by SIGTERM; parts that were finished are in {tmp_path / 'out'}; the same"
+            " command goes on"
+        )
         assert told in " ".join(building.stderr.read().split())
     else:
         building.wait(timeout=60)

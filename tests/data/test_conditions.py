@@ -1,4 +1,6 @@
-"""What a prompt asks for is what its demonstration does, in every render; and nobody asks for what the data never state."""
+"""What a prompt asks for is what its demonstration does, in every render; and nobody asks for what
+the data never state.
+"""
 
 import collections
 import dataclasses
@@ -40,9 +42,13 @@ def stated_in(prompt: str) -> int:
     return int(prompt.partition("#")[2])
 
 
-@pytest.mark.parametrize(("render", "window_bin"), [("compact", 1), ("compact", 32), ("sos", 64), ("sos", 512)])
+@pytest.mark.parametrize(
+    ("render", "window_bin"), [("compact", 1), ("compact", 32), ("sos", 64), ("sos", 512)]
+)
 def test_stated_bins_are_those_that_the_tokens_fill(render, window_bin):
-    task = Countdown(CountdownConfig(), SolverConfig(render=render, window_bin=window_bin, condition=1.0))
+    task = Countdown(
+        CountdownConfig(), SolverConfig(render=render, window_bin=window_bin, condition=1.0)
+    )
     # No text is needed to train on: the tokenizer knows the task's characters and phrases.
     tokenizer = Tokenizer.train(["0"], task.phrases, task.alphabet)
     bins = collections.Counter()
@@ -64,11 +70,15 @@ def test_tokens_are_counted_as_the_tokenizer_cuts(render):
     for seed in range(20):
         for method in METHODS:
             thread = task.demonstration(draw(task.config, seed), method, seed)
-            parts = [part for one in flatten(thread) for part in (one.prompt, one.answer, *one.body)]
+            parts = [
+                part for one in flatten(thread) for part in (one.prompt, one.answer, *one.body)
+            ]
             for text in filter(lambda part: isinstance(part, str), parts):
                 assert count_tokens(text, task.phrases) == len(tokenizer.encode(text))
                 written |= set(text)
-    assert written - set("#") == set(task.alphabet) - set("#"), "an alphabet that is known without drawing"
+    assert written - set("#") == set(task.alphabet) - set("#"), (
+        "an alphabet that is known without drawing"
+    )
     phrases = ("ab", "abc", "bcd", "c")
     cutter = Tokenizer.train(["abcd"], phrases)
     for text in ("abcd", "abbcdc", "ababcabcd", "dcba", ""):
@@ -84,7 +94,11 @@ def test_part_of_scale_paper_is_built_as_its_config_says(paper, paper_data):
         for example in (source[k] for k in range(len(source))):
             streams = unflatten(example)
             thread = read_thread(streams, tokenizer)
-            done = len(streams) - 1 if method == "apr" else -(-len(streams[0].tokens) // paper.solver.window_bin)
+            done = (
+                len(streams) - 1
+                if method == "apr"
+                else -(-len(streams[0].tokens) // paper.solver.window_bin)
+            )
             assert stated_in(thread.prompt) == done
             counted[done] += 1
         facts = record["methods"][method]["train"]
@@ -101,21 +115,35 @@ def test_part_of_scale_paper_is_built_as_its_config_says(paper, paper_data):
         (
             "children",
             (0, 1),
-            r"evaluate.children=\(0, 1\): no demonstration of 'apr' in .* states 1; they state 0, 2, 3",
+            (
+                r"evaluate.children=\(0, 1\): no demonstration of 'apr' in .* states 1; they state"
+                r" 0, 2, 3"
+            ),
         ),
-        ("bins", (2, 9, 10), r"evaluate.bins=\(2, 9, 10\): .*'sos\+' in .* states 9 or 10; they state 1, 2, .*, 8$"),
+        (
+            "bins",
+            (2, 9, 10),
+            r"evaluate.bins=\(2, 9, 10\): .*'sos\+' in .* states 9 or 10; they state 1, 2, .*, 8$",
+        ),
     ],
 )
 def test_a_sweep_over_what_the_data_never_state_is_refused(paper, paper_data, field, values, line):
-    swept = dataclasses.replace(paper, evaluate=dataclasses.replace(paper.evaluate, **{field: values}))
+    swept = dataclasses.replace(
+        paper, evaluate=dataclasses.replace(paper.evaluate, **{field: values})
+    )
     with pytest.raises(UsageError, match=line):
         suite.check_conditions(swept, paper_data)
 
 
 def test_data_of_an_unknown_kind_are_named(config, data_dir, tmp_path):
-    swept = dataclasses.replace(config, evaluate=dataclasses.replace(config.evaluate, children=(2,), bins=(2,)))
+    swept = dataclasses.replace(
+        config, evaluate=dataclasses.replace(config.evaluate, children=(2,), bins=(2,))
+    )
     suite.check_conditions(swept, data_dir)
-    with pytest.raises(UserError, match=r"data.json: does not say which conditions the demonstrations of 'apr' state"):
+    with pytest.raises(
+        UserError,
+        match=r"data.json: does not say which conditions the demonstrations of 'apr' state",
+    ):
         suite.check_conditions(swept, tmp_path)
 
 
@@ -123,9 +151,14 @@ def test_data_of_an_unknown_kind_are_named(config, data_dir, tmp_path):
 def test_the_tokenizer_knows_every_character_of_the_task(config, tmp_path, count):
     """Whatever its demonstrations hold: here none states a condition, and there are one or two."""
     solver = dataclasses.replace(config.solver, condition=0.0)
-    few = dataclasses.replace(config, solver=solver, data=dataclasses.replace(config.data, demonstrations=count))
+    few = dataclasses.replace(
+        config, solver=solver, data=dataclasses.replace(config.data, demonstrations=count)
+    )
     build(few, tmp_path, methods=("apr", "sos+"), progress=False, workers=1)
     tokenizer = Tokenizer.from_bytes((tmp_path / "tokenizer.model").read_bytes())
     problem = Problem("p", (29, 30, 17), 68)
-    for text in (Countdown(few.task, few.solver).alphabet, Countdown(few.task, few.solver).prompt(problem, 35)):
+    for text in (
+        Countdown(few.task, few.solver).alphabet,
+        Countdown(few.task, few.solver).prompt(problem, 35),
+    ):
         assert tokenizer.decode(tokenizer.encode(text)) == text

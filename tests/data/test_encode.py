@@ -1,4 +1,6 @@
-"""Streams: a tree worked out by hand, exact inverses, and the same record as the rollout's reference makes."""
+"""Streams: a tree worked out by hand, exact inverses, and the same record as the rollout's
+reference makes.
+"""
 
 import dataclasses
 
@@ -18,8 +20,28 @@ from apr_jax.data.demonstrate import (
     unflatten,
 )
 from apr_jax.data.encode import NO_PARENT, Stream, read_thread, tree_streams
-from apr_jax.tasks import METHODS, PARALLEL, Countdown, CountdownConfig, Problem, SolverConfig, Spawn, Thread, draw
-from apr_jax.text.tokenizer import BOS, END_JOINED, END_SPAWN, EOS, JOIN, JOINED, MSG, SPAWN, Tokenizer
+from apr_jax.tasks import (
+    METHODS,
+    PARALLEL,
+    Countdown,
+    CountdownConfig,
+    Problem,
+    SolverConfig,
+    Spawn,
+    Thread,
+    draw,
+)
+from apr_jax.text.tokenizer import (
+    BOS,
+    END_JOINED,
+    END_SPAWN,
+    EOS,
+    JOIN,
+    JOINED,
+    MSG,
+    SPAWN,
+    Tokenizer,
+)
 from apr_jax.threads.forest import ThreadForest
 from apr_jax.threads.limits import Limits
 from apr_jax.threads.prompts import make_prompts
@@ -32,7 +54,9 @@ def leaf(prompt: str, body: str = "", answer: str = "") -> Thread:
     return Thread(prompt, (body,) if body else (), answer)
 
 
-TWO_SPAWNS = Thread("ab", ("c", Spawn((leaf("d", "e", "f"), leaf("g"))), Spawn((leaf("h", answer="a"),)), "b"), "cd")
+TWO_SPAWNS = Thread(
+    "ab", ("c", Spawn((leaf("d", "e", "f"), leaf("g"))), Spawn((leaf("h", answer="a"),)), "b"), "cd"
+)
 
 
 def test_a_tree_with_two_spawns_worked_out_by_hand():
@@ -42,7 +66,8 @@ def test_a_tree_with_two_spawns_worked_out_by_hand():
     expected = [  # token, position, hidden block, sampled
         (BOS, 0, 0, 0), (a, 1, 0, 0), (b, 2, 0, 0),
         (c, 3, 0, 1),
-        (SPAWN, 4, 1, 1), (MSG, 5, 1, 1), (d, 6, 1, 1), (MSG, 7, 1, 1), (g, 8, 1, 1), (END_SPAWN, 9, 1, 1),
+        (SPAWN, 4, 1, 1), (MSG, 5, 1, 1), (d, 6, 1, 1), (MSG, 7, 1, 1), (g, 8, 1, 1),
+        (END_SPAWN, 9, 1, 1),
         (JOINED, 4, 0, 0), (MSG, 5, 0, 0), (f, 6, 0, 0), (MSG, 7, 0, 0), (END_JOINED, 8, 0, 0),
         (SPAWN, 9, 2, 1), (MSG, 10, 2, 1), (h, 11, 2, 1), (END_SPAWN, 12, 2, 1),
         (JOINED, 9, 0, 0), (MSG, 10, 0, 0), (a, 11, 0, 0), (END_JOINED, 12, 0, 0),
@@ -76,7 +101,9 @@ def test_slots_of_nested_spawns():
     assert read_thread(streams, LETTERS) == tree
 
 
-def demonstrations(method: str, render: str, count: int) -> tuple[list[Thread], Tokenizer, list[Problem]]:
+def demonstrations(
+    method: str, render: str, count: int
+) -> tuple[list[Thread], Tokenizer, list[Problem]]:
     """Demonstrations of the paper's own problems, and a tokenizer for them."""
     task = CountdownConfig()
     solver = SolverConfig(render=render, window_bin=64)
@@ -118,14 +145,30 @@ def assert_same(one: Stream, other: Stream) -> None:
 def test_small_trees_are_stored_in_small_integers():
     """And no larger ones than the vocabulary and the limits ask for."""
     small = stored_types(
-        65_536, Bounds(window=65_535, max_thread_tokens=65_535, max_threads=32_768, children=65_536, max_depth=255)
+        65_536,
+        Bounds(
+            window=65_535,
+            max_thread_tokens=65_535,
+            max_threads=32_768,
+            children=65_536,
+            max_depth=255,
+        ),
     )
     assert {name: dtype.itemsize for name, dtype in small.items()} == {
-        **dict.fromkeys(("tokens", "position", "hidden_block", "length", "parent", "round", "child"), 2),
+        **dict.fromkeys(
+            ("tokens", "position", "hidden_block", "length", "parent", "round", "child"), 2
+        ),
         **dict.fromkeys(("sampled", "depth"), 1),
     }
     large = stored_types(
-        65_537, Bounds(window=65_536, max_thread_tokens=65_536, max_threads=32_769, children=65_537, max_depth=256)
+        65_537,
+        Bounds(
+            window=65_536,
+            max_thread_tokens=65_536,
+            max_threads=32_769,
+            children=65_537,
+            max_depth=256,
+        ),
     )
     wider = {name for name, dtype in large.items() if dtype.itemsize == 2 * small[name].itemsize}
     assert wider == {*small} - {"sampled"}
@@ -147,7 +190,9 @@ def test_tokens_of_a_large_vocabulary_keep_their_ids():
     streams = large_tree()
     stored = flatten(streams, stored_types(200_000, Bounds(8, 8, 1, 1, 0)))
     assert unflatten(stored)[0].tokens.tolist() == LARGE.tolist()
-    with pytest.raises(ValueError, match="demonstration: tokens 65536 does not fit into uint16: 0 to 65535"):
+    with pytest.raises(
+        ValueError, match="demonstration: tokens 65536 does not fit into uint16: 0 to 65535"
+    ):
         flatten(streams, stored_types(32, Bounds(8, 8, 1, 1, 0)))
 
 
@@ -165,7 +210,9 @@ def test_tokens_of_a_large_vocabulary_keep_their_ids():
 def test_what_does_not_fit_is_refused_and_never_wraps(feature, broken):
     (stream,) = large_tree()
     with pytest.raises(ValueError, match=f"demonstration: {feature} .* does not fit into"):
-        flatten([dataclasses.replace(stream, **broken)], stored_types(200_000, Bounds(8, 8, 1, 1, 0)))
+        flatten(
+            [dataclasses.replace(stream, **broken)], stored_types(200_000, Bounds(8, 8, 1, 1, 0))
+        )
 
 
 def test_a_data_set_of_a_large_vocabulary_comes_back_from_disk(tmp_path):
@@ -188,7 +235,9 @@ def test_a_lie_in_a_stream_is_found():
 
 
 def bounds_of(limits: Limits) -> Bounds:
-    return Bounds(**{field.name: getattr(limits, field.name) for field in dataclasses.fields(Bounds)})
+    return Bounds(
+        **{field.name: getattr(limits, field.name) for field in dataclasses.fields(Bounds)}
+    )
 
 
 def script(streams: list[Stream]) -> dict[tuple[int, ...], int]:
@@ -196,7 +245,9 @@ def script(streams: list[Stream]) -> dict[tuple[int, ...], int]:
     table: dict[tuple[int, ...], int] = {}
     for stream in streams:
         seen: list[int] = []
-        for token, position, sampled in zip(stream.tokens, stream.position, stream.sampled, strict=True):
+        for token, position, sampled in zip(
+            stream.tokens, stream.position, stream.sampled, strict=True
+        ):
             del seen[int(position) :]
             if sampled:
                 assert table.setdefault(tuple(seen), int(token)) == token
@@ -222,24 +273,38 @@ def test_streams_are_what_a_rollout_of_the_demonstrator_records(method, depth, r
     threads, tokenizer, _ = demonstrations(method, render, 40)
     trees = [tree_streams(thread, tokenizer) for thread in threads]
     trees = [streams for streams in trees if not broken_bound(streams, bounds_of(limits))]
-    trees = sorted(trees, key=lambda streams: (-streams[-1].depth, sum(len(stream.tokens) for stream in streams)))[:5]
+    trees = sorted(
+        trees,
+        key=lambda streams: (-streams[-1].depth, sum(len(stream.tokens) for stream in streams)),
+    )[:5]
     assert max(stream.depth for streams in trees for stream in streams) == depth
     trees.append(tree_streams(TWO_SPAWNS, LETTERS))
     for streams in trees:
         forest = replayed(streams, limits)
         assert int(forest.children) == len(streams) - 1
         assert int(forest.sequential_tokens) == sequential_tokens(streams)
-        # A nested spawn leaves its children threads that they don't use; a data set does without the gaps.
+        # A nested spawn leaves its children threads that they don't use; a data set does without
+        # the gaps.
         used = np.flatnonzero(forest.length)
-        place_of = {NO_PARENT: NO_PARENT, **{int(thread_index): place for place, thread_index in enumerate(used)}}
+        place_of = {
+            NO_PARENT: NO_PARENT,
+            **{int(thread_index): place for place, thread_index in enumerate(used)},
+        }
         for thread_index, stream in zip(used, streams, strict=True):
             length = int(forest.length[thread_index])
             recorded = {
-                name: getattr(forest, name)[thread_index] for name in ("tokens", "position", "hidden_block", "sampled")
+                name: getattr(forest, name)[thread_index]
+                for name in ("tokens", "position", "hidden_block", "sampled")
             }
-            places = {name: int(getattr(forest, name)[thread_index]) for name in ("parent", "round", "depth", "child")}
+            places = {
+                name: int(getattr(forest, name)[thread_index])
+                for name in ("parent", "round", "depth", "child")
+            }
             places["parent"] = place_of[places["parent"]]
-            assert_same(stream, Stream(**{name: field[:length] for name, field in recorded.items()}, **places))
+            assert_same(
+                stream,
+                Stream(**{name: field[:length] for name, field in recorded.items()}, **places),
+            )
 
 
 @pytest.mark.parametrize(
@@ -247,28 +312,40 @@ def test_streams_are_what_a_rollout_of_the_demonstrator_records(method, depth, r
     [
         (Limits(window=18, max_thread_tokens=28, max_threads=4, children=2), ""),
         (Limits(window=17, max_thread_tokens=28, max_threads=4, children=2), "dropped_window"),
-        (Limits(window=18, max_thread_tokens=27, max_threads=4, children=2), "dropped_max_thread_tokens"),
+        (
+            Limits(window=18, max_thread_tokens=27, max_threads=4, children=2),
+            "dropped_max_thread_tokens",
+        ),
         (Limits(window=18, max_thread_tokens=28, max_threads=3, children=2), "dropped_threads"),
         (Limits(window=18, max_thread_tokens=28, max_threads=4, children=1), "dropped_threads"),
-        (Limits(window=18, max_thread_tokens=28, max_threads=4, children=2, max_depth=0), "dropped_threads"),
+        (
+            Limits(window=18, max_thread_tokens=28, max_threads=4, children=2, max_depth=0),
+            "dropped_threads",
+        ),
     ],
 )
 def test_a_demonstration_is_dropped_exactly_when_the_rollout_would_cut_it(limits, broken):
     streams = tree_streams(TWO_SPAWNS, LETTERS)
     assert broken_bound(streams, bounds_of(limits)) == broken
-    if broken != "dropped_threads":  # Fewer children answer differently, and the script knows no such context.
+    # Fewer children answer differently, and the script knows no such context.
+    if broken != "dropped_threads":
         assert bool(replayed(streams, limits).truncations) == bool(broken)
 
 
 @pytest.mark.parametrize(("max_threads", "room"), [(11, False), (12, True)])
 def test_nested_spawns_need_the_slots_that_their_thread_gets(max_threads, room):
-    """Of 11 threads below the root two go to its children; the nine that are left make three shares of three."""
+    """Of 11 threads below the root two go to its children; the nine that are left make three shares
+    of three.
+    """
     inner = Thread("e", (Spawn((leaf("c"), leaf("d"), leaf("f"))),), "")
     streams = tree_streams(Thread("a", (Spawn((leaf("b"), inner)),), ""), LETTERS)
-    limits = Limits(window=40, max_thread_tokens=40, max_threads=max_threads, children=3, max_depth=2)
+    limits = Limits(
+        window=40, max_thread_tokens=40, max_threads=max_threads, children=3, max_depth=2
+    )
     assert broken_bound(streams, bounds_of(limits)) == ("" if room else "dropped_threads")
     if room:
         assert not replayed(streams, limits).refusals.any()
     else:
-        with pytest.raises(KeyError):  # A child is refused, and the script knows no thread that is joined two answers.
+        # A child is refused, and the script knows no thread that is joined two answers.
+        with pytest.raises(KeyError):
             replayed(streams, limits)

@@ -1,4 +1,6 @@
-"""Packing: every token once and whole, no overlap, little padding; fast paths against naive ones."""
+"""Packing: every token once and whole, no overlap, little padding; fast paths against naive
+ones.
+"""
 
 from types import SimpleNamespace
 from typing import Any
@@ -13,7 +15,9 @@ from apr_jax.data.encode import Stream
 from apr_jax.data.packing import Rows, pack_forest, pack_streams, padding_share, place
 
 LENGTH = 12
-trees_of_lengths = st.lists(st.lists(st.integers(1, LENGTH), min_size=1, max_size=5), min_size=1, max_size=8)
+trees_of_lengths = st.lists(
+    st.lists(st.integers(1, LENGTH), min_size=1, max_size=5), min_size=1, max_size=8
+)
 
 
 def stream_of(size: int, start: int) -> Stream:
@@ -33,7 +37,9 @@ def make_trees(sizes: list[list[int]]) -> list[list[Stream]]:
 
 
 def unpacked(rows: Rows) -> list[tuple[int, tuple]]:
-    """(tree, columns) of each segment, after checking that segments are unbroken and padding is blank."""
+    """(tree, columns) of each segment, after checking that segments are unbroken and padding is
+    blank.
+    """
     found = []
     blank = rows.segment == 0
     for name, value in (
@@ -59,13 +65,17 @@ def unpacked(rows: Rows) -> list[tuple[int, tuple]]:
 
 def expected(trees: list[list[Stream]]) -> list[tuple[int, tuple]]:
     return sorted(
-        (index, columns(stream, np.zeros(len(stream.tokens)))) for index, t in enumerate(trees) for stream in t
+        (index, columns(stream, np.zeros(len(stream.tokens))))
+        for index, t in enumerate(trees)
+        for stream in t
     )
 
 
 def columns(record: Any, logprob: np.ndarray) -> tuple:
     """One tuple a token."""
-    fields = [getattr(record, name).tolist() for name in ("tokens", "position", "hidden_block", "sampled")]
+    fields = [
+        getattr(record, name).tolist() for name in ("tokens", "position", "hidden_block", "sampled")
+    ]
     return tuple(zip(*fields, logprob.tolist(), strict=True))
 
 
@@ -82,7 +92,9 @@ def test_every_thread_is_there_once_and_whole(sizes):
 
 def naive_place(lengths: list[int], length: int, rows: int, first: int) -> list[tuple[int, int]]:
     """First fit, one thread after the other, row after row."""
-    order = list(range(min(first, len(lengths)))) + sorted(range(first, len(lengths)), key=lambda k: -lengths[k])
+    order = list(range(min(first, len(lengths)))) + sorted(
+        range(first, len(lengths)), key=lambda k: -lengths[k]
+    )
     used = [0] * rows
     placed = [(-1, -1)] * len(lengths)
     for k in order:
@@ -104,7 +116,9 @@ def test_place_is_first_fit_decreasing_after_those_who_wait(lengths, rows, first
         assert placed[0] == (0, 0)  # The longest wait ends.
 
 
-def random_forest(rng: np.random.Generator, trees: int, max_threads: int, length: int) -> SimpleNamespace:
+def random_forest(
+    rng: np.random.Generator, trees: int, max_threads: int, length: int
+) -> SimpleNamespace:
     """Random streams in some threads, and rubbish in the columns beyond, which must not be read."""
     shape = trees, max_threads, length
     used = rng.random((trees, max_threads)) < 0.6
@@ -115,7 +129,9 @@ def random_forest(rng: np.random.Generator, trees: int, max_threads: int, length
         sampled=rng.random(shape) < 0.5,
         logprob=-rng.random(shape, dtype=np.float32),
         allowed=rng.integers(0, 128, shape, dtype=np.uint8),
-        length=np.where(used, rng.integers(1, length + 1, (trees, max_threads)), 0).astype(np.int32),
+        length=np.where(used, rng.integers(1, length + 1, (trees, max_threads)), 0).astype(
+            np.int32
+        ),
     )
 
 
@@ -126,7 +142,9 @@ def test_pack_forest_against_the_slots_one_by_one(seed):
     max_threads = []
     for tree, thread_index in np.argwhere(forest.length > 0).tolist():
         part = tree, thread_index, slice(forest.length[tree, thread_index])
-        record = SimpleNamespace(**{name: field[part] for name, field in vars(forest).items() if field.ndim == 3})
+        record = SimpleNamespace(
+            **{name: field[part] for name, field in vars(forest).items() if field.ndim == 3}
+        )
         max_threads.append((tree, columns(record, record.logprob)))
     assert unpacked(rows) == sorted(max_threads)
     assert rows.tokens.shape[0] in (3, 6, 12, 24)

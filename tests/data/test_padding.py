@@ -24,7 +24,9 @@ MOST = 0.08
 def built(request, tmp_path_factory):
     """The scale's config, and the folder of 800 demonstrations of each method."""
     config = load(EXPERIMENTS / f"{request.param}.py")
-    config = dataclasses.replace(config, data=dataclasses.replace(config.data, demonstrations=800, heldout=40))
+    config = dataclasses.replace(
+        config, data=dataclasses.replace(config.data, demonstrations=800, heldout=40)
+    )
     path = tmp_path_factory.mktemp(request.param)
     build(config, path, methods=METHODS, progress=False, workers=1)
     return config, path
@@ -32,24 +34,34 @@ def built(request, tmp_path_factory):
 
 def _forest(trees):
     """Demonstrations as the rollout would record them."""
-    shape = len(trees), max(map(len, trees)), max(len(stream.tokens) for tree in trees for stream in tree)
+    shape = (
+        len(trees),
+        max(map(len, trees)),
+        max(len(stream.tokens) for tree in trees for stream in tree),
+    )
     names = ("tokens", "position", "hidden_block", "sampled")
     forest = SimpleNamespace(
-        length=np.zeros(shape[:2], np.int32), logprob=np.zeros(shape, np.float32), allowed=np.zeros(shape, np.uint8)
+        length=np.zeros(shape[:2], np.int32),
+        logprob=np.zeros(shape, np.float32),
+        allowed=np.zeros(shape, np.uint8),
     )
     vars(forest).update({name: np.zeros(shape, np.int32) for name in names})
     for index, tree in enumerate(trees):
         for thread_index, stream in enumerate(tree):
             forest.length[index, thread_index] = len(stream.tokens)
             for name in names:
-                getattr(forest, name)[index, thread_index, : len(stream.tokens)] = getattr(stream, name)
+                getattr(forest, name)[index, thread_index, : len(stream.tokens)] = getattr(
+                    stream, name
+                )
     return forest
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_supervised_batches_are_full(built, method):
     config, path = built
-    *full, _ = sft_batches(path, method, config.train.sft.batch_rows, config.limits.max_thread_tokens, seed=0, epochs=2)
+    *full, _ = sft_batches(
+        path, method, config.train.sft.batch_rows, config.limits.max_thread_tokens, seed=0, epochs=2
+    )
     assert len(full) > 20
     assert max(padding_share(batch) for batch in full) <= MOST
 
@@ -58,10 +70,9 @@ def test_supervised_batches_are_full(built, method):
 def test_the_rows_of_forests_are_full(built, method):
     """As many trees as a step of the scale has, in chunks of its own size.
 
-    A forest of SoS+ is some tens of rows, so that the empty rows of its last chunk weigh as much as they happen to be
-    many (32 rows have none, 33 have seven): only the rows that hold tokens are judged. A forest of APR has hundreds, and
-    its last chunk counts, however little is in it.
-    """
+    A forest of SoS+ is some tens of rows, so that the empty rows of its last chunk weigh as much as
+    they happen to be many (32 rows have none, 33 have seven): only the rows that hold tokens are
+    judged. A forest of APR has hundreds, and its last chunk counts, however little is in it."""
     config, path = built
     rl, source = config.train.rl, dataset.read(path, method, "train")
     trees, size = [unflatten(source[k]) for k in range(len(source))], rl.problems * rl.group
@@ -69,7 +80,8 @@ def test_the_rows_of_forests_are_full(built, method):
     for _ in range(9):
         forest = _forest([trees[k] for k in draw.choice(len(trees), size, replace=False)])
         rows = rescored_rows(
-            pack_forest(forest, rl.micro_batch_rows, config.limits.max_thread_tokens), rl.micro_batch_rows
+            pack_forest(forest, rl.micro_batch_rows, config.limits.max_thread_tokens),
+            rl.micro_batch_rows,
         )
         held = rows.segment > 0
         assert held.sum() == forest.length.sum(), "all tokens are there"

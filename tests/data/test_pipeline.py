@@ -1,4 +1,6 @@
-"""The pipeline: nothing lost or doubled, shards disjoint, epochs reshuffled, and a resume that nobody can tell."""
+"""The pipeline: nothing lost or doubled, shards disjoint, epochs reshuffled, and a resume that
+nobody can tell.
+"""
 
 import collections
 import json
@@ -25,11 +27,17 @@ def threads_of(rows: Rows) -> list[bytes]:
     for row in range(rows.tokens.shape[0]):
         for number in range(1, rows.segment[row].max() + 1):
             at = rows.segment[row] == number
-            found.append(b"|".join(getattr(rows, name)[row, at].astype(np.int32).tobytes() for name in FIELDS))
+            found.append(
+                b"|".join(
+                    getattr(rows, name)[row, at].astype(np.int32).tobytes() for name in FIELDS
+                )
+            )
     return found
 
 
-def stored(data_dir, method: str, split: str = "train", part: slice = slice(None)) -> collections.Counter:
+def stored(
+    data_dir, method: str, split: str = "train", part: slice = slice(None)
+) -> collections.Counter:
     source = dataset.read(data_dir, method, split)
     return collections.Counter(
         b"|".join(getattr(stream, name).astype(np.int32).tobytes() for name in FIELDS)
@@ -51,7 +59,9 @@ def test_epochs_hold_every_thread_as_often_as_they_should(data_dir, rows):
     assert seen == collections.Counter({thread: 3 * count for thread, count in once.items()})
     for batch in batches:
         assert batch.tokens.shape == (rows, LENGTH)
-        assert all(field.flags.writeable and field.flags.c_contiguous for field in vars(batch).values())
+        assert all(
+            field.flags.writeable and field.flags.c_contiguous for field in vars(batch).values()
+        )
 
 
 def test_batches_are_well_filled(data_dir):
@@ -63,14 +73,18 @@ def test_batches_are_well_filled(data_dir):
 @pytest.mark.parametrize("method", ["apr", "sos+"])
 def test_an_epoch_takes_as_many_batches_as_the_first_ones_tell(data_dir, method):
     *full, _ = sft_batches(data_dir, method, ROWS, LENGTH, seed=0, epochs=3)
-    assert steps_of_an_epoch(data_dir, method, ROWS, LENGTH, seed=0) == pytest.approx(len(full) / 3, rel=0.03)
+    assert steps_of_an_epoch(data_dir, method, ROWS, LENGTH, seed=0) == pytest.approx(
+        len(full) / 3, rel=0.03
+    )
     # Two streams of two rows each take the steps of one of four.
     shared = steps_of_an_epoch(data_dir, method, ROWS, LENGTH, seed=0, streams=2)
     assert shared == pytest.approx(len(full) / 3, rel=0.08)
 
 
 def test_batches_are_ready_before_they_are_asked_for(data_dir, monkeypatch):
-    """While the device computes on one, so many more are packed, and no further: memory must not grow."""
+    """While the device computes on one, so many more are packed, and no further: memory must not
+    grow.
+    """
     packed = threading.Semaphore(0)
 
     def scatter(*arguments):
@@ -91,10 +105,13 @@ def test_batches_are_ready_before_they_are_asked_for(data_dir, monkeypatch):
 
 
 def test_trees_are_told_apart_within_a_batch(data_dir):
-    """The threads of a tree share a number, and only they: the root's children are those whose messages it sends."""
+    """The threads of a tree share a number, and only they: the root's children are those whose
+    messages it sends.
+    """
     for batch in sft_batches(data_dir, "apr", ROWS, LENGTH, seed=0, epochs=3):
         numbers = np.unique(batch.tree[batch.tree >= 0])
-        assert numbers.tolist() == list(range(len(numbers)))  # Also where a tree has nothing but waiting threads.
+        # Also where a tree has nothing but waiting threads.
+        assert numbers.tolist() == list(range(len(numbers)))
     batch = next(sft_batches(data_dir, "apr", 24, LENGTH, seed=0))
     numbers = np.unique(batch.tree[batch.tree >= 0])
     source = dataset.read(data_dir, "apr", "train")
@@ -146,7 +163,9 @@ def test_streams_share_the_trees(data_dir):
     parts = [
         collections.Counter(
             thread
-            for batch in sft_batches(data_dir, "apr", ROWS, LENGTH, 0, stream=p, streams=3, epochs=1)
+            for batch in sft_batches(
+                data_dir, "apr", ROWS, LENGTH, 0, stream=p, streams=3, epochs=1
+            )
             for thread in threads_of(batch)
         )
         for p in range(3)
@@ -161,11 +180,21 @@ def test_streams_share_the_trees(data_dir):
 def test_the_batch_does_not_depend_on_how_many_processes_hold_it(data_dir, streams, processes):
     def held(process: int, of: int) -> LocalRows:
         rows = range(8 * process // of, 8 * (process + 1) // of)
-        return LocalRows(lambda s: sft_batches(data_dir, "apr", 8 // streams, LENGTH, 0, s, streams), streams, 8, rows)
+        return LocalRows(
+            lambda s: sft_batches(data_dir, "apr", 8 // streams, LENGTH, 0, s, streams),
+            streams,
+            8,
+            rows,
+        )
 
     def together(parts: list[LocalRows]) -> Rows:
         batches = [next(part) for part in parts]
-        return Rows(**{name: np.concatenate([vars(batch)[name] for batch in batches]) for name in vars(batches[0])})
+        return Rows(
+            **{
+                name: np.concatenate([vars(batch)[name] for batch in batches])
+                for name in vars(batches[0])
+            }
+        )
 
     whole, parts = held(0, 1), [held(process, processes) for process in range(processes)]
     for _ in range(3):
@@ -184,14 +213,21 @@ def test_the_batch_does_not_depend_on_how_many_processes_hold_it(data_dir, strea
 
 
 def _cut(batch: Rows, count: int) -> list[Rows]:
-    return [Rows(**{name: np.split(field, count)[k] for name, field in vars(batch).items()}) for k in range(count)]
+    return [
+        Rows(**{name: np.split(field, count)[k] for name, field in vars(batch).items()})
+        for k in range(count)
+    ]
 
 
 def test_each_epoch_and_each_seed_has_its_own_order(data_dir):
     total = sum(stored(data_dir, "sos").values())
 
     def order(seed: int) -> list[bytes]:
-        return [t for batch in sft_batches(data_dir, "sos", 1, LENGTH, seed, epochs=2) for t in threads_of(batch)]
+        return [
+            t
+            for batch in sft_batches(data_dir, "sos", 1, LENGTH, seed, epochs=2)
+            for t in threads_of(batch)
+        ]
 
     once = order(0)
     assert once == order(0)
@@ -209,9 +245,13 @@ def test_validation_goes_once_over_its_own_split(data_dir):
 
 
 def test_users_mistakes(data_dir, tmp_path):
-    with pytest.raises(UserError, match=r"no readable train demonstrations of method 'apr'.*apr data build"):
+    with pytest.raises(
+        UserError, match=r"no readable train demonstrations of method 'apr'.*apr data build"
+    ):
         sft_batches(tmp_path, "apr", ROWS, LENGTH, 0)
-    with pytest.raises(UsageError, match=r"length=50 must be at least \d+, the longest train stream of 'apr'"):
+    with pytest.raises(
+        UsageError, match=r"length=50 must be at least \d+, the longest train stream of 'apr'"
+    ):
         sft_batches(data_dir, "apr", ROWS, 50, 0)
     with pytest.raises(UsageError, match="rows=0 must be at least 1"):
         sft_batches(data_dir, "apr", 0, LENGTH, 0)
@@ -220,14 +260,17 @@ def test_users_mistakes(data_dir, tmp_path):
 
 
 def test_a_flipped_bit_ends_the_iteration_with_the_name_of_the_file(data_dir, tmp_path):
-    """Where it is read, which may be hours into a training; every other demonstration still can be."""
+    """Where it is read, which may be hours into a training; every other demonstration still can
+    be.
+    """
     shutil.copytree(data_dir, tmp_path / "data")
     (file,) = dataset.directory(tmp_path / "data", "apr").glob("*train*")
     contents = bytearray(file.read_bytes())
     contents[len(contents) // 2] ^= 1
     file.write_bytes(contents)
     with pytest.raises(
-        UserError, match=r"demonstration \d+ is damaged \(\w+\); delete .* and run `apr data build` again"
+        UserError,
+        match=r"demonstration \d+ is damaged \(\w+\); delete .* and run `apr data build` again",
     ) as error:
         for _ in sft_batches(tmp_path / "data", "apr", ROWS, LENGTH, 0, epochs=1):
             pass

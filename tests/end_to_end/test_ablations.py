@@ -17,9 +17,13 @@ SMALL = ablations.Ablation(
     "Does it run?",
     (
         ablations.Variant("base", asked=(2,), forced=(1,)),
-        ablations.Variant("priced", ("train.rl.reward.token_price=0.5",), after="base", sampled=(1.0,)),
+        ablations.Variant(
+            "priced", ("train.rl.reward.token_price=0.5",), after="base", sampled=(1.0,)
+        ),
         ablations.Variant("other seed", ("seed=7",)),
-        ablations.Variant("serial", ("solver.serial_beam=1",), "sos+", reinforced=False, sampled=(0.5,)),
+        ablations.Variant(
+            "serial", ("solver.serial_beam=1",), "sos+", reinforced=False, sampled=(0.5,)
+        ),
     ),
     same=True,
     gaps=(("priced, after RL, T = 1", "base, supervised"),),
@@ -57,16 +61,27 @@ def test_every_model_is_trained_once_and_evaluated(run, config):
     assert load_checkpoint(out / "priced" / "rl").config.train.rl.reward.token_price == 0.5
     assert load_checkpoint(out / "other seed" / "sft").config == dataclasses.replace(config, seed=7)
     assert all(line["n"] == config.data.heldout for line in found["rows"].values())
-    assert json.loads((out / "base" / "eval-asked2" / "settings.json").read_text())["condition"] == 2
+    assert (
+        json.loads((out / "base" / "eval-asked2" / "settings.json").read_text())["condition"] == 2
+    )
     assert json.loads((out / "base" / "eval-held1" / "settings.json").read_text())["forced"] == 1
     assert found["rows"]["held to 1"]["children"] <= 1
-    assert json.loads((out / "serial" / "eval-t0.5" / "settings.json").read_text())["temperature"] == 0.5
-    assert load_checkpoint(out / "serial" / "sft").method == "sos+" and not (out / "serial" / "rl").exists()
+    assert (
+        json.loads((out / "serial" / "eval-t0.5" / "settings.json").read_text())["temperature"]
+        == 0.5
+    )
+    assert (
+        load_checkpoint(out / "serial" / "sft").method == "sos+"
+        and not (out / "serial" / "rl").exists()
+    )
     beams = {
         folder: json.loads((folder / "data.json").read_text())["settings"]["solver.serial_beam"]
         for folder in built(out)
     }
-    assert json.loads((out / "priced" / "eval-rl-t1" / "settings.json").read_text())["temperature"] == 1
+    assert (
+        json.loads((out / "priced" / "eval-rl-t1" / "settings.json").read_text())["temperature"]
+        == 1
+    )
     assert beams == {out / "data": config.solver.serial_beam, out / "serial" / "data": 1}
     assert (out / "ablation.svg").is_file() and (out / "ablation.png").is_file()
 
@@ -74,15 +89,27 @@ def test_every_model_is_trained_once_and_evaluated(run, config):
 @pytest.mark.slow
 def test_spread_is_over_the_variants_of_a_stage(run):
     _, found = run
-    one, other = (found["rows"][f"{name}, after RL"]["total_tokens"] for name in ("base", "other seed"))
+    one, other = (
+        found["rows"][f"{name}, after RL"]["total_tokens"] for name in ("base", "other seed")
+    )
     priced = found["rows"]["priced, after RL"]["total_tokens"]
-    plain = [found["rows"][f"{name}, supervised"]["total_tokens"] for name in ("base", "other seed", "serial")]
+    plain = [
+        found["rows"][f"{name}, supervised"]["total_tokens"]
+        for name in ("base", "other seed", "serial")
+    ]
     assert len({*plain}) == 3
-    others = [found["rows"][name]["total_tokens"] for name in ("asked for 2", "held to 1", "serial, T = 0.5")]
-    assert found["spread"]["sft"]["total_tokens"][0] != pytest.approx(statistics.mean([*plain, *others]))
+    others = [
+        found["rows"][name]["total_tokens"]
+        for name in ("asked for 2", "held to 1", "serial, T = 0.5")
+    ]
+    assert found["spread"]["sft"]["total_tokens"][0] != pytest.approx(
+        statistics.mean([*plain, *others])
+    )
     for stage, values in (("sft", plain), ("rl", [one, priced, other])):
         mean, spread = found["spread"][stage]["total_tokens"]
-        assert mean == pytest.approx(statistics.mean(values)) and spread == pytest.approx(statistics.stdev(values))
+        assert mean == pytest.approx(statistics.mean(values)) and spread == pytest.approx(
+            statistics.stdev(values)
+        )
 
 
 @pytest.mark.slow
@@ -120,11 +147,15 @@ def test_a_second_start_trains_nothing(run, config, capsys):
 
 @pytest.mark.parametrize("question", list(Question))
 def test_what_is_declared_can_be_trained(question, tmp_path):
-    """Every variant's settings name fields, its `after` an earlier variant with a supervised model of its own."""
+    """Every variant's settings name fields, its `after` an earlier variant with a supervised model
+    of its own.
+    """
     declared = ablations.ABLATION_OF[question]
     stages = ablations.stages_of(declared, load(experiment_file("nano")), tmp_path)
     labels = [row.label for row in ablations.rows_of(declared)]
-    assert len(set(labels)) == len(labels) and {label for pair in declared.gaps for label in pair} <= set(labels)
+    assert len(set(labels)) == len(labels) and {
+        label for pair in declared.gaps for label in pair
+    } <= set(labels)
     known: set[str] = set()
     for stage in stages:
         assert set(stage.needs) <= known, stage.name

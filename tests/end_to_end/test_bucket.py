@@ -1,4 +1,6 @@
-"""Everything of a run may be in a bucket: through gcsfs and TensorStore, as with the real one, against an emulator of it."""
+"""Everything of a run may be in a bucket: through gcsfs and TensorStore, as with the real one,
+against an emulator of it.
+"""
 
 import json
 import os
@@ -19,7 +21,17 @@ from helpers.whole_runs import repeatable
 from apr_jax.errors import LostLease, UsageError, UserError
 from apr_jax.evaluate.runner import evaluate
 from apr_jax.io.lease import Lease, _Bucket, _started
-from apr_jax.io.storage import Mirror, absolute, as_path, is_remote, local_copy, move, nearby, upload, write_text
+from apr_jax.io.storage import (
+    Mirror,
+    absolute,
+    as_path,
+    is_remote,
+    local_copy,
+    move,
+    nearby,
+    upload,
+    write_text,
+)
 from apr_jax.paper import pipeline, stages
 from apr_jax.tasks import load_problems
 from apr_jax.train.checkpoint.manager import load_checkpoint
@@ -39,7 +51,9 @@ def environment(tmp_path_factory):
     server = Path(__file__).parents[1] / "helpers" / "bucket_server.py"
     command = [sys.executable, str(server), "start", "--host", "127.0.0.1", "--port", str(port)]
     without_advantage = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    emulator = subprocess.Popen([*command, "--in-memory", "--default-bucket", "bucket"], **without_advantage)
+    emulator = subprocess.Popen(
+        [*command, "--in-memory", "--default-bucket", "bucket"], **without_advantage
+    )
     while emulator.poll() is None:
         with socket.socket() as there:
             if there.connect_ex(("127.0.0.1", port)) == 0:
@@ -63,13 +77,20 @@ def folder(environment, request):
 def test_a_path_of_a_bucket_stays_one(tmp_path):
     there = as_path("gs://bucket/a/b")
     assert is_remote(there) and str(absolute(there) / "c") == "gs://bucket/a/b/c"
-    assert [str(path) for path in nearby(there)] == ["gs://bucket/a/b", "gs://bucket/a", "gs://bucket"]
+    assert [str(path) for path in nearby(there)] == [
+        "gs://bucket/a/b",
+        "gs://bucket/a",
+        "gs://bucket",
+    ]
     assert as_path(str(tmp_path)) == tmp_path and type(as_path(tmp_path)) is type(tmp_path)
 
 
 def test_without_gcsfs_the_remedy_is_named(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(UsageError, match=r"gs://bucket/a: paths of a bucket need gcsfs; pip install 'apr_jax\[gcs\]'"):
+    with pytest.raises(
+        UsageError,
+        match=r"gs://bucket/a: paths of a bucket need gcsfs; pip install 'apr_jax\[gcs\]'",
+    ):
         as_path("gs://bucket/a")
 
 
@@ -92,7 +113,9 @@ def test_a_mirror_brings_what_was_there_and_takes_what_changed(folder):
 
 
 def test_scores_that_come_later_are_in_the_bucket_before_the_checkpoint_says_so(folder):
-    """The checkpoint is completed next: whoever is killed then must not find a line without them."""
+    """The checkpoint is completed next: whoever is killed then must not find a line without
+    them.
+    """
     write_text(folder / FILE, '{"step": 4}\n')
     with Recorder(folder, 4, 8, 1, "sft", (), (), progress=False) as recorder:
         recorder.complete(4, {"validation_accuracy": 0.5})
@@ -104,7 +127,9 @@ def test_of_many_leases_in_a_bucket_one_is_written(folder):
     stores = [_Bucket(folder) for _ in range(8)]
     assert [store.read() for store in stores] == [("", None)] * len(stores)
     with ThreadPoolExecutor(len(stores)) as pool:
-        written = list(pool.map(lambda number: stores[number].put(f"lease {number}", None), range(len(stores))))
+        written = list(
+            pool.map(lambda number: stores[number].put(f"lease {number}", None), range(len(stores)))
+        )
     (winner,) = [number for number, version in enumerate(written) if version is not None]
     text, version = stores[0].read()
     assert (text, version) == (f"lease {winner}", written[winner])
@@ -118,16 +143,21 @@ def test_of_many_leases_in_a_bucket_one_is_written(folder):
     assert loser.read() == ("", None)
 
 
-def test_a_second_writer_in_a_bucket_is_refused_and_one_that_lost_its_lease_writes_nothing_more(folder):
+def test_a_second_writer_in_a_bucket_is_refused_and_one_that_lost_its_lease_writes_nothing_more(
+    folder,
+):
     with Lease(folder, "training") as first:
         text, version = _Bucket(folder).read()
         assert json.loads(text)["pid"] == os.getpid()
         other = os.getppid()  # A process that lives.
-        taken = json.dumps(json.loads(text) | {"pid": other, "started": _started(other), "host": "elsewhere"})
+        taken = json.dumps(
+            json.loads(text) | {"pid": other, "started": _started(other), "host": "elsewhere"}
+        )
         assert _Bucket(folder).put(taken, version)
         first._beat()
         with pytest.raises(
-            LostLease, match=rf"{folder}: was taken over by process {other} on host elsewhere \(training"
+            LostLease,
+            match=rf"{folder}: was taken over by process {other} on host elsewhere \(training",
         ):
             first.check()
     assert _Bucket(folder).read()[0] == taken
@@ -160,10 +190,14 @@ def test_a_folder_moves(folder):
 
 
 def test_a_file_that_is_being_replaced_is_read_again(folder, monkeypatch):
-    """Between asking for its size and reading it, it was replaced by a longer one: what comes is cut off."""
+    """Between asking for its size and reading it, it was replaced by a longer one: what comes is
+    cut off.
+    """
     monkeypatch.setattr(stages, "_LOOK_SECONDS", 0.5)
     write_text(folder / "stages.json", '{"data": {"done"')
-    whole = threading.Timer(0.8, lambda: write_text(folder / "stages.json", '{"data": {"done": true}}'))
+    whole = threading.Timer(
+        0.8, lambda: write_text(folder / "stages.json", '{"data": {"done": true}}')
+    )
     whole.start()
     assert stages.read_json(folder / "stages.json") == {"data": {"done": True}}
     whole.join()
@@ -173,12 +207,18 @@ def test_a_file_that_is_being_replaced_is_read_again(folder, monkeypatch):
 
 
 def test_what_is_missing_is_one_line(folder):
-    with pytest.raises(UserError, match=rf"{folder}: FileNotFoundError.*see that the bucket is there"):
+    with pytest.raises(
+        UserError, match=rf"{folder}: FileNotFoundError.*see that the bucket is there"
+    ):
         local_copy(folder, "data.json")
 
 
-def test_a_stage_trains_and_goes_on_and_is_evaluated_in_a_bucket(config, data_dir, tmp_path, folder):
-    """As with folders of this machine: the same lines, the same parameters, and the damaged step is set aside."""
+def test_a_stage_trains_and_goes_on_and_is_evaluated_in_a_bucket(
+    config, data_dir, tmp_path, folder
+):
+    """As with folders of this machine: the same lines, the same parameters, and the damaged step is
+    set aside.
+    """
     upload(data_dir, folder / "data", last="data.json")
     train_sft(config, data_dir, tmp_path / "sft", "apr", progress=False)
     train_sft(config, folder / "data", folder / "sft", "apr", progress=False)
@@ -186,36 +226,50 @@ def test_a_stage_trains_and_goes_on_and_is_evaluated_in_a_bucket(config, data_di
     newest = folder / "sft" / "checkpoints" / str(config.train.sft.steps)
     (newest / "meta" / "metadata").write_text("{}")
     train_sft(config, folder / "data", folder / "sft", "apr", progress=False)
-    assert (folder / "sft" / "damaged" / f"{config.train.sft.steps}.0" / "meta" / "metadata").read_text() == "{}"
+    assert (
+        folder / "sft" / "damaged" / f"{config.train.sft.steps}.0" / "meta" / "metadata"
+    ).read_text() == "{}"
     assert repeatable(folder / "sft") == repeatable(tmp_path / "sft")
     restored = load_checkpoint(folder / "sft")
     assert restored.step == config.train.sft.steps
-    for mine, theirs in zip(_leaves(restored), _leaves(load_checkpoint(tmp_path / "sft")), strict=True):
+    for mine, theirs in zip(
+        _leaves(restored), _leaves(load_checkpoint(tmp_path / "sft")), strict=True
+    ):
         np.testing.assert_array_equal(mine, theirs)
     assert list((folder / "sft" / "tensorboard").iterdir())
     problems = load_problems(data_dir / "test.jsonl")
     here = evaluate(restored, problems, tmp_path / "eval", progress=False)
     there = evaluate(restored, problems, folder / "eval", progress=False)
     assert (
-        json.loads((folder / "eval" / "summary.json").read_text())["accuracy"] == here["accuracy"] == there["accuracy"]
+        json.loads((folder / "eval" / "summary.json").read_text())["accuracy"]
+        == here["accuracy"]
+        == there["accuracy"]
     )
-    assert (folder / "eval" / "traces.jsonl").read_text() == (tmp_path / "eval" / "traces.jsonl").read_text()
+    assert (folder / "eval" / "traces.jsonl").read_text() == (
+        tmp_path / "eval" / "traces.jsonl"
+    ).read_text()
 
 
 @pytest.mark.slow
 def test_a_pod_reproduces_in_a_bucket_and_goes_on_where_it_was_killed(config, tmp_path, folder):
-    """Two processes, one command; killed in RL and started again; then a laptop evaluates and shows the run."""
+    """Two processes, one command; killed in RL and started again; then a laptop evaluates and shows
+    the run.
+    """
     here = tmp_path / "here"
     pipeline.reproduce(config, here)
     run = Together(2, config, tmp_path, "reproduce", "--out", folder)
     deadline = time.monotonic() + 600
     while not (folder / "apr" / "rl" / "checkpoints" / "1" / "meta" / "metadata").exists():
-        assert time.monotonic() < deadline and all(process.poll() is None for process in run.processes), run.said(0)
+        assert time.monotonic() < deadline and all(
+            process.poll() is None for process in run.processes
+        ), run.said(0)
         time.sleep(0.1)
     run.processes[1].send_signal(signal.SIGKILL)
     run.processes[0].wait(60)
     run.kill()
-    for index, (status, said) in enumerate(Together(2, config, tmp_path, "reproduce", "--out", folder).wait(600)):
+    for index, (status, said) in enumerate(
+        Together(2, config, tmp_path, "reproduce", "--out", folder).wait(600)
+    ):
         assert status == 0, said
         assert ("accuracy" in said) == (index == 0), "the first process alone shows the results"
     for stage in ("sos+/sft", "apr/sft", "sos+/rl", "apr/rl"):
@@ -224,7 +278,9 @@ def test_a_pod_reproduces_in_a_bucket_and_goes_on_where_it_was_killed(config, tm
         ]
         assert list((folder / stage / "tensorboard").iterdir())
         for mine, theirs in zip(
-            _leaves(load_checkpoint(folder / stage)), _leaves(load_checkpoint(here / stage)), strict=True
+            _leaves(load_checkpoint(folder / stage)),
+            _leaves(load_checkpoint(here / stage)),
+            strict=True,
         ):
             np.testing.assert_allclose(mine, theirs, rtol=1e-3, atol=1e-4)
     assert (folder / "report.html").read_text().count("apr-rl") > 0
@@ -236,7 +292,10 @@ def test_a_pod_reproduces_in_a_bucket_and_goes_on_where_it_was_killed(config, tm
         env=os.environ | {"XLA_FLAGS": ""},
         check=True,
     )
-    summaries = [json.loads((path / "summary.json").read_text()) for path in (out, folder / "eval" / "apr-rl")]
+    summaries = [
+        json.loads((path / "summary.json").read_text())
+        for path in (out, folder / "eval" / "apr-rl")
+    ]
     assert summaries[0]["accuracy"] == summaries[1]["accuracy"]
 
 

@@ -1,4 +1,6 @@
-"""Eight devices in every shape: checkpoints move between meshes, the loss curve and the trees stay what one device gives."""
+"""Eight devices in every shape: checkpoints move between meshes, the loss curve and the trees stay
+what one device gives.
+"""
 
 import dataclasses
 
@@ -44,7 +46,9 @@ def test_there_are_ten_ways_to_lay_out_eight_devices():
 
 
 def _blank(config, axes, seed):
-    return init_state(init_params(_on(config, axes).model, 32, jax.random.key(seed)), OPTIMIZER, make_mesh(*axes))
+    return init_state(
+        init_params(_on(config, axes).model, 32, jax.random.key(seed)), OPTIMIZER, make_mesh(*axes)
+    )
 
 
 def _heads(state):
@@ -55,7 +59,9 @@ def _heads(state):
 
 @pytest.mark.parametrize("home", [pytest.param((1, 1, 1), marks=pytest.mark.slow), (2, 2, 2)])
 def test_a_checkpoint_restores_on_every_mesh(config, tmp_path, home):
-    """Twenty meshes of 1, 2, 4 and 8 devices: the values saved, the layout of the mesh that they come to."""
+    """Twenty meshes of 1, 2, 4 and 8 devices: the values saved, the layout of the mesh that they
+    come to.
+    """
     run = Run(config, "apr", "sft", Tokenizer.train(["0123456789"]))
     state = _blank(config, home, 1)
     saved = jax.tree.map(np.asarray, state)
@@ -69,9 +75,13 @@ def test_a_checkpoint_restores_on_every_mesh(config, tmp_path, home):
             restored = found.state
             assert found.data == {"position": 5}
             assert int(restored.step) == 3
-            jax.tree.map(np.testing.assert_array_equal, dataclasses.replace(restored, step=saved.step), saved)
+            jax.tree.map(
+                np.testing.assert_array_equal, dataclasses.replace(restored, step=saved.step), saved
+            )
             wanted = shardings(restored, make_mesh(*axes))
-            for leaf, sharding in zip(jax.tree.leaves(restored), jax.tree.leaves(wanted), strict=True):
+            for leaf, sharding in zip(
+                jax.tree.leaves(restored), jax.tree.leaves(wanted), strict=True
+            ):
                 assert leaf.sharding.is_equivalent_to(sharding, leaf.ndim), (axes, leaf.shape)
             assert _heads(restored) == (HEADS // axes[2], KV_HEADS // axes[2])
             spread += not all(leaf.is_fully_replicated for leaf in jax.tree.leaves(restored))
@@ -87,7 +97,9 @@ def _on(config, axes, heads=HEADS, kv_heads=KV_HEADS):
 
 @pytest.fixture
 def held(monkeypatch):
-    """How many (query, key/value) heads a device has in a run: of what it attends over, and of the weights of each update."""
+    """How many (query, key/value) heads a device has in a run: of what it attends over, and of the
+    weights of each update.
+    """
     found, attend = set(), packed._attend
 
     def spy(q, k, *rest):
@@ -122,7 +134,9 @@ def alone(config, data_dir, tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    "axes", [pytest.param(axes, marks=() if axes in FAST else pytest.mark.slow) for axes in EIGHT], ids=str
+    "axes",
+    [pytest.param(axes, marks=() if axes in FAST else pytest.mark.slow) for axes in EIGHT],
+    ids=str,
 )
 def test_the_loss_curve_is_that_of_one_device(config, data_dir, alone, tmp_path, held, axes):
     train_sft(_on(config, axes), data_dir, tmp_path, "apr", progress=False)
@@ -131,12 +145,18 @@ def test_the_loss_curve_is_that_of_one_device(config, data_dir, alone, tmp_path,
 
 
 def test_a_run_moves_from_mesh_to_mesh(config, data_dir, alone, tmp_path, monkeypatch):
-    """Stopped after every other step and started on other devices, it follows the curve of one device."""
+    """Stopped after every other step and started on other devices, it follows the curve of one
+    device.
+    """
     from apr_jax.train import loop
 
     for stop, axes in ((2, (2, 2, 2)), (4, (1, 1, 1)), (6, (4, 1, 2))):
         with monkeypatch.context() as patch:
-            votes = type("Votes", (), {"cast": lambda self, signals, step, stop=stop: 15 * (int(step) == stop < 6)})
+            votes = type(
+                "Votes",
+                (),
+                {"cast": lambda self, signals, step, stop=stop: 15 * (int(step) == stop < 6)},
+            )
             patch.setattr(loop, "Votes", votes)
             if stop < 6:
                 with pytest.raises(SystemExit):
@@ -148,35 +168,52 @@ def test_a_run_moves_from_mesh_to_mesh(config, data_dir, alone, tmp_path, monkey
 
 
 def _reinforce(config, axes, data_dir, workdir, init):
-    """Eight trees a step, which differ in reward: a model this small never hits a target, but its trees have a price."""
-    reward = RewardConfig(token_price=0.01, sequential_price=0.001, token_budget=40, price_step=0.0007)
+    """Eight trees a step, which differ in reward: a model this small never hits a target, but its
+    trees have a price.
+    """
+    reward = RewardConfig(
+        token_price=0.01, sequential_price=0.001, token_budget=40, price_step=0.0007
+    )
     rl = {"problems": 4, "group": 2, "rows": 8, "temperature": 0.5, "reward": reward}
     train_rl(changed(_on(config, axes), rl=rl), data_dir, workdir, init, progress=False)
 
 
 @pytest.fixture(scope="module")
 def reinforced_alone(config, data_dir, tmp_path_factory):
-    """A supervised run that is long enough for a model that spawns now and then, and RL after it, on one device."""
+    """A supervised run that is long enough for a model that spawns now and then, and RL after it,
+    on one device.
+    """
     start, workdir = tmp_path_factory.mktemp("start"), tmp_path_factory.mktemp("reinforced")
     train_sft(
-        changed(_on(config, (1, 1, 1)), sft={"rows": 8, "steps": 300, "save_every": 300}), data_dir, start, "apr", False
+        changed(_on(config, (1, 1, 1)), sft={"rows": 8, "steps": 300, "save_every": 300}),
+        data_dir,
+        start,
+        "apr",
+        False,
     )
     _reinforce(config, (1, 1, 1), data_dir, workdir, start)
     lines = logged(workdir)[1:]
     assert sum(line["children"] for line in lines) > 0, "trees of one thread would show little"
-    assert all(line["grad_norm"] > 1 and line["zero_std_groups"] < 4 for line in lines), "nothing would be learned"
+    assert all(line["grad_norm"] > 1 and line["zero_std_groups"] < 4 for line in lines), (
+        "nothing would be learned"
+    )
     assert all(line["logprob_difference_worst"] < 1e-4 for line in lines), "at a temperature of 0.5"
     return start, workdir
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("axes", EIGHT, ids=str)
-def test_reinforcement_is_that_of_one_device(config, data_dir, reinforced_alone, tmp_path, held, axes):
-    """Whole steps: sampling, rescoring of the trees, two updates each, greedy validation; weights and trees split up."""
+def test_reinforcement_is_that_of_one_device(
+    config, data_dir, reinforced_alone, tmp_path, held, axes
+):
+    """Whole steps: sampling, rescoring of the trees, two updates each, greedy validation; weights
+    and trees split up.
+    """
     start, alone = reinforced_alone
     _reinforce(config, axes, data_dir, tmp_path, start)
-    # Decode slots are counted a shard: on eight shards there are eight times as many, for the same trees.
-    assert_close(tmp_path, alone, but=("lane_occupancy",))
+    # Decode slots are counted a shard: on eight shards there are eight times as many, for the same
+    # trees.
+    assert_close(tmp_path, alone, but=("slot_occupancy",))
     assert held == {(HEADS // axes[2], KV_HEADS // axes[2])}
     assert all(line["logprob_difference_worst"] < 1e-4 for line in logged(tmp_path)[1:])
 
@@ -187,7 +224,8 @@ def test_rollouts_are_the_same_trees_on_every_mesh(config, alone):
     restored = load_checkpoint(alone)
     random = np.random.default_rng(0)
     ids = [[1, *random.integers(10, restored.tokenizer.vocab_size, 5).tolist()] for _ in range(64)]
-    # A barely trained model seldom spawns well of its own accord: half of the roots must, and none may err.
+    # A barely trained model seldom spawns well of its own accord: half of the roots must, and none
+    # may err.
     limits = dataclasses.replace(config.limits, constrain=True)
     prompts = make_prompts(ids, 6, temperature=1.0, children=[2, NOT_FORCED] * 32)
 

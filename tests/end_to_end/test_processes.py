@@ -1,4 +1,6 @@
-"""Several real processes train as one: the same curve and parameters, the same end for all, and a lost one is told."""
+"""Several real processes train as one: the same curve and parameters, the same end for all, and a
+lost one is told.
+"""
 
 import dataclasses
 import json
@@ -26,7 +28,12 @@ from apr_jax.train.sft import train_sft
 
 
 def _config(config, shards, steps=6):
-    return changed(config, sft={"rows": 4, "streams": 4, "steps": steps}, rl={"rows": 4}, mesh=MeshConfig(data=shards))
+    return changed(
+        config,
+        sft={"rows": 4, "streams": 4, "steps": steps},
+        rl={"rows": 4},
+        mesh=MeshConfig(data=shards),
+    )
 
 
 def _train_together(count, stages, config, data_dir, tmp_path):
@@ -37,7 +44,9 @@ def _train_together(count, stages, config, data_dir, tmp_path):
         train_rl(config, data_dir, tmp_path / "alone_rl", tmp_path / "alone_sft", progress=False)
     for stage in stages:
         more = ("--init", tmp_path / "alone_sft") if stage == "rl" else ()
-        for status, said in train(count, config, tmp_path, data_dir, stage, tmp_path / stage, *more).wait():
+        for status, said in train(
+            count, config, tmp_path, data_dir, stage, tmp_path / stage, *more
+        ).wait():
             assert status == 0, said
         assert_close(tmp_path / stage, tmp_path / f"alone_{stage}")
 
@@ -47,8 +56,12 @@ def test_two_processes_train_as_one(config, data_dir, tmp_path):
 
 
 @pytest.mark.slow
-def test_two_processes_reinforce_as_one_though_one_of_them_is_told_to_stop(config, data_dir, checkpoint, tmp_path):
-    """SIGTERM as soon as step 1 is saved, in the rollout of step 2 as a rule: both throw it away, and do it again."""
+def test_two_processes_reinforce_as_one_though_one_of_them_is_told_to_stop(
+    config, data_dir, checkpoint, tmp_path
+):
+    """SIGTERM as soon as step 1 is saved, in the rollout of step 2 as a rule: both throw it away,
+    and do it again.
+    """
     config, workdir = changed(_config(config, 2), rl={"rows": 4, "steps": 5}), tmp_path / "rl"
     train_rl(config, data_dir, tmp_path / "alone", checkpoint, progress=False)
     run = train(2, config, tmp_path, data_dir, "rl", workdir, "--init", checkpoint)
@@ -58,15 +71,22 @@ def test_two_processes_reinforce_as_one_though_one_of_them_is_told_to_stop(confi
         assert status == 143, said
         assert "stopped by SIGTERM; the run is saved" in said
     assert re.search(r"stopped after step [12]; saved in", run.said(0)), "not a whole step more"
-    for status, said in train(2, config, tmp_path, data_dir, "rl", workdir, "--init", checkpoint).wait():
+    for status, said in train(
+        2, config, tmp_path, data_dir, "rl", workdir, "--init", checkpoint
+    ).wait():
         assert status == 0, said
     assert_close(workdir, tmp_path / "alone")
 
 
 @pytest.mark.slow
-def test_two_processes_make_up_for_a_validation_that_one_process_put_off(config, data_dir, tmp_path, monkeypatch):
+def test_two_processes_make_up_for_a_validation_that_one_process_put_off(
+    config, data_dir, tmp_path, monkeypatch
+):
     """Both answer, the first completes the line and the checkpoint, and both go on."""
-    config, due = changed(_config(config, 2), sft={"rows": 4, "streams": 4, "steps": 6, "validate_every": 4}), 4
+    config, due = (
+        changed(_config(config, 2), sft={"rows": 4, "streams": 4, "steps": 6, "validate_every": 4}),
+        4,
+    )
     train_sft(config, data_dir, tmp_path / "alone", "apr", progress=False)
 
     with monkeypatch.context() as patch:
@@ -90,7 +110,9 @@ def test_four_processes_train_as_one(config, data_dir, tmp_path):
 
 
 def _flip_a_bit_of_the_largest_file(folder):
-    file = max((path for path in folder.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+    file = max(
+        (path for path in folder.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size
+    )
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 1
     file.write_bytes(content)
@@ -99,9 +121,18 @@ def _flip_a_bit_of_the_largest_file(folder):
 @pytest.mark.parametrize(
     ("settings", "told"),
     [
-        ({"NUM_PROCESSES": "2", "PROCESS_ID": "2"}, "JAX_PROCESS_ID=2: must be in 0..1, because JAX_NUM_PROCESSES=2"),
-        ({"NUM_PROCESSES": "two", "PROCESS_ID": "0"}, "JAX_NUM_PROCESSES=two: must be a whole number"),
-        ({"COORDINATOR_ADDRESS": "here", "PROCESS_ID": "0"}, "JAX_COORDINATOR_ADDRESS=here: must be host:port"),
+        (
+            {"NUM_PROCESSES": "2", "PROCESS_ID": "2"},
+            "JAX_PROCESS_ID=2: must be in 0..1, because JAX_NUM_PROCESSES=2",
+        ),
+        (
+            {"NUM_PROCESSES": "two", "PROCESS_ID": "0"},
+            "JAX_NUM_PROCESSES=two: must be a whole number",
+        ),
+        (
+            {"COORDINATOR_ADDRESS": "here", "PROCESS_ID": "0"},
+            "JAX_COORDINATOR_ADDRESS=here: must be host:port",
+        ),
     ],
 )
 def test_numbers_that_do_not_fit_are_refused(monkeypatch, settings, told):
@@ -117,7 +148,10 @@ def test_numbers_that_do_not_fit_are_refused(monkeypatch, settings, told):
         ({"COORDINATOR_ADDRESS": "127.0.0.1:1234"}, "set JAX_NUM_PROCESSES and JAX_PROCESS_ID too"),
         ({"COORDINATOR_ADDRESS": "127.0.0.1:1234", "NUM_PROCESSES": "2"}, "set JAX_PROCESS_ID too"),
         ({"COORDINATOR_ADDRESS": "127.0.0.1:1234", "PROCESS_ID": "0"}, "set JAX_NUM_PROCESSES too"),
-        ({"COORDINATOR_ADDRESS": "auto"}, "JAX_COORDINATOR_ADDRESS=auto: this is no host of a TPU slice"),
+        (
+            {"COORDINATOR_ADDRESS": "auto"},
+            "JAX_COORDINATOR_ADDRESS=auto: this is no host of a TPU slice",
+        ),
     ],
 )
 def test_numbers_that_are_missing_are_named(settings, told, tmp_path):
@@ -125,26 +159,45 @@ def test_numbers_that_are_missing_are_named(settings, told, tmp_path):
     environment = {name: text for name, text in os.environ.items() if not name.startswith("JAX_")}
     environment |= {f"JAX_{name}": text for name, text in settings.items()}
     code = "from apr_jax.cli.main import main; main()"
-    command = [sys.executable, "-c", code, "reproduce", "--config", "experiments/nano.py", "--out", tmp_path]
+    command = [
+        sys.executable,
+        "-c",
+        code,
+        "reproduce",
+        "--config",
+        "experiments/nano.py",
+        "--out",
+        tmp_path,
+    ]
     ended = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     (line,) = ended.stderr.splitlines()
     assert ended.returncode == 2 and told in line
 
 
-# Until the others have ended, a machine's load included; docs/checkpoints.md names both. A killed process breaks connections,
-# which is noticed at once (under a second, as a rule); one that hangs keeps them open, and only its heartbeats are missed.
+# Until the others have ended, a machine's load included; docs/checkpoints.md names both. A killed
+# process breaks connections, which is noticed at once (under a second, as a rule); one that hangs
+# keeps them open, and only its heartbeats are missed.
 KILLED_SECONDS, HUNG_SECONDS = 10, HEARTBEAT_SECONDS + 5
 
 
 def _lose(run, index, number=signal.SIGKILL):
-    """Kills or stops a process; the others must end by themselves in time, and say why: in our line, or in JAX's own."""
+    """Kills or stops a process; the others must end by themselves in time, and say why: in our
+    line, or in JAX's own.
+    """
     run.processes[index].send_signal(number)
     began = time.monotonic()
     deadline = began + (KILLED_SECONDS if number == signal.SIGKILL else HUNG_SECONDS)
     for other in set(range(len(run.processes))) - {index}:
-        status, said = run.processes[other].wait(max(0.0, deadline - time.monotonic())), run.said(other)
-        ours = status == 1 and f"process {other}: another process of this run is gone; what was saved in" in said
-        # Whoever loses the first process, which all report to, or one that hangs, may be ended by JAX before it can speak.
+        status, said = (
+            run.processes[other].wait(max(0.0, deadline - time.monotonic())),
+            run.said(other),
+        )
+        ours = (
+            status == 1
+            and f"process {other}: another process of this run is gone; what was saved in" in said
+        )
+        # Whoever loses the first process, which all report to, or one that hangs, may be ended by
+        # JAX before it can speak.
         jaxs = status == -signal.SIGABRT and "another task died" in said
         assert ours or jaxs, (status, said)
         assert ours or other > 0 or number == signal.SIGSTOP, said
@@ -152,13 +205,21 @@ def _lose(run, index, number=signal.SIGKILL):
 
 
 @pytest.mark.slow
-def test_a_lost_process_ends_the_others_and_the_restart_is_the_unbroken_run(config, data_dir, tmp_path):
-    """One run of two: the first is killed, then the second, then one hangs, then one gets SIGTERM, then a disk errs."""
+def test_a_lost_process_ends_the_others_and_the_restart_is_the_unbroken_run(
+    config, data_dir, tmp_path
+):
+    """One run of two: the first is killed, then the second, then one hangs, then one gets SIGTERM,
+    then a disk errs.
+    """
     config = _config(config, 2, steps=60)
     for status, said in train(2, config, tmp_path, data_dir, "sft", tmp_path / "unbroken").wait():
         assert status == 0, said
     workdir, saved = tmp_path / "broken", 0
-    for lost, number, at in ((0, signal.SIGKILL, 10), (1, signal.SIGKILL, 20), (1, signal.SIGSTOP, 30)):
+    for lost, number, at in (
+        (0, signal.SIGKILL, 10),
+        (1, signal.SIGKILL, 20),
+        (1, signal.SIGSTOP, 30),
+    ):
         run = train(2, config, tmp_path, data_dir, "sft", workdir)
         run.until_step(at, workdir)
         _lose(run, lost, number)
@@ -214,32 +275,50 @@ def test_a_slow_host_is_named(config, data_dir, tmp_path):
     (tmp_path / "slow").mkdir()
     (tmp_path / "slow" / "sitecustomize.py").write_text(_SLOW_DATA)
     config = _config(config, 4, steps=45)
-    slow = {2: {"PYTHONPATH": os.pathsep.join([str(tmp_path / "slow"), os.environ.get("PYTHONPATH", "")])}}
-    ended = train(4, config, tmp_path, data_dir, "sft", tmp_path / "run", environments=slow).wait(600)
+    slow = {
+        2: {
+            "PYTHONPATH": os.pathsep.join(
+                [str(tmp_path / "slow"), os.environ.get("PYTHONPATH", "")]
+            )
+        }
+    }
+    ended = train(4, config, tmp_path, data_dir, "sft", tmp_path / "run", environments=slow).wait(
+        600
+    )
     assert [status for status, _ in ended] == [0] * 4, ended[0][1]
     told = [line for line in ended[0][1].splitlines() if "holds the others up" in line]
     assert len(told) == 1, "once, not every time"
     assert re.match(
-        rf"step 21: process 2 \({socket.gethostname()}\) holds the others up: its host works at a step", told[0]
+        rf"step 21: process 2 \({socket.gethostname()}\) holds the others up: its host works at a"
+        r" step",
+        told[0],
     )
     assert not any("holds the others up" in said for _, said in ended[1:])
 
 
 def _steps(workdir):
     folder = workdir / "checkpoints"
-    return [int(entry.name) for entry in folder.glob("*") if entry.name.isdigit()] if folder.exists() else []
+    return (
+        [int(entry.name) for entry in folder.glob("*") if entry.name.isdigit()]
+        if folder.exists()
+        else []
+    )
 
 
 def _until(holds, run, seconds=600):
     deadline = time.monotonic() + seconds
     while not holds():
-        assert time.monotonic() < deadline and all(process.poll() is None for process in run.processes), run.said(0)
+        assert time.monotonic() < deadline and all(
+            process.poll() is None for process in run.processes
+        ), run.said(0)
         time.sleep(0.002)
 
 
 @pytest.mark.slow
 def test_four_hosts_one_lost_in_a_step_a_save_and_a_rollout(config, data_dir, tmp_path):
-    """Each time all start again from the last checkpoint, and the result is that of the unbroken run, to the bit."""
+    """Each time all start again from the last checkpoint, and the result is that of the unbroken
+    run, to the bit.
+    """
     config = _config(config, 4, steps=16)
     rl = dataclasses.replace(config.train.rl, steps=6, save_every=2, validate_every=6)
     config = dataclasses.replace(config, train=dataclasses.replace(config.train, rl=rl))
@@ -258,7 +337,14 @@ def test_four_hosts_one_lost_in_a_step_a_save_and_a_rollout(config, data_dir, tm
     saved = max(_steps(workdir))
     run = start("sft", "broken")
     # A folder without a number is a save under way.
-    _until(lambda: _steps(workdir) and max(_steps(workdir)) > saved and len(_steps(workdir)) < _entries(workdir), run)
+    _until(
+        lambda: (
+            _steps(workdir)
+            and max(_steps(workdir)) > saved
+            and len(_steps(workdir)) < _entries(workdir)
+        ),
+        run,
+    )
     _lose(run, 1)
     run = start("sft", "broken")
     _until(lambda: max(_steps(workdir)) >= 8, run)
@@ -280,7 +366,11 @@ def test_four_hosts_one_lost_in_a_step_a_save_and_a_rollout(config, data_dir, tm
     for stage in ("sft", "rl"):
         broken, unbroken = tmp_path / f"broken_{stage}", tmp_path / f"unbroken_{stage}"
         assert repeatable(broken) == repeatable(unbroken)
-        jax.tree.map(np.testing.assert_array_equal, load_checkpoint(broken).params, load_checkpoint(unbroken).params)
+        jax.tree.map(
+            np.testing.assert_array_equal,
+            load_checkpoint(broken).params,
+            load_checkpoint(unbroken).params,
+        )
     # One process of one device, as on a laptop, evaluates what four hosts have trained.
     laptop = [
         sys.executable,
@@ -294,7 +384,9 @@ def test_four_hosts_one_lost_in_a_step_a_save_and_a_rollout(config, data_dir, tm
     ]
     laptop += ["--problems", data_dir / "test.jsonl"]
     alone = os.environ | {"JAX_NUM_CPU_DEVICES": "1", "XLA_FLAGS": ""}
-    subprocess.run(list(map(str, laptop)), cwd=ROOT, env=alone, check=True, capture_output=True, timeout=600)
+    subprocess.run(
+        list(map(str, laptop)), cwd=ROOT, env=alone, check=True, capture_output=True, timeout=600
+    )
     assert json.loads((tmp_path / "eval" / "summary.json").read_text())["n"] > 0
 
 

@@ -1,4 +1,6 @@
-"""The whole road at the smallest scale: every stage, an interruption, the second start, and what is left behind."""
+"""The whole road at the smallest scale: every stage, an interruption, the second start, and what is
+left behind.
+"""
 
 import dataclasses
 import json
@@ -11,7 +13,7 @@ from apr_jax.config import override
 from apr_jax.errors import UsageError, UserError
 from apr_jax.evaluate.runner import read_answers
 from apr_jax.paper import pipeline, suite
-from apr_jax.paper.stages import comparison, run_stages
+from apr_jax.paper.stages import reserve, run_stages
 from apr_jax.tasks import load_problems
 from apr_jax.train.checkpoint.exported import export_file
 from apr_jax.train.checkpoint.manager import load_checkpoint
@@ -28,19 +30,23 @@ def config(config):
 
 @pytest.fixture(scope="module")
 def run(config, tmp_path_factory):
-    """A run that was stopped after its third stage and started again, and ended by `--only training` before its evaluations."""
+    """A run that was stopped after its third stage and started again, and ended by `--only
+    training` before its evaluations.
+    """
     out = tmp_path_factory.mktemp("reproduce") / "tiny"
     stages = pipeline.stages_of(config, out)
 
     def interrupted():
         raise KeyboardInterrupt
 
-    comparison(out, config)
+    reserve(out, config)
     with pytest.raises(KeyboardInterrupt):
         run_stages([*stages[:3], dataclasses.replace(stages[3], run=interrupted)], out)
-    assert [name for name, stage in json.loads((out / "stages.json").read_text()).items() if stage["done"]] == [
-        stage.name for stage in stages[:3]
-    ]
+    assert [
+        name
+        for name, stage in json.loads((out / "stages.json").read_text()).items()
+        if stage["done"]
+    ] == [stage.name for stage in stages[:3]]
     pipeline.reproduce(config, out, only="training")
     assert (out / "apr" / "rl" / "checkpoints").is_dir() and not (out / "eval").exists()
     pipeline.reproduce(config, out)
@@ -55,16 +61,27 @@ def test_everything_is_left_in_the_run(run, config):
             restored = load_checkpoint(folder)
             assert (restored.method, restored.stage, restored.config) == (method, stage, config)
     for name in EVALUATIONS:
-        assert json.loads((run / "eval" / name / "summary.json").read_text())["n"] == config.data.heldout
+        assert (
+            json.loads((run / "eval" / name / "summary.json").read_text())["n"]
+            == config.data.heldout
+        )
     results = json.loads((run / "results.json").read_text())
     assert set(results["main"]) == set(EVALUATIONS)
     declared = [
-        one for one in suite.declare(config.evaluate) if one.model in ("sos+/sft", "sos+/rl", "apr/sft", "apr/rl")
+        one
+        for one in suite.declare(config.evaluate)
+        if one.model in ("sos+/sft", "sos+/rl", "apr/sft", "apr/rl")
     ]
     assert {row["name"] for row in results["scores"]} == {one.name for one in declared}
-    choosing = {one.name for one in suite.choosing(config.evaluate) if one.model in {one.model for one in declared}}
+    choosing = {
+        one.name
+        for one in suite.choosing(config.evaluate)
+        if one.model in {one.model for one in declared}
+    }
     assert set(os.listdir(run / "eval")) == {one.name for one in declared} | choosing
-    assert set(results["latency"]) == {one.name for one in suite.timed(config.evaluate) if one in declared}
+    assert set(results["latency"]) == {
+        one.name for one in suite.timed(config.evaluate) if one in declared
+    }
     assert [row["slots"] for row in results["cost"]["rows"]] == [1, 2, 4, 5]
     page = (run / "report.html").read_text()
     assert all(name in page for name in EVALUATIONS)
@@ -76,9 +93,15 @@ def test_the_last_validation_problems_choose(run, config):
     for one in suite.choosing(config.evaluate):
         if one.model in ("sos+/sft", "sos+/rl", "apr/sft", "apr/rl"):
             traces = read_answers(run / "eval" / one.name)[1]
-            assert list(dict.fromkeys(trace["id"] for trace in traces)) == held[-config.evaluate.problems :]
+            assert (
+                list(dict.fromkeys(trace["id"] for trace in traces))
+                == held[-config.evaluate.problems :]
+            )
     rows = json.loads((run / "results.json").read_text())["comparisons"]
-    assert {row["chosen"] for row in rows} == {"", f"chosen by {config.evaluate.problems} validation problems"}
+    assert {row["chosen"] for row in rows} == {
+        "",
+        f"chosen by {config.evaluate.problems} validation problems",
+    }
 
 
 def test_the_held_out_problems_were_never_trained_on(run):
@@ -90,7 +113,11 @@ def test_the_held_out_problems_were_never_trained_on(run):
     def numbers(problems):
         return {tuple(sorted(problem.numbers)) for problem in problems}
 
-    held = numbers(p for split in ("test", "validation") for p in load_problems(run / "data" / f"{split}.jsonl"))
+    held = numbers(
+        p
+        for split in ("test", "validation")
+        for p in load_problems(run / "data" / f"{split}.jsonl")
+    )
     tokenizer = Tokenizer.from_bytes((run / "data" / "tokenizer.model").read_bytes())
     for method in ("sos+", "apr"):
         source = dataset.read(run / "data", method, "train")
@@ -125,7 +152,9 @@ def test_a_lost_stage_is_made_again_with_all_that_follows(run, config, tmp_path)
 
 
 def test_only_figures_evaluates_the_models_that_are_there(run, config, tmp_path, capsys):
-    """A kept file is a model as good as a checkpoint; another suite is no other run; nothing is trained."""
+    """A kept file is a model as good as a checkpoint; another suite is no other run; nothing is
+    trained.
+    """
     lean = {"temperatures": (), "bins": (), "forced": (), "timed": 0}
     config = dataclasses.replace(config, evaluate=dataclasses.replace(config.evaluate, **lean))
     for folder in ("sos+/sft", "data"):
@@ -152,33 +181,56 @@ def test_ablations_are_stages_between_the_main_trainings_and_the_evaluations(con
     for stage in stages:
         assert set(stage.needs) <= known, stage.name
         known.add(stage.name)
-    trained = [name for name in names if not name.startswith(("eval/", "latency/", "slots/", "report"))]
+    trained = [
+        name for name in names if not name.startswith(("eval/", "latency/", "slots/", "report"))
+    ]
     assert trained[5:] == [
-        *("sos/data", "sos/sft", "sos+beam15/data", "sos+beam15/sft", "sos+rejection/data", "sos+rejection/sft"),
+        *(
+            "sos/data",
+            "sos/sft",
+            "sos+beam15/data",
+            "sos+beam15/sft",
+            "sos+rejection/data",
+            "sos+rejection/sft",
+        ),
         *("apr+drawn/data", "apr+drawn/sft", "apr+drawn/rl"),
     ]
     evaluated = {stage.needs[0] for stage in stages if stage.name.startswith("eval/")}
-    assert evaluated == set(suite.MODELS) - {"apr-nested/sft", "apr-nested/rl"} and set(plain) < set(names)
+    assert evaluated == set(suite.MODELS) - {"apr-nested/sft", "apr-nested/rl"} and set(
+        plain
+    ) < set(names)
     assert [stage.name for stage in pipeline.part_of(stages, tmp_path, "training")] == trained
-    assert [stage.name for stage in pipeline.part_of(stages, tmp_path, "figures")] == ["data", "report"]
+    assert [stage.name for stage in pipeline.part_of(stages, tmp_path, "figures")] == [
+        "data",
+        "report",
+    ]
 
 
 def test_an_ablation_that_is_the_run_itself_or_is_there_is_not_trained(config, tmp_path):
     def trained(config):
         stages = pipeline.part_of(pipeline.stages_of(config, tmp_path), tmp_path, "training")
-        return {stage.name.partition("/")[0] for stage in stages if stage.name.endswith("/sft")} - {"apr", "sos+"}
+        return {stage.name.partition("/")[0] for stage in stages if stage.name.endswith("/sft")} - {
+            "apr",
+            "sos+",
+        }
 
     config = _with_ablations(config)
     assert trained(config) == set(suite.ABLATIONS)
-    drawn = dataclasses.replace(config, solver=dataclasses.replace(config.solver, parent_beam_low=1))
+    drawn = dataclasses.replace(
+        config, solver=dataclasses.replace(config.solver, parent_beam_low=1)
+    )
     assert trained(drawn) == set(suite.ABLATIONS) - {suite.DRAWN}
     (tmp_path / "sos-sft.safetensors").touch()
     (tmp_path / "sos+beam15" / "sft" / "checkpoints").mkdir(parents=True)
     assert trained(config) == {suite.DRAWN, "sos+rejection"}
     # Its own unfinished one goes on; without the field it is neither trained nor evaluated.
-    (tmp_path / "stages.json").write_text(json.dumps({"sos+beam15/sft": {"seconds": 1.0, "done": False}}))
+    (tmp_path / "stages.json").write_text(
+        json.dumps({"sos+beam15/sft": {"seconds": 1.0, "done": False}})
+    )
     assert trained(config) == {suite.DRAWN, "sos+rejection", "sos+beam15"}
-    plain = dataclasses.replace(config, evaluate=dataclasses.replace(config.evaluate, ablations=False))
+    plain = dataclasses.replace(
+        config, evaluate=dataclasses.replace(config.evaluate, ablations=False)
+    )
     names = [stage.name for stage in pipeline.stages_of(plain, tmp_path)]
     assert "eval/sos-sft" in names and not [name for name in names if "sos+beam15" in name]
 
@@ -188,17 +240,26 @@ def test_each_ablation_is_trained_on_its_own_demonstrations(config, tmp_path):
     config = _with_ablations(config)
     pipeline.reproduce(config, tmp_path)
     for name, (method, settings) in suite.ABLATIONS.items():
-        restored, wanted = load_checkpoint(tmp_path / name / "sft"), override(config, list(settings))
-        assert (restored.method, restored.config) == (method, wanted) and (wanted != config) == bool(settings)
+        restored, wanted = (
+            load_checkpoint(tmp_path / name / "sft"),
+            override(config, list(settings)),
+        )
+        assert (restored.method, restored.config) == (method, wanted) and (
+            wanted != config
+        ) == bool(settings)
     assert load_checkpoint(tmp_path / suite.DRAWN / "rl").stage == "rl"
     results = json.loads((tmp_path / "results.json").read_text())
-    assert set(results["main"]) == {model.replace("/", "-") for model in suite.MODELS if "nested" not in model}
+    assert set(results["main"]) == {
+        model.replace("/", "-") for model in suite.MODELS if "nested" not in model
+    }
 
 
 def _with_ablations(config):
     """And with a main model that tries two first steps at least, so that drawn beams are others."""
     evaluate = dataclasses.replace(config.evaluate, ablations=True)
-    return dataclasses.replace(config, evaluate=evaluate, solver=dataclasses.replace(config.solver, parent_beam_low=2))
+    return dataclasses.replace(
+        config, evaluate=evaluate, solver=dataclasses.replace(config.solver, parent_beam_low=2)
+    )
 
 
 def test_only_figures_without_a_model(config, tmp_path):

@@ -1,5 +1,6 @@
-"""Rollout and training are one model: the training pass gives the log-probs that the rollout recorded, by the way that
-reinforcement learning takes (`make_policy_rollout`, `pack_forest`, `token_logprobs`), and threads are strangers in it."""
+"""Rollout and training are one model: the training pass gives the log-probs that the rollout
+recorded, by the way that reinforcement learning takes (`make_policy_rollout`, `pack_forest`,
+`token_logprobs`), and threads are strangers in it."""
 
 import dataclasses
 import functools
@@ -25,8 +26,8 @@ LIMITS = Limits(window=40, max_thread_tokens=72, max_threads=14, children=3, max
 SCHEDULE = Schedule(slots=12, prefill_batch=4, prefill_chunk=5, context_buckets=(9, 20))
 TREES = 256
 
-# What the model mostly writes after each token. It does not tell a message from a thought by the last token, so that without
-# `constrain` it keeps the protocol about every second time.
+# What the model mostly writes after each token. It does not tell a message from a thought by the
+# last token, so that without `constrain` it keeps the protocol about every second time.
 _FOLLOWS = {
     p.BOS: (10, 11, p.SPAWN),
     p.SPAWN: (p.MSG,),
@@ -44,14 +45,15 @@ _FOLLOWS = {
 
 @functools.cache
 def params():
-    """Random parameters, but that the first V dimensions of the embedding name the token and the output knows what follows."""
+    """Random parameters, but that the first V dimensions of the embedding name the token and the
+    output knows what follows.
+    """
     random = init_params(CONFIG, VOCAB, jax.random.key(1))
     follows = np.zeros((VOCAB, VOCAB), np.float32)
     for token, following in _FOLLOWS.items():
         follows[token, list(following)] = 1.2
-    quiet = {
-        name: random["layers"][name] / 2 for name in ("out", "down")
-    }  # So that the context sways, but does not rule.
+    # So that the context sways, but does not rule.
+    quiet = {name: random["layers"][name] / 2 for name in ("out", "down")}
     return random | {
         "embed": random["embed"].at[:, :VOCAB].set(8 * jnp.eye(VOCAB)).at[:, VOCAB:].multiply(4.0),
         "unembed": random["unembed"].at[:VOCAB].set(jnp.asarray(follows)),
@@ -63,7 +65,9 @@ def params():
 def record(
     temperature: float, constrain: bool, model: ModelConfig = CONFIG, schedule: Schedule = SCHEDULE
 ) -> ThreadForest:
-    """Trees with nesting, several spawns and errors; a third of them forced to make some number of children."""
+    """Trees with nesting, several spawns and errors; a third of them forced to make some number of
+    children.
+    """
     limits = dataclasses.replace(LIMITS, constrain=constrain)
     rollout = make_policy_rollout(model, limits, schedule, make_mesh(devices=jax.devices()[:2]))
     text = np.random.default_rng(2).integers(10, 13, (TREES, 3))
@@ -87,7 +91,11 @@ def record(
 )
 def test_rescoring_gives_the_behaviour_log_prob_of_every_sampled_token(temperature, constrain):
     forest = record(temperature, constrain)
-    assert forest.children.sum() > 100 and (forest.round > 0).sum() > 20 and (forest.depth == 2).sum() > 20
+    assert (
+        forest.children.sum() > 100
+        and (forest.round > 0).sum() > 20
+        and (forest.depth == 2).sum() > 20
+    )
     assert (forest.status == Status.DONE).sum() > 50
     assert ((forest.status == Status.MALFORMED).sum() > 0) == (not constrain)
 
@@ -103,16 +111,18 @@ def test_rescoring_gives_the_behaviour_log_prob_of_every_sampled_token(temperatu
     blind = dataclasses.replace(rows, allowed=np.zeros_like(rows.allowed))
     seen = dataclasses.replace(rows, hidden_block=np.zeros_like(rows.hidden_block))
     for wrong, at in ((blind, temperature), (rows, temperature + 0.05), (seen, temperature)):
-        other = np.abs(np.asarray(rescore(params(), CONFIG, wrong, temperature=at)[0]) - rows.logprob).max()
+        other = np.abs(
+            np.asarray(rescore(params(), CONFIG, wrong, temperature=at)[0]) - rows.logprob
+        ).max()
         assert other > 1e-2, (at, other)
 
 
 def test_rescoring_in_bfloat16_within_the_bounds_of_scale_paper():
-    """Mean and share outside of the clip range, which the worst of thousands of rounded numbers says nothing of.
+    """Mean and share outside of the clip range, which the worst of thousands of rounded numbers
+    says nothing of.
 
-    Measured 2026-11-28 on 8,862 tokens: mean 1.3e-3, worst 0.045, none outside. One bucket of contexts only: it compiles
-    in a third of the time.
-    """
+    Measured 2026-11-28 on 8,862 tokens: mean 1.3e-3, worst 0.045, none outside. One bucket of
+    contexts only: it compiles in a third of the time."""
     rl = load("experiments/paper.py").train.rl
     model = dataclasses.replace(CONFIG, dtype="bfloat16")
     forest = record(1.0, True, model, dataclasses.replace(SCHEDULE, context_buckets=()))
@@ -134,7 +144,9 @@ def test_rescoring_in_bfloat16_within_the_bounds_of_scale_paper():
 
 
 def rows_of_family() -> tuple[Rows, dict[int, tuple[int, int]]]:
-    """A tree with two unlike children of one spawn, packed; and (row, segment) of each of its threads."""
+    """A tree with two unlike children of one spawn, packed; and (row, segment) of each of its
+    threads.
+    """
     forest = record(1.0, True)
 
     def stream(tree: int, thread_index: int) -> list[int]:
@@ -150,7 +162,9 @@ def rows_of_family() -> tuple[Rows, dict[int, tuple[int, int]]]:
     one = jax.tree.map(lambda field: field[tree : tree + 1], forest)
     rows = pack_forest(one, rows=1, length=LIMITS.max_thread_tokens)
     where = {}
-    for row, segment in {(int(r), int(rows.segment[r, c])) for r, c in zip(*np.nonzero(rows.segment), strict=True)}:
+    for row, segment in {
+        (int(r), int(rows.segment[r, c])) for r, c in zip(*np.nonzero(rows.segment), strict=True)
+    }:
         tokens = tuple(rows.tokens[row][rows.segment[row] == segment].tolist())
         where[int(max_threads[streams.index(tokens)])] = (row, segment)
     assert sorted(where) == max_threads.tolist()
@@ -158,11 +172,15 @@ def rows_of_family() -> tuple[Rows, dict[int, tuple[int, int]]]:
 
 
 def test_a_thread_is_no_function_of_any_other_threads_tokens():
-    """Gradients to the embedding of every token of the tree: exactly zero outside the thread, and into its closed hidden blocks."""
+    """Gradients to the embedding of every token of the tree: exactly zero outside the thread, and
+    into its closed hidden blocks.
+    """
     rows, where = rows_of_family()
     table = params()["embed"]
     index = VOCAB + jnp.arange(rows.tokens.size).reshape(rows.tokens.shape)
-    position, segment_of, hidden_block_of = map(jnp.asarray, (rows.position, rows.segment, rows.hidden_block))
+    position, segment_of, hidden_block_of = map(
+        jnp.asarray, (rows.position, rows.segment, rows.hidden_block)
+    )
 
     @jax.jit
     def influence(weight):
@@ -170,7 +188,9 @@ def test_a_thread_is_no_function_of_any_other_threads_tokens():
 
         def total(own):
             embed = jnp.concatenate([table, own.reshape(-1, WIDTH)])
-            logits = forward(params() | {"embed": embed}, CONFIG, index, position, segment_of, hidden_block_of)
+            logits = forward(
+                params() | {"embed": embed}, CONFIG, index, position, segment_of, hidden_block_of
+            )
             return jnp.sum(sampled_logprobs(logits, rows)[0] * weight)
 
         return jnp.abs(jax.grad(total)(table[rows.tokens])).sum(-1)

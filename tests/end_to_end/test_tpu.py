@@ -1,8 +1,9 @@
-"""Programs compiled for TPU chips on this machine. Attention: nothing L x L, no word between chips. The rollout on 128 chips:
-no word between them, no host, no hidden copy of the cache; a decode step moves what is live and no more.
+"""Programs compiled for TPU chips on this machine. Attention: nothing L x L, no word between chips.
+The rollout on 128 chips: no word between them, no host, no hidden copy of the cache; a decode step
+moves what is live and no more.
 
-Needs the extra [tpu] (`make test-all` installs it) and no TPU. In a process of its own: libtpu is loaded once, at JAX's start.
-"""
+Needs the extra [tpu] (`make test-all` installs it) and no TPU. In a process of its own: libtpu is
+loaded once, at JAX's start."""
 
 import importlib.util
 import json
@@ -110,12 +111,18 @@ config = load("experiments/paper.py", ["model.layers=2"])
 print(json.dumps({"program": compile_text(lower("rollout", config, build_mesh(config, describe("v4:2x2x4"))))[0]}))
 """
 _COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
-needs_libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs the extra [tpu]")
+needs_libtpu = pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason="needs the extra [tpu]"
+)
 
 
 def compiled(code, *arguments):
     run = subprocess.run(
-        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, cwd=ROOT, timeout=900
+        [sys.executable, "-c", code, *arguments],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        timeout=900,
     )
     assert run.returncode == 0, run.stderr[-2000:]
     return json.loads(run.stdout.splitlines()[-1])
@@ -123,9 +130,22 @@ def compiled(code, *arguments):
 
 def planned(tmp_path, topology, *flags):
     path = tmp_path / "plan.json"
-    command = ("plan", "--config", "experiments/paper.py", "--topology", topology, "--json", str(path), *flags)
+    command = (
+        "plan",
+        "--config",
+        "experiments/paper.py",
+        "--topology",
+        topology,
+        "--json",
+        str(path),
+        *flags,
+    )
     run = subprocess.run(
-        [sys.executable, "-m", "apr_jax", *command], capture_output=True, text=True, cwd=ROOT, timeout=900
+        [sys.executable, "-m", "apr_jax", *command],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        timeout=900,
     )
     return run.returncode, run.stdout + run.stderr, json.loads(path.read_text())
 
@@ -134,9 +154,14 @@ def planned(tmp_path, topology, *flags):
 @needs_libtpu
 @pytest.mark.parametrize("topology", ["v3:4x4", "v4:2x2x1", "v5e:2x2", "v5p:2x2x1", "v6e:2x2"])
 def test_training_attention_at_4096(topology):
-    """Each chip has one row and four heads of 4,096 columns: as large as a sixteenth of one head's scores."""
+    """Each chip has one row and four heads of 4,096 columns: as large as a sixteenth of one head's
+    scores.
+    """
     found = compiled(_ATTENTION, topology)
-    sizes = [math.prod(map(int, shape.split(","))) for shape in re.findall(r"\w\[([\d,]+)\]", found["program"])]
+    sizes = [
+        math.prod(map(int, shape.split(",")))
+        for shape in re.findall(r"\w\[([\d,]+)\]", found["program"])
+    ]
     assert 4 * 64 * 4096 in sizes
     assert max(sizes) < 4096 * 4096 / 8
     assert found["temporary"] < 2 * 4096 * 4096  # One head's scores in bfloat16.
@@ -149,19 +174,24 @@ def test_training_attention_at_4096(topology):
 @needs_libtpu
 @pytest.mark.parametrize("program", ["supervised", "update"])
 def test_nothing_of_the_supervised_step_is_whole_on_every_chip(program):
-    """Two layers of the paper's on 2 x 8 chips: each holds an eighth of all but norms and passes on only weights, gradients."""
+    """Two layers of the paper's on 2 x 8 chips: each holds an eighth of all but norms and passes on
+    only weights, gradients.
+    """
     found = compiled(_STEP, program)
     for size, part in found["inputs"] + found["outputs"]:
         assert part * 8 == size or size <= 2 * 1024, (size, part)
     assert len(found["inputs"]) >= len(found["outputs"]) > 3 * 9
-    collective_costs = re.findall(rf"= (.*?) (?:{'|'.join(_COLLECTIVES)})(?:-start)?\(", found["program"])
+    collective_costs = re.findall(
+        rf"= (.*?) (?:{'|'.join(_COLLECTIVES)})(?:-start)?\(", found["program"]
+    )
     sizes = [
         math.prod(map(int, shape.split(",")))
         for cost in collective_costs
         for shape in re.findall(r"\w\[([\d,]+)\]", cost)
     ]
     assert max(sizes) == 2_752 * 1_024  # The largest matrix of a layer.
-    assert not any("4608" in cost for cost in collective_costs)  # Columns of a row: no activation leaves its chip.
+    # Columns of a row: no activation leaves its chip.
+    assert not any("4608" in cost for cost in collective_costs)
 
 
 @pytest.mark.slow
@@ -171,7 +201,9 @@ def test_sharded_weights_are_gathered_before_the_rollout_and_never_in_its_loops(
     computations, entry = parse(compiled(_ROLLOUT)["program"])
     begun = [one for one in computations[entry].values() if one.kind.startswith("all-gather")]
     assert begun  # Else this reads the program wrongly.
-    left = [name for one in computations[entry].values() if one.kind == "while" for name in one.called]
+    left = [
+        name for one in computations[entry].values() if one.kind == "while" for name in one.called
+    ]
     looped: set[str] = set()
     while left:
         name = left.pop()
@@ -186,7 +218,9 @@ def test_sharded_weights_are_gathered_before_the_rollout_and_never_in_its_loops(
 @pytest.mark.slow
 @needs_libtpu
 def test_a_plan_from_the_command_line(tmp_path):
-    """Two layers of the paper's on a v4 slice: fits, at half of the peak or more; without room its status says so."""
+    """Two layers of the paper's on a v4 slice: fits, at half of the peak or more; without room its
+    status says so.
+    """
     few = ("--set", "model.layers=2", "--set", "train.sft.batch_rows=64", "--program", "supervised")
     for topology in ("v4:2x2x4", "v5p:2x2x4"):
         status, said, found = planned(tmp_path, topology, *few)
@@ -198,16 +232,23 @@ def test_a_plan_from_the_command_line(tmp_path):
         tmp_path, "v4:2x2x1", "--set", "mesh.fsdp=1", *few, "--set", "train.sft.batch_rows=1024"
     )
     assert (
-        status == 1 and "does not compile" in said and "does not fit; --set model.remat=layer" in " ".join(said.split())
+        status == 1
+        and "does not compile" in said
+        and "does not fit; --set model.remat=layer" in " ".join(said.split())
     )
 
 
 @pytest.mark.slow
 @needs_libtpu
-@pytest.mark.parametrize("topology", ["v3:4x4", "v5e:4x4", "v5p:2x2x2"])  # v4 and v6e keep as much on the chip as v5e.
+# v4 and v6e keep as much on the chip as v5e.
+@pytest.mark.parametrize("topology", ["v3:4x4", "v5e:4x4", "v5p:2x2x2"])
 def test_a_decode_step_moves_little_more_than_weights_and_live_cache(tmp_path, topology):
-    """Two layers of the paper's: at most 1.3 times that, from contexts of a few hundred tokens on."""
-    status, said, found = planned(tmp_path, topology, "--set", "model.layers=2", "--program", "rollout")
+    """Two layers of the paper's: at most 1.3 times that, from contexts of a few hundred tokens
+    on.
+    """
+    status, said, found = planned(
+        tmp_path, topology, "--set", "model.layers=2", "--program", "rollout"
+    )
     stage = found["stages"]["rollout"]
     assert status == 0 and stage["fits"] and "decode step, contexts of 512" in said
     assert set(stage["decode"]) == {"256", "512", "1024", "2048", "4096"}

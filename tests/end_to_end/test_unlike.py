@@ -1,4 +1,6 @@
-"""A whole run in which no setting is its default nor the shared one: what gets lost on its way has another value here."""
+"""A whole run in which no setting is its default nor the shared one: what gets lost on its way has
+another value here.
+"""
 
 import dataclasses
 
@@ -29,7 +31,11 @@ def _leaves(node, prefix=""):
         if dataclasses.is_dataclass(value):
             found |= _leaves(value, f"{name}.")
         else:
-            default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+            default = (
+                field.default
+                if field.default_factory is dataclasses.MISSING
+                else field.default_factory()
+            )
             found[name] = value, default
     return found
 

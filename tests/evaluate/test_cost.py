@@ -1,4 +1,6 @@
-"""The cost model against a tree worked out by hand, against its bounds, and against steps that the engine took."""
+"""The cost model against a tree worked out by hand, against its bounds, and against steps that the
+engine took.
+"""
 
 import dataclasses
 
@@ -10,11 +12,18 @@ from apr_jax.evaluate.runner import Decoding, evaluate, read_traces
 from apr_jax.tasks import load_problems
 from apr_jax.train.checkpoint.manager import load_checkpoint
 
-DECODING = Decoding(temperature=1.0, forced=2, constrain=True)  # A barely trained model, greedy, would not spawn.
+# A barely trained model, greedy, would not spawn.
+DECODING = Decoding(temperature=1.0, forced=2, constrain=True)
 
 
 def thread(thread_index, parent, spawn_round, start, end):
-    return {"thread_index": thread_index, "parent": parent, "round": spawn_round, "start": start, "end": end}
+    return {
+        "thread_index": thread_index,
+        "parent": parent,
+        "round": spawn_round,
+        "start": start,
+        "end": end,
+    }
 
 
 # The root writes 10 tokens, spawns children of 4, 6 and 2, writes 3, spawns one of 5, and writes 1.
@@ -31,7 +40,12 @@ TREE = {
 }
 # A child that spawns: root 2 + 1, child 3 + 1 with two grandchildren of 4 and 1.
 NESTED = {
-    "threads": [thread(0, -1, 0, 0, 11), thread(1, 0, 0, 2, 10), thread(2, 1, 0, 5, 9), thread(3, 1, 0, 5, 6)],
+    "threads": [
+        thread(0, -1, 0, 0, 11),
+        thread(1, 0, 0, 2, 10),
+        thread(2, 1, 0, 5, 9),
+        thread(3, 1, 0, 5, 6),
+    ],
     "total_tokens": 12,
     "sequential_tokens": 11,
 }
@@ -49,7 +63,8 @@ def test_segments():
 
 
 def test_steps():
-    # On two decode slots the children of 4 and 6 begin; the one of 2 follows the one of 4: all end at 6.
+    # On two decode slots the children of 4 and 6 begin; the one of 2 follows the one of 4: all end
+    # at 6.
     assert [steps_on(TREE, slots) for slots in (1, 2, 3, 9)] == [31, 25, 25, 25]
     assert [steps_on(NESTED, slots) for slots in (1, 2)] == [12, 11]
     assert mean_steps([TREE, NESTED], [1, 2]) == [21.5, 18.0]
@@ -61,10 +76,14 @@ def test_seconds_interpolate_between_measured_steps():
 
 @pytest.mark.slow
 def test_real_trees(checkpoint, data_dir, tmp_path):
-    """From one decode slot to one a thread the model gives the tree's own totals; the engine took as many steps as it says."""
+    """From one decode slot to one a thread the model gives the tree's own totals; the engine took
+    as many steps as it says.
+    """
     restored, problems = load_checkpoint(checkpoint), load_problems(data_dir / "test.jsonl")[:4]
     limits = dataclasses.replace(restored.config.limits, max_threads=3, children=2)
-    restored = dataclasses.replace(restored, config=dataclasses.replace(restored.config, limits=limits))
+    restored = dataclasses.replace(
+        restored, config=dataclasses.replace(restored.config, limits=limits)
+    )
     evaluate(restored, problems, tmp_path, DECODING, progress=False)
     traces = read_traces(tmp_path / "traces.jsonl")
     assert sum(len(trace["threads"]) > 1 for trace in traces) > 1

@@ -1,4 +1,6 @@
-"""What an evaluation does not ask for is the model's own: every limit, whether and how the protocol is kept."""
+"""What an evaluation does not ask for is the model's own: every limit, whether and how the protocol
+is kept.
+"""
 
 import dataclasses
 import types
@@ -39,15 +41,23 @@ def test_limits_that_nobody_asked_for_are_the_models_own(restored):
 
 def test_a_limit_that_was_asked_for_replaces_that_one_alone(restored):
     assert limits_of(restored, Decoding(window=30)) == dataclasses.replace(LIMITS, window=30)
-    assert limits_of(restored, Decoding(constrain=False)) == dataclasses.replace(LIMITS, constrain=False)
-    free = types.SimpleNamespace(config=changed(restored.config, limits=dataclasses.replace(LIMITS, constrain=False)))
+    assert limits_of(restored, Decoding(constrain=False)) == dataclasses.replace(
+        LIMITS, constrain=False
+    )
+    free = types.SimpleNamespace(
+        config=changed(restored.config, limits=dataclasses.replace(LIMITS, constrain=False))
+    )
     assert limits_of(free, Decoding(constrain=True)) == LIMITS
 
 
 @pytest.mark.parametrize(
-    ("flags", "constrain"), [((), None), (("--constrain",), True), (("--no-constrain",), False)], ids=str
+    ("flags", "constrain"),
+    [((), None), (("--constrain",), True), (("--no-constrain",), False)],
+    ids=str,
 )
-def test_apr_eval_asks_for_constrain_only_if_a_flag_does(checkpoint, data_dir, tmp_path, monkeypatch, flags, constrain):
+def test_apr_eval_asks_for_constrain_only_if_a_flag_does(
+    checkpoint, data_dir, tmp_path, monkeypatch, flags, constrain
+):
     asked = []
 
     def evaluate(restored, problems, out, decoding):
@@ -61,7 +71,9 @@ def test_apr_eval_asks_for_constrain_only_if_a_flag_does(checkpoint, data_dir, t
 
 
 def test_the_benchmark_decodes_as_its_peers_do(restored, monkeypatch):
-    """Other engines know no protocol, so a model that was trained with it must decode without it here."""
+    """Other engines know no protocol, so a model that was trained with it must decode without it
+    here.
+    """
     made = []
 
     def make_runner(restored, limits, batch):

@@ -1,4 +1,6 @@
-"""Evaluation of a real checkpoint: what it writes, resuming, refusals, the same trees in any batch."""
+"""Evaluation of a real checkpoint: what it writes, resuming, refusals, the same trees in any
+batch.
+"""
 
 import dataclasses
 import json
@@ -56,7 +58,9 @@ def lines(folder):
 
 
 def test_ids_of_a_large_vocabulary_come_back_from_a_trace():
-    """In 16 bits 128,000 would be 62,464, and 65,536 `<pad>`; ids that fit into 16 bits take no more."""
+    """In 16 bits 128,000 would be 62,464, and 65,536 `<pad>`; ids that fit into 16 bits take no
+    more.
+    """
     task = Countdown(CountdownConfig(), SolverConfig())
     tokenizer = types.SimpleNamespace(decode=lambda ids: f"{ids}", show=lambda ids: f"{ids}")
 
@@ -90,7 +94,9 @@ def test_ids_of_a_large_vocabulary_come_back_from_a_trace():
 
 
 def holds(numbers, target, solution):
-    """The rules once more, over fractions and by rewriting the pool: shares nothing with `Countdown.verify`."""
+    """The rules once more, over fractions and by rewriting the pool: shares nothing with
+    `Countdown.verify`.
+    """
     pool, value = [Fraction(n) for n in numbers], None
     for equation in solution or ():
         left, _, right = equation.partition("=")
@@ -125,7 +131,9 @@ def holds(numbers, target, solution):
 def test_correct_agrees_with_an_independent_check(restored, answer, correct):
     problem = Problem("p", (22, 26, 2), 46)
     forest = answer_one(restored, problem)
-    trace = to_trace(forest, 0, problem, 0, answer, Countdown(restored.config.task), restored.tokenizer)
+    trace = to_trace(
+        forest, 0, problem, 0, answer, Countdown(restored.config.task), restored.tokenizer
+    )
     assert trace["correct"] is correct
     if trace["solution"] is not None:
         assert ",".join(trace["solution"]) == answer, "unchanged"
@@ -139,7 +147,11 @@ def test_what_an_evaluation_writes(restored, problems, tmp_path):
     assert summary == json.loads((tmp_path / SUMMARY).read_text())
     assert summary["n"] == len(problems) == len(lines(tmp_path))
     for line, problem in zip(lines(tmp_path), problems, strict=True):
-        assert (line["id"], tuple(line["numbers"]), line["target"]) == (problem.id, problem.numbers, problem.target)
+        assert (line["id"], tuple(line["numbers"]), line["target"]) == (
+            problem.id,
+            problem.numbers,
+            problem.target,
+        )
         assert line["total_tokens"] == sum(thread["tokens"] for thread in line["threads"])
         assert line["children"] == len(line["threads"]) - 1
         assert line["sequential_tokens"] <= line["total_tokens"]
@@ -148,7 +160,9 @@ def test_what_an_evaluation_writes(restored, problems, tmp_path):
         assert (root["thread_index"], root["depth"], root["parent"]) == (0, 0, -1)
         for child in children:
             assert (child["parent"], child["depth"]) == (0, 1)
-            assert child["text"].split(":")[0] in root["text"], "a child's message is what its parent wrote"
+            assert child["text"].split(":")[0] in root["text"], (
+                "a child's message is what its parent wrote"
+            )
 
 
 def test_an_interrupted_evaluation_goes_on_to_the_same_bytes(restored, problems, tmp_path):
@@ -162,7 +176,9 @@ def test_an_interrupted_evaluation_goes_on_to_the_same_bytes(restored, problems,
     evaluate(restored, problems, cut, SAMPLED, progress=False)
     assert (cut / TRACES).read_bytes() == expected
     assert (cut / SUMMARY).read_bytes() == (whole / SUMMARY).read_bytes()
-    with pytest.raises(UsageError, match=r"holds an evaluation with samples=3, not 1; choose another --out"):
+    with pytest.raises(
+        UsageError, match=r"holds an evaluation with samples=3, not 1; choose another --out"
+    ):
         evaluate(restored, problems, cut, progress=False)
 
 
@@ -184,14 +200,32 @@ def unbroken(restored, problems, tmp_path_factory):
         (lambda lines: [*lines, *lines], 17),
         (lambda lines: [*lines[:7], b"{}\n", *lines[8:]], 8),
         (lambda lines: [*lines[:7], b'{"id": "te\n', *lines[8:]], 8),
-        (lambda lines: [*lines[:2], lines[2].replace(b'"target": 1', b'"target": 2'), *lines[3:]], 3),
+        (
+            lambda lines: [
+                *lines[:2],
+                lines[2].replace(b'"target": 1', b'"target": 2'),
+                *lines[3:],
+            ],
+            3,
+        ),
     ],
-    ids=["deleted", "swapped", "repeated", "one too many", "two writers", "empty", "damaged", "another problem"],
+    ids=[
+        "deleted",
+        "swapped",
+        "repeated",
+        "one too many",
+        "two writers",
+        "empty",
+        "damaged",
+        "another problem",
+    ],
 )
 def test_answers_that_do_not_belong_where_they_stand_are_given_anew(
     restored, problems, unbroken, tmp_path, capsys, harm, line
 ):
-    """The lines were once only counted: with one deleted, the last problem was answered twice and another not at all."""
+    """The lines were once only counted: with one deleted, the last problem was answered twice and
+    another not at all.
+    """
     folder = tmp_path / "harmed"
     shutil.copytree(unbroken, folder)
     expected = (unbroken / TRACES).read_bytes()
@@ -215,7 +249,9 @@ def test_answers_that_do_not_belong_where_they_stand_are_given_anew(
     ],
     ids=["deleted", "one twice", "one too many"],
 )
-def test_no_figure_is_drawn_from_answers_that_are_not_those_of_the_summary(unbroken, tmp_path, harm, counts):
+def test_no_figure_is_drawn_from_answers_that_are_not_those_of_the_summary(
+    unbroken, tmp_path, harm, counts
+):
     summary, traces = read_answers(unbroken)
     assert (summary["n"], summary["samples"], len(traces)) == (8, 2, 16)
 
@@ -232,7 +268,9 @@ def _losing(monkeypatch, *lost):
     class Lossy(SandboxedVerifier):
         def verify(self, pairs, most_unknown=None):
             outcomes = super().verify(pairs, most_unknown)
-            return [Failure.TIMED_OUT if place in lost else one for place, one in enumerate(outcomes)]
+            return [
+                Failure.TIMED_OUT if place in lost else one for place, one in enumerate(outcomes)
+            ]
 
     monkeypatch.setattr(runner, "SandboxedVerifier", Lossy)
 
@@ -241,7 +279,9 @@ def test_an_answer_without_a_verdict_is_told_and_not_counted(
     restored, problems, unbroken, tmp_path, monkeypatch, capsys
 ):
     """Of 16 trees in two batches; the bound is a share of all of them."""
-    model = dataclasses.replace(restored, config=override(restored.config, ["train.rl.reward.max_unknown=0.2"]))
+    model = dataclasses.replace(
+        restored, config=override(restored.config, ["train.rl.reward.max_unknown=0.2"])
+    )
     _losing(monkeypatch, 3)
     summary = evaluate(model, problems, tmp_path, TWICE, progress=False)
     assert (summary["unknown"], summary["n"], summary["samples"]) == (2, 8, 2)
@@ -249,11 +289,19 @@ def test_an_answer_without_a_verdict_is_told_and_not_counted(
     graded = [line for place, line in enumerate(whole) if place not in (3, 11)]
     assert summary["accuracy"] == np.mean([line["correct"] for line in graded])
     assert summary["claimed"] == np.mean([line["claimed"] for line in graded])
-    assert summary["total_tokens"] == np.mean([line["total_tokens"] for line in whole]), "what they cost is known"
+    assert summary["total_tokens"] == np.mean([line["total_tokens"] for line in whole]), (
+        "what they cost is known"
+    )
     lost = lines(tmp_path)[3]
-    assert (lost["correct"], lost["claimed"], lost["reason"]) == (None, None, "no verdict: timed out")
+    assert (lost["correct"], lost["claimed"], lost["reason"]) == (
+        None,
+        None,
+        "no verdict: timed out",
+    )
     assert read_answers(tmp_path)[1] == graded, "no figure counts the others"
-    assert "2 ANSWERS HAVE NO VERDICT AND ARE NOT COUNTED" in " ".join(capsys.readouterr().err.split())
+    assert "2 ANSWERS HAVE NO VERDICT AND ARE NOT COUNTED" in " ".join(
+        capsys.readouterr().err.split()
+    )
 
 
 def test_too_many_answers_without_a_verdict_end_an_evaluation_and_nothing_is_lost(
@@ -262,7 +310,8 @@ def test_too_many_answers_without_a_verdict_end_an_evaluation_and_nothing_is_los
     with monkeypatch.context() as patch:
         _losing(patch, 0, 1)
         with pytest.raises(
-            UserError, match=r"2 of 16 answers have no verdict, more than .*max_unknown=0.1 allows; the"
+            UserError,
+            match=r"2 of 16 answers have no verdict, more than .*max_unknown=0.1 allows; the",
         ):
             evaluate(restored, problems, tmp_path, TWICE, progress=False)
     assert (tmp_path / TRACES).read_bytes() == b""
@@ -271,14 +320,21 @@ def test_too_many_answers_without_a_verdict_end_an_evaluation_and_nothing_is_los
 
 
 def test_the_batch_does_not_change_a_tree(restored, problems, tmp_path):
-    config = dataclasses.replace(restored.config, evaluate=dataclasses.replace(restored.config.evaluate, batch=5))
+    config = dataclasses.replace(
+        restored.config, evaluate=dataclasses.replace(restored.config.evaluate, batch=5)
+    )
     other = dataclasses.replace(restored, config=config)
     for name, model in (("eight", restored), ("five", other)):
-        evaluate(model, problems, tmp_path / name, Decoding(samples=2, temperature=1.0), progress=False)
+        evaluate(
+            model, problems, tmp_path / name, Decoding(samples=2, temperature=1.0), progress=False
+        )
     for one, other in zip(lines(tmp_path / "eight"), lines(tmp_path / "five"), strict=True):
-        for (ids, logprobs), (same, close) in zip(unpack_streams(one), unpack_streams(other), strict=True):
+        for (ids, logprobs), (same, close) in zip(
+            unpack_streams(one), unpack_streams(other), strict=True
+        ):
             assert ids.tolist() == same.tolist()
-            np.testing.assert_allclose(logprobs, close, atol=1.1e-3)  # One unit of what a line keeps.
+            # One unit of what a line keeps.
+            np.testing.assert_allclose(logprobs, close, atol=1.1e-3)
         assert one | {"streams": ""} == other | {"streams": ""}
 
 
@@ -292,7 +348,9 @@ def test_a_prompt_may_fill_the_window_but_for_one_token(restored, problems, more
     prompts = prompts_of(restored, [problem], limits_of(restored, decoding), decoding)
     assert prompts.length.tolist() == [length]
     assert prompts.tokens.shape[1] == min(length + more - 1, length + -length % 16)
-    with pytest.raises(UsageError, match=f"its prompt has {length} tokens, too many for --window {length}"):
+    with pytest.raises(
+        UsageError, match=f"its prompt has {length} tokens, too many for --window {length}"
+    ):
         prompts_of(restored, [problem], limits_of(restored, Decoding(window=length)), decoding)
 
 
@@ -308,10 +366,19 @@ def test_a_condition_and_a_smaller_window_reach_the_model(restored, problems, tm
     ("wanted", "message"),
     [
         ({"samples": 4}, "greedy samples are all the same; give a temperature"),
-        ({"window": 65}, "--window 65: must be from 2 to 64, the window the model was trained with"),
+        (
+            {"window": 65},
+            "--window 65: must be from 2 to 64, the window the model was trained with",
+        ),
         ({"window": 8}, "problem 'test-0': its prompt has .* tokens, too many for --window 8"),
-        ({"forced": 9}, "--force-children 9: must be from 0 to 4, limits.max_threads less the root"),
-        ({"top_k": 10**11, "temperature": 1.0}, "--top-k 100000000000: must be from 0 .all tokens. to 2147483647"),
+        (
+            {"forced": 9},
+            "--force-children 9: must be from 0 to 4, limits.max_threads less the root",
+        ),
+        (
+            {"top_k": 10**11, "temperature": 1.0},
+            "--top-k 100000000000: must be from 0 .all tokens. to 2147483647",
+        ),
         (
             {"samples": 10**11, "temperature": 1.0},
             "--samples 100000000000: of .* problems that is more than 2147483647 trees",
@@ -320,7 +387,9 @@ def test_a_condition_and_a_smaller_window_reach_the_model(restored, problems, tm
         ({"condition": 9}, "--children 9: the model was trained on 0 to 4"),
     ],
 )
-def test_what_cannot_be_asked_is_refused_before_anything_is_written(restored, problems, tmp_path, wanted, message):
+def test_what_cannot_be_asked_is_refused_before_anything_is_written(
+    restored, problems, tmp_path, wanted, message
+):
     with pytest.raises(UsageError, match=message):
         evaluate(restored, problems, tmp_path / "out", Decoding(**wanted), progress=False)
     assert not (tmp_path / "out").exists()
@@ -330,7 +399,9 @@ def test_a_serial_model_takes_no_condition_of_children(restored, problems, tmp_p
     serial = dataclasses.replace(restored, method="sos+")
     with pytest.raises(UsageError, match="is of method sos\\+; only apr has children"):
         evaluate(serial, problems, tmp_path, Decoding(condition=3), progress=False)
-    with pytest.raises(UsageError, match="--force-children 3: .* is of method sos\\+; only apr has children"):
+    with pytest.raises(
+        UsageError, match="--force-children 3: .* is of method sos\\+; only apr has children"
+    ):
         evaluate(serial, problems, tmp_path, Decoding(forced=3), progress=False)
 
 
@@ -338,7 +409,9 @@ def test_damaged_settings_and_other_limits_are_refused(restored, problems, tmp_p
     evaluate(restored, problems, tmp_path, progress=False)
     before = (tmp_path / TRACES).stat().st_mtime_ns
     limits = dataclasses.replace(restored.config.limits, max_tokens=199)
-    other = dataclasses.replace(restored, config=dataclasses.replace(restored.config, limits=limits))
+    other = dataclasses.replace(
+        restored, config=dataclasses.replace(restored.config, limits=limits)
+    )
     with pytest.raises(UsageError, match="holds an evaluation with limits="):
         evaluate(other, problems, tmp_path, progress=False)
     evaluate(restored, problems, tmp_path, progress=False)

@@ -1,4 +1,6 @@
-"""One tree by hand for every kind of failure; and demonstrations, whose only failure is what they never searched."""
+"""One tree by hand for every kind of failure; and demonstrations, whose only failure is what they
+never searched.
+"""
 
 import pytest
 
@@ -26,11 +28,15 @@ def thread(thread_index, *spans, status="DONE", start=0):
 
 
 def tree(answer, *children, messages=None, **root):
-    """A root that spawns children, each (message, text, answer) and maybe a status, and joins `answer`."""
+    """A root that spawns children, each (message, text, answer) and maybe a status, and joins
+    `answer`.
+    """
     threads = []
     for thread_index, (message, text, joined, *status) in enumerate(children, start=1):
         spans = (("given", message), ("sampled", text), ("join", f"<join>{joined}"))
-        threads.append(thread(thread_index, *spans, start=9, status=status[0] if status else "DONE"))
+        threads.append(
+            thread(thread_index, *spans, start=9, status=status[0] if status else "DONE")
+        )
     told = [child[0] for child in children] if messages is None else messages
     block = "<spawn>" + "".join(f"<msg>{message}" for message in told) + "</spawn>"
     spans = [("given", "22,26,2:46"), *([("spawn", block), ("joined", "...")] if told else [])]
@@ -52,7 +58,11 @@ def tree(answer, *children, messages=None, **root):
         ("coverage", tree("", (LESS, *NOTHING))),
         ("coverage", tree("")),
         ("belief", tree(FALSE, (LESS, "=4+6-2*46!", FALSE), (SUM, *FOUND))),
-        ("join", tree("22+26=48,48-2=45", (LESS, "=4+6-2*46!", FALSE), (SUM, *FOUND))),  # What no child claimed.
+        # What no child claimed.
+        (
+            "join",
+            tree("22+26=48,48-2=45", (LESS, "=4+6-2*46!", FALSE), (SUM, *FOUND)),
+        ),
         ("join", tree("", (LESS, *NOTHING), (SUM, *FOUND))),  # It believed in nothing.
         ("join", tree("", (SUM, *FOUND))),  # The parent dropped it.
         ("join", tree("22+26=48,48-2=45", (SUM, *FOUND))),  # The parent copied it wrongly.
@@ -85,8 +95,12 @@ def test_the_first_decisive_event_counts():
     assert failure(tree("", (SUM, "=47", ""), ("22+26,3:46", "=48", "")), TASK) == "message", (
         "the parent told it before"
     )
-    assert failure(tree("", (SUM, "=4", "", "OUT_OF_BUDGET"), (SUM, "=47", "")), TASK) == "truncated"
-    assert failure(tree("", (SUM, "=47", ""), (SUM, "=4", "", "OUT_OF_BUDGET")), TASK) == "arithmetic"
+    assert (
+        failure(tree("", (SUM, "=4", "", "OUT_OF_BUDGET"), (SUM, "=47", "")), TASK) == "truncated"
+    )
+    assert (
+        failure(tree("", (SUM, "=47", ""), (SUM, "=4", "", "OUT_OF_BUDGET")), TASK) == "arithmetic"
+    )
 
 
 def test_serial_traces():
@@ -134,8 +148,18 @@ def test_demonstrations_fail_by_coverage_alone():
             spans.append(["spawn", f"<spawn>{block}</spawn>"])
             spawn_round = sum(kind == "spawn" for kind, _ in spans) - 1
             for child in part.children:
-                one = thread(len(threads) + 1, ("given", child.prompt), *(("sampled", text) for text in child.body))
+                one = thread(
+                    len(threads) + 1,
+                    ("given", child.prompt),
+                    *(("sampled", text) for text in child.body),
+                )
                 threads.append(one | {"round": spawn_round, "start": 9 * spawn_round + 9})
-        verdict = {"id": "p", "numbers": problem.numbers, "target": problem.target, "claimed": False, "correct": False}
+        verdict = {
+            "id": "p",
+            "numbers": problem.numbers,
+            "target": problem.target,
+            "claimed": False,
+            "correct": False,
+        }
         assert failure(verdict | {"threads": [thread(0, *spans), *threads]}, task) == "coverage"
     assert failed > 5

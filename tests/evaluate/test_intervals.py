@@ -23,7 +23,15 @@ def test_wilson(successes, n, low, high):
 
 @pytest.mark.parametrize(
     ("one", "other", "p"),
-    [(0, 0, 1.0), (1, 0, 1.0), (5, 0, 0.0625), (0, 6, 0.03125), (8, 2, 0.109375), (3, 3, 1.0)],  # Tails of fair coins.
+    # Tails of fair coins.
+    [
+        (0, 0, 1.0),
+        (1, 0, 1.0),
+        (5, 0, 0.0625),
+        (0, 6, 0.03125),
+        (8, 2, 0.109375),
+        (3, 3, 1.0),
+    ],
 )
 def test_mcnemar(one, other, p):
     assert mcnemar(one, other) == pytest.approx(p) == mcnemar(other, one)
@@ -61,7 +69,13 @@ def test_pairing_narrows_the_interval_of_two_that_err_alike():
 
 @pytest.mark.parametrize(
     ("candidates", "problems", "accuracy", "points"),
-    [(1, 160, 0.8, 0.0), (2, 160, 0.8, 1.8), (12, 160, 0.8, 5.0), (12, 160, 0.85, 4.4), (12, 1000, 0.85, 1.8)],
+    [
+        (1, 160, 0.8, 0.0),
+        (2, 160, 0.8, 1.8),
+        (12, 160, 0.8, 5.0),
+        (12, 160, 0.85, 4.4),
+        (12, 1000, 0.85, 1.8),
+    ],
 )
 def test_the_best_of_equal_candidates_flatters_itself(candidates, problems, accuracy, points):
     """As simulated, and as docs/evaluation.md says."""

@@ -1,4 +1,6 @@
-"""Seconds of one problem are medians of repeated runs, one problem at a time, after a run that does not count."""
+"""Seconds of one problem are medians of repeated runs, one problem at a time, after a run that does
+not count.
+"""
 
 import types
 
@@ -10,7 +12,9 @@ from apr_jax.evaluate.runner import Runner
 from apr_jax.threads import make_prompts
 from apr_jax.threads.protocol import BOS
 
-RUNS = {  # Of a problem: the seconds of its runs, such that no mean, minimum, maximum or last one is the median.
+# Of a problem: the seconds of its runs, such that no mean, minimum, maximum or last one is the
+# median.
+RUNS = {
     11: [2.0, 3.0, 10.0, 1.0, 9.0],
     12: [6.0, 1.0, 4.0, 5.0, 1.0],
 }
@@ -18,7 +22,9 @@ COMPILING = 100.0
 
 
 class FakeMachine:
-    """A rollout that returns at once, as JAX does, and a clock that moves while somebody waits for the result."""
+    """A rollout that returns at once, as JAX does, and a clock that moves while somebody waits for
+    the result.
+    """
 
     def __init__(self, monkeypatch):
         self.now, self.calls, self.left = 0.0, [], 0.0

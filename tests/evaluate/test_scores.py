@@ -9,7 +9,12 @@ RIGHT, SWAPPED, WRONG = ["22+26=48", "48-2=46"], ["26+22=48", "48-2=46"], ["22*2
 
 
 def trace(name, sample, correct, solution=None, status="DONE", **measures):
-    measures = {"total_tokens": 10, "sequential_tokens": 5, "children": 1, "max_thread_tokens": 4} | measures
+    measures = {
+        "total_tokens": 10,
+        "sequential_tokens": 5,
+        "children": 1,
+        "max_thread_tokens": 4,
+    } | measures
     threads = [{"status": status}]
     claimed = solution is not None
     return (
@@ -36,7 +41,9 @@ def test_summary_of_single_answers():
 
 
 def test_pass_and_consensus_over_samples():
-    """Problem a: two of three agree on the right one; b: one lucky sample is outvoted; c: nobody comparisons."""
+    """Problem a: two of three agree on the right one; b: one lucky sample is outvoted; c: nobody
+    comparisons.
+    """
     summary = summarize(
         [
             *(
@@ -52,11 +59,16 @@ def test_pass_and_consensus_over_samples():
     )
     assert summary["accuracy"] == pytest.approx(1 / 3)
     assert summary["ci95"] == list(wilson(1, 3)), "three problems, not nine independent answers"
-    assert (summary["pass_at_n"], summary["cons_at_n"]) == (pytest.approx(2 / 3), pytest.approx(1 / 3))
+    assert (summary["pass_at_n"], summary["cons_at_n"]) == (
+        pytest.approx(2 / 3),
+        pytest.approx(1 / 3),
+    )
 
 
 def test_answers_without_a_verdict_are_in_no_share():
-    """Nor in pass@n and cons@n, nor is a problem that has none; what a tree cost is known all the same."""
+    """Nor in pass@n and cons@n, nor is a problem that has none; what a tree cost is known all the
+    same.
+    """
     unknown = {"correct": None, "claimed": None}
     summary = summarize(
         [
@@ -89,7 +101,12 @@ def test_operands_of_sums_and_products_may_change_places():
 def test_accuracy_within_counts_only_trees_below_the_limit():
     traces = [trace(str(k), 0, k != 3, RIGHT, max_thread_tokens=10 * k) for k in range(1, 5)]
     rows = accuracy_within(traces, "max_thread_tokens", [5, 10, 39, 40])
-    assert [(limit, share) for limit, share, *_ in rows] == [(5, 0.0), (10, 0.25), (39, 0.5), (40, 0.75)]
+    assert [(limit, share) for limit, share, *_ in rows] == [
+        (5, 0.0),
+        (10, 0.25),
+        (39, 0.5),
+        (40, 0.75),
+    ]
     assert rows[1][2:] == wilson(1, 4)
 
 
@@ -108,7 +125,11 @@ def test_force_children_is_blamed_only_where_it_was_given():
     broken = summarize([*traces, trace("c", 0, False, status="MALFORMED")])
     for forced in (None, 0):
         (text,) = warnings(broken, "apr", forced)
-        assert text.startswith("67% OF THE ROOTS BROKE THE PROTOCOL: the model has not learned to write it")
+        assert text.startswith(
+            "67% OF THE ROOTS BROKE THE PROTOCOL: the model has not learned to write it"
+        )
         assert "force" not in text
     (text,) = warnings(broken, "apr", 4)
-    assert "67% OF THE ROOTS BROKE THE PROTOCOL: they are held to 4 children (--force-children" in text
+    assert (
+        "67% OF THE ROOTS BROKE THE PROTOCOL: they are held to 4 children (--force-children" in text
+    )

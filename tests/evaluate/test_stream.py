@@ -1,4 +1,6 @@
-"""Any number of trees through one shape: nothing compiled twice, nothing lost at the end, the device always one batch ahead."""
+"""Any number of trees through one shape: nothing compiled twice, nothing lost at the end, the
+device always one batch ahead.
+"""
 
 import dataclasses
 import types
@@ -20,14 +22,18 @@ TREES = 11
 
 
 def run(batch, done=0, progress=False):
-    """The forests of all trees from `done` on, how often the rollout was traced, and what happened in which order."""
+    """The forests of all trees from `done` on, how often the rollout was traced, and what happened
+    in which order.
+    """
     traced, events = [], []
     policy = scripted.policy(0, 5.0)
 
     @jax.jit
     def compiled(params, prompts, key):
         traced.append(prompts)
-        return tree_rollout(scripted.decode, scripted.init_cache, params, prompts, key, LIMITS, Schedule(4, 2, 4))
+        return tree_rollout(
+            scripted.decode, scripted.init_cache, params, prompts, key, LIMITS, Schedule(4, 2, 4)
+        )
 
     def rollout(params, prompts, key):
         events.append("send")
@@ -37,7 +43,14 @@ def run(batch, done=0, progress=False):
     prompts = make_prompts(ids, 4, temperature=1.0)
     forests = []
     for begin, forest in stream(
-        rollout, policy, prompts, jax.random.key(0), batch=batch, slots=4, done=done, progress=progress
+        rollout,
+        policy,
+        prompts,
+        jax.random.key(0),
+        batch=batch,
+        slots=4,
+        done=done,
+        progress=progress,
     ):
         assert begin == done + sum(len(one.length) for one in forests)
         events.append("got")
@@ -65,17 +78,24 @@ def test_a_stream_goes_on_where_it_was_stopped():
 def test_progress_has_its_rates(capfd):
     run(4, progress=True)
     said = capfd.readouterr().err
-    assert f"{TREES}/{TREES}" in said and "trees/s" in said and "tokens/s" in said and "full" in said
+    assert (
+        f"{TREES}/{TREES}" in said and "trees/s" in said and "tokens/s" in said and "full" in said
+    )
 
 
 @pytest.mark.parametrize("done", [0, 2])
 def test_every_sample_of_every_problem_has_a_key_of_its_own(config, done):
-    """Were it that of another tree, samples would be copies: pass@n would be pass@1, and nothing else would show it."""
+    """Were it that of another tree, samples would be copies: pass@n would be pass@1, and nothing
+    else would show it.
+    """
     asked = []
 
     def rollout(params, prompts, key):
         asked.append((prompts.tree, root_key(key, prompts.tree)))
-        fields = {field.name: np.zeros(len(prompts.tree), np.int32) for field in dataclasses.fields(ThreadForest)}
+        fields = {
+            field.name: np.zeros(len(prompts.tree), np.int32)
+            for field in dataclasses.fields(ThreadForest)
+        }
         return ThreadForest(**fields), Work(steps=np.ones(1), live=np.ones(1))
 
     tokenizer = types.SimpleNamespace(encode=lambda text: [len(p.CONTROL_PIECES)])

@@ -1,4 +1,6 @@
-"""The XManager launcher: sweeps as work units, what is refused, and what a cluster would be sent."""
+"""The XManager launcher: sweeps as work units, what is refused, and what a cluster would be
+sent.
+"""
 
 import json
 import os
@@ -26,7 +28,9 @@ def test_without_a_sweep_there_is_one_unit():
 
 
 def test_a_sweep_is_the_product_and_each_has_its_folder():
-    units = work_units("runs/x", ["seed=1"], ["train.sft.optimizer.lr=1e-4,3e-4", "train.sft.batch_rows=8, 16"])
+    units = work_units(
+        "runs/x", ["seed=1"], ["train.sft.optimizer.lr=1e-4,3e-4", "train.sft.batch_rows=8, 16"]
+    )
     assert [unit.settings for unit in units] == [
         ("seed=1", f"train.sft.optimizer.lr={lr}", f"train.sft.batch_rows={rows}")
         for lr in ("1e-4", "3e-4")
@@ -34,7 +38,9 @@ def test_a_sweep_is_the_product_and_each_has_its_folder():
     ]
     assert units[1].out == "runs/x/train.sft.optimizer.lr_1e-4__learn.sft.rows_16"
     assert len({unit.out for unit in units}) == 4
-    assert {unit.data for unit in units} == {"runs/x/data"}, "the data don't differ: they are built once"
+    assert {unit.data for unit in units} == {"runs/x/data"}, (
+        "the data don't differ: they are built once"
+    )
 
 
 def test_units_whose_data_differ_share_none():
@@ -85,32 +91,68 @@ def specs(monkeypatch, capfd):
     ("words", "told"),
     [
         (["--config", "nowhere.py", "--out", "x"], "nowhere.py: no such file"),
-        (["--config", NANO, "--out", "x", "--sweep", "train.stf.steps=1,2"], "did you mean 'train.sft.steps'"),
-        (["--config", NANO, "--out", "x", "--image", "i"], "--image and --require are of --executor gke and vertex"),
-        (["--config", NANO, "--out", "x", "--executor", "gke"], "--out x: a cloud's machines go; must be gs://"),
-        (["--config", NANO, "--out", "gs://b/x", "--executor", "gke"], "--executor gke: give --image"),
-        (["--config", NANO, *CLOUD, "--executor", "vertex", "--require", "tpu_v5e=4x4"], "no machine of Vertex AI"),
+        (
+            ["--config", NANO, "--out", "x", "--sweep", "train.stf.steps=1,2"],
+            "did you mean 'train.sft.steps'",
+        ),
+        (
+            ["--config", NANO, "--out", "x", "--image", "i"],
+            "--image and --require are of --executor gke and vertex",
+        ),
+        (
+            ["--config", NANO, "--out", "x", "--executor", "gke"],
+            "--out x: a cloud's machines go; must be gs://",
+        ),
+        (
+            ["--config", NANO, "--out", "gs://b/x", "--executor", "gke"],
+            "--executor gke: give --image",
+        ),
+        (
+            ["--config", NANO, *CLOUD, "--executor", "vertex", "--require", "tpu_v5e=4x4"],
+            "no machine of Vertex AI",
+        ),
         (
             ["--config", NANO, "--out", "x", "--service-account", "me"],
             "--service-account me: is of --executor gke, not",
         ),
         (["--config", NANO], "the following arguments are required: --out"),
-        (["--config", NANO, "--out", ""], "--out '': is empty; must be the path of a file or folder"),
-        (["--config", NANO, "--out", "s3://bucket/x"], "--out s3://bucket/x: s3:// is not supported"),
+        (
+            ["--config", NANO, "--out", ""],
+            "--out '': is empty; must be the path of a file or folder",
+        ),
+        (
+            ["--config", NANO, "--out", "s3://bucket/x"],
+            "--out s3://bucket/x: s3:// is not supported",
+        ),
         ([*GKE, "--out", "GS://bucket/x"], "--out GS://bucket/x: write it as gs://bucket/x"),
-        (["--config", "gs://bucket/x.py", "--out", "x"], "--config gs://bucket/x.py: is in a bucket; must be a file"),
+        (
+            ["--config", "gs://bucket/x.py", "--out", "x"],
+            "--config gs://bucket/x.py: is in a bucket; must be a file",
+        ),
         (["--config", NANO, "--out", "x", "--tensorbord"], "unrecognized arguments: --tensorbord"),
         (GKE, "--executor gke: runs on a TPU slice, not on CPUs; give --require tpu_v5e=2x4"),
         ([*GKE, "--require", "v100=1"], "--executor gke: runs on a TPU slice, not on V100"),
         ([*GKE, "--require", "v5e=4x4"], "write it like tpu_v5e=4x4"),
         ([*GKE, "--require", "tpu_v5e=4xx"], "--require 'tpu_v5e=4xx': write it like tpu_v5e=4x4"),
         ([*GKE, "--require", "tpu_v4=04x4x4"], "write it like tpu_v5e=4x4"),
-        ([*GKE, *SLICE, "--require", "cpu=many"], "--require 'cpu=many': write it like tpu_v5e=4x4, cpu=8"),
+        (
+            [*GKE, *SLICE, "--require", "cpu=many"],
+            "--require 'cpu=many': write it like tpu_v5e=4x4, cpu=8",
+        ),
         ([*GKE, *SLICE, "--require", "cpu=0"], "--require 'cpu=0': must be more than 0"),
-        ([*GKE, *SLICE, "--require", "cpu=2x4"], "must be one kind of chip, and numbers of everything else"),
-        ([*GKE, *SLICE, "--require", "tpu_v4=2x2x1"], "--require tpu_v5e=2x4 tpu_v4=2x2x1: must be one kind of chip"),
+        (
+            [*GKE, *SLICE, "--require", "cpu=2x4"],
+            "must be one kind of chip, and numbers of everything else",
+        ),
+        (
+            [*GKE, *SLICE, "--require", "tpu_v4=2x2x1"],
+            "--require tpu_v5e=2x4 tpu_v4=2x2x1: must be one kind of chip",
+        ),
         ([*GKE, *SLICE, *SLICE], "--require 'tpu_v5e=2x4': is given twice"),
-        ([*GKE, "--require", "tpu_v3=4x4"], "--require tpu_v3=4x4: GKE has no such slices; must be tpu_v4, tpu_v5e"),
+        (
+            [*GKE, "--require", "tpu_v3=4x4"],
+            "--require tpu_v3=4x4: GKE has no such slices; must be tpu_v4, tpu_v5e",
+        ),
     ],
 )
 def test_wrong_use_is_one_line(words, told, monkeypatch, capfd):
@@ -127,18 +169,29 @@ def test_wrong_use_is_one_line(words, told, monkeypatch, capfd):
         ("tpu_v5e=3x5", "must be 1x1, 2x2, 2x4, 4x4, 4x8, 8x8, 8x16, 16x16"),
         ("tpu_v5e=4", "must be 1x1, 2x2, 2x4, 4x4, 4x8, 8x8, 8x16, 16x16"),
         ("tpu_v6e=2x2x1", "must be 1x1, 2x2, 2x4, 4x4, 4x8, 8x8, 8x16, 16x16"),
-        ("tpu_v4=4x4", "must be 2x2x1, 2x2x2, 2x2x4, 2x4x4, or AxBxC with A <= B <= C, all multiples of 4, of 4096"),
+        (
+            "tpu_v4=4x4",
+            (
+                "must be 2x2x1, 2x2x2, 2x2x4, 2x4x4, or AxBxC with A <= B <= C, all multiples of 4,"
+                " of 4096"
+            ),
+        ),
         ("tpu_v4=2x2x8", "all multiples of 4"),
         ("tpu_v5p=8x4x4", "AxBxC with A <= B <= C"),
         ("tpu_v5p=16x16x28", "of 6144 chips at most"),
     ],
 )
-def test_a_slice_that_does_not_exist_is_refused_before_anything_is_launched(asked, told, monkeypatch, capfd):
+def test_a_slice_that_does_not_exist_is_refused_before_anything_is_launched(
+    asked, told, monkeypatch, capfd
+):
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr("xmanager.xm_local.create_experiment", None)
     assert launch.main([*GKE, "--require", asked]) == 2
     (line,) = capfd.readouterr().err.splitlines()
-    assert line.startswith(f"launch: error: --require {asked}: GKE has no such slice; ") and told in line
+    assert (
+        line.startswith(f"launch: error: --require {asked}: GKE has no such slice; ")
+        and told in line
+    )
 
 
 @pytest.mark.parametrize("executor", ["gke", "vertex"])
@@ -148,9 +201,14 @@ def test_a_config_that_the_image_lacks_is_refused(executor, monkeypatch, tmp_pat
     other.write_text((ROOT / NANO).read_text())
     monkeypatch.chdir(tmp_path)
     for config in (str(other), "nano.py", str(ROOT / "experiments" / ".." / "nano.py")):
-        assert launch.main(["--config", config, *CLOUD, "--executor", executor, *SLICE, "--dry-run"]) == 2
+        assert (
+            launch.main(["--config", config, *CLOUD, "--executor", executor, *SLICE, "--dry-run"])
+            == 2
+        )
         (line,) = capfd.readouterr().err.splitlines()
-        assert f"--config {config}: the image holds the files of {ROOT / 'experiments'} alone" in line
+        assert (
+            f"--config {config}: the image holds the files of {ROOT / 'experiments'} alone" in line
+        )
 
 
 def test_a_config_of_the_image_is_taken_from_anywhere(specs, monkeypatch, tmp_path):
@@ -162,10 +220,14 @@ def test_a_config_of_the_image_is_taken_from_anywhere(specs, monkeypatch, tmp_pa
 
 
 def test_a_local_spec_is_a_command_of_this_python(specs, tmp_path):
-    first, second = specs("--config", NANO, "--out", tmp_path, "--set", "seed=3", "--sweep", "train.sft.steps=1,2")
+    first, second = specs(
+        "--config", NANO, "--out", tmp_path, "--set", "seed=3", "--sweep", "train.sft.steps=1,2"
+    )
     assert first["command"][:4] == [sys.executable, "-m", "apr_jax", "reproduce"]
     assert first["command"][-4:] == ["--set", "seed=3", "--set", "train.sft.steps=1"]
-    assert second["command"][second["command"].index("--out") + 1] == str(tmp_path / "train.sft.steps_2")
+    assert second["command"][second["command"].index("--out") + 1] == str(
+        tmp_path / "train.sft.steps_2"
+    )
 
 
 @pytest.mark.parametrize(
@@ -189,16 +251,23 @@ def test_the_job_for_gke_asks_for_the_whole_slice(specs, required, accelerator, 
         "cloud.google.com/gke-tpu-accelerator": accelerator,
         "cloud.google.com/gke-tpu-topology": required.partition("=")[2],
     }
-    assert pod["subdomain"] == "experiments" and "hostname" not in pod, "GKE tells the pods apart by their index"
+    assert pod["subdomain"] == "experiments" and "hostname" not in pod, (
+        "GKE tells the pods apart by their index"
+    )
     (container,) = pod["containers"]
-    assert container["resources"]["limits"] == {"google.com/tpu": str(chips), "memory": str(64 * 2**30)}
+    assert container["resources"]["limits"] == {
+        "google.com/tpu": str(chips),
+        "memory": str(64 * 2**30),
+    }
     assert container["image"] == "registry/apr:1"
     assert container["args"] == ["reproduce", "--config", NANO, "--out", "gs://bucket/run"]
     assert {"name": "JAX_COORDINATOR_ADDRESS", "value": "auto"} in container["env"]
 
 
 def test_the_pods_of_a_unit_share_a_slice_with_nobody(specs):
-    """Two units have the same node selector: nothing else would keep pods of one off a slice of the other."""
+    """Two units have the same node selector: nothing else would keep pods of one off a slice of the
+    other.
+    """
     words = (*GKE, "--sweep", "seed=0,1", "--set", "task.numbers=3")
     for job in specs(*words, "--require", "tpu_v5e=4x4"):
         affinity, name = job["spec"]["template"]["spec"]["affinity"], job["metadata"]["name"]
@@ -207,7 +276,10 @@ def test_the_pods_of_a_unit_share_a_slice_with_nobody(specs):
             ("podAffinity", [{"key": key, "operator": "In", "values": [name]}]),
             (
                 "podAntiAffinity",
-                [{"key": key, "operator": "Exists"}, {"key": key, "operator": "NotIn", "values": [name]}],
+                [
+                    {"key": key, "operator": "Exists"},
+                    {"key": key, "operator": "NotIn", "values": [name]},
+                ],
             ),
         ):
             (term,) = affinity[kind]["requiredDuringSchedulingIgnoredDuringExecution"]
@@ -227,19 +299,26 @@ def manifest():
 
 
 def test_the_pod_for_gke_is_that_of_the_jobset(specs, manifest):
-    """But for the slice and the words, which are filled in; numbers may be written in several ways."""
+    """But for the slice and the words, which are filled in; numbers may be written in several
+    ways.
+    """
     (job,) = specs(*GKE, "--require", "tpu_v5e=4x4")
     ours, theirs = job["spec"]["template"]["spec"], manifest["template"]["spec"]
     (container,), (wanted,) = ours.pop("containers"), theirs.pop("containers")
     assert ours.pop("nodeSelector") and theirs.pop("nodeSelector") == "_SELECTOR_"
     assert ours.pop("subdomain") == "experiments", "JobSet gives the pods a service of their own"
     assert ours.pop("affinity"), "JobSet's exclusive topology"
-    assert (ours.pop("serviceAccountName"), theirs.pop("serviceAccountName")) == ("apr", "_SERVICE_ACCOUNT_")
+    assert (ours.pop("serviceAccountName"), theirs.pop("serviceAccountName")) == (
+        "apr",
+        "_SERVICE_ACCOUNT_",
+    )
     assert ours == theirs
     requests = {name: str(amount) for name, amount in wanted["resources"]["requests"].items()}
     assert container["resources"] == {"requests": requests, "limits": {"google.com/tpu": "4"}}
     for field in ("env", "ports", "volumeMounts"):
-        assert sorted(container[field], key=str) == sorted(({**entry} for entry in wanted[field]), key=str)
+        assert sorted(container[field], key=str) == sorted(
+            ({**entry} for entry in wanted[field]), key=str
+        )
     assert job["spec"]["backoffLimit"] == manifest["backoffLimit"]
 
 
@@ -259,18 +338,26 @@ def test_the_account_of_the_pods_and_what_they_ask_for_can_be_chosen(specs):
     assert pod["serviceAccountName"] == "me" and "serviceAccount" not in pod
     resources = pod["containers"][0]["resources"]
     asked = {"cpu": "4", "memory": str(16 * 2**30), "ephemeral-storage": str(100 * 2**30)}
-    assert resources == {"requests": asked, "limits": asked | {"google.com/tpu": "8"}}, "no request above its limit"
+    assert resources == {
+        "requests": asked,
+        "limits": asked | {"google.com/tpu": "8"},
+    }, "no request above its limit"
 
 
 SWEEP = ["--sweep", "train.sft.steps=1,2"]
-BUILD = "apr data build --config experiments/nano.py --out gs://bucket/run/data --set seed=3 --method sos+ --method apr"
+BUILD = (
+    "apr data build --config experiments/nano.py --out gs://bucket/run/data --set seed=3 --method"
+    " sos+ --method apr"
+)
 
 
 @pytest.fixture
 def bucket(monkeypatch, tmp_path):
     """A folder that stands for gs://bucket; nothing may be launched."""
     monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(launch, "as_path", lambda path: Path(path.replace("gs://bucket", str(tmp_path))))
+    monkeypatch.setattr(
+        launch, "as_path", lambda path: Path(path.replace("gs://bucket", str(tmp_path)))
+    )
     monkeypatch.setattr("xmanager.xm_local.create_experiment", None)
     return tmp_path
 
@@ -278,16 +365,24 @@ def bucket(monkeypatch, tmp_path):
 @pytest.mark.parametrize("words", [["gke", *SLICE], ["vertex", "--require", "tpu_v3=2x2"]])
 def test_a_sweep_in_a_cloud_needs_its_data(words, bucket, capfd):
     """Its units start at once: each would build them, and upload them over the others'."""
-    assert launch.main(["--config", NANO, *CLOUD, *SWEEP, "--set", "seed=3", "--executor", *words]) == 2
+    assert (
+        launch.main(["--config", NANO, *CLOUD, *SWEEP, "--set", "seed=3", "--executor", *words])
+        == 2
+    )
     (line,) = capfd.readouterr().err.splitlines()
-    assert "gs://bucket/run/data lacks data of sos+ and apr" in line and line.endswith(f"build them first: {BUILD}")
+    assert "gs://bucket/run/data lacks data of sos+ and apr" in line and line.endswith(
+        f"build them first: {BUILD}"
+    )
 
 
 def test_a_dry_run_tells_what_it_does_not_check(bucket, monkeypatch, capfd):
     monkeypatch.setattr(launch, "as_path", None)
     assert launch.main([*GKE, *SLICE, *SWEEP, "--set", "seed=3", "--dry-run"]) == 0
     (line,) = capfd.readouterr().err.splitlines()
-    assert line == f"launch: not checked: that gs://bucket/run/data/data.json is there; it is made by: {BUILD}"
+    assert (
+        line == "launch: not checked: that gs://bucket/run/data/data.json is there; it is made by:"
+        f" {BUILD}"
+    )
 
 
 def test_data_that_are_there_must_be_of_the_config_and_whole(bucket, config, data_dir):
@@ -323,7 +418,17 @@ def test_a_sweep_on_gke_is_a_job_a_unit(specs):
 def test_the_spec_for_vertex_is_what_xmanager_submits(specs, monkeypatch):
     from xmanager.cloud import auth, vertex
 
-    words = ["--config", NANO, *CLOUD, "--executor", "vertex", "--require", "tpu_v3=2x2", "--set", "seed=5"]
+    words = [
+        "--config",
+        NANO,
+        *CLOUD,
+        "--executor",
+        "vertex",
+        "--require",
+        "tpu_v3=2x2",
+        "--set",
+        "seed=5",
+    ]
     (printed,) = specs(*words)
     submitted = {}
 
@@ -355,15 +460,22 @@ def test_the_spec_for_vertex_is_what_xmanager_submits(specs, monkeypatch):
 def test_without_a_cluster_the_remedy_is_one_line(monkeypatch, tmp_path, capfd):
     monkeypatch.chdir(ROOT)
     monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(tmp_path / "none"))
+    monkeypatch.setattr(
+        "kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(tmp_path / "none")
+    )
     assert launch.main([*GKE, *SLICE]) == 1
     errors = capfd.readouterr().err
-    assert "no cluster: gcloud container clusters get-credentials CLUSTER" in errors and "Traceback" not in errors
+    assert (
+        "no cluster: gcloud container clusters get-credentials CLUSTER" in errors
+        and "Traceback" not in errors
+    )
 
 
 def test_the_units_are_worked_out_once(monkeypatch, capfd):
     monkeypatch.chdir(ROOT)
     calls = []
-    monkeypatch.setattr(launch, "work_units", lambda *words: calls.append(words) or work_units(*words))
+    monkeypatch.setattr(
+        launch, "work_units", lambda *words: calls.append(words) or work_units(*words)
+    )
     assert launch.main(["--config", NANO, "--out", "x", *SWEEP, "--dry-run"]) == 0
     assert len(calls) == 1 and len(capfd.readouterr().out.splitlines()) > 2

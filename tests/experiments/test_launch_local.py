@@ -41,8 +41,16 @@ def busy():
 def test_a_taken_port_is_told_before_anything_is_launched(busy, monkeypatch, tmp_path, capfd):
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr("xmanager.xm_local.create_experiment", None)
-    for port, told in ((busy, "something else answers there already"), (70000, "must be in 1..65535")):
-        assert launch.main(["--config", NANO, "--out", str(tmp_path), "--tensorboard", "--port", str(port)]) == 2
+    for port, told in (
+        (busy, "something else answers there already"),
+        (70000, "must be in 1..65535"),
+    ):
+        assert (
+            launch.main(
+                ["--config", NANO, "--out", str(tmp_path), "--tensorboard", "--port", str(port)]
+            )
+            == 2
+        )
         (line,) = capfd.readouterr().err.splitlines()
         assert f"--port {port}: {told}" in line
 
@@ -50,7 +58,9 @@ def test_a_taken_port_is_told_before_anything_is_launched(busy, monkeypatch, tmp
 def test_a_tensorboard_that_does_not_start_is_told(busy, monkeypatch, tmp_path):
     monkeypatch.setattr(launch, "_answers", lambda port: False)
     with (
-        pytest.raises(UserError, match=f"TensorBoard does not start, see above; another --port than {busy}"),
+        pytest.raises(
+            UserError, match=f"TensorBoard does not start, see above; another --port than {busy}"
+        ),
         launch.tensorboard(str(tmp_path), busy),
     ):
         pytest.fail("it is said to run")
@@ -72,7 +82,10 @@ def test_a_tensorboard_that_ends_is_not_said_to_stay(monkeypatch, capfd):
         started[0].wait()
         del started[0].poll
     said = capfd.readouterr().err
-    assert "TensorBoard ended by itself (status 3); python -m tensorboard.main --logdir runs/x --port 6007" in said
+    assert (
+        "TensorBoard ended by itself (status 3); python -m tensorboard.main --logdir runs/x --port"
+        " 6007" in said
+    )
     assert "stays at" not in said
 
 
@@ -94,13 +107,18 @@ def test_notes_that_xmanager_cannot_keep_are_told(damage, monkeypatch, tmp_path,
     monkeypatch.setenv("HOME", str(tmp_path))
     # The real one is made once in a process, whatever HOME is later.
     monkeypatch.setattr(
-        database, "database", lambda: database.Database(database.SqliteConnector, database.sqlite_settings())
+        database,
+        "database",
+        lambda: database.Database(database.SqliteConnector, database.sqlite_settings()),
     )
-    monkeypatch.setattr(launch, "job_of", lambda flags, unit, name: None)  # Should it go on, it must not train.
+    # Should it go on, it must not train.
+    monkeypatch.setattr(launch, "job_of", lambda flags, unit, name: None)
     monkeypatch.setattr(launch, "spec_of", lambda flags, job: {})
     assert launch.main(["--config", NANO, "--out", str(tmp_path / "run")]) == 1
     (line,) = capfd.readouterr().err.splitlines()
-    assert line.startswith(f"launch: error: XManager can't note the experiment in {tmp_path}/.xmanager (")
+    assert line.startswith(
+        f"launch: error: XManager can't note the experiment in {tmp_path}/.xmanager ("
+    )
     assert "if it is damaged, move it away" in line
     assert not (tmp_path / "run").exists()
 
@@ -112,11 +130,21 @@ def tiny(config, tmp_path):
 
 @pytest.mark.slow
 def test_a_local_sweep_runs_beside_tensorboard(tiny, tmp_path):
-    """Two real runs one after the other on shared data; TensorBoard answers meanwhile, and goes when told to."""
+    """Two real runs one after the other on shared data; TensorBoard answers meanwhile, and goes
+    when told to.
+    """
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    words = ["--config", tiny, "--out", tmp_path / "out", "--sweep", "train.sft.steps=2,4", "--tensorboard"]
+    words = [
+        "--config",
+        tiny,
+        "--out",
+        tmp_path / "out",
+        "--sweep",
+        "train.sft.steps=2,4",
+        "--tensorboard",
+    ]
     words += ["--port", port]
     environment = os.environ | {
         "PYTHONPATH": str(ROOT),
@@ -126,12 +154,17 @@ def test_a_local_sweep_runs_beside_tensorboard(tiny, tmp_path):
     }
     log = (tmp_path / "log").open("w+")
     command = [sys.executable, "experiments/launch.py", *map(str, words)]
-    process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT)
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT
+    )
     deadline = time.monotonic() + 800
     while "TensorBoard stays at" not in (said := (tmp_path / "log").read_text()):
         assert time.monotonic() < deadline and process.poll() is None, said
         time.sleep(0.5)
-    assert f"http://localhost:{port}" in said and urllib.request.urlopen(f"http://localhost:{port}").status == 200
+    assert (
+        f"http://localhost:{port}" in said
+        and urllib.request.urlopen(f"http://localhost:{port}").status == 200
+    )
     process.send_signal(signal.SIGINT)
     assert process.wait(60) == 0
     with pytest.raises(urllib.error.URLError):
@@ -149,6 +182,10 @@ def test_a_job_that_fails_is_told(tiny, tmp_path):
     (tmp_path / "out" / "config.json").write_text("{}")
     command = [sys.executable, "experiments/launch.py", "--config", tiny, "--out", tmp_path / "out"]
     ended = subprocess.run(
-        command, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True
+        command,
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
     )
     assert ended.returncode == 1 and "launch it again to go on" in ended.stderr

@@ -1,4 +1,6 @@
-"""The kept models of scale mini: of this version, small, at work, and as accurate as their results say."""
+"""The kept models of scale mini: of this version, small, at work, and as accurate as their results
+say.
+"""
 
 import json
 import math
@@ -29,17 +31,27 @@ def test_a_kept_model_is_small_and_of_this_version(path):
     method, settings = suite.ABLATIONS.get(folder, (folder, ()))
     assert (restored.method, restored.stage) == (method, stage) and path.stat().st_size < 12 << 20
     now, then = load("experiments/mini.py", settings), restored.config
-    assert (then.task, then.solver, then.model, then.limits) == (now.task, now.solver, now.model, now.limits)
+    assert (then.task, then.solver, then.model, then.limits) == (
+        now.task,
+        now.solver,
+        now.model,
+        now.limits,
+    )
 
 
 def test_the_tree_that_make_solve_shows():
     restored = load_checkpoint(FOLDER / "apr-rl.safetensors")
-    problem, task = Problem("shown", (54, 2, 93, 34), 53), Countdown(restored.config.task, restored.config.solver)
+    problem, task = (
+        Problem("shown", (54, 2, 93, 34), 53),
+        Countdown(restored.config.task, restored.config.solver),
+    )
     forest = answer_one(restored, problem)
     (answer,) = extract_answers(forest, restored.tokenizer)
     trace = to_trace(forest, 0, problem, 0, answer, task, restored.tokenizer)
     assert (
-        trace["correct"] and trace["children"] > 15 and trace["max_thread_tokens"] < restored.config.limits.window / 2
+        trace["correct"]
+        and trace["children"] > 15
+        and trace["max_thread_tokens"] < restored.config.limits.window / 2
     )
 
 
@@ -49,7 +61,9 @@ def test_the_results_are_of_the_suite_as_it_is_declared_now():
     kept = {path.stem for path in FILES}
     declared = suite.declare(load("experiments/mini.py").evaluate)
     names = {one.name for one in declared if one.model.replace("/", "-") in kept}
-    assert len(names) > 40 and names <= {row["name"] for row in results["scores"]} <= {one.name for one in declared}
+    assert len(names) > 40 and names <= {row["name"] for row in results["scores"]} <= {
+        one.name for one in declared
+    }
     assert not [line for line in results["missing"] if "not evaluated yet" in line]
     assert results["warnings"] == []
 
@@ -63,14 +77,22 @@ COMPARISONS = {  # How README calls them -> how results.json does.
     "same total tokens, temperature 1, supervised": "same total tokens: APR, ",
     "the same, SoS+ on wide beams too": "same total tokens, SoS+ on wide beams too: APR, ",
     "same total tokens, temperature 1, after RL": "same total tokens: APR after RL, ",
-    "the same, after RL, SoS+ on wide beams too": "same total tokens, SoS+ on wide beams too: APR after RL, ",
-    "same total tokens, supervised, each at its best temperature": "same total tokens, each at its best temperature:",
-    "the same, best temperatures, SoS+ on wide beams too": "same total tokens, each at its best temperature, ",
+    "the same, after RL, SoS+ on wide beams too": (
+        "same total tokens, SoS+ on wide beams too: APR after RL, "
+    ),
+    "same total tokens, supervised, each at its best temperature": (
+        "same total tokens, each at its best temperature:"
+    ),
+    "the same, best temperatures, SoS+ on wide beams too": (
+        "same total tokens, each at its best temperature, "
+    ),
     "sequential tokens of the best point": "sequential tokens of the best point",
     "no more sequential tokens than SoS+ at its best": f"{_BEST}:",
     "the same sequential tokens, SoS+ on wide beams too": f"{_BEST},",
     "at most 1,024 total tokens, supervised": "at most 1,024 total tokens: APR, ",
-    "at most 1,024 total tokens, SoS+ on wide beams too": "at most 1,024 total tokens, SoS+ on wide beams too: APR, ",
+    "at most 1,024 total tokens, SoS+ on wide beams too": (
+        "at most 1,024 total tokens, SoS+ on wide beams too: APR, "
+    ),
     "RL's gain of APR": "RL's gain, APR",
     "RL's gain of APR on drawn beams": "RL's gain, APR, drawn beams",
     "RL's gain of SoS+": "RL's gain, SoS+",
@@ -97,12 +119,23 @@ def test_readme_has_the_results_that_are_kept():
     _, *rows = _table(readme, "| the paper's comparisons")
     assert [name for name, *_ in rows] == list(COMPARISONS)
     for name, scores, gap, paper, problems in rows:
-        comparison = next(row for row in results["comparisons"] if row["comparison"].startswith(COMPARISONS[name]))
+        comparison = next(
+            row for row in results["comparisons"] if row["comparison"].startswith(COMPARISONS[name])
+        )
         cells = comparison_cells(comparison)
-        assert cells["one"] in re.split("[ ,]", scores) and cells["other"] in re.split("[ ,]", scores), name
+        assert cells["one"] in re.split("[ ,]", scores) and cells["other"] in re.split(
+            "[ ,]", scores
+        ), name
         assert gap == f"{cells['gap']} ({cells['interval'].replace('+', '')})", name
-        assert (problems.replace(",", ""), paper.partition(": ")[2]) == (cells["n"], cells["verdict"]), name
-        spent = {f"{comparison[side][key]:,.0f}" for side in ("one_spent", "other_spent") for key in SPENT}
+        assert (problems.replace(",", ""), paper.partition(": ")[2]) == (
+            cells["n"],
+            cells["verdict"],
+        ), name
+        spent = {
+            f"{comparison[side][key]:,.0f}"
+            for side in ("one_spent", "other_spent")
+            for key in SPENT
+        }
         told = re.findall(r"[\d,]{3,}(?= tokens|\))", scores)
         assert set(told) <= spent, name
 
@@ -110,7 +143,9 @@ def test_readme_has_the_results_that_are_kept():
 def test_the_page_has_every_claim_as_it_is_kept():
     page, comparisons = (ROOT / "docs" / "evaluation.md").read_text(), _results()["comparisons"]
     _, *rows = _table(page, "| comparison: APR, SoS+ |")
-    for (name, scores, tokens, gap, paper, problems), comparison in zip(rows, comparisons, strict=True):
+    for (name, scores, tokens, gap, paper, problems), comparison in zip(
+        rows, comparisons, strict=True
+    ):
         cells = comparison_cells(comparison)
         assert (name, scores) == (comparison["comparison"], f"{cells['one']}, {cells['other']}")
         assert tokens == ", ".join(
@@ -126,14 +161,20 @@ def test_the_page_has_tables_1_and_2_as_they_are_kept():
     ours = {row["model"]: row for name in ("table1", "table2") for row in tables[name]}
     _, *rows = _table(page, "| | solved by the demonstrations | supervised steps |")
     assert len(rows) == len(ours) == 4
-    for row, model in zip(rows, ("sos/sft", "sos+/sft", "sos+beam15/sft", "sos+rejection/sft"), strict=True):
+    for row, model in zip(
+        rows, ("sos/sft", "sos+/sft", "sos+beam15/sft", "sos+rejection/sft"), strict=True
+    ):
         _, _, steps, greedy, tokens, sampled, paper = (cell.strip("*") for cell in row)
         first, last = (ours[model]["cells"][temperature] for temperature in ("0", "1"))
         mean, low, high = (100 * first["ours"][key] for key in ("mean", "low", "high"))
-        assert (steps, greedy) == (f"{ours[model]['step']:,}", f"{mean:.1f}% ({low:.1f} to {high:.1f})"), model
-        assert (tokens, sampled) == (f"{first['ours']['total_tokens']:,.0f}", f"{100 * last['ours']['mean']:.1f}%"), (
-            model
-        )
+        assert (steps, greedy) == (
+            f"{ours[model]['step']:,}",
+            f"{mean:.1f}% ({low:.1f} to {high:.1f})",
+        ), model
+        assert (tokens, sampled) == (
+            f"{first['ours']['total_tokens']:,.0f}",
+            f"{100 * last['ours']['mean']:.1f}%",
+        ), model
         assert paper == f"{first['paper']}; {last['paper']}", model
 
 
@@ -145,7 +186,9 @@ def test_the_page_says_what_is_wrong_as_it_is_kept():
         for name, *cells in lines
     }
     assert told == {
-        row["label"]: {"wrong": sum(row["failures"].values())} | dict.fromkeys(kinds, 0) | row["failures"]
+        row["label"]: (
+            {"wrong": sum(row["failures"].values())} | dict.fromkeys(kinds, 0) | row["failures"]
+        )
         for row in rows
     }
 

@@ -1,4 +1,6 @@
-"""Helpers that several tests share: small data, scripted models, fakes; and the type checker of the tests."""
+"""Helpers that several tests share: small data, scripted models, fakes; and the type checker of the
+tests.
+"""
 
 from beartype import BeartypeConf, beartype
 

@@ -1,4 +1,5 @@
-"""Headless Chromium for the tests of pages: opens a file as a reader would, and hears what it says and asks for.
+"""Headless Chromium for the tests of pages: opens a file as a reader would, and hears what it says
+and asks for.
 
 Needs Chromium (Debian: `apt-get install chromium`), which `.ci/run` installs.
 """
@@ -9,8 +10,12 @@ import shutil
 import pytest
 from playwright.sync_api import sync_playwright
 
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-needs_browser = pytest.mark.skipif(BROWSER is None, reason="no Chromium on this machine: apt-get install chromium")
+BROWSER = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
+needs_browser = pytest.mark.skipif(
+    BROWSER is None, reason="no Chromium on this machine: apt-get install chromium"
+)
 WIDE, NARROW = {"width": 1280, "height": 900}, {"width": 375, "height": 740}
 
 
@@ -25,7 +30,9 @@ def chromium():
 
 @contextlib.contextmanager
 def tabs(browser):
-    """Opens files in new tabs; at the end no error may have been said, and nothing asked for but those files."""
+    """Opens files in new tabs; at the end no error may have been said, and nothing asked for but
+    those files.
+    """
     opened, files, said, asked = [], set(), [], []
 
     def open_file(path, anchor="", viewport=WIDE, scheme="light"):
@@ -50,4 +57,6 @@ def tabs(browser):
 
 def settle(tab):
     """Waits until everything asked for is drawn."""
-    tab.evaluate("() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
+    tab.evaluate(
+        "() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))"
+    )

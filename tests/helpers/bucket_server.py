@@ -1,8 +1,9 @@
-"""The storage emulator, with what it leaves out and the real service does: generations of what is read, and conditions.
+"""The storage emulator, with what it leaves out and the real service does: generations of what is
+read, and conditions.
 
-TensorStore writes a manifest again only if it still is what was read; without the header it refuses ("Malformed
-StorageGeneration"), and only now and then, because most checkpoints commit their manifest once.
-"""
+TensorStore writes a manifest again only if it still is what was read; without the header it refuses
+("Malformed StorageGeneration"), and only now and then, because most checkpoints commit their
+manifest once."""
 
 import sys
 import threading
@@ -28,7 +29,9 @@ _one = threading.RLock()
 
 
 def _conditional(handler):
-    """The handler, which does nothing and answers 412 where the object has another generation than the request names."""
+    """The handler, which does nothing and answers 412 where the object has another generation than
+    the request names.
+    """
 
     def handle(request, response, storage, *args, **kwargs):
         wanted = request.query.get("ifGenerationMatch")
@@ -41,7 +44,8 @@ def _conditional(handler):
             except NotFound:
                 found = "0"
             if found != wanted[0]:
-                _ = request.data if request.method == "POST" else None  # Unread, it would break the connection.
+                # Unread, it would break the connection.
+                _ = request.data if request.method == "POST" else None
                 response.status = HTTPStatus.PRECONDITION_FAILED
                 response.json({"error": {"code": 412, "message": "conditionNotMet"}})
                 return None

@@ -25,23 +25,32 @@ TREES = 16
 FREE = {
     "flat": Limits(window=24, max_thread_tokens=40, max_threads=5, children=3, max_depth=1),
     "nested": Limits(window=26, max_thread_tokens=44, max_threads=16, children=4, max_depth=3),
-    "few tokens": Limits(window=18, max_thread_tokens=36, max_threads=9, children=2, max_depth=2, max_tokens=24),
-    "short chain": Limits(window=9, max_thread_tokens=13, max_threads=9, children=3, max_depth=2, max_sequential=8),
+    "few tokens": Limits(
+        window=18, max_thread_tokens=36, max_threads=9, children=2, max_depth=2, max_tokens=24
+    ),
+    "short chain": Limits(
+        window=9, max_thread_tokens=13, max_threads=9, children=3, max_depth=2, max_sequential=8
+    ),
     "short stream": Limits(window=16, max_thread_tokens=18, max_threads=9, children=2, max_depth=2),
     "childless": Limits(window=12, max_thread_tokens=14, max_threads=1, children=1, max_depth=0),
 }
 CONSTRAINED = {
-    f"{name}, constrained": dataclasses.replace(FREE[name], constrain=True) for name in ("nested", "few tokens")
+    f"{name}, constrained": dataclasses.replace(FREE[name], constrain=True)
+    for name in ("nested", "few tokens")
 }
 LIMITS = FREE | CONSTRAINED
-# Fewer decode slots than a spawn may have children, fewer still admitted at once, chunks that divide nothing, buckets
-# of length and of decode slots.
-ODD = Schedule(slots=3, prefill_batch=2, prefill_chunk=3, context_buckets=(5, 11), small_batch_sizes=(2,))
+# Fewer decode slots than a spawn may have children, fewer still admitted at once, chunks that
+# divide nothing, buckets of length and of decode slots.
+ODD = Schedule(
+    slots=3, prefill_batch=2, prefill_chunk=3, context_buckets=(5, 11), small_batch_sizes=(2,)
+)
 MANNERS = (0.0, 2.0, 5.0, 9.0)
 
 
 def prompts(seed: int, limits: Limits, trees: int = TREES) -> Prompts:
-    """Prompts of 1 to 5 tokens; every way to sample and several forced child counts in one batch."""
+    """Prompts of 1 to 5 tokens; every way to sample and several forced child counts in one
+    batch.
+    """
     rng = np.random.default_rng(seed)
     text = rng.integers(scripted.TEXT.start, scripted.VOCAB, (trees, 4))
     most = limits.max_threads - 1 if limits.max_depth else 0
@@ -52,14 +61,18 @@ def prompts(seed: int, limits: Limits, trees: int = TREES) -> Prompts:
         temperature=rng.choice([1.0, 1.0, 1.4, 0.6, 0.0], trees).tolist(),
         top_k=rng.choice([0, 0, 1, 3], trees).tolist(),
         top_p=rng.choice([1.0, 1.0, 0.8, 0.3], trees).tolist(),
-        children=np.minimum(rng.choice([NOT_FORCED, NOT_FORCED, NOT_FORCED, 0, 1, 2, most], trees), most).tolist(),
+        children=np.minimum(
+            rng.choice([NOT_FORCED, NOT_FORCED, NOT_FORCED, 0, 1, 2, most], trees), most
+        ).tolist(),
     )
 
 
 @functools.cache
 def engine(limits: Limits, schedule: Schedule):
     return jax.jit(
-        functools.partial(tree_rollout, scripted.decode, scripted.init_cache, limits=limits, schedule=schedule)
+        functools.partial(
+            tree_rollout, scripted.decode, scripted.init_cache, limits=limits, schedule=schedule
+        )
     )
 
 
@@ -67,7 +80,9 @@ def take(forest: ThreadForest, tree: int) -> ThreadForest:
     return jax.tree.map(lambda field: np.asarray(field[tree]), forest)
 
 
-def assert_same(left: ThreadForest, right: ThreadForest, what: str = "", bits: bool = False) -> None:
+def assert_same(
+    left: ThreadForest, right: ThreadForest, what: str = "", bits: bool = False
+) -> None:
     """Every field is the same; log-probs to 1e-5, or to the bit."""
     for field in dataclasses.fields(left):
         a, b = np.asarray(getattr(left, field.name)), np.asarray(getattr(right, field.name))
@@ -79,7 +94,9 @@ def assert_same(left: ThreadForest, right: ThreadForest, what: str = "", bits: b
 
 
 def compare(name: str, seed: int, manners: float, schedule: Schedule = ODD) -> collections.Counter:
-    """Both implementations on one batch; returns how often each outcome and each peculiarity came up."""
+    """Both implementations on one batch; returns how often each outcome and each peculiarity came
+    up.
+    """
     limits = LIMITS[name]
     batch, key, policy = prompts(seed, limits), jax.random.key(seed), scripted.policy(seed, manners)
     forest, work = jax.device_get(engine(limits, schedule)(policy, batch, key))
@@ -119,10 +136,14 @@ def peculiarities(tree: ThreadForest, schedule: Schedule) -> collections.Counter
         {
             "streams": int(used.sum()),
             "tokens": int(tree.total_tokens),
-            "several spawns of a thread": len({int(parent) for parent in tree.parent[child & (tree.round > 0)]}),
+            "several spawns of a thread": len(
+                {int(parent) for parent in tree.parent[child & (tree.round > 0)]}
+            ),
             "threads at depth 3": int((tree.depth == 3).sum()),
             "more children than decode slots": int((tree.child >= schedule.slots).sum()),
-            "children that end in their first token": int((child & (tree.end == tree.start + 1)).sum()),
+            "children that end in their first token": int(
+                (child & (tree.end == tree.start + 1)).sum()
+            ),
             "roots that never spawn": int(p.SPAWN not in tree.tokens[0]),
             "empty messages": int((child & (tree.sampled.argmax(axis=1) == 1)).sum()),
         }

@@ -1,4 +1,6 @@
-"""A run folder without a model: solvers answer the suite's evaluations, so that figures, tables and comparisons have real trees."""
+"""A run folder without a model: solvers answer the suite's evaluations, so that figures, tables and
+comparisons have real trees.
+"""
 
 import dataclasses
 import json
@@ -41,7 +43,10 @@ def make_run(folder, config, tokenizer, models):
             (folder / "eval" / one.name / "latency.json").write_text(json.dumps(values))
     for one in suite.laned(EVALUATE):
         if one.model in models:
-            rows = [{"slots": n, "seconds": 1 / n, "steps": 90 / n, "step_seconds": 0.01 * n} for n in (1, 2, 4)]
+            rows = [
+                {"slots": n, "seconds": 1 / n, "steps": 90 / n, "step_seconds": 0.01 * n}
+                for n in (1, 2, 4)
+            ]
             values = {"device": "made up", "repeats": 5, "problems": ["t-0", "t-1"], "rows": rows}
             (folder / "eval" / one.name / "slots.json").write_text(json.dumps(values))
     return config
@@ -55,12 +60,17 @@ def write(folder, one, task, tokenizer):
     for k in range(one.problems or PROBLEMS):
         for sample in range(one.decoding.samples):
             problem = dataclasses.replace(draw(task.config, k), id=f"t-{k}")
-            thread = task.demonstration(problem, "apr" if method == "apr" else "sos+", 50 * k + sample)
+            thread = task.demonstration(
+                problem, "apr" if method == "apr" else "sos+", 50 * k + sample
+            )
             answer = thread.answer if stage == "rl" or rng.random() < 2 / 3 else ""
             traces.append(trace(problem, sample, thread, answer, task, tokenizer))
     folder.mkdir(parents=True)
     (folder / "traces.jsonl").write_text("".join(json.dumps(line) + "\n" for line in traces))
-    about = {"method": "apr" if method == "apr" else "sos+", "step": {"sft": 6_000, "rl": 20}[stage]}
+    about = {
+        "method": "apr" if method == "apr" else "sos+",
+        "step": {"sft": 6_000, "rl": 20}[stage],
+    }
     (folder / "summary.json").write_text(json.dumps(summarize(traces) | about))
 
 
@@ -69,7 +79,10 @@ def trace(problem, sample, root, answer, task, tokenizer):
     streams, verdict = tree_streams(root, tokenizer), task.verify(problem, answer)
     threads = []
     for thread_index, (one, stream) in enumerate(zip(flatten(root), streams, strict=True)):
-        spans = [["given", one.prompt], ["sampled", "".join(part for part in one.body if isinstance(part, str))]]
+        spans = [
+            ["given", one.prompt],
+            ["sampled", "".join(part for part in one.body if isinstance(part, str))],
+        ]
         tokens = int(stream.sampled.sum())
         about = {
             "parent": stream.parent,
@@ -78,7 +91,11 @@ def trace(problem, sample, root, answer, task, tokenizer):
             "status": "DONE",
             "tokens": tokens,
         }
-        times = {"start": 5 * (thread_index > 0), "end": 5 * (thread_index > 0) + tokens, "peak": len(stream.tokens)}
+        times = {
+            "start": 5 * (thread_index > 0),
+            "end": 5 * (thread_index > 0) + tokens,
+            "peak": len(stream.tokens),
+        }
         threads.append(
             {
                 "thread_index": thread_index,

@@ -1,4 +1,6 @@
-"""A verifier that fails; in a file without JAX, because its process imports the file anew after each hang."""
+"""A verifier that fails; in a file without JAX, because its process imports the file anew after
+each hang.
+"""
 
 import time
 

@@ -1,7 +1,8 @@
-"""Follows recorded trees through the tables of docs/protocol.md, and says which of their cells came up.
+"""Follows recorded trees through the tables of docs/protocol.md, and says which of their cells came
+up.
 
-It looks at nothing but the forest: neither engine nor interpreter. A stream that does what no cell says fails.
-"""
+It looks at nothing but the forest: neither engine nor interpreter. A stream that does what no cell
+says fails."""
 
 import collections
 from pathlib import Path
@@ -32,7 +33,11 @@ def _table(corner: str) -> dict[tuple[str, str], str]:
             break
         rows.append([cell.strip() for cell in line.strip("|").split(" | ")])
     columns = rows[0][1:]
-    return {(row[0], column): cell for row in rows[2:] for column, cell in zip(columns, row[1:], strict=True)}
+    return {
+        (row[0], column): cell
+        for row in rows[2:]
+        for column, cell in zip(columns, row[1:], strict=True)
+    }
 
 
 TOKENS, RUNS_OUT = _table("token"), _table("full or spent")
@@ -66,7 +71,9 @@ def outcomes(tree: ThreadForest, limits: Limits, forced: int = NOT_FORCED) -> co
     return seen
 
 
-def _follow(tree: ThreadForest, thread_index: int, limits: Limits, seen: collections.Counter) -> int:
+def _follow(
+    tree: ThreadForest, thread_index: int, limits: Limits, seen: collections.Counter
+) -> int:
     """Follows one thread, and returns how many refusals its spawns must have counted."""
     tokens, length, status = (
         tree.tokens[thread_index],
@@ -89,7 +96,9 @@ def _follow(tree: ThreadForest, thread_index: int, limits: Limits, seen: collect
             children = np.flatnonzero((tree.parent == thread_index) & (tree.round == round_))
             spent = status == "OUT_OF_BUDGET" and at == length - 1 and len(children) == 0
             refused += 0 if spent else max(messages, 1) - len(children)
-            seen["the window at `</spawn>`"] += int(tree.position[thread_index, at]) + 1 >= limits.window
+            seen["the window at `</spawn>`"] += (
+                int(tree.position[thread_index, at]) + 1 >= limits.window
+            )
             seen["the stream at `</spawn>`"] += at + 1 >= limits.max_thread_tokens
         place = cell
     used, end = int(tree.position[thread_index, length - 1]) + 1, int(tree.end[thread_index])
@@ -104,13 +113,20 @@ def _follow(tree: ThreadForest, thread_index: int, limits: Limits, seen: collect
             place, full = "at `</spawn>`", {}
         else:
             place = "at the join"
-            begin = int(tree.position[thread_index, np.flatnonzero(tree.hidden_block[thread_index] == round_ + 1)[0]])
+            begin = int(
+                tree.position[
+                    thread_index, np.flatnonzero(tree.hidden_block[thread_index] == round_ + 1)[0]
+                ]
+            )
             block = 2 + sum(1 + len(answer(tree, child)) for child in children)
             full = {
                 "the window": begin + block + 1 > limits.window,
                 "the stream": length + block + 1 > limits.max_thread_tokens,
             }
-    what = next((name for name, holds in (full | {"the chain": chain}).items() if holds), "the thread's tokens")
+    what = next(
+        (name for name, holds in (full | {"the chain": chain}).items() if holds),
+        "the thread's tokens",
+    )
     assert RUNS_OUT[what, place] == status, (what, place, status)
     seen[f"{what} {place}"] += 1
     if any(full.values()) and chain:

@@ -1,10 +1,11 @@
 """A policy without a network: logits looked up by a hash of what the thread sees.
 
-The hash runs through the cache token by token, so a cache that is not rewound or prefilled rightly, or a context longer than
-the bound it is decoded under, gives another token at once. `manners` says how well the policy keeps the protocol: 0 throws
-control pieces anywhere, 9 hardly ever breaks a rule. In between it lies in wait: it keeps the protocol, but in one state of ten
-it breaks it as surely as it keeps it elsewhere, so that streams go wrong at every place, not only at their beginning.
-"""
+The hash runs through the cache token by token, so a cache that is not rewound or prefilled rightly,
+or a context longer than the bound it is decoded under, gives another token at once. `manners` says
+how well the policy keeps the protocol: 0 throws control pieces anywhere, 9 hardly ever breaks a
+rule. In between it lies in wait: it keeps the protocol, but in one state of ten it breaks it as
+surely as it keeps it elsewhere, so that streams go wrong at every place, not only at their
+beginning."""
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +20,8 @@ _MODULUS = 65_521
 _START = 7  # Hash of nothing.
 _PLACES = 5  # think, opened, message, answer, joined block: where the last token leaves the reader.
 _NEXT = {p.SPAWN: 1, p.MSG: 2, p.END_SPAWN: 0, p.JOIN: 3, p.JOINED: 4, p.END_JOINED: 0}
-# Tokens that keep the protocol in each place, with how much likelier than the others they are (a logit).
+# Tokens that keep the protocol in each place, with how much likelier than the others they are (a
+# logit).
 _ALLOWED = {
     0: dict.fromkeys(TEXT, 0.0) | {p.SPAWN: 1.2, p.JOIN: 0.7},
     1: {p.MSG: 2.0, p.END_SPAWN: -1.0},
@@ -42,21 +44,27 @@ def policy(seed: int, manners: float) -> np.ndarray:
 
 
 def init_cache(slots: int, bound: int) -> dict[str, jax.Array]:
-    return {"hash": jnp.zeros((slots, bound), jnp.int32), "place": jnp.zeros((slots, bound), jnp.int32)}
+    return {
+        "hash": jnp.zeros((slots, bound), jnp.int32),
+        "place": jnp.zeros((slots, bound), jnp.int32),
+    }
 
 
 def decode(params, tokens, cache, positions, bound):
-    """Entry p of the cache is the hash of the tokens at positions 0..p, and the place where they leave the reader.
+    """Entry p of the cache is the hash of the tokens at positions 0..p, and the place where they
+    leave the reader.
 
-    Nothing at or beyond the bound is read or written, and the hash of a token that stands there is rubbish.
-    """
+    Nothing at or beyond the bound is read or written, and the hash of a token that stands there is
+    rubbish."""
     slot = jnp.arange(tokens.shape[0])
     logits = []
     for step in range(tokens.shape[1]):
         at, token = positions[:, step], tokens[:, step]
         before = {
             name: jnp.where(
-                at > 0, jnp.where(at < bound, leaf.at[slot, at - 1].get(mode="fill", fill_value=0), 5), start
+                at > 0,
+                jnp.where(at < bound, leaf.at[slot, at - 1].get(mode="fill", fill_value=0), 5),
+                start,
             )
             for (name, leaf), start in zip(sorted(cache.items()), (_START, 0), strict=True)
         }

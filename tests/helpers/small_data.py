@@ -1,4 +1,6 @@
-"""The experiment that the tests of this folder build, and what a stored demonstration says of its problem."""
+"""The experiment that the tests of this folder build, and what a stored demonstration says of its
+problem.
+"""
 
 import dataclasses
 from pathlib import Path

@@ -1,9 +1,11 @@
-"""A parser of the published line format, written from its description alone: it shares no code with the renderer.
+"""A parser of the published line format, written from its description alone: it shares no code with
+the renderer.
 
 The description. A trace tells a search for `target` in lines that end with a newline:
 
     Current State: T:[n, ...], Operations: ['a+b=c', ...]    where the search stands: the numbers left, the steps so far
-    Exploring Operation: a+b=c, Resulting Numbers: [n, ...]  a step from there: its numbers go, its result comes last
+    Exploring Operation: a+b=c, Resulting Numbers: [n, ...]  a step from there: its numbers go, its
+    result comes last
     Generated Node #0,2: T:[n, ...] Operation: a+b=c         follows if more than one number is left; k-th of its parent
     r,T unequal: No Solution                                 follows if one number is left, and it isn't the target
     r,T equal: Goal Reached                                  ... and it is; nothing comes after
@@ -12,22 +14,28 @@ The description. A trace tells a search for `target` in lines that end with a ne
     Exit Sub Search at level 1                               it is back; "No solution found in sub search" follows
     No solution found.                                       the last line, when all that was generated is searched
 
-A move leads to a node that nobody has searched yet, or back towards the root. Differences and quotients take the larger
-number first, quotients are exact. Two numbers are combined in every way until one hits. The prompt is the state of the
-problem, after "Sub Call Budget: n " if the number of children is stated. A spawn makes one child of every node generated
-since the last move; its message is the move to that node, and a thread knows no node but its own and those it generated.
-A thread answers with the steps to the goal, or with nothing; a parent with the first answer of its children, and then it
-writes no more.
-"""
+A move leads to a node that nobody has searched yet, or back towards the root. Differences and
+quotients take the larger number first, quotients are exact. Two numbers are combined in every way
+until one hits. The prompt is the state of the problem, after "Sub Call Budget: n " if the number of
+children is stated. A spawn makes one child of every node generated since the last move; its message
+is the move to that node, and a thread knows no node but its own and those it generated. A thread
+answers with the steps to the goal, or with nothing; a parent with the first answer of its children,
+and then it writes no more."""
 
 import ast
 import dataclasses
 import re
 
-STATE = re.compile(r"Current State: (\d+):(\[\d+(?:, \d+)*\]), Operations: (\[(?:'[^']*'(?:, '[^']*')*)?\])")
+STATE = re.compile(
+    r"Current State: (\d+):(\[\d+(?:, \d+)*\]), Operations: (\[(?:'[^']*'(?:, '[^']*')*)?\])"
+)
 BUDGET = re.compile(r"Sub Call Budget: (\d+) ")
-EXPLORE = re.compile(r"Exploring Operation: ((\d+)([-+*/])(\d+)=(\d+)), Resulting Numbers: (\[\d+(?:, \d+)*\])")
-GENERATED = re.compile(r"Generated Node #(\d+(?:,\d+)*): (\d+):(\[\d+(?:, \d+)*\]) Operation: (\S+)")
+EXPLORE = re.compile(
+    r"Exploring Operation: ((\d+)([-+*/])(\d+)=(\d+)), Resulting Numbers: (\[\d+(?:, \d+)*\])"
+)
+GENERATED = re.compile(
+    r"Generated Node #(\d+(?:,\d+)*): (\d+):(\[\d+(?:, \d+)*\]) Operation: (\S+)"
+)
 MOVE = re.compile(r"(?:Start Sub Search at level (\d+): )?Moving to Node #(\d+(?:,\d+)*)")
 LEAF = re.compile(r"(\d+),(\d+) (equal: Goal Reached|unequal: No Solution)")
 EXIT = re.compile(r"Exit Sub Search at level (\d+)")
@@ -95,8 +103,14 @@ class Reader:
         threads, answers = 0, []
         require(len(children) == len(self.fresh), "children are not the generated nodes")
         for child, node in zip(children, self.fresh, strict=True):
-            require(child.prompt == f"Moving to Node #{node.name}\n{self.state_of(node)}\n", "message", child.prompt)
-            threads += Reader(self.target, Node(node.name, node.numbers, node.operations)).read(child)
+            require(
+                child.prompt == f"Moving to Node #{node.name}\n{self.state_of(node)}\n",
+                "message",
+                child.prompt,
+            )
+            threads += Reader(self.target, Node(node.name, node.numbers, node.operations)).read(
+                child
+            )
             del self.nodes[node.name]
             answers.append(child.answer)
         self.answer = next(filter(None, answers), "")
@@ -134,7 +148,12 @@ class Reader:
         for number in (a, b):
             require(number in left, "number is not there", equation)
             left.remove(number)
-        exact = {"+": a + b, "-": a - b, "*": a * b, "/": a // b if a >= b > 0 and a % b == 0 else None}[op]
+        exact = {
+            "+": a + b,
+            "-": a - b,
+            "*": a * b,
+            "/": a // b if a >= b > 0 and a % b == 0 else None,
+        }[op]
         require(exact == result >= 0, "arithmetic", equation)
         left.append(result)
         require(ast.literal_eval(match[6]) == left, "resulting numbers", match[6])
@@ -143,14 +162,20 @@ class Reader:
             node.tried.add((op, result))
             leaf = LEAF.fullmatch(following)
             hit = result == self.target
-            require(leaf and (int(leaf[1]), int(leaf[2])) == (result, self.target), "test", following)
+            require(
+                leaf and (int(leaf[1]), int(leaf[2])) == (result, self.target), "test", following
+            )
             require(leaf[3].startswith("equal") == hit, "verdict", following)
             if hit:
                 self.ended, self.answer = True, ",".join([*node.operations, equation])
             return
         made = GENERATED.fullmatch(following)
         require(made and made[1] == f"{node.name},{node.generated}", "node", following)
-        require(int(made[2]) == self.target and ast.literal_eval(made[3]) == left, "node's state", following)
+        require(
+            int(made[2]) == self.target and ast.literal_eval(made[3]) == left,
+            "node's state",
+            following,
+        )
         require(made[4] == equation, "node's operation", following)
         node.generated += 1
         self.nodes[made[1]] = Node(made[1], left, [*node.operations, equation])
@@ -166,7 +191,11 @@ class Reader:
         if node is not self.standing:
             self.tried_out()
         if level:
-            require(not back and name.rpartition(",")[0] == self.standing.name, "sub search of no successor", name)
+            require(
+                not back and name.rpartition(",")[0] == self.standing.name,
+                "sub search of no successor",
+                name,
+            )
             self.inside.append(self.standing)
             require(int(level) == len(self.inside), "level", level)
         node.searched = True

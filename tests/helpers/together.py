@@ -32,12 +32,18 @@ class Together:
         command = list(map(str, [sys.executable, "-m", "apr_jax", *words, "--config", file]))
         self.processes, self._said = [], []
         for index in range(count):
-            names = {"COORDINATOR_ADDRESS": f"127.0.0.1:{port}", "NUM_PROCESSES": str(count), "PROCESS_ID": str(index)}
+            names = {
+                "COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
+                "NUM_PROCESSES": str(count),
+                "PROCESS_ID": str(index),
+            }
             environment = os.environ | {f"JAX_{name}": value for name, value in names.items()}
             environment |= {"JAX_NUM_CPU_DEVICES": "1", "XLA_FLAGS": "", "COLUMNS": "200"}
             said = tempfile.TemporaryFile()  # noqa: SIM115 - a pipe that nobody reads would stop the process.
             environment |= (environments or {}).get(index, {})
-            process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=said, stderr=subprocess.STDOUT)
+            process = subprocess.Popen(
+                command, cwd=ROOT, env=environment, stdout=said, stderr=subprocess.STDOUT
+            )
             self.processes.append(process)
             weakref.finalize(self, process.kill)  # Whatever a test that fails leaves behind.
             self._said.append(said)
@@ -53,7 +59,9 @@ class Together:
                 process.wait(seconds)
         finally:
             self.kill()
-        return [(process.returncode, self.said(index)) for index, process in enumerate(self.processes)]
+        return [
+            (process.returncode, self.said(index)) for index, process in enumerate(self.processes)
+        ]
 
     def kill(self):
         for process in self.processes:

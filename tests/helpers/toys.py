@@ -1,9 +1,9 @@
 """Policies so small that every thread tree they can make is listed, with its probability.
 
-A policy is a table of logits; the row is chosen by what a thread sees: the token after `<bos>` (it tells root, child and
-grandchild apart), the last token, how many messages there are, and whether it is answering. Threads that see alike share a
-row, as threads share weights. A toy says which tokens may follow; all others have logits that underflow to probability 0.
-"""
+A policy is a table of logits; the row is chosen by what a thread sees: the token after `<bos>` (it
+tells root, child and grandchild apart), the last token, how many messages there are, and whether it
+is answering. Threads that see alike share a row, as threads share weights. A toy says which tokens
+may follow; all others have logits that underflow to probability 0."""
 
 import dataclasses
 import functools
@@ -21,7 +21,8 @@ from apr_jax.train.rl.advantages import ADVANTAGES
 from apr_jax.train.rl.objective import policy_loss, token_weights, tree_kl
 from apr_jax.train.rl.rescoring import sampled_logprobs
 
-ROOT_KIND, CHILD, OTHER = range(len(p.CONTROL_PIECES), len(p.CONTROL_PIECES) + 3)  # The text tokens.
+# The text tokens.
+ROOT_KIND, CHILD, OTHER = range(len(p.CONTROL_PIECES), len(p.CONTROL_PIECES) + 3)
 VOCAB = OTHER + 1
 STATES = 3 * VOCAB * 3 * 2
 PROMPT = [p.BOS, ROOT_KIND]
@@ -101,7 +102,11 @@ BOTH = Toy(
     Limits(window=9, max_thread_tokens=16, max_threads=3, children=2, max_depth=1),
     _SPAWNS_ONE_OR_TWO
     | {
-        (ROOT_KIND, p.MSG): (CHILD, OTHER),  # What it tells the child decides what the child can do.
+        # What it tells the child decides what the child can do.
+        (ROOT_KIND, p.MSG): (
+            CHILD,
+            OTHER,
+        ),
         (ROOT_KIND, OTHER, 1): (p.MSG, p.END_SPAWN),
         (ROOT_KIND, OTHER, 2): (p.END_SPAWN,),
         (ROOT_KIND, p.END_JOINED): (p.JOIN, p.EOS),
@@ -134,7 +139,9 @@ TOYS = (PARENT_ONLY, CHILD_ONLY, BOTH, NESTED)
 
 
 class _Script:
-    """Makes the interpreter take given choices; beyond them the first one, noting how many there were."""
+    """Makes the interpreter take given choices; beyond them the first one, noting how many there
+    were.
+    """
 
     def __init__(self, toy, choices):
         self.toy, self.choices, self.made, self.widths = toy, choices, [], []
@@ -194,7 +201,9 @@ def enumerate_trees(toy):
     while choices is not None:
         script = _Script(toy, choices)
         with jax.enable_x64(False):  # As in a run.
-            forests.append(interpret(script, make_prompts([PROMPT], 2), 0, jax.random.key(0), toy.limits))
+            forests.append(
+                interpret(script, make_prompts([PROMPT], 2), 0, jax.random.key(0), toy.limits)
+            )
         made.append(np.array(script.made).T)
         allowed[tuple(made[-1])] = True
         widths = script.widths
@@ -212,16 +221,22 @@ def states_of(rows):
         same = rows.segment[row, : column + 1] == rows.segment[row, column]
         hidden_block = rows.hidden_block[row, : column + 1]
         states[row, column] = _state(
-            rows.tokens[row, : column + 1][same & ((hidden_block == 0) | (hidden_block == hidden_block[-1]))]
+            rows.tokens[row, : column + 1][
+                same & ((hidden_block == 0) | (hidden_block == hidden_block[-1]))
+            ]
         )
     return states
 
 
 def _blocks(trees, sampled):
     """Rows with fields [n, R, L]: each tree packed by itself, all into as many rows."""
-    forest = dataclasses.replace(trees.forest, sampled=trees.forest.sampled if sampled is None else sampled)
+    forest = dataclasses.replace(
+        trees.forest, sampled=trees.forest.sampled if sampled is None else sampled
+    )
     single = [jax.tree.map(lambda x, at=at: x[at : at + 1], forest) for at in range(len(trees))]
-    count = max(len(pack_forest(tree, 1, trees.toy.limits.max_thread_tokens).tokens) for tree in single)
+    count = max(
+        len(pack_forest(tree, 1, trees.toy.limits.max_thread_tokens).tokens) for tree in single
+    )
     packed = [pack_forest(tree, count, trees.toy.limits.max_thread_tokens) for tree in single]
     return jax.tree.map(lambda *leaves: np.stack(leaves), *packed)
 
@@ -234,17 +249,22 @@ def _recorded_batches(trees, size):
 def batches_of(trees, size, sampled):
     """All n^size batches: which trees [n^size, size], their Rows [n^size, R, L], the states."""
     blocks = _blocks(trees, sampled)
-    states = np.stack([states_of(jax.tree.map(lambda x, at=at: x[at], blocks)) for at in range(len(trees))])
+    states = np.stack(
+        [states_of(jax.tree.map(lambda x, at=at: x[at], blocks)) for at in range(len(trees))]
+    )
     chosen = np.array(list(itertools.product(range(len(trees)), repeat=size)))
 
     def join(blocks, shift=0):
         return np.concatenate([blocks[chosen[:, at]] + shift * at for at in range(size)], axis=1)
 
     fields = {
-        field.name: join(getattr(blocks, field.name)) for field in dataclasses.fields(Rows) if field.name != "tree"
+        field.name: join(getattr(blocks, field.name))
+        for field in dataclasses.fields(Rows)
+        if field.name != "tree"
     }
     fields["sampled"] = fields["sampled"].astype(bool)
-    tree = np.where(blocks.segment > 0, 0, -size)  # -1 or less is padding, wherever the tree stands in the batch.
+    # -1 or less is padding, wherever the tree stands in the batch.
+    tree = np.where(blocks.segment > 0, 0, -size)
     return chosen, Rows(**fields, tree=join(tree, 1)), join(states)
 
 
@@ -263,21 +283,27 @@ def expected_estimate(
     """Expectation of -gradient of the objective over all batches of `size` trees, exactly.
 
     Args:
-      rewards: [n] of the trees, or [P, n] where the batch holds P problems, `size` / P trees of each.
+      rewards: [n] of the trees, or [P, n] where the batch holds P problems, `size` / P trees of
+        each.
       counted: bool [n], trees that are not masked.
       sampled: [n, T, L], a wrong mask in place of the recorded one.
       reference: table of the reference policy.
       behaviour: table of the policy that sampled, if it is not the one that learns.
       tokens_per_tree: what the loss is divided by.
     """
-    chosen, rows, states = _recorded_batches(trees, size) if sampled is None else batches_of(trees, size, sampled)
+    chosen, rows, states = (
+        _recorded_batches(trees, size) if sampled is None else batches_of(trees, size, sampled)
+    )
     tables = np.atleast_2d(rewards)
     problems, group = len(tables), size // len(tables)
     paid = tables[np.repeat(np.arange(problems), group), chosen]
     counted = (np.ones(len(trees), bool) if counted is None else counted)[chosen]
     each = [jax.tree.map(lambda x, at=at: x[at], rows) for at in range(len(chosen))]
     weights = np.stack(
-        [token_weights(*pair, config.loss_aggregation, tokens_per_tree) for pair in zip(each, counted, strict=True)]
+        [
+            token_weights(*pair, config.loss_aggregation, tokens_per_tree)
+            for pair in zip(each, counted, strict=True)
+        ]
     )
     behaviour = jax.lax.stop_gradient(table if behaviour is None else behaviour)
     reference = behaviour if reference is None else reference
@@ -297,7 +323,9 @@ def expected_estimate(
     def loss(table):
         batch = (rows, states, weights, counted, paid)
         batch = jax.tree.map(jnp.asarray, batch)
-        return jnp.sum(probability * jax.vmap(loss_of, in_axes=(None, 0, 0, 0, 0, 0))(table, *batch))
+        return jnp.sum(
+            probability * jax.vmap(loss_of, in_axes=(None, 0, 0, 0, 0, 0))(table, *batch)
+        )
 
     return -jax.grad(loss)(table)
 
@@ -315,5 +343,7 @@ def decode(logits, tokens, cache, positions, bound):
         cache = cache.at[slot, jnp.where(at < bound, at, cache.shape[1])].set(token, mode="drop")
         seen = jnp.where(jnp.arange(cache.shape[1]) <= at[:, None], cache, p.PAD)
         messages = jnp.minimum(2, jnp.sum(seen == p.MSG, axis=1))
-        out.append(logits[state_index(cache[:, 1], token, messages, jnp.any(seen == p.JOIN, axis=1))])
+        out.append(
+            logits[state_index(cache[:, 1], token, messages, jnp.any(seen == p.JOIN, axis=1))]
+        )
     return jnp.stack(out, axis=1), cache

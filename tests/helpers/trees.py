@@ -20,7 +20,10 @@ def to_forest(demonstration: Thread, tokenizer: Tokenizer, seed: int = 0) -> Thr
     """One tree, numpy leaves [1, T, ...]; the log-probs are made up."""
     streams = tree_streams(demonstration, tokenizer)
     max_threads, longest = len(streams), max(len(stream.tokens) for stream in streams)
-    fields = {name: np.zeros((1, max_threads, longest), np.int32) for name in ("tokens", "position", "hidden_block")}
+    fields = {
+        name: np.zeros((1, max_threads, longest), np.int32)
+        for name in ("tokens", "position", "hidden_block")
+    }
     sampled, scalars = np.zeros((1, max_threads, longest), bool), {}
     for thread_index, stream in enumerate(streams):
         for name, field in (*fields.items(), ("sampled", sampled)):
@@ -29,7 +32,9 @@ def to_forest(demonstration: Thread, tokenizer: Tokenizer, seed: int = 0) -> Thr
         scalars[name] = np.array([[getattr(stream, name) for stream in streams]], np.int32)
     start, end = np.zeros((1, max_threads), np.int32), np.zeros((1, max_threads), np.int32)
     _time(streams, 0, 0, start[0], end[0])
-    logprob = np.where(sampled, -np.random.default_rng(seed).exponential(0.3, sampled.shape), 0).astype(np.float32)
+    logprob = np.where(
+        sampled, -np.random.default_rng(seed).exponential(0.3, sampled.shape), 0
+    ).astype(np.float32)
     return ThreadForest(
         **fields,
         **scalars,
@@ -49,13 +54,19 @@ def to_forest(demonstration: Thread, tokenizer: Tokenizer, seed: int = 0) -> Thr
     )
 
 
-def _time(streams: list[Stream], thread_index: int, clock: int, start: np.ndarray, end: np.ndarray) -> None:
+def _time(
+    streams: list[Stream], thread_index: int, clock: int, start: np.ndarray, end: np.ndarray
+) -> None:
     """Sets when the thread and its descendants begin and end."""
     start[thread_index], stream, spawns = clock, streams[thread_index], 0
     for token, chosen in zip(stream.tokens, stream.sampled, strict=True):
         clock += int(chosen)
         if chosen and token == END_SPAWN:
-            mine = [k for k, other in enumerate(streams) if other.parent == thread_index and other.round == spawns]
+            mine = [
+                k
+                for k, other in enumerate(streams)
+                if other.parent == thread_index and other.round == spawns
+            ]
             for child in mine:
                 _time(streams, child, clock, start, end)
             clock, spawns = max(end[child] for child in mine), spawns + 1

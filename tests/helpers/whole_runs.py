@@ -1,4 +1,6 @@
-"""What the tests of whole runs share: a config with other settings, the command, a signal at a step, what a run logged."""
+"""What the tests of whole runs share: a config with other settings, the command, a signal at a
+step, what a run logged.
+"""
 
 import contextlib
 import dataclasses
@@ -18,12 +20,26 @@ from apr_jax.model.config import ModelConfig
 from apr_jax.tasks.countdown.config import CountdownConfig, SolverConfig
 from apr_jax.threads.limits import Limits, Schedule
 from apr_jax.train.checkpoint.manager import load_checkpoint
-from apr_jax.train.config import ObjectiveConfig, OptimizerConfig, RewardConfig, RlConfig, SftConfig, TrainConfig
+from apr_jax.train.config import (
+    ObjectiveConfig,
+    OptimizerConfig,
+    RewardConfig,
+    RlConfig,
+    SftConfig,
+    TrainConfig,
+)
 from apr_jax.train.metrics.recorder import FILE
 
 # Names of metrics that are times or rates: two equal runs differ in them and in nothing else.
 SHARES = ("rollout_share", "idle_share", "update_share")
-WALL_CLOCK = ("tokens_per_second", "trees_per_second", "mfu", "data_seconds", "step_seconds", *SHARES)
+WALL_CLOCK = (
+    "tokens_per_second",
+    "trees_per_second",
+    "mfu",
+    "data_seconds",
+    "step_seconds",
+    *SHARES,
+)
 
 
 def changed(config, sft=None, rl=None, **fields):
@@ -39,7 +55,10 @@ def changed(config, sft=None, rl=None, **fields):
 def write_config(config, path):
     """Makes the config an experiment file."""
     values = to_dict(config)
-    path.write_text(f"from apr_jax.config import from_dict\n\n\ndef experiment():\n    return from_dict({values!r})\n")
+    path.write_text(
+        "from apr_jax.config import from_dict\n\n\ndef experiment():\n    return"
+        f" from_dict({values!r})\n"
+    )
     return path
 
 
@@ -50,7 +69,9 @@ def train_command(stage, config_file, data_dir, workdir, *more):
 
 
 class Interrupt:
-    """Wraps a step maker so that the given signal arrives during call number `at`, as from a user."""
+    """Wraps a step maker so that the given signal arrives during call number `at`, as from a
+    user.
+    """
 
     def __init__(self, make, at, number):
         self._make, self._left, self._number = make, at, number
@@ -74,17 +95,21 @@ def logged(workdir):
 
 def repeatable(workdir):
     """The same without what depends on the clock."""
-    return [{name: value for name, value in line.items() if name not in WALL_CLOCK} for line in logged(workdir)]
+    return [
+        {name: value for name, value in line.items() if name not in WALL_CLOCK}
+        for line in logged(workdir)
+    ]
 
 
 def assert_close(workdir, other, but=()):
-    """The runs logged the same lines and ended with the same parameters, within float32; metrics named by `but` aside.
+    """The runs logged the same lines and ended with the same parameters, within float32; metrics
+    named by `but` aside.
 
-    On other devices sums are taken in another order. What is logged is a mean over hundreds of tokens: 1e-4 of it, or 1e-5
-    where it is a small difference (losses of advantages that cancel out, KL). Parameters may be off by more: the optimizer
-    divides gradients by their size, so where one is next to nothing its rounding decides. 1e-4 is a tenth of one update of
-    RL (learning rate 1e-3) and a hundredth of a supervised one (1e-2).
-    """
+    On other devices sums are taken in another order. What is logged is a mean over hundreds of
+    tokens: 1e-4 of it, or 1e-5 where it is a small difference (losses of advantages that cancel
+    out, KL). Parameters may be off by more: the optimizer divides gradients by their size, so where
+    one is next to nothing its rounding decides. 1e-4 is a tenth of one update of RL (learning rate
+    1e-3) and a hundredth of a supervised one (1e-2)."""
     got, expected = repeatable(workdir), repeatable(other)
     assert [line["step"] for line in got] == [line["step"] for line in expected]
     for mine, theirs in zip(got, expected, strict=True):
@@ -92,7 +117,10 @@ def assert_close(workdir, other, but=()):
         assert mine["stage"] == theirs["stage"]
         assert mine.get("tokens") == theirs.get("tokens")
         for name in theirs.keys() - {"stage", *but}:
-            assert mine[name] == pytest.approx(theirs[name], rel=1e-4, abs=1e-5), (mine["step"], name)
+            assert mine[name] == pytest.approx(theirs[name], rel=1e-4, abs=1e-5), (
+                mine["step"],
+                name,
+            )
     params = load_checkpoint(workdir).params, load_checkpoint(other).params
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-3, atol=1e-4), *params)
 
@@ -100,10 +128,12 @@ def assert_close(workdir, other, but=()):
 def unlike():
     """An experiment in which no setting is its default, nor what the tests' shared `config` has.
 
-    A setting that gets lost on its way is replaced by one of these two, so only here it shows. Nor are two counts equal that
-    could be mistaken for each other. `end_to_end/test_unlike.py` makes sure that a new field has a value here.
-    """
-    optimizer = OptimizerConfig(name="muon", lr=3e-3, warmup=3, decay=0.5, weight_decay=0.1, clip=0.7, b2=0.9)
+    A setting that gets lost on its way is replaced by one of these two, so only here it shows. Nor
+    are two counts equal that could be mistaken for each other. `end_to_end/test_unlike.py` makes
+    sure that a new field has a value here."""
+    optimizer = OptimizerConfig(
+        name="muon", lr=3e-3, warmup=3, decay=0.5, weight_decay=0.1, clip=0.7, b2=0.9
+    )
     learn = TrainConfig(
         sft=SftConfig(
             batch_rows=4,
@@ -195,7 +225,9 @@ def unlike():
             max_sequential=120,
             constrain=True,
         ),
-        schedule=Schedule(slots=6, prefill_batch=2, prefill_chunk=4, context_buckets=(80,), small_batch_sizes=(2,)),
+        schedule=Schedule(
+            slots=6, prefill_batch=2, prefill_chunk=4, context_buckets=(80,), small_batch_sizes=(2,)
+        ),
         train=learn,
         evaluate=EvalConfig(
             batch=4,
@@ -217,9 +249,8 @@ def unlike():
 def shown(workdir):
     """What TensorBoard shows of a run, {(name, step): number or text}.
 
-    Its event files are of records: length, its checksum, event, its checksum. A start of the run takes back what earlier ones
-    said of its first step and those after it.
-    """
+    Its event files are of records: length, its checksum, event, its checksum. A start of the run
+    takes back what earlier ones said of its first step and those after it."""
     found = {}
     for path in sorted((workdir / "tensorboard").glob("events*")):
         data = path.read_bytes()
@@ -238,10 +269,11 @@ def shown(workdir):
 
 @contextlib.contextmanager
 def compilations():
-    """Names of the programs compiled inside, or taken from the cache on disk; "jit(step)" is the update of both stages.
+    """Names of the programs compiled inside, or taken from the cache on disk; "jit(step)" is the
+    update of both stages.
 
-    `_cache_size` is no count of them: a state that comes out of the step itself is known by another key.
-    """
+    `_cache_size` is no count of them: a state that comes out of the step itself is known by another
+    key."""
     names = []
 
     def hear(event, seconds, fun_name="", **_):

@@ -1,4 +1,6 @@
-"""The lease of a folder: one writer, whoever comes second is told who the first is, and nobody waits for the dead."""
+"""The lease of a folder: one writer, whoever comes second is told who the first is, and nobody
+waits for the dead.
+"""
 
 import json
 import os
@@ -42,7 +44,9 @@ class _Holder:
 
     def __init__(self, folder, start):
         command = [sys.executable, "-c", _HOLDER, str(folder), str(start)]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
         assert self.said() == "ready"
 
     def said(self):
@@ -116,7 +120,8 @@ def test_of_starts_at_once_exactly_one_wins(folder, tmp_path, holders):
     winner = said.index("holds")
     refused = said[:winner] + said[winner + 1 :]
     told = (
-        rf"{folder}: is being written by process {started[winner].process.pid} on host .* \(training, since .* UTC\), "
+        rf"{folder}: is being written by process {started[winner].process.pid} on host .*"
+        r" \(training, since .* UTC\), "
     )
     assert all(re.match(told, line) for line in refused), said
     with pytest.raises(UserError, match=told), Lease(folder, "training"):
@@ -160,7 +165,10 @@ def test_of_another_host_signs_of_life_are_waited_for(folder, quick, capsys):
     assert _take(folder)["pid"] == os.getpid()
     assert time.monotonic() - began >= lease.STALE_SECONDS
     told = capsys.readouterr().err
-    assert told.count("\n") == 1 and f"{folder}: is held by process 7 on host alpha (training, since" in told
+    assert (
+        told.count("\n") == 1
+        and f"{folder}: is held by process 7 on host alpha (training, since" in told
+    )
 
 
 def test_one_of_another_host_that_lives_is_seen_to_and_the_start_refused(folder, quick):
@@ -174,7 +182,10 @@ def test_one_of_another_host_that_lives_is_seen_to_and_the_start_refused(folder,
     beating = threading.Thread(target=live)
     beating.start()
     try:
-        with pytest.raises(UserError, match="is being written by process 7 on host alpha"), Lease(folder, "training"):
+        with (
+            pytest.raises(UserError, match="is being written by process 7 on host alpha"),
+            Lease(folder, "training"),
+        ):
             pass
     finally:
         ended.set()
@@ -195,7 +206,10 @@ def test_a_lease_gives_signs_of_life(folder, quick):
     ("happens", "told"),
     [
         (lambda folder: _write_another(folder), "was taken over by process 7 on host alpha"),
-        (lambda folder: shutil.rmtree(folder), f"its {FILE} is gone: the folder was deleted or moved"),
+        (
+            lambda folder: shutil.rmtree(folder),
+            f"its {FILE} is gone: the folder was deleted or moved",
+        ),
         (lambda folder: (folder / FILE).unlink(), f"its {FILE} is gone"),
     ],
     ids=["taken over", "folder gone", "lease gone"],
@@ -219,7 +233,9 @@ def _write_another(folder):
 
 def test_a_lease_that_cannot_be_renewed_for_long_is_given_up(folder, monkeypatch):
     with Lease(folder, "training") as held:
-        monkeypatch.setattr(held._store, "beat", lambda *arguments: (_ for _ in ()).throw(OSError("no network")))
+        monkeypatch.setattr(
+            held._store, "beat", lambda *arguments: (_ for _ in ()).throw(OSError("no network"))
+        )
         held._alive_at -= 2.5 * lease.BEAT_SECONDS
         held.check()
         held._alive_at -= lease.STALE_SECONDS
@@ -245,5 +261,8 @@ def test_a_damaged_lease_is_one_of_an_unknown_process(folder, quick, capsys):
 
 def test_a_folder_that_cannot_be_written_is_one_line(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match="file/run: cannot write"), Lease(tmp_path / "file" / "run", "training"):
+    with (
+        pytest.raises(UserError, match="file/run: cannot write"),
+        Lease(tmp_path / "file" / "run", "training"),
+    ):
         pass

@@ -1,4 +1,6 @@
-"""What every command does before JAX works, seen from a process of its own: the cache of compiled programs, and devices."""
+"""What every command does before JAX works, seen from a process of its own: the cache of compiled
+programs, and devices.
+"""
 
 import json
 import os
@@ -21,15 +23,24 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 events = []
 jax.monitoring.register_event_listener(lambda name, **_: events.append(name))
 jax.jit(lambda x: x * 2 + 1)(1.0).block_until_ready()
-print(json.dumps({"devices": jax.device_count(), "hit": "/jax/compilation_cache/cache_hits" in events}))
+hit = "/jax/compilation_cache/cache_hits" in events
+print(json.dumps({"devices": jax.device_count(), "hit": hit}))
 """
 
 
 def _start(home, cores=1, **settings):
-    """A process at home in `home` on so many cores, without what this one inherited; what it says."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("APR_", "JAX_", "XLA_"))}
+    """A process at home in `home` on so many cores, without what this one inherited; what it
+    says.
+    """
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("APR_", "JAX_", "XLA_"))
+    }
     environment |= {"HOME": str(home), "JAX_PLATFORMS": "cpu"} | settings
-    ended = subprocess.run([sys.executable, "-c", SCRIPT, str(cores)], env=environment, capture_output=True, text=True)
+    ended = subprocess.run(
+        [sys.executable, "-c", SCRIPT, str(cores)], env=environment, capture_output=True, text=True
+    )
     assert ended.returncode == 0, ended.stderr
     return json.loads(ended.stdout)
 
@@ -67,12 +78,20 @@ def test_every_core_is_a_device_unless_the_user_says_otherwise(cores, settings, 
 @pytest.mark.parametrize(
     ("name", "value", "told"),
     [
-        ("jax_enable_x64", True, "JAX_ENABLE_X64=True: weights and checkpoints are of 32-bit numbers; unset"),
+        (
+            "jax_enable_x64",
+            True,
+            "JAX_ENABLE_X64=True: weights and checkpoints are of 32-bit numbers; unset",
+        ),
         ("jax_disable_jit", True, "JAX_DISABLE_JIT=True: "),
         ("jax_numpy_rank_promotion", "raise", "JAX_NUMPY_RANK_PROMOTION=raise: "),
         ("jax_numpy_dtype_promotion", "strict", "JAX_NUMPY_DTYPE_PROMOTION=strict: "),
         ("jax_transfer_guard", "disallow", "JAX_TRANSFER_GUARD=disallow: "),
-        ("jax_transfer_guard_device_to_host", "disallow", "JAX_TRANSFER_GUARD_DEVICE_TO_HOST=disallow: "),
+        (
+            "jax_transfer_guard_device_to_host",
+            "disallow",
+            "JAX_TRANSFER_GUARD_DEVICE_TO_HOST=disallow: ",
+        ),
     ],
 )
 def test_settings_of_jax_that_would_fail_later_are_refused_by_name(name, value, told):
@@ -108,7 +127,9 @@ def test_the_environment_is_told_of_in_one_line(tmp_path, settings, status, told
     assert line.startswith(f"apr: error: {told}")
 
 
-@pytest.mark.parametrize("error", [RuntimeError("Unable to initialize backend 'tpu': it is in use"), AssertionError()])
+@pytest.mark.parametrize(
+    "error", [RuntimeError("Unable to initialize backend 'tpu': it is in use"), AssertionError()]
+)
 def test_a_device_that_is_not_there_is_named_before_a_file_is_read(monkeypatch, error):
     def failing():
         raise error

@@ -1,4 +1,6 @@
-"""What reaches a terminal: no stranger's control characters, nothing that its encoding lacks, and tables with all they hold."""
+"""What reaches a terminal: no stranger's control characters, nothing that its encoding lacks, and
+tables with all they hold.
+"""
 
 import io
 import sys
@@ -20,9 +22,11 @@ SETTINGS = {"color_system": None, "width": 80}
 
 def obeyed(text):
     """Characters that a terminal obeys, or hides, instead of showing them; the line end aside."""
-    return {character for character in text if unicodedata.category(character) in ("Cc", "Cf", "Cs", "Zl", "Zp")} - {
-        "\n"
-    }
+    return {
+        character
+        for character in text
+        if unicodedata.category(character) in ("Cc", "Cf", "Cs", "Zl", "Zp")
+    } - {"\n"}
 
 
 def test_control_characters_become_pictures():
@@ -58,12 +62,20 @@ def test_its_own_control_sequences_still_move_the_cursor():
 
 @pytest.mark.parametrize(
     ("encoding", "expected"),
-    [("ascii", "-+.+|-`+ -- v ? ?"), ("latin-1", "-+.+|-`+ -- v ß ?"), ("utf-8", "━┳┄┻╸╺└┻ ━─ ✓ ß 日")],
+    [
+        ("ascii", "-+.+|-`+ -- v ? ?"),
+        ("latin-1", "-+.+|-`+ -- v ß ?"),
+        ("utf-8", "━┳┄┻╸╺└┻ ━─ ✓ ß 日"),
+    ],
 )
 def test_an_output_of_any_encoding_is_served(monkeypatch, encoding, expected):
-    """The pictures of a tree keep their places; a letter that the encoding lacks is a question mark."""
+    """The pictures of a tree keep their places; a letter that the encoding lacks is a question
+    mark.
+    """
     for name in ("stdout", "stderr"):
-        monkeypatch.setattr(sys, name, io.TextIOWrapper(io.BytesIO(), encoding=encoding, errors="strict"))
+        monkeypatch.setattr(
+            sys, name, io.TextIOWrapper(io.BytesIO(), encoding=encoding, errors="strict")
+        )
     serve_any_encoding()
     for stream in (sys.stdout, sys.stderr):
         print("━┳┄┻╸╺└┻ ━─ ✓ ß 日", file=stream, flush=True)
@@ -72,9 +84,22 @@ def test_an_output_of_any_encoding_is_served(monkeypatch, encoding, expected):
 
 def sampled_summaries(name):
     """A row with all columns of `apr eval`, whose interval, name and votes are easily lost."""
-    made = {"children": 12, "max_thread_tokens": 1_024, "total_tokens": 12_345, "sequential_tokens": 1_234}
+    made = {
+        "children": 12,
+        "max_thread_tokens": 1_024,
+        "total_tokens": 12_345,
+        "sequential_tokens": 1_234,
+    }
     traces = [
-        {"id": str(k), "sample": sample, "correct": k < 3, "claimed": True, "solution": [str(k)], "threads": []} | made
+        {
+            "id": str(k),
+            "sample": sample,
+            "correct": k < 3,
+            "claimed": True,
+            "solution": [str(k)],
+            "threads": [],
+        }
+        | made
         for k in range(7)
         for sample in range(4)
     ]
@@ -85,19 +110,35 @@ def sampled_summaries(name):
 @pytest.mark.parametrize("width", [30, 80, 200])
 @pytest.mark.parametrize("is_terminal", [True, False])
 def test_a_table_keeps_all_it_holds(name, width, is_terminal):
-    """In a terminal its columns go on below; into a pipe or a file it is as wide as it is, a line a row."""
-    console = Terminal(file=io.StringIO(), force_terminal=is_terminal, width=width, color_system=None)
+    """In a terminal its columns go on below; into a pipe or a file it is as wide as it is, a line a
+    row.
+    """
+    console = Terminal(
+        file=io.StringIO(), force_terminal=is_terminal, width=width, color_system=None
+    )
     print_table(sampled_summaries(name), console=console)
     said = console.file.getvalue()
     assert "…" not in said
 
-    cells = ["42.9 (15.8-75.0)", "12,345", "1,234", "12.00", "1,024", "100.0", "0.0", "42.9", "42.9"]
+    cells = [
+        "42.9 (15.8-75.0)",
+        "12,345",
+        "1,234",
+        "12.00",
+        "1,024",
+        "100.0",
+        "0.0",
+        "42.9",
+        "42.9",
+    ]
     if is_terminal:
         assert max(map(len, said.splitlines())) <= width
         assert width < 80 or all(cell in said for cell in cells)
         flat = "".join(said.split())
         assert len(name) > 20 or all("".join(cell.split()) in flat for cell in cells)
-        assert said.count("x") == name.count("x") * said.count("apr"), "the name stands whole at each part of the table"
+        assert said.count("x") == name.count("x") * said.count("apr"), (
+            "the name stands whole at each part of the table"
+        )
         assert sum(said.count(title) for title in ("accuracy", "pass@n", "cons@n", "spawned")) == 4
     else:
         (row,) = (line for line in said.splitlines() if line.startswith(name))

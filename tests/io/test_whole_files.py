@@ -1,4 +1,6 @@
-"""Files that appear whole or not at all, errors that name them, and buckets that cannot be asked."""
+"""Files that appear whole or not at all, errors that name them, and buckets that cannot be
+asked.
+"""
 
 import errno
 import logging
@@ -46,12 +48,17 @@ def test_where_there_is_no_room_the_file_is_named_and_stays_as_it_was(tmp_path, 
     with pytest.raises(OSError) as error:  # noqa: PT011 - which one is asked below.
         write_bytes(path, b"newer")
     assert (error.value.errno, error.value.filename) == (errno.ENOSPC, str(path))
-    assert [(found, found.read_bytes()) for found in tmp_path.iterdir()] == ([(path, b"older")] if there else [])
+    assert [(found, found.read_bytes()) for found in tmp_path.iterdir()] == (
+        [(path, b"older")] if there else []
+    )
 
 
 def test_a_folder_that_is_missing_or_in_the_way_is_named(tmp_path):
     (tmp_path / "folder").mkdir()
-    for path, kind in ((tmp_path / "no" / "a", FileNotFoundError), (tmp_path / "folder", IsADirectoryError)):
+    for path, kind in (
+        (tmp_path / "no" / "a", FileNotFoundError),
+        (tmp_path / "folder", IsADirectoryError),
+    ):
         with pytest.raises(kind) as error:
             write_text(path, "text")
         assert error.value.filename == str(path)
@@ -59,7 +66,9 @@ def test_a_folder_that_is_missing_or_in_the_way_is_named(tmp_path):
 
 
 class Unreachable:
-    """A bucket as gcsfs shows it without a network: whoever asks what is there gets an error, `exists` says no."""
+    """A bucket as gcsfs shows it without a network: whoever asks what is there gets an error,
+    `exists` says no.
+    """
 
     def ls(self, path, refresh):
         assert path == "bucket/run" and refresh

@@ -1,4 +1,6 @@
-"""Blockwise attention equals its naive twin on random packings, and does not hold what the naive one holds."""
+"""Blockwise attention equals its naive twin on random packings, and does not hold what the naive
+one holds.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -35,14 +37,18 @@ def packing(rng, length):
             for block in range(1, 4):
                 at = int(rng.integers(begin, end))
                 free = hidden_block[row, at : at + 5] == 0
-                hidden_block[row, at : at + 5] = np.where(free & (segment[row, at : at + 5] == thread), block, 0)
+                hidden_block[row, at : at + 5] = np.where(
+                    free & (segment[row, at : at + 5] == thread), block, 0
+                )
     return jnp.asarray(segment), jnp.asarray(hidden_block)
 
 
 def inputs(seed, length, groups):
     rng = np.random.default_rng(seed)
     shapes = (ROWS, length, HEADS, SIZE), (ROWS, groups, length, SIZE), (ROWS, groups, length, SIZE)
-    return *(jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in shapes), *packing(rng, length)
+    return *(jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in shapes), *packing(
+        rng, length
+    )
 
 
 def with_gradients(attend, q, k, v, segment, hidden_block):
@@ -64,7 +70,9 @@ def assert_equal(got, expected):
 
 
 def threads_about(size):
-    """Rows of five blocks of `size` columns, whose threads are about as long as a block; two rows end with padding."""
+    """Rows of five blocks of `size` columns, whose threads are about as long as a block; two rows
+    end with padding.
+    """
     lengths = (
         (size, size, 2 * size),
         (size - 1, size + 1, size, 2 * size),
@@ -76,11 +84,12 @@ def threads_about(size):
 
 
 def assert_only_what_is_seen_is_read(attend, size):
-    """NaN in a block of `size` columns does not come through to blocks of other threads, as it would through a mask.
+    """NaN in a block of `size` columns does not come through to blocks of other threads, as it
+    would through a mask.
 
-    A block of queries reads the blocks where its threads have keys before it. The NaN are in all that belongs to a block:
-    forward in keys and values (and its own queries), backward in the gradient and what was kept of the forward pass too.
-    """
+    A block of queries reads the blocks where its threads have keys before it. The NaN are in all
+    that belongs to a block: forward in keys and values (and its own queries), backward in the
+    gradient and what was kept of the forward pass too."""
     segment = threads_about(size)
     *x, _, hidden_block = inputs(1, segment.shape[1], 2)
     x.append(jnp.cos(jnp.arange(x[0].size, dtype=jnp.float32)).reshape(x[0].shape))
@@ -109,7 +118,9 @@ def assert_only_what_is_seen_is_read(attend, size):
         keys = (queries[:, :, None] & reads).any(1)
         assert np.isnan(got[0][queries]).all() and not queries.all() and not keys.all()
         for mine, expected, lost in zip(got, clean, (queries, queries, keys, keys), strict=True):
-            np.testing.assert_array_equal(mine[~lost], expected[~lost], err_msg=f"NaN in block {block}")
+            np.testing.assert_array_equal(
+                mine[~lost], expected[~lost], err_msg=f"NaN in block {block}"
+            )
 
 
 @pytest.mark.parametrize("length", [1, pytest.param(9, marks=pytest.mark.slow), 64, 65, 200])
@@ -153,7 +164,12 @@ def test_a_device_works_on_its_own_rows():
     x = jax.device_put([jnp.concatenate([part, part]) for part in inputs(3, 90, 2)], rows)
 
     def text(*mesh):
-        return jax.jit(lambda *x: with_gradients(lambda *y: attend_packed(*y, *mesh), *x)).lower(*x).compile().as_text()
+        return (
+            jax.jit(lambda *x: with_gradients(lambda *y: attend_packed(*y, *mesh), *x))
+            .lower(*x)
+            .compile()
+            .as_text()
+        )
 
     assert "all-gather" not in text(mesh) and "all-reduce" not in text(mesh)
     assert "all-gather" in text()
@@ -179,7 +195,9 @@ def test_nothing_of_length_squared_is_held(heads, together, monkeypatch):
 
 def test_blocks_to_read_by_hand():
     segment = jnp.asarray([[1, 1, 1, 2, 2, 2, 2, 2, 2, 3, 0, 0, 0, 0], [1] * 12 + [0] * 2])
-    np.testing.assert_array_equal(first_blocks(segment, 2), [[0, 0, 1, 1, 1, 5, 6], [0, 0, 0, 0, 0, 0, 6]])
+    np.testing.assert_array_equal(
+        first_blocks(segment, 2), [[0, 0, 1, 1, 1, 5, 6], [0, 0, 0, 0, 0, 0, 6]]
+    )
 
 
 @pytest.mark.parametrize(("length", "size"), [(1, 1), (64, 64), (65, 33), (240, 60), (1024, 64)])
@@ -199,7 +217,10 @@ def test_visibility_by_hand():
         [0, 0, 0, 0, 0, 1],
     ]
     np.testing.assert_array_equal(
-        visible(segment, hidden_block, column, segment, hidden_block, column), np.asarray(expected, bool)
+        visible(segment, hidden_block, column, segment, hidden_block, column),
+        np.asarray(expected, bool),
     )
-    later = visible(segment[3:], hidden_block[3:], column[3:], segment[:3], hidden_block[:3], column[:3])
+    later = visible(
+        segment[3:], hidden_block[3:], column[3:], segment[:3], hidden_block[:3], column[:3]
+    )
     np.testing.assert_array_equal(later, np.asarray(expected, bool)[3:, :3])

@@ -1,10 +1,18 @@
-"""The TPU kernels equal the naive twin on random packings (interpreted on CPU; tests/end_to_end/test_tpu.py compiles them)."""
+"""The TPU kernels equal the naive twin on random packings (interpreted on CPU;
+tests/end_to_end/test_tpu.py compiles them).
+"""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_attention import assert_equal, assert_only_what_is_seen_is_read, inputs, naive, with_gradients
+from test_attention import (
+    assert_equal,
+    assert_only_what_is_seen_is_read,
+    inputs,
+    naive,
+    with_gradients,
+)
 
 from apr_jax.model.attention import packed, packed_tpu
 from apr_jax.model.attention.packed_tpu import attend_on_tpu, block_range
@@ -21,7 +29,8 @@ def small_blocks(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("length", "groups"), [(1, 4), (128, 2), pytest.param(129, 1, marks=pytest.mark.slow), (500, 2), (500, 4)]
+    ("length", "groups"),
+    [(1, 4), (128, 2), pytest.param(129, 1, marks=pytest.mark.slow), (500, 2), (500, 4)],
 )
 def test_equals_the_naive_twin_on_random_packings(length, groups):
     kernel = jax.jit(lambda *x: with_gradients(interpreted, *x))
@@ -34,7 +43,8 @@ def test_equals_the_form_of_other_devices_in_bfloat16():
     q, k, v, *rows = inputs(5, 300, 2)
     x = *(part.astype(jnp.bfloat16) for part in (q, k, v)), *rows
     got_all, expected_all = (
-        jax.jit(lambda *x, f=f: with_gradients(f, *x))(*x) for f in (interpreted, packed.attend_packed)
+        jax.jit(lambda *x, f=f: with_gradients(f, *x))(*x)
+        for f in (interpreted, packed.attend_packed)
     )
     for got, expected in zip(got_all, expected_all, strict=True):
         assert got.dtype == expected.dtype
@@ -55,7 +65,10 @@ def test_it_is_chosen_by_platform_and_split_over_a_mesh(monkeypatch):
     assert_equal(jax.jit(lambda *x: with_gradients(packed.attend_packed, *x))(*x), expected)
     taken = []
     monkeypatch.setattr(packed, "attend_on_tpu", lambda *x: taken.append(1))
-    assert_equal(jax.jit(lambda *x: with_gradients(lambda *y: packed.attend_packed(*y, mesh), *x))(*x), expected)
+    assert_equal(
+        jax.jit(lambda *x: with_gradients(lambda *y: packed.attend_packed(*y, mesh), *x))(*x),
+        expected,
+    )
     assert not taken  # The mesh's devices decide, not the default ones.
 
 
@@ -66,7 +79,9 @@ def test_blocks_to_read_by_hand():
     np.testing.assert_array_equal(last, [[1, 4, 4, 4, 4, 5], [5] * 6])
 
 
-@pytest.mark.parametrize(("length", "size"), [(1, 128), (512, 512), (4096, 512), (4608, 512), (520, 384), (1280, 512)])
+@pytest.mark.parametrize(
+    ("length", "size"), [(1, 128), (512, 512), (4096, 512), (4608, 512), (520, 384), (1280, 512)]
+)
 def test_rows_are_cut_into_nearly_full_blocks(monkeypatch, length, size):
     monkeypatch.setattr(packed_tpu, "BLOCK", 512)
     assert packed_tpu.block_size(length) == size
@@ -74,6 +89,8 @@ def test_rows_are_cut_into_nearly_full_blocks(monkeypatch, length, size):
 
 def test_a_row_too_long_for_the_codes_is_refused():
     x = jax.eval_shape(lambda: inputs(0, 8, 1))
-    q, k, v, *rows = (jax.ShapeDtypeStruct(tuple(1 << 15 if n == 8 else n for n in s.shape), s.dtype) for s in x)
+    q, k, v, *rows = (
+        jax.ShapeDtypeStruct(tuple(1 << 15 if n == 8 else n for n in s.shape), s.dtype) for s in x
+    )
     with pytest.raises(ValueError, match="32768"):
         jax.eval_shape(interpreted, q, k, v, *rows)

@@ -1,4 +1,6 @@
-"""The TPU's cache and kernel (interpreted on CPU; tests/end_to_end/test_tpu.py compiles them) equal those of other devices."""
+"""The TPU's cache and kernel (interpreted on CPU; tests/end_to_end/test_tpu.py compiles them) equal
+those of other devices.
+"""
 
 import functools
 
@@ -37,7 +39,9 @@ def by_heads(side, groups):
 @pytest.mark.parametrize(("heads", "groups"), [(4, 4), (4, 2), (3, 1)])
 @pytest.mark.parametrize("bound", [1, 128, 300])
 def test_a_step_finds_and_stores_what_other_devices_do(heads, groups, bound):
-    """At places in all parts of a block and at both ends of the window; a decode slot without a token stores nothing."""
+    """At places in all parts of a block and at both ends of the window; a decode slot without a
+    token stores nothing.
+    """
     random = np.random.default_rng(bound)
     places = [
         0,
@@ -55,11 +59,16 @@ def test_a_step_finds_and_stores_what_other_devices_do(heads, groups, bound):
     def normal(*shape):
         return jnp.asarray(random.normal(size=shape), jnp.float32)
 
-    q, k, v = normal(slots, 1, heads, 16), normal(slots, groups, 1, 16), normal(slots, groups, 1, 16)
+    q, k, v = (
+        normal(slots, 1, heads, 16),
+        normal(slots, groups, 1, 16),
+        normal(slots, groups, 1, 16),
+    )
     old = [normal(slots, groups, bound, 16) for _ in range(2)]
     empty = cache_tpu.empty(model, slots, bound, (bound,))
     filled = tuple(
-        e.at[:, :bound].set(x.transpose(0, 2, 1, 3).reshape(slots, bound, -1)) for e, x in zip(empty, old, strict=True)
+        e.at[:, :bound].set(x.transpose(0, 2, 1, 3).reshape(slots, bound, -1))
+        for e, x in zip(empty, old, strict=True)
     )
     found, after = jax.jit(lambda *x: interpreted(filled, positions, bound, (bound,))(*x))(q, k, v)
     expected, ((keys, values),) = cache.over((tuple(old),), positions, bound, (bound,))(q, k, v)
@@ -71,7 +80,9 @@ def test_a_step_finds_and_stores_what_other_devices_do(heads, groups, bound):
 
 
 def test_what_lies_beyond_a_slot_is_not_read():
-    """NaN in the blocks after a decode slot's last one does not come through, as it would through a mask."""
+    """NaN in the blocks after a decode slot's last one does not come through, as it would through a
+    mask.
+    """
     model, bound = config(), 384
     sides = tuple(x.at[:, 128:].set(jnp.nan) for x in cache_tpu.empty(model, 2, bound, (bound,)))
     q, k = jnp.ones((2, 1, 4, 16)), jnp.ones((2, 2, 1, 16))
@@ -87,11 +98,17 @@ def _kernels(jaxpr):
 
 
 def test_small_blocks_find_and_store_the_same():
-    """A bound of small blocks over a cache made for large ones; the longest decode slot ends in its last block."""
+    """A bound of small blocks over a cache made for large ones; the longest decode slot ends in its
+    last block.
+    """
     model, random = config(), np.random.default_rng(0)
-    sides = tuple(jnp.asarray(random.normal(size=e.shape), e.dtype) for e in cache_tpu.empty(model, 3, 300, (300,)))
+    sides = tuple(
+        jnp.asarray(random.normal(size=e.shape), e.dtype)
+        for e in cache_tpu.empty(model, 3, 300, (300,))
+    )
     q, k, v = (
-        jnp.asarray(random.normal(size=shape), jnp.float32) for shape in ((3, 1, 4, 16), (3, 2, 1, 16), (3, 2, 1, 16))
+        jnp.asarray(random.normal(size=shape), jnp.float32)
+        for shape in ((3, 1, 4, 16), (3, 2, 1, 16), (3, 2, 1, 16))
     )
     positions = jnp.asarray([[5], [64], [199]])
     small, large = (interpreted(sides, positions, bound, (bound,))(q, k, v) for bound in (200, 300))
@@ -113,33 +130,52 @@ def test_in_bfloat16_within_its_rounding():
     k = jnp.asarray(random.normal(size=(3, 2, 1, 16)), jnp.bfloat16)
     positions = jnp.asarray([[7], [130], [255]])
     found, _ = interpreted(sides, positions, bound, (bound,))(q, k, k)
-    exact, _ = cache.over(((old[0].astype(jnp.float32), old[1].astype(jnp.float32)),), positions, bound, (bound,))(
-        *(x.astype(jnp.float32) for x in (q, k, k))
-    )
+    exact, _ = cache.over(
+        ((old[0].astype(jnp.float32), old[1].astype(jnp.float32)),), positions, bound, (bound,)
+    )(*(x.astype(jnp.float32) for x in (q, k, k)))
     assert found.dtype == jnp.bfloat16
-    assert np.abs(np.asarray(found, np.float32) - np.asarray(exact)).max() < 0.02 * np.abs(np.asarray(exact)).max()
+    assert (
+        np.abs(np.asarray(found, np.float32) - np.asarray(exact)).max()
+        < 0.02 * np.abs(np.asarray(exact)).max()
+    )
 
 
 def test_blocks_fit_beside_each_other():
-    """Small ones up to a bound, large ones beyond; fewer positions where one is wider, and whole tiles always."""
-    assert [cache_tpu.block_size(1_024, 2, bound) for bound in (1, 200, 201, 400)] == [64, 64, 128, 128]
+    """Small ones up to a bound, large ones beyond; fewer positions where one is wider, and whole
+    tiles always.
+    """
+    assert [cache_tpu.block_size(1_024, 2, bound) for bound in (1, 200, 201, 400)] == [
+        64,
+        64,
+        128,
+        128,
+    ]
     assert cache_tpu.block_size(4_096, 4, 400) == 64
     assert cache_tpu.block_size(8_200, 4, 400) == 16
     assert cache_tpu.block_size(100_000, 4, 400) == cache_tpu.TILE
 
 
-@pytest.mark.parametrize("prefill_chunk", [1, 3])
+@pytest.mark.parametrize("chunk", [1, 3])
 def test_contexts_and_steps_share_a_cache(chunk):
-    """Read in chunks, then decoded token by token, with a smaller cache's leaves as corners of the larger one's."""
+    """Read in chunks, then decoded token by token, with a smaller cache's leaves as corners of the
+    larger one's.
+    """
     model = config()
     params = init_params(model, VOCAB, jax.random.key(0))
-    ready, tokens = prepare_decode(params, model), jax.random.randint(jax.random.key(1), (2, 12), 0, VOCAB)
+    ready, tokens = (
+        prepare_decode(params, model),
+        jax.random.randint(jax.random.key(1), (2, 12), 0, VOCAB),
+    )
     logits = {}
     for tpu in (False, True):
         decode, init_cache = make_decode(model, (16, 40), tpu)
         small, large = init_cache(2, 16), init_cache(2, 40)
         for begin in range(0, 6, chunk):
-            at = jnp.tile(jnp.arange(begin, begin + chunk), (2, 1)).at[1].add(jnp.where(begin >= 3, 40, 0))
+            at = (
+                jnp.tile(jnp.arange(begin, begin + chunk), (2, 1))
+                .at[1]
+                .add(jnp.where(begin >= 3, 40, 0))
+            )
             _, small = decode(ready, tokens[:, begin : begin + chunk], small, at, 16)
 
         def corner(leaf, new):
@@ -167,10 +203,14 @@ def spawning(decode):
 
 @pytest.mark.slow
 def test_a_rollout_grows_the_same_trees():
-    """Of a random policy that spawns and joins: every token and status, with decode slots that change hands."""
+    """Of a random policy that spawns and joins: every token and status, with decode slots that
+    change hands.
+    """
     model, limits = (
         config(),
-        Limits(window=48, max_thread_tokens=72, max_threads=5, children=3, max_depth=1, constrain=True),
+        Limits(
+            window=48, max_thread_tokens=72, max_threads=5, children=3, max_depth=1, constrain=True
+        ),
     )
     params = init_params(model, VOCAB, jax.random.key(2))
     prompts = make_prompts([[p.BOS, 20, 21], [p.BOS, 22]] * 4, 4, temperature=1.0)
@@ -180,7 +220,12 @@ def test_a_rollout_grows_the_same_trees():
         decode, init_cache = make_decode(model, schedule.bounds(limits.window), tpu)
         mesh = make_mesh(devices=jax.devices()[:1])
         rollout = make_rollout(
-            spawning(decode), init_cache, limits, schedule, mesh, prepare=lambda x: prepare_decode(x, model)
+            spawning(decode),
+            init_cache,
+            limits,
+            schedule,
+            mesh,
+            prepare=lambda x: prepare_decode(x, model),
         )
         forests.append(rollout(params, prompts, jax.random.key(0, impl=KEYS))[0])
     plain, kernel = forests

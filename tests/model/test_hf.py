@@ -1,4 +1,6 @@
-"""Weights as a Hugging Face Llama: nothing is lost, others compute the same from the file, and a bad file is named."""
+"""Weights as a Hugging Face Llama: nothing is lost, others compute the same from the file, and a
+bad file is named.
+"""
 
 import dataclasses
 import json
@@ -18,7 +20,12 @@ from apr_jax.model.transformer import forward, init_params
 VOCAB = 17
 FULL = ModelConfig(layers=2, width=24, heads=3, kv_heads=3, head_size=8, mlp=40, tied=False)
 GROUPED = ModelConfig(layers=3, width=32, heads=4, kv_heads=2, head_size=6, mlp=48, rope_base=500.0)
-CONFIGS = [FULL, dataclasses.replace(FULL, tied=True), GROUPED, dataclasses.replace(GROUPED, tied=False)]
+CONFIGS = [
+    FULL,
+    dataclasses.replace(FULL, tied=True),
+    GROUPED,
+    dataclasses.replace(GROUPED, tied=False),
+]
 
 
 def make(config):
@@ -32,7 +39,14 @@ def make(config):
 
 def ours(params, config, tokens):
     position = jnp.tile(jnp.arange(tokens.shape[1]), (len(tokens), 1))
-    return forward(params, config, jnp.asarray(tokens), position, jnp.ones_like(position), jnp.zeros_like(position))
+    return forward(
+        params,
+        config,
+        jnp.asarray(tokens),
+        position,
+        jnp.ones_like(position),
+        jnp.zeros_like(position),
+    )
 
 
 def tokens():
@@ -40,7 +54,9 @@ def tokens():
 
 
 def plain_llama(tensors, c, tokens):
-    """A Llama in numpy, written from Hugging Face's names and conventions alone: logits [L, V] of tokens [L]."""
+    """A Llama in numpy, written from Hugging Face's names and conventions alone: logits [L, V] of
+    tokens [L].
+    """
     size, heads, groups = c["head_dim"], c["num_attention_heads"], c["num_key_value_heads"]
     angle = np.outer(np.arange(len(tokens)), c["rope_theta"] ** (-np.arange(0, size, 2) / size))
     cos, sin = (np.concatenate([f(angle)] * 2, axis=-1)[:, None] for f in (np.cos, np.sin))
@@ -64,21 +80,29 @@ def plain_llama(tensors, c, tokens):
         k, v = (np.repeat(part, heads // groups, axis=1) for part in (turn(k), v))
         scores = np.einsum("qhk,mhk->hqm", turn(q), k) / np.sqrt(size)
         weights = np.exp(np.where(np.tri(len(tokens), dtype=bool), scores, -np.inf))
-        found = np.einsum("hqm,mhk->qhk", weights / weights.sum(-1, keepdims=True), v).reshape(len(tokens), -1)
+        found = np.einsum("hqm,mhk->qhk", weights / weights.sum(-1, keepdims=True), v).reshape(
+            len(tokens), -1
+        )
         x = x + linear(found, "self_attn.o_proj")
         y = norm(x, layer + "post_attention_layernorm.weight")
         gate = linear(y, "mlp.gate_proj")
         x = x + linear(gate / (1 + np.exp(-gate)) * linear(y, "mlp.up_proj"), "mlp.down_proj")
-    return norm(x, "model.norm.weight") @ tensors.get("lm_head.weight", tensors["model.embed_tokens.weight"]).T
+    return (
+        norm(x, "model.norm.weight")
+        @ tensors.get("lm_head.weight", tensors["model.embed_tokens.weight"]).T
+    )
 
 
 @pytest.mark.parametrize(
-    "config", [CONFIGS[0], *(pytest.param(c, marks=pytest.mark.slow) for c in CONFIGS[1:3]), CONFIGS[3]]
+    "config",
+    [CONFIGS[0], *(pytest.param(c, marks=pytest.mark.slow) for c in CONFIGS[1:3]), CONFIGS[3]],
 )
 def test_the_layout_is_that_of_a_llama(config):
     params = make(config)
     tensors, described = to_llama(params, config, VOCAB)
-    assert ("lm_head.weight" in tensors) == (not described["tie_word_embeddings"]) == (not config.tied)
+    assert (
+        ("lm_head.weight" in tensors) == (not described["tie_word_embeddings"]) == (not config.tied)
+    )
     for row, logits in zip(tokens(), ours(params, config, tokens()), strict=True):
         np.testing.assert_allclose(plain_llama(tensors, described, row), logits, atol=1e-4)
 
@@ -86,7 +110,11 @@ def test_the_layout_is_that_of_a_llama(config):
 @pytest.mark.parametrize("config", CONFIGS)
 def test_transformers_reads_the_same_network(config, tmp_path, monkeypatch):
     """`pip install 'apr_jax[bench]'` brings transformers and torch."""
-    for broken in ("torchvision", "torchaudio"):  # Text needs neither, and their builds on PyPI load with CUDA only.
+    # Text needs neither, and their builds on PyPI load with CUDA only.
+    for broken in (
+        "torchvision",
+        "torchaudio",
+    ):
         monkeypatch.setitem(sys.modules, broken, None)
     torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
     params = make(config)
@@ -118,17 +146,23 @@ def saved(tmp_path):
 
 
 def test_no_such_folder(tmp_path):
-    with pytest.raises(UserError, match=r"nowhere/config\.json: No such file.* config\.json and model\.safetensors"):
+    with pytest.raises(
+        UserError, match=r"nowhere/config\.json: No such file.* config\.json and model\.safetensors"
+    ):
         load_llama(tmp_path / "nowhere")
 
 
 def test_weights_that_are_not_there_or_cut(saved):
     weights = saved / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-4])
-    with pytest.raises(UserError, match=r"model\.safetensors is no whole safetensors file of float32"):
+    with pytest.raises(
+        UserError, match=r"model\.safetensors is no whole safetensors file of float32"
+    ):
         load_llama(saved)
     weights.unlink()
-    with pytest.raises(UserError, match=r"model\.safetensors is no whole safetensors file of float32: No such file"):
+    with pytest.raises(
+        UserError, match=r"model\.safetensors is no whole safetensors file of float32: No such file"
+    ):
         load_llama(saved)
 
 
@@ -145,9 +179,15 @@ def test_a_folder_that_cannot_be_written(tmp_path):
         ({"rms_norm_eps": 1e-5}, r"config\.json: rms_norm_eps=1e-05, must be 1e-06"),
         ({"attention_bias": True}, r"config\.json: attention_bias=true, must be false"),
         ({"rope_scaling": {"factor": 2}}, r"config\.json: rope_scaling=.*, must be null"),
-        ({"num_key_value_heads": 3}, r"config\.json does not describe a Llama: model\.kv_heads=3 must divide"),
+        (
+            {"num_key_value_heads": 3},
+            r"config\.json does not describe a Llama: model\.kv_heads=3 must divide",
+        ),
         ({"head_dim": None}, r"config\.json does not describe a Llama: "),
-        ({"hidden_size": 30}, r"tensor model\.embed_tokens\.weight is float32 \[17, 32\], must be float32 \[17, 30\]"),
+        (
+            {"hidden_size": 30},
+            r"tensor model\.embed_tokens\.weight is float32 \[17, 32\], must be float32 \[17, 30\]",
+        ),
         (
             {"num_hidden_layers": 4},
             r"tensor model\.layers\.3\.input_layernorm\.weight is missing, must be float32 \[32\]",
@@ -167,7 +207,9 @@ def test_config_that_does_not_fit(saved, change, message):
 
 def test_config_without_a_field(saved):
     path = saved / "config.json"
-    path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != "rope_theta"}))
+    path.write_text(
+        json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != "rope_theta"})
+    )
     with pytest.raises(UserError, match=r"config\.json has no field 'rope_theta'"):
         load_llama(saved)
 
@@ -182,5 +224,7 @@ def test_half_precision_is_not_read_in_silence(saved):
     tensors = load_file(saved / "model.safetensors")
     name = "model.layers.1.mlp.down_proj.weight"
     save_file(tensors | {name: tensors[name].astype(np.float16)}, saved / "model.safetensors")
-    with pytest.raises(UserError, match=r"mlp\.down_proj\.weight is float16 \[32, 48\], must be float32 \[32, 48\]"):
+    with pytest.raises(
+        UserError, match=r"mlp\.down_proj\.weight is float16 \[32, 48\], must be float32 \[32, 48\]"
+    ):
         load_llama(saved)

@@ -1,4 +1,6 @@
-"""How a mesh is laid over a slice: every device once, and each axis with neighbours in as many directions as it can have."""
+"""How a mesh is laid over a slice: every device once, and each axis with neighbours in as many
+directions as it can have.
+"""
 
 import dataclasses
 import itertools
@@ -16,7 +18,11 @@ class Device:
 
 
 def devices(*extent, cores=1):
-    return [Device(place, core) for place in itertools.product(*map(range, extent)) for core in range(cores)]
+    return [
+        Device(place, core)
+        for place in itertools.product(*map(range, extent))
+        for core in range(cores)
+    ]
 
 
 def directions(group):
@@ -43,7 +49,8 @@ def test_every_device_stands_once(extent, cores, shape):
     laid = over_torus(shape, shuffled)
     assert laid.shape == shape
     assert set(laid.flat) == set(slice_)
-    np.testing.assert_array_equal(laid, over_torus(shape, slice_))  # Whatever order they are listed in.
+    # Whatever order they are listed in.
+    np.testing.assert_array_equal(laid, over_torus(shape, slice_))
 
 
 def test_a_part_of_a_slice_begins_anywhere():

@@ -1,4 +1,6 @@
-"""One forward function: packed rows, prefill and decoding agree; nothing leaks between threads or out of hidden blocks."""
+"""One forward function: packed rows, prefill and decoding agree; nothing leaks between threads or
+out of hidden blocks.
+"""
 
 import dataclasses
 
@@ -10,7 +12,13 @@ import pytest
 from apr_jax.model.config import ModelConfig
 from apr_jax.model.kv_cache.cache import store
 from apr_jax.model.sharding import LOGICAL_AXES, make_mesh, shardings
-from apr_jax.model.transformer import count_params, forward, init_params, make_decode, prepare_decode
+from apr_jax.model.transformer import (
+    count_params,
+    forward,
+    init_params,
+    make_decode,
+    prepare_decode,
+)
 
 CONFIG = ModelConfig(layers=2, width=32, heads=4, kv_heads=2, head_size=8, mlp=48)
 VOCAB = 17
@@ -58,11 +66,13 @@ def _forward_from(h, params, position, segment, hidden_block):
     rows_, length = position.shape
     table = jnp.concatenate([params["embed"], h.reshape(-1, width)])
     index = VOCAB + jnp.arange(rows_ * length).reshape(rows_, length)
-    return forward(params | {"embed": table}, CONFIG, index, position, segment, hidden_block)[..., :VOCAB]
+    return forward(params | {"embed": table}, CONFIG, index, position, segment, hidden_block)[
+        ..., :VOCAB
+    ]
 
 
 @pytest.mark.parametrize("bound", [12, 16])
-@pytest.mark.parametrize("prefill_chunk", [1, 3, 12])
+@pytest.mark.parametrize("chunk", [1, 3, 12])
 def test_decoding_in_chunks_gives_the_training_logits(params, chunk, bound):
     tokens, position, segment, hidden_block = rows(2)
     expected = forward(params, CONFIG, tokens, position, segment, hidden_block)
@@ -123,7 +133,9 @@ def test_every_mesh_gives_the_same_logits(params, data, fsdp, tensor):
     mesh = make_mesh(data, fsdp, tensor, jax.devices()[:8])
     placed = jax.device_put(params, shardings(params, mesh))
     assert (fsdp * tensor == 1) == placed["layers"]["q"].is_fully_replicated
-    logits = jax.jit(forward, static_argnums=(1, 6))(placed, CONFIG, tokens, position, segment, hidden_block, mesh)
+    logits = jax.jit(forward, static_argnums=(1, 6))(
+        placed, CONFIG, tokens, position, segment, hidden_block, mesh
+    )
     np.testing.assert_allclose(logits, expected, atol=2e-5)
 
 
@@ -137,7 +149,8 @@ def test_every_parameter_has_logical_axes(params):
 def test_mesh_that_does_not_fit_is_named(axes):
     data, fsdp, tensor = axes
     with pytest.raises(
-        ValueError, match=f"mesh data={data} x fsdp={fsdp} x tensor={tensor}: does not fit the 8 devices"
+        ValueError,
+        match=f"mesh data={data} x fsdp={fsdp} x tensor={tensor}: does not fit the 8 devices",
     ):
         make_mesh(data, fsdp, tensor, jax.devices()[:8])
 

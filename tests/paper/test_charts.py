@@ -1,4 +1,6 @@
-"""Figures look the same whatever the machine's, the notebook's or the caller's settings of matplotlib are."""
+"""Figures look the same whatever the machine's, the notebook's or the caller's settings of
+matplotlib are.
+"""
 
 import os
 import subprocess
@@ -45,17 +47,23 @@ def test_settings_of_the_caller_change_nothing_and_are_left_alone(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "backend", ["module://a_backend_that_nobody_installed", pytest.param("svg", marks=pytest.mark.slow)]
+    "backend",
+    ["module://a_backend_that_nobody_installed", pytest.param("svg", marks=pytest.mark.slow)],
 )
 def test_figures_are_drawn_in_the_environment_of_a_notebook(tmp_path, backend):
-    """Whose backend matplotlib refuses to be imported with, if it is not installed; one that is there stays chosen."""
+    """Whose backend matplotlib refuses to be imported with, if it is not installed; one that is
+    there stays chosen.
+    """
     (tmp_path / "matplotlibrc").write_text("text.usetex: True\nsavefig.bbox: tight\n")
     code = (
-        "import sys; sys.path.insert(0, 'tests/paper'); import test_charts, os, matplotlib; from pathlib import Path; "
-        f"test_charts.files(Path({str(tmp_path / 'there')!r})); print(os.environ['MPLBACKEND'], matplotlib.rcParams['backend'])"
+        "import sys; sys.path.insert(0, 'tests/paper'); import test_charts, os, matplotlib; from"
+        f" pathlib import Path; test_charts.files(Path({str(tmp_path / 'there')!r}));"
+        " print(os.environ['MPLBACKEND'], matplotlib.rcParams['backend'])"
     )
     environment = os.environ | {"MPLBACKEND": backend, "MATPLOTLIBRC": str(tmp_path)}
-    ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
+    ended = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
     assert ended.returncode == 0, ended.stderr
     in_environment, in_force = ended.stdout.split()
     assert in_environment == backend

@@ -1,4 +1,6 @@
-"""Serial search may take what serves it best at equal cost: runs made by hand, in which it is plain what that is."""
+"""Serial search may take what serves it best at equal cost: runs made by hand, in which it is plain
+what that is.
+"""
 
 import dataclasses
 
@@ -15,26 +17,41 @@ from apr_jax.paper.suite import WIDE, Evaluation
 PROBLEMS = 10
 
 
-def made(model, right, tokens=10, chain=5, seconds=None, problems=PROBLEMS, validated=None, **decoding):
+def made(
+    model, right, tokens=10, chain=5, seconds=None, problems=PROBLEMS, validated=None, **decoding
+):
     """An evaluation.
 
     Args:
-      right: how many problems it gets right; of samples a tuple, how many the votes of the first n do, which can't fall with n.
+      right: how many problems it gets right; of samples a tuple, how many the votes of the first n
+        do, which can't fall with n.
       tokens, chain: of each tree; tuples differ by sample.
       validated: as `right`, of validation problems; None if they were not asked.
     """
     by_n = right if isinstance(right, tuple) else (right,)
     traces = [
-        {"id": str(k), "sample": sample, "children": 0, "max_thread_tokens": 1, "threads": [{"status": "DONE"}]}
+        {
+            "id": str(k),
+            "sample": sample,
+            "children": 0,
+            "max_thread_tokens": 1,
+            "threads": [{"status": "DONE"}],
+        }
         # Whoever is not right comparisons nothing, and a first right comparison wins the vote.
         | {"correct": k < count, "claimed": k < count, "solution": ["1+1=2"] if k < count else None}
         | {"total_tokens": _of(tokens, sample), "sequential_tokens": _of(chain, sample)}
         for k in range(problems)
         for sample, count in enumerate(by_n)
     ]
-    evaluation = Evaluation(model, Decoding(samples=len(by_n), **decoding), None if problems == PROBLEMS else problems)
+    evaluation = Evaluation(
+        model, Decoding(samples=len(by_n), **decoding), None if problems == PROBLEMS else problems
+    )
     chosen = validated and made(model, validated, tokens, chain, problems=problems, **decoding)
-    latency = {"device": "made up", "seconds": {"0": seconds - 0.125, "1": seconds + 0.125}} if seconds else None
+    latency = (
+        {"device": "made up", "seconds": {"0": seconds - 0.125, "1": seconds + 0.125}}
+        if seconds
+        else None
+    )
     return Answered(evaluation, traces, summarize(traces), latency, validated=chosen)
 
 
@@ -46,37 +63,65 @@ def _of(values, sample):
 def row_of(config):
     """(evaluations, how a comparison starts) -> its row."""
     config = dataclasses.replace(
-        config, evaluate=EvalConfig(temperatures=(0.5, 1.0), children=(2, 4), bins=(1,), forced=(3,), timed=2)
+        config,
+        evaluate=EvalConfig(
+            temperatures=(0.5, 1.0), children=(2, 4), bins=(1,), forced=(3,), timed=2
+        ),
     )
 
     def found(start, *evaluations):
         answered = {one.evaluation.name: one for one in evaluations}
         assert len(answered) == len(evaluations)
-        rows = [row for row in comparisons(Results(config, answered, [], {})) if row["comparison"].startswith(start)]
+        rows = [
+            row
+            for row in comparisons(Results(config, answered, [], {}))
+            if row["comparison"].startswith(start)
+        ]
         return rows[0] if rows else None
 
     return found
 
 
 TOO = ", SoS+ on wide beams too"
-WIDE_ANSWERS = ((7, (5, 8, 9)), (8, (1, 2, 3)), (2, (1, 2, 3)))  # Greedy, and the votes of the first n.
-WINNERS = {  # Claim -> the best of serial search with each of them. An answer of theirs takes 20 tokens, the third vote 30.
-    "same window, supervised": (("SoS+ on wide beams", 0.7), ("SoS+ on wide beams", 0.8), ("SoS+", 0.3)),
-    "same total tokens": (("SoS+ on wide beams cons@2", 0.8), ("SoS+ cons@3", 0.5), ("SoS+ cons@3", 0.5)),
+# Greedy, and the votes of the first n.
+WIDE_ANSWERS = (
+    (7, (5, 8, 9)),
+    (8, (1, 2, 3)),
+    (2, (1, 2, 3)),
+)
+# Claim -> the best of serial search with each of them. An answer of theirs takes 20 tokens, the
+# third vote 30.
+WINNERS = {
+    "same window, supervised": (
+        ("SoS+ on wide beams", 0.7),
+        ("SoS+ on wide beams", 0.8),
+        ("SoS+", 0.3),
+    ),
+    "same total tokens": (
+        ("SoS+ on wide beams cons@2", 0.8),
+        ("SoS+ cons@3", 0.5),
+        ("SoS+ cons@3", 0.5),
+    ),
     "no more sequential tokens than SoS+ on published beams at its best": (
         ("SoS+ on wide beams cons@3", 0.9),
         ("SoS+ on wide beams", 0.8),
         ("SoS+ cons@3", 0.5),
     ),
     **dict.fromkeys(
-        ("same total tokens, each at its best temperature", "same seconds of one problem", "at most 64 total tokens"),
+        (
+            "same total tokens, each at its best temperature",
+            "same seconds of one problem",
+            "at most 64 total tokens",
+        ),
         (("SoS+ on wide beams cons@2", 0.8), ("SoS+ on wide beams", 0.8), ("SoS+ cons@3", 0.5)),
     ),
 }
 
 
 def both_methods():
-    """Of each stage one greedy answer; the supervised ones are timed, and sampled at the highest temperature."""
+    """Of each stage one greedy answer; the supervised ones are timed, and sampled at the highest
+    temperature.
+    """
     return [
         made("apr/sft", 9, tokens=40, seconds=1.0),
         made("apr/sft", 9, tokens=40, temperature=1.0),
@@ -98,7 +143,9 @@ def test_serial_search_on_wide_beams_competes_in_a_row_of_its_own(comparison, ca
     assert (row["one"], (opponent(row), row["other"])) == (0.9, WINNERS[comparison][case])
     assert (row["paper"], row["reached"]) == ("", None), "the paper's beams are not wide"
     before = row_of(f"{comparison}: APR, ", *both_methods())
-    assert before == row_of(f"{comparison}: APR, ", *both_methods(), *wide) and before["other"] <= 0.5
+    assert (
+        before == row_of(f"{comparison}: APR, ", *both_methods(), *wide) and before["other"] <= 0.5
+    )
     for partly in ([], wide[:1], wide[1:]):
         assert row_of(f"{comparison}{TOO}", *both_methods(), *partly) is None
 
@@ -107,7 +154,12 @@ def test_rl_was_not_done_on_wide_beams(row_of):
     wide = [made(WIDE, 8, seconds=0.5), made(WIDE, 8, temperature=1.0)]
     assert row_of("same window, after RL", *both_methods(), *wide)["other"] == 0.4
     assert row_of(f"same window, after RL{TOO}", *both_methods(), *wide) is None
-    assert row_of(f"same total tokens{TOO}: APR after RL, ", *both_methods(), made("apr/rl", 9, temperature=1.0), *wide)
+    assert row_of(
+        f"same total tokens{TOO}: APR after RL, ",
+        *both_methods(),
+        made("apr/rl", 9, temperature=1.0),
+        *wide,
+    )
 
 
 @pytest.mark.parametrize(
@@ -118,7 +170,9 @@ def test_rl_was_not_done_on_wide_beams(row_of):
         (64, (2, 5, 7), 33, "SoS+ after RL", 0.6, 0.4),
     ],
 )
-def test_what_took_more_than_one_window_of_tokens_is_wrong(asked, votes, tokens, name, one, other, row_of):
+def test_what_took_more_than_one_window_of_tokens_is_wrong(
+    asked, votes, tokens, name, one, other, row_of
+):
     """The window is 64; a prompt may ask for fewer children, and an answer may be a vote."""
     evaluations = [
         made("apr/sft", 9, tokens=65),
@@ -130,7 +184,9 @@ def test_what_took_more_than_one_window_of_tokens_is_wrong(asked, votes, tokens,
     evaluations[1].traces[0]["total_tokens"] = 66  # Of one problem.
     row = row_of("at most 64 total tokens: APR, ", *evaluations)
     assert (opponent(row), row["one"], row["other"]) == (name, one, other)
-    assert row["reached"] is None and row["note"].endswith("an answer that took more counts as wrong")
+    assert row["reached"] is None and row["note"].endswith(
+        "an answer that took more counts as wrong"
+    )
     after = row_of("at most 64 total tokens: APR after RL, ", *evaluations)
     assert (opponent(after), after["one"], after["other"]) == (name, 0.0, other)
 
@@ -151,17 +207,27 @@ def opponent(row):
         (((2, 3, 5), 2), ((1, 4, 4), 10), "SoS+ cons@3", 0.5),
     ],
 )
-def test_the_same_tokens_pay_for_the_votes_of_the_better_stage(supervised, after, name, score, row_of):
+def test_the_same_tokens_pay_for_the_votes_of_the_better_stage(
+    supervised, after, name, score, row_of
+):
     evaluations = [
-        *(made(f"apr/{stage}", right, tokens=30, temperature=1.0) for stage, right in (("sft", 8), ("rl", 9))),
+        *(
+            made(f"apr/{stage}", right, tokens=30, temperature=1.0)
+            for stage, right in (("sft", 8), ("rl", 9))
+        ),
         made("sos+/sft", *supervised, temperature=1.0),
         made("sos+/rl", *after, temperature=1.0),
         made("sos+/rl", 9, temperature=0.5),  # This row is of the highest temperature.
     ]
-    for start, right in (("same total tokens: APR, ", 0.8), ("same total tokens: APR after RL, ", 0.9)):
+    for start, right in (
+        ("same total tokens: APR, ", 0.8),
+        ("same total tokens: APR after RL, ", 0.9),
+    ):
         row = row_of(start, *evaluations)
         assert (opponent(row), row["one"], row["other"]) == (name, right, score)
-        assert "30 tokens" in row["note"] and f"cons@{name[-1]} of {name[:-7]}, T = 1: " in row["note"]
+        assert (
+            "30 tokens" in row["note"] and f"cons@{name[-1]} of {name[:-7]}, T = 1: " in row["note"]
+        )
         assert row["note"].endswith(f": {row['other_spent']['total_tokens']:.0f}")
 
 
@@ -188,7 +254,9 @@ def test_the_same_tokens_each_at_its_best_temperature(greedy, cool, hot, name, s
     assert row["note"].startswith("APR, T = 0.5, asked for 4 children: 20 tokens; ")
     assert (opponent(row), row["one"], row["other"]) == (name, 0.7, score)
     assert (row["paper"], row["reached"]) == ("", None)
-    greedy_apr = row_of("same total tokens, each at its best", made("apr/sft", 8, tokens=20), *evaluations[3:])
+    greedy_apr = row_of(
+        "same total tokens, each at its best", made("apr/sft", 8, tokens=20), *evaluations[3:]
+    )
     assert greedy_apr["note"].startswith("APR: 20 tokens; ") and greedy_apr["one"] == 0.8
 
 
@@ -199,7 +267,9 @@ def test_tokens_and_scores_are_those_of_shared_problems(row_of):
         trace["total_tokens"] = 130 / 3
     serial = made("sos+/sft", (3, 4, 4), problems=4, temperature=1.0)
     row = row_of("same total tokens, each", parallel, serial, made("sos+/rl", 5, tokens=1))
-    assert opponent(row) == "SoS+ after RL" and row["one"] == 0.4, "half of all, but all of the four"
+    assert opponent(row) == "SoS+ after RL" and row["one"] == 0.4, (
+        "half of all, but all of the four"
+    )
     row = row_of("same total tokens, each", parallel, serial, made("sos+/rl", 1, tokens=1))
     assert opponent(row) == "SoS+ cons@1" and row["one"] == 1.0
 
@@ -244,7 +314,13 @@ def test_in_the_same_seconds_serial_search_answers_or_votes(changes, name, score
 @pytest.mark.parametrize(
     ("votes", "chains", "name", "one"),
     [
-        ((3, 5, 6), (5, 20, 8), "SoS+ cons@3", 0.6),  # Their longest chain is 20: 18 are allowed, 30 are not.
+        # Their longest chain is 20: 18 are allowed, 30 are not.
+        (
+            (3, 5, 6),
+            (5, 20, 8),
+            "SoS+ cons@3",
+            0.6,
+        ),
         ((3, 5, 6), (5, 31, 8), "SoS+ cons@3", 0.9),
         ((3, 5, 6), (5, 17, 8), "SoS+ cons@3", 0.2),
         ((3, 6, 6), (5, 20, 40), "SoS+ cons@2", 0.6),
@@ -279,7 +355,9 @@ def test_the_chain_of_a_vote_is_its_longest(votes, chains, name, one, row_of):
     ],
 )
 def test_the_gain_of_rl_is_held_against_that_of_table_3(method, words, greedy, hot, row_of):
-    """At the same temperature; one problem of ten more is enough, of SoS+ at temperature 1 just so."""
+    """At the same temperature; one problem of ten more is enough, of SoS+ at temperature 1 just
+    so.
+    """
     for start, published, temperature in (
         (f"RL's gain, {words}", greedy, 0.0),
         (f"RL's gain, {words}, T = 1", hot, 1.0),
@@ -299,14 +377,23 @@ def test_the_gain_of_rl_is_held_against_that_of_table_3(method, words, greedy, h
 @pytest.mark.parametrize(("temperature", "at"), [(0.0, ""), (1.0, ", T = 1")])
 def test_with_children_held_no_gain_of_rl_is_to_be_reached(method, words, temperature, at, row_of):
     pair = [
-        made(f"{method}/{stage}", right, temperature=temperature, forced=3) for stage, right in (("sft", 5), ("rl", 9))
+        made(f"{method}/{stage}", right, temperature=temperature, forced=3)
+        for stage, right in (("sft", 5), ("rl", 9))
     ]
-    row = row_of(f"RL's gain, {words}{at}, held to 3 children", *pair, made(f"{method}/rl", 1, temperature=temperature))
-    assert (row["one"], row["other"], row["reached"]) == (0.9, 0.5, None) and " against 8" in row["paper"]
+    row = row_of(
+        f"RL's gain, {words}{at}, held to 3 children",
+        *pair,
+        made(f"{method}/rl", 1, temperature=temperature),
+    )
+    assert (row["one"], row["other"], row["reached"]) == (0.9, 0.5, None) and " against 8" in row[
+        "paper"
+    ]
 
 
 def competing(**validated):
-    """Points of APR and votes of SoS+ whose validation problems prefer others than the test problems do."""
+    """Points of APR and votes of SoS+ whose validation problems prefer others than the test
+    problems do.
+    """
     of = {name: validated.get(name) for name in ("plain", "asked", "votes", "cool", "after")}
     return [
         made("apr/sft", 7, tokens=40, chain=3, seconds=1.0, validated=of["plain"]),
@@ -331,7 +418,9 @@ CHOICES = {"plain": 8, "asked": 6, "votes": (1, 2, 3), "cool": (4, 5, 7), "after
     ],
 )
 def test_validation_problems_choose_and_test_problems_score(comparison, one, other, name, row_of):
-    """APR asked for 2 children and the third vote at temperature 1 are the best on test problems, and must not be taken."""
+    """APR asked for 2 children and the third vote at temperature 1 are the best on test problems,
+    and must not be taken.
+    """
     row = row_of(comparison, *competing(**CHOICES))
     assert (row["one"], row["other"], opponent(row)) == (one, other, name)
     assert "T = 0.5" in row["note"] and "asked for" not in row["note"]
@@ -340,7 +429,9 @@ def test_validation_problems_choose_and_test_problems_score(comparison, one, oth
     row = row_of(comparison, *competing())
     assert (row["one"], row["other"]) == (0.9, 0.8)
     assert row["chosen"].startswith(f"{ON_TEST} (APR of 2, up to ")
-    assert "cons@3 of " in row["chosen"] and row["chosen"].endswith(" points too high if all were equal)")
+    assert "cons@3 of " in row["chosen"] and row["chosen"].endswith(
+        " points too high if all were equal)"
+    )
 
 
 def test_without_validation_answers_of_all_nothing_is_chosen_by_those_of_some(row_of):
@@ -351,11 +442,15 @@ def test_without_validation_answers_of_all_nothing_is_chosen_by_those_of_some(ro
 def test_the_chain_of_the_chosen_point(row_of):
     row = row_of("sequential tokens of the best point", *competing(**CHOICES))
     assert row["note"] == "APR; SoS+" and row["chosen"] == "chosen by 10 validation problems"
-    assert row_of("sequential tokens of the best point", *competing())["note"].startswith("APR, asked for 2 children")
+    assert row_of("sequential tokens of the best point", *competing())["note"].startswith(
+        "APR, asked for 2 children"
+    )
 
 
 def test_validation_answers_beyond_the_budget_are_wrong_too(row_of):
-    """On validation problems the dear point is right more often, but only with more than a window of tokens."""
+    """On validation problems the dear point is right more often, but only with more than a window
+    of tokens.
+    """
     dear = made("apr/sft", 5, tokens=40, condition=2, validated=9)
     for trace in dear.validated.traces:
         trace["total_tokens"] = 65

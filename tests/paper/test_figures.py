@@ -1,8 +1,8 @@
-"""What stands in a figure is what was found and what the paper printed: every height, place and interval.
+"""What stands in a figure is what was found and what the paper printed: every height, place and
+interval.
 
-Marks are found as a reader finds them, by the words at panels, ticks and legends and by the looks that a legend explains, so
-that a figure may get more panels and more series.
-"""
+Marks are found as a reader finds them, by the words at panels, ticks and legends and by the looks
+that a legend explains, so that a figure may get more panels and more series."""
 
 import dataclasses
 
@@ -41,20 +41,33 @@ def results(config, tmp_path_factory):
                 "children": place + number,
             }
         if one.latency:
-            one.latency["seconds"] = {name: 0.2 + place / 10 + int(name[-1]) / 50 for name in one.latency["seconds"]}
-    measures = [{"correct": number % 4 > 0, "max_thread_tokens": 9 + 3 * number} for number in range(16)]
+            one.latency["seconds"] = {
+                name: 0.2 + place / 10 + int(name[-1]) / 50 for name in one.latency["seconds"]
+            }
+    measures = [
+        {"correct": number % 4 > 0, "max_thread_tokens": 9 + 3 * number} for number in range(16)
+    ]
     return dataclasses.replace(found, oracle={"sos+": measures[:10], "apr": measures})
 
 
 def panel(drawn, who, *words):
-    """The axes of which title, labels, or the label of their row begin with who they belong to and hold the words."""
+    """The axes of which title, labels, or the label of their row begin with who they belong to and
+    hold the words.
+    """
     found = []
     for axes in drawn.figure.axes:
         spec = axes.get_subplotspec()
-        row = [other for other in drawn.figure.axes if other.get_subplotspec().rowspan == spec.rowspan]
-        said = [*(axes.get_title(loc=place) for place in ("left", "center", "right")), axes.get_xlabel()]
+        row = [
+            other for other in drawn.figure.axes if other.get_subplotspec().rowspan == spec.rowspan
+        ]
+        said = [
+            *(axes.get_title(loc=place) for place in ("left", "center", "right")),
+            axes.get_xlabel(),
+        ]
         said += [other.get_ylabel() for other in row if other.get_subplotspec().is_first_col()]
-        if any(text.startswith(who) for text in said) and all(any(word in text for text in said) for word in words):
+        if any(text.startswith(who) for text in said) and all(
+            any(word in text for text in said) for word in words
+        ):
             found.append(axes)
     (only,) = found
     return only
@@ -68,7 +81,9 @@ def bars(axes):
     for bar in sorted(axes.patches, key=lambda bar: bar.get_x()):
         found.setdefault(names[round(bar.get_x() + bar.get_width() / 2)], []).append(bar)
         height = bar.get_height()
-        assert (f"{height:,.1f}" if height < 100 else f"{height:,.0f}") in {text.get_text() for text in axes.texts}
+        assert (f"{height:,.1f}" if height < 100 else f"{height:,.0f}") in {
+            text.get_text() for text in axes.texts
+        }
     return found
 
 
@@ -110,13 +125,20 @@ def alike(axes, line):
 
 
 def assert_scores(axes, label, places, scores):
-    """A line through these places and scores, with their intervals, and explained in the figure's legend."""
+    """A line through these places and scores, with their intervals, and explained in the figure's
+    legend.
+    """
     line, intervals = series(axes, label)
     assert list(line.get_xdata()) == pytest.approx(places)
     assert list(line.get_ydata()) == pytest.approx([100 * score.mean for score in scores])
-    np.testing.assert_allclose(intervals, [(100 * score.low, 100 * score.high) for score in scores], atol=1e-9)
+    np.testing.assert_allclose(
+        intervals, [(100 * score.low, 100 * score.high) for score in scores], atol=1e-9
+    )
     explained = [
-        text.get_text() for other in axes.figure.axes if other.get_legend() for text in other.get_legend().texts
+        text.get_text()
+        for other in axes.figure.axes
+        if other.get_legend()
+        for text in other.get_legend().texts
     ]
     assert label in explained
     return line
@@ -125,7 +147,9 @@ def assert_scores(axes, label, places, scores):
 def assert_tags(axes, line, words):
     """A word beside each point of the line."""
     for x, y, word in zip(line.get_xdata(), line.get_ydata(), words, strict=True):
-        assert [text.get_text() for text in axes.texts if text.xy == pytest.approx((x, y))] == [str(word)]
+        assert [text.get_text() for text in axes.texts if text.xy == pytest.approx((x, y))] == [
+            str(word)
+        ]
 
 
 def mean(one, measure):
@@ -174,16 +198,24 @@ def test_total_tokens(results, temperature):
     ours, theirs = (panel(drawn, who, f"T = {temperature:g}") for who in (OURS, PAPER))
     colours = set()
     # On wide beams votes are drawn where comparisons compare them.
-    for model, name, samples in ((WIDE, "SoS+ on wide beams", 3 if temperature == 1 else 1), ("sos+/sft", "SoS+", 3)):
+    for model, name, samples in (
+        (WIDE, "SoS+ on wide beams", 3 if temperature == 1 else 1),
+        ("sos+/sft", "SoS+", 3),
+    ):
         serial = results.get(model, temperature=temperature)
         spent = [tokens for *_, tokens in serial.by_n]
         assert len(set(spent)) == samples
         passed = assert_scores(ours, f"{name} pass@n", spent, [score for score, *_ in serial.by_n])
-        agreed = assert_scores(ours, f"{name} cons@n", spent, [score for _, score, _ in serial.by_n])
+        agreed = assert_scores(
+            ours, f"{name} cons@n", spent, [score for _, score, _ in serial.by_n]
+        )
         assert list(passed.get_ydata()) != list(agreed.get_ydata())
         colours.add(passed.get_color())
     assert len(colours) == 2
-    asked = [results.get("apr/sft", temperature=temperature, condition=n) for n in made_run.EVALUATE.children]
+    asked = [
+        results.get("apr/sft", temperature=temperature, condition=n)
+        for n in made_run.EVALUATE.children
+    ]
     places = [mean(one, "total_tokens") for one in asked]
     apr = assert_scores(ours, "APR by child condition", places, [one.accuracy() for one in asked])
     assert_tags(ours, apr, made_run.EVALUATE.children)
@@ -204,7 +236,9 @@ def test_window(results):
     ours, theirs = (panel(drawn, who) for who in (OURS, PAPER))
     assert ours.get_xlim() == (0, results.config.limits.window)
     bands = [
-        set(map(tuple, each.get_paths()[0].vertices)) for each in ours.collections if isinstance(each, PolyCollection)
+        set(map(tuple, each.get_paths()[0].vertices))
+        for each in ours.collections
+        if isinstance(each, PolyCollection)
     ]
     lines = {}
     names = ("SoS+", "SoS+ after RL", "SoS+ on wide beams", "APR", "APR after RL")
@@ -213,14 +247,23 @@ def test_window(results):
         lines[label], _ = series(ours, label)
         x, y = lines[label].get_data()
         assert (x[0], x[-1]) == (0, results.config.limits.window)
-        hits = [sum(trace["correct"] and trace["max_thread_tokens"] <= limit for trace in traces) for limit in x]
+        hits = [
+            sum(trace["correct"] and trace["max_thread_tokens"] <= limit for trace in traces)
+            for limit in x
+        ]
         assert hits[0] == 0 and len(set(hits)) > 3, label
         np.testing.assert_allclose(y, [100 * hit / len(traces) for hit in hits])
-        edges = {(limit, 100 * end) for limit, hit in zip(x, hits, strict=True) for end in wilson(hit, len(traces))}
+        edges = {
+            (limit, 100 * end)
+            for limit, hit in zip(x, hits, strict=True)
+            for end in wilson(hit, len(traces))
+        }
         assert any(edges <= band for band in bands), label
     for method, label in (("sos+", "SoS+ demonstrations"), ("apr", "APR demonstrations")):
         line, _ = series(ours, label)
-        needed = sorted(trace["max_thread_tokens"] for trace in results.oracle[method] if trace["correct"])
+        needed = sorted(
+            trace["max_thread_tokens"] for trace in results.oracle[method] if trace["correct"]
+        )
         assert list(line.get_xdata()) == needed
         steps = 100 * np.arange(1, len(needed) + 1) / len(results.oracle[method])
         np.testing.assert_allclose(line.get_ydata(), steps)
@@ -234,7 +277,9 @@ def test_window(results):
         (bar,) = found[label]
         assert bar.get_height() == published_figures.AT_WINDOW[model]
         assert same_color(bar.get_facecolor(), lines[label].get_color())
-        assert lines[label].get_linestyle() != lines[label.removesuffix(" after RL")].get_linestyle()
+        assert (
+            lines[label].get_linestyle() != lines[label.removesuffix(" after RL")].get_linestyle()
+        )
 
 
 def test_before_and_after_rl(results):
@@ -251,7 +296,9 @@ def test_before_and_after_rl(results):
         assert_before_and_after(panel(drawn, OURS, title), expected)
 
     def a_sequence(one):
-        return sum(trace["total_tokens"] for trace in one.traces) / sum(len(trace["threads"]) for trace in one.traces)
+        return sum(trace["total_tokens"] for trace in one.traces) / sum(
+            len(trace["threads"]) for trace in one.traces
+        )
 
     assert_before_and_after(panel(drawn, OURS, "tokens a sequence"), pairs(results, a_sequence))
     for title, measure, *methods in (
@@ -269,7 +316,11 @@ def test_before_and_after_rl(results):
     ("xlabel", "cost", "ends_of"),
     [
         ("sequential tokens", lambda one: mean(one, "sequential_tokens"), "tokens"),
-        ("seconds of one problem", lambda one: np.mean(list(one.latency["seconds"].values())), "seconds"),
+        (
+            "seconds of one problem",
+            lambda one: np.mean(list(one.latency["seconds"].values())),
+            "seconds",
+        ),
     ],
     ids=["tokens", "seconds"],
 )
@@ -284,23 +335,30 @@ def test_latency(results, xlabel, cost, ends_of):
     ):
         asked = [results.get(f"{method}/sft", **{field: number}) for number in numbers]
         places = [cost(one) for one in asked]
-        line = assert_scores(ours, f"{name} by condition", places, [one.accuracy() for one in asked])
+        line = assert_scores(
+            ours, f"{name} by condition", places, [one.accuracy() for one in asked]
+        )
         assert_tags(ours, line, numbers)
         free = results.get(f"{method}/sft")
         star = assert_scores(ours, f"{name}, asked for nothing", [cost(free)], [free.accuracy()])
-        assert star.get_marker() != line.get_marker() and same_color(star.get_color(), line.get_color())
+        assert star.get_marker() != line.get_marker() and same_color(
+            star.get_color(), line.get_color()
+        )
         places, heights = alike(theirs, series(legend, f"{name} by condition")[0])
         curve = published_figures.LATENCY[method]
         assert tuple(heights) == curve.accuracy
         assert (places[0], places[-1]) == getattr(curve, ends_of) and (np.diff(places) > 0).all()
     wide = results.get(WIDE)
-    assert assert_scores(ours, "SoS+ on wide beams", [cost(wide)], [wide.accuracy()]).get_marker() == star.get_marker()
+    assert (
+        assert_scores(ours, "SoS+ on wide beams", [cost(wide)], [wide.accuracy()]).get_marker()
+        == star.get_marker()
+    )
 
 
 def test_child_count_enforced(results):
     """Fig. 7."""
     drawn = figures.enforced(results)
-    ((count),) = made_run.EVALUATE.forced
+    (count,) = made_run.EVALUATE.forced
     for title, value, measure in (
         ("accuracy (%)", accuracy, "accuracy"),
         ("total tokens", lambda one: mean(one, "total_tokens"), "total_tokens"),
@@ -320,7 +378,9 @@ def test_child_count_enforced(results):
 
 
 def test_slots(results):
-    """The cost model beside what was measured: on so many decode slots at every step, and with as many as a step needs."""
+    """The cost model beside what was measured: on so many decode slots at every step, and with as
+    many as a step needs.
+    """
     drawn = controls.slots(results)
     fewer, spent = (panel(drawn, who) for who in ("fewer steps", "milliseconds"))
     one = results.get("apr/rl")
@@ -331,15 +391,21 @@ def test_slots(results):
     assert (list(measured.get_xdata()), list(measured.get_ydata())) == (slots, [1, 2, 4])
     measured, _ = series(spent, "measured")
     assert list(measured.get_ydata()) == pytest.approx([1e3 * row["seconds"] for row in rows])
-    tokens = [sum(trace[measure] for trace in two) for measure in ("total_tokens", "sequential_tokens")]
+    tokens = [
+        sum(trace[measure] for trace in two) for measure in ("total_tokens", "sequential_tokens")
+    ]
     modelled, _ = series(spent, "model: steps x measured seconds of a step")
     # On one decode slot every token takes a step; the made-up step takes 10 ms a decode slot.
     steps = [sum(steps_on(trace, slots) for trace in two) / 2 for slots in range(1, 5)]
     assert steps[0] == sum(thread["tokens"] for trace in two for thread in trace["threads"]) / 2
-    assert list(modelled.get_ydata()) == pytest.approx([10 * n * count for n, count in enumerate(steps, start=1)])
+    assert list(modelled.get_ydata()) == pytest.approx(
+        [10 * n * count for n, count in enumerate(steps, start=1)]
+    )
     same, _ = series(spent, "if a step took the same on any number")
     assert list(same.get_ydata()) == pytest.approx([10 * count for count in steps])
     bound, _ = series(fewer, f"total / sequential tokens: {tokens[0] / tokens[1]:.2f}")
     assert set(bound.get_ydata()) == {tokens[0] / tokens[1]}
     own, _ = series(spent, "measured, a step as wide as it needs")
-    assert own.get_ydata() == pytest.approx(2 * [500 * (one.latency["seconds"]["t-0"] + one.latency["seconds"]["t-1"])])
+    assert own.get_ydata() == pytest.approx(
+        2 * [500 * (one.latency["seconds"]["t-0"] + one.latency["seconds"]["t-1"])]
+    )

@@ -30,7 +30,11 @@ class Page(html.parser.HTMLParser):
 
     def handle_starttag(self, tag, attributes):
         self.tags.append(tag)
-        self.links += [value for name, value in attributes if name in ("src", "href") and not value.startswith("#")]
+        self.links += [
+            value
+            for name, value in attributes
+            if name in ("src", "href") and not value.startswith("#")
+        ]
         if tag == "script":
             self.scripts.append("")
 
@@ -40,14 +44,21 @@ class Page(html.parser.HTMLParser):
 
 
 def embedded(text):
-    return json.loads(re.search(r'<script[^>]*type="application/json"[^>]*>(.*?)</script>', text, re.S)[1])
+    return json.loads(
+        re.search(r'<script[^>]*type="application/json"[^>]*>(.*?)</script>', text, re.S)[1]
+    )
 
 
 @pytest.fixture(scope="module")
 def run(checkpoint, data_dir, tmp_path_factory):
     folder = tmp_path_factory.mktemp("report")
     restored = load_checkpoint(checkpoint)
-    evaluate(restored, load_problems(data_dir / "test.jsonl"), folder / "eval" / "apr-sft", progress=False)
+    evaluate(
+        restored,
+        load_problems(data_dir / "test.jsonl"),
+        folder / "eval" / "apr-sft",
+        progress=False,
+    )
     (folder / "config.json").write_text(json.dumps(to_dict(restored.config)))
     return folder
 
@@ -57,31 +68,50 @@ def test_report_of_a_run(run, data_dir):
     text = (run / "report.html").read_text()
     page = Page(text)
     assert page.links == []
-    assert set(re.findall(r"https?://([^/\"]*)", text)) <= {"www.w3.org", "purl.org", "creativecommons.org"}, (
-        "names of schemas"
-    )
+    assert set(re.findall(r"https?://([^/\"]*)", text)) <= {
+        "www.w3.org",
+        "purl.org",
+        "creativecommons.org",
+    }, "names of schemas"
     traces = read_traces(run / "eval" / "apr-sft" / "traces.jsonl")
     (shown,) = embedded(text)["evaluations"]
     assert shown["name"] == "apr-sft" and [trace["id"] for trace in shown["traces"]] == [
         trace["id"] for trace in traces
     ]
     for trace, line in zip(shown["traces"], traces, strict=True):
-        pieces = [[shown["pieces"][str(token)] for token in thread["ids"]] for thread in trace["threads"]]
+        pieces = [
+            [shown["pieces"][str(token)] for token in thread["ids"]] for thread in trace["threads"]
+        ]
         assert ["".join(piece for piece in thread if piece not in SILENT) for thread in pieces] == [
             thread["text"] for thread in line["threads"]
         ]
         assert trace["correct"] is line["correct"] and (trace["failure"] == "") is line["correct"]
-    assert page.tags.count("figcaption") == len(list((run / "figures").glob("*.png"))) > 1 and "table" in page.tags
-    assert numbers["main"]["apr-sft"]["n"] == len(traces) == numbers["oracle"]["apr"]["accuracy"]["n"]
-    assert re.search(rf">APR<br><span[^>]*>{numbers['main']['apr-sft']['step']} steps<", text), "Table 3"
-    assert "SoS+: there is no trained model (sos+/sft)" in numbers["missing"] and "there is no trained model" in text
+    assert (
+        page.tags.count("figcaption") == len(list((run / "figures").glob("*.png"))) > 1
+        and "table" in page.tags
+    )
+    assert (
+        numbers["main"]["apr-sft"]["n"] == len(traces) == numbers["oracle"]["apr"]["accuracy"]["n"]
+    )
+    assert re.search(rf">APR<br><span[^>]*>{numbers['main']['apr-sft']['step']} steps<", text), (
+        "Table 3"
+    )
+    assert (
+        "SoS+: there is no trained model (sos+/sft)" in numbers["missing"]
+        and "there is no trained model" in text
+    )
 
 
 def test_the_results_of_a_finished_run_are_shown_with_its_warnings(run, data_dir, tmp_path, capsys):
     """Whoever starts a finished run again did not see the evaluation say them."""
     numbers = write_run_report(run, data_dir)
-    said = ["APR: NO TREE SPAWNED A SINGLE CHILD [so to say]", "SoS+: 60% OF THE TREES WERE TRUNCATED"]
-    (tmp_path / "results.json").write_text(json.dumps(numbers | {"seconds": {"data": 60}, "warnings": said}))
+    said = [
+        "APR: NO TREE SPAWNED A SINGLE CHILD [so to say]",
+        "SoS+: 60% OF THE TREES WERE TRUNCATED",
+    ]
+    (tmp_path / "results.json").write_text(
+        json.dumps(numbers | {"seconds": {"data": 60}, "warnings": said})
+    )
     show_results(tmp_path)
     shown = capsys.readouterr()
     assert shown.err.splitlines() == [f"warning: {line}" for line in said]
@@ -92,7 +122,7 @@ def test_the_results_of_a_finished_run_are_shown_with_its_warnings(run, data_dir
 
 
 def test_no_text_breaks_out_of_the_page(run, tmp_path):
-    (trace, *_) = read_traces(run / "eval" / "apr-sft" / "traces.jsonl")
+    trace, *_ = read_traces(run / "eval" / "apr-sft" / "traces.jsonl")
     plain, attacked = tmp_path / "plain.html", tmp_path / "attacked.html"
     write_tree_page(trace, "apr", plain)
     trace["pieces"] = dict.fromkeys(trace["pieces"], HOSTILE)
@@ -100,20 +130,29 @@ def test_no_text_breaks_out_of_the_page(run, tmp_path):
     write_tree_page(trace, HOSTILE, attacked)
     assert Page(attacked.read_text()).tags == Page(plain.read_text()).tags
     (shown,) = embedded(attacked.read_text())["evaluations"]
-    assert shown["name"] == shown["traces"][0]["id"] == HOSTILE and set(shown["pieces"].values()) == {HOSTILE}
+    assert shown["name"] == shown["traces"][0]["id"] == HOSTILE and set(
+        shown["pieces"].values()
+    ) == {HOSTILE}
 
 
 def test_every_kind_of_failure_has_examples_and_the_page_stays_small(run):
-    (line, *_) = read_traces(run / "eval" / "apr-sft" / "traces.jsonl")
+    line, *_ = read_traces(run / "eval" / "apr-sft" / "traces.jsonl")
     kinds = [("",), ("arithmetic", "message", "no answer")]
     left, right = (
         [
-            line | {"id": f"{place}", "failure": kinds[bad][place % len(kinds[bad])], "correct": not bad}
+            line
+            | {
+                "id": f"{place}",
+                "failure": kinds[bad][place % len(kinds[bad])],
+                "correct": not bad,
+            }
             for place, bad in enumerate(wrong)
         ]
         for wrong in ([0] * 80 + [1] * 90, [1] * 100 + [0] * 70)
     )
-    shown = select({"apr-rl": left, "sos+-rl": right, "copy": [trace | {"sample": 1} for trace in left]})
+    shown = select(
+        {"apr-rl": left, "sos+-rl": right, "copy": [trace | {"sample": 1} for trace in left]}
+    )
     assert [trace["id"] for trace in shown["apr-rl"]] == [trace["id"] for trace in shown["sos+-rl"]]
     assert shown["copy"] == []
     for name in ("apr-rl", "sos+-rl"):
@@ -135,7 +174,10 @@ def test_a_run_without_evaluations_is_named(tmp_path):
     ("text", "message"),
     [
         ('{"name": "ti', "config.json: is damaged; delete it"),
-        ('{"name": "tiny", "lerning": 3}', "config.json: config .*: (Field required|Unexpected keyword)"),
+        (
+            '{"name": "tiny", "lerning": 3}',
+            "config.json: config .*: (Field required|Unexpected keyword)",
+        ),
     ],
 )
 def test_a_damaged_config_is_named(tmp_path, text, message):
@@ -145,7 +187,10 @@ def test_a_damaged_config_is_named(tmp_path, text, message):
 
 
 def test_what_a_killed_training_left_unfinished_is_not_drawn(tmp_path):
-    for method, text in {"apr": '{"step": 1}\n{"step": 2}\n{"step": 3, "lo', "sos+": '{"st'}.items():
+    for method, text in {
+        "apr": '{"step": 1}\n{"step": 2}\n{"step": 3, "lo',
+        "sos+": '{"st',
+    }.items():
         (tmp_path / method / "sft").mkdir(parents=True)
         (tmp_path / method / "sft" / "metrics.jsonl").write_text(text)
     assert training(tmp_path) == {"sft": {"apr": [{"step": 1}, {"step": 2}]}}

@@ -1,4 +1,5 @@
-"""The whole report of a run, in a real browser: light and dark, wide and narrow, readable, complete, and on its own.
+"""The whole report of a run, in a real browser: light and dark, wide and narrow, readable,
+complete, and on its own.
 
 Screenshots are left in the folder that pytest keeps (`--basetemp` names it).
 """
@@ -29,7 +30,8 @@ LOG = """# Log
 - The end.
 """
 
-# What a reader sees of each word and each mark: its contrast to what stands behind it, as WCAG 2.2 has it.
+# What a reader sees of each word and each mark: its contrast to what stands behind it, as WCAG 2.2
+# has it.
 SEEN = """() => {
   const canvas = Object.assign(document.createElement("canvas"), { width: 1, height: 1 });
   const pen = canvas.getContext("2d", { willReadFrequently: true });
@@ -91,7 +93,9 @@ UNSEEN = "(table) => table.parentElement.scrollWidth - table.parentElement.clien
 
 @pytest.fixture(scope="module")
 def run(config, tmp_path_factory):
-    """A made run whose greedy answers have all that the viewer shows, and whose trees go wrong in several ways."""
+    """A made run whose greedy answers have all that the viewer shows, and whose trees go wrong in
+    several ways.
+    """
     folder = tmp_path_factory.mktemp("run")
     tokenizer = Tokenizer.train(["0123456789+-*/,:;=>|!#"])
     config = made_run.make_run(folder, config, tokenizer, TRAINED)
@@ -107,8 +111,14 @@ def run(config, tmp_path_factory):
 
 
 def _give_tokens(path, model, config, tokenizer):
-    """Tells the same demonstrations again as the rollout would have recorded them; half of the wrong ones were cut short."""
-    task, method, rng = Countdown(config.task, config.solver), model.partition("/")[0], random.Random(0)
+    """Tells the same demonstrations again as the rollout would have recorded them; half of the
+    wrong ones were cut short.
+    """
+    task, method, rng = (
+        Countdown(config.task, config.solver),
+        model.partition("/")[0],
+        random.Random(0),
+    )
     lines = []
     for place, old in enumerate(map(json.loads, path.read_text().splitlines())):
         problem = Problem(old["id"], tuple(old["numbers"]), old["target"])
@@ -123,7 +133,9 @@ def _give_tokens(path, model, config, tokenizer):
 
 @pytest.fixture(scope="module")
 def written(run):
-    """(the report, its numbers, the traces that it holds); it has room for one example of a kind, so not for all."""
+    """(the report, its numbers, the traces that it holds); it has room for one example of a kind,
+    so not for all.
+    """
     held = {}
 
     def select(traces):
@@ -162,15 +174,26 @@ def show(browser):
         pytest.param(NARROW, "light", id="narrow-light", marks=pytest.mark.slow),
     ],
 )
-def test_the_report_is_readable_in_either_scheme_at_any_width(show, written, scheme, viewport, tmp_path):
+def test_the_report_is_readable_in_either_scheme_at_any_width(
+    show, written, scheme, viewport, tmp_path
+):
     tab = show(written[0], viewport=viewport, scheme=scheme)
     seen = tab.evaluate(SEEN)
-    for kind, least, some in (("table", 4.5, 100), ("words", 4.5, 20), ("figure", 4.5, 100), ("mark", 3.0, 100)):
+    for kind, least, some in (
+        ("table", 4.5, 100),
+        ("words", 4.5, 20),
+        ("figure", 4.5, 100),
+        ("mark", 3.0, 100),
+    ):
         found = [(ratio, what) for name, ratio, what in seen if name == kind]
         assert len(found) > some, kind
         assert [one for one in found if one[0] < least] == [], kind
-    # All is unfolded now. What is too wide scrolls in a box of its own; no word of a figure is shrunk.
-    assert tab.evaluate("[document.documentElement.scrollWidth, document.body.scrollWidth]") == [viewport["width"]] * 2
+    # All is unfolded now. What is too wide scrolls in a box of its own; no word of a figure is
+    # shrunk.
+    assert (
+        tab.evaluate("[document.documentElement.scrollWidth, document.body.scrollWidth]")
+        == [viewport["width"]] * 2
+    )
     assert tab.evaluate(SMALLEST) >= 9
     picture = tmp_path / f"report-{scheme}-{viewport['width']}.png"
     tab.screenshot(path=picture, full_page=True)
@@ -213,7 +236,10 @@ def test_a_count_of_failures_leads_to_its_tree(show, written):
     path, numbers, held = written
     tab = show(path)
     counts = {
-        (name, kind): count for name, row in numbers["main"].items() for kind, count in row["failures"].items() if count
+        (name, kind): count
+        for name, row in numbers["main"].items()
+        for kind, count in row["failures"].items()
+        if count
     }
     assert len(counts) > 2
     for name, kind in counts:
@@ -238,7 +264,9 @@ def test_a_count_of_failures_says_how_many_are_shown(written):
         for kind, count in row["failures"].items():
             some = sum(trace["failure"] == kind for trace in held[name])
             link = re.escape(viewer.link(name, show=kind).replace("&", "&amp;"))
-            assert re.search(rf'<a href="{link}">{count} (?:(?!</td>).)*>{some} of {count} shown<', text)
+            assert re.search(
+                rf'<a href="{link}">{count} (?:(?!</td>).)*>{some} of {count} shown<', text
+            )
             fewer += some < count
     assert fewer > 0
     assert f"the trees of {len(held['apr-rl'])} of {made_run.PROBLEMS} problems" in text
@@ -248,7 +276,9 @@ def test_a_count_without_an_example_leads_nowhere():
     row = {"label": "APR", "n": 9, "failures": {"join": 5, "message": 4}}
     text = run_report._failures({"apr-rl": row}, {"apr-rl": [{"failure": "join"}]})
     assert "1 of 5 shown" in text and "0 of 4 shown" in text
-    assert re.findall(r'href="([^"]*)"', text) == [viewer.link("apr-rl", show="join").replace("&", "&amp;")]
+    assert re.findall(r'href="([^"]*)"', text) == [
+        viewer.link("apr-rl", show="join").replace("&", "&amp;")
+    ]
 
 
 def test_what_was_tried_at_this_scale_is_in_the_report(written):
@@ -260,9 +290,14 @@ def test_what_was_tried_at_this_scale_is_in_the_report(written):
         "2026-11-26: tiny, wider and <em>worse</em>",
         "2026-11-24: the destiny of tiny",
     ]
-    assert "<strong>Twice as wide</strong>: <code>train.sft.lr=1e-3</code> gave &lt;b&gt;nothing&lt;/b&gt;" in log
+    assert (
+        "<strong>Twice as wide</strong>: <code>train.sft.lr=1e-3</code> gave"
+        " &lt;b&gt;nothing&lt;/b&gt;" in log
+    )
     assert "Not of this one" not in text and "What was tried for the others stands below" in text
-    assert [to for to in re.findall(r'(?:href|src)="([^"]*)"', text) if not to.startswith("#")] == []
+    assert [
+        to for to in re.findall(r'(?:href|src)="([^"]*)"', text) if not to.startswith("#")
+    ] == []
 
 
 def test_the_log_of_the_clone_has_entries_of_mini():
@@ -283,7 +318,8 @@ def test_every_colour_of_a_figure_has_a_twin_that_stands_out_on_the_dark_page(ru
     cards = re.search(r"--card: light-dark\((#\w{6}), (#\w{6})\)", style).groups()
     drawn = [figure(results) for figure in (*figures.FIGURES, *controls.CONTROLS)]
     svgs = [
-        charts.to_svg(one.figure, one.caption) for one in (*drawn, *controls.draw_training(run_report.training(run)))
+        charts.to_svg(one.figure, one.caption)
+        for one in (*drawn, *controls.draw_training(run_report.training(run)))
     ]
     used = set()
     for svg in svgs:
@@ -312,7 +348,9 @@ def _luminance(colour):
 
 
 def test_the_papers_panel_sets_no_cost_of_serial_and_parallel_search_equal(run):
-    """The paper prints too few tokens for an axis of cost: no point of one stands above one of the other."""
+    """The paper prints too few tokens for an axis of cost: no point of one stands above one of the
+    other.
+    """
     drawn = figures.total_tokens(read_run(run, run / "data"))
     panels = [
         axes

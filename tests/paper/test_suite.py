@@ -1,4 +1,6 @@
-"""What is declared is what is drawn: the list of evaluations, and everything that is made of them, whole and in part."""
+"""What is declared is what is drawn: the list of evaluations, and everything that is made of them,
+whole and in part.
+"""
 
 import copy
 import dataclasses
@@ -29,9 +31,18 @@ TRAINED = ("sos+/sft", "sos+/rl", "apr/sft", "apr/rl")
 @pytest.fixture(scope="module")
 def tokenizer(config):
     task = Countdown(config.task, config.solver)
-    trees = [task.demonstration(draw(task.config, k), method, k) for k in range(40) for method in METHODS]
-    texts = [text for tree in trees for one in flatten(tree) for text in (one.prompt, one.answer, *one.body)]
-    return Tokenizer.train([text for text in texts if isinstance(text, str) and text] + ["0123456789+-*/,:;=>|!#"])
+    trees = [
+        task.demonstration(draw(task.config, k), method, k) for k in range(40) for method in METHODS
+    ]
+    texts = [
+        text
+        for tree in trees
+        for one in flatten(tree)
+        for text in (one.prompt, one.answer, *one.body)
+    ]
+    return Tokenizer.train(
+        [text for text in texts if isinstance(text, str) and text] + ["0123456789+-*/,:;=>|!#"]
+    )
 
 
 @pytest.fixture(scope="module")
@@ -63,19 +74,31 @@ def test_every_evaluation_has_a_folder_of_its_own():
         "apr+drawn-rl-f3-p6",
     ]
     assert {one.model for one in suite.timed(made_run.EVALUATE)} == {*TRAINED, suite.WIDE}
-    assert {one.name for one in (*suite.timed(made_run.EVALUATE), *suite.laned(made_run.EVALUATE))} < set(names)
+    assert {
+        one.name for one in (*suite.timed(made_run.EVALUATE), *suite.laned(made_run.EVALUATE))
+    } < set(names)
     other = suite.declare(dataclasses.replace(made_run.EVALUATE, samples=5, problems=7))
-    assert {one.name for one in other} & set(names) == set(names[: len(suite.MODELS)]), "other samples, other folders"
+    assert {one.name for one in other} & set(names) == set(names[: len(suite.MODELS)]), (
+        "other samples, other folders"
+    )
 
 
 def test_whatever_competes_is_also_asked_validation_problems():
     chosen = suite.choosing(made_run.EVALUATE)
     names = [one.name for one in chosen]
-    assert len(set(names)) == len(names) and not {*names} & {one.name for one in suite.declare(made_run.EVALUATE)}
-    assert {"apr-sft-v6", "apr-sft-t1-c4-v6", "sos+-rl-t0.5-n3-v6", "sos+-sft-b2-v6", "sos+beam15-sft-t1-n3-v6"} <= set(
-        names
+    assert len(set(names)) == len(names) and not {*names} & {
+        one.name for one in suite.declare(made_run.EVALUATE)
+    }
+    assert {
+        "apr-sft-v6",
+        "apr-sft-t1-c4-v6",
+        "sos+-rl-t0.5-n3-v6",
+        "sos+-sft-b2-v6",
+        "sos+beam15-sft-t1-n3-v6",
+    } <= set(names)
+    assert all(
+        one.validation and one.problems == 6 and one.decoding.forced is None for one in chosen
     )
-    assert all(one.validation and one.problems == 6 and one.decoding.forced is None for one in chosen)
     twins = {suite.validated(one, made_run.EVALUATE) for one in suite.declare(made_run.EVALUATE)}
     assert set(chosen) < twins, "the same, of other problems"
 
@@ -84,7 +107,9 @@ def test_answers_to_validation_problems_choose_and_stand_in_no_table(config, tok
     made_run.make_run(tmp_path, config, tokenizer, ("apr/sft", "sos+/sft"))
     before = read_run(tmp_path, tmp_path / "data")
     (asked,) = (one for one in suite.choosing(made_run.EVALUATE) if one.name == "apr-sft-t1-c4-v6")
-    made_run.write(tmp_path / "eval" / asked.name, asked, Countdown(config.task, config.solver), tokenizer)
+    made_run.write(
+        tmp_path / "eval" / asked.name, asked, Countdown(config.task, config.solver), tokenizer
+    )
     after = read_run(tmp_path, tmp_path / "data")
     assert list(after.answered) == list(before.answered) and after.missing == before.missing
     (chosen,) = (one.validated for one in after.answered.values() if one.validated)
@@ -111,7 +136,9 @@ def test_a_plain_config_asks_for_little():
 def test_what_the_models_cannot_do_is_refused(config, change, message):
     suite.check(dataclasses.replace(config, evaluate=made_run.EVALUATE))
     with pytest.raises(UsageError, match=message):
-        suite.check(dataclasses.replace(config, evaluate=dataclasses.replace(made_run.EVALUATE, **change)))
+        suite.check(
+            dataclasses.replace(config, evaluate=dataclasses.replace(made_run.EVALUATE, **change))
+        )
     solver = dataclasses.replace(config.solver, condition=0.0)
     with pytest.raises(UsageError, match="trained without conditions"):
         suite.check(dataclasses.replace(config, solver=solver, evaluate=made_run.EVALUATE))
@@ -130,7 +157,10 @@ def test_every_figure_of_a_whole_run(whole, tmp_path):
         assert "currentColor" in svg and charts.INK not in svg, "it takes the ink of its page"
     captions = {one.name: one.caption for one in drawn}
     assert "Greedy answers to 10 problems." in captions["fig5_before_and_after_rl"]
-    assert re.search(r"asks for \(6 problems\).* nothing \(10 problems\).* 3 of the problems", captions["fig6_latency"])
+    assert re.search(
+        r"asks for \(6 problems\).* nothing \(10 problems\).* 3 of the problems",
+        captions["fig6_latency"],
+    )
     assert "held: 6 problems; of the others: 10 problems." in captions["fig7_child_count_enforced"]
     again = figures.FIGURES[0](whole)
     assert charts.to_svg(again.figure, "x") == charts.to_svg(figures.FIGURES[0](whole).figure, "x")
@@ -160,7 +190,10 @@ def test_small_budgets_are_also_of_trees_that_were_asked_for_few_children(whole)
         assert list(line.get_xdata()) == sorted(right)
         assert line.get_ydata()[-1] == pytest.approx(100 * one.accuracy().mean)
     assert {text.get_text() for text in axes.texts} == {"2", "4"}
-    assert "answers to 10 problems" in drawn.caption and "last right one of 6 problems." in drawn.caption
+    assert (
+        "answers to 10 problems" in drawn.caption
+        and "last right one of 6 problems." in drawn.caption
+    )
 
 
 def test_the_control_is_also_of_drawn_beams(config, tokenizer, tmp_path):
@@ -170,7 +203,10 @@ def test_the_control_is_also_of_drawn_beams(config, tokenizer, tmp_path):
     drawn = figures.enforced(results)
     names = [label.get_text() for label in drawn.figure.axes[0].get_xticklabels()]
     assert names == ["APR,\ndrawn beams", "APR,\ndrawn beams,\n3 children"]
-    gains = [row["comparison"].removeprefix("RL's gain, APR, drawn beams") for row in comparisons(results)]
+    gains = [
+        row["comparison"].removeprefix("RL's gain, APR, drawn beams")
+        for row in comparisons(results)
+    ]
     assert gains == ["", ", held to 3 children", ", T = 1"]
 
 
@@ -189,16 +225,22 @@ def test_failures_are_told_of_the_temperatures_of_claims(whole):
 
 def voted(results, row):
     """Whose samples vote in a comparison."""
-    return results.get("sos+/rl" if "SoS+ after RL" in row["comparison"] else "sos+/sft", temperature=1.0)
+    return results.get(
+        "sos+/rl" if "SoS+ after RL" in row["comparison"] else "sos+/sft", temperature=1.0
+    )
 
 
 def test_claims_of_a_whole_run(whole):
     rows = comparisons(whole)
     assert len(rows) == 15  # No APR answer here is as short as serial ones.
     for row in rows:
-        assert row["low"] <= row["gap"] <= row["high"] and row["gap"] == pytest.approx(row["one"] - row["other"])
+        assert row["low"] <= row["gap"] <= row["high"] and row["gap"] == pytest.approx(
+            row["one"] - row["other"]
+        )
     gains = [row["gap"] for row in rows if row["comparison"].startswith("RL's gain")]
-    assert len(gains) == 6 and all(gain >= 0 for gain in gains), "the made-up answers are never worse after RL"
+    assert len(gains) == 6 and all(gain >= 0 for gain in gains), (
+        "the made-up answers are never worse after RL"
+    )
     window = rows[0]
     assert (window["n"], window["paper"]) == (made_run.PROBLEMS, "83.4 against 60.0 (+23.4)")
     tokens = next(row for row in rows if row["comparison"].startswith("same total tokens: APR, "))
@@ -214,17 +256,26 @@ def test_what_the_threads_did_stands_beside_every_score(whole):
     for side, model in (("one_spent", "apr/sft"), ("other_spent", "sos+/sft")):
         summary = whole.get(model).summary
         assert row[side] == pytest.approx({key: summary[key] for key in MEASURES})
-    tokens = next(row for row in comparisons(whole) if row["comparison"].startswith("same total tokens: APR, "))
+    tokens = next(
+        row
+        for row in comparisons(whole)
+        if row["comparison"].startswith("same total tokens: APR, ")
+    )
     n = int(tokens["comparison"][-1])
     assert n > 1
     groups = [trees[:n] for trees in voted(whole, tokens).groups.values()]
     measured = [[[tree[key] for tree in trees] for trees in groups] for key in MEASURES]
     together = dict(zip(MEASURES, (sum, max, sum, max), strict=True))
-    by_hand = {key: sum(map(together[key], of)) / len(of) for key, of in zip(MEASURES, measured, strict=True)}
+    by_hand = {
+        key: sum(map(together[key], of)) / len(of)
+        for key, of in zip(MEASURES, measured, strict=True)
+    }
     assert tokens["other_spent"] == pytest.approx(by_hand), "of all that vote"
     cell = tables.all_tables(whole)["table3"][2]["cells"]["1"]["ours"]
     summary = whole.get("apr/sft", temperature=1.0).summary
-    assert {key: cell[key] for key in MEASURES} == pytest.approx({key: summary[key] for key in MEASURES})
+    assert {key: cell[key] for key in MEASURES} == pytest.approx(
+        {key: summary[key] for key in MEASURES}
+    )
     assert 0 < cell["children"] < cell["sequential_tokens"] < cell["total_tokens"]
 
 
@@ -240,8 +291,12 @@ def test_what_the_threads_did_stands_beside_every_score(whole):
         ("latency", "same seconds", 0.1, 0.0),
     ],
 )
-def test_a_gap_is_reached_if_ours_is_at_least_the_papers(whole, monkeypatch, key, start, above, score):
-    """The paper's gap is put so far above ours, and its score; a higher score with the same gap matters in one window alone."""
+def test_a_gap_is_reached_if_ours_is_at_least_the_papers(
+    whole, monkeypatch, key, start, above, score
+):
+    """The paper's gap is put so far above ours, and its score; a higher score with the same gap
+    matters in one window alone.
+    """
 
     def found():
         return next(row for row in comparisons(whole) if row["comparison"].startswith(start))
@@ -255,7 +310,9 @@ def test_a_gap_is_reached_if_ours_is_at_least_the_papers(whole, monkeypatch, key
     assert comparison_cells(row)["verdict"] == ("reached" if row["reached"] else "not reached")
 
 
-@pytest.mark.parametrize(("comparison", "method", "temperature"), [("APR", "apr", 0.0), ("SoS+, T = 1", "sos+", 1.0)])
+@pytest.mark.parametrize(
+    ("comparison", "method", "temperature"), [("APR", "apr", 0.0), ("SoS+, T = 1", "sos+", 1.0)]
+)
 def test_the_gain_of_rl_is_reached_if_it_is_at_least_that_of_table_3(
     whole, monkeypatch, comparison, method, temperature
 ):
@@ -275,7 +332,9 @@ def test_the_gain_of_rl_is_reached_if_it_is_at_least_that_of_table_3(
 
 def test_sequential_tokens_are_reached_by_fewer_at_higher_accuracy(whole):
     def verdict(results):
-        (row,) = (row for row in comparisons(results) if row["comparison"].startswith("sequential tokens"))
+        (row,) = (
+            row for row in comparisons(results) if row["comparison"].startswith("sequential tokens")
+        )
         return row["reached"], row["gap"]
 
     def changed(tokens, accuracy):
@@ -291,7 +350,11 @@ def test_sequential_tokens_are_reached_by_fewer_at_higher_accuracy(whole):
     assert changed(-1_000, False)[0] is False
     unjudged = [row["comparison"] for row in comparisons(whole) if row["reached"] is None]
     assert len(unjudged) == 7, unjudged
-    assert all(comparison_cells(row)["verdict"] == "" for row in comparisons(whole) if row["comparison"] in unjudged)
+    assert all(
+        comparison_cells(row)["verdict"] == ""
+        for row in comparisons(whole)
+        if row["comparison"] in unjudged
+    )
 
 
 def test_the_report_shows_threads_and_verdicts(config, tokenizer, tmp_path, monkeypatch):
@@ -306,9 +369,17 @@ def test_the_report_shows_threads_and_verdicts(config, tokenizer, tmp_path, monk
     assert verdicts[0] is False
     assert text.count(">reached<") == verdicts.count(True) > 0
     assert text.count(">not reached<") == verdicts.count(False)
-    assert f"{verdicts.count(True)} of {len(verdicts) - verdicts.count(None)} of the paper's gaps are reached" in text
+    assert (
+        f"{verdicts.count(True)} of {len(verdicts) - verdicts.count(None)} of the paper's gaps are"
+        " reached" in text
+    )
     assert "is in the project's docs/log.md" in text, "which has no entry on this scale"
-    scored = [cell["ours"] for rows in found["tables"].values() for row in rows for cell in row["cells"].values()]
+    scored = [
+        cell["ours"]
+        for rows in found["tables"].values()
+        for row in rows
+        for cell in row["cells"].values()
+    ]
     beside = [row[f"{side}_spent"] for row in found["comparisons"] for side in ("one", "other")]
     scored = [one for one in scored if one]
     assert text.count(" in sequence, ") == len(beside) + len(scored) > 20
@@ -327,7 +398,9 @@ def test_the_terminal_shows_threads_and_verdicts(whole):
     print_comparisons(comparisons(whole), console)
     said = console.file.getvalue()
     assert "…" not in said
-    assert re.search(r"^APR .* 98\.7 +12\.3$", said, re.M) and "spawned" in said and "trunc." in said
+    assert (
+        re.search(r"^APR .* 98\.7 +12\.3$", said, re.M) and "spawned" in said and "trunc." in said
+    )
     assert re.search(r"^same window, .* \d+ +\d+ +\d+\.\d\d .*83\.4 against", said, re.M)
     p = {
         comparison_cells(row | {"p": value})["p"]
@@ -350,11 +423,14 @@ def test_tables_show_what_was_not_run(whole):
     assert cells["0"]["ours"]["n"] == made_run.PROBLEMS and cells["0"]["paper"] == 83.4
     assert cells["0.1"]["ours"] is None and cells["0.1"]["paper"] == 82.9
     assert "SoS+ on wide beams: there is no trained model (sos+beam15/sft)" in whole.missing
-    json.dumps([found, tables.main_table(whole), tables.every_score(whole), tables.oracle_table(whole)])
+    json.dumps(
+        [found, tables.main_table(whole), tables.every_score(whole), tables.oracle_table(whole)]
+    )
 
 
 @pytest.mark.parametrize(
-    "models", [("apr/sft",), ("sos+/sft",), ("sos+/sft", "apr/sft"), ("sos+/rl", "apr/rl"), ("sos/sft",)]
+    "models",
+    [("apr/sft",), ("sos+/sft",), ("sos+/sft", "apr/sft"), ("sos+/rl", "apr/rl"), ("sos/sft",)],
 )
 def test_a_part_of_a_run_gives_fewer_figures_and_says_so(models, config, tokenizer, tmp_path):
     made_run.make_run(tmp_path, config, tokenizer, models)

@@ -1,7 +1,8 @@
-"""What a reader must not overlook beside a score is said loudly: in the terminal, in the report's numbers, on its page.
+"""What a reader must not overlook beside a score is said loudly: in the terminal, in the report's
+numbers, on its page.
 
-A finished evaluation is read, not run again: the tests write what the trees of one should have done, and ask for it once more.
-"""
+A finished evaluation is read, not run again: the tests write what the trees of one should have
+done, and ask for it once more."""
 
 import dataclasses
 import json
@@ -28,7 +29,9 @@ LOUD = {"weight": "600", "edge": "solid 4px"}
 
 @pytest.fixture(scope="module")
 def restored(checkpoint):
-    """Weights of nothing but zeros: every token is as likely, the first one is taken, and that is no spawn."""
+    """Weights of nothing but zeros: every token is as likely, the first one is taken, and that is
+    no spawn.
+    """
     trained = load_checkpoint(checkpoint)
     return dataclasses.replace(trained, params=jax.tree.map(np.zeros_like, trained.params))
 
@@ -46,10 +49,12 @@ def evaluated(restored, problems, tmp_path_factory):
 
 
 def tell(folder, *, spawning, cut, status="OUT_OF_WINDOW", count=None):
-    """Rewrites the traces: so many trees spawned, so many were cut short, none did anything else wrong; returns them."""
+    """Rewrites the traces: so many trees spawned, so many were cut short, none did anything else
+    wrong; returns them.
+    """
     path, told = folder / TRACES, []
     for place, line in enumerate(map(json.loads, path.read_text().splitlines()[:count])):
-        (root, *_) = line["threads"]
+        root, *_ = line["threads"]
         root["status"] = status if place < cut else "DONE"
         told.append(line | {"children": int(place < spawning)})
     path.write_text("".join(json.dumps(line) + "\n" for line in told))
@@ -57,7 +62,9 @@ def tell(folder, *, spawning, cut, status="OUT_OF_WINDOW", count=None):
 
 
 def test_the_terminal_says_that_a_model_spawned_nothing(restored, problems, capsys, tmp_path):
-    """On standard error, as soon as it is known, and again whenever the finished evaluation is asked for."""
+    """On standard error, as soon as it is known, and again whenever the finished evaluation is
+    asked for.
+    """
     folder = tmp_path / "again"
     capsys.readouterr()
     summary = evaluate(restored, problems, folder, progress=False)
@@ -70,13 +77,21 @@ def test_the_terminal_says_that_a_model_spawned_nothing(restored, problems, caps
 
 @pytest.mark.parametrize(
     ("spawning", "cut", "said"),
-    [(1, 0, []), (0, 0, [SERIAL]), (1, 4, []), (1, 5, [f"62% {CUT}"]), (0, 8, [SERIAL, f"100% {CUT}"])],
+    [
+        (1, 0, []),
+        (0, 0, [SERIAL]),
+        (1, 4, []),
+        (1, 5, [f"62% {CUT}"]),
+        (0, 8, [SERIAL, f"100% {CUT}"]),
+    ],
 )
 @pytest.mark.parametrize("status", ["OUT_OF_WINDOW", "OUT_OF_BUDGET"])
 def test_the_terminal_says_what_most_trees_did(
     restored, problems, evaluated, tmp_path, capsys, spawning, cut, said, status
 ):
-    """One tree that spawned is no serial score any more; half of the trees may be cut short without a word."""
+    """One tree that spawned is no serial score any more; half of the trees may be cut short without
+    a word.
+    """
     folder = shutil.copytree(evaluated, tmp_path / "told")
     assert len(tell(folder, spawning=spawning, cut=cut, status=status)) == len(problems) == 8
     capsys.readouterr()
@@ -84,7 +99,9 @@ def test_the_terminal_says_what_most_trees_did(
     assert capsys.readouterr().err.splitlines() == [f"warning: {line}" for line in said]
 
 
-def test_a_serial_model_is_not_blamed_for_a_serial_score(restored, problems, evaluated, tmp_path, capsys):
+def test_a_serial_model_is_not_blamed_for_a_serial_score(
+    restored, problems, evaluated, tmp_path, capsys
+):
     folder = shutil.copytree(evaluated, tmp_path / "serial")
     tell(folder, spawning=0, cut=0)
     capsys.readouterr()
@@ -107,8 +124,12 @@ def test_a_model_that_was_asked_for_no_children_is_not_blamed_for_spawning_none(
 def written(restored, evaluated, tmp_path_factory):
     """(a report, its numbers) of a run in which some evaluations are fine and some are not."""
     run = tmp_path_factory.mktemp("run")
-    asked = dataclasses.replace(restored.config.evaluate, children=(0, 1, 2), temperatures=(0.5, 1.0))
-    (run / "config.json").write_text(json.dumps(to_dict(dataclasses.replace(restored.config, evaluate=asked))))
+    asked = dataclasses.replace(
+        restored.config.evaluate, children=(0, 1, 2), temperatures=(0.5, 1.0)
+    )
+    (run / "config.json").write_text(
+        json.dumps(to_dict(dataclasses.replace(restored.config, evaluate=asked)))
+    )
     few = asked.problems
     assert few == 3
     for one, told in {
@@ -119,7 +140,10 @@ def written(restored, evaluated, tmp_path_factory):
         Evaluation("apr/sft", Decoding(condition=1), few): {"spawning": 0, "cut": 1},
         Evaluation("apr/sft", Decoding(condition=2), few): {"spawning": 1, "cut": 1},
         Evaluation("apr/sft", Decoding(temperature=0.5), few): {"spawning": 1, "cut": 2},
-        Evaluation("apr/sft", Decoding(temperature=1.0, condition=0), few): {"spawning": 0, "cut": 3},
+        Evaluation("apr/sft", Decoding(temperature=1.0, condition=0), few): {
+            "spawning": 0,
+            "cut": 3,
+        },
     }.items():
         folder = shutil.copytree(evaluated, run / "eval" / one.name)
         traces = tell(folder, **told, count=one.problems)
@@ -144,7 +168,9 @@ WARNED = {
 def test_the_numbers_of_a_report_name_every_evaluation_that_needs_a_warning(written):
     """Whoever was asked for no children is not told that it spawned none, but all else."""
     _, numbers = written
-    assert sorted(numbers["warnings"]) == sorted(f"{label}: {text}" for label, text in WARNED.items())
+    assert sorted(numbers["warnings"]) == sorted(
+        f"{label}: {text}" for label, text in WARNED.items()
+    )
 
 
 def test_the_page_of_a_report_warns_before_it_shows_a_score(written):

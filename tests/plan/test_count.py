@@ -103,8 +103,11 @@ ENTRY %main (a: f32[64,32], b: f32[64,32]) -> f32[64,32] {
 }
 """
     assert count(text).bytes == 3 * 4 * 64 * 32
-    kernel = text.replace("fusion(%a, %b), kind=kLoop", 'custom-call(%a, %b), custom_call_target="tpu_custom_call"')
-    assert count(kernel.replace(", calls=%body", "")).bytes == 4 * 64 * 32  # What it does in place `kernels` counts.
+    kernel = text.replace(
+        "fusion(%a, %b), kind=kLoop", 'custom-call(%a, %b), custom_call_target="tpu_custom_call"'
+    )
+    # What it does in place `kernels` counts.
+    assert count(kernel.replace(", calls=%body", "")).bytes == 4 * 64 * 32
 
 
 def test_what_a_fusion_within_a_fusion_only_renames_is_read():
@@ -158,7 +161,9 @@ def test_groups_of_devices(text, group):
 
 
 def test_a_batched_product_is_not_counted_for_pairs_that_never_meet():
-    """As TPUs write it: a convolution over the batch, dilated so that each place meets its own kernel."""
+    """As TPUs write it: a convolution over the batch, dilated so that each place meets its own
+    kernel.
+    """
     text = """HloModule m
 
 ENTRY %main (a: f32[16,8,32], b: f32[16,32,4]) -> f32[16,8,4] {
@@ -176,7 +181,10 @@ def test_a_compiled_program_of_this_machine():
     def f(x, w):
         return jax.lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, w)[0]
 
-    shapes = jax.ShapeDtypeStruct((64, 32), jnp.float32), jax.ShapeDtypeStruct((7, 32, 32), jnp.float32)
+    shapes = (
+        jax.ShapeDtypeStruct((64, 32), jnp.float32),
+        jax.ShapeDtypeStruct((7, 32, 32), jnp.float32),
+    )
     compiled = jax.jit(f).lower(*shapes).compile()
     found = count(compiled.as_text())
     assert found.flops == 7 * 2 * 64 * 32 * 32

@@ -1,4 +1,6 @@
-"""The four programs of a tiny run compile for this machine, and their loops have the names that the plan counts by."""
+"""The four programs of a tiny run compile for this machine, and their loops have the names that the
+plan counts by.
+"""
 
 import dataclasses
 import re
@@ -28,7 +30,9 @@ def test_every_stage_compiles_and_its_open_loops_are_known(tiny, stage):
     assert work.bytes > 0
     if stage == "rollout":
         scopes = {
-            match.group(1) for source in asked if (match := re.search(r"((?:decode|prefill)_\d+|admit)/while$", source))
+            match.group(1)
+            for source in asked
+            if (match := re.search(r"((?:decode|prefill)_\d+|admit)/while$", source))
         }
         assert scopes == {"prefill_batch"} | {
             f"{kind}_{bound}" for kind in ("decode", "prefill") for bound in (16, 32, 64)
@@ -39,8 +43,15 @@ def test_every_stage_compiles_and_its_open_loops_are_known(tiny, stage):
 
 def test_devices_beyond_the_rows_share_rows(tiny):
     shared = dataclasses.replace(tiny, mesh=dataclasses.replace(tiny.mesh, data=0, tensor=0))
-    assert dict(build_mesh(shared).shape) == {"data": 2, "fsdp": 1, "tensor": 4}  # 8 devices, 2 rows.
-    with pytest.raises(UsageError, match=r"train.sft.batch_rows=2: must be a multiple of the 8 shards"):
+    # 8 devices, 2 rows.
+    assert dict(build_mesh(shared).shape) == {
+        "data": 2,
+        "fsdp": 1,
+        "tensor": 4,
+    }
+    with pytest.raises(
+        UsageError, match=r"train.sft.batch_rows=2: must be a multiple of the 8 shards"
+    ):
         lower(
             "supervised",
             shared,
@@ -60,11 +71,19 @@ def test_forests_are_shares_of_the_window(config):
 
 def test_the_prediction_for_this_machine(tiny):
     found = measure(tiny)
-    assert found.devices == 2 and found.seconds > 0 and found.predicted == max(found.compute, found.memory)
+    assert (
+        found.devices == 2
+        and found.seconds > 0
+        and found.predicted == max(found.compute, found.memory)
+    )
     rows, length, model = tiny.train.sft.batch_rows, tiny.limits.max_thread_tokens, tiny.model
     attention = model.width * model.head_size * 2 * (model.heads + model.kv_heads)
-    dense = 6 * rows * length * (model.layers * (attention + 3 * model.width * model.mlp) + model.width * 64)
-    seen = (
-        rows * model.heads * 3 * 48 * 48 * model.head_size
-    )  # Rows of 96 are two blocks: three pairs of them are seen.
+    dense = (
+        6
+        * rows
+        * length
+        * (model.layers * (attention + 3 * model.width * model.mlp) + model.width * 64)
+    )
+    # Rows of 96 are two blocks: three pairs of them are seen.
+    seen = rows * model.heads * 3 * 48 * 48 * model.head_size
     assert found.flops == pytest.approx(dense + 2 * (2 + 5) * seen, rel=0.03)

@@ -1,4 +1,6 @@
-"""From counts to seconds, hours and advice, by hand; and the published model has the published size."""
+"""From counts to seconds, hours and advice, by hand; and the published model has the published
+size.
+"""
 
 import dataclasses
 import types
@@ -54,12 +56,12 @@ def test_links_of_a_group():
     square = [(x, y, 0) for x in range(4) for y in range(4)]
     assert group_bandwidth(v5e, (16, 16, 1), line) == v5e.link
     assert group_bandwidth(v5e, (16, 16, 1), [(x, 0, 0) for x in range(16)]) == 2 * v5e.link
-    assert (
-        group_bandwidth(v5e, (8, 8, 1), [(x, 0, 0) for x in range(8)]) == v5e.link
-    )  # Not a whole pod's axis: no ring.
+    # Not a whole pod's axis: no ring.
+    assert group_bandwidth(v5e, (8, 8, 1), [(x, 0, 0) for x in range(8)]) == v5e.link
     assert group_bandwidth(v4, (4, 4, 4), line) == 2 * v4.link
     assert group_bandwidth(v4, (4, 4, 4), square) == 4 * v4.link
-    assert group_bandwidth(v3, (8, 8, 1), line) == v3.link / 2  # Two devices a chip share its links.
+    # Two devices a chip share its links.
+    assert group_bandwidth(v3, (8, 8, 1), line) == v3.link / 2
     assert group_bandwidth(v3, (8, 8, 1), [(0, 0, 0)] * 2) == v3.device_bandwidth
     devices = [types.SimpleNamespace(coords=place) for place in square]
     assert extent_of(devices) == (4, 4, 1)
@@ -94,14 +96,20 @@ def test_hours_of_the_recipe():
     assert found.steps == 19_000
     asked = 4  # Rollouts of 320 problems: every 5,000 steps and after the last.
     assert found.supervised == pytest.approx(19.0 + asked * 36 / 3600)
-    validations = 7 * 4  # Before the first step and every 25 of 150; 1,000 problems, 320 trees a rollout.
+    # Before the first step and every 25 of 150; 1,000 problems, 320 trees a rollout.
+    validations = 7 * 4
     assert found.reinforced == pytest.approx((150 * (36 + 18 + 2 * 72) + validations * 36) / 3600)
     free = override(fixed, ["train.rl.objective.kl=0"])
-    without = recipe(free, {name: stages[name] for name in STAGES if name != "rescoring"}, 64, "apr")
+    without = recipe(
+        free, {name: stages[name] for name in STAGES if name != "rescoring"}, 64, "apr"
+    )
     assert without.reinforced == pytest.approx((150 * (36 + 2 * 72) + validations * 36) / 3600), (
         "no reference, no rescoring"
     )
-    assert recipe(PAPER, {name: stages[name] for name in STAGES if name != "rescoring"}, 64, "apr") is None
+    assert (
+        recipe(PAPER, {name: stages[name] for name in STAGES if name != "rescoring"}, 64, "apr")
+        is None
+    )
     assert found.chip_hours == pytest.approx(64 * (found.supervised + found.reinforced))
     assert recipe(PAPER, {"rollout": stages["rollout"]}, 64, "apr") is None
 
@@ -116,7 +124,8 @@ def test_an_epoch_takes_the_steps_of_the_methods_own_rows(monkeypatch):
 
 def test_what_to_change_when_it_does_not_fit():
     chip = CHIPS["v5e"]
-    assert "schedule.slots=20" in advice(PAPER, "rollout", 1.1 * GIB, GIB, chip, 8)  # A decode slot is 288 MiB.
+    # A decode slot is 288 MiB.
+    assert "schedule.slots=20" in advice(PAPER, "rollout", 1.1 * GIB, GIB, chip, 8)
     assert "limits.window" in advice(PAPER, "rollout", 7 * GIB, GIB, chip, 8)
     assert "mesh.fsdp=16" in advice(PAPER, "supervised", 4 * GIB, 20 * GIB, chip, 8)
     assert "model.remat=layer" in advice(PAPER, "supervised", 4 * GIB, GIB, chip, 8)
@@ -129,8 +138,13 @@ def test_turns_of_the_loops_that_only_data_ends():
     steps = decode_steps(PAPER, shape)
     assert steps == 4_096  # 5 x 16,720 tokens on 24 decode slots need fewer.
     assert decode_steps(PAPER, Shares(1, 1)) == 320 * 16_720 / 24
-    cut = dataclasses.replace(PAPER, schedule=dataclasses.replace(PAPER.schedule, context_buckets=(1_024, 2_048)))
-    decode = [turns(f"x/while/body/decode_{bound}/while", "rollout", cut, shape) for bound in (1_024, 2_048, 4_096)]
+    cut = dataclasses.replace(
+        PAPER, schedule=dataclasses.replace(PAPER.schedule, context_buckets=(1_024, 2_048))
+    )
+    decode = [
+        turns(f"x/while/body/decode_{bound}/while", "rollout", cut, shape)
+        for bound in (1_024, 2_048, 4_096)
+    ]
     assert decode == [1_024, 1_024, 2_048]
     assert turns("x/while/body/decode_4096/while", "rollout", PAPER, shape) == 3_072
     assert turns("jit(rollout)/shard_map/while", "rollout", PAPER, shape) == 1
@@ -151,9 +165,17 @@ ENTRY %main (a: bf16[4,16,64,4608]) -> bf16[4,16,64,4608] {
 }
 """
     memory = types.SimpleNamespace(
-        argument_size_in_bytes=1, output_size_in_bytes=2, temp_size_in_bytes=3, alias_size_in_bytes=0
+        argument_size_in_bytes=1,
+        output_size_in_bytes=2,
+        temp_size_in_bytes=3,
+        alias_size_in_bytes=0,
     )
-    devices = [types.SimpleNamespace(coords=(x, y, z)) for x in range(4) for y in range(4) for z in range(4)]
+    devices = [
+        types.SimpleNamespace(coords=(x, y, z))
+        for x in range(4)
+        for y in range(4)
+        for z in range(4)
+    ]
     flat = types.SimpleNamespace(flat=devices)
     mesh = types.SimpleNamespace(devices=flat, size=64, shape={"data": 8, "fsdp": 8, "tensor": 1})
     found = analyse("supervised", text, memory, PAPER, mesh, CHIPS["v4"], 1.0)
@@ -164,14 +186,19 @@ ENTRY %main (a: bf16[4,16,64,4608]) -> bf16[4,16,64,4608] {
     assert found.bytes == operands + 4 * 16 * (pairs - 9) * 2 * 512 * 64 * 2
     tokens = 256 * 4608
     dense, attention = 6 * roofline.product_parameters(PAPER.model), 12 * 18 * 16 * 64 * 4609 / 2
-    assert found.tokens == tokens and found.useful_flops == pytest.approx(tokens * (dense + attention) / 64)
+    assert found.tokens == tokens and found.useful_flops == pytest.approx(
+        tokens * (dense + attention) / 64
+    )
 
 
 @pytest.mark.parametrize(
-    ("bound", "steps", "lengths", "vain"), [(1_024, 1_024, (256, 512, 1_024), 64), (4_096, 3_072, (2_048, 4_096), 128)]
+    ("bound", "steps", "lengths", "vain"),
+    [(1_024, 1_024, (256, 512, 1_024), 64), (4_096, 3_072, (2_048, 4_096), 128)],
 )
 def test_a_decode_step_moves_what_is_live(bound, steps, lengths, vain):
-    """The kernel's cache is written in place: the text says whole arrays, the step reads blocks, the last one half in vain."""
+    """The kernel's cache is written in place: the text says whole arrays, the step reads blocks,
+    the last one half in vain.
+    """
     text = """HloModule m
 
 %body (x: (s32[], bf16[24,4096,1024])) -> (s32[], bf16[24,4096,1024]) {
@@ -199,7 +226,10 @@ ENTRY %main (x: (s32[], bf16[24,4096,1024])) -> (s32[], bf16[24,4096,1024]) {
         "KERNEL", 'custom_call_target="tpu_custom_call", output_to_operand_aliasing={{1}: (1, {})}'
     )
     memory = types.SimpleNamespace(
-        argument_size_in_bytes=1, output_size_in_bytes=1, temp_size_in_bytes=1, alias_size_in_bytes=0
+        argument_size_in_bytes=1,
+        output_size_in_bytes=1,
+        temp_size_in_bytes=1,
+        alias_size_in_bytes=0,
     )
     mesh = types.SimpleNamespace(
         devices=types.SimpleNamespace(flat=[types.SimpleNamespace(coords=(0, 0, 0))] * 64),
@@ -211,11 +241,15 @@ ENTRY %main (x: (s32[], bf16[24,4096,1024])) -> (s32[], bf16[24,4096,1024]) {
     position = 2 * 1024 * 2  # Keys and values of a layer.
     weights = 2 * roofline.product_parameters(PAPER.model)
     assert found.decode == {
-        length: (queries + 24 * position * (length + vain + 16), weights + 18 * 24 * position * length)
+        length: (
+            queries + 24 * position * (length + vain + 16),
+            weights + 18 * 24 * position * length,
+        )
         for length in lengths
     }
     assert found.bytes == steps * (queries + 24 * position * (2_048 + 128 + 16))
-    assert found.compute == steps * 4 * 24 * 16 * 1_024 * 2_048 * 8 / 275e12  # 16 heads on a unit of 128.
+    # 16 heads on a unit of 128.
+    assert found.compute == steps * 4 * 24 * 16 * 1_024 * 2_048 * 8 / 275e12
 
 
 def test_weak_scaling_bends_where_slices_end():
@@ -232,8 +266,20 @@ def test_weak_scaling_bends_where_slices_end():
     assert points[256].latency == pytest.approx(100 * HOP * 16)
     assert points[256].seconds == pytest.approx(0.05 + points[256].latency)
     assert points[256].interconnect == pytest.approx(0.036)  # What the program was compiled for.
-    assert points[8].interconnect == pytest.approx(0.005)  # One copy of the weights: no sum of gradients.
+    # One copy of the weights: no sum of gradients.
+    assert points[8].interconnect == pytest.approx(0.005)
     assert points[16].interconnect == pytest.approx(0.005 + 0.016)
-    assert all(points[a].seconds <= points[b].seconds for a, b in zip((8, 64, 256), (64, 256, 1024), strict=True))
+    assert all(
+        points[a].seconds <= points[b].seconds
+        for a, b in zip((8, 64, 256), (64, 256, 1024), strict=True)
+    )
     shared = weak_scaling(base, chip, mesh | {"tensor": 4}, 228_000_000)
-    assert [point.chips for point in shared] == [32, 64, 128, 256, 512, 1024]  # A copy of the weights takes 32.
+    # A copy of the weights takes 32.
+    assert [point.chips for point in shared] == [
+        32,
+        64,
+        128,
+        256,
+        512,
+        1024,
+    ]

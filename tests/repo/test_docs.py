@@ -80,6 +80,10 @@ def test_no_machine_path_and_no_registry_address():
         for path in (ROOT / folder).rglob("*")
     ]
     for path in [*files, ROOT / "setup.py", ROOT / "Makefile", ROOT / "README.md"]:
-        if path.is_file() and path.suffix in (".py", ".md", ".toml", ".sh", "") and path != Path(__file__):
+        if (
+            path.is_file()
+            and path.suffix in (".py", ".md", ".toml", ".sh", "")
+            and path != Path(__file__)
+        ):
             text = path.read_text()
             assert not re.search(r"/home/\w|/root/|/work/|index-url|pypi\.org", text), path

@@ -27,23 +27,35 @@ def test_rl_teaches_a_transformer_to_spawn_and_from_nothing_it_does_not(capsys):
     taught, scratch = said.split("RL from random weights")
     _has_a_tree(taught)
     rows = [
-        [(float(right), float(children)) for right, children in re.findall(r"right ([\d.]+), .* ([\d.]+)", part)]
+        [
+            (float(right), float(children))
+            for right, children in re.findall(r"right ([\d.]+), .* ([\d.]+)", part)
+        ]
         for part in (taught, scratch)
     ]
     (before, asked), *_, (after, asks) = rows[0]
     assert before < 0.6 and asked < 0.6 and after > 0.85 and asks > 0.95
-    assert rows[1][-1][1] < 0.3, "random policies that spawn are right less often, so they give it up"
+    assert rows[1][-1][1] < 0.3, (
+        "random policies that spawn are right less often, so they give it up"
+    )
 
 
 def test_own_model_is_short():
-    code = [line for line in EXAMPLES["own_model"].read_text().split('"""', 2)[2].splitlines() if line.strip()]
+    code = [
+        line
+        for line in EXAMPLES["own_model"].read_text().split('"""', 2)[2].splitlines()
+        if line.strip()
+    ]
     assert len(code) < 60
 
 
 def test_the_script_says_what_is_printed(capsys):
     runpy.run_path(str(EXAMPLES["scripted_policy"]), run_name="__main__")
     root, first, second = capsys.readouterr().out.splitlines()
-    assert root.endswith("<bos> 0 <spawn> <msg> 5 <msg> 9 </spawn> <joined> <msg> 0 <msg> 0 </joined> <join> 7 <eos>")
-    # Both children start when the spawn block is closed; the root goes on when the longer one has ended.
+    assert root.endswith(
+        "<bos> 0 <spawn> <msg> 5 <msg> 9 </spawn> <joined> <msg> 0 <msg> 0 </joined> <join> 7 <eos>"
+    )
+    # Both children start when the spawn block is closed; the root goes on when the longer one has
+    # ended.
     assert first.index("━") == second.index("━") == root.index("┳") + 1
     assert root.index("┻") == second.index("╸") > first.index("╸")

@@ -1,4 +1,6 @@
-"""Imports point one way (see apr_jax/__init__.py): whoever reads a package needs to know only those below it."""
+"""Imports point one way (see apr_jax/__init__.py): whoever reads a package needs to know only those
+below it.
+"""
 
 import ast
 import subprocess
@@ -8,7 +10,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-# What each package may import of the library, itself aside. `config` gathers the configs of all packages below `train`.
+# What each package may import of the library, itself aside. `config` gathers the configs of all
+# packages below `train`.
 BASE = {"errors", "io"}
 LIBRARY = BASE | {"threads", "text", "model", "tasks", "data", "config"}
 ALLOWED = {
@@ -46,7 +49,11 @@ def imported(path):
 
 @pytest.mark.parametrize("package", ALLOWED)
 def test_imports_point_down(package):
-    own = [path for path in FILES if path.relative_to(ROOT / "apr_jax").parts[0].removesuffix(".py") == package]
+    own = [
+        path
+        for path in FILES
+        if path.relative_to(ROOT / "apr_jax").parts[0].removesuffix(".py") == package
+    ]
     assert own
     for path in own:
         beyond = set(imported(path)) - ALLOWED[package] - {package}
@@ -54,15 +61,26 @@ def test_imports_point_down(package):
 
 
 def test_threads_and_tasks_need_no_network():
-    """The rollout can be lifted into another project: importing it brings no model, no optimizer and no data library."""
+    """The rollout can be lifted into another project: importing it brings no model, no optimizer
+    and no data library.
+    """
     code = "import apr_jax.threads, apr_jax.tasks, sys; print(*sys.modules)"
-    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT).stdout
-    assert not {"flax", "optax", "orbax", "grain", "tensorflow_datasets", "tensorflow"} & set(loaded.split())
+    loaded = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
+    ).stdout
+    assert not {"flax", "optax", "orbax", "grain", "tensorflow_datasets", "tensorflow"} & set(
+        loaded.split()
+    )
 
 
 def test_no_tensorflow_at_run_time():
-    code = "import apr_jax.train.rl.trainer, apr_jax.data.build, apr_jax.evaluate.runner, sys; print(*sys.modules)"
-    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT).stdout
+    code = (
+        "import apr_jax.train.rl.trainer, apr_jax.data.build, apr_jax.evaluate.runner, sys;"
+        " print(*sys.modules)"
+    )
+    loaded = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
+    ).stdout
     assert "tensorflow" not in loaded.split()
 
 
@@ -72,8 +90,15 @@ def test_no_text_is_ever_evaluated_as_code():
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call):
                 called = ast.unparse(node.func)
-                assert called not in ("eval", "exec", "compile", "__import__"), f"{path}:{node.lineno}"
-                assert "pickle.load" not in called and "Unpickler" not in called, f"{path}:{node.lineno}"
+                assert called not in (
+                    "eval",
+                    "exec",
+                    "compile",
+                    "__import__",
+                ), f"{path}:{node.lineno}"
+                assert "pickle.load" not in called and "Unpickler" not in called, (
+                    f"{path}:{node.lineno}"
+                )
 
 
 def test_every_folder_is_a_package_that_gets_installed():

@@ -21,7 +21,8 @@ def tree():
     """A demonstration that spawns many threads, as a forest and as a trace."""
     beams = {"parent_beam": 22, "parent_beam_low": 22, "child_beam": 22, "max_children": 22}
     task = Countdown(
-        CountdownConfig(low=1, high=99), SolverConfig(spawn_probability=1.0, shuffle=False, condition=0.0, **beams)
+        CountdownConfig(low=1, high=99),
+        SolverConfig(spawn_probability=1.0, shuffle=False, condition=0.0, **beams),
     )
     problem = Problem("test-0", NUMBERS, TARGET)
     demonstration = task.demonstration(problem, "apr", seed=0)
@@ -40,9 +41,13 @@ def test_every_thread_is_shown_and_texts_have_most_of_the_room(width, tree):
     assert sum(line.startswith("└ ") for line in lines) == trace["children"] > 15
     columns = [line.split("│") for line in lines if line.count("│") == 2]
     for thread_index, thread in enumerate(trace["threads"]):
-        rows = [at for at, column in enumerate(columns) if column[0].strip() not in ("", "thread")] + [len(columns)]
+        rows = [
+            at for at, column in enumerate(columns) if column[0].strip() not in ("", "thread")
+        ] + [len(columns)]
         assert (
-            "".join(column[2].strip() for column in columns[rows[thread_index] : rows[thread_index + 1]])
+            "".join(
+                column[2].strip() for column in columns[rows[thread_index] : rows[thread_index + 1]]
+            )
             == thread["text"]
         )
     assert len(columns[1][2]) > width / 2
@@ -50,7 +55,9 @@ def test_every_thread_is_shown_and_texts_have_most_of_the_room(width, tree):
 
 
 def test_what_a_model_writes_cannot_move_the_cursor(tree):
-    """Its tokenizer may hold any character, and so may the answer, and what the verifier says of it."""
+    """Its tokenizer may hold any character, and so may the answer, and what the verifier says of
+    it.
+    """
     forest, trace = tree
     hostile = "\x1b]0;owned\x07\x9b2J\r\u202e"
     trace["threads"][1]["spans"].append(["sampled", hostile])

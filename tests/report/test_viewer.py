@@ -1,4 +1,5 @@
-"""The page in a real browser: what it draws, that it asks for nothing, and that keys alone reach everything.
+"""The page in a real browser: what it draws, that it asks for nothing, and that keys alone reach
+everything.
 
 Screenshots are left in the folder that pytest keeps (`--basetemp` names it).
 """
@@ -47,8 +48,13 @@ COLOURS = """(problem) => {
 
 def traced(forest, tree, tokenizer, **changes):
     problem = Problem(f"test-{tree}", (3, 4, 5), 12 + tree)
-    (answer, *_) = extract_answers(jax.tree.map(lambda leaf: leaf[tree : tree + 1], forest), tokenizer)
-    return to_trace(forest, tree, problem, 0, answer, Countdown(CountdownConfig()), tokenizer) | changes
+    answer, *_ = extract_answers(
+        jax.tree.map(lambda leaf: leaf[tree : tree + 1], forest), tokenizer
+    )
+    return (
+        to_trace(forest, tree, problem, 0, answer, Countdown(CountdownConfig()), tokenizer)
+        | changes
+    )
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +63,9 @@ def forest():
     limits, key = harness.LIMITS["nested"], jax.random.key(1)
     run = harness.engine(limits, harness.ODD)  # As compiled for the tests of the rollout.
     batch = harness.prompts(1, limits)
-    kind, wild = (jax.device_get(run(scripted.policy(1, manners), batch, key))[0] for manners in (9.0, 5.0))
+    kind, wild = (
+        jax.device_get(run(scripted.policy(1, manners), batch, key))[0] for manners in (9.0, 5.0)
+    )
     return jax.tree.map(lambda one, other: np.concatenate([one[::2], other[::2]]), kind, wild)
 
 
@@ -68,7 +76,9 @@ def evaluations(forest):
         trace.update(correct=True, failure="")
     for place, trace in enumerate(left[1::2]):
         trace.update(correct=False, failure=("no answer", "arithmetic")[place % 2])
-    right = [trace | {"correct": place % 3 == 0, "failure": ""} for place, trace in enumerate(left)][:-1]
+    right = [
+        trace | {"correct": place % 3 == 0, "failure": ""} for place, trace in enumerate(left)
+    ][:-1]
     return {"apr-rl": left, "sos+-rl": right}
 
 
@@ -106,7 +116,8 @@ def until(tab, code):
 
 def chosen(tab):
     return tab.evaluate(
-        "() => ({step: viewer.time, problem: viewer.chooser.problem, thread_index: viewer.panes[0].thread_index})"
+        "() => ({step: viewer.time, problem: viewer.chooser.problem, thread_index:"
+        " viewer.panes[0].thread_index})"
     )
 
 
@@ -114,9 +125,13 @@ def test_positions_and_clocks_are_those_of_the_rollout(show, forest, evaluations
     """The page works out position and step of each token; the rollout recorded them."""
     tab = show(evaluations)
     code = (
-        "([id]) => {const tree = makeTree(viewer.evaluations.get('apr-rl').traces.get(id), {}); return tree.rows.map("
+        "([id]) => {const tree = makeTree(viewer.evaluations.get('apr-rl').traces.get(id), {});"
+        " return tree.rows.map("
     )
-    code += "(t) => ({thread_index: t.thread_index, position: [...t.position], at: [...t.at], ids: t.ids, segments: t.segments}))}"
+    code += (
+        "(t) => ({thread_index: t.thread_index, position: [...t.position], at: [...t.at], ids:"
+        " t.ids, segments: t.segments}))}"
+    )
     spawning = 0
     for tree, trace in enumerate(evaluations["apr-rl"]):
         threads = {thread["thread_index"]: thread for thread in tab.evaluate(code, [trace["id"]])}
@@ -125,7 +140,9 @@ def test_positions_and_clocks_are_those_of_the_rollout(show, forest, evaluations
             length = forest.length[tree, thread_index]
             assert thread["position"] == forest.position[tree, thread_index, :length].tolist()
             assert thread["ids"] == forest.tokens[tree, thread_index, :length].tolist()
-            worked = sum(part["to"] - part["from"] for part in thread["segments"] if part["kind"] != "wait")
+            worked = sum(
+                part["to"] - part["from"] for part in thread["segments"] if part["kind"] != "wait"
+            )
             assert worked == forest.sampled[tree, thread_index].sum()
             assert thread["segments"][-1]["to"] == forest.end[tree, thread_index]
             parent = forest.parent[tree, thread_index]
@@ -133,7 +150,8 @@ def test_positions_and_clocks_are_those_of_the_rollout(show, forest, evaluations
                 spawning += 1
                 closed = np.flatnonzero(forest.tokens[tree, parent] == harness.p.END_SPAWN)
                 assert (
-                    threads[parent]["at"][closed[forest.round[tree, thread_index]]] == forest.start[tree, thread_index]
+                    threads[parent]["at"][closed[forest.round[tree, thread_index]]]
+                    == forest.start[tree, thread_index]
                 )
     assert spawning > 40
 
@@ -147,14 +165,20 @@ def test_a_line_holds_every_token(forest, evaluations):
             np.testing.assert_array_equal(ids, forest.tokens[at])
             np.testing.assert_allclose(logprobs, forest.logprob[at], atol=5.1e-4)
             pieces = [trace["pieces"][str(token)] for token in ids]
-            assert "".join(piece for piece in pieces if piece not in without_advantage) == thread["text"]
+            assert (
+                "".join(piece for piece in pieces if piece not in without_advantage)
+                == thread["text"]
+            )
             kinds = kinds_of(thread)
             np.testing.assert_array_equal(np.isin(kinds, ["given", "joined"]), ~forest.sampled[at])
             np.testing.assert_array_equal(kinds == "spawn", forest.hidden_block[at] > 0)
 
 
 def test_keys_alone_reach_everything(show, evaluations):
-    longest = max(evaluations["apr-rl"][:-2], key=lambda trace: (trace["children"] > 0, trace["sequential_tokens"]))
+    longest = max(
+        evaluations["apr-rl"][:-2],
+        key=lambda trace: (trace["children"] > 0, trace["sequential_tokens"]),
+    )
     tab = show(evaluations, link("apr-rl", problem=longest["id"]))
     start = chosen(tab)
     assert start["step"] == tab.evaluate("viewer.steps")
@@ -167,7 +191,10 @@ def test_keys_alone_reach_everything(show, evaluations):
     press("ArrowLeft")
     assert chosen(tab)["step"] == 10
     press("n")
-    assert chosen(tab)["problem"] == evaluations["apr-rl"][evaluations["apr-rl"].index(longest) + 1]["id"]
+    assert (
+        chosen(tab)["problem"]
+        == evaluations["apr-rl"][evaluations["apr-rl"].index(longest) + 1]["id"]
+    )
     press("p")
     assert chosen(tab)["problem"] == start["problem"]
     press("n")
@@ -185,7 +212,15 @@ def test_keys_alone_reach_everything(show, evaluations):
         if not name.startswith("BODY"):
             assert ring == "solid 3px" and named, name
             found.add(name)
-    wanted = {"BUTTON#theme", "INPUT#search", "SELECT#show", "UL#problems", "BUTTON#play", "INPUT#step", "SELECT#speed"}
+    wanted = {
+        "BUTTON#theme",
+        "INPUT#search",
+        "SELECT#show",
+        "UL#problems",
+        "BUTTON#play",
+        "INPUT#step",
+        "SELECT#speed",
+    }
     assert wanted | {"INPUT#surprise", "DIV#lanes", "DIV#thread"} <= found
     tab.focus(".lanes")
     press("ArrowDown")
@@ -206,7 +241,9 @@ def test_a_text_goes_token_by_token_and_says_log_probs(show, evaluations):
         assert f"(id {token})" in said and f"token {place + 1} of {len(ids)}" in said
         assert ("given" in said) == (logprob == 0 and "log-prob" not in said)
         if "log-prob" in said:
-            assert f"log-prob {logprob:.3f}".replace("-0.000", "0.000") in said.replace("-0.000", "0.000")
+            assert f"log-prob {logprob:.3f}".replace("-0.000", "0.000") in said.replace(
+                "-0.000", "0.000"
+            )
 
 
 def test_the_pointer_over_a_token_says_its_log_prob(show, evaluations):
@@ -240,7 +277,9 @@ def test_the_colour_of_every_token_is_that_of_its_kind(show, evaluations):
         for thread in trace["threads"]:
             kinds = kinds_of(thread).tolist()
             classes, colours = zip(*drawn[thread["thread_index"]], strict=True)
-            assert [[name for name in of if name in KINDS] for of in classes] == [[kind] for kind in kinds]
+            assert [[name for name in of if name in KINDS] for of in classes] == [
+                [kind] for kind in kinds
+            ]
             assert list(colours) == [legend[kind] for kind in kinds]
             seen.update(kinds)
     assert min(seen[kind] for kind in KINDS) > 50
@@ -264,7 +303,9 @@ def test_choosing_by_outcome_failure_and_link(show, evaluations):
     """A count of a table of failures leads to its examples in one click."""
     to = link("apr-rl", show="arithmetic")
     tab = show(evaluations, summary=f'<a id="failures" href="{to}">4</a>')
-    listed = "() => [...document.querySelectorAll('#problems li')].map((item) => item.dataset.problem)"
+    listed = (
+        "() => [...document.querySelectorAll('#problems li')].map((item) => item.dataset.problem)"
+    )
     assert tab.evaluate(listed) == [trace["id"] for trace in evaluations["apr-rl"]]
     tab.click("#failures")
     settle(tab)
@@ -291,14 +332,18 @@ def test_no_text_of_a_model_gets_out_of_its_place(show, evaluations):
     tab.focus(".thread")
     tab.keyboard.press("ArrowRight")
     assert tab.title() == "trees & threads"
-    assert tab.evaluate("document.scripts.length") == 2 and tab.evaluate("document.images.length") == 0
+    assert (
+        tab.evaluate("document.scripts.length") == 2 and tab.evaluate("document.images.length") == 0
+    )
     assert HOSTILE in tab.inner_text(".verdict >> nth=0")
     assert HOSTILE.split()[0] in tab.inner_text(".thread >> nth=0")
 
 
 def test_even_a_script_that_got_in_would_not_run(show, browser, tmp_path, evaluations):
     path = tmp_path / "open.html"
-    path.write_text(page("safe", "<script>document.title = 'taken'</script><img src='other.png'>", evaluations))
+    path.write_text(
+        page("safe", "<script>document.title = 'taken'</script><img src='other.png'>", evaluations)
+    )
     tab = browser.new_page()
     failed = []
     tab.on("requestfailed", lambda request: failed.append(request.failure))
@@ -312,9 +357,15 @@ def test_even_a_script_that_got_in_would_not_run(show, browser, tmp_path, evalua
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("viewport", [WIDE, NARROW], ids=["wide", "narrow"])
 def test_both_colour_schemes_at_any_width(show, scheme, viewport, tmp_path_factory):
-    nested = traced(trees.to_forest(trees.family((5, 3), "1"), DIGITS), 0, DIGITS, failure="arithmetic")
+    nested = traced(
+        trees.to_forest(trees.family((5, 3), "1"), DIGITS), 0, DIGITS, failure="arithmetic"
+    )
     serial = traced(
-        trees.to_forest(Thread("1", ("2+3=5,5*4=20",), "5*4=20"), DIGITS), 0, DIGITS, correct=True, failure=""
+        trees.to_forest(Thread("1", ("2+3=5,5*4=20",), "5*4=20"), DIGITS),
+        0,
+        DIGITS,
+        correct=True,
+        failure="",
     )
     tab = show(
         {"apr-rl": [nested, nested | {"id": "b"}], "sos+-rl": [serial, serial | {"id": "b"}]},
@@ -327,7 +378,16 @@ def test_both_colour_schemes_at_any_width(show, scheme, viewport, tmp_path_facto
     for name in ("given", "sampled", "spawn", "joined", "join"):
         for place in (f".legend .t.{name}", f".thread .t.{name}"):
             assert contrast(tab, place) >= 4.5, (place, scheme)
-    for place in (".facts", ".verdict >> nth=0", "h2", "#found", ".right", ".wrong", "#theme", ".marks"):
+    for place in (
+        ".facts",
+        ".verdict >> nth=0",
+        "h2",
+        "#found",
+        ".right",
+        ".wrong",
+        "#theme",
+        ".marks",
+    ):
         assert contrast(tab, place) >= 4.5, (place, scheme)
     picture = tmp_path_factory.getbasetemp() / f"viewer-{scheme}-{viewport['width']}.png"
     tab.screenshot(path=picture, full_page=True)
@@ -340,14 +400,22 @@ def test_both_colour_schemes_at_any_width(show, scheme, viewport, tmp_path_facto
     assert tab.evaluate(shade) != before
     tab.reload()
     settle(tab)
-    assert (luminance(tab, "body", "backgroundColor") < 0.2) == (scheme == "light"), "the switch is remembered"
+    assert (luminance(tab, "body", "backgroundColor") < 0.2) == (scheme == "light"), (
+        "the switch is remembered"
+    )
 
 
 def luminance(tab, place, what="color"):
-    """Relative luminance of WCAG 2.2, of a text or of what stands behind it (tints of a tenth are left out)."""
+    """Relative luminance of WCAG 2.2, of a text or of what stands behind it (tints of a tenth are
+    left out).
+    """
     behind = """(e) => {for (; e; e = e.parentElement) {const m = getComputedStyle(e).backgroundColor.match(/^rgb\\((.*)\\)$/);
       if (m) return m[1]} return '255,255,255'}"""
-    code = behind if what == "backgroundColor" else "(e) => getComputedStyle(e).color.match(/\\((.*)\\)/)[1]"
+    code = (
+        behind
+        if what == "backgroundColor"
+        else "(e) => getComputedStyle(e).color.match(/\\((.*)\\)/)[1]"
+    )
     channels = [int(value) / 255 for value in tab.locator(place).first.evaluate(code).split(",")]
     linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
     return float(np.dot(linear, [0.2126, 0.7152, 0.0722]))

@@ -1,4 +1,6 @@
-"""What the viewer draws of trees: two side by side at one time, and hundreds of threads as quickly as a few."""
+"""What the viewer draws of trees: two side by side at one time, and hundreds of threads as quickly
+as a few.
+"""
 
 import random
 import statistics
@@ -15,7 +17,8 @@ from apr_jax.tasks import Spawn, Thread, flatten
 pytestmark = needs_browser
 
 TALL = {"width": 1280, "height": 1000}
-# Of each pane: what is chosen, what it says, how many tokens are there, what is drawn, and where the time stands.
+# Of each pane: what is chosen, what it says, how many tokens are there, what is drawn, and where
+# the time stands.
 PANES = """() => viewer.panes.map(({ host, lanes }) => {
   const tokens = [...host.querySelectorAll(".thread .t")];
   return {
@@ -43,7 +46,8 @@ LOOKED = """() => {
     return looked.size;
   });
 }"""
-# The links that a frame draws in a low view, row after row; and those of all threads of which a part is in view.
+# The links that a frame draws in a low view, row after row; and those of all threads of which a
+# part is in view.
 LINKS = """([problem, time]) => {
   viewer.chooser.choose(problem);
   viewer.seek(time);
@@ -85,7 +89,8 @@ WRONG = """([problem, slot, times]) => {
       || text.tokens.some((token, place) => faint(token) === there(thread.at[place]));
   });
 }"""
-# Milliseconds of single steps from the middle: of the work of one, and until its frame is on its way to the screen.
+# Milliseconds of single steps from the middle: of the work of one, and until its frame is on its
+# way to the screen.
 STEPS = """async (count) => {
   const { lanes } = viewer.panes[0], work = [], frames = [];
   const frame = () => new Promise((done) => requestAnimationFrame(() => {
@@ -115,7 +120,9 @@ def grown(seed, depth=3):
     def grow(name, depth):
         body = ["1" * rng.randint(1, 9)]
         for _ in range(rng.randint(0, 2) if depth else 0):
-            children = tuple(grow(f"{name}{place}", depth - 1) for place in range(rng.randint(1, 4)))
+            children = tuple(
+                grow(f"{name}{place}", depth - 1) for place in range(rng.randint(1, 4))
+            )
             body += [Spawn(children), "2" * rng.randint(1, 9)]
         return Thread(name, tuple(body), "3" * rng.randint(1, 9))
 
@@ -129,13 +136,17 @@ def to_trace(thread, **changes):
 @pytest.fixture(scope="module")
 def families():
     """Traces of irregular trees of some size."""
-    drawn = [thread for thread in map(grown, range(200)) if 15 < len(list(flatten(thread))) < 80][:8]
+    drawn = [thread for thread in map(grown, range(200)) if 15 < len(list(flatten(thread))) < 80][
+        :8
+    ]
     return [to_trace(thread, id=str(place)) for place, thread in enumerate(drawn)]
 
 
 @pytest.fixture(scope="module")
 def sizes():
-    """A small tree; two of 501 threads, of which one has them all below its root; one that goes deep."""
+    """A small tree; two of 501 threads, of which one has them all below its root; one that goes
+    deep.
+    """
     levels = {"small_batch_sizes": (4, 4), "many": (20, 24), "wide": (500,), "deep": (2,) * 8}
     return {name: to_trace(trees.family(each, "1")) for name, each in levels.items()}
 
@@ -159,21 +170,31 @@ def show(browser, tmp_path):
 
 
 def there(trace, time):
-    """How many tokens of the root are there at a time: a sampled one takes a step, a join waits for the last child."""
+    """How many tokens of the root are there at a time: a sampled one takes a step, a join waits for
+    the last child.
+    """
     (root, *others), clock, count, rounds, before = trace["threads"], 0, 0, 0, ""
     for kind in kinds_of(root):
         rounds += before != kind == "spawn"
         if kind == "joined":
-            clock = max(one["end"] for one in others if (one["parent"], one["round"]) == (0, rounds - 1))
+            clock = max(
+                one["end"] for one in others if (one["parent"], one["round"]) == (0, rounds - 1)
+            )
         clock += kind in ("sampled", "spawn", "join")
         count, before = count + (clock <= time), kind
     return count
 
 
 def test_both_panes_show_their_own_tree_of_one_problem_at_one_time(show, families):
-    """Words, facts and lanes of each, as far as it has come by the step that both are at; each has a tokenizer of its own."""
+    """Words, facts and lanes of each, as far as it has come by the step that both are at; each has
+    a tokenizer of its own.
+    """
     right = [
-        other | {"id": one["id"], "pieces": {token: f"{piece}'" for token, piece in other["pieces"].items()}}
+        other
+        | {
+            "id": one["id"],
+            "pieces": {token: f"{piece}'" for token, piece in other["pieces"].items()},
+        }
         for one, other in zip(families, families[1:] + families[:1], strict=True)
     ]
     tab = show({"sos+-rl": right, "apr-rl": families})
@@ -190,8 +211,12 @@ def test_both_panes_show_their_own_tree_of_one_problem_at_one_time(show, familie
                 assert pane["texts"] == [trace["pieces"][str(token)] for token in ids]
                 assert pane["there"] == there(trace, time) == len(ids) - pane["later"]
                 tokens, chain = trace["total_tokens"], trace["sequential_tokens"]
-                assert pane["facts"].startswith(f"{tokens} tokens, {chain} in sequence, {trace['children']} children")
-                assert pane["lanes"].startswith(f"{len(trace['threads'])} threads over {chain} steps")
+                assert pane["facts"].startswith(
+                    f"{tokens} tokens, {chain} in sequence, {trace['children']} children"
+                )
+                assert pane["lanes"].startswith(
+                    f"{len(trace['threads'])} threads over {chain} steps"
+                )
             assert panes[0]["now"] == panes[1]["now"], "a step stands at one place in both"
             pictures += [pane["picture"] for pane in panes]
         assert len(set(pictures)) == 6
@@ -209,7 +234,9 @@ def test_links_are_those_of_every_thread_that_reaches_into_the_view(show, famili
 
 
 def test_what_is_still_to_come_is_faint_whatever_the_time_was_before(show, families):
-    """Tokens of a thread, and the children in its table, of several spawns and in the order in which they end."""
+    """Tokens of a thread, and the children in its table, of several spawns and in the order in
+    which they end.
+    """
     tab, rng, spawns = show({"apr": families}), random.Random(0), 0
     for trace in families:
         for thread in trace["threads"][:6]:
@@ -235,7 +262,9 @@ def test_five_hundred_threads_cost_what_twenty_do(show, sizes):
         tab.keyboard.press("End")
         touched.append(tab.evaluate("viewer.panes[0].text.touched"))
         sampled = len(unpack_streams(trace)[0][0]) - trace["threads"][0]["lengths"][0]
-        assert sum(touched) == sampled + sum(thread["parent"] == 0 for thread in trace["threads"]), "each once"
+        assert sum(touched) == sampled + sum(
+            thread["parent"] == 0 for thread in trace["threads"]
+        ), "each once"
         tab.evaluate("viewer.panes[0].lanes.host.scrollTop = 1e6")
         settle(tab)
         lanes.append(tab.evaluate("viewer.panes[0].lanes.drawn"))
@@ -259,8 +288,13 @@ def test_a_frame_looks_at_no_thread_out_of_view(show, sizes):
 
 
 def test_a_step_through_five_hundred_threads_is_not_felt(show, sizes):
-    """Loose bounds, for a machine with other work: ten times what was measured, and five times what a small tree takes."""
-    opened = {name: show({"apr": [sizes[name]]}, name, viewport=TALL) for name in ("small_batch_sizes", "many", "wide")}
+    """Loose bounds, for a machine with other work: ten times what was measured, and five times what
+    a small tree takes.
+    """
+    opened = {
+        name: show({"apr": [sizes[name]]}, name, viewport=TALL)
+        for name in ("small_batch_sizes", "many", "wide")
+    }
     times = {name: [] for name in opened}
     for _ in range(3):
         for name, tab in opened.items():
@@ -269,4 +303,6 @@ def test_a_step_through_five_hundred_threads_is_not_felt(show, sizes):
             times[name].append(work)
             assert frames < 200, f"{name}: milliseconds of a step until its frame is drawn"
     for name, found in times.items():
-        assert min(work / few for work, few in zip(found, times["small_batch_sizes"], strict=True)) < 5, (name, times)
+        assert (
+            min(work / few for work, few in zip(found, times["small_batch_sizes"], strict=True)) < 5
+        ), (name, times)

@@ -1,4 +1,6 @@
-"""The box around a verifier: what raises, hangs, dies or attacks costs one answer, of which nothing is then known."""
+"""The box around a verifier: what raises, hangs, dies or attacks costs one answer, of which nothing
+is then known.
+"""
 
 import errno
 import os
@@ -67,8 +69,14 @@ class Moody(HiddenDigit):
         if answer == "take memory":
             return RIGHT if bytearray(8 << 30) else None
         if answer == "show the surroundings":
-            open_files = sorted(int(name) for name in os.listdir("/proc/self/fd") if _is_open(int(name)))
-            return Verdict((*os.environ, os.getcwd()), bool(open_files[4:]), correct=os.getsid(0) == os.getpid())
+            open_files = sorted(
+                int(name) for name in os.listdir("/proc/self/fd") if _is_open(int(name))
+            )
+            return Verdict(
+                (*os.environ, os.getcwd()),
+                bool(open_files[4:]),
+                correct=os.getsid(0) == os.getpid(),
+            )
         if answer == "start a process":
             subprocess.Popen(["sleep", "600"])
             time.sleep(60)
@@ -81,7 +89,8 @@ class Moody(HiddenDigit):
         if answer == "sleep":
             time.sleep(60)
         if answer == "hold the lock":
-            re.match(r"(a+)+$", "a" * 60 + "b")  # Backtracks for ages in C and lets no other thread run meanwhile.
+            # Backtracks for ages in C and lets no other thread run meanwhile.
+            re.match(r"(a+)+$", "a" * 60 + "b")
         if answer == "nothing":
             return None
         return RIGHT
@@ -122,7 +131,11 @@ def test_one_answer_is_lost_and_the_others_are_not(answer, failure, capfd):
         assert box.verify(pairs) == [RIGHT, failure, RIGHT, failure]
         assert box.verify(pairs[:1]) == [RIGHT]
     said = capfd.readouterr().err.splitlines()
-    assert len(said) == 1 and said[0].startswith("verifier: ") and "problem p; it is not counted" in said[0]
+    assert (
+        len(said) == 1
+        and said[0].startswith("verifier: ")
+        and "problem p; it is not counted" in said[0]
+    )
     if answer == "raise":
         assert "raised ValueError: no idea on" in said[0]
 
@@ -165,7 +178,8 @@ def test_slow_answers_are_unknown_and_cost_no_other_answer():
 
 
 @pytest.mark.parametrize(
-    ("answer", "failure", "why"), [("sleep", Failure.TIMED_OUT, "took more"), ("die", Failure.RAISED, "ended its")]
+    ("answer", "failure", "why"),
+    [("sleep", Failure.TIMED_OUT, "took more"), ("die", Failure.RAISED, "ended its")],
 )
 def test_a_verifier_that_fails_on_everything_costs_no_more_answers_than_the_caller_can_spare(
     answer, failure, why, capfd
@@ -204,7 +218,9 @@ ATTACKS = (
 )
 
 
-def test_what_an_answer_sends_back_in_place_of_a_verdict_does_nothing_here(tmp_path, capfd, monkeypatch):
+def test_what_an_answer_sends_back_in_place_of_a_verdict_does_nothing_here(
+    tmp_path, capfd, monkeypatch
+):
     """Nothing is unpickled, and a forged line is no verdict of the next answer either."""
     proof = tmp_path / "proof"
     with SandboxedVerifier(Moody(str(proof)), time_limit=5.0) as box:
@@ -217,7 +233,9 @@ def test_what_an_answer_sends_back_in_place_of_a_verdict_does_nothing_here(tmp_p
     assert (tmp_path / "proof.written").stat().st_size == 0
     lines = capfd.readouterr().err.splitlines()
     assert len(lines) == len(ATTACKS), "one line each"
-    assert all(line.startswith("verifier: ") and line.isprintable() and len(line) < 300 for line in lines)
+    assert all(
+        line.startswith("verifier: ") and line.isprintable() and len(line) < 300 for line in lines
+    )
 
 
 VERDICT = {"number": 7, "solution": ["1", "2"], "claimed": True, "correct": False, "reason": "why"}
@@ -240,8 +258,12 @@ VERDICT = {"number": 7, "solution": ["1", "2"], "claimed": True, "correct": Fals
     ids=str,
 )
 def test_a_field_of_another_type_is_no_verdict(wrong):
-    assert sandbox._parse_verdict(VERDICT, 7) == Verdict(("1", "2"), claimed=True, correct=False, reason="why")
-    with pytest.raises(ValueError, match="other fields|another answer|is no list|neither true nor false|is no text"):
+    assert sandbox._parse_verdict(VERDICT, 7) == Verdict(
+        ("1", "2"), claimed=True, correct=False, reason="why"
+    )
+    with pytest.raises(
+        ValueError, match="other fields|another answer|is no list|neither true nor false|is no text"
+    ):
         sandbox._parse_verdict(VERDICT | wrong, 7)
 
 
@@ -321,14 +343,17 @@ def test_files_of_the_current_folder_hide_nothing_of_the_standard_library(tmp_pa
 
 def test_what_keeps_the_process_from_starting_is_said(monkeypatch, capfd):
     class Hidden(HiddenDigit):
-        """A class that no import finds; pickled by its name, as one of the script that is run would be."""
+        """A class that no import finds; pickled by its name, as one of the script that is run would
+        be.
+        """
 
     monkeypatch.setitem(globals(), "Hidden", Hidden)
     Hidden.__qualname__ = "Hidden"
     name = f"{Hidden.__module__}.Hidden"
     with SandboxedVerifier(Hidden(), time_limit=5.0) as box:
         told = (
-            rf"verifier: its process cannot make the task {name} \(AttributeError: .*Hidden.*\); its class must be in a"
+            rf"verifier: its process cannot make the task {name} \(AttributeError: .*Hidden.*\);"
+            r" its class must be in a"
         )
         with pytest.raises(UserError, match=told):
             box.verify([(PROBLEM, "fine")])
@@ -353,13 +378,24 @@ def _refuse(*args, **options):
         (
             "_START_LIMIT",
             0.001,
-            r"its process was not ready after 0.001 s: the import of \S*Moody hangs, or the machine",
+            (
+                r"its process was not ready after 0.001 s: the import of \S*Moody hangs, or the"
+                r" machine"
+            ),
         ),
-        ("subprocess.Popen", _refuse, r"its process cannot be started \(Cannot allocate memory\): free memory,"),
+        (
+            "subprocess.Popen",
+            _refuse,
+            r"its process cannot be started \(Cannot allocate memory\): free memory,",
+        ),
     ],
 )
-def test_a_process_that_cannot_be_started_again_costs_the_rest_of_a_batch(field, value, told, capfd, monkeypatch):
-    """A run of days must not end because the machine was busy for a minute; only the first start may end it."""
+def test_a_process_that_cannot_be_started_again_costs_the_rest_of_a_batch(
+    field, value, told, capfd, monkeypatch
+):
+    """A run of days must not end because the machine was busy for a minute; only the first start
+    may end it.
+    """
     with SandboxedVerifier(Moody(), time_limit=5.0) as box:
         assert box.verify([(PROBLEM, "fine")]) == [RIGHT]
         capfd.readouterr()
@@ -368,7 +404,12 @@ def test_a_process_that_cannot_be_started_again_costs_the_rest_of_a_batch(field,
                 patch.setattr(f"apr_jax.tasks.sandbox.{field}", value)
                 patch.setattr(sandbox, "_START_PAUSE", 0.0)
                 pairs = [(PROBLEM, text) for text in ("fine", "die", "fine", "fine")]
-                assert box.verify(pairs) == [RIGHT, Failure.RAISED, Failure.UNVERIFIED, Failure.UNVERIFIED]
+                assert box.verify(pairs) == [
+                    RIGHT,
+                    Failure.RAISED,
+                    Failure.UNVERIFIED,
+                    Failure.UNVERIFIED,
+                ]
             assert box.verify([(PROBLEM, "fine")]) == [RIGHT], "the next batch has a process again"
         said = capfd.readouterr().err.splitlines()
         assert len(said) == 2, "each kind once"
@@ -376,13 +417,17 @@ def test_a_process_that_cannot_be_started_again_costs_the_rest_of_a_batch(field,
     monkeypatch.setattr(f"apr_jax.tasks.sandbox.{field}", value)
     with (
         SandboxedVerifier(Moody(), time_limit=5.0) as box,
-        pytest.raises(UserError, match=rf"verifier: {told}.*; mend that, and start the same command again"),
+        pytest.raises(
+            UserError, match=rf"verifier: {told}.*; mend that, and start the same command again"
+        ),
     ):
         box.verify([(PROBLEM, "fine")])
 
 
 def test_the_box_is_quick():
-    """A verifier does some 2,000 answers a second: the way into the box and back must not show beside it."""
+    """A verifier does some 2,000 answers a second: the way into the box and back must not show
+    beside it.
+    """
     with SandboxedVerifier(Moody(), time_limit=5.0) as box:
         box.verify([(PROBLEM, "fine")])
         began = time.perf_counter()

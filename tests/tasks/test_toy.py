@@ -1,4 +1,6 @@
-"""The toy task: what an imitator of it would score, and that only the spawning habit is always right."""
+"""The toy task: what an imitator of it would score, and that only the spawning habit is always
+right.
+"""
 
 from apr_jax.tasks import HiddenDigit, Problem, Spawn
 from apr_jax.tasks.base import Task
@@ -17,7 +19,9 @@ def test_spawning_is_always_right_and_guessing_one_time_in_ten():
         right[spawns] += TASK.verify(problem, thread.answer).correct
     assert right[True] == seen[True] > 0
     assert 0.07 < right[False] / seen[False] < 0.13
-    assert abs(sum(right.values()) / 4_000 - 0.55) < 0.03, "half the time certain, half the time 1 in 10"
+    assert abs(sum(right.values()) / 4_000 - 0.55) < 0.03, (
+        "half the time certain, half the time 1 in 10"
+    )
 
 
 def test_text_and_verdicts():

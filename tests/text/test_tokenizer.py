@@ -1,4 +1,6 @@
-"""The tokenizer: exact round trips, control pieces out of reach of any text, determinism, readable errors."""
+"""The tokenizer: exact round trips, control pieces out of reach of any text, determinism, readable
+errors.
+"""
 
 import string
 
@@ -19,11 +21,24 @@ TOKENIZER = Tokenizer.train([ALPHABET], PHRASES)
 def test_control_pieces_are_those_of_the_protocol():
     assert module.CONTROL_PIECES == protocol.CONTROL_PIECES
     assert TOKENIZER.pieces[: len(CONTROL_PIECES)] == CONTROL_PIECES
-    for name in ("PAD", "BOS", "EOS", "UNK", "SPAWN", "MSG", "END_SPAWN", "JOINED", "END_JOINED", "JOIN"):
+    for name in (
+        "PAD",
+        "BOS",
+        "EOS",
+        "UNK",
+        "SPAWN",
+        "MSG",
+        "END_SPAWN",
+        "JOINED",
+        "END_JOINED",
+        "JOIN",
+    ):
         assert getattr(module, name) == getattr(protocol, name), name
 
 
-@given(st.lists(st.one_of(st.sampled_from(CONTROL_PIECES + PHRASES), st.text(ALPHABET)), max_size=12))
+@given(
+    st.lists(st.one_of(st.sampled_from(CONTROL_PIECES + PHRASES), st.text(ALPHABET)), max_size=12)
+)
 def test_round_trip_is_exact_and_never_makes_a_control_id(parts):
     text = "".join(parts)
     ids = TOKENIZER.encode(text)
@@ -46,15 +61,24 @@ def test_digits_are_single_and_the_longest_phrase_wins():
 
 def test_a_character_that_stands_in_phrases_only_is_known_by_itself_too():
     tokenizer = Tokenizer.train(["1234"], ("12", "34", "123"))
-    assert [tokenizer.pieces[token] for token in tokenizer.encode("412341")] == ["4", "123", "4", "1"]
+    assert [tokenizer.pieces[token] for token in tokenizer.encode("412341")] == [
+        "4",
+        "123",
+        "4",
+        "1",
+    ]
 
 
 def test_control_ids_are_dropped_when_decoding():
     one, two = TOKENIZER.encode("12")
-    assert TOKENIZER.decode([*range(len(CONTROL_PIECES)), one, module.JOIN, two, module.EOS]) == "12"
+    assert (
+        TOKENIZER.decode([*range(len(CONTROL_PIECES)), one, module.JOIN, two, module.EOS]) == "12"
+    )
 
 
-@pytest.mark.parametrize(("text", "named"), [("22 é 3", "'é'"), ("1\u25812", r"'\u2581'"), ("x\ud800", r"'\\ud800'")])
+@pytest.mark.parametrize(
+    ("text", "named"), [("22 é 3", "'é'"), ("1\u25812", r"'\u2581'"), ("x\ud800", r"'\\ud800'")]
+)
 def test_an_unknown_character_is_named(text, named):
     with pytest.raises(UsageError, match=f"(?s)character {named}"):
         TOKENIZER.encode(text)

@@ -11,7 +11,9 @@ A = len(p.CONTROL_PIECES)
 
 
 def family():
-    """The root spawns two children, the second of which spawns one; then the root spawns once more."""
+    """The root spawns two children, the second of which spawns one; then the root spawns once
+    more.
+    """
     written = iter(
         [
             *(A, p.SPAWN, p.MSG, p.MSG, A, p.END_SPAWN),  # Root: 6 steps.

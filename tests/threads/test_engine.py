@@ -23,7 +23,11 @@ from hypothesis import strategies as st
 
 from apr_jax.threads import Schedule, Status
 
-any_policy = given(name=st.sampled_from(sorted(LIMITS)), seed=st.integers(0, 2**20), manners=st.sampled_from(MANNERS))
+any_policy = given(
+    name=st.sampled_from(sorted(LIMITS)),
+    seed=st.integers(0, 2**20),
+    manners=st.sampled_from(MANNERS),
+)
 
 
 @settings(max_examples=10, deadline=None, suppress_health_check=list(HealthCheck))
@@ -41,16 +45,23 @@ def test_engine_equals_reference_on_many_random_policies(name, seed, manners):
 
 def test_one_slot_does_all():
     """The least schedule that there is: one decode slot, one thread admitted, one token a chunk."""
-    assert compare("nested", 0, 9.0, Schedule(slots=1, prefill_batch=1, prefill_chunk=1))["streams"] > 100
+    assert (
+        compare("nested", 0, 9.0, Schedule(slots=1, prefill_batch=1, prefill_chunk=1))["streams"]
+        > 100
+    )
 
 
 @pytest.mark.parametrize("name", CONSTRAINED)
 def test_constrained_rollouts_keep_the_protocol(name):
-    """Under policies that throw control pieces anywhere: no malformed stream, no refusal, forced counts to the number."""
+    """Under policies that throw control pieces anywhere: no malformed stream, no refusal, forced
+    counts to the number.
+    """
     streams = exact = 0
     for seed in range(60):
         batch = prompts(seed, LIMITS[name])
-        forest, _ = jax.device_get(engine(LIMITS[name], ODD)(scripted.policy(seed, 0.0), batch, jax.random.key(seed)))
+        forest, _ = jax.device_get(
+            engine(LIMITS[name], ODD)(scripted.policy(seed, 0.0), batch, jax.random.key(seed))
+        )
         assert_kept_the_protocol(forest)
         ends = (batch.children >= 0) & (forest.status[:, 0] == Status.DONE)
         made = np.sum(forest.parent == 0, axis=1)
@@ -68,7 +79,10 @@ def all_outcomes(tokens: int, first_seed: int) -> collections.Counter:
         for name in LIMITS:
             seen += compare(name, seed, MANNERS[seed % len(MANNERS)])
         seed += 1
-    print(f"\n{seen['streams']:,} streams, {seen['tokens']:,} sampled tokens, all fields of all trees agree")
+    print(
+        f"\n{seen['streams']:,} streams, {seen['tokens']:,} sampled tokens, all fields of all trees"
+        " agree"
+    )
     for case in (*CASES, *PECULIAR):
         print(f"{seen[case]:>9,}  {case}")
     return seen
@@ -87,6 +101,8 @@ def test_a_million_tokens_agree():
 
 
 def test_the_page_has_the_cases_of_the_test():
-    """The tables are read from the page, so their cells are the cases; what stands in its text is looked for."""
+    """The tables are read from the page, so their cells are the cases; what stands in its text is
+    looked for.
+    """
     assert len(CASES) == len(set(CASES)) == 9 * 4 + 4 * 6 - 1 + 3 + 5 + 1
     assert NOT_MADE in PAGE.read_text()

@@ -1,4 +1,6 @@
-"""Nothing but a tree's own prompt, key and limits says what it becomes: no schedule, no batch, no neighbour, no device."""
+"""Nothing but a tree's own prompt, key and limits says what it becomes: no schedule, no batch, no
+neighbour, no device.
+"""
 
 import dataclasses
 import functools
@@ -36,19 +38,28 @@ def pick(batch: Prompts, trees) -> Prompts:
     [
         pytest.param(Schedule(1, 1, 1), id="one decode slot", marks=pytest.mark.slow),
         pytest.param(Schedule(64, 16, 2), id="more decode slots than threads"),
-        pytest.param(Schedule(8, 4, 16, context_buckets=(3, 6, 9, 12), small_batch_sizes=(1, 2, 5)), id="many buckets"),
+        pytest.param(
+            Schedule(8, 4, 16, context_buckets=(3, 6, 9, 12), small_batch_sizes=(1, 2, 5)),
+            id="many buckets",
+        ),
     ],
 )
 def test_schedule_changes_no_token(schedule):
-    assert_same(expected(), jax.device_get(engine(NESTED, schedule)(POLICY, prompts(0, NESTED), KEY)[0]))
+    assert_same(
+        expected(), jax.device_get(engine(NESTED, schedule)(POLICY, prompts(0, NESTED), KEY)[0])
+    )
 
 
 def test_optimized_code_changes_no_token_either():
-    """What LLVM makes of two schedules and of two orders of the trees, however `make test` compiles the rest."""
+    """What LLVM makes of two schedules and of two orders of the trees, however `make test` compiles
+    the rest.
+    """
 
     def optimized(schedule, batch):
         program = engine(NESTED, schedule).lower(POLICY, batch, KEY)
-        return jax.device_get(program.compile({"xla_backend_optimization_level": 3})(POLICY, batch, KEY)[0])
+        return jax.device_get(
+            program.compile({"xla_backend_optimization_level": 3})(POLICY, batch, KEY)[0]
+        )
 
     forest = optimized(ODD, prompts(0, NESTED))
     assert_same(forest, optimized(Schedule(8, 4, 16, context_buckets=(6, 12)), prompts(0, NESTED)))
@@ -62,7 +73,9 @@ def test_optimized_code_changes_no_token_either():
 def test_a_tree_is_the_same_in_any_batch(size):
     batch = prompts(0, NESTED)
     for begin in range(0, TREES - size + 1, size):
-        forest = jax.device_get(engine(NESTED, ODD)(POLICY, pick(batch, range(begin, begin + size)), KEY)[0])
+        forest = jax.device_get(
+            engine(NESTED, ODD)(POLICY, pick(batch, range(begin, begin + size)), KEY)[0]
+        )
         for number in range(size):
             assert_same(take(expected(), begin + number), take(forest, number))
 
@@ -74,7 +87,9 @@ def test_order_of_the_batch_changes_no_token():
         assert_same(take(expected(), int(tree)), take(shuffled, place))
 
 
-@pytest.mark.parametrize("devices", [*(pytest.param(n, marks=pytest.mark.slow) for n in (1, 2, 4)), 8])
+@pytest.mark.parametrize(
+    "devices", [*(pytest.param(n, marks=pytest.mark.slow) for n in (1, 2, 4)), 8]
+)
 def test_devices_change_no_token(devices):
     mesh = make_mesh(devices=jax.devices()[:devices])
     rollout = make_rollout(scripted.decode, scripted.init_cache, NESTED, ODD, mesh)
@@ -98,14 +113,23 @@ def test_another_prompt_leaves_every_other_tree_bit_for_bit():
             assert_same(take(expected(), other), take(forest, other), bits=True)
 
 
-@pytest.mark.parametrize("change", [{"top_k": 2}, {"top_p": 0.5}, {"temperature": 0.0}, {"children": 3}])
+@pytest.mark.parametrize(
+    "change", [{"top_k": 2}, {"top_p": 0.5}, {"temperature": 0.0}, {"children": 3}]
+)
 def test_another_setting_leaves_every_other_tree_bit_for_bit(change):
-    """One tree of a plain batch is sampled otherwise: `draw` has branches that only such a batch takes."""
+    """One tree of a plain batch is sampled otherwise: `draw` has branches that only such a batch
+    takes.
+    """
     ids = [[p.BOS, 10 + number % 4] for number in range(TREES)]
     plain = make_prompts(ids, width=5, temperature=1.0)
-    one = {name: [value] + [getattr(plain, name)[1].item()] * (TREES - 1) for name, value in change.items()}
+    one = {
+        name: [value] + [getattr(plain, name)[1].item()] * (TREES - 1)
+        for name, value in change.items()
+    }
     mixed = make_prompts(ids, width=5, **({"temperature": 1.0} | one))
-    before, after = (jax.device_get(engine(NESTED, ODD)(POLICY, batch, KEY)[0]) for batch in (plain, mixed))
+    before, after = (
+        jax.device_get(engine(NESTED, ODD)(POLICY, batch, KEY)[0]) for batch in (plain, mixed)
+    )
     assert not np.array_equal(before.logprob[0], after.logprob[0])
     for other in range(1, TREES):
         assert_same(take(before, other), take(after, other), bits=True)
@@ -114,7 +138,9 @@ def test_another_setting_leaves_every_other_tree_bit_for_bit(change):
 def test_the_key_is_the_trees_identity_and_not_its_place():
     ids = [[p.BOS, 10]] * TREES
     forest = jax.device_get(
-        engine(NESTED, ODD)(POLICY, make_prompts(ids, 5, tree=[5] * (TREES - 1) + [6], temperature=1.0), KEY)[0]
+        engine(NESTED, ODD)(
+            POLICY, make_prompts(ids, 5, tree=[5] * (TREES - 1) + [6], temperature=1.0), KEY
+        )[0]
     )
     for number in range(1, TREES - 1):
         assert_same(take(forest, 0), take(forest, number), bits=True)
@@ -122,17 +148,27 @@ def test_the_key_is_the_trees_identity_and_not_its_place():
 
 
 def test_compiled_once_without_host_traffic():
-    """One program for any mixture of trees, without a transfer or a call to the host while it runs."""
+    """One program for any mixture of trees, without a transfer or a call to the host while it
+    runs.
+    """
     traces = 0
 
     def counted(*args):
         nonlocal traces
         traces += 1
-        return tree_rollout(scripted.decode, scripted.init_cache, *args, limits=NESTED, schedule=ODD)
+        return tree_rollout(
+            scripted.decode, scripted.init_cache, *args, limits=NESTED, schedule=ODD
+        )
 
     run = jax.jit(counted)
     batches = [
-        jax.device_put((jnp.asarray(scripted.policy(seed, 3.0 * seed)), prompts(seed, NESTED), jax.random.key(seed)))
+        jax.device_put(
+            (
+                jnp.asarray(scripted.policy(seed, 3.0 * seed)),
+                prompts(seed, NESTED),
+                jax.random.key(seed),
+            )
+        )
         for seed in range(4)
     ]
     program = run.lower(*batches[0]).compile().as_text()
@@ -154,7 +190,9 @@ def test_shards_say_nothing_to_each_other(devices):
 
 
 def test_slots_stay_full():
-    """Few decode slots for many trees of very different size: a decode slot that its thread leaves is taken by the next one at once."""
+    """Few decode slots for many trees of very different size: a decode slot that its thread leaves
+    is taken by the next one at once.
+    """
     schedule = Schedule(slots=6, prefill_batch=1, prefill_chunk=4)
     batch = prompts(7, NESTED, trees=96)
     forest, work = jax.device_get(engine(NESTED, schedule)(scripted.policy(7, 9.0), batch, KEY))

@@ -1,4 +1,6 @@
-"""Streams written by hand: what each well-formed and malformed stream becomes, in both implementations."""
+"""Streams written by hand: what each well-formed and malformed stream becomes, in both
+implementations.
+"""
 
 import dataclasses
 import functools
@@ -28,7 +30,11 @@ VOCAB = 12
 LIMITS = Limits(window=20, max_thread_tokens=32, max_threads=4, children=2, max_depth=1)
 
 
-_ENTRIES, _WIDTH = 48, 24  # Room for the scripts below, so that one compiled program serves them all.
+# Room for the scripts below, so that one compiled program serves them all.
+_ENTRIES, _WIDTH = (
+    48,
+    24,
+)
 
 
 def init_cache(slots, bound):
@@ -36,7 +42,9 @@ def init_cache(slots, bound):
 
 
 def decode(script, tokens, cache, positions, bound):
-    """Writes what the script says after exactly this context; the cache holds the tokens themselves."""
+    """Writes what the script says after exactly this context; the cache holds the tokens
+    themselves.
+    """
     contexts, answers = script
     slot = jnp.arange(tokens.shape[0])[:, None]
     cache = cache.at[slot, positions].set(tokens, mode="drop")
@@ -49,13 +57,20 @@ def decode(script, tokens, cache, positions, bound):
 
 @functools.cache
 def engine(limits: Limits):
-    return jax.jit(functools.partial(tree_rollout, decode, init_cache, limits=limits, schedule=Schedule(2, 1, 3)))
+    return jax.jit(
+        functools.partial(
+            tree_rollout, decode, init_cache, limits=limits, schedule=Schedule(2, 1, 3)
+        )
+    )
 
 
 def run(
-    streams: list[tuple[tuple[int, ...], tuple[int, ...]]], limits: Limits = LIMITS, children: int = NOT_FORCED
+    streams: list[tuple[tuple[int, ...], tuple[int, ...]]],
+    limits: Limits = LIMITS,
+    children: int = NOT_FORCED,
 ) -> ThreadForest:
-    """Runs (context, tokens sampled from there on) pairs in both implementations; returns the tree, threads x fields.
+    """Runs (context, tokens sampled from there on) pairs in both implementations; returns the tree,
+    threads x fields.
 
     After any other context `<eos>` is written.
     """
@@ -64,7 +79,10 @@ def run(
         for token in sampled:
             script[context] = token
             context = (*context, token)
-    contexts, answers = np.full((_ENTRIES, _WIDTH), -1, np.int32), np.full(_ENTRIES + 1, p.EOS, np.int32)
+    contexts, answers = (
+        np.full((_ENTRIES, _WIDTH), -1, np.int32),
+        np.full(_ENTRIES + 1, p.EOS, np.int32),
+    )
     for row, (seen, token) in enumerate(script.items()):
         contexts[row, : len(seen)], answers[row] = seen, token
 
@@ -72,7 +90,9 @@ def run(
         return np.eye(VOCAB, dtype=np.float32)[script.get(tuple(seen), p.EOS)] * 50.0
 
     batch, key = make_prompts([streams[0][0]], 2, children=children), jax.random.key(0)
-    forest = jax.tree.map(lambda x: np.asarray(x[0]), engine(limits)((contexts, answers), batch, key)[0])
+    forest = jax.tree.map(
+        lambda x: np.asarray(x[0]), engine(limits)((contexts, answers), batch, key)[0]
+    )
     assert_same(forest, interpret(logits_of, batch, 0, key, limits))
     outcomes(forest, limits, children)
     return forest
@@ -87,18 +107,24 @@ ROOT = (p.BOS, A)
 
 
 def test_a_family_by_hand():
-    """The worked example of DESIGN.md 3: hidden blocks, rewound positions, clocks and statistics, number by number."""
+    """The worked example of DESIGN.md 3: hidden blocks, rewound positions, clocks and statistics,
+    number by number.
+    """
     forest = run(
         [
             (ROOT, (B, p.SPAWN, p.MSG, A, p.MSG, B, B, p.END_SPAWN)),
-            ((p.BOS, A), (B,)),  # The child with message A has the root's context: it writes B, then <spawn>: too deep.
+            # The child with message A has the root's context: it writes B, then <spawn>: too deep.
+            ((p.BOS, A), (B,)),
             ((p.BOS, B, B), (p.JOIN, A, p.EOS)),
             ((*ROOT, B, p.JOINED, p.MSG, p.MSG, A, p.END_JOINED), (p.JOIN, B, p.EOS)),
             ((*ROOT, B, p.JOINED, p.END_JOINED), (p.JOIN, p.EOS)),
         ]
     )
-    # Root, first child (same context as the root, so it spawns too, is refused, and joins nothing), second child.
-    np.testing.assert_array_equal(forest.status, [Status.DONE, Status.DONE, Status.DONE, Status.FREE])
+    # Root, first child (same context as the root, so it spawns too, is refused, and joins nothing),
+    # second child.
+    np.testing.assert_array_equal(
+        forest.status, [Status.DONE, Status.DONE, Status.DONE, Status.FREE]
+    )
     root = [
         *ROOT,
         B,
@@ -121,7 +147,9 @@ def test_a_family_by_hand():
     np.testing.assert_array_equal(forest.tokens[0, : len(root)], root)
     np.testing.assert_array_equal(forest.position[0, : len(root)], [*range(10), *range(3, 11)])
     np.testing.assert_array_equal(forest.hidden_block[0, : len(root)], [0] * 3 + [1] * 7 + [0] * 8)
-    np.testing.assert_array_equal(forest.sampled[0, : len(root)], [False] * 2 + [True] * 8 + [False] * 5 + [True] * 3)
+    np.testing.assert_array_equal(
+        forest.sampled[0, : len(root)], [False] * 2 + [True] * 8 + [False] * 5 + [True] * 3
+    )
     np.testing.assert_array_equal(forest.length, [18, 14, 6, 0])
     np.testing.assert_array_equal(forest.parent, [-1, 0, 0, -1])
     np.testing.assert_array_equal(forest.child, [0, 0, 1, 0])
@@ -167,15 +195,22 @@ def test_how_a_lone_thread_ends(sampled, status):
 
 
 def test_refused_messages_get_no_answer():
-    """More than C messages, and a spawn without one: the parent reads only the answers of children that were started."""
+    """More than C messages, and a spawn without one: the parent reads only the answers of children
+    that were started.
+    """
     forest = run(
         [
             (ROOT, (p.SPAWN, p.MSG, B, p.MSG, B, A, p.MSG, B, B, p.END_SPAWN)),
             ((*ROOT, p.JOINED, p.MSG, p.MSG, p.END_JOINED), (p.SPAWN, p.END_SPAWN)),
-            ((*ROOT, p.JOINED, p.MSG, p.MSG, p.END_JOINED, p.JOINED, p.END_JOINED), (p.JOIN, B, p.EOS)),
+            (
+                (*ROOT, p.JOINED, p.MSG, p.MSG, p.END_JOINED, p.JOINED, p.END_JOINED),
+                (p.JOIN, B, p.EOS),
+            ),
         ]
     )
-    np.testing.assert_array_equal(forest.status[:3], [Status.DONE, Status.NO_ANSWER, Status.NO_ANSWER])
+    np.testing.assert_array_equal(
+        forest.status[:3], [Status.DONE, Status.NO_ANSWER, Status.NO_ANSWER]
+    )
     assert forest.children == 2
     assert refused(forest, NO_MESSAGE=1, TOO_MANY=1)
 
@@ -231,13 +266,16 @@ JOINED_ONE = (p.JOINED, p.MSG, p.END_JOINED)
 
 
 def test_forced_children_by_hand():
-    """Three children in two spawns of at most two: whatever the root would rather write is not among what it may write."""
+    """Three children in two spawns of at most two: whatever the root would rather write is not
+    among what it may write.
+    """
     streams = [
         (ROOT, (p.SPAWN, p.MSG, B, p.MSG, B, B, p.MSG)),  # A third message: C = 2 forbids it.
         ((*ROOT, p.SPAWN, p.MSG, B, p.MSG, B, B), (p.MSG,)),
     ]
     limits = Limits(window=20, max_thread_tokens=40, max_threads=4, children=2, max_depth=1)
-    # Where the wanted token is forbidden all that is left is equally likely, and greedy takes the lowest id: <pad>.
+    # Where the wanted token is forbidden all that is left is equally likely, and greedy takes the
+    # lowest id: <pad>.
     forest = run(streams, limits, children=3)
     assert (Status(int(forest.status[0])), int(forest.children)) == (Status.MALFORMED, 0)
     joined = (p.JOINED, p.MSG, p.MSG, p.END_JOINED)
@@ -250,12 +288,15 @@ def test_forced_children_by_hand():
     assert (Status(int(forest.status[0])), int(forest.children)) == (Status.DONE, 3)
     np.testing.assert_array_equal(forest.round, [0, 0, 0, 1])
     asked = forest.allowed[0]
-    assert all(asked[at] & (p.ALLOW_JOIN + p.ALLOW_EOS) == 0 for at in (2, 13))  # Children are missing.
+    # Children are missing.
+    assert all(asked[at] & (p.ALLOW_JOIN + p.ALLOW_EOS) == 0 for at in (2, 13))
     assert asked[3] & p.ALLOW_END_SPAWN == 0  # No message yet.
     assert asked[5] & p.ALLOW_MSG and not asked[7] & p.ALLOW_MSG  # One message of two; two of two.
     assert not asked[16] & p.ALLOW_MSG  # One of the one that is missing.
     assert not asked[20] & p.ALLOW_SPAWN and asked[20] & p.ALLOW_JOIN  # All are made.
-    assert (forest.allowed[forest.sampled] > 0).all() and (forest.allowed[~forest.sampled] == 0).all()
+    assert (forest.allowed[forest.sampled] > 0).all() and (
+        forest.allowed[~forest.sampled] == 0
+    ).all()
     assert (forest.allowed[1:][forest.sampled[1:]] == p.ALLOW_ALL).all()  # Children are free.
 
 
@@ -264,18 +305,22 @@ def test_forced_to_none_and_kept_from_the_end():
     # It wants <spawn>, may not, and takes <pad>, the first of the equally unlikely others.
     forest = run([(ROOT, SPAWN_ONE)], limits, children=0)
     assert (int(forest.children), int(forest.tokens[0, 2])) == (0, p.PAD)
-    # It wants to answer at once, and of what it may write instead <spawn> has the lowest id, then </spawn>.
+    # It wants to answer at once, and of what it may write instead <spawn> has the lowest id, then
+    # </spawn>.
     constrained = dataclasses.replace(limits, constrain=True)
     forest = run([(ROOT, ANSWER)], constrained, children=1)
     assert (Status(int(forest.status[0])), int(forest.children)) == (Status.DONE, 1)
     assert forest.tokens[0, :8].tolist() == [*ROOT, p.SPAWN, p.MSG, p.END_SPAWN, *JOINED_ONE]
-    # It would rather write text: nothing makes it spawn, and it comes to the end of the window without its child.
+    # It would rather write text: nothing makes it spawn, and it comes to the end of the window
+    # without its child.
     forest = run([(ROOT, (A,) * 6)], constrained, children=1)
     assert (Status(int(forest.status[0])), int(forest.children)) == (Status.OUT_OF_WINDOW, 0)
 
 
 def test_slots_are_kept_for_forced_children():
-    """All three free threads are for the root's own children, so that the first of them gets none to spawn with."""
+    """All three free threads are for the root's own children, so that the first of them gets none
+    to spawn with.
+    """
     limits = Limits(window=30, max_thread_tokens=60, max_threads=4, children=2, max_depth=2)
     joined = (*ROOT, *JOINED_ONE)
     streams = [
@@ -288,7 +333,8 @@ def test_slots_are_kept_for_forced_children():
     forest = run(streams, limits, children=3)
     assert (Status(int(forest.status[0])), int(forest.children)) == (Status.DONE, 3)
     assert refused(forest, NO_SLOT=3)
-    # A free root gives the first child one of the two threads that are left, and comes one short at its second spawn.
+    # A free root gives the first child one of the two threads that are left, and comes one short at
+    # its second spawn.
     forest = run(streams, limits)
     assert forest.depth.tolist() == [0, 1, 2, 1]
 
@@ -296,26 +342,39 @@ def test_slots_are_kept_for_forced_children():
 def test_constrain_by_hand():
     """`forest.allowed` is the table of docs/protocol.md, number by number."""
     limits = Limits(
-        window=20, max_thread_tokens=40, max_threads=4, children=3, max_depth=1, max_tokens=8, constrain=True
+        window=20,
+        max_thread_tokens=40,
+        max_threads=4,
+        children=3,
+        max_depth=1,
+        max_tokens=8,
+        constrain=True,
     )
     forest = run([(ROOT, (p.SPAWN, p.MSG, B, p.MSG, B, B, p.MSG))], limits)
     text, thinks = p.ALLOW_TEXT, p.ALLOW_TEXT + p.ALLOW_JOIN
     ends, more = p.ALLOW_END_SPAWN, p.ALLOW_MSG
-    # Tokens left: 8, 7, 6 and so on. The second message takes the last tokens that children could live on.
+    # Tokens left: 8, 7, 6 and so on. The second message takes the last tokens that children could
+    # live on.
     expected = [thinks + p.ALLOW_SPAWN, more, ends + text + more, ends + text + more, ends]
     assert forest.allowed[0, 2:7].tolist() == expected
     assert forest.tokens[0, 2:7].tolist() == [p.SPAWN, p.MSG, B, p.MSG, p.END_SPAWN]
     assert forest.status.tolist()[:3] == [Status.OUT_OF_BUDGET] * 3
     assert (int(forest.children), int(forest.refusals.sum()), int(forest.total_tokens)) == (2, 0, 8)
     # Too deep, without a thread index, or with four tokens left: no <spawn>.
-    for changed in ({"max_depth": 0}, {"max_threads": 1, "max_depth": 0, "children": 1}, {"max_tokens": 4}):
+    for changed in (
+        {"max_depth": 0},
+        {"max_threads": 1, "max_depth": 0, "children": 1},
+        {"max_tokens": 4},
+    ):
         forest = run([(ROOT, SPAWN_ONE)], dataclasses.replace(limits, **changed))
         assert (int(forest.allowed[0, 2]), int(forest.children)) == (thinks, 0)
 
 
 def test_constrain_masks_the_log_probs():
     """One of two classes forbidden: the probability is that among the tokens that are left."""
-    limits = Limits(window=20, max_thread_tokens=40, max_threads=1, children=1, max_depth=0, constrain=True)
+    limits = Limits(
+        window=20, max_thread_tokens=40, max_threads=1, children=1, max_depth=0, constrain=True
+    )
     forest = run([(ROOT, (p.SPAWN, *ANSWER))], limits)
     # <spawn> is forbidden; <join>, A and B are equally likely and <join> has the lowest id.
     assert forest.tokens[0, 2:4].tolist() == [p.JOIN, p.EOS]

@@ -1,4 +1,6 @@
-"""`draw` by itself, because engine and interpreter share it: its log-probs, its cuts, its masks, its noise."""
+"""`draw` by itself, because engine and interpreter share it: its log-probs, its cuts, its masks,
+its noise.
+"""
 
 import jax
 import numpy as np
@@ -15,7 +17,10 @@ _draw = jax.jit(draw)
 
 
 def run(logits, *, index=None, key=None, temperature=1.0, top_k=0, top_p=1.0, allowed=p.ALLOW_ALL):
-    """`draw` on [W, V] logits; all else is one value for all rows, or one a row. By default rows differ in their index."""
+    """`draw` on [W, V] logits; all else is one value for all rows, or one a row.
+
+    By default rows differ in their index.
+    """
     rows = len(logits)
 
     def each(value, dtype):
@@ -35,8 +40,18 @@ def run(logits, *, index=None, key=None, temperature=1.0, top_k=0, top_p=1.0, al
 
 
 def twin(logits, temperature, top_k, top_p, allowed) -> np.ndarray:
-    """[V] log-probs, -inf where a token is not drawn: step by step as docs/protocol.md has it, in float64."""
-    classes = [p.ALLOW_OTHER, p.ALLOW_OTHER, p.ALLOW_EOS, p.ALLOW_OTHER, p.ALLOW_SPAWN, p.ALLOW_MSG, p.ALLOW_END_SPAWN]
+    """[V] log-probs, -inf where a token is not drawn: step by step as docs/protocol.md has it, in
+    float64.
+    """
+    classes = [
+        p.ALLOW_OTHER,
+        p.ALLOW_OTHER,
+        p.ALLOW_EOS,
+        p.ALLOW_OTHER,
+        p.ALLOW_SPAWN,
+        p.ALLOW_MSG,
+        p.ALLOW_END_SPAWN,
+    ]
     classes += [p.ALLOW_OTHER, p.ALLOW_OTHER, p.ALLOW_JOIN] + [p.ALLOW_TEXT] * (V - 10)
     left = [token for token in range(V) if classes[token] & allowed]
     weights = np.asarray(logits, np.float64) / (temperature or 1.0)
@@ -68,9 +83,13 @@ def noise_twin(high, low) -> np.ndarray:
 
 
 def test_every_row_draws_by_its_own_settings():
-    """Thousands of rows with mixed settings in one batch: the log-probs are the twin's, and so is the token given the noise."""
+    """Thousands of rows with mixed settings in one batch: the log-probs are the twin's, and so is
+    the token given the noise.
+    """
     rng, rows = np.random.default_rng(0), 4000
-    logits = np.where(rng.random((rows, 1)) < 0.5, rng.normal(size=(rows, V)) * 2, rng.integers(0, 3, (rows, V)))
+    logits = np.where(
+        rng.random((rows, 1)) < 0.5, rng.normal(size=(rows, V)) * 2, rng.integers(0, 3, (rows, V))
+    )
     logits = logits.astype(np.float32)
     temperature = rng.choice([0.0, 0.5, 1.0, 2.0], rows)
     top_k = rng.choice([0, 1, 2, 5, V, 100], rows)
@@ -79,7 +98,13 @@ def test_every_row_draws_by_its_own_settings():
     noise_keys = rng.integers(0, 2**32, (rows, 2), dtype=np.uint32)
     index = rng.integers(0, 1000, rows)
     tokens, logprobs = run(
-        logits, key=noise_keys, index=index, temperature=temperature, top_k=top_k, top_p=top_p, allowed=allowed
+        logits,
+        key=noise_keys,
+        index=index,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        allowed=allowed,
     )
 
     # [rows, V / 2, 2]: a block holds the two words of two tokens.
@@ -110,7 +135,10 @@ def test_every_row_draws_by_its_own_settings():
     ],
 )
 def test_what_is_left_by_hand(settings, kept):
-    """Tokens 10, 11 and 12 are equally likely, <eos> less, all others still less. Of equal ones lower ids stay."""
+    """Tokens 10, 11 and 12 are equally likely, <eos> less, all others still less.
+
+    Of equal ones lower ids stay.
+    """
     logits = np.full(V, -2.0)
     logits[[10, 11, 12]], logits[p.EOS] = 2.0, 0.0
     tokens, logprobs = run(np.tile(logits, (4000, 1)), **settings)
@@ -121,7 +149,9 @@ def test_what_is_left_by_hand(settings, kept):
 
 
 def test_a_top_p_of_one_cuts_nothing():
-    """In float32 the likeliest token alone reaches 1; those behind it are drawn all the same, however seldom."""
+    """In float32 the likeliest token alone reaches 1; those behind it are drawn all the same,
+    however seldom.
+    """
     logits = np.zeros((2, V), np.float32)
     logits[:, 10] = 40.0
     logprobs = jax.nn.log_softmax(logits, axis=-1)
@@ -167,17 +197,24 @@ def test_draws_follow_the_probabilities(settings):
 
 
 def fits(counts: np.ndarray, expected: np.ndarray) -> bool:
-    return bool(((counts - expected) ** 2 / expected).sum() < stats.chi2.ppf(1 - 1e-5, counts.size - 1))
+    return bool(
+        ((counts - expected) ** 2 / expected).sum() < stats.chi2.ppf(1 - 1e-5, counts.size - 1)
+    )
 
 
 def test_noise_is_exact_at_both_ends():
-    """Noise follows from 64 bits by a function that rises and falls with them: its values, from the rarest to the commonest.
+    """Noise follows from 64 bits by a function that rises and falls with them: its values, from the
+    rarest to the commonest.
 
     With 23 bits nothing above 15.9 is ever drawn, which is what a token of 1e-7 needs.
     """
     rng = np.random.default_rng(0)
-    ends = np.asarray([0, 1, 2, 1000, 2**31 - 1, 2**31, 2**32 - 1000, 2**32 - 2, 2**32 - 1], np.uint32)
-    high = np.concatenate([np.repeat(ends, ends.size), rng.integers(0, 2**32, 5000, dtype=np.uint32)])
+    ends = np.asarray(
+        [0, 1, 2, 1000, 2**31 - 1, 2**31, 2**32 - 1000, 2**32 - 2, 2**32 - 1], np.uint32
+    )
+    high = np.concatenate(
+        [np.repeat(ends, ends.size), rng.integers(0, 2**32, 5000, dtype=np.uint32)]
+    )
     low = np.concatenate([np.tile(ends, ends.size), rng.integers(0, 2**32, 5000, dtype=np.uint32)])
     found = np.asarray(jax.jit(gumbel_of_words)(high, low))
     assert found.dtype == np.float32
@@ -187,7 +224,9 @@ def test_noise_is_exact_at_both_ends():
 
 
 def test_noise_is_the_same_to_the_bit_however_it_is_computed():
-    """Alone and in a batch, whole and over eight devices; an odd vocabulary, so that one word is left over."""
+    """Alone and in a batch, whole and over eight devices; an odd vocabulary, so that one word is
+    left over.
+    """
     vocab, rows = 1001, 16
     key_data = np.random.default_rng(1).integers(0, 2**32, (rows, 2), dtype=np.uint32)
 
@@ -199,14 +238,18 @@ def test_noise_is_the_same_to_the_bit_however_it_is_computed():
     for row in range(rows):
         np.testing.assert_array_equal(batch[row], np.asarray(alone(key_data[row])))
     mesh = jax.sharding.Mesh(np.asarray(jax.devices()), ("all",))
-    spread = jax.device_put(key_data, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("all")))
+    spread = jax.device_put(
+        key_data, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("all"))
+    )
     np.testing.assert_array_equal(batch, np.asarray(jax.jit(jax.vmap(noise))(spread)))
     np.testing.assert_array_equal(batch[0], np.asarray(noise(key_data[0])))
     assert np.unique(batch).size > 0.999 * batch.size
 
 
 def counted_draws(logits: np.ndarray, draws: int, chunk: int) -> np.ndarray:
-    """How often each token is drawn from the same [V] logits, a few rows at a time: [draws, V] would fill the memory."""
+    """How often each token is drawn from the same [V] logits, a few rows at a time: [draws, V]
+    would fill the memory.
+    """
 
     @jax.jit
     def drawn(chunks):
@@ -214,7 +257,15 @@ def counted_draws(logits: np.ndarray, draws: int, chunk: int) -> np.ndarray:
             rows = jax.numpy.broadcast_to(logits, (chunk, logits.size))
             same = jax.numpy.zeros(chunk, np.int32)
             key = jax.numpy.tile(jax.numpy.asarray([[7, 9]], np.uint32), (chunk, 1))
-            return draw(rows, key, index, same + 1.0, same, same + 1.0, (same + p.ALLOW_ALL).astype(np.uint8))[0]
+            return draw(
+                rows,
+                key,
+                index,
+                same + 1.0,
+                same,
+                same + 1.0,
+                (same + p.ALLOW_ALL).astype(np.uint8),
+            )[0]
 
         return jax.lax.map(some, chunks)
 
@@ -223,7 +274,9 @@ def counted_draws(logits: np.ndarray, draws: int, chunk: int) -> np.ndarray:
 
 
 def test_draws_from_a_large_vocabulary_follow_the_probabilities():
-    """Tokens of very different likelihood at all places of an odd vocabulary, counted in 30 groups."""
+    """Tokens of very different likelihood at all places of an odd vocabulary, counted in 30
+    groups.
+    """
     vocab, draws = 20_011, 600
     logits = (2 * np.random.default_rng(6).normal(size=vocab)).astype(np.float32)
     counts = counted_draws(logits, draws, 50)
@@ -235,7 +288,9 @@ def test_draws_from_a_large_vocabulary_follow_the_probabilities():
 
 @pytest.mark.slow  # 840 million numbers: what is as rare as one in ten million takes so many.
 def test_the_tail_of_a_large_vocabulary_is_drawn():
-    """One token of 99% and 131,072 that share 1%: with noise of 23 bits 24 draws of the tail, 64 expected."""
+    """One token of 99% and 131,072 that share 1%: with noise of 23 bits 24 draws of the tail, 64
+    expected.
+    """
     tail, draws = 131_072, 6_400
     logits = np.full(1 + tail, np.log(0.01 / tail), np.float32)
     logits[0] = np.log(0.99)
@@ -246,7 +301,9 @@ def test_the_tail_of_a_large_vocabulary_is_drawn():
 def test_the_chi_square_can_fail():
     logits, draws = np.random.default_rng(5).normal(size=V), 200_000
     tokens, _ = run(np.tile(logits, (draws, 1)), temperature=1.02)
-    assert not fits(np.bincount(tokens, minlength=V), draws * np.exp(twin(logits, 1.0, 0, 1.0, p.ALLOW_ALL)))
+    assert not fits(
+        np.bincount(tokens, minlength=V), draws * np.exp(twin(logits, 1.0, 0, 1.0, p.ALLOW_ALL))
+    )
 
 
 def child_keys(parent, rounds, children):
@@ -258,14 +315,16 @@ def child_keys(parent, rounds, children):
 
 
 def test_noise_of_two_tokens_is_independent():
-    """Neighbours in a stream, siblings, spawns of one thread, trees of one rollout, parent and child: pairs of draws from a
-    uniform distribution fall evenly on all pairs of tokens."""
+    """Neighbours in a stream, siblings, spawns of one thread, trees of one rollout, parent and
+    child: pairs of draws from a uniform distribution fall evenly on all pairs of tokens."""
     draws, size = 100_000, 4
     logits = np.full((draws, V), -np.inf, np.float32)
     logits[:, 10 : 10 + size] = 0.0
     key, at = np.asarray([7, 9], np.uint32), np.arange(draws)
     zero, one = np.zeros(draws), np.ones(draws)
-    roots = np.asarray(jax.jit(keys.root_key)(jax.random.key(1), np.arange(2 * draws, dtype=np.int32)))
+    roots = np.asarray(
+        jax.jit(keys.root_key)(jax.random.key(1), np.arange(2 * draws, dtype=np.int32))
+    )
     pairs = {
         "places": [{"index": 2 * at}, {"index": 2 * at + 1}],
         "siblings": [{"key": child_keys(key, at, child), "index": 3} for child in (zero, one)],
@@ -273,21 +332,31 @@ def test_noise_of_two_tokens_is_independent():
         "trees": [{"key": roots[::2], "index": 3}, {"key": roots[1::2], "index": 3}],
         "parent and child": [
             {"key": roots[:draws], "index": 3},
-            {"key": jax.vmap(lambda parent: keys.child_key(parent, 0, 0))(roots[:draws]), "index": 3},
+            {
+                "key": jax.vmap(lambda parent: keys.child_key(parent, 0, 0))(roots[:draws]),
+                "index": 3,
+            },
         ],
     }
     for what, (left, right) in pairs.items():
         joint = (run(logits, **left)[0] - 10) * size + run(logits, **right)[0] - 10
-        assert fits(np.bincount(joint, minlength=size * size), np.full(size * size, draws / size**2)), what
+        assert fits(
+            np.bincount(joint, minlength=size * size), np.full(size * size, draws / size**2)
+        ), what
 
 
 def test_company_changes_no_bit_of_a_row():
-    """Top-k, top-p or greedy on other rows of the batch: `draw` takes other branches, but each row keeps its own result."""
+    """Top-k, top-p or greedy on other rows of the batch: `draw` takes other branches, but each row
+    keeps its own result.
+    """
     rng, rows = np.random.default_rng(2), 64
     logits = rng.normal(size=(rows, V)).astype(np.float32) * 3
     plain = run(logits)
     for other in ({"top_k": 2}, {"top_p": 0.5}, {"temperature": 0.0}):
-        values = {name: np.where(np.arange(rows) % 4 == 0, value, name != "top_k") for name, value in other.items()}
+        values = {
+            name: np.where(np.arange(rows) % 4 == 0, value, name != "top_k")
+            for name, value in other.items()
+        }
         token, logprob = run(logits, **values)
         alone = np.arange(rows) % 4 != 0
         np.testing.assert_array_equal(token[alone], plain[0][alone])
@@ -296,6 +365,9 @@ def test_company_changes_no_bit_of_a_row():
 
 def test_classes_of_tokens():
     names = {p.EOS: "EOS", p.SPAWN: "SPAWN", p.MSG: "MSG", p.END_SPAWN: "END_SPAWN", p.JOIN: "JOIN"}
-    expected = [getattr(p, f"ALLOW_{names.get(token, 'OTHER' if token < 10 else 'TEXT')}") for token in range(V)]
+    expected = [
+        getattr(p, f"ALLOW_{names.get(token, 'OTHER' if token < 10 else 'TEXT')}")
+        for token in range(V)
+    ]
     assert token_classes(V).tolist() == expected
     assert sum({*expected}) == p.ALLOW_ALL

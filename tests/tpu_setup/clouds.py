@@ -15,7 +15,8 @@ SCRIPTS = ROOT / "tpu_setup"
 class Cloud:
     """What the scripts see, and what they did.
 
-    They run in a clone of their own, with some wheel in dist/ and no .venv. An `apr` on PATH finds every config good.
+    They run in a clone of their own, with some wheel in dist/ and no .venv. An `apr` on PATH finds
+    every config good.
 
     Args:
       folder: of the fake `gcloud` (fake_gcloud.py).
@@ -45,7 +46,9 @@ class Cloud:
         }
 
     def install_apr(self, python=sys.executable):
-        """An `apr` on PATH, as pip writes it: its first line names the Python that has the package."""
+        """An `apr` on PATH, as pip writes it: its first line names the Python that has the
+        package.
+        """
         path = self.folder / "bin" / "apr"
         path.write_text(f"#!{python}\nraise SystemExit('only its Python is asked')\n")
         path.chmod(0o755)

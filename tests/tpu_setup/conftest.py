@@ -17,6 +17,16 @@ def cloud(tmp_path):
 @pytest.fixture(scope="session")
 def wheel():
     """The wheel of this tree, as `make wheel` makes it."""
-    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", "dist", "."]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "--quiet",
+        "--no-deps",
+        "--wheel-dir",
+        "dist",
+        ".",
+    ]
     subprocess.run(command, cwd=ROOT, check=True, timeout=300)
     return max((ROOT / "dist").glob("apr_jax-*.whl"), key=lambda path: path.stat().st_mtime)

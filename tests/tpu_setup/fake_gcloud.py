@@ -1,4 +1,5 @@
-"""A `gcloud` for tests: it records each call, plays the failures it is told to, and keeps one slice in a folder.
+"""A `gcloud` for tests: it records each call, plays the failures it is told to, and keeps one slice
+in a folder.
 
 The folder is $FAKE_GCLOUD; in it
     calls        a JSON list a line: the words of each call
@@ -6,16 +7,17 @@ The folder is $FAKE_GCLOUD; in it
     state        of the queued resource; missing: there is none
     host<N>/     the home of each host
     gs/          what buckets hold, for rsync
-Kinds: check, bucket, list, create, ready (the first ssh of a bootstrap), bootstrap, start, status, saved. Plays: "fail",
-"preempt", "down N" (from now on that host never answers); for create also "quota", "usage" and the state of the request
-("FAILED"), for status what the hosts say ("running", "exit 1"; with commas, what each says),
-for saved what the bucket holds.
+Kinds: check, bucket, list, create, ready (the first ssh of a bootstrap), bootstrap, start, status,
+saved. Plays: "fail", "preempt", "down N" (from now on that host never answers); for create also
+"quota", "usage" and the state of the request ("FAILED"), for status what the hosts say ("running",
+"exit 1"; with commas, what each says), for saved what the bucket holds.
 
-What ssh is given runs in a shell in each host's home, so a file that nobody copied there is missing there. A copy of host.sh is
-one that only tells states (STUB); with $FAKE_HOSTS_RUN set it is the real one, its processes find each other on this machine.
+What ssh is given runs in a shell in each host's home, so a file that nobody copied there is missing
+there. A copy of host.sh is one that only tells states (STUB); with $FAKE_HOSTS_RUN set it is the
+real one, its processes find each other on this machine.
 
-A command that is not in COMMANDS, a flag that the command does not have, or the wrong number of other words, end with status 2.
-"""
+A command that is not in COMMANDS, a flag that the command does not have, or the wrong number of
+other words, end with status 2."""
 
 import json
 import os
@@ -31,6 +33,7 @@ RUNS = "FAKE_HOSTS_RUN" in os.environ
 STATE = FOLDER / "state"
 COMING = {"WAITING_FOR_RESOURCES": "PROVISIONING", "PROVISIONING": "ACTIVE"}
 ANYWHERE = {"project", "format", "quiet"}
+# Other flags have a value.
 SWITCHES = {
     "quiet",
     "force",
@@ -38,13 +41,18 @@ SWITCHES = {
     "reserved",
     "recursive",
     "uniform-bucket-level-access",
-}  # Other flags have a value.
+}
 TPU = "compute tpus tpu-vm"
 QUEUE = "compute tpus queued-resources"
 MANY = {f"{TPU} scp", "services enable"}
-# How many words it has that are no flags (at least so many for MANY), flags that it needs, flags that it may have.
+# How many words it has that are no flags (at least so many for MANY), flags that it needs, flags
+# that it may have.
 COMMANDS = {
-    f"{QUEUE} create": (1, {"zone", "node-id", "accelerator-type", "runtime-version"}, {"spot", "reserved"}),
+    f"{QUEUE} create": (
+        1,
+        {"zone", "node-id", "accelerator-type", "runtime-version"},
+        {"spot", "reserved"},
+    ),
     f"{QUEUE} list": (0, {"zone"}, {"filter"}),
     f"{QUEUE} describe": (1, {"zone"}, set()),
     f"{QUEUE} delete": (1, {"zone"}, {"force"}),
@@ -91,7 +99,9 @@ def die(message, status=1):
 
 
 def option(words, name, default=""):
-    return next((word.partition("=")[2] for word in words if word.startswith(f"--{name}=")), default)
+    return next(
+        (word.partition("=")[2] for word in words if word.startswith(f"--{name}=")), default
+    )
 
 
 def parse(words):
@@ -100,7 +110,9 @@ def parse(words):
     Exits with status 2 where gcloud's own parser would.
     """
     spoken = " ".join(words)
-    name = max((name for name in COMMANDS if f"{spoken} ".startswith(f"{name} ")), key=len, default=None)
+    name = max(
+        (name for name in COMMANDS if f"{spoken} ".startswith(f"{name} ")), key=len, default=None
+    )
     if name is None:
         die(f"Invalid choice: {spoken}", 2)
     count, needed, allowed = COMMANDS[name]
@@ -128,7 +140,10 @@ def queue(verb, words):
         if chosen == "usage":
             die("unrecognized arguments: --node-id", 2)
         if chosen == "quota":
-            die('{"code": 8, "message": "Quota limit \'TPUV5sLitepodPerProjectPerZoneForTPUAPI\' has been exceeded."}')
+            die(
+                '{"code": 8, "message": "Quota limit \'TPUV5sLitepodPerProjectPerZoneForTPUAPI\''
+                ' has been exceeded."}'
+            )
         if STATE.exists():
             die("ALREADY_EXISTS: Resource 'apr' already exists")
         STATE.write_text("WAITING_FOR_RESOURCES" if chosen == "ok" else chosen)
@@ -184,7 +199,9 @@ def ssh(words):
     if len(told) == 1:
         told *= HOSTS
     processes = [
-        subprocess.Popen(["bash", "-c", command], cwd=home(host), env=environment(host) | told[host])
+        subprocess.Popen(
+            ["bash", "-c", command], cwd=home(host), env=environment(host) | told[host]
+        )
         for host in hosts
         if host < len(told)
     ]
@@ -200,7 +217,11 @@ def home(host):
 def environment(host):
     address = os.environ.get("FAKE_HOSTS_RUN", "")
     names = {"COORDINATOR_ADDRESS": address, "NUM_PROCESSES": str(HOSTS), "PROCESS_ID": str(host)}
-    return os.environ | {"HOME": str(home(host))} | {f"JAX_{name}": value for name, value in names.items()}
+    return (
+        os.environ
+        | {"HOME": str(home(host))}
+        | {f"JAX_{name}": value for name, value in names.items()}
+    )
 
 
 def scp(words):
@@ -218,7 +239,9 @@ def scp(words):
 
 
 def rsync(words):
-    """As gcloud: a comma parts patterns, and one that matches from the start of the path below the source leaves a file out."""
+    """As gcloud: a comma parts patterns, and one that matches from the start of the path below the
+    source leaves a file out.
+    """
     source, target = [word for word in words if not word.startswith("--")]
     patterns = [pattern for pattern in option(words, "exclude").split(",") if pattern]
     root = FOLDER / "gs" / source.removeprefix("gs://")

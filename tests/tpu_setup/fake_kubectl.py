@@ -1,12 +1,12 @@
-"""A `kubectl` for tests: it records each call, and keeps one JobSet in the folder $FAKE_GCLOUD, as the real one would.
+"""A `kubectl` for tests: it records each call, and keeps one JobSet in the folder $FAKE_GCLOUD, as
+the real one would.
 
     kubectl-calls    a JSON list a line: the words of each call
     jobset.yaml      what was applied; missing: there is none
     terminal         "Completed", "Failed"; missing: it runs
 
-What the command does not know ends with status 1, as does applying a JobSet that is there with other words: all of it that
-matters is immutable.
-"""
+What the command does not know ends with status 1, as does applying a JobSet that is there with
+other words: all of it that matters is immutable."""
 
 import json
 import os
@@ -54,7 +54,10 @@ def main(words):
         case ["apply", "--filename=-"]:
             text = sys.stdin.read()
             if JOBSET.exists() and JOBSET.read_text() != text:
-                die("admission webhook denied the request: spec.replicatedJobs: Invalid value: field is immutable")
+                die(
+                    "admission webhook denied the request: spec.replicatedJobs: Invalid value:"
+                    " field is immutable"
+                )
             print("jobset unchanged" if JOBSET.exists() else "jobset created")
             JOBSET.write_text(text)
         case ["logs", *_] | ["get", "pods", *_] | ["apply", "--server-side", *_] | ["wait", *_]:

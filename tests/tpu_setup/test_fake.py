@@ -1,4 +1,6 @@
-"""The fake `gcloud` and `kubectl` take no word that the real ones would not, and the documents' commands are among theirs."""
+"""The fake `gcloud` and `kubectl` take no word that the real ones would not, and the documents'
+commands are among theirs.
+"""
 
 import re
 import shlex
@@ -33,7 +35,9 @@ def test_a_slip_ends_with_2(cloud, words, told):
 
 
 def test_the_documents_commands_are_known():
-    text = (ROOT / "docs" / "launch.md").read_text() + (ROOT / "tpu_setup" / "README.md").read_text()
+    text = (ROOT / "docs" / "launch.md").read_text() + (
+        ROOT / "tpu_setup" / "README.md"
+    ).read_text()
     commands = re.findall(r"^ {4}gcloud (.*)$|`gcloud ([^`]* --[^`]*)`", text, re.M)
     assert len(commands) > 5
     for block, inline in commands:
@@ -71,7 +75,9 @@ def test_the_example_of_a_cost_is_that_of_the_plan():
         r"on\s+(\S+), for\s+example, take (\d+) \(APR\) and (\d+) \(SoS\+\) chip hours", text
     ).groups()
     rows = [line for line in plan.splitlines() if line.startswith(f"| {topology} |")]
-    assert any(f", {parallel} chip hours |" in row and f", {serial} chip hours |" in row for row in rows)
+    assert any(
+        f", {parallel} chip hours |" in row and f", {serial} chip hours |" in row for row in rows
+    )
     assert f"({parallel} + {serial}) * $PRICE" in text
 
 
@@ -79,7 +85,9 @@ def test_the_example_of_a_cost_is_that_of_the_plan():
 @pytest.mark.skipif(shutil.which("gcloud") is None, reason="no gcloud")
 @pytest.mark.parametrize("name", COMMANDS)
 def test_gcloud_has_these_flags(name):
-    ended = subprocess.run(["gcloud", *name.split(), "--help"], capture_output=True, text=True, timeout=300)
+    ended = subprocess.run(
+        ["gcloud", *name.split(), "--help"], capture_output=True, text=True, timeout=300
+    )
     assert ended.returncode == 0, ended.stderr
     said = re.sub(r"\x1b\[[\d;]*m|.\x08", "", ended.stdout)
     _, needed, allowed = COMMANDS[name]
@@ -95,6 +103,8 @@ def test_gcloud_has_these_flags(name):
 def test_kubectl_has_these_flags(verb):
     said = ""
     for words in ([verb, "--help"], ["options"]):  # Flags of the verb, and of every verb.
-        said += subprocess.run(["kubectl", *words], capture_output=True, text=True, check=True, timeout=300).stdout
+        said += subprocess.run(
+            ["kubectl", *words], capture_output=True, text=True, check=True, timeout=300
+        ).stdout
     for flag in FLAGS[verb]:
         assert f" {flag}=" in said, flag

@@ -1,4 +1,6 @@
-"""The manifest and the image for GKE: valid by Kubernetes' schemas and JobSet's own models, whole, and quoted well."""
+"""The manifest and the image for GKE: valid by Kubernetes' schemas and JobSet's own models, whole,
+and quoted well.
+"""
 
 import fnmatch
 import json
@@ -18,7 +20,8 @@ yaml = pytest.importorskip("yaml")
 CONFIG = "experiments/paper.py"
 FAKE_KUBECTL = Path(__file__).with_name("fake_kubectl.py")
 KUBERNETES = "1.32"
-# What the schema does not say and JobSet's webhook checks all the same (v0.12.0); the actions are an enumeration of its CRD.
+# What the schema does not say and JobSet's webhook checks all the same (v0.12.0); the actions are
+# an enumeration of its CRD.
 RULE_NAME = re.compile(r"[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?")
 ACTIONS = {
     "FailJobSet",
@@ -27,7 +30,13 @@ ACTIONS = {
     "RestartJob",
     "RestartJobAndIgnoreMaxRestarts",
 }
-REASONS = {"BackoffLimitExceeded", "DeadlineExceeded", "FailedIndexes", "MaxFailedIndexesExceeded", "PodFailurePolicy"}
+REASONS = {
+    "BackoffLimitExceeded",
+    "DeadlineExceeded",
+    "FailedIndexes",
+    "MaxFailedIndexesExceeded",
+    "PodFailurePolicy",
+}
 
 
 @pytest.fixture
@@ -35,8 +44,14 @@ def manifest(cloud):
     """What `gke.sh start --dry-run` would apply."""
 
     def render(*words, tpu="v5e", topology="4x4", **settings):
-        settings |= {"GKE_TPU": tpu, "GKE_TOPOLOGY": topology, "GKE_IMAGE": "us-docker.pkg.dev/p/r/apr:1"}
-        status, said, errors = cloud.call("gke.sh", "start", "--dry-run", "--config", CONFIG, *words, **settings)
+        settings |= {
+            "GKE_TPU": tpu,
+            "GKE_TOPOLOGY": topology,
+            "GKE_IMAGE": "us-docker.pkg.dev/p/r/apr:1",
+        }
+        status, said, errors = cloud.call(
+            "gke.sh", "start", "--dry-run", "--config", CONFIG, *words, **settings
+        )
         assert status == 0 and cloud.calls() == [], errors
         text, command, rest = said.rpartition("+ kubectl apply --filename=-")
         assert command and not rest.strip() and "@" not in text.replace("what stands between @", "")
@@ -77,9 +92,16 @@ def _check(jobset):
     for rule in rules:
         assert RULE_NAME.fullmatch(rule["name"]), f"no name of a rule: {rule['name']}"
         assert rule["action"] in ACTIONS, f"no action: {rule['action']}"
-        assert set(rule["onJobFailureReasons"]) <= REASONS, f"no reasons: {rule['onJobFailureReasons']}"
+        assert set(rule["onJobFailureReasons"]) <= REASONS, (
+            f"no reasons: {rule['onJobFailureReasons']}"
+        )
     for replicated in jobset["spec"]["replicatedJobs"]:
-        job = {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "job"}, **replicated["template"]}
+        job = {
+            "apiVersion": "batch/v1",
+            "kind": "Job",
+            "metadata": {"name": "job"},
+            **replicated["template"],
+        }
         validate(job, KUBERNETES, strict=True)
 
 
@@ -97,7 +119,9 @@ def _check(jobset):
         ("v6e", "16x16", "tpu-v6e-slice", 64, 4),
     ],
 )
-def test_a_manifest_is_valid_and_asks_for_the_whole_slice(manifest, tpu, topology, accelerator, hosts, chips):
+def test_a_manifest_is_valid_and_asks_for_the_whole_slice(
+    manifest, tpu, topology, accelerator, hosts, chips
+):
     jobset = manifest(tpu=tpu, topology=topology)
     _check(jobset)
     job = _slice(jobset)
@@ -110,7 +134,13 @@ def test_a_manifest_is_valid_and_asks_for_the_whole_slice(manifest, tpu, topolog
     (container,) = pod["containers"]
     assert container["resources"]["limits"] == {"google.com/tpu": chips}
     assert {"name": COORDINATOR, "value": AUTO} in container["env"]
-    assert container["args"] == ["reproduce", "--config", "experiments/paper.py", "--out", "gs://bucket/run"]
+    assert container["args"] == [
+        "reproduce",
+        "--config",
+        "experiments/paper.py",
+        "--out",
+        "gs://bucket/run",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -127,15 +157,24 @@ def test_a_manifest_is_valid_and_asks_for_the_whole_slice(manifest, tpu, topolog
             ["4x4", "1x1x1", "4x4x2", "4x4x6", "8x4x4", "4x8x4", "0x4x4", "16x16x20"],
             "like 4x4x8, of at most 4096 chips",
         ),
-        ("v5p", ["2x2", "2x2x8", "4x4x4x4", "16x24x24"], "2x2x1, 2x2x2, 2x2x4, 2x4x4, or three rising multiples of 4"),
+        (
+            "v5p",
+            ["2x2", "2x2x8", "4x4x4x4", "16x24x24"],
+            "2x2x1, 2x2x2, 2x2x4, 2x4x4, or three rising multiples of 4",
+        ),
     ],
 )
 def test_slices_that_google_has_not_are_refused(cloud, tpu, topologies, right):
     for topology in topologies:
         settings = {"GKE_TPU": tpu, "GKE_TOPOLOGY": topology, "GKE_IMAGE": "i"}
-        status, said, errors = cloud.call("gke.sh", "start", "--dry-run", "--config", CONFIG, **settings)
+        status, said, errors = cloud.call(
+            "gke.sh", "start", "--dry-run", "--config", CONFIG, **settings
+        )
         assert (status, said) == (2, "") and len(errors.splitlines()) == 1
-        assert f"GKE_TOPOLOGY={topology}: GKE_TPU={tpu} has no such slice; must be " in errors and right in errors
+        assert (
+            f"GKE_TOPOLOGY={topology}: GKE_TPU={tpu} has no such slice; must be " in errors
+            and right in errors
+        )
 
 
 def test_the_check_finds_what_is_wrong(manifest):
@@ -143,7 +182,11 @@ def test_the_check_finds_what_is_wrong(manifest):
     jobset["spec"]["failurePolicy"]["maxRestart"] = 3
     with pytest.raises(AssertionError, match="does not know .spec.failurePolicy.maxRestart"):
         _check(jobset)
-    for field, wrong in (("name", "wrong-use"), ("action", "Fail"), ("onJobFailureReasons", ["PodFailure"])):
+    for field, wrong in (
+        ("name", "wrong-use"),
+        ("action", "Fail"),
+        ("onJobFailureReasons", ["PodFailure"]),
+    ):
         jobset = manifest()
         jobset["spec"]["failurePolicy"]["rules"][0][field] = wrong
         with pytest.raises(AssertionError, match="^no "):
@@ -161,12 +204,24 @@ def test_xmanager_and_the_manifest_cut_slices_alike(manifest):
 
     from launcher.gke import slice_of
 
-    for tpu, topology in (("v4", "2x2x4"), ("v5e", "2x4"), ("v5e", "8x8"), ("v5p", "4x4x4"), ("v6e", "2x2")):
+    for tpu, topology in (
+        ("v4", "2x2x4"),
+        ("v5e", "2x4"),
+        ("v5e", "8x8"),
+        ("v5p", "4x4x4"),
+        ("v6e", "2x2"),
+    ):
         job = _slice(manifest(tpu=tpu, topology=topology))
         wanted = slice_of(xm.JobRequirements(**{f"tpu_{tpu}": topology}))
         (container,) = job["template"]["spec"]["containers"]
-        assert wanted.hosts == job["parallelism"] and wanted.chips == container["resources"]["limits"]["google.com/tpu"]
-        assert wanted.accelerator == job["template"]["spec"]["nodeSelector"]["cloud.google.com/gke-tpu-accelerator"]
+        assert (
+            wanted.hosts == job["parallelism"]
+            and wanted.chips == container["resources"]["limits"]["google.com/tpu"]
+        )
+        assert (
+            wanted.accelerator
+            == job["template"]["spec"]["nodeSelector"]["cloud.google.com/gke-tpu-accelerator"]
+        )
 
 
 def test_words_come_through_as_they_are(manifest):
@@ -177,14 +232,17 @@ def test_words_come_through_as_they_are(manifest):
     assert pod["containers"][0]["args"][5:] == words
     assert pod["nodeSelector"]["cloud.google.com/gke-spot"] == "true"
     assert (jobset["metadata"]["name"], pod["serviceAccountName"]) == ("mine", "trainer")
-    assert "cloud.google.com/gke-spot" not in _slice(manifest(GKE_SPOT="0"))["template"]["spec"]["nodeSelector"]
+    assert (
+        "cloud.google.com/gke-spot"
+        not in _slice(manifest(GKE_SPOT="0"))["template"]["spec"]["nodeSelector"]
+    )
 
 
 def _outcome(jobset, code, conditions=()):
     """What JobSet does when the first pod that ends has this exit code and these conditions.
 
-    The message is the one that the Job's controller writes (Kubernetes' pkg/controller/job/pod_failure_policy.go).
-    """
+    The message is the one that the Job's controller writes (Kubernetes'
+    pkg/controller/job/pod_failure_policy.go)."""
     job, policy = _slice(jobset), jobset["spec"]["failurePolicy"]
     reason, message = "BackoffLimitExceeded", "Job has reached the specified backoff limit"
     assert job["backoffLimit"] == 0
@@ -205,7 +263,9 @@ def _outcome(jobset, code, conditions=()):
             break
     for rule in policy["rules"]:
         patterns = rule.get("onJobFailureMessagePatterns", [""])
-        if reason in rule["onJobFailureReasons"] and any(re.search(pattern, message) for pattern in patterns):
+        if reason in rule["onJobFailureReasons"] and any(
+            re.search(pattern, message) for pattern in patterns
+        ):
             return rule["action"]
     return "RestartJobSet"
 
@@ -218,20 +278,26 @@ def test_a_lost_node_restarts_without_counting_a_failure_counts_and_wrong_use_en
     assert _outcome(jobset, 1) == _outcome(jobset, 134) == _outcome(jobset, 137) == "RestartJobSet"
     for code in (143, 137, 1):
         assert _outcome(jobset, code, ["DisruptionTarget"]) == "RestartJobSetAndIgnoreMaxRestarts"
-    assert _outcome(jobset, 143) == "RestartJobSetAndIgnoreMaxRestarts", "the pods beside the one that is taken away"
+    assert _outcome(jobset, 143) == "RestartJobSetAndIgnoreMaxRestarts", (
+        "the pods beside the one that is taken away"
+    )
 
 
 def test_a_pod_asks_for_what_it_needs_and_the_smallest_node_has_it(manifest):
     (container,) = _slice(manifest(topology="1x1"))["template"]["spec"]["containers"]
     asked = container["resources"]["requests"]
-    assert asked["cpu"] <= 20 and int(asked["memory"].removesuffix("Gi")) <= 40, "ct5lp-hightpu-1t: 24 CPUs, 48 GiB"
+    assert asked["cpu"] <= 20 and int(asked["memory"].removesuffix("Gi")) <= 40, (
+        "ct5lp-hightpu-1t: 24 CPUs, 48 GiB"
+    )
     assert int(asked["ephemeral-storage"].removesuffix("Gi")) >= 16, "Autopilot's default is 1 GiB"
 
 
 @pytest.fixture
 def kubectl(cloud):
     """The fake one, on PATH."""
-    write_script(cloud.folder / "bin" / "kubectl", f'exec {sys.executable} -I -S {FAKE_KUBECTL} "$@"')
+    write_script(
+        cloud.folder / "bin" / "kubectl", f'exec {sys.executable} -I -S {FAKE_KUBECTL} "$@"'
+    )
 
 
 @pytest.fixture
@@ -268,18 +334,28 @@ def test_start_leaves_a_run_alone_that_runs(cloud, start):
 
 def test_a_config_that_the_image_has_not_is_refused(cloud, tmp_path):
     settings = {"GKE_TPU": "v5e", "GKE_TOPOLOGY": "4x4", "GKE_IMAGE": "i"}
-    elsewhere, below = tmp_path / "experiments" / "mine.py", cloud.clone / "experiments" / "below" / "mine.py"
+    elsewhere, below = (
+        tmp_path / "experiments" / "mine.py",
+        cloud.clone / "experiments" / "below" / "mine.py",
+    )
     for path in (elsewhere, below):
         path.parent.mkdir()
         path.touch()
     (cloud.clone / "experiments" / "link.py").symlink_to(elsewhere)
     (cloud.clone / "experiments" / "mine.txt").touch()
     for config in (elsewhere, below, "experiments/link.py", "experiments/mine.txt"):
-        status, said, errors = cloud.call("gke.sh", "start", "--dry-run", "--config", config, **settings)
+        status, said, errors = cloud.call(
+            "gke.sh", "start", "--dry-run", "--config", config, **settings
+        )
         assert (status, said) == (2, "") and len(errors.splitlines()) == 1
-        assert f"--config {config}: the image has no such file; must be experiments/NAME.py of this clone" in errors
+        assert (
+            f"--config {config}: the image has no such file; must be experiments/NAME.py of this"
+            " clone" in errors
+        )
     (tmp_path / "same").symlink_to(cloud.clone)
-    status, said, _ = cloud.call("gke.sh", "start", "--dry-run", "--config", tmp_path / "same" / CONFIG, **settings)
+    status, said, _ = cloud.call(
+        "gke.sh", "start", "--dry-run", "--config", tmp_path / "same" / CONFIG, **settings
+    )
     assert status == 0 and '"--config", "experiments/paper.py"' in said
 
 
@@ -292,15 +368,24 @@ def test_a_config_that_the_image_has_otherwise_is_refused(cloud):
         return status, errors
 
     start = ("start", "--dry-run", "--config", CONFIG)
-    assert call("image") == (0, "") and (cloud.folder / "docker-calls").read_text() == "build\npush\n"
+    assert (
+        call("image") == (0, "") and (cloud.folder / "docker-calls").read_text() == "build\npush\n"
+    )
     assert call(*start) == (
         0,
-        "+ kubectl get jobset apr --ignore-not-found --output=jsonpath=\\{.metadata.name\\}=\\{.status.terminalState\\}\n",
+        (
+            "+ kubectl get jobset apr --ignore-not-found"
+            " --output=jsonpath=\\{.metadata.name\\}=\\{.status.terminalState\\}\n"
+        ),
     )
     with (cloud.clone / CONFIG).open("a") as file:
         file.write("# Changed.\n")
     status, errors = call(*start)
-    assert status == 2 and f"--config {CONFIG}: has changed since GKE_IMAGE=r/apr:1 was made: gke.sh image" in errors
+    assert (
+        status == 2
+        and f"--config {CONFIG}: has changed since GKE_IMAGE=r/apr:1 was made: gke.sh image"
+        in errors
+    )
     assert call(*start, image="r/apr:2")[0] == 0, "of another image nothing is known"
     assert call("start", "--dry-run", "--config", "experiments/nano.py")[0] == 0
     assert call("image", "--dry-run")[0] == 0 and call(*start)[0] == 2
@@ -332,7 +417,9 @@ def test_every_verb_dry_runs(cloud):
     for verb in ("cluster", "image", "logs", "status", "fetch", "delete", "delete-cluster"):
         status, said, errors = cloud.call("gke.sh", verb, "--dry-run", **settings)
         assert status == 0 and cloud.calls() == [], errors
-        assert all(re.match(r"\+ (docker|gcloud|kubectl|mkdir) ", line) for line in said.splitlines())
+        assert all(
+            re.match(r"\+ (docker|gcloud|kubectl|mkdir) ", line) for line in said.splitlines()
+        )
 
 
 def test_what_the_image_copies_is_there():
@@ -340,19 +427,38 @@ def test_what_the_image_copies_is_there():
     copied = [word for line in lines if line.startswith("COPY") for word in shlex.split(line)[1:-1]]
     assert [source for source in copied if not source.startswith("dist/")] == ["experiments/*.py"]
     assert list(ROOT.glob("experiments/*.py"))
-    (entry,) = [json.loads(line.removeprefix("ENTRYPOINT ")) for line in lines if line.startswith("ENTRYPOINT")]
-    assert entry[-1] == "apr" and entry[0] in next(line for line in lines if "apt-get install" in line), "an init first"
+    (entry,) = [
+        json.loads(line.removeprefix("ENTRYPOINT "))
+        for line in lines
+        if line.startswith("ENTRYPOINT")
+    ]
+    assert entry[-1] == "apr" and entry[0] in next(
+        line for line in lines if "apt-get install" in line
+    ), "an init first"
 
 
 def test_docker_is_given_what_it_copies_and_no_more():
     """By Docker's rule: the last line that fits a path decides."""
-    lines = [line for line in (ROOT / ".dockerignore").read_text().splitlines() if line and not line.startswith("#")]
+    lines = [
+        line
+        for line in (ROOT / ".dockerignore").read_text().splitlines()
+        if line and not line.startswith("#")
+    ]
 
     def given(path):
         names = [path, *map(str, Path(path).parents)][:-1]
-        fits = [line for line in lines if any(fnmatch.fnmatch(name, line.removeprefix("!")) for name in names)]
+        fits = [
+            line
+            for line in lines
+            if any(fnmatch.fnmatch(name, line.removeprefix("!")) for name in names)
+        ]
         return not fits or fits[-1].startswith("!")
 
     assert given("dist/apr_jax-0.1.0-py3-none-any.whl") and given("experiments/paper.py")
-    for path in (".venv/bin/python", "runs/mini/metrics.jsonl", ".git/config", "experiments/mini/apr.safetensors"):
+    for path in (
+        ".venv/bin/python",
+        "runs/mini/metrics.jsonl",
+        ".git/config",
+        "experiments/mini/apr.safetensors",
+    ):
         assert not given(path), path

@@ -1,4 +1,6 @@
-"""The watcher: over preemptions to the end of a run, and to an end of its own where nothing would ever get better."""
+"""The watcher: over preemptions to the end of a run, and to an end of its own where nothing would
+ever get better.
+"""
 
 import shutil
 import subprocess
@@ -15,7 +17,9 @@ def _step(number, stage="apr/sft"):
 
 
 def _watch(cloud, *words, **settings):
-    return cloud.call("watch.sh", "--spot", "--config", CONFIG, "--set", "seed=1", *words, **settings)
+    return cloud.call(
+        "watch.sh", "--spot", "--config", CONFIG, "--set", "seed=1", *words, **settings
+    )
 
 
 def test_the_watcher_brings_a_run_to_its_end(cloud):
@@ -35,7 +39,9 @@ def test_the_fake_hosts_have_only_what_was_copied_there(cloud):
 
 
 def test_the_watcher_with_hosts_that_really_run(cloud):
-    """From nothing to the end with host.sh itself, over a failure; only Python and `apr` on the hosts are cheap ones."""
+    """From nothing to the end with host.sh itself, over a failure; only Python and `apr` on the
+    hosts are cheap ones.
+    """
     apr = """
 [[ $1 == reproduce ]] || exit 0
 echo "$*" >>~/starts
@@ -61,13 +67,17 @@ chmod +x python apr
 
 
 @pytest.mark.parametrize(
-    "said", ["exit ", "", "exit 0,exit 0,exit ,exit 0", "exit 0,exit 0,,exit 0", "exit 0,exit 0,exit 0"]
+    "said",
+    ["exit ", "", "exit 0,exit 0,exit ,exit 0", "exit 0,exit 0,,exit 0", "exit 0,exit 0,exit 0"],
 )
 def test_only_a_word_of_each_host_is_the_end(cloud, said):
     cloud.plays(status=[said, "running"])
     status, _, errors = _watch(cloud)
     heard = said.split(",").count("exit 0")
-    assert status == 0 and f"{heard} of the 4 hosts of apr have said none, running or exit STATUS" in errors
+    assert (
+        status == 0
+        and f"{heard} of the 4 hosts of apr have said none, running or exit STATUS" in errors
+    )
     assert errors.index("a host does not answer (1 of 3)") < errors.index("done: slice.sh fetch")
 
 
@@ -75,7 +85,15 @@ def test_hosts_that_say_nothing_cost_the_slice(cloud):
     cloud.plays(status=["exit "] * 3)
     status, _, errors = _watch(cloud)
     assert status == 0 and "a host is lost (1 of 10)" in errors
-    assert cloud.kinds() == ["create", "bootstrap", "start", "delete", "create", "bootstrap", "start"]
+    assert cloud.kinds() == [
+        "create",
+        "bootstrap",
+        "start",
+        "delete",
+        "create",
+        "bootstrap",
+        "start",
+    ]
 
 
 def test_preempted_in_the_middle_of_the_bootstrap(cloud):
@@ -89,7 +107,15 @@ def test_preempted_while_running_goes_on_with_the_same_command(cloud):
     cloud.plays(status=["running", "preempt", "running"])
     status, _, errors = _watch(cloud)
     assert status == 0, errors
-    assert cloud.kinds() == ["create", "bootstrap", "start", "delete", "create", "bootstrap", "start"]
+    assert cloud.kinds() == [
+        "create",
+        "bootstrap",
+        "start",
+        "delete",
+        "create",
+        "bootstrap",
+        "start",
+    ]
     first, second = [word for words in cloud.calls() for word in words if "host.sh start" in word]
     assert first == second
 
@@ -103,14 +129,28 @@ def test_quota_that_is_full_for_a_while(cloud):
 def test_a_host_that_goes_silent_costs_the_slice(cloud):
     cloud.plays(status=["fail", "running", "fail", "fail", "fail"])
     status, _, errors = _watch(cloud)
-    assert status == 0 and "a host does not answer (3 of 3)" in errors and "a host is lost" in errors
-    assert cloud.kinds() == ["create", "bootstrap", "start", "delete", "create", "bootstrap", "start"]
+    assert (
+        status == 0 and "a host does not answer (3 of 3)" in errors and "a host is lost" in errors
+    )
+    assert cloud.kinds() == [
+        "create",
+        "bootstrap",
+        "start",
+        "delete",
+        "create",
+        "bootstrap",
+        "start",
+    ]
 
 
 def test_a_run_that_fails_again_and_again_is_left_to_its_owner(cloud):
     cloud.plays(status=["exit 1", "exit 134", "exit 1"])
     status, _, errors = _watch(cloud)
-    assert status == 1 and "the run has ended on a host, 3 times, and nothing was saved in between: giving up" in errors
+    assert (
+        status == 1
+        and "the run has ended on a host, 3 times, and nothing was saved in between: giving up"
+        in errors
+    )
     assert "slice.sh logs shows why; the slice is still there, and costs" in errors
     assert cloud.kinds() == ["create", "bootstrap", "start", "stop", "start", "stop", "start"]
 
@@ -138,7 +178,9 @@ def test_what_is_saved_while_it_runs_counts_too(cloud):
     status, _, errors = _watch(cloud, FAILURES="2")
     assert status == 1 and errors.count("the run has ended on a host (1 of 2)") == 2
     looks = [words for words in cloud.calls() if words[:2] == ["storage", "ls"] and "*" in words[2]]
-    assert len(looks) == 1 + 3 + 1, "at the start, at each failure, and once in ten looks at a run that runs"
+    assert len(looks) == 1 + 3 + 1, (
+        "at the start, at each failure, and once in ten looks at a run that runs"
+    )
 
 
 @pytest.mark.parametrize(
@@ -146,7 +188,11 @@ def test_what_is_saved_while_it_runs_counts_too(cloud):
     [
         [_step(10), _step(9), _step(10)],
         [f"{_step(8)}\n{_step(10)}", _step(10), f"{_step(8)}\n{_step(10)}"],
-        [_step(10), _step(10), f"{_step(10)}\ngs://bucket/run/apr/sft/checkpoints/20.orbax-checkpoint-tmp-7/"],
+        [
+            _step(10),
+            _step(10),
+            f"{_step(10)}\ngs://bucket/run/apr/sft/checkpoints/20.orbax-checkpoint-tmp-7/",
+        ],
         [_step(10), _step(10), f"{_step(10)}\ngs://bucket/run/apr/sft/checkpoints/20/params/"],
         [_step(10), "ok", _step(10)],
     ],
@@ -167,7 +213,11 @@ def test_a_step_of_a_new_stage_is_progress_and_steps_are_numbers(cloud):
 def test_hosts_that_cannot_be_set_up(cloud):
     cloud.plays(bootstrap=["fail"] * 9)
     status, _, errors = _watch(cloud)
-    assert status == 1 and "the hosts could not be set up, 3 times" in errors and "still there, and costs" in errors
+    assert (
+        status == 1
+        and "the hosts could not be set up, 3 times" in errors
+        and "still there, and costs" in errors
+    )
     assert cloud.kinds() == ["create", "bootstrap", "bootstrap", "bootstrap"]
 
 
@@ -182,7 +232,11 @@ def test_a_host_that_never_comes_up_costs_a_slice_and_ends_at_the_cap(cloud):
 def test_a_quota_that_never_ends_ends_at_the_cap(cloud):
     cloud.plays(create=["quota"] * 9)
     status, _, errors = _watch(cloud, SLICE_TRIES="4")
-    assert status == 1 and "no slice came of the request, 4 times" in errors and "slice.sh status shows" in errors
+    assert (
+        status == 1
+        and "no slice came of the request, 4 times" in errors
+        and "slice.sh status shows" in errors
+    )
     assert cloud.kinds() == ["create"] * 4
 
 
@@ -222,7 +276,8 @@ def test_what_the_cloud_has_not_is_told_before_anything_is_made(cloud, kind, tol
 
 
 @pytest.mark.parametrize(
-    ("missing", "told"), [("wheel", "dist/ has no wheel of apr_jax: make wheel"), ("gcloud", "no gcloud")]
+    ("missing", "told"),
+    [("wheel", "dist/ has no wheel of apr_jax: make wheel"), ("gcloud", "no gcloud")],
 )
 def test_what_is_missing_here_is_told_before_anything_is_made(cloud, tmp_path, missing, told):
     if missing == "wheel":

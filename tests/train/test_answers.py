@@ -3,7 +3,17 @@
 import jax
 import numpy as np
 
-from apr_jax.text.tokenizer import BOS, END_JOINED, END_SPAWN, EOS, JOIN, JOINED, MSG, SPAWN, Tokenizer
+from apr_jax.text.tokenizer import (
+    BOS,
+    END_JOINED,
+    END_SPAWN,
+    EOS,
+    JOIN,
+    JOINED,
+    MSG,
+    SPAWN,
+    Tokenizer,
+)
 from apr_jax.threads import Limits, interpret, make_prompts
 from apr_jax.train.answers import extract_answers
 

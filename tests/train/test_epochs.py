@@ -1,4 +1,6 @@
-"""A supervised run of so many epochs takes the steps that its method's packed rows need, at every start the same."""
+"""A supervised run of so many epochs takes the steps that its method's packed rows need, at every
+start the same.
+"""
 
 import dataclasses
 import json
@@ -44,15 +46,23 @@ def test_a_run_takes_the_steps_of_its_epochs(config, data_dir, tmp_path, monkeyp
 
     monkeypatch.setattr(sft, "make_optimizer", recorded)
     state = train_sft(trained, data_dir, tmp_path, "apr", progress=False)
-    assert int(state.step) == steps and lengths == [steps], "learning rates follow from the same number"
-    assert f"train.sft.epochs=0.4 of apr are {steps} steps of {rows} rows" in capsys.readouterr().err
+    assert int(state.step) == steps and lengths == [steps], (
+        "learning rates follow from the same number"
+    )
+    assert (
+        f"train.sft.epochs=0.4 of apr are {steps} steps of {rows} rows" in capsys.readouterr().err
+    )
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    assert [line["epochs"] for line in lines] == pytest.approx([step / epoch for step in range(1, steps + 1)])
+    assert [line["epochs"] for line in lines] == pytest.approx(
+        [step / epoch for step in range(1, steps + 1)]
+    )
     stored = load_checkpoint(tmp_path).config.train.sft
     assert (stored.steps, stored.epochs) == (0, 0.4)
     # Started again with data of which the same epochs are other steps, it says so.
     monkeypatch.setattr(sft, "steps_of_an_epoch", lambda *_: 3 * epoch)
-    with pytest.raises(UsageError, match=r"train.sft.epochs=0.4: were \d+ steps when this run began, are \d+ now"):
+    with pytest.raises(
+        UsageError, match=r"train.sft.epochs=0.4: were \d+ steps when this run began, are \d+ now"
+    ):
         train_sft(trained, data_dir, tmp_path, "apr", progress=False)
 
 

@@ -1,4 +1,6 @@
-"""Tokenizer and problems of another build are refused by name wherever they would be read; nothing else would notice them."""
+"""Tokenizer and problems of another build are refused by name wherever they would be read; nothing
+else would notice them.
+"""
 
 import shutil
 
@@ -30,10 +32,15 @@ def spoil(folder, name):
 
 
 def refused(name):
-    return pytest.raises(UserError, match=rf"data .*{name}: is not the file that this folder was built with \(its SHA-")
+    return pytest.raises(
+        UserError,
+        match=rf"data .*{name}: is not the file that this folder was built with \(its SHA-",
+    )
 
 
-@pytest.mark.parametrize("name", ["tokenizer.model", "validation.jsonl", "test.jsonl", "train.jsonl"])
+@pytest.mark.parametrize(
+    "name", ["tokenizer.model", "validation.jsonl", "test.jsonl", "train.jsonl"]
+)
 def test_each_file_of_another_build_is_refused(config, copied, tmp_path, name):
     check_files(copied)
     spoil(copied, name)
@@ -63,6 +70,8 @@ def test_rl_evaluations_and_report_refuse_them(config, checkpoint, copied, tmp_p
 def test_a_method_is_not_added_to_what_another_version_built(config, copied, monkeypatch):
     before = (copied / "tokenizer.model").read_bytes()
     monkeypatch.setattr("apr_jax.tasks.countdown.render_compact.ALPHABET", "0123456789?")
-    with pytest.raises(UsageError, match="tokenizer.model: this version of apr_jax would write another one"):
+    with pytest.raises(
+        UsageError, match="tokenizer.model: this version of apr_jax would write another one"
+    ):
         build(config, copied, methods=("sos",), progress=False, workers=1)
     assert (copied / "tokenizer.model").read_bytes() == before

@@ -1,4 +1,6 @@
-"""The loop by itself: a signal ends a run at once, wherever it comes, and the next start makes up for what was left out."""
+"""The loop by itself: a signal ends a run at once, wherever it comes, and the next start makes up
+for what was left out.
+"""
 
 import dataclasses
 import errno
@@ -39,7 +41,8 @@ class _Disk:
 
 
 class _Toy:
-    """Steps of a rollout and an update, validations in three parts; `done` tells what was begun. A signal comes at `hit`.
+    """Steps of a rollout and an update, validations in three parts; `done` tells what was begun. A
+    signal comes at `hit`.
 
     At `lost` too many answers are without a verdict.
     """
@@ -108,7 +111,9 @@ def _run(toy, disk, workdir, save_every=4, progress=False):
         (("validation", 6, 1), 6, True),
     ],
 )
-def test_a_signal_stops_at_once_and_the_next_start_makes_up_for_it(tmp_path, hit, stopped, unvalidated):
+def test_a_signal_stops_at_once_and_the_next_start_makes_up_for_it(
+    tmp_path, hit, stopped, unvalidated
+):
     whole, broken = _Disk(), _Disk()
     _run(_Toy(), whole, tmp_path / "whole")
     toy = _Toy(hit)
@@ -169,7 +174,9 @@ def test_a_run_under_nohup_outlives_its_terminal(tmp_path):
 
 @pytest.mark.parametrize("bad", [3, 4])
 def test_bad_updates_that_end_a_run_leave_its_scores_with_the_last_step(tmp_path, bad):
-    """They are found out a step late, or when the metrics are read before a save; step 4 is validated."""
+    """They are found out a step late, or when the metrics are read before a save; step 4 is
+    validated.
+    """
     toy, disk = _Toy(), _Disk()
     advance = toy.advance
 
@@ -215,12 +222,15 @@ def test_how_long_a_host_worked_at_a_step_does_not_count_its_validation(tmp_path
         (("validation", 6, 0), 6, True),
     ],
 )
-def test_too_many_answers_without_a_verdict_end_the_run_and_nothing_is_lost(tmp_path, lost, kept, unvalidated):
+def test_too_many_answers_without_a_verdict_end_the_run_and_nothing_is_lost(
+    tmp_path, lost, kept, unvalidated
+):
     whole, broken = _Disk(), _Disk()
     _run(_Toy(), whole, tmp_path / "whole")
     toy = _Toy(lost=lost)
     told = (
-        rf"training: after step {kept}, 2 of 4 answers have no verdict; that step is saved; .* start the same command"
+        rf"training: after step {kept}, 2 of 4 answers have no verdict; that step is saved; .*"
+        r" start the same command"
     )
     with pytest.raises(UserError, match=told):
         _run(toy, broken, tmp_path / "broken")
@@ -235,6 +245,8 @@ def test_too_many_answers_without_a_verdict_end_the_run_and_nothing_is_lost(tmp_
 
 def test_a_run_whose_first_validation_has_no_verdicts_says_that_nothing_was_trained(tmp_path):
     disk = _Disk()
-    with pytest.raises(UserError, match=r"at the first validation, 2 of 4 .*; nothing was trained yet; mend"):
+    with pytest.raises(
+        UserError, match=r"at the first validation, 2 of 4 .*; nothing was trained yet; mend"
+    ):
         _run(_Toy(lost=("validation", 0, 1)), disk, tmp_path)
     assert not disk.saved

@@ -21,16 +21,24 @@ from apr_jax.train.session import build_mesh
 def test_one_process_takes_as_many_devices_as_rows_divide_over(config, capsys, rows, axes, shape):
     """On eight cores an experiment of four rows a step runs, on four of them, and says so."""
     mesh = build_mesh(
-        changed(config, sft={"batch_rows": rows[0]}, rl={"micro_batch_rows": rows[1]}, mesh=MeshConfig(**axes))
+        changed(
+            config,
+            sft={"batch_rows": rows[0]},
+            rl={"micro_batch_rows": rows[1]},
+            mesh=MeshConfig(**axes),
+        )
     )
     assert dict(mesh.shape) == shape
     said = capsys.readouterr().err
-    assert (f"mesh: {mesh.size} of 8 devices are used: train.sft.batch_rows={rows[0]}" in said) == (mesh.size < 8)
+    assert (f"mesh: {mesh.size} of 8 devices are used: train.sft.batch_rows={rows[0]}" in said) == (
+        mesh.size < 8
+    )
 
 
 def test_a_number_of_devices_that_was_asked_for_is_kept(config, capsys):
     few = {"sft": {"batch_rows": 4}, "rl": {"micro_batch_rows": 4}}
-    assert build_mesh(changed(config, **few, mesh=MeshConfig(data=8))).size == 8  # Training refuses, by name.
+    # Training refuses, by name.
+    assert build_mesh(changed(config, **few, mesh=MeshConfig(data=8))).size == 8
     assert dict(build_mesh(changed(config, **few, mesh=MeshConfig(tensor=0))).shape) == {
         "data": 4,
         "fsdp": 1,

@@ -20,7 +20,9 @@ MUON = OptimizerConfig(name="muon", lr=0.02, warmup=0, decay=1.0, weight_decay=0
 def _gradients(params, seed):
     leaves, tree = jax.tree.flatten(params)
     keys = jax.random.split(jax.random.key(seed), len(leaves))
-    return tree.unflatten([jax.random.normal(k, x.shape) for k, x in zip(keys, leaves, strict=True)])
+    return tree.unflatten(
+        [jax.random.normal(k, x.shape) for k, x in zip(keys, leaves, strict=True)]
+    )
 
 
 @pytest.fixture(scope="module")
@@ -82,15 +84,21 @@ def test_norms_are_never_decayed(params, name):
     config = dataclasses.replace(MUON, name=name)
     optimizer = make_optimizer(config, 10)
     zeros = jax.tree.map(jnp.zeros_like, params)
-    updates = jax.jit(lambda params: optimizer.update(zeros, optimizer.init(params), params)[0])(params)
+    updates = jax.jit(lambda params: optimizer.update(zeros, optimizer.init(params), params)[0])(
+        params
+    )
     assert not np.asarray(updates["final_norm"]).any()
     assert not np.asarray(updates["layers"]["attn_norm"]).any()
     assert not np.asarray(updates["layers"]["mlp_norm"]).any()
-    np.testing.assert_allclose(updates["layers"]["down"], -0.02 * 0.1 * params["layers"]["down"], rtol=1e-4)
+    np.testing.assert_allclose(
+        updates["layers"]["down"], -0.02 * 0.1 * params["layers"]["down"], rtol=1e-4
+    )
 
 
 def test_gradients_are_clipped_by_their_global_norm(params):
-    optimizer = make_optimizer(dataclasses.replace(MUON, name="adamw", clip=1e-6, weight_decay=0.0), 10)
+    optimizer = make_optimizer(
+        dataclasses.replace(MUON, name="adamw", clip=1e-6, weight_decay=0.0), 10
+    )
     _, state = optimizer.update(_gradients(params, 1), optimizer.init(params), params)
     moments = [x for x in jax.tree.leaves(state) if x.ndim]  # mu is 0.1 x the clipped gradient.
     assert float(optax.global_norm(moments)) < 1.01e-7

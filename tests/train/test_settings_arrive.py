@@ -1,4 +1,6 @@
-"""Settings that once could be lost on their way without any test noticing: each is seen where it arrives."""
+"""Settings that once could be lost on their way without any test noticing: each is seen where it
+arrives.
+"""
 
 import types
 
@@ -52,7 +54,9 @@ def test_validation_is_greedy(config):
 
 
 def test_all_processes_take_the_verdicts_of_the_first(config, monkeypatch):
-    """Time runs out in one process and not in another: with verdicts of their own they would train different models."""
+    """Time runs out in one process and not in another: with verdicts of their own they would train
+    different models.
+    """
     right = Verdict(None, claimed=True, correct=True)
     sent = []
 

@@ -1,4 +1,6 @@
-"""The RL step: the chunks of a packed forest add up to one pass over it, and few programs serve forests of all sizes."""
+"""The RL step: the chunks of a packed forest add up to one pass over it, and few programs serve
+forests of all sizes.
+"""
 
 import dataclasses
 from types import SimpleNamespace
@@ -39,7 +41,9 @@ def _forest(threads, size):
     return SimpleNamespace(length=np.full((1, threads), size, np.int32), **recorded)
 
 
-@pytest.mark.parametrize(("threads", "rows", "chunks"), [(1, 2, 1), (4, 2, 1), (5, 4, 2), (9, 6, 3), (0, 0, 0)])
+@pytest.mark.parametrize(
+    ("threads", "rows", "chunks"), [(1, 2, 1), (4, 2, 1), (5, 4, 2), (9, 6, 3), (0, 0, 0)]
+)
 def test_chunks_without_a_token_are_not_rescored_and_not_counted(mesh, threads, rows, chunks):
     packed = pack_forest(_forest(threads, LENGTH // 2), 2, LENGTH)  # Two threads a row.
     rescored = rescored_rows(packed, 2)
@@ -82,7 +86,9 @@ def _reference():
 
 
 def _assert_same(got, expected):
-    """Float32 to a few roundings: sums over 300 tokens in another order, of terms that cancel out to the gradient."""
+    """Float32 to a few roundings: sums over 300 tokens in another order, of terms that cancel out
+    to the gradient.
+    """
 
     def compare(mine, theirs):
         np.testing.assert_allclose(mine, theirs, rtol=0, atol=2e-6 * np.abs(theirs).max())
@@ -94,7 +100,11 @@ def test_chunks_add_up_to_one_pass_over_the_whole_forest(update):
     forest = record()
     rows = pack_forest(forest, ROWS, LIMITS.max_thread_tokens)
     assert len(rescored_rows(rows, ROWS).tokens) == 3 * ROWS
-    assert forest.depth.max() == 2 and (forest.hidden_block > 0).sum() > 50 and (rows.segment > 3).any()
+    assert (
+        forest.depth.max() == 2
+        and (forest.hidden_block > 0).sum() > 50
+        and (rows.segment > 3).any()
+    )
     weights = token_weights(rows, np.ones(TREES, bool), "tree")
     advantages = np.array([1.0, -0.5, 2.0, -1.5, 0.7, -1.2])
 
@@ -102,11 +112,19 @@ def test_chunks_add_up_to_one_pass_over_the_whole_forest(update):
         logprobs, entropy = token_logprobs(params, MODEL, rows, TEMPERATURE)
         anchor, _ = token_logprobs(_reference(), MODEL, rows, TEMPERATURE)
         loss, parts = policy_loss(
-            logprobs, entropy, anchor, rows, jnp.float32(weights), jnp.float32(advantages), OBJECTIVE
+            logprobs,
+            entropy,
+            anchor,
+            rows,
+            jnp.float32(weights),
+            jnp.float32(advantages),
+            OBJECTIVE,
         )
         return loss, parts.metrics(TREES)
 
-    (loss, means), gradient = jax.device_get(jax.jit(jax.value_and_grad(loss_of, has_aux=True))(params()))
+    (loss, means), gradient = jax.device_get(
+        jax.jit(jax.value_and_grad(loss_of, has_aux=True))(params())
+    )
     call, _ = update
     for size in (ROWS, len(rows.tokens)):
         got, metrics = call(rows, weights, size, advantages)
@@ -115,7 +133,8 @@ def test_chunks_add_up_to_one_pass_over_the_whole_forest(update):
         for name in ("loss", "grad_norm", "kl", "entropy"):
             assert metrics[name] == pytest.approx(float(expected[name]), rel=1e-5), name
             assert abs(metrics[name]) > 1e-3, name
-        # The interpreter's log-probs at this temperature are those of rescoring; without it they differ a thousand times more.
+        # The interpreter's log-probs at this temperature are those of rescoring; without it they
+        # differ a thousand times more.
         assert metrics["logprob_difference_worst"] < 1e-4
 
 
@@ -130,7 +149,9 @@ def test_forests_of_all_sizes_take_as_many_programs_as_there_are_buckets(update)
         used.add(len(rescored_rows(rows, ROWS).tokens) // ROWS)
     assert buckets == {ROWS, 2 * ROWS, 4 * ROWS} and len(used) >= 3
     assert step._cache_size() - before <= len(buckets)
-    assert step._cache_size() <= 1 + len(buckets), "the one chunk of the test above, and the buckets"
+    assert step._cache_size() <= 1 + len(buckets), (
+        "the one chunk of the test above, and the buckets"
+    )
 
 
 def _only(forest, wanted):
@@ -152,16 +173,26 @@ def test_trees_that_are_left_out_change_no_gradient(config, mesh):
         results[-1][1]["rows"] = len(rescored_rows(rows, ROWS).tokens)
     (whole, before), (gradient, after) = results
     _assert_same(gradient, whole)
-    assert after["rows"] < before["rows"] and after["loss"] == pytest.approx(before["loss"], rel=1e-5)
+    assert after["rows"] < before["rows"] and after["loss"] == pytest.approx(
+        before["loss"], rel=1e-5
+    )
     assert max(np.abs(leaf).max() for leaf in jax.tree.leaves(whole)) > 0.1
     assert "kl" not in before, "nobody has asked the reference"
     # What lets every tree speak.
-    for options in ({"kl": 0.1}, {"entropy": 0.1}, {"normalisation": "token"}, {"normalisation": "sequence"}):
-        assert not zero_advantage_trees(advantages, counted, ObjectiveConfig(**{"kl": 0.0} | options)).any()
+    for options in (
+        {"kl": 0.1},
+        {"entropy": 0.1},
+        {"normalisation": "token"},
+        {"normalisation": "sequence"},
+    ):
+        assert not zero_advantage_trees(
+            advantages, counted, ObjectiveConfig(**{"kl": 0.0} | options)
+        ).any()
 
 
 def test_recomputed_log_probs_are_those_of_the_first_inner_step(config, mesh):
-    """Recorded 0.3 nats too low, half of them: the ratio begins at exactly 1 all the same, and the token weighs e^0.3.
+    """Recorded 0.3 nats too low, half of them: the ratio begins at exactly 1 all the same, and the
+    token weighs e^0.3.
 
     A second step takes the first one's log-probs, whatever the parameters have become.
     """
@@ -184,7 +215,9 @@ def test_recomputed_log_probs_are_those_of_the_first_inner_step(config, mesh):
     logprobs, _ = jax.jit(lambda params: token_logprobs(params, MODEL, rows, TEMPERATURE))(params())
     used = int(batch.used) * ROWS
     own = np.asarray(behaviour).reshape(rows.tokens.shape)[:used]
-    np.testing.assert_allclose(own[rows.sampled[:used]], np.asarray(logprobs)[rows.sampled], atol=1e-5)
+    np.testing.assert_allclose(
+        own[rows.sampled[:used]], np.asarray(logprobs)[rows.sampled], atol=1e-5
+    )
     expected = weights * np.where(wrong, np.exp(0.3), 1.0) * advantages[np.maximum(rows.tree, 0)]
     assert metrics["loss"] == pytest.approx(-expected.sum(), rel=1e-3)
 
@@ -199,6 +232,8 @@ def test_recomputed_log_probs_are_those_of_the_first_inner_step(config, mesh):
 
 def test_no_rows_are_no_gradient(update):
     rows = pack_forest(_only(record(), np.zeros(TREES, bool)), ROWS, LIMITS.max_thread_tokens)
-    gradient, metrics = update[0](rows, token_weights(rows, np.ones(TREES, bool), "tree"), ROWS, np.ones(TREES))
+    gradient, metrics = update[0](
+        rows, token_weights(rows, np.ones(TREES, bool), "tree"), ROWS, np.ones(TREES)
+    )
     assert not any(leaf.any() for leaf in jax.tree.leaves(gradient))
     assert metrics["loss"] == metrics["grad_norm"] == metrics["skipped"] == 0

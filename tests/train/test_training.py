@@ -1,4 +1,6 @@
-"""Whole tiny runs: resume = unbroken, bit for bit, in both stages; signals; bad steps; RL after supervision."""
+"""Whole tiny runs: resume = unbroken, bit for bit, in both stages; signals; bad steps; RL after
+supervision.
+"""
 
 import dataclasses
 import json
@@ -46,7 +48,9 @@ _METRICS = _ROOT / "docs" / "metrics.md"
 
 def _documented(stage):
     """Names of the tables of docs/metrics.md that a stage logs."""
-    rows = re.findall(r"^\| `(\w+)` \| (sft|rl|both) \|.*\|.*\|.*\| `([\w/.]+)` \|$", _METRICS.read_text(), re.M)
+    rows = re.findall(
+        r"^\| `(\w+)` \| (sft|rl|both) \|.*\|.*\|.*\| `([\w/.]+)` \|$", _METRICS.read_text(), re.M
+    )
     assert len({name for name, *_ in rows}) == len(rows) > 30, "each name is defined once"
     for name, _, file in rows:
         assert (_ROOT / "apr_jax" / file).is_file(), name
@@ -80,7 +84,8 @@ def test_sft_learns_and_saves(unbroken, config):
 
 
 @pytest.mark.parametrize(
-    ("number", "error", "at"), [(signal.SIGINT, KeyboardInterrupt, 3), (signal.SIGTERM, SystemExit, 5)]
+    ("number", "error", "at"),
+    [(signal.SIGINT, KeyboardInterrupt, 3), (signal.SIGTERM, SystemExit, 5)],
 )
 def test_sft_stopped_and_resumed_is_the_unbroken_run(
     unbroken, config, data_dir, tmp_path, monkeypatch, number, error, at
@@ -103,16 +108,22 @@ def test_sft_stopped_and_resumed_is_the_unbroken_run(
 
 @pytest.fixture(scope="module")
 def validated(config, data_dir, tmp_path_factory):
-    """`unbroken`, with greedy answers to the validation problems after the fourth step and at the end."""
+    """`unbroken`, with greedy answers to the validation problems after the fourth step and at the
+    end.
+    """
     workdir = tmp_path_factory.mktemp("validated")
-    return workdir, train_sft(changed(config, sft={"validate_every": 4}), data_dir, workdir, "apr", progress=False)
+    return workdir, train_sft(
+        changed(config, sft={"validate_every": 4}), data_dir, workdir, "apr", progress=False
+    )
 
 
 def test_a_validation_changes_nothing_in_supervised_training(validated, unbroken):
     _equal(validated[1], unbroken[1])
     lines = repeatable(validated[0])
     assert [line["step"] for line in lines if "validation_accuracy" in line] == [4, 6]
-    plain = [{name: line[name] for name in line if not name.startswith("validation_")} for line in lines]
+    plain = [
+        {name: line[name] for name in line if not name.startswith("validation_")} for line in lines
+    ]
     assert plain == repeatable(unbroken[0])
     assert 0 < lines[-1]["validation_total_tokens"] <= 200
     assert _scores(validated[0], 6)["validation_accuracy"] == lines[-1]["validation_accuracy"]
@@ -124,7 +135,13 @@ def test_a_validation_of_supervised_training_that_was_due_is_done_by_the_next_st
     with monkeypatch.context() as patch:
         patch.setattr(sft, "make_sft_step", Interrupt(sft.make_sft_step, 4, signal.SIGTERM))
         with pytest.raises(SystemExit):
-            train_sft(changed(config, sft={"validate_every": 4}), data_dir, tmp_path, "apr", progress=False)
+            train_sft(
+                changed(config, sft={"validate_every": 4}),
+                data_dir,
+                tmp_path,
+                "apr",
+                progress=False,
+            )
     assert "validation_accuracy" not in logged(tmp_path)[-1]
     train_sft(changed(config, sft={"validate_every": 4}), data_dir, tmp_path, "apr", progress=False)
     assert repeatable(tmp_path) == repeatable(validated[0])
@@ -143,25 +160,36 @@ def test_another_config_in_the_same_workdir_is_refused(unbroken, config, data_di
     other = _bad_steps(config, 7)
     with pytest.raises(UserError, match=r"train.max_consecutive_skipped=3 \(now 7\)"):
         train_sft(other, data_dir, unbroken[0], "apr", progress=False)
-    assert json.loads((unbroken[0] / "config.json").read_text())["train"]["max_consecutive_skipped"] == 3
+    assert (
+        json.loads((unbroken[0] / "config.json").read_text())["train"]["max_consecutive_skipped"]
+        == 3
+    )
 
 
 class _Spoiled:
-    """Batches of which those from the second on make the loss NaN: a token id that no embedding has."""
+    """Batches of which those from the second on make the loss NaN: a token id that no embedding
+    has.
+    """
 
     def __init__(self, *args):
         self._batches, self._taken = LocalRows(*args), 0
 
     def __next__(self):
         rows, self._taken = next(self._batches), self._taken + 1
-        return rows if self._taken == 1 else dataclasses.replace(rows, tokens=np.full_like(rows.tokens, 10_000))
+        return (
+            rows
+            if self._taken == 1
+            else dataclasses.replace(rows, tokens=np.full_like(rows.tokens, 10_000))
+        )
 
     def __getattr__(self, name):
         return getattr(self._batches, name)
 
 
 def _bad_steps(config, count):
-    return dataclasses.replace(config, train=dataclasses.replace(config.train, max_consecutive_skipped=count))
+    return dataclasses.replace(
+        config, train=dataclasses.replace(config.train, max_consecutive_skipped=count)
+    )
 
 
 def test_too_many_bad_steps_end_the_run_with_the_last_good_parameters_and_the_batch(
@@ -170,7 +198,10 @@ def test_too_many_bad_steps_end_the_run_with_the_last_good_parameters_and_the_ba
     monkeypatch.setattr(sft, "Held", _Spoiled)
     with pytest.raises(
         UserError,
-        match=r"3 updates in a row had a NaN or Inf .* the last of them in step 4;.*learn\.sft\.optimizer\.lr",
+        match=(
+            r"3 updates in a row had a NaN or Inf .* the last of them in step"
+            r" 4;.*learn\.sft\.optimizer\.lr"
+        ),
     ) as caught:
         train_sft(config, data_dir, tmp_path, "apr", progress=False)
     # The bad batches came after step 1: nothing of them got into the parameters.
@@ -190,15 +221,25 @@ def test_too_many_bad_steps_end_the_run_with_the_last_good_parameters_and_the_ba
     assert not np.isfinite(cross_entropy(logprobs, Rows(**batch)))
 
 
-def test_a_run_that_was_ended_by_bad_steps_goes_on_without_a_gap(config, data_dir, tmp_path, monkeypatch):
+def test_a_run_that_was_ended_by_bad_steps_goes_on_without_a_gap(
+    config, data_dir, tmp_path, monkeypatch
+):
     config = _bad_steps(config, 2)
     with monkeypatch.context() as patch:
         patch.setattr(sft, "Held", _Spoiled)
         with pytest.raises(
-            UserError, match=r"2 updates in a row had a NaN or Inf .* the last of them in step 3;.* as step 4,"
+            UserError,
+            match=(
+                r"2 updates in a row had a NaN or Inf .* the last of them in step 3;.* as step 4,"
+            ),
         ):
             train_sft(config, data_dir, tmp_path, "apr", progress=False)
-    assert [line["step"] for line in repeatable(tmp_path)] == [1, 2, 3, 4], "4 was under way when 3 was found to be bad"
+    assert [line["step"] for line in repeatable(tmp_path)] == [
+        1,
+        2,
+        3,
+        4,
+    ], "4 was under way when 3 was found to be bad"
     assert load_checkpoint(tmp_path).step == 4
     assert np.load(tmp_path / "bad_batch" / "3.npz")["tokens"].max() == 10_000
     train_sft(config, data_dir, tmp_path, "apr", progress=False)
@@ -229,7 +270,8 @@ def test_rl_metrics_and_the_first_policy_is_validated_and_saved(unbroken_rl):
         assert line["skipped"] == 0
         assert 0 < line["total_tokens"] <= 200
         assert line["sequential_tokens"] <= line["total_tokens"]
-        # The training pass gives the log-probs that the rollout recorded, on real trees of the real engine.
+        # The training pass gives the log-probs that the rollout recorded, on real trees of the real
+        # engine.
         assert line["logprob_difference_worst"] < 1e-4
         assert line["entropy"] > 0.1
     assert int(state.step) == 3
@@ -240,12 +282,23 @@ def test_rl_metrics_and_the_first_policy_is_validated_and_saved(unbroken_rl):
 def test_trees_that_do_not_divide_into_the_shards_are_rolled_out_with_copies_that_count_nowhere(
     unbroken, unbroken_rl, config, data_dir, tmp_path
 ):
-    """4 trees on 8 shards, in rollouts of 8: what comes of them is what comes of them on 2 shards."""
-    learn = dataclasses.replace(config.train, rl=dataclasses.replace(config.train.rl, steps=2, rows=8))
+    """4 trees on 8 shards, in rollouts of 8: what comes of them is what comes of them on 2
+    shards.
+    """
+    learn = dataclasses.replace(
+        config.train, rl=dataclasses.replace(config.train.rl, steps=2, rows=8)
+    )
     wide = dataclasses.replace(config, train=learn, mesh=MeshConfig(data=8))
     train_rl(wide, data_dir, tmp_path, unbroken[0], progress=False)
     for got, expected in zip(logged(tmp_path)[:2], logged(unbroken_rl[0]), strict=False):
-        for name in ("accuracy", "reward", "total_tokens", "children", "trees", "validation_accuracy"):
+        for name in (
+            "accuracy",
+            "reward",
+            "total_tokens",
+            "children",
+            "trees",
+            "validation_accuracy",
+        ):
             assert got.get(name) == pytest.approx(expected.get(name)), name
 
 
@@ -256,7 +309,9 @@ def test_every_logged_name_is_documented_and_no_other(validated, unbroken_rl):
         assert set().union(*lines) == _documented(stage)
 
 
-def test_tensorboard_shows_every_number_that_is_logged_and_a_tree_of_every_validation(validated, unbroken_rl, data_dir):
+def test_tensorboard_shows_every_number_that_is_logged_and_a_tree_of_every_validation(
+    validated, unbroken_rl, data_dir
+):
     problem = load_problems(data_dir / "validation.jsonl")[0]
     asked = f"{','.join(map(str, problem.numbers))} -> {problem.target}: "
     for (workdir, _), validations in ((validated, [4, 6]), (unbroken_rl, [0, 2, 3])):
@@ -267,10 +322,14 @@ def test_tensorboard_shows_every_number_that_is_logged_and_a_tree_of_every_valid
             for name, value in line.items()
             if name not in ("step", "stage")
         }
-        texts = {step: found.pop(("validation_tree/text_summary", step)).split() for step in validations}
+        texts = {
+            step: found.pop(("validation_tree/text_summary", step)).split() for step in validations
+        }
         assert found == pytest.approx(numbers, rel=1e-6)  # TensorBoard's are float32.
         for words in texts.values():
-            assert " ".join(words).startswith((asked + "right ", asked + "wrong ")) and "root" in words, words
+            assert (
+                " ".join(words).startswith((asked + "right ", asked + "wrong ")) and "root" in words
+            ), words
 
 
 def test_the_shares_of_an_rl_step_add_up_and_its_seconds_are_those_of_its_throughput(unbroken_rl):
@@ -286,7 +345,9 @@ def test_the_shares_of_an_rl_step_add_up_and_its_seconds_are_those_of_its_throug
 def test_the_next_rollout_is_queued_before_anyone_waits_for_an_update(
     unbroken, config, data_dir, tmp_path, monkeypatch
 ):
-    """Else the device idles between steps: metrics, which wait for the update, are read a step late."""
+    """Else the device idles between steps: metrics, which wait for the update, are read a step
+    late.
+    """
     done = []
 
     def noting(what, call):
@@ -299,7 +360,9 @@ def test_the_next_rollout_is_queued_before_anyone_waits_for_an_update(
     def making(what, make):
         return lambda *arguments: noting(what, make(*arguments))
 
-    monkeypatch.setattr(grader, "make_policy_rollout", making("rollout", grader.make_policy_rollout))
+    monkeypatch.setattr(
+        grader, "make_policy_rollout", making("rollout", grader.make_policy_rollout)
+    )
     monkeypatch.setattr(trainer, "make_rl_step", making("update", trainer.make_rl_step))
     fetch = Recorder._fetch
 
@@ -311,17 +374,20 @@ def test_the_next_rollout_is_queued_before_anyone_waits_for_an_update(
     settings = {"validate_every": 3, "save_every": 3, "ppo_epochs": 1}
     train_rl(changed(config, rl=settings), data_dir, tmp_path, unbroken[0], progress=False)
     first = done.index("update")
-    # The first policy was read when it was saved; the last step is not, since it is saved and validated.
+    # The first policy was read when it was saved; the last step is not, since it is saved and
+    # validated.
     assert done[first - 1 : first + 5] == ["rollout", "update", None, "rollout", "update", "read 1"]
 
 
 @pytest.mark.parametrize(
-    ("module", "maker", "call", "stopped"), [(trainer, "make_rl_step", 3, 2), (grader, "make_policy_rollout", 3, 1)]
+    ("module", "maker", "call", "stopped"),
+    [(trainer, "make_rl_step", 3, 2), (grader, "make_policy_rollout", 3, 1)],
 )
 def test_rl_stopped_and_resumed_is_the_unbroken_run(
     unbroken, unbroken_rl, config, data_dir, tmp_path, monkeypatch, module, maker, call, stopped
 ):
-    """In an update of step 2, which is then not validated, though that is due; and in its rollout, which is thrown away.
+    """In an update of step 2, which is then not validated, though that is due; and in its rollout,
+    which is thrown away.
 
     Two inner steps a step; the first rollout is that of the first validation.
     """
@@ -330,7 +396,9 @@ def test_rl_stopped_and_resumed_is_the_unbroken_run(
         with pytest.raises(SystemExit):
             train_rl(config, data_dir, tmp_path, unbroken[0], progress=False)
     assert sorted(int(e.name) for e in (tmp_path / FOLDER).iterdir())[-1] == stopped
-    assert ["validation_accuracy" in line for line in logged(tmp_path)] == [True, False, False][: stopped + 1]
+    assert ["validation_accuracy" in line for line in logged(tmp_path)] == [True, False, False][
+        : stopped + 1
+    ]
     state = train_rl(config, data_dir, tmp_path, unbroken[0], progress=False)
     _equal(state, unbroken_rl[1])
     assert repeatable(tmp_path) == repeatable(unbroken_rl[0])
@@ -339,22 +407,34 @@ def test_rl_stopped_and_resumed_is_the_unbroken_run(
     assert scores[0] == scores[1] != {}, "the checkpoint of step 2 can be the best one"
 
 
-def test_bad_steps_of_rl_end_the_run_with_the_batch(unbroken, config, data_dir, tmp_path, monkeypatch):
-    advantages = dict.fromkeys(trainer.ADVANTAGES, lambda rewards, counted: jnp.full_like(rewards, jnp.inf))
+def test_bad_steps_of_rl_end_the_run_with_the_batch(
+    unbroken, config, data_dir, tmp_path, monkeypatch
+):
+    advantages = dict.fromkeys(
+        trainer.ADVANTAGES, lambda rewards, counted: jnp.full_like(rewards, jnp.inf)
+    )
     monkeypatch.setattr(trainer, "ADVANTAGES", advantages)
     with pytest.raises(
-        UserError, match=r"4 updates in a row had a NaN or Inf .* the last of them in step 2;.*rl\.optimizer\.lr"
+        UserError,
+        match=(
+            r"4 updates in a row had a NaN or Inf .* the last of them in step 2;.*rl\.optimizer\.lr"
+        ),
     ):
         train_rl(config, data_dir, tmp_path, unbroken[0], progress=False)  # Two inner steps a step.
     _equal(load_checkpoint(tmp_path).params, load_checkpoint(unbroken[0]).params)
     assert [line["step"] for line in repeatable(tmp_path)] == [0, 1, 2]
     batch = np.load(tmp_path / "bad_batch" / "2.npz")
-    assert set(batch) == {field.name for field in dataclasses.fields(Rows)} | {"weights", "advantages"}
+    assert set(batch) == {field.name for field in dataclasses.fields(Rows)} | {
+        "weights",
+        "advantages",
+    }
     assert np.isinf(batch["advantages"]).all()
     assert (batch["logprob"] < 0).any()
 
 
-def test_the_price_of_a_token_goes_on_where_it_stood(unbroken, config, data_dir, tmp_path, monkeypatch):
+def test_the_price_of_a_token_goes_on_where_it_stood(
+    unbroken, config, data_dir, tmp_path, monkeypatch
+):
     reward = RewardConfig(token_price=0.01, token_budget=40, price_step=0.0007)
     priced = changed(config, rl={"reward": reward})
     whole = train_rl(priced, data_dir, tmp_path / "whole", unbroken[0], progress=False)
@@ -378,8 +458,12 @@ def test_rl_refuses_another_model(unbroken, config, data_dir, tmp_path):
         train_rl(wider, data_dir, tmp_path, unbroken[0], progress=False)
 
 
-@pytest.mark.parametrize("step", [3, *(pytest.param(step, marks=pytest.mark.slow) for step in (1, 5))])
-def test_a_killed_process_goes_on_to_the_unbroken_result(unbroken, config, data_dir, tmp_path, step):
+@pytest.mark.parametrize(
+    "step", [3, *(pytest.param(step, marks=pytest.mark.slow) for step in (1, 5))]
+)
+def test_a_killed_process_goes_on_to_the_unbroken_result(
+    unbroken, config, data_dir, tmp_path, step
+):
     """SIGKILL as soon as the metrics tell of `step`, wherever the saving thread may be."""
     command = train_command("sft", write_config(config, tmp_path / "config.py"), data_dir, tmp_path)
     process = subprocess.Popen(command, cwd=_ROOT)

@@ -1,20 +1,23 @@
-"""Attention over packed rows, block by block: no work between threads beyond a block, no L x L array anywhere.
+"""Attention over packed rows, block by block: no work between threads beyond a block, no L x L
+array anywhere.
 
 On TPU the same is done by the kernels of `packed_tpu.py`; what follows is for all other devices.
 
 The life of a block of queries:
-1. Threads stand one after the other in a row, so what a query may see lies between the start of its thread and itself.
-   `first_blocks` says, for each block of queries, from which block of keys on there is anything to see.
-2. Forward: those blocks of keys are read one by one, the softmax kept as a running maximum, sum and product (Dao et al. 2022,
-   algorithm 1). Output and log-sum-exp are kept, scores never.
-3. Backward: the same blocks once more; scores are computed again, and d scores = weights x (d weights - sum(d out x out)).
+1. Threads stand one after the other in a row, so what a query may see lies between the start of its
+   thread and itself. `first_blocks` says, for each block of queries, from which block of keys on
+   there is anything to see.
+2. Forward: those blocks of keys are read one by one, the softmax kept as a running maximum, sum and
+   product (Dao et al. 2022, algorithm 1). Output and log-sum-exp are kept, scores never.
+3. Backward: the same blocks once more; scores are computed again, and d scores = weights x (d
+   weights - sum(d out x out)).
 
-Everything here is written for one group of heads of one row. On CPU the groups follow one another, so that a block's scores
-stay in the processor's cache, and each ends at its own last block; elsewhere they are batched (`vmap`).
+Everything here is written for one group of heads of one row. On CPU the groups follow one another,
+so that a block's scores stay in the processor's cache, and each ends at its own last block;
+elsewhere they are batched (`vmap`).
 
-Shapes: R rows, L columns of a row, H query heads, G key/value heads, K head size, n blocks of P columns, Q = H/G x P queries
-of a block.
-"""
+Shapes: R rows, L columns of a row, H query heads, G key/value heads, K head size, n blocks of P
+columns, Q = H/G x P queries of a block."""
 
 import functools
 from typing import Any
@@ -42,11 +45,12 @@ def attend_packed(
     """softmax(q k' / sqrt(K)) v over what `visible` allows. The softmax is in float32.
 
     Args:
-      segment: thread of each token within its row, every thread's tokens one after the other; 0 is padding, whose output means
-        nothing.
+      segment: thread of each token within its row, every thread's tokens one after the other; 0 is
+        padding, whose output means nothing.
       hidden block: 0, or the spawn block that the token belongs to.
-      mesh: rows (and heads, where that keeps groups whole) are split over it, and every device works on its own: without it
-        XLA would gather all rows on all devices, since it cannot split a loop of unknown length.
+      mesh: rows (and heads, where that keeps groups whole) are split over it, and every device
+        works on its own: without it XLA would gather all rows on all devices, since it cannot split
+        a loop of unknown length.
     """
     tpu = on_tpu(mesh) if mesh else jax.default_backend() == "tpu"
     attend = attend_on_tpu if tpu else _attend
@@ -81,8 +85,8 @@ def visible(
 ) -> Bool[Array, "S M"]:
     """The visibility rule of packed threads (DESIGN.md 6), for S queries and M keys of a row.
 
-    A query sees a key iff the key is not after it, both are of the same thread, and the key's hidden block is 0 or the query's own.
-    """
+    A query sees a key iff the key is not after it, both are of the same thread, and the key's
+    hidden block is 0 or the query's own."""
     causal = key_column[None] <= column[:, None]
     same = key_segment[None] == segment[:, None]
     open_ = (key_hidden_block[None] == 0) | (key_hidden_block[None] == hidden_block[:, None])
@@ -90,7 +94,9 @@ def visible(
 
 
 def first_blocks(segment: Int[Array, "R L"], size: int) -> Int[Array, "R n"]:
-    """The first block of keys with anything to see for each block of queries; a block that begins with padding sees itself."""
+    """The first block of keys with anything to see for each block of queries; a block that begins
+    with padding sees itself.
+    """
     column = jnp.arange(segment.shape[1])
     starts = jnp.pad(segment[:, 1:] != segment[:, :-1], ((0, 0), (1, 0)), constant_values=True)
     start = jax.lax.cummax(jnp.where(starts, column, 0), axis=1)
@@ -102,7 +108,9 @@ def _attend(q: Array, k: Array, v: Array, segment: Array, hidden_block: Array) -
     return _forward(q, k, v, segment, hidden_block)[0]
 
 
-def _forward(q: Array, k: Array, v: Array, segment: Array, hidden_block: Array) -> tuple[Array, tuple[Any, ...]]:
+def _forward(
+    q: Array, k: Array, v: Array, segment: Array, hidden_block: Array
+) -> tuple[Array, tuple[Any, ...]]:
     length, groups, size = q.shape[1], k.shape[1], q.shape[-1]
     columns = _block_size(length)
     missing = -length % columns
@@ -111,7 +119,10 @@ def _forward(q: Array, k: Array, v: Array, segment: Array, hidden_block: Array) 
     blocks = _fold(q * jnp.asarray(size**-0.5, q.dtype), groups, columns)
     rows = (first_blocks(segment, columns), segment, hidden_block)
     out, log_sum = _each(_forward_group, (blocks, k, v), rows)
-    out, log_sum = checkpoint_name(out.astype(q.dtype), ATTENTION), checkpoint_name(log_sum, ATTENTION)
+    out, log_sum = (
+        checkpoint_name(out.astype(q.dtype), ATTENTION),
+        checkpoint_name(log_sum, ATTENTION),
+    )
     return _unfold(out, q.shape), (blocks, k, v, rows, out, log_sum)
 
 
@@ -142,14 +153,17 @@ def _forward_group(
 
         def read(at: Array, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
             most, total, out = carry
-            scores = jnp.where(_mask(row, index, at, count, queries), _dot(q, _block(k, at, count).T), NEVER)
+            scores = jnp.where(
+                _mask(row, index, at, count, queries), _dot(q, _block(k, at, count).T), NEVER
+            )
             higher = jnp.maximum(most, jnp.max(scores, axis=-1))
             weights, shrink = jnp.exp(scores - higher[:, None]), jnp.exp(most - higher)
             found = _dot(weights.astype(v.dtype), _block(v, at, count))
             return higher, total * shrink + jnp.sum(weights, axis=-1), out * shrink[:, None] + found
 
         nothing = jnp.zeros(queries)
-        # The block itself comes first: there each query sees a key, so the running maximum is a score from the start.
+        # The block itself comes first: there each query sees a key, so the running maximum is a
+        # score from the start.
         carry = read(index, (nothing + NEVER, nothing, jnp.zeros((queries, size))))
         most, total, out = jax.lax.fori_loop(first, index, read, carry)
         return out / total[:, None], most + jnp.log(total)
@@ -164,14 +178,18 @@ def _backward_group(
     q, k, v, grad, log_sum, inner = group
     count, queries, _ = q.shape
 
-    def queries_of(carry: tuple[Array, Array], block: tuple[Array, ...]) -> tuple[tuple[Array, Array], Array]:
+    def queries_of(
+        carry: tuple[Array, Array], block: tuple[Array, ...]
+    ) -> tuple[tuple[Array, Array], Array]:
         index, first, q, grad, log_sum, inner = block
 
         def read(at: Array, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
             d_q, d_k, d_v = carry
             key, value = _block(k, at, count), _block(v, at, count)
             scores = _dot(q, key.T)
-            weights = jnp.where(_mask(row, index, at, count, queries), jnp.exp(scores - log_sum[:, None]), 0.0)
+            weights = jnp.where(
+                _mask(row, index, at, count, queries), jnp.exp(scores - log_sum[:, None]), 0.0
+            )
             d_scores = (weights * (_dot(grad, value.T) - inner[:, None])).astype(q.dtype)
             return (
                 d_q + _dot(d_scores, key),
@@ -183,7 +201,9 @@ def _backward_group(
         return tuple(d_keys), d_q
 
     blank = jnp.zeros(k.shape), jnp.zeros(v.shape)
-    (d_k, d_v), d_q = jax.lax.scan(queries_of, blank, (jnp.arange(count), row[0], q, grad, log_sum, inner))
+    (d_k, d_v), d_q = jax.lax.scan(
+        queries_of, blank, (jnp.arange(count), row[0], q, grad, log_sum, inner)
+    )
     return d_q, d_k, d_v
 
 
@@ -191,10 +211,14 @@ def _each(work: Any, groups: tuple[Array, ...], rows: tuple[Array, ...]) -> Any:
     """`work(group, row)` for all [R, G] groups of heads."""
 
     def one_by_one(groups: tuple[Array, ...], rows: tuple[Array, ...]) -> Any:
-        return jax.lax.map(lambda each: jax.lax.map(lambda group: work(group, each[1]), each[0]), (groups, rows))
+        return jax.lax.map(
+            lambda each: jax.lax.map(lambda group: work(group, each[1]), each[0]), (groups, rows)
+        )
 
     def together(groups: tuple[Array, ...], rows: tuple[Array, ...]) -> Any:
-        return jax.vmap(lambda group, row: jax.vmap(lambda one: work(one, row))(group))(groups, rows)
+        return jax.vmap(lambda group, row: jax.vmap(lambda one: work(one, row))(group))(
+            groups, rows
+        )
 
     return jax.lax.platform_dependent(groups, rows, cpu=one_by_one, default=together)
 
@@ -204,7 +228,9 @@ def _block_size(length: int) -> int:
     return -(-length // -(-length // BLOCK))
 
 
-def _mask(row: tuple[Array, Array, Array], index: Array, at: Array, count: int, queries: int) -> Bool[Array, "Q P"]:
+def _mask(
+    row: tuple[Array, Array, Array], index: Array, at: Array, count: int, queries: int
+) -> Bool[Array, "Q P"]:
     """Of the block of queries `index` and the block of keys `at`."""
     _, segment, hidden_block = row
     size = segment.shape[0] // count
@@ -225,7 +251,9 @@ def _block(x: Array, at: Array, count: int) -> Array:
 
 
 def _add_block(x: Array, at: Array, count: int, more: Array) -> Array:
-    return jax.lax.dynamic_update_slice_in_dim(x, _block(x, at, count) + more, at * (x.shape[0] // count), axis=0)
+    return jax.lax.dynamic_update_slice_in_dim(
+        x, _block(x, at, count) + more, at * (x.shape[0] // count), axis=0
+    )
 
 
 _dot = functools.partial(jnp.dot, preferred_element_type=jnp.float32)

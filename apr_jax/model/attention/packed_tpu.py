@@ -1,17 +1,22 @@
-"""Attention over packed rows as two TPU kernels (Pallas), with the same rule and the same skipped blocks as `packed.py`.
+"""Attention over packed rows as two TPU kernels (Pallas), with the same rule and the same skipped
+blocks as `packed.py`.
 
 The life of a block of queries:
-1. Thread and hidden block of a token become one number (`_codes`), so that the rule costs two comparisons a pair.
-2. Forward: the grid walks the blocks of keys from the first one that the queries see to their own. Steps beyond that repeat
-   the last block's address, for which nothing is fetched, and compute nothing. Output and log-sum-exp go to HBM.
-3. Backward, one kernel: for each block of keys the blocks of queries that see it. Keys' and values' gradients are summed in
-   scratch memory; the queries' gradient of the whole row stays in VMEM until its head is done.
+1. Thread and hidden block of a token become one number (`_codes`), so that the rule costs two
+   comparisons a pair.
+2. Forward: the grid walks the blocks of keys from the first one that the queries see to their own.
+   Steps beyond that repeat the last block's address, for which nothing is fetched, and compute
+   nothing. Output and log-sum-exp go to HBM.
+3. Backward, one kernel: for each block of keys the blocks of queries that see it. Keys' and values'
+   gradients are summed in scratch memory; the queries' gradient of the whole row stays in VMEM
+   until its head is done.
 
-Columns are the last axis everywhere, [K, L], and scores are [keys, queries]: heads of 64 would fill half of the 128 lanes of
-a vector register, columns fill them all, and what there is one of for each query (maximum, sum) is a row.
+Columns are the last axis everywhere, [K, L], and scores are [keys, queries]: heads of 64 would fill
+half of the 128 lanes of a vector register, columns fill them all, and what there is one of for each
+query (maximum, sum) is a row.
 
-Shapes: R rows, L columns of a row, H query heads, G key/value heads, K head size, n blocks of P columns.
-"""
+Shapes: R rows, L columns of a row, H query heads, G key/value heads, K head size, n blocks of P
+columns."""
 
 import functools
 from typing import Any
@@ -24,7 +29,9 @@ from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Int
 
 BLOCK = 512
-ATTENTION = "attention"  # By this name a remat policy keeps what the backward pass needs of the forward one.
+ATTENTION = (  # By this name a remat policy keeps what the backward pass needs of the forward one.
+    "attention"
+)
 _LANES = 128  # P is a multiple of it.
 _BLOCK_BITS = 16  # Bits of a code that hold the hidden block.
 NEVER = -1e30
@@ -47,10 +54,14 @@ def attend_on_tpu(
     return _forward(q, k, v, segment, hidden_block, interpret)[0]
 
 
-def _forward(q: Array, k: Array, v: Array, segment: Array, hidden_block: Array, interpret: bool) -> tuple[Array, tuple]:
+def _forward(
+    q: Array, k: Array, v: Array, segment: Array, hidden_block: Array, interpret: bool
+) -> tuple[Array, tuple]:
     length = q.shape[1]
     if length >= 1 << (31 - _BLOCK_BITS):
-        raise ValueError(f"rows of {length} columns: must be shorter than {1 << (31 - _BLOCK_BITS)}")
+        raise ValueError(
+            f"rows of {length} columns: must be shorter than {1 << (31 - _BLOCK_BITS)}"
+        )
     size = block_size(length)
     missing = -length % size
     segment, hidden_block = (jnp.pad(x, ((0, 0), (0, missing))) for x in (segment, hidden_block))
@@ -60,10 +71,21 @@ def _forward(q: Array, k: Array, v: Array, segment: Array, hidden_block: Array, 
     codes = (segment << _BLOCK_BITS) | hidden_block
     out, log_sum = _forward_call(first, codes, q, k, v, size, interpret)
     out, log_sum = checkpoint_name(out, ATTENTION), checkpoint_name(log_sum, ATTENTION)
-    return out[..., :length].transpose(0, 3, 1, 2), (q, k, v, codes, last, out, log_sum, jnp.zeros((length, 0)))
+    return out[..., :length].transpose(0, 3, 1, 2), (
+        q,
+        k,
+        v,
+        codes,
+        last,
+        out,
+        log_sum,
+        jnp.zeros((length, 0)),
+    )
 
 
-def _backward(interpret: bool, saved: tuple[Any, ...], grad: Array) -> tuple[Array, Array, Array, None, None]:
+def _backward(
+    interpret: bool, saved: tuple[Any, ...], grad: Array
+) -> tuple[Array, Array, Array, None, None]:
     q, k, v, codes, last, out, log_sum, columns = saved
     length, heads, groups = columns.shape[0], q.shape[1], k.shape[1]
     grad = _columns_last(grad.transpose(0, 2, 1, 3), q.shape[-1] - length)
@@ -86,8 +108,11 @@ def block_size(length: int) -> int:
     return -(-length // (blocks * _LANES)) * _LANES
 
 
-def block_range(segment: Int[Array, "R L"], size: int) -> tuple[Int[Array, "R n"], Int[Array, "R n"]]:
-    """The first block of keys that a block of queries sees, and the last block of queries that sees a block of keys.
+def block_range(
+    segment: Int[Array, "R L"], size: int
+) -> tuple[Int[Array, "R n"], Int[Array, "R n"]]:
+    """The first block of keys that a block of queries sees, and the last block of queries that sees
+    a block of keys.
 
     Padding is a thread like any other, after all others.
     """
@@ -114,7 +139,9 @@ def _forward_call(
         return jnp.minimum(first[row, i] + t, i)
 
     queries = pl.BlockSpec((1, 1, head_size, size), lambda r, h, i, t, first: (r, h, 0, i))
-    keys = pl.BlockSpec((1, 1, head_size, size), lambda r, h, i, t, first: (r, h // share, 0, key(i, t, r, first)))
+    keys = pl.BlockSpec(
+        (1, 1, head_size, size), lambda r, h, i, t, first: (r, h // share, 0, key(i, t, r, first))
+    )
     return pl.pallas_call(
         functools.partial(_forward_kernel, size=size),
         grid_spec=pltpu.PrefetchScalarGridSpec(
@@ -127,7 +154,10 @@ def _forward_call(
                 keys,
                 keys,
             ],
-            out_specs=[queries, pl.BlockSpec((1, 1, 1, size), lambda r, h, i, t, first: (r, h, 0, i))],
+            out_specs=[
+                queries,
+                pl.BlockSpec((1, 1, 1, size), lambda r, h, i, t, first: (r, h, 0, i)),
+            ],
             scratch_shapes=[
                 pltpu.VMEM((1, size), jnp.float32),
                 pltpu.VMEM((1, size), jnp.float32),
@@ -138,16 +168,29 @@ def _forward_call(
             jax.ShapeDtypeStruct(q.shape, q.dtype),
             jax.ShapeDtypeStruct((rows, heads, 1, length), jnp.float32),
         ],
-        compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "parallel", "arbitrary", "arbitrary")),
+        compiler_params=pltpu.CompilerParams(
+            dimension_semantics=("parallel", "parallel", "arbitrary", "arbitrary")
+        ),
         interpret=interpret,
         name="attend_forward",
     )(first, codes[:, None, :], codes[:, :, None], q, k, v)
 
 
 def _forward_kernel(
-    first: Any, code: Any, key_code: Any, q: Any, k: Any, v: Any, out: Any, log_sum: Any, most: Any, total: Any, sums: Any,
-    *, size: int,
-) -> None:  # fmt: skip
+    first: Any,
+    code: Any,
+    key_code: Any,
+    q: Any,
+    k: Any,
+    v: Any,
+    out: Any,
+    log_sum: Any,
+    most: Any,
+    total: Any,
+    sums: Any,
+    *,
+    size: int,
+) -> None:
     row, i, t = pl.program_id(0), pl.program_id(2), pl.program_id(3)
     at = first[row, i] + t
 
@@ -161,7 +204,8 @@ def _forward_kernel(
     def _() -> None:
         sees = _visible(code[0], key_code[0], i, at, size)
         scores = jnp.where(sees, dot(k[0, 0], q[0, 0], (0, 0)), NEVER)
-        # What blocks without a visible key add to a query's sums vanishes when its own block, the last one, comes.
+        # What blocks without a visible key add to a query's sums vanishes when its own block, the
+        # last one, comes.
         higher = jnp.maximum(most[...], jnp.max(scores, axis=0, keepdims=True))
         weights, shrink = jnp.exp(scores - higher), jnp.exp(most[...] - higher)
         most[...] = higher
@@ -175,9 +219,19 @@ def _forward_kernel(
 
 
 def _backward_call(
-    last: Array, codes: Array, q: Array, k: Array, v: Array, grad: Array, log_sum: Array, inner: Array, interpret: bool
+    last: Array,
+    codes: Array,
+    q: Array,
+    k: Array,
+    v: Array,
+    grad: Array,
+    log_sum: Array,
+    inner: Array,
+    interpret: bool,
 ) -> tuple[Float[Array, "R H K L"], Float[Array, "R H K L"], Float[Array, "R H K L"]]:
-    """Gradients; those of keys and values for each query head, in float32 where heads are still to be added up."""
+    """Gradients; those of keys and values for each query head, in float32 where heads are still to
+    be added up.
+    """
     rows, heads, head_size, length = q.shape
     count, share = last.shape[1], heads // k.shape[1]
     size = length // count
@@ -186,8 +240,12 @@ def _backward_call(
     def query(j: Array, t: Array, row: Array, last: Any) -> Array:
         return jnp.minimum(j + t, last[row, j])
 
-    queries = pl.BlockSpec((1, 1, head_size, size), lambda r, h, j, t, last: (r, h, 0, query(j, t, r, last)))
-    per_query = pl.BlockSpec((1, 1, 1, size), lambda r, h, j, t, last: (r, h, 0, query(j, t, r, last)))
+    queries = pl.BlockSpec(
+        (1, 1, head_size, size), lambda r, h, j, t, last: (r, h, 0, query(j, t, r, last))
+    )
+    per_query = pl.BlockSpec(
+        (1, 1, 1, size), lambda r, h, j, t, last: (r, h, 0, query(j, t, r, last))
+    )
     keys = pl.BlockSpec((1, 1, head_size, size), lambda r, h, j, t, last: (r, h // share, 0, j))
     of_keys = pl.BlockSpec((1, 1, head_size, size), lambda r, h, j, t, last: (r, h, 0, j))
     return pl.pallas_call(
@@ -217,17 +275,33 @@ def _backward_call(
             ],
         ),
         out_shape=[jax.ShapeDtypeStruct(q.shape, q.dtype), summed, summed],
-        compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "parallel", "arbitrary", "arbitrary")),
+        compiler_params=pltpu.CompilerParams(
+            dimension_semantics=("parallel", "parallel", "arbitrary", "arbitrary")
+        ),
         interpret=interpret,
         name="attend_backward",
     )(last, codes[:, None, :], codes[:, :, None], q, k, v, grad, log_sum, inner)
 
 
 def _backward_kernel(
-    last: Any, code: Any, key_code: Any, q: Any, k: Any, v: Any, grad: Any, log_sum: Any, inner: Any,
-    d_q: Any, d_k: Any, d_v: Any, q_sums: Any, k_sums: Any, v_sums: Any,
-    *, size: int,
-) -> None:  # fmt: skip
+    last: Any,
+    code: Any,
+    key_code: Any,
+    q: Any,
+    k: Any,
+    v: Any,
+    grad: Any,
+    log_sum: Any,
+    inner: Any,
+    d_q: Any,
+    d_k: Any,
+    d_v: Any,
+    q_sums: Any,
+    k_sums: Any,
+    v_sums: Any,
+    *,
+    size: int,
+) -> None:
     row, j, t = pl.program_id(0), pl.program_id(2), pl.program_id(3)
     i, head_size = j + t, q.shape[2]
 
@@ -272,7 +346,8 @@ def _visible(code: Array, key_code: Array, i: Array, j: Array, size: int) -> Arr
 def dot(left: Array, right: Array, axes: tuple[int, int]) -> Array:
     """Within a kernel: the product over one axis of each, in float32."""
     if pltpu.is_tpu_device() and pltpu.get_tpu_info().generation < 4:
-        # The kernel compiler has no bfloat16 operands for v2 and v3. Their matrix units round float32 ones to it.
+        # The kernel compiler has no bfloat16 operands for v2 and v3. Their matrix units round
+        # float32 ones to it.
         left, right = left.astype(jnp.float32), right.astype(jnp.float32)
     contract = (((axes[0],), (axes[1],)), ((), ()))
     return jax.lax.dot_general(left, right, contract, preferred_element_type=jnp.float32)

@@ -1,16 +1,21 @@
-"""The key/value cache of decoding on TPU, and the kernel (Pallas) that writes one position of a decode slot and reads those before it.
+"""The key/value cache of decoding on TPU, and the kernel (Pallas) that writes one position of a
+decode slot and reads those before it.
 
 The life of a decode step in a layer:
-1. A decode slot's keys are [M, G x K], all heads of a position side by side: whole registers of 128 columns, whatever K is.
-2. The grid walks a decode slot's blocks of positions, as many as the longest decode slot has. Beyond its own last one a decode slot repeats that
-   block's address, for which nothing is fetched. So a step moves what is live, to a block; buckets only make blocks smaller.
+1. A decode slot's keys are [M, G x K], all heads of a position side by side: whole registers of 128
+   columns, whatever K is.
+2. The grid walks a decode slot's blocks of positions, as many as the longest decode slot has.
+   Beyond its own last one a decode slot repeats that block's address, for which nothing is fetched.
+   So a step moves what is live, to a block; buckets only make blocks smaller.
 3. The running maximum, sum and product begin with the new position, which is not in the cache yet.
 4. Of the new position's block the 16 rows around it are written back, in the cache's own memory.
 
-A head's query is spread out to the columns of its group, zeros in the others: then one product serves all heads. It multiplies
-by many zeros on a matrix unit that would wait for memory anyway. Queries and results cross the memory as they are, G x K wide.
+A head's query is spread out to the columns of its group, zeros in the others: then one product
+serves all heads. It multiplies by many zeros on a matrix unit that would wait for memory anyway.
+Queries and results cross the memory as they are, G x K wide.
 
-Contexts are read several tokens at a time (S > 1) and much more rarely: by plain products over the cache.
+Contexts are read several tokens at a time (S > 1) and much more rarely: by plain products over the
+cache.
 
 Shapes: W decode slots, S tokens a step, M positions, H query heads, G key/value heads, K head size.
 """
@@ -30,12 +35,14 @@ from apr_jax.model.attention.packed_tpu import NEVER, dot
 from apr_jax.model.config import ModelConfig
 from apr_jax.model.kv_cache.cache import attend_cached
 
-Sides = tuple[jax.Array, jax.Array]  # Of a layer: keys and values, [W, M, G x K], M filled up to whole blocks.
+# Of a layer: keys and values, [W, M, G x K], M filled up to whole blocks.
+Sides = tuple[jax.Array, jax.Array]
 KERNEL = "decode_attention"
-# Positions of a block, up to a bound. Half a block is read in vain on average, and a turn of the grid has a price of its own:
-# short contexts take smaller blocks, long ones fewer turns.
+# Positions of a block, up to a bound. Half a block is read in vain on average, and a turn of the
+# grid has a price of its own: short contexts take smaller blocks, long ones fewer turns.
 BLOCKS = ((1_024, 128), (math.inf, 256))
-_BYTES = 2**20  # Most of a block's keys: VMEM holds two blocks of keys and two of values beside the sums.
+# Most of a block's keys: VMEM holds two blocks of keys and two of values beside the sums.
+_BYTES = 2**20
 TILE = 16  # Rows of a register of bfloat16 numbers; of float32 ones it is two.
 
 
@@ -49,13 +56,19 @@ def empty(config: ModelConfig, slots: int, bound: int, bounds: tuple[int, ...]) 
 
 
 def block_size(columns: int, itemsize: int, bound: int) -> int:
-    """Positions of a block, for so many numbers a position: a power of two, so that smaller blocks fill larger ones."""
+    """Positions of a block, for so many numbers a position: a power of two, so that smaller blocks
+    fill larger ones.
+    """
     fit = max(TILE, _BYTES // (columns * itemsize))
     return min(next(size for most, size in BLOCKS if bound <= most), 1 << (fit.bit_length() - 1))
 
 
 def over(
-    cache: Sides, positions: Int[Array, "W S"], bound: int, bounds: tuple[int, ...], interpret: bool = False
+    cache: Sides,
+    positions: Int[Array, "W S"],
+    bound: int,
+    bounds: tuple[int, ...],
+    interpret: bool = False,
 ) -> Callable:
     """A layer's attention, as `cache.over`.
 
@@ -74,14 +87,21 @@ def over(
 
 
 def _attend_many(
-    positions: Array, bound: int, q: Array, k: Float[Array, "W G S K"], v: Float[Array, "W G S K"], cache: Sides
+    positions: Array,
+    bound: int,
+    q: Array,
+    k: Float[Array, "W G S K"],
+    v: Float[Array, "W G S K"],
+    cache: Sides,
 ) -> tuple[Array, Sides]:
     slots, groups, steps, _ = k.shape
     slot = jnp.arange(slots)[:, None]
 
     def store(old: Array, new: Array) -> Array:
         place = jnp.where(positions < bound, positions, old.shape[1])
-        return old.at[slot, place].set(new.transpose(0, 2, 1, 3).reshape(slots, steps, -1), mode="drop")
+        return old.at[slot, place].set(
+            new.transpose(0, 2, 1, 3).reshape(slots, steps, -1), mode="drop"
+        )
 
     def heads_first(side: Array) -> Array:
         return side.reshape(*side.shape[:2], groups, -1).transpose(0, 2, 1, 3)
@@ -92,9 +112,17 @@ def _attend_many(
 
 
 def _attend_one(
-    used: Int[Array, " W"], bound: int, q: Float[Array, "W 1 H K"], k: Array, v: Array, cache: Sides, interpret: bool
+    used: Int[Array, " W"],
+    bound: int,
+    q: Float[Array, "W 1 H K"],
+    k: Array,
+    v: Array,
+    cache: Sides,
+    interpret: bool,
 ) -> tuple[Float[Array, "W 1 H K"], Sides]:
-    """One token a decode slot, at place `used` - 1; a decode slot of which 0 are used stores nothing."""
+    """One token a decode slot, at place `used` - 1; a decode slot of which 0 are used stores
+    nothing.
+    """
     slots, _, heads, head_size = q.shape
     groups, columns = k.shape[1], cache[0].shape[2]
     shared = heads // groups  # Queries of a group.
@@ -106,7 +134,9 @@ def _attend_one(
 
     per_slot = pl.BlockSpec((1, shared, columns), lambda w, t, used: (w, 0, 0))
     fresh = pl.BlockSpec((1, 1, columns), lambda w, t, used: (w, 0, 0))
-    side = pl.BlockSpec((1, size, columns), lambda w, t, used: (w, jnp.minimum(t, last(used[w]) // size), 0))
+    side = pl.BlockSpec(
+        (1, size, columns), lambda w, t, used: (w, jnp.minimum(t, last(used[w]) // size), 0)
+    )
     tile = pl.BlockSpec((1, TILE, columns), lambda w, t, used: (w, last(used[w]) // TILE, 0))
     found, keys, values = pl.pallas_call(
         functools.partial(_kernel, size=size, groups=groups),
@@ -137,7 +167,10 @@ def _attend_one(
         v.reshape(slots, 1, columns),
         *cache,
     )
-    return found.reshape(slots, shared, groups, head_size).swapaxes(1, 2).reshape(q.shape), (keys, values)
+    return found.reshape(slots, shared, groups, head_size).swapaxes(1, 2).reshape(q.shape), (
+        keys,
+        values,
+    )
 
 
 def _kernel(

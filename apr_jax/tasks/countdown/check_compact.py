@@ -1,9 +1,10 @@
-"""What is wrong in a compact trace: a parser of its own, which shares nothing with `render_compact`, where the form is defined.
+"""What is wrong in a compact trace: a parser of its own, which shares nothing with
+`render_compact`, where the form is defined.
 
-The life of a check: the thread's start (the problem, or what its message stands for) is the first state it has *reached*. Each
-piece of the trace must follow from a reached state, and reaches states itself; a wrong piece is a `Fault`, and the trace is
-believed from there on, so that one slip counts once. A fault is decisive if the target can be made from the state that it lost.
-"""
+The life of a check: the thread's start (the problem, or what its message stands for) is the first
+state it has *reached*. Each piece of the trace must follow from a reached state, and reaches states
+itself; a wrong piece is a `Fault`, and the trace is believed from there on, so that one slip counts
+once. A fault is decisive if the target can be made from the state that it lost."""
 
 from __future__ import annotations
 
@@ -17,7 +18,8 @@ from apr_jax.tasks.countdown.problems import reachable
 
 State = tuple[int, ...]  # Sorted here: the order of a state says nothing.
 
-# As many digits as the verifier reads: the product of the most and largest numbers that a task allows has 36.
+# As many digits as the verifier reads: the product of the most and largest numbers that a task
+# allows has 36.
 _NUMBER = r"[0-9]{1,40}"
 _NUMBERS = rf"{_NUMBER}(?:,{_NUMBER})*"
 _TESTS = rf"(?:[+\-*/](?:{_NUMBER})?!?)*"
@@ -28,7 +30,9 @@ _GROUP = re.compile(rf"({_NUMBER}),({_NUMBER})(?::({_NUMBERS}))?((?:\|[+\-*/]{_N
 _SUCCESSOR = re.compile(rf"\|([+\-*/])({_NUMBER})({_TESTS})")
 _TEST = re.compile(rf"([+\-*/])({_NUMBER})?(!?)")
 _CUT_OFF = re.compile(r"[|+\-*/,:>=]*[0-9]*$")  # What may be half a number, with what leads to it.
-_MESSAGE = re.compile(rf"(?:([^;:]*);)?({_NUMBER})([+\-*/])({_NUMBER})((?:,{_NUMBER})*):({_NUMBER})")
+_MESSAGE = re.compile(
+    rf"(?:([^;:]*);)?({_NUMBER})([+\-*/])({_NUMBER})((?:,{_NUMBER})*):({_NUMBER})"
+)
 _EQUATION = re.compile(rf"({_NUMBER})([+\-*/])({_NUMBER})=({_NUMBER})")
 
 
@@ -37,7 +41,8 @@ def check_thread(problem: Problem, thread: Thread, cut: bool = False) -> Reading
 
     Args:
       thread: as it was written; `prompt` is empty for the root.
-      cut: it was stopped from outside: its last piece may be half a piece, and what it left undone is no fault.
+      cut: it was stopped from outside: its last piece may be half a piece, and what it left undone
+        is no fault.
     """
     start = _of(problem.numbers)
     reader = _Reader(problem, cut)
@@ -135,7 +140,8 @@ class _Reader:
                 rest = map(int, match[3].split(",")) if match[3] else ()
                 self.group(piece, int(match[1]), int(match[2]), tuple(rest), match[4])
             elif len(self.problem.numbers) == 2 and _ONLY_TESTS.fullmatch(piece):
-                self.tests(piece, self.current)  # Of a problem of two numbers the root has nothing else to write.
+                # Of a problem of two numbers the root has nothing else to write.
+                self.tests(piece, self.current)
             elif not half:
                 self.fault("bookkeeping", piece, self.current)
 
@@ -178,7 +184,9 @@ class _Reader:
             self.tests(tests, made)
 
     def tests(self, tests: str, state: State) -> None:
-        """`+50-46!`: the last two numbers combined; a result too long to be the target is left out."""
+        """`+50-46!`: the last two numbers combined; a result too long to be the target is left
+        out.
+        """
         for op, text, hit in _TEST.findall(tests):
             if len(state) != 2:
                 self.fault("bookkeeping", f"{op}{text}{hit}", state)
@@ -208,12 +216,19 @@ class _Reader:
         return self.expanded.add(state)
 
     def leftovers(self) -> None:
-        """The thread claims that there is no solution: what did it write down and not follow, or not see?"""
+        """The thread claims that there is no solution: what did it write down and not follow, or
+        not see?
+        """
         start = next(iter(self.reached))
         for state, right in self.reached.items():
             if state == start and len(state) > 2:  # A search that was never begun is no slip.
                 continue
-            if right and state not in self.expanded and _can(state, self.problem.target) and not self.found:
+            if (
+                right
+                and state not in self.expanded
+                and _can(state, self.problem.target)
+                and not self.found
+            ):
                 kind = "arithmetic" if len(state) == 2 else "bookkeeping"
                 self.fault(kind, f"{','.join(map(str, state))}: not followed", state)
 
@@ -250,7 +265,9 @@ def _after(state: State | None, a: int, op: str, b: int) -> State | None:
 
 
 def _nearest(state: State, reached: Iterable[State]) -> State:
-    """The reached state that shares most numbers with one that was never reached: what was meant, most likely."""
+    """The reached state that shares most numbers with one that was never reached: what was meant,
+    most likely.
+    """
 
     def shared(other: State) -> int:
         return sum((collections.Counter(state) & collections.Counter(other)).values())

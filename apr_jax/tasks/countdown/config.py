@@ -9,10 +9,11 @@ MAX_VALUE = 999_999  # Of a number and of a target.
 
 @dataclasses.dataclass(frozen=True)
 class CountdownConfig:
-    """The problem distribution: `numbers` integers in low..high, a target in target_low..target_high, solvable.
+    """The problem distribution: `numbers` integers in low..high, a target in
+    target_low..target_high, solvable.
 
-    What it allows, a problems file may hold: the build writes such files, and every later stage reads them.
-    """
+    What it allows, a problems file may hold: the build writes such files, and every later stage
+    reads them."""
 
     numbers: int = 4
     low: int = 1
@@ -29,7 +30,10 @@ class CountdownConfig:
         if not 1 <= self.low <= self.high:
             raise ValueError(f"task.low={self.low} must be in 1..task.high={self.high}")
         if not 1 <= self.target_low <= self.target_high:
-            raise ValueError(f"task.target_low={self.target_low} must be in 1..task.target_high={self.target_high}")
+            raise ValueError(
+                f"task.target_low={self.target_low} must be in"
+                f" 1..task.target_high={self.target_high}"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,21 +42,27 @@ class SolverConfig:
 
     Attributes:
       serial_beam: SoS and SoS+ draw a beam from 1..serial_beam for each problem.
-      depth_first: what depth-first SoS keeps: the best of its beam, or all successors near the target as published
-        (traces of up to some thousand characters at four numbers).
-      parent_beam: APR's parent draws from parent_beam_low..parent_beam, or from 1 where the prompt states a condition.
+      depth_first: what depth-first SoS keeps: the best of its beam, or all successors near the
+        target as published (traces of up to some thousand characters at four numbers).
+      parent_beam: APR's parent draws from parent_beam_low..parent_beam, or from 1 where the prompt
+        states a condition.
       parent_beam_low: see above.
       child_beam: APR's children draw from the parent's beam..child_beam.
-      max_children: threads that a demonstration of APR may spawn; a node whose successors no longer fit is queued. Nested APR
-        divides what a spawn leaves evenly among the children and their parent, as a rollout divides its threads.
+      max_children: threads that a demonstration of APR may spawn; a node whose successors no longer
+        fit is queued. Nested APR divides what a spawn leaves evenly among the children and their
+        parent, as a rollout divides its threads.
       spawn_probability: probability that a node is judged promising.
-      shuffle: shuffle the kept successors (the paper) or keep them in their canonical order (easier for small models).
-      max_intermediate: a step that leaves two numbers is only followed if its result is at most this; 0 follows all. Above twice the
-        highest number and target such a step helps only if the last one divides, and small models multiply badly.
-      condition: share of demonstrations whose prompt states the condition (child count for APR, window bin for SoS+).
-      window_bin: tokens a bin of the SoS+ condition, which counts all that the thread takes of the window: `<bos>`, prompt,
-        trace, `<join>`, answer and `<eos>`, in tokens of its render.
-      correct_only: leave demonstrations out that do not find the answer (rejection sampling); there are fewer of them then.
+      shuffle: shuffle the kept successors (the paper) or keep them in their canonical order (easier
+        for small models).
+      max_intermediate: a step that leaves two numbers is only followed if its result is at most
+        this; 0 follows all. Above twice the highest number and target such a step helps only if the
+        last one divides, and small models multiply badly.
+      condition: share of demonstrations whose prompt states the condition (child count for APR,
+        window bin for SoS+).
+      window_bin: tokens a bin of the SoS+ condition, which counts all that the thread takes of the
+        window: `<bos>`, prompt, trace, `<join>`, answer and `<eos>`, in tokens of its render.
+      correct_only: leave demonstrations out that do not find the answer (rejection sampling); there
+        are fewer of them then.
       render: text form of a trace: the fewest tokens, or the lines of Stream of Search.
     """
 
@@ -71,19 +81,27 @@ class SolverConfig:
     render: Literal["compact", "sos"] = "compact"
 
     def __post_init__(self):
-        for field in ("serial_beam", "parent_beam", "parent_beam_low", "child_beam", "max_children", "window_bin"):
+        for field in (
+            "serial_beam",
+            "parent_beam",
+            "parent_beam_low",
+            "child_beam",
+            "max_children",
+            "window_bin",
+        ):
             if getattr(self, field) < 1:
                 raise ValueError(f"solver.{field}={getattr(self, field)} must be at least 1")
         if self.max_intermediate < 0:
             raise ValueError(f"solver.max_intermediate={self.max_intermediate} must be at least 0")
         if self.parent_beam_low > self.parent_beam:
             raise ValueError(
-                f"solver.parent_beam_low={self.parent_beam_low} must be at most solver.parent_beam={self.parent_beam}"
+                f"solver.parent_beam_low={self.parent_beam_low} must be at most"
+                f" solver.parent_beam={self.parent_beam}"
             )
         if self.max_children < self.parent_beam:
             raise ValueError(
-                f"solver.max_children={self.max_children} must be at least solver.parent_beam={self.parent_beam}: "
-                "the root's spawn has to fit"
+                f"solver.max_children={self.max_children} must be at least"
+                f" solver.parent_beam={self.parent_beam}: the root's spawn has to fit"
             )
         for field in ("spawn_probability", "condition"):
             if not 0 <= getattr(self, field) <= 1:

@@ -1,8 +1,8 @@
 """What a solver did, step by step, before any text: renderers turn these events into traces.
 
-A `Search` is one thread: the node it started from, its events in time order, and the path it found. Only `Fork` nests:
-its searches are the children that one spawn makes. Events are named tuples because a demonstration has hundreds.
-"""
+A `Search` is one thread: the node it started from, its events in time order, and the path it found.
+Only `Fork` nests: its searches are the children that one spawn makes. Events are named tuples
+because a demonstration has hundreds."""
 
 from __future__ import annotations
 
@@ -49,7 +49,9 @@ class Generate(NamedTuple):
 
 
 class Enter(NamedTuple):
-    """The search moves to a node: down from its parent, or (`queued`) by taking it from the queue."""
+    """The search moves to a node: down from its parent, or (`queued`) by taking it from the
+    queue.
+    """
 
     node: Node
     queued: bool

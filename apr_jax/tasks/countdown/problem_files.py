@@ -24,13 +24,16 @@ def parse_problem(text: str) -> Problem:
     shown = text if len(text) <= 80 else text[:77] + "..."
     left, arrow, right = text.partition("->")
     if not arrow:
-        raise UsageError(f"problem {shown!r}: has no '->' between numbers and target; write it like {_EXAMPLE}")
+        raise UsageError(
+            f"problem {shown!r}: has no '->' between numbers and target; write it like {_EXAMPLE}"
+        )
     words = left.replace(",", " ").split()
     numbers = tuple(_parse_integer(word, shown, "number") for word in words)
     targets = right.split()
     if len(targets) != 1:
         raise UsageError(
-            f"problem {shown!r}: has {len(targets)} targets after '->', must be one; write it like {_EXAMPLE}"
+            f"problem {shown!r}: has {len(targets)} targets after '->', must be one; write it like"
+            f" {_EXAMPLE}"
         )
     problem = Problem(shown, numbers, _parse_integer(targets[0], shown, "target"))
     if wrong := _wrong_size(problem.numbers):
@@ -60,7 +63,9 @@ def load_problems(path: str | Path) -> list[Problem]:
     except UnicodeDecodeError as error:
         raise UsageError(f"problems file {path}: is not UTF-8 text (byte {error.start})") from None
     except OSError as error:
-        raise UsageError(f"problems file {path}: {error.strerror}; expected lines like {_LINE_EXAMPLE}") from None
+        raise UsageError(
+            f"problems file {path}: {error.strerror}; expected lines like {_LINE_EXAMPLE}"
+        ) from None
     problems: list[Problem] = []
     first_line: dict[str, int] = {}
     for number, line in enumerate(lines, start=1):
@@ -72,12 +77,15 @@ def load_problems(path: str | Path) -> list[Problem]:
         problem = _read_line(line, where)
         if problem.id in first_line:
             raise UsageError(
-                f'{where}: "id" {problem.id!r} is taken by line {first_line[problem.id]}; ids must be unique'
+                f'{where}: "id" {problem.id!r} is taken by line {first_line[problem.id]}; ids must'
+                " be unique"
             )
         first_line[problem.id] = number
         problems.append(problem)
     if not problems:
-        raise UsageError(f"problems file {path}: holds no problem; expected lines like {_LINE_EXAMPLE}")
+        raise UsageError(
+            f"problems file {path}: holds no problem; expected lines like {_LINE_EXAMPLE}"
+        )
     return problems
 
 
@@ -85,7 +93,10 @@ def save_problems(problems: Iterable[Problem], path: str | Path) -> None:
     """Writes a problems file that `load_problems` reads back."""
     with open(path, "w", encoding="utf-8") as file:
         file.writelines(
-            json.dumps({"id": problem.id, "numbers": list(problem.numbers), "target": problem.target}) + "\n"
+            json.dumps(
+                {"id": problem.id, "numbers": list(problem.numbers), "target": problem.target}
+            )
+            + "\n"
             for problem in problems
         )
 
@@ -95,7 +106,8 @@ def _parse_integer(word: str, shown: str, role: str) -> int:
     if word.isascii() and word.isdigit() and len(word) <= 9 and 1 <= int(word) <= MAX_VALUE:
         return int(word)
     raise UsageError(
-        f"problem {shown!r}: {role} {word[:20]!r} must be a whole number in 1..{MAX_VALUE}; write it like {_EXAMPLE}"
+        f"problem {shown!r}: {role} {word[:20]!r} must be a whole number in 1..{MAX_VALUE}; write"
+        f" it like {_EXAMPLE}"
     )
 
 
@@ -119,16 +131,21 @@ def _read_line(line: str, where: str) -> Problem:
     if not isinstance(name, str) or not name:
         raise UsageError(f'{where}: "id" {_cut(json.dumps(name))} must be a non-empty string')
     if not isinstance(numbers, list):
-        raise UsageError(f'{where}: "numbers" {_cut(json.dumps(numbers))} must be a list like [22, 26, 2]')
+        raise UsageError(
+            f'{where}: "numbers" {_cut(json.dumps(numbers))} must be a list like [22, 26, 2]'
+        )
     for value in numbers:
         if not _in_range(value):
             raise UsageError(
-                f'{where}: "numbers" holds {_cut(json.dumps(value))}; each must be a whole number in 1..{MAX_VALUE}'
+                f'{where}: "numbers" holds {_cut(json.dumps(value))}; each must be a whole number'
+                f" in 1..{MAX_VALUE}"
             )
     if wrong := _wrong_size(tuple(numbers)):
         raise UsageError(f'{where}: "numbers" {wrong}')
     if not _in_range(target):
-        raise UsageError(f'{where}: "target" {_cut(json.dumps(target))} must be a whole number in 1..{MAX_VALUE}')
+        raise UsageError(
+            f'{where}: "target" {_cut(json.dumps(target))} must be a whole number in 1..{MAX_VALUE}'
+        )
     return Problem(name, tuple(numbers), target)
 
 

@@ -1,8 +1,9 @@
-"""Which problems there are: brute force, enumeration of small spaces, sampling of large ones, and the split.
+"""Which problems there are: brute force, enumeration of small spaces, sampling of large ones, and
+the split.
 
-A problem's identity is (sorted numbers, target). Numbers may repeat; a problem counts only if all numbers
-together hit the target with exact, non-negative arithmetic. The order in which the numbers are shown is shuffled.
-"""
+A problem's identity is (sorted numbers, target). Numbers may repeat; a problem counts only if all
+numbers together hit the target with exact, non-negative arithmetic. The order in which the numbers
+are shown is shuffled."""
 
 import dataclasses
 import itertools
@@ -15,16 +16,20 @@ from apr_jax.tasks.base import Problem
 from apr_jax.tasks.countdown.config import CountdownConfig
 
 Key = tuple[tuple[int, ...], int]
-_ENUMERABLE = 10_000  # Multisets of numbers up to which every problem is listed: at most a second of brute force.
+# Multisets of numbers up to which every problem is listed: at most a second of brute force.
+_ENUMERABLE = 10_000
 _PATIENCE = 20  # Draws a wanted problem before sampling gives up on a space that holds too few.
 
-# Value -> how it was made from two disjoint subsets: (a, op, b, subset of a, subset of b); None for a given number.
+# Value -> how it was made from two disjoint subsets: (a, op, b, subset of a, subset of b); None for
+# a given number.
 _Table = dict[int, tuple[int, str, int, int, int] | None]
 
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-    """Three lists of problems; no two lists share a problem's numbers, and no two problems of a list have the same key."""
+    """Three lists of problems; no two lists share a problem's numbers, and no two problems of a
+    list have the same key.
+    """
 
     train: list[Problem]
     validation: list[Problem]
@@ -62,7 +67,9 @@ def reachable(numbers: Iterable[int]) -> Collection[int]:
 
 
 def _tables(numbers: tuple[int, ...]) -> list[_Table]:
-    """For each subset of the numbers (as a bit mask) the values that exactly its numbers can make."""
+    """For each subset of the numbers (as a bit mask) the values that exactly its numbers can
+    make.
+    """
     tables: list[_Table] = [{} for _ in range(1 << len(numbers))]
     for subset in range(1, len(tables)):
         table = tables[subset]
@@ -70,7 +77,8 @@ def _tables(numbers: tuple[int, ...]) -> list[_Table]:
             table[numbers[subset.bit_length() - 1]] = None
             continue
         left = (subset - 1) & subset
-        while 2 * left >= subset:  # Half of the ordered pairs of parts: the part with the highest bit comes first.
+        # Half of the ordered pairs of parts: the part with the highest bit comes first.
+        while 2 * left >= subset:
             right = subset ^ left
             if left > right:
                 _combine(table, tables, left, right)
@@ -91,7 +99,9 @@ def _combine(table: _Table, tables: list[_Table], left: int, right: int) -> None
 
 
 def is_enumerable(config: CountdownConfig) -> bool:
-    """Whether the space is small enough to list every problem (nano is: 4,960 multisets, 33,298 problems)."""
+    """Whether the space is small enough to list every problem (nano is: 4,960 multisets, 33,298
+    problems).
+    """
     return math.comb(config.high - config.low + config.numbers, config.numbers) <= _ENUMERABLE
 
 
@@ -107,7 +117,9 @@ def enumerate_keys(config: CountdownConfig) -> list[Key]:
 
 
 def draw(config: CountdownConfig, seed: int) -> Problem:
-    """A random solvable problem, a function of its arguments: a target, then uniform numbers until they hit it."""
+    """A random solvable problem, a function of its arguments: a target, then uniform numbers until
+    they hit it.
+    """
     rng = random.Random(f"problem {seed}")
     target = rng.randint(config.target_low, config.target_high)
     for _ in range(10_000):
@@ -115,8 +127,8 @@ def draw(config: CountdownConfig, seed: int) -> Problem:
         if solve(numbers, target) is not None:
             return Problem(f"draw-{seed}", numbers, target)
     raise UsageError(
-        f"task: found no {config.numbers} numbers in {config.low}..{config.high} that make {target}; "
-        "choose a target range that they can reach"
+        f"task: found no {config.numbers} numbers in {config.low}..{config.high} that make"
+        f" {target}; choose a target range that they can reach"
     )
 
 
@@ -141,7 +153,8 @@ def split_problems(
     exclude: Collection[Key] = frozenset(),
     map_draws: Map = map,
 ) -> Split:
-    """Problems for training, validation and test: no two of these parts share a problem's numbers, whatever the targets.
+    """Problems for training, validation and test: no two of these parts share a problem's numbers,
+    whatever the targets.
 
     Args:
       config: the space.
@@ -149,7 +162,8 @@ def split_problems(
       heldout: problems for validation, and as many for test; they are set aside first.
       seed: everything follows from it; the result does not depend on how `map_draws` works.
       exclude: keys that may occur nowhere in the split.
-      map_draws: an order-preserving map, for drawing on several cores (`pool.imap` with a chunk size).
+      map_draws: an order-preserving map, for drawing on several cores (`pool.imap` with a chunk
+        size).
 
     Raises:
       UsageError: the space is too small for what is wanted.
@@ -159,7 +173,10 @@ def split_problems(
     else:
         parts = _split_draws(config, train, heldout, seed, exclude, map_draws)
     named = {
-        name: [Problem(f"{name}-{place}", problem.numbers, problem.target) for place, problem in enumerate(part)]
+        name: [
+            Problem(f"{name}-{place}", problem.numbers, problem.target)
+            for place, problem in enumerate(part)
+        ]
         for name, part in parts.items()
     }
     return Split(**named)
@@ -168,8 +185,8 @@ def split_problems(
 def _split_space(
     config: CountdownConfig, train: int, heldout: int, seed: int, exclude: Collection[Key]
 ) -> dict[str, list[Problem]]:
-    """Holds whole multisets of numbers out, with every target; the last one of a part may give only some of its problems,
-    and then trains nobody with the others."""
+    """Holds whole multisets of numbers out, with every target; the last one of a part may give only
+    some of its problems, and then trains nobody with the others."""
     problems = _shuffled_space(config, seed, exclude)
     with_numbers: dict[tuple[int, ...], list[Problem]] = {}
     for problem in problems:
@@ -187,15 +204,16 @@ def _split_space(
         while waiting and len(chosen) < heldout:
             some = with_numbers.pop(waiting.pop(), [])
             chosen.update(map(problem_key, some[: heldout - len(chosen)]))
-        # As shuffled: the first hundred problems of a part are to have as many different numbers as they can.
+        # As shuffled: the first hundred problems of a part are to have as many different numbers as
+        # they can.
         parts[name] = [problem for problem in problems if problem_key(problem) in chosen]
     parts["train"] = [problem for problem in problems if _numbers(problem) in with_numbers][:train]
 
     if len(parts["test"]) < heldout or not parts["train"]:
         raise UsageError(
-            f"data.heldout={heldout}: the task has only {len(problems)} problems outside the exclude file, too few for "
-            f"{heldout} of validation, {heldout} of test and some of training that share no numbers; ask for fewer or "
-            "widen the task"
+            f"data.heldout={heldout}: the task has only {len(problems)} problems outside the"
+            f" exclude file, too few for {heldout} of validation, {heldout} of test and some of"
+            " training that share no numbers; ask for fewer or widen the task"
         )
     return parts
 
@@ -211,10 +229,15 @@ def _shuffled_space(config: CountdownConfig, seed: int, exclude: Collection[Key]
 
 
 def _split_draws(
-    config: CountdownConfig, train: int, heldout: int, seed: int, exclude: Collection[Key], map_draws: Map
+    config: CountdownConfig,
+    train: int,
+    heldout: int,
+    seed: int,
+    exclude: Collection[Key],
+    map_draws: Map,
 ) -> dict[str, list[Problem]]:
-    """Draws what is held out first. Test problems stay as drawn; of the others, each that has numbers which are held out is
-    replaced by one that is drawn last."""
+    """Draws what is held out first. Test problems stay as drawn; of the others, each that has
+    numbers which are held out is replaced by one that is drawn last."""
     wanted = train + 2 * heldout
     sequence = _Sequence(config, wanted, seed, exclude, map_draws)
     found = sequence.take(wanted, frozenset())
@@ -227,7 +250,8 @@ def _split_draws(
     held: set[tuple[int, ...]] = set()
     for name in ("test", "validation", "train"):
         part = parts[name]
-        # In its place: a demonstration is random by its place, and those of all other problems stay what they are.
+        # In its place: a demonstration is random by its place, and those of all other problems stay
+        # what they are.
         shared = [place for place, problem in enumerate(part) if _numbers(problem) in held]
         for place, problem in zip(shared, sequence.take(len(shared), held), strict=True):
             part[place] = problem
@@ -238,7 +262,14 @@ def _split_draws(
 class _Sequence:
     """An endless random sequence of different problems, of which `wanted` are going to be taken."""
 
-    def __init__(self, config: CountdownConfig, wanted: int, seed: int, exclude: Collection[Key], map_draws: Map):
+    def __init__(
+        self,
+        config: CountdownConfig,
+        wanted: int,
+        seed: int,
+        exclude: Collection[Key],
+        map_draws: Map,
+    ):
         self._config = config
         self._wanted = wanted
         self._map = map_draws
@@ -253,7 +284,8 @@ class _Sequence:
         while len(found) < count:
             if self._tried > _PATIENCE * self._wanted + 10_000:
                 raise UsageError(
-                    f"task: found only {self._found} of {self._wanted} different problems; ask for fewer or widen the task"
+                    f"task: found only {self._found} of {self._wanted} different problems; ask for"
+                    " fewer or widen the task"
                 )
             seeds = [self._rng.getrandbits(62) for _ in range(count - len(found))]
             self._tried += len(seeds)

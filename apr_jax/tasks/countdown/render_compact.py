@@ -1,20 +1,21 @@
 """Compact traces: the fewest tokens that still say everything.
 
-    22,26:2,7|+48|-4|*572     two numbers of a state, the others, and what each operation makes of the two: the successors
+    22,26:2,7|+48|-4|*572     two numbers of a state, the others, what operations make of them
     |+50+57-43*               a successor of two numbers, and these combined: operator and result
     |-46+53-39!               up to the hit, which is marked
     ;                         between groups; a group begins anew when the search comes back to it
     >48,2,7                   a state taken from the queue; what follows is its expansion
-    22+26,2,7:46              a child's message: the step without its result, the other numbers, the target
-    22+26=48;48+2,7:46        the same below earlier steps, which the child needs for the whole path that it joins
+    22+26,2,7:46              a child's message: a step without its result, other numbers, target
+    22+26=48;48+2,7:46        the same below earlier steps, which belong to the path that it joins
 
-A pair of numbers is written once for all its operations, which saves a sixth of the tokens at four numbers. The mark of a hit
-costs a token and saves the reader a puzzle: without it, the last operator's `<join>` follows hits and misses alike, and a
-small model learns to overlook the rarer hits. Where two numbers are combined, a result with more digits than the
-target can't be it and is left out (`*`): it would be a large product that can't be learned and decides nothing.
+A pair of numbers is written once for all its operations, which saves a sixth of the tokens at four
+numbers. The mark of a hit costs a token and saves the reader a puzzle: without it, the last
+operator's `<join>` follows hits and misses alike, and a small model learns to overlook the rarer
+hits. Where two numbers are combined, a result with more digits than the target can't be it and is
+left out (`*`): it would be a large product that can't be learned and decides nothing.
 
-A child first works out its result (`=48`) and then searches. Answers are equations joined by commas; "" is no solution.
-"""
+A child first works out its result (`=48`) and then searches. Answers are equations joined by
+commas; "" is no solution."""
 
 from collections.abc import Iterable
 
@@ -23,7 +24,9 @@ from apr_jax.tasks.countdown.events import Enter, Fork, Generate, Node, Search, 
 
 HIT = "!"
 NODE = "|"
-PHRASES: tuple[str, ...] = ()  # Nothing is repeated word for word: the tokenizer takes single characters.
+PHRASES: tuple[
+    str, ...
+] = ()  # Nothing is repeated word for word: the tokenizer takes single characters.
 # Every character that a prompt, a message, a trace or an answer can hold.
 ALPHABET = f"0123456789+-*/=,:;>#{HIT}{NODE}"
 
@@ -63,7 +66,9 @@ class _Trace:
         self._group = None
 
     def successor(self, node: Node) -> None:
-        """A step and its result, under the head of its group unless that is where the trace stands."""
+        """A step and its result, under the head of its group unless that is where the trace
+        stands.
+        """
         *earlier, step = node.path
         rest = node.state[1:]
         pair = tuple(sorted((step.a, step.b)))
@@ -101,7 +106,12 @@ def render(search: Search, prompt: str, target: int) -> Thread:
             if trace.text:
                 body.append(trace.text)
             body.append(
-                Spawn(tuple(render(child, message_text(child.root, target), target) for child in event.children))
+                Spawn(
+                    tuple(
+                        render(child, message_text(child.root, target), target)
+                        for child in event.children
+                    )
+                )
             )
             trace = _Trace("")
     if trace.text:

@@ -1,4 +1,5 @@
-"""Traces in the line format of Stream of Search (Gandhi et al. 2024) and of its hybrid, readable by their parsers.
+"""Traces in the line format of Stream of Search (Gandhi et al. 2024) and of its hybrid, readable by
+their parsers.
 
     Current State: 46:[22, 26, 2], Operations: []
     Exploring Operation: 22+26=48, Resulting Numbers: [2, 48]
@@ -8,15 +9,25 @@
     Exploring Operation: 48-2=46, Resulting Numbers: [46]
     46,46 equal: Goal Reached
 
-A state is shown as these authors keep it: the numbers left over, then the result. The prompt is the first line. SoS+
-brackets the search of a node in place by "Start Sub Search" and "Exit Sub Search". In APR the control tokens take the
-place of the "<Calling Sub Searches>" lines; a child is told the node it moves to. Answers are joined as `compact` does.
-"""
+A state is shown as these authors keep it: the numbers left over, then the result. The prompt is the
+first line. SoS+ brackets the search of a node in place by "Start Sub Search" and "Exit Sub Search".
+In APR the control tokens take the place of the "<Calling Sub Searches>" lines; a child is told the
+node it moves to. Answers are joined as `compact` does."""
 
 from collections.abc import Sequence
 
 from apr_jax.tasks.base import Problem, Spawn, Thread
-from apr_jax.tasks.countdown.events import Enter, Event, Fork, Generate, Leave, Node, Search, Step, Test
+from apr_jax.tasks.countdown.events import (
+    Enter,
+    Event,
+    Fork,
+    Generate,
+    Leave,
+    Node,
+    Search,
+    Step,
+    Test,
+)
 from apr_jax.tasks.countdown.render_compact import answer_text
 
 # What the line format repeats word for word; the tokenizer makes one piece of each.
@@ -47,7 +58,9 @@ def prompt_text(problem: Problem, condition: int | None) -> str:
 
 
 def render(search: Search, prompt: str, problem: Problem, method: str) -> Thread:
-    """The thread of a search, children included; `method` decides how moves between nodes are told."""
+    """The thread of a search, children included; `method` decides how moves between nodes are
+    told.
+    """
     body: list[str | Spawn] = []
     text = ""
     depth = 0  # Nodes that are being searched in place.
@@ -55,7 +68,12 @@ def render(search: Search, prompt: str, problem: Problem, method: str) -> Thread
     for event, upcoming in zip(search.events, following, strict=False):
         if isinstance(event, Fork):
             kept = "".join(_generated(child.root, problem) for child in event.children)
-            spawn = Spawn(tuple(render(child, _move(child.root, problem), problem, method) for child in event.children))
+            spawn = Spawn(
+                tuple(
+                    render(child, _move(child.root, problem), problem, method)
+                    for child in event.children
+                )
+            )
             body += (text + kept, spawn)
             text = ""
         elif isinstance(event, Generate):
@@ -90,7 +108,10 @@ def shown_numbers(numbers: Sequence[int], path: Sequence[Step]) -> list[int]:
 
 
 def _state_line(numbers: Sequence[int], target: int, path: Sequence[Step]) -> str:
-    return f"Current State: {target}:{shown_numbers(numbers, path)}, Operations: {[step.equation for step in path]}\n"
+    return (
+        f"Current State: {target}:{shown_numbers(numbers, path)}, Operations:"
+        f" {[step.equation for step in path]}\n"
+    )
 
 
 def _generated(node: Node, problem: Problem) -> str:
@@ -109,7 +130,9 @@ def _tested(event: Test, problem: Problem) -> str:
 
 
 def _move(node: Node, problem: Problem) -> str:
-    return f"Moving to Node #{_name(node)}\n" + _state_line(problem.numbers, problem.target, node.path)
+    return f"Moving to Node #{_name(node)}\n" + _state_line(
+        problem.numbers, problem.target, node.path
+    )
 
 
 def _start(level: int) -> str:

@@ -2,9 +2,12 @@
 
 The life of a sample:
   1. `problems` draws a problem: numbers and a target that can be hit.
-  2. `Countdown.prompt` writes it down for the root thread, now and then with a condition on the effort.
-  3. `Countdown.demonstration` runs a symbolic solver on it and renders its events as a tree of threads.
-  4. A model's answer, equations joined by commas, goes to `Countdown.verify`, which recomputes every step.
+  2. `Countdown.prompt` writes it down for the root thread, now and then with a condition on the
+     effort.
+  3. `Countdown.demonstration` runs a symbolic solver on it and renders its events as a tree of
+     threads.
+  4. A model's answer, equations joined by commas, goes to `Countdown.verify`, which recomputes
+     every step.
 """
 
 import dataclasses
@@ -20,9 +23,11 @@ from apr_jax.tasks.countdown.check_compact import check_thread
 from apr_jax.tasks.countdown.config import CountdownConfig, SolverConfig
 from apr_jax.tasks.countdown.events import children
 
-# Anchored, without nested repetition, digits bounded: linear time, and int() can't refuse a number as too long.
+# Anchored, without nested repetition, digits bounded: linear time, and int() can't refuse a number
+# as too long.
 _EQUATION = re.compile(r"([0-9]{1,40})([+\-*/])([0-9]{1,40})=([0-9]{1,40})")
-_CONTROL_TOKENS = 3  # Of a thread without children: <bos> before its prompt, <join> before its answer, <eos> after it.
+# Of a thread without children: <bos> before its prompt, <join> before its answer, <eos> after it.
+_CONTROL_TOKENS = 3
 _SHOWN = 60  # Characters of a wrong equation that a reason quotes.
 
 
@@ -32,7 +37,8 @@ class Countdown:
     Args:
       config: which problems there are.
       solver: how they are demonstrated and written down.
-      max_spawn, max_depth: limits.children and limits.max_depth of the rollout that demonstrations are for.
+      max_spawn, max_depth: limits.children and limits.max_depth of the rollout that demonstrations
+        are for.
     """
 
     def __init__(
@@ -57,7 +63,11 @@ class Countdown:
     @classmethod
     def from_settings(cls, settings: dict[str, Any]) -> Self:
         """The task that has these `settings`."""
-        return cls(CountdownConfig(**settings["task"]), SolverConfig(**settings["solver"]), *settings["room"])
+        return cls(
+            CountdownConfig(**settings["task"]),
+            SolverConfig(**settings["solver"]),
+            *settings["room"],
+        )
 
     @property
     def _form(self) -> Any:
@@ -76,11 +86,14 @@ class Countdown:
         return phrases
 
     def prompt(self, problem: Problem, condition: int | None = None) -> str:
-        """The root's prompt; `condition` is the wanted number of children (APR) or of window bins (SoS+)."""
+        """The root's prompt; `condition` is the wanted number of children (APR) or of window bins
+        (SoS+).
+        """
         return self._form.prompt_text(problem, condition)
 
     def demonstration(self, problem: Problem, method: str, seed: int) -> Thread:
-        """A solver's search as a tree of threads; a function of numbers, target, method and seed alone.
+        """A solver's search as a tree of threads; a function of numbers, target, method and seed
+        alone.
 
         Raises:
           ValueError: `method` is not one of `solvers.METHODS`.
@@ -99,14 +112,21 @@ class Countdown:
             condition = children(search)
         elif conditioned:
             condition = self._window_bins(problem, thread)
-        return dataclasses.replace(thread, prompt=self.prompt(problem, condition), condition=condition)
+        return dataclasses.replace(
+            thread, prompt=self.prompt(problem, condition), condition=condition
+        )
 
     def _window_bins(self, problem: Problem, thread: Thread) -> int:
-        """Bins of the window that a thread without children takes, with a prompt that states their number."""
-        written = sum(count_tokens(part, self.phrases) for part in thread.body if isinstance(part, str))
+        """Bins of the window that a thread without children takes, with a prompt that states their
+        number.
+        """
+        written = sum(
+            count_tokens(part, self.phrases) for part in thread.body if isinstance(part, str)
+        )
         written += count_tokens(thread.answer, self.phrases) + _CONTROL_TOKENS
 
-        # The number stands in the prompt, which counts too: one more digit may just fill another bin.
+        # The number stands in the prompt, which counts too: one more digit may just fill another
+        # bin.
         bins = 1
         while True:
             tokens = written + count_tokens(self.prompt(problem, bins), self.phrases)
@@ -116,7 +136,9 @@ class Countdown:
             bins = needed
 
     def verify(self, problem: Problem, answer: str) -> Verdict:
-        """Checks every step of an answer with exact integers; never raises; time linear in the answer's length."""
+        """Checks every step of an answer with exact integers; never raises; time linear in the
+        answer's length.
+        """
         if not answer:
             return Verdict(None, claimed=False, correct=False, reason="claims no solution")
         equations = tuple(answer.split(","))
@@ -124,12 +146,16 @@ class Countdown:
         return Verdict(equations, claimed=True, correct=not reason, reason=reason)
 
     def examine(self, problem: Problem, thread: Thread, cut: bool = False) -> Reading | None:
-        """Every piece of a compact trace against exact arithmetic; traces in the form of Stream of Search are not read."""
+        """Every piece of a compact trace against exact arithmetic; traces in the form of Stream of
+        Search are not read.
+        """
         return check_thread(problem, thread, cut) if self.solver.render == "compact" else None
 
 
 def count_tokens(text: str, phrases: tuple[str, ...]) -> int:
-    """Pieces that the tokenizer cuts a text into, known before one is trained: characters, and whole phrases."""
+    """Pieces that the tokenizer cuts a text into, known before one is trained: characters, and
+    whole phrases.
+    """
     if not phrases:
         return len(text)
     found = _any_of(phrases).findall(text)
@@ -138,7 +164,9 @@ def count_tokens(text: str, phrases: tuple[str, ...]) -> int:
 
 @functools.lru_cache(maxsize=4)
 def _any_of(phrases: tuple[str, ...]) -> re.Pattern[str]:
-    """Finds phrases as the tokenizer does: from left to right, the longest that matches at a place."""
+    """Finds phrases as the tokenizer does: from left to right, the longest that matches at a
+    place.
+    """
     longest_first = sorted(phrases, key=len, reverse=True)
     return re.compile("|".join(map(re.escape, longest_first)))
 
@@ -146,9 +174,9 @@ def _any_of(phrases: tuple[str, ...]) -> re.Pattern[str]:
 def check_path(numbers: Sequence[int], target: int, equations: Sequence[str]) -> str:
     """Why a claimed path is wrong, in a few words; "" if it is right.
 
-    Right is: one equation fewer than numbers; each `a?b=c` takes two numbers that are still on the table and puts
-    back c, which is what exact arithmetic says and not negative; the number left at the end is the target.
-    """
+    Right is: one equation fewer than numbers; each `a?b=c` takes two numbers that are still on the
+    table and puts back c, which is what exact arithmetic says and not negative; the number left at
+    the end is the target."""
     if len(equations) != len(numbers) - 1:
         return f"has {len(equations)} steps, {len(numbers)} numbers take {len(numbers) - 1}"
     table = list(numbers)

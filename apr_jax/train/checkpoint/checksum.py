@@ -1,9 +1,10 @@
-"""Sums that tell whether weights and JSON are still what was saved: storage returns flipped bits without a word.
+"""Sums that tell whether weights and JSON are still what was saved: storage returns flipped bits
+without a word.
 
-The sum of an array is that of its words, each scrambled together with its place, modulo 2^32. Scrambling is one to one, so one
-damaged word always changes the sum; other damage passes with a chance of about 2^-32. Integer addition knows no order: the
-sum is the same on every mesh, is taken where the array lies, and a process needs only its own shards.
-"""
+The sum of an array is that of its words, each scrambled together with its place, modulo 2^32.
+Scrambling is one to one, so one damaged word always changes the sum; other damage passes with a
+chance of about 2^-32. Integer addition knows no order: the sum is the same on every mesh, is taken
+where the array lies, and a process needs only its own shards."""
 
 import hashlib
 import json
@@ -19,10 +20,15 @@ _WORDS = {1: np.uint8, 2: np.uint16, 4: np.uint32}
 
 def array_sums(tree: Any) -> dict[str, int]:
     """The sum of every leaf by its path; all processes call it, and all get the same."""
-    leaves = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+    leaves = {
+        jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
     on_device = {path: leaf for path, leaf in leaves.items() if isinstance(leaf, jax.Array)}
     found: dict[str, Any] = jax.device_get(_device_sums(on_device)) if on_device else {}
-    return {path: int(found[path] if path in found else _host_sum(leaf)) for path, leaf in leaves.items()}
+    return {
+        path: int(found[path] if path in found else _host_sum(leaf))
+        for path, leaf in leaves.items()
+    }
 
 
 def changed(tree: Any, sums: dict[str, int]) -> list[str]:
@@ -37,7 +43,9 @@ def json_sum(*values: Any) -> str:
 
 
 def digest(params: Any) -> str:
-    """Names the weights, wherever they lie: 16 hex digits of SHA-256 over every leaf and its path."""
+    """Names the weights, wherever they lie: 16 hex digits of SHA-256 over every leaf and its
+    path.
+    """
     sha = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         sha.update(jax.tree_util.keystr(path).encode())
@@ -53,7 +61,9 @@ def _device_sums(leaves: dict[str, jax.Array]) -> dict[str, jax.Array]:
         place = jnp.zeros(leaf.shape, jnp.uint32)
         for axis, stride in enumerate(_strides(leaf.shape)):
             place += jax.lax.broadcasted_iota(jnp.uint32, leaf.shape, axis) * np.uint32(stride)
-        return jnp.sum(_scramble(words.astype(jnp.uint32) ^ _scramble(place, jnp), jnp), dtype=jnp.uint32)
+        return jnp.sum(
+            _scramble(words.astype(jnp.uint32) ^ _scramble(place, jnp), jnp), dtype=jnp.uint32
+        )
 
     return {path: total(leaf) for path, leaf in leaves.items()}
 
@@ -71,7 +81,9 @@ def _strides(shape: tuple[int, ...]) -> list[int]:
 
 
 def _scramble(words: Any, xp: ModuleType) -> Any:
-    """Another 32-bit word for each, every bit of which hangs on every bit of the first (the finalizer of MurmurHash3)."""
+    """Another 32-bit word for each, every bit of which hangs on every bit of the first (the
+    finalizer of MurmurHash3).
+    """
     words = (words ^ (words >> 16)) * xp.uint32(0x85EBCA6B)
     words = (words ^ (words >> 13)) * xp.uint32(0xC2B2AE35)
     return words ^ (words >> 16)

@@ -1,13 +1,14 @@
-"""A model in one small file: bfloat16 weights with all that evaluation needs, for a repository or a friend.
+"""A model in one small file: bfloat16 weights with all that evaluation needs, for a repository or a
+friend.
 
     model.safetensors   tensors by their path in the parameters, `layers/q` for one
-                        metadata: one entry, JSON of config, method, stage, step and tokenizer, and of sums of
-                        these and of the tensors
+                        metadata: one entry, JSON of config, method, stage, step and tokenizer, and
+                        of sums of these and of the tensors
 
 The sums are compared at every load: safetensors itself takes a flipped bit for a weight.
 
-Half the bits of a weight are left out, so a run can't go on from it bit for bit; what it answers hardly changes.
-"""
+Half the bits of a weight are left out, so a run can't go on from it bit for bit; what it answers
+hardly changes."""
 
 import base64
 import json
@@ -44,7 +45,10 @@ def export_file(restored: Restored, path: Path) -> None:
         "step": restored.step,
         "tokenizer": base64.b64encode(restored.tokenizer.to_bytes()).decode(),
     }
-    tensors = {name: np.asarray(leaf).astype(jnp.bfloat16) for name, leaf in _named(restored.params).items()}
+    tensors = {
+        name: np.asarray(leaf).astype(jnp.bfloat16)
+        for name, leaf in _named(restored.params).items()
+    }
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         save_tensors(tensors, path, {_ENTRY: json.dumps(about | {_SUMS: _sums(about, tensors)})})
@@ -66,7 +70,10 @@ def load_exported(path: Path) -> Restored:
         tensors = _tensors(contents)
         about = _about(contents)
         if about.pop(_SUMS) != _sums(about, tensors):
-            raise UserError(f"{path}: is damaged (its sums are not those that were saved); copy or export it again")
+            raise UserError(
+                f"{path}: is damaged (its sums are not those that were saved); copy or export it"
+                " again"
+            )
         leaves = {name: value.astype(np.float32) for name, value in tensors.items()}
         return Restored(
             params=unflatten_dict(leaves, sep="/"),
@@ -83,12 +90,18 @@ def load_exported(path: Path) -> Restored:
         raise UserError(f"{path}: no such file; `apr export` writes one") from None
     except (OSError, SafetensorError, KeyError, ValueError) as error:
         if isinstance(error, OSError) and not shows_damage(error):
-            raise UserError(f"{path}: cannot be read here and now ({what_went_wrong(error)})") from None
-        raise UserError(f"{path}: is not a whole model that `apr export` wrote ({error!r:.100})") from None
+            raise UserError(
+                f"{path}: cannot be read here and now ({what_went_wrong(error)})"
+            ) from None
+        raise UserError(
+            f"{path}: is not a whole model that `apr export` wrote ({error!r:.100})"
+        ) from None
 
 
 def _about(contents: bytes) -> dict[str, Any]:
-    """The JSON of the file's metadata: its header is a length of eight bytes, and JSON of that length."""
+    """The JSON of the file's metadata: its header is a length of eight bytes, and JSON of that
+    length.
+    """
     length = int.from_bytes(contents[:8], "little")
     header = json.loads(contents[8 : 8 + length])
     about: dict[str, Any] = json.loads(header["__metadata__"][_ENTRY])

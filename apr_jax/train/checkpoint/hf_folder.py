@@ -1,15 +1,15 @@
 """A model as a folder that Hugging Face's `AutoModelForCausalLM` and `AutoTokenizer` load.
 
     FOLDER/config.json, model.safetensors            the network, see `model/hf.py`
-           tokenizer.json, tokenizer_config.json     the tokenizer: the same ids as ours for every text
+           tokenizer.json, tokenizer_config.json     the tokenizer: our ids for every text
            special_tokens_map.json                   its control pieces
            tokenizer.model                           the tokenizer as SentencePiece has it
            generation_config.json                    where a thread's text ends: <eos>, and </spawn>
            apr_export.json                           names of the files above
 
-The last file says that the folder is an export, so that the next one may replace it. What stands in any other folder stays, and
-nothing is written beside it: another model's tokenizer would be taken for this one's.
-"""
+The last file says that the folder is an export, so that the next one may replace it. What stands in
+any other folder stays, and nothing is written beside it: another model's tokenizer would be taken
+for this one's."""
 
 import json
 from pathlib import Path
@@ -29,7 +29,9 @@ _SPACE = "\u2581"  # SentencePiece's space; `tokenizers` has texts as they are.
 def check_folder(folder: Path) -> None:
     """Raises UsageError if the folder holds anything that no export wrote."""
     if folder.is_file():
-        raise UsageError(f"{folder}: is a file; must be a new or empty folder, or one that `apr export` wrote")
+        raise UsageError(
+            f"{folder}: is a file; must be a new or empty folder, or one that `apr export` wrote"
+        )
     if not folder.is_dir():
         return
     foreign = sorted(entry.name for entry in folder.iterdir() if entry.name not in _listed(folder))
@@ -41,14 +43,18 @@ def check_folder(folder: Path) -> None:
 
 
 def export_folder(restored: Restored, folder: Path) -> None:
-    """Writes the files; the folder is made if it is not there, and an earlier export in it is replaced.
+    """Writes the files; the folder is made if it is not there, and an earlier export in it is
+    replaced.
 
     Raises:
       UsageError: the folder holds something else.
       UserError: it can't be written.
     """
     check_folder(folder)
-    texts = {name: json.dumps(values, indent=2) + "\n" for name, values in tokenizer_files(restored.tokenizer).items()}
+    texts = {
+        name: json.dumps(values, indent=2) + "\n"
+        for name, values in tokenizer_files(restored.tokenizer).items()
+    }
     names = [CONFIG, WEIGHTS, "tokenizer.model", *texts]
     with disk_errors(folder):
         try:
@@ -67,7 +73,9 @@ def export_folder(restored: Restored, folder: Path) -> None:
 
 
 def _listed(folder: Path) -> set[str]:
-    """Names of the files of an export that is there, its own list among them; none if the folder is no export."""
+    """Names of the files of an export that is there, its own list among them; none if the folder is
+    no export.
+    """
     try:
         return {_LIST, *json.loads((folder / _LIST).read_text(encoding="utf-8"))["files"]}
     except (OSError, ValueError, KeyError, TypeError):
@@ -99,9 +107,13 @@ def tokenizer_files(tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 def _tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any]:
-    """The tokenizer in the format of the library `tokenizers`: pieces of one character, and the longest phrase first."""
+    """The tokenizer in the format of the library `tokenizers`: pieces of one character, and the
+    longest phrase first.
+    """
     texts = [piece.replace(_SPACE, " ") for piece in tokenizer.pieces]
-    phrases = [token for token, text in enumerate(texts) if token >= len(CONTROL_PIECES) and len(text) > 1]
+    phrases = [
+        token for token, text in enumerate(texts) if token >= len(CONTROL_PIECES) and len(text) > 1
+    ]
     plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
     begin = {"SpecialToken": {"id": CONTROL_PIECES[BOS], "type_id": 0}}
     return {
@@ -117,9 +129,17 @@ def _tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any]:
         "post_processor": {
             "type": "TemplateProcessing",
             "single": [begin, {"Sequence": {"id": "A", "type_id": 0}}],
-            "pair": [begin, {"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 0}}],
+            "pair": [
+                begin,
+                {"Sequence": {"id": "A", "type_id": 0}},
+                {"Sequence": {"id": "B", "type_id": 0}},
+            ],
             "special_tokens": {
-                CONTROL_PIECES[BOS]: {"id": CONTROL_PIECES[BOS], "ids": [BOS], "tokens": [CONTROL_PIECES[BOS]]}
+                CONTROL_PIECES[BOS]: {
+                    "id": CONTROL_PIECES[BOS],
+                    "ids": [BOS],
+                    "tokens": [CONTROL_PIECES[BOS]],
+                }
             },
         },
         "decoder": {"type": "Fuse"},

@@ -2,13 +2,13 @@
 
     WORKDIR/checkpoints/<step>/params   the weights, alone
                                state    optimizer, counters
-                               meta     JSON: config, method, stage, tokenizer, metrics, if a validation is due, sums of all
+                               meta     JSON: config, method, stage, tokenizer, metrics, sums of all
                                data     JSON: where the data iterator stands
 
-Orbax writes in the background and renames a step's folder when it is whole, so a killed run leaves no half step. The
-two last steps are kept, and the best by validation accuracy. What is read is compared with its sums (`checksum`): neither
-Orbax nor TensorStore notices a flipped bit inside an array. docs/checkpoints.md says what each fault does.
-"""
+Orbax writes in the background and renames a step's folder when it is whole, so a killed run leaves
+no half step. The two last steps are kept, and the best by validation accuracy. What is read is
+compared with its sums (`checksum`): neither Orbax nor TensorStore notices a flipped bit inside an
+array. docs/checkpoints.md says what each fault does."""
 
 import base64
 import dataclasses
@@ -48,7 +48,8 @@ class Run:
 
     Attributes:
       stage: "sft" or "rl".
-      origin: what the run started from: "" for random parameters, else a digest of the initial ones.
+      origin: what the run started from: "" for random parameters, else a digest of the initial
+        ones.
     """
 
     config: Experiment
@@ -93,7 +94,8 @@ class Checkpoints:
                 self._folder,
                 options=ocp.CheckpointManagerOptions(
                     preservation_policy=_LastAndBest(self._folder),
-                    cleanup_tmp_directories=True,  # Of killed runs: who holds the lease has no other beside it.
+                    # Of killed runs: who holds the lease has no other beside it.
+                    cleanup_tmp_directories=True,
                     save_root_metadata=False,
                 ),
             )
@@ -105,18 +107,22 @@ class Checkpoints:
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
         del rest
         try:
-            if kind is None or not issubclass(
-                kind, LostProcess | DiskError
-            ):  # Closing would wait for what never comes.
+            # Closing would wait for what never comes.
+            if kind is None or not issubclass(kind, LostProcess | DiskError):
                 with disk_errors(self._folder):
                     self._manager.close()
         finally:
             self._muffled.end()
 
     def save(
-        self, state: TrainState, metrics: dict[str, float], data: dict[str, Any], unvalidated: bool = False
+        self,
+        state: TrainState,
+        metrics: dict[str, float],
+        data: dict[str, Any],
+        unvalidated: bool = False,
     ) -> None:
-        """Starts saving the state under its own step, which is not there yet; when it returns, the state may be donated.
+        """Starts saving the state under its own step, which is not there yet; when it returns, the
+        state may be donated.
 
         Args:
           metrics: JSON values; those with BEST compete for being the best.
@@ -124,12 +130,15 @@ class Checkpoints:
           unvalidated: the metrics are still to come (`complete`).
 
         Raises:
-          UserError: this save, or the one before that ran in the background, found the disk full; or the step is there.
+          UserError: this save, or the one before that ran in the background, found the disk full;
+            or the step is there.
         """
         step = int(state.step)
         self._check_lease()
         if (self._folder / str(step)).exists():
-            raise UserError(f"checkpoint {self._folder / str(step)}: is there already, and is not written over")
+            raise UserError(
+                f"checkpoint {self._folder / str(step)}: is there already, and is not written over"
+            )
         meta = {
             "config": to_dict(self._run.config),
             "method": self._run.method,
@@ -139,7 +148,10 @@ class Checkpoints:
             "metrics": metrics,
             "unvalidated": unvalidated,
             "step": step,
-            "sums": {"params": array_sums(state.params), "state": array_sums(_without_params(state))},
+            "sums": {
+                "params": array_sums(state.params),
+                "state": array_sums(_without_params(state)),
+            },
             "data_sum": json_sum(data),
         }
         meta["meta_sum"] = json_sum(meta)
@@ -153,12 +165,16 @@ class Checkpoints:
             saved = self._manager.save(step, args=items)
         if not saved:
             steps = list(self._manager.all_steps())
-            raise UserError(f"checkpoint {self._folder}: step {step} cannot follow the steps that are there ({steps})")
+            raise UserError(
+                f"checkpoint {self._folder}: step {step} cannot follow the steps that are there"
+                f" ({steps})"
+            )
 
     def complete(self, step: int, metrics: dict[str, float]) -> None:
         """Gives a step on disk the metrics that it was saved without.
 
-        One small file of it is replaced, whole or not at all: whatever ends the process in between, the step is there.
+        One small file of it is replaced, whole or not at all: whatever ends the process in between,
+        the step is there.
 
         Raises:
           UserError: the disk is full.
@@ -168,7 +184,9 @@ class Checkpoints:
             folder = self._folder / str(step)
             with disk_errors(self._folder):
                 meta = _read_meta(folder) | {"metrics": metrics, "unvalidated": False}
-                write_text(_json_file(folder, "meta"), json.dumps(meta | {"meta_sum": json_sum(meta)}))
+                write_text(
+                    _json_file(folder, "meta"), json.dumps(meta | {"meta_sum": json_sum(meta)})
+                )
         all_of(True)  # Until the first process is done.
 
     def _check_lease(self) -> None:
@@ -183,15 +201,17 @@ class Checkpoints:
     def restore_latest(self, blank: TrainState) -> Saved | None:
         """The newest step that can be read; None if there is no step at all.
 
-        A damaged step is reported in one line. Once an older one was read, it is moved to WORKDIR/damaged and can be saved
-        anew; nothing is ever deleted for not being readable. Whatever else keeps a step from being read (memory, a
-        permission, a device, a network) ends the run instead: with an older step it would only do its work again.
+        A damaged step is reported in one line. Once an older one was read, it is moved to
+        WORKDIR/damaged and can be saved anew; nothing is ever deleted for not being readable.
+        Whatever else keeps a step from being read (memory, a permission, a device, a network) ends
+        the run instead: with an older step it would only do its work again.
 
         Args:
           blank: a state of the wanted shapes and layout.
 
         Raises:
-          UserError: the checkpoint is of another run, a step is whole but cannot be read here and now, or all are damaged.
+          UserError: the checkpoint is of another run, a step is whole but cannot be read here and
+            now, or all are damaged.
         """
         steps = sorted(self._manager.all_steps(), reverse=True)
         damaged: list[int] = []
@@ -209,32 +229,43 @@ class Checkpoints:
                 if not problem:
                     self._set_aside(damaged)
                     return Saved(state, data, meta["unvalidated"])
-            print(f"checkpoint {folder}: damaged ({problem}); going on from the step before", flush=True)
+            print(
+                f"checkpoint {folder}: damaged ({problem}); going on from the step before",
+                flush=True,
+            )
             damaged.append(step)
         if steps:
             raise UserError(
-                f"checkpoint {self._folder}: all {len(steps)} steps are damaged; move it away to start anew, "
-                "or use another --workdir"
+                f"checkpoint {self._folder}: all {len(steps)} steps are damaged; move it away to"
+                " start anew, or use another --workdir"
             )
         return None
 
     def _read(
         self, folder: Path, blank: TrainState
     ) -> tuple[tuple[TrainState, dict[str, Any], dict[str, Any]] | None, Exception | None]:
-        """State, data and meta of a step, or what keeps it from being read; without a word between processes."""
+        """State, data and meta of a step, or what keeps it from being read; without a word between
+        processes.
+        """
         try:
             meta, data = _read_meta(folder), _read_json(folder, "data")
             if meta["data_sum"] != json_sum(data):
                 raise ValueError("data is not what was saved")
             self._check_same_run(meta, folder)
             if "unvalidated" not in meta:
-                raise UserError(f"checkpoint {folder}: is of another version of apr_jax; use another --workdir")
+                raise UserError(
+                    f"checkpoint {folder}: is of another version of apr_jax; use another --workdir"
+                )
             params = _read_arrays(folder / "params", blank.params)
-            state = TrainState(params=params, **_read_arrays(folder / "state", _without_params(blank)))
+            state = TrainState(
+                params=params, **_read_arrays(folder / "state", _without_params(blank))
+            )
             return (state, data, meta), None
         except UserError:
             raise
-        except Exception as error:  # Orbax and TensorStore raise all sorts of types for damaged files.
+        except (
+            Exception
+        ) as error:  # Orbax and TensorStore raise all sorts of types for damaged files.
             return None, error
 
     def _set_aside(self, steps: list[int]) -> None:
@@ -251,7 +282,9 @@ class Checkpoints:
         self._manager.reload()
 
     def _check_same_run(self, meta: dict[str, Any], folder: Path) -> None:
-        """Raises UserError that names what differs between this run and the one that saved the step."""
+        """Raises UserError that names what differs between this run and the one that saved the
+        step.
+        """
         run = self._run
         for name, wanted, found in (
             ("stage", run.stage, meta["stage"]),
@@ -260,20 +293,27 @@ class Checkpoints:
             ("init", run.origin, meta["origin"]),
         ):
             if wanted != found:
-                raise UserError(f"checkpoint {folder}: was saved with {name}={found!r}, not {wanted!r}; {_ANOTHER}")
+                raise UserError(
+                    f"checkpoint {folder}: was saved with {name}={found!r}, not {wanted!r};"
+                    f" {_ANOTHER}"
+                )
         free = (*FREE, *LENGTHS, "train.rl." if run.stage == "sft" else "train.sft.")
         differing = [
-            f"{name}={old!r} (now {new!r})" for name, old, new in differences(meta["config"], run.config, free)
+            f"{name}={old!r} (now {new!r})"
+            for name, old, new in differences(meta["config"], run.config, free)
         ]
         if differing:
-            raise UserError(f"checkpoint {folder}: was saved with {', '.join(differing)}; {_ANOTHER}")
+            raise UserError(
+                f"checkpoint {folder}: was saved with {', '.join(differing)}; {_ANOTHER}"
+            )
 
 
 _ANOTHER = "use the same settings, or another --workdir"
 
 
 def load_checkpoint(path: str | Path) -> Restored:
-    """Loads the weights of a run's best (or, without validation, last) step, or of one step; reads no optimizer state.
+    """Loads the weights of a run's best (or, without validation, last) step, or of one step; reads
+    no optimizer state.
 
     Args:
       path: a workdir, one `checkpoints/<step>` in it, or a file that `apr export` wrote.
@@ -292,9 +332,13 @@ def load_checkpoint(path: str | Path) -> Restored:
             raise ValueError(f"params{wrong[0]} is not what was saved")
         tokenizer = Tokenizer.from_bytes(base64.b64decode(meta["tokenizer"]))
         config = from_dict(meta["config"])
-        return Restored(params, config, meta["method"], meta["stage"], tokenizer, meta["step"], str(folder))
+        return Restored(
+            params, config, meta["method"], meta["stage"], tokenizer, meta["step"], str(folder)
+        )
     except ConfigError as error:
-        raise UserError(f"checkpoint {folder}: is of another version of apr_jax ({error}); train again") from None
+        raise UserError(
+            f"checkpoint {folder}: is of another version of apr_jax ({error}); train again"
+        ) from None
     except Exception as error:  # Orbax and TensorStore raise all sorts of types for damaged files.
         if not shows_damage(error):
             raise _unreadable(folder, error) from error
@@ -306,17 +350,18 @@ def load_checkpoint(path: str | Path) -> Restored:
 def _unreadable(folder: Path, error: Exception) -> UserError:
     """The error for a step that is not known to be damaged, but cannot be read here and now."""
     return UserError(
-        f"checkpoint {folder}: cannot be read here and now ({what_went_wrong(error)}); this is no damage, "
-        "and nothing was changed; mend the cause and start the same command again"
+        f"checkpoint {folder}: cannot be read here and now ({what_went_wrong(error)}); this is no"
+        " damage, and nothing was changed; mend the cause and start the same command again"
     )
 
 
 def _step_folder(path: Path) -> Path:
-    """Folder of the step that is meant by `path`: the step itself, or of a run the best one, among equals the last.
+    """Folder of the step that is meant by `path`: the step itself, or of a run the best one, among
+    equals the last.
 
     Raises:
-      UserError: there is none, or a step does not say how good it is. Another one is not taken in its place: it would be
-        another model without a word.
+      UserError: there is none, or a step does not say how good it is. Another one is not taken in
+        its place: it would be another model without a word.
     """
     is_step = path.parent.name == FOLDER and path.name.isdigit() and path.is_dir()
     if is_step or (path / "meta").is_dir():
@@ -330,20 +375,22 @@ def _known_score(folder: Path, folders: Sequence[Path]) -> float:
     try:
         return _score(_read_meta(folder))
     except Exception as error:
-        if not folder.is_dir():  # A training that goes on has just deleted it, for others are better.
+        # A training that goes on has just deleted it, for others are better.
+        if not folder.is_dir():
             return _NOT_VALIDATED
         if not shows_damage(error):
             raise _unreadable(folder, error) from error
         others = ", ".join(str(other) for other in folders if other != folder)
         remedy = f"to take another step, name it ({others})" if others else "train again"
         raise UserError(
-            f"checkpoint {folder}: damaged ({what_went_wrong(error)}), so which step of the run is the best is not known; "
-            f"{remedy}"
+            f"checkpoint {folder}: damaged ({what_went_wrong(error)}), so which step of the run is"
+            f" the best is not known; {remedy}"
         ) from None
 
 
 def last_step(workdir: Path) -> Path:
-    """Folder of a run's last step, for `load_checkpoint`: a run that is to save tokens does not want its most accurate one.
+    """Folder of a run's last step, for `load_checkpoint`: a run that is to save tokens does not
+    want its most accurate one.
 
     Raises:
       UserError: the run has no step.
@@ -356,7 +403,10 @@ def _step_folders(path: Path) -> list[Path]:
     steps = _steps(path / FOLDER)
     if not steps:
         require_reachable(path)
-        raise UserError(f"checkpoint {path}: no such checkpoint; give a run's folder or one of its {FOLDER}/<step>")
+        raise UserError(
+            f"checkpoint {path}: no such checkpoint; give a run's folder or one of its"
+            f" {FOLDER}/<step>"
+        )
     return [path / FOLDER / str(step) for step in steps]
 
 
@@ -365,7 +415,11 @@ def _score(meta: dict[str, Any]) -> float:
 
 
 def _steps(folder: Path) -> list[int]:
-    return sorted(int(entry.name) for entry in folder.glob("*") if entry.name.isdigit()) if folder.is_dir() else []
+    return (
+        sorted(int(entry.name) for entry in folder.glob("*") if entry.name.isdigit())
+        if folder.is_dir()
+        else []
+    )
 
 
 def _json_file(folder: Path, item: str) -> Path:
@@ -387,9 +441,13 @@ def _read_meta(folder: Path) -> dict[str, Any]:
 
 
 def _difference(state: TrainState, meta: dict[str, Any]) -> str:
-    """What of the state is not what was saved, or ""; all processes call it, and all get the same."""
+    """What of the state is not what was saved, or ""; all processes call it, and all get the
+    same.
+    """
     arrays = {"params": state.params, "state": _without_params(state)}
-    wrong = [item + path for item, sums in meta["sums"].items() for path in changed(arrays[item], sums)]
+    wrong = [
+        item + path for item, sums in meta["sums"].items() for path in changed(arrays[item], sums)
+    ]
     if wrong:
         return f"{wrong[0]} is not what was saved"
     return "" if int(state.step) == meta["step"] else f"holds step {int(state.step)}"
@@ -398,7 +456,9 @@ def _difference(state: TrainState, meta: dict[str, Any]) -> str:
 def _read_arrays(folder: Path, blank: Any) -> Any:
     """Arrays of the shapes and the layout of `blank`."""
     with quiet():  # Not by way of the manager: its processes would wait for one that has failed.
-        return ocp.StandardCheckpointHandler().restore(folder, args=ocp.args.StandardRestore(_abstract(blank)))
+        return ocp.StandardCheckpointHandler().restore(
+            folder, args=ocp.args.StandardRestore(_abstract(blank))
+        )
 
 
 def _read_params(folder: Path) -> Any:
@@ -410,12 +470,11 @@ def _read_params(folder: Path) -> Any:
 
 
 class _LastAndBest(preservation_policy.PreservationPolicy):
-    """Keeps the last steps and the best one, among equals the later; and those whose score cannot be read, which may be the
-    best.
+    """Keeps the last steps and the best one, among equals the later; and those whose score cannot
+    be read, which may be the best.
 
-    The scores are read from `meta`: with metrics of its own, Orbax could not open a folder in which one is damaged. The
-    step that is being saved has no score yet, but it is among the last.
-    """
+    The scores are read from `meta`: with metrics of its own, Orbax could not open a folder in which
+    one is damaged. The step that is being saved has no score yet, but it is among the last."""
 
     def __init__(self, folder: Path):
         self._folder = folder
@@ -428,7 +487,8 @@ class _LastAndBest(preservation_policy.PreservationPolicy):
         for step in steps:
             try:
                 scores[step] = _score(_read_meta(self._folder / str(step)))
-            except Exception:  # Damaged, or it cannot be read just now. One of the last may still be on its way.
+            # Damaged, or it cannot be read just now. One of the last may still be on its way.
+            except Exception:
                 kept.add(step)
         if scores:
             kept.add(max(scores, key=lambda step: (scores[step], step)))

@@ -21,7 +21,8 @@ class Restored:
       path: folder of the step, or the file.
 
     Raises:
-      UserError: method, stage or step are none that this library writes; a stranger's file may hold anything there.
+      UserError: method, stage or step are none that this library writes; a stranger's file may hold
+        anything there.
     """
 
     params: Any
@@ -35,6 +36,10 @@ class Restored:
     def __post_init__(self) -> None:
         for name, value, known in (("method", self.method, METHODS), ("stage", self.stage, STAGES)):
             if value not in known:
-                raise UserError(f"{self.path}: {name}={value!r:.60} must be one of {', '.join(known)}")
+                raise UserError(
+                    f"{self.path}: {name}={value!r:.60} must be one of {', '.join(known)}"
+                )
         if type(self.step) is not int or self.step < 0:
-            raise UserError(f"{self.path}: step={self.step!r:.60} must be a whole number of at least 0")
+            raise UserError(
+                f"{self.path}: step={self.step!r:.60} must be a whole number of at least 0"
+            )

@@ -1,8 +1,9 @@
-"""What a training step makes of the machine: the FLOPs that the model needs, and the FLOP/s that dense products reach here.
+"""What a training step makes of the machine: the FLOPs that the model needs, and the FLOP/s that
+dense products reach here.
 
-Their ratio is the metric `mfu`: model FLOPs utilisation (Chowdhery et al. 2022, "PaLM", appendix B), but against a
-measured ceiling in place of a data sheet's peak, so that it means the same on a laptop, on a shared machine and on a TPU.
-"""
+Their ratio is the metric `mfu`: model FLOPs utilisation (Chowdhery et al. 2022, "PaLM", appendix
+B), but against a measured ceiling in place of a data sheet's peak, so that it means the same on a
+laptop, on a shared machine and on a TPU."""
 
 import functools
 import time
@@ -20,14 +21,18 @@ _CPU, _ACCELERATOR = (512, 1), (4096, 16)  # Size of the square matrices, produc
 
 
 def training_flops(model: ModelConfig, vocab: int, rows: Rows) -> Any:
-    """FLOPs of one forward and backward pass over packed rows; what is recomputed to save memory does not count.
+    """FLOPs of one forward and backward pass over packed rows; what is recomputed to save memory
+    does not count.
 
         6 x tokens x parameters + 12 N H K x pairs
 
-    A parameter takes a multiplication and an addition forward, and twice that backward. `parameters` are those that are
-    multiplied with: all but the norms and the input embedding. A pair is a token and one that it sees, itself included:
-    forward 2K FLOPs a head for its score and 2K for its value. The token at position p sees p + 1, hidden blocks or not. PaLM's
-    formula has whole rows of T tokens in place of pairs; threads are short, and what they don't see is no work.
+    A parameter takes a multiplication and an addition forward, and twice that backward.
+    `parameters` are those that are
+    multiplied with: all but the norms and the input embedding. A pair is a token and one that it
+      sees, itself included:
+    forward 2K FLOPs a head for its score and 2K for its value. The token at position p sees p + 1,
+    hidden blocks or not. PaLM's formula has whole rows of T tokens in place of pairs; threads are
+    short, and what they don't see is no work.
 
     Args:
       vocab: V.
@@ -42,7 +47,8 @@ def training_flops(model: ModelConfig, vocab: int, rows: Rows) -> Any:
 
 @functools.cache
 def measure_peak(mesh: Mesh, dtype: str) -> float:
-    """FLOP/s of dense square products on all devices of the mesh at once: the best of 0.1 s of repeats, kept for the process.
+    """FLOP/s of dense square products on all devices of the mesh at once: the best of 0.1 s of
+    repeats, kept for the process.
 
     Each process measures its own devices and takes the others' to be alike.
     """

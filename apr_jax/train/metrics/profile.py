@@ -16,7 +16,8 @@ FOLDER = "profile"
 
 
 def profiled(advance: Advance, step: int, start: int, steps: int, workdir: Path) -> Advance:
-    """`advance` that traces one step, and says where the trace is: in `workdir`/profile, for TensorBoard and Perfetto.
+    """`advance` that traces one step, and says where the trace is: in `workdir`/profile, for
+    TensorBoard and Perfetto.
 
     The device is waited for before and after, so that the trace has this step and no other.
 
@@ -29,15 +30,22 @@ def profiled(advance: Advance, step: int, start: int, steps: int, workdir: Path)
       UsageError: the run won't come to `step`, or JAX can't profile on this machine.
     """
     if not start < step <= steps:
-        left = f"steps {start + 1} to {steps} are left" if start < steps else f"all {steps} steps are done"
+        left = (
+            f"steps {start + 1} to {steps} are left"
+            if start < steps
+            else f"all {steps} steps are done"
+        )
         raise UsageError(f"--profile {step}: of the run in {workdir} {left}")
     if _would_crash():
         raise UsageError(
-            "--profile: libtpu is installed, but there is no TPU, and its profiler would crash: set JAX_PLATFORMS=cpu"
+            "--profile: libtpu is installed, but there is no TPU, and its profiler would crash: set"
+            " JAX_PLATFORMS=cpu"
         )
     folder = workdir / FOLDER
 
-    def advance_profiled(state: TrainState, done: int, stopping: Stopping) -> tuple[TrainState, dict[str, Any] | None]:
+    def advance_profiled(
+        state: TrainState, done: int, stopping: Stopping
+    ) -> tuple[TrainState, dict[str, Any] | None]:
         if done + 1 != step:
             return advance(state, done, stopping)
         jax.block_until_ready(state)
@@ -51,6 +59,11 @@ def profiled(advance: Advance, step: int, start: int, steps: int, workdir: Path)
 
 
 def _would_crash() -> bool:
-    """JAX has tried libtpu and fallen back to the CPU. Its profiler is then registered but not initialised: a segfault."""
+    """JAX has tried libtpu and fallen back to the CPU.
+
+    Its profiler is then registered but not initialised: a segfault.
+    """
     tried = "tpu" in (jax.config.jax_platforms or "tpu")
-    return tried and jax.default_backend() != "tpu" and importlib.util.find_spec("libtpu") is not None
+    return (
+        tried and jax.default_backend() != "tpu" and importlib.util.find_spec("libtpu") is not None
+    )

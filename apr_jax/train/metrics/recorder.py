@@ -1,9 +1,9 @@
-"""Where a run's numbers go: metrics.jsonl, TensorBoard and the terminal. docs/metrics.md defines each of them.
+"""Where a run's numbers go: metrics.jsonl, TensorBoard and the terminal. docs/metrics.md defines
+each of them.
 
-A step's metrics stay on the device until the next step is under way; only then are they fetched, so the device never
-waits for the host. `metrics.jsonl` has one line a logged step, also after interruptions: on resume the lines after
-the restored step are cut off.
-"""
+A step's metrics stay on the device until the next step is under way; only then are they fetched, so
+the device never waits for the host. `metrics.jsonl` has one line a logged step, also after
+interruptions: on resume the lines after the restored step are cut off."""
 
 import json
 import math
@@ -27,8 +27,12 @@ from apr_jax.io.storage import Mirror, as_path, write_text
 from apr_jax.io.terminal import Terminal
 
 FILE = "metrics.jsonl"
-_QUEUE = 100_000  # Scalars; TensorBoard's thread dies when the disk is full, and a short queue would then stop the run.
-_SPEED_SECONDS = 86_400.0  # The ETA needs two steps within them; rich looks at the last 1,000 steps at most.
+# Scalars; TensorBoard's thread dies when the disk is full, and a short queue would then stop the
+# run.
+_QUEUE = 100_000
+_SPEED_SECONDS = (
+    86_400.0  # The ETA needs two steps within them; rich looks at the last 1,000 steps at most.
+)
 Numbers = dict[str, float]
 
 
@@ -44,10 +48,11 @@ class Recorder:
       counted: what throughput is measured in, summable metrics: "tokens", "trees".
       shown: metrics shown in the terminal.
       progress: show the bar.
-      ceiling: FLOP/s that the machine can do. The metric `flops` of the steps, if there is one, is set against it: the rate is
-        logged as `mfu`, the single numbers are not.
+      ceiling: FLOP/s that the machine can do. The metric `flops` of the steps, if there is one, is
+        set against it: the rate is logged as `mfu`, the single numbers are not.
       lease: of the workdir, which is checked before each line.
-      bounds: of metrics; a step above one is told in a line, and marked by the metric `<name>_above` (1, else 0).
+      bounds: of metrics; a step above one is told in a line, and marked by the metric
+        `<name>_above` (1, else 0).
     """
 
     def __init__(
@@ -112,8 +117,8 @@ class Recorder:
         self._mirror.close(push=kind is None or not issubclass(kind, LostLease))
 
     def record(self, step: int, metrics: dict[str, Any], important: bool = False) -> Numbers | None:
-        """Takes the metrics of `step`, scalars on the device or the host, and returns those of the step before,
-        fetched.
+        """Takes the metrics of `step`, scalars on the device or the host, and returns those of the
+        step before, fetched.
 
         Args:
           important: write a line whatever `log_every` says.
@@ -133,7 +138,9 @@ class Recorder:
         self._recorded += spent
 
     def complete(self, step: int, numbers: Numbers) -> None:
-        """Adds numbers to the line of `step`, the last one that an earlier start wrote; on disk when it returns."""
+        """Adds numbers to the line of `step`, the last one that an earlier start wrote; on disk
+        when it returns.
+        """
         if not self._writes:
             return
         with disk_errors(self._path):
@@ -149,8 +156,8 @@ class Recorder:
         self._mirror.push()
 
     def flush(self) -> Numbers | None:
-        """Fetches and writes what is pending; waits for the device. To be called before a save, so that no line is
-        missing."""
+        """Fetches and writes what is pending; waits for the device. To be called before a save, so
+        that no line is missing."""
         numbers = self._fetch()
         if self._writes:
             self._mirror.push()
@@ -167,10 +174,13 @@ class Recorder:
             self._counts[name] += numbers.get(name, 0.0)
         numbers.pop("flops", None)
         if logged:
-            # From record to record: with one step always under way on the device, that is the time of a step.
+            # From record to record: with one step always under way on the device, that is the time
+            # of a step.
             elapsed = max(self._recorded - self._since, 1e-9)
             numbers |= {
-                f"{name}_per_second": self._counts[name] / elapsed for name in self._counted if self._counts[name]
+                f"{name}_per_second": self._counts[name] / elapsed
+                for name in self._counted
+                if self._counts[name]
             }
             if self._counts["flops"]:
                 numbers["mfu"] = self._counts["flops"] / elapsed / self._peak
@@ -228,7 +238,9 @@ class Recorder:
 
 
 def cut_lines(path: Path, step: int) -> None:
-    """Drops the lines after `step`, and what follows the first line that a killed run left unfinished."""
+    """Drops the lines after `step`, and what follows the first line that a killed run left
+    unfinished.
+    """
     if not path.is_file():
         return
     kept = []

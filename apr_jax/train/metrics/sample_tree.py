@@ -10,8 +10,11 @@ from apr_jax.threads.draw import draw_tree, thread_names
 MOST = 8_000  # Characters; TensorBoard keeps every sample of a run in memory.
 
 
-def tree_text(forest: ThreadForest, tree: int, problem: Problem, correct: bool | None, tokenizer: Tokenizer) -> str:
-    """The problem and the verdict, the threads as lanes over decode steps, then what each thread read and wrote.
+def tree_text(
+    forest: ThreadForest, tree: int, problem: Problem, correct: bool | None, tokenizer: Tokenizer
+) -> str:
+    """The problem and the verdict, the threads as lanes over decode steps, then what each thread
+    read and wrote.
 
     Args:
       forest: numpy leaves.
@@ -32,7 +35,9 @@ def tree_text(forest: ThreadForest, tree: int, problem: Problem, correct: bool |
         *(f"{name:{width}}  {lanes[thread_index]}" for thread_index, name in names.items()),
     ]
     for thread_index, name in names.items():
-        stream = np.asarray(forest.tokens)[tree, thread_index, : int(forest.length[tree, thread_index])]
+        stream = np.asarray(forest.tokens)[
+            tree, thread_index, : int(forest.length[tree, thread_index])
+        ]
         status = Status(int(forest.status[tree, thread_index])).name.lower().replace("_", " ")
         lines += ["", f"{name} ({status})", tokenizer.show(stream.tolist())]
     text = "\n".join(lines)

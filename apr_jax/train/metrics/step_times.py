@@ -1,13 +1,14 @@
-"""How the time of an RL step splits into rollout, host and update, measured without making a device wait.
+"""How the time of an RL step splits into rollout, host and update, measured without making a device
+wait.
 
     step n - 1   ... update -------|
     step n          prompts, queued|-- rollout --|-- host --|---- update ---|
     step n + 1                                              prompts, queued |-- rollout ...
 
-Nobody waits for an update: the next rollout is queued behind it, and starts when it ends. So a thread of its own waits for
-the update's result and notes when it came, and the split of a step is known only then: its metrics are `LazyMetric`, numbers that
-are read when the next step is under way. Recording, validation and saves are between the steps, and in none of the parts.
-"""
+Nobody waits for an update: the next rollout is queued behind it, and starts when it ends. So a
+thread of its own waits for the update's result and notes when it came, and the split of a step is
+known only then: its metrics are `LazyMetric`, numbers that are read when the next step is under
+way. Recording, validation and saves are between the steps, and in none of the parts."""
 
 import functools
 import threading
@@ -57,7 +58,9 @@ class StepTimes:
 
     @contextmanager
     def rescoring(self) -> Iterator[None]:
-        """What happens inside is the device's work for the update, although the host waits for it."""
+        """What happens inside is the device's work for the update, although the host waits for
+        it.
+        """
         began = time.perf_counter()
         yield
         self._rescored += time.perf_counter() - began
@@ -70,7 +73,8 @@ class StepTimes:
         """The update is queued; `result` comes out of it and is donated to nobody."""
 
         def wait() -> None:
-            with suppress(Exception):  # If the update failed, whoever reads its metrics hears of it.
+            # If the update failed, whoever reads its metrics hears of it.
+            with suppress(Exception):
                 jax.block_until_ready(result)
             self._end = time.perf_counter()
 
@@ -82,7 +86,9 @@ class StepTimes:
         return self._ended() - self._resumed + self._rescored
 
     def metrics(self) -> dict[str, Any]:
-        """rollout_share, idle_share and update_share, which add up to 1, and step_seconds, of which they are shares."""
+        """rollout_share, idle_share and update_share, which add up to 1, and step_seconds, of which
+        they are shares.
+        """
         late = {name: LazyMetric(functools.partial(self._share, name)) for name in _PARTS}
         return late | {"step_seconds": LazyMetric(lambda: sum(self._parts()))}
 

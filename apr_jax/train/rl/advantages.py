@@ -1,11 +1,12 @@
 """Advantages: how much better a tree did than expected, from the rewards of one step's trees.
 
-All functions take rewards [problems, G] and `counted` [problems, G], and give advantages of the same shape. A group is
-the G trees of one problem. A tree that is not counted gets 0 and has no part in any mean; so has a group of which fewer
-than two trees are counted, where the advantage compares within the group.
+All functions take rewards [problems, G] and `counted` [problems, G], and give advantages of the
+same shape. A group is the G trees of one problem. A tree that is not counted gets 0 and has no part
+in any mean; so has a group of which fewer than two trees are counted, where the advantage compares
+within the group.
 
-docs/objective.md says which of them leave the gradient unbiased, and tests/train/rl/test_enumeration.py proves it.
-"""
+docs/objective.md says which of them leave the gradient unbiased, and
+tests/train/rl/test_enumeration.py proves it."""
 
 from collections.abc import Callable
 
@@ -22,19 +23,22 @@ def raw(rewards: Rewards, counted: Counted) -> Rewards:
 
 
 def batch_mean(rewards: Rewards, counted: Counted) -> Rewards:
-    """A = r - mean of all n counted trees. The mean holds the tree's own reward, so the gradient is (n - 1) / n of the
-    true one."""
+    """A = r - mean of all n counted trees. The mean holds the tree's own reward, so the gradient is
+    (n - 1) / n of the true one."""
     mean = jnp.sum(rewards, where=counted) / jnp.maximum(jnp.sum(counted), 1)
     return jnp.where(counted, rewards - mean, 0.0)
 
 
 def group_mean(rewards: Rewards, counted: Counted) -> Rewards:
-    """A = r - mean of the group (GRPO without the division; Liu et al. 2025, "Dr. GRPO"): (G - 1) / G of the gradient."""
+    """A = r - mean of the group (GRPO without the division; Liu et al. 2025, "Dr. GRPO"): (G - 1) /
+    G of the gradient.
+    """
     return _zero_where_zero_std(rewards, counted, rewards - _mean(rewards, counted))
 
 
 def group_std(rewards: Rewards, counted: Counted) -> Rewards:
-    """A = (r - mean of the group) / standard deviation of the group (GRPO; Shao et al. 2024). Biased.
+    """A = (r - mean of the group) / standard deviation of the group (GRPO; Shao et al. 2024).
+    Biased.
 
     The deviation is that of the group itself (divided by G). A group without variance gets zeros.
     """
@@ -46,7 +50,8 @@ def group_std(rewards: Rewards, counted: Counted) -> Rewards:
 
 
 def leave_one_out(rewards: Rewards, counted: Counted) -> Rewards:
-    """A = r - mean of the other trees of the group (RLOO; Kool et al. 2019): unbiased, G / (G - 1) times `group_mean`.
+    """A = r - mean of the other trees of the group (RLOO; Kool et al. 2019): unbiased, G / (G - 1)
+    times `group_mean`.
 
     Raises:
       ValueError: G is 1.
@@ -55,7 +60,9 @@ def leave_one_out(rewards: Rewards, counted: Counted) -> Rewards:
     if group < 2:
         raise ValueError(f"leave_one_out needs groups of at least 2 trees, not {group}")
     size = jnp.maximum(jnp.sum(counted, axis=1, keepdims=True), 2)
-    return _zero_where_zero_std(rewards, counted, (rewards - _mean(rewards, counted)) * (size / (size - 1)))
+    return _zero_where_zero_std(
+        rewards, counted, (rewards - _mean(rewards, counted)) * (size / (size - 1))
+    )
 
 
 ADVANTAGES: dict[str, Callable[[Rewards, Counted], Rewards]] = {

@@ -3,8 +3,9 @@
 The life of a recorded token:
 1. The rollout drew it and recorded its log-prob, or a demonstration states it.
 2. `data/packing` put its thread into a row.
-3. Here the model reads the whole row at once. The logits at column j - 1 are those that the token at column j was
-   drawn from, because the rollout and this pass are the same network with the same visibility.
+3. Here the model reads the whole row at once. The logits at column j - 1 are those that the token
+   at column j was drawn from, because the rollout and this pass are the same network with the same
+   visibility.
 4. The objective weighs the log-prob; the supervised loss is its negative mean.
 """
 
@@ -20,11 +21,17 @@ from apr_jax.threads.sampling import token_classes
 
 
 def token_logprobs(
-    params: Params, config: ModelConfig, rows: Rows, temperature: float = 1.0, mesh: Mesh | None = None
+    params: Params,
+    config: ModelConfig,
+    rows: Rows,
+    temperature: float = 1.0,
+    mesh: Mesh | None = None,
 ) -> tuple[Float[Array, "R L"], Float[Array, "R L"]]:
-    """Log-prob under softmax(logits / temperature) of each sampled token, and the entropy of what it was drawn from.
+    """Log-prob under softmax(logits / temperature) of each sampled token, and the entropy of what
+    it was drawn from.
 
-    Where the rollout forbade tokens (`Rows.allowed`), both are of the distribution over those that were left.
+    Where the rollout forbade tokens (`Rows.allowed`), both are of the distribution over those that
+    were left.
 
     Args:
       rows: packed threads; the token at j is predicted at j - 1 of the same thread.

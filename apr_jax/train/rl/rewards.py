@@ -1,6 +1,7 @@
 """Rewards: what a tree earned, less what it cost, from the verdict and the forest's own counts.
 
-    reward = correct - token price x total tokens - sequential price x sequential tokens - penalty if overlong
+    reward = correct - token price x total tokens - sequential price x sequential tokens - penalty
+    if overlong
 
 Plain numpy on the host, a number a tree.
 """
@@ -11,7 +12,9 @@ from apr_jax.threads import ThreadForest
 from apr_jax.train.config import RewardConfig
 
 
-def tree_rewards(correct: np.ndarray, forest: ThreadForest, price: float, config: RewardConfig) -> np.ndarray:
+def tree_rewards(
+    correct: np.ndarray, forest: ThreadForest, price: float, config: RewardConfig
+) -> np.ndarray:
     """The reward of each tree, float64 [B].
 
     Args:
@@ -25,19 +28,24 @@ def tree_rewards(correct: np.ndarray, forest: ThreadForest, price: float, config
 
 
 def overlong(forest: ThreadForest) -> np.ndarray:
-    """Trees, bool [B], of which some thread, root or not, ran out of window or budget: what it would say is unknown."""
+    """Trees, bool [B], of which some thread, root or not, ran out of window or budget: what it
+    would say is unknown.
+    """
     return np.asarray(forest.truncations) > 0
 
 
 def counted_trees(forest: ThreadForest, config: RewardConfig) -> np.ndarray:
     """Trees, bool [B], that teach and have a part in means: all but the masked ones."""
-    return ~overlong(forest) if config.overlong == "masked" else np.ones(len(forest.truncations), bool)
+    return (
+        ~overlong(forest) if config.overlong == "masked" else np.ones(len(forest.truncations), bool)
+    )
 
 
 def next_price(price: float, tokens: float, config: RewardConfig) -> float:
     """max(0, price + price_step (tokens / budget - 1)): dual ascent on `mean tokens <= budget`.
 
-    The price is the multiplier of that constraint: it rises while trees are longer than the budget, falls while they are
+    The price is the multiplier of that constraint: it rises while trees are longer than the budget,
+      falls while they are
     shorter, and comes to rest where the budget is met, or at 0 if it needs no price.
 
     Args:

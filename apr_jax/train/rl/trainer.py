@@ -3,15 +3,16 @@
 The life of a tree:
 1. `TrainingProblems.draw` picks the step's problems, a function of (seed, step); each gets G trees.
 2. The jitted rollout decodes all trees on the device, with keys folded from (seed, step, tree).
-3. The host reads the answers off the recorded token ids and the task verifies them, in a box that a bad verifier can't
-   leave: the only time at which the device idles (metric `idle_share`), together with 4.
-4. Verdicts and costs become rewards, rewards advantages; the trees that teach are packed into rows, nothing is ever
-   tokenised again.
-5. The update rescores the rows and follows the tree-sum gradient, `ppo_epochs` times; with KL the reference has scored
-   them once before.
-   Nobody waits for it: the next rollout is queued behind it (`train/metrics/step_times.py`).
-6. Now and then the same rollout answers validation problems greedily; the best step by that is kept, the first one
-   included.
+3. The host reads the answers off the recorded token ids and the task verifies them, in a box that a
+   bad verifier can't leave: the only time at which the device idles (metric `idle_share`), together
+   with 4.
+4. Verdicts and costs become rewards, rewards advantages; the trees that teach are packed into rows,
+   nothing is ever tokenised again.
+5. The update rescores the rows and follows the tree-sum gradient, `ppo_epochs` times; with KL the
+   reference has scored them once before. Nobody waits for it: the next rollout is queued behind it
+   (`train/metrics/step_times.py`).
+6. Now and then the same rollout answers validation problems greedily; the best step by that is
+   kept, the first one included.
 """
 
 import dataclasses
@@ -66,7 +67,8 @@ def train_rl(
     progress: bool = True,
     profile: int | None = None,
 ) -> TrainState:
-    """Trains, or goes on training, the checkpoint `init` on the training problems, the same ones for every method.
+    """Trains, or goes on training, the checkpoint `init` on the training problems, the same ones
+    for every method.
 
     Args:
       config: its model must be that of `init`.
@@ -77,14 +79,17 @@ def train_rl(
       profile: step of which a profile is written.
 
     Raises:
-      UsageError: an `init` of another model, devices that don't divide the batch, no such step to profile.
-      UserError: no data, no or another `init`, a workdir of another run, a full disk, too many bad steps or unknown answers.
+      UsageError: an `init` of another model, devices that don't divide the batch, no such step to
+        profile.
+      UserError: no data, no or another `init`, a workdir of another run, a full disk, too many bad
+        steps or unknown answers.
       KeyboardInterrupt, SystemExit: interrupted; the run is saved.
     """
     rl = config.train.rl
     start = load_checkpoint(init)
     _check_init(config, start)
-    check_built(config, as_path(data_dir), ("task", "data"))  # RL takes problems only: its limits may be its own.
+    # RL takes problems only: its limits may be its own.
+    check_built(config, as_path(data_dir), ("task", "data"))
     here = local_copy(as_path(data_dir), "data.json")
     check_files(here)
     mesh = build_mesh(config)
@@ -127,9 +132,9 @@ def train_rl(
 class _Trainer:
     """What a step of RL needs besides the state.
 
-    Two numbers of it are the run's own, and are saved with it: the price of a token as it stands, and the tokens of a
-    tree in the first step, by which all losses are divided. All else follows from the step.
-    """
+    Two numbers of it are the run's own, and are saved with it: the price of a token as it stands,
+    and the tokens of a tree in the first step, by which all losses are divided. All else follows
+    from the step."""
 
     def __init__(
         self,
@@ -166,12 +171,18 @@ class _Trainer:
     def restore_data(self, saved: dict[str, Any]) -> None:
         """Goes on from a `data_state`."""
         if "tokens_per_tree" not in saved:
-            raise UserError("checkpoint: this run is of another version of apr_jax; use another --workdir")
+            raise UserError(
+                "checkpoint: this run is of another version of apr_jax; use another --workdir"
+            )
         self._price = float(saved["token_price"])
         self._tokens_per_tree = saved["tokens_per_tree"]
 
-    def advance(self, state: TrainState, step: int, stopping: Stopping) -> tuple[TrainState, dict[str, Any] | None]:
-        """One step: rollout, rewards, updates; only the rollout, and nothing of it, if the run is to stop."""
+    def advance(
+        self, state: TrainState, step: int, stopping: Stopping
+    ) -> tuple[TrainState, dict[str, Any] | None]:
+        """One step: rollout, rewards, updates; only the rollout, and nothing of it, if the run is
+        to stop.
+        """
         rl = self._rl
         times = self._times = StepTimes(before=self._times)
         problems = self._train.draw(self._config.seed, step, rl.problems)
@@ -189,10 +200,18 @@ class _Trainer:
         counted = whole & grades.known  # What an answer without a verdict is worth is unknown.
         advantages, flat = self._advantages(rewards, counted)
         without_advantage = zero_advantage_trees(advantages, counted, rl.objective)
-        taught = dataclasses.replace(forest, length=np.where(without_advantage[:, None], 0, forest.length))
+        taught = dataclasses.replace(
+            forest, length=np.where(without_advantage[:, None], 0, forest.length)
+        )
         rows = pack_forest(taught, rl.micro_batch_rows, self._config.limits.max_thread_tokens)
         weights = token_weights(rows, counted, rl.objective.loss_aggregation, self._divisor(forest))
-        batch = place_forest(rows, weights, rl.micro_batch_rows, self._mesh, recompute=rl.objective.importance_cap > 0)
+        batch = place_forest(
+            rows,
+            weights,
+            rl.micro_batch_rows,
+            self._mesh,
+            recompute=rl.objective.importance_cap > 0,
+        )
         learned = {"zero_std_groups": flat}
         if rl.objective.kl_in_reward:
             with times.rescoring():
@@ -201,7 +220,9 @@ class _Trainer:
             # Which groups are flat was counted before: KL is never the same for two trees.
             advantages, _ = self._advantages(rewards - rl.objective.kl * kl, counted)
             learned["kl"] = float(kl.mean())
-        self.last_batches.keep(step + 1, vars(rows) | {"weights": weights, "advantages": advantages})
+        self.last_batches.keep(
+            step + 1, vars(rows) | {"weights": weights, "advantages": advantages}
+        )
         placed = place_everywhere(advantages, self._mesh)
         times.resumed()
         if rl.objective.kl_in_loss:
@@ -215,7 +236,8 @@ class _Trainer:
             at_first = at_first or metrics
         times.updating(metrics["loss"])
         state = dataclasses.replace(state, step=state.step + 1)
-        # The first inner step sees the policy that sampled: there the difference of log-probs is a measure of error.
+        # The first inner step sees the policy that sampled: there the difference of log-probs is a
+        # measure of error.
         errors = ("logprob_difference", "logprob_difference_worst", "outside_clip_share")
         metrics |= {name: at_first[name] for name in errors}
         metrics["clipped_updates"] = clipped_updates(norms, rl.optimizer.clip)
@@ -234,21 +256,25 @@ class _Trainer:
         return state, metrics | measured | times.metrics() | {"mfu": share}
 
     def _divisor(self, forest: ThreadForest) -> float:
-        """Mean sampled tokens of a tree of the run's first step, the same in all steps and processes.
+        """Mean sampled tokens of a tree of the run's first step, the same in all steps and
+        processes.
 
-        It is over all trees, also those that teach nothing: which of them do changes from step to step, and a divisor
-        that changed with it would weigh the steps against each other.
-        """
+        It is over all trees, also those that teach nothing: which of them do changes from step to
+        step, and a divisor that changed with it would weigh the steps against each other."""
         if self._tokens_per_tree is None:
             self._tokens_per_tree = max(1.0, float(np.mean(forest.total_tokens, dtype=np.float64)))
         return self._tokens_per_tree
 
-    def _measure(self, forest: ThreadForest, work: Work, grades: Grades, rows: Rows) -> dict[str, float]:
+    def _measure(
+        self, forest: ThreadForest, work: Work, grades: Grades, rows: Rows
+    ) -> dict[str, float]:
         """What the trees of a step show, what they cost, and what is rescored of them."""
         rescored = rescored_rows(rows, self._rl.micro_batch_rows)
         measured = {"accuracy": grades.accuracy} | forest_metrics(forest) | grades.metrics
         measured |= {
-            "lane_occupancy": float(work.live.sum() / max(1, work.steps.sum() * self._config.schedule.slots)),
+            "slot_occupancy": float(
+                work.live.sum() / max(1, work.steps.sum() * self._config.schedule.slots)
+            ),
             "rows": float(len(rescored.tokens)),
             "trees": float(len(grades.codes)),
             "tokens": float(forest.total_tokens.sum()),
@@ -256,7 +282,9 @@ class _Trainer:
         return measured | ({"padding": padding_share(rescored)} if len(rescored.tokens) else {})
 
     def _update_flops(self, rows: Rows) -> float:
-        """What the updates on a forest need; the reference's one pass, which is forward only, costs a third of one."""
+        """What the updates on a forest need; the reference's one pass, which is forward only, costs
+        a third of one.
+        """
         rl = self._rl
         passes = 3.0 * rl.ppo_epochs + (1.0 if rl.objective.kl else 0.0)
         return float(training_flops(self._config.model, self._vocabulary, rows)) * passes / 3.0
@@ -272,9 +300,9 @@ class _Trainer:
 class TrainingProblems:
     """What RL draws its problems from.
 
-    All training problems of the split, not those of the demonstrations that were kept: solvers fail on hard problems and
-    overrun the limits on them, each method's on others, and RL is to see these too.
-    """
+    All training problems of the split, not those of the demonstrations that were kept: solvers fail
+    on hard problems and overrun the limits on them, each method's on others, and RL is to see these
+    too."""
 
     def __init__(self, problems: Sequence[Problem]):
         self._problems = problems
@@ -289,8 +317,11 @@ class TrainingProblems:
 def _check_init(config: Experiment, start: Restored) -> None:
     if config.model != start.config.model:
         differing = [
-            f"model.{field.name}={getattr(start.config.model, field.name)!r}, not {getattr(config.model, field.name)!r}"
+            f"model.{field.name}={getattr(start.config.model, field.name)!r}, not"
+            f" {getattr(config.model, field.name)!r}"
             for field in dataclasses.fields(config.model)
             if getattr(config.model, field.name) != getattr(start.config.model, field.name)
         ]
-        raise UsageError(f"init {start.path}: was trained with {', '.join(differing)}; RL needs the same model")
+        raise UsageError(
+            f"init {start.path}: was trained with {', '.join(differing)}; RL needs the same model"
+        )

@@ -1,10 +1,21 @@
-"""The checker against every demonstration, which it must find faultless, and against slips made by hand, one a kind."""
+"""The checker against every demonstration, which it must find faultless, and against slips made by
+hand, one a kind.
+"""
 
 import random
 
 import pytest
 
-from apr_jax.tasks import METHODS, Countdown, CountdownConfig, Problem, SolverConfig, Spawn, Thread, draw
+from apr_jax.tasks import (
+    METHODS,
+    Countdown,
+    CountdownConfig,
+    Problem,
+    SolverConfig,
+    Spawn,
+    Thread,
+    draw,
+)
 
 PROBLEM = Problem("p", (22, 26, 2, 7), 46)
 
@@ -20,7 +31,9 @@ def threads(thread, root=True):
 
 SOLVERS = [
     SolverConfig(),
-    SolverConfig(shuffle=False, parent_beam=12, parent_beam_low=10, max_children=12, spawn_probability=0.9),
+    SolverConfig(
+        shuffle=False, parent_beam=12, parent_beam_low=10, max_children=12, spawn_probability=0.9
+    ),
     SolverConfig(
         parent_beam=22,
         parent_beam_low=22,
@@ -74,7 +87,11 @@ def kinds(*body, prompt="", answer="", cut=False):
         ("22,26:2,7|+48;>49,2,7", ["bookkeeping"]),
         ("22,26:2,7|+48;+", ["bookkeeping"]),
         ("=48", ["bookkeeping"]),  # A root was told no step.
-        ("22,26:2,7|+49;49,7:2|+56", ["arithmetic"]),  # Counts once; what follows from it is believed.
+        # Counts once; what follows from it is believed.
+        (
+            "22,26:2,7|+49;49,7:2|+56",
+            ["arithmetic"],
+        ),
     ],
 )
 def test_slips_of_a_serial_trace(text, expected):
@@ -132,7 +149,10 @@ def test_what_a_thread_without_an_answer_left_behind():
 
 def test_a_fault_is_decisive_if_the_lost_state_could_make_the_target():
     task, problem = Countdown(CountdownConfig()), Problem("p", (22, 26, 2), 46)
-    lost, idle = (task.examine(problem, Thread("", (text,), "?")).faults for text in ("22,26:2|+49", "22,2:26|*45"))
+    lost, idle = (
+        task.examine(problem, Thread("", (text,), "?")).faults
+        for text in ("22,26:2|+49", "22,2:26|*45")
+    )
     assert [fault.decisive for fault in lost] == [True]
     assert [fault.decisive for fault in idle] == [False]  # 44 and 26 make no 46.
 
@@ -145,10 +165,24 @@ def test_no_text_makes_it_raise():
         broken = list(text)
         for _ in range(rng.randint(1, 4)):
             broken[rng.randrange(len(broken))] = rng.choice("0123456789+-*/,:;>=|!#<x")
-        task.examine(PROBLEM, Thread(rng.choice(["", "22+26,2,7:46", "x"]), ("".join(broken),), ""), rng.random() < 0.5)
+        task.examine(
+            PROBLEM,
+            Thread(rng.choice(["", "22+26,2,7:46", "x"]), ("".join(broken),), ""),
+            rng.random() < 0.5,
+        )
     huge = "9" * 400
-    task.examine(PROBLEM, Thread("", (f"{huge},1:2|+3;0,0:0|/0;>{huge}", Spawn((Thread(f"1+{huge}:46", (), ""),))), ""))
+    task.examine(
+        PROBLEM,
+        Thread(
+            "", (f"{huge},1:2|+3;0,0:0|/0;>{huge}", Spawn((Thread(f"1+{huge}:46", (), ""),))), ""
+        ),
+    )
 
 
 def test_traces_of_the_published_form_are_not_read():
-    assert Countdown(CountdownConfig(), SolverConfig(render="sos")).examine(PROBLEM, Thread("", ("x",), "")) is None
+    assert (
+        Countdown(CountdownConfig(), SolverConfig(render="sos")).examine(
+            PROBLEM, Thread("", ("x",), "")
+        )
+        is None
+    )

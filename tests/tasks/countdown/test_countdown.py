@@ -12,7 +12,13 @@ from apr_jax.tasks.base import Task
 PROBLEM = Problem("p", (22, 26, 2), 46)
 TASK = Countdown(CountdownConfig())
 
-RIGHT = ["22+26=48,48-2=46", "26+22=48,48-2=46", "26-2=24,22+24=46", "26-2=24,24+22=46", "22-2=20,20+26=46"]
+RIGHT = [
+    "22+26=48,48-2=46",
+    "26+22=48,48-2=46",
+    "26-2=24,22+24=46",
+    "26-2=24,24+22=46",
+    "22-2=20,20+26=46",
+]
 WRONG = {
     "22+26=48": "has 1 steps",
     "22+26=48,48-2=46,": "has 3 steps",
@@ -90,7 +96,9 @@ def test_never_raises_and_never_believes(answer):
 
 
 @hypothesis.given(
-    seed=strategies.integers(0, 10**6), place=strategies.integers(0, 200), digit=strategies.sampled_from("0123456789")
+    seed=strategies.integers(0, 10**6),
+    place=strategies.integers(0, 200),
+    digit=strategies.sampled_from("0123456789"),
 )
 @hypothesis.settings(max_examples=300, deadline=None)
 def test_one_changed_digit_is_noticed(seed, place, digit):
@@ -102,11 +110,14 @@ def test_one_changed_digit_is_noticed(seed, place, digit):
     digits = [at for at, character in enumerate(answer) if character.isdigit()]
     at = digits[place % len(digits)]
     changed = answer[:at] + digit + answer[at + 1 :]
-    # Operands are the given numbers and all results but the last, so no other path is one digit away.
+    # Operands are the given numbers and all results but the last, so no other path is one digit
+    # away.
     assert TASK.verify(problem, changed).correct == (changed == answer)
 
 
-@pytest.mark.parametrize("piece", ["1", ",", "1+", "=", "1+1=2,", "9=", "22+26=48", "1,1", "\ud800", " "])
+@pytest.mark.parametrize(
+    "piece", ["1", ",", "1+", "=", "1+1=2,", "9=", "22+26=48", "1,1", "\ud800", " "]
+)
 def test_a_megabyte_is_judged_at_once(piece):
     answer = piece * (1_000_000 // len(piece))
     start = time.perf_counter()

@@ -1,10 +1,22 @@
-"""Nested APR: children spawn as deep as the limits let them, within one budget, and everything still joins up."""
+"""Nested APR: children spawn as deep as the limits let them, within one budget, and everything
+still joins up.
+"""
 
 import random
 
 import pytest
 
-from apr_jax.tasks import Countdown, CountdownConfig, Problem, SolverConfig, Spawn, draw, flatten, reachable, solve
+from apr_jax.tasks import (
+    Countdown,
+    CountdownConfig,
+    Problem,
+    SolverConfig,
+    Spawn,
+    draw,
+    flatten,
+    reachable,
+    solve,
+)
 from apr_jax.tasks.countdown.events import Fork, Generate, children
 from apr_jax.tasks.countdown.solvers import Plan, draw_plan, search
 
@@ -40,7 +52,8 @@ def test_trees_grow_as_deep_and_wide_as_the_limits_and_no_further(config, max_de
 
 
 def test_without_room_below_nested_is_apr():
-    # The coin is flipped only where a child may spawn, so the same source of chance gives the same search.
+    # The coin is flipped only where a child may spawn, so the same source of chance gives the same
+    # search.
     for depth, same in ((1, True), (2, False)):
         solver, alike = SolverConfig(max_children=90), True
         for seed in range(20):
@@ -48,7 +61,9 @@ def test_without_room_below_nested_is_apr():
             found = []
             for method in ("apr", "apr-nested"):
                 rng = random.Random(seed)
-                plan = draw_plan(method, solver, rng, conditioned=False, max_spawn=15, max_depth=depth)
+                plan = draw_plan(
+                    method, solver, rng, conditioned=False, max_spawn=15, max_depth=depth
+                )
                 found.append(search(problem.numbers, problem.target, plan, rng))
             alike &= found[0] == found[1]
         assert alike == same
@@ -56,13 +71,18 @@ def test_without_room_below_nested_is_apr():
 
 @pytest.mark.parametrize(("budget", "spawning"), [(28, 0), (29, 4), (60, 4)])
 def test_a_spawn_divides_what_is_left_evenly(budget, spawning):
-    """Four children and their parent share what the first spawn leaves: five for each are needed to spawn five."""
+    """Four children and their parent share what the first spawn leaves: five for each are needed to
+    spawn five.
+    """
     plan = Plan("multiply", 4, 5, 1.0, budget, False, max_spawn=12, max_depth=2)
     for seed in range(20):
         found = search((22, 26, 2, 7), 99_991, plan, random.Random(seed))
         (fork,) = (event for event in found.events if isinstance(event, Fork))
         assert len(fork.children) == 4
-        assert sum(isinstance(event, Fork) for child in fork.children for event in child.events) == spawning
+        assert (
+            sum(isinstance(event, Fork) for child in fork.children for event in child.events)
+            == spawning
+        )
         assert children(found) == 4 + 5 * spawning
 
 
@@ -85,7 +105,9 @@ def test_exhaustive_nested_search_solves_what_is_solvable(shuffle):
 
 @pytest.mark.parametrize("render", ["compact", "sos"])
 def test_a_message_carries_the_path_and_every_thread_joins_the_whole_solution(render):
-    task = Countdown(MINI, SolverConfig(render=render, max_children=90, condition=0.5), max_spawn=15, max_depth=2)
+    task = Countdown(
+        MINI, SolverConfig(render=render, max_children=90, condition=0.5), max_spawn=15, max_depth=2
+    )
     joined_from = set()
     for seed in range(200):
         problem = draw(MINI, seed)
@@ -94,11 +116,17 @@ def test_a_message_carries_the_path_and_every_thread_joins_the_whole_solution(re
             for child in spawn.children:
                 if child.answer:
                     first = child.answer.partition(",")[0]
-                    # The grandchild's own message is the only place from which it can know the first step.
+                    # The grandchild's own message is the only place from which it can know the
+                    # first step.
                     assert first.partition("=")[0] in child.prompt
                     assert task.verify(problem, child.answer).correct
         for one in flatten(root):
-            answers = [child.answer for part in one.body if isinstance(part, Spawn) for child in part.children]
+            answers = [
+                child.answer
+                for part in one.body
+                if isinstance(part, Spawn)
+                for child in part.children
+            ]
             if any(answers):
                 assert one.answer == next(filter(None, answers))
                 joined_from.add(depth_of(one))
@@ -110,7 +138,9 @@ def test_a_message_carries_the_path_and_every_thread_joins_the_whole_solution(re
 
 
 def test_a_child_goes_on_when_its_children_find_nothing():
-    """Five numbers: a child dives below one of its nodes, spawns there, and comes back to the next."""
+    """Five numbers: a child dives below one of its nodes, spawns there, and comes back to the
+    next.
+    """
     plan, seen = Plan("multiply", 3, 3, 0.5, 4_000, False, max_spawn=3, max_depth=3), 0
     for seed in range(60):
         found = search(draw(FIVE, seed).numbers, 99_991, plan, random.Random(seed))

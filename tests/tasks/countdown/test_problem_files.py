@@ -65,18 +65,31 @@ def test_files_come_back(tmp_path):
     path = tmp_path / "p.jsonl"
     save_problems(problems, path)
     assert load_problems(path) == problems
-    assert json.loads(path.read_text().splitlines()[0]) == {"id": "a", "numbers": [22, 26, 2], "target": 46}
+    assert json.loads(path.read_text().splitlines()[0]) == {
+        "id": "a",
+        "numbers": [22, 26, 2],
+        "target": 46,
+    }
     path.write_bytes(b'{"id": "a", "numbers": [1, 2], "target": 3, "note": "extra"}\r\n\r\n')
     assert load_problems(path) == [Problem("a", (1, 2), 3)]
 
 
 def test_a_byte_order_mark_is_passed_over(tmp_path):
-    """Editors on Windows write it; the line that it begins looks exactly like the one that is expected."""
-    lines = [b'{"id": "a", "numbers": [1, 2], "target": 3}\r\n', b'{"id": "b", "numbers": [1, 3], "target": 4}\n']
+    """Editors on Windows write it; the line that it begins looks exactly like the one that is
+    expected.
+    """
+    lines = [
+        b'{"id": "a", "numbers": [1, 2], "target": 3}\r\n',
+        b'{"id": "b", "numbers": [1, 3], "target": 4}\n',
+    ]
     mark = b"\xef\xbb\xbf"
     path = tmp_path / "p.jsonl"
 
-    for contents in (mark + lines[0] + lines[1], mark + lines[0] + mark + lines[1], mark + b"\n" + lines[0] + lines[1]):
+    for contents in (
+        mark + lines[0] + lines[1],
+        mark + lines[0] + mark + lines[1],
+        mark + b"\n" + lines[0] + lines[1],
+    ):
         path.write_bytes(contents)
         assert load_problems(path) == [Problem("a", (1, 2), 3), Problem("b", (1, 3), 4)]
 
@@ -103,25 +116,42 @@ def test_a_task_allows_no_problem_that_a_file_may_not_hold(field, value, rule):
     "task",
     [
         CountdownConfig(numbers=2, low=MAX_VALUE - 1, high=MAX_VALUE, target_low=1, target_high=1),
-        CountdownConfig(numbers=3, low=333_333, high=333_333, target_low=MAX_VALUE, target_high=MAX_VALUE),
-        CountdownConfig(numbers=MAX_NUMBERS, low=MAX_VALUE, high=MAX_VALUE, target_low=1, target_high=2),
+        CountdownConfig(
+            numbers=3, low=333_333, high=333_333, target_low=MAX_VALUE, target_high=MAX_VALUE
+        ),
+        CountdownConfig(
+            numbers=MAX_NUMBERS, low=MAX_VALUE, high=MAX_VALUE, target_low=1, target_high=2
+        ),
     ],
 )
 @pytest.mark.parametrize("render", ["compact", "sos"])
 def test_every_later_stage_takes_what_a_task_allows(task, render, tmp_path):
-    """At the ends of what a config allows: problems are written and read, demonstrated, written in known characters, judged."""
+    """At the ends of what a config allows: problems are written and read, demonstrated, written in
+    known characters, judged.
+    """
     countdown = Countdown(task, SolverConfig(render=render, condition=1.0))
     problems = [draw(task, seed) for seed in range(2)]
     save_problems(problems, tmp_path / "validation.jsonl")
     assert load_problems(tmp_path / "validation.jsonl") == problems
     for problem in problems:
-        assert parse_problem(f"{' '.join(map(str, problem.numbers))} -> {problem.target}").target == problem.target
-        assert countdown.verify(problem, ",".join(solve(problem.numbers, problem.target) or ())).correct
+        assert (
+            parse_problem(f"{' '.join(map(str, problem.numbers))} -> {problem.target}").target
+            == problem.target
+        )
+        assert countdown.verify(
+            problem, ",".join(solve(problem.numbers, problem.target) or ())
+        ).correct
         for method in METHODS:
             for place, thread in enumerate(flatten(countdown.demonstration(problem, method, 0))):
-                texts = [thread.prompt, thread.answer, *(part for part in thread.body if isinstance(part, str))]
+                texts = [
+                    thread.prompt,
+                    thread.answer,
+                    *(part for part in thread.body if isinstance(part, str)),
+                ]
                 assert set("".join(texts)) <= set(countdown.alphabet)
-                reading = countdown.examine(problem, thread if place else dataclasses.replace(thread, prompt=""))
+                reading = countdown.examine(
+                    problem, thread if place else dataclasses.replace(thread, prompt="")
+                )
                 assert reading is None or not reading.faults
 
 
@@ -145,7 +175,10 @@ GOOD = '{"id": "a", "numbers": [22, 26, 2], "target": 46}'
         ('{"id": "b", "numbers": [1, 2.0], "target": 3}', '"numbers" holds 2.0'),
         ('{"id": "b", "numbers": [1, 0], "target": 3}', '"numbers" holds 0'),
         ('{"id": "b", "numbers": [1], "target": 3}', '"numbers" has 1 numbers, must be 2 to 6'),
-        ('{"id": "b", "numbers": [1, 2], "target": "3"}', '"target" "3" must be a whole number in 1..999999'),
+        (
+            '{"id": "b", "numbers": [1, 2], "target": "3"}',
+            '"target" "3" must be a whole number in 1..999999',
+        ),
         ('{"id": "b", "numbers": [1, 2], "target": NaN}', '"target" NaN'),
         (GOOD, "\"id\" 'a' is taken by line 1"),
     ],
@@ -173,5 +206,9 @@ def test_files_that_are_none(tmp_path):
 
 
 def test_key_forgets_the_order():
-    assert problem_key(Problem("a", (22, 26, 2), 46)) == problem_key(Problem("b", (2, 22, 26), 46)) == ((2, 22, 26), 46)
+    assert (
+        problem_key(Problem("a", (22, 26, 2), 46))
+        == problem_key(Problem("b", (2, 22, 26), 46))
+        == ((2, 22, 26), 46)
+    )
     assert problem_key(Problem("a", (22, 26, 2), 46)) != problem_key(Problem("a", (22, 26, 2), 47))

@@ -7,7 +7,16 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from apr_jax.errors import UsageError
-from apr_jax.tasks import Countdown, CountdownConfig, Problem, draw, problem_key, reachable, solve, split_problems
+from apr_jax.tasks import (
+    Countdown,
+    CountdownConfig,
+    Problem,
+    draw,
+    problem_key,
+    reachable,
+    solve,
+    split_problems,
+)
 from apr_jax.tasks.countdown.problems import enumerate_keys, is_enumerable
 
 NANO = CountdownConfig(numbers=3, low=1, high=30, target_low=10, target_high=100)
@@ -19,7 +28,10 @@ def numbers_of(problems):
 
 
 def naive(numbers):
-    """Every value that all the numbers make: pick two, combine, go on. The twin of the tables over subsets."""
+    """Every value that all the numbers make: pick two, combine, go on.
+
+    The twin of the tables over subsets.
+    """
     if len(numbers) == 1:
         return {numbers[0]}
     found = set()
@@ -72,13 +84,19 @@ def test_nano_has_33298_problems():
 
 def test_nano_split_is_whole_and_disjoint():
     split = split_problems(NANO, train=10**6, heldout=1_000, seed=3)
-    keys = [problem_key(problem) for part in (split.train, split.validation, split.test) for problem in part]
+    keys = [
+        problem_key(problem)
+        for part in (split.train, split.validation, split.test)
+        for problem in part
+    ]
     assert len(split.validation) == len(split.test) == 1_000
     train, validation, test = map(numbers_of, (split.train, split.validation, split.test))
     assert not train & validation and not train & test and not validation & test
     # All others train, but for what the last multiset of each part has too much.
     assert len(keys) == len(set(keys)) and 33_298 - 2 * 18 <= len(keys) <= 33_298
-    assert len(train | validation | test) == len(numbers_of(Problem("", *key) for key in enumerate_keys(NANO)))
+    assert len(train | validation | test) == len(
+        numbers_of(Problem("", *key) for key in enumerate_keys(NANO))
+    )
     assert len(numbers_of(split.test[:250])) > 0.8 * len(test), "few problems have many numbers"
     shown = [problem.numbers for problem in split.train]
     assert sum(list(numbers) == sorted(numbers) for numbers in shown) < 0.3 * len(shown)
@@ -87,7 +105,9 @@ def test_nano_split_is_whole_and_disjoint():
 
 
 def test_held_out_numbers_are_like_the_others():
-    """Those with many targets are not preferred: the mean of targets a multiset is 6.7 in the whole space."""
+    """Those with many targets are not preferred: the mean of targets a multiset is 6.7 in the whole
+    space.
+    """
     split = split_problems(NANO, train=10**6, heldout=3_000)
     for part in (split.train, split.validation, split.test):
         assert len(part) / len(numbers_of(part)) == pytest.approx(6.72, abs=0.4)
@@ -98,13 +118,18 @@ def test_excluded_problems_occur_nowhere(config, train):
     before = split_problems(config, train=train, heldout=50, seed=1)
     exclude = {problem_key(problem) for problem in before.train[:40] + before.test[:3]}
     after = split_problems(config, train=train, heldout=50, seed=1, exclude=exclude)
-    keys = [problem_key(problem) for part in (after.train, after.validation, after.test) for problem in part]
+    keys = [
+        problem_key(problem)
+        for part in (after.train, after.validation, after.test)
+        for problem in part
+    ]
     assert not exclude & set(keys) and len(keys) == len(set(keys))
     # Nothing else moves.
     assert after.validation == before.validation
 
 
-SAMPLED = CountdownConfig(numbers=4, low=1, high=21, target_low=10, target_high=12)  # 10,626 multisets: not listed.
+# 10,626 multisets: not listed.
+SAMPLED = CountdownConfig(numbers=4, low=1, high=21, target_low=10, target_high=12)
 
 
 def test_sampled_split_is_disjoint_solvable_and_the_same_on_any_number_of_workers():
@@ -122,7 +147,9 @@ def test_sampled_split_is_disjoint_solvable_and_the_same_on_any_number_of_worker
 
 
 def test_a_problem_with_numbers_that_are_held_out_is_replaced_in_its_place():
-    """The sequence that is drawn, by problem alone: no test problem moves, and all others keep their places."""
+    """The sequence that is drawn, by problem alone: no test problem moves, and all others keep
+    their places.
+    """
     rng, sequence = random.Random("draws 5"), {}
     while len(sequence) < 1_200:
         problem = draw(SAMPLED, rng.getrandbits(62))
@@ -131,7 +158,11 @@ def test_a_problem_with_numbers_that_are_held_out_is_replaced_in_its_place():
     # So many are held out that a replacement, too, would often have their numbers if nobody looked.
     split = split_problems(SAMPLED, train=600, heldout=300, seed=5)
     held, replaced = set(), []
-    for part, old in ((split.test, drawn[300:600]), (split.validation, drawn[:300]), (split.train, drawn[600:])):
+    for part, old in (
+        (split.test, drawn[300:600]),
+        (split.validation, drawn[:300]),
+        (split.train, drawn[600:]),
+    ):
         keeps = [not numbers_of([problem]) & held for problem in old]
         assert keeps == [one == other for one, other in zip(shown(part), shown(old), strict=True)]
         assert not numbers_of(part) & held
@@ -152,8 +183,12 @@ def test_too_much_asked_of_a_small_space():
     # Numbers 1..3: eleven problems, but only four multisets.
     four = CountdownConfig(numbers=3, low=1, high=3, target_low=10, target_high=100)
     assert len(numbers_of(split_problems(four, train=10, heldout=2).train)) == 2
-    with pytest.raises(UsageError, match=r"data\.heldout=5: the task has only 11 problems .* share no numbers"):
+    with pytest.raises(
+        UsageError, match=r"data\.heldout=5: the task has only 11 problems .* share no numbers"
+    ):
         split_problems(four, train=10, heldout=5)
-    impossible = CountdownConfig(numbers=2, low=1, high=200, target_low=999_999, target_high=999_999)
+    impossible = CountdownConfig(
+        numbers=2, low=1, high=200, target_low=999_999, target_high=999_999
+    )
     with pytest.raises(UsageError, match="found no 2 numbers in 1..200 that make 999999"):
         split_problems(impossible, train=1, heldout=1)

@@ -17,7 +17,10 @@ def combine(a, op, b):
 
 
 def check_compact(text, reach, target):
-    """Every group follows exactly from a state written before; `reach` collects these. Returns whether it hit."""
+    """Every group follows exactly from a state written before; `reach` collects these.
+
+    Returns whether it hit.
+    """
     hit, state = False, None
     for piece in text.split(";"):
         assert not hit, "nothing may follow the goal"
@@ -32,7 +35,9 @@ def check_compact(text, reach, target):
         a, b, rest = int(match[1]), int(match[2]), tuple(map(int, (match[3] or ":")[1:].split(",")))
         assert any(sorted((a, b, *rest)) == sorted(state) for state in reach)
         for op, result, tests in SUCCESSOR.findall(match[4]):
-            assert not hit and combine(*((a, op, b) if op in "+*" else (max(a, b), op, min(a, b)))) == int(result)
+            assert not hit and combine(
+                *((a, op, b) if op in "+*" else (max(a, b), op, min(a, b)))
+            ) == int(result)
             reach.add((int(result), *rest))
             hit = check_tests(tests, (int(result), *rest), target)
     return hit
@@ -49,7 +54,8 @@ def check_tests(text, state, target):
         if step.result == target:
             expected += "!"
             break
-    # The trace of a queue writes two numbers down first, and tries them out when it takes them from the queue.
+    # The trace of a queue writes two numbers down first, and tries them out when it takes them from
+    # the queue.
     assert text in (expected, "")
     return text.endswith("!")
 
@@ -87,5 +93,7 @@ def test_traces_are_exact(method, shuffle):
     threads = 0
     for seed in range(150):
         problem = draw(MINI, seed)
-        threads += check_thread(task.demonstration(problem, method, seed), {problem.numbers}, problem.target)
+        threads += check_thread(
+            task.demonstration(problem, method, seed), {problem.numbers}, problem.target
+        )
     assert (threads > 250) == (method in PARALLEL)

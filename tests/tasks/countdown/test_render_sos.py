@@ -1,4 +1,6 @@
-"""The published line format: read by a parser that shares no code with the renderer, and by hand; no mutation passes."""
+"""The published line format: read by a parser that shares no code with the renderer, and by hand;
+no mutation passes.
+"""
 
 import dataclasses
 import random
@@ -7,13 +9,24 @@ import re
 import pytest
 from helpers.sos_parser import Rejected, read_tree
 
-from apr_jax.tasks import METHODS, PARALLEL, Countdown, CountdownConfig, Problem, SolverConfig, Spawn, draw
+from apr_jax.tasks import (
+    METHODS,
+    PARALLEL,
+    Countdown,
+    CountdownConfig,
+    Problem,
+    SolverConfig,
+    Spawn,
+    draw,
+)
 
 MINI = CountdownConfig()
 
 
 def demonstrations(method, count, **fields):
-    task = Countdown(MINI, SolverConfig(render="sos", max_children=60, parent_beam=6, **fields), max_spawn=12)
+    task = Countdown(
+        MINI, SolverConfig(render="sos", max_children=60, parent_beam=6, **fields), max_spawn=12
+    )
     for seed in range(count):
         problem = draw(MINI, seed)
         yield problem, task.demonstration(problem, method, seed)
@@ -26,7 +39,10 @@ def test_the_parser_accepts_every_demonstration(method, depth_first, shuffle):
     solved = threads = 0
     for problem, thread in demonstrations(method, 200, depth_first=depth_first, shuffle=shuffle):
         threads += read_tree(thread, counts_children=method in PARALLEL)
-        assert f"Current State: {problem.target}:{list(problem.numbers)}, Operations: []\n" in thread.prompt
+        assert (
+            f"Current State: {problem.target}:{list(problem.numbers)}, Operations: []\n"
+            in thread.prompt
+        )
         solved += bool(thread.answer)
     assert 40 < solved < 199
     assert (threads > 400) == (method in PARALLEL)
@@ -54,7 +70,9 @@ def changed(thread, where, change):
         return dataclasses.replace(thread, body=body)
     if isinstance(part, str):
         return dataclasses.replace(thread, **{part: change(getattr(thread, part))})
-    return dataclasses.replace(thread, body=(*thread.body[:part], change(thread.body[part]), *thread.body[part + 1 :]))
+    return dataclasses.replace(
+        thread, body=(*thread.body[:part], change(thread.body[part]), *thread.body[part + 1 :])
+    )
 
 
 def replace_one(pattern, text, rng):
@@ -63,7 +81,11 @@ def replace_one(pattern, text, rng):
     if not matches:
         return text
     match = rng.choice(matches)
-    others = [number for number in (*range(12), int(match[0]) + 1, 10 * int(match[0])) if number != int(match[0])]
+    others = [
+        number
+        for number in (*range(12), int(match[0]) + 1, 10 * int(match[0]))
+        if number != int(match[0])
+    ]
     return text[: match.start()] + str(rng.choice(others)) + text[match.end() :]
 
 
@@ -98,11 +120,14 @@ def change_an_operator(text, rng):
     return text[: match.start()] + rng.choice("+-*/".replace(match[0], "")) + text[match.end() :]
 
 
-@pytest.mark.parametrize("mutate", [change_a_number, change_a_node, drop_a_line, swap_neighbours, change_an_operator])
+@pytest.mark.parametrize(
+    "mutate", [change_a_number, change_a_node, drop_a_line, swap_neighbours, change_an_operator]
+)
 @pytest.mark.parametrize("method", METHODS)
 def test_the_parser_rejects_every_mutation(method, mutate):
     rng, tried = random.Random(f"{method} {mutate.__name__}"), 0
-    # The condition of SoS+ counts the tokens of another text form; no reader of this one can check it.
+    # The condition of SoS+ counts the tokens of another text form; no reader of this one can check
+    # it.
     for _, thread in demonstrations(method, 60, condition=0.5 if method in PARALLEL else 0.0):
         for _ in range(5):
             where = rng.choice(list(parts_of(thread)))

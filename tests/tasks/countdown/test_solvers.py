@@ -1,4 +1,6 @@
-"""Heuristics by hand, searches against brute force, exact compact texts, and the published success rate."""
+"""Heuristics by hand, searches against brute force, exact compact texts, and the published success
+rate.
+"""
 
 import random
 
@@ -44,7 +46,8 @@ def test_heuristics_by_hand():
     assert score("multiply", (48, 2), 46) == 2 + 0
     assert score("multiply", (26, 24), 46) == 3 + 1
     assert score("multiply", (1, 0), 46) == 1 + 2
-    assert score("multiply", (12, 35), 46) == 10 + 11  # 12 lies between 2 and 23, 35 between 23 and 46.
+    # 12 lies between 2 and 23, 35 between 23 and 46.
+    assert score("multiply", (12, 35), 46) == 10 + 11
     assert score("sum", (7,), 10) == 3
     assert score("multiply", (3, 9), 1) == 2 + 8  # A target of 1 has only itself.
     assert score("multiply", (13, 5), 13) == 0 + 8
@@ -63,7 +66,12 @@ def test_successors_in_canonical_order():
         "12-5=7|(7, 3)",
         "12*5=60|(60, 3)",
     ]
-    assert [step.equation for step, _ in successors((5, 5))] == ["5+5=10", "5-5=0", "5*5=25", "5/5=1"]
+    assert [step.equation for step, _ in successors((5, 5))] == [
+        "5+5=10",
+        "5-5=0",
+        "5*5=25",
+        "5/5=1",
+    ]
     assert [step.equation for step, _ in successors((1, 7))] == ["1+7=8", "7-1=6", "1*7=7", "7/1=7"]
     assert [step.equation for step, _ in successors((0, 7))] == ["0+7=7", "7-0=7", "0*7=0"]
     # Of two equal fives the pair with 2 is listed once.
@@ -71,7 +79,9 @@ def test_successors_in_canonical_order():
 
 
 DEPTH_FIRST = "5,3:2|+8+10-6*16/4|-2+4-0*4/1|*15+17-13*30!"
-BREADTH_FIRST = "5,3:2|+8|-2|*15;5,2:3|+7|-3|*10;3,2:5|+5|-1|*6;>8,2+10-6*16/4;>2,2+4-0*4/1;>15,2+17-13*30!"
+BREADTH_FIRST = (
+    "5,3:2|+8|-2|*15;5,2:3|+7|-3|*10;3,2:5|+5|-1|*6;>8,2+10-6*16/4;>2,2+4-0*4/1;>15,2+17-13*30!"
+)
 
 
 def test_compact_depth_first_and_breadth_first():
@@ -81,7 +91,8 @@ def test_compact_depth_first_and_breadth_first():
 
 
 def test_compact_sos_plus():
-    # The two largest sums win; the root is not promising, its first successor is, its second is not.
+    # The two largest sums win; the root is not promising, its first successor is, its second is
+    # not.
     thread = compact((2, 3, 4, 5), 100, Plan("sum", 2, 2, 0.5, 0, False), coins(False, True, False))
     text = (
         "3,5:2,4|*15;4,5:2,3|*20;>15,2,4;15,2:4|*30+34-26*120;15,4:2|*60+62-58*120/30"
@@ -91,7 +102,8 @@ def test_compact_sos_plus():
 
 
 def test_compact_apr_spawns_below_the_root_and_goes_on_when_all_fail():
-    # As above, but the promising node gets child threads, which leaves none for the last although its coin says yes.
+    # As above, but the promising node gets child threads, which leaves none for the last although
+    # its coin says yes.
     thread = compact((2, 3, 4, 5), 100, Plan("sum", 2, 2, 0.5, 2, False), coins(False, True, True))
     spawn = Spawn(
         (
@@ -116,7 +128,8 @@ def test_compact_apr_joins_the_first_solution():
 
 
 def test_compact_child_with_three_numbers():
-    # The child works out its result first, then its nodes follow like those of any depth-first search.
+    # The child works out its result first, then its nodes follow like those of any depth-first
+    # search.
     thread = compact((2, 3, 4, 5), 100, Plan("sum", 2, 2, 1.0, 2, False))
     (spawn,) = thread.body
     assert spawn.children[0].prompt == "3*5,2,4:100"
@@ -131,7 +144,9 @@ def test_exhaustive_beams_solve_what_is_solvable(plan, shuffle):
         for _ in range(count):
             numbers = tuple(rng.randint(1, 25) for _ in range(size))
             target = rng.choice([rng.randint(1, 100), rng.choice(sorted(reachable(numbers)))])
-            found = search(numbers, target, Plan("multiply", 24, 24, plan[0], plan[1], shuffle), rng)
+            found = search(
+                numbers, target, Plan("multiply", 24, 24, plan[0], plan[1], shuffle), rng
+            )
             assert (found.solution is not None) == (solve(numbers, target) is not None)
             if found.solution is not None:
                 answer = ",".join(step.equation for step in found.solution)
@@ -146,7 +161,9 @@ def test_every_claim_verifies_and_every_demonstration_repeats(method, form):
     for seed in range(120):
         problem = draw(MINI, seed)
         thread = task.demonstration(problem, method, seed)
-        assert thread == task.demonstration(Problem("other id", problem.numbers, problem.target), method, seed)
+        assert thread == task.demonstration(
+            Problem("other id", problem.numbers, problem.target), method, seed
+        )
         seeds_differ |= thread != task.demonstration(problem, method, seed + 1)
         for one in flatten(thread):
             if one.answer:
@@ -200,7 +217,9 @@ def test_largest_bounds_what_leads_to_two_numbers():
 
 
 def test_a_stated_number_of_children_may_be_any():
-    task = Countdown(MINI, SolverConfig(parent_beam=8, parent_beam_low=8, spawn_probability=1.0, condition=0.5))
+    task = Countdown(
+        MINI, SolverConfig(parent_beam=8, parent_beam_low=8, spawn_probability=1.0, condition=0.5)
+    )
     counts = {"stated": set(), "free": set()}
     for seed in range(200):
         thread = task.demonstration(draw(MINI, seed), "apr", seed)
@@ -214,14 +233,25 @@ def test_beam_keeps_the_best_and_children_do_not_spawn():
         problem = draw(MINI, seed)
         found = search(problem.numbers, problem.target, Plan("multiply", 3, 4, 0.5, 10, True), rng)
         assert children(found) <= 10
-        roots = [event.node for event in found.events if isinstance(event, Generate) and len(event.node.path) == 1]
+        roots = [
+            event.node
+            for event in found.events
+            if isinstance(event, Generate) and len(event.node.path) == 1
+        ]
         forks = [event for event in found.events if isinstance(event, Fork)]
         for fork in forks:
             assert len(fork.node.state) > 2 and 2 <= len(fork.children) <= 3
             roots += [child.root for child in fork.children if len(child.root.path) == 1]
-            assert not any(isinstance(event, Fork) for child in fork.children for event in child.events)
-        scores = sorted(score("multiply", state, problem.target) for _, state in successors(problem.numbers))
-        assert sorted(score("multiply", node.state, problem.target) for node in roots) == scores[: len(roots)]
+            assert not any(
+                isinstance(event, Fork) for child in fork.children for event in child.events
+            )
+        scores = sorted(
+            score("multiply", state, problem.target) for _, state in successors(problem.numbers)
+        )
+        assert (
+            sorted(score("multiply", node.state, problem.target) for node in roots)
+            == scores[: len(roots)]
+        )
 
 
 def test_unknown_method():
@@ -230,7 +260,14 @@ def test_unknown_method():
 
 
 def test_sos_succeeds_as_often_as_published():
-    # Gandhi et al. 2024: 57% of the search traces reach the goal. 3,000 problems: standard error 0.9 points.
-    task, problems = Countdown(MINI, SolverConfig(depth_first="near")), [draw(MINI, seed) for seed in range(3_000)]
-    solved = sum(bool(task.demonstration(problem, "sos", seed).answer) for seed, problem in enumerate(problems))
+    # Gandhi et al. 2024: 57% of the search traces reach the goal. 3,000 problems: standard error
+    # 0.9 points.
+    task, problems = (
+        Countdown(MINI, SolverConfig(depth_first="near")),
+        [draw(MINI, seed) for seed in range(3_000)],
+    )
+    solved = sum(
+        bool(task.demonstration(problem, "sos", seed).answer)
+        for seed, problem in enumerate(problems)
+    )
     assert 0.54 < solved / 3_000 < 0.61

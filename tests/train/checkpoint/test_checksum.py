@@ -14,7 +14,9 @@ _DTYPES = (np.float32, jnp.bfloat16, np.float16, np.int32, np.uint32, np.int8, b
 
 def _tree(seed=0):
     random = np.random.default_rng(seed)
-    tree = {np.dtype(dtype).name: (random.normal(size=(8, 3, 4)) * 9).astype(dtype) for dtype in _DTYPES}
+    tree = {
+        np.dtype(dtype).name: (random.normal(size=(8, 3, 4)) * 9).astype(dtype) for dtype in _DTYPES
+    }
     return tree | {"scalar": np.float32(2.5), "empty": np.zeros((0, 3), np.float32)}
 
 
@@ -22,9 +24,15 @@ def _tree(seed=0):
 def test_the_sum_does_not_depend_on_where_an_array_lies(axes):
     tree = _tree()
     mesh = make_mesh(*axes)
-    for spec in (PartitionSpec(), PartitionSpec(("data", "fsdp")), PartitionSpec(None, None, "tensor")):
+    for spec in (
+        PartitionSpec(),
+        PartitionSpec(("data", "fsdp")),
+        PartitionSpec(None, None, "tensor"),
+    ):
         placed = {
-            name: jax.device_put(leaf, NamedSharding(mesh, spec if leaf.ndim == 3 else PartitionSpec()))
+            name: jax.device_put(
+                leaf, NamedSharding(mesh, spec if leaf.ndim == 3 else PartitionSpec())
+            )
             for name, leaf in tree.items()
         }
         assert array_sums(placed) == array_sums(tree)
@@ -47,8 +55,13 @@ def test_any_flipped_bit_changes_the_sum():
 
 
 def test_damage_to_many_words_does_not_cancel():
-    """Signs, exponents: the same bit of two or of all words, which a linear sum would take for nothing."""
-    values, random = np.random.default_rng(2).normal(size=(64, 32)).astype(np.float32), np.random.default_rng(3)
+    """Signs, exponents: the same bit of two or of all words, which a linear sum would take for
+    nothing.
+    """
+    values, random = (
+        np.random.default_rng(2).normal(size=(64, 32)).astype(np.float32),
+        np.random.default_rng(3),
+    )
     sums = array_sums({"x": values})
     assert changed({"x": -values}, sums)
     words = values.view(np.uint32).reshape(-1)

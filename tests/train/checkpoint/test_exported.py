@@ -1,4 +1,6 @@
-"""A model in one small file: what evaluation needs comes back, and a file that is not one is named."""
+"""A model in one small file: what evaluation needs comes back, and a file that is not one is
+named.
+"""
 
 import dataclasses
 import json
@@ -33,9 +35,16 @@ def test_all_but_the_last_bits_comes_back(restored, tmp_path):
     path = tmp_path / "new" / "apr.safetensors"
     export_file(restored, path)
     found = load_checkpoint(path)
-    assert (found.config, found.method, found.stage, found.step) == (restored.config, "apr", "rl", 7)
+    assert (found.config, found.method, found.stage, found.step) == (
+        restored.config,
+        "apr",
+        "rl",
+        7,
+    )
     assert found.tokenizer.to_bytes() == restored.tokenizer.to_bytes() and found.path == str(path)
-    rounded = jax.tree.map(lambda x: np.asarray(jnp.asarray(x, jnp.bfloat16), np.float32), restored.params)
+    rounded = jax.tree.map(
+        lambda x: np.asarray(jnp.asarray(x, jnp.bfloat16), np.float32), restored.params
+    )
     jax.tree.map(np.testing.assert_array_equal, found.params, rounded)
     # A file kept again is the same.
     export_file(found, tmp_path / "again.safetensors")
@@ -47,7 +56,9 @@ def test_a_file_that_is_no_model_is_named(restored, tmp_path):
     with pytest.raises(UserError, match="apr.safetensors: no such file"):
         load_checkpoint(path)
     save_file({"a": np.ones(2)}, path)
-    with pytest.raises(UserError, match="apr.safetensors: is not a whole model that `apr export` wrote"):
+    with pytest.raises(
+        UserError, match="apr.safetensors: is not a whole model that `apr export` wrote"
+    ):
         load_checkpoint(path)
     export_file(restored, path)
     path.write_bytes(path.read_bytes()[:-1])
@@ -56,7 +67,9 @@ def test_a_file_that_is_no_model_is_named(restored, tmp_path):
 
 
 def test_a_flipped_bit_is_told(restored, tmp_path):
-    """In a weight, where safetensors takes it for another number, and in what stands beside the weights."""
+    """In a weight, where safetensors takes it for another number, and in what stands beside the
+    weights.
+    """
     path = tmp_path / "apr.safetensors"
     export_file(restored, path)
     whole = path.read_bytes()
@@ -65,7 +78,10 @@ def test_a_flipped_bit_is_told(restored, tmp_path):
         damaged = bytearray(whole)
         damaged[place] ^= 1
         path.write_bytes(damaged)
-        with pytest.raises(UserError, match=r"apr\.safetensors: is damaged \(its sums are not those that were saved\)"):
+        with pytest.raises(
+            UserError,
+            match=r"apr\.safetensors: is damaged \(its sums are not those that were saved\)",
+        ):
             load_checkpoint(path)
     path.write_bytes(whole)
     assert load_checkpoint(path).step == 7
@@ -75,10 +91,16 @@ def test_a_file_without_sums_is_refused(restored, tmp_path):
     path = tmp_path / "apr.safetensors"
     export_file(restored, path)
     contents = path.read_bytes()
-    about = json.loads(json.loads(contents[8 : 8 + int.from_bytes(contents[:8], "little")])["__metadata__"]["apr_jax"])
+    about = json.loads(
+        json.loads(contents[8 : 8 + int.from_bytes(contents[:8], "little")])["__metadata__"][
+            "apr_jax"
+        ]
+    )
     del about["sums"]
     save_file({"a": np.ones(2, jnp.bfloat16)}, path, {"apr_jax": json.dumps(about)})
-    with pytest.raises(UserError, match=r"is not a whole model that `apr export` wrote \(KeyError\('sums'\)\)"):
+    with pytest.raises(
+        UserError, match=r"is not a whole model that `apr export` wrote \(KeyError\('sums'\)\)"
+    ):
         load_checkpoint(path)
 
 
@@ -92,11 +114,15 @@ def test_files_have_the_mode_of_the_umask(restored, tmp_path, umask, mode):
         os.umask(old)
     written = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert len(written) >= 3
-    assert {path.name: stat.S_IMODE(path.stat().st_mode) for path in written} == {path.name: mode for path in written}
+    assert {path.name: stat.S_IMODE(path.stat().st_mode) for path in written} == {
+        path.name: mode for path in written
+    }
 
 
 @pytest.mark.parametrize(
-    "path", sorted((Path(__file__).parents[3] / "experiments").rglob("*.safetensors")), ids=lambda path: path.stem
+    "path",
+    sorted((Path(__file__).parents[3] / "experiments").rglob("*.safetensors")),
+    ids=lambda path: path.stem,
 )
 def test_models_of_the_repository_are_what_was_saved(path):
     assert load_checkpoint(path).step >= 0
@@ -105,16 +131,28 @@ def test_models_of_the_repository_are_what_was_saved(path):
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("method", "\x1b[2Japr", r"method='\\x1b\[2Japr' must be one of sos, sos\+, apr, apr-nested"),
+        (
+            "method",
+            "\x1b[2Japr",
+            r"method='\\x1b\[2Japr' must be one of sos, sos\+, apr, apr-nested",
+        ),
         ("method", ["apr"], r"method=\['apr'\] must be one of"),
         ("stage", "dpo", "stage='dpo' must be one of sft, rl"),
-        ("step", "\x1b]0;owned\x07", r"step='\\x1b\]0;owned\\x07' must be a whole number of at least 0"),
+        (
+            "step",
+            "\x1b]0;owned\x07",
+            r"step='\\x1b\]0;owned\\x07' must be a whole number of at least 0",
+        ),
         ("step", True, "step=True must be"),
         ("step", -1, "step=-1 must be"),
     ],
 )
-def test_metadata_that_this_library_never_writes_is_refused(restored, tmp_path, monkeypatch, field, value, message):
-    """It stands in tables and file names; a stranger's file may hold anything there, and right sums of it."""
+def test_metadata_that_this_library_never_writes_is_refused(
+    restored, tmp_path, monkeypatch, field, value, message
+):
+    """It stands in tables and file names; a stranger's file may hold anything there, and right sums
+    of it.
+    """
     path = tmp_path / "apr.safetensors"
     with monkeypatch.context() as patch:
         patch.setattr(Restored, "__post_init__", lambda self: None)

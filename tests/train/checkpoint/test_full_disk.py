@@ -1,4 +1,6 @@
-"""A disk that takes no more, being full or read-only: one line says so, at once, and what was saved before still loads."""
+"""A disk that takes no more, being full or read-only: one line says so, at once, and what was saved
+before still loads.
+"""
 
 import os
 import subprocess
@@ -23,7 +25,9 @@ _SIZE = 3 * 2**20
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A file system of _SIZE bytes: mounted as root, or as anyone in a name space of a process that holds it."""
+    """A file system of _SIZE bytes: mounted as root, or as anyone in a name space of a process that
+    holds it.
+    """
     path = tmp_path / "disk"
     path.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", f"size={_SIZE}", "none", str(path)]
@@ -32,12 +36,31 @@ def small_disk(tmp_path):
         yield path
         subprocess.run(["umount", str(path)], check=True)
         return
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    held = ["unshare", "--map-root-user", "--mount", "sh", "-c", '"$@" && echo mounted && exec cat', "sh", *mount]
-    with subprocess.Popen(held, **pipes) as holder:  # On leaving, its input is closed: it ends, and with it the disk.
+    pipes = {
+        "stdin": subprocess.PIPE,
+        "stdout": subprocess.PIPE,
+        "stderr": subprocess.STDOUT,
+        "text": True,
+    }
+    held = [
+        "unshare",
+        "--map-root-user",
+        "--mount",
+        "sh",
+        "-c",
+        '"$@" && echo mounted && exec cat',
+        "sh",
+        *mount,
+    ]
+    with subprocess.Popen(
+        held, **pipes
+    ) as holder:  # On leaving, its input is closed: it ends, and with it the disk.
         told = holder.stdout.readline()
         if told != "mounted\n":
-            pytest.skip(f"no small disk can be mounted here: {as_root.stderr.strip()}; in a name space: {told.strip()}")
+            pytest.skip(
+                f"no small disk can be mounted here: {as_root.stderr.strip()}; in a name space:"
+                f" {told.strip()}"
+            )
         yield Path(f"/proc/{holder.pid}/root{path}")
 
 
@@ -56,7 +79,8 @@ config, workdir, remount = load(Path(sys.argv[1])), Path(sys.argv[2]), sys.argv[
 
 
 def save_twice():
-    with Checkpoints(workdir, Run(config, "apr", "sft", Tokenizer.train(["0123456789"]))) as checkpoints:
+    run = Run(config, "apr", "sft", Tokenizer.train(["0123456789"]))
+    with Checkpoints(workdir, run) as checkpoints:
         for number in (2, 4):
             counts = [jnp.asarray(number, jnp.int32)] * 3
             checkpoints.save(TrainState({"w": jnp.zeros(3)}, (), *counts), {}, {})
@@ -86,12 +110,16 @@ def test_a_checkpoints_folder_that_may_not_be_written_ends_the_run_before_its_fi
     subprocess.run(read_only, check=True)
     run = Run(config, "apr", "sft", Tokenizer.train(["0123456789"]))
     began = time.monotonic()
-    with pytest.raises(DiskError, match=rf"{tmp_path / FOLDER}: cannot write \(Read-only file system\)"):
+    with pytest.raises(
+        DiskError, match=rf"{tmp_path / FOLDER}: cannot write \(Read-only file system\)"
+    ):
         Checkpoints(tmp_path, run)
     assert time.monotonic() - began < 5
 
 
-def test_a_disk_that_becomes_read_only_ends_the_run_in_one_line_at_once(config, tmp_path, small_disk, read_only):
+def test_a_disk_that_becomes_read_only_ends_the_run_in_one_line_at_once(
+    config, tmp_path, small_disk, read_only
+):
     file = write_config(config, tmp_path / "config.py")
     began = time.monotonic()
     command = [sys.executable, "-c", _SAVE_TWICE, str(file), str(small_disk / "run"), *read_only]
@@ -104,11 +132,15 @@ def test_a_disk_that_becomes_read_only_ends_the_run_in_one_line_at_once(config, 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("stage", "room"), [("sft", 450_000), ("sft", 560_000), ("sft", 650_000), ("rl", 650_000)])
+@pytest.mark.parametrize(
+    ("stage", "room"), [("sft", 450_000), ("sft", 560_000), ("sft", 650_000), ("rl", 650_000)]
+)
 def test_a_full_disk_ends_the_run_in_one_line_and_costs_nothing_saved(
     config, data_dir, checkpoint, tmp_path, small_disk, stage, room
 ):
-    """There is room for the first steps (some 200 kB each), not for all; where it ends is another place each time."""
+    """There is room for the first steps (some 200 kB each), not for all; where it ends is another
+    place each time.
+    """
     config = changed(config, sft={"steps": 12}, rl={"steps": 12})
     file = write_config(config, tmp_path / "config.py")
     unbroken, workdir, filler = tmp_path / "unbroken", small_disk / "run", small_disk / "filler"
@@ -117,13 +149,19 @@ def test_a_full_disk_ends_the_run_in_one_line_and_costs_nothing_saved(
     else:
         train_rl(config, data_dir, unbroken, checkpoint, progress=False)
     filler.write_bytes(bytes(_SIZE - room))
-    command = train_command(stage, file, data_dir, workdir, *(("--init", checkpoint) if stage == "rl" else ()))
-    wide = os.environ | {"COLUMNS": "200"}  # In a narrow terminal the bar of RL loses the name of the stage.
+    command = train_command(
+        stage, file, data_dir, workdir, *(("--init", checkpoint) if stage == "rl" else ())
+    )
+    # In a narrow terminal the bar of RL loses the name of the stage.
+    wide = os.environ | {"COLUMNS": "200"}
     ended = subprocess.run(command, cwd=ROOT, env=wide, capture_output=True, text=True, timeout=240)
     assert ended.returncode == 1, ended.stderr
     *bar, told = [line for line in ended.stderr.splitlines() if line.strip()]
     assert told.startswith(f"apr: error: {workdir}")
-    assert told.endswith("the disk is full; make room and start the same command again, what was saved before is kept")
+    assert told.endswith(
+        "the disk is full; make room and start the same command again, what was saved before is"
+        " kept"
+    )
     assert all(line.startswith(f"{stage} ") for line in bar), ended.stderr
     last = load_checkpoint(last_step(workdir))
     assert 0 < last.step < 12

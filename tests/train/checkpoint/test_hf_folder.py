@@ -1,4 +1,6 @@
-"""An exported folder: its tokenizer gives others the same ids, and no other model's files stay or are touched."""
+"""An exported folder: its tokenizer gives others the same ids, and no other model's files stay or
+are touched.
+"""
 
 import json
 import random
@@ -58,7 +60,11 @@ def test_tokenizers_gives_the_same_ids(restored, folder):
 def test_transformers_loads_the_tokenizer(restored, folder):
     transformers = pytest.importorskip("transformers")
     theirs = transformers.AutoTokenizer.from_pretrained(folder)
-    assert (theirs.bos_token_id, theirs.eos_token_id, len(theirs)) == (BOS, EOS, restored.tokenizer.vocab_size)
+    assert (theirs.bos_token_id, theirs.eos_token_id, len(theirs)) == (
+        BOS,
+        EOS,
+        restored.tokenizer.vocab_size,
+    )
     assert theirs.convert_tokens_to_ids(list(CONTROL_PIECES)) == list(range(len(CONTROL_PIECES)))
     for text in texts():
         ids = restored.tokenizer.encode(text)
@@ -74,12 +80,19 @@ def test_what_is_written(restored, folder):
     assert {path.name for path in folder.iterdir()} == {*listed, "apr_export.json"}
     assert {"config.json", "model.safetensors", "tokenizer.json", "tokenizer.model"} < set(listed)
     assert (folder / "tokenizer.model").read_bytes() == restored.tokenizer.to_bytes()
-    jax.tree.map(lambda x, y: (x == y).all() or pytest.fail("other weights"), load_llama(folder)[0], restored.params)
+    jax.tree.map(
+        lambda x, y: (x == y).all() or pytest.fail("other weights"),
+        load_llama(folder)[0],
+        restored.params,
+    )
 
 
 def test_another_models_folder_is_refused_and_left_alone(restored, tmp_path):
     (tmp_path / "tokenizer.json").write_text("another model's")
-    with pytest.raises(UsageError, match=r"holds tokenizer\.json, which `apr export` did not write; must be a new or"):
+    with pytest.raises(
+        UsageError,
+        match=r"holds tokenizer\.json, which `apr export` did not write; must be a new or",
+    ):
         export_folder(restored, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["tokenizer.json"]
     (tmp_path / "file").write_text("")
@@ -100,5 +113,7 @@ def test_an_earlier_export_is_replaced(restored, tmp_path):
 
 def test_the_command_refuses_before_it_loads_a_model(tmp_path, capfd):
     (tmp_path / "notes.txt").write_text("")
-    assert main.run(["export", "--checkpoint", str(tmp_path / "nowhere"), "--out", str(tmp_path)]) == 2
+    assert (
+        main.run(["export", "--checkpoint", str(tmp_path / "nowhere"), "--out", str(tmp_path)]) == 2
+    )
     assert f"--out {tmp_path}: holds notes.txt" in capfd.readouterr().err

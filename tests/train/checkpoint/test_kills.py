@@ -1,4 +1,6 @@
-"""One run that is killed again and again, at any moment, ends like a run that nobody touched: to the bit, line for line."""
+"""One run that is killed again and again, at any moment, ends like a run that nobody touched: to
+the bit, line for line.
+"""
 
 import json
 import os
@@ -30,13 +32,21 @@ _ENDS = [
     (signal.SIGKILL, "during a save"),
     (signal.SIGTERM, "during a save"),
 ]
-_SFT_ENDS = [*_ENDS, (signal.SIGKILL, "at the start"), *_ENDS, (signal.SIGTERM, "at the start"), *_ENDS]
+_SFT_ENDS = [
+    *_ENDS,
+    (signal.SIGKILL, "at the start"),
+    *_ENDS,
+    (signal.SIGTERM, "at the start"),
+    *_ENDS,
+]
 _RL_ENDS = [*_ENDS, (signal.SIGKILL, "at the start"), *_ENDS]
 
 
 @pytest.fixture(scope="module")
 def long_config(config):
-    """The RL of it has two inner steps, and a price of tokens that is another one after each step."""
+    """The RL of it has two inner steps, and a price of tokens that is another one after each
+    step.
+    """
     reward = RewardConfig(token_price=0.01, token_budget=40, price_step=0.0007)
     rl = {"steps": _RL_STEPS, "save_every": 2, "validate_every": 7, "reward": reward}
     return changed(config, sft={"steps": _SFT_STEPS, "save_every": 3}, rl=rl)
@@ -60,8 +70,13 @@ def _saving(workdir):
 
 
 def _live_and_die(command, workdir, number, when, draw):
-    """Starts the command, and sends it the signal; returns its exit status, whether a save was under way, and its words."""
-    process, saving = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL), False
+    """Starts the command, and sends it the signal; returns its exit status, whether a save was
+    under way, and its words.
+    """
+    process, saving = (
+        subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL),
+        False,
+    )
     try:
         if when == "at the start":
             time.sleep(draw.uniform(0.5, 4))
@@ -87,14 +102,15 @@ def _survive(ends, command, workdir, steps):
         status, saving, said = _live_and_die(command, workdir, number, when, draw)
         during_saves += saving
         assert saving or when != "during a save"
-        if number == signal.SIGKILL or when == "at the start":  # No handler yet: there is nothing to save.
+        # No handler yet: there is nothing to save.
+        if number == signal.SIGKILL or when == "at the start":
             assert status in (-number, 143), said
         else:
             assert status == 143, said
             assert "stopped by SIGTERM; the run is saved" in said
-            assert max(int(entry.name) for entry in (workdir / FOLDER).glob("*") if entry.name.isdigit()) == _step(
-                workdir
-            )
+            assert max(
+                int(entry.name) for entry in (workdir / FOLDER).glob("*") if entry.name.isdigit()
+            ) == _step(workdir)
         assert _step(workdir) < steps, "the run ended before the kills did"
     assert during_saves >= sum(when == "during a save" for _, when in ends)
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=240)
@@ -102,7 +118,10 @@ def _survive(ends, command, workdir, steps):
 
 def _assert_same_run(broken, unbroken, steps):
     assert repeatable(broken) == repeatable(unbroken)
-    metas = [json.loads((run / FOLDER / str(steps) / "meta" / "metadata").read_text()) for run in (broken, unbroken)]
+    metas = [
+        json.loads((run / FOLDER / str(steps) / "meta" / "metadata").read_text())
+        for run in (broken, unbroken)
+    ]
     assert metas[0]["sums"] == metas[1]["sums"], "parameters and optimizer"
     assert metas[0]["data_sum"] == metas[1]["data_sum"], "place in the data"
     last = [load_checkpoint(run / FOLDER / str(steps)).params for run in (broken, unbroken)]
@@ -152,8 +171,13 @@ def test_sft_saves_when_its_terminal_is_closed(long_config, data_dir, tmp_path):
 
 
 @pytest.mark.slow
-def test_of_two_trainings_started_at_once_one_goes_on_unharmed(long_config, config_file, data_dir, tmp_path):
-    """The other ends with one line; a third one, later, too. What the first one writes is that of a run that was alone."""
+def test_of_two_trainings_started_at_once_one_goes_on_unharmed(
+    long_config, config_file, data_dir, tmp_path
+):
+    """The other ends with one line; a third one, later, too.
+
+    What the first one writes is that of a run that was alone.
+    """
     train_sft(long_config, data_dir, tmp_path / "alone", "apr", progress=False)
     workdir = tmp_path / "run"
     command = train_command("sft", config_file, data_dir, workdir)
@@ -167,12 +191,14 @@ def test_of_two_trainings_started_at_once_one_goes_on_unharmed(long_config, conf
     refused = next(words for words, process in zip(said, two, strict=True) if process.returncode)
     for status, words in ((1, refused), (third.returncode, third.stdout)):
         (line,) = words.splitlines()
-        assert status == 1 and line.startswith(f"apr: error: {workdir}: is being written by process ")
+        assert status == 1 and line.startswith(
+            f"apr: error: {workdir}: is being written by process "
+        )
     _assert_same_run(workdir, tmp_path / "alone", _SFT_STEPS)
 
 
-# `apr`, killed as soon as a function of RL, made by the maker that is named, has been called so many times: what it
-# is to compute is then queued, and nobody has waited for it.
+# `apr`, killed as soon as a function of RL, made by the maker that is named, has been called so
+# many times: what it is to compute is then queued, and nobody has waited for it.
 _KILLED_INSIDE = """
 import os, signal, sys
 from apr_jax.cli import main as cli
@@ -202,7 +228,9 @@ cli.main()
 
 @pytest.mark.slow
 def test_rl_survives_being_killed_inside_a_step(long_config, data_dir, checkpoint, tmp_path):
-    """During a rollout, between the two updates on a forest, and after them, before the price of a token moves on."""
+    """During a rollout, between the two updates on a forest, and after them, before the price of a
+    token moves on.
+    """
     config, steps = changed(long_config, rl={"steps": 10}), 10
     train_rl(config, data_dir, tmp_path / "unbroken", checkpoint, progress=False)
     prices = [line["token_price"] for line in repeatable(tmp_path / "unbroken")[1:]]
@@ -216,12 +244,19 @@ def test_rl_survives_being_killed_inside_a_step(long_config, data_dir, checkpoin
         ended = subprocess.run(command, cwd=ROOT, capture_output=True, timeout=240)
         assert ended.returncode == -signal.SIGKILL, ended.stderr.decode()
         assert 0 < _step(workdir) < steps
-    subprocess.run([python, "-m", "apr_jax", *arguments], cwd=ROOT, check=True, capture_output=True, timeout=240)
+    subprocess.run(
+        [python, "-m", "apr_jax", *arguments],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+        timeout=240,
+    )
     _assert_same_run(workdir, tmp_path / "unbroken", steps)
 
 
-# `apr`, with a signal to itself at the first update that makes a validation due, or at the end of that validation at the
-# next start, before or after its scores stand in the file that is named (which may be replaced before, too).
+# `apr`, with a signal to itself at the first update that makes a validation due, or at the end of
+# that validation at the next start, before or after its scores stand in the file that is named
+# (which may be replaced before, too).
 _KILLED_AT_A_VALIDATION = """
 import os, signal, sys
 from apr_jax.cli import main as cli
@@ -235,7 +270,7 @@ def make_stopped(*settings):
 
     def stopped(state, *rest):
         global left
-        if int(state.step) + 1 == due and left:  # One of two updates, since a second signal would end it at once.
+        if int(state.step) + 1 == due and left:  # Once: a second signal ends it at once.
             left = 0
             os.kill(os.getpid(), signal.SIGTERM)
         return step(state, *rest)
@@ -260,8 +295,12 @@ cli.main()
 
 
 @pytest.mark.slow
-def test_a_validation_that_is_made_up_for_survives_being_killed(long_config, data_dir, checkpoint, tmp_path):
-    """SIGTERM at a step that is due for it, then SIGKILL around each of the two files in which its scores go."""
+def test_a_validation_that_is_made_up_for_survives_being_killed(
+    long_config, data_dir, checkpoint, tmp_path
+):
+    """SIGTERM at a step that is due for it, then SIGKILL around each of the two files in which its
+    scores go.
+    """
     config, due, steps = changed(long_config, rl={"steps": 10}), 7, 10
     train_rl(config, data_dir, tmp_path / "unbroken", checkpoint, progress=False)
     workdir = tmp_path / "broken"
@@ -270,11 +309,22 @@ def test_a_validation_that_is_made_up_for_survives_being_killed(long_config, dat
     ends = [("none", "-", "1", 143)]
     # The metrics are cut at the start, which replaces them once.
     files = ((FILE, "2"), ("metadata", "1"))
-    ends += [(name, when, left, -signal.SIGKILL) for name, left in files for when in ("before", "after")]
+    ends += [
+        (name, when, left, -signal.SIGKILL) for name, left in files for when in ("before", "after")
+    ]
     for *end, status in ends:
         command = [python, "-c", _KILLED_AT_A_VALIDATION, *end, str(due), *arguments]
         ended = subprocess.run(command, cwd=ROOT, capture_output=True, timeout=240)
         assert ended.returncode == status, ended.stderr.decode()
-        assert max(int(entry.name) for entry in (workdir / FOLDER).iterdir() if entry.name.isdigit()) == due
-    subprocess.run([python, "-m", "apr_jax", *arguments], cwd=ROOT, check=True, capture_output=True, timeout=240)
+        assert (
+            max(int(entry.name) for entry in (workdir / FOLDER).iterdir() if entry.name.isdigit())
+            == due
+        )
+    subprocess.run(
+        [python, "-m", "apr_jax", *arguments],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+        timeout=240,
+    )
     _assert_same_run(workdir, tmp_path / "unbroken", steps)

@@ -124,8 +124,12 @@ def test_a_step_gets_the_scores_that_it_was_saved_without(run, blank, tmp_path):
 
 
 @pytest.mark.parametrize("where", ["fsync", "replace"])
-def test_a_step_whose_scores_are_not_written_to_the_end_is_still_there(run, blank, tmp_path, monkeypatch, where):
-    """The disk fills up, or the process dies, before the new file is whole, or before it takes the place of the old one."""
+def test_a_step_whose_scores_are_not_written_to_the_end_is_still_there(
+    run, blank, tmp_path, monkeypatch, where
+):
+    """The disk fills up, or the process dies, before the new file is whole, or before it takes the
+    place of the old one.
+    """
     with Checkpoints(tmp_path, run) as checkpoints:
         checkpoints.save(_at(blank, 2), {}, {"position": 2}, unvalidated=True)
         checkpoints.wait()
@@ -180,12 +184,18 @@ def test_without_validation_the_last_step_is_evaluated(saved):
 
 
 def _files(saved):
-    return sorted(str(f.relative_to(saved)) for f in (saved / FOLDER / "4").rglob("*") if f.is_file())
+    return sorted(
+        str(f.relative_to(saved)) for f in (saved / FOLDER / "4").rglob("*") if f.is_file()
+    )
 
 
 @pytest.mark.parametrize("how", ["missing", "truncated", "empty"])
-def test_a_damaged_step_is_reported_and_the_one_before_used(saved, run, blank, tmp_path, capsys, how):
-    """Whichever file is hurt: the step is read as it was saved, or the one before is used, never anything else."""
+def test_a_damaged_step_is_reported_and_the_one_before_used(
+    saved, run, blank, tmp_path, capsys, how
+):
+    """Whichever file is hurt: the step is read as it was saved, or the one before is used, never
+    anything else.
+    """
     damaged = 0
     for number, name in enumerate(_files(saved)):
         workdir = tmp_path / str(number)
@@ -271,17 +281,24 @@ def test_a_checkpoint_of_another_version_is_not_called_damaged(copied, run, blan
     told = r"is of another version of apr_jax \(config train.sft.once=3: .*\); train again"
     with pytest.raises(UserError, match=told):
         load_checkpoint(copied / FOLDER / "4")
-    told = r"was saved with train.max_consecutive_skipped=None \(now 3\), train.sft.once=3 \(now None\); use the same settings"
+    told = (
+        r"was saved with train.max_consecutive_skipped=None \(now 3\), train.sft.once=3 \(now"
+        r" None\); use the same settings"
+    )
     with Checkpoints(copied, run) as checkpoints, pytest.raises(UserError, match=told):
         checkpoints.restore_latest(blank)
 
 
-def test_a_checkpoint_that_does_not_say_whether_a_validation_is_due_is_of_another_version(copied, run, blank):
+def test_a_checkpoint_that_does_not_say_whether_a_validation_is_due_is_of_another_version(
+    copied, run, blank
+):
     file = copied / FOLDER / "4" / "meta" / "metadata"
     meta = json.loads(file.read_text())
     del meta["meta_sum"], meta["unvalidated"]
     file.write_text(json.dumps(meta | {"meta_sum": json_sum(meta)}))
-    told = pytest.raises(UserError, match="/4: is of another version of apr_jax; use another --workdir")
+    told = pytest.raises(
+        UserError, match="/4: is of another version of apr_jax; use another --workdir"
+    )
     with Checkpoints(copied, run) as checkpoints, told:
         checkpoints.restore_latest(blank)
 
@@ -294,7 +311,10 @@ def test_all_steps_damaged_is_an_error(copied, run, blank):
         pytest.raises(UserError, match="all 2 steps are damaged; move it away to start anew"),
     ):
         checkpoints.restore_latest(blank)
-    assert {entry.name for entry in (copied / FOLDER).iterdir()} == {"2", "4"}, "nothing may be deleted"
+    assert {entry.name for entry in (copied / FOLDER).iterdir()} == {
+        "2",
+        "4",
+    }, "nothing may be deleted"
 
 
 def test_a_passing_fault_costs_no_checkpoint(copied, run, blank):
@@ -315,9 +335,14 @@ def test_a_passing_fault_costs_no_checkpoint(copied, run, blank):
         (lambda run: dataclasses.replace(run, method="sos"), "method='apr', not 'sos'"),
         (lambda run: dataclasses.replace(run, stage="rl"), "stage='sft', not 'rl'"),
         (lambda run: dataclasses.replace(run, origin="abc"), "init='', not 'abc'"),
-        (lambda run: dataclasses.replace(run, tokenizer=Tokenizer.train(["0123456789+"])), "tokenizer="),
         (
-            lambda run: dataclasses.replace(run, config=dataclasses.replace(run.config, seed=5, name="other")),
+            lambda run: dataclasses.replace(run, tokenizer=Tokenizer.train(["0123456789+"])),
+            "tokenizer=",
+        ),
+        (
+            lambda run: dataclasses.replace(
+                run, config=dataclasses.replace(run.config, seed=5, name="other")
+            ),
             r"name='tiny' \(now 'other'\), seed=0 \(now 5\); use the same settings",
         ),
     ],
@@ -342,7 +367,9 @@ def test_what_decides_speed_alone_may_change(saved, run, blank):
         ("sft", {"batch_rows": 3}, r"train.sft.batch_rows=\d+ \(now 3\); use the same"),
     ],
 )
-def test_a_run_may_be_lengthened_and_the_other_stage_is_no_business_of_it(saved, run, blank, stage, change, told):
+def test_a_run_may_be_lengthened_and_the_other_stage_is_no_business_of_it(
+    saved, run, blank, stage, change, told
+):
     learn = dataclasses.replace(
         run.config.train, **{stage: dataclasses.replace(getattr(run.config.train, stage), **change)}
     )
@@ -377,8 +404,12 @@ _OF_THE_MACHINE = [
 
 @pytest.mark.parametrize("error", _OF_THE_MACHINE, ids=repr)
 @pytest.mark.parametrize("wrapped", [False, True])
-def test_what_is_wrong_with_the_machine_is_never_called_damage(copied, run, blank, monkeypatch, error, wrapped):
-    """Neither evaluation nor a restart takes another step, moves one, or says that one should be deleted."""
+def test_what_is_wrong_with_the_machine_is_never_called_damage(
+    copied, run, blank, monkeypatch, error, wrapped
+):
+    """Neither evaluation nor a restart takes another step, moves one, or says that one should be
+    deleted.
+    """
     if wrapped:  # As Orbax does.
         inner, error = error, Exception("Encountered error while reading array index")
         error.__cause__ = inner
@@ -400,7 +431,9 @@ def test_what_is_wrong_with_the_machine_is_never_called_damage(copied, run, blan
 
 
 def test_a_file_that_may_not_be_read_is_no_damage(copied, run, blank, monkeypatch):
-    """Root may read everything, so the reading itself says no: as it does where only the newest step is another user's."""
+    """Root may read everything, so the reading itself says no: as it does where only the newest
+    step is another user's.
+    """
     read_text = Path.read_text
 
     def refused(path, *arguments, **options):
@@ -409,7 +442,9 @@ def test_a_file_that_may_not_be_read_is_no_damage(copied, run, blank, monkeypatc
         return read_text(path, *arguments, **options)
 
     monkeypatch.setattr(Path, "read_text", refused)
-    told = r"checkpoints/4: cannot be read here and now \(.*Permission denied.*\); this is no damage"
+    told = (
+        r"checkpoints/4: cannot be read here and now \(.*Permission denied.*\); this is no damage"
+    )
     with pytest.raises(UserError, match=told):
         load_checkpoint(copied)
     with Checkpoints(copied, run) as checkpoints, pytest.raises(UserError, match=told):
@@ -430,13 +465,20 @@ def _not_there(folder):
 @pytest.mark.parametrize("hurt", [_cut_off, _not_there])
 @pytest.mark.parametrize("step", ["2", "4"])
 def test_an_older_model_never_takes_the_place_of_a_damaged_one(copied, hurt, step):
-    """Which step is the best is written in the metas; where one is damaged, the user names a step, or nothing is done."""
+    """Which step is the best is written in the metas; where one is damaged, the user names a step,
+    or nothing is done.
+    """
     hurt(copied / FOLDER / step)
     other = copied / FOLDER / ("2" if step == "4" else "4")
-    told = rf"checkpoints/{step}: damaged \(.*\), so which step of the run is the best is not known; .* name it \({other}\)"
+    told = (
+        rf"checkpoints/{step}: damaged \(.*\), so which step of the run is the best is not known;"
+        rf" .* name it \({other}\)"
+    )
     with pytest.raises(UserError, match=told):
         load_checkpoint(copied)
-    with pytest.raises(UserError, match=rf"checkpoints/{step}: damaged \(.*\); other steps there: {other.name}$"):
+    with pytest.raises(
+        UserError, match=rf"checkpoints/{step}: damaged \(.*\); other steps there: {other.name}$"
+    ):
         load_checkpoint(copied / FOLDER / step)
     assert load_checkpoint(other).step == int(other.name)
 
@@ -461,4 +503,6 @@ def test_a_full_disk_says_so(tmp_path):
         f.write("x" * 100_000)
     # The way TensorStore reports it.
     with pytest.raises(UserError, match="the disk is full"), disk_errors(tmp_path):
-        raise ValueError("RESOURCE_EXHAUSTED: Error writing x: No space left on device [OS error 28: ENOSPC]")
+        raise ValueError(
+            "RESOURCE_EXHAUSTED: Error writing x: No space left on device [OS error 28: ENOSPC]"
+        )

@@ -23,7 +23,8 @@ def _rows(position, segment):
 
 
 def test_flops_by_hand():
-    # A thread of 3, one of 5 whose 3 last tokens came after a join, so that their positions were rewound; 2 of padding.
+    # A thread of 3, one of 5 whose 3 last tokens came after a join, so that their positions were
+    # rewound; 2 of padding.
     rows = _rows([[0, 1, 2, 0, 1, 1, 2, 3, 9, 9]], [[1, 1, 1, 2, 2, 2, 2, 2, 0, 0]])
     layer = 8 * 16 + 2 * 8 * 8 + 16 * 8 + 3 * 8 * 20  # q, k and v, out, the MLP.
     parameters = 3 * layer + 8 * 50  # With the output projection.
@@ -34,9 +35,13 @@ def test_flops_by_hand():
 
 
 def test_flops_of_the_products_are_those_that_xla_counts():
-    """Of the same products written out, forward and backward; attention over one whole causal row is half of the square."""
+    """Of the same products written out, forward and backward; attention over one whole causal row
+    is half of the square.
+    """
     tokens, vocab, layers, inner = 32, 50, _MODEL.layers, _MODEL.heads * _MODEL.head_size
-    shapes = [(8, inner), (8, 8), (8, 8), (inner, 8), (8, 20), (8, 20), (20, 8)] * layers + [(8, vocab)]
+    shapes = [(8, inner), (8, 8), (8, 8), (inner, 8), (8, 20), (8, 20), (20, 8)] * layers + [
+        (8, vocab)
+    ]
 
     def products(weights, inputs):
         return sum(jnp.sum(x @ w) for x, w in zip(inputs, weights, strict=True))
@@ -63,7 +68,9 @@ def test_the_ceiling_is_measured_once_and_is_that_of_some_machine(mesh):
 def test_the_share_counts_the_flops_of_all_steps_since_the_line_before(tmp_path, monkeypatch):
     clock = iter([0.0, 10.0, 20.0, 30.0, 40.0])
     monkeypatch.setattr("apr_jax.train.metrics.recorder.time.perf_counter", lambda: next(clock))
-    with Recorder(tmp_path, 0, 4, 2, "sft", ("tokens",), ("loss",), progress=False, peak=50.0) as recorder:
+    with Recorder(
+        tmp_path, 0, 4, 2, "sft", ("tokens",), ("loss",), progress=False, peak=50.0
+    ) as recorder:
         for step, flops in enumerate((100.0, 300.0, 250.0, 250.0), 1):
             recorder.record(step, {"tokens": 1.0, "flops": flops})
         recorder.flush()

@@ -22,26 +22,36 @@ def test_a_profile_of_a_step_is_written_and_named(config, data_dir, tmp_path, ca
         train_sft(config, data_dir, tmp_path, "apr", progress=False, profile=3)
 
 
-def test_a_profile_of_reinforcement_has_the_rollout_and_the_update(config, data_dir, checkpoint, tmp_path, capsys):
+def test_a_profile_of_reinforcement_has_the_rollout_and_the_update(
+    config, data_dir, checkpoint, tmp_path, capsys
+):
     short = changed(config, rl={"steps": 2, "validate_every": 9})
     train_rl(short, data_dir, tmp_path, checkpoint, progress=False, profile=2)
     assert f"profile of step 2: {tmp_path / 'profile'}" in capsys.readouterr().err
     (trace,) = (tmp_path / "profile").rglob("perfetto_trace.json.gz")
-    called = re.findall(r"PjitFunction\((rollout|step)\)", gzip.decompress(trace.read_bytes()).decode())
+    called = re.findall(
+        r"PjitFunction\((rollout|step)\)", gzip.decompress(trace.read_bytes()).decode()
+    )
     assert called.count("step") == 2 * called.count("rollout") > 0, "two inner steps"
 
 
 @pytest.mark.parametrize("step", [0, 2, 7])
 def test_a_step_outside_the_run_is_refused_by_name(tmp_path, step):
-    with pytest.raises(UsageError, match=f"--profile {step}: of the run in .* steps 3 to 6 are left"):
+    with pytest.raises(
+        UsageError, match=f"--profile {step}: of the run in .* steps 3 to 6 are left"
+    ):
         profiled(None, step, start=2, steps=6, workdir=tmp_path)
 
 
 def test_only_the_step_is_traced(tmp_path, monkeypatch):
     traced = []
-    monkeypatch.setattr(profile.jax.profiler, "trace", lambda *_, **__: traced.append(len(done)) or _Nothing())
+    monkeypatch.setattr(
+        profile.jax.profiler, "trace", lambda *_, **__: traced.append(len(done)) or _Nothing()
+    )
     done = []
-    advance = profiled(lambda state, step, stopping: (done.append(step), {}), 5, start=2, steps=6, workdir=tmp_path)
+    advance = profiled(
+        lambda state, step, stopping: (done.append(step), {}), 5, start=2, steps=6, workdir=tmp_path
+    )
     for step in range(2, 6):
         advance(None, step, lambda: 0)
     assert done == [2, 3, 4, 5] and traced == [2]

@@ -22,7 +22,9 @@ def _train(workdir, start, stop):
         recorder.flush()
 
 
-@pytest.mark.parametrize("tail", ["", '{"step": 6, "lo', '{"step": 6, "loss": 3.0}', "\x00\x00\x00"])
+@pytest.mark.parametrize(
+    "tail", ["", '{"step": 6, "lo', '{"step": 6, "loss": 3.0}', "\x00\x00\x00"]
+)
 def test_no_gap_and_no_double_line_after_a_resume(tmp_path, tail):
     _train(tmp_path, 0, 5)
     with open(tmp_path / FILE, "a") as file:
@@ -93,11 +95,16 @@ def test_a_full_disk_is_one_clear_line(tmp_path):
         recorder._file = open("/dev/null", "w")  # noqa: SIM115 - closing /dev/full would fail once more.
 
 
-def test_the_terminal_shows_progress_rate_ceiling_and_key_metrics_even_if_it_is_narrow(tmp_path, monkeypatch, capsys):
+def test_the_terminal_shows_progress_rate_ceiling_and_key_metrics_even_if_it_is_narrow(
+    tmp_path, monkeypatch, capsys
+):
     monkeypatch.setenv("COLUMNS", "80")
     counted = ("tokens", "trees")
-    with Recorder(tmp_path, 0, 3, 1, "sft", counted, ("loss",), progress=True, peak=1e30) as recorder:
-        recorder._since = recorder._recorded - 1e6  # Long enough for the time that the test takes not to matter.
+    with Recorder(
+        tmp_path, 0, 3, 1, "sft", counted, ("loss",), progress=True, peak=1e30
+    ) as recorder:
+        # Long enough for the time that the test takes not to matter.
+        recorder._since = recorder._recorded - 1e6
         recorder.record(1, {"loss": 0.5, "tokens": 1.2345e10, "trees": 5e6, "flops": 4e35})
         recorder.flush()
     said = capsys.readouterr().err
@@ -107,14 +114,18 @@ def test_the_terminal_shows_progress_rate_ceiling_and_key_metrics_even_if_it_is_
 
 
 def test_the_remaining_time_is_known_however_slow_steps_are(tmp_path):
-    """Ten minutes a step; of steps that take longer than rich's own half a minute it would know nothing."""
+    """Ten minutes a step; of steps that take longer than rich's own half a minute it would know
+    nothing.
+    """
     with _recorder(tmp_path) as recorder:
         (task,) = recorder._bar.tasks
         for step in range(1, 5):
             recorder._bar.get_time = lambda now=600.0 * step: now
             recorder.record(step, {"loss": 1.0})
             recorder.flush()
-            assert (task.time_remaining is None) == (step == 1), "one step has no time of its own yet"
+            assert (task.time_remaining is None) == (step == 1), (
+                "one step has no time of its own yet"
+            )
         assert task.time_remaining == 5 * 600
         screen = Console(file=io.StringIO(), width=100)
         screen.print(recorder._bar.get_renderable())
@@ -138,7 +149,8 @@ def test_numbers_that_come_after_an_interruption_complete_the_last_line(tmp_path
 
 
 def test_throughput_leaves_out_what_is_done_aside(tmp_path, monkeypatch):
-    # Start; two records; aside, in and out, while the second is pending; a third record; aside; a fourth.
+    # Start; two records; aside, in and out, while the second is pending; a third record; aside; a
+    # fourth.
     clock = iter([0.0, 10.0, 20.0, 20.0, 120.0, 125.0, 125.0, 225.0, 235.0])
     monkeypatch.setattr("apr_jax.train.metrics.recorder.time.perf_counter", lambda: next(clock))
     with _recorder(tmp_path) as recorder:

@@ -22,7 +22,10 @@ A, B = TOKENIZER.encode("ab")
 def forest():
     """The root spawns two children, "a" and "b"; the second ends without an answer."""
     written = iter(
-        [A, p.SPAWN, p.MSG, A, p.MSG, B, p.END_SPAWN] + [B, B, p.JOIN, A, p.EOS] + [A, p.EOS] + [A, p.JOIN, B, p.EOS]
+        [A, p.SPAWN, p.MSG, A, p.MSG, B, p.END_SPAWN]
+        + [B, B, p.JOIN, A, p.EOS]
+        + [A, p.EOS]
+        + [A, p.JOIN, B, p.EOS]
     )
     limits = Limits(window=32, max_thread_tokens=48, max_threads=4, children=3, max_depth=1)
     prompts = make_prompts([[p.BOS, B]], 4, temperature=0.0)
@@ -38,7 +41,10 @@ def test_a_tree_shows_slots_and_what_every_thread_read_and_wrote(forest):
     text = tree_text(forest, 0, Problem("x", (3, 4), 7), True, TOKENIZER)
     assert text.splitlines() == [
         "3,4 -> 7: right",
-        f"{int(forest.total_tokens[0])} tokens, {int(forest.sequential_tokens[0])} in sequence, 2 children",
+        (
+            f"{int(forest.total_tokens[0])} tokens, {int(forest.sequential_tokens[0])} in sequence,"
+            " 2 children"
+        ),
         "",
         "root  ━━━━━━┳┄┄┄┄┻━━━╸",
         "└ 1          ━━━━╸",
@@ -70,17 +76,23 @@ def test_tensorboard_gets_text_as_it_is(tmp_path):
 
 
 def test_tensorboard_shows_a_step_that_is_done_again_once(tmp_path):
-    """A killed run goes on from its last checkpoint: what it had shown of the steps after it is taken back."""
+    """A killed run goes on from its last checkpoint: what it had shown of the steps after it is
+    taken back.
+    """
     for start, stop in ((0, 5), (3, 7)):
         with Recorder(tmp_path, start, 9, 1, "sft", ("tokens",), (), progress=False) as recorder:
             for step in range(start + 1, stop + 1):
                 recorder.record(step, {"loss": start + step / 8})
                 recorder.show_text(step, "validation_tree", f"of {start}")
             recorder.flush()
-        for file in (tmp_path / "tensorboard").glob("events.out*"):  # Starts of one second write to one file.
+        # Starts of one second write to one file.
+        for file in (tmp_path / "tensorboard").glob("events.out*"):
             file.rename(file.with_name(f"events.{start}"))
     found = shown(tmp_path)
     assert {step: value for (name, step), value in found.items() if name == "loss"} == {
         step: 3 * (step > 3) + step / 8 for step in range(1, 8)
     }
-    assert [found["validation_tree/text_summary", step].strip() for step in (3, 4)] == ["of 0", "of 3"]
+    assert [found["validation_tree/text_summary", step].strip() for step in (3, 4)] == [
+        "of 0",
+        "of 3",
+    ]

@@ -72,7 +72,12 @@ def test_a_rollout_that_was_queued_behind_an_update_starts_when_that_ends(clock)
     ends(second, 24.0)
     # The first: one second until it queued, 4 of rollout, 1 of host, 8 of update.
     assert _numbers(first) == pytest.approx(
-        {"rollout_share": 4 / 14, "idle_share": 2 / 14, "update_share": 8 / 14, "step_seconds": 14.0}
+        {
+            "rollout_share": 4 / 14,
+            "idle_share": 2 / 14,
+            "update_share": 8 / 14,
+            "step_seconds": 14.0,
+        }
     )
     # The second: the device was busy until 14; 6 of rollout, 1 of host, 3 of update.
     assert _numbers(second) == pytest.approx(

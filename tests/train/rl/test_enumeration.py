@@ -1,8 +1,10 @@
-"""Proof of the estimator: on toy policies every thread tree is listed, with its probability (toys.py).
+"""Proof of the estimator: on toy policies every thread tree is listed, with its probability
+(toys.py).
 
-The expectation of the objective's gradient over all batches must be the derivative of the exact expected reward, which is
-computed without any of the code under test: the probability of a tree is the product of those of its choices. What is
-biased is shown to be, with the figures of docs/objective.md:
+The expectation of the objective's gradient over all batches must be the derivative of the exact
+expected reward, which is computed without any of the code under test: the probability of a tree is
+the product of those of its choices. What is biased is shown to be, with the figures of
+docs/objective.md:
 
     python -m pytest tests/train/rl/test_enumeration.py -s
 """
@@ -44,7 +46,9 @@ DIVISOR = 137.25  # Tokens of a tree, by which a run divides its loss.
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """A toy with random logits and a random reward a tree, and the exact gradient of the expected reward."""
+    """A toy with random logits and a random reward a tree, and the exact gradient of the expected
+    reward.
+    """
 
     trees: Trees
     table: jax.Array
@@ -77,7 +81,9 @@ def setting(request):
 
 
 def _estimate(setting, size=2, table=None, rewards=None, **options):
-    """The expected gradient times the run's divisor, which scales every term of the loss and changes no direction."""
+    """The expected gradient times the run's divisor, which scales every term of the loss and
+    changes no direction.
+    """
     objective = {name: options.pop(name) for name in list(options) if hasattr(PURE, name)}
     config = dataclasses.replace(PURE, **objective)
     estimate = expected_estimate(
@@ -94,14 +100,19 @@ def _estimate(setting, size=2, table=None, rewards=None, **options):
 
 
 def _compare(got, exact):
-    """The scale of the estimate along the exact gradient, and the share of its length that points elsewhere."""
+    """The scale of the estimate along the exact gradient, and the share of its length that points
+    elsewhere.
+    """
     scale = np.vdot(got, exact) / np.vdot(exact, exact)
     return scale, np.linalg.norm(got - scale * exact) / np.linalg.norm(got)
 
 
 def _show(name, setting, got, exact):
     scale, elsewhere = _compare(got, exact)
-    print(f"\n{setting.trees.toy.name:12} {name:32} scale {scale:6.3f}   elsewhere {elsewhere:6.1%}", end="")
+    print(
+        f"\n{setting.trees.toy.name:12} {name:32} scale {scale:6.3f}   elsewhere {elsewhere:6.1%}",
+        end="",
+    )
     return elsewhere
 
 
@@ -130,22 +141,33 @@ def _choosing_kinds(trees):
 
 @pytest.mark.parametrize(("advantage", "size"), [("none", 1), ("none", 2), ("leave_one_out", 2)])
 def test_the_expected_gradient_is_the_gradient_of_the_expected_reward(setting, advantage, size):
-    np.testing.assert_allclose(_estimate(setting, size, advantage=advantage), setting.exact, atol=1e-12)
+    np.testing.assert_allclose(
+        _estimate(setting, size, advantage=advantage), setting.exact, atol=1e-12
+    )
 
 
 @pytest.mark.parametrize("advantage", ["batch", "group"])
-def test_a_mean_that_holds_the_trees_own_reward_shortens_the_gradient_and_no_more(setting, advantage):
-    np.testing.assert_allclose(_estimate(setting, advantage=advantage), setting.exact / 2, atol=1e-12)
+def test_a_mean_that_holds_the_trees_own_reward_shortens_the_gradient_and_no_more(
+    setting, advantage
+):
+    np.testing.assert_allclose(
+        _estimate(setting, advantage=advantage), setting.exact / 2, atol=1e-12
+    )
 
 
 @pytest.mark.parametrize(("advantage", "scale"), [("none", 1.0), ("batch", 0.5), ("group", 0.0)])
-def test_the_mean_of_a_batch_is_over_all_its_problems_and_that_of_a_group_over_one(advantage, scale):
-    """Two problems that pay differently, one tree of each: nothing but the other problem can take the tree's own reward off."""
+def test_the_mean_of_a_batch_is_over_all_its_problems_and_that_of_a_group_over_one(
+    advantage, scale
+):
+    """Two problems that pay differently, one tree of each: nothing but the other problem can take
+    the tree's own reward off.
+    """
     setting = _setting(BOTH)
     other = np.asarray(setting.rewards)[::-1] + 1.0
     trees, table = setting.trees, setting.table
     each = [
-        jax.grad(lambda table, paid=paid: trees.probabilities(table) @ paid)(table) for paid in (setting.rewards, other)
+        jax.grad(lambda table, paid=paid: trees.probabilities(table) @ paid)(table)
+        for paid in (setting.rewards, other)
     ]
     exact = np.asarray(sum(each)) / 2
     got = _estimate(setting, rewards=np.stack([setting.rewards, other]), advantage=advantage)
@@ -157,7 +179,11 @@ def test_the_mean_of_a_batch_is_over_all_its_problems_and_that_of_a_group_over_o
     ("options", "least"),
     [
         ({"advantage": "group_std"}, 0.1),
-        ({"advantage": "leave_one_out", "normalisation": "token"}, 0.01),  # Least where all trees are about as long.
+        # Least where all trees are about as long.
+        (
+            {"advantage": "leave_one_out", "normalisation": "token"},
+            0.01,
+        ),
         ({"advantage": "leave_one_out", "normalisation": "sequence"}, 0.1),
     ],
     ids=lambda value: "-".join(value.values()) if isinstance(value, dict) else None,
@@ -169,14 +195,21 @@ def test_what_is_biased_points_elsewhere(setting, options, least):
 
 
 def test_the_deviation_of_a_group_weighs_problems_by_difficulty():
-    """Right or wrong, group_std scales the gradient of a problem by what depends on its rate: G = 5, rates 50% and 5%."""
+    """Right or wrong, group_std scales the gradient of a problem by what depends on its rate: G =
+    5, rates 50% and 5%.
+    """
 
     def scale(rate, name):
         rewards = np.array(list(itertools.product([0.0, 1.0], repeat=5)))
         chance = np.prod(np.where(rewards == 1, rate, 1 - rate), axis=1)
-        first = np.asarray(ADVANTAGES[name](jnp.asarray(rewards), np.ones(rewards.shape, bool)))[:, 0]
+        first = np.asarray(ADVANTAGES[name](jnp.asarray(rewards), np.ones(rewards.shape, bool)))[
+            :, 0
+        ]
         # The gradient of P(right) is multiplied by E[A | right] - E[A | wrong].
-        mean = [(chance * first)[rewards[:, 0] == r].sum() / chance[rewards[:, 0] == r].sum() for r in (1, 0)]
+        mean = [
+            (chance * first)[rewards[:, 0] == r].sum() / chance[rewards[:, 0] == r].sum()
+            for r in (1, 0)
+        ]
         return mean[0] - mean[1]
 
     assert scale(0.5, "leave_one_out") == pytest.approx(1) == scale(0.05, "leave_one_out")
@@ -193,22 +226,31 @@ def test_masking_overlong_trees_is_biased_and_a_penalty_is_not():
     assert _show("leave_one_out masked", setting, masked, setting.exact) > 0.05
     rewards = setting.rewards - 0.5 * overlong
     exact = _exact(setting.trees, setting.table, rewards)
-    np.testing.assert_allclose(_estimate(setting, advantage="leave_one_out", rewards=rewards), exact, atol=1e-12)
+    np.testing.assert_allclose(
+        _estimate(setting, advantage="leave_one_out", rewards=rewards), exact, atol=1e-12
+    )
 
 
 def test_later_inner_steps_are_biased():
-    """The ratio of one token stands for that of the tree; the first step, at ratio 1, is exact with any clip."""
+    """The ratio of one token stands for that of the tree; the first step, at ratio 1, is exact with
+    any clip.
+    """
     setting = _setting(BOTH)
     np.testing.assert_allclose(
         _estimate(setting, 1, clip=0.01, dual_clip=1.5), _estimate(setting, 1, clip=0.2), atol=1e-15
     )
-    moved = setting.table + 0.3 * jnp.asarray(np.random.default_rng(2).normal(size=setting.table.shape))
+    moved = setting.table + 0.3 * jnp.asarray(
+        np.random.default_rng(2).normal(size=setting.table.shape)
+    )
     exact = _exact(setting.trees, moved, setting.rewards)
-    got = _estimate(setting, advantage="leave_one_out", table=moved, behaviour=setting.table, clip=1e6)
+    got = _estimate(
+        setting, advantage="leave_one_out", table=moved, behaviour=setting.table, clip=1e6
+    )
     assert _show("second inner step", setting, got, exact) > 0.02
 
 
-# --- KL and entropy. All four estimates against gradients worked out from the table, without the code under test.
+# --- KL and entropy. All four estimates against gradients worked out from the table, without the
+# code under test.
 
 
 def _reference(setting):
@@ -216,7 +258,9 @@ def _reference(setting):
 
 
 def _visited_gradient(setting, of_logprobs):
-    """Gradient of E[sum of a function of each visited state's distribution], which states are visited held fixed."""
+    """Gradient of E[sum of a function of each visited state's distribution], which states are
+    visited held fixed.
+    """
     trees = setting.trees
     probabilities = jax.lax.stop_gradient(trees.probabilities(setting.table))
 
@@ -230,7 +274,9 @@ def _full_gradient(setting, of_logprobs):
     trees = setting.trees
 
     def total(table):
-        return jnp.sum(trees.probabilities(table) * trees.visited(of_logprobs(trees.logprobs(table))))
+        return jnp.sum(
+            trees.probabilities(table) * trees.visited(of_logprobs(trees.logprobs(table)))
+        )
 
     return np.asarray(jax.grad(total)(setting.table))
 
@@ -253,7 +299,12 @@ def _entropy(logprobs):
 def _kl_estimate(setting, estimator, **options):
     nothing = jnp.zeros(len(setting.trees))
     return -_estimate(
-        setting, rewards=nothing, kl=1.0, kl_estimator=estimator, reference=_reference(setting), **options
+        setting,
+        rewards=nothing,
+        kl=1.0,
+        kl_estimator=estimator,
+        reference=_reference(setting),
+        **options,
     )
 
 
@@ -273,14 +324,18 @@ def test_k3_has_the_gradient_of_the_reverse_divergence(setting):
 
 
 @pytest.mark.parametrize(("advantage", "size"), [("none", 1), ("leave_one_out", 2)])
-def test_k1_in_the_reward_has_the_gradient_of_the_divergence_of_the_whole_tree(setting, advantage, size):
+def test_k1_in_the_reward_has_the_gradient_of_the_divergence_of_the_whole_tree(
+    setting, advantage, size
+):
     exact = _full_gradient(setting, _divergence(setting))
     got = _kl_estimate(setting, "reward", size=size, advantage=advantage)
     np.testing.assert_allclose(got, exact, atol=1e-12)
 
 
 def test_what_the_other_terms_leave_out(setting):
-    """They hold the visited states fixed: that a choice leads to where the policies differ (or are even) is not seen."""
+    """They hold the visited states fixed: that a choice leads to where the policies differ (or are
+    even) is not seen.
+    """
     tree = _full_gradient(setting, _divergence(setting))
     assert _show("KL k2", setting, _kl_estimate(setting, "k2", size=1), tree) > 0.05
     assert _show("KL k3", setting, _kl_estimate(setting, "k3", size=1), tree) > 0.05
@@ -338,9 +393,13 @@ def test_the_mean_over_a_sequence_in_place_of_the_sum_breaks_the_proof(setting):
 # --- The same toys, sampled on the device and trained.
 
 
-@pytest.mark.parametrize("toy", [pytest.param(BOTH, marks=pytest.mark.slow), NESTED], ids=lambda toy: toy.name)
+@pytest.mark.parametrize(
+    "toy", [pytest.param(BOTH, marks=pytest.mark.slow), NESTED], ids=lambda toy: toy.name
+)
 def test_a_sampled_run_finds_the_known_optimum(toy):
-    """Every joined child pays, tokens cost: the best tree is known from the list, and one policy always makes it."""
+    """Every joined child pays, tokens cost: the best tree is known from the list, and one policy
+    always makes it.
+    """
     with jax.enable_x64(False):
         trees = _setting(toy).trees
         forest = trees.forest
@@ -348,7 +407,9 @@ def test_a_sampled_run_finds_the_known_optimum(toy):
         values = _pay(forest, np)
         best = int(values.argmax())
         states, tokens = trees.made[best]
-        assert len(set(zip(states.tolist(), tokens.tolist(), strict=True))) == len(set(states.tolist())), "realisable"
+        assert len(set(zip(states.tolist(), tokens.tolist(), strict=True))) == len(
+            set(states.tolist())
+        ), "realisable"
         table = jnp.zeros((STATES, VOCAB), jnp.float32)
 
         def expected(table):
@@ -368,7 +429,11 @@ def test_a_sampled_run_finds_the_known_optimum(toy):
             grads = gradient(table, trees, rows, states_of(rows), weights, advantages)
             updates, state = optimizer.update(grads, state)
             table = optax.apply_updates(table, updates)
-        print(f"\n{toy.name}: expected reward {expected(table):.3f} of {values[best]:.3f} after 60 steps", end="")
+        print(
+            f"\n{toy.name}: expected reward {expected(table):.3f} of {values[best]:.3f} after 60"
+            " steps",
+            end="",
+        )
         assert expected(table) > values[best] - 0.05
 
 
@@ -391,4 +456,6 @@ def _make_rollout(toy):
 def _sampled_loss(table, trees, rows, states, weights, advantages):
     logits = trees.logits(table)[states]
     logprobs, entropy = sampled_logprobs(logits, rows)
-    return policy_loss(logprobs, entropy, jax.lax.stop_gradient(logprobs), rows, weights, advantages, PURE)[0]
+    return policy_loss(
+        logprobs, entropy, jax.lax.stop_gradient(logprobs), rows, weights, advantages, PURE
+    )[0]

@@ -28,24 +28,43 @@ OBJECTIVE = ObjectiveConfig(clip=0.2, kl=0.3)
 
 
 def _rows(threads, length):
-    """Places the threads one after the other, as many a row as fit (tokens, sampled, tree, hidden block, position)."""
+    """Places the threads one after the other, as many a row as fit (tokens, sampled, tree, hidden
+    block, position).
+    """
     rows, used = [], length
     for tokens, sampled, tree, hidden_block, position in threads:
         if used + len(tokens) > length:
-            rows.append([np.zeros(length, np.int32) for _ in range(5)] + [np.full(length, -1, np.int32)])
+            rows.append(
+                [np.zeros(length, np.int32) for _ in range(5)] + [np.full(length, -1, np.int32)]
+            )
             used, segment = 0, 0
         segment += 1
         at = slice(used, used + len(tokens))
-        for field, value in zip(rows[-1], (tokens, position, segment, hidden_block, sampled, tree), strict=True):
+        for field, value in zip(
+            rows[-1], (tokens, position, segment, hidden_block, sampled, tree), strict=True
+        ):
             field[at] = value
         used += len(tokens)
-    tokens, position, segment, hidden_block, sampled, tree = (np.stack(column) for column in zip(*rows, strict=True))
+    tokens, position, segment, hidden_block, sampled, tree = (
+        np.stack(column) for column in zip(*rows, strict=True)
+    )
     blank = np.zeros(tokens.shape, np.float32)
-    return Rows(tokens, position, segment, hidden_block, sampled.astype(bool), tree, blank, blank.astype(np.uint8))
+    return Rows(
+        tokens,
+        position,
+        segment,
+        hidden_block,
+        sampled.astype(bool),
+        tree,
+        blank,
+        blank.astype(np.uint8),
+    )
 
 
 def _threads(seed, count=6):
-    """Random threads with a spawn block (an hidden block that positions forget) and given tokens in the middle."""
+    """Random threads with a spawn block (an hidden block that positions forget) and given tokens in
+    the middle.
+    """
     rng = np.random.default_rng(seed)
     threads = []
     for _ in range(count):
@@ -79,8 +98,11 @@ def test_loss_by_hand():
     reference = jnp.log(jnp.asarray([[0.9, 0.25, 0.5, 0.9, 0.25]]))
     advantages = jnp.asarray([1.0, -2.0])
     config = ObjectiveConfig(clip=0.2, kl=0.1)
-    loss, parts = policy_loss(logprobs, -logprobs, reference, rows, _weights(rows), advantages, config)
-    # Ratios 1, 2 (clipped to 1.2: A > 0) and 0.5 (A < 0: the clipped 0.8 x -2 is smaller, so it is taken).
+    loss, parts = policy_loss(
+        logprobs, -logprobs, reference, rows, _weights(rows), advantages, config
+    )
+    # Ratios 1, 2 (clipped to 1.2: A > 0) and 0.5 (A < 0: the clipped 0.8 x -2 is smaller, so it is
+    # taken).
     gain = 1 * 1 + 1.2 * 1 + 0.8 * -2
     k3 = 0.5 - np.log(0.5) - 1  # Only the first sampled token differs from the reference.
     np.testing.assert_allclose(loss, -(gain - 0.1 * k3) / 2, rtol=1e-6)
@@ -91,7 +113,9 @@ def test_loss_by_hand():
     np.testing.assert_allclose(metrics["logprob_difference_worst"], np.log(2), rtol=1e-6)
     np.testing.assert_allclose(metrics["outside_clip_share"], 2 / 3, rtol=1e-6)
     np.testing.assert_allclose(metrics["entropy"], -np.log([0.5, 0.5, 0.25]).mean(), rtol=1e-6)
-    np.testing.assert_allclose(cross_entropy(logprobs, rows), -np.log([0.5, 0.5, 0.25]).mean(), rtol=1e-6)
+    np.testing.assert_allclose(
+        cross_entropy(logprobs, rows), -np.log([0.5, 0.5, 0.25]).mean(), rtol=1e-6
+    )
 
 
 @functools.partial(jax.jit, static_argnames="config")
@@ -121,7 +145,13 @@ def test_gradient_matches_finite_differences(options):
         noise = 0.5 * jax.random.normal(keys[2], behaviour.shape, jnp.float64)
         weights = _weights(rows)
         rows = dataclasses.replace(rows, logprob=behaviour + noise)
-        rest = (rows, weights, jnp.asarray([1.0, -0.5, 2.0]), behaviour * 0.9, ObjectiveConfig(clip=0.2, **options))
+        rest = (
+            rows,
+            weights,
+            jnp.asarray([1.0, -0.5, 2.0]),
+            behaviour * 0.9,
+            ObjectiveConfig(clip=0.2, **options),
+        )
         slope = jnp.vdot(jax.grad(_loss)(logits, *rest), direction)
         step = 1e-6 * direction
         change = _loss(logits + step, *rest) - _loss(logits - step, *rest)
@@ -142,7 +172,15 @@ def test_given_tokens_and_padding_get_exactly_zero_gradient():
     garbage = jnp.where(rows.sampled, reference, jnp.nan)
     advantages = jnp.asarray([1.0, -1.0, 0.5])
     clean = policy_loss(reference, reference, reference, rows, weights, advantages, config)
-    soiled = policy_loss(garbage, garbage, garbage, rows, jnp.where(rows.sampled, weights, jnp.nan), advantages, config)
+    soiled = policy_loss(
+        garbage,
+        garbage,
+        garbage,
+        rows,
+        jnp.where(rows.sampled, weights, jnp.nan),
+        advantages,
+        config,
+    )
     assert jax.tree.leaves(clean) == jax.tree.leaves(soiled)
 
 
@@ -159,7 +197,9 @@ _model_gradient = jax.jit(jax.value_and_grad(_model_loss))
 
 @pytest.mark.parametrize("loss_of", ["tree", "token", "sequence", "supervised"])
 def test_packing_and_padding_change_neither_loss_nor_gradient(loss_of):
-    """Of a recorded forest, nested two deep and with hidden blocks: packed as for an update, and one thread a row."""
+    """Of a recorded forest, nested two deep and with hidden blocks: packed as for an update, and
+    one thread a row.
+    """
     forest, params = record(), model_params()
     advantages = jnp.asarray([1.0, -0.5, 2.0, -1.5, 0.7, -1.2])
     packed, alone = pack_forest(forest, 1, LIMITS.max_thread_tokens + 7), _one_thread_a_row(forest)
@@ -183,7 +223,9 @@ def _one_thread_a_row(forest):
     for tree, thread_index in np.argwhere(forest.length > 0):
         only = np.zeros_like(forest.length)
         only[tree, thread_index] = forest.length[tree, thread_index]
-        rows.append(pack_forest(dataclasses.replace(forest, length=only), 1, LIMITS.max_thread_tokens))
+        rows.append(
+            pack_forest(dataclasses.replace(forest, length=only), 1, LIMITS.max_thread_tokens)
+        )
     return jax.tree.map(lambda *fields: np.concatenate(fields), *rows)
 
 
@@ -201,12 +243,20 @@ def test_a_tree_weighs_the_same_however_many_trees_threads_or_rows_there_are():
 
 
 def test_weights_of_tokens_by_hand():
-    """Tree 0: threads with 2 and 1 sampled tokens; tree 1: one with 3; tree 2: one with 2, in the next row."""
+    """Tree 0: threads with 2 and 1 sampled tokens; tree 1: one with 3; tree 2: one with 2, in the
+    next row.
+    """
     given, chosen = np.zeros(1, bool), np.ones(3, bool)
 
     def thread(count, tree):
         sampled = np.concatenate([given, chosen[:count]])
-        return np.ones(count + 1, np.int32), sampled, tree, np.zeros(count + 1, np.int32), np.arange(count + 1)
+        return (
+            np.ones(count + 1, np.int32),
+            sampled,
+            tree,
+            np.zeros(count + 1, np.int32),
+            np.arange(count + 1),
+        )
 
     rows = _rows([thread(2, 0), thread(1, 0), thread(3, 1), thread(2, 2)], 9)
     everyone, two = np.ones(3, bool), np.array([True, False, True])
@@ -218,11 +268,23 @@ def test_weights_of_tokens_by_hand():
 
     assert per_thread("tree", everyone) == [1 / 3] * 8
     assert per_thread("token", everyone) == [1 / 8] * 8
-    assert per_thread("sequence", everyone) == [1 / 8, 1 / 8, 1 / 4, 1 / 12, 1 / 12, 1 / 12, 1 / 8, 1 / 8]
-    # The divisor of a run is for "tree", which else sums over tokens; the other two are means already.
+    assert per_thread("sequence", everyone) == [
+        1 / 8,
+        1 / 8,
+        1 / 4,
+        1 / 12,
+        1 / 12,
+        1 / 12,
+        1 / 8,
+        1 / 8,
+    ]
+    # The divisor of a run is for "tree", which else sums over tokens; the other two are means
+    # already.
     for loss_aggregation, divisor in (("tree", 4.0), ("token", 1.0), ("sequence", 1.0)):
         divided = token_weights(rows, everyone, loss_aggregation, tokens_per_tree=4.0)
-        np.testing.assert_array_equal(divided * divisor, token_weights(rows, everyone, loss_aggregation))
+        np.testing.assert_array_equal(
+            divided * divisor, token_weights(rows, everyone, loss_aggregation)
+        )
     # Without tree 1 its tokens weigh nothing, and nothing is divided by them.
     assert per_thread("tree", two) == [1 / 2] * 3 + [0] * 3 + [1 / 2] * 2
     assert per_thread("token", two) == [1 / 5] * 3 + [0] * 3 + [1 / 5] * 2
@@ -232,8 +294,13 @@ def test_weights_of_tokens_by_hand():
 
 
 def test_clips_by_hand():
-    """Ratio 3, where the token became likely: PPO bounds the gain of a good one, only the dual clip the loss of a bad one."""
-    ratio, advantage = jnp.asarray([[3.0, 3.0, 0.5, 0.5, 1.5, 1.0]]), jnp.asarray([[2.0, -2.0, 2.0, -2.0, -2.0, -2.0]])
+    """Ratio 3, where the token became likely: PPO bounds the gain of a good one, only the dual clip
+    the loss of a bad one.
+    """
+    ratio, advantage = (
+        jnp.asarray([[3.0, 3.0, 0.5, 0.5, 1.5, 1.0]]),
+        jnp.asarray([[2.0, -2.0, 2.0, -2.0, -2.0, -2.0]]),
+    )
     gain, clipped = clipped_gain(ratio, advantage, clip=0.2)
     np.testing.assert_allclose(gain, [[2.4, -6.0, 1.0, -1.6, -3.0, -2.0]], rtol=1e-6)
     assert clipped.tolist() == [[True, False, False, True, False, False]]
@@ -250,11 +317,14 @@ def test_kl_estimates_by_hand():
     expected = {"k1": np.log(2), "k2": np.log(2) ** 2 / 2, "k3": 0.5 + np.log(2) - 1, "reward": 0.0}
     for name, value in expected.items():
         np.testing.assert_allclose(KL[name](away), [[value]], rtol=1e-6)
-    # Over the policy's own draws, k1 and k3 average to the divergence; k2 only where the two are close.
+    # Over the policy's own draws, k1 and k3 average to the divergence; k2 only where the two are
+    # close.
     p, q = np.array([0.2, 0.3, 0.5]), np.array([0.3, 0.3, 0.4])
     divergence = (p * np.log(p / q)).sum()
     for name in ("k1", "k3"):
-        np.testing.assert_allclose((p * np.asarray(KL[name](jnp.log(q / p)[None])[0])).sum(), divergence, rtol=1e-5)
+        np.testing.assert_allclose(
+            (p * np.asarray(KL[name](jnp.log(q / p)[None])[0])).sum(), divergence, rtol=1e-5
+        )
 
 
 @pytest.mark.parametrize("estimator", ["k1", "k2", "k3", "reward"])
@@ -266,7 +336,9 @@ def test_a_token_that_the_policy_has_left_behind_has_a_finite_loss_and_gradient(
 
     def loss(logprobs):
         advantages = jnp.asarray([1.0, -1.0, 0.5])
-        return policy_loss(logprobs, -logprobs, reference, rows, _weights(rows), advantages, config)[0]
+        return policy_loss(
+            logprobs, -logprobs, reference, rows, _weights(rows), advantages, config
+        )[0]
 
     for behind in (30.0, 1e4):
         value, slope = jax.value_and_grad(loss)(reference - behind)
@@ -280,19 +352,22 @@ def test_k3_is_exact_up_to_a_thousandfold_and_goes_on_as_its_tangent():
     near = np.asarray(d[0, :5], np.float64)
     np.testing.assert_allclose(value[:5], np.expm1(near) - near, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(slope[:5], np.expm1(near), rtol=1e-5, atol=1e-6)
-    # Beyond, such a token still pulls to the reference, but no harder than an advantage of 1 at the published weight.
+    # Beyond, such a token still pulls to the reference, but no harder than an advantage of 1 at the
+    # published weight.
     np.testing.assert_allclose(slope[6:], 999.0, rtol=1e-5)
     np.testing.assert_allclose(0.001 * slope[6:], 1.0, rtol=2e-3)
     np.testing.assert_allclose(value[6] - value[5], 999.0, rtol=1e-5)
 
 
-@pytest.mark.parametrize(("cap", "exact"), [(0.0, False), (100.0, True), (1.2, False)], ids=["off", "wide", "tight"])
+@pytest.mark.parametrize(
+    ("cap", "exact"), [(0.0, False), (100.0, True), (1.2, False)], ids=["off", "wide", "tight"]
+)
 def test_recomputed_log_probs_make_the_gradient_exact_where_one_token_is_chosen(cap, exact):
-    """Every tree of one choice, by its probability under what the sampler rounded: summed up, the expected gradient.
+    """Every tree of one choice, by its probability under what the sampler rounded: summed up, the
+    expected gradient.
 
-    The policy's own gradient of the expected reward is p (r - E r). Against the recorded log-probs tokens are clipped at
-    once; a cap takes off what weights exceed it.
-    """
+    The policy's own gradient of the expected reward is p (r - E r). Against the recorded log-probs
+    tokens are clipped at once; a cap takes off what weights exceed it."""
     with jax.enable_x64(True):
         rng = np.random.default_rng(0)
         logits, rewards = jnp.asarray(rng.normal(size=VOCAB)), jnp.asarray(rng.normal(size=VOCAB))
@@ -302,14 +377,25 @@ def test_recomputed_log_probs_make_the_gradient_exact_where_one_token_is_chosen(
         sampled = np.array([[False, True]] * VOCAB)
         recorded = jnp.stack([jnp.zeros(VOCAB), rounded], axis=1)
         tree = np.repeat(np.arange(VOCAB, dtype=np.int32)[:, None], 2, axis=1)
-        rows = Rows(tokens, first + [0, 1], first + 1, first, sampled, tree, recorded, first.astype(np.uint8))
+        rows = Rows(
+            tokens,
+            first + [0, 1],
+            first + 1,
+            first,
+            sampled,
+            tree,
+            recorded,
+            first.astype(np.uint8),
+        )
         weights = jnp.exp(recorded) * sampled
         config = ObjectiveConfig(advantage="none", kl=0.0, clip=0.2, importance_cap=cap)
 
         def gain(logits):
             logprobs = jnp.stack([jnp.zeros(VOCAB), jax.nn.log_softmax(logits)], axis=1)
             own = jax.lax.stop_gradient(logprobs) if cap else None
-            return -policy_loss(logprobs, logprobs, logprobs, rows, weights, rewards, config, own)[0]
+            return -policy_loss(logprobs, logprobs, logprobs, rows, weights, rewards, config, own)[
+                0
+            ]
 
         share = jax.nn.softmax(logits)
         got = jax.grad(gain)(logits)
@@ -328,13 +414,17 @@ def test_the_kl_of_a_tree_is_the_sum_over_its_sampled_tokens():
     rows = dataclasses.replace(rows, logprob=rng.normal(size=rows.tokens.shape).astype(np.float32))
     reference = rng.normal(size=rows.tokens.shape).astype(np.float32)
     got = tree_kl(jnp.where(rows.sampled, reference, jnp.nan), rows, 4)
-    expected = [(rows.logprob - reference)[rows.sampled & (rows.tree == tree)].sum() for tree in range(4)]
+    expected = [
+        (rows.logprob - reference)[rows.sampled & (rows.tree == tree)].sum() for tree in range(4)
+    ]
     np.testing.assert_allclose(got, expected, rtol=1e-5)
 
 
 def test_entropy_pulls_towards_the_even_choice_also_where_tokens_are_forbidden():
     """One choice between two allowed tokens: -w dH/dlogits = w p (log p + H)."""
-    rows = _rows([(np.array([10, 11]), np.array([False, True]), 0, np.zeros(2, np.int32), np.arange(2))], 2)
+    rows = _rows(
+        [(np.array([10, 11]), np.array([False, True]), 0, np.zeros(2, np.int32), np.arange(2))], 2
+    )
     rows = dataclasses.replace(rows, allowed=np.full((1, 2), p.ALLOW_TEXT, np.uint8))
     logits = jnp.zeros((1, 2, VOCAB)).at[0, 0, 10].set(1.0)
     config = ObjectiveConfig(kl=0.0, entropy=0.7)
@@ -353,6 +443,8 @@ def test_logprob_of_a_token_comes_from_the_column_before_at_the_temperature():
     for row, column in np.argwhere(rows.sampled):
         p = np.exp(logits[row, column - 1] / 0.7)
         p /= p.sum()
-        np.testing.assert_allclose(logprobs[row, column], np.log(p[rows.tokens[row, column]]), rtol=1e-5)
+        np.testing.assert_allclose(
+            logprobs[row, column], np.log(p[rows.tokens[row, column]]), rtol=1e-5
+        )
         np.testing.assert_allclose(entropy[row, column], -(p * np.log(p)).sum(), rtol=1e-5)
     assert (np.asarray(logprobs)[~rows.sampled] == 0).all()

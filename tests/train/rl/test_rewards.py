@@ -1,4 +1,6 @@
-"""Rewards by hand: costs, overlong trees, the price that follows a budget; and a verifier that misbehaves in a real run."""
+"""Rewards by hand: costs, overlong trees, the price that follows a budget; and a verifier that
+misbehaves in a real run.
+"""
 
 import dataclasses
 from types import SimpleNamespace
@@ -18,7 +20,9 @@ from apr_jax.train.rl.rewards import counted_trees, next_price, overlong, tree_r
 from apr_jax.train.rl.trainer import train_rl
 
 FOREST = SimpleNamespace(
-    total_tokens=np.array([100, 300, 200]), sequential_tokens=np.array([80, 50, 200]), truncations=np.array([0, 2, 1])
+    total_tokens=np.array([100, 300, 200]),
+    sequential_tokens=np.array([80, 50, 200]),
+    truncations=np.array([0, 2, 1]),
 )
 CORRECT = np.array([1, 1, 0], np.float32)
 
@@ -51,11 +55,15 @@ def test_the_price_follows_the_budget_by_hand():
     assert next_price(0.002, 100.0, config) == pytest.approx(0.0015)
     assert next_price(0.002, 200.0, config) == 0.002
     assert next_price(0.0001, 20.0, config) == 0.0, "tokens are never paid for"
-    assert next_price(0.002, 1e6, RewardConfig(token_price=0.002)) == 0.002, "without a budget it is fixed"
+    assert next_price(0.002, 1e6, RewardConfig(token_price=0.002)) == 0.002, (
+        "without a budget it is fixed"
+    )
 
 
 def test_the_price_comes_to_rest_where_the_budget_is_met():
-    """Trees that shorten as tokens cost more: 400 tokens for nothing, 200 at 0.004, by 1 / (1 + 250 price)."""
+    """Trees that shorten as tokens cost more: 400 tokens for nothing, 200 at 0.004, by 1 / (1 + 250
+    price).
+    """
     config = RewardConfig(token_budget=200, price_step=0.0005)
     price = 0.0
     for _ in range(500):
@@ -67,28 +75,52 @@ def test_the_price_comes_to_rest_where_the_budget_is_met():
     ("settings", "message"),
     [
         (["reward.token_price=-1"], "train.rl.reward.token_price=-1.0 must be at least 0"),
-        (["reward.sequential_price=nan"], "train.rl.reward.sequential_price=nan must be at least 0"),
+        (
+            ["reward.sequential_price=nan"],
+            "train.rl.reward.sequential_price=nan must be at least 0",
+        ),
         (["reward.time_limit=0"], "train.rl.reward.time_limit=0.0 must be positive"),
         (["reward.memory_limit=0"], "train.rl.reward.memory_limit=0.0 must be positive"),
         (["reward.max_unknown=1.5"], "train.rl.reward.max_unknown=1.5 must be in 0..1"),
         (["reward.max_unknown=nan"], "train.rl.reward.max_unknown=nan must be in 0..1"),
-        (["reward.token_budget=9"], "train.rl.reward.price_step=0.0 with token_budget=9: must both be positive"),
-        (["reward.overlong=cut"], "reward.overlong='cut': Input should be 'scored', 'masked' or 'penalised'"),
-        (["objective.dual_clip=1.1"], "train.rl.objective.dual_clip=1.1 must be 0 (off) or above 1 + clip = 1.2"),
-        (["objective.kl_estimator=k4"], "objective.kl_estimator='k4': Input should be 'k1', 'k2', 'k3' or 'reward'"),
+        (
+            ["reward.token_budget=9"],
+            "train.rl.reward.price_step=0.0 with token_budget=9: must both be positive",
+        ),
+        (
+            ["reward.overlong=cut"],
+            "reward.overlong='cut': Input should be 'scored', 'masked' or 'penalised'",
+        ),
+        (
+            ["objective.dual_clip=1.1"],
+            "train.rl.objective.dual_clip=1.1 must be 0 (off) or above 1 + clip = 1.2",
+        ),
+        (
+            ["objective.kl_estimator=k4"],
+            "objective.kl_estimator='k4': Input should be 'k1', 'k2', 'k3' or 'reward'",
+        ),
         (["objective.entropy=-1"], "train.rl.objective.entropy=-1.0 must be at least 0"),
         (["difference_bound=0"], "train.rl.difference_bound=0.0 must be positive"),
         (["difference_bound=inf"], "train.rl.difference_bound=inf must be positive and finite"),
         (["mean_difference_bound=0"], "train.rl.mean_difference_bound=0.0 must be positive"),
         (["outside_clip_bound=-1"], "train.rl.outside_clip_bound=-1.0 must be positive"),
-        (["objective.importance_cap=0.5"], "train.rl.objective.importance_cap=0.5 must be 0 (off) or at least 1"),
-        (["reward.token_price=inf"], "train.rl.reward.token_price=inf must be at least 0 and finite"),
+        (
+            ["objective.importance_cap=0.5"],
+            "train.rl.objective.importance_cap=0.5 must be 0 (off) or at least 1",
+        ),
+        (
+            ["reward.token_price=inf"],
+            "train.rl.reward.token_price=inf must be at least 0 and finite",
+        ),
         (["optimizer.lr=-1"], "train.rl.optimizer.lr=-1.0 must be positive"),
         (["optimizer.clip=inf"], "train.rl.optimizer.clip=inf must be positive and finite"),
         (["optimizer.decay=2"], "train.rl.optimizer.decay=2.0 must be in 0..1"),
         (
             ["objective.kl_estimator=reward"],
-            "train.rl.objective.advantage='group_std' with kl_estimator='reward': would divide KL by its own deviation; take",
+            (
+                "train.rl.objective.advantage='group_std' with kl_estimator='reward': would divide"
+                " KL by its own deviation; take"
+            ),
         ),
         (["group=1"], "train.rl.group=1 must be at least 2 for advantage 'group_std'"),
     ],
@@ -101,7 +133,9 @@ def test_values_out_of_range_name_the_field_the_value_and_the_rule(config, setti
 
 
 def test_settings_of_the_optimizer_are_named_by_their_stage(config):
-    with pytest.raises(ConfigError, match=r"learn\.sft\.optimizer\.b2=1\.0 must be between 0 and 1"):
+    with pytest.raises(
+        ConfigError, match=r"learn\.sft\.optimizer\.b2=1\.0 must be between 0 and 1"
+    ):
         override(config, ["train.sft.optimizer.b2=1"])
 
 
@@ -130,14 +164,22 @@ def test_a_verifier_that_raises_and_hangs_never_stops_the_run(
     assert lines[-1]["step"] == 2
     failed = [(line["reward_errors"], line["reward_timeouts"]) for line in lines[1:]]
     # Both trees of a problem fail alike.
-    assert all(errors % 2 == 0 and timeouts % 2 == 0 and errors + timeouts <= 12 for errors, timeouts in failed)
+    assert all(
+        errors % 2 == 0 and timeouts % 2 == 0 and errors + timeouts <= 12
+        for errors, timeouts in failed
+    )
     assert sum(errors for errors, _ in failed) > 0 and sum(timeouts for _, timeouts in failed) > 0
     assert all(line["skipped"] == 0 for line in lines[1:])
-    assert "verifier: raised RuntimeError: no verdict on an answer to problem" in capfd.readouterr().err
+    assert (
+        "verifier: raised RuntimeError: no verdict on an answer to problem"
+        in capfd.readouterr().err
+    )
 
 
 class _Lossy:
-    """A verifier without a verdict on the first answers of each batch; it notes how many the caller can spare."""
+    """A verifier without a verdict on the first answers of each batch; it notes how many the caller
+    can spare.
+    """
 
     def __init__(self, *lost):
         self.lost = list(lost)
@@ -146,7 +188,9 @@ class _Lossy:
     def verify(self, pairs, most_unknown):
         self.spare.append(most_unknown)
         lost = self.lost[len(self.spare) - 1]
-        return [Failure.RAISED] * lost + [Verdict(None, claimed=False, correct=True)] * (len(pairs) - lost)
+        return [Failure.RAISED] * lost + [Verdict(None, claimed=False, correct=True)] * (
+            len(pairs) - lost
+        )
 
 
 def _grader(config, monkeypatch, verifier, problems=0, batch=8, **reward):
@@ -172,17 +216,27 @@ def test_a_step_with_too_many_answers_without_a_verdict_is_refused(config, monke
     grades = made.verify([Problem("p", (1, 2), 3)] * 8, np.zeros(8))
     assert grades.known.tolist() == [False, False] + [True] * 6
     assert grades.accuracy == 1.0 and grades.correct.sum() == 6
-    with pytest.raises(UnknownAnswers, match=r"3 of 8 answers have no verdict \(3 failed, 0 took too long, 0 were"):
+    with pytest.raises(
+        UnknownAnswers, match=r"3 of 8 answers have no verdict \(3 failed, 0 took too long, 0 were"
+    ):
         made.verify([Problem("p", (1, 2), 3)] * 8, np.zeros(8))
     assert verifier.spare == [2, 2]
 
 
-def test_a_validation_is_of_the_known_answers_and_refused_by_all_of_its_batches(config, monkeypatch):
+def test_a_validation_is_of_the_known_answers_and_refused_by_all_of_its_batches(
+    config, monkeypatch
+):
     """A batch may lose what the batches before it have left."""
     state, verifier = SimpleNamespace(params=None), _Lossy(2, 0, 1, 2, 1, 1)
     made = _grader(config, monkeypatch, verifier, problems=20, max_unknown=0.15)
     scores = made.validate(state, lambda: 0)
-    expected = {"accuracy": 1.0, "trees": 20, "reward_errors": 3, "reward_timeouts": 0, "reward_unverified": 0}
+    expected = {
+        "accuracy": 1.0,
+        "trees": 20,
+        "reward_errors": 3,
+        "reward_timeouts": 0,
+        "reward_unverified": 0,
+    }
     assert scores == expected and made.sample() == "None"
     with pytest.raises(UnknownAnswers, match="4 of 20 answers have no verdict"):
         made.validate(state, lambda: 0)
@@ -190,7 +244,8 @@ def test_a_validation_is_of_the_known_answers_and_refused_by_all_of_its_batches(
 
 
 @pytest.mark.parametrize(
-    ("count", "share", "allowed"), [(320, 0.1, 32), (4, 0.1, 1), (1, 0.1, 0), (4, 1.0, 3), (9, 0.0, 1)]
+    ("count", "share", "allowed"),
+    [(320, 0.1, 32), (4, 0.1, 1), (1, 0.1, 0), (4, 1.0, 3), (9, 0.0, 1)],
 )
 def test_so_many_answers_may_be_unknown(count, share, allowed):
     reward = RewardConfig(max_unknown=share)
@@ -200,26 +255,37 @@ def test_so_many_answers_may_be_unknown(count, share, allowed):
     grades.check(reward)
     assert grades.accuracy == 1.0 and grades.unknown() == allowed
     if allowed < count - 1:
-        with pytest.raises(UnknownAnswers, match=f"{allowed + 1} of {count} answers have no verdict"):
-            Grades(np.array([unknown] * (allowed + 1) + [True] * (count - allowed - 1))).check(reward)
+        with pytest.raises(
+            UnknownAnswers, match=f"{allowed + 1} of {count} answers have no verdict"
+        ):
+            Grades(np.array([unknown] * (allowed + 1) + [True] * (count - allowed - 1))).check(
+                reward
+            )
 
 
 def test_a_step_above_the_bound_is_told_and_marked(config, data_dir, checkpoint, tmp_path, capfd):
-    """Worst and mean have bounds of their own; and the reference is asked once a forest, not once an update."""
+    """Worst and mean have bounds of their own; and the reference is asked once a forest, not once
+    an update.
+    """
     bounds = {"difference_bound": 1e-12, "mean_difference_bound": 1e-12}
     with compilations() as compiled:
-        lines = _run(config, data_dir, tmp_path, checkpoint, steps=2, objective=ObjectiveConfig(), **bounds)
+        lines = _run(
+            config, data_dir, tmp_path, checkpoint, steps=2, objective=ObjectiveConfig(), **bounds
+        )
     said = capfd.readouterr().err
     for name in ("logprob_difference_worst", "logprob_difference"):
         assert [line[f"{name}_above"] for line in lines[1:]] == [1.0, 1.0]
         assert f"step 2: {name} " in said
     assert [line["outside_clip_share"] for line in lines[1:]] == [0.0, 0.0]
     assert [line["outside_clip_share_above"] for line in lines[1:]] == [0.0, 0.0]
-    assert compiled.count("jit(rescore)") == compiled.count("jit(step)") > 0, "one program of each for a number of rows"
+    assert compiled.count("jit(rescore)") == compiled.count("jit(step)") > 0, (
+        "one program of each for a number of rows"
+    )
 
 
 def test_options_of_the_objective_train(config, data_dir, checkpoint, tmp_path):
-    """Every branch of the step in one run; the KL to the reference is 0 before the first update and not after it.
+    """Every branch of the step in one run; the KL to the reference is 0 before the first update and
+    not after it.
 
     Four tokens are too few for some of the trees, whose mean is 4.5 in the first step.
     """
@@ -240,25 +306,39 @@ def test_options_of_the_objective_train(config, data_dir, checkpoint, tmp_path):
         reward=RewardConfig(overlong="masked", sequential_price=0.001),
     )[1:]
     assert abs(lines[0]["kl"]) < 1e-3 < max(abs(line["kl"]) for line in lines[1:])
-    assert all(line["skipped"] == 0 and line["logprob_difference_worst_above"] == 0 for line in lines)
+    assert all(
+        line["skipped"] == 0 and line["logprob_difference_worst_above"] == 0 for line in lines
+    )
     for line in lines:  # A tree is masked for one truncated thread or for several.
         assert (line["masked_trees"] > 0) == (line["truncations"] > 0)
         assert line["masked_trees"] <= line["trees"] * line["truncations"]
     assert 0 < lines[0]["masked_trees"] < lines[0]["trees"]
 
 
-def test_groups_are_flat_by_what_they_earned_whatever_kl_takes_off(config, data_dir, checkpoint, tmp_path):
-    """A model this small never hits a target: all groups are flat, although KL differs from tree to tree."""
+def test_groups_are_flat_by_what_they_earned_whatever_kl_takes_off(
+    config, data_dir, checkpoint, tmp_path
+):
+    """A model this small never hits a target: all groups are flat, although KL differs from tree to
+    tree.
+    """
     objective = ObjectiveConfig(advantage="leave_one_out", kl=0.1, kl_estimator="reward")
-    lines = _run(config, data_dir, tmp_path, checkpoint, steps=2, validate_every=9, objective=objective)[1:]
+    lines = _run(
+        config, data_dir, tmp_path, checkpoint, steps=2, validate_every=9, objective=objective
+    )[1:]
     assert [line["accuracy"] for line in lines] == [0.0, 0.0]
     assert [line["zero_std_groups"] for line in lines] == [2.0, 2.0]
-    assert all(line["zero_advantage_trees"] == 0 and line["grad_norm"] > 0 for line in lines), "KL has a gradient still"
+    assert all(line["zero_advantage_trees"] == 0 and line["grad_norm"] > 0 for line in lines), (
+        "KL has a gradient still"
+    )
 
 
-def test_a_step_in_which_all_groups_are_flat_replays_nothing(config, data_dir, checkpoint, tmp_path):
+def test_a_step_in_which_all_groups_are_flat_replays_nothing(
+    config, data_dir, checkpoint, tmp_path
+):
     objective = ObjectiveConfig(advantage="leave_one_out", kl=0.0)
-    lines = _run(config, data_dir, tmp_path, checkpoint, steps=2, validate_every=9, objective=objective)[1:]
+    lines = _run(
+        config, data_dir, tmp_path, checkpoint, steps=2, validate_every=9, objective=objective
+    )[1:]
     for line in lines:
         assert line["zero_std_groups"] == 2 and line["zero_advantage_trees"] == line["trees"] == 4
         assert line["rows"] == line["grad_norm"] == line["loss"] == line["skipped"] == 0

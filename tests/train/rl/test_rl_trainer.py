@@ -1,9 +1,10 @@
-"""The trainer against the objective: what real steps of `train_rl` do with their trees, worked out again by hand.
+"""The trainer against the objective: what real steps of `train_rl` do with their trees, worked out
+again by hand.
 
-`test_enumeration` proves what the loss follows, given rows, weights and advantages. Here is the way between a rollout and the
-next parameters: each step's forest is listened to, and what becomes of it compared with plain numpy and a gradient that has
-neither rows, nor chunks, nor groups. Only a sign, a grouping, a price, a KL and a packing that are all right get there.
-"""
+`test_enumeration` proves what the loss follows, given rows, weights and advantages. Here is the way
+between a rollout and the next parameters: each step's forest is listened to, and what becomes of it
+compared with plain numpy and a gradient that has neither rows, nor chunks, nor groups. Only a sign,
+a grouping, a price, a KL and a packing that are all right get there."""
 
 import dataclasses
 import functools
@@ -35,8 +36,17 @@ BUDGET, PRICE_STEP = 20, 0.003  # Trees are longer, so the second step's price i
 
 
 def _spawning(config, **options):
-    """A barely trained model spawns as soon as it can't break the protocol. Its parameters are split over two devices."""
-    options = {"problems": PROBLEMS, "group": GROUP, "temperature": TEMPERATURE, "validate_every": 99, **options}
+    """A barely trained model spawns as soon as it can't break the protocol.
+
+    Its parameters are split over two devices.
+    """
+    options = {
+        "problems": PROBLEMS,
+        "group": GROUP,
+        "temperature": TEMPERATURE,
+        "validate_every": 99,
+        **options,
+    }
     limits = dataclasses.replace(config.limits, constrain=True)
     return changed(config, rl=options, limits=limits, mesh=MeshConfig(data=1, fsdp=2))
 
@@ -44,7 +54,9 @@ def _spawning(config, **options):
 def _asked(forest, tree, tokenizer):
     """Numbers and target that a root was given."""
     given = int(forest.sampled[tree, 0].argmax())
-    *numbers, target = map(int, re.findall(r"\d+", tokenizer.decode(forest.tokens[tree, 0, :given].tolist())))
+    *numbers, target = map(
+        int, re.findall(r"\d+", tokenizer.decode(forest.tokens[tree, 0, :given].tolist()))
+    )
     return tuple(numbers), target
 
 
@@ -64,11 +76,17 @@ class Forgetful(SandboxedVerifier):
 
     def verify(self, pairs, most_unknown=None):
         outcomes = super().verify(pairs, most_unknown)
-        return [Failure.TIMED_OUT if lost else one for one, lost in zip(outcomes, Forgetful.lost, strict=True)]
+        return [
+            Failure.TIMED_OUT if lost else one
+            for one, lost in zip(outcomes, Forgetful.lost, strict=True)
+        ]
 
 
 def _answers(forest, tokenizer):
-    """In place of what the trees say: a model this small never hits a target. The verifier is the real one."""
+    """In place of what the trees say: a model this small never hits a target.
+
+    The verifier is the real one.
+    """
     validating = len(forest.total_tokens) != PROBLEMS * GROUP
     Forgetful.lost = _is_unknown(forest) & (not validating)
     return [
@@ -79,17 +97,19 @@ def _answers(forest, tokenizer):
 
 @pytest.fixture(scope="module", params=["masked", "kl"])
 def heard(request, config, data_dir, checkpoint, tmp_path_factory):
-    """Two steps of two updates each, by plain gradient descent: each update with what it was given and what it gave.
+    """Two steps of two updates each, by plain gradient descent: each update with what it was given
+    and what it gave.
 
-    "masked": truncated trees are left out, no KL, a fixed price. "kl": all trees count but those of unknown worth, KL is part
-    of the reward, and the price of a token follows a budget.
-    """
+    "masked": truncated trees are left out, no KL, a fixed price. "kl": all trees count but those of
+    unknown worth, KL is part of the reward, and the price of a token follows a budget."""
     kl, overlong = {"masked": (0.0, "masked"), "kl": (KL, "scored")}[request.param]
     settings = _spawning(
         config,
         steps=2,
         optimizer=OptimizerConfig(clip=GRADIENT_CLIP),
-        objective=ObjectiveConfig(advantage="leave_one_out", kl=kl, kl_estimator="reward", clip=CLIP),
+        objective=ObjectiveConfig(
+            advantage="leave_one_out", kl=kl, kl_estimator="reward", clip=CLIP
+        ),
         reward=RewardConfig(
             token_price=TOKEN_PRICE,
             sequential_price=SEQUENTIAL_PRICE,
@@ -99,7 +119,8 @@ def heard(request, config, data_dir, checkpoint, tmp_path_factory):
             max_unknown=0.9,
         ),
     )
-    settings = dataclasses.replace(settings, seed=4)  # Of which the trees that teach have children, in both runs.
+    # Of which the trees that teach have children, in both runs.
+    settings = dataclasses.replace(settings, seed=4)
     forests, updates = [], []
     first_trees, make_rl_step = trainer.first_trees, trainer.make_rl_step
 
@@ -151,10 +172,11 @@ def heard(request, config, data_dir, checkpoint, tmp_path_factory):
 
 
 def _descent(forests):
-    """Plain gradient descent at the rate RATE x c, c the tokens of a tree of the first step, by which losses are divided.
+    """Plain gradient descent at the rate RATE x c, c the tokens of a tree of the first step, by
+    which losses are divided.
 
-    The update is traced once, when the first forest is there: a divisor of another step or of other trees would show.
-    """
+    The update is traced once, when the first forest is there: a divisor of another step or of other
+    trees would show."""
 
     def update(gradient, state, params=None):
         del params
@@ -167,9 +189,15 @@ def _descent(forests):
 def _one_thread_a_row(forest):
     """Nothing is packed: a row for every thread index, used or not."""
     trees, max_threads, length = forest.tokens.shape
-    tree, inside = np.indices((trees, max_threads, length))[0], np.arange(length) < forest.length[..., None]
+    tree, inside = (
+        np.indices((trees, max_threads, length))[0],
+        np.arange(length) < forest.length[..., None],
+    )
     names = ("tokens", "position", "hidden_block", "sampled", "logprob", "allowed")
-    fields = {name: getattr(forest, name) for name in names} | {"tree": tree, "segment": inside.astype(np.int32)}
+    fields = {name: getattr(forest, name) for name in names} | {
+        "tree": tree,
+        "segment": inside.astype(np.int32),
+    }
     return Rows(**{name: values.reshape(-1, length) for name, values in fields.items()})
 
 
@@ -181,14 +209,18 @@ def _logprobs(model, params, rows):
 @functools.partial(jax.jit, static_argnums=0)
 def _gradient(model, params, rows, advantages):
     """Of the sum over trees of A x the sum of the log-probs of all that was sampled in them."""
-    return jax.grad(lambda params: (advantages[rows.tree] * token_logprobs(params, model, rows, TEMPERATURE)[0]).sum())(
-        params
-    )
+    return jax.grad(
+        lambda params: (
+            advantages[rows.tree] * token_logprobs(params, model, rows, TEMPERATURE)[0]
+        ).sum()
+    )(params)
 
 
 def _sum_by_tree(forest, values):
     """[B], of values of the sampled tokens of `_one_thread_a_row`."""
-    return np.where(forest.sampled, np.asarray(values, np.float64).reshape(forest.sampled.shape), 0.0).sum((1, 2))
+    return np.where(
+        forest.sampled, np.asarray(values, np.float64).reshape(forest.sampled.shape), 0.0
+    ).sum((1, 2))
 
 
 def _counted(heard, forest):
@@ -196,7 +228,9 @@ def _counted(heard, forest):
 
 
 def _price(heard, forest):
-    """Of a token: as it began, and in the second step by how far the first step's trees, children included, were off."""
+    """Of a token: as it began, and in the second step by how far the first step's trees, children
+    included, were off.
+    """
     first = heard.firsts[0].forest
     if forest is first or not heard.kl:
         return TOKEN_PRICE
@@ -205,14 +239,19 @@ def _price(heard, forest):
 
 def _rewards(heard, forest):
     """A right answer less the prices less KL, the last by the reference's own log-probs."""
-    cost = _price(heard, forest) * _sum_by_tree(forest, forest.sampled) + SEQUENTIAL_PRICE * forest.sequential_tokens
+    cost = (
+        _price(heard, forest) * _sum_by_tree(forest, forest.sampled)
+        + SEQUENTIAL_PRICE * forest.sequential_tokens
+    )
     anchor = _logprobs(heard.config.model, heard.start.params, _one_thread_a_row(forest))
     kl = _sum_by_tree(forest, forest.logprob) - _sum_by_tree(forest, anchor)
     return _says_a_solution(forest) - cost - heard.kl * kl, kl
 
 
 def _advantages(heard, forest):
-    """Each tree's reward less the mean of those of the other trees that were asked the same, and count."""
+    """Each tree's reward less the mean of those of the other trees that were asked the same, and
+    count.
+    """
     rewards, _ = _rewards(heard, forest)
     asked = [_asked(forest, tree, heard.start.tokenizer) for tree in range(len(rewards))]
     assert sorted(map(asked.count, asked)) == [GROUP] * len(asked), "no problem came up twice"
@@ -223,11 +262,17 @@ def _advantages(heard, forest):
     return advantages
 
 
-def test_advantages_are_of_answers_less_prices_less_kl_against_the_other_trees_of_the_same_problem(heard):
+def test_advantages_are_of_answers_less_prices_less_kl_against_the_other_trees_of_the_same_problem(
+    heard,
+):
     for update in heard.updates:
-        np.testing.assert_allclose(update.advantages, _advantages(heard, update.forest), rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(
+            update.advantages, _advantages(heard, update.forest), rtol=1e-4, atol=1e-4
+        )
     first, second = (_rewards(heard, update.forest)[1] for update in heard.firsts)
-    assert np.abs(first).max() < 1e-3 and np.abs(second).max() > 1, "the reference is the policy that begins"
+    assert np.abs(first).max() < 1e-3 and np.abs(second).max() > 1, (
+        "the reference is the policy that begins"
+    )
     for update in heard.firsts:
         assert 0 < _says_a_solution(update.forest).sum() < PROBLEMS * GROUP
         assert (update.advantages > 0.05).any() and (update.advantages < -0.05).any()
@@ -246,11 +291,19 @@ def test_answers_without_a_verdict_have_no_part_in_what_a_step_reports(heard):
         forest = update.forest
         known = ~_is_unknown(forest) if heard.kl else np.ones(PROBLEMS * GROUP, bool)
         assert not heard.kl or 0 < known.sum() < PROBLEMS * GROUP
-        assert line["reward_timeouts"] == np.sum(~known) and line["reward_errors"] == line["reward_unverified"] == 0
+        assert (
+            line["reward_timeouts"] == np.sum(~known)
+            and line["reward_errors"] == line["reward_unverified"] == 0
+        )
         assert line["accuracy"] == pytest.approx(np.mean(_says_a_solution(forest)[known]))
-        cost = _price(heard, forest) * forest.total_tokens + SEQUENTIAL_PRICE * forest.sequential_tokens
+        cost = (
+            _price(heard, forest) * forest.total_tokens
+            + SEQUENTIAL_PRICE * forest.sequential_tokens
+        )
         assert line["reward"] == pytest.approx(np.mean((_says_a_solution(forest) - cost)[known]))
-        assert line["total_tokens"] == pytest.approx(np.mean(forest.total_tokens)), "what it cost is known"
+        assert line["total_tokens"] == pytest.approx(np.mean(forest.total_tokens)), (
+            "what it cost is known"
+        )
         assert line["masked_trees"] == (0 if heard.kl else np.sum(forest.truncations > 0))
 
 
@@ -259,17 +312,27 @@ def test_every_sampled_token_of_a_tree_that_teaches_is_rescored_once(heard):
     of_children = 0
     for update in heard.updates:
         forest, rows = update.forest, update.rows
-        taught = np.ones(PROBLEMS * GROUP, bool) if heard.kl else np.abs(_advantages(heard, forest)) > 1e-9
+        taught = (
+            np.ones(PROBLEMS * GROUP, bool)
+            if heard.kl
+            else np.abs(_advantages(heard, forest)) > 1e-9
+        )
         got = np.bincount(rows.tree[rows.sampled], minlength=len(taught))
         assert got.tolist() == np.where(taught, forest.total_tokens, 0).tolist()
         of_children += forest.sampled[taught, 1:].sum()
         logprobs = np.bincount(rows.tree[rows.sampled], rows.logprob[rows.sampled], len(taught))
-        np.testing.assert_allclose(logprobs, np.where(taught, _sum_by_tree(forest, forest.logprob), 0), rtol=1e-5)
+        np.testing.assert_allclose(
+            logprobs, np.where(taught, _sum_by_tree(forest, forest.logprob), 0), rtol=1e-5
+        )
     assert of_children > 50
 
 
-def test_an_update_climbs_the_mean_over_trees_of_advantage_times_the_log_prob_of_the_whole_tree(heard):
-    """The rate takes back the divisor of the first step, in the second step too, whose trees are of another length."""
+def test_an_update_climbs_the_mean_over_trees_of_advantage_times_the_log_prob_of_the_whole_tree(
+    heard,
+):
+    """The rate takes back the divisor of the first step, in the second step too, whose trees are of
+    another length.
+    """
     first, later = (update.forest.total_tokens.mean() for update in heard.firsts)
     assert abs(later / first - 1) > 0.01
     for update in heard.firsts:
@@ -300,14 +363,20 @@ def test_the_second_update_of_a_step_begins_where_the_first_ended_and_is_clipped
         beyond = ((advantage > 0) & (ratio > 1 + CLIP)) | ((advantage < 0) & (ratio < 1 - CLIP))
         rescored = second.rows.sampled.sum()
         assert beyond.sum() > 50
-        assert second.metrics["clip_share"] == pytest.approx(beyond.sum() / rescored, abs=2 / rescored)
-    assert [line["clip_share"] for line in heard.lines] == [float(u.metrics["clip_share"]) for u in heard.updates[1::2]]
+        assert second.metrics["clip_share"] == pytest.approx(
+            beyond.sum() / rescored, abs=2 / rescored
+        )
+    assert [line["clip_share"] for line in heard.lines] == [
+        float(u.metrics["clip_share"]) for u in heard.updates[1::2]
+    ]
 
 
 def test_a_steep_price_makes_trees_short_and_every_number_of_rows_is_compiled_once(
     config, data_dir, checkpoint, tmp_path, monkeypatch
 ):
-    """Each update is given what the one before gave: another layout or type of that would be another program."""
+    """Each update is given what the one before gave: another layout or type of that would be
+    another program.
+    """
     settings = _spawning(
         config,
         steps=12,

@@ -1,4 +1,6 @@
-"""What RL draws its problems from: all that the split drew, whatever became of their demonstrations."""
+"""What RL draws its problems from: all that the split drew, whatever became of their
+demonstrations.
+"""
 
 import contextlib
 import dataclasses
@@ -22,7 +24,9 @@ class Asked(Exception):
 
 @pytest.fixture
 def problems_of_rl(config, data_dir, checkpoint, tmp_path, monkeypatch):
-    """Method -> the problems that its first steps ask for; from a folder that holds no demonstration."""
+    """Method -> the problems that its first steps ask for; from a folder that holds no
+    demonstration.
+    """
     lone = tmp_path / "data"
     shutil.copytree(data_dir, lone, ignore=shutil.ignore_patterns("demonstrations"))
     with pytest.raises(UserError):
