@@ -116,7 +116,7 @@ class ObjectiveConfig:
         taken off its reward.
       entropy: weight of the entropy bonus.
       importance_cap: 0 takes the recorded log-probs for those of the sampling policy. Else they are
-        recomputed in the training pass before the first inner step, and a token weighs
+        recomputed in the training pass before the first PPO epoch, and a token weighs
         min(exp(recomputed - recorded), importance_cap).
     """
 

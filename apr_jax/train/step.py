@@ -39,10 +39,10 @@ class ForestBatch:
       chunks: Rows with fields [chunks, R, L]; those from `used` on hold padding alone.
       weights: [chunks, R, L] of the tokens, see `token_weights`.
       used: int32, chunks that hold tokens.
-      reference: [chunks, R, L] log-probs of the reference policy, the same in all inner steps; None
+      reference: [chunks, R, L] log-probs of the reference policy, the same in all PPO epochs; None
         without a KL term in the loss.
       behaviour: [chunks, R, L] log-probs of the sampling policy by the training pass, or `UNKNOWN`
-        before the first inner step; None where the recorded ones are taken.
+        before the first PPO epoch; None where the recorded ones are taken.
     """
 
     chunks: Rows
@@ -90,8 +90,8 @@ def make_rl_step(config: Experiment, optimizer: optax.GradientTransformation, me
     The chunks are rescored one after the other and their gradients added up, so memory does not
     grow with the forest.
 
-    The third result is `ForestBatch.behaviour` for the next inner step. Where it is recomputed, the
-    first inner step takes the log-probs of its own pass: a pass of another program may round
+    The third result is `ForestBatch.behaviour` for the next PPO epoch. Where it is recomputed, the
+    first PPO epoch takes the log-probs of its own pass: a pass of another program may round
     otherwise, and ratios are to begin at 1."""
     temperature, objective = config.train.rl.temperature, config.train.rl.objective
 
@@ -153,7 +153,7 @@ def make_rescore(config: Experiment, mesh: Mesh) -> Rescore:
     L].
 
     The reference is asked so: once a forest, before its first update, and whatever the number of
-    inner steps."""
+    PPO epochs."""
 
     def rescore(params: Any, batch: ForestBatch) -> jax.Array:
         def fill_chunk(index: jax.Array, filled: jax.Array) -> jax.Array:
@@ -210,7 +210,7 @@ def place_forest(
     into chunks on the mesh.
 
     Args:
-      recompute: the first inner step is to recompute the behaviour log-probs.
+      recompute: the first PPO epoch is to recompute the behaviour log-probs.
     """
     used = len(rescored_rows(rows, size).tokens) // size
     chunks, weights = jax.tree.map(

@@ -34,7 +34,7 @@ def test_the_order_of_demonstrations_follows_the_seed(config, monkeypatch):
     assert 11 in found.value.args[0]
 
 
-def test_the_schedule_of_rl_counts_inner_steps(config, monkeypatch):
+def test_the_schedule_of_rl_counts_ppo_epochs(config, monkeypatch):
     start = types.SimpleNamespace(config=config)
     monkeypatch.setattr(trainer, "load_checkpoint", lambda path: start)
     monkeypatch.setattr(trainer, "check_built", lambda *arguments: None)

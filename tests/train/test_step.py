@@ -190,7 +190,7 @@ def test_trees_that_are_left_out_change_no_gradient(config, mesh):
         ).any()
 
 
-def test_recomputed_log_probs_are_those_of_the_first_inner_step(config, mesh):
+def test_recomputed_log_probs_are_those_of_the_first_ppo_epoch(config, mesh):
     """Recorded 0.3 nats too low, half of them: the ratio begins at exactly 1 all the same, and the
     token weighs e^0.3.
 
@@ -225,7 +225,7 @@ def test_recomputed_log_probs_are_those_of_the_first_inner_step(config, mesh):
     known = dataclasses.replace(batch, behaviour=behaviour)
     with compilations() as compiled:
         _, metrics, again = step(dataclasses.replace(state, params=moved), known, placed)
-    assert compiled.count("jit(step)") == 0, "one program serves all inner steps"
+    assert compiled.count("jit(step)") == 0, "one program serves all PPO epochs"
     np.testing.assert_array_equal(again, behaviour)
     assert metrics["clip_share"] > 0.05
 

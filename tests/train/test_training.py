@@ -389,7 +389,7 @@ def test_rl_stopped_and_resumed_is_the_unbroken_run(
     """In an update of step 2, which is then not validated, though that is due; and in its rollout,
     which is thrown away.
 
-    Two inner steps a step; the first rollout is that of the first validation.
+    Two PPO epochs a step; the first rollout is that of the first validation.
     """
     with monkeypatch.context() as patch:
         patch.setattr(module, maker, Interrupt(getattr(module, maker), call, signal.SIGTERM))
@@ -420,7 +420,7 @@ def test_bad_steps_of_rl_end_the_run_with_the_batch(
             r"4 updates in a row had a NaN or Inf .* the last of them in step 2;.*rl\.optimizer\.lr"
         ),
     ):
-        train_rl(config, data_dir, tmp_path, unbroken[0], progress=False)  # Two inner steps a step.
+        train_rl(config, data_dir, tmp_path, unbroken[0], progress=False)  # Two PPO epochs a step.
     _equal(load_checkpoint(tmp_path).params, load_checkpoint(unbroken[0]).params)
     assert [line["step"] for line in repeatable(tmp_path)] == [0, 1, 2]
     batch = np.load(tmp_path / "bad_batch" / "2.npz")

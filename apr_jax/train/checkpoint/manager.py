@@ -253,9 +253,7 @@ class Checkpoints:
                 raise ValueError("data is not what was saved")
             self._check_same_run(meta, folder)
             if "unvalidated" not in meta:
-                raise UserError(
-                    f"checkpoint {folder}: is of another version of apr_jax; use another --workdir"
-                )
+                raise version_error(folder)
             params = _read_arrays(folder / "params", blank.params)
             state = TrainState(
                 params=params, **_read_arrays(folder / "state", _without_params(blank))
@@ -345,6 +343,13 @@ def load_checkpoint(path: str | Path) -> Restored:
         others = [str(step) for step in _steps(folder.parent) if str(step) != folder.name]
         hint = f"; other steps there: {', '.join(others)}" if others else "; train again"
         raise UserError(f"checkpoint {folder}: damaged ({what_went_wrong(error)}){hint}") from None
+
+
+def version_error(folder: Path) -> UserError:
+    """Returns the error for a run that another version of this library saved."""
+    return UserError(
+        f"checkpoint {folder}: is of another version of apr_jax; use another --workdir"
+    )
 
 
 def _unreadable(folder: Path, error: Exception) -> UserError:

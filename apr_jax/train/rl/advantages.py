@@ -1,11 +1,11 @@
 """Advantages: how much better a tree did than expected, from the rewards of one step's trees.
 
-All functions take rewards [problems, G] and `counted` [problems, G], and give advantages of the
-same shape. A group is the G trees of one problem. A tree that is not counted gets 0 and has no part
-in any mean; so has a group of which fewer than two trees are counted, where the advantage compares
-within the group.
+All functions take `rewards` [problems, G] and `counted` [problems, G] and return advantages of the
+same shape. A group is the G trees of one problem. A tree that is not counted gets the advantage 0
+and has no part in any mean. Where the advantage compares trees within their group, all trees of a
+group get 0 if fewer than two of them are counted.
 
-docs/objective.md says which of them leave the gradient unbiased, and
+docs/objective.md says which advantages leave the gradient unbiased, and the test
 tests/train/rl/test_enumeration.py proves it."""
 
 from collections.abc import Callable
@@ -18,40 +18,46 @@ Counted = Bool[Array, "problems G"]
 
 
 def raw(rewards: Rewards, counted: Counted) -> Rewards:
-    """A = r: plain REINFORCE."""
+    """Returns A = r: plain REINFORCE."""
     return jnp.where(counted, rewards, 0.0)
 
 
 def batch_mean(rewards: Rewards, counted: Counted) -> Rewards:
-    """A = r - mean of all n counted trees. The mean holds the tree's own reward, so the gradient is
-    (n - 1) / n of the true one."""
+    """Returns A = r - mean reward of all n counted trees.
+
+    The mean holds the tree's own reward, so the gradient is (n - 1) / n of the true one.
+    """
     mean = jnp.sum(rewards, where=counted) / jnp.maximum(jnp.sum(counted), 1)
     return jnp.where(counted, rewards - mean, 0.0)
 
 
 def group_mean(rewards: Rewards, counted: Counted) -> Rewards:
-    """A = r - mean of the group (GRPO without the division; Liu et al. 2025, "Dr. GRPO"): (G - 1) /
-    G of the gradient.
+    """Returns A = r - mean reward of the group: GRPO without the division ("Dr. GRPO", Liu et al.
+    2025).
+
+    The mean holds the tree's own reward, so the gradient is (G - 1) / G of the true one.
     """
     return _zero_where_zero_std(rewards, counted, rewards - _mean(rewards, counted))
 
 
 def group_std(rewards: Rewards, counted: Counted) -> Rewards:
-    """A = (r - mean of the group) / standard deviation of the group (GRPO; Shao et al. 2024).
-    Biased.
+    """Returns A = (r - mean of the group) / standard deviation of the group (GRPO; Shao et al.
+    2024).
 
-    The deviation is that of the group itself (divided by G). A group without variance gets zeros.
+    The gradient is biased. The variance is divided by G, not by G - 1. A group without variance
+    gets zeros.
     """
-    away = rewards - _mean(rewards, counted)
-    deviation = jnp.sqrt(_mean(away**2, counted))
-    return _zero_where_zero_std(
-        rewards, counted, away / jnp.where(has_zero_std(rewards, counted)[:, None], 1.0, deviation)
-    )
+    difference = rewards - _mean(rewards, counted)  # [problems, G]
+    deviation = jnp.sqrt(_mean(difference**2, counted))  # [problems, 1]
+    # Where the deviation is 0, its place is taken by 1: the result is replaced by 0 anyway.
+    divisor = jnp.where(has_zero_std(rewards, counted)[:, None], 1.0, deviation)
+    return _zero_where_zero_std(rewards, counted, difference / divisor)
 
 
 def leave_one_out(rewards: Rewards, counted: Counted) -> Rewards:
-    """A = r - mean of the other trees of the group (RLOO; Kool et al. 2019): unbiased, G / (G - 1)
-    times `group_mean`.
+    """Returns A = r - mean reward of the other trees of the group (RLOO; Kool et al. 2019).
+
+    The gradient is unbiased. The advantage is G / (G - 1) times that of `group_mean`.
 
     Raises:
       ValueError: G is 1.
@@ -59,10 +65,9 @@ def leave_one_out(rewards: Rewards, counted: Counted) -> Rewards:
     group = rewards.shape[1]
     if group < 2:
         raise ValueError(f"leave_one_out needs groups of at least 2 trees, not {group}")
-    size = jnp.maximum(jnp.sum(counted, axis=1, keepdims=True), 2)
-    return _zero_where_zero_std(
-        rewards, counted, (rewards - _mean(rewards, counted)) * (size / (size - 1))
-    )
+    size = jnp.maximum(jnp.sum(counted, axis=1, keepdims=True), 2)  # [problems, 1]
+    difference = rewards - _mean(rewards, counted)  # [problems, G]
+    return _zero_where_zero_std(rewards, counted, difference * (size / (size - 1)))
 
 
 ADVANTAGES: dict[str, Callable[[Rewards, Counted], Rewards]] = {
@@ -75,21 +80,29 @@ ADVANTAGES: dict[str, Callable[[Rewards, Counted], Rewards]] = {
 
 
 def has_zero_std(rewards: Rewards, counted: Counted) -> Bool[Array, " problems"]:
-    """All counted trees of the group earned the same, so that it teaches nothing about them."""
+    """Returns the groups in which all counted trees earned the same, so that no tree did better.
+
+    A group without a counted tree is one of them.
+    """
     highest = jnp.max(rewards, axis=1, where=counted, initial=-jnp.inf)
-    return highest <= jnp.min(rewards, axis=1, where=counted, initial=jnp.inf)
+    lowest = jnp.min(rewards, axis=1, where=counted, initial=jnp.inf)
+    return highest <= lowest
 
 
 def count_zero_std(rewards: Rewards, counted: Counted) -> Int[Array, ""]:
-    """Number of groups without variance."""
+    """Returns the number of groups in which all counted trees earned the same."""
     return jnp.sum(has_zero_std(rewards, counted), dtype=jnp.int32)
 
 
 def _mean(rewards: Rewards, counted: Counted) -> Float[Array, "problems 1"]:
+    """Returns the mean over the counted trees of each group, or 0 where there are none."""
     size = jnp.maximum(jnp.sum(counted, axis=1, keepdims=True), 1)
     return jnp.sum(rewards, axis=1, keepdims=True, where=counted) / size
 
 
 def _zero_where_zero_std(rewards: Rewards, counted: Counted, advantages: Rewards) -> Rewards:
-    """Rounding of the mean must not turn into a gradient."""
+    """Returns the advantages, with exact zeros for zero-std groups and for trees not counted.
+
+    Without this, the rounding error of a group's mean would turn into a gradient.
+    """
     return jnp.where(counted & ~has_zero_std(rewards, counted)[:, None], advantages, 0.0)

@@ -1,11 +1,11 @@
-"""Replay: the log-probs of recorded tokens, computed by the training forward pass.
+"""Rescoring: the log-probs of recorded tokens, computed again by the training forward pass.
 
 The life of a recorded token:
 1. The rollout drew it and recorded its log-prob, or a demonstration states it.
 2. `data/packing` put its thread into a row.
-3. Here the model reads the whole row at once. The logits at column j - 1 are those that the token
-   at column j was drawn from, because the rollout and this pass are the same network with the same
-   visibility.
+3. Here the model reads the whole row at once. The logits at column j - 1 are those from which the
+   token at column j was drawn, because rollout and training use the same network, in which the same
+   tokens see each other.
 4. The objective weighs the log-prob; the supervised loss is its negative mean.
 """
 
@@ -27,39 +27,43 @@ def token_logprobs(
     temperature: float = 1.0,
     mesh: Mesh | None = None,
 ) -> tuple[Float[Array, "R L"], Float[Array, "R L"]]:
-    """Log-prob under softmax(logits / temperature) of each sampled token, and the entropy of what
-    it was drawn from.
+    """Computes the log-prob under softmax(logits / temperature) of each sampled token, and the
+    entropy of the distribution it was drawn from.
 
-    Where the rollout forbade tokens (`Rows.allowed`), both are of the distribution over those that
-    were left.
+    Where the rollout forbade tokens (`Rows.allowed`), the distribution is over the tokens that were
+    allowed.
 
     Args:
-      rows: packed threads; the token at j is predicted at j - 1 of the same thread.
-      temperature: that of the sampling, positive.
-      mesh: over which the rows are split.
+      rows: packed threads; the token at column j is predicted at column j - 1 of the same thread.
+      temperature: temperature of the sampling, positive.
+      mesh: mesh over which the rows are split.
 
     Returns:
       log-probs and entropies in nats, float32 [R, L]; both 0 at tokens that were not sampled.
     """
-    tokens, position, segment, hidden_block = map(
-        jnp.asarray, (rows.tokens, rows.position, rows.segment, rows.hidden_block)
-    )
-    logits = forward(params, config, tokens, position, segment, hidden_block, mesh)
+    tokens = jnp.asarray(rows.tokens)
+    position = jnp.asarray(rows.position)
+    segment = jnp.asarray(rows.segment)
+    hidden_block = jnp.asarray(rows.hidden_block)
+    logits = forward(params, config, tokens, position, segment, hidden_block, mesh)  # [R, L, V]
     return sampled_logprobs(logits, rows, temperature)
 
 
 def sampled_logprobs(
     logits: Float[Array, "R L V"], rows: Rows, temperature: float = 1.0
 ) -> tuple[Float[Array, "R L"], Float[Array, "R L"]]:
-    """`token_logprobs` from given logits."""
-    allowed = jnp.asarray(rows.allowed)[:, 1:, None]
-    forbidden = (allowed > 0) & (allowed & token_classes(logits.shape[-1]) == 0)
+    """Computes what `token_logprobs` does, from the logits of the rows."""
+    # 0 means that nothing was forbidden; else each bit is a class of tokens that was allowed.
+    allowed = jnp.asarray(rows.allowed)[:, 1:, None]  # [R, L - 1, 1]
+    forbidden = (allowed > 0) & (allowed & token_classes(logits.shape[-1]) == 0)  # [R, L - 1, V]
     scaled = jnp.where(forbidden, jnp.finfo(jnp.float32).min, logits[:, :-1] / temperature)
-    logprobs = jax.nn.log_softmax(scaled, axis=-1)
-    chosen = jnp.take_along_axis(logprobs, rows.tokens[:, 1:, None], axis=-1)[..., 0]
-    entropy = -jnp.sum(jnp.exp(logprobs) * logprobs, axis=-1)
+
+    logprobs = jax.nn.log_softmax(scaled, axis=-1)  # [R, L - 1, V]
+    chosen = jnp.take_along_axis(logprobs, rows.tokens[:, 1:, None], axis=-1)[..., 0]  # [R, L - 1]
+    entropy = -jnp.sum(jnp.exp(logprobs) * logprobs, axis=-1)  # [R, L - 1]
 
     def align(values: Array) -> Array:
+        """Moves the values from the predicting column to that of the token: [R, L]."""
         return jnp.where(rows.sampled, jnp.pad(values, ((0, 0), (1, 0))), 0.0)
 
     return align(chosen), align(entropy)

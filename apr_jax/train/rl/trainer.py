@@ -1,18 +1,18 @@
 """Reinforcement learning over whole thread trees.
 
 The life of a tree:
-1. `TrainingProblems.draw` picks the step's problems, a function of (seed, step); each gets G trees.
+1. `TrainingProblems.draw` picks the problems of the step, a function of (seed, step). Each problem
+   gets G trees.
 2. The jitted rollout decodes all trees on the device, with keys folded from (seed, step, tree).
-3. The host reads the answers off the recorded token ids and the task verifies them, in a box that a
-   bad verifier can't leave: the only time at which the device idles (metric `idle_share`), together
-   with 4.
-4. Verdicts and costs become rewards, rewards advantages; the trees that teach are packed into rows,
-   nothing is ever tokenised again.
-5. The update rescores the rows and follows the tree-sum gradient, `ppo_epochs` times; with KL the
-   reference has scored them once before. Nobody waits for it: the next rollout is queued behind it
-   (`train/metrics/step_times.py`).
-6. Now and then the same rollout answers validation problems greedily; the best step by that is
-   kept, the first one included.
+3. The host reads the answers off the recorded token ids, and the task verifies them in a process of
+   its own. During this and the next step the device idles (metric `idle_share`).
+4. Verdicts and costs become rewards, and rewards become advantages. The trees that can change the
+   gradient are packed into rows. No text is tokenized again.
+5. The update rescores the rows and follows the gradient of the sum over whole trees, `ppo_epochs`
+   times. With KL, the reference model has scored the same rows once before. Nobody waits for the
+   update: the next rollout is queued behind it (`train/metrics/step_times.py`).
+6. From time to time the same rollout answers validation problems greedily. The step that does best
+   is kept; the state before the first step competes too.
 """
 
 import dataclasses
@@ -27,13 +27,13 @@ from jax.sharding import Mesh
 from apr_jax.config import Experiment
 from apr_jax.data.build import check_built, check_files, problem_file
 from apr_jax.data.packing import Rows, pack_forest, padding_share
-from apr_jax.errors import UsageError, UserError
+from apr_jax.errors import UsageError
 from apr_jax.io.storage import as_path, local_copy
 from apr_jax.tasks import Problem, load_problems
 from apr_jax.threads import ThreadForest, Work
 from apr_jax.threads.keys import Domain, run_key
 from apr_jax.train.checkpoint.checksum import digest
-from apr_jax.train.checkpoint.manager import Run, load_checkpoint
+from apr_jax.train.checkpoint.manager import Run, load_checkpoint, version_error
 from apr_jax.train.checkpoint.restored import Restored
 from apr_jax.train.distributed import fetch
 from apr_jax.train.grader import Grader, Grades, first_trees, forest_metrics, grading
@@ -47,6 +47,7 @@ from apr_jax.train.rl.rewards import counted_trees, next_price, tree_rewards
 from apr_jax.train.session import build_mesh, train
 from apr_jax.train.state import TrainState, init_state
 from apr_jax.train.step import (
+    ForestBatch,
     RlStep,
     check_divides,
     make_rescore,
@@ -67,28 +68,29 @@ def train_rl(
     progress: bool = True,
     profile: int | None = None,
 ) -> TrainState:
-    """Trains, or goes on training, the checkpoint `init` on the training problems, the same ones
-    for every method.
+    """Trains the checkpoint `init` by reinforcement learning, or resumes such a run.
+
+    Checkpoints of every method learn from the same training problems.
 
     Args:
-      config: its model must be that of `init`.
-      data_dir: written by `apr data build`.
-      workdir: of the run; checkpoints, metrics and config go there.
-      init: the supervised checkpoint; also the reference of the KL penalty.
-      progress: show the bar.
-      profile: step of which a profile is written.
+      config: the experiment. Its model must be that of `init`.
+      data_dir: folder that `apr data build` wrote.
+      workdir: folder of the run, for checkpoints, metrics and config.
+      init: the supervised checkpoint. It is also the reference of the KL penalty.
+      progress: whether the terminal shows a progress bar.
+      profile: step of which a profile is written, or None.
 
     Raises:
-      UsageError: an `init` of another model, devices that don't divide the batch, no such step to
-        profile.
-      UserError: no data, no or another `init`, a workdir of another run, a full disk, too many bad
-        steps or unknown answers.
-      KeyboardInterrupt, SystemExit: interrupted; the run is saved.
+      UsageError: `init` holds another model, the devices do not divide the batch, or the run has no
+        such step to profile.
+      UserError: there are no data, `init` cannot be loaded, the workdir belongs to another run, the
+        disk is full, or too many updates were skipped or answers stayed unknown.
+      KeyboardInterrupt, SystemExit: the run was interrupted; it is saved.
     """
     rl = config.train.rl
     start = load_checkpoint(init)
     _check_init(config, start)
-    # RL takes problems only: its limits may be its own.
+    # RL reads problems and no demonstrations, so its limits may differ from those of the data.
     check_built(config, as_path(data_dir), ("task", "data"))
     here = local_copy(as_path(data_dir), "data.json")
     check_files(here)
@@ -97,7 +99,8 @@ def train_rl(
     optimizer = make_optimizer(rl.optimizer, rl.steps * rl.ppo_epochs)
     validation = load_problems(here / problem_file("validation"))[: rl.validation]
     with grading(config, start.tokenizer, validation, mesh) as grader:
-        trainer = _Trainer(config, start, here, mesh, make_rl_step(config, optimizer, mesh), grader)
+        step = make_rl_step(config, optimizer, mesh)
+        trainer = _Trainer(config, start, here, workdir, mesh, step, grader)
         return train(
             Run(config, start.method, "rl", start.tokenizer, origin=digest(start.params)),
             as_path(workdir),
@@ -129,82 +132,178 @@ def train_rl(
         )
 
 
-class _Trainer:
-    """What a step of RL needs besides the state.
+@dataclasses.dataclass(frozen=True)
+class _RewardedTrees:
+    """What the B trees of a step earned.
 
-    Two numbers of it are the run's own, and are saved with it: the price of a token as it stands,
-    and the tokens of a tree in the first step, by which all losses are divided. All else follows
-    from the step."""
+    Attributes:
+      rewards: float64 [B].
+      whole: bool [B], False for trees that are masked because they are overlong.
+      counted: bool [B], trees that have a part in means and gradients: whole trees whose answer got
+        a verdict.
+      advantages: float32 [B].
+      zero_std_groups: number of groups in which all counted trees earned the same.
+    """
+
+    rewards: np.ndarray
+    whole: np.ndarray
+    counted: np.ndarray
+    advantages: np.ndarray
+    zero_std_groups: float
+
+
+@dataclasses.dataclass(frozen=True)
+class _PackedTrees:
+    """The trees of a step as rows for the update.
+
+    Attributes:
+      rows: packed rows on the host.
+      weights: [R, L], what each token weighs in the loss.
+      batch: rows and weights on the devices.
+      zero_advantage: bool [B], trees that were left out because they cannot change the gradient.
+    """
+
+    rows: Rows
+    weights: np.ndarray
+    batch: ForestBatch
+    zero_advantage: np.ndarray
+
+
+class _Trainer:
+    """What a step of RL needs besides the state of training.
+
+    Two of its numbers change during a run and are saved in each checkpoint: the current price of a
+    token, and the mean tokens of a tree in the first step, by which all losses are divided.
+    Everything else follows from the number of the step."""
 
     def __init__(
         self,
         config: Experiment,
         start: Restored,
         data_dir: Path,
+        workdir: Path,
         mesh: Mesh,
         step: RlStep,
         grader: Grader,
     ):
-        self._config, self._rl, self._mesh = config, config.train.rl, mesh
+        self._config = config
+        self._rl = config.train.rl
+        self._workdir = workdir
+        self._mesh = mesh
         self._vocabulary = start.tokenizer.vocab_size
         self._grader = grader
         self._train = TrainingProblems(load_problems(data_dir / problem_file("train")))
+
         self._step = step
-        # As large as the model: without a KL term no device holds it.
+        # The reference is as large as the model: without a KL term no device holds it.
         self._reference = place_whole(start.params, mesh) if self._rl.objective.kl else None
-        self.last_batches = LastBatches()
         self._rescore = make_rescore(config, mesh)
         self._tree_kl = make_tree_kl(self._rl.problems * self._rl.group, mesh)
         advantage = ADVANTAGES[self._rl.objective.advantage]
         self._compare = jax.jit(
             lambda rewards, counted: (advantage(rewards, counted), count_zero_std(rewards, counted))
         )
+
         self._price = self._rl.reward.token_price
         self._tokens_per_tree: float | None = None  # Measured in the first step.
         self._peak = measure_peak(mesh, config.model.dtype)
         self._times: StepTimes | None = None
+        self.last_batches = LastBatches()
 
     def data_state(self) -> dict[str, Any]:
-        """What a checkpoint must hold besides the state: JSON gives a float back to the bit."""
+        """Returns what a checkpoint holds besides the state; JSON keeps every bit of a float."""
         return {"token_price": self._price, "tokens_per_tree": self._tokens_per_tree}
 
     def restore_data(self, saved: dict[str, Any]) -> None:
-        """Goes on from a `data_state`."""
+        """Goes on from what `data_state` returned.
+
+        Raises:
+          UserError: another version of this library saved it.
+        """
         if "tokens_per_tree" not in saved:
-            raise UserError(
-                "checkpoint: this run is of another version of apr_jax; use another --workdir"
-            )
+            raise version_error(self._workdir)
         self._price = float(saved["token_price"])
         self._tokens_per_tree = saved["tokens_per_tree"]
 
     def advance(
         self, state: TrainState, step: int, stopping: Stopping
     ) -> tuple[TrainState, dict[str, Any] | None]:
-        """One step: rollout, rewards, updates; only the rollout, and nothing of it, if the run is
-        to stop.
+        """Takes one step of reinforcement learning.
+
+        If the run is to stop, the step ends after the rollout: the state is returned as it was, and
+        None in place of metrics.
         """
-        rl = self._rl
         times = self._times = StepTimes(before=self._times)
-        problems = self._train.draw(self._config.seed, step, rl.problems)
-        problems = [problem for problem in problems for _ in range(rl.group)]
-        key = run_key(self._config.seed, Domain.RL_STEP, step)
-        rolled = self._grader.ask(state.params, problems, rl.temperature, key)
-        times.queued()
-        forest, work = first_trees(fetch(rolled), len(problems))
-        times.fetched()
+
+        problems = self._sample_problems(step)
+        forest, work = self._roll_out(state, step, problems, times)
         if stopping():
             return state, None
+
         grades = self._grader.verify(problems, forest)
-        rewards = tree_rewards(grades.correct, forest, self._price, rl.reward)
-        whole = counted_trees(forest, rl.reward)
-        counted = whole & grades.known  # What an answer without a verdict is worth is unknown.
-        advantages, flat = self._advantages(rewards, counted)
-        without_advantage = zero_advantage_trees(advantages, counted, rl.objective)
-        taught = dataclasses.replace(
-            forest, length=np.where(without_advantage[:, None], 0, forest.length)
+        rewarded = self._reward(forest, grades)
+        packed = self._pack(forest, rewarded)
+        advantages, kl = self._subtract_kl(rewarded, packed, times)
+
+        self.last_batches.keep(
+            step + 1, vars(packed.rows) | {"weights": packed.weights, "advantages": advantages}
         )
+        state, update_metrics = self._update(state, packed.batch, advantages, times)
+
+        measured = self._measure(forest, work, grades, rewarded, packed) | kl
+        self._price = next_price(self._price, measured["total_tokens"], self._rl.reward)
+        if not measured["rows"]:  # Means over no token say nothing.
+            update_metrics = {
+                name: value for name, value in update_metrics.items() if name not in MEANS
+            }
+        return state, update_metrics | measured | self._time_metrics(packed.rows, times)
+
+    def _sample_problems(self, step: int) -> list[Problem]:
+        """Draws the problems of a step, each as often as a group has trees: B = problems x G."""
+        problems = self._train.draw(self._config.seed, step, self._rl.problems)
+        return [problem for problem in problems for _ in range(self._rl.group)]
+
+    def _roll_out(
+        self, state: TrainState, step: int, problems: list[Problem], times: StepTimes
+    ) -> tuple[ThreadForest, Work]:
+        """Grows one tree for each problem with the current policy, and fetches the trees."""
+        key = run_key(self._config.seed, Domain.RL_STEP, step)
+        rolled = self._grader.ask(state.params, problems, self._rl.temperature, key)
+        times.queued()
+
+        forest, work = first_trees(fetch(rolled), len(problems))
+        times.fetched()
+        return forest, work
+
+    def _reward(self, forest: ThreadForest, grades: Grades) -> _RewardedTrees:
+        """Turns verdicts and costs into rewards, and compares the rewards."""
+        rewards = tree_rewards(grades.correct, forest, self._price, self._rl.reward)  # [B]
+        whole = counted_trees(forest, self._rl.reward)  # [B]
+        counted = whole & grades.known  # What an answer without a verdict is worth is unknown.
+        advantages, zero_std_groups = self._advantages(rewards, counted)
+        return _RewardedTrees(rewards, whole, counted, advantages, zero_std_groups)
+
+    def _advantages(self, rewards: np.ndarray, counted: np.ndarray) -> tuple[np.ndarray, float]:
+        """Returns the advantages [B], and the number of zero-std groups."""
+        shape = (self._rl.problems, self._rl.group)
+        grouped_rewards = rewards.reshape(shape).astype(np.float32)
+        grouped_counted = counted.reshape(shape)
+        advantages, zero_std = jax.device_get(self._compare(grouped_rewards, grouped_counted))
+        return advantages.reshape(-1), float(zero_std)
+
+    def _pack(self, forest: ThreadForest, rewarded: _RewardedTrees) -> _PackedTrees:
+        """Packs the trees that can change the gradient into rows, and lays these on the devices."""
+        rl = self._rl
+        zero_advantage = zero_advantage_trees(
+            rewarded.advantages, rewarded.counted, rl.objective
+        )  # [B]
+        length = np.where(zero_advantage[:, None], 0, forest.length)  # [B, T]
+        taught = dataclasses.replace(forest, length=length)
+
         rows = pack_forest(taught, rl.micro_batch_rows, self._config.limits.max_thread_tokens)
-        weights = token_weights(rows, counted, rl.objective.loss_aggregation, self._divisor(forest))
+        weights = token_weights(
+            rows, rewarded.counted, rl.objective.loss_aggregation, self._divisor(forest)
+        )  # [R, L]
         batch = place_forest(
             rows,
             weights,
@@ -212,116 +311,141 @@ class _Trainer:
             self._mesh,
             recompute=rl.objective.importance_cap > 0,
         )
-        learned = {"zero_std_groups": flat}
-        if rl.objective.kl_in_reward:
-            with times.rescoring():
-                reference = self._rescore(self._reference, batch)
-                kl = np.asarray(jax.device_get(self._tree_kl(reference, batch)))
-            # Which groups are flat was counted before: KL is never the same for two trees.
-            advantages, _ = self._advantages(rewards - rl.objective.kl * kl, counted)
-            learned["kl"] = float(kl.mean())
-        self.last_batches.keep(
-            step + 1, vars(rows) | {"weights": weights, "advantages": advantages}
-        )
-        placed = place_everywhere(advantages, self._mesh)
-        times.resumed()
-        if rl.objective.kl_in_loss:
-            batch = dataclasses.replace(batch, reference=self._rescore(self._reference, batch))
-        at_first: dict[str, Any] = {}
-        norms = []
-        for _ in range(rl.ppo_epochs):
-            state, metrics, behaviour = self._step(state, batch, placed)
-            batch = dataclasses.replace(batch, behaviour=behaviour)
-            norms.append(metrics["grad_norm"])
-            at_first = at_first or metrics
-        times.updating(metrics["loss"])
-        state = dataclasses.replace(state, step=state.step + 1)
-        # The first inner step sees the policy that sampled: there the difference of log-probs is a
-        # measure of error.
-        errors = ("logprob_difference", "logprob_difference_worst", "outside_clip_share")
-        metrics |= {name: at_first[name] for name in errors}
-        metrics["clipped_updates"] = clipped_updates(norms, rl.optimizer.clip)
-        measured = self._measure(forest, work, grades, rows) | learned
-        measured |= {
-            "reward": float(rewards[grades.known].mean()),
-            "token_price": self._price,
-            "masked_trees": float(np.sum(~whole)),
-            "zero_advantage_trees": float(without_advantage.sum()),
-        }
-        self._price = next_price(self._price, measured["total_tokens"], rl.reward)
-        if not measured["rows"]:  # Means over no token say nothing.
-            metrics = {name: value for name, value in metrics.items() if name not in MEANS}
-        flops = self._update_flops(rows)
-        share = LazyMetric(lambda: flops / times.update_seconds() / self._peak)
-        return state, metrics | measured | times.metrics() | {"mfu": share}
+        return _PackedTrees(rows, weights, batch, zero_advantage)
 
     def _divisor(self, forest: ThreadForest) -> float:
-        """Mean sampled tokens of a tree of the run's first step, the same in all steps and
-        processes.
+        """Returns the mean sampled tokens of a tree in the first step of the run.
 
-        It is over all trees, also those that teach nothing: which of them do changes from step to
-        step, and a divisor that changed with it would weigh the steps against each other."""
+        It is the same number in all steps and processes. The mean is over all trees, also those
+        that cannot change the gradient: which trees these are changes from step to step, and a
+        divisor that changed with them would weigh the steps against each other."""
         if self._tokens_per_tree is None:
             self._tokens_per_tree = max(1.0, float(np.mean(forest.total_tokens, dtype=np.float64)))
         return self._tokens_per_tree
 
+    def _subtract_kl(
+        self, rewarded: _RewardedTrees, packed: _PackedTrees, times: StepTimes
+    ) -> tuple[np.ndarray, dict[str, float]]:
+        """Takes the KL of each tree off its reward, where the objective says so.
+
+        Returns:
+          the advantages [B], and the mean KL as the metric `kl`; without KL in the reward the
+          advantages as they were, and no metric.
+        """
+        objective = self._rl.objective
+        if not objective.kl_in_reward:
+            return rewarded.advantages, {}
+
+        with times.rescoring():
+            reference = self._rescore(self._reference, packed.batch)  # [chunks, R, L]
+            kl = np.asarray(jax.device_get(self._tree_kl(reference, packed.batch)))  # [B]
+
+        # The zero-std groups stay those of the rewards alone: no two trees have the same KL.
+        advantages, _ = self._advantages(rewarded.rewards - objective.kl * kl, rewarded.counted)
+        return advantages, {"kl": float(kl.mean())}
+
+    def _update(
+        self, state: TrainState, batch: ForestBatch, advantages: np.ndarray, times: StepTimes
+    ) -> tuple[TrainState, dict[str, Any]]:
+        """Queues `ppo_epochs` updates on the trees of a step; does not wait for them.
+
+        Returns:
+          the state with `step` + 1, and the metrics of the last epoch. The measures of error in
+          them are of the first epoch: only there is the policy the one that sampled.
+        """
+        placed_advantages = place_everywhere(advantages, self._mesh)
+        times.resumed()
+        if self._rl.objective.kl_in_loss:
+            batch = dataclasses.replace(batch, reference=self._rescore(self._reference, batch))
+
+        metrics_of_epochs = []
+        for _ in range(self._rl.ppo_epochs):
+            state, metrics, behaviour = self._step(state, batch, placed_advantages)
+            batch = dataclasses.replace(batch, behaviour=behaviour)
+            metrics_of_epochs.append(metrics)
+
+        first, last = metrics_of_epochs[0], metrics_of_epochs[-1]
+        times.updating(last["loss"])
+        state = dataclasses.replace(state, step=state.step + 1)
+
+        errors = ("logprob_difference", "logprob_difference_worst", "outside_clip_share")
+        norms = [metrics["grad_norm"] for metrics in metrics_of_epochs]
+        return state, {
+            **last,
+            **{name: first[name] for name in errors},
+            "clipped_updates": clipped_updates(norms, self._rl.optimizer.clip),
+        }
+
     def _measure(
-        self, forest: ThreadForest, work: Work, grades: Grades, rows: Rows
+        self,
+        forest: ThreadForest,
+        work: Work,
+        grades: Grades,
+        rewarded: _RewardedTrees,
+        packed: _PackedTrees,
     ) -> dict[str, float]:
-        """What the trees of a step show, what they cost, and what is rescored of them."""
-        rescored = rescored_rows(rows, self._rl.micro_batch_rows)
+        """Returns what the trees of a step show, cost and earned, and how much is rescored."""
+        rescored = rescored_rows(packed.rows, self._rl.micro_batch_rows)
         measured = {"accuracy": grades.accuracy} | forest_metrics(forest) | grades.metrics
+        slots = work.steps.sum() * self._config.schedule.slots
         measured |= {
-            "slot_occupancy": float(
-                work.live.sum() / max(1, work.steps.sum() * self._config.schedule.slots)
-            ),
+            "slot_occupancy": float(work.live.sum() / max(1, slots)),
             "rows": float(len(rescored.tokens)),
             "trees": float(len(grades.codes)),
             "tokens": float(forest.total_tokens.sum()),
         }
-        return measured | ({"padding": padding_share(rescored)} if len(rescored.tokens) else {})
+        if len(rescored.tokens):
+            measured["padding"] = padding_share(rescored)
+        return measured | {
+            "zero_std_groups": rewarded.zero_std_groups,
+            "reward": float(rewarded.rewards[grades.known].mean()),
+            "token_price": self._price,
+            "masked_trees": float(np.sum(~rewarded.whole)),
+            "zero_advantage_trees": float(packed.zero_advantage.sum()),
+        }
+
+    def _time_metrics(self, rows: Rows, times: StepTimes) -> dict[str, Any]:
+        """Returns how the seconds of the step divide, and the update's use of the device."""
+        flops = self._update_flops(rows)
+        mfu = LazyMetric(lambda: flops / times.update_seconds() / self._peak)
+        return times.metrics() | {"mfu": mfu}
 
     def _update_flops(self, rows: Rows) -> float:
-        """What the updates on a forest need; the reference's one pass, which is forward only, costs
-        a third of one.
+        """Returns the FLOPs of all updates on one forest.
+
+        The reference makes one pass in all, which is forward only: a third of an epoch's pass.
         """
         rl = self._rl
         passes = 3.0 * rl.ppo_epochs + (1.0 if rl.objective.kl else 0.0)
         return float(training_flops(self._config.model, self._vocabulary, rows)) * passes / 3.0
 
-    def _advantages(self, rewards: np.ndarray, counted: np.ndarray) -> tuple[np.ndarray, float]:
-        """[B], and how many groups are flat."""
-        shape = self._rl.problems, self._rl.group
-        grouped, part = rewards.reshape(shape).astype(np.float32), counted.reshape(shape)
-        advantages, flat = jax.device_get(self._compare(grouped, part))
-        return advantages.reshape(-1), float(flat)
-
 
 class TrainingProblems:
-    """What RL draws its problems from.
+    """The problems that RL draws from: all training problems of the split.
 
-    All training problems of the split, not those of the demonstrations that were kept: solvers fail
-    on hard problems and overrun the limits on them, each method's on others, and RL is to see these
-    too."""
+    They are not only those whose demonstrations were kept: solvers fail on hard problems, or exceed
+    the limits on them, each method on other ones, and RL has to see hard problems too."""
 
     def __init__(self, problems: Sequence[Problem]):
         self._problems = problems
 
     def draw(self, seed: int, step: int, count: int) -> list[Problem]:
-        """`count` of them, different ones as far as there are; a function of the arguments."""
+        """Draws `count` problems, all different if there are that many, by (seed, step) alone."""
         total = len(self._problems)
         chosen = np.random.default_rng([seed, step]).choice(total, count, replace=count > total)
         return [self._problems[index] for index in chosen]
 
 
 def _check_init(config: Experiment, start: Restored) -> None:
-    if config.model != start.config.model:
-        differing = [
-            f"model.{field.name}={getattr(start.config.model, field.name)!r}, not"
-            f" {getattr(config.model, field.name)!r}"
-            for field in dataclasses.fields(config.model)
-            if getattr(config.model, field.name) != getattr(start.config.model, field.name)
-        ]
-        raise UsageError(
-            f"init {start.path}: was trained with {', '.join(differing)}; RL needs the same model"
-        )
+    """Raises UsageError if the initial checkpoint is not of the config's model."""
+    if config.model == start.config.model:
+        return
+    differing = []
+    for field in dataclasses.fields(config.model):
+        trained = getattr(start.config.model, field.name)
+        wanted = getattr(config.model, field.name)
+        if trained != wanted:
+            differing.append(f"model.{field.name}={trained!r}, not {wanted!r}")
+    raise UsageError(
+        f"init {start.path}: was trained with {', '.join(differing)}; RL needs the same model"
+    )

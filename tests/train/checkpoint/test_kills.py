@@ -44,7 +44,7 @@ _RL_ENDS = [*_ENDS, (signal.SIGKILL, "at the start"), *_ENDS]
 
 @pytest.fixture(scope="module")
 def long_config(config):
-    """The RL of it has two inner steps, and a price of tokens that is another one after each
+    """The RL of it has two PPO epochs, and a price of tokens that is another one after each
     step.
     """
     reward = RewardConfig(token_price=0.01, token_budget=40, price_step=0.0007)

@@ -32,7 +32,7 @@ def test_a_profile_of_reinforcement_has_the_rollout_and_the_update(
     called = re.findall(
         r"PjitFunction\((rollout|step)\)", gzip.decompress(trace.read_bytes()).decode()
     )
-    assert called.count("step") == 2 * called.count("rollout") > 0, "two inner steps"
+    assert called.count("step") == 2 * called.count("rollout") > 0, "two PPO epochs"
 
 
 @pytest.mark.parametrize("step", [0, 2, 7])

@@ -231,7 +231,7 @@ def test_masking_overlong_trees_is_biased_and_a_penalty_is_not():
     )
 
 
-def test_later_inner_steps_are_biased():
+def test_later_ppo_epochs_are_biased():
     """The ratio of one token stands for that of the tree; the first step, at ratio 1, is exact with
     any clip.
     """
@@ -246,7 +246,7 @@ def test_later_inner_steps_are_biased():
     got = _estimate(
         setting, advantage="leave_one_out", table=moved, behaviour=setting.table, clip=1e6
     )
-    assert _show("second inner step", setting, got, exact) > 0.02
+    assert _show("second PPO epoch", setting, got, exact) > 0.02
 
 
 # --- KL and entropy. All four estimates against gradients worked out from the table, without the

@@ -380,7 +380,7 @@ def test_a_steep_price_makes_trees_short_and_every_number_of_rows_is_compiled_on
     settings = _spawning(
         config,
         steps=12,
-        rows=2,
+        micro_batch_rows=2,
         reward=RewardConfig(token_price=TOKEN_PRICE),
         objective=ObjectiveConfig(advantage="leave_one_out", kl=0.0),
         optimizer=OptimizerConfig(lr=3e-2, warmup=0, decay=1.0),

@@ -49,7 +49,7 @@ def problems_of_rl(config, data_dir, checkpoint, tmp_path, monkeypatch):
         asked.clear()
         restored = dataclasses.replace(start, method=method)
         monkeypatch.setattr(trainer, "load_checkpoint", lambda path: restored)
-        monkeypatch.setattr(trainer, "examining", lambda *others: contextlib.nullcontext(Grader()))
+        monkeypatch.setattr(trainer, "grading", lambda *others: contextlib.nullcontext(Grader()))
         monkeypatch.setattr(trainer, "measure_peak", lambda *others: 1.0)
         monkeypatch.setattr(trainer, "train", first_steps)
         train_rl(config, lone, tmp_path / "run", checkpoint, progress=False)
