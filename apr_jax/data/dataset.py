@@ -19,7 +19,8 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.proto import tf_example_pb2
 
 from apr_jax.data.demonstrate import Example
-from apr_jax.errors import UserError, is_of_machine, what_went_wrong
+from apr_jax.errors import UserError
+from apr_jax.io.library_errors import is_of_machine, what_went_wrong
 from apr_jax.tasks import METHODS
 
 # What each feature holds. How many bits its integers have depends on the data set:

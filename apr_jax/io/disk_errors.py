@@ -14,7 +14,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
-from apr_jax.errors import DiskError, UserError, is_of_system, what_went_wrong
+from apr_jax.errors import DiskError, UserError
+from apr_jax.io.library_errors import is_of_system, what_went_wrong
 
 
 @contextmanager

@@ -1,14 +1,14 @@
-"""A model in one small file: bfloat16 weights with all that evaluation needs, for a repository or a
-friend.
+"""A model in one small file: bfloat16 weights with all that evaluation needs.
 
-    model.safetensors   tensors by their path in the parameters, `layers/q` for one
+    model.safetensors   tensors by their path in the parameters, for example `layers/q`
                         metadata: one entry, JSON of config, method, stage, step and tokenizer, and
                         of sums of these and of the tensors
 
-The sums are compared at every load: safetensors itself takes a flipped bit for a weight.
+The sums are compared whenever the file is loaded, because safetensors itself does not notice a
+flipped bit.
 
-Half the bits of a weight are left out, so a run can't go on from it bit for bit; what it answers
-hardly changes."""
+Half the bits of each weight are left out, so a run cannot go on from such a file bit for bit. What
+the model answers hardly changes."""
 
 import base64
 import json
@@ -21,22 +21,23 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors import SafetensorError, deserialize
 
 from apr_jax.config import ConfigError, from_dict, to_dict
-from apr_jax.errors import UserError, shows_damage, what_went_wrong
+from apr_jax.errors import UserError
+from apr_jax.io.library_errors import shows_damage, what_went_wrong
 from apr_jax.io.storage import as_path, save_tensors
 from apr_jax.text.tokenizer import Tokenizer
 from apr_jax.train.checkpoint.checksum import digest, json_sum
 from apr_jax.train.checkpoint.restored import Restored
 
 SUFFIX = ".safetensors"
-_ENTRY = "apr_jax"
-_SUMS = "sums"
+_ENTRY = "apr_jax"  # The key of our entry in the metadata.
+_SUMS = "sums"  # The key of the sums in that entry.
 
 
 def export_file(restored: Restored, path: Path) -> None:
-    """Writes the file; its folder is made if it is not there.
+    """Writes the model to a file, and makes the file's folder if it is not there.
 
     Raises:
-      UserError: it can't be written.
+      UserError: the file cannot be written.
     """
     about = {
         "config": to_dict(restored.config),
@@ -49,21 +50,22 @@ def export_file(restored: Restored, path: Path) -> None:
         name: np.asarray(leaf).astype(jnp.bfloat16)
         for name, leaf in _named(restored.params).items()
     }
+    entry = json.dumps(about | {_SUMS: _sums(about, tensors)})
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_tensors(tensors, path, {_ENTRY: json.dumps(about | {_SUMS: _sums(about, tensors)})})
+        save_tensors(tensors, path, {_ENTRY: entry})
     except (OSError, SafetensorError) as error:
         raise UserError(f"cannot write {path}: {error}") from error
 
 
 def load_exported(path: Path) -> Restored:
-    """The model, its weights as float32 again.
+    """Loads an exported model; its weights become float32 again.
 
     Args:
-      path: of a file here or in a bucket.
+      path: a file on this machine or in a bucket.
 
     Raises:
-      UserError: there is no such file, or it is damaged or of another kind.
+      UserError: there is no such file, or it is damaged, of another kind or another version.
     """
     try:
         contents = as_path(path).read_bytes()
@@ -99,8 +101,9 @@ def load_exported(path: Path) -> Restored:
 
 
 def _about(contents: bytes) -> dict[str, Any]:
-    """The JSON of the file's metadata: its header is a length of eight bytes, and JSON of that
-    length.
+    """Returns our entry in the file's metadata.
+
+    A safetensors file begins with a length in eight bytes, and a JSON header of that length.
     """
     length = int.from_bytes(contents[:8], "little")
     header = json.loads(contents[8 : 8 + length])
@@ -109,19 +112,20 @@ def _about(contents: bytes) -> dict[str, Any]:
 
 
 def _tensors(contents: bytes) -> dict[str, np.ndarray]:
-    """The tensors of the file, by name."""
-    found = {}
+    """Returns name -> tensor; raises ValueError if one is not of the type that we write."""
+    tensors = {}
     for name, tensor in deserialize(contents):
         if tensor["dtype"] != "BF16":
             raise ValueError(f"{name} is {tensor['dtype']}, must be BF16")
-        found[name] = np.frombuffer(tensor["data"], jnp.bfloat16).reshape(tensor["shape"])
-    return found
+        tensors[name] = np.frombuffer(tensor["data"], jnp.bfloat16).reshape(tensor["shape"])
+    return tensors
 
 
 def _sums(about: dict[str, Any], tensors: dict[str, np.ndarray]) -> dict[str, str]:
-    """What tells whether a file still holds what was saved."""
+    """Returns sums by which a load can tell whether the file still holds what was saved."""
     return {"about": json_sum(about), "tensors": digest(tensors)}
 
 
 def _named(params: Any) -> dict[str, Any]:
+    """Returns path -> weight, for example `layers/q`."""
     return dict(flatten_dict(params, sep="/"))

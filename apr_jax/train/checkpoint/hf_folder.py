@@ -1,15 +1,16 @@
 """A model as a folder that Hugging Face's `AutoModelForCausalLM` and `AutoTokenizer` load.
 
     FOLDER/config.json, model.safetensors            the network, see `model/hf.py`
-           tokenizer.json, tokenizer_config.json     the tokenizer: our ids for every text
+           tokenizer.json, tokenizer_config.json     the tokenizer: the same ids for every text
            special_tokens_map.json                   its control pieces
-           tokenizer.model                           the tokenizer as SentencePiece has it
-           generation_config.json                    where a thread's text ends: <eos>, and </spawn>
+           tokenizer.model                           the tokenizer in the format of SentencePiece
+           generation_config.json                    tokens that end a thread's text: <eos> and
+                                                     </spawn>
            apr_export.json                           names of the files above
 
-The last file says that the folder is an export, so that the next one may replace it. What stands in
-any other folder stays, and nothing is written beside it: another model's tokenizer would be taken
-for this one's."""
+The last file marks the folder as an export, which a later export may replace. In a folder without
+it nothing is replaced and nothing is added: another model's tokenizer that stands there would be
+taken for the tokenizer of this model."""
 
 import json
 from pathlib import Path
@@ -23,11 +24,11 @@ from apr_jax.text.tokenizer import BOS, CONTROL_PIECES, END_SPAWN, EOS, PAD, UNK
 from apr_jax.train.checkpoint.restored import Restored
 
 _LIST = "apr_export.json"
-_SPACE = "\u2581"  # SentencePiece's space; `tokenizers` has texts as they are.
+_SPACE = "\u2581"  # SentencePiece writes a space so; the library `tokenizers` writes it as it is.
 
 
 def check_folder(folder: Path) -> None:
-    """Raises UsageError if the folder holds anything that no export wrote."""
+    """Raises UsageError if the folder holds a file that no export wrote."""
     if folder.is_file():
         raise UsageError(
             f"{folder}: is a file; must be a new or empty folder, or one that `apr export` wrote"
@@ -43,12 +44,13 @@ def check_folder(folder: Path) -> None:
 
 
 def export_folder(restored: Restored, folder: Path) -> None:
-    """Writes the files; the folder is made if it is not there, and an earlier export in it is
-    replaced.
+    """Writes the model as a folder, and replaces an earlier export in it.
+
+    The folder is made if it is not there.
 
     Raises:
-      UsageError: the folder holds something else.
-      UserError: it can't be written.
+      UsageError: the folder holds a file that no export wrote.
+      UserError: the folder cannot be written.
     """
     check_folder(folder)
     texts = {
@@ -60,7 +62,7 @@ def export_folder(restored: Restored, folder: Path) -> None:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             old = _listed(folder)
-            # First, so that what an interrupted export leaves is known as one.
+            # The list comes first, so that an interrupted export can be recognised as an export.
             write_text(folder / _LIST, json.dumps({"files": names}, indent=2) + "\n")
             for name in old - {_LIST}:
                 (folder / name).unlink(missing_ok=True)
@@ -73,9 +75,7 @@ def export_folder(restored: Restored, folder: Path) -> None:
 
 
 def _listed(folder: Path) -> set[str]:
-    """Names of the files of an export that is there, its own list among them; none if the folder is
-    no export.
-    """
+    """Returns the names of the files of an export, its list included; none if it is no export."""
     try:
         return {_LIST, *json.loads((folder / _LIST).read_text(encoding="utf-8"))["files"]}
     except (OSError, ValueError, KeyError, TypeError):
@@ -83,7 +83,7 @@ def _listed(folder: Path) -> set[str]:
 
 
 def tokenizer_files(tokenizer: Tokenizer) -> dict[str, Any]:
-    """The JSON files that a tokenizer of Hugging Face consists of, by name."""
+    """Returns name -> JSON of the files that make up a tokenizer of Hugging Face."""
     special = {"bos_token": BOS, "eos_token": EOS, "unk_token": UNK, "pad_token": PAD}
     named = {name: CONTROL_PIECES[token] for name, token in special.items()}
     further = [piece for token, piece in enumerate(CONTROL_PIECES) if token not in special.values()]
@@ -94,7 +94,7 @@ def tokenizer_files(tokenizer: Tokenizer) -> dict[str, Any]:
             "tokenizer_class": "PreTrainedTokenizerFast",
             **named,
             "additional_special_tokens": further,
-            # A text that spells "<spawn>" is seven characters, as it is here.
+            # A text that spells "<spawn>" is encoded as seven characters, as by our tokenizer.
             "split_special_tokens": True,
             "clean_up_tokenization_spaces": False,
         },
@@ -107,8 +107,10 @@ def tokenizer_files(tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 def _tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any]:
-    """The tokenizer in the format of the library `tokenizers`: pieces of one character, and the
-    longest phrase first.
+    """Returns the tokenizer in the format of the library `tokenizers`.
+
+    A text becomes pieces of one character, except for phrases of the vocabulary, of which the
+    longest is taken first.
     """
     texts = [piece.replace(_SPACE, " ") for piece in tokenizer.pieces]
     phrases = [
@@ -143,7 +145,7 @@ def _tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any]:
             },
         },
         "decoder": {"type": "Fuse"},
-        # Byte pair encoding without a merge leaves characters.
+        # Byte pair encoding without any merge leaves single characters.
         "model": {
             "type": "BPE",
             "dropout": None,

@@ -1,14 +1,14 @@
-"""Checkpoints: what a run saves so that it can go on bit for bit, and what evaluation needs of it.
+"""Checkpoints: what a run saves so that it goes on bit for bit, and what evaluation needs of it.
 
     WORKDIR/checkpoints/<step>/params   the weights, alone
-                               state    optimizer, counters
+                               state    optimizer and counters
                                meta     JSON: config, method, stage, tokenizer, metrics, sums of all
                                data     JSON: where the data iterator stands
 
-Orbax writes in the background and renames a step's folder when it is whole, so a killed run leaves
-no half step. The two last steps are kept, and the best by validation accuracy. What is read is
-compared with its sums (`checksum`): neither Orbax nor TensorStore notices a flipped bit inside an
-array. docs/checkpoints.md says what each fault does."""
+Orbax writes in the background and renames the folder of a step when it is whole, so a killed run
+leaves no half step. The two last steps are kept, and the best one by validation accuracy. Whatever
+is read is compared with its sums (`checksum`), because neither Orbax nor TensorStore notices a
+flipped bit inside an array. docs/checkpoints.md says what each fault does."""
 
 import base64
 import dataclasses
@@ -25,9 +25,10 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from apr_jax.compare import FREE, LENGTHS, differences
 from apr_jax.config import ConfigError, Experiment, from_dict, to_dict
-from apr_jax.errors import DiskError, LostProcess, UserError, shows_damage, what_went_wrong
+from apr_jax.errors import DiskError, LostProcess, UserError
 from apr_jax.io.disk_errors import Muffled, check_writable, disk_errors, quiet
 from apr_jax.io.lease import Lease
+from apr_jax.io.library_errors import shows_damage, what_went_wrong
 from apr_jax.io.storage import absolute, as_path, is_remote, move, require_reachable, write_text
 from apr_jax.text.tokenizer import Tokenizer
 from apr_jax.train.checkpoint.checksum import array_sums, changed, json_sum
@@ -37,19 +38,22 @@ from apr_jax.train.distributed import all_of
 from apr_jax.train.state import TrainState
 
 FOLDER = "checkpoints"
-BEST = "validation_accuracy"  # The metric that makes a step the best.
-_NOT_VALIDATED = -1.0
-_KEPT = 2
+BEST = "validation_accuracy"  # The best step is the one in which this metric is largest.
+_NOT_VALIDATED = -1.0  # The score of a step without that metric.
+_LAST_STEPS_KEPT = 2
+_REMEDY = "use the same settings, or another --workdir"
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """What stays the same through a run and goes into each checkpoint.
+    """What stays the same through a run, and is written into each of its checkpoints.
 
     Attributes:
+      config: the experiment.
+      method: the method whose demonstrations the model learned from.
       stage: "sft" or "rl".
-      origin: what the run started from: "" for random parameters, else a digest of the initial
-        ones.
+      tokenizer: the tokenizer of the run.
+      origin: digest of the parameters from which the run started, or "" if they were random.
     """
 
     config: Experiment
@@ -61,11 +65,12 @@ class Run:
 
 @dataclasses.dataclass(frozen=True)
 class Saved:
-    """What a run goes on from.
+    """What an interrupted run goes on from.
 
     Attributes:
+      state: the state of training.
       data: JSON state of the data iterator.
-      unvalidated: the run was stopped before the validation of this step that was due.
+      unvalidated: whether the run was stopped before a validation that was due at this step.
     """
 
     state: TrainState
@@ -73,13 +78,32 @@ class Saved:
     unvalidated: bool
 
 
+@dataclasses.dataclass(frozen=True)
+class _Contents:
+    """All that is read of one step.
+
+    Attributes:
+      state: the state of training.
+      data: JSON state of the data iterator.
+      meta: everything else, see the module's docstring.
+    """
+
+    state: TrainState
+    data: dict[str, Any]
+    meta: dict[str, Any]
+
+
+class _Damaged(Exception):
+    """A step is damaged; the message says in which way."""
+
+
 class Checkpoints:
-    """The checkpoints of one workdir; a context manager that waits for the last save.
+    """The checkpoints of one workdir. As a context manager it waits for the last save.
 
     Args:
-      workdir: of the run.
-      run: written into each checkpoint, and compared when one is restored.
-      lease: of the workdir, which is checked before each save.
+      workdir: folder of the run.
+      run: is written into each checkpoint, and compared when one is restored.
+      lease: lease of the workdir, which is checked before each save.
     """
 
     def __init__(self, workdir: Path, run: Run, lease: Lease | None = None):
@@ -94,7 +118,7 @@ class Checkpoints:
                 self._folder,
                 options=ocp.CheckpointManagerOptions(
                     preservation_policy=_LastAndBest(self._folder),
-                    # Of killed runs: who holds the lease has no other beside it.
+                    # They were left by killed runs: no other run writes here during our lease.
                     cleanup_tmp_directories=True,
                     save_root_metadata=False,
                 ),
@@ -107,7 +131,7 @@ class Checkpoints:
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
         del rest
         try:
-            # Closing would wait for what never comes.
+            # After these errors, closing would wait for a save that never ends.
             if kind is None or not issubclass(kind, LostProcess | DiskError):
                 with disk_errors(self._folder):
                     self._manager.close()
@@ -121,44 +145,28 @@ class Checkpoints:
         data: dict[str, Any],
         unvalidated: bool = False,
     ) -> None:
-        """Starts saving the state under its own step, which is not there yet; when it returns, the
-        state may be donated.
+        """Starts saving the state under its own step; once it returns, the state may be donated.
 
         Args:
-          metrics: JSON values; those with BEST compete for being the best.
+          state: the state of training.
+          metrics: JSON values. The step with the largest BEST among them is the best.
           data: JSON state of the data iterator.
-          unvalidated: the metrics are still to come (`complete`).
+          unvalidated: whether a validation is due, whose metrics `complete` adds later.
 
         Raises:
           UserError: this save, or the one before that ran in the background, found the disk full;
-            or the step is there.
+            or the step is there already.
         """
         step = int(state.step)
         self._check_lease()
-        if (self._folder / str(step)).exists():
-            raise UserError(
-                f"checkpoint {self._folder / str(step)}: is there already, and is not written over"
-            )
-        meta = {
-            "config": to_dict(self._run.config),
-            "method": self._run.method,
-            "stage": self._run.stage,
-            "origin": self._run.origin,
-            "tokenizer": _encode(self._run.tokenizer),
-            "metrics": metrics,
-            "unvalidated": unvalidated,
-            "step": step,
-            "sums": {
-                "params": array_sums(state.params),
-                "state": array_sums(_without_params(state)),
-            },
-            "data_sum": json_sum(data),
-        }
-        meta["meta_sum"] = json_sum(meta)
+        folder = self._folder / str(step)
+        if folder.exists():
+            raise UserError(f"checkpoint {folder}: is there already, and is not overwritten")
+
         items = ocp.args.Composite(
             params=ocp.args.StandardSave(state.params),
             state=ocp.args.StandardSave(_without_params(state)),
-            meta=ocp.args.JsonSave(meta),
+            meta=ocp.args.JsonSave(self._meta(state, metrics, data, unvalidated)),
             data=ocp.args.JsonSave(data),
         )
         with disk_errors(self._folder):
@@ -170,11 +178,36 @@ class Checkpoints:
                 f" ({steps})"
             )
 
+    def _meta(
+        self,
+        state: TrainState,
+        metrics: dict[str, float],
+        data: dict[str, Any],
+        unvalidated: bool,
+    ) -> dict[str, Any]:
+        """Returns the JSON that describes a step, with sums of all that is saved."""
+        meta = {
+            "config": to_dict(self._run.config),
+            "method": self._run.method,
+            "stage": self._run.stage,
+            "origin": self._run.origin,
+            "tokenizer": _encode(self._run.tokenizer),
+            "metrics": metrics,
+            "unvalidated": unvalidated,
+            "step": int(state.step),
+            "sums": {
+                "params": array_sums(state.params),
+                "state": array_sums(_without_params(state)),
+            },
+            "data_sum": json_sum(data),
+        }
+        return meta | {"meta_sum": json_sum(meta)}
+
     def complete(self, step: int, metrics: dict[str, float]) -> None:
         """Gives a step on disk the metrics that it was saved without.
 
-        One small file of it is replaced, whole or not at all: whatever ends the process in between,
-        the step is there.
+        Only its small file `meta` is replaced, whole or not at all, so that the step stays readable
+        whatever ends the process meanwhile.
 
         Raises:
           UserError: the disk is full.
@@ -184,89 +217,104 @@ class Checkpoints:
             folder = self._folder / str(step)
             with disk_errors(self._folder):
                 meta = _read_meta(folder) | {"metrics": metrics, "unvalidated": False}
-                write_text(
-                    _json_file(folder, "meta"), json.dumps(meta | {"meta_sum": json_sum(meta)})
-                )
-        all_of(True)  # Until the first process is done.
-
-    def _check_lease(self) -> None:
-        if self._lease is not None:
-            self._lease.check()
+                meta["meta_sum"] = json_sum(meta)
+                write_text(_json_file(folder, "meta"), json.dumps(meta))
+        all_of(True)  # Waits until the first process is done.
 
     def wait(self) -> None:
-        """Until all saves are on disk."""
+        """Waits until all saves are on disk."""
         with disk_errors(self._folder):
             self._manager.wait_until_finished()
 
     def restore_latest(self, blank: TrainState) -> Saved | None:
-        """The newest step that can be read; None if there is no step at all.
+        """Restores the newest step that is not damaged; returns None if there is no step at all.
 
-        A damaged step is reported in one line. Once an older one was read, it is moved to
-        WORKDIR/damaged and can be saved anew; nothing is ever deleted for not being readable.
-        Whatever else keeps a step from being read (memory, a permission, a device, a network) ends
-        the run instead: with an older step it would only do its work again.
+        A damaged step is reported in one line, and the step before it is tried. Once an older step
+        was read, the damaged ones are moved to WORKDIR/damaged, so that they can be saved anew.
+        Nothing is ever deleted for being unreadable. If something other than damage keeps a step
+        from being read (memory, a permission, a device, a network), the run ends: going on from an
+        older step would repeat work for nothing.
 
         Args:
           blank: a state of the wanted shapes and layout.
 
         Raises:
           UserError: the checkpoint is of another run, a step is whole but cannot be read here and
-            now, or all are damaged.
+            now, or all steps are damaged.
         """
-        steps = sorted(self._manager.all_steps(), reverse=True)
         damaged: list[int] = []
-        for step in steps:
+        for step in sorted(self._manager.all_steps(), reverse=True):
             folder = self._folder / str(step)
-            found, error = self._read(folder, blank)
-            if not all_of(error is None or shows_damage(error)):
-                raise _unreadable(folder, error or OSError("by another process"))
-            problem = "" if error is None else what_went_wrong(error)
-            if not all_of(not problem):  # What follows is done together, and needs all.
-                problem = problem or "another process cannot read it"
-            if not problem and found is not None:
-                state, data, meta = found
-                problem = _difference(state, meta)
-                if not problem:
-                    self._set_aside(damaged)
-                    return Saved(state, data, meta["unvalidated"])
-            print(
-                f"checkpoint {folder}: damaged ({problem}); going on from the step before",
-                flush=True,
-            )
-            damaged.append(step)
-        if steps:
+            try:
+                contents = self._read_in_all_processes(folder, blank)
+            except _Damaged as damage:
+                print(
+                    f"checkpoint {folder}: damaged ({damage}); going on from the step before",
+                    flush=True,
+                )
+                damaged.append(step)
+                continue
+            self._set_aside(damaged)
+            return Saved(contents.state, contents.data, contents.meta["unvalidated"])
+
+        if damaged:
             raise UserError(
-                f"checkpoint {self._folder}: all {len(steps)} steps are damaged; move it away to"
+                f"checkpoint {self._folder}: all {len(damaged)} steps are damaged; move it away to"
                 " start anew, or use another --workdir"
             )
         return None
 
-    def _read(
-        self, folder: Path, blank: TrainState
-    ) -> tuple[tuple[TrainState, dict[str, Any], dict[str, Any]] | None, Exception | None]:
-        """State, data and meta of a step, or what keeps it from being read; without a word between
-        processes.
+    def _read_in_all_processes(self, folder: Path, blank: TrainState) -> _Contents:
+        """Reads a step and compares it with its sums; succeeds or fails in all processes alike.
+
+        Raises:
+          _Damaged: the step is damaged, for this or another process.
+          UserError: the step is of another run, or cannot be read here and now.
+        """
+        contents, error = self._read(folder, blank)
+
+        # What follows is done by all processes together, so they first agree on how to go on.
+        if not all_of(error is None or shows_damage(error)):
+            raise _unreadable(folder, error or OSError("by another process"))
+        if not all_of(error is None):
+            raise _Damaged(what_went_wrong(error) if error else "another process cannot read it")
+
+        assert contents is not None
+        difference = _difference(contents.state, contents.meta)
+        if difference:
+            raise _Damaged(difference)
+        return contents
+
+    def _read(self, folder: Path, blank: TrainState) -> tuple[_Contents | None, Exception | None]:
+        """Reads a step in this process alone, without waiting for any other.
+
+        Returns:
+          the contents and None; or None and the error that kept them from being read.
+
+        Raises:
+          UserError: the step is of another run, or of another version of this library.
         """
         try:
-            meta, data = _read_meta(folder), _read_json(folder, "data")
+            meta = _read_meta(folder)
+            data = _read_json(folder, "data")
             if meta["data_sum"] != json_sum(data):
                 raise ValueError("data is not what was saved")
+
             self._check_same_run(meta, folder)
             if "unvalidated" not in meta:
                 raise version_error(folder)
+
             params = _read_arrays(folder / "params", blank.params)
-            state = TrainState(
-                params=params, **_read_arrays(folder / "state", _without_params(blank))
-            )
-            return (state, data, meta), None
+            others = _read_arrays(folder / "state", _without_params(blank))
+            return _Contents(TrainState(params=params, **others), data, meta), None
         except UserError:
             raise
-        except (
-            Exception
-        ) as error:  # Orbax and TensorStore raise all sorts of types for damaged files.
+        # Orbax and TensorStore raise errors of many types for damaged files.
+        except Exception as error:
             return None, error
 
     def _set_aside(self, steps: list[int]) -> None:
+        """Moves damaged steps to WORKDIR/damaged/<step>.<n>."""
         if not steps:
             return
         aside = self._folder.parent / "damaged"
@@ -274,70 +322,88 @@ class Checkpoints:
             with disk_errors(aside):
                 aside.mkdir(exist_ok=True)
                 for step in steps:
-                    taken = len(list(aside.glob(f"{step}.*")))
-                    move(self._folder / str(step), aside / f"{step}.{taken}")
-        all_of(True)  # Until the first process is done.
+                    earlier = len(list(aside.glob(f"{step}.*")))
+                    move(self._folder / str(step), aside / f"{step}.{earlier}")
+        all_of(True)  # Waits until the first process is done.
         self._manager.reload()
 
+    def _check_lease(self) -> None:
+        if self._lease is not None:
+            self._lease.check()
+
     def _check_same_run(self, meta: dict[str, Any], folder: Path) -> None:
-        """Raises UserError that names what differs between this run and the one that saved the
-        step.
-        """
+        """Raises UserError, which names what differs, if another run saved the step."""
         run = self._run
-        for name, wanted, found in (
-            ("stage", run.stage, meta["stage"]),
-            ("method", run.method, meta["method"]),
-            ("tokenizer", _fingerprint(_encode(run.tokenizer)), _fingerprint(meta["tokenizer"])),
-            ("init", run.origin, meta["origin"]),
-        ):
-            if wanted != found:
+        wanted = {
+            "stage": run.stage,
+            "method": run.method,
+            "tokenizer": _fingerprint(_encode(run.tokenizer)),
+            "init": run.origin,
+        }
+        saved = {
+            "stage": meta["stage"],
+            "method": meta["method"],
+            "tokenizer": _fingerprint(meta["tokenizer"]),
+            "init": meta["origin"],
+        }
+        for name in wanted:
+            if wanted[name] != saved[name]:
                 raise UserError(
-                    f"checkpoint {folder}: was saved with {name}={found!r}, not {wanted!r};"
-                    f" {_ANOTHER}"
+                    f"checkpoint {folder}: was saved with {name}={saved[name]!r}, not"
+                    f" {wanted[name]!r}; {_REMEDY}"
                 )
-        free = (*FREE, *LENGTHS, "train.rl." if run.stage == "sft" else "train.sft.")
+
+        settings_of_other_stage = "train.rl." if run.stage == "sft" else "train.sft."
+        free = (*FREE, *LENGTHS, settings_of_other_stage)
         differing = [
             f"{name}={old!r} (now {new!r})"
             for name, old, new in differences(meta["config"], run.config, free)
         ]
         if differing:
             raise UserError(
-                f"checkpoint {folder}: was saved with {', '.join(differing)}; {_ANOTHER}"
+                f"checkpoint {folder}: was saved with {', '.join(differing)}; {_REMEDY}"
             )
 
 
-_ANOTHER = "use the same settings, or another --workdir"
-
-
 def load_checkpoint(path: str | Path) -> Restored:
-    """Loads the weights of a run's best (or, without validation, last) step, or of one step; reads
-    no optimizer state.
+    """Loads the weights of a run's best step, or of one given step; reads no optimizer state.
+
+    Without a validation, the last step of a run counts as its best.
 
     Args:
       path: a workdir, one `checkpoints/<step>` in it, or a file that `apr export` wrote.
 
     Raises:
-      UserError: there is no checkpoint, or it is damaged.
+      UserError: there is no checkpoint, or it is damaged or cannot be read.
     """
     path = as_path(path)
     if path.suffix == SUFFIX:
         return load_exported(path)
+
     folder = _step_folder(absolute(path))
     try:
         meta = _read_meta(folder)
         params = _read_params(folder / "params")
-        if wrong := changed(params, meta["sums"]["params"]):
+        wrong = changed(params, meta["sums"]["params"])
+        if wrong:
             raise ValueError(f"params{wrong[0]} is not what was saved")
         tokenizer = Tokenizer.from_bytes(base64.b64decode(meta["tokenizer"]))
         config = from_dict(meta["config"])
         return Restored(
-            params, config, meta["method"], meta["stage"], tokenizer, meta["step"], str(folder)
+            params=params,
+            config=config,
+            method=meta["method"],
+            stage=meta["stage"],
+            tokenizer=tokenizer,
+            step=meta["step"],
+            path=str(folder),
         )
     except ConfigError as error:
         raise UserError(
             f"checkpoint {folder}: is of another version of apr_jax ({error}); train again"
         ) from None
-    except Exception as error:  # Orbax and TensorStore raise all sorts of types for damaged files.
+    # Orbax and TensorStore raise errors of many types for damaged files.
+    except Exception as error:
         if not shows_damage(error):
             raise _unreadable(folder, error) from error
         others = [str(step) for step in _steps(folder.parent) if str(step) != folder.name]
@@ -353,7 +419,7 @@ def version_error(folder: Path) -> UserError:
 
 
 def _unreadable(folder: Path, error: Exception) -> UserError:
-    """The error for a step that is not known to be damaged, but cannot be read here and now."""
+    """Returns the error for a step that is not known to be damaged, but cannot be read now."""
     return UserError(
         f"checkpoint {folder}: cannot be read here and now ({what_went_wrong(error)}); this is no"
         " damage, and nothing was changed; mend the cause and start the same command again"
@@ -361,12 +427,13 @@ def _unreadable(folder: Path, error: Exception) -> UserError:
 
 
 def _step_folder(path: Path) -> Path:
-    """Folder of the step that is meant by `path`: the step itself, or of a run the best one, among
-    equals the last.
+    """Finds the step that is meant by `path`: the step itself, or the best step of a run.
+
+    Among equally good steps the last one is the best.
 
     Raises:
-      UserError: there is none, or a step does not say how good it is. Another one is not taken in
-        its place: it would be another model without a word.
+      UserError: there is no step, or one of a run's steps is damaged, so that the best of them is
+        not known. No other step takes its place: it would silently be another model.
     """
     is_step = path.parent.name == FOLDER and path.name.isdigit() and path.is_dir()
     if is_step or (path / "meta").is_dir():
@@ -377,10 +444,15 @@ def _step_folder(path: Path) -> Path:
 
 
 def _known_score(folder: Path, folders: Sequence[Path]) -> float:
+    """Reads how good a step of a run is; `folders` are all its steps.
+
+    Raises:
+      UserError: the step is damaged, or cannot be read here and now.
+    """
     try:
         return _score(_read_meta(folder))
     except Exception as error:
-        # A training that goes on has just deleted it, for others are better.
+        # A training under way has just deleted the step, because others are better.
         if not folder.is_dir():
             return _NOT_VALIDATED
         if not shows_damage(error):
@@ -394,8 +466,10 @@ def _known_score(folder: Path, folders: Sequence[Path]) -> float:
 
 
 def last_step(workdir: Path) -> Path:
-    """Folder of a run's last step, for `load_checkpoint`: a run that is to save tokens does not
-    want its most accurate one.
+    """Finds the folder of a run's last step, for `load_checkpoint`.
+
+    The best step of a run is its most accurate one. Where a run learns to save tokens, that is not
+    the one that is wanted.
 
     Raises:
       UserError: the run has no step.
@@ -404,7 +478,11 @@ def last_step(workdir: Path) -> Path:
 
 
 def _step_folders(path: Path) -> list[Path]:
-    """All steps of a run, in their order."""
+    """Lists the folders of all steps of a run, in the order of the steps.
+
+    Raises:
+      UserError: the run has no step.
+    """
     steps = _steps(path / FOLDER)
     if not steps:
         require_reachable(path)
@@ -416,19 +494,19 @@ def _step_folders(path: Path) -> list[Path]:
 
 
 def _score(meta: dict[str, Any]) -> float:
+    """Returns how good a step is, by its `meta`."""
     return float(meta["metrics"].get(BEST, _NOT_VALIDATED))
 
 
 def _steps(folder: Path) -> list[int]:
-    return (
-        sorted(int(entry.name) for entry in folder.glob("*") if entry.name.isdigit())
-        if folder.is_dir()
-        else []
-    )
+    """Lists the steps in a folder of checkpoints, in order; none if there is no such folder."""
+    if not folder.is_dir():
+        return []
+    return sorted(int(entry.name) for entry in folder.glob("*") if entry.name.isdigit())
 
 
 def _json_file(folder: Path, item: str) -> Path:
-    """Where Orbax's JSON handler writes it."""
+    """Returns the file into which Orbax's JSON handler writes an item of a step."""
     return folder / item / "metadata"
 
 
@@ -438,7 +516,7 @@ def _read_json(folder: Path, item: str) -> dict[str, Any]:
 
 
 def _read_meta(folder: Path) -> dict[str, Any]:
-    """Raises ValueError if it is not what was saved."""
+    """Reads the `meta` of a step; raises ValueError if it is not what was saved."""
     meta = _read_json(folder, "meta")
     if meta.pop("meta_sum", None) != json_sum(meta):
         raise ValueError("meta is not what was saved")
@@ -446,8 +524,9 @@ def _read_meta(folder: Path) -> dict[str, Any]:
 
 
 def _difference(state: TrainState, meta: dict[str, Any]) -> str:
-    """What of the state is not what was saved, or ""; all processes call it, and all get the
-    same.
+    """Names what of the state is not what was saved; returns "" if nothing is.
+
+    All processes must call it, and all get the same result.
     """
     arrays = {"params": state.params, "state": _without_params(state)}
     wrong = [
@@ -455,18 +534,22 @@ def _difference(state: TrainState, meta: dict[str, Any]) -> str:
     ]
     if wrong:
         return f"{wrong[0]} is not what was saved"
-    return "" if int(state.step) == meta["step"] else f"holds step {int(state.step)}"
+    if int(state.step) != meta["step"]:
+        return f"holds step {int(state.step)}"
+    return ""
 
 
 def _read_arrays(folder: Path, blank: Any) -> Any:
-    """Arrays of the shapes and the layout of `blank`."""
-    with quiet():  # Not by way of the manager: its processes would wait for one that has failed.
+    """Reads arrays of the shapes and the layout of `blank`."""
+    # Not through the manager: there, processes would wait for one that has failed.
+    with quiet():
         return ocp.StandardCheckpointHandler().restore(
             folder, args=ocp.args.StandardRestore(_abstract(blank))
         )
 
 
 def _read_params(folder: Path) -> Any:
+    """Reads the weights of a step as numpy arrays, whatever their shapes."""
     reader = ocp.PyTreeCheckpointHandler()
     with quiet():
         tree = reader.metadata(folder).tree
@@ -475,11 +558,11 @@ def _read_params(folder: Path) -> Any:
 
 
 class _LastAndBest(preservation_policy.PreservationPolicy):
-    """Keeps the last steps and the best one, among equals the later; and those whose score cannot
-    be read, which may be the best.
+    """Keeps the last steps and the best one, among equally good ones the later.
 
-    The scores are read from `meta`: with metrics of its own, Orbax could not open a folder in which
-    one is damaged. The step that is being saved has no score yet, but it is among the last."""
+    Steps whose score cannot be read are kept too, because one of them may be the best. The scores
+    are read from `meta` and not given to Orbax: it could not open a folder in which the metrics of
+    one step are damaged. The step that is being saved has no score yet, but is among the last."""
 
     def __init__(self, folder: Path):
         self._folder = folder
@@ -487,12 +570,12 @@ class _LastAndBest(preservation_policy.PreservationPolicy):
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> Sequence[bool]:
         del context
         steps = [info.step for info in checkpoints]
-        kept = set(sorted(steps)[-_KEPT:])
+        kept = set(sorted(steps)[-_LAST_STEPS_KEPT:])
         scores = {}
         for step in steps:
             try:
                 scores[step] = _score(_read_meta(self._folder / str(step)))
-            # Damaged, or it cannot be read just now. One of the last may still be on its way.
+            # It is damaged, cannot be read just now, or, as one of the last, is not written yet.
             except Exception:
                 kept.add(step)
         if scores:
@@ -501,10 +584,13 @@ class _LastAndBest(preservation_policy.PreservationPolicy):
 
 
 def _without_params(state: TrainState) -> dict[str, Any]:
-    return {f.name: getattr(state, f.name) for f in dataclasses.fields(state) if f.name != "params"}
+    """Returns the fields of a state by name, all but the weights."""
+    names = [field.name for field in dataclasses.fields(state) if field.name != "params"]
+    return {name: getattr(state, name) for name in names}
 
 
 def _abstract(tree: Any) -> Any:
+    """Returns the shapes, types and layout of arrays."""
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree)
 
 
@@ -513,4 +599,5 @@ def _encode(tokenizer: Tokenizer) -> str:
 
 
 def _fingerprint(text: str) -> str:
+    """Returns 16 hex digits that stand for a long text in a message."""
     return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -13,16 +13,20 @@ STAGES = ("sft", "rl")
 
 @dataclasses.dataclass(frozen=True)
 class Restored:
-    """What a checkpoint or a kept model holds.
+    """What a checkpoint or an exported model holds.
 
     Attributes:
-      params: numpy leaves.
+      params: the weights, numpy leaves.
+      config: the experiment in which they were trained.
+      method: the method whose demonstrations the model learned from.
       stage: "sft" or "rl".
-      path: folder of the step, or the file.
+      tokenizer: the tokenizer of the run.
+      step: the step of the run after which the weights were saved.
+      path: folder of the step, or the exported file.
 
     Raises:
-      UserError: method, stage or step are none that this library writes; a stranger's file may hold
-        anything there.
+      UserError: this library never writes such a method, stage or step. A file from elsewhere may
+        hold anything there.
     """
 
     params: Any
@@ -34,7 +38,9 @@ class Restored:
     path: str
 
     def __post_init__(self) -> None:
-        for name, value, known in (("method", self.method, METHODS), ("stage", self.stage, STAGES)):
+        known_values = {"method": METHODS, "stage": STAGES}
+        for name, known in known_values.items():
+            value = getattr(self, name)
             if value not in known:
                 raise UserError(
                     f"{self.path}: {name}={value!r:.60} must be one of {', '.join(known)}"
