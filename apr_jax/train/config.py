@@ -1,40 +1,45 @@
-"""Hyper-parameters of supervised and reinforcement learning."""
+"""Settings of supervised and reinforcement learning.
+
+Each class checks its values when it is made, and raises a ValueError that names the setting.
+"""
 
 import dataclasses
 import math
 from typing import Any, Literal
 
-_FINITE = " and finite"
-
 
 def _require(config: Any, group: str, fields: tuple[str, ...], low: int) -> None:
+    """Raises ValueError if a field is below `low` or not finite."""
     for field in fields:
         value = getattr(config, field)
-        if not low <= value < math.inf:
-            raise ValueError(
-                f"{group}.{field}={value} must be at least {low}{_FINITE * (value == math.inf)}"
-            )
+        if value == math.inf:
+            raise ValueError(f"{group}.{field}={value} must be at least {low} and finite")
+        if not low <= value:
+            raise ValueError(f"{group}.{field}={value} must be at least {low}")
 
 
 def _require_positive(config: Any, group: str, fields: tuple[str, ...]) -> None:
+    """Raises ValueError if a field is not above 0 or not finite."""
     for field in fields:
         value = getattr(config, field)
-        if not 0 < value < math.inf:
-            raise ValueError(
-                f"{group}.{field}={value} must be positive{_FINITE * (value == math.inf)}"
-            )
+        if value == math.inf:
+            raise ValueError(f"{group}.{field}={value} must be positive and finite")
+        if not value > 0:
+            raise ValueError(f"{group}.{field}={value} must be positive")
 
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """Attributes:
-    name: AdamW, or Muon on the matrices and AdamW on the rest (both optax).
-    lr: peak learning rate.
-    warmup: steps of linear warm-up.
-    decay: final learning rate as a share of the peak (cosine); 1 keeps it constant.
-    weight_decay: decoupled.
-    clip: global gradient norm.
-    b2: second-moment decay.
+    """The optimizer and its learning rates.
+
+    Attributes:
+      name: AdamW, or Muon on the matrices and AdamW on the rest (both by optax).
+      lr: peak learning rate.
+      warmup: steps of linear warm-up.
+      decay: final learning rate as a share of the peak, reached by a cosine; 1 keeps it constant.
+      weight_decay: decoupled weight decay.
+      clip: global norm to which longer gradients are cut.
+      b2: decay of the second moment.
     """
 
     name: Literal["adamw", "muon"] = "adamw"
@@ -46,7 +51,11 @@ class OptimizerConfig:
     b2: float = 0.95
 
     def check(self, group: str) -> None:
-        """Raises ValueError if a value cannot be used; `group` is where the config has these."""
+        """Raises ValueError if a value cannot be used.
+
+        Args:
+          group: where these settings are in the experiment, for the message.
+        """
         _require_positive(self, group, ("lr", "clip"))
         _require(self, group, ("warmup", "weight_decay"), 0)
         if not 0 <= self.decay <= 1:
@@ -57,19 +66,24 @@ class OptimizerConfig:
 
 @dataclasses.dataclass(frozen=True)
 class SftConfig:
-    """Supervised training: steps of `batch_rows` packed rows; a row is `limits.max_thread_tokens`
-    tokens long.
+    """Supervised training on packed rows, each `limits.max_thread_tokens` tokens long.
 
     Attributes:
-      steps: how many, whatever the method; 0 where `epochs` says how long it takes.
-      epochs: so often every demonstration is read; 0 where `steps` says how long it takes. How many
-        steps these are depends on the method, whose demonstrations are packed into rows:
+      batch_rows: packed rows of one step.
+      optimizer: the optimizer and its learning rates.
+      steps: number of steps, whatever the method; 0 if `epochs` is given.
+      epochs: how often every demonstration is read; 0 if `steps` is given. The number of steps
+        depends on the method, whose demonstrations are packed into rows:
         `data.pipeline.steps_of_an_epoch`.
-      streams: independent streams of demonstrations that a batch's rows come from, in equal parts.
-        A process reads only the streams in which its rows lie: give it as many as there are
-        processes. It decides the order of the data; the number of processes and devices does not.
-      validate_every: steps between greedy answers to `validation` problems, with the rollout of RL;
-        the best step by them is kept. 0: never.
+      streams: number of independent streams of demonstrations from which the rows of a batch come,
+        in equal parts. A process reads only the streams in which its rows lie, so give as many
+        streams as there are processes. The order of the data depends on `streams`, and not on the
+        number of processes or devices.
+      save_every: steps between checkpoints.
+      log_every: steps between lines of metrics.
+      validate_every: steps between validations, in which the model answers `validation` problems
+        greedily with the rollout of RL. The best step by these is kept. 0: no validation.
+      validation: number of problems of a validation.
     """
 
     batch_rows: int
@@ -102,21 +116,21 @@ class SftConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ObjectiveConfig:
-    """What an update follows; docs/objective.md has the formulas, and what each choice does to the
-    gradient.
+    """What the updates maximise. docs/objective.md has the formulas, and what each choice does to
+    the gradient.
 
     Attributes:
-      advantage: see `train/rl/advantages.py`.
-      normalisation: what a token weighs, see `objective.token_weights`; only "tree" is unbiased.
-      clip: PPO clip range.
-      dual_clip: bounds the loss of a token with a negative advantage to so many advantages; 0 is
-        off.
+      advantage: how rewards are compared, see `train/rl/advantages.py`.
+      loss_aggregation: what a token weighs, see `objective.token_weights`; only "tree" is unbiased.
+      clip: PPO's clip range.
+      dual_clip: bounds the loss of a token with a negative advantage to this many advantages; 0
+        turns the bound off.
       kl: weight of the KL penalty to the supervised model.
-      kl_estimator: k1, k2 or k3 of each token as a term of the loss, or "reward": k1 of the tree,
-        taken off its reward.
+      kl_estimator: k1, k2 or k3 of each token as a term of the loss; or "reward": k1 of the whole
+        tree, taken off its reward.
       entropy: weight of the entropy bonus.
-      importance_cap: 0 takes the recorded log-probs for those of the sampling policy. Else they are
-        recomputed in the training pass before the first PPO epoch, and a token weighs
+      importance_cap: 0 takes the recorded log-probs for those of the sampling policy. Otherwise
+        they are recomputed by the training pass before the first PPO epoch, and a token weighs
         min(exp(recomputed - recorded), importance_cap).
     """
 
@@ -143,8 +157,8 @@ class ObjectiveConfig:
                 " least 1: a token that was recorded without error weighs 1"
             )
         if self.advantage == "group_std" and self.kl_in_reward:
-            # Where all trees earned the same, the deviation would be that of KL, and its noise as
-            # large as a reward.
+            # Where all trees earned the same, only their KL would deviate. Divided by its own
+            # deviation, this noise would be as large as a reward.
             raise ValueError(
                 "train.rl.objective.advantage='group_std' with kl_estimator='reward': would divide"
                 " KL by its own deviation; take advantage 'group' or 'leave_one_out', or"
@@ -153,35 +167,35 @@ class ObjectiveConfig:
 
     @property
     def kl_in_reward(self) -> bool:
-        """Whether the KL of a tree is taken off its reward."""
+        """Returns whether the KL of a tree is taken off its reward."""
         return self.kl > 0 and self.kl_estimator == "reward"
 
     @property
     def kl_in_loss(self) -> bool:
-        """Whether the loss has a KL term, for which every update needs the reference's
-        log-probs.
-        """
+        """Returns whether the loss has a KL term, which needs the reference's log-probs."""
         return self.kl > 0 and self.kl_estimator != "reward"
 
 
 @dataclasses.dataclass(frozen=True)
 class RewardConfig:
-    """What a tree earns: 1 if its answer is right, less what it cost.
+    """What a tree earns: 1 if its answer is right, less what the tree cost.
 
     Attributes:
-      token_price: a sampled token, of all threads; with a budget, the price of the first step.
-      sequential_price: a sequential token.
-      token_budget: mean total tokens a tree that the price of a token is led to; 0 leaves it fixed.
-      price_step: what the price rises in a step whose trees took twice the budget; it falls alike,
-        never below 0.
-      overlong: what becomes of a tree in which a thread ran out of window or budget: "scored" like
-        any other, "masked" (no gradient, no part in any mean), or "penalised".
-      overlong_penalty: taken off the reward of a penalised tree.
-      time_limit: seconds that the verification of one answer may take; then it is stopped, and
-        whether the answer is right stays unknown: its tree is not counted, as a masked one is not.
+      token_price: price of a sampled token, counted over all threads. With a budget it is the price
+        in the first step.
+      sequential_price: price of a sequential token.
+      token_budget: mean total tokens of a tree to which the token price is led; 0 keeps the price
+        fixed.
+      price_step: by how much the price rises in a step whose trees took twice the budget. It falls
+        in the same way, but never below 0.
+      overlong: what happens to a tree in which a thread ran out of window or budget. It is "scored"
+        like any other, "masked" (it has no gradient and no part in any mean), or "penalised".
+      overlong_penalty: what is taken off the reward of a penalised tree.
+      time_limit: seconds that the verification of one answer may take. Then it is stopped, the
+        answer stays unknown, and its tree is not counted, as if it were masked.
       memory_limit: GiB of address space that the verifier may take.
-      max_unknown: share of a batch's answers that may stay unknown; a run ends with more, if they
-        are more than one.
+      max_unknown: share of a batch's answers that may stay unknown. A run ends if more are unknown,
+        and more than one.
     """
 
     token_price: float = 0.0
@@ -217,20 +231,25 @@ class RlConfig:
     """Reinforcement learning over whole trees.
 
     Attributes:
-      steps: rollout batches.
-      problems: problems a step.
-      group: G, trees a problem.
-      ppo_epochs: updates on a step's forest; only from the second on are ratios away from 1.
-      temperature: of the sampling.
-      micro_batch_rows: packed rows that are rescored at once; a forest takes as many such chunks as
-        it needs.
-      validate_every: steps between greedy answers to `validation` problems; the best step by them
-        is kept.
+      steps: number of steps, each with one rollout.
+      problems: problems of a step.
+      group: G, trees of a problem.
+      optimizer: the optimizer and its learning rates.
+      objective: what the updates maximise.
+      reward: what a tree earns.
+      ppo_epochs: updates on the trees of one step. Ratios differ from 1 only from the second epoch
+        on.
+      temperature: temperature of the sampling.
+      micro_batch_rows: packed rows that are rescored at once. The update takes as many such chunks
+        as the trees of a step need.
+      validate_every: steps between validations, in which the model answers `validation` problems
+        greedily. The best step by these is kept.
+      validation: number of problems of a validation.
       save_every: steps between checkpoints.
-      difference_bound: a step in which rollout and training disagree about any token's log-prob by
-        more is reported. In float32 they agree to 1e-4; 1e-2 moves a ratio by 1%, a twentieth of
-        the usual clip range: no rounding does that.
-      mean_difference_bound: the same for the mean over the step's tokens.
+      difference_bound: a step is reported if rollout and training disagree by more than this about
+        the log-prob of any token. In float32 they agree to 1e-4. A difference of 1e-2 moves a ratio
+        by 1%, a twentieth of the usual clip range: rounding never does that.
+      mean_difference_bound: the same bound for the mean over the step's tokens.
       outside_clip_bound: the same for the share of tokens whose ratio is outside of the clip range
         before the first update.
     """
@@ -275,7 +294,14 @@ class RlConfig:
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-    """Both stages, and after how many bad updates (NaN or Inf) in a row a run ends."""
+    """Both stages of training.
+
+    Attributes:
+      sft: supervised training.
+      rl: reinforcement learning.
+      max_consecutive_skipped: the run ends when so many updates in a row were skipped, because
+        their loss or gradient was NaN or Inf.
+    """
 
     sft: SftConfig
     rl: RlConfig

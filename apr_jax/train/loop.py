@@ -1,14 +1,15 @@
-"""The one training loop. Stages differ in the functions they pass.
+"""The one training loop of both stages, which differ in the functions that they pass.
 
 The life of a step:
-1. `advance(state, step)` gives the next state and its metrics, still on the device.
-2. The metrics of the step before are written; too many bad steps in a row end the run, and the
-   batch of the last of them is saved beside the state.
-3. Every so often `validate(state)` is called, and the state saved.
-4. SIGTERM, SIGHUP (a closed terminal) and Ctrl-C save and end the run, as soon as may be: the
-   notice of a preemption is 30 s. A supervised step under way ends first; a rollout is thrown away
-   when it ends, and a validation before its next batch: the next start does them again. Of several
-   processes all end after the same step, whichever of them got the signal.
+1. `advance(state, step, stopping)` gives the next state and its metrics, still on the device.
+2. The metrics of the step before are written. Too many skipped updates in a row end the run, and
+   the batch of the last of them is saved beside the state.
+3. At their intervals, `validate(state, stopping)` is called and the state is saved.
+4. SIGTERM, SIGHUP (a closed terminal) and Ctrl-C save the state and end the run as soon as
+   possible, because a preemption gives notice of 30 s only. A supervised step under way is
+   finished. A rollout is thrown away once it has ended, and a validation ends before its next
+   batch; the next start does them again. Several processes all end after the same step, whichever
+   of them got the signal.
 """
 
 import dataclasses
@@ -20,7 +21,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import numpy as np
@@ -33,12 +34,14 @@ from apr_jax.train.distributed import StopConsensus, StragglerDetector
 from apr_jax.train.metrics.recorder import Numbers, Recorder
 from apr_jax.train.state import TrainState
 
-_EXIT_BASE = 128  # A run that a signal has ended exits with 128 + its number.
+_EXIT_BASE = 128  # A run that a signal has ended exits with 128 + the number of the signal.
 _REMEDY = (
     "mend what the lines of the verifier above say, or raise train.rl.reward.time_limit, and start"
     " the same command again"
 )
-# The signal that ends the run, or 0; all processes must ask, with nothing queued on the device.
+
+# Returns the signal that ends the run, or 0. All processes must call it together, with nothing
+# queued on the devices.
 Stopping = Callable[[], int]
 Advance = Callable[[TrainState, int, Stopping], tuple[TrainState, dict[str, Any] | None]]
 
@@ -48,23 +51,23 @@ class Stage:
     """What a stage brings to the loop.
 
     Attributes:
-      name: "sft" or "rl"; its settings are in `train.<name>`.
-      steps: of the whole run.
-      advance: one step: (state, its step as an int, stopping) -> state with step + 1, metrics. It
-        must not wait for the state. If it gives the step up because the run is to stop, it returns
-        the state it got, and None.
+      name: "sft" or "rl"; the settings of the stage are in `train.<name>`.
+      steps: steps of the whole run.
+      advance: takes one step: (state, its step as an int, stopping) -> state with step + 1, and
+        metrics. It must not wait for the state. If it gives the step up because the run is to stop,
+        it returns the state that it got, and None.
       save_every: steps between saves.
-      max_consecutive_skipped: so many skipped updates in a row end the run.
-      data_state: JSON state of the data iterator.
-      batch: step -> what it learned from, on the host, for the two last steps; the step as the
-        metrics count it.
-      host_seconds: that this process's host worked at the last step, without waiting for a device
-        or another process.
-      validate: (state, stopping) -> metrics, logged with the prefix "validation_", or None if it
-        gave up because the run is to stop; None for no validation.
-      sample: a tree of the last validation as text; None for none.
+      max_consecutive_skipped: the run ends after so many skipped updates in a row.
+      data_state: returns the JSON state of the data iterator.
+      batch: returns what a given one of the last two steps learned from, on the host; the steps
+        are counted as in the metrics, from 1.
+      host_seconds: returns for how long this process's host worked at the last step, without
+        waiting for a device or another process.
+      validate: (state, stopping) -> metrics, which are logged with the prefix "validation_", or
+        None if it gave up because the run is to stop. None: the stage has no validation.
+      sample: returns a tree of the last validation as text; None: there is none.
       validate_every: steps between validations; the last state is validated too.
-      validates_first: so is the state before the first step.
+      validates_first: whether the state before the first step is validated too.
     """
 
     name: str
@@ -82,28 +85,34 @@ class Stage:
 
 
 class LastBatches:
-    """The batches of the two last steps: metrics come a step late, and a bad batch must still be
-    there then.
+    """The batches of the last two steps.
+
+    Metrics are read one step late, and then the batch of a bad step must still be there.
     """
 
     def __init__(self) -> None:
-        self._kept: dict[int, dict[str, np.ndarray]] = {}
+        self._batches: dict[int, dict[str, np.ndarray]] = {}
 
     def keep(self, step: int, batch: dict[str, np.ndarray]) -> None:
-        self._kept = {number: kept for number, kept in self._kept.items() if number >= step - 1} | {
-            step: batch
-        }
+        """Keeps the batch of `step`, and drops those from before the step before it."""
+        recent = {number: kept for number, kept in self._batches.items() if number >= step - 1}
+        self._batches = recent | {step: batch}
 
     def of(self, step: int) -> dict[str, np.ndarray]:
-        return self._kept[step]
+        """Returns the batch of one of the last two steps."""
+        return self._batches[step]
 
 
 class Loop:
-    """The state on its way, and which step of it is saved.
+    """One run of the loop: the state of training, and what is still to do about it.
 
     Args:
-      state: to begin with.
-      resumed: it was saved by an earlier start.
+      stage: what is trained.
+      state: the state to begin with.
+      checkpoints: where the state is saved.
+      recorder: where the metrics go.
+      workdir: folder of the run.
+      resumed: whether an earlier start saved the state.
     """
 
     def __init__(
@@ -115,68 +124,81 @@ class Loop:
         workdir: Path,
         resumed: bool,
     ):
-        self._stage, self._checkpoints, self._recorder, self._workdir = (
-            stage,
-            checkpoints,
-            recorder,
-            workdir,
-        )
-        self._state, self._step = state, int(state.step)
-        self._saved = self._step if resumed else None
-        self._due = False  # Whether the step is to be validated.
-        self._scores: Numbers = {}  # What came of it.
-        self._ended: UnknownAnswers | None = (
-            None  # Why the run cannot go on, though its state is good.
-        )
-        self._consensus, self._stragglers = StopConsensus(), StragglerDetector()
+        self._stage = stage
+        self._checkpoints = checkpoints
+        self._recorder = recorder
+        self._workdir = workdir
+
+        self._state = state
+        self._step = int(state.step)
+        self._saved = self._step if resumed else None  # The step that was saved last.
+        self._due = False  # Whether this step is to be validated.
+        self._scores: Numbers = {}  # The scores of that validation.
+        # Why the run cannot go on, though its state is good.
+        self._ended: UnknownAnswers | None = None
+        self._consensus = StopConsensus()
+        self._stragglers = StragglerDetector()
 
     def run(self, unvalidated: bool = False) -> TrainState:
-        """Takes the state to the last step, and leaves it saved.
+        """Trains to the last step, and leaves the state saved.
 
         Args:
-          unvalidated: the earlier start was stopped before the validation that was due.
+          unvalidated: whether the earlier start was stopped before a validation that was due.
 
         Raises:
-          KeyboardInterrupt: on Ctrl-C, SystemExit: on SIGTERM (143) or SIGHUP (129); all after the
-            state is saved.
-          UserError: too many bad steps in a row (the last good parameters and the bad batch are
-            saved), too many answers without a verdict (the state is saved), or the disk is full.
+          KeyboardInterrupt: on Ctrl-C; the state is saved.
+          SystemExit: on SIGTERM (143) or SIGHUP (129); the state is saved.
+          UserError: too many updates in a row were skipped (the last good parameters and the bad
+            batch are saved), too many answers got no verdict (the state is saved), or the disk is
+            full.
         """
-        if self._stage.validate and (
-            unvalidated or (self._saved is None and self._stage.validates_first)
-        ):
+        is_new_run = self._saved is None
+        if self._stage.validate and (unvalidated or (is_new_run and self._stage.validates_first)):
             self._validate_first()
-        with _stop_signals() as stop:
+
+        with _stop_signals() as signals:
             while self._step < self._stage.steps:
-                stopping, began = self._advance(stop), time.perf_counter()
-                self._save(stopping or self._ended is not None)
+                stop = self._advance(signals)
+                began = time.perf_counter()
+                self._save(now=bool(stop) or self._ended is not None)
                 if self._ended is not None:
-                    self._recorder.flush()
-                    self._checkpoints.wait()
-                    raise UserError(
-                        f"training: after step {self._step}, {self._ended}; that step is saved;"
-                        f" {_REMEDY}"
-                    )
-                if stopping:
-                    self._checkpoints.wait()
-                    self._recorder.tell(
-                        f"stopped after step {self._step}; saved in"
-                        f" {time.perf_counter() - began:.1f} s"
-                    )
-                    raise (
-                        KeyboardInterrupt
-                        if stopping == signal.SIGINT
-                        else SystemExit(_EXIT_BASE + stopping)
-                    )
+                    self._end_without_verdicts()
+                if stop:
+                    self._end_by_signal(stop, began)
+
         self._recorder.flush()
         self._checkpoints.wait()
         return self._state
 
+    def _end_without_verdicts(self) -> NoReturn:
+        """Raises UserError because too many answers got no verdict; the state is saved."""
+        self._recorder.flush()
+        self._checkpoints.wait()
+        raise UserError(
+            f"training: after step {self._step}, {self._ended}; that step is saved; {_REMEDY}"
+        )
+
+    def _end_by_signal(self, stop: int, began: float) -> NoReturn:
+        """Waits for the save and ends the run as the signal `stop` does.
+
+        Args:
+          began: time at which the save began.
+        """
+        self._checkpoints.wait()
+        seconds = time.perf_counter() - began
+        self._recorder.tell(f"stopped after step {self._step}; saved in {seconds:.1f} s")
+        if stop == signal.SIGINT:
+            raise KeyboardInterrupt
+        raise SystemExit(_EXIT_BASE + stop)
+
     def _validate_first(self) -> None:
-        """Validates the state that the run begins with; where it was saved without, line and
+        """Validates the state with which the run begins.
+
+        If an earlier start saved the state without its validation, the line of metrics and the
         checkpoint are completed.
         """
-        self._due, self._scores = True, self._validate(lambda: 0)
+        self._due = True
+        self._scores = self._validate(lambda: 0)
         if self._ended is not None:
             kept = (
                 "nothing was trained yet" if self._saved is None else f"step {self._step} is saved"
@@ -184,57 +206,65 @@ class Loop:
             raise UserError(f"training: at the first validation, {self._ended}; {kept}; {_REMEDY}")
         if self._saved is None:
             self._recorder.record(self._step, self._scores, important=True)
-            self._save(stopping=0)
+            self._save(now=False)
         else:
             self._recorder.complete(self._step, self._scores)
             self._checkpoints.complete(self._step, self._scores)
 
     def _advance(self, signals: list[int]) -> int:
-        """Takes a step, and validates it if that is due; returns the signal that ends the run, or
-        0.
+        """Takes a step and, if that is due, validates the new state.
+
+        Args:
+          signals: the signals that this process has got so far.
+
+        Returns:
+          the signal that ends the run, or 0.
         """
         stage = self._stage
 
         def stopping() -> int:
             return self._consensus.at_once(signals)
 
-        self._due, self._scores = False, {}
+        self._due = False
+        self._scores = {}
         try:
             self._state, metrics = stage.advance(self._state, self._step, stopping)
-        except UnknownAnswers as error:  # Before the update: the state is that of the step before.
+        except UnknownAnswers as error:
+            # It is raised before the update: the state is that of the step before.
             self._ended = error
             return 0
         if metrics is None:
             return stopping()
         self._step += 1
-        busy = stage.host_seconds()  # Before a validation, which verifies answers too.
-        # Once: a signal that comes in while saving waits for the next step.
+
+        # Read it now: a validation verifies answers too.
+        busy = stage.host_seconds()
+        # Ask once: a signal that comes in while saving waits for the next step.
         stop = self._consensus.cast(signals, self._state.step)
         self._due = stage.validate is not None and (
             self._step == stage.steps or self._step % stage.validate_every == 0
         )
         if self._due and not stop:
-            # Else the update under way would count as validation.
+            # Without waiting, the update under way would count as time of the validation.
             jax.block_until_ready(self._state)
             self._scores = self._validate(stopping)
             stop = stopping()
+
         numbers = self._recorder.record(
             self._step, {**metrics, **self._scores}, important=self._due
         )
         self._check(self._step - 1, numbers)
-        if line := self._stragglers.step(busy, self._state.step):
+        line = self._stragglers.step(busy, self._state.step)
+        if line:
             self._recorder.tell(f"step {self._step}: {line}")
         return stop
 
-    def _save(self, stopping: int | bool) -> None:
-        """Saves the state if it is time, and is not saved yet."""
-        now = (
-            stopping
-            or self._due
-            or self._step == self._stage.steps
-            or self._step % self._stage.save_every == 0
-        )
-        if not now or self._saved == self._step:
+    def _save(self, now: bool) -> None:
+        """Saves the state if it is time, or if `now` is true, and it is not saved yet."""
+        stage = self._stage
+        is_last = self._step == stage.steps
+        is_time = now or self._due or is_last or self._step % stage.save_every == 0
+        if not is_time or self._saved == self._step:
             return
         self._check(self._step, self._recorder.flush())
         with self._recorder.aside():
@@ -242,11 +272,12 @@ class Loop:
         self._saved = self._step
 
     def _write(self) -> None:
+        """Starts writing a checkpoint of the state as it is."""
         unvalidated = self._due and not self._scores
         self._checkpoints.save(self._state, self._scores, self._stage.data_state(), unvalidated)
 
     def _validate(self, stopping: Stopping) -> Numbers:
-        """The scores; none if the run is to stop."""
+        """Returns the scores of the state; none if the run is to stop."""
         assert self._stage.validate is not None
         with self._recorder.aside():
             try:
@@ -261,23 +292,33 @@ class Loop:
         return {f"validation_{name}": value for name, value in scores.items()}
 
     def _check(self, step: int, numbers: Numbers | None) -> None:
-        """Ends the run if, by the numbers of `step`, too many updates in a row were bad."""
-        if numbers and numbers.get("bad_in_a_row", 0) >= self._stage.max_consecutive_skipped:
-            self._recorder.flush()
-            self._write()
-            self._checkpoints.wait()
-            batch = self._stage.batch(step)
-            count, optimizer = int(numbers["bad_in_a_row"]), f"train.{self._stage.name}.optimizer"
-            path = _save_batch(step, batch, self._workdir)
-            raise UserError(
-                f"training: {count} updates in a row had a NaN or Inf loss or gradient, the last of"
-                f" them in step {step}; the last good parameters are saved as step {self._step},"
-                f" that step's batch is in {path}; lower {optimizer}.lr or {optimizer}.clip"
-            )
+        """Ends the run if too many updates in a row were skipped.
+
+        Args:
+          step: a step whose metrics were fetched.
+          numbers: its metrics; None if there are none yet.
+
+        Raises:
+          UserError: so many updates were skipped. State and batch are saved.
+        """
+        if not numbers or numbers.get("bad_in_a_row", 0) < self._stage.max_consecutive_skipped:
+            return
+
+        self._recorder.flush()
+        self._write()
+        self._checkpoints.wait()
+        path = _save_batch(step, self._stage.batch(step), self._workdir)
+        count = int(numbers["bad_in_a_row"])
+        optimizer = f"train.{self._stage.name}.optimizer"
+        raise UserError(
+            f"training: {count} updates in a row had a NaN or Inf loss or gradient, the last of"
+            f" them in step {step}; the last good parameters are saved as step {self._step},"
+            f" that step's batch is in {path}; lower {optimizer}.lr or {optimizer}.clip"
+        )
 
 
 def _save_batch(step: int, batch: dict[str, np.ndarray], workdir: Path) -> Path:
-    """Saves the rows of this process; returns the file."""
+    """Saves the rows of a batch that this process holds; returns the file."""
     process = f".process{jax.process_index()}" if jax.process_count() > 1 else ""
     path = workdir / "bad_batch" / f"{step}{process}.npz"
     with disk_errors(path):
@@ -290,14 +331,16 @@ def _save_batch(step: int, batch: dict[str, np.ndarray], workdir: Path) -> Path:
 
 @contextmanager
 def _stop_signals() -> Iterator[list[int]]:
-    """The list that is yielded holds the signals that came in; a second one acts as if nobody had
-    caught the first.
+    """Catches the signals that stop a run; yields a list of those that came in.
+
+    After the first signal the handlers from before are back, so that a second one acts at once.
     """
     received: list[int] = []
     # Only the main thread may set handlers.
     if threading.current_thread() is not threading.main_thread():
         yield received
         return
+
     wanted = [signal.SIGINT, signal.SIGTERM]
     outlives_terminal = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN  # As under nohup.
     if not outlives_terminal:

@@ -1,10 +1,11 @@
-"""The optimizer of an `OptimizerConfig`: clip, AdamW or Muon, warm-up and cosine.
+"""The optimizer of an `OptimizerConfig`: clipping, AdamW or Muon, warm-up and a cosine.
 
-Muon (Jordan et al. 2024) replaces the momentum of a matrix by the nearest orthogonal matrix, found
-by Newton-Schulz steps. It must see the matrices that the forward pass multiplies by: the stacked
-layer parameters are taken apart along N, and where one array holds two matrices (keys and values,
-gate and up) along that axis too. Heads are not taken apart: q is D x (H K). Its updates are scaled
-to the size of Adam's (0.2 sqrt(larger side), Liu et al. 2025), so one learning rate serves both.
+Muon (Jordan et al. 2024) replaces the momentum of a matrix by the nearest orthogonal matrix, which
+Newton-Schulz steps find. It must see the matrices by which the forward pass multiplies. So the
+stacked parameters of the layers are taken apart along N, and where one array holds two matrices
+(keys and values, gate and up), along that axis too. Heads are not taken apart: q is D x (H K).
+Muon's updates are scaled to the size of Adam's (0.2 sqrt(longer side), Liu et al. 2025), so that
+one learning rate serves both.
 """
 
 from collections.abc import Sequence
@@ -17,8 +18,8 @@ from optax.contrib import MuonDimensionNumbers, muon
 from apr_jax.train.config import OptimizerConfig
 from apr_jax.train.metrics.step_times import LazyMetric
 
-# Which axes of a stacked layer parameter are the rows (what a product sums over) and the columns of
-# its matrices.
+# Parameter -> the axes of its stacked array that are the rows of its matrices, over which a product
+# sums, and the axes that are the columns.
 MATRIX_AXES: dict[str, MuonDimensionNumbers] = {
     "q": MuonDimensionNumbers((1,), (2, 3)),  # [N, D, H, K]
     "kv": MuonDimensionNumbers((1,), (3, 4)),  # [N, D, 2, G, K]
@@ -31,8 +32,9 @@ _NEWTON_SCHULZ_STEPS = 5
 
 
 def make_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
-    """Linear warm-up that starts above zero, then a cosine down to decay x lr at the last of
-    `steps` updates.
+    """Returns the learning rate by update: a linear warm-up, then a cosine.
+
+    The warm-up starts above zero. The cosine reaches decay x lr at the last of `steps` updates.
     """
     warmup = min(config.warmup, steps - 1)
     return optax.warmup_cosine_decay_schedule(
@@ -45,11 +47,13 @@ def make_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
 
 
 def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
-    """Clip by global norm, then the update. Norm scales are never decayed; under Muon only the
-    matrices are.
+    """Returns the optimizer: clipping by the global norm, then AdamW or Muon.
+
+    Scales of norms are never decayed. Under Muon only the matrices are decayed.
 
     Args:
-      steps: updates of the whole run, for the schedule.
+      config: its settings.
+      steps: updates of the whole run, for the learning rates.
     """
     schedule = make_schedule(config, steps)
     if config.name == "muon":
@@ -69,12 +73,12 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
 
 
 def clipped_updates(norms: Sequence[jax.Array], clip: float) -> LazyMetric:
-    """Share of updates whose gradient was longer than `clip`, so that its length was cut to it.
+    """Returns the share of updates whose gradient was longer than `clip` and so was cut.
 
-    It is computed when it is read: the norms may still be under way on the device.
+    The share is computed when it is read, because the norms may still be under way on the device.
 
     Args:
-      norms: of each update's gradient, before clipping.
+      norms: norm of each update's gradient before clipping.
       clip: `OptimizerConfig.clip`.
     """
 
@@ -86,14 +90,17 @@ def clipped_updates(norms: Sequence[jax.Array], clip: float) -> LazyMetric:
 
 
 def _matrix_axes(params: Any) -> Any:
+    """Returns the axes of each parameter's matrices, or None if Muon leaves it to AdamW."""
     return jax.tree_util.tree_map_with_path(lambda path, _: MATRIX_AXES.get(_name(path)), params)
 
 
 def _is_decayed(params: Any) -> Any:
+    """Returns for each parameter whether AdamW decays it."""
     return jax.tree_util.tree_map_with_path(
         lambda path, _: not _name(path).endswith("norm"), params
     )
 
 
 def _name(path: tuple[Any, ...]) -> str:
+    """Returns the last part of a parameter's path."""
     return str(getattr(path[-1], "key", ""))

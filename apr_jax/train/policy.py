@@ -1,5 +1,6 @@
-"""The transformer as the policy of a rollout: where `model` and `threads`, which do not know each
-other, meet.
+"""The transformer as the policy of a rollout.
+
+The packages `model` and `threads` do not know each other; they meet here.
 """
 
 from collections.abc import Callable
@@ -21,7 +22,10 @@ def make_policy_rollout(
     mesh: Mesh,
     axes: tuple[str, ...] = BATCH_AXES,
 ) -> Callable[[Any, Prompts, jax.Array], tuple[ThreadForest, Work]]:
-    """`make_rollout` for a transformer's parameters, as training holds them."""
+    """Makes the jitted rollout of a transformer, see `threads.make_rollout`.
+
+    It takes the parameters as training holds them.
+    """
     decode, init_cache = make_decode(model, schedule.bounds(limits.window), on_tpu(mesh))
     return make_rollout(
         decode,

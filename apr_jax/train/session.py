@@ -1,5 +1,7 @@
-"""What both stages share: the mesh, the tokenizer, and opening a workdir, resuming, and running the
-loop in it.
+"""What both stages of training share.
+
+`train` opens a workdir, resumes the run in it, and runs the loop. `build_mesh` chooses the devices,
+and `read_tokenizer` loads the tokenizer of the data.
 """
 
 import dataclasses
@@ -43,13 +45,16 @@ def train(
     profile: int | None = None,
     bounds: Mapping[str, float] = MappingProxyType({}),
 ) -> TrainState:
-    """Runs a stage in a workdir from where it was, or from `blank`, to its end.
+    """Runs a stage in a workdir to its end, from where an earlier start left it.
 
     Args:
-      blank: the state of step 0.
+      run: what stays the same through the run.
+      workdir: folder of the run.
+      blank: the state of step 0, from which a new run begins.
+      stage: what is trained.
       restore_data: puts the data iterator where `stage.data_state` said it was.
-      log_every, counted, shown, progress, ceiling, bounds: see `Recorder`.
-      profile: step of which a profile is written to `workdir`/profile.
+      log_every, counted, shown, progress, peak, bounds: see `Recorder`.
+      profile: step of which a profile is written to `workdir`/profile, or None.
 
     Returns:
       the state of the last step.
@@ -64,23 +69,27 @@ def train(
         Lease(workdir, f"training, {run.stage}", together=True) as lease,
         Checkpoints(workdir, run, lease) as checkpoints,
     ):
+        state = blank
+        unvalidated = False
         restored = checkpoints.restore_latest(blank)
-        state, unvalidated = blank, False
         if restored is not None:
-            state, unvalidated = restored.state, restored.unvalidated
+            state = restored.state
+            unvalidated = restored.unvalidated
             restore_data(restored.data)
+
         if jax.process_index() == 0:
             with disk_errors(workdir):
                 write_text(
                     workdir / "config.json", json.dumps(to_dict(run.config), indent=2) + "\n"
                 )
+
         start = int(state.step)
         if profile is not None:
-            stage = dataclasses.replace(
-                stage, advance=profiled(stage.advance, profile, start, stage.steps, workdir)
-            )
+            advance = profiled(stage.advance, profile, start, stage.steps, workdir)
+            stage = dataclasses.replace(stage, advance=advance)
         if start >= stage.steps and not unvalidated:
             return state
+
         with Recorder(
             workdir,
             start,
@@ -94,18 +103,22 @@ def train(
             bounds,
             lease,
         ) as recorder:
-            return Loop(stage, state, checkpoints, recorder, workdir, restored is not None).run(
-                unvalidated
-            )
+            resumed = restored is not None
+            loop = Loop(stage, state, checkpoints, recorder, workdir, resumed)
+            return loop.run(unvalidated)
 
 
 def build_mesh(config: Experiment, devices: list[Any] | None = None) -> Mesh:
-    """The config's mesh over these devices, by default all there are; raises UsageError if they
-    don't fit it.
+    """Makes the config's mesh over the given devices, by default over all there are.
 
-    Of a single process some may be left out: a laptop of 8 cores must not refuse an experiment of 4
-    rows a step."""
-    devices = _dividing(config) if devices is None else devices
+    If the config leaves their number open, a single process may leave some of its devices out: an
+    experiment of 4 rows a step is not refused on a laptop of 8 cores.
+
+    Raises:
+      UsageError: the devices do not fit the config's mesh.
+    """
+    if devices is None:
+        devices = _dividing_devices(config)
     tensor = config.mesh.tensor or max(1, len(devices) // config.train.sft.batch_rows)
     try:
         return make_mesh(config.mesh.data, config.mesh.fsdp, tensor, devices)
@@ -113,21 +126,29 @@ def build_mesh(config: Experiment, devices: list[Any] | None = None) -> Mesh:
         raise UsageError(f"config {error}") from None
 
 
-def _dividing(config: Experiment) -> list[Any]:
-    """The most devices over which the rows of a step divide, if the config leaves their number
-    open; else all.
+def _dividing_devices(config: Experiment) -> list[Any]:
+    """Returns the most devices over which the rows of a step divide.
+
+    If the config fixes the number of devices, or the run has several processes, it returns all.
     """
-    devices, mesh, settings = jax.devices(), config.mesh, config.train
+    devices = jax.devices()
+    mesh = config.mesh
+    sft, rl = config.train.sft, config.train.rl
     if mesh.data or not mesh.tensor or jax.process_count() > 1:
         return devices
-    rows = math.gcd(settings.sft.batch_rows, settings.rl.micro_batch_rows)
-    shards = range(len(devices) // mesh.tensor, 0, -1)
-    count = next((n * mesh.tensor for n in shards if rows % n == n % mesh.fsdp == 0), len(devices))
+
+    rows = math.gcd(sft.batch_rows, rl.micro_batch_rows)
+    count = len(devices)
+    for shards in range(len(devices) // mesh.tensor, 0, -1):
+        if rows % shards == 0 and shards % mesh.fsdp == 0:
+            count = shards * mesh.tensor
+            break
+
     if count < len(devices):
         Terminal(stderr=True).print(
             f"mesh: {count} of {len(devices)} devices are used:"
-            f" train.sft.batch_rows={settings.sft.batch_rows} and"
-            f" train.rl.micro_batch_rows={settings.rl.micro_batch_rows} divide over no more"
+            f" train.sft.batch_rows={sft.batch_rows} and"
+            f" train.rl.micro_batch_rows={rl.micro_batch_rows} divide over no more"
             " (mesh.tensor=0 lets the others share rows)",
             soft_wrap=True,
         )
@@ -135,7 +156,11 @@ def _dividing(config: Experiment) -> list[Any]:
 
 
 def read_tokenizer(data_dir: Path) -> Tokenizer:
-    """The tokenizer that `apr data build` trained; raises UserError if it is missing or damaged."""
+    """Loads the tokenizer that `apr data build` trained.
+
+    Raises:
+      UserError: it is missing or damaged.
+    """
     path = Path(data_dir) / "tokenizer.model"
     try:
         return Tokenizer.from_bytes(path.read_bytes())

@@ -1,5 +1,6 @@
-"""Supervised training: imitation of the symbolic solvers' demonstrations; validation by what the
-model itself answers.
+"""Supervised training: the model imitates demonstrations.
+
+In a validation, the model itself answers problems.
 """
 
 import math
@@ -39,19 +40,22 @@ def train_sft(
     progress: bool = True,
     profile: int | None = None,
 ) -> TrainState:
-    """Trains, or goes on training, the model of `config` on the demonstrations of `method`.
+    """Trains the model of `config` on the demonstrations of `method`, or resumes such a run.
 
     Args:
-      data_dir: written by `apr data build`.
-      workdir: of the run; checkpoints, metrics and config go there.
-      progress: show the bar.
-      profile: step of which a profile is written.
+      config: the experiment.
+      data_dir: folder that `apr data build` wrote.
+      workdir: folder of the run, for checkpoints, metrics and config.
+      method: the method of the demonstrations.
+      progress: whether the terminal shows a progress bar.
+      profile: step of which a profile is written, or None.
 
     Raises:
-      UsageError: data of another config, devices that don't divide the rows, no such step to
-        profile.
-      UserError: no data, a workdir of another run, a full disk, too many bad steps.
-      KeyboardInterrupt, SystemExit: interrupted; the run is saved.
+      UsageError: the data are of another config, the devices do not divide the rows, or the run has
+        no such step to profile.
+      UserError: there are no data, the workdir belongs to another run, the disk is full, or too
+        many updates were skipped.
+      KeyboardInterrupt, SystemExit: the run was interrupted; it is saved.
     """
     sft = config.train.sft
     mesh = build_mesh(config)
@@ -67,11 +71,12 @@ def train_sft(
             f" {sft.batch_rows} rows",
             soft_wrap=True,
         )
+
     init = jax.jit(init_params, static_argnums=(0, 1))
-    # By way of the host: several processes then lay the same values out on the mesh of all.
-    params = jax.device_get(
-        init(config.model, tokenizer.vocab_size, run_key(config.seed, Domain.WEIGHTS))
-    )
+    key = run_key(config.seed, Domain.WEIGHTS)
+    # They pass through the host, so that several processes lay out the same values on their mesh.
+    params = jax.device_get(init(config.model, tokenizer.vocab_size, key))
+
     opened: AbstractContextManager[Grader | None] = nullcontext()
     if sft.validate_every:
         opened = grading(
@@ -93,7 +98,7 @@ def train_sft(
                 host_seconds=lambda: trainer.waited,
                 validate=grader.validate if grader else None,
                 sample=grader.sample if grader else None,
-                validates_first=False,  # Random weights answer nothing.
+                validates_first=False,  # Random weights answer no problem.
                 validate_every=sft.validate_every,
             ),
             restore_data=trainer.restore_data,
@@ -107,31 +112,29 @@ def train_sft(
 
 
 class _Trainer:
-    """What a supervised step needs besides the state: its optimizer, and the batches, which know
-    where they are.
+    """What a supervised step needs besides the state: the optimizer and the batches.
 
     Attributes:
-      steps: of the whole run.
-      waited: seconds that the last step waited for its batch.
+      steps: steps of the whole run.
+      waited: seconds for which the last step waited for its batch.
+      optimizer: the optimizer.
+      last_batches: the batches of the last two steps.
     """
 
     def __init__(self, config: Experiment, data_dir: Path, method: str, mesh: Mesh):
         sft = config.train.sft
+        length = config.limits.max_thread_tokens
 
         def open_stream(stream: int) -> Batches:
-            rows, length = sft.batch_rows // sft.streams, config.limits.max_thread_tokens
+            rows = sft.batch_rows // sft.streams
             return sft_batches(data_dir, method, rows, length, config.seed, stream, sft.streams)
 
         self._epoch = steps_of_an_epoch(
-            data_dir,
-            method,
-            sft.batch_rows,
-            config.limits.max_thread_tokens,
-            config.seed,
-            sft.streams,
+            data_dir, method, sft.batch_rows, length, config.seed, sft.streams
         )
         self._epochs = sft.epochs
         self.steps = sft.steps or math.ceil(sft.epochs * self._epoch)
+
         self._mesh = mesh
         self._batches = LocalRows(
             open_stream, sft.streams, sft.batch_rows, held_rows(sft.batch_rows, mesh)
@@ -145,12 +148,14 @@ class _Trainer:
     def advance(
         self, state: TrainState, step: int, stopping: Stopping
     ) -> tuple[TrainState, dict[str, Any]]:
-        """One step."""
-        del stopping  # A step is short.
+        """Takes one step: reads a batch and updates the model on it."""
+        del stopping  # A step is short, so it is finished.
+
         began = time.perf_counter()
         rows = next(self._batches)
         self.waited = time.perf_counter() - began
         self.last_batches.keep(step + 1, vars(rows))
+
         state, metrics = self._update(state, place_rows(rows, self._mesh))
         clipped = clipped_updates([metrics["grad_norm"]], self._clip)
         measured = {
@@ -161,8 +166,9 @@ class _Trainer:
         return state, metrics | measured
 
     def data_state(self) -> dict[str, Any]:
-        """Of all streams, wherever they are read; and how long the run is, for its learning rates
-        follow from that.
+        """Returns where all streams stand, of all processes, and the length of the run.
+
+        The learning rates follow from the length, so it must not change.
         """
         return {
             "streams": merge(self._batches.get_state()),
@@ -171,10 +177,10 @@ class _Trainer:
         }
 
     def restore_data(self, saved: dict[str, Any]) -> None:
-        """Goes on from a `data_state`.
+        """Goes on from what `data_state` returned.
 
         Raises:
-          UsageError: the same number of epochs were other steps when the run began.
+          UsageError: the same number of epochs was another number of steps when the run began.
         """
         if self._epochs and saved["epochs"] == self._epochs and saved["steps"] != self.steps:
             raise UsageError(

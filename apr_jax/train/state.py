@@ -1,4 +1,4 @@
-"""TrainState: what an update changes, and the update that refuses NaN and Inf."""
+"""The state of training, and the update of it that refuses NaN and Inf."""
 
 import dataclasses
 from typing import Any
@@ -14,12 +14,14 @@ from apr_jax.model.sharding import shardings
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-    """Attributes:
-    params: of the model.
-    opt_state: of the optimizer.
-    step: int32, steps of the loop taken, skipped ones included.
-    skipped: int32, updates skipped because of NaN or Inf.
-    bad_in_a_row: int32, updates skipped since the last good one.
+    """What an update changes.
+
+    Attributes:
+      params: parameters of the model.
+      opt_state: state of the optimizer.
+      step: int32, steps of the loop so far, skipped ones included.
+      skipped: int32, updates that were skipped because of NaN or Inf.
+      bad_in_a_row: int32, updates that were skipped since the last good one.
     """
 
     params: Any
@@ -30,8 +32,9 @@ class TrainState:
 
 
 def init_state(params: Any, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
-    """Step 0, laid out on the mesh. The parameters are copied: the first update donates the
-    state.
+    """Makes the state of step 0, laid out on the mesh.
+
+    The parameters are copied, because the first update donates the state.
     """
 
     def build(params: Any) -> TrainState:
@@ -45,21 +48,24 @@ def init_state(params: Any, optimizer: optax.GradientTransformation, mesh: Mesh)
 def apply_gradients(
     state: TrainState, loss: jax.Array, grads: Any, optimizer: optax.GradientTransformation
 ) -> tuple[TrainState, dict[str, jax.Array]]:
-    """One update, or none of it if the loss or any gradient is not finite. `step` is left to the
-    caller.
+    """Applies one update, or nothing of it if the loss or any gradient is not finite.
+
+    The caller counts the `step`.
 
     Returns:
-      the state; metrics grad_norm, skipped, bad_in_a_row.
+      the new state; the metrics grad_norm, skipped, bad_in_a_row.
     """
     norm = optax.global_norm(grads)
     good = jnp.isfinite(loss) & jnp.isfinite(norm)
-    # Bad gradients are blanked before the optimizer sees them: Newton-Schulz of NaN would be work
-    # for nothing.
+
+    # The optimizer gets zeros in place of bad gradients: Newton-Schulz steps on NaN would be wasted
+    # work.
     safe = jax.tree.map(lambda g: jnp.where(good, g, 0.0), grads)
     updates, opt_state = optimizer.update(safe, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
 
     def choose(new: Any, old: Any) -> Any:
+        """Returns the new values after a good update, else the old ones."""
         return jax.tree.map(lambda x, y: jnp.where(good, x, y), new, old)
 
     state = dataclasses.replace(

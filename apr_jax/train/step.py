@@ -1,12 +1,12 @@
-"""The two training steps, jitted whole, with the state donated: supervised, and one update on a
-recorded forest.
+"""The two training steps: supervised, and one update on a recorded forest.
 
     state, metrics = step(state, batch)
 
-Layout: state and batch arrive laid out (`init_state`, `place_rows`); the new state keeps the old
-one's layout."""
+Each is jitted whole, and the state is donated. State and batch arrive laid out on the mesh
+(`init_state`, `place_rows`, `place_forest`), and the new state keeps the layout of the old one."""
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -36,13 +36,13 @@ class ForestBatch:
     """A recorded forest, ready for updates.
 
     Attributes:
-      chunks: Rows with fields [chunks, R, L]; those from `used` on hold padding alone.
-      weights: [chunks, R, L] of the tokens, see `token_weights`.
-      used: int32, chunks that hold tokens.
-      reference: [chunks, R, L] log-probs of the reference policy, the same in all PPO epochs; None
-        without a KL term in the loss.
-      behaviour: [chunks, R, L] log-probs of the sampling policy by the training pass, or `UNKNOWN`
-        before the first PPO epoch; None where the recorded ones are taken.
+      chunks: Rows with fields [chunks, R, L]; chunks from number `used` on hold only padding.
+      weights: [chunks, R, L] what each token weighs, see `token_weights`.
+      used: int32, number of chunks that hold tokens.
+      reference: [chunks, R, L] log-probs under the reference policy, the same in all PPO epochs;
+        None without a KL term in the loss.
+      behaviour: [chunks, R, L] log-probs under the sampling policy by the training pass, `UNKNOWN`
+        before the first PPO epoch; None if the recorded ones are taken.
     """
 
     chunks: Rows
@@ -52,24 +52,28 @@ class ForestBatch:
     behaviour: jax.Array | None = None
 
 
-UNKNOWN = 1.0  # No log-prob is above 0.
+UNKNOWN = 1.0  # Not a log-prob, since these are at most 0.
+
+# (state, batch, advantages [B]) -> new state, metrics, `ForestBatch.behaviour` of the next epoch.
 RlStep = Callable[
     [TrainState, ForestBatch, jax.Array], tuple[TrainState, Metrics, jax.Array | None]
 ]
+# (parameters, batch) -> log-probs [chunks, R, L].
 Rescore = Callable[[Any, ForestBatch], jax.Array]
+# (reference log-probs [chunks, R, L], batch) -> KL of each tree [B].
 TreeKl = Callable[[jax.Array, ForestBatch], jax.Array]
 
 
 def make_sft_step(
     model: ModelConfig, optimizer: optax.GradientTransformation, mesh: Mesh
 ) -> SftStep:
-    """Supervised: one update on packed demonstrations [R, L]."""
+    """Makes the supervised step: one update on packed demonstrations [R, L]."""
 
     def loss_of(params: Any, rows: Rows) -> tuple[jax.Array, jax.Array]:
-        logprobs, entropy = token_logprobs(params, model, rows, mesh=mesh)
-        return cross_entropy(logprobs, rows), jnp.sum(entropy) / jnp.maximum(
-            jnp.sum(rows.sampled), 1
-        )
+        logprobs, entropy = token_logprobs(params, model, rows, mesh=mesh)  # [R, L]
+        loss = cross_entropy(logprobs, rows)
+        mean_entropy = jnp.sum(entropy) / jnp.maximum(jnp.sum(rows.sampled), 1)
+        return loss, mean_entropy
 
     def step(state: TrainState, rows: Rows) -> tuple[TrainState, Metrics]:
         (loss, entropy), grads = jax.value_and_grad(loss_of, has_aux=True)(state.params, rows)
@@ -85,19 +89,20 @@ def make_sft_step(
 
 
 def make_rl_step(config: Experiment, optimizer: optax.GradientTransformation, mesh: Mesh) -> RlStep:
-    """`step(state, batch, advantages [B])`: rescoring and one update on all trees of a forest.
+    """Makes `step(state, batch, advantages [B])`: rescoring of and one update on a whole forest.
 
-    The chunks are rescored one after the other and their gradients added up, so memory does not
-    grow with the forest.
+    The chunks are rescored one after the other and their gradients are added, so that the memory
+    does not grow with the forest.
 
-    The third result is `ForestBatch.behaviour` for the next PPO epoch. Where it is recomputed, the
-    first PPO epoch takes the log-probs of its own pass: a pass of another program may round
-    otherwise, and ratios are to begin at 1."""
-    temperature, objective = config.train.rl.temperature, config.train.rl.objective
+    The third result is `ForestBatch.behaviour` for the next PPO epoch. If these log-probs are to be
+    recomputed, the first epoch takes those of its own pass. Those of another program might be
+    rounded otherwise, and the ratios would not begin at 1."""
+    temperature = config.train.rl.temperature
+    objective = config.train.rl.objective
 
     def loss_of(params: Any, chunk: ForestBatch, advantages: jax.Array) -> tuple[jax.Array, Any]:
         logprobs, entropy = token_logprobs(params, config.model, chunk.chunks, temperature, mesh)
-        own = jax.lax.stop_gradient(logprobs)
+        own = jax.lax.stop_gradient(logprobs)  # [R, L]
         reference = own if chunk.reference is None else chunk.reference
         behaviour = chunk.behaviour
         if behaviour is not None:
@@ -119,25 +124,30 @@ def make_rl_step(config: Experiment, optimizer: optax.GradientTransformation, me
     ) -> tuple[TrainState, Metrics, jax.Array | None]:
         def add_chunk(index: jax.Array, carry: Any) -> Any:
             loss, parts, grads, behaviours = carry
-            gradient = jax.value_and_grad(loss_of, has_aux=True)
-            (more, (of_chunk, behaviour)), slope = gradient(
+            value_and_grad = jax.value_and_grad(loss_of, has_aux=True)
+            (chunk_loss, (chunk_parts, behaviour)), chunk_grads = value_and_grad(
                 state.params, _chunk(batch, index), advantages
             )
             if behaviour is not None:
                 behaviours = jax.lax.dynamic_update_index_in_dim(
                     behaviours, behaviour, index, axis=0
                 )
-            return loss + more, parts + of_chunk, jax.tree.map(jnp.add, grads, slope), behaviours
+            loss = loss + chunk_loss
+            parts = parts + chunk_parts
+            grads = jax.tree.map(jnp.add, grads, chunk_grads)
+            return loss, parts, grads, behaviours
 
-        blank = (
+        zeros = (
             jnp.zeros(()),
             Parts.zero(),
             jax.tree.map(jnp.zeros_like, state.params),
             batch.behaviour,
         )
-        loss, parts, grads, behaviours = jax.lax.fori_loop(0, batch.used, add_chunk, blank)
+        loss, parts, grads, behaviours = jax.lax.fori_loop(0, batch.used, add_chunk, zeros)
+
         state, metrics = apply_gradients(state, loss, grads, optimizer)
         state = _keep_layout(state, mesh)
+
         means = parts.metrics(advantages.shape[0])
         if not objective.kl:
             del means["kl"]  # Without the reference it is unknown, not 0.
@@ -149,11 +159,11 @@ def make_rl_step(config: Experiment, optimizer: optax.GradientTransformation, me
 
 
 def make_rescore(config: Experiment, mesh: Mesh) -> Rescore:
-    """`rescore(params, batch)`: log-probs of a recorded forest under other parameters, [chunks, R,
-    L].
+    """Makes `rescore(params, batch)`: log-probs of a recorded forest under other parameters,
+    [chunks, R, L].
 
-    The reference is asked so: once a forest, before its first update, and whatever the number of
-    PPO epochs."""
+    It asks the reference policy once for each forest, before the first update, whatever the number
+    of PPO epochs."""
 
     def rescore(params: Any, batch: ForestBatch) -> jax.Array:
         def fill_chunk(index: jax.Array, filled: jax.Array) -> jax.Array:
@@ -169,29 +179,26 @@ def make_rescore(config: Experiment, mesh: Mesh) -> Rescore:
 
 
 def make_tree_kl(trees: int, mesh: Mesh) -> TreeKl:
-    """`total(reference log-probs [chunks, R, L], batch)`: `objective.tree_kl` of a recorded forest,
-    [B].
+    """Makes `total(reference log-probs [chunks, R, L], batch)`: KL of each tree, [B].
+
+    It is the `objective.tree_kl` of a recorded forest.
     """
 
     def total(reference: jax.Array, batch: ForestBatch) -> jax.Array:
-        return jnp.sum(
-            jax.vmap(lambda logprobs, rows: tree_kl(logprobs, rows, trees))(
-                reference, batch.chunks
-            ),
-            axis=0,
-        )
+        kl_in_chunk = jax.vmap(lambda logprobs, rows: tree_kl(logprobs, rows, trees))
+        return jnp.sum(kl_in_chunk(reference, batch.chunks), axis=0)  # [B]
 
     return jax.jit(total, out_shardings=NamedSharding(mesh, PartitionSpec()))
 
 
 def _chunk(batch: ForestBatch, index: jax.Array) -> ForestBatch:
-    """One chunk, without the axis of chunks."""
+    """Returns one chunk, without the axis of chunks."""
     whole = dataclasses.replace(batch, used=None)
     return jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, index, keepdims=False), whole)
 
 
 def _chunk_sharding(mesh: Mesh) -> NamedSharding:
-    """Of arrays [chunks, R, L]: every chunk is split over all devices of the batch."""
+    """Returns the layout of arrays [chunks, R, L]: each chunk is split over the batch axes."""
     return NamedSharding(mesh, PartitionSpec(None, BATCH_AXES))
 
 
@@ -206,11 +213,14 @@ def place_rows(rows: Rows, mesh: Mesh) -> Rows:
 def place_forest(
     rows: Rows, weights: np.ndarray, size: int, mesh: Mesh, recompute: bool = False
 ) -> ForestBatch:
-    """Cuts packed rows (a multiple of `size`), which every process has whole, and their weights
-    into chunks on the mesh.
+    """Cuts packed rows and the weights of their tokens into chunks on the mesh.
 
     Args:
-      recompute: the first PPO epoch is to recompute the behaviour log-probs.
+      rows: packed rows, a multiple of `size`; every process holds all of them.
+      weights: [rows, L], see `token_weights`.
+      size: R, rows of a chunk.
+      mesh: the mesh.
+      recompute: whether the first PPO epoch is to recompute the behaviour log-probs.
     """
     used = len(rescored_rows(rows, size).tokens) // size
     chunks, weights = jax.tree.map(
@@ -227,29 +237,40 @@ def place_forest(
 
 
 def rescored_rows(rows: Rows, size: int) -> Rows:
-    """The rows of the chunks of `size` that hold tokens; those behind them are not computed."""
+    """Returns the rows of those chunks of `size` rows that hold tokens.
+
+    The chunks behind them are not computed.
+    """
     used = np.flatnonzero((rows.segment > 0).any(axis=1))
-    count = -(-(used[-1] + 1) // size) * size if len(used) else 0
+    if len(used) == 0:
+        count = 0
+    else:
+        chunks = math.ceil((used[-1] + 1) / size)
+        count = chunks * size
     return jax.tree.map(lambda x: x[:count], rows)
 
 
 def place_everywhere(values: Any, mesh: Mesh) -> jax.Array:
-    """An array that every device holds whole."""
+    """Makes an array that every device holds whole."""
     return place(values, NamedSharding(mesh, PartitionSpec()))
 
 
 def place_whole(params: Any, mesh: Mesh) -> Any:
-    """Parameters laid out on the mesh by the rules of `model/sharding`."""
+    """Lays out parameters on the mesh by the rules of `model/sharding`."""
     return jax.device_put(params, shardings(params, mesh))
 
 
 def batch_shards(mesh: Mesh) -> int:
-    """Into how many parts a batch is split."""
+    """Returns the number of parts into which the mesh splits a batch."""
     return int(np.prod([mesh.shape[axis] for axis in BATCH_AXES]))
 
 
 def check_divides(field: str, count: int, mesh: Mesh) -> None:
-    """Raises UsageError if `count` rows don't split evenly over the mesh's batch axes."""
+    """Raises UsageError if `count` rows do not split evenly over the mesh's batch axes.
+
+    Args:
+      field: the setting that holds the count, for the message.
+    """
     shards = batch_shards(mesh)
     if count % shards:
         raise UsageError(
@@ -259,4 +280,5 @@ def check_divides(field: str, count: int, mesh: Mesh) -> None:
 
 
 def _keep_layout(state: TrainState, mesh: Mesh) -> TrainState:
+    """Gives a new state the layout that `init_state` gave to the first one."""
     return jax.lax.with_sharding_constraint(state, shardings(state, mesh))

@@ -153,11 +153,11 @@ def test_a_run_moves_from_mesh_to_mesh(config, data_dir, alone, tmp_path, monkey
     for stop, axes in ((2, (2, 2, 2)), (4, (1, 1, 1)), (6, (4, 1, 2))):
         with monkeypatch.context() as patch:
             votes = type(
-                "Votes",
+                "StopConsensus",
                 (),
                 {"cast": lambda self, signals, step, stop=stop: 15 * (int(step) == stop < 6)},
             )
-            patch.setattr(loop, "Votes", votes)
+            patch.setattr(loop, "StopConsensus", votes)
             if stop < 6:
                 with pytest.raises(SystemExit):
                     train_sft(_on(config, axes), data_dir, tmp_path, "apr", progress=False)

@@ -207,7 +207,7 @@ def test_how_long_a_host_worked_at_a_step_does_not_count_its_validation(tmp_path
             seen.append(seconds)
             return ""
 
-    monkeypatch.setattr(loop, "Pace", StragglerDetector)
+    monkeypatch.setattr(loop, "StragglerDetector", StragglerDetector)
     _run(_Toy(), _Disk(), tmp_path)
     assert seen == [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]
 

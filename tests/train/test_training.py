@@ -195,7 +195,7 @@ def _bad_steps(config, count):
 def test_too_many_bad_steps_end_the_run_with_the_last_good_parameters_and_the_batch(
     config, data_dir, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(sft, "Held", _Spoiled)
+    monkeypatch.setattr(sft, "LocalRows", _Spoiled)
     with pytest.raises(
         UserError,
         match=(
@@ -226,7 +226,7 @@ def test_a_run_that_was_ended_by_bad_steps_goes_on_without_a_gap(
 ):
     config = _bad_steps(config, 2)
     with monkeypatch.context() as patch:
-        patch.setattr(sft, "Held", _Spoiled)
+        patch.setattr(sft, "LocalRows", _Spoiled)
         with pytest.raises(
             UserError,
             match=(
