@@ -182,8 +182,8 @@ def test_trees_that_are_left_out_change_no_gradient(config, mesh):
     for options in (
         {"kl": 0.1},
         {"entropy": 0.1},
-        {"normalisation": "token"},
-        {"normalisation": "sequence"},
+        {"loss_aggregation": "token"},
+        {"loss_aggregation": "sequence"},
     ):
         assert not zero_advantage_trees(
             advantages, counted, ObjectiveConfig(**{"kl": 0.0} | options)

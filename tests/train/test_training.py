@@ -200,7 +200,7 @@ def test_too_many_bad_steps_end_the_run_with_the_last_good_parameters_and_the_ba
         UserError,
         match=(
             r"3 updates in a row had a NaN or Inf .* the last of them in step"
-            r" 4;.*learn\.sft\.optimizer\.lr"
+            r" 4;.*train\.sft\.optimizer\.lr"
         ),
     ) as caught:
         train_sft(config, data_dir, tmp_path, "apr", progress=False)

@@ -1,4 +1,4 @@
-"""A profile of one step: what host and devices did, operation by operation."""
+"""A profile of one step: what the host and the devices did, operation by operation."""
 
 import importlib.util
 import sys
@@ -16,25 +16,26 @@ FOLDER = "profile"
 
 
 def profiled(advance: Advance, step: int, start: int, steps: int, workdir: Path) -> Advance:
-    """`advance` that traces one step, and says where the trace is: in `workdir`/profile, for
-    TensorBoard and Perfetto.
+    """Wraps `advance` so that it traces one step, and prints where the trace is.
 
-    The device is waited for before and after, so that the trace has this step and no other.
+    The trace is in `workdir`/profile, for TensorBoard and Perfetto. The wrapper waits for the
+    devices before and after the step, so that the trace holds this step and no other.
 
     Args:
-      step: 1 is the first of the run.
-      start: steps that are done.
-      steps: of the whole run.
+      advance: takes a step, see `loop.Stage`.
+      step: the step to trace; 1 is the first of the run.
+      start: number of steps that are done.
+      steps: steps of the whole run.
+      workdir: folder of the run.
 
     Raises:
-      UsageError: the run won't come to `step`, or JAX can't profile on this machine.
+      UsageError: the run will not come to `step`, or JAX cannot profile on this machine.
     """
     if not start < step <= steps:
-        left = (
-            f"steps {start + 1} to {steps} are left"
-            if start < steps
-            else f"all {steps} steps are done"
-        )
+        if start < steps:
+            left = f"steps {start + 1} to {steps} are left"
+        else:
+            left = f"all {steps} steps are done"
         raise UsageError(f"--profile {step}: of the run in {workdir} {left}")
     if _would_crash():
         raise UsageError(
@@ -59,11 +60,10 @@ def profiled(advance: Advance, step: int, start: int, steps: int, workdir: Path)
 
 
 def _would_crash() -> bool:
-    """JAX has tried libtpu and fallen back to the CPU.
+    """Returns whether JAX has tried libtpu and fallen back to the CPU.
 
-    Its profiler is then registered but not initialised: a segfault.
+    The profiler of libtpu is then registered but not initialised, and its use is a segfault.
     """
-    tried = "tpu" in (jax.config.jax_platforms or "tpu")
-    return (
-        tried and jax.default_backend() != "tpu" and importlib.util.find_spec("libtpu") is not None
-    )
+    tried_tpu = "tpu" in (jax.config.jax_platforms or "tpu")
+    fell_back = tried_tpu and jax.default_backend() != "tpu"
+    return fell_back and importlib.util.find_spec("libtpu") is not None

@@ -1,9 +1,9 @@
-"""Where a run's numbers go: metrics.jsonl, TensorBoard and the terminal. docs/metrics.md defines
-each of them.
+"""Where a run's numbers go: metrics.jsonl, TensorBoard and the terminal.
 
-A step's metrics stay on the device until the next step is under way; only then are they fetched, so
-the device never waits for the host. `metrics.jsonl` has one line a logged step, also after
-interruptions: on resume the lines after the restored step are cut off."""
+docs/metrics.md defines each metric. The metrics of a step stay on the device until the next step is
+under way, and are fetched only then, so the device never waits for the host. `metrics.jsonl` has
+one line for each logged step, also after interruptions: when a run is resumed, the lines after the
+restored step are cut off."""
 
 import json
 import math
@@ -27,12 +27,12 @@ from apr_jax.io.storage import Mirror, as_path, write_text
 from apr_jax.io.terminal import Terminal
 
 FILE = "metrics.jsonl"
-# Scalars; TensorBoard's thread dies when the disk is full, and a short queue would then stop the
-# run.
+# Scalars that TensorBoard may queue. Its thread dies when the disk is full, and then a full queue
+# would stop the run.
 _QUEUE = 100_000
-_SPEED_SECONDS = (
-    86_400.0  # The ETA needs two steps within them; rich looks at the last 1,000 steps at most.
-)
+# Seconds over which the bar measures its speed; the remaining time needs two steps within them.
+# Rich looks at the last 1,000 steps at most.
+_SPEED_SECONDS = 86_400.0
 Numbers = dict[str, float]
 
 
@@ -40,19 +40,19 @@ class Recorder:
     """Takes the metrics of each step; a context manager.
 
     Args:
-      workdir: of the run.
-      start: step that the run goes on from; lines after it are cut.
-      steps: of the whole run.
+      workdir: folder of the run.
+      start: step from which the run goes on; later lines are cut off.
+      steps: steps of the whole run.
       log_every: steps between lines.
       stage: "sft" or "rl".
-      counted: what throughput is measured in, summable metrics: "tokens", "trees".
-      shown: metrics shown in the terminal.
-      progress: show the bar.
-      ceiling: FLOP/s that the machine can do. The metric `flops` of the steps, if there is one, is
-        set against it: the rate is logged as `mfu`, the single numbers are not.
-      lease: of the workdir, which is checked before each line.
-      bounds: of metrics; a step above one is told in a line, and marked by the metric
-        `<name>_above` (1, else 0).
+      counted: summable metrics whose throughput is measured: "tokens", "trees".
+      shown: metrics that the terminal shows.
+      progress: whether the terminal shows a progress bar.
+      peak: FLOP/s that the machine can do. If the steps have the metric `flops`, its rate as a
+        share of the peak is logged as `mfu` in place of the metric itself.
+      bounds: metric -> its bound. A step above a bound is reported in a line, and marked by the
+        metric `<name>_above`: 1, else 0.
+      lease: lease of the workdir, which is checked before each line.
     """
 
     def __init__(
@@ -73,13 +73,19 @@ class Recorder:
         self._mirror = Mirror(as_path(workdir), (FILE,))
         self._path = self._mirror.local / FILE
         self._bounds = bounds
-        self._steps, self._log_every, self._stage = steps, log_every, stage
-        self._counted, self._shown = counted, shown
-        self._pending: tuple[int, dict[str, Any], bool] | None = None
+        self._steps = steps
+        self._log_every = log_every
+        self._stage = stage
+        self._counted = counted
+        self._shown = shown
         self._peak = peak
-        self._counts = dict.fromkeys((*counted, "flops"), 0.0)
-        self._since = time.perf_counter()
-        self._recorded = self._since  # When the pending step was.
+
+        # The last step: its number, its metrics, and whether they get a line.
+        self._pending: tuple[int, dict[str, Any], bool] | None = None
+        self._counts = dict.fromkeys((*counted, "flops"), 0.0)  # Since the last line.
+        self._since = time.perf_counter()  # Time of the last line.
+        self._recorded = self._since  # Time at which the pending step was recorded.
+
         self._writes = jax.process_index() == 0  # All processes have the same numbers.
         if self._writes:
             with disk_errors(self._path):
@@ -101,6 +107,7 @@ class Recorder:
         self._task = self._bar.add_task(stage, total=steps, completed=start, numbers="")
 
     def _open(self) -> None:
+        """Opens metrics.jsonl at its end."""
         self._file = open(self._path, "a", encoding="utf-8")  # noqa: SIM115 - closed in __exit__
 
     def __enter__(self) -> Self:
@@ -112,25 +119,27 @@ class Recorder:
         self._bar.stop()
         if self._writes:
             self._file.close()
-            with suppress(OSError):  # A full disk was told of when metrics.jsonl found it so.
+            with suppress(OSError):  # A full disk was reported by metrics.jsonl before.
                 self._board.close()
         self._mirror.close(push=kind is None or not issubclass(kind, LostLease))
 
     def record(self, step: int, metrics: dict[str, Any], important: bool = False) -> Numbers | None:
-        """Takes the metrics of `step`, scalars on the device or the host, and returns those of the
-        step before, fetched.
+        """Takes the metrics of `step`, and returns those of the step before, fetched.
 
         Args:
-          important: write a line whatever `log_every` says.
+          step: number of the step.
+          metrics: scalars on the device or the host.
+          important: whether the step gets a line whatever `log_every` says.
         """
-        before = self._fetch()
+        numbers_before = self._fetch()
         logged = important or step % self._log_every == 0 or step == self._steps
-        self._pending, self._recorded = (step, metrics, logged), time.perf_counter()
-        return before
+        self._pending = (step, metrics, logged)
+        self._recorded = time.perf_counter()
+        return numbers_before
 
     @contextmanager
     def aside(self) -> Iterator[None]:
-        """What happens inside, validation or saving, does not count against the throughput."""
+        """Keeps what happens inside, validation or saving, out of the throughput."""
         began = time.perf_counter()
         yield
         spent = time.perf_counter() - began
@@ -138,8 +147,9 @@ class Recorder:
         self._recorded += spent
 
     def complete(self, step: int, numbers: Numbers) -> None:
-        """Adds numbers to the line of `step`, the last one that an earlier start wrote; on disk
-        when it returns.
+        """Adds numbers to the line of `step`, the last one that an earlier start wrote.
+
+        They are on disk when it returns.
         """
         if not self._writes:
             return
@@ -147,7 +157,8 @@ class Recorder:
             self._file.close()
             lines = self._path.read_text(encoding="utf-8").splitlines(keepends=True)
             line = {"step": step, "stage": self._stage}
-            if lines and json.loads(lines[-1])["step"] == step:  # Else someone has deleted it.
+            # Unless somebody has deleted it, the line is there.
+            if lines and json.loads(lines[-1])["step"] == step:
                 line = json.loads(lines.pop())
             write_text(self._path, "".join([*lines, json.dumps(line | numbers) + "\n"]))
             self._open()
@@ -156,66 +167,79 @@ class Recorder:
         self._mirror.push()
 
     def flush(self) -> Numbers | None:
-        """Fetches and writes what is pending; waits for the device. To be called before a save, so
-        that no line is missing."""
+        """Fetches and writes the pending step; waits for the device.
+
+        It is to be called before a save, so that no line is missing."""
         numbers = self._fetch()
         if self._writes:
             self._mirror.push()
         return numbers
 
     def _fetch(self) -> Numbers | None:
+        """Fetches the metrics of the pending step and writes its line, if it gets one."""
         if self._pending is None:
             return None
         step, metrics, logged = self._pending
         self._pending = None
+
         numbers = {name: float(value) for name, value in jax.device_get(metrics).items()}
         numbers |= self._compare(step, numbers)
         for name in self._counts:
             self._counts[name] += numbers.get(name, 0.0)
         numbers.pop("flops", None)
         if logged:
-            # From record to record: with one step always under way on the device, that is the time
-            # of a step.
-            elapsed = max(self._recorded - self._since, 1e-9)
-            numbers |= {
-                f"{name}_per_second": self._counts[name] / elapsed
-                for name in self._counted
-                if self._counts[name]
-            }
-            if self._counts["flops"]:
-                numbers["mfu"] = self._counts["flops"] / elapsed / self._peak
-            self._counts, self._since = dict.fromkeys(self._counts, 0.0), self._recorded
+            numbers |= self._rates()
+            self._counts = dict.fromkeys(self._counts, 0.0)
+            self._since = self._recorded
             self._write(step, numbers)
         self._bar.update(self._task, completed=step)
         return numbers
 
+    def _rates(self) -> Numbers:
+        """Returns throughput and `mfu` since the last line.
+
+        The time is that from record to record. With one step always under way on the device, that
+        is the time of a step.
+        """
+        elapsed = max(self._recorded - self._since, 1e-9)
+        rates = {}
+        for name in self._counted:
+            if self._counts[name]:
+                rates[f"{name}_per_second"] = self._counts[name] / elapsed
+        if self._counts["flops"]:
+            rates["mfu"] = self._counts["flops"] / elapsed / self._peak
+        return rates
+
     def tell(self, line: str) -> None:
-        """A line above the bar; by one process for all."""
+        """Prints a line above the bar; one process does it for all."""
         if self._writes:
             self._bar.console.print(line, soft_wrap=True, highlight=False, markup=False)
 
     def show_text(self, step: int, name: str, text: str) -> None:
-        """Text for TensorBoard alone, shown as it is."""
+        """Gives a text to TensorBoard, which shows it as it is."""
         if not self._writes:
             return
-        # As Markdown: what is indented is code.
-        self._board.add_text(name, "".join(f"    {line}\n" for line in text.splitlines()), step)
+        # TensorBoard reads Markdown, in which indented lines are code.
+        code = "".join(f"    {line}\n" for line in text.splitlines())
+        self._board.add_text(name, code, step)
 
     def _compare(self, step: int, numbers: Numbers) -> Numbers:
-        """The marks of metrics that have a bound. NaN is above any."""
+        """Returns the marks of the metrics that have a bound, and reports those above it."""
         marks = {}
         for name, bound in self._bounds.items():
-            if name in numbers:
-                above = not numbers[name] <= bound
-                marks[f"{name}_above"] = float(above)
-                if above:
-                    self.tell(f"step {step}: {name} {numbers[name]:.3g} is above {bound:g}")
+            if name not in numbers:
+                continue
+            is_above = not numbers[name] <= bound  # NaN counts as above any bound.
+            marks[f"{name}_above"] = float(is_above)
+            if is_above:
+                self.tell(f"step {step}: {name} {numbers[name]:.3g} is above {bound:g}")
         return marks
 
     def _write(self, step: int, numbers: Numbers) -> None:
+        """Writes the line of a step, and its scalars for TensorBoard."""
         if not self._writes:
             return
-        # JSON knows no NaN: a bad loss becomes null.
+        # JSON has no NaN, so a loss that is NaN becomes null.
         finite = {name: value if math.isfinite(value) else None for name, value in numbers.items()}
         if self._lease is not None:
             self._lease.check()
@@ -228,28 +252,36 @@ class Recorder:
         self._bar.update(self._task, numbers="  ".join(self._say(numbers)))
 
     def _say(self, numbers: Numbers) -> Iterator[str]:
-        """What the terminal shows; a narrow one cuts off the end."""
+        """Yields what the terminal shows, the most important first.
+
+        A narrow terminal cuts off the rest.
+        """
         for name in self._counted:
-            if rate := numbers.get(f"{name}_per_second"):
-                yield f"{rate:,.{0 if rate >= 100 else 1}f} {name}/s"
+            rate = numbers.get(f"{name}_per_second")
+            if rate:
+                decimals = 0 if rate >= 100 else 1
+                yield f"{rate:,.{decimals}f} {name}/s"
         if "mfu" in numbers:
-            yield f"{numbers['mfu']:.0%} of ceiling"
-        yield from (f"{name} {numbers[name]:.4g}" for name in self._shown if name in numbers)
+            yield f"{numbers['mfu']:.0%} mfu"
+        for name in self._shown:
+            if name in numbers:
+                yield f"{name} {numbers[name]:.4g}"
 
 
 def cut_lines(path: Path, step: int) -> None:
-    """Drops the lines after `step`, and what follows the first line that a killed run left
-    unfinished.
+    """Cuts off the lines after `step`, and all that follows the first line that is not whole.
+
+    A killed run may leave such a line.
     """
     if not path.is_file():
         return
     kept = []
     for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
         try:
-            at = json.loads(line)["step"]
+            line_step = json.loads(line)["step"]
         except (ValueError, KeyError, TypeError):
             break
-        if at > step or not line.endswith("\n"):
+        if line_step > step or not line.endswith("\n"):
             break
         kept.append(line)
     write_text(path, "".join(kept))

@@ -1,4 +1,4 @@
-"""One tree of a forest as plain text, for a look now and then at what the model does."""
+"""One tree of a forest as plain text, to see in TensorBoard what the model does."""
 
 import numpy as np
 
@@ -7,21 +7,27 @@ from apr_jax.text.tokenizer import Tokenizer
 from apr_jax.threads import Status, ThreadForest
 from apr_jax.threads.draw import draw_tree, thread_names
 
-MOST = 8_000  # Characters; TensorBoard keeps every sample of a run in memory.
+MOST = 8_000  # Characters of a text, because TensorBoard keeps every text of a run in memory.
 
 
 def tree_text(
     forest: ThreadForest, tree: int, problem: Problem, correct: bool | None, tokenizer: Tokenizer
 ) -> str:
-    """The problem and the verdict, the threads as lanes over decode steps, then what each thread
-    read and wrote.
+    """Draws a tree as text.
+
+    First comes the problem with the verdict, then a line for each thread that shows when it
+    decoded, then all that each thread read and wrote.
 
     Args:
       forest: numpy leaves.
-      correct: None if that is unknown.
+      tree: which tree of the forest.
+      problem: the problem of the tree.
+      correct: whether its answer is right; None if that is unknown.
+      tokenizer: the tokenizer of the tokens.
     """
     verdict = {True: "right", False: "wrong", None: "unknown"}[correct]
-    names, lanes = thread_names(forest, tree), draw_tree(forest, tree)
+    names = thread_names(forest, tree)
+    timelines = draw_tree(forest, tree)
     width = max(map(len, names.values()))
     counts = [
         f"{int(forest.total_tokens[tree])} tokens",
@@ -32,13 +38,15 @@ def tree_text(
         f"{','.join(map(str, problem.numbers))} -> {problem.target}: {verdict}",
         ", ".join(counts),
         "",
-        *(f"{name:{width}}  {lanes[thread_index]}" for thread_index, name in names.items()),
+        *(f"{name:{width}}  {timelines[thread_index]}" for thread_index, name in names.items()),
     ]
     for thread_index, name in names.items():
-        stream = np.asarray(forest.tokens)[
-            tree, thread_index, : int(forest.length[tree, thread_index])
-        ]
+        length = int(forest.length[tree, thread_index])
+        tokens = np.asarray(forest.tokens)[tree, thread_index, :length]
         status = Status(int(forest.status[tree, thread_index])).name.lower().replace("_", " ")
-        lines += ["", f"{name} ({status})", tokenizer.show(stream.tolist())]
+        lines += ["", f"{name} ({status})", tokenizer.show(tokens.tolist())]
+
     text = "\n".join(lines)
-    return text if len(text) <= MOST else f"{text[:MOST]}\n... {len(text) - MOST} characters more"
+    if len(text) <= MOST:
+        return text
+    return f"{text[:MOST]}\n... {len(text) - MOST} characters more"

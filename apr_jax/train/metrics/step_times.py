@@ -1,14 +1,14 @@
-"""How the time of an RL step splits into rollout, host and update, measured without making a device
-wait.
+"""How the time of an RL step splits into rollout, host and update; no device waits for the measure.
 
     step n - 1   ... update -------|
     step n          prompts, queued|-- rollout --|-- host --|---- update ---|
     step n + 1                                              prompts, queued |-- rollout ...
 
-Nobody waits for an update: the next rollout is queued behind it, and starts when it ends. So a
-thread of its own waits for the update's result and notes when it came, and the split of a step is
-known only then: its metrics are `LazyMetric`, numbers that are read when the next step is under
-way. Recording, validation and saves are between the steps, and in none of the parts."""
+Nobody waits for an update: the next rollout is queued behind it, and starts when the update ends.
+So a separate thread waits for the result of the update and notes when it came. The split of a step
+is known only then, so its metrics are of type `LazyMetric`, numbers that are computed when they are
+read, which is while the next step is under way. Recording, validation and saves happen between the
+steps and are in none of the parts."""
 
 import functools
 import threading
@@ -33,24 +33,25 @@ class LazyMetric:
 
 
 class StepTimes:
-    """The marks of one step, to be set in the order of the methods; made when the step begins.
+    """The times of one step, noted by calling the methods in their order.
 
     Args:
-      before: those of the step before; None for the first.
+      before: times of the step before; None in the first step.
     """
 
     def __init__(self, before: "StepTimes | None"):
-        self._before, self._began = before, time.perf_counter()
+        self._before = before
+        self._began = time.perf_counter()
         self._rescored = 0.0
 
     def queued(self) -> None:
-        """The rollout is queued on the device."""
+        """Notes that the rollout is queued on the device."""
         self._queued = time.perf_counter()
 
     def fetched(self) -> None:
-        """The rollout's forest is on the host; the device idles from here on."""
+        """Notes that the forest of the rollout is on the host. From here on the device idles."""
         self._fetched = time.perf_counter()
-        # The rollout waited for the update before it: that one has ended by now.
+        # The rollout waited for the update before it, so that update has ended by now.
         free = self._before._ended() if self._before else self._began
         self._before = None
         self._rollout = self._fetched - max(self._queued, free)
@@ -58,22 +59,24 @@ class StepTimes:
 
     @contextmanager
     def rescoring(self) -> Iterator[None]:
-        """What happens inside is the device's work for the update, although the host waits for
-        it.
-        """
+        """Notes work of the device for the update, for which the host waits inside this context."""
         began = time.perf_counter()
         yield
         self._rescored += time.perf_counter() - began
 
     def resumed(self) -> None:
-        """The host is about to queue the update."""
+        """Notes that the host is about to queue the update."""
         self._resumed = time.perf_counter()
 
     def updating(self, result: jax.Array) -> None:
-        """The update is queued; `result` comes out of it and is donated to nobody."""
+        """Notes that the update is queued.
+
+        Args:
+          result: an output of the update that is not donated.
+        """
 
         def wait() -> None:
-            # If the update failed, whoever reads its metrics hears of it.
+            # If the update failed, reading its metrics raises the error.
             with suppress(Exception):
                 jax.block_until_ready(result)
             self._end = time.perf_counter()
@@ -82,25 +85,28 @@ class StepTimes:
         self._waiting.start()
 
     def update_seconds(self) -> float:
-        """How long the device worked at the update; waits for its end."""
+        """Returns how long the device worked at the update; waits for its end."""
         return self._ended() - self._resumed + self._rescored
 
     def metrics(self) -> dict[str, Any]:
-        """rollout_share, idle_share and update_share, which add up to 1, and step_seconds, of which
-        they are shares.
+        """Returns step_seconds, and its parts rollout_share, idle_share and update_share.
+
+        The parts add up to 1.
         """
-        late = {name: LazyMetric(functools.partial(self._share, name)) for name in _PARTS}
-        return late | {"step_seconds": LazyMetric(lambda: sum(self._parts()))}
+        shares = {name: LazyMetric(functools.partial(self._share, name)) for name in _PARTS}
+        return shares | {"step_seconds": LazyMetric(lambda: sum(self._parts()))}
 
     def _share(self, name: str) -> float:
+        """Returns one part of the step as a share of all of it."""
         parts = self._parts()
         return parts[_PARTS.index(name)] / sum(parts)
 
     def _parts(self) -> tuple[float, float, float]:
-        """Seconds of rollout, host and update."""
+        """Returns the seconds of rollout, host and update."""
         host = self._late + self._resumed - self._fetched - self._rescored
         return self._rollout, host, self.update_seconds()
 
     def _ended(self) -> float:
+        """Waits for the end of the update and returns its time."""
         self._waiting.join()
         return self._end

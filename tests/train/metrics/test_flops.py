@@ -1,4 +1,4 @@
-"""FLOPs against XLA's own count and by hand; the ceiling; the share of it in a run's numbers."""
+"""FLOPs against XLA's own count and by hand; the measured peak; the mfu of a run."""
 
 import dataclasses
 
@@ -59,7 +59,7 @@ def test_flops_of_the_products_are_those_that_xla_counts():
     assert float(training_flops(_MODEL, vocab, rows)) == 3 * forward + attention
 
 
-def test_the_ceiling_is_measured_once_and_is_that_of_some_machine(mesh):
+def test_the_peak_is_measured_once_and_is_that_of_some_machine(mesh):
     found = measure_peak(mesh, "float32")
     assert 1e8 < found < 1e16
     assert measure_peak(mesh, "float32") is found

@@ -95,7 +95,7 @@ def test_a_full_disk_is_one_clear_line(tmp_path):
         recorder._file = open("/dev/null", "w")  # noqa: SIM115 - closing /dev/full would fail once more.
 
 
-def test_the_terminal_shows_progress_rate_ceiling_and_key_metrics_even_if_it_is_narrow(
+def test_the_terminal_shows_progress_rate_mfu_and_key_metrics_even_if_it_is_narrow(
     tmp_path, monkeypatch, capsys
 ):
     monkeypatch.setenv("COLUMNS", "80")
@@ -108,7 +108,7 @@ def test_the_terminal_shows_progress_rate_ceiling_and_key_metrics_even_if_it_is_
         recorder.record(1, {"loss": 0.5, "tokens": 1.2345e10, "trees": 5e6, "flops": 4e35})
         recorder.flush()
     said = capsys.readouterr().err
-    for part in ("sft", "1/3", "12,345 tokens/s", "5.0 trees/s", "40% of ceiling", "loss 0.5"):
+    for part in ("sft", "1/3", "12,345 tokens/s", "5.0 trees/s", "40% mfu", "loss 0.5"):
         assert part in said
     assert "…" not in said
 

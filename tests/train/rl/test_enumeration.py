@@ -181,10 +181,10 @@ def test_the_mean_of_a_batch_is_over_all_its_problems_and_that_of_a_group_over_o
         ({"advantage": "group_std"}, 0.1),
         # Least where all trees are about as long.
         (
-            {"advantage": "leave_one_out", "normalisation": "token"},
+            {"advantage": "leave_one_out", "loss_aggregation": "token"},
             0.01,
         ),
-        ({"advantage": "leave_one_out", "normalisation": "sequence"}, 0.1),
+        ({"advantage": "leave_one_out", "loss_aggregation": "sequence"}, 0.1),
     ],
     ids=lambda value: "-".join(value.values()) if isinstance(value, dict) else None,
 )

@@ -134,7 +134,7 @@ def test_values_out_of_range_name_the_field_the_value_and_the_rule(config, setti
 
 def test_settings_of_the_optimizer_are_named_by_their_stage(config):
     with pytest.raises(
-        ConfigError, match=r"learn\.sft\.optimizer\.b2=1\.0 must be between 0 and 1"
+        ConfigError, match=r"train\.sft\.optimizer\.b2=1\.0 must be between 0 and 1"
     ):
         override(config, ["train.sft.optimizer.b2=1"])
 
