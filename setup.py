@@ -3,9 +3,14 @@
 Every requirement has a lower bound (the oldest release that was tried) and an upper one (the next
 that may break us); docs/dependencies.md says why each is there."""
 
+import re
+import shutil
 from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
+
+HERE = Path(__file__).parent
 
 CORE = [
     "array_record>=0.8.1,<0.9",
@@ -13,7 +18,7 @@ CORE = [
     "flax>=0.12,<0.13",
     "grain>=0.2.15,<0.3",
     "importlib_resources>=6.5,<8",  # tensorflow-datasets imports it without asking for it.
-    "jax>=0.10.2,<0.11",
+    "jax>=0.10.2,<0.13",
     "jaxtyping>=0.3.7,<0.4",
     "markdown-it-py>=4.3,<5",
     "matplotlib>=3.10,<4",
@@ -74,18 +79,60 @@ EXTRAS = {
     ],
 }
 
+
+class BuildWithScales(build_py):
+    """Copies the experiment files of the scales into the wheel, where `apr_jax.scales` finds them.
+
+    An editable install needs no copies: it reads `experiments/` of the clone.
+    """
+
+    def run(self) -> None:
+        super().run()
+        if self.editable_mode:
+            return
+
+        folder = Path(self.build_lib) / "apr_jax" / "scales"
+        for name in ("nano", "mini", "paper"):
+            shutil.copy(HERE / "experiments" / f"{name}.py", folder)
+
+
+def version() -> str:
+    """The version that `apr_jax.__version__` states, read without an import."""
+    source = (HERE / "apr_jax" / "__init__.py").read_text(encoding="utf-8")
+    found = re.search(r'^__version__ = "(.+)"$', source, re.MULTILINE)
+    assert found is not None
+    return found[1]
+
+
 setup(
     name="apr_jax",
-    version="0.1.0",
+    version=version(),
     description=(
         "Language models that reason as a tree of threads, trained and run on TPUs and laptops"
     ),
-    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
+    license_files=["LICENSE"],
+    keywords=["JAX", "language models", "parallel reasoning", "reinforcement learning", "TPU"],
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Environment :: Console",
+        "Intended Audience :: Science/Research",
+        "Operating System :: POSIX",
+        "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3 :: Only",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+        "Programming Language :: Python :: 3.14",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Typing :: Typed",
+    ],
     python_requires=">=3.11",
     packages=find_packages(include=["apr_jax", "apr_jax.*"]),
-    package_data={"apr_jax.report": ["assets/*"]},
+    package_data={"apr_jax": ["py.typed"], "apr_jax.report": ["assets/*"]},
+    cmdclass={"build_py": BuildWithScales},
     install_requires=CORE,
     extras_require=EXTRAS,
     entry_points={"console_scripts": ["apr=apr_jax.cli.main:main"]},

@@ -1,6 +1,33 @@
 """apr_jax: language models that reason as a tree of threads, trained and run on TPUs and laptops.
 
-One folder holds one subject. Imports point one way, from the list's end to its beginning:
+A trained model in Python, without the command line:
+
+    import apr_jax
+
+    model = apr_jax.load("experiments/mini/apr-rl.safetensors")   # or a run's folder
+    tree = model.solve("54 2 93 34 -> 53")
+    print(tree)                                                   # threads, texts, the verdict
+    model.evaluate("runs/mine/data/test.jsonl", "runs/mine/eval", samples=8, temperature=1.0)
+
+An experiment, from its config to that model; each step goes on where it was stopped:
+
+    config = apr_jax.load_config("nano", ["train.sft.steps=200"])   # or a file of your own
+    apr_jax.build_data(config, Path("runs/mine/data"))
+    apr_jax.train_sft(config, "runs/mine/data", Path("runs/mine/sft"), method="apr")
+    apr_jax.train_rl(config, "runs/mine/data", Path("runs/mine/rl"), init="runs/mine/sft")
+
+The engine, for a JAX project of one's own; neither part knows this library's transformer:
+
+    forest, work = apr_jax.tree_rollout(decode, init_cache, params, prompts, key, limits, schedule)
+    rows = apr_jax.pack_forest(forest, rows=8, length=limits.max_thread_tokens)
+    loss, metrics = apr_jax.policy_loss(logprobs, entropy, rows, ...)   # see examples/
+
+`apr_jax.set_up()` once at the start of a program makes every CPU core a device and keeps compiled
+programs on disk, as the command line does.
+
+These names are imported when they are first used, so `import apr_jax` takes no time and brings no
+JAX. Everything else is in the packages below. One folder holds one subject, and imports point one
+way, from the list's end to its beginning:
 
   errors, io        errors of users; files, buckets, leases, terminal, processes, devices
   threads           the protocol, thread trees on the device, their definition in plain Python
@@ -8,6 +35,7 @@ One folder holds one subject. Imports point one way, from the list's end to its 
   model             the transformer; it knows no thread, and `threads` knows no model
   tasks             problems as text, demonstrations and verifiers; Countdown and a toy
   data              demonstrations as packed token sequences
+  scales            the experiment files of nano, mini and paper
   config, compare   all settings of an experiment as one tree of dataclasses
   train             supervised and reinforcement learning, checkpoints, metrics
   evaluate          trees and scores of a checkpoint on problems
@@ -16,3 +44,112 @@ One folder holds one subject. Imports point one way, from the list's end to its 
   bench, plan       tools: what it takes here, and what it would take on a TPU
   cli               the `apr` command
 """
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from apr_jax.config import Experiment
+    from apr_jax.config import load as load_config
+    from apr_jax.data.build import build as build_data
+    from apr_jax.data.packing import pack_forest
+    from apr_jax.errors import UsageError, UserError
+    from apr_jax.evaluate.runner import Decoding
+    from apr_jax.io.runtime import start as set_up
+    from apr_jax.paper.pipeline import reproduce
+    from apr_jax.report.loaded import Model, SolvedTree, load
+    from apr_jax.scales import scale_file
+    from apr_jax.tasks import Problem, load_problems
+    from apr_jax.threads import (
+        Limits,
+        Schedule,
+        ThreadForest,
+        interpret,
+        make_prompts,
+        tree_rollout,
+    )
+    from apr_jax.train.rl.advantages import ADVANTAGES
+    from apr_jax.train.rl.objective import policy_loss, token_weights
+    from apr_jax.train.rl.rescoring import sampled_logprobs, token_logprobs
+    from apr_jax.train.rl.trainer import train_rl
+    from apr_jax.train.sft import train_sft
+
+__version__ = "0.2.0"
+
+# Public name -> where it is defined. The imports above say the same to editors and type checkers;
+# tests/test_public_names.py holds the two together.
+_DEFINED_IN = {
+    "ADVANTAGES": "train.rl.advantages:ADVANTAGES",
+    "Decoding": "evaluate.runner:Decoding",
+    "Experiment": "config:Experiment",
+    "Limits": "threads:Limits",
+    "Model": "report.loaded:Model",
+    "Problem": "tasks:Problem",
+    "Schedule": "threads:Schedule",
+    "SolvedTree": "report.loaded:SolvedTree",
+    "ThreadForest": "threads:ThreadForest",
+    "UsageError": "errors:UsageError",
+    "UserError": "errors:UserError",
+    "build_data": "data.build:build",
+    "interpret": "threads:interpret",
+    "load": "report.loaded:load",
+    "load_config": "config:load",
+    "load_problems": "tasks:load_problems",
+    "make_prompts": "threads:make_prompts",
+    "pack_forest": "data.packing:pack_forest",
+    "policy_loss": "train.rl.objective:policy_loss",
+    "reproduce": "paper.pipeline:reproduce",
+    "sampled_logprobs": "train.rl.rescoring:sampled_logprobs",
+    "scale_file": "scales:scale_file",
+    "set_up": "io.runtime:start",
+    "token_logprobs": "train.rl.rescoring:token_logprobs",
+    "token_weights": "train.rl.objective:token_weights",
+    "train_rl": "train.rl.trainer:train_rl",
+    "train_sft": "train.sft:train_sft",
+    "tree_rollout": "threads:tree_rollout",
+}
+
+__all__ = [
+    "ADVANTAGES",
+    "Decoding",
+    "Experiment",
+    "Limits",
+    "Model",
+    "Problem",
+    "Schedule",
+    "SolvedTree",
+    "ThreadForest",
+    "UsageError",
+    "UserError",
+    "build_data",
+    "interpret",
+    "load",
+    "load_config",
+    "load_problems",
+    "make_prompts",
+    "pack_forest",
+    "policy_loss",
+    "reproduce",
+    "sampled_logprobs",
+    "scale_file",
+    "set_up",
+    "token_logprobs",
+    "token_weights",
+    "train_rl",
+    "train_sft",
+    "tree_rollout",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Imports a public name when it is first used (PEP 562)."""
+    if name not in _DEFINED_IN:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module, _, attribute = _DEFINED_IN[name].partition(":")
+    value = getattr(importlib.import_module(f"{__name__}.{module}"), attribute)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -15,6 +15,7 @@ import pydantic
 from apr_jax.data.config import DataConfig
 from apr_jax.errors import UsageError, UserError
 from apr_jax.model.config import ModelConfig
+from apr_jax.scales import SCALES, scale_file
 from apr_jax.tasks.countdown.config import CountdownConfig, SolverConfig
 from apr_jax.threads.keys import LARGEST_SEED
 from apr_jax.threads.limits import Limits, Schedule
@@ -222,7 +223,7 @@ def _nearest(path: str, values: dict[str, Any]) -> str:
 
 
 def load(path: str | Path, settings: list[str] | None = None) -> Experiment:
-    """Runs the experiment file and applies the overrides.
+    """Runs the experiment file, or that of the scale of this name, and applies the overrides.
 
     The file is Python and may do whatever this process may, so a stranger's must never be given.
 
@@ -230,10 +231,12 @@ def load(path: str | Path, settings: list[str] | None = None) -> Experiment:
       ConfigError: the file is missing, raises, has no `experiment()`, or a value is out of range.
     """
     path = Path(path)
+    if str(path) in SCALES and not path.exists():
+        path = scale_file(str(path))
     if not path.is_file():
         wrong = "is a folder; give a file in it" if path.is_dir() else "no such file"
         raise ConfigError(
-            f"config {path}: {wrong}; the repository has experiments/nano.py, mini.py and paper.py"
+            f"config {path}: {wrong}; or give the name of a scale: {', '.join(SCALES)}"
         )
     try:
         function = runpy.run_path(str(path)).get("experiment")

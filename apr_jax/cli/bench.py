@@ -28,9 +28,10 @@ class Shape(enum.StrEnum):
 
 Repeats = Annotated[int, typer.Option(help="Interleaved repeats; medians are shown.", min=5)]
 BenchConfig = Annotated[
-    Path, typer.Option("--config", help="Experiment file.", **(HERE | {"show_default": True}))
+    Path,
+    typer.Option("--config", help="Experiment file or scale.", **(HERE | {"show_default": True})),
 ]
-_NANO = Path("experiments/nano.py")
+_NANO = Path("nano")
 
 
 @bench_app.command(
@@ -110,7 +111,7 @@ def bench_cache(
 
 @bench_app.command("train", epilog="Example: apr bench train --config experiments/mini.py")
 def bench_train(
-    config: BenchConfig = Path("experiments/mini.py"),
+    config: BenchConfig = Path("mini"),
     checkpoint: Annotated[
         Path | None,
         typer.Option(help="Also measure the parts of an RL step of this model.", **ANYWHERE),

@@ -17,6 +17,7 @@ from typing import Annotated
 
 import typer
 
+from apr_jax import __version__
 from apr_jax.cli.bench import bench_app
 from apr_jax.cli.flags import (
     ANYWHERE,
@@ -56,6 +57,23 @@ train_app = typer.Typer(
 app.add_typer(data_app, name="data")
 app.add_typer(train_app, name="train")
 app.add_typer(bench_app, name="bench")
+
+
+def _show_version(wanted: bool) -> None:
+    """Prints the version and ends, if that is wanted."""
+    if wanted:
+        typer.echo(f"apr_jax {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="Show the version.", callback=_show_version, is_eager=True),
+    ] = False,
+) -> None:
+    """Takes the options that stand before a command."""
 
 
 @data_app.command(
@@ -297,7 +315,7 @@ def reproduce(
         Path, typer.Option(help="Folder of the whole experiment. May be gs://.", **ANYWHERE)
     ],
     scale: Annotated[
-        str | None, typer.Option(help="nano, mini or paper: a file in experiments/.")
+        str | None, typer.Option(help="nano, mini or paper, or a file in ./experiments.")
     ] = None,
     config: Annotated[
         Path | None,
@@ -327,10 +345,11 @@ def reproduce(
     if (scale is None) == (config is None):
         raise UsageError("reproduce: give either --scale or --config")
     from apr_jax.config import load
-    from apr_jax.paper.pipeline import experiment_file, show_results
     from apr_jax.paper.pipeline import reproduce as run
+    from apr_jax.paper.pipeline import show_results
+    from apr_jax.scales import scale_file
 
-    experiment = load(config or experiment_file(str(scale)), settings)
+    experiment = load(config or scale_file(str(scale)), settings)
     start(together=True)
     with goes_on(f"every finished stage and the last checkpoint are in {out}"):
         run(experiment, out, data, only)
@@ -342,16 +361,14 @@ def reproduce(
 def ablation(
     question: Annotated[Question, typer.Argument(help="Which one.", show_default=False)],
     out: Annotated[Path, typer.Option(help="Folder of the ablation.", **HERE)],
-    scale: Annotated[
-        str, typer.Option(help="A file in experiments/, of which the trainings are variants.")
-    ] = "nano",
+    scale: Annotated[str, typer.Option(help="Scale of which the trainings are variants.")] = "nano",
     settings: Settings = None,
 ) -> None:
     """Answer a question that takes several trainings. Goes on where it was stopped."""
     from apr_jax.config import load
-    from apr_jax.paper.pipeline import experiment_file
+    from apr_jax.scales import scale_file
 
-    experiment = load(experiment_file(scale), settings)
+    experiment = load(scale_file(scale), settings)
     start(together=True)
     from apr_jax.paper.ablations import run_ablation, show_ablation
 

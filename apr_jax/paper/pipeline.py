@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from apr_jax.config import Experiment, override
-from apr_jax.errors import UsageError, UserError
+from apr_jax.errors import UserError
 from apr_jax.evaluate.cells import print_warnings
 from apr_jax.io.lease import Lease
 from apr_jax.io.storage import Mirror
@@ -31,24 +31,6 @@ from apr_jax.paper.stages import Stage, read_json, read_record, reserve, run_sta
 from apr_jax.report.terminal_tables import print_comparisons, print_table
 
 METHODS = ("sos+", "apr")  # The serial baseline first: the table reads from worse to better.
-
-
-def experiment_file(scale: str) -> Path:
-    """The experiment file of a scale, from the current folder or from the clone that this package
-    was installed from.
-
-    Raises:
-      UsageError: there is no such scale.
-    """
-    folders = (Path("experiments"), Path(__file__).parent.parent / "experiments")
-    for folder in folders:
-        if (folder / f"{scale}.py").is_file():
-            return folder / f"{scale}.py"
-    known = sorted({path.stem for folder in folders for path in folder.glob("*.py")} - {"launch"})
-    raise UsageError(
-        f"--scale {scale!r}: must be one of"
-        f" {', '.join(known) or 'those of experiments/ (run in the clone)'}"
-    )
 
 
 def reproduce(

@@ -10,7 +10,6 @@ from apr_jax.config import load
 from apr_jax.errors import UsageError
 from apr_jax.evaluate.runner import read_traces
 from apr_jax.paper import Question, ablations
-from apr_jax.paper.pipeline import experiment_file
 from apr_jax.train.checkpoint.manager import load_checkpoint
 
 SMALL = ablations.Ablation(
@@ -151,7 +150,7 @@ def test_what_is_declared_can_be_trained(question, tmp_path):
     of its own.
     """
     declared = ablations.ABLATION_OF[question]
-    stages = ablations.stages_of(declared, load(experiment_file("nano")), tmp_path)
+    stages = ablations.stages_of(declared, load("nano"), tmp_path)
     labels = [row.label for row in ablations.rows_of(declared)]
     assert len(set(labels)) == len(labels) and {
         label for pair in declared.gaps for label in pair

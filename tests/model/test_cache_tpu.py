@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.extend.core import jaxprs_in_params
 
 from apr_jax.model.config import ModelConfig
 from apr_jax.model.kv_cache import cache, cache_tpu
@@ -92,7 +93,7 @@ def test_what_lies_beyond_a_slot_is_not_read():
 
 
 def _kernels(jaxpr):
-    inner = [sub for eqn in jaxpr.eqns for sub in jax.core.jaxprs_in_params(eqn.params)]
+    inner = [sub for eqn in jaxpr.eqns for sub in jaxprs_in_params(eqn.params)]
     found = [eqn for eqn in jaxpr.eqns if eqn.primitive.name == "pallas_call"]
     return found or [kernel for sub in inner for kernel in _kernels(sub)]
 

@@ -454,7 +454,7 @@ def test_docker_is_given_what_it_copies_and_no_more():
         ]
         return not fits or fits[-1].startswith("!")
 
-    assert given("dist/apr_jax-0.1.0-py3-none-any.whl") and given("experiments/paper.py")
+    assert given("dist/apr_jax-0.2.0-py3-none-any.whl") and given("experiments/paper.py")
     for path in (
         ".venv/bin/python",
         "runs/mini/metrics.jsonl",

@@ -1,0 +1,144 @@
+"""A trained model in Python, without the command line: load it, solve a problem, look at the tree.
+
+model = load("experiments/mini/apr-rl.safetensors")
+tree = model.solve("54 2 93 34 -> 53")
+print(tree)              # what `apr solve` shows
+tree.correct             # True
+tree.trace["threads"]    # what every thread wrote, as in traces.jsonl
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+from pathlib import Path
+from typing import Any
+
+from apr_jax.evaluate.runner import Decoding, answer_one, evaluate
+from apr_jax.evaluate.trace import to_trace
+from apr_jax.io.storage import as_path
+from apr_jax.io.terminal import Terminal
+from apr_jax.report.solve import show_tree
+from apr_jax.report.viewer import write_tree_page
+from apr_jax.tasks import Countdown, Problem, load_problems, parse_problem
+from apr_jax.threads import ThreadForest
+from apr_jax.train.answers import extract_answers
+from apr_jax.train.checkpoint.manager import load_checkpoint
+from apr_jax.train.checkpoint.restored import Restored
+
+
+def load(path: str | Path) -> Model:
+    """Loads the model of a run, of one of its steps, or of a file that `apr export` wrote.
+
+    Args:
+      path: the run's folder, which means its best or last step; `checkpoints/<step>` in it; or the
+        file. May be gs://.
+
+    Raises:
+      UserError: there is no checkpoint, or it is damaged.
+    """
+    return Model(load_checkpoint(path))
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class SolvedTree:
+    """The thread tree that a model grew for one problem. Printed, it is what `apr solve` shows.
+
+    Attributes:
+      model: name of the model, its method and its stage.
+      problem: the problem.
+      answer: what the root thread joined, as text.
+      forest: tokens, log-probs and times of every thread, numpy arrays [1, T, ...].
+      trace: the same for people and scores, a line of `traces.jsonl`.
+    """
+
+    model: str
+    problem: Problem
+    answer: str
+    forest: ThreadForest
+    trace: dict[str, Any]
+
+    @property
+    def correct(self) -> bool:
+        """Whether the task's verifier accepts the answer."""
+        return bool(self.trace["correct"])
+
+    @property
+    def solution(self) -> Any:
+        """The answer as the verifier understood it; None if it states no solution."""
+        return self.trace["solution"]
+
+    def write_html(self, path: str | Path) -> None:
+        """Writes the viewer of the tree, one page that loads nothing from elsewhere."""
+        write_tree_page(self.trace, self.model, as_path(path))
+
+    def __str__(self) -> str:
+        text = io.StringIO()
+        console = Terminal(file=text, color_system=None, force_terminal=False, force_jupyter=False)
+        show_tree(self.forest, self.trace, console)
+        return text.getvalue().rstrip("\n")
+
+    __repr__ = __str__
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Model:
+    """A trained model, ready to solve problems on this machine's devices.
+
+    Attributes:
+      restored: what the checkpoint holds: parameters, tokenizer, and the config of its training.
+    """
+
+    restored: Restored
+
+    @property
+    def name(self) -> str:
+        """Method and stage of its training, for example "apr-rl"."""
+        return f"{self.restored.method}-{self.restored.stage}"
+
+    def __repr__(self) -> str:
+        return f"Model({self.name}, step {self.restored.step} of {self.restored.path})"
+
+    def solve(self, problem: str | Problem) -> SolvedTree:
+        """Decodes one problem greedily. The first call compiles the rollout, later ones reuse it.
+
+        Args:
+          problem: as `apr solve` takes it, for example "54 2 93 34 -> 53", or a task's `Problem`.
+
+        Raises:
+          UsageError: the text is no problem, or it does not fit the model's window.
+        """
+        restored = self.restored
+        if isinstance(problem, str):
+            problem = parse_problem(problem)
+
+        forest = answer_one(restored, problem)
+        (answer,) = extract_answers(forest, restored.tokenizer)
+        task = Countdown(restored.config.task, restored.config.solver)
+        trace = to_trace(forest, 0, problem, 0, answer, task, restored.tokenizer)
+        return SolvedTree(self.name, problem, answer, forest, trace)
+
+    def evaluate(
+        self,
+        problems: str | Path | list[Problem],
+        out: str | Path,
+        progress: bool = True,
+        **decoding: Any,
+    ) -> dict[str, Any]:
+        """Answers many problems and scores the answers, as `apr eval` does; returns the summary.
+
+        Args:
+          problems: a problems file, or the problems.
+          out: folder for `traces.jsonl` and `summary.json`. An evaluation that was stopped goes on.
+          progress: show a bar on standard error.
+          **decoding: fields of `Decoding`, for example `samples=8, temperature=1.0`; by default one
+            greedy tree for each problem.
+
+        Raises:
+          UsageError: a problem or a field of `Decoding` does not fit the model, or `out` holds an
+            evaluation with other settings.
+          UserError: another evaluation is writing to `out`, or too many answers have no verdict.
+        """
+        if not isinstance(problems, list):
+            problems = load_problems(as_path(problems))
+        return evaluate(self.restored, problems, as_path(out), Decoding(**decoding), progress)

@@ -1,0 +1,31 @@
+"""The experiment files of the scales: nano, mini and paper.
+
+They are kept once, in `experiments/` of the repository. The wheel has copies of them in this folder
+(setup.py makes them), so that `--scale nano` works wherever the library is installed.
+"""
+
+from pathlib import Path
+
+from apr_jax.errors import UsageError
+
+SCALES = ("nano", "mini", "paper")
+_PACKAGE = Path(__file__).parent
+_CLONE = _PACKAGE.parents[1] / "experiments"
+
+
+def scale_file(scale: str) -> Path:
+    """The experiment file of a scale: the user's own, `experiments/<scale>.py` in the current
+    folder, or else the library's.
+
+    Raises:
+      UsageError: there is no such scale.
+    """
+    files = [Path("experiments") / f"{scale}.py"]
+    if scale in SCALES:
+        files += [_PACKAGE / f"{scale}.py", _CLONE / f"{scale}.py"]
+    for file in files:
+        if file.is_file():
+            return file
+    raise UsageError(
+        f"scale {scale!r}: must be one of {', '.join(SCALES)}, or a file in ./experiments"
+    )

@@ -1,0 +1,60 @@
+"""The experiment files of the scales, in a clone and in the wheel."""
+
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from apr_jax.config import load
+from apr_jax.errors import UsageError
+from apr_jax.scales import SCALES, scale_file
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_the_clone_needs_no_copies(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert [scale_file(scale) for scale in SCALES] == [
+        ROOT / "experiments" / f"{scale}.py" for scale in SCALES
+    ]
+
+
+def test_a_file_of_the_current_folder_comes_first(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "experiments").mkdir()
+    for name in ("nano", "mine"):
+        file = tmp_path / "experiments" / f"{name}.py"
+        file.write_text((ROOT / "experiments" / "nano.py").read_text())
+        assert scale_file(name).samefile(file)
+
+
+def test_a_config_may_be_a_scale(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert load("nano", ["seed=3"]) == load(ROOT / "experiments" / "nano.py", ["seed=3"])
+
+
+@pytest.mark.parametrize("name", ["huge", "launch", "../setup"])
+def test_an_unknown_scale_is_told_the_known_ones(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match="nano, mini, paper"):
+        scale_file(name)
+
+
+@pytest.mark.slow
+def test_the_wheel_holds_the_scales_and_the_assets(tmp_path):
+    """Built from a copy of the clone, as building leaves files behind."""
+    others = shutil.ignore_patterns(".*", "build", "dist", "docs", "runs", "tests", "*.egg-info")
+    clone = shutil.copytree(ROOT, tmp_path / "clone", ignore=others)
+    pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", tmp_path]
+    subprocess.run([*pip, clone], check=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as file:
+        for scale in SCALES:
+            source = (ROOT / "experiments" / f"{scale}.py").read_bytes()
+            assert file.read(f"apr_jax/scales/{scale}.py") == source
+        names = set(file.namelist())
+    assert {"apr_jax/py.typed", "apr_jax/report/assets/viewer.js"} <= names
+    assert not any("launch" in name for name in names)
