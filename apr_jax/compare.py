@@ -1,5 +1,7 @@
-"""Which fields of two configs differ: a folder goes on with the config that it was begun with, and
-says what is another.
+"""Which fields of two configs differ.
+
+A folder goes on only with the config with which it was begun; whoever refuses another config names
+what differs.
 """
 
 import contextlib
@@ -9,8 +11,8 @@ from typing import Any
 
 from apr_jax.config import ConfigError, Experiment, from_dict, to_dict
 
-# Fields that a run may change when it goes on: they decide where and how fast it runs, what it
-# shows, which step is its best.
+# Fields that may change when a run goes on. They decide where and how fast it runs, what it shows,
+# and which step is its best.
 FREE = (
     "mesh.",
     "schedule.",
@@ -23,22 +25,27 @@ FREE = (
     "train.sft.log_every",
     *(f"train.rl.reward.{field}" for field in ("time_limit", "memory_limit", "max_unknown")),
 )
-# How long it runs: what was evaluated belongs to the shorter one.
+# Fields that say how long a run is. A run may go on as a longer one, but what was evaluated belongs
+# to the run as it was.
 LENGTHS = ("train.sft.steps", "train.sft.epochs", "train.rl.steps")
 
 
 def differences(
     old: dict[str, Any], new: Experiment, free: Iterable[str] = ()
 ) -> list[tuple[str, Any, Any]]:
-    """The fields in which they differ, by name: (name, old value, new value).
+    """Returns the fields in which two configs differ, sorted: (name, old value, new value).
 
     Args:
-      old: JSON of a config; what it lacks had its default then.
-      free: names, or beginnings of names, that may differ.
+      old: JSON of a config. A field that it lacks counts as having had its default.
+      new: the other config.
+      free: names, or beginnings of names, of fields that may differ.
     """
-    with contextlib.suppress(ConfigError):  # What no config has now stays, and differs.
+    # A config with fields that are no more cannot be read; it is compared as it is.
+    with contextlib.suppress(ConfigError):
         old = to_dict(from_dict(old))
-    before, now = (_flatten(json.loads(json.dumps(values))) for values in (old, to_dict(new)))
+
+    before = _flatten(json.loads(json.dumps(old)))
+    now = _flatten(json.loads(json.dumps(to_dict(new))))
     return [
         (name, before.get(name), now.get(name))
         for name in sorted(before.keys() | now.keys())
@@ -47,11 +54,11 @@ def differences(
 
 
 def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Returns a nested dict as one dict, with names such as `train.sft.steps`."""
     flat: dict[str, Any] = {}
     for name, value in values.items():
-        flat |= (
-            _flatten(value, f"{prefix}{name}.")
-            if isinstance(value, dict)
-            else {prefix + name: value}
-        )
+        if isinstance(value, dict):
+            flat |= _flatten(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value
     return flat

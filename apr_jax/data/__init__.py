@@ -1,10 +1,65 @@
-"""From problems to packed rows: tokenizer, streams, the data set on disk and the pipeline that
-reads it.
+"""From demonstrations to packed rows.
 
     data = Path("runs/nano/data")
-    build(config, data)                                          # build.py: all on disk, once
+    build(config, data)                                                # build.py: once
     batches = sft_batches(data, "apr", rows=24, length=224, seed=0)    # pipeline.py
-    rows = next(batches)                                         # packing.py: a Rows record
+    rows = next(batches)                                               # packing.py: a `Rows` record
 
-`tokenizer`, `streams`, `builder` and `build` need no JAX; nothing here imports TensorFlow.
-"""
+The life of a demonstration, and the modules in which it passes:
+
+    demonstrate.py   a solver's tree of text for each problem; those beyond the limits are dropped
+    encode.py        text as token sequences, one for each thread (`tree_streams`, `read_thread`)
+    dataset.py       the trees on disk, as a TensorFlow data set, without TensorFlow
+    build.py         all of this for an experiment: problems, tokenizer, demonstrations, data.json
+    pipeline.py      shuffled and packed batches, to whose order a checkpoint can return
+    packing.py       threads side by side in rows (`pack_streams`, `pack_forest` for RL)
+
+statistics.py says how good and how long demonstrations are, integers.py stores integers in few
+bytes, and config.py says how much is built.
+
+The exported names are imported at their first use: the processes that demonstrate need neither JAX
+nor Grain. Nothing here imports TensorFlow."""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from apr_jax.data.config import DataConfig
+
+if TYPE_CHECKING:
+    from apr_jax.data.encode import Stream, read_thread, tree_streams
+    from apr_jax.data.packing import Rows, pack_forest, pack_streams
+    from apr_jax.data.pipeline import Batches, LocalRows, sft_batches, steps_of_an_epoch
+
+__all__ = [
+    "Batches",
+    "DataConfig",
+    "LocalRows",
+    "Rows",
+    "Stream",
+    "pack_forest",
+    "pack_streams",
+    "read_thread",
+    "sft_batches",
+    "steps_of_an_epoch",
+    "tree_streams",
+]
+
+_MODULES = {
+    "Batches": "pipeline",
+    "LocalRows": "pipeline",
+    "Rows": "packing",
+    "Stream": "encode",
+    "pack_forest": "packing",
+    "pack_streams": "packing",
+    "read_thread": "encode",
+    "sft_batches": "pipeline",
+    "steps_of_an_epoch": "pipeline",
+    "tree_streams": "encode",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Imports an exported name at its first use."""
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)

@@ -2,16 +2,18 @@
 
 import dataclasses
 
-LARGEST_SEED = 2**32 - 1  # The same as of a run's seed, see `threads.keys`.
+LARGEST_SEED = 2**32 - 1  # The same bound as for the seed of a run, see `threads.keys`.
 
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-    """Attributes:
-    demonstrations: training demonstrations a method.
-    heldout: problems kept out of training for validation, and as many again for test; no training
-      problem has the numbers of one, with whatever target.
-    seed: everything built follows from it and the config.
+    """How much data is built, and from which seed.
+
+    Attributes:
+      demonstrations: training demonstrations of each method.
+      heldout: number of problems kept out of training for validation, and the same number for test.
+        No training problem has the numbers of one of them, whatever its target.
+      seed: all that is built follows from the seed and the config.
     """
 
     demonstrations: int

@@ -1,7 +1,8 @@
 """Demonstrations as a TensorFlow data set on ArrayRecord files, written and read without
 TensorFlow.
 
-One example is one demonstration tree; a config a method. Out of this library the files read as
+One example is one demonstration tree, and each method is a config of the data set. Without this
+library the files are read by
 
     tfds.builder_from_directory("runs/nano/data/demonstrations/apr/1.0.0").as_data_source("train")
 
@@ -23,7 +24,7 @@ from apr_jax.errors import UserError
 from apr_jax.io.library_errors import is_of_machine, what_went_wrong
 from apr_jax.tasks import METHODS
 
-# What each feature holds. How many bits its integers have depends on the data set:
+# Feature -> what it holds. How many bits its integers have depends on the data set:
 # `demonstrate.stored_types`.
 MEANINGS = {
     "tokens": "token ids of all threads, one thread after the other, in thread index order",
@@ -39,8 +40,8 @@ MEANINGS = {
 
 
 def features(types: Mapping[str, np.dtype]) -> dict[str, tfds.features.Tensor]:
-    """The features of a data set whose integers have the given types."""
-    # "bytes" keeps the small type; the default would store every number as a 64-bit varint.
+    """Returns the features of a data set whose integers have the given types."""
+    # "bytes" keeps the narrow type; the default would store every number as a 64-bit varint.
     return {
         name: tfds.features.Tensor(
             shape=(None,), dtype=types[name].type, encoding="bytes", doc=meaning
@@ -49,12 +50,13 @@ def features(types: Mapping[str, np.dtype]) -> dict[str, tfds.features.Tensor]:
     }
 
 
-Source = Callable[[], Iterator[Example]]
+Source = Callable[[], Iterator[Example]]  # Yields the examples of a split.
 
 
 def config_name(method: str) -> str:
-    """TFDS allows letters, digits and underscores only: `sos+` becomes `sos_plus`, `apr-nested`
-    `apr_nested`.
+    """Returns the name of a method as TFDS allows it: with letters, digits and underscores only.
+
+    `sos+` becomes `sos_plus`, and `apr-nested` becomes `apr_nested`.
     """
     return method.replace("+", "_plus").replace("-", "_")
 
@@ -63,9 +65,9 @@ class Demonstrations(tfds.core.GeneratorBasedBuilder):
     """The data set of one method.
 
     Args:
-      sources: for each split what yields its examples, in the order in which they will be stored.
-      types: of each feature's integers.
-      kwargs: of every TFDS builder; `config` is one of the methods' names.
+      sources: split -> function that yields its examples, in the order in which they are stored.
+      types: feature -> type of its integers.
+      kwargs: arguments of every TFDS builder; `config` is the `config_name` of a method.
     """
 
     VERSION = tfds.core.Version("1.0.0")
@@ -86,7 +88,7 @@ class Demonstrations(tfds.core.GeneratorBasedBuilder):
             builder=self,
             description="Symbolic searches for Countdown solutions as trees of threads.",
             features=tfds.features.FeaturesDict(features(self._types)),
-            # The pipeline shuffles, anew each epoch; on disk demonstration k is example k.
+            # The pipeline shuffles anew in each epoch. On disk, example k is demonstration k.
             disable_shuffling=True,
         )
 
@@ -101,24 +103,25 @@ class Demonstrations(tfds.core.GeneratorBasedBuilder):
 
 
 def directory(data_dir: Path, method: str) -> Path:
-    """Where the examples of a method are."""
+    """Returns the folder that holds the examples of a method."""
     return data_dir / "demonstrations" / config_name(method) / str(Demonstrations.VERSION)
 
 
 def write(
     data_dir: Path, method: str, sources: Mapping[str, Source], types: Mapping[str, np.dtype]
 ) -> None:
-    """Writes the examples of one method; they appear at `directory` when all are there, or not at
-    all.
+    """Writes the examples of one method; they appear in `directory` together, or not at all.
 
     Args:
-      sources: for each split what yields its examples.
-      types: of each feature's integers.
+      data_dir: folder of the data.
+      method: the method.
+      sources: split -> function that yields its examples.
+      types: feature -> type of its integers.
 
     Raises:
       UserError: they cannot be written, for example because the disk is full.
     """
-    tfds.disable_progress_bar()  # Ours counts demonstrations, whatever TFDS does with them.
+    tfds.disable_progress_bar()  # `apr data build` shows a progress bar of its own.
     builder = Demonstrations(
         sources=sources,
         types=types,
@@ -127,28 +130,29 @@ def write(
         file_format=tfds.core.FileFormat.ARRAY_RECORD,
     )
     try:
-        with contextlib.redirect_stdout(io.StringIO()):  # TFDS announces downloads; there are none.
+        # TFDS announces a download, although there is none.
+        with contextlib.redirect_stdout(io.StringIO()):
             builder.download_and_prepare()
-    except RuntimeError as error:  # How array_record reports a full disk.
+    except RuntimeError as error:  # array_record raises it, for example for a full disk.
         raise UserError(
             f"data {data_dir}: cannot write demonstrations of {method!r}: {error}"
         ) from None
 
 
 class TreeSource:
-    """Random access to a split: `len(source)` and `source[k]` -> feature name to array.
+    """Random access to a split: `len(source)`, and `source[k]`, which is feature -> array.
 
-    TFDS's own data source parses every feature in 0.09 ms an example; this parses the wanted ones
-    in 0.02 ms.
+    TFDS's own data source parses every feature, in 0.09 ms an example. This one parses only the
+    wanted features, in 0.02 ms.
 
     Args:
-      path: a directory of this builder.
+      path: folder that `write` has filled.
       split: "train" or "validation".
       names: features that are wanted.
 
     Raises:
-      UserError: of `source[k]`, if the file is damaged there. Each chunk has a sum and is read when
-        it is asked for, which may be in the middle of a training.
+      UserError: `source[k]` raises it if the file is damaged there. Each chunk of the file has a
+        checksum and is read when it is asked for, which may be in the middle of a training.
     """
 
     def __init__(self, path: Path, split: str, names: tuple[str, ...]):
@@ -164,19 +168,17 @@ class TreeSource:
     def __getitem__(self, k: SupportsIndex) -> Example:
         try:
             return self.parse(k)
-        except (
-            Exception
-        ) as error:  # array_record and protobuf raise all sorts of types for damaged bytes.
-            files = ", ".join(
-                sorted(str(file) for file in self._path.glob(f"*-{self._split}.array_record*"))
-            )
+        # array_record and protobuf raise errors of many types for damaged bytes.
+        except Exception as error:
+            pattern = f"*-{self._split}.array_record*"
+            files = ", ".join(sorted(str(file) for file in self._path.glob(pattern)))
             raise UserError(
                 f"{files or self._path}: demonstration {int(k)} is damaged"
                 f" ({type(error).__name__}); delete {self._path} and run `apr data build` again"
             ) from None
 
     def parse(self, k: SupportsIndex) -> Example:
-        """Demonstration k; raises whatever the libraries do if it is damaged."""
+        """Reads demonstration k; raises errors of the libraries if it is damaged."""
         stored = tf_example_pb2.Example.FromString(self._records[k]).features.feature
         return {
             name: np.frombuffer(stored[name].bytes_list.value[0], dtype)
@@ -187,7 +189,13 @@ class TreeSource:
 def read(
     data_dir: Path, method: str, split: str, names: tuple[str, ...] = tuple(MEANINGS)
 ) -> TreeSource:
-    """The examples of a split.
+    """Opens a split for random access.
+
+    Args:
+      data_dir: folder of the data.
+      method: the method of the demonstrations.
+      split: "train" or "validation".
+      names: features that are wanted.
 
     Raises:
       UserError: there is no such data set, or it is damaged.
@@ -195,11 +203,10 @@ def read(
     path = directory(data_dir, method)
     try:
         source = TreeSource(path, split, names)
-        source.parse(len(source) - 1)  # A file that is cut off shows at its end.
+        source.parse(len(source) - 1)  # Shows whether the file is cut off at its end.
         return source
-    except (
-        Exception
-    ) as error:  # TFDS and array_record raise all sorts of types for a missing or damaged file.
+    # TFDS and array_record raise errors of many types for a missing or damaged file.
+    except Exception as error:
         if is_of_machine(error):
             raise UserError(
                 f"data {path}: cannot be read here and now ({what_went_wrong(error)})"

@@ -1,24 +1,24 @@
-"""Demonstrations as token streams: exactly what the rollout would have recorded, had a model
-written them.
+"""Demonstrations as token sequences: what a rollout would have recorded, had a model written them.
 
 The life of a sample:
   1. A solver's demonstration arrives as a tree of `tasks.Thread`: text and spawns.
-  2. Every thread becomes one stream in time order: `<bos>` and its prompt are given; text, spawn
-     blocks and the answer after `<join>` count as sampled; what children join is given again.
-  3. A spawn block is an hidden block (1, 2, ...): later tokens don't see it, so the positions of
-     `<joined>` start over where `<spawn>` stood.
+  2. Every thread becomes one `Stream`, its tokens in time order. `<bos>` and the prompt are prompt
+     tokens; text, spawn blocks, and `<join>` with the answer count as sampled; what the children
+     join is prompt tokens again.
+  3. A spawn block is a hidden block (1, 2, ...), which later tokens do not see. So the positions of
+     `<joined>` start again where `<spawn>` stood.
 
-        token     <bos> p <spawn> <msg> m </spawn> <joined> <msg> a </joined> <join> a <eos>
-        position    0   1    2      3   4    5        2       3   4     5       6    7   8
-        hidden block      0   0    1      1   1    1        0       0   0     0       0    0   0
-        sampled     .   .    x      x   x    x        .       .   .     .       x    x   x
+        token         <bos> p <spawn> <msg> m </spawn> <joined> <msg> a </joined> <join> a <eos>
+        position        0   1    2      3   4    5        2       3   4     5       6    7   8
+        hidden block    0   0    1      1   1    1        0       0   0     0       0    0   0
+        sampled         .   .    x      x   x    x        .       .   .     .       x    x   x
 
-  4. The streams of a tree are listed by thread index: a spawn gives its children consecutive
-     threads, then their own spawns follow, then the parent's next spawn. They are stored
-     (`builder`), read and packed (`pipeline`, `packing`).
+  4. The threads of a tree are listed by thread index: a spawn gives its children consecutive
+     indices; then come the threads that these spawn, then the parent's next spawn.
+  5. They are stored (`dataset`), read again and packed (`pipeline`, `packing`).
 
-`read_thread` goes back from streams to the tree of text, so that nothing can get lost on the way
-unseen."""
+`read_thread` goes back from token sequences to the tree of text, so that a test can show that
+nothing is lost on the way."""
 
 import dataclasses
 
@@ -42,17 +42,18 @@ NO_PARENT = -1
 
 @dataclasses.dataclass(frozen=True)
 class Stream:
-    """One thread of a tree, n tokens.
+    """The token sequence of one thread of a tree, n tokens.
 
     Attributes:
       tokens: int32 [n] in time order.
-      position: int32 [n] place in the thread's window.
-      hidden block: int32 [n] 0 = visible to all later tokens; k = the thread's k-th spawn block.
-      sampled: bool [n] whether the thread's author chose the token.
-      parent: thread index of the parent in the tree, NO_PARENT for the root.
+      position: int32 [n] position in the thread's window.
+      hidden_block: int32 [n] 0 if all later tokens see the token; k in the thread's k-th spawn
+        block.
+      sampled: bool [n] whether the author of the thread chose the token.
+      parent: thread index of the parent in the tree; NO_PARENT for the root.
       round: which of the parent's spawns made this thread, from 0.
       depth: 0 for the root.
-      child: place among the children of that spawn, from 0.
+      child: number among the children of that spawn, from 0.
     """
 
     tokens: np.ndarray
@@ -66,16 +67,17 @@ class Stream:
 
 
 class _Writer:
-    """The stream of one thread in the making."""
+    """The token sequence of one thread while it is being written."""
 
     def __init__(self) -> None:
         self.tokens: list[int] = []
         self.position: list[int] = []
         self.hidden_block: list[int] = []
         self.sampled: list[bool] = []
-        self.used = 0  # Positions of the window in use.
+        self.used = 0  # Number of positions of the window that are in use.
 
     def write(self, tokens: list[int], sampled: bool, hidden_block: int = 0) -> None:
+        """Appends tokens at the next positions."""
         count = len(tokens)
         self.tokens += tokens
         self.position += range(self.used, self.used + count)
@@ -84,6 +86,7 @@ class _Writer:
         self.used += count
 
     def stream(self, parent: int, spawn_round: int, depth: int, child: int) -> Stream:
+        """Returns what was written, with the place of the thread in its tree."""
         return Stream(
             np.array(self.tokens, np.int32),
             np.array(self.position, np.int32),
@@ -97,10 +100,10 @@ class _Writer:
 
 
 def tree_streams(thread: Thread, tokenizer: Tokenizer) -> list[Stream]:
-    """The streams of a demonstration by thread index, the root first.
+    """Returns the token sequences of a demonstration by thread index, the root first.
 
     Raises:
-      UsageError: a text holds a character that the tokenizer never saw.
+      UsageError: a text holds a character that is not in the tokenizer's vocabulary.
     """
     streams: list[Stream] = []
     _place([thread], NO_PARENT, 0, 0, tokenizer, streams)
@@ -115,7 +118,7 @@ def _place(
     tokenizer: Tokenizer,
     streams: list[Stream],
 ) -> None:
-    """Gives the threads of one spawn consecutive threads, then their spawns."""
+    """Appends the threads of one spawn to `streams`, then the threads that these spawn."""
     first = len(streams)
     for child, thread in enumerate(threads):
         streams.append(_write(thread, tokenizer).stream(parent, spawn_round, depth, child))
@@ -126,6 +129,7 @@ def _place(
 
 
 def _write(thread: Thread, tokenizer: Tokenizer) -> _Writer:
+    """Writes one thread, without the threads that it spawns."""
     encode = tokenizer.encode
     writer = _Writer()
     writer.write([BOS, *encode(thread.prompt)], sampled=False)
@@ -136,11 +140,13 @@ def _write(thread: Thread, tokenizer: Tokenizer) -> _Writer:
             continue
         spawns += 1
         opened_at = writer.used
-        block, joined = [SPAWN], [JOINED]
+        block = [SPAWN]
+        joined = [JOINED]
         for child in part.children:
             block += (MSG, *encode(child.prompt))
             joined += (MSG, *encode(child.answer))
         writer.write([*block, END_SPAWN], sampled=True, hidden_block=spawns)
+        # The block is hidden from here on, so that its positions are free again.
         writer.used = opened_at
         writer.write([*joined, END_JOINED], sampled=False)
     writer.write([JOIN, *encode(thread.answer), EOS], sampled=True)
@@ -148,55 +154,92 @@ def _write(thread: Thread, tokenizer: Tokenizer) -> _Writer:
 
 
 def read_thread(streams: list[Stream], tokenizer: Tokenizer, thread_index: int = 0) -> Thread:
-    """The inverse of `tree_streams` (neighbouring texts of a body come back as one).
+    """Reads the text of a thread and of all below it: the inverse of `tree_streams`.
+
+    Texts that follow each other in a body come back as one.
 
     Raises:
-      ValueError: the tokens do not follow the protocol, or a message or joined answer is not what
-        the child's own stream says.
+      ValueError: the tokens do not follow the protocol, or a message or joined answer differs from
+        what the child's own tokens say.
     """
     stream = streams[thread_index]
-    children = [place for place, other in enumerate(streams) if other.parent == thread_index]
+    children = [index for index, other in enumerate(streams) if other.parent == thread_index]
     tokens = stream.tokens.tolist()
-    given = int(np.argmax(stream.sampled))
+    prompt_length = int(np.argmax(stream.sampled))
+    join_at = _find(tokens, JOIN, prompt_length, thread_index)
+
     body: list[str | Spawn] = []
-    at, end = given, _find(tokens, JOIN, given, thread_index)
-    while at < end:
-        if tokens[at] != SPAWN:
-            stop = min((place for place in range(at, end) if tokens[place] == SPAWN), default=end)
-            body.append(tokenizer.decode(tokens[at:stop]))
-            at = stop
-            continue
-        spawn_round = sum(isinstance(part, Spawn) for part in body)
-        spawned = tuple(
-            read_thread(streams, tokenizer, k) for k in children if streams[k].round == spawn_round
-        )
-        closed = _find(tokens, END_SPAWN, at, thread_index)
-        stop = _find(tokens, END_JOINED, closed, thread_index)
-        messages = [child.prompt for child in spawned]
-        answers = [child.answer for child in spawned]
-        if _messages(tokens[at + 1 : closed], tokenizer) != messages:
-            raise ValueError(
-                f"stream {thread_index}: the messages of spawn {spawn_round} are not its children's"
-                " prompts"
+    spawn_round = 0
+    start = prompt_length
+    while start < join_at:
+        if tokens[start] == SPAWN:
+            spawned = tuple(
+                read_thread(streams, tokenizer, child)
+                for child in children
+                if streams[child].round == spawn_round
             )
-        if (
-            tokens[closed + 1] != JOINED
-            or _messages(tokens[closed + 2 : stop], tokenizer) != answers
-        ):
-            raise ValueError(
-                f"stream {thread_index}: what spawn {spawn_round} joins is not its children's"
-                " answers"
-            )
-        body.append(Spawn(spawned))
-        at = stop + 1
+            stop = _check_spawn(tokens, start, spawned, spawn_round, tokenizer, thread_index)
+            body.append(Spawn(spawned))
+            spawn_round += 1
+        else:
+            stop = start
+            while stop < join_at and tokens[stop] != SPAWN:
+                stop += 1
+            body.append(tokenizer.decode(tokens[start:stop]))
+        start = stop
+
     if tokens[-1] != EOS:
         raise ValueError(f"stream {thread_index}: does not end with <eos>")
-    return Thread(
-        tokenizer.decode(tokens[1:given]), tuple(body), tokenizer.decode(tokens[end + 1 : -1])
-    )
+    prompt = tokenizer.decode(tokens[1:prompt_length])
+    answer = tokenizer.decode(tokens[join_at + 1 : -1])
+    return Thread(prompt, tuple(body), answer)
+
+
+def _check_spawn(
+    tokens: list[int],
+    start: int,
+    spawned: tuple[Thread, ...],
+    spawn_round: int,
+    tokenizer: Tokenizer,
+    thread_index: int,
+) -> int:
+    """Checks a spawn block, and the block of joined answers behind it, against the children.
+
+    Args:
+      tokens: tokens of the parent.
+      start: place of `<spawn>` in them.
+      spawned: the children.
+      spawn_round: which spawn of the parent it is.
+      tokenizer: the tokenizer of the tokens.
+      thread_index: thread index of the parent.
+
+    Returns:
+      the place behind `</joined>`.
+
+    Raises:
+      ValueError: messages or answers are not those of the children.
+    """
+    closed = _find(tokens, END_SPAWN, start, thread_index)
+    end = _find(tokens, END_JOINED, closed, thread_index)
+
+    messages = [child.prompt for child in spawned]
+    if _messages(tokens[start + 1 : closed], tokenizer) != messages:
+        raise ValueError(
+            f"stream {thread_index}: the messages of spawn {spawn_round} are not its children's"
+            " prompts"
+        )
+
+    answers = [child.answer for child in spawned]
+    is_joined = tokens[closed + 1] == JOINED
+    if not is_joined or _messages(tokens[closed + 2 : end], tokenizer) != answers:
+        raise ValueError(
+            f"stream {thread_index}: what spawn {spawn_round} joins is not its children's answers"
+        )
+    return end + 1
 
 
 def _find(tokens: list[int], wanted: int, start: int, thread_index: int) -> int:
+    """Returns the first place of a control token from `start` on; raises ValueError if none is."""
     try:
         return tokens.index(wanted, start)
     except ValueError:
@@ -206,9 +249,10 @@ def _find(tokens: list[int], wanted: int, start: int, thread_index: int) -> int:
 
 
 def _messages(tokens: list[int], tokenizer: Tokenizer) -> list[str]:
-    """Splits `<msg> m1 <msg> m2 ...`."""
+    """Returns the texts m1, m2, ... of the tokens `<msg> m1 <msg> m2 ...`."""
     starts = [place for place, token in enumerate(tokens) if token == MSG]
+    stops = [*starts[1:], len(tokens)]
     return [
         tokenizer.decode(tokens[start + 1 : stop])
-        for start, stop in zip(starts, [*starts[1:], len(tokens)], strict=True)
+        for start, stop in zip(starts, stops, strict=True)
     ]

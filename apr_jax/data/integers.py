@@ -1,7 +1,8 @@
-"""Integers in as few bytes as hold them, and never a value in fewer.
+"""Integers in as few bytes as can hold them, and never in fewer.
 
-numpy's `astype` wraps what does not fit without a word: token 128,000 in 16 bits is token 62,464,
-and 65,536 is `<pad>`. Whatever is stored in narrow integers goes through `fitted`.
+numpy's `astype` wraps values that do not fit, without an error: token 128,000 in 16 bits becomes
+token 62,464, and 65,536 becomes `<pad>`. So whatever is stored in narrow integers goes through
+`fitted`.
 """
 
 import numpy as np
@@ -9,16 +10,17 @@ from numpy.typing import ArrayLike
 
 
 def unsigned(largest: int, least_bits: int = 16) -> np.dtype:
-    """The narrowest unsigned integer of at least `least_bits` that holds 0 to `largest`.
+    """Returns the narrowest unsigned type, of at least `least_bits`, that holds 0 to `largest`.
 
     Raises:
       ValueError: more than 32 bits would be needed.
     """
-    return _narrowest(largest, [f"u{bits // 8}" for bits in (8, 16, 32) if bits >= least_bits])
+    types = [f"u{bits // 8}" for bits in (8, 16, 32) if bits >= least_bits]
+    return _narrowest(largest, types)
 
 
 def signed(largest: int) -> np.dtype:
-    """The narrowest signed integer, of 16 bits or 32, that holds -1 to `largest`.
+    """Returns the narrowest signed type, of 16 or 32 bits, that holds -1 to `largest`.
 
     Raises:
       ValueError: more than 32 bits would be needed.
@@ -27,6 +29,7 @@ def signed(largest: int) -> np.dtype:
 
 
 def _narrowest(largest: int, types: list[str]) -> np.dtype:
+    """Returns the first of some types, from narrow to wide, that holds `largest`."""
     for name in types:
         if largest <= np.iinfo(name).max:
             return np.dtype(name)
@@ -34,17 +37,20 @@ def _narrowest(largest: int, types: list[str]) -> np.dtype:
 
 
 def fitted(values: ArrayLike, dtype: np.dtype, what: str) -> np.ndarray:
-    """The values as `dtype`.
+    """Converts values to `dtype`, without changing any.
 
     Args:
-      what: the values' name, for the error.
+      values: numbers.
+      dtype: an integer type.
+      what: name of the values, for the error.
 
     Raises:
-      ValueError: one of them does not fit.
+      ValueError: one of the values does not fit.
     """
     given = np.asarray(values)
     limits = np.iinfo(dtype)
-    outside = ~((given >= limits.min) & (given <= limits.max))  # So written, NaN is outside too.
+    # "Not inside" instead of "outside", so that NaN, which compares false, does not fit either.
+    outside = ~((given >= limits.min) & (given <= limits.max))
     if outside.any():
         raise ValueError(
             f"{what} {given[outside].flat[0]} does not fit into {dtype}: {limits.min} to"

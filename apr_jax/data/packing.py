@@ -1,17 +1,17 @@
-"""Threads of different lengths side by side in rows of one length, so that the device computes
-little padding.
+"""Threads of different lengths side by side in rows of one length, with little padding.
 
 The life of a sample:
-  1. Threads arrive as streams: from demonstrations (`pipeline`) or as the threads of a recorded
-     forest (`pack_forest`).
-  2. `place` decides, longest first, in which row and from which column each one stands: the first
-     row with room.
-  3. `scatter` writes all of them there at once; a thread never spans rows. Threads of a row are
-     told apart by `segment`, trees of the batch by `tree`.
-  4. The loss walks the rows: the token at column j is predicted at j - 1, and counts where
-     `sampled` holds at j.
+  1. Threads arrive from demonstrations (`pipeline`), or as the threads of a recorded forest
+     (`pack_forest`).
+  2. `place` decides in which row and from which column on each thread stands: longest thread first,
+     in the first row that has room.
+  3. `scatter` writes all threads there at once. A thread never spans rows. `segment` tells the
+     threads of a row apart, and `tree` the trees of the batch.
+  4. The loss goes over the rows: the token at column j is predicted at column j - 1, and counts
+     where `sampled` holds at column j.
 
-Plain numpy on the host: it runs between rollout and update (64 trees of 13 threads: some 5 ms).
+This is plain numpy on the host. It runs between rollout and update, where 64 trees of 13 threads
+take some 5 ms.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ import numpy as np
 from apr_jax.data.encode import Stream
 
 if TYPE_CHECKING:
-    # The shape of the record, not the engine: data knows nothing of threads at run time.
+    # The type of the record alone: at run time this package needs nothing of `threads`.
     from apr_jax.threads.forest import ThreadForest
 
 
@@ -34,18 +34,18 @@ class Rows:
     """R packed rows of L tokens. Integers are int32.
 
     Attributes:
-      tokens: [R, L]; 0 (`<pad>`) where there is none.
-      position: [R, L] place in the thread's window.
-      segment: [R, L] 0 = padding; 1, 2, ... = thread within the row.
-      hidden block: [R, L] as in `ThreadForest`.
-      sampled: [R, L] bool; the token here was chosen by the policy. It is the target of the column
-        before.
-      tree: [R, L] index of the tree in the batch; -1 = padding.
-      logprob: [R, L] float32 behaviour log-prob of the token here; 0 for demonstrations and given
+      tokens: [R, L] token ids; 0 (`<pad>`) where there is none.
+      position: [R, L] position in the thread's window.
+      segment: [R, L] 0 for padding; 1, 2, ... for the first, second, ... thread of the row.
+      hidden_block: [R, L] as in `ThreadForest`.
+      sampled: [R, L] bool, whether the policy chose the token here. Such a token is the target of
+        the column before it.
+      tree: [R, L] index of the tree in the batch; -1 for padding.
+      logprob: [R, L] float32 behaviour log-prob of the token here; 0 for demonstrations and prompt
         tokens.
-      allowed: [R, L] uint8 classes of tokens that the token here was drawn from
-        (`ThreadForest.allowed`); 0 for demonstrations and given tokens: nothing was forbidden, or
-        nothing drawn.
+      allowed: [R, L] uint8 classes of tokens from which the token here was drawn
+        (`ThreadForest.allowed`). 0 if nothing was forbidden, or, for demonstrations and prompt
+        tokens, nothing was drawn.
     """
 
     tokens: np.ndarray
@@ -63,10 +63,10 @@ class Placement:
     """Where n threads stand.
 
     Attributes:
-      row: int64 [n]; -1 = did not fit into the given number of rows.
-      column: int64 [n] of its first token.
-      segment: int64 [n] place within its row, from 1.
-      rows: rows in use.
+      row: int64 [n]; -1 if the thread found no room in the given number of rows.
+      column: int64 [n] column of the thread's first token.
+      segment: int64 [n] number of the thread within its row, from 1.
+      rows: number of rows in use.
     """
 
     row: np.ndarray
@@ -76,46 +76,52 @@ class Placement:
 
 
 def place(lengths: np.ndarray, length: int, rows: int | None = None, first: int = 0) -> Placement:
-    """First-fit-decreasing: each thread, longest first, goes to the first row that still has room
-    for it.
+    """Places threads by first-fit-decreasing: longest first, in the first row that has room.
 
-    With a given number of rows, threads without room are left over; a caller that puts them in
-    front the next time loses none, because the very first thread always finds an empty row.
+    With a given number of rows, threads without room are left over. A caller that gives them as the
+    first ones of its next call loses none, because the very first thread always finds an empty row.
 
     Args:
       lengths: int [n] tokens of each thread.
       length: L, columns of a row.
-      rows: rows there are; None for as many as it takes.
-      first: so many threads from the start of `lengths` are placed before all others, in the order
-        given.
+      rows: number of rows; None for as many as needed.
+      first: so many threads from the start of `lengths` are placed before all others, in the given
+        order.
 
     Raises:
       ValueError: a thread is longer than a row.
     """
-    lengths = lengths.astype(np.int64)  # Unsigned ones would wrap around below.
+    lengths = lengths.astype(np.int64)  # Unsigned integers would wrap around below.
     count = len(lengths)
     if count and lengths.max() > length:
         longest = int(np.argmax(lengths))
         raise ValueError(
             f"packing: thread {longest} has {lengths[longest]} tokens, a row holds {length}"
         )
-    waiting = np.arange(count) < first
-    # Stable: those who wait keep their order.
-    order = np.lexsort((np.where(waiting, 0, -lengths), ~waiting))
-    room = np.full(count if rows is None else rows, length)
-    threads = np.zeros(len(room), np.int64)
-    row, column, segment = (np.full(count, -1) for _ in range(3))
+
+    is_first = np.arange(count) < first
+    # The sort is stable, so the threads that are placed first keep their order.
+    order = np.lexsort((np.where(is_first, 0, -lengths), ~is_first))
+
+    room = np.full(count if rows is None else rows, length)  # Free columns of each row.
+    threads_in_row = np.zeros(len(room), np.int64)
+    row = np.full(count, -1)
+    column = np.full(count, -1)
+    segment = np.full(count, -1)
+    if len(room) == 0:
+        return Placement(row, column, segment, rows=0)
+
     for thread in order.tolist():
         size = lengths[thread]
-        fits = room >= size
-        found = int(fits.argmax()) if len(room) else 0
-        if not len(room) or not fits[found]:
+        chosen = int((room >= size).argmax())  # The first row that has room; 0 if none has.
+        if room[chosen] < size:
             continue
-        row[thread], column[thread] = found, length - room[found]
-        room[found] -= size
-        threads[found] += 1
-        segment[thread] = threads[found]
-    return Placement(row, column, segment, int((threads > 0).sum()))
+        row[thread] = chosen
+        column[thread] = length - room[chosen]
+        room[chosen] -= size
+        threads_in_row[chosen] += 1
+        segment[thread] = threads_in_row[chosen]
+    return Placement(row, column, segment, rows=int((threads_in_row > 0).sum()))
 
 
 def scatter(
@@ -126,27 +132,35 @@ def scatter(
     rows: int,
     length: int,
 ) -> Rows:
-    """Writes the placed threads into `rows` rows; what was not placed is left out.
+    """Writes the placed threads into rows; threads without a place are left out.
 
     Args:
-      placement: of n threads.
-      lengths: int [n].
+      placement: places of n threads.
+      lengths: int [n] tokens of each thread.
       tree: int [n] index of each thread's tree.
-      fields: tokens, position, hidden block, sampled, logprob, allowed: the n threads' values one
-        after the other, [sum(lengths)].
+      fields: tokens, position, hidden_block, sampled, logprob and allowed, each [sum(lengths)]: the
+        values of the n threads, one thread after the other.
+      rows: R.
+      length: L.
     """
     lengths = lengths.astype(np.int64)
     total = int(lengths.sum())
-    starts = np.cumsum(lengths) - lengths
-    at = np.repeat(placement.row * length + placement.column - starts, lengths) + np.arange(total)
-    placed = np.repeat(placement.row >= 0, lengths)
-    everything = bool(placed.all())
-    at = at if everything else at[placed]
+
+    # The place of each token in the flattened rows: its thread's place + its offset in the thread.
+    starts = np.cumsum(lengths) - lengths  # [n]
+    thread_places = placement.row * length + placement.column  # [n]
+    places = np.repeat(thread_places - starts, lengths) + np.arange(total)  # [sum(lengths)]
+
+    placed = np.repeat(placement.row >= 0, lengths)  # [sum(lengths)]
+    all_placed = bool(placed.all())  # Spares six copies, in the usual case.
+    if not all_placed:
+        places = places[placed]
 
     def spread(values: np.ndarray, dtype: type, blank: int = 0) -> np.ndarray:
-        out: np.ndarray = np.full(rows * length, blank, dtype)
-        out[at] = values if everything else values[placed]
-        return out.reshape(rows, length)
+        """Returns the values in their places, and `blank` in all others: [R, L]."""
+        flat: np.ndarray = np.full(rows * length, blank, dtype)
+        flat[places] = values if all_placed else values[placed]
+        return flat.reshape(rows, length)
 
     return Rows(
         tokens=spread(fields["tokens"], np.int32),
@@ -164,63 +178,69 @@ def pack_streams(trees: Sequence[Sequence[Stream]], length: int, rows: int | Non
     """Packs whole demonstration trees, all at once.
 
     Args:
-      trees: the streams of each tree, at least one.
+      trees: the threads of each tree; at least one tree.
       length: L.
-      rows: R; None for as many as it takes.
+      rows: R; None for as many rows as needed.
 
     Raises:
-      ValueError: a stream is longer than a row, or `rows` rows don't hold all.
+      ValueError: a thread is longer than a row, or `rows` rows do not hold all threads.
     """
     streams = [stream for tree in trees for stream in tree]
-    lengths = np.array([len(stream.tokens) for stream in streams], np.int64)
-    index = np.repeat(np.arange(len(trees)), [len(tree) for tree in trees])
+    lengths = np.array([len(stream.tokens) for stream in streams], np.int64)  # [n]
+    tree_index = np.repeat(np.arange(len(trees)), [len(tree) for tree in trees])  # [n]
+
     placement = place(lengths, length, rows)
     if (placement.row < 0).any():
         raise ValueError(f"packing: {lengths.sum()} tokens do not fit into {rows} rows of {length}")
+    row_count = placement.rows if rows is None else rows
+
     fields = {
         name: np.concatenate([getattr(stream, name) for stream in streams])
         for name in ("tokens", "position", "hidden_block", "sampled")
     }
     fields["logprob"] = np.zeros(len(fields["tokens"]), np.float32)
     fields["allowed"] = np.zeros(len(fields["tokens"]), np.uint8)
-    return scatter(
-        placement, lengths, index, fields, placement.rows if rows is None else rows, length
-    )
+    return scatter(placement, lengths, tree_index, fields, row_count, length)
 
 
 def pack_forest(forest: "ThreadForest", rows: int, length: int) -> Rows:
-    """Packs every used thread index of a recorded forest (numpy leaves).
+    """Packs all threads of a recorded forest that hold tokens.
+
+    The number of rows is the first of `rows`, 2 `rows`, 4 `rows`, ... that holds all, so that the
+    training step compiles for few shapes.
 
     Args:
-      forest: as `tree_rollout` returns it, fetched to the host.
-      rows: R of the first bucket; the row count is the first of rows, 2 rows, 4 rows, ... that
-        holds all, so that the training step compiles for few shapes.
-      length: L of a row, at least the longest stream.
+      forest: what `tree_rollout` returned, fetched to the host (numpy leaves).
+      rows: the smallest number of rows.
+      length: L of a row, at least that of the longest thread.
 
     Raises:
-      ValueError: a stream is longer than a row, or there is no row to start from.
+      ValueError: a thread is longer than a row, or `rows` is below 1.
     """
     if rows < 1:
         raise ValueError(f"packing: rows={rows} must be at least 1")
-    thread_lengths = np.asarray(forest.length)
-    tree, thread_index = np.nonzero(thread_lengths)
-    lengths = thread_lengths[tree, thread_index]
+
+    thread_lengths = np.asarray(forest.length)  # [B, T]
+    tree, thread_index = np.nonzero(thread_lengths)  # [n] each
+    lengths = thread_lengths[tree, thread_index]  # [n]
     if len(lengths) and lengths.max() > length:
         longest = int(np.argmax(lengths))
         raise ValueError(
             f"packing: thread index {thread_index[longest]} of tree {tree[longest]} has"
             f" {lengths[longest]} tokens, a row holds {length}"
         )
+
     placement = place(lengths, length)
-    bucket = rows
-    while bucket < placement.rows:
-        bucket *= 2
-    used = np.arange(forest.tokens.shape[2]) < thread_lengths[:, :, None]
+    row_count = rows
+    while row_count < placement.rows:
+        row_count *= 2
+
+    used = np.arange(forest.tokens.shape[2]) < thread_lengths[:, :, None]  # [B, T, L]
     recorded = ("tokens", "position", "hidden_block", "sampled", "logprob", "allowed")
     fields = {name: np.asarray(getattr(forest, name))[used] for name in recorded}
-    return scatter(placement, lengths, tree, fields, bucket, length)
+    return scatter(placement, lengths, tree, fields, row_count, length)
 
 
 def padding_share(rows: Rows) -> float:
-    """Share of the columns that hold no token."""
+    """Returns the share of the rows' columns that hold no token."""
     return float(np.mean(np.asarray(rows.segment) == 0))

@@ -250,7 +250,7 @@ def test_users_mistakes(data_dir, tmp_path):
     ):
         sft_batches(tmp_path, "apr", ROWS, LENGTH, 0)
     with pytest.raises(
-        UsageError, match=r"length=50 must be at least \d+, the longest train stream of 'apr'"
+        UsageError, match=r"length=50 must be at least \d+, the longest train thread of 'apr'"
     ):
         sft_batches(data_dir, "apr", ROWS, 50, 0)
     with pytest.raises(UsageError, match="rows=0 must be at least 1"):
