@@ -1,9 +1,10 @@
-"""Problems put to a policy: the trees that it grows for them, and which of those are right.
+"""The grader: puts problems to a policy, and verifies the answers of the trees that it grows.
 
-Both stages validate with it; RL asks its training problems here too. One rollout serves all:
-batches are of one shape, so nothing is compiled twice."""
+Both stages validate with it, and RL puts its training problems to the policy with it. All use one
+rollout, whose batches are of one shape, so that it is compiled once."""
 
 import dataclasses
+import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -33,7 +34,7 @@ from apr_jax.train.step import batch_shards
 def grading(
     config: Experiment, tokenizer: Tokenizer, validation: list[Problem], mesh: Mesh
 ) -> Iterator["Grader"]:
-    """An grader on Countdown, with the verifier's process that it needs."""
+    """Opens a grader, together with the process in which its verifier runs."""
     task = Countdown(config.task, config.solver)
     reward = config.train.rl.reward
     with SandboxedVerifier(task, reward.time_limit, reward.memory_limit) as verifier:
@@ -42,32 +43,32 @@ def grading(
 
 @dataclasses.dataclass(frozen=True)
 class Grades:
-    """What the verifier says about the answers of a batch.
+    """The verdicts on the answers of a batch.
 
     Attributes:
-      codes: int [B], places in `_CODES`.
+      codes: int [B], indices into `_CODES`.
     """
 
     codes: np.ndarray
 
     @property
     def known(self) -> np.ndarray:
-        """Answers, bool [B], on which there is a verdict; the others have no part in anything."""
+        """Returns which answers, bool [B], got a verdict; the others are counted nowhere."""
         return self.codes < len(_VERDICTS)
 
     @property
     def correct(self) -> np.ndarray:
-        """1 for a right answer, float32 [B]; 0 where that is unknown."""
+        """Returns 1 for each right answer, float32 [B], and 0 for wrong and unknown ones."""
         return (self.codes == _CODES.index(True)).astype(np.float32)
 
     @property
     def accuracy(self) -> float:
-        """The share of right answers among the known ones."""
+        """Returns the share of right answers among those that got a verdict."""
         return float(np.mean(self.correct[self.known]))
 
     @property
     def metrics(self) -> dict[str, float]:
-        """How many answers are unknown, by reason."""
+        """Returns the number of unknown answers, by reason."""
         names = {
             "reward_errors": Failure.RAISED,
             "reward_timeouts": Failure.TIMED_OUT,
@@ -79,49 +80,58 @@ class Grades:
         }
 
     def unknown(self) -> int:
-        """How many answers are unknown."""
+        """Returns the number of unknown answers."""
         return int(np.sum(~self.known))
 
     def of(self, tree: int) -> bool | None:
-        """Whether one answer is right; None if that is unknown."""
+        """Returns whether the answer of one tree is right; None if that is unknown."""
         return bool(self.correct[tree]) if self.known[tree] else None
 
     def check(self, reward: RewardConfig) -> None:
         """Raises UnknownAnswers if more answers are unknown than `allowed_unknown`."""
-        count, unknown = len(self.codes), self.unknown()
-        if unknown > allowed_unknown(count, reward):
-            reasons = zip(
-                ("failed", "took too long", "were not verified"), self.metrics.values(), strict=True
-            )
-            raise UnknownAnswers(
-                f"{unknown} of {count} answers have no verdict "
-                f"({', '.join(f'{number:.0f} {reason}' for reason, number in reasons)}), "
-                f"more than train.rl.reward.max_unknown={reward.max_unknown:g} allows"
-            )
+        count = len(self.codes)
+        unknown = self.unknown()
+        if unknown <= allowed_unknown(count, reward):
+            return
+
+        reasons = ("failed", "took too long", "were not verified")
+        numbers = self.metrics.values()
+        parts = [f"{number:.0f} {reason}" for reason, number in zip(reasons, numbers, strict=True)]
+        raise UnknownAnswers(
+            f"{unknown} of {count} answers have no verdict ({', '.join(parts)}), more than"
+            f" train.rl.reward.max_unknown={reward.max_unknown:g} allows"
+        )
 
 
+# The codes of the answers: the two verdicts, and then the reasons why there is none.
 _VERDICTS = (False, True)
 _CODES = (*_VERDICTS, *Failure)
 
 
 def allowed_unknown(count: int, reward: RewardConfig) -> int:
-    """How many of `count` answers may stay unknown: one, or the share that the config allows; but
-    one is known in the end.
+    """Returns how many of `count` answers may stay unknown.
+
+    It is the share that the config allows, but at least one, and never all.
     """
     return min(max(1, int(reward.max_unknown * count)), count - 1)
 
 
 class Grader:
-    """Asks, verifies, and validates.
+    """Puts problems to a policy, verifies its answers, and validates.
 
     Args:
-      validation: problems that every validation asks.
+      config: the experiment.
+      task: says what the prompts are.
+      tokenizer: the tokenizer of the policy.
+      verifier: verifies answers.
+      validation: the problems of every validation.
+      mesh: the devices.
 
     Attributes:
-      host_seconds: that the last verification took this process.
+      host_seconds: seconds that the last verification took this process.
 
     Raises:
-      UsageError: prompts that leave no room in the window.
+      UsageError: the prompts leave no room in the window.
     """
 
     def __init__(
@@ -133,12 +143,10 @@ class Grader:
         validation: list[Problem],
         mesh: Mesh,
     ):
-        self._config, self._task, self._tokenizer, self._verifier = (
-            config,
-            task,
-            tokenizer,
-            verifier,
-        )
+        self._config = config
+        self._task = task
+        self._tokenizer = tokenizer
+        self._verifier = verifier
         self._validation = validation
         self._width = _prompt_width(config, task, tokenizer, validation)
         self._rollout = make_policy_rollout(config.model, config.limits, config.schedule, mesh)
@@ -149,22 +157,22 @@ class Grader:
     def ask(
         self, params: Any, problems: list[Problem], temperature: float, key: jax.Array
     ) -> tuple[ThreadForest, Work]:
-        """Queues the rollout; its trees are those of a whole batch, see `first_trees`."""
+        """Queues the rollout of a whole batch, of which `first_trees` are those of the problems."""
         return self._rollout(params, self._prompts(problems, temperature), key)
 
     def verify(self, problems: list[Problem], forest: ThreadForest) -> Grades:
-        """What the verifier says about the answers.
+        """Verifies the answers of the trees.
 
         Raises:
-          UnknownAnswers: about too many of them nothing; in all processes of the run.
+          UnknownAnswers: too many answers got no verdict; all processes of the run raise it.
         """
-        grades = self._grade(
-            problems, forest, allowed_unknown(len(problems), self._config.train.rl.reward)
-        )
-        grades.check(self._config.train.rl.reward)
+        reward = self._config.train.rl.reward
+        grades = self._grade(problems, forest, allowed_unknown(len(problems), reward))
+        grades.check(reward)
         return grades
 
     def _grade(self, problems: list[Problem], forest: ThreadForest, most_unknown: int) -> Grades:
+        """Verifies answers; the verifier may give up once more than `most_unknown` are unknown."""
         began = time.perf_counter()
         answers = extract_answers(forest, self._tokenizer)
         outcomes = self._verifier.verify(list(zip(problems, answers, strict=True)), most_unknown)
@@ -173,18 +181,22 @@ class Grader:
             _CODES.index(outcome.correct if isinstance(outcome, Verdict) else outcome)
             for outcome in outcomes
         ]
-        # Time runs out in one process, and not in another.
+        # The verdicts of the first process count: an answer may exceed its time in one process and
+        # not in another.
         return Grades(of_first(np.array(codes, np.int32)))
 
     def validate(self, state: TrainState, stopping: Stopping) -> dict[str, float] | None:
-        """Greedy answers to the validation problems; None if it gave up because the run is to stop.
+        """Answers the validation problems greedily.
+
+        Returns:
+          the metrics; None if it gave up because the run is to stop.
 
         Raises:
-          UnknownAnswers: too many of them are without a verdict.
+          UnknownAnswers: too many answers got no verdict.
         """
         reward = self._config.train.rl.reward
         forests = []
-        graded = Grades(np.zeros(0, np.int32))  # Of all batches so far.
+        graded = Grades(np.zeros(0, np.int32))  # The verdicts of all batches so far.
         allowed = allowed_unknown(len(self._validation), reward)
         for begin in range(0, len(self._validation), self._batch):
             if stopping():
@@ -197,16 +209,17 @@ class Grader:
             if begin == 0:
                 self._sample = tree_text(forests[0], 0, problems[0], grades.of(0), self._tokenizer)
             graded = Grades(np.concatenate([graded.codes, grades.codes]))
+
         graded.check(reward)
         joined = jax.tree.map(lambda *parts: np.concatenate(parts), *forests)
         return {"accuracy": graded.accuracy} | forest_metrics(joined) | graded.metrics
 
     def sample(self) -> str:
-        """The tree of the first problem of the last validation, as text."""
+        """Returns, as text, the tree of the first problem in the last validation."""
         return self._sample
 
     def _prompts(self, problems: list[Problem], temperature: float) -> Prompts:
-        """Of a whole batch: past the last problem the first one again."""
+        """Makes the prompts of a whole batch, which the first problem fills up."""
         problems = problems + problems[:1] * (self._batch - len(problems))
         ids = [[BOS, *self._tokenizer.encode(self._task.prompt(problem))] for problem in problems]
         prompts = make_prompts(ids, self._width, temperature=temperature)
@@ -215,33 +228,39 @@ class Grader:
 
 
 def rollout_batch(config: Experiment, mesh: Mesh) -> int:
-    """Trees of one rollout: those of a step, and as many more as give every shard of the mesh the
-    same number.
-    """
+    """Returns the trees of one rollout: those of a step, rounded up to a multiple of the shards."""
     trees = config.train.rl.problems * config.train.rl.group
-    return trees + -trees % batch_shards(mesh)
+    shards = batch_shards(mesh)
+    return math.ceil(trees / shards) * shards
 
 
 def first_trees(rolled: tuple[ThreadForest, Work], count: int) -> tuple[ThreadForest, Work]:
-    """The first `count` trees; the work is that of all."""
+    """Returns the first `count` trees of a rollout, and the work of all."""
     forest, work = rolled
     return jax.tree.map(lambda x: x[:count], forest), work
 
 
 def forest_metrics(forest: ThreadForest) -> dict[str, float]:
-    """Means a tree of what a forest (numpy leaves) shows, whatever its answers are worth."""
-    names = ("total_tokens", "sequential_tokens", "children", "truncations")
-    measured = {"refusals": np.sum(forest.refusals, axis=1)} | {
-        name: getattr(forest, name) for name in names
-    }
+    """Returns means over trees of what they show and cost, whatever their answers are worth.
+
+    Args:
+      forest: numpy leaves.
+    """
+    measured = {"refusals": np.sum(forest.refusals, axis=1)}  # [B] each.
+    for name in ("total_tokens", "sequential_tokens", "children", "truncations"):
+        measured[name] = getattr(forest, name)
     return {name: float(np.mean(values)) for name, values in measured.items()}
 
 
 def _prompt_width(
     config: Experiment, task: Task, tokenizer: Tokenizer, problems: list[Problem]
 ) -> int:
-    """P, tokens of the longest prompt that can come up, `<bos>` included; the rollout compiles for
-    it.
+    """Returns the tokens of the longest prompt that can come up, `<bos>` included.
+
+    The rollout is compiled for prompts of this width.
+
+    Raises:
+      UsageError: such a prompt leaves no room in the window.
     """
     widest = Problem("widest", (config.task.high,) * config.task.numbers, config.task.target_high)
     width = 1 + max(len(tokenizer.encode(task.prompt(problem))) for problem in (widest, *problems))
