@@ -1,7 +1,7 @@
 """Which fields of two configs differ.
 
-A folder goes on only with the config with which it was begun; whoever refuses another config names
-what differs.
+A folder goes on only with the config with which it was begun. If it is given another one, the
+refusal names the fields that differ.
 """
 
 import contextlib

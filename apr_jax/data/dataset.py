@@ -156,7 +156,8 @@ class TreeSource:
     """
 
     def __init__(self, path: Path, split: str, names: tuple[str, ...]):
-        self._path, self._split = path, split
+        self._path = path
+        self._split = split
         raw = tfds.decode.DeserializeMethod.RAW_BYTES
         stored = tfds.builder_from_directory(path)
         self._records = stored.as_data_source(split, deserialize_method=raw)

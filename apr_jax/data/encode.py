@@ -189,7 +189,7 @@ def read_thread(streams: list[Stream], tokenizer: Tokenizer, thread_index: int =
         start = stop
 
     if tokens[-1] != EOS:
-        raise ValueError(f"stream {thread_index}: does not end with <eos>")
+        raise ValueError(f"thread {thread_index}: does not end with <eos>")
     prompt = tokenizer.decode(tokens[1:prompt_length])
     answer = tokenizer.decode(tokens[join_at + 1 : -1])
     return Thread(prompt, tuple(body), answer)
@@ -225,7 +225,7 @@ def _check_spawn(
     messages = [child.prompt for child in spawned]
     if _messages(tokens[start + 1 : closed], tokenizer) != messages:
         raise ValueError(
-            f"stream {thread_index}: the messages of spawn {spawn_round} are not its children's"
+            f"thread {thread_index}: the messages of spawn {spawn_round} are not its children's"
             " prompts"
         )
 
@@ -233,7 +233,7 @@ def _check_spawn(
     is_joined = tokens[closed + 1] == JOINED
     if not is_joined or _messages(tokens[closed + 2 : end], tokenizer) != answers:
         raise ValueError(
-            f"stream {thread_index}: what spawn {spawn_round} joins is not its children's answers"
+            f"thread {thread_index}: what spawn {spawn_round} joins is not its children's answers"
         )
     return end + 1
 
@@ -244,7 +244,7 @@ def _find(tokens: list[int], wanted: int, start: int, thread_index: int) -> int:
         return tokens.index(wanted, start)
     except ValueError:
         raise ValueError(
-            f"stream {thread_index}: has no control token {wanted} from place {start} on"
+            f"thread {thread_index}: has no control token {wanted} from place {start} on"
         ) from None
 
 

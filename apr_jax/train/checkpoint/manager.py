@@ -328,6 +328,7 @@ class Checkpoints:
         self._manager.reload()
 
     def _check_lease(self) -> None:
+        """Raises LostLease if another run has taken over the folder."""
         if self._lease is not None:
             self._lease.check()
 
@@ -511,6 +512,7 @@ def _json_file(folder: Path, item: str) -> Path:
 
 
 def _read_json(folder: Path, item: str) -> dict[str, Any]:
+    """Reads a JSON item of a step."""
     value: dict[str, Any] = json.loads(_json_file(folder, item).read_text())
     return value
 
@@ -595,6 +597,7 @@ def _abstract(tree: Any) -> Any:
 
 
 def _encode(tokenizer: Tokenizer) -> str:
+    """Returns a tokenizer as text for JSON."""
     return base64.b64encode(tokenizer.to_bytes()).decode()
 
 
