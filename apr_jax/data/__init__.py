@@ -44,7 +44,8 @@ __all__ = [
     "tree_streams",
 ]
 
-_MODULES = {
+# Exported name -> the module that defines it, where that is imported at the name's first use.
+_DEFINED_IN = {
     "Batches": "pipeline",
     "LocalRows": "pipeline",
     "Rows": "packing",
@@ -59,7 +60,9 @@ _MODULES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Imports an exported name at its first use."""
-    if name not in _MODULES:
+    """Imports an exported name at its first use (PEP 562)."""
+    if name not in _DEFINED_IN:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
+    value = getattr(importlib.import_module(f"{__name__}.{_DEFINED_IN[name]}"), name)
+    globals()[name] = value
+    return value

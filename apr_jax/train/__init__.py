@@ -52,7 +52,8 @@ __all__ = [
     "train_sft",
 ]
 
-_MODULES = {
+# Exported name -> the module that defines it, where that is imported at the name's first use.
+_DEFINED_IN = {
     "load_checkpoint": "checkpoint",
     "train_rl": "rl.trainer",
     "train_sft": "sft",
@@ -60,7 +61,9 @@ _MODULES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Imports an exported name at its first use."""
-    if name not in _MODULES:
+    """Imports an exported name at its first use (PEP 562)."""
+    if name not in _DEFINED_IN:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
+    value = getattr(importlib.import_module(f"{__name__}.{_DEFINED_IN[name]}"), name)
+    globals()[name] = value
+    return value
