@@ -92,7 +92,7 @@ def test_a_checkpoint_restores_on_every_mesh(config, tmp_path, home):
 def _on(config, axes, heads=HEADS, kv_heads=KV_HEADS):
     """Eight rows, and heads, keys and values of which each of up to eight devices has its own."""
     model = dataclasses.replace(config.model, heads=heads, kv_heads=kv_heads)
-    return changed(config, sft={"rows": 8}, model=model, mesh=MeshConfig(*axes))
+    return changed(config, sft={"batch_rows": 8}, model=model, mesh=MeshConfig(*axes))
 
 
 @pytest.fixture
@@ -174,7 +174,7 @@ def _reinforce(config, axes, data_dir, workdir, init):
     reward = RewardConfig(
         token_price=0.01, sequential_price=0.001, token_budget=40, price_step=0.0007
     )
-    rl = {"problems": 4, "group": 2, "rows": 8, "temperature": 0.5, "reward": reward}
+    rl = {"problems": 4, "group": 2, "micro_batch_rows": 8, "temperature": 0.5, "reward": reward}
     train_rl(changed(_on(config, axes), rl=rl), data_dir, workdir, init, progress=False)
 
 
@@ -185,7 +185,7 @@ def reinforced_alone(config, data_dir, tmp_path_factory):
     """
     start, workdir = tmp_path_factory.mktemp("start"), tmp_path_factory.mktemp("reinforced")
     train_sft(
-        changed(_on(config, (1, 1, 1)), sft={"rows": 8, "steps": 300, "save_every": 300}),
+        changed(_on(config, (1, 1, 1)), sft={"batch_rows": 8, "steps": 300, "save_every": 300}),
         data_dir,
         start,
         "apr",

@@ -30,8 +30,8 @@ from apr_jax.train.sft import train_sft
 def _config(config, shards, steps=6):
     return changed(
         config,
-        sft={"rows": 4, "streams": 4, "steps": steps},
-        rl={"rows": 4},
+        sft={"batch_rows": 4, "streams": 4, "steps": steps},
+        rl={"micro_batch_rows": 4},
         mesh=MeshConfig(data=shards),
     )
 
@@ -62,7 +62,10 @@ def test_two_processes_reinforce_as_one_though_one_of_them_is_told_to_stop(
     """SIGTERM as soon as step 1 is saved, in the rollout of step 2 as a rule: both throw it away,
     and do it again.
     """
-    config, workdir = changed(_config(config, 2), rl={"rows": 4, "steps": 5}), tmp_path / "rl"
+    config, workdir = (
+        changed(_config(config, 2), rl={"micro_batch_rows": 4, "steps": 5}),
+        tmp_path / "rl",
+    )
     train_rl(config, data_dir, tmp_path / "alone", checkpoint, progress=False)
     run = train(2, config, tmp_path, data_dir, "rl", workdir, "--init", checkpoint)
     run.until_step(1, workdir)
@@ -84,7 +87,9 @@ def test_two_processes_make_up_for_a_validation_that_one_process_put_off(
 ):
     """Both answer, the first completes the line and the checkpoint, and both go on."""
     config, due = (
-        changed(_config(config, 2), sft={"rows": 4, "streams": 4, "steps": 6, "validate_every": 4}),
+        changed(
+            _config(config, 2), sft={"batch_rows": 4, "streams": 4, "steps": 6, "validate_every": 4}
+        ),
         4,
     )
     train_sft(config, data_dir, tmp_path / "alone", "apr", progress=False)

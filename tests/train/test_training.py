@@ -286,7 +286,7 @@ def test_trees_that_do_not_divide_into_the_shards_are_rolled_out_with_copies_tha
     shards.
     """
     learn = dataclasses.replace(
-        config.train, rl=dataclasses.replace(config.train.rl, steps=2, rows=8)
+        config.train, rl=dataclasses.replace(config.train.rl, steps=2, micro_batch_rows=8)
     )
     wide = dataclasses.replace(config, train=learn, mesh=MeshConfig(data=8))
     train_rl(wide, data_dir, tmp_path, unbroken[0], progress=False)
