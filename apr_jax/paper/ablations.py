@@ -3,13 +3,13 @@
     apr ablation seeds --out runs/seeds
 
 The life of an ablation (OUT is its folder):
-1. `ABLATION_OF` declares its variants: fields of the experiment that differ, and from whose
-   supervised model its RL starts.
-2. OUT/data (a variant whose solver differs: OUT/<variant>/data) is built, OUT/<variant>/sft and
-   OUT/<variant>/rl are trained, OUT/<variant>/eval-* are answers to all test problems. They are
-   stages (`paper/stages.py`): the command can be stopped and started at will.
-3. OUT/ablation.json has a line an evaluation, and the gaps of pairs of them; OUT/ablation.{svg,png}
-   shows accuracy against what it cost.
+1. `ABLATION_OF` declares its variants: the fields of the experiment that differ, and the supervised
+   model that its RL starts from.
+2. Stages (`paper/stages.py`) do the work, so the command can be stopped and started at will. They
+   build OUT/data (OUT/<variant>/data if the variant's solver differs), train OUT/<variant>/sft and
+   OUT/<variant>/rl, and answer all test problems: OUT/<variant>/eval-*.
+3. OUT/ablation.json has a row for each evaluation, and the gaps of pairs of rows.
+   OUT/ablation.{svg,png} shows accuracy against cost.
 """
 
 from __future__ import annotations
@@ -35,22 +35,23 @@ from apr_jax.tasks import load_problems
 from apr_jax.train.checkpoint.manager import last_step, load_checkpoint
 
 MEASURES = ("accuracy", "total_tokens", "sequential_tokens", "children")
-KEPT = (*MEASURES, "ci95", "max_thread_tokens", "spawned", "truncated", "n")  # Of a summary.
+# What ablation.json takes from the summary of an evaluation.
+KEPT = (*MEASURES, "ci95", "max_thread_tokens", "spawned", "truncated", "n")
 
 
 @dataclasses.dataclass(frozen=True)
 class Variant:
-    """One training, and what is asked of it.
+    """One training of an ablation, and the evaluations of its models.
 
     Attributes:
-      name: its folder, and in the table.
+      name: its name in the table, and its folder.
       settings: fields of the experiment that differ, as `--set` takes them.
-      method: whose demonstrations it is trained on.
-      after: the variant whose supervised model its RL starts from; empty trains its own.
-      reinforced: whether there is RL at all.
-      asked: numbers of children that its supervised model is asked for, an evaluation each.
-      forced: numbers of children that its supervised model is held to, an evaluation each.
-      sampled: temperatures at which its models answer too, an evaluation each.
+      method: the method whose demonstrations it is trained on.
+      after: the variant whose supervised model its RL starts from; if empty, it trains its own.
+      reinforced: whether RL follows the supervised training.
+      requested: numbers of requested children; the supervised model has an evaluation with each.
+      forced: numbers of forced children; the supervised model has an evaluation with each.
+      sampled: temperatures besides 0; each of its models has an evaluation at each.
     """
 
     name: str
@@ -58,21 +59,23 @@ class Variant:
     method: str = "apr"
     after: str = ""
     reinforced: bool = True
-    asked: tuple[int, ...] = ()
+    requested: tuple[int, ...] = ()
     forced: tuple[int, ...] = ()
     sampled: tuple[float, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
 class Ablation:
-    """How a question is answered.
+    """A question, and the trainings that answer it.
 
     Attributes:
-      question: in words.
-      variants: in the order in which they are trained.
-      same: whether the variants are repetitions, of which mean and standard deviation are wanted.
-      gaps: pairs of rows, by label: the first less the second is wanted, problem by problem.
-      settings: fields of the experiment that differ in all variants alike, the problems among them.
+      question: the question in words.
+      variants: the trainings, in their order.
+      same: whether the variants are repetitions; then the table has their mean and standard
+        deviation.
+      gaps: pairs of row labels; the table has the gap of each pair, the first less the second,
+        computed problem by problem.
+      settings: fields of the experiment that all variants share, the problems among them.
     """
 
     question: str
@@ -83,14 +86,43 @@ class Ablation:
 
 
 _SEEDS = range(3)
-# A finished nano model needs a higher rate than its recipe's for a price to tell within some
-# minutes.
+
+# At the learning rate of nano's recipe a price on tokens would not change a finished model within
+# a few minutes.
 _PRICED = ("train.rl.steps=40", "train.rl.optimizer.lr=1e-4")
 
 
-def _table(name: str, method: str, settings: tuple[str, ...] = ()) -> Variant:
-    """A row of the paper's Tables 1 and 2."""
+def _supervised(name: str, method: str, settings: tuple[str, ...] = ()) -> Variant:
+    """A row of the paper's Tables 1 and 2: a supervised model, greedily and at temperature 1."""
     return Variant(name, settings, method, reinforced=False, sampled=(1.0,))
+
+
+def _early_variants() -> tuple[Variant, ...]:
+    """RL of one early model with and without a price on tokens, each with several seeds."""
+    variants = []
+    for seed in _SEEDS:
+        for price_name, price in (("", 0), ("price, ", 5e-4)):
+            # The first variant trains the supervised model from which all others start.
+            is_first = seed == 0 and price == 0
+            variants.append(
+                Variant(
+                    f"{price_name}seed {seed}",
+                    (f"seed={seed}", f"train.rl.reward.token_price={price}"),
+                    after="" if is_first else "seed 0",
+                    sampled=(1.0,),
+                )
+            )
+    return tuple(variants)
+
+
+def _early_gaps() -> tuple[tuple[str, str], ...]:
+    """For each seed the gain of RL, and what the price changes."""
+    gaps = []
+    for seed in _SEEDS:
+        after_rl = f"seed {seed}, after RL, T = 1"
+        gaps.append((after_rl, "seed 0, T = 1"))
+        gaps.append((f"price, {after_rl}", after_rl))
+    return tuple(gaps)
 
 
 ABLATION_OF: dict[Question, Ablation] = {
@@ -99,29 +131,13 @@ ABLATION_OF: dict[Question, Ablation] = {
         tuple(Variant(f"seed {seed}", (f"seed={seed}",)) for seed in range(5)),
         same=True,
     ),
-    # Half of nano's supervised steps, and beams drawn from 1 up, as published: a model that spawns
-    # too little.
+    # Half of nano's supervised steps and a random parent beam from 1 up, as published, give a model
+    # that spawns too little.
     Question.EARLY: Ablation(
         "Does RL teach an early model to search wider, and does a price on tokens take back what"
         " earns little?",
-        tuple(
-            Variant(
-                f"{name}seed {seed}",
-                (f"seed={seed}", f"train.rl.reward.token_price={price}"),
-                after="" if name == "" and seed == 0 else "seed 0",
-                sampled=(1.0,),
-            )
-            for seed in _SEEDS
-            for name, price in (("", 0), ("price, ", 5e-4))
-        ),
-        gaps=tuple(
-            pair
-            for seed in _SEEDS
-            for pair in (
-                (f"seed {seed}, after RL, T = 1", "seed 0, T = 1"),
-                (f"price, seed {seed}, after RL, T = 1", f"seed {seed}, after RL, T = 1"),
-            )
-        ),
+        _early_variants(),
+        gaps=_early_gaps(),
         settings=(
             "solver.parent_beam_low=1",
             "train.sft.steps=1200",
@@ -134,7 +150,7 @@ ABLATION_OF: dict[Question, Ablation] = {
     Question.PRICE: Ablation(
         "What do fewer tokens cost: RL with a price on tokens, against fixed numbers of children?",
         (
-            Variant("price 0", _PRICED, asked=(2, 5, 8, 11), forced=(2, 4, 6, 8, 10)),
+            Variant("price 0", _PRICED, requested=(2, 5, 8, 11), forced=(2, 4, 6, 8, 10)),
             *(
                 Variant(
                     f"price {price}",
@@ -145,19 +161,19 @@ ABLATION_OF: dict[Question, Ablation] = {
             ),
         ),
     ),
-    # Supervised models only, as there. Fewer demonstrations, where wrong ones are left out, are
-    # seen more often.
+    # Supervised models only, as in the paper. Where wrong demonstrations are left out, there are
+    # fewer of them, and the same number of steps shows each of them more often.
     Question.SERIAL: Ablation(
         "What does serial search owe to its demonstrations (the paper's Tables 1 and 2)?",
         (
-            _table("SoS", *ABLATIONS["sos"]),
-            _table("SoS+", "sos+"),
-            _table("SoS+, beam 15", *ABLATIONS["sos+beam15"]),
-            _table("SoS+, rejection sampling", *ABLATIONS["sos+rejection"]),
+            _supervised("SoS", *ABLATIONS["sos"]),
+            _supervised("SoS+", "sos+"),
+            _supervised("SoS+, beam 15", *ABLATIONS["sos+beam15"]),
+            _supervised("SoS+, rejection sampling", *ABLATIONS["sos+rejection"]),
         ),
     ),
-    # With fewer than five numbers a grandchild has less to try out than its message costs. The
-    # third spends as many tokens as the second, one level deep.
+    # With fewer than five numbers a grandchild would have less to try than its message costs. The
+    # third variant spends as many tokens as the second, but one level deep.
     Question.NESTED: Ablation(
         "What does it change that children spawn too: longest thread and accuracy, nested against"
         " one level?",
@@ -180,7 +196,8 @@ ABLATION_OF: dict[Question, Ablation] = {
             "solver.child_beam=3",
             "solver.spawn_probability=1",
             "solver.condition=0",
-            # 2, and 3 for each: a spawn divides what is left among its children and itself.
+            # Two children of the root. A spawn divides the threads that are left among its children
+            # and itself, so 3 of the other 9 go to each child.
             "solver.max_children=11",
             "limits.window=256",
             "limits.max_thread_tokens=352",
@@ -192,7 +209,8 @@ ABLATION_OF: dict[Question, Ablation] = {
             "train.sft.validation=100",
         ),
     ),
-    # One supervised step at next to no rate: this supervised model is random weights.
+    # One supervised step with a learning rate of almost 0: this "supervised model" has random
+    # weights.
     Question.SCRATCH: Ablation(
         "Does RL find search and spawning without a supervised warm-up, if the rollout keeps the"
         " protocol?",
@@ -213,11 +231,11 @@ ABLATION_OF: dict[Question, Ablation] = {
 
 
 def run_ablation(question: Question, config: Experiment, out: Path) -> dict[str, Any]:
-    """Runs what is not done yet of an ablation, and returns ablation.json.
+    """Runs the stages of an ablation that are not done yet, and returns ablation.json.
 
     Args:
-      question: which one.
-      config: of which the variants are variants.
+      question: which ablation.
+      config: the experiment that the variants change.
       out: folder of the ablation.
 
     Raises:
@@ -232,44 +250,49 @@ def run_ablation(question: Question, config: Experiment, out: Path) -> dict[str,
 
 
 def stages_of(ablation: Ablation, config: Experiment, out: Path) -> list[Stage]:
-    """The stages in their order. Variants are of `config` with the settings of the ablation."""
+    """Lists the stages of an ablation in their order."""
     config = override(config, list(ablation.settings))
+    configs = [override(config, list(variant.settings)) for variant in ablation.variants]
+
+    # Variants whose solver is that of `config` share one set of data.
     shared = out / "data"
-    owns = [override(config, list(variant.settings)) for variant in ablation.variants]
     sharing = [
-        each.method
-        for each, own in zip(ablation.variants, owns, strict=True)
+        variant.method
+        for variant, own in zip(ablation.variants, configs, strict=True)
         if own.solver == config.solver
     ]
     stages = [data_stage("data", config, shared, tuple(dict.fromkeys(sharing)))]
-    for variant, own in zip(ablation.variants, owns, strict=True):
-        name, method = variant.name, variant.method
-        data, built = "data", shared
+
+    for variant, own in zip(ablation.variants, configs, strict=True):
+        name = variant.name
+        method = variant.method
+        data = "data"
+        built = shared
         if own.solver != config.solver:
-            data, built = f"{name}/data", out / name / "data"
+            data = f"{name}/data"
+            built = out / name / "data"
             stages.append(data_stage(data, own, built, (method,)))
         if not variant.after:
             stages.append(supervised_stage(f"{name}/sft", own, data, built, out, method))
         if variant.reinforced:
-            stages.append(
-                reinforced_stage(
-                    f"{name}/rl", f"{variant.after or name}/sft", own, built, out, "rl"
-                )
-            )
-    stages += [_evaluated(row, out) for row in rows_of(ablation)]
+            start = f"{variant.after or name}/sft"
+            stages.append(reinforced_stage(f"{name}/rl", start, own, built, out, "rl"))
+
+    stages += [_evaluation_stage(row, out) for row in rows_of(ablation)]
     names = tuple(stage.name for stage in stages)
     return [*stages, Stage("table", out / "ablation.json", lambda: _write(ablation, out), names)]
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """A line of the table: one evaluation.
+    """A row of the table: one evaluation.
 
     Attributes:
-      label: in the table.
-      variant: whose model; stage: "sft" or "rl".
-      folder: of the evaluation, in the variant's.
-      decoding: what it asks for or holds to, and how it draws.
+      label: its name in the table.
+      variant: the variant whose model answers.
+      stage: the model's stage, "sft" or "rl".
+      folder: folder of the evaluation within the variant's folder.
+      decoding: how the model's trees are decoded.
     """
 
     label: str
@@ -280,120 +303,149 @@ class Row:
 
     @property
     def is_plain(self) -> bool:
-        """Whether the model chooses the number of children, and its most likely tokens."""
+        """Whether the model chooses the number of children itself, and answers greedily."""
         return self.decoding == Decoding()
 
 
 def rows_of(ablation: Ablation) -> list[Row]:
-    """Every evaluation of an ablation."""
+    """Lists every evaluation of an ablation."""
+    return [row for variant in ablation.variants for row in _rows_of_variant(variant)]
+
+
+def _rows_of_variant(variant: Variant) -> list[Row]:
+    """Lists the evaluations of a variant's models: the supervised one if it has its own, then RL's.
+
+    The folders of requested and forced children have the names that earlier runs gave them.
+    """
+    name = variant.name
     rows = []
-    for variant in ablation.variants:
-        v = variant.name
-        if not variant.after:
-            rows.append(Row(f"{v}, supervised", v, "sft", "eval-sft"))
-            rows += [
-                Row(f"asked for {n}", v, "sft", f"eval-asked{n}", Decoding(condition=n))
-                for n in variant.asked
-            ]
-            rows += [
-                Row(f"held to {n}", v, "sft", f"eval-held{n}", Decoding(forced=n))
-                for n in variant.forced
-            ]
-            rows += [
-                Row(f"{v}, T = {t:g}", v, "sft", f"eval-t{t:g}", Decoding(temperature=t))
-                for t in variant.sampled
-            ]
-        if variant.reinforced:
-            rows.append(Row(f"{v}, after RL", v, "rl", "eval-rl"))
-            rows += [
-                Row(
-                    f"{v}, after RL, T = {t:g}", v, "rl", f"eval-rl-t{t:g}", Decoding(temperature=t)
-                )
-                for t in variant.sampled
-            ]
+    if not variant.after:
+        rows.append(Row(f"{name}, supervised", name, "sft", "eval-sft"))
+        for count in variant.requested:
+            decoding = Decoding(condition=count)
+            label = f"{count} requested children"
+            rows.append(Row(label, name, "sft", f"eval-asked{count}", decoding))
+        for count in variant.forced:
+            decoding = Decoding(forced=count)
+            rows.append(Row(f"{count} forced children", name, "sft", f"eval-held{count}", decoding))
+        for temperature in variant.sampled:
+            decoding = Decoding(temperature=temperature)
+            label = f"{name}, T = {temperature:g}"
+            rows.append(Row(label, name, "sft", f"eval-t{temperature:g}", decoding))
+
+    if variant.reinforced:
+        rows.append(Row(f"{name}, after RL", name, "rl", "eval-rl"))
+        for temperature in variant.sampled:
+            decoding = Decoding(temperature=temperature)
+            label = f"{name}, after RL, T = {temperature:g}"
+            rows.append(Row(label, name, "rl", f"eval-rl-t{temperature:g}", decoding))
     return rows
 
 
-def show_ablation(found: dict[str, Any], out: Path) -> None:
-    """Prints the table."""
+def show_ablation(ablation: dict[str, Any], out: Path) -> None:
+    """Prints the table of an ablation.
+
+    Args:
+      ablation: what ablation.json holds.
+      out: folder of the ablation.
+    """
     console = Terminal(highlight=False, soft_wrap=True, markup=False)
-    console.print(found["question"])
-    print_table(found["rows"])
-    for stage, measures in found["spread"].items():
-        said = ", ".join(
+    console.print(ablation["question"])
+    print_table(ablation["rows"])
+
+    for stage, measures in ablation["spread"].items():
+        spreads = ", ".join(
             f"{measure} {mean:.4g} +- {spread:.2g}" for measure, (mean, spread) in measures.items()
         )
-        console.print(f"{stage}, mean and standard deviation: {said}")
-    for gap in found.get("gaps", ()):  # None in what an earlier version wrote.
-        said = ", ".join(
-            "{} {:+.4g} ({:.4g} to {:.4g})".format(measure, *gap[measure]) for measure in MEASURES
-        )
-        console.print(f"{gap['one']}, less {gap['other']}: {said}")
+        console.print(f"{stage}, mean and standard deviation: {spreads}")
+
+    for gap in ablation.get("gaps", ()):  # A file that an earlier version wrote has none.
+        gaps = []
+        for measure in MEASURES:
+            value, low, high = gap[measure]
+            gaps.append(f"{measure} {value:+.4g} ({low:.4g} to {high:.4g})")
+        console.print(f"{gap['one']}, less {gap['other']}: {', '.join(gaps)}")
     console.print(f"figure  {out / 'ablation.svg'}")
 
 
-def _evaluated(row: Row, out: Path) -> Stage:
-    folder, model = out / row.variant / row.folder, f"{row.variant}/{row.stage}"
+def _evaluation_stage(row: Row, out: Path) -> Stage:
+    """A stage that answers all test problems with the model of a row."""
+    folder = out / row.variant / row.folder
+    model = f"{row.variant}/{row.stage}"
 
-    def answer() -> None:
-        # Of the supervised steps the one that RL starts from.
-        restored = load_checkpoint(out / model if row.stage == "sft" else last_step(out / model))
+    def run() -> None:
+        # The supervised checkpoint is the best one, from which RL starts; that of RL is the last.
+        path = out / model if row.stage == "sft" else last_step(out / model)
+        restored = load_checkpoint(path)
         check_files(out / "data", "test.jsonl")
         evaluate(restored, load_problems(out / "data" / "test.jsonl"), folder, row.decoding)
 
-    return Stage(f"{row.variant}/{row.folder}", folder / "summary.json", answer, (model,), "eval")
+    name = f"{row.variant}/{row.folder}"
+    return Stage(name, folder / "summary.json", run, (model,), "eval")
 
 
 def _write(ablation: Ablation, out: Path) -> None:
+    """Writes ablation.json and the figure from the finished evaluations."""
     rows = rows_of(ablation)
-    lines = {}
+    summaries = {}
     for row in rows:
         summary = read_json(out / row.variant / row.folder / "summary.json")
-        lines[row.label] = {key: summary[key] for key in KEPT}
-    spread = {
-        stage: _spread(rows, lines, stage) for stage in (("sft", "rl") if ablation.same else ())
-    }
+        summaries[row.label] = {key: summary[key] for key in KEPT}
+
+    stages = ("sft", "rl") if ablation.same else ()
+    spread = {stage: _spread(rows, summaries, stage) for stage in stages}
     gaps = [_gap(rows, out, *pair) for pair in ablation.gaps]
-    _draw(rows, lines, out / "ablation")
+    _draw(rows, summaries, out / "ablation")
     write_json(
         out / "ablation.json",
-        {"question": ablation.question, "rows": lines, "spread": spread, "gaps": gaps},
+        {"question": ablation.question, "rows": summaries, "spread": spread, "gaps": gaps},
     )
 
 
-def _gap(rows: list[Row], out: Path, *labels: str) -> dict[str, Any]:
-    """Of each measure the gap of two rows and its 95% interval, over the problems that both
-    answered.
+def _gap(rows: list[Row], out: Path, first: str, second: str) -> dict[str, Any]:
+    """The gap of two rows in each measure, with its 95% interval over the problems of both.
+
+    Args:
+      first, second: labels of the rows; the gap is the first less the second.
     """
-    one, other = (next(row for row in rows if row.label == label) for label in labels)
-    traces = [read_answers(out / row.variant / row.folder)[1] for row in (one, other)]
-    found: dict[str, Any] = {"one": one.label, "other": other.label}
+    traces_of = {}
+    for label in (first, second):
+        row = next(row for row in rows if row.label == label)
+        traces_of[label] = read_answers(out / row.variant / row.folder)[1]
+
+    gaps: dict[str, Any] = {"one": first, "other": second}
     for measure in MEASURES:
         field = "correct" if measure == "accuracy" else measure
-        gap = paired_gap(*({trace["id"]: float(trace[field]) for trace in each} for each in traces))
-        found[measure] = gap.gap, gap.low, gap.high
-    return found
+        scores = [
+            {trace["id"]: float(trace[field]) for trace in traces_of[label]}
+            for label in (first, second)
+        ]
+        gap = paired_gap(*scores)
+        gaps[measure] = gap.gap, gap.low, gap.high
+    return gaps
 
 
 def _spread(
-    rows: list[Row], lines: dict[str, dict[str, Any]], stage: str
+    rows: list[Row], summaries: dict[str, dict[str, Any]], stage: str
 ) -> dict[str, tuple[float, float]]:
-    """Of each measure, over the variants: mean and standard deviation."""
-    found = {}
+    """Mean and standard deviation of each measure over the variants' models of a stage."""
+    labels = [row.label for row in rows if row.stage == stage and row.is_plain]
+    spread = {}
     for measure in MEASURES:
-        values = [lines[row.label][measure] for row in rows if row.stage == stage and row.is_plain]
-        found[measure] = statistics.mean(values), statistics.stdev(values)
-    return found
+        values = [summaries[label][measure] for label in labels]
+        spread[measure] = statistics.mean(values), statistics.stdev(values)
+    return spread
 
 
 @charts.styled
-def _draw(rows: list[Row], lines: dict[str, dict[str, Any]], stem: Path) -> None:
-    """Accuracy against total tokens, a point a line of the table."""
+def _draw(rows: list[Row], summaries: dict[str, dict[str, Any]], stem: Path) -> None:
+    """Draws accuracy against total tokens, a point for each row of the table."""
     figure, axes = charts.canvas(1, height=4.2)
     for row in rows:
-        line = lines[row.label]
-        low, high = line["ci95"]
-        score, spent = Score(line["accuracy"], low, high, values={}), line["total_tokens"]
+        summary = summaries[row.label]
+        low, high = summary["ci95"]
+        score = Score(summary["accuracy"], low, high, values={})
+        spent = summary["total_tokens"]
         tone = charts.APR if row.is_plain else charts.SOS
         full = tone if row.stage == "rl" else "none"
         charts.with_interval(

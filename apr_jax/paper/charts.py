@@ -1,5 +1,5 @@
-"""How figures look: one colour a method everywhere, one line a stage, at home on light and dark
-pages.
+"""The look of figures: a method has the same colour everywhere, a stage the same kind of line. The
+figures read well on light and dark pages.
 """
 
 from __future__ import annotations
@@ -14,34 +14,36 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
-# A notebook names its backend in the environment, and matplotlib cannot be imported where that is
-# not installed. Nothing here needs one: figures are drawn by canvases of their own.
+# A notebook names matplotlib's backend in the environment. Where that backend is not installed,
+# matplotlib cannot be imported. Figures here are drawn on canvases of their own and need no
+# backend, so the variable is hidden during the import.
 _BACKEND = os.environ.pop("MPLBACKEND", None)
 import matplotlib
 
 if _BACKEND is not None:
     os.environ["MPLBACKEND"] = _BACKEND
     with contextlib.suppress(ValueError):
-        matplotlib.rcParams["backend"] = _BACKEND  # For whoever else draws in this process.
+        # Other code that draws in this process gets the backend that it expects.
+        matplotlib.rcParams["backend"] = _BACKEND
 
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from apr_jax.io.storage import write_bytes
-from apr_jax.paper.suite import DRAWN, WIDE
+from apr_jax.paper.suite import BEAMS_1_TO_15, RANDOM_PARENT_BEAM
 
-# Readable in print, by the colour-blind, and on either page: `_DARK` has the twin of each for the
-# dark one.
-APR, NESTED, SOS_PLUS, WIDE_BEAMS, SOS, EXTRA = (
-    "#2563eb",
-    "#7c3aed",
-    "#d97706",
-    "#be185d",
-    "#6b7280",
-    "#0d9488",
-)
-OF_KIND = {  # Of what went wrong (`failures.KINDS`).
+# Colours that are readable in print and for the colour-blind. `_DARK` has the twin of each for a
+# dark page.
+APR = "#2563eb"
+NESTED = "#7c3aed"
+SOS_PLUS = "#d97706"
+SOS_PLUS_15 = "#be185d"  # SoS+ with beams 1 to 15.
+SOS = "#6b7280"
+EXTRA = "#0d9488"
+
+# Colours of the kinds of failures (`failures.KINDS`).
+OF_KIND = {
     "arithmetic": "#b91c1c",
     "bookkeeping": "#c2410c",
     "message": "#a16207",
@@ -54,12 +56,13 @@ OF_KIND = {  # Of what went wrong (`failures.KINDS`).
     "malformed": "#57534e",
     "refused": "#4d7c0f",
 }
-ON_BAR = "#fffefd"  # Words on a bar of `OF_KIND`.
+ON_BAR = "#fffefd"  # Colour of words on a bar of `OF_KIND`.
+
 _DARK = {
     APR: "#60a5fa",
     NESTED: "#a78bfa",
     SOS_PLUS: "#fbbf24",
-    WIDE_BEAMS: "#f9a8d4",
+    SOS_PLUS_15: "#f9a8d4",
     SOS: "#9ca3af",
     EXTRA: "#2dd4bf",
     ON_BAR: "#0d131e",
@@ -73,9 +76,13 @@ _DARK = {
     "#57534e": "#a8a29e",
     "#4d7c0f": "#a3e635",
 }
-INK = "#010203"  # Stands for the page's own ink.
+
+# Placeholders for the page's own text colour, in full and in faint. `to_svg` replaces them.
+INK = "#010203"
 _FAINT = "#040506"
-LINES = {"sft": "--", "rl": "-"}
+
+LINES = {"sft": "--", "rl": "-"}  # Kind of line of each stage.
+
 _STYLE: Any = {
     "font.size": 9.0,
     "axes.titlesize": 9.5,
@@ -107,10 +114,11 @@ R = TypeVar("R")
 
 
 def styled(function: Callable[P, R]) -> Callable[P, R]:
-    """Everything that the function draws is in the house style.
+    """Decorates a function so that everything that it draws has the style of this project.
 
-    The settings of a matplotlibrc or of the caller have no effect on it, and the caller's are as
-    before afterwards."""
+    Settings of a matplotlibrc or of the caller have no effect, and the caller's settings are
+    restored afterwards.
+    """
 
     @functools.wraps(function)
     def inner(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -125,29 +133,33 @@ def styled(function: Callable[P, R]) -> Callable[P, R]:
 def canvas(
     columns: int, *, rows: int = 1, width: float = 8.6, height: float = 3.3, **settings: Any
 ) -> tuple[Figure, Any]:
-    """A figure and its axes: one Axes, or an array of them."""
+    """Makes a figure and its axes: one Axes, or an array of them."""
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     return figure, figure.subplots(rows, columns, **settings)
 
 
 def colour(model: str) -> str:
-    """Of a model or method: "apr/rl", "sos+"."""
-    method = model.partition("/")[0]
-    found = {
+    """The colour of a model or method.
+
+    Args:
+      model: for example "apr/rl", "sos+", or "apr enforced".
+    """
+    method = model.partition("/")[0].partition(" ")[0]
+    colours = {
         "apr": APR,
-        DRAWN: APR,
+        RANDOM_PARENT_BEAM: APR,
         "apr-nested": NESTED,
         "sos": SOS,
-        WIDE.partition("/")[0]: WIDE_BEAMS,
+        BEAMS_1_TO_15.partition("/")[0]: SOS_PLUS_15,
     }
-    return found.get(method.partition(" ")[0], SOS_PLUS)
+    return colours.get(method, SOS_PLUS)
 
 
 def with_interval(
     axes: Axes, x: Sequence[float], scores: Sequence[Any], *, label: str, **style: Any
 ) -> None:
-    """Scores in percent with their 95% intervals, joined by a line."""
+    """Draws scores in percent with their 95% intervals, joined by a line."""
     y = [100 * score.mean for score in scores]
     below = [max(0.0, 100 * (score.mean - score.low)) for score in scores]
     above = [max(0.0, 100 * (score.high - score.mean)) for score in scores]
@@ -157,15 +169,16 @@ def with_interval(
 def percent(
     axes: Axes, title: str, xlabel: str, *, low: float | None = None, high: float | None = None
 ) -> None:
-    """An axis of problems solved."""
+    """Titles a panel whose y axis is the percentage of problems solved."""
     axes.set(title=title, xlabel=xlabel)
-    if (place := axes.get_subplotspec()) and place.is_first_col():
+    position = axes.get_subplotspec()
+    if position and position.is_first_col():
         axes.set_ylabel("problems solved (%)")
     axes.set_ylim(low, high, auto=low is None)
 
 
 def note(axes: Axes, text: str) -> None:
-    """Instead of curves: why there are none."""
+    """Writes into a panel why it has no curves."""
     axes.text(
         0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center", wrap=True, alpha=0.8
     )
@@ -175,8 +188,9 @@ def note(axes: Axes, text: str) -> None:
 
 @styled
 def to_svg(figure: Figure, label: str) -> str:
-    """The figure as an `<svg>` element that stands in a page, in the page's colours; the same
-    figure gives the same text.
+    """Writes the figure as an `<svg>` element of a page, in the page's colours.
+
+    The same figure always gives the same text.
 
     Args:
       label: what a screen reader says.
@@ -186,19 +200,27 @@ def to_svg(figure: Figure, label: str) -> str:
     svg = text.getvalue()
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.S)
-    # Groups of several figures would share their names; those of marks and clips depend on the
-    # process.
-    svg = re.sub(r'<g id="[^"]*">', "<g>", svg)
-    names = dict.fromkeys(re.findall(r' id="([^"]*)"', svg))
-    prefix = f"f{zlib.crc32(label.encode()):08x}"
-    new = {name: f"{prefix}-{number}" for number, name in enumerate(names)}
-    svg = re.sub(
-        r'(?<= id=")[^"]*|(?<=#)[^")]*(?=["\)])', lambda match: new.get(match[0], match[0]), svg
-    )
+    svg = _with_own_ids(svg, prefix=f"f{zlib.crc32(label.encode()):08x}")
+
+    # The page's text colour, and for every other colour its twin on a dark page.
     svg = svg.replace(INK, "currentColor").replace(_FAINT, "currentColor")
     svg = re.sub("|".join(_DARK), lambda match: f"light-dark({match[0]}, {_DARK[match[0]]})", svg)
+
     escaped = label.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;")
     return svg.replace("<svg", f'<svg role="img" aria-label="{escaped}"', 1)
+
+
+def _with_own_ids(svg: str, prefix: str) -> str:
+    """Renames the ids of an SVG so that they are unique in a page, and the same in each process.
+
+    Groups of several figures would have the same ids, so groups lose theirs. The ids of marks and
+    clips depend on the process, so they are numbered.
+    """
+    svg = re.sub(r'<g id="[^"]*">', "<g>", svg)
+    names = dict.fromkeys(re.findall(r' id="([^"]*)"', svg))
+    new = {name: f"{prefix}-{number}" for number, name in enumerate(names)}
+    definition_or_use = r'(?<= id=")[^"]*|(?<=#)[^")]*(?=["\)])'
+    return re.sub(definition_or_use, lambda match: new.get(match[0], match[0]), svg)
 
 
 @styled
@@ -206,6 +228,6 @@ def save(figure: Figure, stem: Path) -> None:
     """Writes STEM.png and STEM.svg."""
     stem.parent.mkdir(parents=True, exist_ok=True)
     for ending, settings in (("png", {"dpi": 160}), ("svg", {"metadata": {"Date": None}})):
-        drawn = io.BytesIO()
-        figure.savefig(drawn, format=ending, **settings)
-        write_bytes(stem.parent / f"{stem.name}.{ending}", drawn.getvalue())
+        contents = io.BytesIO()
+        figure.savefig(contents, format=ending, **settings)
+        write_bytes(stem.parent / f"{stem.name}.{ending}", contents.getvalue())

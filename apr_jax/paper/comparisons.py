@@ -1,20 +1,21 @@
-"""The paper's comparisons, put to this run: each a gap between two evaluations of the same
-problems, with its interval.
+"""The paper's comparisons, made with the evaluations of this run. Each is the gap between two
+evaluations of the same problems, with its interval.
 
-A comparison compares one evaluation with another at equal cost: the same window, the same total
-tokens, at most the same seconds, at most the same sequential tokens. But for the window serial
-search may take what serves it best: either stage, one answer or the vote of several samples
-(cons@n). Where it cannot spend as much as the parallel one took, the note says so. Beside each
-score stands what the threads did. The paper's gap is reached if ours is at least as large, to the
-tenth of a point that the paper prints.
+A comparison sets APR (the first side) against serial search (the second) at equal cost: the same
+window, the same total tokens, at most the same seconds, or at most the same sequential tokens.
+Except at the same window, serial search may take whatever serves it best: the model of either
+stage, one answer or the vote of several samples (cons@n). Where it cannot spend as much as APR did,
+the note says so. What the threads of each side did stands beside its score. The paper's gap counts
+as reached if ours is at least as large, to the tenth of a point that the paper prints.
 
-Where a comparison takes the best of several, their answers to validation problems choose it, and
-its answers to test problems score it. A run that has no such answers chooses on test problems, and
-the note says by how much that may flatter the chosen one.
+Where a comparison takes the best of several evaluations, their answers to validation problems
+choose it and its answers to test problems score it. A run without such answers chooses on the test
+problems, and the row says by how much that may flatter the chosen evaluation.
 
-Serial search is SoS+ on published beams, as in the paper. Where SoS+ on wide beams was evaluated
-too, each comparison has a second row in which it may also compete; the paper's figures, which it
-does not, stand beside the first alone."""
+Serial search is SoS+ with the published beams, as in the paper. Where SoS+ with beams 1 to 15 was
+evaluated too, each comparison has a second row in which it may also compete. The paper has no such
+model, so its figures stand beside the first row alone.
+"""
 
 from __future__ import annotations
 
@@ -29,24 +30,35 @@ from apr_jax.evaluate.scores import mean
 from apr_jax.paper import published_figures
 from apr_jax.paper.figure_parts import stage_name
 from apr_jax.paper.results import Answered, Results, Score, average, share
-from apr_jax.paper.suite import DRAWN, MODELS, STAGES, WIDE, compared_temperatures
+from apr_jax.paper.suite import (
+    BEAMS_1_TO_15,
+    MODELS,
+    RANDOM_PARENT_BEAM,
+    STAGES,
+    compared_temperatures,
+)
 
 _Row = dict[str, Any]
-_ON_PUBLISHED = tuple(f"sos+/{stage}" for stage in STAGES)
+
+# SoS+ with the published beams, of both stages; and the same with its rival of wider beams.
+_PUBLISHED_BEAMS = tuple(f"sos+/{stage}" for stage in STAGES)
+_ALL_BEAMS = (*_PUBLISHED_BEAMS, BEAMS_1_TO_15)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Side:
-    """One of the two that a comparison compares.
+    """One of the two sides of a comparison: an evaluation, and how its trees become answers.
 
     Attributes:
-      answered: whose trees; score: of them, by problem.
-      votes: samples that make one answer; None where every tree is an answer.
-      seconds: of one answer, where they are known.
-      choice: the score of the same on validation problems; None if they were not asked.
-      rivals: how many competed, this one too, if it was chosen by its score on test problems; else
-        0.
-      flattered: by how much its score may be too high for that.
+      answered: the evaluation.
+      score: its score on test problems, by problem.
+      votes: samples that make one answer by vote; None where every tree is an answer.
+      seconds: time of one answer; NaN if it is not known.
+      choice: the score of the same evaluation on validation problems; None if it has not answered
+        them.
+      rivals: how many evaluations competed, this one included, if the test problems chose it;
+        else 0.
+      flattered: by how much its score may be too high because the test problems chose it.
       chooser: how many validation problems chose it; 0 if none did.
     """
 
@@ -61,48 +73,77 @@ class _Side:
 
     @property
     def label(self) -> str:
-        """The evaluation in words; `cons@3 of SoS+, T = 1`."""
+        """The evaluation in words, for example `cons@3 of SoS+, T = 1`."""
         return f"cons@{self.votes} of {self.answered.label}" if self.votes else self.answered.label
 
     @property
     def name(self) -> str:
-        """In short, for the comparison: `SoS+ cons@3`."""
+        """A short name for the title of the comparison, for example `SoS+ cons@3`."""
         model = MODELS[self.answered.evaluation.model]
         return f"{model} cons@{self.votes}" if self.votes else model
 
-    def cost(self, measure: str, other: _Side) -> float:
-        """Of one answer, over the problems that `other` has too: tokens of all that vote add up,
-        their longest chain counts.
+    def cost(self, measure: str, rival: _Side) -> float:
+        """Mean `measure` of one answer, over the problems that `rival` answered too.
+
+        Where several samples vote, their tokens add up and the longest of their chains counts.
         """
-        return self.answered.spent(_shared(self.score, other.score), self.votes)[measure]
+        return self.answered.spent(_shared(self.score, rival.score), self.votes)[measure]
 
 
 @dataclasses.dataclass(frozen=True)
 class _Published:
-    """What the paper found.
+    """What the paper found in a comparison.
 
     Attributes:
-      words: its figures.
-      reached: whether ours, the first score and the gap, reach them; None where there is nothing to
-        reach.
+      words: its figures in words; empty if it has none.
+      reached: says whether our first score and our gap reach the paper's; None where there is
+        nothing to reach.
     """
 
     words: str = ""
     reached: Callable[[float, float], bool] | None = None
 
 
+@dataclasses.dataclass(frozen=True)
+class _Comparison:
+    """Two sides that are compared, before their gap is computed.
+
+    Attributes:
+      what: what is equal for both sides, or what is measured; the title begins with it.
+      first, second: the two sides; the gap is the first less the second.
+      published: what the paper found.
+      note: what a reader should know about the two sides.
+      unit: of the scores, "%" or "tokens".
+      sides: names of both sides in the title; None takes their own names, "" leaves them out.
+    """
+
+    what: str
+    first: _Side
+    second: _Side
+    published: _Published = dataclasses.field(default_factory=_Published)
+    note: str = ""
+    unit: str = "%"
+    sides: str | None = None
+
+    @property
+    def title(self) -> str:
+        sides = f"{self.first.name}, {self.second.name}" if self.sides is None else self.sides
+        return f"{self.what}: {sides}" if sides else self.what
+
+
 def comparisons(results: Results) -> list[_Row]:
-    """Every comparison whose evaluations are there.
+    """Computes every comparison whose evaluations the run has.
 
     Returns:
-      rows with `comparison`, `one` and `other` (scores), `one_spent` and `other_spent` (measures of
-      an answer's tree, or of all that vote), `gap`, `low`, `high`, `p` (McNemar; None without), `n`
-      problems, `unit` ("%" or "tokens"), `paper` (their figures, in words), `reached` (whether ours
-      reach them; None where there is nothing to reach), `chosen` (which problems chose where the
-      best of several is compared, in words; "" if nothing was chosen) and `note`.
+      rows with `comparison` (the title), `one` and `other` (scores of the two sides), `one_spent`
+      and `other_spent` (measures of an answer's tree, or of all trees that vote), `gap`, `low`,
+      `high`, `p` (McNemar's test; None where it does not apply), `n` problems, `unit` ("%" or
+      "tokens"), `paper` (the paper's figures, in words), `reached` (whether ours reach them; None
+      where there is nothing to reach), `chosen` (which problems chose, where the best of several is
+      compared; "" if nothing was chosen) and `note`.
     """
-    found: Iterable[_Row | None] = (
-        _window(results, _ON_PUBLISHED, "rl"),
+    possible: Iterable[_Comparison | None] = (
+        _window(results, _PUBLISHED_BEAMS, "rl"),
         *_compared(results, _window, "sft"),
         *_compared(results, _tokens, "rl"),
         *_compared(results, _tokens, "sft"),
@@ -114,306 +155,390 @@ def comparisons(results: Results) -> list[_Row]:
         *_compared(results, _budget, "rl"),
         *_compared(results, _budget, "sft"),
     )
-    return [row for row in found if row]
+    return [_row(comparison) for comparison in possible if comparison]
 
 
 def _compared(
-    results: Results, comparison: Callable[..., _Row | None], *stage: str
-) -> Iterable[_Row | None]:
-    """The row against SoS+ on published beams; if that on wide beams was evaluated, also the one in
-    which both compete.
+    results: Results, compare: Callable[..., _Comparison | None], *stage: str
+) -> Iterable[_Comparison | None]:
+    """Compares with SoS+ with published beams and, if it was evaluated, with beams 1 to 15 too.
+
+    Args:
+      compare: takes the results, the serial models and `stage`.
     """
-    yield comparison(results, _ON_PUBLISHED, *stage)
-    evaluated = all(
-        results.get(WIDE, temperature=each)
-        for each in compared_temperatures(results.config.evaluate)
+    yield compare(results, _PUBLISHED_BEAMS, *stage)
+
+    if _has_beams_1_to_15(results):
+        comparison = compare(results, _ALL_BEAMS, *stage)
+        if comparison:
+            # The paper has no model with beams 1 to 15, so its figures do not belong here.
+            what = f"{comparison.what}, {MODELS[BEAMS_1_TO_15]} too"
+            yield dataclasses.replace(comparison, what=what, published=_Published())
+
+
+def _has_beams_1_to_15(results: Results) -> bool:
+    """Whether SoS+ with beams 1 to 15 answered at every temperature of the comparisons."""
+    return all(
+        results.get(BEAMS_1_TO_15, temperature=temperature)
+        for temperature in compared_temperatures(results.config.evaluate)
     )
-    if evaluated and (row := comparison(results, (*_ON_PUBLISHED, WIDE), *stage)):
-        what, _, sides = row["comparison"].partition(": ")
-        yield row | {
-            "comparison": f"{what}, {MODELS[WIDE]} too: {sides}",
-            "paper": "",
-            "reached": None,
-        }
 
 
-def _window(results: Results, serial: Sequence[str], stage: str) -> _Row | None:
-    """Greedy answers of one stage: no RL was done on wide beams."""
-    one = results.get(f"apr/{stage}")
+def _window(results: Results, serial: Sequence[str], stage: str) -> _Comparison | None:
+    """Compares greedy answers in the same window; only models of the same stage compete."""
+    parallel = results.get(f"apr/{stage}")
     rivals = [results.get(model) for model in serial if model.endswith(f"/{stage}")]
-    other = _best([_right(each) for each in rivals if each])
-    if not (one and other):
+    best_rival = _best([_greedy(rival) for rival in rivals if rival])
+    if not (parallel and best_rival):
         return None
-    published = (
-        _published(published_figures.COMPARISONS["window"], score=True)
-        if stage == "rl"
-        else _Published()
+
+    published = _Published()
+    if stage == "rl":
+        published = _published(published_figures.COMPARISONS["window"], score=True)
+    # The title names the stage once, so it is cut from the rival's name.
+    rival_name = best_rival.name.removesuffix(f" {stage_name(stage)}")
+    return _Comparison(
+        f"same window, {stage_name(stage)}",
+        _greedy(parallel),
+        best_rival,
+        published,
+        sides=f"APR, {rival_name}",
     )
-    rival = other.name.removesuffix(f" {stage_name(stage)}")
-    return _row(f"same window, {stage_name(stage)}: APR, {rival}", _right(one), other, published)
 
 
-def _tokens(results: Results, serial: Sequence[str], stage: str) -> _Row | None:
-    """All at the highest temperature, as in the paper; the votes are of SoS+ of either stage."""
+def _tokens(results: Results, serial: Sequence[str], stage: str) -> _Comparison | None:
+    """Compares at the same total tokens and the highest temperature, as the paper does.
+
+    The votes may be those of SoS+ of either stage.
+    """
     temperatures = results.config.evaluate.temperatures
     if not temperatures:
         return None
     temperature = max(temperatures)
+
     parallel = _points(results, f"apr/{stage}", temperature)
-    rivals = [one for model in serial for one in _points(results, model, temperature)]
-    published = (
-        _published(published_figures.COMPARISONS["tokens"]) if stage == "sft" else _Published()
-    )
+    rivals = [point for model in serial for point in _points(results, model, temperature)]
+    published = _Published()
+    if stage == "sft":
+        published = _published(published_figures.COMPARISONS["tokens"])
     return _same_tokens("same total tokens", parallel, rivals, published)
 
 
-def _tokens_at_best(results: Results, serial: Sequence[str]) -> _Row | None:
-    """Each at the temperature that serves it best, greedy answers among them; the paper has no such
-    row.
+def _tokens_at_best(results: Results, serial: Sequence[str]) -> _Comparison | None:
+    """Compares at the same total tokens, each side at its best temperature, which may be 0.
+
+    The paper has no such comparison.
     """
     settings = results.config.evaluate
     if not settings.temperatures:
         return None
-    parallel = _every(results, [f"apr/{settings.sweep}"])
-    comparison = "same total tokens, each at its best temperature"
-    return _same_tokens(comparison, parallel, _every(results, serial), _Published())
+    parallel = _at_all_temperatures(results, [f"apr/{settings.sweep}"])
+    rivals = _at_all_temperatures(results, serial)
+    what = "same total tokens, each at its best temperature"
+    return _same_tokens(what, parallel, rivals, _Published())
 
 
 def _same_tokens(
-    comparison: str, parallel: Sequence[Answered], serial: Sequence[Answered], published: _Published
-) -> _Row | None:
-    """The best APR point against the best of what its tokens pay for: of each serial evaluation so
-    many votes as take them.
+    what: str, parallel: Sequence[Answered], serial: Sequence[Answered], published: _Published
+) -> _Comparison | None:
+    """Compares the best APR evaluation with the best that serial search does for as many tokens.
+
+    Each serial evaluation may take as many votes as use up the tokens of an APR answer.
     """
-    one = _best([_right(each) for each in parallel])
-    if one is None:
+    best_parallel = _best([_greedy(answered) for answered in parallel])
+    if best_parallel is None:
         return None
-    other = _best([_as_many_tokens(each, one) for each in serial], one)
-    if other is None:
+    rivals = [_with_as_many_tokens(answered, best_parallel) for answered in serial]
+    best_rival = _best(rivals, best_parallel)
+    if best_rival is None:
         return None
-    tokens = one.cost("total_tokens", other), other.cost("total_tokens", one)
-    note = f"{one.label}: {tokens[0]:,.0f} tokens; {other.label}: {tokens[1]:,.0f}"
-    return _row(f"{comparison}: {one.name}, {other.name}", one, other, published, note)
+
+    tokens = best_parallel.cost("total_tokens", best_rival)
+    rival_tokens = best_rival.cost("total_tokens", best_parallel)
+    note = f"{best_parallel.label}: {tokens:,.0f} tokens; {best_rival.label}: {rival_tokens:,.0f}"
+    return _Comparison(what, best_parallel, best_rival, published, note)
 
 
-def _as_many_tokens(serial: Answered, one: _Side) -> _Side:
-    """The vote of the fewest samples that take as many total tokens as `one`, or of all there
-    are.
+def _with_as_many_tokens(serial: Answered, parallel: _Side) -> _Side:
+    """The vote of the fewest samples that take as many total tokens as an answer of `parallel`.
+
+    Where all samples together take fewer, it is the vote of all.
     """
     sides = _answers(serial)
-    enough = (
-        side for side in sides if side.cost("total_tokens", one) >= one.cost("total_tokens", side)
-    )
-    return next(enough, sides[-1])
+    for side in sides:
+        if side.cost("total_tokens", parallel) >= parallel.cost("total_tokens", side):
+            return side
+    return sides[-1]
 
 
-def _latency(results: Results, serial: Sequence[str]) -> _Row | None:
-    """The best timed APR point against the best SoS+ that takes no longer: a timed answer, or the
-    vote of n samples.
+def _latency(results: Results, serial: Sequence[str]) -> _Comparison | None:
+    """Compares the best timed APR evaluation with the best SoS+ that takes no longer.
 
-    Samples were not timed: n take n times the seconds of their stage's plain answer, one after
-    another on the machine. Drawn in a batch each would take less, but nobody timed that."""
+    SoS+ may give one timed answer or the vote of n samples. Samples were not timed: n of them count
+    as n times the seconds of their model's plain answer, one after another on the machine. A batch
+    of samples would take less, but its time was not measured.
+    """
     points = _points(results, f"apr/{results.config.evaluate.sweep}")
-    one = _best([_right(each) for each in points if each.latency])
-    if one is None:
+    parallel = _best([_greedy(point) for point in points if point.latency])
+    if parallel is None:
         return None
-    limit = seconds(one.answered)
-    other = _best([side for side in _with_seconds(results, serial) if side.seconds <= limit], one)
-    if other is None:
+    limit = seconds(parallel.answered)
+    affordable = [side for side in _with_seconds(results, serial) if side.seconds <= limit]
+    rival = _best(affordable, parallel)
+    if rival is None:
         return None
-    note = f"{one.label}: {_clock(one.answered)}; {other.label}: "
-    if other.answered.latency:
-        note += _clock(other.answered)
+
+    if rival.answered.latency:
+        rival_time = _clock(rival.answered)
     else:
-        note += (
-            f"{other.seconds:.2f} s ({other.votes or 1} x the plain answer's, one after another; "
+        rival_time = (
+            f"{rival.seconds:.2f} s ({rival.votes or 1} x the plain answer's, one after another;"
+            " a batch would take less, but was not timed)"
         )
-        note += "a batch would take less, but was not timed)"
-    comparison = f"same seconds of one problem: {one.name}, {other.name}"
-    return _row(comparison, one, other, _published(published_figures.COMPARISONS["latency"]), note)
+    return _Comparison(
+        "same seconds of one problem",
+        parallel,
+        rival,
+        _published(published_figures.COMPARISONS["latency"]),
+        note=f"{parallel.label}: {_clock(parallel.answered)}; {rival.label}: {rival_time}",
+    )
 
 
 def _with_seconds(results: Results, serial: Sequence[str]) -> list[_Side]:
-    """All that these models answer with the seconds that it takes: what was timed first, then
-    samples and their votes.
+    """Everything that these models can answer with whose seconds are known.
+
+    Timed evaluations come first, then samples and their votes.
     """
     timed, votes = [], []
-    for each in _every(results, serial):
-        plain = results.get(each.evaluation.model)
-        if each.latency:
-            timed.append(dataclasses.replace(_right(each), seconds=seconds(each)))
-        elif each.evaluation.decoding.temperature and plain and plain.latency:
-            took = seconds(plain)
+    for answered in _at_all_temperatures(results, serial):
+        plain = results.get(answered.evaluation.model)
+        if answered.latency:
+            timed.append(dataclasses.replace(_greedy(answered), seconds=seconds(answered)))
+        elif answered.evaluation.decoding.temperature and plain and plain.latency:
+            seconds_each = seconds(plain)
             votes += [
-                dataclasses.replace(side, seconds=(side.votes or 1) * took)
-                for side in _answers(each)
+                dataclasses.replace(side, seconds=(side.votes or 1) * seconds_each)
+                for side in _answers(answered)
             ]
     return timed + votes
 
 
-def _sequential(results: Results) -> _Row | None:
-    """Sequential tokens of the most accurate point of each; the paper's APR takes fewer and is more
-    accurate.
+def _sequential(results: Results) -> _Comparison | None:
+    """Compares the sequential tokens of the most accurate evaluation of each method.
+
+    The paper's APR takes fewer sequential tokens and is more accurate.
     """
     stage = results.config.evaluate.sweep
-    one, other = (
-        _best([_right(each) for each in _points(results, f"{method}/{stage}")])
+    parallel, serial = (
+        _best([_greedy(point) for point in _points(results, f"{method}/{stage}")])
         for method in ("apr", "sos+")
     )
-    if not (one and other):
+    if not (parallel and serial):
         return None
-    shared = _shared(one.score, other.score)
-    more_right = mean(one.score.values[name] - other.score.values[name] for name in shared) > 0
-    published = _Published("under 2,500 against 3,000", lambda _, gap: gap < 0 and more_right)
-    chains = [
-        dataclasses.replace(each, score=each.answered.measure("sequential_tokens"))
-        for each in (one, other)
-    ]
-    comparison = "sequential tokens of the best point: APR, SoS+"
-    return _row(
-        comparison, chains[0], chains[1], published, f"{one.label}; {other.label}", unit="tokens"
+
+    shared = _shared(parallel.score, serial.score)
+    gain = mean(parallel.score.values[name] - serial.score.values[name] for name in shared)
+    is_more_accurate = gain > 0
+    chain, serial_chain = (
+        dataclasses.replace(side, score=side.answered.measure("sequential_tokens"))
+        for side in (parallel, serial)
+    )
+    return _Comparison(
+        "sequential tokens of the best point",
+        chain,
+        serial_chain,
+        _Published("under 2,500 against 3,000", lambda _, gap: gap < 0 and is_more_accurate),
+        note=f"{parallel.label}; {serial.label}",
+        unit="tokens",
+        sides="APR, SoS+",
     )
 
 
-def _no_more_sequential(results: Results, serial: Sequence[str]) -> _Row | None:
-    """The most accurate serial answer or vote against the best APR point whose chains are no
-    longer; no comparison of the paper.
+def _no_more_sequential(results: Results, serial: Sequence[str]) -> _Comparison | None:
+    """Compares the best serial answer or vote with the best APR whose chains are no longer.
 
-    Votes are drawn side by side: the longest chain of a problem's n samples counts.
+    Votes are sampled side by side, so the longest chain of a problem's n samples counts. The paper
+    has no such comparison.
     """
-    other = _best([side for each in _every(results, serial) for side in _answers(each)])
-    if other is None:
+    rivals = [
+        side for answered in _at_all_temperatures(results, serial) for side in _answers(answered)
+    ]
+    rival = _best(rivals)
+    if rival is None:
         return None
-    points = [_right(each) for each in _points(results, f"apr/{results.config.evaluate.sweep}")]
+
+    points = [_greedy(point) for point in _points(results, f"apr/{results.config.evaluate.sweep}")]
     measure = "sequential_tokens"
-    one = _best(
-        [each for each in points if each.cost(measure, other) <= other.cost(measure, each)], other
-    )
-    if one is None:
+    no_longer = [
+        point for point in points if point.cost(measure, rival) <= rival.cost(measure, point)
+    ]
+    parallel = _best(no_longer, rival)
+    if parallel is None:
         return None
-    comparison = (
-        f"no more sequential tokens than SoS+ on published beams at its best: {one.name},"
-        f" {other.name}"
+    return _Comparison(
+        "no more sequential tokens than SoS+ on published beams at its best",
+        parallel,
+        rival,
+        note=f"{parallel.label}; {rival.label}",
     )
-    return _row(comparison, one, other, _Published(), f"{one.label}; {other.label}")
 
 
-def _rl(results: Results) -> Iterable[_Row | None]:
-    """RL's gain, greedy and at the highest temperature, at which the paper's policy learns and
-    where it gains most.
+def _rl(results: Results) -> Iterable[_Comparison | None]:
+    """Compares each method after RL with itself before.
+
+    The temperatures are 0 and the highest one, at which the paper's policy learns and gains most.
     """
     settings = results.config.evaluate
     for temperature in compared_temperatures(settings):
-        for method in ("apr", DRAWN, "sos+"):
+        for method in ("apr", RANDOM_PARENT_BEAM, "sos+"):
             yield _gain(results, method, temperature)
-        for method, counts in (("apr", settings.forced[-1:]), (DRAWN, settings.forced[:1])):
-            yield from (_gain(results, method, temperature, count) for count in counts)
+        for forced in settings.forced[-1:]:
+            yield _gain(results, "apr", temperature, forced)
+        for forced in settings.forced[:1]:
+            yield _gain(results, RANDOM_PARENT_BEAM, temperature, forced)
 
 
 def _gain(
     results: Results, method: str, temperature: float, forced: int | None = None
-) -> _Row | None:
-    """Before and after; the paper's APR draws its beams.
+) -> _Comparison | None:
+    """Compares a method after RL with the same method before RL.
 
-    With the child count held the paper gains next to nothing, which is its point: there nothing is
-    to be reached."""
-    models = [f"{method}/{stage}" for stage in reversed(STAGES)]
-    after, before = (results.get(model, temperature=temperature, forced=forced) for model in models)
-    if not (after and before):
+    Args:
+      forced: number of children that the roots are forced to spawn, before and after; None leaves
+        them free.
+    """
+    decoding = {"temperature": temperature, "forced": forced}
+    before = results.get(f"{method}/sft", **decoding)
+    after = results.get(f"{method}/rl", **decoding)
+    if not (before and after):
         return None
-    held = " enforced" * (forced is not None)
-    rows = [published_figures.TABLE_3[model.replace(DRAWN, "apr") + held] for model in models]
-    scores = [row[temperature] for row in rows if temperature in row]
-    published = _published((scores[0], scores[1])) if scores else _Published()
+
+    published = _Published()
+    scores = _published_gain(method, temperature, enforced=forced is not None)
+    if scores:
+        published = _published(scores)
     if forced is not None:
-        published = _Published(published.words)
-    return _row(f"RL's gain, {before.label}", _right(after), _right(before), published)
+        # The paper gains next to nothing with the child count enforced. That is its point, and
+        # nothing that ours should reach.
+        published = dataclasses.replace(published, reached=None)
+    what = f"RL's gain, {before.label}"
+    return _Comparison(what, _greedy(after), _greedy(before), published, sides="")
 
 
-def _budget(results: Results, serial: Sequence[str], stage: str) -> _Row | None:
-    """The best of each if an answer of more than one window of total tokens counts as wrong; the
-    paper sees no gain there.
+def _published_gain(
+    method: str, temperature: float, *, enforced: bool
+) -> tuple[float, float] | None:
+    """The paper's accuracy (after RL, before RL) of Table 3; None where it prints none."""
+    # The parents of the paper's APR draw their beam, so its figures stand beside both of ours.
+    method = method.replace(RANDOM_PARENT_BEAM, "apr")
+    suffix = published_figures.ENFORCED if enforced else ""
+    after = published_figures.TABLE_3[f"{method}/rl{suffix}"]
+    before = published_figures.TABLE_3[f"{method}/sft{suffix}"]
+    if temperature not in after or temperature not in before:
+        return None
+    return after[temperature], before[temperature]
+
+
+def _budget(results: Results, serial: Sequence[str], stage: str) -> _Comparison | None:
+    """Compares the best of each side if an answer may take one window of total tokens at most.
+
+    An answer that takes more counts as wrong. The paper sees no gain of APR there.
     """
     window = results.config.limits.window
-    parallel, rivals = (
-        [_within(window, side) for each in _every(results, models) for side in _answers(each)]
-        for models in ([f"apr/{stage}"], serial)
-    )
-    one = _best(parallel)
-    other = _best(rivals, one) if one else None
-    if not (one and other):
+
+    def within_window(models: Sequence[str]) -> list[_Side]:
+        return [
+            _within(window, side)
+            for answered in _at_all_temperatures(results, models)
+            for side in _answers(answered)
+        ]
+
+    parallel = _best(within_window([f"apr/{stage}"]))
+    if parallel is None:
         return None
-    published = _Published("about equal at 4,000 and below" if stage == "sft" else "")
-    note = f"{one.label}; {other.label}; an answer that took more counts as wrong"
-    return _row(
-        f"at most {window:,} total tokens: {one.name}, {other.name}", one, other, published, note
+    rival = _best(within_window(serial), parallel)
+    if rival is None:
+        return None
+    return _Comparison(
+        f"at most {window:,} total tokens",
+        parallel,
+        rival,
+        _Published("about equal at 4,000 and below" if stage == "sft" else ""),
+        note=f"{parallel.label}; {rival.label}; an answer that took more counts as wrong",
     )
 
 
 def _within(limit: int, side: _Side) -> _Side:
-    """With the answers that took more total tokens counted as wrong, by problem."""
+    """The same side, where answers that took more than `limit` total tokens count as wrong."""
     score = _cut(limit, side.answered, side.score, side.votes)
-    validated = side.answered.validated
-    if side.choice is None or validated is None:
-        return dataclasses.replace(side, score=score)
-    return dataclasses.replace(
-        side, score=score, choice=_cut(limit, validated, side.choice, side.votes)
-    )
+    choice = side.choice
+    if choice and side.answered.validated:
+        choice = _cut(limit, side.answered.validated, choice, side.votes)
+    return dataclasses.replace(side, score=score, choice=choice)
 
 
 def _cut(limit: int, answered: Answered, score: Score, votes: int | None) -> Score:
-    took = {name: answered.spent([name], votes)["total_tokens"] for name in score.values}
-    return share({name: value * (took[name] <= limit) for name, value in score.values.items()})
+    """The score with 0 for each problem whose answer took more than `limit` total tokens."""
+    values = {}
+    for name, value in score.values.items():
+        tokens = answered.spent([name], votes)["total_tokens"]
+        values[name] = value if tokens <= limit else 0.0
+    return share(values)
 
 
-def seconds(one: Answered) -> float:
+def seconds(answered: Answered) -> float:
     """Mean over the timed problems of their median seconds."""
-    assert one.latency
-    return mean(one.latency["seconds"].values())
+    assert answered.latency
+    return mean(answered.latency["seconds"].values())
 
 
-def _clock(one: Answered) -> str:
-    """The same with its interval, of these problems as a sample."""
-    assert one.latency
-    took = average(one.latency["seconds"])
-    return f"{took.mean:.2f} s ({took.low:.2f} to {took.high:.2f})"
+def _clock(answered: Answered) -> str:
+    """The seconds of a timed evaluation in words, with the 95% interval over its problems."""
+    assert answered.latency
+    score = average(answered.latency["seconds"])
+    return f"{score.mean:.2f} s ({score.low:.2f} to {score.high:.2f})"
 
 
 def _points(results: Results, model: str, temperature: float = 0.0) -> list[Answered]:
-    """A model at a temperature: plain, and with each condition if it is a swept one (greedy: the
-    points of Fig. 6).
+    """The evaluations of a model at a temperature: with each requested condition, and with none.
+
+    Only the swept stage has conditions. The greedy ones are the points of Fig. 6.
     """
     method, _, stage = model.partition("/")
     swept = results.sweep(method, temperature) if stage == results.config.evaluate.sweep else []
-    return [one for one in (*swept, results.get(model, temperature=temperature)) if one]
+    plain = results.get(model, temperature=temperature)
+    return [*swept, plain] if plain else swept
 
 
-def _every(results: Results, models: Sequence[str]) -> list[Answered]:
-    """The points of these models at all temperatures, the greedy ones first."""
-    temperatures = (0.0, *results.config.evaluate.temperatures)
+def _at_all_temperatures(results: Results, models: Sequence[str]) -> list[Answered]:
+    """The evaluations (`_points`) of these models at all temperatures, the greedy ones first."""
     return [
-        one for each in temperatures for model in models for one in _points(results, model, each)
+        point
+        for temperature in (0.0, *results.config.evaluate.temperatures)
+        for model in models
+        for point in _points(results, model, temperature)
     ]
 
 
-def _answers(one: Answered) -> list[_Side]:
-    """What an evaluation can answer with: its one tree a problem, or the votes of its first n
-    samples, n from 1 to all.
+def _answers(answered: Answered) -> list[_Side]:
+    """Everything that an evaluation can answer with.
+
+    That is its one tree a problem, or the votes of its first n samples for n from 1 to all.
     """
-    if one.summary["samples"] == 1:
-        return [_right(one)]
+    if answered.summary["samples"] == 1:
+        return [_greedy(answered)]
     sides = []
-    for n, (_, agreed, _) in enumerate(one.by_n, start=1):
-        choice = one.validated.by_n[n - 1][1] if one.validated else None
-        sides.append(_Side(one, agreed, votes=n, choice=choice))
+    for n, (_, agreed, _) in enumerate(answered.by_n, start=1):
+        choice = answered.validated.by_n[n - 1][1] if answered.validated else None
+        sides.append(_Side(answered, agreed, votes=n, choice=choice))
     return sides
 
 
 def _best(sides: Sequence[_Side], *against: _Side) -> _Side | None:
-    """The most accurate of several, the first of equals: by validation problems, if all of them
-    answered these.
+    """The most accurate of several sides, the first of equals; None if there are none.
 
-    Else by the test problems that all of them and those `against` have.
+    Validation problems choose if all sides have answered them. Otherwise the test problems choose
+    that all sides, and those `against` which they are compared, have answered.
     """
     if len(sides) < 2:
         return sides[0] if sides else None
@@ -422,80 +547,79 @@ def _best(sides: Sequence[_Side], *against: _Side) -> _Side | None:
     if len(choices) == len(sides):
         shared = _shared(*choices)
         means = [mean(choice.values[name] for name in shared) for choice in choices]
-        return dataclasses.replace(sides[means.index(max(means))], chooser=len(shared))
+        best = sides[means.index(max(means))]
+        return dataclasses.replace(best, chooser=len(shared))
 
     shared = _shared(*(side.score for side in (*sides, *against)))
     means = [mean(side.score.values[name] for name in shared) for side in sides]
+    best = sides[means.index(max(means))]
     flattered = optimism(len(sides), len(shared), max(means))
-    return dataclasses.replace(
-        sides[means.index(max(means))], rivals=len(sides), flattered=flattered
-    )
+    return dataclasses.replace(best, rivals=len(sides), flattered=flattered)
 
 
-def _right(one: Answered) -> _Side:
-    """By the share of right answers."""
-    return _Side(one, one.accuracy(), choice=one.validated.accuracy() if one.validated else None)
+def _greedy(answered: Answered) -> _Side:
+    """An evaluation whose every tree is an answer, scored by its share of right answers."""
+    choice = answered.validated.accuracy() if answered.validated else None
+    return _Side(answered, answered.accuracy(), choice=choice)
 
 
 def _published(scores: tuple[float, float], score: bool = False) -> _Published:
-    """Two of the paper's scores: their gap is to be reached by ours, and, if `score`, the first by
-    APR's.
+    """Two scores of the paper, in percent, whose gap ours is to reach.
+
+    Args:
+      score: whether our first score has to reach the paper's as well.
     """
-    one, other = scores
-    least = one if score else -math.inf
-    return _Published(
-        f"{one:.1f} against {other:.1f} ({one - other:+.1f})",
-        lambda ours, gap: (
-            round(100 * ours, 1) >= least and round(100 * gap, 1) >= round(one - other, 1)
-        ),
-    )
+    first, second = scores
+    least = first if score else -math.inf
+
+    def is_reached(ours: float, gap: float) -> bool:
+        # All in percent, to the tenth of a point that the paper prints.
+        return round(100 * ours, 1) >= least and round(100 * gap, 1) >= round(first - second, 1)
+
+    return _Published(f"{first:.1f} against {second:.1f} ({first - second:+.1f})", is_reached)
 
 
 def _shared(*scores: Score) -> list[str]:
-    """The problems that all of them have."""
+    """The problems that all scores have, in the order of the first score."""
     return [name for name in scores[0].values if all(name in score.values for score in scores)]
 
 
-def _row(
-    comparison: str,
-    one: _Side,
-    other: _Side,
-    published: _Published,
-    note: str = "",
-    unit: str = "%",
-) -> dict[str, Any]:
-    gap = paired_gap(one.score.values, other.score.values)
-    shared = _shared(one.score, other.score)
-    means = [mean(side.score.values[name] for name in shared) for side in (one, other)]
+def _row(comparison: _Comparison) -> _Row:
+    """Computes the gap of a comparison, as a row of `comparisons`."""
+    first = comparison.first
+    second = comparison.second
+    published = comparison.published
+    gap = paired_gap(first.score.values, second.score.values)
+    shared = _shared(first.score, second.score)
+    means = [mean(side.score.values[name] for name in shared) for side in (first, second)]
     return {
-        "comparison": comparison,
+        "comparison": comparison.title,
         "one": means[0],
         "other": means[1],
-        "one_spent": one.answered.spent(shared, one.votes),
-        "other_spent": other.answered.spent(shared, other.votes),
+        "one_spent": first.answered.spent(shared, first.votes),
+        "other_spent": second.answered.spent(shared, second.votes),
         "gap": gap.gap,
         "low": gap.low,
         "high": gap.high,
-        "p": gap.p if unit == "%" else None,
+        "p": gap.p if comparison.unit == "%" else None,
         "n": gap.n,
-        "unit": unit,
+        "unit": comparison.unit,
         "paper": published.words,
-        "reached": published.reached and published.reached(means[0], gap.gap),
-        "chosen": _chosen(one, other),
-        "note": note,
+        "reached": published.reached(means[0], gap.gap) if published.reached else None,
+        "chosen": _chosen(first, second),
+        "note": comparison.note,
     }
 
 
-def _chosen(one: _Side, other: _Side) -> str:
-    """Which problems chose the two sides of a comparison among others, and what that means; "" if
-    nothing was chosen.
-    """
-    by_test = [side for side in (one, other) if side.rivals]
+def _chosen(first: _Side, second: _Side) -> str:
+    """Says which problems chose the two sides, and what that means; "" if nothing was chosen."""
+    by_test = [side for side in (first, second) if side.rivals]
     if by_test:
-        said = [
+        parts = [
             f"{side.name} of {side.rivals}, up to {100 * side.flattered:.1f} points too high"
             for side in by_test
         ]
-        return f"{ON_TEST} ({'; '.join(said)} if all were equal)"
-    count = max(one.chooser, other.chooser)
+        return f"{ON_TEST} ({'; '.join(parts)} if all were equal)"
+
+    count = max(first.chooser, second.chooser)
     return f"chosen by {count:,} validation problems" if count else ""

@@ -1,5 +1,5 @@
-"""Figures that the paper has not: controls, what went wrong, the cost on n decode slots, training;
-drawn from `results` alone.
+"""Figures that the paper does not have: controls, what went wrong, the cost on n decode slots, and
+the curves of training.
 """
 
 from __future__ import annotations
@@ -31,23 +31,29 @@ _CURVES = {"sft": ("loss", "nats a token"), "rl": ("reward", "reward")}
 
 @charts.styled
 def budget(results: Results) -> Drawn | None:
-    """A control: cumulative accuracy against total tokens, where small budgets are said to favour
-    serial search.
+    """Draws a control: cumulative accuracy against total tokens.
+
+    The paper says that small budgets favour serial search.
     """
-    shown = [one for model in COMPARED if (one := results.get(model))]
+    shown = [answered for model in COMPARED if (answered := results.get(model))]
     if not shown:
         return None
-    asked = results.sweep("apr")
+    requested = results.sweep("apr")
     figure, axes = canvas(1, width=6.4)
-    most = max(trace["total_tokens"] for one in (*shown, *asked) for trace in one.traces)
+    most = max(
+        trace["total_tokens"] for answered in (*shown, *requested) for trace in answered.traces
+    )
     cumulative(axes, shown, "total_tokens", most)
-    for place, one in enumerate(asked):
-        spent = sorted(trace["total_tokens"] for trace in one.traces if trace["correct"])
-        share = 100 * np.arange(1, len(spent) + 1) / len(one.traces)
-        label = None if place else f"{MODELS[one.evaluation.model]}, asked for n children"
+
+    for index, answered in enumerate(requested):
+        spent = sorted(trace["total_tokens"] for trace in answered.traces if trace["correct"])
+        share = 100 * np.arange(1, len(spent) + 1) / len(answered.traces)
+        # All curves of requested children have one entry in the legend.
+        label = f"{MODELS[answered.evaluation.model]}, n requested children" if index == 0 else None
         axes.plot(spent, share, color=colour("apr"), linestyle=":", linewidth=1.1, label=label)
         if spent:
-            tag(axes, spent[-1], share[-1], str(one.evaluation.decoding.condition))
+            tag(axes, spent[-1], share[-1], str(answered.evaluation.decoding.condition))
+
     limit = results.config.limits.window
     if limit < most:
         axes.axvline(
@@ -60,35 +66,35 @@ def budget(results: Results) -> Drawn | None:
         " paper finds serial search no worse at about 4,000 total tokens and below, one window of"
         f" its models. Greedy answers to {problems_of(shown)}"
     )
-    if asked:
+    if requested:
         caption += (
-            "; dotted: APR asked for a number of children, which stands at the last right one of"
-            f" {problems_of(asked)}"
+            "; dotted: APR with requested children, whose number stands at the last right answer"
+            f" of {problems_of(requested)}"
         )
     return Drawn("control_token_budget", f"{caption}.", figure)
 
 
 @charts.styled
 def what_went_wrong(results: Results) -> Drawn | None:
-    """Failures by kind, as shares of all problems."""
-    shown = [one for one in results.plain().values() if one.traces]
-    counts = {one.label: failures.count(one.traces) for one in shown}
-    kinds = [kind for kind in failures.KINDS if any(kind in found for found in counts.values())]
+    """Draws failures by kind, as shares of all problems: a stacked bar for each evaluation."""
+    shown = [answered for answered in results.plain().values() if answered.traces]
+    labels = [answered.label for answered in shown]
+    counts = [failures.count(answered.traces) for answered in shown]
+    kinds = [kind for kind in failures.KINDS if any(kind in count for count in counts)]
     if not kinds:
         return None
+
     figure, axes = canvas(1, width=8.6, height=0.9 + 0.42 * len(shown))
     left = np.zeros(len(shown))
     for kind in kinds:
-        width = np.array([100 * counts[one.label].get(kind, 0) / len(one.traces) for one in shown])
-        axes.barh(
-            [one.label for one in shown],
-            width,
-            left=left,
-            label=kind,
-            color=OF_KIND[kind],
-            height=0.65,
-        )
+        shares = [
+            100 * count.get(kind, 0) / len(answered.traces)
+            for answered, count in zip(shown, counts, strict=True)
+        ]
+        width = np.array(shares)
+        axes.barh(labels, width, left=left, label=kind, color=OF_KIND[kind], height=0.65)
         for row, (start, size) in enumerate(zip(left, width, strict=True)):
+            # A number needs a part that is wide enough for it.
             if size >= 0.04 * max(1.0, left.max() + width.max()):
                 axes.text(
                     start + size / 2,
@@ -104,89 +110,74 @@ def what_went_wrong(results: Results) -> Drawn | None:
     axes.grid(axis="y", visible=False)
     axes.set(xlabel="problems not solved (%), by what went wrong first")
     axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.02))
-    return Drawn(
-        "failures",
-        "What went wrong, by kind: " + "; ".join(f"{k}: {failures.KINDS[k]}" for k in kinds) + ".",
-        figure,
-    )
+    meanings = "; ".join(f"{kind}: {failures.KINDS[kind]}" for kind in kinds)
+    return Drawn("failures", f"What went wrong, by kind: {meanings}.", figure)
 
 
 @charts.styled
 def slots(results: Results) -> Drawn | None:
-    """The cost model: the same trees on any number of decode slots."""
-    one = results.get("apr/rl")
-    if one is None or one.slots is None:
+    """Draws the cost model: the steps and seconds of the same trees on n decode slots."""
+    answered = results.get("apr/rl")
+    if answered is None or answered.slots is None:
         return None
-    rows, timed = one.slots["rows"], set(one.slots["problems"])
-    traces = [trace for trace in one.traces if trace["id"] in timed]
-    counts = list(range(1, max(row["slots"] for row in rows) + 1))
+    rows = answered.slots["rows"]
+    timed = set(answered.slots["problems"])
+    traces = [trace for trace in answered.traces if trace["id"] in timed]
+    measured_counts = [row["slots"] for row in rows]
+    counts = list(range(1, max(measured_counts) + 1))
     steps = np.array(cost.mean_steps(traces, counts))
-    spent = np.array(
-        cost.seconds_on(traces, counts, {row["slots"]: row["step_seconds"] for row in rows})
-    )
+    step_seconds = {row["slots"]: row["step_seconds"] for row in rows}
+    seconds = np.array(cost.seconds_on(traces, counts, step_seconds))
+
     figure, (left, right) = canvas(2)
-    bound = sum(t["total_tokens"] for t in traces) / sum(t["sequential_tokens"] for t in traces)
-    left.axhline(
-        bound,
-        color=EXTRA,
-        linestyle="-.",
-        linewidth=1,
-        label=f"total / sequential tokens: {bound:.2f}",
-    )
-    left.plot(counts, steps[0] / steps, color=colour("apr"), label="steps, from the traces")
-    measured = [rows[0]["steps"] / row["steps"] for row in rows]
-    left.plot(
-        [row["slots"] for row in rows],
-        measured,
-        "s",
-        color=colour("apr"),
-        markerfacecolor="none",
-        label="steps, as decoded",
-    )
+    model: dict[str, Any] = {"color": colour("apr")}
+    measured: dict[str, Any] = {"color": colour("apr"), "markerfacecolor": "none"}
+    limit: dict[str, Any] = {"color": EXTRA, "linestyle": "-."}
+
+    # Left: how many times fewer steps than on one decode slot, and Amdahl's limit of that.
+    most = sum(t["total_tokens"] for t in traces) / sum(t["sequential_tokens"] for t in traces)
+    left.axhline(most, linewidth=1, label=f"total / sequential tokens: {most:.2f}", **limit)
+    left.plot(counts, steps[0] / steps, label="steps, from the traces", **model)
+    fewer = [rows[0]["steps"] / row["steps"] for row in rows]
+    left.plot(measured_counts, fewer, "s", label="steps, as decoded", **measured)
     left.set(title="fewer steps", xlabel="slots", ylabel="times fewer than on one decode slot")
     left.legend(loc="lower right")
-    right.plot(
-        counts, 1e3 * spent, color=colour("apr"), label="model: steps x measured seconds of a step"
-    )
-    right.plot(
-        counts,
-        1e3 * rows[0]["step_seconds"] * steps,
-        color=EXTRA,
-        linestyle="-.",
-        label="if a step took the same on any number",
-    )
-    right.plot(
-        [row["slots"] for row in rows],
-        [1e3 * row["seconds"] for row in rows],
-        "s",
-        color=colour("apr"),
-        markerfacecolor="none",
-        label="measured",
-    )
-    if one.latency:
-        own = mean(one.latency["seconds"][name] for name in timed)
+
+    # Right: milliseconds of one problem.
+    right.plot(counts, 1e3 * seconds, label="model: steps x measured seconds of a step", **model)
+    constant = 1e3 * rows[0]["step_seconds"] * steps
+    right.plot(counts, constant, label="if a step took the same on any number", **limit)
+    milliseconds = [1e3 * row["seconds"] for row in rows]
+    right.plot(measured_counts, milliseconds, "s", label="measured", **measured)
+    if answered.latency:
+        own = mean(answered.latency["seconds"][name] for name in timed)
         label = "measured, a step as wide as it needs"
-        right.axhline(1e3 * own, color=colour("apr"), linestyle=":", linewidth=1.1, label=label)
+        right.axhline(1e3 * own, linestyle=":", linewidth=1.1, label=label, **model)
     right.set(title=f"milliseconds of one problem{device(results)}", xlabel="slots", ylabel="ms")
     right.set_ylim(0, 1.4 * right.get_ylim()[1])
     right.legend(loc="upper right")
+
     caption = (
-        f"Cost model: what the trees of {one.label} would take on n decode slots. A tree cannot"
-        " gain more than its total over its sequential tokens (Amdahl); threads that wait for a"
-        " decode slot cost the rest. The dash-dotted curve on the right is a device whose step"
-        " costs the same whatever its decode slots. All steps of a tree have the same decode slots"
-        " here; the engine itself takes few where few threads are ready, which is the dotted line."
-        f" {len(traces)} problems, medians of {one.slots['repeats']} runs."
+        f"Cost model: what the trees of {answered.label} would take on n decode slots. The number"
+        " of steps cannot fall by more than the ratio of total to sequential tokens (Amdahl);"
+        " threads that wait for a decode slot cost the rest. The dash-dotted curve on the right is"
+        " a device whose step costs the same on any number of decode slots. All steps of a tree"
+        " have the same number of decode slots here. The engine itself takes few where few threads"
+        " are ready; that is the dotted line."
+        f" {len(traces)} problems, medians of {answered.slots['repeats']} runs."
     )
-    return Drawn("cost_on_lanes", caption, figure)
+    return Drawn("cost_on_slots", caption, figure)
 
 
 @charts.styled
 def draw_training(runs: dict[str, dict[str, list[dict[str, Any]]]]) -> list[Drawn]:
-    """Loss and reward against the step.
+    """Draws loss and reward against the training step.
 
     Args:
-      runs: stage -> method -> logged lines.
+      runs: stage -> method -> the lines of its metrics.jsonl.
+
+    Returns:
+      one figure; none if there are no runs.
     """
     shown = [(stage, *_CURVES[stage]) for stage in runs]
     if not shown:

@@ -13,13 +13,13 @@ from apr_jax.evaluate.scores import accuracy_within
 from apr_jax.paper import charts
 from apr_jax.paper.charts import LINES, colour
 from apr_jax.paper.results import Answered, Results
-from apr_jax.paper.suite import DRAWN, WIDE
+from apr_jax.paper.suite import BEAMS_1_TO_15, RANDOM_PARENT_BEAM
 
-TOKENS = "total tokens of all threads"
-COMPARED = ("sos+/sft", "sos+/rl", WIDE, "apr/sft", "apr/rl")
+TOKENS = "total tokens of all threads"  # Label of an axis.
+COMPARED = ("sos+/sft", "sos+/rl", BEAMS_1_TO_15, "apr/sft", "apr/rl")
 _NAMES = {
     "apr": "APR",
-    DRAWN: "APR,\ndrawn beams",
+    RANDOM_PARENT_BEAM: "APR,\nrandom parent beam",
     "apr-nested": "nested APR",
     "sos+": "SoS+",
     "sos": "SoS",
@@ -28,11 +28,12 @@ _NAMES = {
 
 @dataclasses.dataclass(frozen=True)
 class Drawn:
-    """A figure and what stands below it.
+    """A figure with its caption.
 
     Attributes:
-      name: of its files.
-      caption: what is seen, and where the paper has it.
+      name: name of its files.
+      caption: what the figure shows, and where the paper shows it.
+      figure: the figure.
     """
 
     name: str
@@ -41,13 +42,19 @@ class Drawn:
 
 
 def cumulative(axes: Any, shown: Sequence[Answered], measure: str, largest: int) -> None:
-    """Cumulative accuracy against a measure, with 95% bands."""
+    """Draws cumulative accuracy against a measure of the trees, with bands of 95%.
+
+    Args:
+      measure: a tree counts as right only if its measure is at most the value on the x axis.
+      largest: the end of the x axis.
+    """
     limits = np.unique(np.linspace(0, largest, 120).astype(int))
-    for one in shown:
-        stage = one.evaluation.model.partition("/")[2]
-        _, means, lows, highs = 100 * np.array(accuracy_within(one.traces, measure, limits)).T
-        style: dict[str, Any] = {"color": colour(one.evaluation.model)}
-        axes.plot(limits, means, linestyle=LINES[stage], label=one.label, **style)
+    for answered in shown:
+        stage = answered.evaluation.model.partition("/")[2]
+        rows = accuracy_within(answered.traces, measure, limits)
+        _, means, lows, highs = 100 * np.array(rows).T
+        style: dict[str, Any] = {"color": colour(answered.evaluation.model)}
+        axes.plot(limits, means, linestyle=LINES[stage], label=answered.label, **style)
         axes.fill_between(limits, lows, highs, alpha=0.14, linewidth=0, **style)
     axes.set_xlim(0, largest)
 
@@ -55,22 +62,21 @@ def cumulative(axes: Any, shown: Sequence[Answered], measure: str, largest: int)
 def paired_bars(
     axes: Any, pairs: dict[str, list[float]], title: str, colours: Sequence[str] | None = None
 ) -> None:
-    """Two bars a name: hollow before RL, full after."""
-    for place, (name, values) in enumerate(pairs.items()):
-        tone = colours[place] if colours else colour(name)
+    """Draws two bars for each name: a hollow one before RL, a full one after RL.
+
+    Args:
+      pairs: name -> values before and after RL; a single value is drawn full.
+      colours: a colour for each name; None takes the colours of the methods.
+    """
+    for index, (name, values) in enumerate(pairs.items()):
+        tone = colours[index] if colours else colour(name)
         for side, value in enumerate(values):
-            full = side == 1 or len(values) == 1
-            drawn = axes.bar(
-                place + 0.4 * (side - 0.5),
-                value,
-                0.36,
-                color=tone if full else "none",
-                edgecolor=tone,
-                linewidth=1.4,
-            )
-            axes.bar_label(
-                drawn, fmt="{:,.1f}" if value < 100 else "{:,.0f}", padding=5, fontsize=7.5
-            )
+            is_full = side == 1 or len(values) == 1
+            x = _bar_position(index, side)
+            fill = tone if is_full else "none"
+            bars = axes.bar(x, value, 0.36, color=fill, edgecolor=tone, linewidth=1.4)
+            form = "{:,.1f}" if value < 100 else "{:,.0f}"
+            axes.bar_label(bars, fmt=form, padding=5, fontsize=7.5)
     axes.set_xticks(range(len(pairs)), [method_name(name) for name in pairs])
     axes.set_title(title)
     axes.grid(axis="x", visible=False)
@@ -78,37 +84,43 @@ def paired_bars(
 
 
 def intervals_on_bars(axes: Any, shown: Sequence[Answered | None]) -> None:
-    """95% intervals on the bars of `paired_bars`, in their order."""
-    for index, one in enumerate(shown):
-        if one:
-            score = one.accuracy()
-            x = index // 2 + 0.4 * (index % 2 - 0.5)
-            below, above = 100 * (score.mean - score.low), 100 * (score.high - score.mean)
-            axes.errorbar(
-                x,
-                100 * score.mean,
-                [[max(0, below)], [max(0, above)]],
-                color=charts.INK,
-                elinewidth=1.0,
-            )
+    """Draws intervals of 95% on the bars of `paired_bars`.
+
+    Args:
+      shown: the evaluation of each bar, in the order of the bars; None draws no interval.
+    """
+    for index, answered in enumerate(shown):
+        if answered:
+            score = answered.accuracy()
+            below = max(0, 100 * (score.mean - score.low))
+            above = max(0, 100 * (score.high - score.mean))
+            x = _bar_position(index // 2, index % 2)
+            lengths = [[below], [above]]
+            axes.errorbar(x, 100 * score.mean, lengths, color=charts.INK, elinewidth=1.0)
+
+
+def _bar_position(index: int, side: int) -> float:
+    """The place of a bar on the x axis: `side` is 0 before RL and 1 after."""
+    return index + 0.4 * (side - 0.5)
 
 
 def tag(axes: Any, x: float, y: float, text: str) -> None:
-    """A word beside a point."""
+    """Writes a word beside a point."""
     axes.annotate(text, (x, y), xytext=(4, -9), textcoords="offset points", fontsize=7)
 
 
 def method_name(name: str) -> str:
-    """As the paper writes it; other names as they are."""
+    """Writes a method as the paper does; a name that is no method stays as it is."""
     return _NAMES.get(name, name)
 
 
 def stage_name(stage: str) -> str:
-    """In words."""
+    """Writes a stage, "sft" or "rl", in words."""
     return {"sft": "supervised", "rl": "after RL"}[stage]
 
 
 def device(results: Results) -> str:
-    """On what the seconds were measured, in brackets; empty if none were."""
-    found = {one.latency["device"] for one in results.answered.values() if one.latency}
-    return f" ({', '.join(sorted(found))})" if found else ""
+    """Names the devices on which seconds were measured, in brackets; "" if none were measured."""
+    latencies = [answered.latency for answered in results.answered.values()]
+    devices = {latency["device"] for latency in latencies if latency}
+    return f" ({', '.join(sorted(devices))})" if devices else ""

@@ -1,7 +1,8 @@
-"""Every figure of the paper, ours beside the published one; drawn from `results` alone.
+"""Every figure of the paper, ours beside the published one, drawn from `Results` alone.
 
-A figure is a function of the results that returns None if its evaluations are not there. FIGURES
-lists them in the order of the report; a new one needs no more than its line there."""
+A figure is a function of the results that returns None if the run does not have its evaluations.
+FIGURES lists the figures in the order of the report; a new figure needs only an entry there.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +27,7 @@ from apr_jax.paper.figure_parts import (
     tag,
 )
 from apr_jax.paper.results import Answered, Results, problems_of
-from apr_jax.paper.suite import DRAWN, MODELS, STAGES, WIDE
+from apr_jax.paper.suite import BEAMS_1_TO_15, MODELS, RANDOM_PARENT_BEAM, STAGES
 
 _PAPER = "the paper, 228M"
 _MARKS = {"apr": "s", "sos+": "o"}
@@ -35,7 +36,7 @@ _STAR: dict[str, Any] = {"marker": "*", "markersize": 9, "linestyle": ""}
 
 @charts.styled
 def total_tokens(results: Results) -> Drawn | None:
-    """Fig. 4a and 8: a row of panels, one a temperature."""
+    """Draws Fig. 4a and 8: a column of panels for each temperature, ours above the paper's."""
     temperatures = [t for t in results.config.evaluate.temperatures if _has_tokens(results, t)]
     if not temperatures:
         return None
@@ -47,61 +48,56 @@ def total_tokens(results: Results) -> Drawn | None:
         squeeze=False,
         sharey="row",
     )
-    sweep = results.config.evaluate.sweep
     for column, temperature in enumerate(temperatures):
-        top, bottom = axes[0, column], axes[1, column]
-        for model, name in ((f"sos+/{sweep}", "SoS+"), (WIDE, MODELS[WIDE])):
-            if serial := results.get(model, temperature=temperature):
-                rows = serial.by_n
-                tokens = [spent for *_, spent in rows]
-                style: dict[str, Any] = {"color": colour(model), "marker": "o"}
-                passed, agreed = [row[0] for row in rows], [row[1] for row in rows]
-                with_interval(top, tokens, passed, label=f"{name} pass@n", linestyle=":", **style)
-                with_interval(top, tokens, agreed, label=f"{name} cons@n", **style)
-        points = results.sweep("apr", temperature)
-        if points:
-            spent = [one.mean("total_tokens") for one in points]
-            style = {"color": colour("apr"), "marker": _MARKS["apr"]}
-            with_interval(
-                top,
-                spent,
-                [one.accuracy() for one in points],
-                label="APR by child condition",
-                **style,
-            )
-            for x, one in zip(spent, points, strict=True):
-                tag(top, x, 100 * one.accuracy().mean, str(one.evaluation.decoding.condition))
-        if free := results.get(f"apr/{sweep}", temperature=temperature):
-            style = {"color": colour("apr"), **_STAR}
-            with_interval(
-                top,
-                [free.mean("total_tokens")],
-                [free.accuracy()],
-                label="APR, asked for nothing",
-                **style,
-            )
-        percent(top, f"ours, {stage_name(sweep)}, T = {temperature:g}", TOKENS)
-        _published_tokens(bottom, temperature)
+        _our_tokens(axes[0, column], results, temperature)
+        _published_tokens(axes[1, column], temperature)
     axes[0, -1].legend(loc="best")
     caption = (
-        "Accuracy against total tokens (Fig. 4a; Fig. 8 at other temperatures). SoS+ draws n"
+        "Accuracy against total tokens (Fig. 4a; Fig. 8 at other temperatures). SoS+ takes n"
         " independent samples: pass@n counts any right one, cons@n the solution that most of them"
-        " claim. APR is asked for a number of child threads, which stands at its points. The paper"
-        " prints the accuracy of its points but, at three of T = 1, not their tokens, so its panels"
-        " have no axis of cost: on the left SoS+ by its n, on the right APR by its conditions, the"
-        " least first. Points of the two halves do not cost the same. SoS+ on wide beams, where the"
-        " run has it, answers once but at the highest temperature; the paper has none here."
+        " claim. Numbers at the points of APR are requested children. The paper prints the accuracy"
+        " of all its points, but the tokens of three points at T = 1 only, so its panels have no"
+        " axis of cost: on the left SoS+ by its n, on the right APR by its conditions, the smallest"
+        " first. Points of the two halves do not cost the same. SoS+ with beams 1 to 15, where the"
+        " run has it, answers once except at the highest temperature; the paper has none here."
     )
     return Drawn("fig4a_fig8_total_tokens", caption, figure)
 
 
+def _our_tokens(axes: Any, results: Results, temperature: float) -> None:
+    """Draws our panel of Fig. 4a or 8."""
+    sweep = results.config.evaluate.sweep
+    for model, name in ((f"sos+/{sweep}", "SoS+"), (BEAMS_1_TO_15, MODELS[BEAMS_1_TO_15])):
+        if serial := results.get(model, temperature=temperature):
+            passed, agreed, tokens = zip(*serial.by_n, strict=True)
+            style: dict[str, Any] = {"color": colour(model), "marker": "o"}
+            with_interval(axes, tokens, passed, label=f"{name} pass@n", linestyle=":", **style)
+            with_interval(axes, tokens, agreed, label=f"{name} cons@n", **style)
+
+    points = results.sweep("apr", temperature)
+    if points:
+        spent = [point.mean("total_tokens") for point in points]
+        scores = [point.accuracy() for point in points]
+        style = {"color": colour("apr"), "marker": _MARKS["apr"]}
+        with_interval(axes, spent, scores, label="APR by child condition", **style)
+        for x, score, point in zip(spent, scores, points, strict=True):
+            tag(axes, x, 100 * score.mean, str(point.evaluation.decoding.condition))
+
+    if plain := results.get(f"apr/{sweep}", temperature=temperature):
+        spent = [plain.mean("total_tokens")]
+        style = {"color": colour("apr"), **_STAR}
+        with_interval(axes, spent, [plain.accuracy()], label="APR, nothing requested", **style)
+    percent(axes, f"ours, {stage_name(sweep)}, T = {temperature:g}", TOKENS)
+
+
 @charts.styled
 def window(results: Results) -> Drawn | None:
-    """Fig. 4b, with the demonstrations' own curve."""
-    shown = [one for model in COMPARED if (one := results.get(model))]
+    """Draws Fig. 4b, with curves of the demonstrations."""
+    shown = [answered for model in COMPARED if (answered := results.get(model))]
     if not shown:
         return None
     figure, (left, right) = canvas(2, width_ratios=(2.2, 1), sharey=True)
+
     cumulative(left, shown, "max_thread_tokens", results.config.limits.window)
     for method in ("sos+", "apr"):
         if traces := results.oracle.get(method):
@@ -111,223 +107,237 @@ def window(results: Results) -> Drawn | None:
             left.plot(spent, share, color=colour(method), linestyle=":", linewidth=1.1, label=name)
     left.legend(loc="upper left")
     percent(left, "ours", "window: tokens of the longest thread", low=0, high=101)
+
     for model, accuracy in published_figures.AT_WINDOW.items():
-        bars = right.bar(
-            MODELS[model].replace(" after", "\nafter"), accuracy, color=colour(model), width=0.6
-        )
+        name = MODELS[model].replace(" after", "\nafter")
+        bars = right.bar(name, accuracy, color=colour(model), width=0.6)
         right.bar_label(bars, fmt="%.1f", padding=2)
     right.set_title(f"{_PAPER}, window {published_figures.WINDOW:,}")
     caption = (
         "Accuracy against the window (Fig. 4b): an answer counts only if every thread of its tree"
         " fits. Greedy answers; bands are 95% intervals; dotted: the demonstrations that the models"
-        " imitate, on the same problems."
+        " imitate, of the same problems."
     )
     return Drawn("fig4b_window", caption, figure)
 
 
 @charts.styled
 def before_and_after(results: Results) -> Drawn | None:
-    """Fig. 5, with SoS+ beside APR."""
-    methods = [
-        m for m in ("sos+", "apr", DRAWN) if results.get(f"{m}/sft") and results.get(f"{m}/rl")
-    ]
-    if not methods:
+    """Draws Fig. 5, with SoS+ beside APR."""
+    pairs: dict[str, list[Answered]] = {}
+    for method in ("sos+", "apr", RANDOM_PARENT_BEAM):
+        pair = _both_stages(results, method)
+        if pair:
+            pairs[method] = pair
+    if not pairs:
         return None
-    figure, axes = canvas(4, rows=2, width=3.2 + 3.2 * len(methods), height=5.0)
+
+    figure, axes = canvas(4, rows=2, width=3.2 + 3.2 * len(pairs), height=5.0)
     measures: list[tuple[str, str, Callable[[Answered], float]]] = [
-        ("accuracy", "accuracy (%)", lambda one: 100 * one.accuracy().mean),
-        ("total_tokens", "total tokens", lambda one: one.mean("total_tokens")),
-        ("thread_tokens", "tokens a sequence", lambda one: one.thread_tokens()),
-        ("children", "child threads", lambda one: one.mean("children")),
+        ("accuracy", "accuracy (%)", lambda answered: 100 * answered.accuracy().mean),
+        ("total_tokens", "total tokens", lambda answered: answered.mean("total_tokens")),
+        ("thread_tokens", "tokens a sequence", lambda answered: answered.thread_tokens()),
+        ("children", "child threads", lambda answered: answered.mean("children")),
     ]
+    shown = [answered for pair in pairs.values() for answered in pair]
     for column, (key, title, value) in enumerate(measures):
-        ours = {
-            method: [value(one) for stage in STAGES if (one := results.get(f"{method}/{stage}"))]
-            for method in methods
-        }
+        ours = {method: [value(answered) for answered in pair] for method, pair in pairs.items()}
         if key == "children":
-            ours.pop("sos+", None)
+            ours.pop("sos+", None)  # Serial search has no children.
         published = {
             method: list(pair)
             for method, pair in published_figures.RL[key].items()
             if method in ("sos+", "apr")
         }
-        paired_bars(axes[0, column], ours, f"{title}")
+        paired_bars(axes[0, column], ours, title)
         paired_bars(axes[1, column], published, title)
         if key == "accuracy":
-            intervals_on_bars(
-                axes[0, column], [results.get(f"{m}/{s}") for m in methods for s in STAGES]
-            )
+            intervals_on_bars(axes[0, column], shown)
     axes[0, 0].set_ylabel("ours")
     axes[1, 0].set_ylabel(_PAPER)
     caption = (
         "Before and after RL (Fig. 5): hollow bars are the supervised models, full ones those"
-        " after RL. Greedy answers to"
-        f" {problems_of(results.get(f'{m}/{s}') for m in methods for s in STAGES)}. A sequence is"
-        " one thread; the paper prints no tokens a sequence and no children for SoS+. Drawn beams,"
-        " where the run has them: APR whose demonstrations draw how many children a parent spawns."
+        f" after RL. Greedy answers to {problems_of(shown)}. A sequence is"
+        " one thread; the paper prints no tokens a sequence and no children for SoS+. Random parent"
+        " beam, where the run has it: APR whose demonstrations draw how many children a parent"
+        " spawns."
     )
     return Drawn("fig5_before_and_after_rl", caption, figure)
 
 
 @charts.styled
 def latency(results: Results) -> Drawn | None:
-    """Fig. 6: sequential tokens and measured seconds of one problem."""
+    """Draws Fig. 6: accuracy against sequential tokens, and against seconds of one problem."""
     sweep = results.config.evaluate.sweep
     plain = {method: results.get(f"{method}/{sweep}") for method in ("sos+", "apr")}
-    stars = {f"{method_name(method)}, asked for nothing": one for method, one in plain.items()}
-    stars[MODELS[WIDE]] = results.get(WIDE)
     curves = {method: results.sweep(method) for method in plain}
     if not (any(curves.values()) or any(plain.values())):
         return None
+    stars = {
+        f"{method_name(method)}, nothing requested": answered for method, answered in plain.items()
+    }
+    stars[MODELS[BEAMS_1_TO_15]] = results.get(BEAMS_1_TO_15)
+
     figure, axes = canvas(2, rows=2, height=5.8, sharey="row")
     costs: list[tuple[str, Callable[[Answered], float | None]]] = [
-        ("sequential tokens", lambda one: one.mean("sequential_tokens")),
-        ("seconds of one problem", lambda one: seconds(one) if one.latency else None),
+        ("sequential tokens", lambda answered: answered.mean("sequential_tokens")),
+        (
+            "seconds of one problem",
+            lambda answered: seconds(answered) if answered.latency else None,
+        ),
     ]
     for column, (title, cost_of) in enumerate(costs):
+        top = axes[0, column]
         for method, swept in curves.items():
-            placed = [(x, one) for one in swept if (x := cost_of(one)) is not None]
-            style: dict[str, Any] = {"color": colour(method), "marker": _MARKS[method]}
-            if placed:
-                xs, ys = [spent for spent, _ in placed], [one.accuracy() for _, one in placed]
-                with_interval(
-                    axes[0, column], xs, ys, label=f"{method_name(method)} by condition", **style
-                )
-            for x, one in placed:
-                d = one.evaluation.decoding
-                asked = d.bins if d.condition is None else d.condition
-                tag(axes[0, column], x, 100 * one.accuracy().mean, str(asked))
+            _our_latency_curve(top, method, swept, cost_of)
         for label, star in stars.items():
             if star and (spent := cost_of(star)) is not None:
-                style = {"color": colour(star.evaluation.model), **_STAR}
-                with_interval(axes[0, column], [spent], [star.accuracy()], label=label, **style)
-        if axes[0, column].lines:
-            percent(axes[0, column], f"ours, {stage_name(sweep)}", title)
+                style: dict[str, Any] = {"color": colour(star.evaluation.model), **_STAR}
+                with_interval(top, [spent], [star.accuracy()], label=label, **style)
+        if top.lines:
+            percent(top, f"ours, {stage_name(sweep)}", title)
         else:
-            charts.note(axes[0, column], "not measured")
+            charts.note(top, "not measured")
+
+        bottom = axes[1, column]
         for method, curve in published_figures.LATENCY.items():
             low, high = curve.tokens if column == 0 else curve.seconds
-            axes[1, column].plot(
-                np.linspace(low, high, len(curve.accuracy)),
-                curve.accuracy,
-                color=colour(method),
-                marker=_MARKS[method],
-            )
-        percent(axes[1, column], _PAPER, title)
+            x = np.linspace(low, high, len(curve.accuracy))
+            bottom.plot(x, curve.accuracy, color=colour(method), marker=_MARKS[method])
+        percent(bottom, _PAPER, title)
     axes[0, 0].legend(loc="best")
+
+    swept_problems = problems_of(point for curve in curves.values() for point in curve)
     caption = (
         "Accuracy against latency (Fig. 6), greedy: at each point stands the number of children"
-        " (APR) or window bins (SoS+) that the prompt asks for"
-        f" ({problems_of(one for curve in curves.values() for one in curve)}); stars are asked for"
-        f" nothing ({problems_of(plain.values())}), one of them, where the run has it, SoS+ on wide"
-        f" beams. Seconds are of {results.config.evaluate.timed} of the problems, one at a time on"
-        f" this machine{device(results)}; the paper's are on 8 A6000 GPUs, one for the parent and"
-        " seven for children. Of the paper's points only the first and last places are printed;"
-        " the others stand evenly."
+        f" (APR) or window bins (SoS+) that the prompt requests ({swept_problems}); the prompts of"
+        f" stars request nothing ({problems_of(plain.values())}). One star, where the run has it,"
+        f" is SoS+ with beams 1 to 15. Seconds are of {results.config.evaluate.timed} of the"
+        f" problems, one at a time on this machine{device(results)}; the paper's are on 8 A6000"
+        " GPUs, one for the parent and seven for children. The paper prints the cost of the first"
+        " and the last point only; the others stand at equal distances."
     )
     return Drawn("fig6_latency", caption, figure)
 
 
+def _our_latency_curve(
+    axes: Any,
+    method: str,
+    swept: list[Answered],
+    cost_of: Callable[[Answered], float | None],
+) -> None:
+    """Draws a method's points of Fig. 6 by their condition, those whose cost is known."""
+    points = [(cost, point) for point in swept if (cost := cost_of(point)) is not None]
+    if not points:
+        return
+    costs = [cost for cost, _ in points]
+    scores = [point.accuracy() for _, point in points]
+    style: dict[str, Any] = {"color": colour(method), "marker": _MARKS[method]}
+    with_interval(axes, costs, scores, label=f"{method_name(method)} by condition", **style)
+    for (cost, point), score in zip(points, scores, strict=True):
+        decoding = point.evaluation.decoding
+        condition = decoding.bins if decoding.condition is None else decoding.condition
+        tag(axes, cost, 100 * score.mean, str(condition))
+
+
 @charts.styled
 def enforced(results: Results) -> Drawn | None:
-    """Fig. 7: how much of RL's gain is only more children."""
-    forced = results.config.evaluate.forced
-    shown = [
-        ("sos+", None),
-        *((method, count) for method in ("apr", DRAWN) for count in (None, *forced)),
-    ]
-    rows: dict[str, list[Answered]] = {}
-    for method, count in shown:
-        pair = [one for stage in STAGES if (one := results.get(f"{method}/{stage}", forced=count))]
-        if len(pair) == len(STAGES):
-            rows[method_name(method) + ("" if count is None else f",\n{count} children")] = pair
-    drawn = [one for pair in rows.values() for one in pair]
-    held = [one for one in drawn if not one.evaluation.plain]
-    if not held:
+    """Draws Fig. 7, which shows how much of RL's gain comes from more children alone."""
+    pairs: dict[str, list[Answered]] = {}  # Name -> (before RL, after RL).
+    for method, counts in _enforced_counts(results).items():
+        for count in counts:
+            name = method_name(method)
+            if count is not None:
+                name += f",\n{count} children"
+            pair = _both_stages(results, method, forced=count)
+            if pair:
+                pairs[name] = pair
+    shown = [answered for pair in pairs.values() for answered in pair]
+    forced = [answered for answered in shown if not answered.evaluation.plain]
+    if not forced:
         return None
-    figure, axes = canvas(2, rows=2, width=max(8.6, 2.4 * len(rows)), height=5.2)
-    colours = [colour(pair[0].evaluation.model) for pair in rows.values()]
-    paired_bars(
-        axes[0, 0],
-        {name: [100 * one.accuracy().mean for one in pair] for name, pair in rows.items()},
-        "accuracy (%)",
-        colours,
-    )
-    intervals_on_bars(axes[0, 0], drawn)
-    paired_bars(
-        axes[0, 1],
-        {name: [one.mean("total_tokens") for one in pair] for name, pair in rows.items()},
-        "total tokens",
-        colours,
-    )
-    theirs = {"SoS+": "sos+", "APR": "apr", "APR,\n10 children": "apr enforced"}
-    for column, key in enumerate(("accuracy", "total_tokens")):
-        paired_bars(
-            axes[1, column],
-            {name: list(published_figures.RL[key][model]) for name, model in theirs.items()},
-            "accuracy (%)" if column == 0 else "total tokens",
-            [colour(model) for model in theirs.values()],
-        )
+
+    figure, axes = canvas(2, rows=2, width=max(8.6, 2.4 * len(pairs)), height=5.2)
+    colours = [colour(pair[0].evaluation.model) for pair in pairs.values()]
+    accuracy = {name: [100 * a.accuracy().mean for a in pair] for name, pair in pairs.items()}
+    tokens = {name: [a.mean("total_tokens") for a in pair] for name, pair in pairs.items()}
+    paired_bars(axes[0, 0], accuracy, "accuracy (%)", colours)
+    intervals_on_bars(axes[0, 0], shown)
+    paired_bars(axes[0, 1], tokens, "total tokens", colours)
+
+    enforced_apr = f"apr{published_figures.ENFORCED}"
+    models = {"SoS+": "sos+", "APR": "apr", "APR,\n10 children": enforced_apr}
+    colours = [colour(model) for model in models.values()]
+    for column, (key, title) in enumerate(
+        (("accuracy", "accuracy (%)"), ("total_tokens", "total tokens"))
+    ):
+        published = {name: list(published_figures.RL[key][model]) for name, model in models.items()}
+        paired_bars(axes[1, column], published, title, colours)
     axes[0, 0].set_ylabel("ours")
     axes[1, 0].set_ylabel(_PAPER)
+
+    free = [answered for answered in shown if answered.evaluation.plain]
     caption = (
-        "Child count enforced (Fig. 7): roots held to a number of children, before (hollow) and"
-        " after RL (full). If RL's gain vanishes here, it was in the decision to search wider."
-        f" Greedy answers of roots that are held: {problems_of(held)}; of the others:"
-        f" {problems_of(one for one in drawn if one.evaluation.plain)}."
+        "Child count enforced (Fig. 7): roots that are forced to spawn a number of children, before"
+        " (hollow) and after RL (full). If RL's gain vanishes here, it was in the decision to"
+        f" search wider. Greedy answers of forced roots: {problems_of(forced)}; of the others:"
+        f" {problems_of(free)}."
     )
     return Drawn("fig7_child_count_enforced", caption, figure)
 
 
+def _enforced_counts(results: Results) -> dict[str, tuple[int | None, ...]]:
+    """Method -> the forced children of its bars in Fig. 7; None leaves the roots free."""
+    counts = (None, *results.config.evaluate.forced)
+    return {"sos+": (None,), "apr": counts, RANDOM_PARENT_BEAM: counts}
+
+
+def _both_stages(results: Results, method: str, **decoding: Any) -> list[Answered]:
+    """A method's evaluations before and after RL; empty unless the run has both."""
+    pair = [results.get(f"{method}/{stage}", **decoding) for stage in STAGES]
+    found = [answered for answered in pair if answered]
+    return found if len(found) == len(STAGES) else []
+
+
 def _published_tokens(axes: Any, temperature: float) -> None:
-    """The paper's panel of Fig. 4a or 8: two halves, since one axis for both would say that they
-    cost the same.
+    """Draws the paper's panel of Fig. 4a or 8, in two halves: SoS+ on the left, APR on the right.
+
+    A common axis would say that points above each other cost the same.
     """
     if temperature not in published_figures.APR_BY_CONDITION:
         charts.note(axes, f"the paper has no T = {temperature:g}")
         axes.set_title(_PAPER)
         return
-    samples, conditions = (
-        len(published_figures.PASS_AT_N[temperature]),
-        len(published_figures.APR_BY_CONDITION[temperature]),
-    )
-    start = samples + 1.5  # Before the first condition: no point of APR stands above one of SoS+.
+    passed = published_figures.PASS_AT_N[temperature]
+    agreed = published_figures.CONS_AT_N[temperature]
+    by_condition = published_figures.APR_BY_CONDITION[temperature]
+    samples = range(1, len(passed) + 1)
+    conditions = range(1, len(by_condition) + 1)
+    start = len(passed) + 1.5  # Where the right half begins.
+
     curves: tuple[tuple[str, tuple[float, ...], str, float, dict[str, Any]], ...] = (
-        (
-            "pass",
-            published_figures.PASS_AT_N[temperature],
-            "sos+",
-            0,
-            {"linestyle": ":", "marker": "o"},
-        ),
-        ("cons", published_figures.CONS_AT_N[temperature], "sos+", 0, {"marker": "o"}),
-        (
-            "apr",
-            published_figures.APR_BY_CONDITION[temperature],
-            "apr",
-            start,
-            {"marker": _MARKS["apr"]},
-        ),
+        ("pass", passed, "sos+", 0, {"linestyle": ":", "marker": "o"}),
+        ("cons", agreed, "sos+", 0, {"marker": "o"}),
+        ("apr", by_condition, "apr", start, {"marker": _MARKS["apr"]}),
     )
     for name, values, method, before, style in curves:
         axes.plot(before + np.arange(1, len(values) + 1), values, color=colour(method), **style)
         if temperature == 1:
-            place, tokens = published_figures.TOKENS_AT[name]
-            tag(axes, before + place, values[place - 1], tokens)
-    axes.axvline((samples + 1 + start) / 2, color=charts.INK, alpha=0.4, linewidth=0.8)
-    halves = [*range(1, samples + 1)], [*range(1, conditions + 1)]
-    axes.set_xticks(
-        [*halves[0], *(start + place for place in halves[1])], [*halves[0], *halves[1]], fontsize=7
-    )
-    axes.xaxis.remove_overlapping_locs = False  # A label may stand below a tick.
-    middles = (samples + 1) / 2, start + (conditions + 1) / 2
+            number, tokens = published_figures.TOKENS_AT[name]
+            tag(axes, before + number, values[number - 1], tokens)
+    axes.axvline((len(passed) + 1 + start) / 2, color=charts.INK, alpha=0.4, linewidth=0.8)
+
+    places = [*samples, *(start + number for number in conditions)]
+    axes.set_xticks(places, [*samples, *conditions], fontsize=7)
+    axes.xaxis.remove_overlapping_locs = False  # A label of a half may stand below a tick.
+    middles = (len(passed) + 1) / 2, start + (len(by_condition) + 1) / 2
     axes.set_xticks(middles, ["SoS+: n samples", "APR: its conditions in order"], minor=True)
     axes.tick_params(axis="x", which="minor", length=0, pad=16)
     percent(axes, f"{_PAPER}, T = {temperature:g}", "")
 
 
 def _has_tokens(results: Results, temperature: float) -> bool:
+    """Whether the run has an evaluation for the panel of a temperature in Fig. 4a or 8."""
     sweep = results.config.evaluate.sweep
     return bool(
         results.get(f"sos+/{sweep}", temperature=temperature)

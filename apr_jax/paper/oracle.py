@@ -1,5 +1,5 @@
-"""The demonstrations' own success: what a perfect imitator of them would reach on the test
-problems, and at which cost.
+"""Demonstrations of the test problems: the accuracy and cost that a perfect imitator of the
+demonstrations would have.
 """
 
 from __future__ import annotations
@@ -13,32 +13,36 @@ from apr_jax.errors import UsageError
 from apr_jax.tasks import Countdown, Problem
 from apr_jax.text.tokenizer import Tokenizer
 
-_SEED = 1_000_003  # Away from those of training demonstrations, which count from 0.
+_SEED = 1_000_003  # Far from the seeds of training demonstrations, which count from 0.
 
 
 def demonstrated(
     task: Countdown, problems: list[Problem], tokenizer: Tokenizer, methods: Sequence[str]
 ) -> dict[str, list[dict[str, Any]]]:
-    """Method -> one demonstration a problem, as a trace: id, correct, and the measures in
-    tokens.
+    """Demonstrates each problem once by each method.
+
+    Returns:
+      method -> one trace a problem, with `id`, `correct` and the measures in tokens. A method is
+      left out if the tokenizer cannot write its demonstrations.
     """
-    found: dict[str, list[dict[str, Any]]] = {}
+    demonstrations: dict[str, list[dict[str, Any]]] = {}
     for method in methods:
         try:
-            found[method] = [
-                _trace(task, problem, method, place, tokenizer)
-                for place, problem in enumerate(problems)
+            demonstrations[method] = [
+                _trace(task, problem, method, _SEED + index, tokenizer)
+                for index, problem in enumerate(problems)
             ]
-        # A tokenizer of other demonstrations; those of this method hold characters that it lacks.
+        # The tokenizer was trained on other demonstrations, and lacks a character of these.
         except UsageError:
             continue
-    return found
+    return demonstrations
 
 
 def _trace(
-    task: Countdown, problem: Problem, method: str, place: int, tokenizer: Tokenizer
+    task: Countdown, problem: Problem, method: str, seed: int, tokenizer: Tokenizer
 ) -> dict[str, Any]:
-    thread = task.demonstration(problem, method, _SEED + place)
+    """A demonstration of a problem, written like the trace of an answer."""
+    thread = task.demonstration(problem, method, seed)
     streams = tree_streams(thread, tokenizer)
     sampled = [int(stream.sampled.sum()) for stream in streams]
     return {

@@ -1,24 +1,30 @@
 """A whole experiment from nothing to its report, stage after stage, in one process.
 
 The life of a run (OUT is its folder):
+
   1. data         OUT/data: problems, tokenizer, demonstrations of APR and SoS+
   2. <method>/sft OUT/<method>/sft: supervised training
   3. <method>/rl  OUT/<method>/rl: reinforcement learning from there
-                  OUT/<ablation>/{data,sft,rl}, with `evaluate.ablations`: those of the suite
-  4. eval/NAME    OUT/eval/NAME: answers to held-out test problems, one folder an evaluation
-                  of `paper/suite.py`; and to validation problems, where these choose
-  5. latency/NAME OUT/eval/NAME/latency.json, slots/NAME the same on 1, 2,
-                  4, ... decode slots, OUT/eval/NAME/slots.json: seconds of one problem
+                  With `evaluate.ablations` the ablations of the suite are trained too, each in
+                  OUT/<ablation>/{data,sft,rl}.
+  4. eval/NAME    OUT/eval/NAME: answers to held-out test problems, a folder for each evaluation
+                  of `paper/suite.py`, and answers to validation problems where these choose
+  5. latency/NAME OUT/eval/NAME/latency.json: seconds of one problem
+     slots/NAME   OUT/eval/NAME/slots.json: the same on 1, 2, 4, ... decode slots
   6. report       OUT/results.json, OUT/figures/*.{png,svg}, OUT/report.html
 
-`paper/stages.py` runs them, each once, so the same command can be stopped and started at will, and
-when all is done it only shows the results. `--only training` is stages 1 to 3, so that a pod need
-not wait for one host's evaluations; `--only figures` takes the checkpoints that are there: stages 1
-and 4 to 6."""
+`paper/stages.py` runs each stage once, so the command can be stopped and started at will. When
+every stage is done, the command only shows the results. `--only training` runs stages 1 to 3, so
+that a pod need not wait for the evaluations of one host. `--only figures` runs stages 1 and 4 to 6
+with the checkpoints that exist.
+"""
 
+from __future__ import annotations
+
+import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from apr_jax.config import Experiment, override
 from apr_jax.errors import UserError
@@ -29,6 +35,9 @@ from apr_jax.io.terminal import Terminal
 from apr_jax.paper import Only
 from apr_jax.paper.stages import Stage, read_json, read_record, reserve, run_stages, write_json
 from apr_jax.report.terminal_tables import print_comparisons, print_table
+
+if TYPE_CHECKING:
+    from apr_jax.paper.suite import Evaluation
 
 METHODS = ("sos+", "apr")  # The serial baseline first: the table reads from worse to better.
 
@@ -41,20 +50,22 @@ def reproduce(
     Args:
       out: folder of the run.
       data: where its data are, or will be built; by default out/data.
-      only: "training" ends before the first evaluation, which needs no pod; "figures" trains
-        nothing, and draws in any case.
+      only: "training" ends before the first evaluation, because evaluations need no pod; "figures"
+        trains nothing, and draws the figures even if they are drawn already.
 
     Raises:
-      UsageError: OUT holds a run of other settings, or the suite asks for what the models cannot
-        do.
+      UsageError: OUT holds a run of other settings, or the suite has an evaluation that the models
+        cannot answer.
       UserError: a stage failed; what was finished before is kept.
     """
     from apr_jax.paper.suite import check, check_conditions
 
     check(config)
     built = data or out / "data"
-    if read_record(out).get("data", {}).get("done") and (built / "data.json").is_file():
-        check_conditions(config, built)  # Else as soon as the data are built.
+    is_built = read_record(out).get("data", {}).get("done") and (built / "data.json").is_file()
+    if is_built:
+        check_conditions(config, built)  # Otherwise it is checked as soon as the data are built.
+
     with Lease(out, "reproduce", together=True):
         reserve(out, config)
         stages = part_of(stages_of(config, out, data), out, only)
@@ -66,85 +77,76 @@ def reproduce(
 
 
 def part_of(stages: list[Stage], out: Path, only: Only | None) -> list[Stage]:
-    """Those of `--only`."""
+    """Selects the stages that `--only` names; all of them without it."""
     if only == "training":
         return [stage for stage in stages if not stage.name.startswith(_FIGURES)]
     if only == "figures":
+        wanted = ("data", *_FIGURES)
         return [
-            stage
-            for stage in stages
-            if stage.name.startswith(("data", *_FIGURES)) and _has_models(stage, out)
+            stage for stage in stages if stage.name.startswith(wanted) and _has_model(stage, out)
         ]
     return stages
 
 
 def stages_of(config: Experiment, out: Path, data: Path | None = None) -> list[Stage]:
-    """The stages in their order."""
-    built, record = data or out / "data", read_record(out)
-    trained = [
-        data_stage("data", config, built, METHODS, _checks_conditions(config, built)),
-        *(
-            supervised_stage(f"{method}/sft", config, "data", built, out, method)
-            for method in METHODS
-        ),
-        *(
+    """Lists the stages of a run in their order."""
+    built = data or out / "data"
+    record = read_record(out)
+
+    def check_data() -> None:
+        # The suite sweeps over conditions, which the data must state before a model learns them.
+        from apr_jax.paper.suite import check_conditions
+
+        check_conditions(config, built)
+
+    trained = [data_stage("data", config, built, METHODS, check_data)]
+    for method in METHODS:
+        trained.append(supervised_stage(f"{method}/sft", config, "data", built, out, method))
+    for method in METHODS:
+        trained.append(
             reinforced_stage(f"{method}/rl", f"{method}/sft", config, built, out, f"rl {method}")
-            for method in METHODS
-        ),
-        *(_ablations(config, out, record) if config.evaluate.ablations else ()),
-    ]
+        )
+    if config.evaluate.ablations:
+        trained += _ablations(config, out, record)
+
+    # Evaluations of models that are trained here, or that exist already. The model of an ablation
+    # that was stopped half-way, and does not go on in this run, is not finished.
     known = {stage.name for stage in trained}
-    # An ablation that was stopped half-way, and is not to go on now, has no model yet.
-    half = {name for name, stage in record.items() if not stage["done"]}
+    unfinished = {name for name, stage in record.items() if not stage["done"]}
     measured = [
         stage
         for stage in _evaluations(config, out, built)
-        if _model(stage) in known or (_has_models(stage, out) and _model(stage) not in half)
+        if _model(stage) in known or (_has_model(stage, out) and _model(stage) not in unfinished)
     ]
+
     names = tuple(stage.name for stage in (*trained, *measured))
-    return [
-        *trained,
-        *measured,
-        Stage("report", out / "report.html", lambda: write_report(out, built), names, "report"),
-    ]
+    report = Stage("report", out / "report.html", lambda: write_report(out, built), names, "report")
+    return [*trained, *measured, report]
 
 
 def _ablations(config: Experiment, out: Path, record: dict[str, Any]) -> list[Stage]:
-    """Data and trainings of the suite's ablations, each in a folder of its own.
-
-    Not of one that would be the run itself over again, nor of one whose model is there, kept or
-    trained by another command."""
+    """Lists the data and training stages of the suite's ablations, each in a folder of its own."""
     from apr_jax.paper.suite import ABLATIONS, MODELS, model_of
 
     stages = []
     for name, (method, settings) in ABLATIONS.items():
-        own, data, built = override(config, list(settings)), f"{name}/data", out / name / "data"
-        if (settings and own == config) or (
-            f"{name}/sft" not in record and model_of(out, f"{name}/sft")
-        ):
+        own = override(config, list(settings))
+        data = f"{name}/data"
+        built = out / name / "data"
+
+        is_the_run_itself = bool(settings) and own == config
+        # Exported, or trained by another command.
+        has_foreign_model = f"{name}/sft" not in record and model_of(out, f"{name}/sft")
+        if is_the_run_itself or has_foreign_model:
             continue
-        stages += [
-            data_stage(data, own, built, (method,)),
-            supervised_stage(f"{name}/sft", own, data, built, out, method),
-        ]
+
+        stages.append(data_stage(data, own, built, (method,)))
+        stages.append(supervised_stage(f"{name}/sft", own, data, built, out, method))
         if f"{name}/rl" in MODELS:
             stages.append(
                 reinforced_stage(f"{name}/rl", f"{name}/sft", own, built, out, f"rl {method}")
             )
     return stages
-
-
-def _checks_conditions(config: Experiment, built: Path) -> Callable[[], None]:
-    """What is checked of the run's own data before anything is trained on them: its models will be
-    swept.
-    """
-
-    def check() -> None:
-        from apr_jax.paper.suite import check_conditions
-
-        check_conditions(config, built)
-
-    return check
 
 
 def data_stage(
@@ -154,7 +156,7 @@ def data_stage(
     methods: tuple[str, ...],
     check: Callable[[], None] = lambda: None,
 ) -> Stage:
-    """Builds the data that these methods are trained on; then `check` looks at them."""
+    """A stage that builds the data that `methods` are trained on, and then calls `check`."""
 
     def run() -> None:
         from apr_jax.data.build import build
@@ -168,7 +170,11 @@ def data_stage(
 def supervised_stage(
     name: str, config: Experiment, data: str, built: Path, out: Path, method: str
 ) -> Stage:
-    """Supervised training into the folder OUT/name, on what the stage `data` built."""
+    """A stage of supervised training into OUT/<name>.
+
+    Args:
+      data: name of the stage that builds the data into the folder `built`.
+    """
 
     def run() -> None:
         from apr_jax.train.sft import train_sft
@@ -176,8 +182,8 @@ def supervised_stage(
         train_sft(config, built, out / name, method)
 
     sft = config.train.sft
-    # An epoch of one method takes other steps than one of another: the time of one says nothing
-    # about the other.
+    # Epochs of two methods have different numbers of steps, so the time of one method's epoch says
+    # nothing about that of another's.
     kind = "sft" if sft.steps else f"sft {method}"
     return Stage(
         name, out / name / "checkpoints", run, (data,), kind, sft.steps or sft.epochs, together=True
@@ -187,8 +193,10 @@ def supervised_stage(
 def reinforced_stage(
     name: str, start: str, config: Experiment, built: Path, out: Path, kind: str
 ) -> Stage:
-    """Reinforcement learning into the folder OUT/name, from what the stage `start` trained into its
-    own.
+    """A stage of reinforcement learning into OUT/<name>.
+
+    Args:
+      start: name of the stage whose model it starts from, in OUT/<start>.
     """
 
     def run() -> None:
@@ -202,110 +210,139 @@ def reinforced_stage(
 
 
 def _evaluations(config: Experiment, out: Path, built: Path) -> list[Stage]:
-    """One stage an evaluation, for the seconds of one problem, and for its seconds on several
-    numbers of decode slots.
+    """Lists the stages that measure the trained models: answers first, then seconds.
+
+    Args:
+      out: folder of the run.
+      built: folder of its data.
     """
     from apr_jax.paper import suite
 
-    def start(model: str, count: int | None) -> tuple[Any, list[Any]]:
-        return load(model), problems_of("test")[:count]
+    settings = config.evaluate
+    answered = (*suite.declare(settings), *suite.choosing(settings))
+    return [
+        *(_answer_stage(evaluation, config, out, built) for evaluation in answered),
+        *(_latency_stage(evaluation, config, out, built) for evaluation in suite.timed(settings)),
+        *(
+            _slots_stage(evaluation, config, out, built)
+            for evaluation in suite.timed_on_slots(settings)
+        ),
+    ]
 
-    def load(model: str) -> Any:
-        from apr_jax.train.checkpoint.manager import load_checkpoint
 
-        return load_checkpoint(suite.model_of(out, model) or out / model)
+def _answer_stage(evaluation: Evaluation, config: Experiment, out: Path, built: Path) -> Stage:
+    """Answers the problems of an evaluation: OUT/eval/NAME/summary.json."""
 
-    def problems_of(split: str) -> list[Any]:
-        from apr_jax.data.build import check_files
-        from apr_jax.tasks import load_problems
-
-        name = f"{split}.jsonl"
-        check_files(built, name)
-        return load_problems(built / name)
-
-    def answer(one: suite.Evaluation) -> None:
+    def run() -> None:
         from apr_jax.evaluate.runner import evaluate
 
-        if one.validation:
-            problems = problems_of("validation")[-(one.problems or 0) :]
+        if evaluation.validation:
+            problems = _load_problems(built, "validation")[-(evaluation.problems or 0) :]
         else:
-            problems = problems_of("test")[: one.problems]
-        evaluate(load(one.model), problems, out / "eval" / one.name, one.decoding)
+            problems = _load_problems(built, "test")[: evaluation.problems]
+        restored = _load_model(out, evaluation.model)
+        evaluate(restored, problems, out / "eval" / evaluation.name, evaluation.decoding)
 
-    def clock(one: suite.Evaluation) -> None:
+    trees = (evaluation.problems or config.data.heldout) * evaluation.decoding.samples
+    return _evaluation_stage("eval", evaluation, out, "summary.json", run, work=trees)
+
+
+def _latency_stage(evaluation: Evaluation, config: Experiment, out: Path, built: Path) -> Stage:
+    """Measures the seconds of one problem: OUT/eval/NAME/latency.json."""
+    count = config.evaluate.timed
+    repeats = config.evaluate.repeats
+
+    def run() -> None:
         from apr_jax.evaluate.latency import measure_latency
 
-        restored, problems = start(one.model, timed)
-        measure_latency(
-            restored, problems, out / "eval" / one.name, one.decoding, config.evaluate.repeats
-        )
+        restored = _load_model(out, evaluation.model)
+        problems = _load_problems(built, "test")[:count]
+        folder = out / "eval" / evaluation.name
+        measure_latency(restored, problems, folder, evaluation.decoding, repeats)
 
-    def slots(one: suite.Evaluation) -> None:
+    return _evaluation_stage("latency", evaluation, out, "latency.json", run, work=count)
+
+
+def _slots_stage(evaluation: Evaluation, config: Experiment, out: Path, built: Path) -> Stage:
+    """Measures seconds of one problem on 1, 2, 4, ... decode slots: OUT/eval/NAME/slots.json."""
+    # On one decode slot a tree takes a step for each of its tokens, so fewer problems are timed.
+    count = math.ceil(config.evaluate.timed / 3)
+    repeats = config.evaluate.repeats
+
+    def run() -> None:
         from apr_jax.evaluate.latency import measure_slots
 
-        restored, problems = start(one.model, few)
-        measure_slots(
-            restored, problems, out / "eval" / one.name, one.decoding, config.evaluate.repeats
-        )
+        restored = _load_model(out, evaluation.model)
+        problems = _load_problems(built, "test")[:count]
+        folder = out / "eval" / evaluation.name
+        measure_slots(restored, problems, folder, evaluation.decoding, repeats)
 
-    timed = config.evaluate.timed
-    few = -(-timed // 3)  # On one decode slot a tree takes a step for each of its tokens.
+    return _evaluation_stage("slots", evaluation, out, "slots.json", run, work=count)
 
-    def stage(
-        what: str,
-        one: suite.Evaluation,
-        run: Callable[[suite.Evaluation], None],
-        makes: str,
-        work: float,
-    ) -> Stage:
-        method = one.model.partition("/")[0]
-        name = f"{what}/{one.name}"
-        return Stage(
-            name,
-            out / "eval" / one.name / makes,
-            lambda: run(one),
-            (one.model,),
-            f"{what} {method}",
-            work,
-        )
 
-    return [
-        *(
-            stage(
-                "eval",
-                one,
-                answer,
-                "summary.json",
-                (one.problems or config.data.heldout) * one.decoding.samples,
-            )
-            for one in (*suite.declare(config.evaluate), *suite.choosing(config.evaluate))
-        ),
-        *(
-            stage("latency", one, clock, "latency.json", timed)
-            for one in suite.timed(config.evaluate)
-        ),
-        *(stage("slots", one, slots, "slots.json", few) for one in suite.laned(config.evaluate)),
-    ]
+def _evaluation_stage(
+    what: str,
+    evaluation: Evaluation,
+    out: Path,
+    file: str,
+    run: Callable[[], None],
+    work: float,
+) -> Stage:
+    """A stage that makes `file` of an evaluation's folder.
+
+    Args:
+      what: begins the stage's name, and its kind: stages of one method take alike.
+      work: see `Stage`.
+    """
+    method = evaluation.model.partition("/")[0]
+    return Stage(
+        f"{what}/{evaluation.name}",
+        makes=out / "eval" / evaluation.name / file,
+        run=run,
+        needs=(evaluation.model,),
+        kind=f"{what} {method}",
+        work=work,
+    )
+
+
+def _load_model(out: Path, model: str) -> Any:
+    """Loads a trained or exported model of the run."""
+    from apr_jax.paper.suite import model_of
+    from apr_jax.train.checkpoint.manager import load_checkpoint
+
+    return load_checkpoint(model_of(out, model) or out / model)
+
+
+def _load_problems(built: Path, split: str) -> list[Any]:
+    """Loads the problems of a split, "test" or "validation", of the run's data."""
+    from apr_jax.data.build import check_files
+    from apr_jax.tasks import load_problems
+
+    name = f"{split}.jsonl"
+    check_files(built, name)
+    return load_problems(built / name)
 
 
 _FIGURES = ("eval/", "latency/", "slots/", "report")
 
 
 def _model(stage: Stage) -> str:
+    """The model that a stage evaluates; "" if it needs nothing."""
     return stage.needs[0] if stage.needs else ""
 
 
-def _has_models(stage: Stage, out: Path) -> bool:
+def _has_model(stage: Stage, out: Path) -> bool:
+    """Whether the model that a stage evaluates exists; data and report need none."""
     from apr_jax.paper.suite import model_of
 
     return stage.name in ("data", "report") or model_of(out, _model(stage)) is not None
 
 
 def write_report(out: Path, data: Path | None = None) -> None:
-    """Writes results.json, the figures and report.html from what the evaluations left in `out`.
+    """Writes results.json, the figures and report.html from the evaluations in the folder `out`.
 
     Args:
-      data: of the run; by default out/data.
+      data: the run's data; by default out/data.
 
     Raises:
       UserError: there is no evaluation.
@@ -322,29 +359,24 @@ def write_report(out: Path, data: Path | None = None) -> None:
             out, ("config.json", "stages.json", "*.safetensors", "eval/*/*", "*/*/metrics.jsonl")
         ) as mirror,
     ):
-        seconds = {
-            name: stage["seconds"]
-            for name, stage in read_record(mirror.local).items()
-            if stage["done"]
-        }
-        found = write_run_report(mirror.local, data or out / "data")
-        write_json(mirror.local / "results.json", {"seconds": seconds} | found)
+        record = read_record(mirror.local)
+        seconds = {name: stage["seconds"] for name, stage in record.items() if stage["done"]}
+        numbers = write_run_report(mirror.local, data or out / "data")
+        write_json(mirror.local / "results.json", {"seconds": seconds} | numbers)
 
 
 def show_results(out: Path) -> None:
-    """Prints the tables of a finished run, its warnings, what it took, and where figures and report
-    are.
-    """
+    """Prints a finished run: tables, warnings, duration, and where figures and report are."""
     results = read_json(out / "results.json")
     print_table({row["label"]: row for row in results["main"].values()})
     console = Terminal(highlight=False, soft_wrap=True, markup=False)
     print_comparisons(results["comparisons"], console)
-    # The evaluations said them too, but not to whoever starts a finished run again.
+    # Each evaluation printed its warnings already, but nobody has seen them who only starts a
+    # finished run again.
     print_warnings(results["warnings"])
     for line in results["missing"]:
         console.print(f"not run  {line}")
-    console.print(
-        f"time     {sum(results['seconds'].values()) / 60:.1f} minutes ({out / 'stages.json'})"
-    )
+    minutes = sum(results["seconds"].values()) / 60
+    console.print(f"time     {minutes:.1f} minutes ({out / 'stages.json'})")
     console.print(f"figures  {out / 'figures'}")
     console.print(f"report   {out / 'report.html'}")

@@ -1,9 +1,10 @@
-"""The published figures that stand beside ours: Pan, Li, Lian et al., "Learning Adaptive Parallel
-Reasoning with Language Models", arXiv 2504.15466 (2025). 228M parameters, window 4,096, 1,000 test
-problems; accuracy in percent, one training each.
+"""The paper's figures, which stand beside ours: Pan, Li, Lian et al., "Learning Adaptive Parallel
+Reasoning with Language Models", arXiv 2504.15466 (2025).
 
-The paper prints the accuracy of each point of a curve, but of few its place; those are given as
-(first, last)."""
+The paper's models have 228M parameters and a window of 4,096. Accuracy is in percent of 1,000 test
+problems, of one training each. The paper prints the accuracy of every point of a curve, but for few
+points their cost; here a curve has the costs of its first and last point.
+"""
 
 from __future__ import annotations
 
@@ -11,12 +12,15 @@ import dataclasses
 
 SOURCE = "Pan, Li, Lian et al. (2025), arXiv 2504.15466"
 
-# Fig. 4b: accuracy at the whole window of 4,096, after RL.
+# The end of a model's name in Table 3 and Fig. 7 where the root is forced to spawn 10 children.
+ENFORCED = " enforced"
+
+# Fig. 4b: accuracy with the whole window of 4,096, after RL.
 WINDOW = 4_096
 AT_WINDOW = {"sos+/rl": 60.0, "apr/rl": 83.4}
 
-# Fig. 4a and 8, temperature -> accuracy of APR as the child condition grows, and of SoS+ with n = 1
-# to 8 samples.
+# Fig. 4a and 8: temperature -> accuracy of APR as the child condition grows, and accuracy of SoS+
+# with n = 1 to 8 samples.
 APR_BY_CONDITION = {
     0.1: (57.9, 64.7, 68.8, 72.8, 75.0, 76.5, 78.8, 80.8, 83.3),
     0.5: (57.6, 65.9, 68.5, 73.6, 75.6, 77.5, 79.3, 81.9, 83.8),
@@ -32,17 +36,19 @@ CONS_AT_N = {
     0.5: (58.9, 62.4, 63.5, 64.2, 64.9, 65.7, 65.9, 66.5),
     1.0: (57.3, 62.6, 63.0, 64.6, 65.5, 65.8, 66.6, 66.4),
 }
-# Of these the paper prints the total tokens of three points, at T = 1: curve -> (its place, from 1;
-# tokens).
+# The paper prints the total tokens of three of these points, at T = 1: curve -> (number of the
+# point, counted from 1; tokens).
 TOKENS_AT = {"pass": (8, "24k"), "cons": (7, "20k"), "apr": (9, "20k")}
 
 
 @dataclasses.dataclass(frozen=True)
 class Curve:
-    """Attributes:
-    accuracy: of each point, the cheapest first.
-    tokens: sequential tokens of the first and the last one.
-    seconds: latency of the first and the last one, on 8 A6000 GPUs.
+    """A curve of accuracy against latency.
+
+    Attributes:
+      accuracy: accuracy of each point, the cheapest point first.
+      tokens: sequential tokens of the first and the last point.
+      seconds: seconds of the first and the last point, on 8 A6000 GPUs.
     """
 
     accuracy: tuple[float, ...]
@@ -56,7 +62,7 @@ LATENCY = {
     "sos+": Curve((45.1, 51.0, 56.7, 56.9, 57.3), (1_200, 2_900), (2.0, 5.0)),
 }
 
-# Fig. 5 and 7: measure -> model -> (before, after RL). "apr enforced": the child count held at 10.
+# Fig. 5 and 7: measure -> model -> (before RL, after RL).
 RL: dict[str, dict[str, tuple[float, float]]] = {
     "accuracy": {"sos+": (57.3, 60.0), "apr": (75.5, 83.4), "apr enforced": (83.2, 83.3)},
     "total_tokens": {
@@ -87,8 +93,8 @@ TABLE_3 = {
     "apr/rl enforced": {0.0: 83.3, 0.1: 83.3, 0.5: 83.8, 1.0: 81.9},
 }
 
-# What the paper comparisons, as (one, other) in percent. Each gap is a target of ours, and so is
-# RL's gain by Table 3; in the same window, so is the first score.
+# The paper's comparisons, as accuracies (of APR, of SoS+). Our gaps should be as large; so should
+# RL's gain in Table 3, and in the same window our first score too.
 COMPARISONS = {
     "window": (83.4, 60.0),
     "tokens": (80.1, 66.6),

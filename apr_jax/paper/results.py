@@ -1,5 +1,5 @@
-"""What a run's evaluations found, read back from its folder: the one source of figures, tables and
-comparisons.
+"""The finished evaluations of a run, read back from its folder. Figures, tables and comparisons are
+made from these alone.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from apr_jax.paper.oracle import demonstrated
 from apr_jax.tasks import METHODS, Countdown, load_problems
 from apr_jax.text.tokenizer import Tokenizer
 
-# Measure -> that of several trees which are drawn side by side.
+# Measure -> how the values of several trees that are sampled side by side become one.
 _TOGETHER: dict[str, Callable[..., float]] = {
     "total_tokens": sum,
     "sequential_tokens": max,
@@ -39,7 +39,9 @@ class Score:
     """A mean over problems with its 95% interval.
 
     Attributes:
-      values: problem -> its share of right answers, or its tokens.
+      mean: the mean.
+      low, high: the interval.
+      values: problem -> its share of right answers, or its value of another measure.
     """
 
     mean: float
@@ -49,27 +51,32 @@ class Score:
 
 
 def share(values: dict[str, float]) -> Score:
-    """Of right answers: Wilson's interval over the number of problems (samples of one problem are
-    not independent).
+    """The share of right answers with Wilson's interval.
+
+    The interval counts problems, not samples, because samples of one problem are not independent.
     """
-    mean = sum(values.values()) / len(values)
-    return Score(mean, *wilson(round(mean * len(values)), len(values)), values)
+    count = len(values)
+    mean = sum(values.values()) / count
+    return Score(mean, *wilson(round(mean * count), count), values)
 
 
 def average(values: dict[str, float]) -> Score:
-    """Of any measure: a bootstrap over problems."""
-    return Score(sum(values.values()) / len(values), *mean_interval(list(values.values())), values)
+    """The mean of any measure, with the interval of a bootstrap over problems."""
+    mean = sum(values.values()) / len(values)
+    return Score(mean, *mean_interval(list(values.values())), values)
 
 
 @dataclasses.dataclass(frozen=True)
 class Answered:
-    """An evaluation that was run.
+    """A finished evaluation.
 
     Attributes:
-      traces: all its trees; those of the plain evaluations, greedy and at the highest temperature,
-        have a `failure`.
-      latency: what `latency.json` holds, if it was measured; decode slots: the same of
-        `slots.json`.
+      evaluation: its declaration.
+      traces: all its trees. Traces of plain evaluations, at the temperatures of comparisons, have a
+        `failure`.
+      summary: what `summary.json` holds.
+      latency: what `latency.json` holds; None if it was not measured.
+      slots: what `slots.json` holds; None if it was not measured.
       validated: the same evaluation of validation problems, which chooses where comparisons take
         the best of several; None if it was not run.
     """
@@ -83,36 +90,36 @@ class Answered:
 
     @functools.cached_property
     def groups(self) -> dict[str, list[Trace]]:
-        """Problem -> its samples, in order."""
+        """Problem -> the traces of its samples, in order."""
         return by_problem(self.traces)
 
     @property
     def label(self) -> str:
-        """For legends and tables."""
+        """The evaluation in words, for legends and tables."""
         return label(self.evaluation)
 
     def accuracy(self) -> Score:
-        """Share of right answers."""
+        """The share of right answers."""
         return share(
             {name: mean([tree["correct"] for tree in trees]) for name, trees in self.groups.items()}
         )
 
     def mean(self, name: str) -> float:
-        """Of a measure of the traces."""
+        """The mean of a measure over all traces."""
         return mean([tree[name] for tree in self.traces])
 
     def measure(self, name: str) -> Score:
-        """The same with its interval, over problems."""
+        """The mean of a measure over problems, with its interval."""
         return average(
             {key: mean([tree[name] for tree in trees]) for key, trees in self.groups.items()}
         )
 
     def spent(self, problems: Iterable[str], votes: int | None = None) -> dict[str, float]:
-        """What an answer to these problems took: means of the measures.
+        """What an answer to one of these problems took: the mean of each measure.
 
         Args:
-          votes: an answer is the vote of so many samples, drawn side by side: their tokens add up,
-            their longest chain counts.
+          votes: number of samples whose vote is an answer; None where every tree is an answer. The
+            samples are taken side by side, so their tokens add up and their longest chain counts.
         """
         groups = [self.groups[name] for name in problems]
         if votes is None:
@@ -126,36 +133,36 @@ class Answered:
         }
 
     def thread_tokens(self) -> float:
-        """Mean sampled tokens of a thread."""
+        """The mean number of sampled tokens of a thread."""
+        tokens = sum(tree["total_tokens"] for tree in self.traces)
         threads = sum(len(tree["threads"]) for tree in self.traces)
-        return sum(tree["total_tokens"] for tree in self.traces) / max(1, threads)
+        return tokens / max(1, threads)
 
     @functools.cached_property
     def by_n(self) -> list[tuple[Score, Score, float]]:
-        """(pass@n, cons@n, total tokens) of the first n samples, n from 1 to all."""
-        return [self._of_n(n) for n in range(1, self.summary["samples"] + 1)]
+        """(pass@n, cons@n, total tokens) of the first n samples, for n from 1 to all."""
+        return [self._of_first(n) for n in range(1, self.summary["samples"] + 1)]
 
-    def _of_n(self, n: int) -> tuple[Score, Score, float]:
-        cut = {name: trees[:n] for name, trees in self.groups.items()}
-        passed = share(
-            {name: float(any(tree["correct"] for tree in trees)) for name, trees in cut.items()}
-        )
-        agreed = share({name: float(consensus(trees)) for name, trees in cut.items()})
-        return (
-            passed,
-            agreed,
-            mean([sum(tree["total_tokens"] for tree in trees) for trees in cut.values()]),
-        )
+    def _of_first(self, n: int) -> tuple[Score, Score, float]:
+        """pass@n, cons@n and total tokens of the first n samples."""
+        passed, agreed, tokens = {}, {}, []
+        for name, trees in self.groups.items():
+            samples = trees[:n]
+            passed[name] = float(any(tree["correct"] for tree in samples))
+            agreed[name] = float(consensus(samples))
+            tokens.append(sum(tree["total_tokens"] for tree in samples))
+        return share(passed), share(agreed), mean(tokens)
 
 
 @dataclasses.dataclass(frozen=True)
 class Results:
-    """All of a run.
+    """All evaluations of one run, loaded from disk.
 
     Attributes:
-      answered: name -> evaluation.
-      missing: why a declared evaluation is not there, one line each.
-      oracle: method -> demonstrations of the test problems, in the form of traces.
+      config: the run's experiment.
+      answered: name -> finished evaluation.
+      missing: a line for each declared evaluation that the run does not have, with the reason.
+      oracle: method -> demonstrations of the test problems, written like traces.
     """
 
     config: Experiment
@@ -164,75 +171,68 @@ class Results:
     oracle: dict[str, list[Trace]]
 
     def get(self, model: str, **decoding: Any) -> Answered | None:
-        """The evaluation of a model with these fields of `Decoding`, whatever its samples and
-        problems; None if not run.
+        """Finds the evaluation of a model by its decoding; None if the run does not have it.
+
+        Args:
+          decoding: fields of `Decoding`; the others have their defaults. Any number of samples and
+            of problems matches.
         """
         wanted = dataclasses.asdict(Decoding()) | decoding
-        for one in self.answered.values():
-            found = dataclasses.asdict(one.evaluation.decoding) | {"samples": 1}
-            if one.evaluation.model == model and found == wanted:
-                return one
+        for answered in self.answered.values():
+            actual = dataclasses.asdict(answered.evaluation.decoding) | {"samples": 1}
+            if answered.evaluation.model == model and actual == wanted:
+                return answered
         return None
 
     def sweep(self, method: str, temperature: float = 0.0) -> list[Answered]:
-        """The swept model's evaluations by condition, the smallest first."""
+        """The evaluations of the swept model by condition, the smallest condition first.
+
+        The condition is a number of requested children (APR) or of window bins (SoS+).
+        """
         config = self.config.evaluate
         model = f"{method}/{config.sweep}"
         if method == "apr":
-            found = [
+            points = [
                 self.get(model, temperature=temperature, condition=count)
                 for count in config.children
             ]
         else:
-            found = [self.get(model, temperature=temperature, bins=bins) for bins in config.bins]
-        return [one for one in found if one]
+            points = [self.get(model, temperature=temperature, bins=bins) for bins in config.bins]
+        return [point for point in points if point]
 
     def plain(self, temperature: float = 0.0) -> dict[str, Answered]:
-        """The plain evaluations at a temperature; by default the greedy ones."""
+        """Name -> plain evaluation at a temperature; by default the greedy ones."""
         return {
-            name: one
-            for name, one in self.answered.items()
-            if one.evaluation.plain and one.evaluation.decoding.temperature == temperature
+            name: answered
+            for name, answered in self.answered.items()
+            if answered.evaluation.plain and answered.evaluation.decoding.temperature == temperature
         }
 
 
 def read_run(run: Path, data: Path) -> Results:
-    """Reads what is there, and demonstrates the test problems of `data`.
+    """Reads the finished evaluations of a run, and demonstrates the test problems of `data`.
 
     Raises:
       UserError: there is no config or no evaluation, or a file is damaged.
     """
     config = _config(run)
     task = Countdown(config.task, config.solver, config.limits.children, config.limits.max_depth)
-    answered, missing = {}, []
+    answered = {}
+    missing = []
     untrained = set()
     for evaluation in suite.declare(config.evaluate):
-        folder = run / "eval" / evaluation.name
-        if (folder / SUMMARY).is_file():
-            summary, traces = read_answers(folder)
-            if evaluation.plain and evaluation.decoding.temperature in suite.compared_temperatures(
-                config.evaluate
-            ):
-                traces = failures.label(traces, task)
-            latency, slots = (
-                _read(folder / name, "delete its folder and evaluate again")
-                for name in (LATENCY, SLOTS)
-            )
-            validated = _validated(run, suite.validated(evaluation, config.evaluate))
-            answered[evaluation.name] = Answered(
-                evaluation, traces, summary, latency, slots, validated
-            )
-        elif not (
-            suite.model_of(run, evaluation.model)
-            or (run / evaluation.model / "metrics.jsonl").is_file()
-        ):
-            untrained.add(evaluation.model)
-        else:
+        if (run / "eval" / evaluation.name / SUMMARY).is_file():
+            answered[evaluation.name] = _read_evaluation(run, evaluation, config, task)
+        elif _was_trained(run, evaluation.model):
             missing.append(f"{label(evaluation)}: not evaluated yet")
+        else:
+            untrained.add(evaluation.model)
     if not answered:
         raise UserError(
             f"{run}: has no evaluation of its suite; run `apr reproduce --out {run}` first"
         )
+
+    # One line for a model that does not exist, in place of one for each of its evaluations.
     missing += [
         f"{suite.MODELS[model]}: there is no trained model ({model})"
         for model in suite.MODELS
@@ -241,8 +241,34 @@ def read_run(run: Path, data: Path) -> Results:
     return Results(config, answered, missing, _oracle(data, config))
 
 
+def _read_evaluation(
+    run: Path, evaluation: suite.Evaluation, config: Experiment, task: Countdown
+) -> Answered:
+    """Reads a finished evaluation, its seconds, and its answers to validation problems."""
+    folder = run / "eval" / evaluation.name
+    summary, traces = read_answers(folder)
+    compared = suite.compared_temperatures(config.evaluate)
+    if evaluation.plain and evaluation.decoding.temperature in compared:
+        traces = failures.label(traces, task)
+
+    remedy = "delete its folder and evaluate again"
+    return Answered(
+        evaluation,
+        traces,
+        summary,
+        latency=_read(folder / LATENCY, remedy),
+        slots=_read(folder / SLOTS, remedy),
+        validated=_validated(run, suite.validated(evaluation, config.evaluate)),
+    )
+
+
+def _was_trained(run: Path, model: str) -> bool:
+    """Whether the run has the model, or had it: its metrics outlive a deleted checkpoint."""
+    return bool(suite.model_of(run, model)) or (run / model / "metrics.jsonl").is_file()
+
+
 def _validated(run: Path, evaluation: suite.Evaluation) -> Answered | None:
-    """An evaluation of validation problems, if the run has it."""
+    """Reads an evaluation of validation problems; None if the run does not have it."""
     folder = run / "eval" / evaluation.name
     if not (folder / SUMMARY).is_file():
         return None
@@ -251,30 +277,34 @@ def _validated(run: Path, evaluation: suite.Evaluation) -> Answered | None:
 
 
 def label(evaluation: suite.Evaluation) -> str:
-    """An evaluation in words: the model, then what differs from one greedy answer."""
-    d = evaluation.decoding
-    parts = [
-        suite.MODELS[evaluation.model],
-        f"T = {d.temperature:g}" if d.temperature else "",
-        f"asked for {d.condition} children" if d.condition is not None else "",
-        f"asked for {d.bins} window bins" if d.bins is not None else "",
-        f"held to {d.forced} children" if d.forced is not None else "",
-    ]
-    return ", ".join(filter(None, parts))
+    """Writes an evaluation in words: the model, then each difference from one greedy answer."""
+    decoding = evaluation.decoding
+    parts = [suite.MODELS[evaluation.model]]
+    if decoding.temperature:
+        parts.append(f"T = {decoding.temperature:g}")
+    if decoding.condition is not None:
+        parts.append(f"{decoding.condition} requested children")
+    if decoding.bins is not None:
+        parts.append(f"{decoding.bins} requested window bins")
+    if decoding.forced is not None:
+        parts.append(f"{decoding.forced} forced children")
+    return ", ".join(parts)
 
 
 def problems_of(shown: Iterable[Answered | None]) -> str:
-    """How many problems these answered, in words: `160 problems`."""
-    counts = sorted({len(one.groups) for one in shown if one})
+    """Says how many problems these evaluations have answered, for example `160 problems`."""
+    counts = sorted({len(answered.groups) for answered in shown if answered})
     return " or ".join(f"{count:,}" for count in counts or [0]) + " problems"
 
 
 def _oracle(data: Path, config: Experiment) -> dict[str, list[Trace]]:
-    """The demonstrations of the test problems, if its tokenizer and problems are still there.
+    """Demonstrates the test problems, if the data's tokenizer and problems still exist.
 
-    Without conditions, as the models are asked: a stated number of children may be any, and would
-    search less."""
-    tokenizer, problems = data / "tokenizer.model", data / "test.jsonl"
+    The demonstrations state no condition, because plain evaluations request none. A stated number
+    of children may be small, and then the demonstration searches less.
+    """
+    tokenizer = data / "tokenizer.model"
+    problems = data / "test.jsonl"
     if not (tokenizer.is_file() and problems.is_file()):
         return {}
     check_files(data, tokenizer.name, problems.name)
@@ -292,6 +322,7 @@ def _oracle(data: Path, config: Experiment) -> dict[str, list[Trace]]:
 
 
 def _config(run: Path) -> Experiment:
+    """Reads the config of a run."""
     path = run / "config.json"
     values = _read(path, f"delete it; `apr reproduce --out {run}` writes it again")
     if values is None:
@@ -303,6 +334,7 @@ def _config(run: Path) -> Experiment:
 
 
 def _read(path: Path, remedy: str) -> dict[str, Any] | None:
+    """Reads a JSON file; None if there is no such file."""
     if not path.is_file():
         return None
     try:

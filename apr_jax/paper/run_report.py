@@ -1,8 +1,9 @@
-"""The report: one HTML file with comparisons, tables, figures and the thread-tree viewer, nothing
-loaded from anywhere.
+"""The report of a run: one HTML file with comparisons, tables, figures and the viewer of thread
+trees. The page loads nothing from anywhere.
 
-It is drawn from files alone: RUN/config.json, RUN/eval/*, RUN/*/{sft,rl}/metrics.jsonl, RUN/data.
-What was not run is listed."""
+It is made from files alone: RUN/config.json, RUN/eval/*, RUN/*/{sft,rl}/metrics.jsonl and RUN/data.
+Evaluations that were not run are listed.
+"""
 
 from __future__ import annotations
 
@@ -25,32 +26,40 @@ from apr_jax.paper.figure_parts import Drawn, method_name
 from apr_jax.paper.results import Results, read_run
 from apr_jax.report.viewer import link, page, select
 
-_MEASURED = tuple(title for title, _ in MEASURES.values())
-# Of the clone; the library alone is installed without it.
+_MEASURED = tuple(title for title, _ in MEASURES.values())  # Titles of columns.
+
+# The project's log. It exists in a clone, but not where only the library is installed.
 _LOG = Path(__file__).parents[2] / "docs" / "log.md"
+
 _TITLES = {
     "table1": "Table 1: SoS and SoS+ by temperature",
-    "table2": "Table 2: what SoS+ is trained on (wide beams: up to 15)",
+    "table2": "Table 2: demonstrations that SoS+ is trained on",
     "table3": "Table 3: every model by temperature",
 }
 
 
 def write_run_report(run: Path, data: Path) -> dict[str, Any]:
-    """Writes RUN/report.html and RUN/figures/*.{png,svg}; returns every number in it, for
-    results.json.
+    """Writes RUN/report.html and RUN/figures/*.{png,svg}.
 
     Args:
-      data: the run's; the oracle's problems and tokenizer are there.
+      data: the run's data, with the test problems and the tokenizer for their demonstrations.
+
+    Returns:
+      every number of the report, for results.json.
 
     Raises:
       UserError: the run has no evaluations.
     """
     results = read_run(run, data)
-    drawn = [
-        one for figure in (*figures.FIGURES, *controls.CONTROLS) if (one := figure(results))
-    ] + controls.draw_training(training(run))
-    for one in drawn:
-        charts.save(one.figure, run / "figures" / one.name)
+    possible = [draw(results) for draw in (*figures.FIGURES, *controls.CONTROLS)]
+    drawn = [figure for figure in possible if figure]
+    drawn += controls.draw_training(training(run))
+    for figure in drawn:
+        charts.save(figure.figure, run / "figures" / figure.name)
+
+    latencies = {
+        name: answered.latency for name, answered in results.answered.items() if answered.latency
+    }
     numbers = {
         "experiment": results.config.name,
         "seed": results.config.seed,
@@ -61,12 +70,13 @@ def write_run_report(run: Path, data: Path) -> dict[str, Any]:
         "tables": tables.all_tables(results),
         "scores": tables.every_score(results),
         "cost": results.get("apr/rl") and results.answered["apr-rl"].slots,
-        "latency": {name: one.latency for name, one in results.answered.items() if one.latency},
+        "latency": latencies,
         "missing": results.missing,
-        "warnings": _warned(results),
+        "warnings": _warnings(results),
         "paper": published_figures.SOURCE,
     }
-    shown = select({name: one.traces for name, one in results.plain().items()})
+
+    shown = select({name: answered.traces for name, answered in results.plain().items()})
     text = page(f"apr_jax: {run.name}", _summary(results, numbers, drawn, shown), shown)
     write_text(run / "report.html", text)
     return numbers
@@ -78,16 +88,19 @@ def _summary(
     drawn: Sequence[Drawn],
     shown: Mapping[str, Sequence[Trace]],
 ) -> str:
-    """What stands above the viewer, which holds the trees `shown`."""
+    """The part of the page above the viewer.
+
+    Args:
+      shown: the trees that the viewer holds.
+    """
     log = tried(results.config.name)
+    where = "stands below" if log else "is in the project's docs/log.md"
     parts = [
         _about(results),
         *(f'<p class="warning">{html.escape(line)}</p>' for line in numbers["warnings"]),
         "<h2>The paper's comparisons, here</h2>",
         _comparisons(numbers["comparisons"]),
-        _reached(
-            numbers["comparisons"], "stands below" if log else "is in the project's docs/log.md"
-        ),
+        _reached(numbers["comparisons"], where),
         log,
         "<h2>Greedy answers</h2>",
         _main(numbers),
@@ -96,11 +109,7 @@ def _summary(
         _failures(numbers["sampled"], {}) if numbers["sampled"] else "",
         "<h2>Figures</h2>",
         '<div class="figures">',
-        *(
-            f'<figure><div class="plot">{charts.to_svg(one.figure, one.caption)}</div>'
-            f"<figcaption>{html.escape(one.caption)}</figcaption></figure>"
-            for one in drawn
-        ),
+        *(_figure(figure) for figure in drawn),
         "</div>",
         "<h2>Tables</h2>",
         *(_temperatures(_TITLES[name], rows) for name, rows in numbers["tables"].items()),
@@ -112,7 +121,16 @@ def _summary(
     return "".join(parts)
 
 
+def _figure(figure: Drawn) -> str:
+    """A figure with its caption as HTML."""
+    return (
+        f'<figure><div class="plot">{charts.to_svg(figure.figure, figure.caption)}</div>'
+        f"<figcaption>{html.escape(figure.caption)}</figcaption></figure>"
+    )
+
+
 def _about(results: Results) -> str:
+    """The paragraph that says what was trained and how intervals are computed."""
     config = results.config
     return (
         f'<p class="soft">Experiment {html.escape(config.name)}, seed {config.seed}:'
@@ -125,17 +143,19 @@ def _about(results: Results) -> str:
 
 
 def _comparisons(rows: list[dict[str, Any]]) -> str:
+    """The table of comparisons."""
     if not rows:
         return '<p class="soft">None: a comparison needs both methods.</p>'
     body = []
     for row in rows:
         cells = comparison_cells(row)
+        title = html.escape(cells["comparison"])
+        title += _under(html.escape(cells["note"])) + _under(html.escape(cells["chosen"]))
         body.append(
             (
-                html.escape(cells["comparison"])
-                + _under(html.escape(cells["note"]))
-                + _under(html.escape(cells["chosen"])),
-                *(cells[side] + _under(spent(row[f"{side}_spent"])) for side in ("one", "other")),
+                title,
+                cells["one"] + _under(spent(row["one_spent"])),
+                cells["other"] + _under(spent(row["other_spent"])),
                 f"<b>{cells['gap']}</b> {_soft(cells['interval'])}",
                 html.escape(cells["p"]),
                 cells["n"],
@@ -146,7 +166,11 @@ def _comparisons(rows: list[dict[str, Any]]) -> str:
 
 
 def _reached(rows: list[dict[str, Any]], where: str) -> str:
-    """What the verdicts mean, how many fail, and where it says what was tried."""
+    """The paragraph that says how many of the paper's gaps are reached, and what that means.
+
+    Args:
+      where: where to read what was tried for the other gaps.
+    """
     verdicts = [row["reached"] for row in rows if row["reached"] is not None]
     if not verdicts:
         return ""
@@ -159,39 +183,48 @@ def _reached(rows: list[dict[str, Any]], where: str) -> str:
 
 
 def tried(scale: str) -> str:
-    """The entries of docs/log.md whose headings name the scale, folded away, with no link that
-    could die; "" of none.
+    """The entries of docs/log.md whose headings name the scale, folded away.
+
+    Links are left out, because their targets need not exist where the report is read.
+
+    Returns:
+      HTML; "" if there is no such entry.
     """
     if not _LOG.is_file():
         return ""
     markdown = MarkdownIt("commonmark", {"html": False}).disable(["link", "image", "autolink"])
     tokens = markdown.parse(_LOG.read_text(encoding="utf-8"))
-    kept, entries, named = [], 0, False
-    for token, after in zip(tokens, [*tokens[1:], None], strict=True):
+
+    kept = []
+    entries = 0
+    is_wanted = False
+    for index, token in enumerate(tokens):
         if token.type == "heading_open" and token.tag in ("h1", "h2"):
-            named = (
-                after is not None
-                and re.search(rf"\b{re.escape(scale)}\b", after.content) is not None
-            )
-            entries += named
-        if named:
+            heading = tokens[index + 1].content
+            is_wanted = re.search(rf"\b{re.escape(scale)}\b", heading) is not None
+            if is_wanted:
+                entries += 1
+        if is_wanted:
             if token.type.startswith("heading"):
                 token.tag = f"h{int(token.tag[1]) + 1}"  # It stands under a heading of the report.
             kept.append(token)
     if not kept:
         return ""
-    shown = markdown.renderer.render(kept, markdown.options, {})
-    what = f"What was tried at {html.escape(scale)}: {entries} entries of docs/log.md"
-    return f'<details class="log"><summary>{what}</summary>{shown}</details>'
+
+    rendered = markdown.renderer.render(kept, markdown.options, {})
+    summary = f"What was tried at {html.escape(scale)}: {entries} entries of docs/log.md"
+    return f'<details class="log"><summary>{summary}</summary>{rendered}</details>'
 
 
 def _main(numbers: dict[str, Any]) -> str:
+    """The table of plain greedy evaluations, followed by the demonstrations."""
     body: list[Sequence[Any]] = []
     for name, row in numbers["main"].items():
+        low, high = row["ci95"]
         body.append(
             (
                 f'<a href="{html.escape(link(name))}">{html.escape(row["label"])}</a>',
-                _score({"mean": row["accuracy"], "low": row["ci95"][0], "high": row["ci95"][1]}),
+                _score({"mean": row["accuracy"], "low": low, "high": high}),
                 *(_measured(row["measures"][key], key) for key in MEASURES),
                 f"{row['thread_tokens']:.0f}",
                 f"{row['spawned']:.1%}",
@@ -225,59 +258,60 @@ def _main(numbers: dict[str, Any]) -> str:
 
 
 def _failures(rows: dict[str, dict[str, Any]], shown: Mapping[str, Sequence[Trace]]) -> str:
-    """Kinds by evaluation; a number leads to its examples in the viewer, which holds the trees
-    `shown`, and says how many.
+    """The table of failures: a row for each kind, a column for each evaluation.
+
+    Args:
+      rows: name -> an evaluation's `label`, `n` and `failures`.
+      shown: name -> the trees that the viewer holds; a number links to its examples among these.
     """
     kinds = [
         kind for kind in failures.KINDS if any(kind in row["failures"] for row in rows.values())
     ]
     if not kinds:
         return '<p class="soft">Nothing.</p>'
+
     body = []
     for kind in kinds:
-        cells = []
-        for name, row in rows.items():
-            count, some = (
-                row["failures"].get(kind, 0),
-                sum(trace["failure"] == kind for trace in shown.get(name, ())),
-            )
-            share = f"{count} <span class='soft'>({count / row['n']:.1%})</span>"
-            linked = (
-                f'<a href="{html.escape(link(name, show=kind))}">{share}</a>' if some else share
-            )
-            cells.append(
-                linked + _under(f"{some} of {count} shown" if shown else "") if count else ""
-            )
-        body.append((f"<b>{kind}</b>" + _under(html.escape(failures.KINDS[kind])), *cells))
-    held = max(map(len, shown.values()), default=0)
+        title = f"<b>{kind}</b>" + _under(html.escape(failures.KINDS[kind]))
+        cells = [_failure_cell(kind, name, row, shown) for name, row in rows.items()]
+        body.append((title, *cells))
+
+    titles = [html.escape(row["label"]) + _under(f"{row['n']:,} answers") for row in rows.values()]
+    table = _table(("", *titles), body)
+    if not shown:
+        return table
+    trees = max(map(len, shown.values()), default=0)
+    problems = max(row["n"] for row in rows.values())
     where = (
-        f"A number leads to its examples: below stand the trees of {held:,} of"
-        f" {max(row['n'] for row in rows.values()):,} problems. The run's eval/*/traces.jsonl has"
-        " all."
+        f"A number leads to its examples: below stand the trees of {trees:,} of"
+        f" {problems:,} problems. The run's eval/*/traces.jsonl has all."
     )
-    head = (
-        "",
-        *(html.escape(row["label"]) + _under(f"{row['n']:,} answers") for row in rows.values()),
-    )
-    return (f'<p class="soft">{where}</p>' if shown else "") + _table(head, body)
+    return f'<p class="soft">{where}</p>' + table
+
+
+def _failure_cell(
+    kind: str, name: str, row: dict[str, Any], shown: Mapping[str, Sequence[Trace]]
+) -> str:
+    """How often an evaluation failed in a way, linked to the examples in the viewer if any."""
+    count = row["failures"].get(kind, 0)
+    if not count:
+        return ""
+    cell = f"{count} <span class='soft'>({count / row['n']:.1%})</span>"
+    if not shown:
+        return cell
+    examples = sum(trace["failure"] == kind for trace in shown.get(name, ()))
+    if examples:
+        cell = f'<a href="{html.escape(link(name, show=kind))}">{cell}</a>'
+    return cell + _under(f"{examples} of {count} shown")
 
 
 def _temperatures(title: str, rows: list[dict[str, Any]]) -> str:
+    """One of Tables 1 to 3: a row for each model, a column for each temperature."""
     temperatures = list(rows[0]["cells"])
     body = []
     for row in rows:
-        cells = []
-        for temperature in temperatures:
-            found = row["cells"][temperature]
-            ours = "not run" if found["paper"] is not None else ""
-            if found["ours"]:
-                ours = _score(found["ours"]) + _under(
-                    f"{spent(found['ours'])}; {found['ours']['n']:,} problems"
-                )
-            cells.append(
-                ours + _under("" if found["paper"] is None else f"paper {found['paper']:.1f}")
-            )
         steps = "" if row["step"] is None else f"{row['step']:,} steps"
+        cells = [_temperature_cell(row["cells"][temperature]) for temperature in temperatures]
         body.append((html.escape(row["label"]) + _under(steps), *cells))
     head = (
         "accuracy (%), tokens and children of a tree; problems",
@@ -286,8 +320,22 @@ def _temperatures(title: str, rows: list[dict[str, Any]]) -> str:
     return f"<h3>{title}</h3>" + _table(head, body)
 
 
+def _temperature_cell(cell: dict[str, Any]) -> str:
+    """Our score, with the paper's below it."""
+    ours = cell["ours"]
+    paper = cell["paper"]
+    text = ""
+    if ours:
+        text = _score(ours) + _under(f"{spent(ours)}; {ours['n']:,} problems")
+    elif paper is not None:
+        text = "not run"
+    if paper is not None:
+        text += _under(f"paper {paper:.1f}")
+    return text
+
+
 def _every(rows: list[dict[str, Any]]) -> str:
-    """Every evaluation with its threads, folded away."""
+    """The table of every evaluation with what its threads did, folded away."""
     body = [
         (
             html.escape(row["label"]),
@@ -307,63 +355,70 @@ def _every(rows: list[dict[str, Any]]) -> str:
 
 
 def _table(head: Iterable[str], body: Iterable[Sequence[Any]]) -> str:
+    """A table as HTML; its cells are HTML already."""
     titles = "".join(f"<th>{title}</th>" for title in head)
     rows = "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in body)
-    return (
-        "<div"
-        f' class="card"><table><thead><tr>{titles}</tr></thead><tbody>{rows}</tbody></table></div>'
-    )
+    table = f"<table><thead><tr>{titles}</tr></thead><tbody>{rows}</tbody></table>"
+    return f'<div class="card">{table}</div>'
 
 
 def _score(cell: dict[str, Any]) -> str:
+    """An accuracy in percent with its interval."""
     mean, low, high = (f"{100 * cell[key]:.1f}" for key in ("mean", "low", "high"))
     return f"{mean} {_soft(f'{low} to {high}')}"
 
 
 def _measured(cell: dict[str, Any], measure: str) -> str:
+    """A measure with its interval, unless the interval is a point."""
     mean, low, high = (write(measure, cell[key]) for key in ("mean", "low", "high"))
-    return mean + ("" if low == high else f" {_soft(f'{low} to {high}')}")
+    return mean if low == high else f"{mean} {_soft(f'{low} to {high}')}"
 
 
 def _soft(interval: str) -> str:
+    """An interval in brackets and in a fainter colour."""
     return f'<span class="soft">[{interval}]</span>'
 
 
 def _under(text: str) -> str:
-    """A smaller line below; none of no text."""
+    """A smaller line below; "" if there is no text."""
     return f'<br><span class="soft under">{text}</span>' if text else ""
 
 
-def _warned(results: Results) -> list[str]:
-    """Every warning, but not that no tree spawned where none should.
+def _warnings(results: Results) -> list[str]:
+    """Every warning of the run's evaluations.
 
-    Of the traces: a `summary.json` may be older than what is warned of.
+    They are computed from the traces, because a `summary.json` may be older than a warning. Where
+    no child was wanted, there is no warning that none was spawned.
     """
-    found = []
-    for one in results.answered.values():
-        # The traces that are read are those with a verdict; how many there were without one, the
-        # summary knows.
-        summary = summarize(one.traces) | {"unknown": one.summary.get("unknown", 0)}
-        method = "" if one.evaluation.decoding.childless else one.summary["method"]
-        found += [
-            f"{one.label}: {text}"
-            for text in warnings(summary, method, one.evaluation.decoding.forced)
-        ]
-    return found
+    lines = []
+    for answered in results.answered.values():
+        decoding = answered.evaluation.decoding
+        # Only traces with a verdict were read. The summary knows how many had none.
+        unknown = answered.summary.get("unknown", 0)
+        summary = summarize(answered.traces) | {"unknown": unknown}
+        method = "" if decoding.childless else answered.summary["method"]
+        for text in warnings(summary, method, decoding.forced):
+            lines.append(f"{answered.label}: {text}")
+    return lines
 
 
 def training(run: Path) -> dict[str, dict[str, list[dict[str, Any]]]]:
-    """Stage -> method -> the lines of its metrics.jsonl, where the run has them; without the half
-    line that a kill leaves.
+    """Reads the metrics of the run's trainings.
+
+    Returns:
+      stage -> method -> the lines of its metrics.jsonl. A half line at the end, which a killed
+      process leaves, is left out.
 
     Raises:
       UserError: a line is damaged.
     """
-    found: dict[str, dict[str, list[dict[str, Any]]]] = {}
+    metrics: dict[str, dict[str, list[dict[str, Any]]]] = {}
     for stage in ("sft", "rl"):
         for path in sorted(run.glob(f"*/{stage}/metrics.jsonl")):
             text = path.read_text(encoding="utf-8", errors="replace")
-            whole = text[: text.rfind("\n") + 1]
-            if lines := parse_lines(path, whole, "delete the line"):
-                found.setdefault(stage, {})[path.parent.parent.name] = lines
-    return found
+            whole_lines = text[: text.rfind("\n") + 1]
+            lines = parse_lines(path, whole_lines, "delete the line")
+            if lines:
+                method = path.parent.parent.name
+                metrics.setdefault(stage, {})[method] = lines
+    return metrics

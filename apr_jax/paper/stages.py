@@ -2,10 +2,11 @@
 
 The life of a run (OUT is its folder):
 1. `reserve` writes OUT/config.json, and refuses a folder that belongs to another config.
-2. `run_stages` runs what is not done: a finished stage is noted in OUT/stages.json, with the
-   seconds it took, and never runs again, unless what it made is gone or a stage it needs had to run
-   again. An unfinished one goes on from its own checkpoint.
-So a command of stages can be stopped and started at will.
+2. `run_stages` runs the stages that are not done. A finished stage is noted in OUT/stages.json with
+   the seconds that it took. It never runs again, unless the file that it made is gone or a stage
+   that it needs had to run again. An unfinished stage goes on from its own checkpoint.
+
+So the command can be stopped and started at will.
 """
 
 import contextlib
@@ -23,22 +24,22 @@ from apr_jax.io.runtime import alone_fails, first_decides, is_first
 from apr_jax.io.storage import is_remote, write_text
 from apr_jax.io.terminal import Terminal
 
-_LOOK_SECONDS = 2.0
-_READS = 5
+_POLL_SECONDS = 2.0
+_READS = 5  # Attempts to read a file of a bucket.
 
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """One stage.
+    """One stage of a command.
 
     Attributes:
-      name: in stages.json and on the screen.
-      makes: a file or folder that is there when the stage is done.
-      run: does the work, or goes on with it.
-      needs: names of stages; when one of them runs again, so does this one.
+      name: its name in stages.json and on the screen.
+      makes: a file or folder that exists when the stage is done.
+      run: does the work, or goes on with unfinished work.
+      needs: names of earlier stages; when one of them runs again, so does this one.
       kind: stages of one kind take the same time for the same work.
-      work: how much there is to do, in any unit of its kind.
-      together: by all processes; else by the first one.
+      work: how much there is to do, in a unit that all stages of the kind share.
+      together: whether all processes run it; otherwise only the first one does.
     """
 
     name: str
@@ -51,46 +52,62 @@ class Stage:
 
 
 def run_stages(stages: list[Stage], out: Path, again: tuple[str, ...] = ()) -> None:
-    """Runs the stages that are not done, those named `again`, and all that need one that had to run
-    again.
+    """Runs every stage that is not done or is named in `again`, and the stages that need one of
+    these.
     """
-    console = Terminal(stderr=True)
     first_decides(lambda: _note_left(stages, out, again))
     record = read_record(out)
     left = [stage for stage in stages if not _is_done(stage, record)]
-    for place, stage in enumerate(left):
+
+    for index, stage in enumerate(left):
         if is_first():
-            ahead = estimate(left[place:], stages, record)
-            number = stages.index(stage) + 1
-            console.print(
-                f"[bold]stage {number} of {len(stages)}: {stage.name}[/bold] ({ahead})",
-                soft_wrap=True,
-            )
-            with (
-                alone_fails() if not stage.together else contextlib.nullcontext(),
-                _timed(record, stage.name, out),
-            ):
-                stage.run()
-            console.print(f"stage {stage.name}: done, {record[stage.name]['seconds']:.0f} s")
+            _run_first(stage, left[index:], stages, out, record)
         elif stage.together:
             stage.run()
         else:
             _wait(stage.name, out)
-        if place + 1 < len(left) and _folder(left[place + 1]) != _folder(stage):
+
+        following = left[index + 1] if index + 1 < len(left) else None
+        if following and _folder(following) != _folder(stage):
             _forget_compiled()
 
 
+def _run_first(
+    stage: Stage, left: list[Stage], stages: list[Stage], out: Path, record: dict[str, Any]
+) -> None:
+    """Runs a stage in the first process, which also prints it and notes it on disk.
+
+    Args:
+      left: this stage and those after it that are not done.
+    """
+    console = Terminal(stderr=True)
+    number = stages.index(stage) + 1
+    ahead = estimate(left, stages, record)
+    title = f"[bold]stage {number} of {len(stages)}: {stage.name}[/bold] ({ahead})"
+    console.print(title, soft_wrap=True)
+
+    # The other processes wait for a stage that this one runs alone; a failure has to end them too.
+    failing = contextlib.nullcontext() if stage.together else alone_fails()
+    with failing, _timed(record, stage.name, out):
+        stage.run()
+    console.print(f"stage {stage.name}: done, {record[stage.name]['seconds']:.0f} s")
+
+
 def _note_left(stages: list[Stage], out: Path, again: tuple[str, ...]) -> int:
-    """Notes as not done what has to run again, for all processes to read; returns how many stages
-    are left.
+    """Notes in stages.json which stages have to run again, for all processes to read.
+
+    Returns:
+      how many stages are left.
     """
     record = read_record(out)
     left: set[str] = set()
     for stage in stages:
-        done = _is_done(stage, record) and stage.makes.exists()
-        if not done or stage.name in again or left & set(stage.needs):
+        is_done = _is_done(stage, record) and stage.makes.exists()
+        if not is_done or stage.name in again or left & set(stage.needs):
             left.add(stage.name)
-    if stale := [name for name in left if record.get(name, {}).get("done", False)]:
+
+    stale = [name for name in left if record.get(name, {}).get("done", False)]
+    if stale:
         for name in stale:
             record[name]["done"] = False
         write_json(out / "stages.json", record)
@@ -102,42 +119,51 @@ def _is_done(stage: Stage, record: dict[str, Any]) -> bool:
 
 
 def _wait(name: str, out: Path) -> None:
-    """Until the first process has noted that the stage is done.
+    """Waits until the first process has noted that the stage is done.
 
-    If it fails instead, JAX ends this process.
+    If the first process fails instead, JAX ends this one.
     """
     while not read_record(out).get(name, {}).get("done", False):
-        time.sleep(_LOOK_SECONDS)
+        time.sleep(_POLL_SECONDS)
 
 
 def estimate(left: list[Stage], stages: list[Stage], record: dict[str, Any]) -> str:
-    """How long what is left will take, in words: from the seconds that finished stages of the same
-    kind took for their work.
+    """Says in words how long the stages that are left will take.
+
+    Finished stages of the same kind took so many seconds for each unit of their work.
     """
-    spent: dict[str, list[float]] = {}
+    seconds_of: dict[str, float] = {}
+    work_of: dict[str, float] = {}
     for stage in stages:
         if stage not in left and stage.name in record:
-            seconds, work = spent.setdefault(stage.kind, [0.0, 0.0])
-            spent[stage.kind] = [seconds + record[stage.name]["seconds"], work + stage.work]
+            seconds = record[stage.name]["seconds"]
+            seconds_of[stage.kind] = seconds_of.get(stage.kind, 0.0) + seconds
+            work_of[stage.kind] = work_of.get(stage.kind, 0.0) + stage.work
+
     known = [
-        spent[stage.kind][0] / spent[stage.kind][1] * stage.work
+        seconds_of[stage.kind] / work_of[stage.kind] * stage.work
         for stage in left
-        if stage.kind in spent
+        if stage.kind in seconds_of
     ]
     unknown = len(left) - len(known)
-    parts = (
-        [f"about {max(1, round(sum(known) / 60))} min for {len(known)} of them"] if known else []
-    )
-    parts += [f"{unknown} of a kind that was not timed yet"] if unknown else []
+    parts = []
+    if known:
+        minutes = max(1, round(sum(known) / 60))
+        parts.append(f"about {minutes} min for {len(known)} of them")
+    if unknown:
+        parts.append(f"{unknown} of a kind that was not timed yet")
     return f"{len(left)} left: {', '.join(parts)}"
 
 
 @contextlib.contextmanager
 def _timed(record: dict[str, Any], name: str, out: Path) -> Iterator[None]:
-    """Notes on disk that a stage was begun, and adds the seconds spent, finished or stopped; only
-    one that ended is done.
+    """Notes a stage in stages.json: begun at once; at the end its seconds, and whether it is done.
+
+    A stage that is stopped half-way is not done, but its seconds are added to those of its next
+    start.
     """
-    before, start = record.get(name, {}).get("seconds", 0.0), time.monotonic()
+    before = record.get(name, {}).get("seconds", 0.0)
+    start = time.monotonic()
     done = False
     record[name] = {"seconds": before, "done": done}
     write_json(out / "stages.json", record)
@@ -146,32 +172,39 @@ def _timed(record: dict[str, Any], name: str, out: Path) -> Iterator[None]:
         done = True
     finally:
         record[name] = {"seconds": round(before + time.monotonic() - start, 1), "done": done}
-        # A full disk has its error already.
+        # If the stage failed because the disk is full, that error should be seen, not a second one.
         with contextlib.nullcontext() if done else contextlib.suppress(OSError):
             write_json(out / "stages.json", record)
 
 
 def _folder(stage: Stage) -> str:
-    """Stages of one share their compiled programs: evaluations do, trainings of two methods do
-    not.
+    """The first folder of a stage's name.
+
+    Stages with the same one share compiled programs: all evaluations do, trainings of two methods
+    do not.
     """
     return stage.name.partition("/")[0]
 
 
 def _forget_compiled() -> None:
-    """Frees the programs of a finished stage: each has its own."""
+    """Frees the compiled programs of the stages before, which the next ones do not use."""
     import jax
 
     jax.clear_caches()
 
 
 def read_record(out: Path) -> dict[str, Any]:
+    """Reads stages.json: stage -> its `seconds` and whether it is `done`; empty if no stage ran."""
     return read_json(out / "stages.json") if (out / "stages.json").is_file() else {}
 
 
 def reserve(out: Path, config: Experiment) -> None:
-    """Writes the config into the folder; refuses a folder of another one; `compare.FREE` may
-    change.
+    """Writes the config into the folder `out`, and refuses a folder that holds another config.
+
+    Fields of `compare.FREE` may differ.
+
+    Raises:
+      UsageError: the folder holds a run of another config.
     """
     values = json.loads(json.dumps(to_dict(config)))
     path = out / "config.json"
@@ -187,14 +220,15 @@ def reserve(out: Path, config: Experiment) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A file that `write_json` wrote.
+    """Reads a file that `write_json` wrote.
 
     Raises:
-      UserError: it is missing or damaged.
+      UserError: the file is missing or damaged.
     """
-    # An object of a bucket that is replaced between asking for its size and reading it comes cut
-    # off: it is read again.
-    for left in reversed(range(_READS if is_remote(path) else 1)):
+    # If an object of a bucket is replaced after its size was read and before its bytes are, the
+    # bytes come cut off. Then it is read again.
+    reads = _READS if is_remote(path) else 1
+    for reads_left in reversed(range(reads)):
         try:
             values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
             return values
@@ -204,10 +238,11 @@ def read_json(path: Path) -> dict[str, Any]:
                 " first"
             ) from None
         except ValueError:
-            if left:
-                time.sleep(_LOOK_SECONDS)
+            if reads_left:
+                time.sleep(_POLL_SECONDS)
     raise UserError(f"{path}: is damaged; delete it and start again")
 
 
 def write_json(path: Path, values: dict[str, Any]) -> None:
+    """Writes values as JSON, whole or not at all."""
     write_text(path, json.dumps(values, indent=2) + "\n")

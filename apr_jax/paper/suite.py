@@ -1,18 +1,19 @@
-"""Which evaluations a run has: declared once, and every figure and table is drawn from them.
+"""The evaluations of a run, declared in one place. Every figure and table is drawn from them.
 
 The life of a figure:
-1. `declare` lists the evaluations that the config asks for, as values; the models that a run may
-   hold are in MODELS. `choosing` lists those of validation problems, which choose where a
-   comparison takes the best of several.
-2. `apr reproduce` makes each of them whose model is there a stage: RUN/eval/NAME
-   (`evaluate/runner`). All greedy ones come first.
-3. `paper/results` reads what is there; a figure whose evaluations are missing is left out, and the
-   report says so.
+1. `declare` lists the evaluations that a config wants; the models that a run may hold are in
+   MODELS. `choosing` lists evaluations of validation problems, which choose where a comparison
+   takes the best of several.
+2. `apr reproduce` makes a stage of each evaluation whose model exists. The stage writes
+   RUN/eval/NAME (`evaluate/runner`). All plain greedy evaluations come first.
+3. `paper/results` reads the finished evaluations. A figure whose evaluations are missing is left
+   out, and the report says so.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from pathlib import Path
 
 from apr_jax.config import EvalConfig, Experiment
@@ -22,39 +23,43 @@ from apr_jax.evaluate.runner import Decoding
 from apr_jax.train.checkpoint.exported import SUFFIX
 from apr_jax.train.checkpoint.manager import FOLDER
 
-# APR whose parents draw their beams from 1 up, as published (solver.parent_beam_low=1), beside a
-# run whose own do not.
-DRAWN = "apr+drawn"
-# Serial search of demonstrations with beams wider than published (solver.serial_beam), which at
-# mini are stronger.
-WIDE = "sos+beam15/sft"
-# Folder in a run -> whose demonstrations it imitates, and the fields in which it differs from the
-# run: the rows of Tables 1 and 2 and Fig. 5 beside the main comparison, which `apr reproduce`
-# trains with `evaluate.ablations=true`.
+# APR with a random parent beam: parents of its demonstrations draw how many first steps they try,
+# from 1 up, as published (solver.parent_beam_low=1). The parents of a run's main APR need not.
+RANDOM_PARENT_BEAM = "apr+drawn"
+
+# Serial search whose demonstrations have wider beams than published (solver.serial_beam). At mini
+# it is stronger than SoS+ with the published beams.
+BEAMS_1_TO_15 = "sos+beam15/sft"
+
+# Folder in a run -> the method whose demonstrations the model imitates, and the config fields that
+# differ from the run's. These are the rows of Tables 1 and 2 and of Fig. 5 beside the main
+# comparison; `apr reproduce` trains them with `evaluate.ablations=true`.
 ABLATIONS: dict[str, tuple[str, tuple[str, ...]]] = {
     "sos": ("sos", ()),
     "sos+beam15": ("sos+", ("solver.serial_beam=15",)),
     "sos+rejection": ("sos+", ("solver.correct_only=true",)),
-    DRAWN: ("apr", ("solver.parent_beam_low=1",)),
+    RANDOM_PARENT_BEAM: ("apr", ("solver.parent_beam_low=1",)),
 }
-# Folder of the checkpoint in a run -> what the tables call it. Whatever is trained into one of
-# these is evaluated.
+
+# Folder of the checkpoint in a run -> the name of the model in tables. Every model that is trained
+# into one of these folders is evaluated.
 MODELS = {
     "sos/sft": "SoS",
     "sos+/sft": "SoS+",
     "sos+/rl": "SoS+ after RL",
     "apr/sft": "APR",
     "apr/rl": "APR after RL",
-    f"{DRAWN}/sft": "APR, drawn beams",
-    f"{DRAWN}/rl": "APR, drawn beams, after RL",
+    f"{RANDOM_PARENT_BEAM}/sft": "APR, random parent beam",
+    f"{RANDOM_PARENT_BEAM}/rl": "APR, random parent beam, after RL",
     "apr-nested/sft": "nested APR",
     "apr-nested/rl": "nested APR after RL",
-    WIDE: "SoS+ on wide beams",
+    BEAMS_1_TO_15: "SoS+ with beams 1 to 15",
     "sos+rejection/sft": "SoS+, rejection sampling",
 }
 STAGES = ("sft", "rl")
+
 # Models of which comparisons take the best of several evaluations.
-_COMPETING = ("apr/sft", "apr/rl", "sos+/sft", "sos+/rl", WIDE)
+_COMPETING = ("apr/sft", "apr/rl", "sos+/sft", "sos+/rl", BEAMS_1_TO_15)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,10 +69,10 @@ class Evaluation:
     Attributes:
       model: a key of MODELS.
       decoding: how its trees are decoded.
-      problems: the first so many of the test problems; None takes all.
-      validation: whether it answers the last so many validation problems instead. Where several
+      problems: how many of the test problems it answers, from the first; None takes all.
+      validation: whether it answers the last `problems` validation problems instead. Where several
         evaluations compete, these choose among them, and the chosen one is scored by its answers to
-        test problems. The first validation problems chose the step of each training.
+        test problems. (The first validation problems chose the step of each training.)
     """
 
     model: str
@@ -77,108 +82,120 @@ class Evaluation:
 
     @property
     def name(self) -> str:
-        """Its folder in RUN/eval: the model, then what differs from one greedy answer to every
+        """The folder in RUN/eval: the model, then each difference from one greedy answer to every
         problem.
         """
-        d = self.decoding
-        parts = [
-            self.model.replace("/", "-"),
-            f"t{d.temperature:g}" if d.temperature else "",
-            f"c{d.condition}" if d.condition is not None else "",
-            f"b{d.bins}" if d.bins is not None else "",
-            f"f{d.forced}" if d.forced is not None else "",
-            f"n{d.samples}" if d.samples > 1 else "",
-            (
-                f"{'v' if self.validation else 'p'}{self.problems}"
-                if self.problems is not None
-                else ""
-            ),
-        ]
-        return "-".join(filter(None, parts))
+        decoding = self.decoding
+        parts = [self.model.replace("/", "-")]
+        if decoding.temperature:
+            parts.append(f"t{decoding.temperature:g}")
+        if decoding.condition is not None:
+            parts.append(f"c{decoding.condition}")
+        if decoding.bins is not None:
+            parts.append(f"b{decoding.bins}")
+        if decoding.forced is not None:
+            parts.append(f"f{decoding.forced}")
+        if decoding.samples > 1:
+            parts.append(f"n{decoding.samples}")
+        if self.problems is not None:
+            split = "v" if self.validation else "p"
+            parts.append(f"{split}{self.problems}")
+        return "-".join(parts)
 
     @property
     def plain(self) -> bool:
-        """Whether its model is asked for nothing and held to nothing, at any temperature."""
+        """Whether the model chooses its children itself: none requested, none forced."""
         return dataclasses.replace(self.decoding, samples=1, temperature=0.0) == Decoding()
 
 
 def declare(config: EvalConfig) -> tuple[Evaluation, ...]:
-    """Every evaluation of a run with all models, the plain greedy ones first."""
-    plain = [Evaluation(model) for model in MODELS]
-    few = config.problems
-    found = plain + [
-        Evaluation(
-            model,
-            Decoding(samples=_samples(model, temperature, config), temperature=temperature),
-            few,
-        )
-        for temperature in config.temperatures
-        for model in MODELS
-    ]
-    parallel, serial = f"apr/{config.sweep}", f"sos+/{config.sweep}"
+    """Lists every evaluation of a run that has all models, the plain greedy ones first."""
+    # Every model greedily, on all test problems.
+    evaluations = [Evaluation(model) for model in MODELS]
+
+    # Every model at each temperature. From here on, on the first `config.problems` problems.
+    problems = config.problems
+    for temperature in config.temperatures:
+        for model in MODELS:
+            samples = _samples(model, temperature, config)
+            decoding = Decoding(samples=samples, temperature=temperature)
+            evaluations.append(Evaluation(model, decoding, problems))
+
+    # APR with requested children, and with forced children.
     for temperature in (0.0, *config.temperatures):
-        found += [
-            Evaluation(parallel, Decoding(temperature=temperature, condition=count), few)
-            for count in config.children
-        ]
-        # A root that draws its beam breaks where it is held to more children than it would have
-        # spawned: it takes the first.
-        held = {
-            "apr": config.forced[-1:] if temperature else config.forced,
-            DRAWN: config.forced[: not temperature],
-        }
-        found += [
-            Evaluation(f"{method}/{stage}", Decoding(temperature=temperature, forced=forced), few)
-            for method, counts in held.items()
-            for forced in counts
-            for stage in STAGES
-        ]
-    found += [Evaluation(serial, Decoding(bins=bins), few) for bins in config.bins]
-    return tuple(dict.fromkeys(found))
+        for count in config.children:
+            decoding = Decoding(temperature=temperature, condition=count)
+            evaluations.append(Evaluation(f"apr/{config.sweep}", decoding, problems))
+        for method, counts in _forced_children(temperature, config).items():
+            for forced in counts:
+                decoding = Decoding(temperature=temperature, forced=forced)
+                evaluations += [
+                    Evaluation(f"{method}/{stage}", decoding, problems) for stage in STAGES
+                ]
+
+    # SoS+ with requested window bins.
+    for bins in config.bins:
+        evaluations.append(Evaluation(f"sos+/{config.sweep}", Decoding(bins=bins), problems))
+
+    return tuple(dict.fromkeys(evaluations))  # Each once.
 
 
-def validated(one: Evaluation, config: EvalConfig) -> Evaluation:
+def _forced_children(temperature: float, config: EvalConfig) -> dict[str, tuple[int, ...]]:
+    """Method -> the numbers of children that its roots are forced to spawn at a temperature.
+
+    A model with a random parent beam breaks where its root is forced to spawn more children than it
+    would have, so it is forced to spawn the smallest number only.
+    """
+    if temperature:
+        return {"apr": config.forced[-1:], RANDOM_PARENT_BEAM: ()}
+    return {"apr": config.forced, RANDOM_PARENT_BEAM: config.forced[:1]}
+
+
+def validated(evaluation: Evaluation, config: EvalConfig) -> Evaluation:
     """The same evaluation of validation problems."""
-    return dataclasses.replace(one, problems=config.problems, validation=True)
+    return dataclasses.replace(evaluation, problems=config.problems, validation=True)
 
 
 def choosing(config: EvalConfig) -> tuple[Evaluation, ...]:
-    """Evaluations of validation problems that choose where comparisons take the best of several:
-    one for each that competes.
+    """Evaluations of validation problems that choose where comparisons take the best of several.
+
+    There is one for each evaluation that competes.
     """
     return tuple(
-        validated(one, config)
-        for one in declare(config)
-        if one.model in _COMPETING and one.decoding.forced is None
+        validated(evaluation, config)
+        for evaluation in declare(config)
+        if evaluation.model in _COMPETING and evaluation.decoding.forced is None
     )
 
 
 def compared_temperatures(config: EvalConfig) -> tuple[float, ...]:
-    """The temperatures of comparisons: 0, and the highest, at which the paper compares total tokens
-    and its policy learns.
+    """The temperatures of comparisons: 0, and the highest one if there is any.
+
+    At the highest the paper compares total tokens, and its policy learns.
     """
     return (0.0, *sorted(config.temperatures)[-1:])
 
 
 def timed(config: EvalConfig) -> tuple[Evaluation, ...]:
-    """Those whose problems are also answered one at a time: the greedy ones that compete in seconds
-    (Fig. 6, comparisons).
+    """Evaluations whose problems are also answered one at a time, to measure seconds.
+
+    They are the greedy ones that compete in seconds (Fig. 6 and the comparisons).
     """
     if not config.timed:
         return ()
-    names = [WIDE, *(f"{method}/{stage}" for method in ("sos+", "apr") for stage in STAGES)]
+    models = ["sos+/sft", "sos+/rl", "apr/sft", "apr/rl", BEAMS_1_TO_15]
     return tuple(
-        one
-        for one in declare(config)
-        if one.decoding.temperature == 0 and one.decoding.forced is None and one.model in names
+        evaluation
+        for evaluation in declare(config)
+        if evaluation.model in models
+        and evaluation.decoding.temperature == 0
+        and evaluation.decoding.forced is None
     )
 
 
-def laned(config: EvalConfig) -> tuple[Evaluation, ...]:
-    """Those whose problems are also answered on several numbers of decode slots, for the cost
-    model.
-    """
-    return tuple(one for one in timed(config) if one == Evaluation("apr/rl"))
+def timed_on_slots(config: EvalConfig) -> tuple[Evaluation, ...]:
+    """Evaluations that are also timed on 1, 2, 4, ... decode slots, for the cost model."""
+    return tuple(evaluation for evaluation in timed(config) if evaluation == Evaluation("apr/rl"))
 
 
 def check(config: Experiment) -> None:
@@ -187,13 +204,14 @@ def check(config: Experiment) -> None:
     Raises:
       UsageError: names the field, the value and what would be right.
     """
-    solver, limits = config.solver, config.limits
-    max_threads = limits.max_threads - 1 if limits.max_depth else 0
-    bins = -(-limits.window // solver.window_bin)
+    solver = config.solver
+    limits = config.limits
+    most_forced = limits.max_threads - 1 if limits.max_depth else 0  # The root is a thread too.
+    most_bins = math.ceil(limits.window / solver.window_bin)
     for field, low, high in (
         ("children", 0, solver.max_children),
-        ("bins", 1, bins),
-        ("forced", 0, max_threads),
+        ("bins", 1, most_bins),
+        ("forced", 0, most_forced),
     ):
         values = getattr(config.evaluate, field)
         if any(not low <= value <= high for value in values):
@@ -206,12 +224,13 @@ def check(config: Experiment) -> None:
 
 
 def check_conditions(config: Experiment, data: Path) -> None:
-    """Refuses a sweep over conditions that the built data never state: no model has learned what
-    they mean.
+    """Refuses a sweep over conditions that the built data never state.
+
+    No model that was trained on the data has learned what such a condition means.
 
     Raises:
       UsageError: names the field, the values and what the demonstrations state.
-      UserError: `data` holds no data of a method that is swept.
+      UserError: `data` holds no demonstrations of a method that is swept.
     """
     for field, method in (("children", "apr"), ("bins", "sos+")):
         values = getattr(config.evaluate, field)
@@ -228,20 +247,25 @@ def check_conditions(config: Experiment, data: Path) -> None:
 
 
 def model_of(run: Path, model: str) -> Path | None:
-    """Where a run has a model: a trained one in RUN/<method>/<stage>, or a kept file
+    """The path of a model in a run, or None if the run has no such model.
+
+    It is a training in RUN/<method>/<stage>, or else an exported checkpoint
     RUN/<method>-<stage>.safetensors.
     """
-    trained, kept = run / model, run / f"{model.replace('/', '-')}{SUFFIX}"
+    trained = run / model
     if (trained / FOLDER).is_dir():
         return trained
-    return kept if kept.is_file() else None
+    exported = run / f"{model.replace('/', '-')}{SUFFIX}"
+    return exported if exported.is_file() else None
 
 
 def _samples(model: str, temperature: float, config: EvalConfig) -> int:
-    """pass@n and cons@n are drawn for SoS+, whose samples compete with APR's threads; on wide beams
-    only where comparisons are.
+    """Samples a problem: several for the models whose pass@n and cons@n compete with APR's threads.
+
+    These are the models of SoS+; with beams 1 to 15 only at the temperatures of comparisons.
     """
-    voting = model in ("sos+/sft", "sos+/rl") or (
-        model == WIDE and temperature in compared_temperatures(config)
-    )
-    return config.samples if voting else 1
+    if model in ("sos+/sft", "sos+/rl"):
+        return config.samples
+    if model == BEAMS_1_TO_15 and temperature in compared_temperatures(config):
+        return config.samples
+    return 1

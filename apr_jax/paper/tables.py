@@ -1,8 +1,9 @@
-"""Tables 1 to 3 of the paper and those of this report, as plain rows: the report and results.json
-take them from here.
+"""Tables 1 to 3 of the paper and the other tables of the report, as plain rows for the report and
+for results.json.
 
-A cell that holds a score is {"mean", "low", "high", "n"}, in Tables 1 to 3 with the measures of its
-trees; the paper's figure beside it is `paper`, in percent."""
+A cell with a score is {"mean", "low", "high", "n"}; in Tables 1 to 3 it also has the measures of
+the trees. The paper's figure beside it is `paper`, in percent.
+"""
 
 from __future__ import annotations
 
@@ -12,132 +13,145 @@ from apr_jax.evaluate import failures
 from apr_jax.evaluate.scores import MEASURES, summarize
 from apr_jax.paper import published_figures
 from apr_jax.paper.results import Answered, Results, Score, share
-from apr_jax.paper.suite import DRAWN, MODELS, STAGES
+from apr_jax.paper.suite import MODELS, RANDOM_PARENT_BEAM, STAGES
 
 
 def cell(score: Score) -> dict[str, Any]:
-    """A score as JSON."""
+    """Writes a score as a cell of a table."""
     return {"mean": score.mean, "low": score.low, "high": score.high, "n": len(score.values)}
 
 
 def main_table(results: Results) -> dict[str, dict[str, Any]]:
-    """Name -> the plain greedy evaluation: its summary, its label, intervals of its measures, and
-    failures by kind.
+    """The plain greedy evaluations.
+
+    Returns:
+      name -> its summary with `label`, `thread_tokens`, `failures` by kind, and its `measures` with
+      their intervals.
     """
-    found = {}
-    for name, one in results.plain().items():
-        kinds = failures.count(one.traces)
-        measures = {key: cell(one.measure(key)) for key in MEASURES}
-        about = {
-            "label": one.label,
-            "thread_tokens": one.thread_tokens(),
-            "failures": kinds,
-            "measures": measures,
+    rows = {}
+    for name, answered in results.plain().items():
+        rows[name] = answered.summary | {
+            "label": answered.label,
+            "thread_tokens": answered.thread_tokens(),
+            "failures": failures.count(answered.traces),
+            "measures": {key: cell(answered.measure(key)) for key in MEASURES},
         }
-        found[name] = one.summary | about
-    return found
+    return rows
 
 
 def sampled_failures(results: Results) -> dict[str, dict[str, Any]]:
-    """Name -> the plain evaluation at the highest temperature, as comparisons are: its label, `n`
-    trees, failures by kind.
+    """Failures of the plain evaluations at the highest temperature, where comparisons are made.
+
+    Returns:
+      name -> its `label`, `n` trees and `failures` by kind; empty if the run has no temperature.
     """
     temperatures = results.config.evaluate.temperatures
-    shown = results.plain(max(temperatures)) if temperatures else {}
+    plain = results.plain(max(temperatures)) if temperatures else {}
     return {
-        name: {"label": one.label, "n": len(one.traces), "failures": failures.count(one.traces)}
-        for name, one in shown.items()
+        name: {
+            "label": answered.label,
+            "n": len(answered.traces),
+            "failures": failures.count(answered.traces),
+        }
+        for name, answered in plain.items()
     }
 
 
 def oracle_table(results: Results) -> dict[str, dict[str, Any]]:
-    """Method -> success and cost of its demonstrations of the test problems."""
-    found = {}
+    """Method -> accuracy and cost of its demonstrations of the test problems."""
+    rows = {}
     for method, traces in results.oracle.items():
-        summary = summarize(
-            [trace | {"threads": [], "claimed": trace["correct"]} for trace in traces]
-        )
+        # Demonstrations are no answers of a model, so their traces lack two fields of a summary.
+        completed = [trace | {"threads": [], "claimed": trace["correct"]} for trace in traces]
+        summary = summarize(completed)
         score = share({trace["id"]: float(trace["correct"]) for trace in traces})
-        found[method] = {"accuracy": cell(score)} | {key: summary[key] for key in MEASURES}
-    return found
+        rows[method] = {"accuracy": cell(score)} | {key: summary[key] for key in MEASURES}
+    return rows
 
 
 def temperature_table(
     results: Results, models: dict[str, dict[float, float]]
 ) -> list[dict[str, Any]]:
-    """Rows of accuracy by temperature, each with what the threads did.
+    """Accuracy of models by temperature, with what their threads did.
 
     Args:
-      models: what the paper has: model, maybe followed by " enforced", -> temperature -> accuracy
-        in percent.
+      models: what the paper has: name -> temperature -> accuracy in percent. The name is a model,
+        followed by `published_figures.ENFORCED` where the child count is enforced.
 
     Returns:
-      rows with `model`, `label`, `run` (whether there is anything), `step` (of the model: a run has
-      one; None if nothing ran)
-      and `cells`: temperature -> {"ours", "paper"}, each or None.
+      rows with `model`, `label`, `run` (whether anything was evaluated), `step` (the training step
+      of the model; None if nothing was evaluated) and `cells`: temperature -> {"ours", "paper"},
+      each of which may be None.
     """
-    temperatures = sorted(
-        {0.0, *results.config.evaluate.temperatures, *(t for row in models.values() for t in row)}
-    )
-    forced = results.config.evaluate.forced
-    rows = []
-    for name, published in models.items():
-        model, _, enforced = name.partition(" ")
-        count = forced[-1] if forced else -1
-        found = {
-            t: results.get(model, temperature=t, **({"forced": count} if enforced else {}))
-            for t in temperatures
-        }
-        cells = {
-            f"{temperature:g}": {
-                "ours": cell(one.accuracy()) | one.spent(one.groups) if one else None,
-                "paper": published.get(temperature),
-            }
-            for temperature, one in found.items()
-        }
-        held = (
-            f", held to {count} children"
-            if enforced and forced
-            else enforced and ", children enforced"
-        )
-        rows.append(
-            {
-                "model": name,
-                "label": MODELS[model] + (held or ""),
-                "run": any(found.values()),
-                "step": next((one.summary["step"] for one in found.values() if one), None),
-                "cells": cells,
-            }
-        )
-    return rows
+    published_temperatures = {t for accuracy in models.values() for t in accuracy}
+    temperatures = sorted({0.0, *results.config.evaluate.temperatures, *published_temperatures})
+    return [
+        _temperature_row(results, name, published, temperatures)
+        for name, published in models.items()
+    ]
+
+
+def _temperature_row(
+    results: Results, name: str, published: dict[float, float], temperatures: list[float]
+) -> dict[str, Any]:
+    """A row of `temperature_table`."""
+    model = name.removesuffix(published_figures.ENFORCED)
+    label = MODELS[model]
+    decoding: dict[str, Any] = {}
+    if model != name:
+        forced = results.config.evaluate.forced
+        # Without a number in the config nothing was evaluated, and -1 finds nothing.
+        decoding["forced"] = forced[-1] if forced else -1
+        label += f", {forced[-1]} forced children" if forced else ", children enforced"
+
+    cells = {}
+    step = None
+    for temperature in temperatures:
+        answered = results.get(model, temperature=temperature, **decoding)
+        ours = None
+        if answered:
+            ours = cell(answered.accuracy()) | answered.spent(answered.groups)
+            step = answered.summary["step"] if step is None else step
+        cells[f"{temperature:g}"] = {"ours": ours, "paper": published.get(temperature)}
+    return {
+        "model": name,
+        "label": label,
+        "run": any(both["ours"] for both in cells.values()),
+        "step": step,
+        "cells": cells,
+    }
 
 
 def all_tables(results: Results) -> dict[str, list[dict[str, Any]]]:
-    """Tables 1 to 3 by name; APR on drawn beams is the last of Table 3."""
+    """Tables 1 to 3 by name. Table 3 ends with APR with a random parent beam."""
+    random_parent_beam: dict[str, dict[float, float]] = {
+        f"{RANDOM_PARENT_BEAM}/{stage}": {} for stage in STAGES
+    }
+    table3 = published_figures.TABLE_3 | random_parent_beam
     return {
         "table1": temperature_table(results, published_figures.TABLE_1),
         "table2": temperature_table(results, published_figures.TABLE_2),
-        "table3": temperature_table(
-            results, published_figures.TABLE_3 | {f"{DRAWN}/{stage}": {} for stage in STAGES}
-        ),
+        "table3": temperature_table(results, table3),
     }
 
 
 def every_score(results: Results) -> list[dict[str, Any]]:
-    """One row an evaluation, whatever it is for: accuracy and what the threads did."""
-    return [_score(one) for one in results.answered.values()]
+    """A row for every evaluation, with its accuracy and what its threads did."""
+    return [_score(answered) for answered in results.answered.values()]
 
 
-def _score(one: Answered) -> dict[str, Any]:
+def _score(answered: Answered) -> dict[str, Any]:
+    """A row of `every_score`; `by_n` has pass@n and cons@n if there are several samples."""
+    summary = answered.summary
     row: dict[str, Any] = {
-        "name": one.evaluation.name,
-        "label": one.label,
-        "accuracy": cell(one.accuracy()),
+        "name": answered.evaluation.name,
+        "label": answered.label,
+        "accuracy": cell(answered.accuracy()),
     }
-    row |= {key: one.summary[key] for key in (*MEASURES, "spawned", "truncated", "samples")}
-    if one.summary["samples"] > 1:
+    row |= {key: summary[key] for key in (*MEASURES, "spawned", "truncated", "samples")}
+    if summary["samples"] > 1:
         row["by_n"] = [
             {"n": n, "pass": cell(passed), "cons": cell(agreed), "total_tokens": tokens}
-            for n, (passed, agreed, tokens) in enumerate(one.by_n, start=1)
+            for n, (passed, agreed, tokens) in enumerate(answered.by_n, start=1)
         ]
     return row

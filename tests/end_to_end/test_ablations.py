@@ -15,7 +15,7 @@ from apr_jax.train.checkpoint.manager import load_checkpoint
 SMALL = ablations.Ablation(
     "Does it run?",
     (
-        ablations.Variant("base", asked=(2,), forced=(1,)),
+        ablations.Variant("base", requested=(2,), forced=(1,)),
         ablations.Variant(
             "priced", ("train.rl.reward.token_price=0.5",), after="base", sampled=(1.0,)
         ),
@@ -46,8 +46,8 @@ def test_every_model_is_trained_once_and_evaluated(run, config):
     out, found = run
     assert list(found["rows"]) == [
         "base, supervised",
-        "asked for 2",
-        "held to 1",
+        "2 requested children",
+        "1 forced children",
         "base, after RL",
         "priced, after RL",
         "priced, after RL, T = 1",
@@ -64,7 +64,7 @@ def test_every_model_is_trained_once_and_evaluated(run, config):
         json.loads((out / "base" / "eval-asked2" / "settings.json").read_text())["condition"] == 2
     )
     assert json.loads((out / "base" / "eval-held1" / "settings.json").read_text())["forced"] == 1
-    assert found["rows"]["held to 1"]["children"] <= 1
+    assert found["rows"]["1 forced children"]["children"] <= 1
     assert (
         json.loads((out / "serial" / "eval-t0.5" / "settings.json").read_text())["temperature"]
         == 0.5
@@ -99,7 +99,7 @@ def test_spread_is_over_the_variants_of_a_stage(run):
     assert len({*plain}) == 3
     others = [
         found["rows"][name]["total_tokens"]
-        for name in ("asked for 2", "held to 1", "serial, T = 0.5")
+        for name in ("2 requested children", "1 forced children", "serial, T = 0.5")
     ]
     assert found["spread"]["sft"]["total_tokens"][0] != pytest.approx(
         statistics.mean([*plain, *others])

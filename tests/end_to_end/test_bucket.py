@@ -193,7 +193,7 @@ def test_a_file_that_is_being_replaced_is_read_again(folder, monkeypatch):
     """Between asking for its size and reading it, it was replaced by a longer one: what comes is
     cut off.
     """
-    monkeypatch.setattr(stages, "_LOOK_SECONDS", 0.5)
+    monkeypatch.setattr(stages, "_POLL_SECONDS", 0.5)
     write_text(folder / "stages.json", '{"data": {"done"')
     whole = threading.Timer(
         0.8, lambda: write_text(folder / "stages.json", '{"data": {"done": true}}')

@@ -219,15 +219,15 @@ def test_an_ablation_that_is_the_run_itself_or_is_there_is_not_trained(config, t
     drawn = dataclasses.replace(
         config, solver=dataclasses.replace(config.solver, parent_beam_low=1)
     )
-    assert trained(drawn) == set(suite.ABLATIONS) - {suite.DRAWN}
+    assert trained(drawn) == set(suite.ABLATIONS) - {suite.RANDOM_PARENT_BEAM}
     (tmp_path / "sos-sft.safetensors").touch()
     (tmp_path / "sos+beam15" / "sft" / "checkpoints").mkdir(parents=True)
-    assert trained(config) == {suite.DRAWN, "sos+rejection"}
+    assert trained(config) == {suite.RANDOM_PARENT_BEAM, "sos+rejection"}
     # Its own unfinished one goes on; without the field it is neither trained nor evaluated.
     (tmp_path / "stages.json").write_text(
         json.dumps({"sos+beam15/sft": {"seconds": 1.0, "done": False}})
     )
-    assert trained(config) == {suite.DRAWN, "sos+rejection", "sos+beam15"}
+    assert trained(config) == {suite.RANDOM_PARENT_BEAM, "sos+rejection", "sos+beam15"}
     plain = dataclasses.replace(
         config, evaluate=dataclasses.replace(config.evaluate, ablations=False)
     )
@@ -247,7 +247,7 @@ def test_each_ablation_is_trained_on_its_own_demonstrations(config, tmp_path):
         assert (restored.method, restored.config) == (method, wanted) and (
             wanted != config
         ) == bool(settings)
-    assert load_checkpoint(tmp_path / suite.DRAWN / "rl").stage == "rl"
+    assert load_checkpoint(tmp_path / suite.RANDOM_PARENT_BEAM / "rl").stage == "rl"
     results = json.loads((tmp_path / "results.json").read_text())
     assert set(results["main"]) == {
         model.replace("/", "-") for model in suite.MODELS if "nested" not in model

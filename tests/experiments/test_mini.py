@@ -71,34 +71,40 @@ def test_the_results_are_of_the_suite_as_it_is_declared_now():
 _BEST = "no more sequential tokens than SoS+ on published beams at its best"
 COMPARISONS = {  # How README calls them -> how results.json does.
     "same window, after RL": "same window, after RL: ",
-    "same window, supervised, SoS+ on wide beams too": "same window, supervised, SoS+ on wide",
+    "same window, supervised, SoS+ with beams 1 to 15 too": "same window, supervised, SoS+ with",
     "same seconds of one problem (means of 10)": "same seconds of one problem: ",
-    "the same seconds, SoS+ on wide beams too": "same seconds of one problem, ",
+    "the same seconds, SoS+ with beams 1 to 15 too": "same seconds of one problem, ",
     "same total tokens, temperature 1, supervised": "same total tokens: APR, ",
-    "the same, SoS+ on wide beams too": "same total tokens, SoS+ on wide beams too: APR, ",
+    "the same, SoS+ with beams 1 to 15 too": (
+        "same total tokens, SoS+ with beams 1 to 15 too: APR, "
+    ),
     "same total tokens, temperature 1, after RL": "same total tokens: APR after RL, ",
-    "the same, after RL, SoS+ on wide beams too": (
-        "same total tokens, SoS+ on wide beams too: APR after RL, "
+    "the same, after RL, SoS+ with beams 1 to 15 too": (
+        "same total tokens, SoS+ with beams 1 to 15 too: APR after RL, "
     ),
     "same total tokens, supervised, each at its best temperature": (
         "same total tokens, each at its best temperature:"
     ),
-    "the same, best temperatures, SoS+ on wide beams too": (
+    "the same, best temperatures, SoS+ with beams 1 to 15 too": (
         "same total tokens, each at its best temperature, "
     ),
     "sequential tokens of the best point": "sequential tokens of the best point",
     "no more sequential tokens than SoS+ at its best": f"{_BEST}:",
-    "the same sequential tokens, SoS+ on wide beams too": f"{_BEST},",
+    "the same sequential tokens, SoS+ with beams 1 to 15 too": f"{_BEST},",
     "at most 1,024 total tokens, supervised": "at most 1,024 total tokens: APR, ",
-    "at most 1,024 total tokens, SoS+ on wide beams too": (
-        "at most 1,024 total tokens, SoS+ on wide beams too: APR, "
+    "at most 1,024 total tokens, SoS+ with beams 1 to 15 too": (
+        "at most 1,024 total tokens, SoS+ with beams 1 to 15 too: APR, "
     ),
     "RL's gain of APR": "RL's gain, APR",
-    "RL's gain of APR on drawn beams": "RL's gain, APR, drawn beams",
+    "RL's gain of APR with a random parent beam": "RL's gain, APR, random parent beam",
     "RL's gain of SoS+": "RL's gain, SoS+",
-    "RL's gain of APR on drawn beams, held to 12 children": "RL's gain, APR, drawn beams, held",
+    "RL's gain of APR with a random parent beam, 12 forced children": (
+        "RL's gain, APR, random parent beam, 12 forced"
+    ),
     "RL's gain of APR, temperature 1": "RL's gain, APR, T = 1",
-    "RL's gain of APR on drawn beams, temperature 1": "RL's gain, APR, drawn beams, T = 1",
+    "RL's gain of APR with a random parent beam, temperature 1": (
+        "RL's gain, APR, random parent beam, T = 1"
+    ),
     "RL's gain of SoS+, temperature 1": "RL's gain, SoS+, T = 1",
 }
 
@@ -106,7 +112,11 @@ COMPARISONS = {  # How README calls them -> how results.json does.
 def test_readme_has_the_results_that_are_kept():
     """Its table of scale mini, and the paper's comparisons beside it, to the digit."""
     readme, results = README.read_text(), _results()
-    names = {"SoS+ (serial)": "sos+", "APR (thread tree)": "apr", "APR (drawn beams)": suite.DRAWN}
+    names = {
+        "SoS+ (serial)": "sos+",
+        "APR (thread tree)": "apr",
+        "APR (random parent beam)": suite.RANDOM_PARENT_BEAM,
+    }
     rows = re.findall(r"^\| (.*\(.*\)), (supervised|after RL) \| (.*) \|$", readme, re.M)
     assert len(rows) == 6
     for name, stage, cells in rows:

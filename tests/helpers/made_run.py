@@ -41,7 +41,7 @@ def make_run(folder, config, tokenizer, models):
             seconds = {f"t-{k}": 0.1 + k / 100 for k in range(EVALUATE.timed)}
             values = {"device": "made up", "repeats": 5, "slots": 4, "seconds": seconds}
             (folder / "eval" / one.name / "latency.json").write_text(json.dumps(values))
-    for one in suite.laned(EVALUATE):
+    for one in suite.timed_on_slots(EVALUATE):
         if one.model in models:
             rows = [
                 {"slots": n, "seconds": 1 / n, "steps": 90 / n, "step_seconds": 0.01 * n}

@@ -12,7 +12,7 @@ from apr_jax.evaluate.runner import Decoding
 from apr_jax.evaluate.scores import summarize
 from apr_jax.paper.comparisons import comparisons
 from apr_jax.paper.results import Answered, Results
-from apr_jax.paper.suite import WIDE, Evaluation
+from apr_jax.paper.suite import BEAMS_1_TO_15, Evaluation
 
 PROBLEMS = 10
 
@@ -82,7 +82,7 @@ def row_of(config):
     return found
 
 
-TOO = ", SoS+ on wide beams too"
+TOO = ", SoS+ with beams 1 to 15 too"
 # Greedy, and the votes of the first n.
 WIDE_ANSWERS = (
     (7, (5, 8, 9)),
@@ -93,18 +93,18 @@ WIDE_ANSWERS = (
 # third vote 30.
 WINNERS = {
     "same window, supervised": (
-        ("SoS+ on wide beams", 0.7),
-        ("SoS+ on wide beams", 0.8),
+        ("SoS+ with beams 1 to 15", 0.7),
+        ("SoS+ with beams 1 to 15", 0.8),
         ("SoS+", 0.3),
     ),
     "same total tokens": (
-        ("SoS+ on wide beams cons@2", 0.8),
+        ("SoS+ with beams 1 to 15 cons@2", 0.8),
         ("SoS+ cons@3", 0.5),
         ("SoS+ cons@3", 0.5),
     ),
     "no more sequential tokens than SoS+ on published beams at its best": (
-        ("SoS+ on wide beams cons@3", 0.9),
-        ("SoS+ on wide beams", 0.8),
+        ("SoS+ with beams 1 to 15 cons@3", 0.9),
+        ("SoS+ with beams 1 to 15", 0.8),
         ("SoS+ cons@3", 0.5),
     ),
     **dict.fromkeys(
@@ -113,7 +113,11 @@ WINNERS = {
             "same seconds of one problem",
             "at most 64 total tokens",
         ),
-        (("SoS+ on wide beams cons@2", 0.8), ("SoS+ on wide beams", 0.8), ("SoS+ cons@3", 0.5)),
+        (
+            ("SoS+ with beams 1 to 15 cons@2", 0.8),
+            ("SoS+ with beams 1 to 15", 0.8),
+            ("SoS+ cons@3", 0.5),
+        ),
     ),
 }
 
@@ -137,8 +141,8 @@ def both_methods():
 def test_serial_search_on_wide_beams_competes_in_a_row_of_its_own(comparison, case, row_of):
     """APR takes 40 tokens and 1 s."""
     greedy, votes = WIDE_ANSWERS[case]
-    sampled = made(WIDE, votes, tokens=(20, 20, 30), chain=(5, 5, 9), temperature=1.0)
-    wide = [made(WIDE, greedy, tokens=20, seconds=0.5), sampled]
+    sampled = made(BEAMS_1_TO_15, votes, tokens=(20, 20, 30), chain=(5, 5, 9), temperature=1.0)
+    wide = [made(BEAMS_1_TO_15, greedy, tokens=20, seconds=0.5), sampled]
     row = row_of(f"{comparison}{TOO}: APR, ", *both_methods(), *wide)
     assert (row["one"], (opponent(row), row["other"])) == (0.9, WINNERS[comparison][case])
     assert (row["paper"], row["reached"]) == ("", None), "the paper's beams are not wide"
@@ -151,7 +155,7 @@ def test_serial_search_on_wide_beams_competes_in_a_row_of_its_own(comparison, ca
 
 
 def test_rl_was_not_done_on_wide_beams(row_of):
-    wide = [made(WIDE, 8, seconds=0.5), made(WIDE, 8, temperature=1.0)]
+    wide = [made(BEAMS_1_TO_15, 8, seconds=0.5), made(BEAMS_1_TO_15, 8, temperature=1.0)]
     assert row_of("same window, after RL", *both_methods(), *wide)["other"] == 0.4
     assert row_of(f"same window, after RL{TOO}", *both_methods(), *wide) is None
     assert row_of(
@@ -251,7 +255,7 @@ def test_the_same_tokens_each_at_its_best_temperature(greedy, cool, hot, name, s
         made("sos+/rl", hot, temperature=1.0),
     ]
     row = row_of("same total tokens, each at its best", *evaluations)
-    assert row["note"].startswith("APR, T = 0.5, asked for 4 children: 20 tokens; ")
+    assert row["note"].startswith("APR, T = 0.5, 4 requested children: 20 tokens; ")
     assert (opponent(row), row["one"], row["other"]) == (name, 0.7, score)
     assert (row["paper"], row["reached"]) == ("", None)
     greedy_apr = row_of(
@@ -350,7 +354,12 @@ def test_the_chain_of_a_vote_is_its_longest(votes, chains, name, one, row_of):
     ("method", "words", "greedy", "hot"),
     [
         ("apr", "APR", "83.4 against 75.5 (+7.9)", "76.4 against 67.8 (+8.6)"),
-        ("apr+drawn", "APR, drawn beams", "83.4 against 75.5 (+7.9)", "76.4 against 67.8 (+8.6)"),
+        (
+            "apr+drawn",
+            "APR, random parent beam",
+            "83.4 against 75.5 (+7.9)",
+            "76.4 against 67.8 (+8.6)",
+        ),
         ("sos+", "SoS+", "60.0 against 57.3 (+2.7)", "58.1 against 48.1 (+10.0)"),
     ],
 )
@@ -373,7 +382,9 @@ def test_the_gain_of_rl_is_held_against_that_of_table_3(method, words, greedy, h
     assert row_of("RL's gain", pair[0]) is None
 
 
-@pytest.mark.parametrize(("method", "words"), [("apr", "APR"), ("apr+drawn", "APR, drawn beams")])
+@pytest.mark.parametrize(
+    ("method", "words"), [("apr", "APR"), ("apr+drawn", "APR, random parent beam")]
+)
 @pytest.mark.parametrize(("temperature", "at"), [(0.0, ""), (1.0, ", T = 1")])
 def test_with_children_held_no_gain_of_rl_is_to_be_reached(method, words, temperature, at, row_of):
     pair = [
@@ -381,7 +392,7 @@ def test_with_children_held_no_gain_of_rl_is_to_be_reached(method, words, temper
         for stage, right in (("sft", 5), ("rl", 9))
     ]
     row = row_of(
-        f"RL's gain, {words}{at}, held to 3 children",
+        f"RL's gain, {words}{at}, 3 forced children",
         *pair,
         made(f"{method}/rl", 1, temperature=temperature),
     )
@@ -418,7 +429,7 @@ CHOICES = {"plain": 8, "asked": 6, "votes": (1, 2, 3), "cool": (4, 5, 7), "after
     ],
 )
 def test_validation_problems_choose_and_test_problems_score(comparison, one, other, name, row_of):
-    """APR asked for 2 children and the third vote at temperature 1 are the best on test problems,
+    """APR 2 requested children and the third vote at temperature 1 are the best on test problems,
     and must not be taken.
     """
     row = row_of(comparison, *competing(**CHOICES))
@@ -443,7 +454,7 @@ def test_the_chain_of_the_chosen_point(row_of):
     row = row_of("sequential tokens of the best point", *competing(**CHOICES))
     assert row["note"] == "APR; SoS+" and row["chosen"] == "chosen by 10 validation problems"
     assert row_of("sequential tokens of the best point", *competing())["note"].startswith(
-        "APR, asked for 2 children"
+        "APR, 2 requested children"
     )
 
 

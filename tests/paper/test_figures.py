@@ -17,10 +17,10 @@ from apr_jax.data.statistics import wilson
 from apr_jax.evaluate.cost import steps_on
 from apr_jax.paper import controls, figures, published_figures
 from apr_jax.paper.results import read_run
-from apr_jax.paper.suite import WIDE
+from apr_jax.paper.suite import BEAMS_1_TO_15
 from apr_jax.text.tokenizer import Tokenizer
 
-TRAINED = ("sos+/sft", "sos+/rl", WIDE, "apr/sft", "apr/rl")
+TRAINED = ("sos+/sft", "sos+/rl", BEAMS_1_TO_15, "apr/sft", "apr/rl")
 OURS, PAPER = "ours", "the paper"
 
 
@@ -199,7 +199,7 @@ def test_total_tokens(results, temperature):
     colours = set()
     # On wide beams votes are drawn where comparisons compare them.
     for model, name, samples in (
-        (WIDE, "SoS+ on wide beams", 3 if temperature == 1 else 1),
+        (BEAMS_1_TO_15, "SoS+ with beams 1 to 15", 3 if temperature == 1 else 1),
         ("sos+/sft", "SoS+", 3),
     ):
         serial = results.get(model, temperature=temperature)
@@ -220,7 +220,7 @@ def test_total_tokens(results, temperature):
     apr = assert_scores(ours, "APR by child condition", places, [one.accuracy() for one in asked])
     assert_tags(ours, apr, made_run.EVALUATE.children)
     free = results.get("apr/sft", temperature=temperature)
-    assert_scores(ours, "APR, asked for nothing", [mean(free, "total_tokens")], [free.accuracy()])
+    assert_scores(ours, "APR, nothing requested", [mean(free, "total_tokens")], [free.accuracy()])
     for line, scores in (
         (passed, published_figures.PASS_AT_N[temperature]),
         (agreed, published_figures.CONS_AT_N[temperature]),
@@ -241,7 +241,7 @@ def test_window(results):
         if isinstance(each, PolyCollection)
     ]
     lines = {}
-    names = ("SoS+", "SoS+ after RL", "SoS+ on wide beams", "APR", "APR after RL")
+    names = ("SoS+", "SoS+ after RL", "SoS+ with beams 1 to 15", "APR", "APR after RL")
     for model, label in zip(TRAINED, names, strict=True):
         traces = results.get(model).traces
         lines[label], _ = series(ours, label)
@@ -340,7 +340,7 @@ def test_latency(results, xlabel, cost, ends_of):
         )
         assert_tags(ours, line, numbers)
         free = results.get(f"{method}/sft")
-        star = assert_scores(ours, f"{name}, asked for nothing", [cost(free)], [free.accuracy()])
+        star = assert_scores(ours, f"{name}, nothing requested", [cost(free)], [free.accuracy()])
         assert star.get_marker() != line.get_marker() and same_color(
             star.get_color(), line.get_color()
         )
@@ -348,9 +348,9 @@ def test_latency(results, xlabel, cost, ends_of):
         curve = published_figures.LATENCY[method]
         assert tuple(heights) == curve.accuracy
         assert (places[0], places[-1]) == getattr(curve, ends_of) and (np.diff(places) > 0).all()
-    wide = results.get(WIDE)
+    wide = results.get(BEAMS_1_TO_15)
     assert (
-        assert_scores(ours, "SoS+ on wide beams", [cost(wide)], [wide.accuracy()]).get_marker()
+        assert_scores(ours, "SoS+ with beams 1 to 15", [cost(wide)], [wide.accuracy()]).get_marker()
         == star.get_marker()
     )
 

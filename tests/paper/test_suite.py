@@ -73,9 +73,10 @@ def test_every_evaluation_has_a_folder_of_its_own():
         "apr+drawn-sft-f3-p6",
         "apr+drawn-rl-f3-p6",
     ]
-    assert {one.model for one in suite.timed(made_run.EVALUATE)} == {*TRAINED, suite.WIDE}
+    assert {one.model for one in suite.timed(made_run.EVALUATE)} == {*TRAINED, suite.BEAMS_1_TO_15}
     assert {
-        one.name for one in (*suite.timed(made_run.EVALUATE), *suite.laned(made_run.EVALUATE))
+        one.name
+        for one in (*suite.timed(made_run.EVALUATE), *suite.timed_on_slots(made_run.EVALUATE))
     } < set(names)
     other = suite.declare(dataclasses.replace(made_run.EVALUATE, samples=5, problems=7))
     assert {one.name for one in other} & set(names) == set(names[: len(suite.MODELS)]), (
@@ -122,7 +123,7 @@ def test_a_plain_config_asks_for_little():
     declared = suite.declare(EvalConfig())
     asked = [(one.decoding.forced, one.decoding.condition, one.decoding.bins) for one in declared]
     assert set(asked) == {(None, None, None)}
-    assert suite.timed(EvalConfig()) == suite.laned(EvalConfig()) == ()
+    assert suite.timed(EvalConfig()) == suite.timed_on_slots(EvalConfig()) == ()
 
 
 @pytest.mark.parametrize(
@@ -158,10 +159,13 @@ def test_every_figure_of_a_whole_run(whole, tmp_path):
     captions = {one.name: one.caption for one in drawn}
     assert "Greedy answers to 10 problems." in captions["fig5_before_and_after_rl"]
     assert re.search(
-        r"asks for \(6 problems\).* nothing \(10 problems\).* 3 of the problems",
+        r"requests \(6 problems\).* nothing \(10 problems\).* 3 of the problems",
         captions["fig6_latency"],
     )
-    assert "held: 6 problems; of the others: 10 problems." in captions["fig7_child_count_enforced"]
+    assert (
+        "forced roots: 6 problems; of the others: 10 problems."
+        in captions["fig7_child_count_enforced"]
+    )
     again = figures.FIGURES[0](whole)
     assert charts.to_svg(again.figure, "x") == charts.to_svg(figures.FIGURES[0](whole).figure, "x")
 
@@ -192,22 +196,27 @@ def test_small_budgets_are_also_of_trees_that_were_asked_for_few_children(whole)
     assert {text.get_text() for text in axes.texts} == {"2", "4"}
     assert (
         "answers to 10 problems" in drawn.caption
-        and "last right one of 6 problems." in drawn.caption
+        and "last right answer of 6 problems." in drawn.caption
     )
 
 
 def test_the_control_is_also_of_drawn_beams(config, tokenizer, tmp_path):
     """Greedily, among the figures and the comparisons."""
-    made_run.make_run(tmp_path, config, tokenizer, (f"{suite.DRAWN}/sft", f"{suite.DRAWN}/rl"))
+    made_run.make_run(
+        tmp_path,
+        config,
+        tokenizer,
+        (f"{suite.RANDOM_PARENT_BEAM}/sft", f"{suite.RANDOM_PARENT_BEAM}/rl"),
+    )
     results = read_run(tmp_path, tmp_path / "data")
     drawn = figures.enforced(results)
     names = [label.get_text() for label in drawn.figure.axes[0].get_xticklabels()]
-    assert names == ["APR,\ndrawn beams", "APR,\ndrawn beams,\n3 children"]
+    assert names == ["APR,\nrandom parent beam", "APR,\nrandom parent beam,\n3 children"]
     gains = [
-        row["comparison"].removeprefix("RL's gain, APR, drawn beams")
+        row["comparison"].removeprefix("RL's gain, APR, random parent beam")
         for row in comparisons(results)
     ]
-    assert gains == ["", ", held to 3 children", ", T = 1"]
+    assert gains == ["", ", 3 forced children", ", T = 1"]
 
 
 def test_failures_are_told_of_the_temperatures_of_claims(whole):
@@ -320,7 +329,7 @@ def test_the_gain_of_rl_is_reached_if_it_is_at_least_that_of_table_3(
 
     def found():
         rows = {row["comparison"].removeprefix("RL's gain, "): row for row in comparisons(whole)}
-        assert rows["APR, held to 3 children"]["reached"] is None
+        assert rows["APR, 3 forced children"]["reached"] is None
         return rows[comparison]
 
     gain = round(100 * found()["gap"], 1)
@@ -422,7 +431,7 @@ def test_tables_show_what_was_not_run(whole):
     cells = found["table3"][3]["cells"]
     assert cells["0"]["ours"]["n"] == made_run.PROBLEMS and cells["0"]["paper"] == 83.4
     assert cells["0.1"]["ours"] is None and cells["0.1"]["paper"] == 82.9
-    assert "SoS+ on wide beams: there is no trained model (sos+beam15/sft)" in whole.missing
+    assert "SoS+ with beams 1 to 15: there is no trained model (sos+beam15/sft)" in whole.missing
     json.dumps(
         [found, tables.main_table(whole), tables.every_score(whole), tables.oracle_table(whole)]
     )

@@ -160,8 +160,8 @@ WARNED = {
     "APR": SERIAL,
     "APR after RL": f"62% {CUT}",
     "APR, T = 0.5": f"67% {CUT}",
-    "APR, asked for 1 children": SERIAL,
-    "APR, T = 1, asked for 0 children": f"100% {CUT}",
+    "APR, 1 requested children": SERIAL,
+    "APR, T = 1, 0 requested children": f"100% {CUT}",
 }
 
 
