@@ -1,11 +1,14 @@
-"""What TPUs can do: one table, and what a group of chips can say to each other.
+"""Properties of TPU chips, and the time of collectives between them.
 
-Sources, read in 2026. Peak, memory, its bandwidth: Cloud TPU documentation,
-cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e,tpu7x}, of a whole chip; v2 and v3: Jouppi et al. 2020, "A
-Domain-Specific Supercomputer for Training Deep Neural Networks". One-way bandwidth of a link, and
-where an axis closes to a ring: Austin et al. 2025, "How to Scale Your Model", chapter 2; of v2 and
-v3 Jouppi et al. 2020. Width of the matrix unit:
-`jax.experimental.pallas.tpu.get_tpu_info_for_chip`."""
+Sources, read in 2026:
+
+- peak, memory and bandwidth of a whole chip: Cloud TPU documentation,
+  cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e,tpu7x}; of v2 and v3: Jouppi et al. 2020, "A
+  Domain-Specific Supercomputer for Training Deep Neural Networks";
+- one-way bandwidth of a link, and where an axis closes to a ring: Austin et al. 2025, "How to Scale
+  Your Model", chapter 2; of v2 and v3: Jouppi et al. 2020;
+- width of the matrix unit: `jax.experimental.pallas.tpu.get_tpu_info_for_chip`.
+"""
 
 import dataclasses
 import math
@@ -15,20 +18,20 @@ from typing import Any
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """A TPU generation. What is a chip's is shared by its JAX devices.
+    """The chip of a TPU generation. Its JAX devices share everything that it has.
 
     Attributes:
       peak: bfloat16 FLOP/s of a chip.
       memory: GiB of HBM of a chip.
       bandwidth: bytes/s of its HBM.
       link: bytes/s of one link to a neighbour, one way.
-      ring: an axis of so many chips, or of a multiple of it, closes to a ring; 0 if only that of a
-        whole pod does.
-      matrix: rows and columns of its matrix units.
+      ring: number of chips; an axis with a multiple of that many closes to a ring. 0 if only the
+        axis of a whole pod does.
+      matrix: rows, and columns, of its matrix units.
       devices: JAX devices of a chip.
       pod: chips of the largest slice.
-      example: topologies that it has.
-      cores: how libtpu joins a chip's cores into one device; None is its default.
+      example: topologies of the generation, for messages.
+      cores: how libtpu joins a chip's cores into one device; None is libtpu's default.
     """
 
     peak: float
@@ -44,15 +47,17 @@ class Chip:
 
     @property
     def device_peak(self) -> float:
+        """bfloat16 FLOP/s of a JAX device."""
         return self.peak / self.devices
 
     @property
     def device_memory(self) -> int:
-        """Bytes."""
+        """Bytes of HBM of a JAX device."""
         return self.memory * 2**30 // self.devices
 
     @property
     def device_bandwidth(self) -> float:
+        """Bytes/s of HBM of a JAX device."""
         return self.bandwidth / self.devices
 
 
@@ -68,10 +73,11 @@ CHIPS = {
 
 
 def group_bandwidth(chip: Chip, extent: Sequence[int], group: Sequence[Sequence[int]]) -> float:
-    """Bytes/s that each device of a group can take in from the others, all at once.
+    """Bytes/s that each device of a group can receive while all devices of the group receive.
 
-    An axis on which the group's chips differ gives a link, or two if the group goes all around a
-    ring. The devices of a chip share its links. Within a chip it is the memory's bandwidth.
+    Each axis on which the group's chips differ gives a chip one link, or two if the group goes all
+    around a ring. The devices of a chip share its links. Within a chip the memory's bandwidth
+    counts.
 
     Args:
       extent: chips of the slice along each axis.
@@ -79,25 +85,33 @@ def group_bandwidth(chip: Chip, extent: Sequence[int], group: Sequence[Sequence[
     """
     links = 0
     for axis, size in enumerate(extent):
-        places = len({place[axis] for place in group})
-        closed = chip.ring > 0 and size % chip.ring == 0
-        links += 0 if places == 1 else 2 if places == size and closed else 1
+        chips = len({coordinates[axis] for coordinates in group})
+        is_ring = chip.ring > 0 and size % chip.ring == 0
+        if chips == size and chips > 1 and is_ring:
+            links += 2
+        elif chips > 1:
+            links += 1
     return links * chip.link / chip.devices if links else chip.device_bandwidth
 
 
 def extent_of(devices: Sequence[Any]) -> tuple[int, ...]:
-    """Chips along each axis of a slice, from the coordinates of its devices."""
+    """The number of chips along each axis of a slice, from the coordinates of its devices."""
     return tuple(1 + max(device.coords[axis] for device in devices) for axis in range(3))
 
 
 def collective_seconds(kind: str, size: float, group: int, bandwidth: float) -> float:
-    """Time of a collective that no link's latency counts in.
+    """Seconds of a collective, without the latency of links.
 
     Args:
-      size: bytes of the whole, see `hlo.Collective`.
-      group: devices that take part.
-      bandwidth: of `group_bandwidth`.
+      kind: one of `count.COLLECTIVES`.
+      size: bytes, see `count.Collective`.
+      group: number of devices that take part.
+      bandwidth: bytes/s that a device can receive, see `group_bandwidth`.
     """
-    share = (group - 1) / group if group > 1 else 0.0
+    if not math.isfinite(bandwidth):
+        return 0.0
+    share = (group - 1) / group if group > 1 else 0.0  # A device has its own part already.
+    # How many times a device receives `size` bytes. An all-reduce is a reduce-scatter and an
+    # all-gather.
     passes = {"all-reduce": 2 * share, "collective-permute": 1.0}.get(kind, share)
-    return passes * size / bandwidth if math.isfinite(bandwidth) else 0.0
+    return passes * size / bandwidth

@@ -1,39 +1,44 @@
-"""What a compiled program does: products, bytes of main memory, collectives, loop by loop.
+"""Counts the work of a compiled program: FLOPs of products, bytes of main memory, and collectives.
 
 XLA's own cost analysis counts a loop's body once and a Pallas kernel as nothing. Here
-  1. `hlo.parse` reads computations and their instructions;
-  2. `Counter.of` walks one, into fusions, branches and loops; a loop counts as often as its
-     condition says, or as `turns(name of the loop)` does where only the data knows;
-  3. bytes are those that an instruction reads from and writes to main memory: operands and results
-     that the compiler placed in on-chip memory (`S(n)` in a layout) cost none, of what is sliced
-     only the slice counts, and of what is written in place only what is new. What a kernel writes
-     in place is left to `kernels.py`.
+
+1. `hlo.parse` reads computations and their instructions;
+2. `Counter.of` walks a computation, into its fusions, branches and loops. A loop's body counts as
+   often as its condition says, or `turns(name of the loop)` times where that depends on the data;
+3. bytes are those that an instruction reads from and writes to main memory. Operands and results
+   that the compiler placed in on-chip memory (`S(n)` in a layout) cost none. Of an array that is
+   sliced only the slice counts, and of an array that is updated in place only the new part. Arrays
+   that a kernel updates in place are left to `kernels.py`.
 """
 
 import collections
 import dataclasses
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
-from apr_jax.plan.hlo import Computation, Instruction, first_group
+from apr_jax.plan.hlo import Computation, Instruction, Shape, first_group
 
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
-# Instructions that move nothing themselves; what "-start" began, its "-done" is not counted again.
+
+# Instructions that move nothing themselves. The work of a pair "...-start" and "...-done" is
+# counted at its start.
 _FREE = re.compile(
-    r"parameter|constant|tuple|get-tuple-element|bitcast|after-all|partition-id|replica-id|iota|add-dependency|opt-barrier|"
-    r"send|recv|async-update|.*-done"
+    "parameter|constant|tuple|get-tuple-element|bitcast|after-all|partition-id|replica-id|iota"
+    "|add-dependency|opt-barrier|send|recv|async-update|.*-done"
 )
 
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-    """One collective as it stands in the program.
+    """A collective of the program.
 
     Attributes:
-      bytes: of the whole result (all-gather), or of what each device puts in.
-      group: places in the mesh of the devices that talk to each other; the first such group.
-      source: where it comes from.
+      kind: one of COLLECTIVES.
+      bytes: size of the whole result (all-gather), or of each device's contribution.
+      group: indices in the mesh of the devices that take part; the first group if there are
+        several.
+      source: the JAX operation that it comes from.
     """
 
     kind: str
@@ -44,11 +49,11 @@ class Collective:
 
 @dataclasses.dataclass
 class Count:
-    """Sums over a program; those of one device.
+    """Sums over a program, as one device runs it.
 
     Attributes:
-      flops: of matrix products, without those of Pallas kernels.
-      bytes: read from and written to main memory.
+      flops: FLOPs of matrix products, without those of Pallas kernels.
+      bytes: bytes read from and written to main memory.
       kernels: name of a Pallas kernel -> how often it runs.
       collectives: collective -> how often it runs.
     """
@@ -61,41 +66,62 @@ class Count:
     )
 
     def add(self, other: "Count", times: float = 1) -> None:
+        """Adds the work of `other`, done `times` times; an expected number need not be whole."""
         self.flops += times * other.flops
         self.bytes += times * other.bytes
-        for mine, its in ((self.kernels, other.kernels), (self.collectives, other.collectives)):
-            for key, count in its.items():
-                mine[key] += count * times  # type: ignore[index, assignment]  # Expected counts need not be whole.
+        for kernel, count in other.kernels.items():
+            self.kernels[kernel] += count * times  # type: ignore[assignment]  # See above.
+        for collective, count in other.collectives.items():
+            self.collectives[collective] += count * times  # type: ignore[assignment]
 
 
 @dataclasses.dataclass(frozen=True)
 class _Window:
-    """How a convolution, as which TPUs see every product, moves over its input: fields by spatial
-    axis.
+    """How a convolution moves over its input. TPUs express every product as a convolution.
+
+    Attributes:
+      fields: name of a field -> its value on each spatial axis.
     """
 
     fields: dict[str, list[str]]
 
     @classmethod
     def of(cls, text: str) -> "_Window":
-        found = re.search(r"window=\{([^}]*)\}", text)
-        pairs = (part.split("=") for part in found.group(1).split()) if found else ()
-        return cls({name: values.split("x") for name, values in pairs})
+        """Reads the window of an instruction's text."""
+        match = re.search(r"window=\{([^}]*)\}", text)
+        fields = {}
+        for part in match.group(1).split() if match else ():
+            name, values = part.split("=")
+            fields[name] = values.split("x")
+        return cls(fields)
 
-    def places(self, axis: int, left: int, right: int, out: int) -> int:
-        """Pairs of a place of the result and one of the kernel that meet an input: a batch is an
-        axis on which few do.
+    def meetings(self, axis: int, left: int, right: int, out: int) -> int:
+        """Counts the pairs (position of the result, position of the kernel) that meet an input.
+
+        The other pairs fall into padding or between dilated inputs and cost nothing. A batch axis
+        is written as a spatial axis on which few pairs meet an input.
+
+        Args:
+          axis: the spatial axis.
+          left, right, out: sizes of input, kernel and result on the axis.
         """
 
         def field(name: str, default: str) -> str:
             return self.fields[name][axis] if name in self.fields else default
 
-        stride, dilation, step = (
-            int(field(name, "1")) for name in ("stride", "rhs_dilate", "lhs_dilate")
-        )
-        low = int(field("pad", "0_0").split("_")[0])
-        met = (o * stride + k * dilation - low for o in range(out) for k in range(right))
-        return sum(1 for at in met if 0 <= at <= (left - 1) * step and at % step == 0)
+        stride = int(field("stride", "1"))
+        kernel_dilation = int(field("rhs_dilate", "1"))
+        input_dilation = int(field("lhs_dilate", "1"))
+        low_padding = int(field("pad", "0_0").split("_")[0])
+        last = (left - 1) * input_dilation
+
+        count = 0
+        for result in range(out):
+            for kernel in range(right):
+                position = result * stride + kernel * kernel_dilation - low_padding
+                if 0 <= position <= last and position % input_dilation == 0:
+                    count += 1
+        return count
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,22 +129,27 @@ class Counter:
     """Counts the work of a program.
 
     Attributes:
-      turns: source of a loop whose number of turns the program does not say -> that number.
+      computations: the program's computations by name.
+      turns: source of a loop -> its number of iterations, for loops where the program does not say
+        it.
     """
 
     computations: dict[str, Computation]
     turns: Callable[[str], float] = lambda source: 1.0
 
     def of(self, name: str) -> Count:
-        """All that running a computation once does."""
-        total, seen = Count(), set[str]()
+        """Counts everything that one run of a computation does."""
+        total = Count()
+        channels: set[str] = set()
         computation = self.computations[name]
         for instruction in computation.values():
-            self._add(total, instruction, computation, seen)
+            self._add(total, instruction, computation, channels)
         return total
 
     def loops(self, name: str) -> Iterator[tuple[str, Count]]:
-        """Source of each loop that a computation holds, at any depth, and the work of one turn."""
+        """Yields the source and the work of one iteration of each loop in a computation, at any
+        depth.
+        """
         for instruction in self.computations[name].values():
             if instruction.kind == "while":
                 yield instruction.source, self.of(self._body(instruction))
@@ -127,36 +158,43 @@ class Counter:
                     yield from self.loops(called)
 
     def _add(
-        self, total: Count, instruction: Instruction, computation: Computation, seen: set[str]
+        self, total: Count, instruction: Instruction, computation: Computation, channels: set[str]
     ) -> None:
+        """Adds the work of one instruction of a computation to `total`.
+
+        Args:
+          channels: see `_add_work`.
+        """
         kind = instruction.kind
         if kind == "while":
             total.add(self.of(self._body(instruction)), self._turns(instruction))
         elif kind == "conditional":
-            costs = [self.of(name) for name in instruction.called]
-            total.add(max(costs, key=lambda cost: cost.bytes))
+            # The dearest branch.
+            branches = [self.of(name) for name in instruction.called]
+            total.add(max(branches, key=lambda branch: branch.bytes))
         elif kind in ("call", "async-start"):
             for name in instruction.called:
                 total.add(self.of(name))
         elif not _FREE.fullmatch(kind):
-            self._add_work(total, instruction, seen)
+            self._add_work(total, instruction, channels)
             total.bytes += self._traffic(instruction, computation)
 
-    def _add_work(self, total: Count, instruction: Instruction, seen: set[str]) -> None:
-        """Products, kernels and collectives, also those within a fusion.
+    def _add_work(self, total: Count, instruction: Instruction, channels: set[str]) -> None:
+        """Adds products, kernels and collectives to `total`, also those within a fusion.
 
         Args:
-          seen: channels of collectives that were counted. One that runs beside other work stands in
-            each of its fusions.
+          channels: channels of the collectives that were counted already. A collective that runs
+            beside other work stands in several fusions, under one channel.
         """
         kind = instruction.kind.removesuffix("-start")
         if kind in ("dot", "convolution"):
             total.flops += self._product_flops(instruction)
         elif kind in COLLECTIVES:
-            channel = re.search(r"channel_id=\d+|$", instruction.text)[0]  # type: ignore[index]  # It always matches.
-            if channel and channel in seen:
-                return
-            seen.add(channel)
+            channel = re.search(r"channel_id=\d+", instruction.text)
+            if channel:
+                if channel[0] in channels:
+                    return
+                channels.add(channel[0])
             total.collectives[_collective(kind, instruction)] += 1
         elif kind == "custom-call" and 'custom_call_target="tpu_custom_call"' in instruction.text:
             total.kernels[re.sub(r"\.\d+$", "", instruction.name)] += 1
@@ -164,154 +202,213 @@ class Counter:
             inner = Count()
             for name in instruction.called:
                 for part in self.computations[name].values():
-                    self._add_work(inner, part, seen)
+                    self._add_work(inner, part, channels)
             if "all-reduce-scatter" in instruction.called[0]:
-                inner.collectives = collections.Counter(
-                    {
-                        dataclasses.replace(c, kind="reduce-scatter"): n
-                        for c, n in inner.collectives.items()
-                    }
-                )
+                inner.collectives = _as_reduce_scatter(inner.collectives)
             total.add(inner)
 
     def _body(self, loop: Instruction) -> str:
-        return re.search(r"body=%([\w.\-]+)", loop.text).group(1)  # type: ignore[union-attr]
+        """Name of the computation that a loop repeats."""
+        return _required(r"body=%([\w.\-]+)", loop.text)
 
     def _turns(self, loop: Instruction) -> float:
-        """As the compiler says, or the condition `index < constant`."""
-        if known := re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.text):
+        """The number of iterations: known to the compiler, by the condition, or by `turns`."""
+        known = re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.text)
+        if known:
             return float(known.group(1))
-        condition = self.computations[re.search(r"condition=%([\w.\-]+)", loop.text).group(1)]  # type: ignore[union-attr]
-        root = next(instruction for instruction in condition.values() if instruction.root)
-        limits = [condition[name] for name in root.operands if condition[name].kind == "constant"]
-        if root.kind == "compare" and "direction=LT" in root.text and limits:
-            return float(re.match(r"\((\d+)\)", limits[0].text).group(1))  # type: ignore[union-attr]
+
+        # A condition `index < constant` says it too.
+        condition = self.computations[_required(r"condition=%([\w.\-]+)", loop.text)]
+        root = _root(condition)
+        constants = [
+            condition[name] for name in root.operands if condition[name].kind == "constant"
+        ]
+        if root.kind == "compare" and "direction=LT" in root.text and constants:
+            return float(_required(r"^\((\d+)\)", constants[0].text))
         return self.turns(loop.source)
 
     def _product_flops(self, product: Instruction) -> float:
-        """2 x elements of the result x what each sums over."""
+        """FLOPs of a product: 2 x elements of the result x terms that each of them sums."""
         computation = next(c for c in self.computations.values() if c.get(product.name) is product)
         left, right = (computation[name].shapes[0].dims for name in product.operands[:2])
         out = product.shapes[0].dims
+
+        # A `dot` names the axes that it sums over.
         contracted = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", product.text)
         if contracted:
-            return (
-                2.0
-                * math.prod(out)
-                * math.prod(left[int(axis)] for axis in contracted.group(1).split(",") if axis)
-            )
+            terms = math.prod(left[int(axis)] for axis in contracted.group(1).split(",") if axis)
+            return 2.0 * math.prod(out) * terms
+
+        # A `convolution` labels its axes: b batch, f features, i and o input and output features of
+        # the kernel, and digits for spatial axes.
         labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", product.text)
         if not labels:
             return 0.0
-        at = [
-            dict(zip(text, dims, strict=True))
-            for text, dims in zip(labels.groups(), (left, right, out), strict=True)
-        ]
+        left_size = dict(zip(labels.group(1), left, strict=True))
+        right_size = dict(zip(labels.group(2), right, strict=True))
+        out_size = dict(zip(labels.group(3), out, strict=True))
         window = _Window.of(product.text)
-        places = math.prod(
-            window.places(int(axis), at[0][axis], at[1][axis], at[2][axis])
-            for axis in at[1]
+        meetings = math.prod(
+            window.meetings(int(axis), left_size[axis], right_size[axis], out_size[axis])
+            for axis in right_size
             if axis.isdigit()
         )
-        return 2.0 * at[2]["b"] * at[2]["f"] * at[1]["i"] * places
+        return 2.0 * out_size["b"] * out_size["f"] * right_size["i"] * meetings
 
     def _traffic(self, instruction: Instruction, computation: Computation) -> float:
-        kind, results = instruction.kind, instruction.shapes
+        """Bytes that an instruction reads from and writes to main memory."""
+        kind = instruction.kind
+        results = instruction.shapes
         inputs = [computation[name] for name in instruction.operands if name in computation]
+
+        # Of a sliced array only the slice is read, and it is written. The result of an asynchronous
+        # slice is the second one.
         if kind in ("dynamic-slice", "slice", "gather"):
-            return sum(shape.memory for shape in results) + (
-                results[0].bytes if _in_memory(inputs[0]) else 0
-            )
-        if kind == "dynamic-update-slice":
-            return inputs[1].shapes[0].memory + (
-                inputs[1].shapes[0].bytes if _in_memory(inputs[0]) else 0
-            )
-        if kind == "scatter":
-            return 2.0 * sum(shape.memory for shape in inputs[2].shapes)
+            return _memory(results) + _if_in_memory(inputs[0], results[0])
         if kind in ("slice-start", "dynamic-slice-start"):
-            return float(results[1].memory + (results[1].bytes if _in_memory(inputs[0]) else 0))
-        if kind == "custom-call" and re.search(
-            r'custom_call_target="(AllocateBuffer|ConcatBitcast)"', instruction.text
-        ):
-            return 0.0
+            return _memory(results[1:2]) + _if_in_memory(inputs[0], results[1])
+
+        # Of an array that is updated in place only the update counts: it is read and written.
+        if kind == "dynamic-update-slice":
+            update = inputs[1].shapes[:1]
+            return _memory(update) + _if_in_memory(inputs[0], update[0])
+        if kind == "scatter":
+            return 2.0 * _memory(inputs[2].shapes)
+
         if kind == "custom-call":
-            # output_to_operand_aliasing
-            taken = re.findall(r"\{(\d*)\}: \((\d+),", instruction.text)
-            results = tuple(
-                shape
-                for at, shape in enumerate(results)
-                if at not in {int(out or 0) for out, _ in taken}
-            )
-            inputs = [
-                each for at, each in enumerate(inputs) if at not in {int(read) for _, read in taken}
-            ]
-        if kind != "fusion":
-            first = results[:1] if kind.endswith("-start") else results
-            return float(
-                sum(s.memory for s in first) + sum(s.memory for each in inputs for s in each.shapes)
-            )
-        inner = self.computations[instruction.called[0]]
-        parameters = [each for each in inner.values() if each.kind == "parameter"]
+            return _custom_call_traffic(instruction, inputs)
+        if kind == "fusion":
+            return self._fusion_traffic(instruction, inputs)
+
+        # Everything else reads its operands and writes its results. An asynchronous start also
+        # lists operands and bookkeeping among its results, so only its first result counts.
+        written = results[:1] if kind.endswith("-start") else results
+        return _memory(written) + sum(_memory(each.shapes) for each in inputs)
+
+    def _fusion_traffic(self, fusion: Instruction, inputs: list[Instruction]) -> float:
+        """Bytes that a fusion reads and writes; what it computes in between stays on the chip."""
+        inner = self.computations[fusion.called[0]]
         read = 0.0
-        for each in parameters:
-            number = int(re.match(r"\((\d+)\)", each.text).group(1))  # type: ignore[union-attr]
-            if number < len(inputs) and _in_memory(inputs[number]):
-                read += self._read(each, inner)
-        return read + sum(self._written(instruction, inner))
+        for parameter in inner.values():
+            if parameter.kind == "parameter":
+                number = int(_required(r"^\((\d+)\)", parameter.text))
+                if number < len(inputs) and _in_memory(inputs[number]):
+                    read += self._read(parameter, inner)
+        return read + sum(self._written(fusion, inner))
 
     def _read(self, parameter: Instruction, inner: Computation) -> float:
-        """Bytes of a fusion's operand that it reads."""
+        """Bytes of a fusion's operand that the fusion reads.
+
+        Args:
+          parameter: the operand, as a parameter of the fusion's computation `inner`.
+        """
+        size = parameter.shapes[0].bytes
         total = 0.0
         for user in _users(parameter, inner):
-            if (
-                user.kind in ("dynamic-slice", "slice", "gather")
-                and user.operands[0] == parameter.name
-            ):
+            is_first_operand = user.operands[0] == parameter.name
+            if user.kind in ("dynamic-slice", "slice", "gather") and is_first_operand:
                 total += user.shapes[0].bytes
+            elif user.kind in ("dynamic-update-slice", "scatter") and is_first_operand:
+                continue  # It is updated in place, not read.
             elif user.kind == "bitcast":
-                # As the result of a fusion within a fusion it is read by what stands around that.
+                # A bitcast that is the result of a fusion within a fusion is read outside of it.
                 total += user.shapes[0].bytes if user.root else self._read(user, inner)
-            elif (
-                user.kind in ("dynamic-update-slice", "scatter")
-                and user.operands[0] == parameter.name
-            ):
-                continue
             elif user.kind == "fusion":
                 deeper = self.computations[user.called[0]]
-                at = user.operands.index(parameter.name)
+                number = user.operands.index(parameter.name)
                 total += sum(
-                    self._read(p, deeper) for p in deeper.values() if p.text.startswith(f"({at})")
+                    self._read(each, deeper)
+                    for each in deeper.values()
+                    if each.text.startswith(f"({number})")
                 )
             else:
-                return parameter.shapes[0].bytes
-        return min(total, parameter.shapes[0].bytes)
+                return size  # Any other user reads all of it.
+        return min(total, size)
 
     def _written(self, fusion: Instruction, inner: Computation) -> Iterator[float]:
-        root = next(instruction for instruction in inner.values() if instruction.root)
+        """Bytes of each result of a fusion that are written to main memory."""
+        root = _root(inner)
         parts = [inner[name] for name in root.operands] if root.kind == "tuple" else [root]
         for shape, part in zip(fusion.shapes, parts, strict=False):
             while part.kind == "bitcast":
                 part = inner[part.operands[0]]
             if shape.on_chip:
                 continue
-            new = {"dynamic-update-slice": 1, "scatter": 2}.get(part.kind)
-            yield float(inner[part.operands[new]].shapes[0].bytes if new else shape.bytes)
+            # Of an array that is updated in place only the update is written.
+            update = {"dynamic-update-slice": 1, "scatter": 2}.get(part.kind)
+            yield float(inner[part.operands[update]].shapes[0].bytes if update else shape.bytes)
+
+
+def _custom_call_traffic(call: Instruction, inputs: list[Instruction]) -> float:
+    """Bytes that a custom call reads and writes, such as a Pallas kernel.
+
+    An operand that a result takes the place of is updated in place: `kernels.py` knows how much of
+    it the kernel reads and writes.
+    """
+    if re.search(r'custom_call_target="(AllocateBuffer|ConcatBitcast)"', call.text):
+        return 0.0
+    # output_to_operand_aliasing={{result}: (operand, ...)}; {} is the only result.
+    aliases = re.findall(r"\{(\d*)\}: \((\d+),", call.text)
+    aliased_results = {int(result or 0) for result, _ in aliases}
+    aliased_operands = {int(operand) for _, operand in aliases}
+    written = [shape for index, shape in enumerate(call.shapes) if index not in aliased_results]
+    read = [each for index, each in enumerate(inputs) if index not in aliased_operands]
+    return _memory(written) + sum(_memory(each.shapes) for each in read)
+
+
+def _memory(shapes: Sequence[Shape]) -> float:
+    """Bytes of arrays in main memory."""
+    return float(sum(shape.memory for shape in shapes))
+
+
+def _if_in_memory(instruction: Instruction, part: Shape) -> float:
+    """Bytes of a part of an instruction's result, if the result lies in main memory."""
+    return float(part.bytes) if _in_memory(instruction) else 0.0
 
 
 def _in_memory(instruction: Instruction) -> bool:
+    """Whether any of an instruction's results lies in main memory."""
     return any(not shape.on_chip for shape in instruction.shapes)
 
 
 def _users(instruction: Instruction, computation: Computation) -> Iterator[Instruction]:
-    return (other for other in computation.values() if instruction.name in other.operands)
+    """The instructions of a computation that take the result of `instruction`."""
+    return (user for user in computation.values() if instruction.name in user.operands)
+
+
+def _root(computation: Computation) -> Instruction:
+    """The instruction whose result is that of the computation."""
+    return next(instruction for instruction in computation.values() if instruction.root)
+
+
+def _required(pattern: str, text: str) -> str:
+    """The first group of a pattern that the compiler always writes."""
+    match = re.search(pattern, text)
+    if match is None:
+        raise ValueError(f"HLO without {pattern}: {text[:80]}")
+    return match.group(1)
+
+
+def _as_reduce_scatter(
+    collectives: collections.Counter[Collective],
+) -> collections.Counter[Collective]:
+    """The same collectives as reduce-scatters, which the compiler writes as fused all-reduces."""
+    return collections.Counter(
+        {
+            dataclasses.replace(collective, kind="reduce-scatter"): count
+            for collective, count in collectives.items()
+        }
+    )
 
 
 def _collective(kind: str, instruction: Instruction) -> Collective:
+    """Reads a collective from its instruction."""
     shapes = instruction.shapes
     if instruction.kind.endswith("-start") and kind in ("all-gather", "collective-permute"):
+        # The results of an asynchronous start are the operands, the results, and bookkeeping.
         shapes = shapes[len(shapes) // 2 :][:1] if len(shapes) > 1 else shapes
     size = sum(shape.bytes for shape in shapes)
     group = first_group(instruction.text)
     if kind == "reduce-scatter":
-        size *= len(group)
+        size *= len(group)  # The instruction's result is the device's part of the whole.
     return Collective(kind, size, group, instruction.source)

@@ -1,5 +1,5 @@
-"""A compiled program's text (HLO), read: computations of instructions, each with its results,
-operands and layout.
+"""Reads the text of a compiled program (HLO): computations of instructions, each with its operands,
+and with its results and their layout.
 """
 
 import dataclasses
@@ -19,14 +19,14 @@ _CALLED = re.compile(
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-    """One array of a result.
+    """Shape and layout of one array of a result.
 
     Attributes:
       kind: element type.
+      dims: sizes of the axes.
       order: axes from the fastest to the slowest.
-      tile: the fastest axes are padded to multiples of it, its last entry being that of the fastest
-        one.
-      on_chip: it does not lie in main memory.
+      tile: multiples to which the fastest axes are padded; the last entry is for the fastest axis.
+      on_chip: whether the array lies in on-chip memory instead of main memory.
     """
 
     kind: str
@@ -37,22 +37,40 @@ class Shape:
 
     @property
     def bytes(self) -> int:
-        """With the padding of its tiles."""
-        digits = re.search(r"\d+", self.kind)
-        bits = _BITS[self.kind] if self.kind in _BITS else int(digits.group(0)) if digits else 32
+        """Bytes of the array with the padding of its tiles."""
         dims = list(self.dims)
         for axis, multiple in zip(self.order, reversed(self.tile), strict=False):
             dims[axis] += -dims[axis] % multiple
-        return math.prod(dims) * bits // 8
+        return math.prod(dims) * self._bits // 8
+
+    @property
+    def _bits(self) -> int:
+        """Bits of an element; types such as bf16 and f8e4m3 have the number in their name."""
+        if self.kind in _BITS:
+            return _BITS[self.kind]
+        digits = re.search(r"\d+", self.kind)
+        return int(digits.group(0)) if digits else 32
 
     @property
     def memory(self) -> int:
-        """Bytes in main memory."""
+        """Bytes of the array in main memory."""
         return 0 if self.on_chip else self.bytes
 
 
 @dataclasses.dataclass(frozen=True)
 class Instruction:
+    """One instruction of a computation.
+
+    Attributes:
+      name: its name within the computation.
+      kind: its operation, for example "fusion".
+      shapes: its results.
+      operands: names of the instructions whose results it takes.
+      called: names of the computations that it runs.
+      text: everything after the operation, operands included.
+      root: whether its result is that of the computation.
+    """
+
     name: str
     kind: str
     shapes: tuple[Shape, ...]
@@ -63,18 +81,23 @@ class Instruction:
 
     @property
     def source(self) -> str:
-        """Where in the program it comes from, as JAX names it."""
-        found = re.search(r'op_name="([^"]*)"', self.text)
-        return found.group(1) if found else ""
+        """The JAX operation that it comes from, with its scopes; "" if it has none."""
+        match = re.search(r'op_name="([^"]*)"', self.text)
+        return match.group(1) if match else ""
 
 
 Computation = dict[str, Instruction]
 
 
 def parse(text: str) -> tuple[dict[str, Computation], str]:
-    """All computations of a program, and the name of the one it begins with."""
+    """Reads a program.
+
+    Returns:
+      its computations by name, and the name of the computation with which the program begins.
+    """
     computations: dict[str, Computation] = {}
-    entry, current = "", None
+    entry = ""
+    current = None
     for line in text.splitlines():
         head = _HEAD.match(line)
         if head:
@@ -87,6 +110,7 @@ def parse(text: str) -> tuple[dict[str, Computation], str]:
 
 
 def _instruction(line: str, start: re.Match[str]) -> Instruction:
+    """Reads an instruction's line, whose `start` names it."""
     rest = line[start.end() :]
     shape, rest = _balanced(rest) if rest.startswith("(") else rest.split(" ", 1)
     kind, _, rest = rest.lstrip().partition("(")
@@ -105,51 +129,70 @@ def _instruction(line: str, start: re.Match[str]) -> Instruction:
 
 
 def _balanced(text: str) -> tuple[str, str]:
-    """What stands between the parenthesis that the text begins with and its partner, and what
-    follows.
-    """
+    """Splits a text that begins with a parenthesis after the partner of that parenthesis."""
     depth = 0
-    for at, letter in enumerate(text):
-        depth += (letter == "(") - (letter == ")")
+    for index, letter in enumerate(text):
+        if letter == "(":
+            depth += 1
+        elif letter == ")":
+            depth -= 1
         if depth == 0:
-            return text[: at + 1], text[at + 1 :]
+            return text[: index + 1], text[index + 1 :]
     raise ValueError(f"unbalanced: {text[:80]}")
 
 
 def _shapes(text: str) -> Iterator[Shape]:
+    """Reads arrays such as `f32[8,64]{1,0:T(8,128)S(1)}`: type, sizes, order, tile and memory."""
     for kind, dims, layout in _ARRAY.findall(text):
-        order, _, placing = layout.partition(":")
-        tile = re.search(r"T\(([\d,]+)\)", placing)
+        order, _, placement = layout.partition(":")
+        tile = re.search(r"T\(([\d,]+)\)", placement)
         yield Shape(
             kind,
-            tuple(int(n) for n in dims.split(",") if n),
-            tuple(int(n) for n in order.split(",") if n),
-            tuple(int(n) for n in tile.group(1).split(",")) if tile and dims else (),
-            bool(re.search(r"S\(\d+\)", placing)),
+            dims=_numbers(dims),
+            order=_numbers(order),
+            tile=_numbers(tile.group(1)) if tile and dims else (),
+            on_chip=bool(re.search(r"S\(\d+\)", placement)),
         )
 
 
+def _numbers(text: str) -> tuple[int, ...]:
+    """Reads numbers that are separated by commas."""
+    return tuple(int(number) for number in text.split(",") if number)
+
+
 def first_group(text: str) -> tuple[int, ...]:
-    """The first of a collective's groups of devices, in any of the three ways in which HLO writes
-    them.
+    """Reads the first group of devices of a collective; () if it has none.
+
+    HLO writes groups in three ways: as a list, by axes of a mesh, and by the order of an array.
     """
-    if listed := re.search(r"(?:replica_groups|source_target_pairs)=\{\{([\d,]+)\}", text):
-        return tuple(int(n) for n in listed.group(1).split(","))
-    if axes := re.search(r"replica_groups=mesh\[([^\]]*)\] ?\{([^}]*)\}", text):
+    # {{0,1},{2,3}}: the groups themselves.
+    listed = re.search(r"(?:replica_groups|source_target_pairs)=\{\{([\d,]+)\}", text)
+    if listed:
+        return _numbers(listed.group(1))
+
+    # mesh['x'=4,'y'=8] {'y'}: devices that differ only in the named axes of a mesh.
+    axes = re.search(r"replica_groups=mesh\[([^\]]*)\] ?\{([^}]*)\}", text)
+    if axes:
         sizes = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", axes.group(1))}
-        group, step = [0], 1
+        group = [0]
+        stride = 1
         for name, size in reversed(sizes.items()):
             if name in axes.group(2):
-                group = [at * step + place for at in range(size) for place in group]
-            step *= size
+                group = [index * stride + device for index in range(size) for device in group]
+            stride *= size
         return tuple(sorted(group))
-    if tiled := re.search(r"replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", text):
+
+    # [4,8]<=[8,4]T(1,0): 4 groups of 8, in the order of a transposed array of all devices.
+    tiled = re.search(r"replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", text)
+    if tiled:
         _, members, dims, order = tiled.groups()
-        shape = [int(n) for n in dims.split(",")]
-        axes_order = [int(n) for n in order.split(",")] if order else list(range(len(shape)))
+        shape = _numbers(dims)
+        axis_order = _numbers(order) if order else range(len(shape))
         strides = [math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
-        places = [0]
-        for axis in axes_order:
-            places = [place + at * strides[axis] for place in places for at in range(shape[axis])]
-        return tuple(places[: int(members)])
+        devices = [0]
+        for axis in axis_order:
+            devices = [
+                device + index * strides[axis] for device in devices for index in range(shape[axis])
+            ]
+        return tuple(devices[: int(members)])
     return ()

@@ -1,8 +1,9 @@
-"""What the Pallas kernels do, which the compiler cannot see into: products and bytes of one run on
-one device.
+"""The work of the Pallas kernels, into which the compiler cannot see: products and bytes of one run
+of a kernel on one device.
 """
 
 import dataclasses
+import math
 
 import jax.numpy as jnp
 
@@ -12,17 +13,18 @@ from apr_jax.model.config import ModelConfig
 from apr_jax.model.kv_cache import cache_tpu
 from apr_jax.plan.chips import Chip
 
-_PRODUCTS = {"attend_forward": 2, "attend_backward": 5}  # Block products a pair of blocks.
+# Products for each pair of a query block and a key block.
+_PRODUCTS = {"attend_forward": 2, "attend_backward": 5}
 
 
 @dataclasses.dataclass(frozen=True)
 class KernelWork:
-    """Of one run.
+    """Work of one run of a Pallas kernel.
 
     Attributes:
-      flops: of its products.
-      fill: how many times as long they take as on a full matrix unit.
-      bytes: of main memory, beyond the operands that `count` knows of.
+      flops: FLOPs of its products.
+      fill: how many times longer the products take than they would on a full matrix unit.
+      bytes: bytes of main memory, beyond the operands that `count` knows of.
     """
 
     flops: float
@@ -31,38 +33,62 @@ class KernelWork:
 
 
 def work(kernel: str, config: Experiment, heads: float, chip: Chip) -> KernelWork:
-    """Of a run: attention over `heads` heads of rows of one thread each, or a decode step half-way
-    through the window.
+    """Work of one run of a kernel: a decode step, or attention over packed rows.
 
-    That is the mean of all decode steps, those of short contexts in smaller blocks among them.
+    Args:
+      kernel: its name.
+      heads: number of heads times number of rows on the device; each row holds one thread.
     """
-    model = config.model
     if kernel == cache_tpu.KERNEL:
-        length = config.limits.window / 2
-        flops = (
-            4.0 * config.schedule.slots * model.heads * model.kv_heads * model.head_size * length
-        )
-        moved = decode_bytes(config, length, config.limits.window)
-        return KernelWork(flops, max(1.0, chip.matrix / model.heads), moved)
-    size = block_size(config.limits.max_thread_tokens)
-    count = -(-config.limits.max_thread_tokens // size)
-    flops = heads * count * (count + 1) / 2 * _PRODUCTS[kernel] * 2 * size * size * model.head_size
-    # Read more than once are two arrays, again for each later block.
-    again = heads * count * (count - 1) / 2 * 2 * size * model.head_size * 2
-    return KernelWork(flops, max(1.0, chip.matrix / model.head_size), again)
+        return _decode_work(config, chip)
+    return _attention_work(kernel, config, heads, chip)
 
 
-def decode_bytes(config: Experiment, length: float, bound: int) -> float:
-    """Of a layer's cache up to `bound`: all decode slots' blocks up to `length`, the last half in
-    vain, and the rows written back.
+def _decode_work(config: Experiment, chip: Chip) -> KernelWork:
+    """Work of a decode step whose contexts are half a window long.
+
+    That is the mean of all decode steps, among them those of short contexts in smaller blocks.
     """
     model = config.model
-    size = cache_tpu.block_size(model.kv_heads * model.head_size, itemsize(model), bound)
+    length = config.limits.window / 2
+    flops = 4.0 * config.schedule.slots * model.heads * model.kv_heads * model.head_size * length
+    moved = decode_bytes(config, length, config.limits.window)
+    return KernelWork(flops, max(1.0, chip.matrix / model.heads), moved)
+
+
+def _attention_work(kernel: str, config: Experiment, heads: float, chip: Chip) -> KernelWork:
+    """Work of attention, forward or backward, in blocks."""
+    model = config.model
+    size = block_size(config.limits.max_thread_tokens)
+    count = math.ceil(config.limits.max_thread_tokens / size)
+
+    # A block of queries sees its own block of keys and all earlier ones.
+    pairs = heads * count * (count + 1) / 2
+    flops = pairs * _PRODUCTS[kernel] * 2 * size * size * model.head_size
+
+    # Two arrays are read again for each later block, in two bytes a number.
+    pairs_again = heads * count * (count - 1) / 2
+    read_again = pairs_again * 2 * size * model.head_size * 2
+    return KernelWork(flops, max(1.0, chip.matrix / model.head_size), read_again)
+
+
+def decode_bytes(config: Experiment, length: float, cache_length: int) -> float:
+    """Bytes of one layer's cache that a decode step reads and writes.
+
+    Each decode slot reads its blocks up to `length`, of which the last is half in vain on average,
+    and writes a tile of rows back.
+
+    Args:
+      length: positions of each context.
+      cache_length: positions of the cache, on which the size of a block depends.
+    """
+    model = config.model
+    size = cache_tpu.block_size(model.kv_heads * model.head_size, itemsize(model), cache_length)
     return config.schedule.slots * position_bytes(model) * (length + size / 2 + cache_tpu.TILE)
 
 
 def position_bytes(model: ModelConfig) -> int:
-    """Keys and values of one position in one layer."""
+    """Bytes of the keys and values of one position in one layer."""
     return 2 * model.kv_heads * model.head_size * itemsize(model)
 
 

@@ -1,12 +1,14 @@
-"""`apr plan --topology cpu`: the same counting for this machine's CPU, and beside it the measured
-time of the step.
+"""`apr plan --topology cpu`: predicts the time of a training step on this machine's CPU, and
+measures it.
 
-The one place where a prediction can be checked without a TPU. Peak and memory bandwidth are
-measured first; a step of rows of one thread each is then compiled, counted, and run. No cache is
-modelled: what an operation reads counts as read from memory."""
+This is the one prediction that can be checked without a TPU. Peak and memory bandwidth are measured
+first. Then a step of rows that hold one thread each is compiled, counted and run. The processor's
+caches are not modelled: everything that an operation reads counts as read from memory.
+"""
 
 import dataclasses
 import json
+import math
 import statistics
 import time
 from pathlib import Path
@@ -33,19 +35,23 @@ from apr_jax.train.state import init_state
 from apr_jax.train.step import make_sft_step, place_rows
 
 _REPEATS = 5
-# float32 numbers of the copy that bandwidth is measured with: 256 MiB, beyond any cache.
+# Bandwidth is measured by copying so many float32 numbers: 256 MiB, more than any cache holds.
 _COPIED = 1 << 26
 
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-    """Prediction and measurement of a supervised step on this machine; seconds.
+    """Prediction and measurement of a supervised step on this machine.
 
     Attributes:
-      peak: FLOP/s of dense products, all devices.
-      bandwidth: bytes/s of a copy, read and written, all devices.
-      compute, memory: what the step takes at least by each.
-      seconds: median of five steps.
+      config: name of the experiment.
+      devices: number of CPU devices.
+      peak: measured FLOP/s of dense products on all devices.
+      bandwidth: measured bytes/s of a copy, read and written, on all devices.
+      flops, bytes: counted work of the step on all devices.
+      compute: seconds of the FLOPs at the peak.
+      memory: seconds of the bytes at the bandwidth.
+      seconds: measured seconds of the step, the median of five.
     """
 
     config: str
@@ -60,39 +66,54 @@ class Measured:
 
     @property
     def predicted(self) -> float:
+        """Predicted seconds of the step."""
         return max(self.compute, self.memory)
 
     @property
     def error(self) -> float:
-        """Predicted / measured - 1."""
+        """Relative error of the prediction: predicted / measured - 1."""
         return self.predicted / self.seconds - 1
 
 
 def measure(config: Experiment) -> Measured:
-    """Raises UsageError if the CPU devices don't fit the config's mesh."""
-    mesh, sft = build_mesh(config), config.train.sft
+    """Predicts and measures a supervised step of an experiment.
+
+    Raises:
+      UsageError: the CPU devices do not fit the config's mesh.
+    """
+    mesh = build_mesh(config)
+    sft = config.train.sft
+
+    # Compile the step.
     optimizer = make_optimizer(sft.optimizer, sft.steps or ANY_STEPS)
     state = init_state(init_params(config.model, VOCAB, jax.random.key(0)), optimizer, mesh)
     rows = place_rows(_one_thread_a_row(sft.batch_rows, config.limits.max_thread_tokens), mesh)
     step: Any = make_sft_step(config.model, optimizer, mesh)
     compiled = step.lower(state, rows).compile()
+
+    # Count what it does.
     computations, entry = parse(compiled.as_text())
-    blocks = -(-config.limits.max_thread_tokens // BLOCK)
+    blocks = math.ceil(config.limits.max_thread_tokens / BLOCK)
 
     def turns(source: str) -> float:
-        # Loops without a constant end are those over the blocks that a block of queries sees, on
-        # average half of the row's; in the forward pass its own block stands before the loop.
+        # Loops without a constant end run over the key blocks that a block of queries sees, on
+        # average half of the row's. In the forward pass the queries' own block is handled before
+        # the loop.
         return (blocks + 1) / 2 if "transpose" in source else (blocks - 1) / 2
 
     count = Counter(computations, turns).of(entry)
-    peak, bandwidth = measure_peak(mesh, config.model.dtype), _bandwidth(mesh)
+    flops = count.flops * mesh.size
+    moved = count.bytes * mesh.size
+
+    # Measure what the machine can do, and what the step takes; the first step is not measured.
+    peak = measure_peak(mesh, config.model.dtype)
+    bandwidth = _bandwidth(mesh)
     seconds = []
     for _ in range(_REPEATS + 1):
         begin = time.perf_counter()
         state, metrics = compiled(state, rows)
         jax.block_until_ready((state, metrics))
         seconds.append(time.perf_counter() - begin)
-    flops, moved = count.flops * mesh.size, count.bytes * mesh.size
     return Measured(
         config=config.name,
         devices=mesh.size,
@@ -106,20 +127,21 @@ def measure(config: Experiment) -> Measured:
     )
 
 
-def show_measured(found: Measured, path: Path | None = None) -> None:
-    """Prints it in a line, and writes it as JSON if a path is given."""
+def show_measured(step: Measured, path: Path | None = None) -> None:
+    """Prints prediction and measurement in a line, and writes them as JSON if a path is given."""
     if path:
-        values = dataclasses.asdict(found) | {"predicted": found.predicted, "error": found.error}
+        values = dataclasses.asdict(step) | {"predicted": step.predicted, "error": step.error}
         write_text(path, json.dumps(values, indent=2) + "\n")
     Terminal(highlight=False).print(
-        f"supervised step of {found.config} on {found.devices} CPU devices: {found.flops:.3g} FLOPs"
-        f" at {found.peak / 1e9:.0f} GFLOP/s {found.compute:.3f} s, {found.bytes:.3g} bytes at"
-        f" {found.bandwidth / 1e9:.1f} GB/s {found.memory:.3f} s; predicted {found.predicted:.3f}"
-        f" s, measured {found.seconds:.3f} s, error {found.error:+.0%}"
+        f"supervised step of {step.config} on {step.devices} CPU devices: {step.flops:.3g} FLOPs"
+        f" at {step.peak / 1e9:.0f} GFLOP/s {step.compute:.3f} s, {step.bytes:.3g} bytes at"
+        f" {step.bandwidth / 1e9:.1f} GB/s {step.memory:.3f} s; predicted {step.predicted:.3f}"
+        f" s, measured {step.seconds:.3f} s, error {step.error:+.0%}"
     )
 
 
 def _one_thread_a_row(rows: int, length: int) -> Rows:
+    """Rows of random tokens, each filled by one thread; every field is [rows, length]."""
     shape = (rows, length)
     return Rows(
         tokens=np.random.default_rng(0).integers(0, VOCAB, shape, np.int32),
@@ -134,7 +156,7 @@ def _one_thread_a_row(rows: int, length: int) -> Rows:
 
 
 def _bandwidth(mesh: Mesh) -> float:
-    """Of all devices at once: the best of five copies."""
+    """Bytes/s that all devices together read and write in a copy, the best of several copies."""
     size = _COPIED // mesh.size
     copy = jax.jit(lambda x: x + 1)
     arrays = [jax.device_put(jnp.ones(size), device) for device in mesh.local_devices]

@@ -1,11 +1,13 @@
-"""The plan of a config for a topology: each stage compiled and counted, the whole recipe in hours.
+"""The plan of a config for a topology: each program compiled and counted, each training in hours.
 
 The life of a plan:
-  1. `topology.describe` asks libtpu for the devices, and the config's mesh is laid over them.
-  2. `stages` lowers the four programs for abstract arguments; libtpu compiles them on this CPU
-     machine.
-  3. `hlo` counts what they do, loop by loop; `roofline` divides by what the chip can do (`chips`).
-  4. `recipe` adds up hours and says what to change; `report` prints.
+
+1. `topology.describe` asks libtpu for the devices, and the config's mesh is laid over them.
+2. `programs.lower` lowers the four programs for abstract arguments; libtpu compiles them on this
+   CPU machine.
+3. `count` counts what they do, loop by loop; `roofline` divides that by what the chip can do
+   (`chips`).
+4. `recipe` adds up the hours and says what to change; `show` prints.
 """
 
 import dataclasses
@@ -29,21 +31,26 @@ from apr_jax.plan.scaling import Point, weak_scaling
 from apr_jax.plan.topology import describe
 from apr_jax.train.session import build_mesh
 
-# libtpu's own words for a program without room (0.0.52); it keeps some of the chip's memory for
-# itself.
+# libtpu's message (0.0.52) for a program that needs too much memory. The available memory is less
+# than the chip's, because libtpu keeps some for itself.
 _SHORT = re.compile(r"required for [\w ]+ \(([\d.]+)G\) exceeds available HBM \(([\d.]+)G\)")
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What was found for a topology.
+    """The plan of a config for a topology.
 
     Attributes:
-      mesh: axis -> devices.
-      parameters: without embeddings.
+      topology: its name, for example "v5e:4x4".
+      chip: properties of its chips.
+      chips, devices: their numbers.
+      kind: kind of the devices, as JAX names it.
+      mesh: axis -> number of devices.
+      parameters: parameters of the model, without embeddings.
+      stages: stage -> its counted program.
       failed: stage -> why it could not be compiled, in a line.
-      change: stage -> what to change so that it fits.
-      recipes: method -> hours of its training; none where a program is missing.
+      change: stage -> what to change so that it fits into memory.
+      recipes: method -> hours of its training; a method is left out if a program is missing.
       scaling: the supervised step on 8 to 1,024 chips.
     """
 
@@ -62,16 +69,22 @@ class Plan:
 
 
 def plan(config: Experiment, topology: str, wanted: Sequence[str] = STAGES) -> Plan:
-    """Compiles and counts the stages for a topology.
+    """Compiles and counts the wanted stages for a topology.
 
     Raises:
-      UsageError: the topology is unknown, or its devices don't fit the mesh or the batch.
+      UsageError: the topology is unknown, or its devices do not fit the mesh or the batch.
       UserError: libtpu is missing or too old.
     """
-    devices, chip = describe(topology), CHIPS[topology.partition(":")[0]]
+    devices = describe(topology)
+    chip = CHIPS[topology.partition(":")[0]]
     mesh = build_mesh(config, devices)
-    stages, failed, change, room = {}, {}, {}, float(chip.device_memory)
-    # All before the first takes its minutes to compile.
+    fsdp = mesh.shape["fsdp"]
+    stages: dict[str, Stage] = {}
+    failed: dict[str, str] = {}
+    change: dict[str, str] = {}
+
+    # A wrong config fails while a stage is lowered, so all are lowered before the first one takes
+    # its minutes to compile.
     lowered = {name: lower(name, config, mesh) for name in wanted}
     for name in wanted:
         start = time.monotonic()
@@ -80,19 +93,21 @@ def plan(config: Experiment, topology: str, wanted: Sequence[str] = STAGES) -> P
         except jax.errors.JaxRuntimeError as error:
             failed[name] = str(error).strip().splitlines()[0][:200]
             if short := _SHORT.search(str(error)):
-                asked, had = (float(size) * 2**30 for size in short.groups())
-                change[name] = advice(config, name, asked - had, 0.0, chip, mesh.shape["fsdp"])
+                needed, available = (float(size) * 2**30 for size in short.groups())
+                change[name] = advice(config, name, needed - available, 0.0, chip, fsdp)
             continue
-        stages[name] = stage = analyse(
-            name, text, memory, config, mesh, chip, time.monotonic() - start
-        )
-        if stage.total_bytes > room:
-            over = stage.total_bytes - room
-            change[name] = advice(
-                config, name, over, stage.argument_bytes, chip, mesh.shape["fsdp"]
-            )
-    chips, parameters = mesh.size // chip.devices, count_params(abstract_params(config))[1]
-    supervised = stages.get("supervised")
+        seconds = time.monotonic() - start
+        stage = analyse(name, text, memory, config, mesh, chip, seconds)
+        stages[name] = stage
+        over = float(stage.total_bytes - chip.device_memory)
+        if over > 0:
+            change[name] = advice(config, name, over, stage.argument_bytes, chip, fsdp)
+
+    chips = mesh.size // chip.devices
+    parameters = count_params(abstract_params(config))[1]
+    scaling: tuple[Point, ...] = ()
+    if "supervised" in stages:
+        scaling = weak_scaling(stages["supervised"], chip, dict(mesh.shape), parameters)
     return Plan(
         topology=topology,
         chip=chip,
@@ -105,21 +120,24 @@ def plan(config: Experiment, topology: str, wanted: Sequence[str] = STAGES) -> P
         failed=failed,
         change=change,
         recipes=_recipes(config, stages, chips),
-        scaling=weak_scaling(supervised, chip, dict(mesh.shape), parameters) if supervised else (),
+        scaling=scaling,
     )
 
 
 def _recipes(config: Experiment, stages: dict[str, Stage], chips: int) -> dict[str, Recipe]:
-    """Hours of each method that `apr reproduce` trains."""
-    found = {method: recipe(config, stages, chips, method) for method in METHODS}
-    return {method: hours for method, hours in found.items() if hours is not None}
+    """Hours of each method that `apr reproduce` trains, if all its programs compiled."""
+    recipes = {method: recipe(config, stages, chips, method) for method in METHODS}
+    return {method: hours for method, hours in recipes.items() if hours is not None}
 
 
 def compile_text(lowered: Any) -> tuple[str, Any]:
-    """Compiles for TPU: the program's text, and its memory by kind (`Compiled.memory_analysis`).
+    """Compiles a lowered program for TPU.
 
-    The text is that which libtpu writes. To `as_text` it must pass through jaxlib's own reader,
-    which does not know all that libtpu does (jaxlib 0.10.2, libtpu 0.0.52: v5p's sparse cores)."""
+    Returns:
+      the program's text, and its memory by kind (`Compiled.memory_analysis`).
+    """
+    # libtpu writes the text into a file. `Compiled.as_text` would read it with jaxlib, which does
+    # not know everything that libtpu writes (jaxlib 0.10.2, libtpu 0.0.52: v5p's sparse cores).
     with tempfile.TemporaryDirectory() as folder:
         options = {"xla_dump_to": folder, "xla_dump_hlo_as_text": True}
         compiled = lowered.compile(compiler_options=options)

@@ -1,7 +1,8 @@
 """The four programs of a run, lowered for abstract arguments: shapes with shardings, no data.
 
-The vocabulary is trained on the demonstrations, and forests are grown by the policy; a plan, made
-before either, takes VOCAB for the one and `Forests` for the other."""
+The size of the vocabulary comes from the demonstrations, and forests come from the policy. A plan
+is made before either exists, so it assumes VOCAB and `Forests`.
+"""
 
 import dataclasses
 import math
@@ -23,9 +24,9 @@ from apr_jax.train.policy import make_policy_rollout
 from apr_jax.train.state import TrainState
 from apr_jax.train.step import ForestBatch, check_divides, make_rescore, make_rl_step, make_sft_step
 
-VOCAB = 64  # Single characters and the control pieces are fewer.
-# Of a training that is counted in epochs: a number within the program, which costs the same with
-# any.
+VOCAB = 64  # More than the single characters and control pieces of a tokenizer.
+# Steps of a training that is counted in epochs. The number stands in the program's schedule, and
+# the program costs the same with any.
 ANY_STEPS = 10_000
 PROMPT = 32  # P, tokens of a prompt.
 STAGES = tuple(program.value for program in Program)
@@ -33,17 +34,16 @@ STAGES = tuple(program.value for program in Program)
 
 @dataclasses.dataclass(frozen=True)
 class Forests:
-    """What the trees of a trained policy are like: those of the published one after RL, in shares
-    of the window.
+    """Sizes that are assumed of the trees of a trained policy.
 
-    16,720 tokens and 8.2 children a tree, 1,796 tokens a thread, window 4,096 (arXiv 2504.15466,
-    figure 5). The longest chain
-    of a batch is taken to be a whole window: of hundreds of trees some run out of it.
+    They are those of the published policy after RL, scaled to the window: 16,720 tokens and 8.2
+    children a tree, 1,796 tokens a thread, window 4,096 (arXiv 2504.15466, figure 5). The longest
+    chain of a batch is assumed to fill a window, because some of hundreds of trees run out of it.
 
     Attributes:
-      tokens: sampled tokens a tree.
-      threads: threads a tree.
-      chain: sequential tokens of the batch's slowest tree.
+      tokens: sampled tokens of a tree.
+      threads: threads of a tree.
+      chain: sequential tokens of the slowest tree of a batch.
     """
 
     tokens: float
@@ -52,62 +52,62 @@ class Forests:
 
     @classmethod
     def of(cls, config: Experiment) -> "Forests":
+        """Scales the published sizes to a config's limits."""
         window = config.limits.window
-        return cls(16_720 / 4_096 * window, min(9.2, config.limits.max_threads), window)
+        tokens = 16_720 / 4_096 * window
+        threads = min(9.2, config.limits.max_threads)  # 8.2 children and the root.
+        return cls(tokens, threads, chain=window)
 
 
 def abstract_params(config: Experiment) -> Any:
+    """Shapes and types of the model's parameters."""
     return jax.eval_shape(lambda: init_params(config.model, VOCAB, jax.random.key(0)))
 
 
 def lower(stage: str, config: Experiment, mesh: Mesh) -> Any:
-    """One of STAGES for a mesh, to be compiled.
+    """Lowers one of STAGES for a mesh, ready to be compiled.
 
     Raises:
-      UsageError: rows don't divide into the mesh.
+      UsageError: the rows do not divide into the mesh.
     """
     return _LOWER[stage](config, abstract_params(config), mesh)
 
 
 def forest_chunks(config: Experiment) -> int:
-    """Chunks of rows that a forest is rescored in."""
-    trees, forests = config.train.rl.problems * config.train.rl.group, Forests.of(config)
-    return math.ceil(
-        trees
-        * forests.tokens
-        / 0.95
-        / config.limits.max_thread_tokens
-        / config.train.rl.micro_batch_rows
-    )
+    """The number of micro-batches of rows in which a forest is rescored and learned from."""
+    rl = config.train.rl
+    tokens = rl.problems * rl.group * Forests.of(config).tokens
+    # Packing fills 95% of the rows.
+    return math.ceil(tokens / 0.95 / config.limits.max_thread_tokens / rl.micro_batch_rows)
 
 
 def _lower_sft(config: Experiment, params: Any, mesh: Mesh) -> Any:
+    """Lowers the supervised step."""
     sft = config.train.sft
     check_divides("train.sft.batch_rows", sft.batch_rows, mesh)
     optimizer = make_optimizer(sft.optimizer, sft.steps or ANY_STEPS)
+    state = _state(params, optimizer, mesh)
+    rows = _rows((sft.batch_rows, config.limits.max_thread_tokens), batch_sharding(mesh))
     step: Any = make_sft_step(config.model, optimizer, mesh)
-    return step.lower(
-        _state(params, optimizer, mesh),
-        _rows((sft.batch_rows, config.limits.max_thread_tokens), batch_sharding(mesh)),
-    )
+    return step.lower(state, rows)
 
 
 def lower_rollout(config: Experiment, params: Any, mesh: Mesh) -> Any:
-    """The rollout of one step of reinforcement learning."""
+    """Lowers the rollout of one step of reinforcement learning."""
     trees = rollout_batch(config, mesh)
 
-    def tree(dtype: Any, *shape: int) -> Any:
+    def per_tree(dtype: Any, *shape: int) -> Any:
         return jax.ShapeDtypeStruct((trees, *shape), dtype, sharding=batch_sharding(mesh))
 
-    width = min(PROMPT, config.limits.window - 1)
+    # The fields of `Prompts` in their order: tokens are [B, P], all others [B].
     prompts = Prompts(
-        tree(jnp.int32, width),
-        tree(jnp.int32),
-        tree(jnp.int32),
-        tree(jnp.float32),
-        tree(jnp.int32),
-        tree(jnp.float32),
-        tree(jnp.int32),
+        per_tree(jnp.int32, min(PROMPT, config.limits.window - 1)),
+        per_tree(jnp.int32),
+        per_tree(jnp.int32),
+        per_tree(jnp.float32),
+        per_tree(jnp.int32),
+        per_tree(jnp.float32),
+        per_tree(jnp.int32),
     )
     key = _placed(jax.eval_shape(lambda: jax.random.key(0)), _whole(mesh))
     rollout: Any = make_policy_rollout(config.model, config.limits, config.schedule, mesh)
@@ -115,22 +115,24 @@ def lower_rollout(config: Experiment, params: Any, mesh: Mesh) -> Any:
 
 
 def _lower_rescoring(config: Experiment, params: Any, mesh: Mesh) -> Any:
+    """Lowers the rescoring of a forest by the reference policy."""
     rescore: Any = make_rescore(config, mesh)
     return rescore.lower(_laid_out(params, mesh), _forest(config, mesh))
 
 
 def _lower_update(config: Experiment, params: Any, mesh: Mesh) -> Any:
+    """Lowers the update on a forest."""
     rl = config.train.rl
     optimizer = make_optimizer(rl.optimizer, rl.steps * rl.ppo_epochs)
     advantages = jax.ShapeDtypeStruct((rl.problems * rl.group,), jnp.float32, sharding=_whole(mesh))
-    step: Any = make_rl_step(config, optimizer, mesh)
     forest = _forest(config, mesh)
-    known = forest.weights  # Log-probs are of the same shape, type and layout.
+    logprobs = forest.weights  # Log-probs have the shape, type and layout of the weights.
     forest = dataclasses.replace(
         forest,
-        reference=known if rl.objective.kl_in_loss else None,
-        behaviour=known if rl.objective.importance_cap else None,
+        reference=logprobs if rl.objective.kl_in_loss else None,
+        behaviour=logprobs if rl.objective.importance_cap else None,
     )
+    step: Any = make_rl_step(config, optimizer, mesh)
     return step.lower(_state(params, optimizer, mesh), forest, advantages)
 
 
@@ -140,8 +142,10 @@ _LOWER = dict(
 
 
 def _forest(config: Experiment, mesh: Mesh) -> ForestBatch:
+    """Shapes of a forest in packed rows, [micro-batches, rows, tokens]."""
     check_divides("train.rl.micro_batch_rows", config.train.rl.micro_batch_rows, mesh)
-    chunks = 1 << (forest_chunks(config) - 1).bit_length()  # Rows come in buckets of powers of two.
+    # The step is compiled for numbers of micro-batches that are powers of two.
+    chunks = 1 << (forest_chunks(config) - 1).bit_length()
     shape = (chunks, config.train.rl.micro_batch_rows, config.limits.max_thread_tokens)
     split = NamedSharding(mesh, PartitionSpec(None, BATCH_AXES))
     weights = jax.ShapeDtypeStruct(shape, jnp.float32, sharding=split)
@@ -150,6 +154,7 @@ def _forest(config: Experiment, mesh: Mesh) -> ForestBatch:
 
 
 def _rows(shape: tuple[int, ...], sharding: NamedSharding) -> Rows:
+    """Shapes of packed rows; each field has the given shape."""
     kinds = {"sampled": jnp.bool_, "logprob": jnp.float32, "allowed": jnp.uint8}
     fields = {
         field.name: jax.ShapeDtypeStruct(shape, kinds.get(field.name, jnp.int32), sharding=sharding)
@@ -159,17 +164,21 @@ def _rows(shape: tuple[int, ...], sharding: NamedSharding) -> Rows:
 
 
 def _state(params: Any, optimizer: Any, mesh: Mesh) -> TrainState:
+    """Shapes of a training's state, with their layout."""
     count: Any = jax.ShapeDtypeStruct((), jnp.int32)
     return _laid_out(TrainState(params, jax.eval_shape(optimizer.init, params), *[count] * 3), mesh)
 
 
 def _laid_out(tree: Any, mesh: Mesh) -> Any:
+    """Shapes of parameters or state, with their layout on the mesh."""
     return jax.tree.map(_placed, tree, shardings(tree, mesh))
 
 
 def _placed(leaf: Any, sharding: Any) -> Any:
+    """Shape and type of an array with a layout."""
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
 
 def _whole(mesh: Mesh) -> NamedSharding:
+    """The layout of an array that each device holds whole."""
     return NamedSharding(mesh, PartitionSpec())

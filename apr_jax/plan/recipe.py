@@ -1,5 +1,5 @@
-"""Hours of a method's training from the times of its stages, and what to change where a stage does
-not fit.
+"""Hours of a method's training, computed from the seconds of its stages; and advice for a stage
+that does not fit into memory.
 """
 
 import dataclasses
@@ -14,20 +14,21 @@ from apr_jax.plan.kernels import position_bytes
 from apr_jax.plan.roofline import Stage
 from apr_jax.train.config import RlConfig, SftConfig
 
-# Demonstrations that are made to see how many rows they fill: at scale paper a mean that is known
-# to 5%.
+# Demonstrations that are made to see how many rows they fill. At scale paper their mean is known to
+# 5% then.
 _SAMPLE = 512
 
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """Hours of one method, at the roofline. Evaluations are of one host, so they are not in it
-    (`--only training`).
+    """Hours of one method's training if every program ran at its roofline.
+
+    Evaluations run on one host, so they are not included (see `--only training`).
 
     Attributes:
-      steps: of the supervised training.
-      supervised, reinforced: of the two trainings, validations included.
-      chip_hours: of both, on all chips.
+      steps: steps of the supervised training.
+      supervised, reinforced: hours of the two trainings, validations included.
+      chip_hours: chip hours of both trainings together.
     """
 
     steps: int
@@ -37,9 +38,10 @@ class Recipe:
 
 
 def supervised_steps(config: Experiment, method: str) -> int:
-    """Steps of a method's supervised training.
+    """The number of steps of a method's supervised training.
 
-    Epochs become steps by demonstrations that are made on the spot and packed.
+    If the config counts epochs, some demonstrations are made and packed, to see how many rows they
+    fill.
     """
     sft = config.train.sft
     if sft.steps:
@@ -52,43 +54,55 @@ def supervised_steps(config: Experiment, method: str) -> int:
 
 
 def recipe(config: Experiment, stages: dict[str, Stage], chips: int, method: str) -> Recipe | None:
-    """Hours of a method's training; None if a stage is missing: it did not compile."""
+    """Hours of a method's training; None if one of its stages did not compile."""
+    sft = config.train.sft
     rl = config.train.rl
-    anchored = rl.objective.kl > 0  # The reference scores each forest once.
+    has_reference = rl.objective.kl > 0  # The reference policy rescores each forest once.
     needed = {"supervised", "rollout", "update"}
-    if not (needed | ({"rescoring"} if anchored else set())) <= stages.keys():
+    if has_reference:
+        needed.add("rescoring")
+    if not needed <= stages.keys():
         return None
-    sft, rollout = config.train.sft, stages["rollout"].seconds
+
+    # Seconds of the supervised training: steps, and the rollouts of its validations.
+    rollout = stages["rollout"].seconds
     steps = supervised_steps(config, method)
     validations = _validations(steps, sft.validate_every)
-    supervised = steps * stages["supervised"].seconds + _asked(config, sft) * validations * rollout
+    rollouts = _validation_rollouts(config, sft) * validations
+    supervised = steps * stages["supervised"].seconds + rollouts * rollout
+
+    # Seconds of the reinforcement learning, which also validates before the first step.
     step = rollout + rl.ppo_epochs * stages["update"].seconds
-    step += stages["rescoring"].seconds if anchored else 0.0
-    validations = 1 + _validations(rl.steps, rl.validate_every)  # One before the first step.
-    reinforced = rl.steps * step + _asked(config, rl) * validations * rollout
-    return Recipe(
-        steps, supervised / 3600, reinforced / 3600, (supervised + reinforced) / 3600 * chips
-    )
+    if has_reference:
+        step += stages["rescoring"].seconds
+    validations = 1 + _validations(rl.steps, rl.validate_every)
+    rollouts = _validation_rollouts(config, rl) * validations
+    reinforced = rl.steps * step + rollouts * rollout
+
+    chip_hours = (supervised + reinforced) / 3600 * chips
+    return Recipe(steps, supervised / 3600, reinforced / 3600, chip_hours)
 
 
 def _validations(steps: int, every: int) -> int:
-    """Every so many steps and after the last; none if there are to be none."""
+    """The number of validations: every `every` steps and after the last; 0 if `every` is 0."""
     return math.ceil(steps / every) if every else 0
 
 
-def _asked(config: Experiment, stage: SftConfig | RlConfig) -> int:
-    """Rollouts of one validation."""
+def _validation_rollouts(config: Experiment, stage: SftConfig | RlConfig) -> int:
+    """The number of rollouts in one validation."""
     return math.ceil(stage.validation / (config.train.rl.problems * config.train.rl.group))
 
 
 def advice(
     config: Experiment, name: str, over: float, arguments: float, chip: Chip, fsdp: int
 ) -> str:
-    """What to change for a stage that does not fit.
+    """Says what to change for a stage that does not fit into memory.
 
     Args:
-      over: bytes that a device has too few.
+      name: the stage.
+      over: bytes that a device lacks.
       arguments: bytes of parameters, optimizer state and batch on a device.
+      fsdp: devices on the fsdp axis of the mesh.
     """
     model = config.model
     if name == "rollout":
@@ -100,9 +114,7 @@ def advice(
     if arguments > chip.device_memory / 2:
         return f"--set mesh.fsdp={2 * fsdp}: weights and optimizer over twice as many devices"
     if model.remat != "layer":
-        return (
-            f"--set model.remat={'dots' if model.remat == 'none' else 'layer'}: keep less for the"
-            " backward pass"
-        )
+        remat = "dots" if model.remat == "none" else "layer"
+        return f"--set model.remat={remat}: keep less for the backward pass"
     field = "train.sft.batch_rows" if name == "supervised" else "train.rl.micro_batch_rows"
     return f"fewer rows a device: more devices, or half of {field}"

@@ -1,14 +1,16 @@
-"""How long a compiled program takes at least: what it computes, moves and says, against what the
-chip can do.
+"""The least time that a compiled program can take on a chip (a roofline).
 
-    seconds = max(products / peak, bytes / memory bandwidth, sum over collectives / interconnect
-    bandwidth)
+    seconds = max(FLOPs of products / peak,
+                  bytes of main memory / memory bandwidth,
+                  bytes of collectives / interconnect bandwidth)
 
-The three overlap at best, so it is a lower bound. What Pallas kernels do stands in `kernels.py`.
+The three overlap at best, so this is a lower bound. The work of Pallas kernels is added by
+`kernels.py`.
 """
 
 import collections
 import dataclasses
+import math
 import re
 from typing import Any
 
@@ -26,12 +28,16 @@ from apr_jax.plan.programs import Forests, forest_chunks
 
 @dataclasses.dataclass(frozen=True)
 class CollectiveCost:
-    """Collectives of one kind: how often, bytes a device takes part with, seconds.
+    """The cost of all collectives of one kind among groups of one size.
 
     Attributes:
-      devices: that take part in one.
-      copies: of the weights that they hold; 1 if the collective stays within the fsdp and tensor
-        axes.
+      kind: one of `count.COLLECTIVES`.
+      devices: devices that take part in one collective.
+      copies: replicas of the weights that these devices hold together; 1 if the collective stays
+        within the fsdp and tensor axes.
+      count: how often such a collective runs.
+      bytes: bytes that a device takes part with.
+      seconds: time of all of them.
     """
 
     kind: str
@@ -44,23 +50,25 @@ class CollectiveCost:
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """One compiled program; all figures are those of one device and one run of it.
+    """The counted work of one compiled program, for one run on one device.
 
     Attributes:
-      argument_bytes: parameters, optimizer state, batch.
-      output_bytes: results; those in the arguments' place count in `alias_bytes` too.
-      temp_bytes: activations and other working space.
-      alias_bytes: arguments whose memory the results take over (donation).
-      flops: of matrix products, attention included.
-      useful_flops: of them, what the model needs: nothing computed twice, no pair that no token
-        sees.
-      bytes: read from and written to HBM.
-      talks: collectives.
-      compute, memory, interconnect: seconds of each, if it alone mattered.
-      tokens: that a run of it works through, on all devices.
-      decode: length of the contexts -> HBM bytes of a decode step, and of weights and cache up to
-        there (rollout only).
-      compiled: seconds of compiling.
+      name: one of `programs.STAGES`.
+      argument_bytes: size of parameters, optimizer state and batch.
+      output_bytes: size of the results; those that take the place of arguments are also counted in
+        `alias_bytes`.
+      temp_bytes: size of activations and other working space.
+      alias_bytes: size of arguments whose memory the results take over (donation).
+      flops: FLOPs of matrix products, attention included.
+      useful_flops: the part of them that the model needs: nothing is computed twice, and no pair of
+        tokens that do not see each other.
+      bytes: bytes read from and written to HBM.
+      collective_costs: the collectives.
+      compute, memory, interconnect: seconds of each, if it alone limited the program.
+      tokens: tokens that a run works through, on all devices.
+      decode: length of the contexts -> (HBM bytes of a decode step, bytes of the weights and of the
+        cache up to that length); for the rollout only.
+      compiled: seconds that compiling took.
     """
 
     name: str
@@ -81,42 +89,51 @@ class Stage:
 
     @property
     def total_bytes(self) -> int:
-        """Most memory that the program needs on a device."""
+        """The most memory that the program needs on a device."""
         return self.argument_bytes + self.output_bytes + self.temp_bytes - self.alias_bytes
 
     @property
     def bound(self) -> str:
+        """What limits the program: "compute", "HBM" or "interconnect"."""
         times = {"compute": self.compute, "HBM": self.memory, "interconnect": self.interconnect}
         return max(times, key=lambda name: times[name])
 
     @property
     def seconds(self) -> float:
+        """The least seconds that the program can take."""
         return max(self.compute, self.memory, self.interconnect)
 
 
 def analyse(
     name: str, text: str, memory: Any, config: Experiment, mesh: Mesh, chip: Chip, seconds: float
 ) -> Stage:
-    """Counts a compiled program of `stages.lower`.
+    """Counts a program of `programs.lower`, once it is compiled.
 
     Args:
-      text: of the program, as `plan.compile_text` gives it.
-      memory: of the compiler, likewise.
-      seconds: that compiling took.
+      name: one of `programs.STAGES`.
+      text: the program's text (`plan.compile_text`).
+      memory: the compiler's analysis of its memory (`plan.compile_text`).
+      seconds: time that compiling took.
     """
-    shape, devices = Shares.of(config, mesh), list(mesh.devices.flat)
+    shares = Shares.of(config, mesh)
+    devices = list(mesh.devices.flat)
     computations, entry = parse(text)
-    counter = Counter(computations, lambda source: turns(source, name, config, shape))
+    counter = Counter(computations, lambda source: turns(source, name, config, shares))
     count = counter.of(entry)
+
+    # Add the work of the Pallas kernels. `slowed` counts it as if the matrix unit were full, with
+    # more FLOPs for the longer time.
     rows = config.train.sft.batch_rows if name == "supervised" else config.train.rl.micro_batch_rows
-    heads = rows / shape.shards * config.model.heads / shape.tensor
+    heads = rows / shares.shards * config.model.heads / shares.tensor
     kernels = [
         (work(kernel, config, heads, chip), times) for kernel, times in count.kernels.items()
     ]
     attention = sum(each.flops * times for each, times in kernels)
     slowed = sum(each.flops * each.fill * times for each, times in kernels)
     count.bytes += sum(each.bytes * times for each, times in kernels)
-    collective_costs = _collective_costs(count, chip, devices, mesh.size // mesh.shape["data"])
+
+    replica = mesh.size // mesh.shape["data"]
+    collective_costs = _collective_costs(count, chip, devices, replica)
     tokens, useful = _needed(name, config)
     return Stage(
         name=name,
@@ -139,67 +156,98 @@ def analyse(
 
 @dataclasses.dataclass(frozen=True)
 class Shares:
-    """What of a batch and of the heads one device has."""
+    """How a mesh divides the work.
+
+    Attributes:
+      shards: parts into which a batch is divided.
+      tensor: parts into which the heads are divided.
+    """
 
     shards: int
     tensor: int
 
     @classmethod
     def of(cls, config: Experiment, mesh: Mesh) -> "Shares":
+        """Reads the shares from a mesh; heads that do not divide are not divided."""
         tensor = mesh.shape["tensor"]
-        return cls(mesh.size // tensor, tensor if config.model.kv_heads % tensor == 0 else 1)
+        divides = config.model.kv_heads % tensor == 0
+        return cls(mesh.size // tensor, tensor if divides else 1)
 
 
-def turns(source: str, stage: str, config: Experiment, shape: Shares) -> float:
-    """Turns of a loop whose end only the data knows, for forests as `Forests` has them; of all
-    others 1.
+def turns(source: str, stage: str, config: Experiment, shares: Shares) -> float:
+    """The number of iterations of a loop whose end depends on the data; 1 for any other loop.
+
+    It is computed for the trees that `Forests` assumes.
+
+    Args:
+      source: the loop's JAX scopes; the engine names its loops by `decode_<cache length>`,
+        `prefill_batch` and `prefill_<cache length>`.
     """
     if stage != "rollout":
-        # The loop over the chunks of a forest stands directly in the step.
+        # The loop over the micro-batches of a forest is the outermost one of the step.
         return forest_chunks(config) if re.fullmatch(r"jit\(\w+\)/while", source) else 1
-    scope = re.search(r"(decode_|prefill_|admit)(\d*)/while$", source)
-    bounds, forests = config.schedule.bounds(config.limits.window), Forests.of(config)
-    trees = -(-config.train.rl.problems * config.train.rl.group // shape.shards)
-    if scope and scope.group(1) == "decode_":
-        bound = int(scope.group(2))
-        return decode_steps(config, shape) * (bound - _begin(bound, bounds)) / bounds[-1]
-    if scope and scope.group(1) == "prefill_batch":
-        # Each thread once, and each parent once more when its children have ended.
-        return trees * (forests.threads + 1) / config.schedule.prefill_batch
-    within = re.search(r"prefill_(\d+)/while", source)
-    if within:
-        # Contexts are short ones (prompts, messages), and parents' halfway to their end: all count
-        # as half the first bound.
-        first = int(within.group(1)) == bounds[0]
-        return float(first) if scope else max(1.0, bounds[0] / 2 / config.schedule.prefill_chunk)
+
+    cache_lengths = config.schedule.bounds(config.limits.window)
+
+    # Decode steps, divided among the loops by the positions for which each is compiled.
+    decode = re.search(r"decode_(\d+)/while$", source)
+    if decode:
+        cache_length = int(decode.group(1))
+        positions = cache_length - _begin(cache_length, cache_lengths)
+        return decode_steps(config, shares) * positions / cache_lengths[-1]
+
+    # Prefill batches: each thread is read once, and a parent again when its children have ended.
+    if source.endswith("prefill_batch/while"):
+        reads = _trees(config, shares) * (Forests.of(config).threads + 1)
+        return reads / config.schedule.prefill_batch
+
+    # Within a prefill batch. Most contexts are short (prompts and messages), those of parents are
+    # halfway to their end; all count as half of the smallest cache length. Each cache length has a
+    # loop of at most one iteration, its condition, and within that a loop over chunks.
+    prefill = re.search(r"prefill_(\d+)/while", source)
+    if prefill:
+        if source.endswith(prefill.group(0)):
+            return 1.0 if int(prefill.group(1)) == cache_lengths[0] else 0.0
+        return max(1.0, cache_lengths[0] / 2 / config.schedule.prefill_chunk)
     return 1
 
 
-def _begin(bound: int, bounds: tuple[int, ...]) -> int:
-    """Where the loop before has ended."""
-    return ([0, *bounds])[bounds.index(bound)]
+def _begin(cache_length: int, cache_lengths: tuple[int, ...]) -> int:
+    """The context length at which the decode loop of a cache length begins."""
+    index = cache_lengths.index(cache_length)
+    return cache_lengths[index - 1] if index else 0
 
 
-def decode_steps(config: Experiment, shape: Shares) -> float:
-    """Decode steps of a shard: the longest chain, or what its decode slots need for all tokens if
-    that is more.
+def decode_steps(config: Experiment, shares: Shares) -> float:
+    """The number of decode steps of a shard.
+
+    It is the longest chain, or the steps that the decode slots need for all tokens if that is more.
     """
     forests = Forests.of(config)
-    trees = -(-config.train.rl.problems * config.train.rl.group // shape.shards)
-    return max(forests.chain, trees * forests.tokens / config.schedule.slots)
+    steps_for_all = _trees(config, shares) * forests.tokens / config.schedule.slots
+    return max(forests.chain, steps_for_all)
+
+
+def _trees(config: Experiment, shares: Shares) -> int:
+    """The number of trees in a shard's part of a rollout."""
+    return math.ceil(config.train.rl.problems * config.train.rl.group / shares.shards)
 
 
 def _needed(stage: str, config: Experiment) -> tuple[float, float]:
-    """Tokens of a run of a stage, and the FLOPs that the model needs for them
-    (`train.ceiling.training_flops`).
+    """The tokens of one run of a stage, and the FLOPs that the model needs for them.
+
+    FLOPs are counted as in `train.metrics.flops`: a backward pass costs two forward passes.
     """
-    rl, length, forests = config.train.rl, config.limits.max_thread_tokens, Forests.of(config)
-    trees = rl.problems * rl.group
+    rl = config.train.rl
     dense = 2.0 * product_parameters(config.model)
     if stage == "supervised":
+        length = config.limits.max_thread_tokens
         tokens = float(config.train.sft.batch_rows * length)
-        return tokens, 3 * tokens * (dense + _pair_flops(config.model) * (length + 1) / 2)
-    tokens = trees * forests.tokens
+        seen = (length + 1) / 2  # Mean number of tokens that a token sees, itself included.
+        return tokens, 3 * tokens * (dense + _pair_flops(config.model) * seen)
+
+    forests = Forests.of(config)
+    tokens = rl.problems * rl.group * forests.tokens
     seen = forests.tokens / forests.threads / 2
     forward = tokens * (dense + _pair_flops(config.model) * seen)
     passes = {"rollout": 1, "rescoring": 1, "update": 3}[stage]
@@ -207,59 +255,69 @@ def _needed(stage: str, config: Experiment) -> tuple[float, float]:
 
 
 def product_parameters(model: ModelConfig) -> int:
-    """Parameters that a token is multiplied with, the vocabulary's aside."""
+    """The number of parameters that a token is multiplied with, without the vocabulary's."""
     attention = model.width * model.head_size * 2 * (model.heads + model.kv_heads)
     return model.layers * (attention + 3 * model.width * model.mlp)
 
 
 def _pair_flops(model: ModelConfig) -> float:
+    """FLOPs of attention for each pair of a token and a token that it sees, in all layers."""
     return 4.0 * model.layers * model.heads * model.head_size
 
 
 def _collective_costs(
-    count: Count, chip: Chip, devices: list[Any], copy: int
+    count: Count, chip: Chip, devices: list[Any], replica: int
 ) -> tuple[CollectiveCost, ...]:
-    """By kind and by who takes part; `copy` neighbours in `devices` hold one copy of the
-    weights.
+    """Adds up the collectives of a program by kind, size of the group, and replicas in the group.
+
+    Args:
+      replica: number of neighbours in `devices` that hold one replica of the weights together.
     """
     extent = extent_of(devices)
-    found: dict[tuple[str, int, int], list[float]] = collections.defaultdict(
-        lambda: [0.0, 0.0, 0.0]
-    )
-    for each, times in count.collectives.items():
-        group = each.group or range(len(devices))
-        places = [devices[index].coords for index in group]
-        seconds = collective_seconds(
-            each.kind, each.bytes, len(places), group_bandwidth(chip, extent, places)
-        )
-        key = each.kind, len(places), len({index // copy for index in group})
-        for at, more in enumerate((times, times * each.bytes, times * seconds)):
-            found[key][at] += more
-    return tuple(CollectiveCost(*key, *sums) for key, sums in sorted(found.items()))
+    sums: dict[tuple[str, int, int], list[float]] = collections.defaultdict(lambda: [0.0, 0.0, 0.0])
+    for collective, times in count.collectives.items():
+        group = collective.group or range(len(devices))
+        coordinates = [devices[index].coords for index in group]
+        bandwidth = group_bandwidth(chip, extent, coordinates)
+        seconds = collective_seconds(collective.kind, collective.bytes, len(group), bandwidth)
+        replicas = len({index // replica for index in group})
+
+        total = sums[collective.kind, len(group), replicas]
+        total[0] += times
+        total[1] += times * collective.bytes
+        total[2] += times * seconds
+    return tuple(CollectiveCost(*key, *total) for key, total in sorted(sums.items()))
 
 
 def _decode_bytes(
     counter: Counter, entry: str, config: Experiment
 ) -> dict[int, tuple[float, float]]:
-    """For lengths of context, what a step moves, and what it must: the weights, and all decode
-    slots' keys and values so far.
+    """HBM bytes of a decode step by the length of its contexts.
 
-    The lengths are the loops' bounds, or, where the kernel reads what is live, parts of the window
-    within a loop's bounds."""
+    Returns:
+      length -> (bytes that a step moves, bytes that it must move: the weights, and the keys and
+      values of all decode slots up to that length). The lengths are the cache lengths of the decode
+      loops. Where the kernel reads only the part of the cache that is in use, they are fractions of
+      the window.
+    """
     model = config.model
-    weights, position = (
-        product_parameters(model) * itemsize(model),
-        model.layers * position_bytes(model),
-    )
-    found, bounds = {}, config.schedule.bounds(config.limits.window)
+    window = config.limits.window
+    weights = product_parameters(model) * itemsize(model)
+    position = model.layers * position_bytes(model)
+    cache_lengths = config.schedule.bounds(window)
+
+    by_length = {}
     for source, step in counter.loops(entry):
-        if scope := re.search(r"decode_(\d+)/while$", source):
-            bound, times = int(scope.group(1)), step.kernels[KERNEL]
-            lengths = [config.limits.window >> n for n in range(5)] if times else [bound]
-            for length in [length for length in lengths if _begin(bound, bounds) < length <= bound]:
-                must = weights + config.schedule.slots * length * position
-                found[length] = (
-                    step.bytes + times * decode_bytes(config, length, bound),
-                    float(must),
-                )
-    return dict(sorted(found.items()))
+        scope = re.search(r"decode_(\d+)/while$", source)
+        if not scope:
+            continue
+        cache_length = int(scope.group(1))
+        begin = _begin(cache_length, cache_lengths)
+        kernel_runs = step.kernels[KERNEL]
+        lengths = [window >> n for n in range(5)] if kernel_runs else [cache_length]
+        for length in lengths:
+            if begin < length <= cache_length:
+                moved = step.bytes + kernel_runs * decode_bytes(config, length, cache_length)
+                least = weights + config.schedule.slots * length * position
+                by_length[length] = moved, float(least)
+    return dict(sorted(by_length.items()))

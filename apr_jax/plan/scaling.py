@@ -1,10 +1,12 @@
-"""Weak scaling on paper: the supervised step when chips and rows grow together, from one compiled
-program.
+"""Weak scaling, computed from one compiled program: the time of the supervised step when the
+numbers of chips and of rows grow together.
 
-A device's own work stays what it was. What it says to others grows in two ways: a collective of n
-devices with different rows passes (n - 1) / n of its bytes, which soon stops growing, and each
-crosses more links, HOP seconds each, which does not. Beyond the largest slice, data axes are joined
-by the data centre's network, at DCN bytes/s a chip."""
+The work of each device stays the same, but collectives take longer for two reasons. A device passes
+(n - 1) / n of a collective's bytes if n devices with different rows take part, which soon stops
+growing. And a collective crosses more links, HOP seconds each, which does not stop. Beyond the
+largest slice, the data axis spans slices that the data centre's network joins, at DCN bytes/s a
+chip.
+"""
 
 import dataclasses
 import math
@@ -12,19 +14,20 @@ import math
 from apr_jax.plan.chips import Chip
 from apr_jax.plan.roofline import CollectiveCost, Stage
 
-HOP = 1e-6  # Seconds a link ("How to Scale Your Model", chapter 2).
-DCN = 6.25e9  # Bytes/s a chip (the same).
+HOP = 1e-6  # Seconds for each link ("How to Scale Your Model", chapter 2).
+DCN = 6.25e9  # Bytes/s for each chip (the same).
 
 
 @dataclasses.dataclass(frozen=True)
 class Point:
-    """Step time on so many chips; seconds.
+    """The time of a step on a number of chips, in seconds.
 
     Attributes:
-      interconnect: bytes through links, within a slice.
-      latency: of links crossed; it is not hidden.
-      network: sums over slices.
-      seconds: of the step.
+      chips: the number of chips.
+      interconnect: time in which bytes pass the links within slices.
+      latency: time in which signals cross links; nothing hides it.
+      network: time of sums over slices.
+      seconds: time of the step.
     """
 
     chips: int
@@ -37,26 +40,34 @@ class Point:
 def weak_scaling(
     stage: Stage, chip: Chip, mesh: dict[str, int], parameters: int
 ) -> tuple[Point, ...]:
-    """Steps on 8, 16, ... 1,024 chips, each with the rows that a chip of `stage` has; from as many
-    chips as one copy of the weights takes.
+    """Computes the time of the step on 8, 16, ... 1,024 chips, each with a chip's rows of `stage`.
+
+    Numbers of chips that cannot hold one replica of the weights are left out.
 
     Args:
       stage: the supervised step, counted for `mesh`.
-      parameters: of the model; their gradients are added up over slices in bfloat16.
+      parameters: parameters of the model; their gradients are added up over slices in bfloat16.
     """
-    points, inner, axes = [], mesh["fsdp"] * mesh["tensor"], 2 if chip.ring in (0, 16) else 3
-    collective_costs = sum(cost.count for cost in stage.collective_costs)
+    replica = mesh["fsdp"] * mesh["tensor"]  # Devices that hold one replica of the weights.
+    axes = 2 if chip.ring in (0, 16) else 3  # Slices are tori of so many dimensions.
+    collectives = sum(cost.count for cost in stage.collective_costs)
+    points = []
     for chips in (8 << n for n in range(8)):
-        data = chips * chip.devices // inner
-        if not data:
+        replicas = chips * chip.devices // replica
+        if not replicas:
             continue
         slices = math.ceil(chips / chip.pod)
+
+        times = replicas / slices / mesh["data"]
+        interconnect = sum(_seconds(cost, times) for cost in stage.collective_costs)
+
+        # A signal crosses half of each axis.
         side = min(chips, chip.pod) ** (1 / axes)
-        interconnect = sum(
-            _seconds(cost, data / slices / mesh["data"]) for cost in stage.collective_costs
-        )
-        latency = collective_costs * HOP * axes * side / 2
-        network = 2 * (2 * parameters / inner) * _passed(slices) / (DCN / chip.devices)
+        latency = collectives * HOP * axes * side / 2
+
+        # An all-reduce over slices moves the two bytes of a gradient twice.
+        network = 2 * (2 * parameters / replica) * _passed(slices) / (DCN / chip.devices)
+
         # Latency is not hidden: a collective waits for its own data, and the next product for it.
         seconds = max(stage.compute, stage.memory, interconnect, network) + latency
         points.append(Point(chips, interconnect, latency, network, seconds))
@@ -64,12 +75,12 @@ def weak_scaling(
 
 
 def _seconds(cost: CollectiveCost, times: float) -> float:
-    """Of a talk, when there are so many times as many copies of the weights."""
+    """Time of a collective when the number of weight replicas grows by `times`."""
     if cost.copies == 1:
         return cost.seconds
     return cost.seconds * _passed(cost.devices * times) / _passed(cost.devices)
 
 
 def _passed(devices: float) -> float:
-    """Share of its bytes that a device passes on."""
+    """The share of a collective's bytes that a device passes on."""
     return (devices - 1) / devices

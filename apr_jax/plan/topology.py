@@ -11,14 +11,14 @@ from jax.experimental import topologies
 from apr_jax.errors import UsageError, UserError
 from apr_jax.plan.chips import CHIPS
 
-_LIBTPU = (0, 0, 52)  # Older compilers abort on the rollout's loop.
+_LIBTPU = (0, 0, 52)  # The compilers of older versions abort on the rollout's loop.
 
 
 def describe(topology: str) -> list[Any]:
-    """The devices of a topology.
+    """Lists the devices of a topology.
 
     Raises:
-      UsageError: unknown topology; the message lists good ones.
+      UsageError: the topology is unknown; the message lists known ones.
       UserError: libtpu is missing or too old.
     """
     examples = ", ".join(chip.example for chip in CHIPS.values())
@@ -28,8 +28,8 @@ def describe(topology: str) -> list[Any]:
             f"--topology {topology!r}: write it as generation:chips, one of {examples}; or cpu"
         )
     _require_libtpu()
-    # libtpu asks the cloud's metadata server and a lock file who it is, unless told that it is a
-    # compiler only.
+    # With these variables libtpu compiles only. Without them it would ask the cloud's metadata
+    # server which machine it runs on, and take a lock.
     for variable, value in {
         "JAX_PLATFORMS": "cpu",
         "TPU_SKIP_MDS_QUERY": "1",
@@ -39,19 +39,22 @@ def describe(topology: str) -> list[Any]:
         "TPU_MIN_LOG_LEVEL": "4",
     }.items():
         os.environ.setdefault(variable, value)
-    # It has read the variable when it was imported.
+    # JAX read JAX_PLATFORMS when it was imported, before the line above could set it.
     jax.config.update("jax_platforms", os.environ["JAX_PLATFORMS"])
     cores = CHIPS[name].cores
     options = {"chip_config_name": cores} if cores else {}
     try:
-        found = topologies.get_topology_desc(platform="tpu", topology_name=topology, **options)
+        description = topologies.get_topology_desc(
+            platform="tpu", topology_name=topology, **options
+        )
     except jax.errors.JaxRuntimeError as error:
         reason = str(error).partition("; ")[0]
         raise UsageError(f"--topology {topology!r}: {reason}; good ones are {examples}") from None
-    return list(found.devices)
+    return list(description.devices)
 
 
 def _require_libtpu() -> None:
+    """Raises UserError if libtpu is missing or too old."""
     remedy = "pip install 'apr_jax[tpu]' (in the clone: .venv/bin/pip install -e '.[tpu]')"
     try:
         version = importlib.metadata.version("libtpu")
@@ -59,7 +62,8 @@ def _require_libtpu() -> None:
         raise UserError(
             f"apr plan: libtpu is not installed, and it is what compiles for TPUs: {remedy}"
         ) from None
-    if tuple(int(part) for part in re.findall(r"\d+", version)[:3]) < _LIBTPU:
+    numbers = tuple(int(number) for number in re.findall(r"\d+", version)[:3])
+    if numbers < _LIBTPU:
         wanted = ".".join(map(str, _LIBTPU))
         raise UserError(
             f"apr plan: libtpu {version} is too old, its compiler aborts; {wanted} or newer:"

@@ -225,7 +225,7 @@ def test_a_plan_from_the_command_line(tmp_path):
     for topology in ("v4:2x2x4", "v5p:2x2x4"):
         status, said, found = planned(tmp_path, topology, *few)
         stage = found["stages"]["supervised"]
-        assert status == 0 and "fits" in said and "supervised step, as many rows a chip" in said
+        assert status == 0 and "fits" in said and "supervised step by chips" in said
         assert stage["fits"] and stage["share_of_peak"] >= 0.5 and stage["bound"] == "compute"
         assert found["mesh"] == {"data": 2, "fsdp": 8, "tensor": 1} and found["recipes"] == {}
     status, said, found = planned(

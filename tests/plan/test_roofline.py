@@ -148,10 +148,15 @@ def test_turns_of_the_loops_that_only_data_ends():
     assert decode == [1_024, 1_024, 2_048]
     assert turns("x/while/body/decode_4096/while", "rollout", PAPER, shape) == 3_072
     assert turns("jit(rollout)/shard_map/while", "rollout", PAPER, shape) == 1
-    assert turns("x/admit/while/body/prefill_1024/while", "rollout", PAPER, shape) == 1
-    assert turns("x/admit/while/body/prefill_2048/while", "rollout", PAPER, shape) == 0
-    assert turns("x/admit/while/body/prefill_1024/while/body/while", "rollout", PAPER, shape) == 8
-    assert turns("x/while/body/admit/while", "rollout", PAPER, shape) == pytest.approx(5 * 10.2 / 8)
+    assert turns("x/prefill_batch/while/body/prefill_1024/while", "rollout", PAPER, shape) == 1
+    assert turns("x/prefill_batch/while/body/prefill_2048/while", "rollout", PAPER, shape) == 0
+    assert (
+        turns("x/prefill_batch/while/body/prefill_1024/while/body/while", "rollout", PAPER, shape)
+        == 8
+    )
+    assert turns("x/while/body/prefill_batch/while", "rollout", PAPER, shape) == pytest.approx(
+        5 * 10.2 / 8
+    )
     assert turns("jit(step)/while", "update", PAPER, shape) == forest_chunks(PAPER) == 5
     assert turns("jit(step)/while/body/while", "update", PAPER, shape) == 1
 
