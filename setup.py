@@ -28,6 +28,7 @@ CORE = [
     "pydantic>=2.12,<3",
     "rich>=14,<16",
     "safetensors>=0.8,<0.9",
+    "scipy>=1.17,<2",
     "sentencepiece>=0.2.1,<0.3",
     "tensorboardX>=2.6.4,<3",
     "tensorflow-datasets>=4.9.9,<5",

@@ -1,7 +1,11 @@
-"""Intervals: every score has one, and a gap between two evaluations is that of the same problems.
+"""Intervals of scores, and gaps between two evaluations of the same problems.
 
-Everything is of 95% and of the test problems as a sample; training again with another seed would
-move scores further."""
+Every interval is of 95%, and of the test problems as a sample: other problems would give another
+score. It says nothing about training again with another seed, which would move scores further.
+
+scipy computes the figures. It is imported where it is used, because loading `scipy.stats` takes
+about a second, which most commands need not wait for.
+"""
 
 from __future__ import annotations
 
@@ -15,20 +19,29 @@ _RESAMPLES = 10_000
 
 
 def mean_interval(values: Sequence[float]) -> tuple[float, float]:
-    """95% interval of a mean: percentiles of the means of resampled values (bootstrap, Efron 1979);
-    fixed seed.
+    """Computes the 95% interval of a mean by a percentile bootstrap (Efron 1979).
+
+    The resampling has a fixed seed, so the same values always give the same interval.
+
+    Returns:
+      (low, high); NaN if there are no values.
     """
-    if not len(values):
+    if len(values) == 0:
         return math.nan, math.nan
-    array = np.asarray(values, float)
-    rng = np.random.default_rng(0)
-    # A few at a time: 10,000 samples of 1,000 problems at once would take 80 MB.
-    means = [
-        array[rng.integers(len(array), size=(500, len(array)))].mean(1)
-        for _ in range(_RESAMPLES // 500)
-    ]
-    low, high = np.quantile(np.concatenate(means), (0.025, 0.975))
-    return float(low), float(high)
+    if len(values) == 1:
+        return float(values[0]), float(values[0])
+
+    from scipy.stats import bootstrap
+
+    interval = bootstrap(
+        (np.asarray(values, float),),
+        np.mean,
+        n_resamples=_RESAMPLES,
+        batch=500,  # All resamples of 1,000 problems at once would take 80 MB.
+        method="percentile",
+        rng=np.random.default_rng(0),
+    ).confidence_interval
+    return float(interval.low), float(interval.high)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,11 +50,10 @@ class Gap:
 
     Attributes:
       gap: difference of the mean scores, in their unit.
-      low, high: 95% interval, by a bootstrap over problems (Efron 1979): both scores of a problem
-        stay together.
-      p: of McNemar's exact test (1947) that both are right equally often; None if a score is not 0
-        or 1, as tokens are not.
-      n: problems.
+      low, high: 95% interval, by a bootstrap over problems: both scores of a problem stay together.
+      p: p-value of McNemar's exact test that both are right equally often; None if a score is
+        neither 0 nor 1, as tokens are not.
+      n: number of problems.
     """
 
     gap: float
@@ -52,56 +64,63 @@ class Gap:
 
 
 def paired_gap(one: dict[str, float], other: dict[str, float]) -> Gap:
-    """`one` less `other`; both are problem -> score: a share of right answers, or any other
-    measure, such as tokens.
+    """Computes the gap `one` less `other`, over the problems of both.
+
+    Args:
+      one, other: problem -> score: a share of right answers, or any other measure, such as tokens.
 
     Raises:
-      ValueError: no problem is in both.
+      ValueError: the two have no problem in common.
     """
     shared = [name for name in one if name in other]
     if not shared:
         raise ValueError("paired_gap: the evaluations share no problem")
     pairs = [(one[name], other[name]) for name in shared]
-    differences = [a - b for a, b in pairs]
+    differences = [first - second for first, second in pairs]
     low, high = mean_interval(differences)
-    binary = all(score in (0, 1) for pair in pairs for score in pair)
-    p = mcnemar(differences.count(1), differences.count(-1)) if binary else None
+
+    p = None
+    if all(score in (0, 1) for pair in pairs for score in pair):
+        p = mcnemar(differences.count(1), differences.count(-1))
     return Gap(sum(differences) / len(shared), low, high, p, len(shared))
 
 
 def mcnemar(only_one: int, only_other: int) -> float:
-    """Exact two-sided p of McNemar's test: problems that only one of two got right split like fair
-    coins.
+    """Computes the two-sided p-value of McNemar's exact test (1947).
+
+    If two evaluations are right equally often, the problems that only one of them got right split
+    between them like fair coins.
+
+    Args:
+      only_one, only_other: how many problems only the first, and only the second, got right.
     """
-    n, few = only_one + only_other, min(only_one, only_other)
-    tail = sum(math.comb(n, k) for k in range(few + 1))
-    return min(1.0, 2 * tail / 2**n)
+    if only_one + only_other == 0:
+        return 1.0
+
+    from scipy.stats import binomtest
+
+    return float(binomtest(only_one, only_one + only_other).pvalue)
 
 
 def optimism(candidates: int, problems: int, accuracy: float) -> float:
-    """How far above its truth the best of equal candidates scores where it was chosen and scored on
-    the same problems.
+    """Computes how much too high the best of equal candidates scores on the problems that chose it.
 
-    The expected largest of independent binomial shares, less `accuracy`, exactly. Candidates that
-    are right on the same problems exceed their truth by less, and so does one that is better than
-    its rivals by far.
+    It is the expected largest of independent binomial shares, less `accuracy`, exactly. The true
+    figure is smaller if the candidates are right on the same problems, or if one of them is better
+    than its rivals by far.
 
     Args:
       candidates: how many compete.
-      problems: that chose and scored.
-      accuracy: of each of them, in truth, in 0..1.
+      problems: number of problems that chose and scored.
+      accuracy: the true accuracy of each candidate, in 0..1.
     """
     if not 0 < accuracy < 1:
         return 0.0
-    logs = [
-        math.lgamma(problems + 1)
-        - math.lgamma(right + 1)
-        - math.lgamma(problems - right + 1)
-        + right * math.log(accuracy)
-        + (problems - right) * math.log1p(-accuracy)
-        for right in range(problems + 1)
-    ]
-    # [problems + 1]: probability of at most so many right answers.
-    at_most = np.minimum(np.cumsum(np.exp(logs)), 1.0)
-    largest = np.sum(1 - at_most[:-1] ** candidates)
+
+    from scipy.stats import binom
+
+    # [problems]: probability that a candidate has at most 0, 1, ... problems - 1 right answers.
+    at_most = binom.cdf(np.arange(problems), problems, accuracy)
+    # The expected value is the sum of the probabilities to exceed 0, 1, ...
+    largest = np.sum(1 - at_most**candidates)
     return float(largest) / problems - accuracy
