@@ -1,8 +1,9 @@
-"""Ways to keep the key/value cache of decoding, at the attention of one decode step: a write a
-decode slot, then the products.
+"""Measures layouts of the key/value cache at the attention of a decode step: each decode slot
+writes one position, then attends to all.
 
-All hold the same M positions of W decode slots, in every layer of the shape; what differs is where
-they stand in memory."""
+Every layout holds the same M positions of W decode slots, with G groups of K numbers, in every
+layer. They differ in where the positions lie in memory.
+"""
 
 import functools
 from collections.abc import Callable
@@ -17,22 +18,30 @@ from apr_jax.bench.plain_decoding import SHAPES
 from apr_jax.model.config import ModelConfig
 from apr_jax.model.kv_cache.cache import attend_cached, store
 
-SLOTS, POSITIONS, WINDOW, PAGE, STEPS = 16, 256, 1024, 16, 64
+SLOTS = 16
+POSITIONS = 256
+WINDOW = 1024
+PAGE = 16  # Positions of a page.
+STEPS = 64
 
-# (cache of one side, new [W, G, 1, K], place [W, 1]) -> cache; (keys, values, q [W, 1, H, K], mask)
-# -> found [W, 1, H, K].
+# (keys or values, new [W, G, 1, K], position [W, 1]) -> keys or values.
 Write = Callable[[Array, Array, Array], Array]
+# (keys, values, q [W, 1, H, K], mask [W, 1, M]) -> attention [W, 1, H, K].
 Read = Callable[[Array, Array, Array, Array], Array]
 
 
 def contest(shape: str) -> list[Contestant]:
-    """Ours first."""
+    """The layouts for a shape of model, ours first.
+
+    Raises:
+      RuntimeError: a layout computes something else than ours.
+    """
     config = SHAPES[shape]
-    groups, size = config.kv_heads, config.head_size
+    groups = config.kv_heads
+    size = config.head_size
     ours = (SLOTS, groups, POSITIONS, size)
-    # The page of each part of each decode slot.
-    table = jnp.arange(SLOTS * POSITIONS // PAGE).reshape(SLOTS, -1)
-    slot = jnp.arange(SLOTS)
+    table = jnp.arange(SLOTS * POSITIONS // PAGE).reshape(SLOTS, -1)  # [W, pages of a slot]
+    slot = jnp.arange(SLOTS)  # [W]
 
     def plain(keys: Array, values: Array, q: Array, mask: Array) -> Array:
         return attend_cached(q, [(keys, values)], mask)
@@ -43,22 +52,26 @@ def contest(shape: str) -> list[Contestant]:
     def in_half(keys: Array, values: Array, q: Array, mask: Array) -> Array:
         return plain(keys, values, q.astype(jnp.bfloat16), mask).astype(q.dtype)
 
-    def write_flat(cache: Array, new: Array, place: Array) -> Array:
-        return cache.at[slot, place[:, 0]].set(new.reshape(SLOTS, -1))
+    def write_flat(cache: Array, new: Array, position: Array) -> Array:
+        return cache.at[slot, position[:, 0]].set(new.reshape(SLOTS, -1))
 
     def read_flat(keys: Array, values: Array, q: Array, mask: Array) -> Array:
+        # [W, M, G x K] -> [W, G, M, K]
         by_head = [x.reshape(SLOTS, -1, groups, size).swapaxes(1, 2) for x in (keys, values)]
         return attend_cached(q, [(by_head[0], by_head[1])], mask)
 
-    def write_page(cache: Array, new: Array, place: Array) -> Array:
-        return cache.at[table[slot, place[:, 0] // PAGE], :, place[:, 0] % PAGE].set(new[:, :, 0])
+    def write_page(cache: Array, new: Array, position: Array) -> Array:
+        page = table[slot, position[:, 0] // PAGE]  # [W]
+        return cache.at[page, :, position[:, 0] % PAGE].set(new[:, :, 0])
 
     def read_pages(keys: Array, values: Array, q: Array, mask: Array) -> Array:
+        # [pages, G, PAGE, K] -> [W, G, M, K]
         gathered = [x[table].swapaxes(1, 2).reshape(ours) for x in (keys, values)]
         return attend_cached(q, [(gathered[0], gathered[1])], mask)
 
-    flat, paged = (SLOTS, POSITIONS, groups * size), (table.size, groups, PAGE, size)
-    ways: list[tuple[str, tuple[int, ...], Any, Write, Read]] = [
+    flat = (SLOTS, POSITIONS, groups * size)
+    paged = (table.size, groups, PAGE, size)
+    layouts: list[tuple[str, tuple[int, ...], Any, Write, Read]] = [
         ("[W, G, M, K], of just these positions", ours, jnp.float32, store, plain),
         (
             f"the same, cut out of a window of {WINDOW}",
@@ -72,22 +85,27 @@ def contest(shape: str) -> list[Contestant]:
         ("[W, G, M, K] in bfloat16", ours, jnp.bfloat16, store, in_half),
     ]
     q = jax.random.normal(jax.random.key(0), (SLOTS, 1, config.heads, size))
-    contestants, first = [], None
-    for name, kept, dtype, write, read in ways:
-        run = _steps(kept, dtype, write, read, config)
-        found = run(q)
-        first = found if first is None else first
-        if not jnp.allclose(found, first, rtol=0.1 if dtype == jnp.bfloat16 else 1e-4, atol=1e-2):
-            raise RuntimeError(f"bench cache: {name} finds something else")
+    contestants = []
+    expected = None
+    for name, cache_shape, dtype, write, read in layouts:
+        run = _steps(cache_shape, dtype, write, read, config)
+        result = run(q)
+        if expected is None:
+            expected = result
+        rtol = 0.1 if dtype == jnp.bfloat16 else 1e-4
+        if not jnp.allclose(result, expected, rtol=rtol, atol=1e-2):
+            raise RuntimeError(f"bench cache: {name} computes another result than ours")
         contestants.append(Contestant(name, functools.partial(_wait, run, q), "steps"))
     return contestants
 
 
 def _steps(
-    kept: tuple[int, ...], dtype: Any, write: Write, read: Read, config: ModelConfig
+    cache_shape: tuple[int, ...], dtype: Any, write: Write, read: Read, config: ModelConfig
 ) -> Callable[[Array], Array]:
-    """STEPS decode steps of attention alone: the last positions are written, what a query finds
-    goes into the next.
+    """Compiles STEPS decode steps of attention alone.
+
+    They write the last positions of the cache. The attention of a layer becomes the next layer's
+    query.
     """
     mask = jnp.ones((SLOTS, 1, POSITIONS), bool)
 
@@ -97,21 +115,23 @@ def _steps(
             index: Array, carry: tuple[Array, list[tuple[Array, Array]]]
         ) -> tuple[Array, list[tuple[Array, Array]]]:
             q, cache = carry
-            place = jnp.full((SLOTS, 1), POSITIONS - STEPS + index)
-            new = q.swapaxes(1, 2)[:, : config.kv_heads].astype(dtype)
-            following = []
+            position = jnp.full((SLOTS, 1), POSITIONS - STEPS + index)
+            new = q.swapaxes(1, 2)[:, : config.kv_heads].astype(dtype)  # [W, G, 1, K]
+            written = []
             for keys, values in cache:
-                side = write(keys, new, place), write(values, new, place)
-                q = jnp.tanh(q + read(*side, q, mask))
-                following.append(side)
-            return q, following
+                layer = write(keys, new, position), write(values, new, position)
+                q = jnp.tanh(q + read(*layer, q, mask))
+                written.append(layer)
+            return q, written
 
-        cache = [(jnp.zeros(kept, dtype), jnp.zeros(kept, dtype)) for _ in range(config.layers)]
+        empty = jnp.zeros(cache_shape, dtype)
+        cache = [(empty, empty) for _ in range(config.layers)]
         return jax.lax.fori_loop(0, STEPS, step, (q, cache))[0]
 
     return run
 
 
 def _wait(run: Callable[[Array], Array], q: Array) -> float:
+    """Runs the steps to their end, and returns how many they are."""
     jax.block_until_ready(run(q))
     return STEPS

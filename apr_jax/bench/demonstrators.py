@@ -1,5 +1,5 @@
-"""Demonstrations a second, all cores against one; and how good and long demonstrations are, without
-building data.
+"""Measures demonstrations a second on all cores against one core, and the accuracy and length of
+demonstrations without building data.
 """
 
 from collections.abc import Iterator, Sequence
@@ -12,12 +12,12 @@ from apr_jax.config import Experiment
 from apr_jax.data.demonstrate import Counts, Workers, demonstrations
 from apr_jax.data.statistics import statistics
 
-_COUNT = 2_048  # Demonstrations a repeat: about a second on one core at nano scale.
+_COUNT = 2_048  # Demonstrations of a repeat: about a second on one core at scale nano.
 
 
 @contextmanager
 def contest(config: Experiment) -> Iterator[list[Contestant]]:
-    """Both solve, verify and tokenize the same problems."""
+    """All cores, and one core, which solve, verify and tokenize the same problems."""
     recipe, problems = make_recipe(config, _COUNT)
 
     def run(workers: Workers) -> float:
@@ -31,7 +31,11 @@ def contest(config: Experiment) -> Iterator[list[Contestant]]:
 
 
 def rate(config: Experiment, methods: Sequence[str], count: int) -> dict[str, dict[str, Any]]:
-    """Method -> `statistics` of its demonstrations of `count` random problems."""
+    """Demonstrates `count` random problems by each method.
+
+    Returns:
+      method -> `statistics` of its demonstrations.
+    """
     rates = {}
     with Workers() as workers:
         for method in methods:

@@ -1,4 +1,4 @@
-"""Demonstrations to measure with, made on the spot."""
+"""Makes demonstrations to measure with, without built data."""
 
 import dataclasses
 
@@ -11,13 +11,13 @@ from apr_jax.text.tokenizer import Tokenizer
 def make_recipe(
     config: Experiment, count: int, method: str = "apr"
 ) -> tuple[Recipe, list[Problem]]:
-    """How to demonstrate with a method, and `count` random problems of the config's task."""
+    """Makes a recipe of demonstrations by a method, and draws `count` problems of the task."""
     problems = [draw(config.task, seed) for seed in range(count)]
     bounds = Bounds(
         **{field.name: getattr(config.limits, field.name) for field in dataclasses.fields(Bounds)}
     )
     recipe = Recipe(config.task, config.solver, method, config.data.seed, b"", bounds)
-    found = [text for problem in problems[:256] for text in texts(recipe, problem)]
+    written = [text for problem in problems[:256] for text in texts(recipe, problem)]
     task = recipe.countdown()
-    tokenizer = Tokenizer.train(found, task.phrases, task.alphabet)
+    tokenizer = Tokenizer.train(written, task.phrases, task.alphabet)
     return dataclasses.replace(recipe, tokenizer=tokenizer.to_bytes()), problems

@@ -1,7 +1,8 @@
-"""`apr bench rollout`: the engine against engines that people use, in one run, by turns, on the
+"""`apr bench rollout`: measures our engine against engines that people use, by turns and with the
 same weights.
 
-Peers are those of the extra [bench] that are installed; each runs in a process of its own.
+The other engines (peers) are those of the extra [bench] that are installed. Each runs in a process
+of its own.
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,6 +17,7 @@ from apr_jax.errors import UsageError
 from apr_jax.model.transformer import init_params
 from apr_jax.train.checkpoint.restored import Restored
 
+# Numbers of children of the trees whose latency is measured, and the number of trees.
 _LATENCY_CHILDREN = (1, 2, 4, 8, 16)
 _LATENCY_TREES = 8
 
@@ -26,9 +28,13 @@ def bench_rollout(
     """Measures and prints part after part.
 
     Args:
-      restored: a checkpoint of thread trees, and `problems`, a file that it answers; without them
-        only plain decoding is measured.
-      peers: names; empty for all that are installed.
+      restored: a checkpoint that grows thread trees; None measures plain decoding only.
+      problems: a file of problems that it answers; None measures plain decoding only.
+      peers: names of other engines; empty takes all that are installed.
+      repeats: measured repeats of each part.
+
+    Raises:
+      UsageError: the number of problems is no multiple of the number of devices.
     """
     if restored is not None and problems is not None:
         ids = trees.prompts_of(restored, problems)
@@ -37,6 +43,8 @@ def bench_rollout(
                 f"{problems}: has {len(ids)} problems, must have a multiple of"
                 f" {jax.device_count()}, the devices"
             )
+
+    # Plain decoding of models with random weights.
     names = list(peers) or installed()
     for shape, config in plain_decoding.SHAPES.items():
         params = init_params(config, plain_decoding.VOCAB, jax.random.key(0))
@@ -49,13 +57,14 @@ def bench_rollout(
                 yield measured(f"decode {shape}, batch {batch}", contestants, repeats)
     if restored is None or problems is None:
         return
+
+    # Whole thread trees.
     with opened(names, restored.params, restored.config.model) as others:
         loops = [trees.host_loop(peer, restored.config.limits, ids) for peer in others]
-        yield measured(
-            f"{len(ids)} thread trees",
-            [trees.engine(restored, ids), *loops, trees.lone_roots(restored, ids)],
-            repeats,
-        )
+        contestants = [trees.engine(restored, ids), *loops, trees.lone_roots(restored, ids)]
+        yield measured(f"{len(ids)} thread trees", contestants, repeats)
+
+    # Latency of one tree at a time.
     for children in _LATENCY_CHILDREN:
         contest = trees.latency(restored, ids[:_LATENCY_TREES], children)
         yield measured(f"latency of a tree with {children} children", contest, repeats)

@@ -1,4 +1,4 @@
-"""Interleaved repeats, medians, and the ratios of contestants."""
+"""Measures several ways to do the same work by turns, and compares their medians."""
 
 import dataclasses
 import json
@@ -18,10 +18,10 @@ class Contestant:
     """One way to do the work.
 
     Attributes:
-      name: says what it is, for the table.
-      run: does it once and returns how much was done, in units; it must not return before the work
-        is finished.
-      unit: of what `run` returns, e.g. "tokens".
+      name: its name in the table.
+      run: does the work once and returns how much was done, in units. It must not return before the
+        work is finished.
+      unit: the unit of what `run` returns, for example "tokens".
     """
 
     name: str
@@ -31,11 +31,16 @@ class Contestant:
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """Attributes:
-    names: of the contestants, ours first.
-    rates: units a second of each repeat, for each of them.
-    medians: of the rates.
-    ratios: ours to each of the others: the median of the ratios of neighbouring repeats.
+    """The measured rates of all contestants.
+
+    Attributes:
+      part: name of the part that was measured.
+      unit: unit of the rates.
+      names: names of the contestants, ours first.
+      rates: for each contestant its rate in each repeat.
+      medians: for each contestant the median of its rates.
+      ratios: our rate over that of each of the others: the median of the ratios of neighbouring
+        repeats.
     """
 
     part: str
@@ -47,27 +52,37 @@ class Result:
 
 
 def measure(part: str, contestants: Sequence[Contestant], repeats: int) -> Result:
-    """Runs each once unmeasured (compilation), then by turns, so that a busy machine slows all."""
+    """Measures contestants by turns, so that a busy machine slows all of them alike.
+
+    Each runs once before, unmeasured, to be compiled.
+    """
     for contestant in contestants:
         contestant.run()
+
     rates: tuple[list[float], ...] = tuple([] for _ in contestants)
     for _ in range(repeats):
-        for contestant, found in zip(contestants, rates, strict=True):
+        for contestant, own_rates in zip(contestants, rates, strict=True):
             start = time.perf_counter()
             done = contestant.run()
-            found.append(done / (time.perf_counter() - start))
+            own_rates.append(done / (time.perf_counter() - start))
+
     ours, *others = rates
-    ratios = (
-        statistics.median(mine / its for mine, its in zip(ours, other, strict=True))
-        for other in others
+    ratios = [
+        statistics.median(mine / its for mine, its in zip(ours, theirs, strict=True))
+        for theirs in others
+    ]
+    return Result(
+        part,
+        unit=f"{contestants[0].unit}/s",
+        names=tuple(contestant.name for contestant in contestants),
+        rates=rates,
+        medians=tuple(map(statistics.median, rates)),
+        ratios=tuple(ratios),
     )
-    names = tuple(contestant.name for contestant in contestants)
-    unit = f"{contestants[0].unit}/s"
-    return Result(part, unit, names, rates, tuple(map(statistics.median, rates)), tuple(ratios))
 
 
 def measured(part: str, contestants: Sequence[Contestant], repeats: int) -> Result:
-    """`measure`, its table printed."""
+    """Measures contestants (`measure`) and prints the table."""
     result = measure(part, contestants, repeats)
     show(result)
     return result
@@ -88,11 +103,11 @@ def show(result: Result) -> None:
 
 
 def _digits(rate: float) -> str:
+    """A rate with about three digits."""
     return f"{rate:,.0f}" if rate >= 100 else f"{rate:.3g}"
 
 
 def write(results: Sequence[Result], path: Path) -> None:
-    """The figures as JSON."""
-    write_text(
-        path, json.dumps([dataclasses.asdict(result) for result in results], indent=2) + "\n"
-    )
+    """Writes the results as JSON."""
+    values = [dataclasses.asdict(result) for result in results]
+    write_text(path, json.dumps(values, indent=2) + "\n")

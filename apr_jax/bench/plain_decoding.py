@@ -1,9 +1,10 @@
-"""Plain batched decoding: our engine, which is made for trees, at what engines without trees are
-made for.
+"""Plain batched decoding: measures our engine, which is made for trees, at the work that engines
+without trees are made for.
 
-Every sequence reads a random prompt and goes on for exactly NEW tokens, greedily, on random weights
-(which peers read from a folder). A forest of lone roots does that here: control tokens are never
-drawn, and the window ends each thread."""
+Every sequence reads a random prompt and goes on for exactly NEW tokens, greedily and with random
+weights, which the peers read from a folder. Our engine decodes a forest of lone roots: control
+tokens are never sampled, and the window ends each thread.
+"""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -23,14 +24,16 @@ from apr_jax.threads import Limits, Prompts, Schedule, ThreadForest, make_prompt
 from apr_jax.threads import protocol as p
 from apr_jax.train.step import place_whole
 
-VOCAB, PROMPT, NEW = 64, 24, 512
+VOCAB = 64
+PROMPT = 24  # Tokens of a prompt.
+NEW = 512  # Tokens that are decoded after it.
 SHAPES = {
     "nano": ModelConfig(layers=4, width=128, heads=4, kv_heads=4, head_size=32, mlp=352),
     "mini": ModelConfig(layers=6, width=192, heads=6, kv_heads=6, head_size=32, mlp=512),
 }
 BATCHES = (1, 16, 64)
-# Decode slots of one device. More of them share each weight that is read; fewer keep the live cache
-# within the processor's own.
+# Decode slots of one device. With more of them, more sequences share each weight that is read. With
+# fewer, the key/value cache fits into the processor's caches.
 SLOTS = {"nano": 16, "mini": 4}
 BUCKETS = (96, 160, 224, 288, 352, 416, 480)
 
@@ -38,24 +41,24 @@ BUCKETS = (96, 160, 224, 288, 352, 416, 480)
 def engine(shape: str, params: Params, batch: int) -> Contestant:
     """Our engine, on all devices that the batch can use."""
     config = SHAPES[shape]
-    limits = Limits(
-        window=PROMPT + NEW, max_thread_tokens=PROMPT + NEW, max_threads=1, children=1, max_depth=0
-    )
+    length = PROMPT + NEW
+    limits = Limits(window=length, max_thread_tokens=length, max_threads=1, children=1, max_depth=0)
     devices = _devices(batch)
     slots = min(SLOTS[shape], batch // len(devices))
     schedule = Schedule(
         slots=slots, prefill_batch=slots, prefill_chunk=PROMPT, context_buckets=BUCKETS
     )
     decode_text = text_rollout(config, params, limits, schedule, devices)
-    random, text = np.random.default_rng(0), len(p.CONTROL_PIECES)
+    random = np.random.default_rng(0)
+    first_text = len(p.CONTROL_PIECES)  # Ids below are control tokens.
 
     def run() -> float:
-        ids = random.integers(text, VOCAB, (batch, PROMPT - 1))
+        ids = random.integers(first_text, VOCAB, (batch, PROMPT - 1))
         prompts = make_prompts([[p.BOS, *row] for row in ids.tolist()], PROMPT)
         tokens = int(decode_text(prompts).total_tokens.sum())
         if tokens != batch * NEW:
             raise RuntimeError(
-                f"bench decode: {tokens} tokens were decoded, {batch * NEW} were asked for"
+                f"bench decode: {tokens} tokens were decoded in place of {batch * NEW}"
             )
         return tokens
 
@@ -65,7 +68,11 @@ def engine(shape: str, params: Params, batch: int) -> Contestant:
 def text_rollout(
     config: ModelConfig, params: Params, limits: Limits, schedule: Schedule, devices: list[Any]
 ) -> Callable[[Prompts], ThreadForest]:
-    """A rollout in which no thread ever spawns, joins or ends by itself, its weights in place."""
+    """Makes a rollout in which no thread spawns, joins or ends by itself.
+
+    Returns:
+      a function from prompts to their forest; the weights are on the devices already.
+    """
     mesh = make_mesh(devices=devices)
     decode, init_cache = make_decode(config, schedule.bounds(limits.window), on_tpu(mesh))
     rollout = make_rollout(
@@ -81,19 +88,20 @@ def text_rollout(
 
 
 def only_text(decode: Callable) -> Callable:
-    """The model, which never wants a control token."""
+    """Wraps a model's decode function so that it never chooses a control token."""
 
     def decode_text(
         params: Any, tokens: Array, cache: Any, positions: Array, bound: int
     ) -> tuple[Array, Any]:
         logits, cache = decode(params, tokens, cache, positions, bound)
-        return jnp.where(jnp.arange(logits.shape[-1]) < len(p.CONTROL_PIECES), -1e9, logits), cache
+        is_control = jnp.arange(logits.shape[-1]) < len(p.CONTROL_PIECES)  # [V]
+        return jnp.where(is_control, -1e9, logits), cache
 
     return decode_text
 
 
 def contest(shape: str, params: Params, batch: int, peers: Sequence[Peer]) -> list[Contestant]:
-    """Ours, and the peers, which were opened on the same weights."""
+    """Our engine, and the peers, which were opened on the same weights."""
     others = [
         Contestant(peer.name, functools.partial(peer.decode, batch, PROMPT, NEW), "tokens")
         for peer in peers
@@ -102,21 +110,22 @@ def contest(shape: str, params: Params, batch: int, peers: Sequence[Peer]) -> li
 
 
 def machine(shape: str, batch: int, steps: int = NEW) -> list[Contestant]:
-    """The machine's own limit, measured: the matrix products of the same steps, and one reading of
-    the live cache a step.
+    """The limits of the machine: the matrix products of the same steps, and reading the cache.
 
-    Both run as our engine does: on as many devices, with as many decode slots each.
+    Both run on as many devices as our engine, with as many decode slots each. The cache is read
+    once a step, at its mean length.
     """
     config = SHAPES[shape]
     devices = _devices(batch)
     slots = min(SLOTS[shape], batch // len(devices))
-    turns = batch // (slots * len(devices))
+    rounds = batch // (slots * len(devices))  # The slots decode one sequence after another.
     random = np.random.default_rng(0)
 
     def matrix(rows: int, columns: int) -> np.ndarray:
         return (random.normal(size=(rows, columns)) / rows).astype(np.float32)
 
-    width, inner = config.width, config.heads * config.head_size
+    width = config.width
+    inner = config.heads * config.head_size
     weights = [
         (
             matrix(width, 3 * inner),
@@ -135,17 +144,18 @@ def machine(shape: str, batch: int, steps: int = NEW) -> list[Contestant]:
                 x = (x @ gate_up)[:, : config.mlp] @ down
             return x + jnp.sum(x @ unembed)
 
-        return jax.lax.fori_loop(0, steps * turns, step, x)
+        return jax.lax.fori_loop(0, steps * rounds, step, x)
 
     @jax.jit
     def read(cache: list[Array]) -> Array:
         def step(_: Array, total: Array) -> Array:
             return total + sum(jnp.sum(jnp.maximum(part, total)) for part in cache)
 
-        return jax.lax.fori_loop(0, steps * turns, step, jnp.zeros(()))
+        return jax.lax.fori_loop(0, steps * rounds, step, jnp.zeros(()))
 
-    # The mean number of positions that a step's decode slots see.
-    side = np.ones((slots, config.kv_heads, PROMPT + steps // 2, config.head_size), np.float32)
+    mean_length = PROMPT + steps // 2
+    side = np.ones((slots, config.kv_heads, mean_length, config.head_size), np.float32)
+    cache = [side + index for index in range(2 * config.layers)]  # Keys and values of each layer.
     products = (matrix(slots, width), weights, matrix(width, VOCAB))
 
     def contestant(name: str, work: Callable, *arguments: Any) -> Contestant:
@@ -159,11 +169,10 @@ def machine(shape: str, batch: int, steps: int = NEW) -> list[Contestant]:
 
     return [
         contestant("matrix products alone", multiply, *products),
-        contestant(
-            "reading the cache alone", read, [side + layer for layer in range(2 * config.layers)]
-        ),
+        contestant("reading the cache alone", read, cache),
     ]
 
 
 def _devices(batch: int) -> list[Any]:
+    """The devices that a batch can use, at least one sequence on each."""
     return jax.devices()[: max(1, min(len(jax.devices()), batch))]

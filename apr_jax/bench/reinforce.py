@@ -1,11 +1,13 @@
-"""The parts of a step of reinforcement learning, each alone, on a model's own trees: rollout, host,
-rescoring, update.
+"""Measures the parts of a step of reinforcement learning, each alone, on a model's own trees:
+rollout, work of the host, rescoring, and update.
 
-In a run the next rollout is queued behind the update, and metrics tell its shares as they come
-(`train/metrics/step_times.py`). There rescoring and gradient are one program; here the rescoring
-(the log-probs of all sampled tokens) is also timed by itself."""
+In a training the next rollout is queued behind the update, and the metrics show how a step's time
+is shared (`train/metrics/step_times.py`). Rescoring and gradient are one program there. Here the
+rescoring (the log-probs of all sampled tokens) is also measured by itself.
+"""
 
 import dataclasses
+import math
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -38,46 +40,51 @@ from apr_jax.train.step import (
 
 @contextmanager
 def contest(restored: Restored, problems: Path) -> Iterator[list[Contestant]]:
-    """The parts of a step as the checkpoint's own config has it, and the costly ones with half the
-    problems.
+    """The parts of a step of the checkpoint's config; rollout and update also with half the trees.
 
     Args:
-      problems: file of which the first `train.rl.problems` get `train.rl.group` trees each.
+      problems: a file, of which the first `train.rl.problems` get `train.rl.group` trees each.
     """
-    config, known = restored.config, load_problems(problems)
-    half = override(config, [f"train.rl.problems={-(-config.train.rl.problems // 2)}"])
+    config = restored.config
+    known = load_problems(problems)
+    half = override(config, [f"train.rl.problems={math.ceil(config.train.rl.problems / 2)}"])
     with ExitStack() as stack:
-        whole, fewer = (
-            _parts(dataclasses.replace(restored, config=each), known, stack)
-            for each in (config, half)
-        )
-        named = (
+        parts = _parts(restored, known, stack)
+        rollout, *_, update = _parts(dataclasses.replace(restored, config=half), known, stack)
+        halves = [
             dataclasses.replace(part, name=f"{part.name}, half the trees")
-            for part in (fewer[0], fewer[-1])
-        )
-        yield [*whole, *named]
+            for part in (rollout, update)
+        ]
+        yield [*parts, *halves]
 
 
 def _parts(restored: Restored, problems: list[Problem], stack: ExitStack) -> list[Contestant]:
-    """Rollout, host, rescoring and update of one step's trees."""
-    config, rl = restored.config, restored.config.train.rl
+    """Rollout, work of the host, rescoring, and update of the trees of one step.
+
+    Args:
+      stack: closes the grader.
+    """
+    config = restored.config
+    rl = config.train.rl
     mesh = build_mesh(config)
-    asked = [problem for problem in problems[: rl.problems] for _ in range(rl.group)]
-    grader = stack.enter_context(grading(config, restored.tokenizer, asked[:1], mesh))
-    params, trees = place_whole(restored.params, mesh), float(len(asked))
+    of_trees = [problem for problem in problems[: rl.problems] for _ in range(rl.group)]
+    grader = stack.enter_context(grading(config, restored.tokenizer, of_trees[:1], mesh))
+    params = place_whole(restored.params, mesh)
+    trees = float(len(of_trees))
     optimizer = make_optimizer(rl.optimizer, 1_000)
     step = make_rl_step(config, optimizer, mesh)
     rescore = make_rescore(config, mesh)
     state: Any = init_state(restored.params, optimizer, mesh)
 
     def roll() -> tuple[ThreadForest, Work]:
-        return grader.ask(params, asked, rl.temperature, jax.random.key(0))
+        return grader.ask(params, of_trees, rl.temperature, jax.random.key(0))
 
     def rollout() -> float:
         jax.block_until_ready(roll())
         return trees
 
-    forest, _ = first_trees(fetch(roll()), len(asked))
+    # One forest, on which host, rescoring and update are measured.
+    forest, _ = first_trees(fetch(roll()), len(of_trees))
     counted = counted_trees(forest, rl.reward)
 
     def pack() -> tuple[Rows, np.ndarray]:
@@ -85,7 +92,7 @@ def _parts(restored: Restored, problems: list[Problem], stack: ExitStack) -> lis
         return rows, token_weights(rows, counted, rl.objective.loss_aggregation)
 
     def host() -> float:
-        grades = grader.verify(asked, forest)
+        grades = grader.verify(of_trees, forest)
         tree_rewards(grades.correct, forest, 0.0, rl.reward)
         pack()
         return trees
@@ -93,12 +100,12 @@ def _parts(restored: Restored, problems: list[Problem], stack: ExitStack) -> lis
     batch = place_forest(
         *pack(), rl.micro_batch_rows, mesh, recompute=rl.objective.importance_cap > 0
     )
-    given = batch
+    scored = batch
     if rl.objective.kl_in_loss:
-        given = dataclasses.replace(batch, reference=rescore(params, batch))
-    advantages = place_everywhere(
-        np.where(np.arange(len(asked)) % 2, 1.0, -1.0).astype(np.float32), mesh
-    )
+        scored = dataclasses.replace(batch, reference=rescore(params, batch))
+    # Every second tree is reinforced. With advantages of 0 some of the work would be left out.
+    signs = np.where(np.arange(len(of_trees)) % 2, 1.0, -1.0).astype(np.float32)  # [B]
+    advantages = place_everywhere(signs, mesh)
 
     def rescore_alone() -> float:
         jax.block_until_ready(rescore(params, batch))
@@ -106,7 +113,7 @@ def _parts(restored: Restored, problems: list[Problem], stack: ExitStack) -> lis
 
     def update() -> float:
         nonlocal state
-        state, *_ = step(state, given, advantages)
+        state, *_ = step(state, scored, advantages)
         jax.block_until_ready(state)
         return trees
 

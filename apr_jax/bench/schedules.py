@@ -1,6 +1,6 @@
-"""Schedules against each other: the same trees, decoded in another order.
+"""Measures schedules of the rollout against each other: the same trees, decoded in another order.
 
-No schedule changes a token, so only time differs.
+No schedule changes a token, so only the time differs.
 """
 
 import dataclasses
@@ -17,46 +17,50 @@ from apr_jax.train.checkpoint.restored import Restored
 
 
 def variations(base: Schedule, window: int) -> list[Schedule]:
-    """The schedule itself first, then others that differ from it in one field."""
-    half, quarter = window // 2, window // 4
+    """The schedule itself, then schedules that differ from it in one field."""
+    half = window // 2
+    quarter = window // 4
     change = functools.partial(dataclasses.replace, base)
-    others = [
-        *(
-            change(slots=slots, prefill_batch=min(base.prefill_batch, slots))
-            for slots in (8, 16, 32, 64, 128)
-        ),
-        *(change(prefill_batch=admit) for admit in (1, 4, 16) if admit <= base.slots),
-        *(change(prefill_chunk=chunk) for chunk in (4, 16, 64)),
-        *(
-            change(context_buckets=buckets)
-            for buckets in ((), (half,), (quarter, half, half + quarter))
-        ),
-    ]
-    return [base, *(other for other in others if other != base)]
+    varied = []
+    for slots in (8, 16, 32, 64, 128):
+        # A prefill batch is no larger than the number of decode slots.
+        varied.append(change(slots=slots, prefill_batch=min(base.prefill_batch, slots)))
+    for prefill_batch in (1, 4, 16):
+        if prefill_batch <= base.slots:
+            varied.append(change(prefill_batch=prefill_batch))
+    for chunk in (4, 16, 64):
+        varied.append(change(prefill_chunk=chunk))
+    for buckets in ((), (half,), (quarter, half, half + quarter)):
+        varied.append(change(context_buckets=buckets))
+    return [base, *(schedule for schedule in varied if schedule != base)]
 
 
 def contest(restored: Restored, ids: list[list[int]]) -> list[Contestant]:
-    """The same prompts with each schedule; the name says what differs, and how full the decode
-    slots were.
+    """Rollouts of the same prompts with each schedule.
+
+    A contestant's name says what differs, and how full its decode slots were.
+
+    Raises:
+      UsageError: the number of prompts is no multiple of the number of devices.
     """
-    base, limits = restored.config.schedule, restored.config.limits
+    base = restored.config.schedule
+    limits = restored.config.limits
     prompts = make_prompts(ids, max(map(len, ids)))
-    tokens: set[int] = set()
+    totals: set[int] = set()  # Tokens of the forests, the same for all schedules.
 
     def contestant(schedule: Schedule) -> Contestant:
-        one = dataclasses.replace(
-            restored, config=dataclasses.replace(restored.config, schedule=schedule)
-        )
-        runner = make_runner(one, limits, len(ids))
+        config = dataclasses.replace(restored.config, schedule=schedule)
+        runner = make_runner(dataclasses.replace(restored, config=config), limits, len(ids))
 
         def run() -> float:
             forest, _ = runner.rollout(runner.params, prompts, jax.random.key(0))
-            tokens.add(int(forest.total_tokens.sum()))
-            if len(tokens) > 1:
+            tokens = int(forest.total_tokens.sum())
+            totals.add(tokens)
+            if len(totals) > 1:
                 raise RuntimeError(
-                    f"bench schedule: the trees differ between schedules, {tokens} tokens"
+                    f"bench schedule: the trees differ between schedules, {totals} tokens"
                 )
-            return float(forest.total_tokens.sum())
+            return float(tokens)
 
         _, work = runner.rollout(runner.params, prompts, jax.random.key(0))
         full = np.sum(work.live) / (np.sum(work.steps) * runner.slots)

@@ -1,16 +1,15 @@
-"""`apr bench train`: the supervised step against transformers in torch, against the machine's
-limit, and against itself.
+"""`apr bench train`: measures the supervised step against transformers in torch, against the limit
+of the machine, and against variants of itself. A step of RL is measured by its parts
+(`reinforce.py`).
 
-A step of RL comes by its parts (`reinforce.py`).
-
-Every contestant takes one AdamW step on the same 8 rows of 1,024 columns: dense ones, or real
-demonstrations packed. Torch attends to whole rows, also where they hold many threads: that is what
-packing costs without attention by blocks."""
+Every contestant takes one AdamW step on the same 8 rows of 1,024 columns, which are dense or hold
+packed demonstrations. Torch attends to whole rows even where they hold many threads; that is the
+price of packing without attention by blocks.
+"""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -36,8 +35,10 @@ from apr_jax.train.optimizer import make_optimizer
 from apr_jax.train.state import init_state
 from apr_jax.train.step import make_sft_step, place_rows
 
-ROWS, LENGTH, VOCAB = 8, 1_024, 64
-_TREES = 64
+ROWS = 8
+LENGTH = 1_024
+VOCAB = 64
+_TREES = 64  # Demonstrations that are packed.
 _OPTIMIZER = OptimizerConfig(lr=1e-4, warmup=0)
 
 
@@ -47,18 +48,22 @@ def bench_train(
     """Measures and prints part after part.
 
     Args:
-      config: whose demonstrations are packed.
-      restored, problems: a model, and problems that it answers, for the parts of a step of RL; None
-        for none.
+      config: the experiment whose demonstrations are packed.
+      restored, problems: a model and a file of problems, on which the parts of a step of RL are
+        measured; None leaves these out.
+      repeats: measured repeats of each part.
     """
     if restored and problems:
         with reinforce.contest(restored, problems) as parts:
             yield measured(f"{restored.config.name}: the parts of a step of RL", parts, repeats)
+
     streams = _streams(config)
     packed = _some_rows(pack_streams([streams], LENGTH))
     torch = installed(["transformers"])
     for shape, model in SHAPES.items():
         params = init_params(model, VOCAB, jax.random.key(0))
+
+        # Dense rows and packed demonstrations, against torch and the machine.
         with opened(torch, params, model) as peers:
             for name, rows in (("dense", dense(ROWS, LENGTH)), ("demonstrations", packed)):
                 contestants = [
@@ -68,15 +73,18 @@ def bench_train(
                     products(model, rows),
                 ]
                 yield measured(f"{shape}, {name}: {ROWS} x {LENGTH:,}", contestants, repeats)
-        few = streams[: len(streams) // 8]  # Padded, they take many times as long.
-        yield measured(
-            f"{shape}: packing", [_packed(model, params, few), _padded(model, params, few)], repeats
-        )
+
+        # Packing against padding, on fewer threads, because padding takes many times as long.
+        few = streams[: len(streams) // 8]
+        contestants = [_packed(model, params, few), _padded(model, params, few)]
+        yield measured(f"{shape}: packing", contestants, repeats)
+
+        # Cost against the amount of work.
         yield measured(f"{shape}: cost against work", growth(model, params), repeats)
 
 
 def ours(model: ModelConfig, params: Params, *batches: Rows, name: str = "apr_jax") -> Contestant:
-    """Our step, on each batch once."""
+    """Our supervised step, taken once on each batch."""
     mesh = make_mesh()
     optimizer = make_optimizer(_OPTIMIZER, 1_000)
     step = make_sft_step(model, optimizer, mesh)
@@ -94,45 +102,51 @@ def ours(model: ModelConfig, params: Params, *batches: Rows, name: str = "apr_ja
 
 
 def without_attention(model: ModelConfig, params: Params, rows: Rows) -> Contestant:
-    """Our step whose queries find themselves and nothing else: what attention that takes no time at
-    all would come to.
+    """Our step where each token attends to itself alone.
+
+    It takes the time that the step would take if attention cost nothing.
     """
 
-    def itself(q: Array, k: Array, v: Array, *_: Any) -> Array:
-        # Of all three, so that all their matrices have gradients to work out.
+    def attend_to_itself(q: Array, k: Array, v: Array, *_: Any) -> Array:
+        # Depends on all three, so that the gradients of all projections are computed.
+        # k and v are [R, G, L, K]; q and the result are [R, L, H, K].
         return q + jnp.repeat((k + v).transpose(0, 2, 1, 3), q.shape[2] // k.shape[1], axis=2)
 
     step = ours(model, params, rows, name="apr_jax without attention")
-    with mock.patch.object(transformer, "attend_packed", itself):
-        step.run()  # Traced here, and never again.
+    attend_packed = transformer.attend_packed
+    transformer.attend_packed = attend_to_itself  # type: ignore[assignment]  # For one trace.
+    try:
+        step.run()  # The step is traced now, and keeps the replacement.
+    finally:
+        transformer.attend_packed = attend_packed
     return step
 
 
 def products(model: ModelConfig, rows: Rows) -> Contestant:
-    """The machine's own limit: the matrix products of the same step alone, forward and backward,
-    attention left out.
+    """The limit of the machine: the matrix products of the same step alone, without attention.
+
+    Each product is computed forward, and backward for its input and for its weights.
     """
     devices = jax.devices()
     random = np.random.default_rng(0)
-    inner, shared = model.heads * model.head_size, 2 * model.kv_heads * model.head_size
+    inner = model.heads * model.head_size
+    shared = 2 * model.kv_heads * model.head_size
     sizes = [
-        (model.width, inner + shared),
-        (inner, model.width),
-        (model.width, 2 * model.mlp),
-        (model.mlp, model.width),
+        (model.width, inner + shared),  # Queries, keys and values.
+        (inner, model.width),  # Output of attention.
+        (model.width, 2 * model.mlp),  # Gate and up.
+        (model.mlp, model.width),  # Down.
     ]
-    count = rows.tokens.size // len(devices)
+    count = rows.tokens.size // len(devices)  # Tokens of a device.
 
     @jax.jit
     def multiply(inputs: list[tuple[Array, Array, Array]]) -> list[Any]:
         return [(x @ w, y @ w.T, x.T @ y) for x, w, y in inputs]
 
-    inputs = [
-        tuple(
-            random.normal(size=size).astype(np.float32) for size in ((count, m), (m, n), (count, n))
-        )
-        for m, n in sizes
-    ]
+    def matrix(*size: int) -> np.ndarray:
+        return random.normal(size=size).astype(np.float32)
+
+    inputs = [(matrix(count, m), matrix(m, n), matrix(count, n)) for m, n in sizes]
     copies = [jax.device_put(inputs, device) for device in devices]
 
     def run() -> float:
@@ -144,13 +158,14 @@ def products(model: ModelConfig, rows: Rows) -> Contestant:
 
 
 def growth(model: ModelConfig, params: Params) -> list[Contestant]:
-    """Steps a second of twice the trees, twice the threads a tree, and threads twice as long, all
-    in rows of one length.
+    """Our step on 16 trees, on twice the trees, on twice the threads, and on threads twice as long.
+
+    All are packed into rows of one length.
     """
 
     def contestant(name: str, trees: int, threads: int, length: int) -> Contestant:
-        made = [[_stream(length) for _ in range(threads)] for _ in range(trees)]
-        step = ours(model, params, pack_streams(made, LENGTH))
+        forest = [[_stream(length) for _ in range(threads)] for _ in range(trees)]
+        step = ours(model, params, pack_streams(forest, LENGTH))
 
         def run() -> float:
             step.run()
@@ -167,18 +182,22 @@ def growth(model: ModelConfig, params: Params) -> list[Contestant]:
 
 
 def dense(rows: int, length: int) -> Rows:
-    """One thread a row, full."""
+    """Rows that are each filled by one thread."""
     return pack_streams([[_stream(length)] for _ in range(rows)], length)
 
 
 def _stream(length: int) -> Stream:
+    """A thread of random tokens, all of them sampled but the first."""
     tokens = np.random.default_rng(length).integers(10, VOCAB, length).astype(np.int32)
-    place, nothing = np.arange(length, dtype=np.int32), np.zeros(length, np.int32)
-    return Stream(tokens, place, nothing, place > 0, parent=NO_PARENT, round=0, depth=0, child=0)
+    position = np.arange(length, dtype=np.int32)
+    hidden_block = np.zeros(length, np.int32)
+    return Stream(
+        tokens, position, hidden_block, position > 0, parent=NO_PARENT, round=0, depth=0, child=0
+    )
 
 
 def _streams(config: Experiment) -> list[Stream]:
-    """Threads of demonstrations, those that fit a row."""
+    """The threads of demonstrations that fit into a row."""
     recipe, problems = make_recipe(config, _TREES)
     with Workers(1) as one:
         trees = [
@@ -190,7 +209,7 @@ def _streams(config: Experiment) -> list[Stream]:
 
 
 def _some_rows(rows: Rows) -> Rows:
-    """Of all rows evenly: the first ones hold the longest threads."""
+    """Picks ROWS rows, evenly from all, because the first rows hold the longest threads."""
     if len(rows.tokens) < ROWS:
         raise RuntimeError(
             f"bench train: {_TREES} demonstrations fill {len(rows.tokens)} rows, {ROWS} are needed"
@@ -200,13 +219,15 @@ def _some_rows(rows: Rows) -> Rows:
 
 
 def _packed(model: ModelConfig, params: Params, streams: list[Stream]) -> Contestant:
+    """Our step on packed rows."""
     rows = pack_streams([streams], LENGTH)
     return ours(model, params, *_batches(rows), name=f"packed rows of {LENGTH:,}")
 
 
 def _padded(model: ModelConfig, params: Params, streams: list[Stream]) -> Contestant:
-    """What a sample a call costs: every thread in a row of its own, as long as the longest; as many
-    columns a step.
+    """Our step on rows that hold one thread each and are as long as the longest thread.
+
+    A step has as many columns as one on packed rows.
     """
     longest = max(len(stream.tokens) for stream in streams)
     rows = [pack_streams([[stream]], longest, rows=1) for stream in streams]
@@ -215,19 +236,24 @@ def _padded(model: ModelConfig, params: Params, streams: list[Stream]) -> Contes
 
 
 def _batches(rows: Rows) -> list[Rows]:
-    """Batches of about ROWS x LENGTH columns; the last one is filled up with blank rows."""
-    size = max(ROWS, ROWS * LENGTH // rows.tokens.shape[1] // ROWS * ROWS)
+    """Divides rows into batches of about ROWS x LENGTH columns.
+
+    The last batch is filled up with blank rows.
+    """
+    size = max(ROWS, ROWS * LENGTH // rows.tokens.shape[1] // ROWS * ROWS)  # Rows of a batch.
     missing = -len(rows.tokens) % size
     blank = jax.tree.map(lambda x: np.zeros((missing, *x.shape[1:]), x.dtype), rows)
     full = jax.tree.map(lambda x, more: np.concatenate([x, more]), rows, blank)
     return [
-        jax.tree.map(lambda x, at=at: x[at : at + size], full)
-        for at in range(0, len(full.tokens), size)
+        jax.tree.map(lambda x, start=start: x[start : start + size], full)
+        for start in range(0, len(full.tokens), size)
     ]
 
 
 def _torch_steps(peers: Sequence[Peer], rows: Rows) -> list[Contestant]:
-    tokens, counted = rows.tokens.tolist(), float(np.sum(rows.segment > 0))
+    """The same step in torch, eager and compiled."""
+    tokens = rows.tokens.tolist()
+    counted = float(np.sum(rows.segment > 0))  # Tokens without padding.
 
     def contestant(peer: Peer, name: str, compiled: bool) -> Contestant:
         def run() -> float:

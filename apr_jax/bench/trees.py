@@ -1,10 +1,11 @@
-"""Whole thread trees: the device engine against a host loop on top of an engine that knows no
-trees.
+"""Whole thread trees: measures our engine on the device against a host loop on top of an engine
+that knows no trees.
 
-The host loop is how such systems are usually driven: all roots until each spawns or ends; then all
-children of all trees; then the parents again, their contexts read anew. Each batch waits for its
-slowest thread, and each round for its slowest batch. Both answer the same problems with the same
-weights, greedily."""
+Such systems are usually driven by a host loop. It decodes all roots until each spawns or ends, then
+all children of all trees, then the parents again, whose contexts are read anew. Each batch waits
+for its slowest thread, and each round for its slowest batch. Both answer the same problems greedily
+and with the same weights.
+"""
 
 import dataclasses
 from collections.abc import Callable
@@ -24,12 +25,12 @@ from apr_jax.train.checkpoint.restored import Restored
 
 TREES = 64
 
-# (contexts) -> what follows each, up to and with `<eos>` or `</spawn>`.
+# Contexts -> the tokens that follow each, up to `<eos>` or `</spawn>`, which are included.
 Generate = Callable[[list[list[int]]], list[list[int]]]
 
 
 def prompts_of(restored: Restored, problems: Path, count: int = TREES) -> list[list[int]]:
-    """The first problems of a file, as token ids."""
+    """Reads the first problems of a file, as token ids of their prompts."""
     task = Countdown(restored.config.task, restored.config.solver)
     return [
         [BOS, *restored.tokenizer.encode(task.prompt(problem, None))]
@@ -38,9 +39,8 @@ def prompts_of(restored: Restored, problems: Path, count: int = TREES) -> list[l
 
 
 def engine(restored: Restored, ids: list[list[int]]) -> Contestant:
-    """Our engine on all devices."""
-    # The host loop's engines know no protocol, so a model that was trained with it is measured
-    # without it as well.
+    """Our engine, on all devices."""
+    # The engines of the host loop do not enforce the protocol, so ours does not either.
     limits = dataclasses.replace(restored.config.limits, constrain=False)
     runner = make_runner(restored, limits, len(ids))
     prompts = make_prompts(ids, max(map(len, ids)))
@@ -53,10 +53,15 @@ def engine(restored: Restored, ids: list[list[int]]) -> Contestant:
 
 
 def lone_roots(restored: Restored, ids: list[list[int]], tokens: int = 110) -> Contestant:
-    """The same model, prompts and decode slots without a spawn: what decoding alone allows, with no
-    message to read and no answer.
+    """The same model, prompts and decode slots, but roots that never spawn.
+
+    It shows the rate of decoding alone, without messages and answers to read.
+
+    Args:
+      tokens: tokens that each root decodes.
     """
-    config, width = restored.config, max(map(len, ids))
+    config = restored.config
+    width = max(map(len, ids))
     limits = Limits(
         window=width + tokens,
         max_thread_tokens=width + tokens,
@@ -76,23 +81,20 @@ def lone_roots(restored: Restored, ids: list[list[int]], tokens: int = 110) -> C
 
 
 def latency(restored: Restored, ids: list[list[int]], children: int) -> list[Contestant]:
-    """One tree at a time with a decode slot for every thread, and the same trees on one decode
-    slot: one thread after the other.
-    """
+    """Trees with forced children, one tree at a time.
 
+    Once every thread has a decode slot, and once all threads share one, one after the other.
+    """
     limits = dataclasses.replace(
         restored.config.limits, max_threads=children + 1, children=children
     )
+    width = max(map(len, ids))
 
     def contestant(name: str, slots: int) -> Contestant:
         schedule = dataclasses.replace(restored.config.schedule, slots=slots, prefill_batch=1)
-        one = dataclasses.replace(
-            restored, config=dataclasses.replace(restored.config, schedule=schedule)
-        )
-        runner = make_runner(one, limits, 1)
-        prompts = [
-            make_prompts([prompt], len(max(ids, key=len)), children=children) for prompt in ids
-        ]
+        config = dataclasses.replace(restored.config, schedule=schedule)
+        runner = make_runner(dataclasses.replace(restored, config=config), limits, 1)
+        prompts = [make_prompts([prompt], width, children=children) for prompt in ids]
 
         def run() -> float:
             for prompt in prompts:
@@ -105,9 +107,10 @@ def latency(restored: Restored, ids: list[list[int]], children: int) -> list[Con
 
 
 def host_loop(peer: Peer, limits: Limits, ids: list[list[int]]) -> Contestant:
-    """A host loop that drives the peer."""
+    """A host loop that drives a peer."""
 
     def generate(contexts: list[list[int]]) -> list[list[int]]:
+        # The peer may write more after a long context than the window allows; that is cut off.
         most = limits.window - min(map(len, contexts))
         written = peer.generate(contexts, [p.EOS, p.END_SPAWN], most)
         return [
@@ -115,34 +118,53 @@ def host_loop(peer: Peer, limits: Limits, ids: list[list[int]]) -> Contestant:
             for context, new in zip(contexts, written, strict=True)
         ]
 
-    return Contestant(
-        f"host loop on {peer.name}", lambda: float(answer(ids, generate, limits)[1]), "tokens"
-    )
+    def run() -> float:
+        _, tokens = answer(ids, generate, limits)
+        return float(tokens)
+
+    return Contestant(f"host loop on {peer.name}", run, "tokens")
 
 
 def answer(
     contexts: list[list[int]], generate: Generate, limits: Limits, depth: int = 0
 ) -> tuple[list[list[int]], int]:
-    """The answers of these threads, and the tokens sampled in them and below them."""
+    """Runs threads, and the trees below them, to their ends.
+
+    Args:
+      depth: depth of these threads; the root's is 0.
+
+    Returns:
+      the answer of each thread, and the number of tokens sampled in all of them and below.
+    """
     answers: list[list[int]] = [[] for _ in contexts]
-    contexts, waiting, total = list(contexts), list(range(len(contexts))), 0
-    while waiting:
-        written = dict(zip(waiting, generate([contexts[index] for index in waiting]), strict=True))
+    contexts = list(contexts)
+    running = list(range(len(contexts)))
+    total = 0
+    while running:
+        # All running threads decode until each spawns or ends.
+        written = dict(zip(running, generate([contexts[index] for index in running]), strict=True))
         total += sum(map(len, written.values()))
-        spawns = {
-            index: new
-            for index, new in written.items()
-            if _spawns(new) and depth < limits.max_depth
-        }
         for index, new in written.items():
             if new[-1:] == [p.EOS] and p.JOIN in new:
                 answers[index] = new[new.index(p.JOIN) + 1 : -1]
-        messages = {index: _messages(new)[: limits.children] for index, new in spawns.items()}
-        started = [[p.BOS, *message] for each in messages.values() for message in each]
-        below, more = answer(started, generate, limits, depth + 1) if started else ([], 0)
-        total, joined = total + more, iter(below)
-        for index, new in spawns.items():
-            block = [token for _ in messages[index] for token in (p.MSG, *next(joined))]
+
+        # The children of all threads that spawn run to their ends.
+        messages = {
+            index: _messages(new)[: limits.children]
+            for index, new in written.items()
+            if _spawns(new) and depth < limits.max_depth
+        }
+        children = [[p.BOS, *message] for each in messages.values() for message in each]
+        joined: list[list[int]] = []
+        if children:
+            joined, tokens = answer(children, generate, limits, depth + 1)
+            total += tokens
+
+        # Their parents go on behind the answers, which take the place of the spawn block.
+        remaining = iter(joined)
+        for index, own_messages in messages.items():
+            new = written[index]
+            block = [token for _ in own_messages for token in (p.MSG, *next(remaining))]
             contexts[index] = [
                 *contexts[index],
                 *new[: new.index(p.SPAWN)],
@@ -150,18 +172,18 @@ def answer(
                 *block,
                 p.END_JOINED,
             ]
-        waiting = [index for index in spawns if len(contexts[index]) < limits.window]
+        running = [index for index in messages if len(contexts[index]) < limits.window]
     return answers, total
 
 
 def _spawns(written: list[int]) -> bool:
+    """Whether a thread has ended with a spawn block."""
     return written[-1:] == [p.END_SPAWN] and p.SPAWN in written
 
 
 def _messages(written: list[int]) -> list[list[int]]:
     """The messages of the spawn block at the end."""
     block = written[written.index(p.SPAWN) + 1 : -1]
-    starts = [place for place, token in enumerate(block) if token == p.MSG]
-    return [
-        block[start + 1 : end] for start, end in zip(starts, [*starts[1:], len(block)], strict=True)
-    ]
+    starts = [index for index, token in enumerate(block) if token == p.MSG]
+    ends = [*starts[1:], len(block)]
+    return [block[start + 1 : end] for start, end in zip(starts, ends, strict=True)]
