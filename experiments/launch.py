@@ -3,19 +3,23 @@
     python experiments/launch.py --config experiments/nano.py --out runs/launched
     python experiments/launch.py --config experiments/nano.py --out runs/lr --tensorboard \\
         --sweep train.sft.optimizer.lr=1e-3,4e-3
-    python experiments/launch.py --config experiments/nano.py --out gs://BUCKET/nano --executor gke
-    --image IMAGE \\
-        --require tpu_v5e=2x4
+    python experiments/launch.py --config experiments/nano.py --out gs://BUCKET/nano \\
+        --executor gke --image IMAGE --require tpu_v5e=2x4
 
-A work unit is one `apr reproduce` (data, SFT, RL, evaluation, report; each goes on where it was
-when it is launched again):
-    local    a process of this Python; units one after the other, for they would share the cores
+A work unit is one `apr reproduce`: data, SFT, RL, evaluation and report. When it is launched again,
+it goes on where it was. It runs as one of these:
+
+    local    a process of this Python; units run one after the other, because they share the cores
     gke      a Job on a TPU slice of the current kubectl cluster (launcher/gke.py)
-    vertex   a custom job of Vertex AI; of TPUs, XManager knows v2 and v3 there
-The image is that of tpu_setup/Dockerfile. Units that start at the same time can't share a build:
-build their data before. XManager notes the experiment in ~/.xmanager. Needs the extra [launch], and
-[gcs] for a sweep in a cloud. Exit status: 0 done (gke, vertex: launched), 1 a job failed, 2 a wrong
-flag or config, or a sweep in a cloud without its data, 130 Ctrl-C. """
+    vertex   a custom job of Vertex AI, where XManager knows TPUs v2 and v3 only
+
+The image is that of tpu_setup/Dockerfile. Units that start at the same time cannot build the data
+that they share, so these must be built before. XManager notes the experiment in ~/.xmanager.
+
+Needs the extra [launch], and [gcs] for a sweep in a cloud. Exit status: 0 done (gke, vertex:
+launched), 1 a job failed, 2 a wrong flag or config, or a sweep in a cloud without its data, 130
+Ctrl-C.
+"""
 
 import argparse
 import asyncio
@@ -44,18 +48,22 @@ _HERE = Path(__file__).resolve().parent
 _CONFIG = (
     "experiment file, e.g. experiments/nano.py; it is Python and is run: never give a stranger's"
 )
-_START_SECONDS = 30  # For TensorBoard to answer; it takes a few.
+_START_SECONDS = 30  # In which TensorBoard must answer; it takes a few.
 
 
 class _Parser(argparse.ArgumentParser):
-    """Tells of wrong flags as of everything else, in one line."""
+    """A parser that raises UsageError, so that wrong flags are reported like all other errors."""
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(message)
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
-    """The flags of this launcher."""
+    """Parses the flags of this launcher.
+
+    Raises:
+      UsageError: a flag is wrong.
+    """
     parser = _Parser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--config", required=True, help=_CONFIG)
     parser.add_argument(
@@ -101,20 +109,25 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     except UsageError as error:
         raise UsageError(f"--config {error}") from None
     try:
-        # A cloud's bucket is opened by the job, so that gcsfs need not be here.
-        flags.out = (
-            str(absolute(flags.out))
-            if flags.executor == "local"
-            else checked(flags.out).rstrip("/")
-        )
+        if flags.executor == "local":
+            flags.out = str(absolute(flags.out))
+        else:
+            # The job opens a cloud's bucket, so gcsfs need not be installed here.
+            flags.out = checked(flags.out).rstrip("/")
     except UsageError as error:
         raise UsageError(f"--out {error}") from None
     return flags
 
 
 def check(flags: argparse.Namespace, units: Sequence[Unit]) -> Experiment:
-    """Finds what is wrong before anything is launched, in any unit's config too; returns that of
-    the first.
+    """Checks flags and configs before anything is launched.
+
+    Returns:
+      the config of the first unit.
+
+    Raises:
+      UsageError: a flag or a unit's config is wrong.
+      UserError: xmanager is not installed.
     """
     if importlib.util.find_spec("xmanager") is None:
         raise UserError(f"xmanager is not installed, and it is what launches: {REMEDY}")
@@ -135,6 +148,7 @@ def check(flags: argparse.Namespace, units: Sequence[Unit]) -> Experiment:
 
 
 def _check_cloud(flags: argparse.Namespace) -> None:
+    """Raises UsageError if a cloud's machines could not run the job."""
     if not is_remote(flags.out):
         raise UsageError(f"--out {flags.out}: a cloud's machines go; must be gs://BUCKET/FOLDER")
     if not flags.image:
@@ -150,12 +164,11 @@ def _check_cloud(flags: argparse.Namespace) -> None:
 
 
 def check_data(flags: argparse.Namespace, units: Sequence[Unit], config: Experiment) -> None:
-    """Makes sure that units of a cloud, which start at the same time, find the data that they
-    share.
+    """Checks that the data exist which the units of a sweep in a cloud share.
 
     Raises:
-      UsageError: some are missing, and each unit would build them over the others'; or they are of
-        other settings.
+      UsageError: data are missing, and units that start at the same time would overwrite each
+        other's; or the data have other settings.
     """
     shared = units[0].data
     if flags.executor == "local" or shared is None:
@@ -165,32 +178,21 @@ def check_data(flags: argparse.Namespace, units: Sequence[Unit], config: Experim
 
     settings = [word for setting in flags.set for word in ("--set", setting)]
     methods = [word for method in METHODS for word in ("--method", method)]
-    build = shlex.join(
-        [
-            "apr",
-            "data",
-            "build",
-            "--config",
-            str(flags.config),
-            "--out",
-            shared,
-            *settings,
-            *methods,
-        ]
-    )
+    command = ["apr", "data", "build", "--config", str(flags.config), "--out", shared]
+    build = shlex.join([*command, *settings, *methods])
     if flags.dry_run:
         print(
             f"launch: not checked: that {shared}/data.json is there; it is made by: {build}",
             file=sys.stderr,
         )
         return
+
     folder = as_path(shared)
-    there = (folder / "data.json").is_file()
-    if there:
+    built: set[str] = set()
+    if (folder / "data.json").is_file():
         check_built(config, folder)
-    if not there or not set(METHODS) <= set(
-        json.loads((folder / "data.json").read_text())["methods"]
-    ):
+        built = set(json.loads((folder / "data.json").read_text())["methods"])
+    if not set(METHODS) <= built:
         raise UsageError(
             f"--sweep: {shared} lacks data of {' and '.join(METHODS)}, which the units would all"
             f" build at once; build them first: {build}"
@@ -198,35 +200,38 @@ def check_data(flags: argparse.Namespace, units: Sequence[Unit], config: Experim
 
 
 def job_arguments(flags: argparse.Namespace, unit: Unit) -> list[str]:
-    """`reproduce ...` as the job's `apr` is given it."""
-    config = (
-        str(flags.config.absolute())
-        if flags.executor == "local"
-        else f"experiments/{flags.config.resolve().name}"
-    )
+    """The arguments of the job's `apr`: `reproduce ...`."""
+    if flags.executor == "local":
+        config = str(flags.config.absolute())
+    else:
+        config = f"experiments/{flags.config.resolve().name}"  # Within the image.
     settings = [word for setting in unit.settings for word in ("--set", setting)]
     data = ["--data", unit.data] if unit.data else []
     return ["reproduce", "--config", config, "--out", unit.out, *data, *settings]
 
 
 def requirements(flags: argparse.Namespace) -> Any:
-    """The xm.JobRequirements; raises UsageError for what XManager does not know."""
+    """Reads the --require flags as xm.JobRequirements.
+
+    Raises:
+      UsageError: XManager does not know a requirement.
+    """
     from xmanager import xm
 
-    asked: dict[Any, Any] = {}
+    required: dict[Any, Any] = {}
     for text in flags.require:
         name, _, amount = text.partition("=")
         resource = xm.ResourceType.__members__.get(name.upper())
         if resource is None or not re.fullmatch(r"\d+(\.\d+)?|[1-9]\d*(x[1-9]\d*)+", amount):
             raise UsageError(f"--require {text!r}: write it like tpu_v5e=4x4, cpu=8 or ram=64")
-        if resource in asked:
+        if resource in required:
             raise UsageError(f"--require {text!r}: is given twice")
         unit = xm.GiB if resource in (xm.ResourceType.RAM, xm.ResourceType.DISK) else 1
-        asked[resource] = amount if "x" in amount else float(amount) * unit
-        if not asked[resource]:
+        required[resource] = amount if "x" in amount else float(amount) * unit
+        if not required[resource]:
             raise UsageError(f"--require {text!r}: must be more than 0")
     try:
-        return xm.JobRequirements(asked)
+        return xm.JobRequirements(required)
     except ValueError as error:
         raise UsageError(
             f"--require {' '.join(flags.require)}: must be one kind of chip, and numbers of"
@@ -235,7 +240,7 @@ def requirements(flags: argparse.Namespace) -> Any:
 
 
 def job_of(flags: argparse.Namespace, unit: Unit, name: str) -> Any:
-    """The xm.Job of a unit."""
+    """Makes the xm.Job of a unit."""
     from xmanager import xm, xm_local
     from xmanager.xm_local import executables
 
@@ -245,7 +250,8 @@ def job_of(flags: argparse.Namespace, unit: Unit, name: str) -> Any:
         return xm.Job(
             binary, executor=xm_local.Local(), args=["-m", "apr_jax", *arguments], name=name
         )
-    # Not packaged: XManager would pull the image, and push it to a registry of its own choice.
+    # The image is not packaged: XManager would pull it, and push it to a registry of its own
+    # choice.
     image = executables.GoogleContainerRegistryImage(name=name, image_path=flags.image)
     if flags.executor == "gke":
         from launcher.gke import ENVIRONMENT, Gke
@@ -259,8 +265,9 @@ def job_of(flags: argparse.Namespace, unit: Unit, name: str) -> Any:
 
 
 def spec_of(flags: argparse.Namespace, job: Any) -> dict[str, Any]:
-    """What would be launched, for --dry-run: the command, the Kubernetes Job, or Vertex's pool of
-    workers.
+    """Describes what would be launched, for --dry-run.
+
+    It is a command, a Kubernetes Job, or Vertex's pool of workers.
     """
     if flags.executor == "local":
         return {"command": [job.executable.command, *job.args.to_list()]}
@@ -291,23 +298,26 @@ def spec_of(flags: argparse.Namespace, job: Any) -> dict[str, Any]:
 async def launch(
     flags: argparse.Namespace, name: str, units: Sequence[Unit], jobs: Sequence[Any]
 ) -> list[str]:
-    """Launches the units' jobs, one after the other; local ones are waited for.
+    """Launches the units' jobs one after the other, and waits for local ones.
 
-    Returns which of them failed, and why.
+    Returns:
+      the jobs that failed, with the reasons.
+
+    Raises:
+      UserError: XManager cannot note the experiment.
     """
     from xmanager import xm, xm_local
 
     failed: list[str] = []
     try:
         created = xm_local.create_experiment(experiment_title=f"apr_jax {name}")
-    except (
-        Exception
-    ) as error:  # Of the system, sqlite, SQLAlchemy or Alembic, each with types of its own.
+    # The system, sqlite, SQLAlchemy and Alembic each have errors of their own.
+    except Exception as error:
         notes = Path("~/.xmanager").expanduser()
-        said, *_ = str(error).splitlines() or [type(error).__name__]
+        reason, *_ = str(error).splitlines() or [type(error).__name__]
         raise UserError(
-            f"XManager can't note the experiment in {notes} ({said}); it must be a folder that you"
-            " may write to; if it is damaged, move it away"
+            f"XManager can't note the experiment in {notes} ({reason}); it must be a folder that"
+            " you may write to; if it is damaged, move it away"
         ) from None
     try:
         async with created as experiment:
@@ -321,7 +331,7 @@ async def launch(
                 except xm.ExperimentUnitError as error:
                     failed.append(f"{unit.out} ({error})")
     except RuntimeError:
-        # Of a local job that failed XManager tells once more when the experiment ends.
+        # XManager reports a local job that failed once more when the experiment ends.
         if not failed:
             raise
     return failed
@@ -329,10 +339,10 @@ async def launch(
 
 @contextlib.contextmanager
 def tensorboard(folder: str, port: int) -> Iterator[None]:
-    """TensorBoard beside what happens inside, and after that until Ctrl-C.
+    """Runs TensorBoard during the `with` block, and afterwards until Ctrl-C.
 
-    XManager could run it too, but it waits for such a job through the first Ctrl-C and leaves it
-    running after the second.
+    XManager could run it too. But XManager keeps waiting for such a job at the first Ctrl-C, and
+    leaves it running after the second.
 
     Raises:
       UsageError: the port is taken.
@@ -344,10 +354,10 @@ def tensorboard(folder: str, port: int) -> Iterator[None]:
         raise UsageError(
             f"--port {port}: something else answers there already; give TensorBoard another one"
         )
-    server = subprocess.Popen(
-        [sys.executable, "-P", "-m", "tensorboard.main", "--logdir", folder, "--port", str(port)]
-    )
+    program = ["-m", "tensorboard.main", "--logdir", folder, "--port", str(port)]
+    server = subprocess.Popen([sys.executable, "-P", *program])
     try:
+        # Wait until it answers.
         deadline = time.monotonic() + _START_SECONDS
         while server.poll() is None and not _answers(port) and time.monotonic() < deadline:
             time.sleep(0.2)
@@ -356,7 +366,10 @@ def tensorboard(folder: str, port: int) -> Iterator[None]:
                 f"TensorBoard does not start, see above; another --port than {port}, or no"
                 " --tensorboard"
             )
+
         yield
+
+        # Everything is launched; TensorBoard stays until Ctrl-C.
         if server.poll() is None:
             print(
                 f"launch: TensorBoard stays at http://localhost:{port} until Ctrl-C",
@@ -365,9 +378,7 @@ def tensorboard(folder: str, port: int) -> Iterator[None]:
             with contextlib.suppress(KeyboardInterrupt):
                 server.wait()
         if server.returncode is not None:
-            again = shlex.join(
-                ["python", "-m", "tensorboard.main", "--logdir", folder, "--port", str(port)]
-            )
+            again = shlex.join(["python", *program])
             print(
                 f"launch: TensorBoard ended by itself (status {server.returncode}); {again}",
                 file=sys.stderr,
@@ -378,19 +389,21 @@ def tensorboard(folder: str, port: int) -> Iterator[None]:
 
 
 def _answers(port: int) -> bool:
+    """Whether something on this machine answers at a port."""
     with contextlib.suppress(OSError), socket.create_connection(("localhost", port), timeout=1):
         return True
     return False
 
 
 def run(flags: argparse.Namespace) -> None:
-    """Checks everything, then launches it; with --dry-run prints it."""
+    """Checks everything, and then launches it, or prints it with --dry-run."""
     units = work_units(flags.out, flags.set, flags.sweep)
     config = check(flags, units)
     from absl import flags as absl_flags
 
-    absl_flags.FLAGS(["launch"])  # XManager reads its own flags, all at their defaults.
-    # It logs, with tracebacks, what is told below in a line.
+    # XManager reads its own flags, which all keep their defaults.
+    absl_flags.FLAGS(["launch"])
+    # XManager logs failures with tracebacks; they are reported below in a line.
     logging.getLogger("absl").setLevel(logging.CRITICAL)
     jobs = [job_of(flags, unit, config.name) for unit in units]
     specs = [spec_of(flags, job) for job in jobs]
@@ -399,7 +412,8 @@ def run(flags: argparse.Namespace) -> None:
         for spec in specs:
             print(json.dumps(spec, indent=2))
         return
-    with tensorboard(flags.out, flags.port) if flags.tensorboard else contextlib.nullcontext():
+    server = tensorboard(flags.out, flags.port) if flags.tensorboard else contextlib.nullcontext()
+    with server:
         failed = asyncio.run(launch(flags, config.name, units, jobs))
         if failed:
             print(f"launch: {len(failed)} of {len(units)} jobs failed", file=sys.stderr)
@@ -410,11 +424,11 @@ def run(flags: argparse.Namespace) -> None:
 
 
 def main(arguments: list[str]) -> int:
-    """Launches, and returns the exit status."""
-    cloud = False
+    """Runs the launcher, and returns its exit status."""
+    in_cloud = False
     try:
         flags = parse(arguments)
-        cloud = flags.executor != "local"
+        in_cloud = flags.executor != "local"
         run(flags)
     except KeyboardInterrupt:
         print(
@@ -426,14 +440,11 @@ def main(arguments: list[str]) -> int:
         print(f"launch: error: {error}", file=sys.stderr)
         return 2 if isinstance(error, UsageError) else 1
     except Exception as error:
-        if not cloud or os.environ.get("APR_DEBUG"):
+        if not in_cloud or os.environ.get("APR_DEBUG"):
             raise
-        # Of Google's clients, each with types of its own: no credentials, no project, no
-        # permission.
-        print(
-            f"launch: error: {type(error).__name__}: {' '.join(str(error).split())}",
-            file=sys.stderr,
-        )
+        # Google's clients have errors of their own, for missing credentials, projects and rights.
+        message = " ".join(str(error).split())
+        print(f"launch: error: {type(error).__name__}: {message}", file=sys.stderr)
         return 1
     return 0
 

@@ -2,17 +2,18 @@
 
     apr reproduce --scale mini --out runs/mini
 
-1.1M parameters. On 2 CPU cores: 60 to 85 minutes of supervised steps a model, 6 (SoS+) to 30
-minutes (APR) of RL, 40 of evaluation. README has what comes of it, and how the models in
-`experiments/mini/` were trained.
+The model has 1.1M parameters. On 2 CPU cores the supervised steps take 60 to 85 minutes a model, RL
+takes 6 (SoS+) to 30 minutes (APR), and evaluation 40. README shows the results, and how the models
+in `experiments/mini/` were trained.
 
-Not the published demonstrations. APR's parent lists every first step and gives each a child, which
-tries out what can follow: a search of all there is, in threads of a hundred tokens. No coin decides
-whether to spawn, so RL cannot learn to spawn more, which is most of what it learns in the paper;
-with `--set solver.parent_beam_low=1` the beam is drawn, as published, and it can
-(docs/evaluation.md). SoS+ draws beams of 1 to 5 as published, but goes depth first throughout
-(`promising` is its coin too), in a fixed order, and leaves out steps to two numbers with a result
-above 200."""
+The demonstrations are not the published ones. APR's parent lists every first step and spawns a
+child for each, which tries what can follow: a search of everything, in threads of a hundred tokens.
+The spawn probability is 1, so RL cannot learn to spawn more, which is most of what it learns in the
+paper. With `--set solver.parent_beam_low=1` the parent beam is random, as published, and RL can
+(docs/evaluation.md). SoS+ draws beams of 1 to 5 as published. But it always searches depth first
+(`spawn_probability` decides that, too) and in a fixed order, and it leaves out steps to two numbers
+with a result above 200.
+"""
 
 from apr_jax.config import EvalConfig, Experiment
 from apr_jax.data.config import DataConfig
@@ -23,6 +24,7 @@ from apr_jax.train.config import ObjectiveConfig, OptimizerConfig, RlConfig, Sft
 
 
 def experiment() -> Experiment:
+    """The experiment of scale mini."""
     window = 1_024
     children = 22  # No four numbers have more first steps.
     return Experiment(
@@ -43,7 +45,7 @@ def experiment() -> Experiment:
         ),
         data=DataConfig(demonstrations=40_000, heldout=1_000),
         model=ModelConfig(layers=6, width=128, heads=4, kv_heads=1, head_size=32, mlp=352),
-        # A stream holds its hidden spawn blocks too; one takes some 14 tokens a child.
+        # A thread's sequence holds its hidden spawn blocks too, some 14 tokens for each child.
         limits=Limits(
             window=window,
             max_thread_tokens=window + 256,
@@ -81,8 +83,8 @@ def experiment() -> Experiment:
             temperatures=(0.1, 0.5, 1.0),
             children=(4, 8, 12, 16),
             bins=(1, 2, 3, 4, 6),
-            # What the model on drawn beams spawns by itself; few problems have fewer than 18 first
-            # steps.
+            # 12: what the model with a random parent beam spawns by itself. 18: few problems have
+            # fewer first steps.
             forced=(12, 18),
             timed=10,
         ),

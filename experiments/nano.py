@@ -1,6 +1,7 @@
-"""Scale nano: three numbers from 1..30, a model below 1M parameters, minutes on 2 CPU cores.
+"""Scale nano: three numbers from 1..30 and a model of less than 1M parameters, for minutes on 2 CPU
+cores.
 
-apr reproduce --scale nano --out runs/nano
+    apr reproduce --scale nano --out runs/nano
 """
 
 from apr_jax.config import EvalConfig, Experiment
@@ -12,6 +13,7 @@ from apr_jax.train.config import ObjectiveConfig, OptimizerConfig, RlConfig, Sft
 
 
 def experiment() -> Experiment:
+    """The experiment of scale nano."""
     window = 176
     return Experiment(
         name="nano",

@@ -1,14 +1,17 @@
-"""Scale paper: the published recipe (arXiv 2504.15466): 228M parameters without embeddings, window
-4,096.
+"""Scale paper: the published recipe (arXiv 2504.15466), with 228M parameters without embeddings and
+a window of 4,096.
 
-    apr plan --config experiments/paper.py --topology v3:8x8      # what fits, without a TPU
+    apr plan --config experiments/paper.py --topology v3:8x8      # says what fits, without a TPU
     apr reproduce --scale paper --out runs/paper    # on a pod; the authors used 128 TPU v3 cores
 
-The supervised stage is 10 epochs of 500,000 demonstrations, which are packed into rows: some 21,100
-steps for APR and 4,400 for SoS+. The authors reach 75.5% for APR and 57.3% for SoS+ after it, and
-83.4% and 60.0% after RL. Where this file differs from them: the tokenizer is ours, so there are
-fewer embeddings; one KL weight (theirs for APR) serves both methods, for SoS+ they take --set
-train.rl.objective.kl=0.01."""
+The supervised stage is 10 epochs of 500,000 demonstrations. Packed into rows, they take some 21,100
+steps for APR and 4,400 for SoS+. The authors reach 75.5% with APR and 57.3% with SoS+ after it, and
+83.4% and 60.0% after RL.
+
+Two things differ from the authors'. The tokenizer is ours, so there are fewer embeddings. And one
+KL weight, theirs for APR, serves both methods; for SoS+ they use `--set
+train.rl.objective.kl=0.01`.
+"""
 
 from apr_jax.config import EvalConfig, Experiment, MeshConfig
 from apr_jax.data.config import DataConfig
@@ -19,7 +22,7 @@ from apr_jax.train.config import ObjectiveConfig, OptimizerConfig, RlConfig, Sft
 
 
 def experiment() -> Experiment:
-    """The published values; those they leave open stand beside a comment."""
+    """The published values; comments stand beside values that the paper leaves open."""
     window = 4_096
     children = 10
     return Experiment(
@@ -32,7 +35,7 @@ def experiment() -> Experiment:
             child_beam=15,
             max_children=children,
             spawn_probability=0.5,
-            condition=0.5,  # Theirs are separate models, conditioned or not.
+            condition=0.5,  # The authors train separate models, with conditions and without.
             window_bin=512,
             render="sos",
         ),
@@ -46,7 +49,8 @@ def experiment() -> Experiment:
             mlp=2_752,  # 12.65M parameters a layer, 228M in all.
             tied=False,
             dtype="bfloat16",
-            # 2 GiB a row on a device; "layer" takes a fifth of that and a third more products.
+            # Takes 2 GiB for each row of a device. "layer" takes a fifth of that, but a third more
+            # products.
             remat="dots",
         ),
         # Room for the hidden spawn blocks, and for twice the children that a demonstration has.
@@ -57,9 +61,9 @@ def experiment() -> Experiment:
             children=children,
             max_depth=1,
         ),
-        # A decode slot is 288 MiB of cache: 24 leave room on a device of 16 GiB, and hold all 22
-        # threads of 2 trees, a step's share. The bucket is for contexts, most of which are short;
-        # while all are, a decode step reads them in smaller blocks.
+        # A decode slot takes 288 MiB of cache. 24 slots leave room on a device of 16 GiB, and hold
+        # all 22 threads of 2 trees, which are a device's share of a step. Most contexts are short:
+        # while all of them fit the bucket, a decode step reads the cache in smaller blocks.
         schedule=Schedule(slots=24, prefill_batch=8, prefill_chunk=64, context_buckets=(1_024,)),
         train=TrainConfig(
             sft=SftConfig(
@@ -70,7 +74,7 @@ def experiment() -> Experiment:
                 save_every=500,
                 log_every=20,
                 validate_every=5_000,
-                validation=320,  # One rollout: it takes longer than a hundred steps.
+                validation=320,  # One rollout, which takes longer than a hundred steps.
             ),
             rl=RlConfig(
                 steps=150,
@@ -83,9 +87,9 @@ def experiment() -> Experiment:
                 micro_batch_rows=256,
                 validate_every=25,
                 validation=1_000,
-                # bfloat16: of 37,954 tokens of the kept mini model the worst difference was 0.25,
-                # the mean 4e-4, and 1e-4 of them were outside of the clip range. Worst and mean
-                # have room for a deeper model.
+                # In bfloat16, of 37,954 tokens of the exported mini model the worst difference was
+                # 0.25 and the mean one 4e-4; 1e-4 of the tokens were outside of the clip range. The
+                # bounds leave room for a deeper model.
                 difference_bound=1.0,
                 mean_difference_bound=4e-3,
                 outside_clip_bound=2e-3,
@@ -101,6 +105,7 @@ def experiment() -> Experiment:
             forced=(children,),
             timed=50,
         ),
-        # 1,024 / 8 columns are 128, the width of a register; more devices than rows share rows.
+        # 1,024 / 8 columns are 128, the width of a register. Where there are more devices than
+        # rows, several devices share a row.
         mesh=MeshConfig(fsdp=8, tensor=0),
     )

@@ -1,3 +1,1 @@
-"""What `experiments/launch.py` is made of: work units of a sweep, and the executors that run
-them.
-"""
+"""The parts of `experiments/launch.py`: work units of a sweep, and the executor for GKE."""

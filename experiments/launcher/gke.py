@@ -1,10 +1,11 @@
-"""XManager's Kubernetes executor, for TPU slices of GKE.
+"""XManager's Kubernetes executor, completed for TPU slices of GKE.
 
-XManager 0.8.5 takes TPU requirements and leaves them out of the Job that it makes: no
-`google.com/tpu`, no node selector, one pod. What is missing is filled in on the Job's way to the
-cluster, by GKE's documentation: an indexed Job with a pod for each host, in the headless service
-that XManager makes, so that GKE tells every pod who the others are. The pod's account, requests and
-volumes are those of tpu_setup/jobset.yaml, which says what they are for."""
+XManager 0.8.5 accepts TPU requirements, but leaves them out of the Job that it makes: there is no
+`google.com/tpu`, no node selector, and only one pod. The missing parts are filled in when the Job
+is sent to the cluster, as GKE's documentation says: an indexed Job with a pod for each host, in the
+headless service that XManager makes, so that GKE tells every pod who the others are. The pods'
+account, requests and volumes are those of tpu_setup/jobset.yaml, which explains them.
+"""
 
 import dataclasses
 import json
@@ -27,28 +28,28 @@ ENVIRONMENT = {
     "APR_COPIES": "/cache/copies",
 }
 TPU = "google.com/tpu"
-_GRACE_SECONDS = 120  # From SIGTERM, for the step or rollout under way and a save.
-_PORTS = (8471, 8482)  # Of libtpu, and of JAX's coordinator.
-# Labels of a pod, of a node.
-_JOB, _NODE_POOL = (
-    "batch.kubernetes.io/job-name",
-    "cloud.google.com/gke-nodepool",
-)
+# From SIGTERM to the end of a pod: time for the current step or rollout, and for a save.
+_GRACE_SECONDS = 120
+_PORTS = (8471, 8482)  # The ports of libtpu and of JAX's coordinator.
+_JOB = "batch.kubernetes.io/job-name"  # Label of a pod.
+_NODE_POOL = "cloud.google.com/gke-nodepool"  # Label of a node.
 _REQUESTS = {"cpu": "8", "memory": "32Gi", "ephemeral-storage": "32Gi"}
-# A name, and a medium, for each path.
+# Path -> name and medium of a volume.
 _VOLUMES = {
     "/cache": ("cache", None),
     "/dev/shm": ("shared-memory", "Memory"),
 }
-# GKE's name of the chip, and up to how many chips share a node; larger slices have nodes of 4.
+# GKE's name of the chip, and the most chips of a slice that is one node. Larger slices have nodes
+# of 4 chips.
 _CHIPS = {
     xm.ResourceType.TPU_V4: ("tpu-v4-podslice", 4),
     xm.ResourceType.TPU_V5E: ("tpu-v5-lite-podslice", 8),
     xm.ResourceType.TPU_V5P: ("tpu-v5p-slice", 4),
     xm.ResourceType.TPU_V6E: ("tpu-v6e-slice", 8),
 }
-# Slices of v5e and v6e; and of v4 and v5p, where larger ones are of cubes of 4x4x4.
+# Slices of v5e and v6e.
 _FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
+# Slices of v4 and v5p; larger ones consist of cubes of 4x4x4.
 _SMALL = ("2x2x1", "2x2x2", "2x2x4", "2x4x4")
 
 
@@ -58,7 +59,8 @@ class Slice:
 
     Attributes:
       accelerator, topology: labels of its nodes.
-      hosts: nodes; chips: of one of them.
+      hosts: number of nodes.
+      chips: number of chips of a node.
     """
 
     accelerator: str
@@ -68,10 +70,10 @@ class Slice:
 
 
 def slice_of(requirements: xm.JobRequirements) -> Slice:
-    """The slice that is asked for.
+    """The slice that the requirements name.
 
     Raises:
-      UsageError: no TPU, or a slice that GKE does not have.
+      UsageError: they name no TPU, or a slice that GKE does not have.
     """
     kind, topology = requirements.accelerator, requirements.topology
     if kind not in xm.TpuType:
@@ -79,69 +81,76 @@ def slice_of(requirements: xm.JobRequirements) -> Slice:
             f"--executor gke: runs on a TPU slice, not on {kind or 'CPUs'}; give --require"
             " tpu_v5e=2x4"
         )
-    asked = f"--require {str(kind).lower()}={topology.name}"
+    flag = f"--require {str(kind).lower()}={topology.name}"
     if kind not in _CHIPS:
         raise UsageError(
-            f"{asked}: GKE has no such slices; must be tpu_v4, tpu_v5e, tpu_v5p or tpu_v6e"
+            f"{flag}: GKE has no such slices; must be tpu_v4, tpu_v5e, tpu_v5p or tpu_v6e"
         )
-    accelerator, alone = _CHIPS[kind]
+
+    accelerator, largest_node = _CHIPS[kind]
     chips = math.prod(topology.dimensions)
-    most = CHIPS[str(kind).lower().removeprefix("tpu_")].pod
-    if alone == 8 and topology.name not in _FLAT:
-        raise UsageError(f"{asked}: GKE has no such slice; must be {', '.join(_FLAT)}")
-    if (
-        alone == 4
-        and topology.name not in _SMALL
-        and not (_is_of_cubes(topology.dimensions) and chips <= most)
-    ):
-        raise UsageError(
-            f"{asked}: GKE has no such slice; must be {', '.join(_SMALL)}, or AxBxC with A <= B <="
-            f" C, all multiples of 4, of {most} chips at most"
-        )
-    hosts = 1 if chips <= alone else chips // 4
+    if largest_node == 8:  # v5e and v6e.
+        if topology.name not in _FLAT:
+            raise UsageError(f"{flag}: GKE has no such slice; must be {', '.join(_FLAT)}")
+    else:  # v4 and v5p.
+        most = CHIPS[str(kind).lower().removeprefix("tpu_")].pod
+        is_large = _is_of_cubes(topology.dimensions) and chips <= most
+        if topology.name not in _SMALL and not is_large:
+            raise UsageError(
+                f"{flag}: GKE has no such slice; must be {', '.join(_SMALL)}, or AxBxC with A <= B"
+                f" <= C, all multiples of 4, of {most} chips at most"
+            )
+    hosts = 1 if chips <= largest_node else chips // 4
     return Slice(accelerator, topology.name, hosts, chips // hosts)
 
 
 def _is_of_cubes(dimensions: list[int]) -> bool:
+    """Whether a slice consists of cubes of 4x4x4, its dimensions in ascending order."""
     multiples = all(size > 0 and size % 4 == 0 for size in dimensions)
     return multiples and len(dimensions) == 3 and dimensions == sorted(dimensions)
 
 
 class Gke(xm_local.Kubernetes):
-    """`xm_local.Kubernetes` whose TPU requirements reach the cluster.
+    """An `xm_local.Kubernetes` whose TPU requirements reach the cluster.
 
     Attributes:
-      service_account: of the pods, in the cluster; may write to the bucket.
+      service_account: the pods' account in the cluster; it must be allowed to write to the bucket.
     """
 
     service_account = "apr"
 
 
 def complete(job: k8s.V1Job, wanted: Slice, service_account: str) -> None:
-    """Fills in what XManager's Job lacks of a slice."""
+    """Fills in what a slice needs and XManager's Job lacks."""
     pod = job.spec.template.spec
     (container,) = pod.containers
+
+    # A pod for each host.
     job.spec.completions = job.spec.parallelism = wanted.hosts
     job.spec.completion_mode = "Indexed"
-    job.spec.template.metadata.annotations = (
-        None  # TensorFlow's version, of TPUs that had none of their own VMs.
-    )
-    pod.hostname = None  # Kubernetes names the pods by their index, and GKE the hosts by that.
-    # The first is an old name of the second.
-    pod.service_account, pod.service_account_name = (
-        None,
-        service_account,
-    )
+    # XManager annotates TensorFlow's version, which only TPUs without VMs of their own needed.
+    job.spec.template.metadata.annotations = None
+    # Kubernetes names the pods by their index, and GKE names the hosts by that.
+    pod.hostname = None
+    # `service_account` is an old name of `service_account_name`.
+    pod.service_account = None
+    pod.service_account_name = service_account
     pod.termination_grace_period_seconds = _GRACE_SECONDS
+
+    # The slice that they run on.
     pod.node_selector = {
         "cloud.google.com/gke-tpu-accelerator": wanted.accelerator,
         "cloud.google.com/gke-tpu-topology": wanted.topology,
     }
     if wanted.hosts > 1:
         pod.affinity = _alone_on_a_slice(job.metadata.name)
-    asked = {name.replace("_", "-"): amount for name, amount in container.resources.limits.items()}
-    container.resources.requests = _REQUESTS | asked
-    container.resources.limits = asked | {TPU: str(wanted.chips)}
+
+    # What a pod needs on its host.
+    required = {
+        name.replace("_", "-"): amount for name, amount in container.resources.limits.items()
+    }
+    container.resources.requests = _REQUESTS | required
+    container.resources.limits = required | {TPU: str(wanted.chips)}
     container.ports = [k8s.V1ContainerPort(container_port=port) for port in _PORTS]
     container.volume_mounts = [
         k8s.V1VolumeMount(name=name, mount_path=path) for path, (name, _) in _VOLUMES.items()
@@ -153,20 +162,21 @@ def complete(job: k8s.V1Job, wanted: Slice, service_account: str) -> None:
 
 
 def _alone_on_a_slice(job: str) -> k8s.V1Affinity:
-    """All pods of a Job on one slice, which is a node pool, and no other Job's beside them:
-    JobSet's exclusive topology.
+    """Puts all pods of a Job on one slice, and keeps pods of other Jobs away from it.
+
+    A slice is a node pool. The rules are those of JobSet's exclusive topology.
     """
 
     def rule(*expressions: tuple[str, list[str] | None]) -> k8s.V1PodAffinityTerm:
-        found = [
-            k8s.V1LabelSelectorRequirement(key=_JOB, operator=how, values=jobs)
-            for how, jobs in expressions
+        requirements = [
+            k8s.V1LabelSelectorRequirement(key=_JOB, operator=operator, values=jobs)
+            for operator, jobs in expressions
         ]
-        return k8s.V1PodAffinityTerm(
-            label_selector=k8s.V1LabelSelector(match_expressions=found), topology_key=_NODE_POOL
-        )
+        selector = k8s.V1LabelSelector(match_expressions=requirements)
+        return k8s.V1PodAffinityTerm(label_selector=selector, topology_key=_NODE_POOL)
 
-    together, apart = rule(("In", [job])), rule(("Exists", None), ("NotIn", [job]))
+    together = rule(("In", [job]))
+    apart = rule(("Exists", None), ("NotIn", [job]))
     return k8s.V1Affinity(
         pod_affinity=k8s.V1PodAffinity(
             required_during_scheduling_ignored_during_execution=[together]
@@ -178,7 +188,7 @@ def _alone_on_a_slice(job: str) -> k8s.V1Affinity:
 
 
 class _Completing(k8s.ApiClient):
-    """Completes Jobs that are sent."""
+    """A client of the cluster that completes the Jobs which it sends."""
 
     def __init__(self, executor: Gke):
         super().__init__()
@@ -192,8 +202,9 @@ class _Completing(k8s.ApiClient):
 
 
 class Printing(_Completing):
-    """Sends nothing: keeps the bodies of what would be sent, and answers as a cluster that has the
-    service already.
+    """A client that sends nothing and keeps what would be sent.
+
+    It answers like a cluster that has XManager's service already.
     """
 
     def __init__(self, executor: Gke):
@@ -204,15 +215,16 @@ class Printing(_Completing):
         del url, rest, more
         if method == "POST":
             self.sent.append(json.loads(json.dumps(body)))
-        return _Answer(
-            body
-            if method == "POST"
-            else {"items": [{"metadata": {"name": "experiments"}, "spec": {}}]}
-        )
+            return _Answer(body)
+        services = {"items": [{"metadata": {"name": "experiments"}, "spec": {}}]}
+        return _Answer(services)
 
 
 class _Answer:
-    status, reason = 200, "OK"
+    """A successful answer of a cluster, as the client's HTTP library would return it."""
+
+    status = 200
+    reason = "OK"
 
     def __init__(self, body: Any):
         self.data = json.dumps(body).encode()
@@ -228,10 +240,14 @@ class _Answer:
 
 
 async def _launch(unit: Any, group: xm.JobGroup) -> list[kubernetes.KubernetesHandle]:
+    """Launches the jobs of a group that run on GKE.
+
+    Raises:
+      UserError: there is no cluster, or it refuses a job.
+    """
     handles = []
-    for job in job_operators.collect_jobs_by_filter(
-        group, lambda job: isinstance(job.executor, Gke)
-    ):
+    jobs = job_operators.collect_jobs_by_filter(group, lambda job: isinstance(job.executor, Gke))
+    for job in jobs:
         try:
             kubernetes._load_k8s_config()
         except ConfigException as error:
@@ -240,9 +256,8 @@ async def _launch(unit: Any, group: xm.JobGroup) -> list[kubernetes.KubernetesHa
             ) from None
         client = kubernetes.Client(_Completing(job.executor))
         try:
-            handles.append(
-                kubernetes.KubernetesHandle(jobs=client.launch(unit.get_full_job_name, [job]))
-            )
+            launched = client.launch(unit.get_full_job_name, [job])
+            handles.append(kubernetes.KubernetesHandle(jobs=launched))
         except k8s.ApiException as error:
             raise UserError(f"the cluster refused the job: {error.reason}; {error.body}") from None
     return handles
@@ -252,7 +267,7 @@ registry.register(Gke, launch=_launch, create_handle=kubernetes._create_handle)
 
 
 def printed(job: xm.Job) -> dict[str, Any]:
-    """The Job that the cluster would get, as XManager makes it and `complete` leaves it."""
+    """The Job that the cluster would get, made by XManager and completed by `complete`."""
     api = Printing(job.executor)
     kubernetes.Client(api).launch(lambda name: f"experiment_1_{name}", [job])
     return api.sent[-1]

@@ -1,4 +1,4 @@
-"""A sweep as work units: every combination of the values, each with a folder of its own."""
+"""Divides a sweep into work units: one for each combination of values, with a folder of its own."""
 
 import dataclasses
 import itertools
@@ -7,18 +7,19 @@ from collections.abc import Sequence
 
 from apr_jax.errors import UsageError
 
-# Settings under these names decide the data: units that differ in none of them share one set.
+# Settings under these names change the data. Units that differ in none of them share one set of
+# data.
 _OF_DATA = ("task.", "solver.", "data.", "limits.")
 
 
 @dataclasses.dataclass(frozen=True)
 class Unit:
-    """One run.
+    """One run of a sweep.
 
     Attributes:
-      settings: its `--set` overrides.
+      settings: the run's `--set` overrides.
       out: folder of the run.
-      data: folder of its data; None is the run's own.
+      data: folder of its data; None for data within the run's folder.
     """
 
     settings: tuple[str, ...]
@@ -27,16 +28,16 @@ class Unit:
 
 
 def work_units(out: str, settings: Sequence[str], sweeps: Sequence[str]) -> list[Unit]:
-    """The cartesian product of the sweeps, the first one slowest.
+    """Forms the cartesian product of the sweeps, in which the first sweep changes slowest.
 
     Args:
-      out: folder of all; without a sweep, of the one run.
-      settings: FIELD=VALUE of all units.
-      sweeps: each FIELD=VALUE,VALUE,...
+      out: folder of all runs; without a sweep, of the only run.
+      settings: FIELD=VALUE overrides of all units.
+      sweeps: each is FIELD=VALUE,VALUE,...
 
     Raises:
-      UsageError: a sweep has no values, a value twice, or one that no folder can be named by, or
-        two sweep the same field.
+      UsageError: a sweep has no values, has a value twice, or has a value that cannot be part of a
+        folder's name; or two sweeps have the same field.
     """
     if not sweeps:
         return [Unit(tuple(settings), out)]
@@ -47,22 +48,20 @@ def work_units(out: str, settings: Sequence[str], sweeps: Sequence[str]) -> list
             raise UsageError(
                 f"--sweep {field}: is given twice; put all its values into one, {field}=A,B"
             )
-    shared = None if any(field.startswith(_OF_DATA) for field in fields) else f"{out}/data"
+
+    changes_data = any(field.startswith(_OF_DATA) for field in fields)
+    data = None if changes_data else f"{out}/data"
     units = []
     for values in itertools.product(*(values for _, values in axes)):
         chosen = list(zip(fields, values, strict=True))
         name = "__".join(f"{field}_{value}" for field, value in chosen)
-        units.append(
-            Unit(
-                (*settings, *(f"{field}={value}" for field, value in chosen)),
-                f"{out}/{name}",
-                shared,
-            )
-        )
+        own = [f"{field}={value}" for field, value in chosen]
+        units.append(Unit((*settings, *own), f"{out}/{name}", data))
     return units
 
 
 def _axis(sweep: str) -> tuple[str, list[str]]:
+    """Reads a sweep: its field and its values."""
     field, _, text = sweep.partition("=")
     values = [value.strip() for value in text.split(",")]
     if not field or not all(values):
