@@ -91,9 +91,9 @@ def only_text(decode: Callable) -> Callable:
     """Wraps a model's decode function so that it never chooses a control token."""
 
     def decode_text(
-        params: Any, tokens: Array, cache: Any, positions: Array, bound: int
+        params: Any, tokens: Array, cache: Any, positions: Array, cache_length: int
     ) -> tuple[Array, Any]:
-        logits, cache = decode(params, tokens, cache, positions, bound)
+        logits, cache = decode(params, tokens, cache, positions, cache_length)
         is_control = jnp.arange(logits.shape[-1]) < len(p.CONTROL_PIECES)  # [V]
         return jnp.where(is_control, -1e9, logits), cache
 

@@ -150,7 +150,7 @@ def test_readme_has_the_results_that_are_kept():
         assert set(told) <= spent, name
 
 
-def test_the_page_has_every_claim_as_it_is_kept():
+def test_the_page_has_every_comparison_as_it_is_kept():
     page, comparisons = (ROOT / "docs" / "evaluation.md").read_text(), _results()["comparisons"]
     _, *rows = _table(page, "| comparison: APR, SoS+ |")
     for (name, scores, tokens, gap, paper, problems), comparison in zip(

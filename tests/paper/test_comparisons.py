@@ -37,7 +37,7 @@ def made(
             "max_thread_tokens": 1,
             "threads": [{"status": "DONE"}],
         }
-        # Whoever is not right comparisons nothing, and a first right comparison wins the vote.
+        # Whoever is not right claims nothing, and a first right claim wins the vote.
         | {"correct": k < count, "claimed": k < count, "solution": ["1+1=2"] if k < count else None}
         | {"total_tokens": _of(tokens, sample), "sequential_tokens": _of(chain, sample)}
         for k in range(problems)
@@ -89,7 +89,7 @@ WIDE_ANSWERS = (
     (8, (1, 2, 3)),
     (2, (1, 2, 3)),
 )
-# Claim -> the best of serial search with each of them. An answer of theirs takes 20 tokens, the
+# Comparison -> the best of serial search with each of them. An answer of theirs takes 20 tokens, the
 # third vote 30.
 WINNERS = {
     "same window, supervised": (
