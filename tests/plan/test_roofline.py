@@ -28,7 +28,7 @@ def stage(name="supervised", **fields):
         "flops": 1e12,
         "useful_flops": 1e12,
         "bytes": 1e9,
-        "talks": (),
+        "collective_costs": (),
         "compute": 3.6,
         "memory": 1.0,
         "interconnect": 0.5,
