@@ -64,7 +64,7 @@ def supervised(params, steps):
 @jax.jit
 def rollout(params, prompts, key):
     """A forest on the device, one tree a prompt."""
-    decode, init_cache = make_decode(MODEL, SCHEDULE.bounds(LIMITS.window))
+    decode, init_cache = make_decode(MODEL, SCHEDULE.cache_lengths(LIMITS.window))
     return tree_rollout(
         decode, init_cache, prepare_decode(params, MODEL), prompts, key, LIMITS, SCHEDULE
     )[0]

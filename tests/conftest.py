@@ -20,9 +20,23 @@ import jax
 import pytest
 from jaxtyping import install_import_hook
 
-# Shapes and types are checked at each call where a shape error would broadcast silently (the
-# threads run on numpy too).
-_CHECKED = ("model", "train.rl.objective")
+# Shapes and types are checked at each call where a shape error would broadcast silently. Of the
+# threads, forests, prompts and the reference interpreter also hold arrays of numpy, and are left
+# out.
+_CHECKED = (
+    "model",
+    "threads.decode_step",
+    "threads.engine",
+    "threads.keys",
+    "threads.positions",
+    "threads.prefill",
+    "threads.protocol",
+    "threads.sampling",
+    "threads.scheduler",
+    "threads.sharded",
+    "threads.spawn_join",
+    "train.rl.objective",
+)
 install_import_hook([f"apr_jax.{module}" for module in _CHECKED], "helpers.check")
 
 from apr_jax.config import EvalConfig, Experiment, MeshConfig

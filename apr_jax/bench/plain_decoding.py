@@ -74,7 +74,7 @@ def text_rollout(
       a function from prompts to their forest; the weights are on the devices already.
     """
     mesh = make_mesh(devices=devices)
-    decode, init_cache = make_decode(config, schedule.bounds(limits.window), on_tpu(mesh))
+    decode, init_cache = make_decode(config, schedule.cache_lengths(limits.window), on_tpu(mesh))
     rollout = make_rollout(
         only_text(decode),
         init_cache,

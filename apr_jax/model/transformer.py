@@ -203,7 +203,7 @@ def make_decode(
     marks padding: nothing is stored and its logits mean nothing.
 
     Args:
-      bounds: `schedule.bounds(window)`.
+      bounds: `schedule.cache_lengths(window)`.
       tpu: the cache is laid out for TPU, and read by its kernel.
     """
     kind: Any = cache_tpu if tpu else cache

@@ -187,7 +187,7 @@ def turns(source: str, stage: str, config: Experiment, shares: Shares) -> float:
         # The loop over the micro-batches of a forest is the outermost one of the step.
         return forest_chunks(config) if re.fullmatch(r"jit\(\w+\)/while", source) else 1
 
-    cache_lengths = config.schedule.bounds(config.limits.window)
+    cache_lengths = config.schedule.cache_lengths(config.limits.window)
 
     # Decode steps, divided among the loops by the positions for which each is compiled.
     decode = re.search(r"decode_(\d+)/while$", source)
@@ -304,7 +304,7 @@ def _decode_bytes(
     window = config.limits.window
     weights = product_parameters(model) * itemsize(model)
     position = model.layers * position_bytes(model)
-    cache_lengths = config.schedule.bounds(window)
+    cache_lengths = config.schedule.cache_lengths(window)
 
     by_length = {}
     for source, step in counter.loops(entry):

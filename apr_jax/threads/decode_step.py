@@ -1,11 +1,12 @@
-"""One decode step: every decode slot that runs draws a token, and its thread follows the
-protocol.
+"""One decode step: every running decode slot draws a token, and its thread follows the protocol.
+
+Shapes: W decode slots, V vocabulary.
 """
 
 import dataclasses
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from apr_jax.threads import protocol
 from apr_jax.threads.forest import Status
@@ -14,10 +15,10 @@ from apr_jax.threads.sampling import draw
 from apr_jax.threads.scheduler import DecodeSlots, Threads
 
 
-def runs(slots: DecodeSlots) -> Array:
-    """[W] True where a decode slot decodes.
+def runs(slots: DecodeSlots) -> Bool[Array, " W"]:
+    """True for the decode slots that decode.
 
-    A decode slot whose thread has ended or waits is cleared at the next stop of the loop.
+    A decode slot whose thread has ended or waits keeps that thread until the loop stops next.
     """
     return slots.status == Status.RUNNING
 
@@ -25,35 +26,53 @@ def runs(slots: DecodeSlots) -> Array:
 def take_step(
     threads: Threads, slots: DecodeSlots, logits: Float[Array, "W V"], limits: Limits
 ) -> tuple[Threads, DecodeSlots]:
-    """Draws a token on each running decode slot, records it in the thread's stream and moves the
-    decode slot's registers on.
+    """Draws a token on each running decode slot, records it in the thread's token sequence, and
+    updates the decode slot's registers.
     """
     running = runs(slots)
+
+    # Draw.
     allowed = protocol.allowed_classes(
-        slots.phase, slots.messages, slots.budget, slots.may_spawn, slots.made, slots.forced, limits
+        slots.phase,
+        slots.messages,
+        slots.budget,
+        slots.free_threads,
+        slots.made,
+        slots.forced,
+        limits,
     )
     token, logprob = draw(
         logits, slots.key, slots.length, slots.temperature, slots.top_k, slots.top_p, allowed
     )
-    at = (jnp.where(running, slots.row, threads.rows), slots.length)
+
+    # Record. Slots that do not run write to "no row", where it is dropped.
+    place = (jnp.where(running, slots.row, threads.rows), slots.length)
     threads = dataclasses.replace(
         threads,
-        tokens=threads.tokens.at[at].set(token, mode="drop"),
-        logprob=threads.logprob.at[at].set(logprob, mode="drop"),
-        allowed=threads.allowed.at[at].set(allowed, mode="drop"),
+        tokens=threads.tokens.at[place].set(token, mode="drop"),
+        logprob=threads.logprob.at[place].set(logprob, mode="drop"),
+        allowed=threads.allowed.at[place].set(allowed, mode="drop"),
     )
 
+    # Follow the protocol. [W]
     phase, closes, status = protocol.advance(slots.phase, token)
-    opens, answers = phase == protocol.OPENED, (phase == protocol.ANSWER) & (token == protocol.JOIN)
-    length, used = slots.length + 1, slots.used + 1
-    clock, budget = slots.clock + 1, slots.budget - 1
-    runs_on = status == Status.RUNNING
-    full = runs_on & ~closes & ((used >= limits.window) | (length >= limits.max_thread_tokens))
-    spent = runs_on & ~full & ((clock >= limits.max_sequential) | (budget <= 0))
+    opens = phase == protocol.OPENED
+    answers = (phase == protocol.ANSWER) & (token == protocol.JOIN)
+    length = slots.length + 1
+    used = slots.used + 1
+    clock = slots.clock + 1
+    budget = slots.budget - 1
+
+    # A thread that goes on may have no room for another token, or no token left. [W]
+    goes_on = status == Status.RUNNING
+    is_full = (used >= limits.window) | (length >= limits.max_thread_tokens)
+    full = goes_on & ~closes & is_full
+    spent = goes_on & ~full & ((clock >= limits.max_sequential) | (budget <= 0))
     status = jnp.where(full, Status.OUT_OF_WINDOW, jnp.where(spent, Status.OUT_OF_BUDGET, status))
     status = jnp.where(closes & ~spent, Status.WAITING, status)
 
-    moved = {
+    # Only running decode slots change.
+    updated = {
         "status": status,
         "last": token,
         "used": used,
@@ -67,7 +86,5 @@ def take_step(
         "spawn_position": jnp.where(opens, slots.used, slots.spawn_position),
         "answer_at": jnp.where(answers, length, slots.answer_at),
     }
-    return threads, dataclasses.replace(
-        slots,
-        **{name: jnp.where(running, new, getattr(slots, name)) for name, new in moved.items()},
-    )
+    updated = {name: jnp.where(running, new, getattr(slots, name)) for name, new in updated.items()}
+    return threads, dataclasses.replace(slots, **updated)

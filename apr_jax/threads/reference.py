@@ -1,9 +1,10 @@
-"""The definition of a thread tree, in plain Python: one thread at a time, no cache, everything
+"""The definition of a thread tree in plain Python: one thread at a time, no cache, everything
 recomputed.
 
 The device engine must agree with it in every field. It shares with the engine only the words
-(`Status`, control pieces, `Limits`), the keys and the draw of one token from given logits; the
-protocol, spawns, joins and limits are written anew."""
+(`Status`, control pieces, `Limits`), the keys, and the draw of one token from given logits; the
+protocol, spawns, joins and limits are written anew.
+"""
 
 from __future__ import annotations
 
@@ -26,10 +27,21 @@ LogitsOf = Callable[[Sequence[int]], np.ndarray]
 
 _draw = jax.jit(draw)
 _child_key = jax.jit(keys.child_key)
+_ALL_CLASSES = frozenset(
+    (
+        p.ALLOW_TEXT,
+        p.ALLOW_SPAWN,
+        p.ALLOW_MSG,
+        p.ALLOW_END_SPAWN,
+        p.ALLOW_JOIN,
+        p.ALLOW_EOS,
+        p.ALLOW_OTHER,
+    )
+)
 
 
 class _Token(NamedTuple):
-    """One place of a stream; the names are ThreadForest's, the defaults those of a given token."""
+    """One entry of a token sequence; names are ThreadForest's, defaults those of a prompt token."""
 
     tokens: int
     position: int
@@ -42,9 +54,9 @@ class _Token(NamedTuple):
 @dataclasses.dataclass
 class _Thread:
     thread_index: int
-    seen: list[int]  # The context: what the next token follows from.
+    seen: list[int]  # The context, from which the next token follows.
     key: np.ndarray
-    free: range  # Threads that its descendants may take.
+    free: range  # Thread indices that its descendants may take.
     budget: int  # Tokens that it may still sample.
     clock: int = 0
     parent: int = NO_PARENT
@@ -52,27 +64,31 @@ class _Thread:
     depth: int = 0
     child: int = 0
     forced: int = NOT_FORCED  # Children that it must make.
-    made: int = 0  # Children that it made.
+    made: int = 0  # Children that it has made.
     spawns: int = 0
     opened_at: int = 0  # Length of `seen` before the open `<spawn>`.
-    messages: list[list[int]] | None = None  # Of the open spawn block.
-    answer: list[int] | None = None  # Since `<join>`.
+    messages: list[list[int]] | None = None  # Those of the open spawn block, if there is one.
+    answer: list[int] | None = None  # The tokens since `<join>`, if there is one.
     status: Status = Status.RUNNING
 
     def __post_init__(self):
         self.refusals = [0] * len(Refusal)
-        self.start, self.peak = self.clock, len(self.seen)
-        self.stream = [_Token(token, place) for place, token in enumerate(self.seen)]
+        self.start = self.clock
+        self.peak = len(self.seen)
+        self.sequence = [_Token(token, place) for place, token in enumerate(self.seen)]
 
     @property
     def length(self) -> int:
-        return len(self.stream)
+        return len(self.sequence)
 
     def append(self, token: int, *choice: Any) -> None:
-        """Writes a token behind what the thread sees; `choice` is the rest of a sampled
-        `_Token`.
+        """Writes a token behind what the thread sees.
+
+        Args:
+          token: its id.
+          choice: the other fields of a sampled `_Token`; none for a prompt token.
         """
-        self.stream.append(_Token(token, len(self.seen), *choice))
+        self.sequence.append(_Token(token, len(self.seen), *choice))
         self.seen.append(token)
         self.peak = max(self.peak, len(self.seen))
 
@@ -80,14 +96,23 @@ class _Thread:
 def interpret(
     logits_of: LogitsOf, prompts: Prompts, tree: int, key: jax.Array, limits: Limits
 ) -> ThreadForest:
-    """The thread tree of one of the prompts; the fields are numpy arrays without the batch axis
-    B.
+    """Decodes the thread tree of one prompt.
+
+    Args:
+      logits_of: the policy, a function of the tokens that a thread sees.
+      prompts: a batch of prompts.
+      tree: which of them is decoded.
+      key: the rollout's key.
+      limits: what the tree may do.
+
+    Returns:
+      a forest whose fields are numpy arrays without the batch axis B.
     """
     prompt = np.asarray(prompts.tokens)[tree, : int(prompts.length[tree])].tolist()
     root_key = np.asarray(keys.root_key(key, np.asarray(prompts.tree)[[tree]]))[0]
     root = _Thread(ROOT, prompt, root_key, range(1, limits.max_threads), limits.max_tokens)
     root.forced = int(prompts.children[tree])
-    sampling = [
+    settings = [
         np.asarray(setting)[[tree]]
         for setting in (prompts.temperature, prompts.top_k, prompts.top_p)
     ]
@@ -95,11 +120,9 @@ def interpret(
 
     def sample(thread: _Thread) -> tuple[int, float, int]:
         logits = np.asarray(logits_of(thread.seen), np.float32)[None]
-        place, allowed = (
-            np.asarray([thread.length], np.int32),
-            np.asarray([_allowed(thread, limits)], np.uint8),
-        )
-        token, logprob = _draw(logits, thread.key[None], place, *sampling, allowed)
+        place = np.asarray([thread.length], np.int32)
+        allowed = np.asarray([_allowed(thread, limits)], np.uint8)
+        token, logprob = _draw(logits, thread.key[None], place, *settings, allowed)
         return int(token[0]), float(logprob[0]), int(allowed[0])
 
     _run(root, sample, limits, threads)
@@ -107,81 +130,66 @@ def interpret(
 
 
 def _run(thread: _Thread, sample: Callable, limits: Limits, threads: list[_Thread]) -> None:
-    """Decodes the thread to its end, and its children whenever it spawns."""
+    """Decodes a thread to its end, and its children whenever it spawns."""
     while thread.status == Status.RUNNING:
         token, logprob, allowed = sample(thread)
         _follow(thread, token)
-        thread.append(
-            token, thread.spawns if thread.messages is not None else 0, True, logprob, allowed
-        )
+        hidden_block = thread.spawns if thread.messages is not None else 0
+        thread.append(token, hidden_block, True, logprob, allowed)
         thread.clock += 1
         thread.budget -= 1
-        if thread.status == Status.RUNNING:
-            closes = thread.messages is not None and token == p.END_SPAWN
-            full = len(thread.seen) >= limits.window or thread.length >= limits.max_thread_tokens
-            if full and not closes:
-                thread.status = Status.OUT_OF_WINDOW
-            elif thread.clock >= limits.max_sequential or thread.budget <= 0:
-                thread.status = Status.OUT_OF_BUDGET
-            elif closes:
-                children = _spawn(thread, limits)
-                threads.extend(children)
-                for child in children:
-                    _run(child, sample, limits, threads)
-                _join(thread, children, limits)
+        if thread.status != Status.RUNNING:
+            return
+
+        closes = thread.messages is not None and token == p.END_SPAWN
+        full = len(thread.seen) >= limits.window or thread.length >= limits.max_thread_tokens
+        if full and not closes:
+            thread.status = Status.OUT_OF_WINDOW
+        elif thread.clock >= limits.max_sequential or thread.budget <= 0:
+            thread.status = Status.OUT_OF_BUDGET
+        elif closes:
+            children = _spawn(thread, limits)
+            threads.extend(children)
+            for child in children:
+                _run(child, sample, limits, threads)
+            _join(thread, children, limits)
 
 
 def _follow(thread: _Thread, token: int) -> None:
-    """What a token does: by whether the thread is within a spawn block, within its answer, or
-    thinks.
-    """
-    text = token >= len(p.CONTROL_PIECES)
+    """Follows the protocol for one token: in a spawn block, in the answer, or while thinking."""
+    is_text = token >= len(p.CONTROL_PIECES)
     if thread.messages is not None:
         if token == p.MSG:
             thread.messages.append([])
-        elif text and thread.messages:
+        elif is_text and thread.messages:
             thread.messages[-1].append(token)
         elif token != p.END_SPAWN:
             thread.status = Status.MALFORMED
     elif thread.answer is not None:
-        if text:
+        if is_text:
             thread.answer.append(token)
         else:
             thread.status = Status.DONE if token == p.EOS else Status.MALFORMED
     elif token == p.SPAWN:
-        thread.spawns, thread.opened_at, thread.messages = thread.spawns + 1, len(thread.seen), []
+        thread.spawns += 1
+        thread.opened_at = len(thread.seen)
+        thread.messages = []
     elif token == p.JOIN:
         thread.answer = []
-    elif not text:
+    elif not is_text:
         thread.status = Status.NO_ANSWER if token == p.EOS else Status.MALFORMED
 
 
 def _allowed(thread: _Thread, limits: Limits) -> int:
-    """Classes of tokens that may come next: the protocol's if the rollout is constrained, less what
-    a forced count forbids.
+    """The classes of tokens that may come next: the protocol's if the rollout is constrained, less
+    those that a forced number of children forbids.
     """
-    messages, thinks = thread.messages, thread.messages is None and thread.answer is None
-    # After this token and `</spawn>`, these children and the thread have a token each.
-    affordable = thread.budget - 3
-    free = len(thread.free) if thread.depth < limits.max_depth else 0
-    classes = {1 << bit for bit in range(7)}
-    if limits.constrain:
-        if messages:
-            classes = {p.ALLOW_END_SPAWN}
-            classes |= {p.ALLOW_TEXT} if len(messages) <= affordable else set()
-            classes |= (
-                {p.ALLOW_MSG} if len(messages) < min(limits.children, free, affordable) else set()
-            )
-        elif messages is not None:
-            classes = {p.ALLOW_MSG}
-        elif thinks:
-            classes = {p.ALLOW_TEXT, p.ALLOW_JOIN}
-            classes |= {p.ALLOW_SPAWN} if free >= 1 and affordable >= 2 else set()
-        else:
-            classes = {p.ALLOW_TEXT, p.ALLOW_EOS}
+    classes = _constrained(thread, limits) if limits.constrain else set(_ALL_CLASSES)
+
     if thread.forced != NOT_FORCED:
         missing = thread.forced - thread.made
-        if thinks:
+        messages = thread.messages
+        if messages is None and thread.answer is None:
             classes -= {p.ALLOW_JOIN, p.ALLOW_EOS} if missing > 0 else {p.ALLOW_SPAWN}
         elif messages == []:
             classes -= {p.ALLOW_END_SPAWN}
@@ -190,33 +198,60 @@ def _allowed(thread: _Thread, limits: Limits) -> int:
     return sum(classes)
 
 
+def _constrained(thread: _Thread, limits: Limits) -> set[int]:
+    """The classes of tokens that keep the protocol and refuse no message."""
+    # After this token and `</spawn>`, so many children and the thread can have a token each.
+    affordable = thread.budget - 3
+    free = len(thread.free) if thread.depth < limits.max_depth else 0
+
+    if thread.messages:
+        classes = {p.ALLOW_END_SPAWN}
+        if len(thread.messages) <= affordable:
+            classes.add(p.ALLOW_TEXT)
+        if len(thread.messages) < min(limits.children, free, affordable):
+            classes.add(p.ALLOW_MSG)
+        return classes
+    if thread.messages is not None:
+        return {p.ALLOW_MSG}
+    if thread.answer is not None:
+        return {p.ALLOW_TEXT, p.ALLOW_EOS}
+    if free >= 1 and affordable >= 2:
+        return {p.ALLOW_TEXT, p.ALLOW_JOIN, p.ALLOW_SPAWN}
+    return {p.ALLOW_TEXT, p.ALLOW_JOIN}
+
+
 def _spawn(thread: _Thread, limits: Limits) -> list[_Thread]:
-    """Of the first C messages, starts as many as threads and tokens last for; both are divided
-    evenly.
+    """Starts children for the first messages, as many as threads and tokens last for.
+
+    Threads and tokens that are left are divided evenly.
     """
-    started, refused, messages = [], thread.refusals, thread.messages or []
-    refused[Refusal.NO_MESSAGE] += not messages
+    messages = thread.messages or []
+    started = []
+    if not messages:
+        thread.refusals[Refusal.NO_MESSAGE] += 1
     for number, message in enumerate(messages):
         if thread.depth >= limits.max_depth:
-            refused[Refusal.TOO_DEEP] += 1
+            thread.refusals[Refusal.TOO_DEEP] += 1
         elif number >= limits.children:
-            refused[Refusal.TOO_MANY] += 1
+            thread.refusals[Refusal.TOO_MANY] += 1
         elif number >= len(thread.free):
-            refused[Refusal.NO_SLOT] += 1
+            thread.refusals[Refusal.NO_SLOT] += 1
         elif number >= thread.budget - 1:
-            refused[Refusal.NO_BUDGET] += 1
+            thread.refusals[Refusal.NO_BUDGET] += 1
         else:
             started.append(message)
-    count, low = len(started), thread.free.start
+
+    count = len(started)
     thread.made += count
-    kept = max(0, thread.forced - thread.made)  # For the children that it still must make.
     tokens_each = thread.budget // (count + 1)
-    slots_each = (
-        max(0, len(thread.free) - count - kept) // (count + 1)
-        if thread.depth + 1 < limits.max_depth
-        else 0
-    )
-    shares = [low + count + index * slots_each for index in range(count + 1)]
+    threads_each = 0
+    if thread.depth + 1 < limits.max_depth:
+        kept = max(0, thread.forced - thread.made)  # For the children that it still must make.
+        threads_each = max(0, len(thread.free) - count - kept) // (count + 1)
+
+    # First the children's own thread indices, then the shares of their descendants.
+    low = thread.free.start
+    shares = [low + count + index * threads_each for index in range(count + 1)]
     thread.budget -= count * tokens_each
     thread.free = range(shares[-1], thread.free.stop)
     return [
@@ -240,15 +275,18 @@ def _join(thread: _Thread, children: list[_Thread], limits: Limits) -> None:
     """Hides the spawn block and puts the children's answers where it stood."""
     block = [p.JOINED]
     for child in children:
-        block += [p.MSG, *(child.answer or [])] if child.status == Status.DONE else [p.MSG]
+        block.append(p.MSG)
+        if child.status == Status.DONE:
+            block += child.answer or []
     block.append(p.END_JOINED)
+
     thread.clock = max([thread.clock, *(child.clock for child in children)])
     thread.budget += sum(child.budget for child in children)
     thread.messages = None
-    if (
-        thread.opened_at + len(block) > limits.window - 1
-        or thread.length + len(block) > limits.max_thread_tokens - 1
-    ):
+
+    window_full = thread.opened_at + len(block) > limits.window - 1
+    sequence_full = thread.length + len(block) > limits.max_thread_tokens - 1
+    if window_full or sequence_full:
         thread.status = Status.OUT_OF_WINDOW
     elif thread.clock >= limits.max_sequential:
         thread.status = Status.OUT_OF_BUDGET
@@ -259,20 +297,25 @@ def _join(thread: _Thread, children: list[_Thread], limits: Limits) -> None:
 
 
 def _forest(threads: list[_Thread], limits: Limits) -> ThreadForest:
+    """Writes all threads of a tree into arrays."""
     dtypes = {"sampled": np.bool_, "logprob": np.float32, "allowed": np.uint8}
+    shape = (limits.max_threads, limits.max_thread_tokens)
     fields: dict[str, np.ndarray] = {}
+
+    # What a token has: [T, L].
     for name in _Token._fields:
-        fields[name] = np.zeros(
-            (limits.max_threads, limits.max_thread_tokens), dtypes.get(name, np.int32)
-        )
+        fields[name] = np.zeros(shape, dtypes.get(name, np.int32))
         for thread in threads:
-            fields[name][thread.thread_index, : thread.length] = [
-                getattr(token, name) for token in thread.stream
-            ]
+            values = [getattr(token, name) for token in thread.sequence]
+            fields[name][thread.thread_index, : thread.length] = values
+
+    # What a thread has: [T].
     for name in ("length", "status", "parent", "round", "depth", "child", "start", "clock", "peak"):
-        fields[name] = np.full(limits.max_threads, NO_PARENT if name == "parent" else 0, np.int32)
+        unused = NO_PARENT if name == "parent" else 0
+        fields[name] = np.full(limits.max_threads, unused, np.int32)
         for thread in threads:
             fields[name][thread.thread_index] = getattr(thread, name)
+
     ends = [thread.status for thread in threads]
     return ThreadForest(
         end=fields.pop("clock"),

@@ -1,11 +1,15 @@
-"""Draws a token and gives its log-prob under the distribution it was drawn from.
+"""Draws a token, and gives its log-prob under the distribution it was drawn from.
 
-Engine and reference interpreter share this file, so it is proved by itself
-(tests/threads/test_sampling.py)."""
+The engine and the reference interpreter share this file, so it is proved by itself
+(tests/threads/test_sampling.py).
+
+Shapes: W decode slots, V vocabulary.
+"""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int, UInt8, UInt32
 
 from apr_jax.threads import protocol as p
@@ -21,68 +25,75 @@ _CLASS_OF_CONTROL = {
 
 
 def token_classes(vocab: int) -> np.ndarray:
-    """[V] uint8, the class of each token id."""
+    """[V] uint8, the class (`protocol.ALLOW_*`) of each token id."""
     control = [
         _CLASS_OF_CONTROL.get(token, p.ALLOW_OTHER) for token in range(len(p.CONTROL_PIECES))
     ]
-    return np.asarray((control + [p.ALLOW_TEXT] * vocab)[:vocab], np.uint8)
+    text = [p.ALLOW_TEXT] * vocab
+    return np.asarray((control + text)[:vocab], np.uint8)
 
 
 def draw(
-    logits: Float[Array, "W V"],
-    thread_key: UInt32[Array, "W 2"],
-    index: Int[Array, " W"],
-    temperature: Float[Array, " W"],
-    top_k: Int[Array, " W"],
-    top_p: Float[Array, " W"],
-    allowed: UInt8[Array, " W"],
+    logits: Float[ArrayLike, "W V"],
+    thread_key: UInt32[ArrayLike, "W 2"],
+    index: Int[ArrayLike, " W"],
+    temperature: Float[ArrayLike, " W"],
+    top_k: Int[ArrayLike, " W"],
+    top_p: Float[ArrayLike, " W"],
+    allowed: UInt8[ArrayLike, " W"],
 ) -> tuple[Int[Array, " W"], Float[Array, " W"]]:
-    """Gumbel-max sampling from softmax(logits / temperature) over the allowed tokens, cut by top-k,
-    then by top-p.
+    """Draws a token for each decode slot.
+
+    The distribution is softmax(logits / temperature) over the allowed tokens, cut by top-k and then
+    by top-p. The draw adds Gumbel noise to the log-probs and takes the largest sum.
 
     Args:
-      thread_key: key data of the threads. It is folded with `index`, the token's place in the
-        thread's stream: positions repeat after a join and would draw the same noise twice.
-      temperature: 0 takes the most likely token; its log-probs are those at temperature 1, and
-        top-k and top-p play no part.
-      top_k: 0 is off; top_p: 1 is off. Of equally likely tokens those with lower ids are kept.
-      allowed: classes of tokens (`protocol.ALLOW_*`) that may be drawn; at least one that the
+      logits: the model's logits of the next token.
+      thread_key: key data of the threads.
+      index: the token's place in its thread's token sequence, which is folded into the key. (Its
+        position would not do: positions repeat after a join and would draw the same noise twice.)
+      temperature: 0 takes the most likely token. Its log-prob is that at temperature 1, and top-k
+        and top-p play no part.
+      top_k: number of most likely tokens that are kept; 0 keeps all. Of equally likely tokens those
+        with lower ids are kept.
+      top_p: probability that the kept tokens must reach together; 1 keeps all.
+      allowed: classes of tokens (`protocol.ALLOW_*`) that may be drawn, at least one of which the
         vocabulary has.
 
     Returns:
       tokens int32 and their log-probs.
     """
-    mask = (allowed[:, None] & token_classes(logits.shape[1])) > 0
+    vocab = logits.shape[1]
+    is_allowed = (allowed[:, None] & token_classes(vocab)) > 0  # [W, V]
     greedy = temperature <= 0
-    scaled = jnp.where(mask, logits / jnp.where(greedy, 1.0, temperature)[:, None], -jnp.inf)
-    logprobs = jax.nn.log_softmax(scaled, axis=-1)
-    top_k, top_p = jnp.where(greedy, 0, top_k), jnp.where(greedy, 1.0, top_p)
-    cuts = (top_k > 0) | (top_p < 1)
+    scaled = logits / jnp.where(greedy, 1.0, temperature)[:, None]
+    logprobs = jax.nn.log_softmax(jnp.where(is_allowed, scaled, -jnp.inf), axis=-1)  # [W, V]
 
-    def cut() -> Array:
-        left = jax.nn.log_softmax(
-            jnp.where(_kept(logprobs, top_k, top_p), logprobs, -jnp.inf), axis=-1
-        )
-        # Bit for bit what it is in a batch where nobody cuts.
-        return jnp.where(cuts[:, None], left, logprobs)
+    top_k = jnp.where(greedy, 0, top_k)
+    top_p = jnp.where(greedy, 1.0, top_p)
+    has_cut = (top_k > 0) | (top_p < 1)  # [W]
 
-    # Sorting costs more than all the rest: it is skipped in batches where nobody asks for it.
-    logprobs = jax.lax.cond(jnp.any(cuts), cut, lambda: logprobs)
+    def cut() -> Float[Array, "W V"]:
+        kept = jnp.where(_kept(logprobs, top_k, top_p), logprobs, -jnp.inf)
+        # Slots without a cut keep, bit for bit, what they have in a batch where no slot has one.
+        return jnp.where(has_cut[:, None], jax.nn.log_softmax(kept, axis=-1), logprobs)
 
-    def noise(thread: Array, place: Array) -> Array:
-        return gumbel_noise(token_key(thread, place), logits.shape[1])
+    # Sorting costs more than all the rest, so it is skipped in batches without a cut.
+    logprobs = jax.lax.cond(jnp.any(has_cut), cut, lambda: logprobs)
 
-    noisy = jax.lax.cond(
-        jnp.all(greedy),
-        lambda: logprobs,
-        lambda: logprobs + jnp.where(greedy[:, None], 0.0, jax.vmap(noise)(thread_key, index)),
-    )
-    token = jnp.argmax(noisy, axis=-1).astype(jnp.int32)
+    def noise(thread: UInt32[Array, "2"], place: Int[Array, ""]) -> Float[Array, " V"]:
+        return gumbel_noise(token_key(thread, place), vocab)
+
+    def with_noise() -> Float[Array, "W V"]:
+        return logprobs + jnp.where(greedy[:, None], 0.0, jax.vmap(noise)(thread_key, index))
+
+    noisy = jax.lax.cond(jnp.all(greedy), lambda: logprobs, with_noise)
+    token = jnp.argmax(noisy, axis=-1).astype(jnp.int32)  # [W]
     return token, jnp.take_along_axis(logprobs, token[:, None], axis=1)[:, 0]
 
 
 def gumbel_noise(key: jax.Array, vocab: int) -> Float[Array, " V"]:
-    """[V] independent standard Gumbel numbers, -log(-log(u)), exact at both ends of u.
+    """Independent standard Gumbel numbers, -log(-log(u)), exact at both ends of u.
 
     `jax.random.gumbel` makes them of 23 random bits: no number is larger than 15.9, so tokens of
     less than about 1e-7 are hardly ever drawn, however many of them there are. Here u has 64 bits.
@@ -92,20 +103,23 @@ def gumbel_noise(key: jax.Array, vocab: int) -> Float[Array, " V"]:
     share lies below 2^-32 of either u.
     """
     half = (vocab + 1) // 2
-    # The key data of split keys are the blocks, whole; `jax.random.bits` would fold each to a word.
+    # The key data of split keys are whole blocks; `jax.random.bits` would fold each to a word.
     block = jax.random.key_data(jax.random.split(key, half))  # [V / 2, 2]
     high = jnp.concatenate([block[:, 0], block[:, 1]])[:vocab]
     low = jnp.concatenate([block[:, 1], block[:, 0]])[:vocab]
     return gumbel_of_words(high, low)
 
 
-def gumbel_of_words(high: UInt32[Array, " V"], low: UInt32[Array, " V"]) -> Float[Array, " V"]:
-    """-log(-log(u)) where 1 - u is the 64-bit number (high, low) as a fraction of 2^64."""
+def gumbel_of_words(
+    high: UInt32[ArrayLike, " V"], low: UInt32[ArrayLike, " V"]
+) -> Float[Array, " V"]:
+    """-log(-log(u)), where 1 - u is the 64-bit number (high, low) as a fraction of 2^64."""
     # A float32 is fine near 0 and coarse near 1: take the distance to the nearer end of (0, 1).
-    from_one = high < jnp.uint32(2**31)
-    distance = _fraction(jnp.where(from_one, high, ~high), jnp.where(from_one, low, ~low))
-    # An exponential number, -log(u).
-    exponential = -jnp.where(from_one, jnp.log1p(-distance), jnp.log(distance))
+    is_near_one = high < jnp.uint32(2**31)
+    distance = _fraction(jnp.where(is_near_one, high, ~high), jnp.where(is_near_one, low, ~low))
+
+    # -log(u) is an exponential number.
+    exponential = -jnp.where(is_near_one, jnp.log1p(-distance), jnp.log(distance))
     return -jnp.log(exponential)
 
 
@@ -119,18 +133,24 @@ def _fraction(high: UInt32[Array, " V"], low: UInt32[Array, " V"]) -> Float[Arra
 
 
 def _kept(
-    logprobs: Float[Array, "W V"], top_k: Int[Array, " W"], top_p: Float[Array, " W"]
+    logprobs: Float[ArrayLike, "W V"], top_k: Int[ArrayLike, " W"], top_p: Float[ArrayLike, " W"]
 ) -> Bool[Array, "W V"]:
-    """The tokens that top-k and top-p leave. Top-p counts probability among those that top-k
-    left.
+    """True for the tokens that top-k and top-p keep.
+
+    Top-p counts probability among the tokens that top-k keeps.
     """
     vocab = logprobs.shape[1]
     order = jnp.argsort(-logprobs, axis=1, stable=True)
-    likely_first = jnp.take_along_axis(logprobs, order, axis=1)
+    likely_first = jnp.take_along_axis(logprobs, order, axis=1)  # [W, V], as all that follow
+
     rank = jnp.arange(vocab)[None, :]
-    in_k = rank < jnp.where(top_k > 0, top_k, vocab)[:, None]
-    prob = jax.nn.softmax(jnp.where(in_k, likely_first, -jnp.inf), axis=1)
-    # A token is kept if those before it do not reach top_p yet; the first one always is.
-    in_p = (jnp.cumsum(prob, axis=1) - prob < top_p[:, None]) | (top_p >= 1)[:, None]
-    place = jnp.argsort(order, axis=1)
-    return jnp.take_along_axis(in_k & in_p, place, axis=1)
+    within_k = rank < jnp.where(top_k > 0, top_k, vocab)[:, None]
+
+    # A token is kept if those before it do not reach top_p yet; so the first one always is.
+    prob = jax.nn.softmax(jnp.where(within_k, likely_first, -jnp.inf), axis=1)
+    before = jnp.cumsum(prob, axis=1) - prob
+    within_p = (before < top_p[:, None]) | (top_p >= 1)[:, None]
+
+    # Back to the order of token ids.
+    rank_of_token = jnp.argsort(order, axis=1)
+    return jnp.take_along_axis(within_k & within_p, rank_of_token, axis=1)

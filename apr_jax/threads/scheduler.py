@@ -1,16 +1,18 @@
-"""What the rollout's device loop carries: the threads of all trees as rows of a table, and the
-decode slots that decode them.
+"""The state of the rollout's device loop: a table of all threads, and the decode slots.
 
-Trees and threads are one axis here: row b * T + t is thread index t of tree b. The index `rows`
-(one past the last) means "no row": reads from it are ignored and writes to it dropped. A thread on
-a decode slot keeps what a decode step changes in the decode slot's registers; the table has it
-again when the thread leaves the decode slot."""
+Trees and threads are one axis here: row b * T + t of the table is thread t of tree b. The index
+`rows` (one past the last) means "no row": reads from it give zeros and writes to it are dropped.
+What a decode step changes of a thread is kept in the registers of its decode slot, and comes back
+to the table when the thread leaves the decode slot.
+
+Shapes: `rows` threads of all trees, B trees, T threads a tree, L tokens a thread, W decode slots.
+"""
 
 import dataclasses
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Int
+from jaxtyping import Array, Bool, Float, Int, UInt8, UInt32
 
 from apr_jax.threads import keys, protocol
 from apr_jax.threads.forest import NO_PARENT, ROOT, Refusal, Status, ThreadForest
@@ -25,147 +27,151 @@ NOT_SPAWNED = -1
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Threads:
-    """One row a thread; fields that ThreadForest has mean the same.
+    """The table of threads, one row a thread. Fields that `ThreadForest` has mean the same.
 
     Attributes (beyond ThreadForest):
-      given: [rows] tokens of the thread's own prompt.
-      used: [rows] positions of the window in use.
-      clock: [rows] sampled tokens on the longest chain up to now.
-      spawns: [rows] spawn blocks opened so far.
-      spawn_at, spawn_position: [rows] where the current `<spawn>` stands in the stream and in the
-      window. answer_at: [rows] place in the stream after `<join>`. pending: [rows] children still
-      at work, or NOT_SPAWNED. first_child, joining: [rows] the current spawn's children are rows
-      first_child .. first_child + joining - 1. made: [rows] children of all spawns of the thread.
-      forced: [rows] children that the thread must make, or NOT_FORCED. index_low, index_high:
-      [rows] the thread's own share of free threads. Threads are divided at each spawn, not raced
-      for, so
-        that no schedule can change who gets one.
-      budget: [rows] tokens the thread may still sample; divided at each spawn, what is left comes
-      back at the join. refusals: [rows, 5] of its spawns. key: [rows, 2] key data folded from the
-      thread's path.
+      prompt_length: tokens of the thread's own prompt.
+      used: positions of the window in use.
+      clock: sampled tokens on the longest chain up to now.
+      spawns: spawn blocks opened so far.
+      spawn_at: place of the current `<spawn>` in the token sequence.
+      spawn_position: position of the current `<spawn>` in the window.
+      answer_at: place in the token sequence after `<join>`.
+      pending: children of the current spawn that have not ended, or NOT_SPAWNED.
+      first_child, joining: the children of the current spawn are the `joining` rows from
+        `first_child` on.
+      made: children that all spawns of the thread have made.
+      forced: children that the thread must make, or NOT_FORCED.
+      index_low, index_high: the thread's own share of free rows, index_low .. index_high - 1. Each
+        spawn divides the share instead of letting threads compete for rows, so that no schedule can
+        change which thread gets one.
+      budget: tokens that the thread may still sample. Each spawn divides it; what a child leaves
+        comes back at the join.
+      refusals: refused messages of the thread's spawns, by `Refusal`.
+      key: key data, folded from the thread's path in the tree.
     """
 
-    tokens: jax.Array
-    logprob: jax.Array
-    allowed: jax.Array
-    given: jax.Array
-    length: jax.Array
-    status: jax.Array
-    parent: jax.Array
-    round: jax.Array
-    depth: jax.Array
-    child: jax.Array
-    start: jax.Array
-    peak: jax.Array
-    used: jax.Array
-    clock: jax.Array
-    spawns: jax.Array
-    spawn_at: jax.Array
-    spawn_position: jax.Array
-    answer_at: jax.Array
-    pending: jax.Array
-    first_child: jax.Array
-    joining: jax.Array
-    made: jax.Array
-    forced: jax.Array
-    index_low: jax.Array
-    index_high: jax.Array
-    budget: jax.Array
-    refusals: jax.Array
-    key: jax.Array
+    tokens: Int[Array, "rows L"]
+    logprob: Float[Array, "rows L"]
+    allowed: UInt8[Array, "rows L"]
+    prompt_length: Int[Array, " rows"]
+    length: Int[Array, " rows"]
+    status: Int[Array, " rows"]
+    parent: Int[Array, " rows"]
+    round: Int[Array, " rows"]
+    depth: Int[Array, " rows"]
+    child: Int[Array, " rows"]
+    start: Int[Array, " rows"]
+    peak: Int[Array, " rows"]
+    used: Int[Array, " rows"]
+    clock: Int[Array, " rows"]
+    spawns: Int[Array, " rows"]
+    spawn_at: Int[Array, " rows"]
+    spawn_position: Int[Array, " rows"]
+    answer_at: Int[Array, " rows"]
+    pending: Int[Array, " rows"]
+    first_child: Int[Array, " rows"]
+    joining: Int[Array, " rows"]
+    made: Int[Array, " rows"]
+    forced: Int[Array, " rows"]
+    index_low: Int[Array, " rows"]
+    index_high: Int[Array, " rows"]
+    budget: Int[Array, " rows"]
+    refusals: Int[Array, "rows 5"]
+    key: UInt32[Array, "rows 2"]
 
     @property
     def rows(self) -> int:
+        """Number of rows; as an index it means "no row"."""
         return self.status.shape[0]
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class DecodeSlots:
-    """Registers of the W decode slots; those that Threads has mean the same.
+    """The registers of the decode slots. Fields that `Threads` has mean the same.
 
     Attributes (beyond Threads):
-      row: [W] the thread on the decode slot, or "no row".
-      last: [W] the newest token of the thread, which the next step feeds to the model.
-      phase: [W] of the protocol.
-      messages: [W] in the open spawn block.
-      may_spawn: [W] children that a spawn could be given now: 0 if the thread is too deep.
-      temperature, top_k, top_p: [W] of the thread's tree.
+      row: the thread on the decode slot, or "no row".
+      last: the newest token of the thread, which the next step feeds to the model.
+      phase: where the thread is in the protocol.
+      messages: number of messages in its open spawn block.
+      free_threads: rows that children of the thread could take; 0 if it is too deep to spawn.
+      temperature, top_k, top_p: settings of the thread's tree.
     """
 
-    row: jax.Array
-    status: jax.Array
-    last: jax.Array
-    used: jax.Array
-    length: jax.Array
-    clock: jax.Array
-    budget: jax.Array
-    phase: jax.Array
-    messages: jax.Array
-    spawns: jax.Array
-    spawn_at: jax.Array
-    spawn_position: jax.Array
-    answer_at: jax.Array
-    made: jax.Array
-    forced: jax.Array
-    may_spawn: jax.Array
-    key: jax.Array
-    temperature: jax.Array
-    top_k: jax.Array
-    top_p: jax.Array
+    row: Int[Array, " W"]
+    status: Int[Array, " W"]
+    last: Int[Array, " W"]
+    used: Int[Array, " W"]
+    length: Int[Array, " W"]
+    clock: Int[Array, " W"]
+    budget: Int[Array, " W"]
+    phase: Int[Array, " W"]
+    messages: Int[Array, " W"]
+    spawns: Int[Array, " W"]
+    spawn_at: Int[Array, " W"]
+    spawn_position: Int[Array, " W"]
+    answer_at: Int[Array, " W"]
+    made: Int[Array, " W"]
+    forced: Int[Array, " W"]
+    free_threads: Int[Array, " W"]
+    key: UInt32[Array, "W 2"]
+    temperature: Float[Array, " W"]
+    top_k: Int[Array, " W"]
+    top_p: Float[Array, " W"]
 
 
 def read(field: Array, row: Int[Array, "*n"]) -> Array:
-    """Rows of a field; "no row" reads zeros."""
+    """Reads rows of a field; "no row" reads zeros."""
     return field.at[row].get(mode="fill", fill_value=0)
 
 
 def write(threads: Threads, row: Int[Array, " n"], **fields: Array) -> Threads:
-    """Sets whole rows of the named fields; "no row" is dropped."""
-    return dataclasses.replace(
-        threads,
-        **{
-            name: getattr(threads, name).at[row].set(value, mode="drop")
-            for name, value in fields.items()
-        },
-    )
+    """Sets whole rows of the named fields; writes to "no row" are dropped."""
+    updated = {
+        name: getattr(threads, name).at[row].set(values, mode="drop")
+        for name, values in fields.items()
+    }
+    return dataclasses.replace(threads, **updated)
 
 
 def children_ended(threads: Threads, parent: Int[Array, " n"]) -> Threads:
-    """One child of each of these rows has ended; NO_PARENT is dropped."""
+    """Counts one child of each of these parents as ended; NO_PARENT is ignored."""
     row = jnp.where(parent == NO_PARENT, threads.rows, parent)
     return dataclasses.replace(threads, pending=threads.pending.at[row].add(-1, mode="drop"))
 
 
-def first_rows(mask: Array, count: int) -> Int[Array, " count"]:
-    """The first `count` rows where the mask holds, filled up with "no row"."""
+def first_rows(mask: Bool[Array, " n"], count: int) -> Int[Array, " count"]:
+    """The first `count` places where the mask holds, filled up with its length ("no row")."""
     return jnp.nonzero(mask, size=count, fill_value=mask.shape[0])[0].astype(jnp.int32)
 
 
 def initial_threads(prompts: Prompts, key: jax.Array, limits: Limits) -> Threads:
-    """Roots READY with their prompts; all other rows FREE."""
+    """Makes the table at the start: roots are READY with their prompts, all other rows FREE."""
     trees, width = prompts.tokens.shape
     rows = trees * limits.max_threads
-    root = jnp.arange(trees) * limits.max_threads
+    root = jnp.arange(trees) * limits.max_threads  # [B]
     zeros = jnp.zeros(rows, jnp.int32)
-    given = jnp.arange(width)[None, :] < prompts.length[:, None]
-    lengths = zeros.at[root].set(prompts.length)
+
+    in_prompt = jnp.arange(width)[None, :] < prompts.length[:, None]  # [B, P]
+    prompt_lengths = zeros.at[root].set(prompts.length)
+    blank = jnp.zeros((rows, limits.max_thread_tokens), jnp.int32)
+
     return Threads(
-        tokens=jnp.zeros((rows, limits.max_thread_tokens), jnp.int32)
-        .at[root, :width]
-        .set(jnp.where(given, prompts.tokens, protocol.PAD)),
+        tokens=blank.at[root, :width].set(jnp.where(in_prompt, prompts.tokens, protocol.PAD)),
         logprob=jnp.zeros((rows, limits.max_thread_tokens), jnp.float32),
         allowed=jnp.zeros((rows, limits.max_thread_tokens), jnp.uint8),
-        given=lengths,
-        length=lengths,
+        prompt_length=prompt_lengths,
+        length=prompt_lengths,
         status=(zeros + Status.FREE).at[root].set(Status.READY),
         parent=zeros + NO_PARENT,
         round=zeros,
         depth=zeros,
         child=zeros,
         start=zeros,
-        peak=lengths,
-        used=lengths,
+        peak=prompt_lengths,
+        used=prompt_lengths,
         clock=zeros,
         spawns=zeros,
         spawn_at=zeros,
@@ -185,21 +191,17 @@ def initial_threads(prompts: Prompts, key: jax.Array, limits: Limits) -> Threads
 
 
 def idle_slots(count: int, rows: int) -> DecodeSlots:
-    """Decode slots without threads."""
+    """Makes `count` decode slots that hold no thread."""
     zeros = jnp.zeros(count, jnp.int32)
-    names = {field.name: zeros for field in dataclasses.fields(DecodeSlots)}
-    return DecodeSlots(
-        **names
-        | {
-            "row": zeros + rows,
-            "key": jnp.zeros((count, 2), jnp.uint32),
-            "temperature": jnp.zeros(count),
-            "top_p": jnp.ones(count),
-        }
-    )
+    registers = {field.name: zeros for field in dataclasses.fields(DecodeSlots)}
+    registers["row"] = zeros + rows
+    registers["key"] = jnp.zeros((count, 2), jnp.uint32)
+    registers["temperature"] = jnp.zeros(count)
+    registers["top_p"] = jnp.ones(count)
+    return DecodeSlots(**registers)
 
 
-def seat(
+def occupy(
     slots: DecodeSlots,
     slot: Int[Array, " n"],
     threads: Threads,
@@ -207,8 +209,9 @@ def seat(
     prompts: Prompts,
     limits: Limits,
 ) -> DecodeSlots:
-    """Puts threads that are READY on decode slots; "no row" and decode slots past the last are
-    dropped.
+    """Puts the READY threads in these rows on these decode slots.
+
+    "No row" is put on no decode slot, and an index past the last decode slot takes no thread.
     """
     tree = row // limits.max_threads
     registers = {
@@ -216,38 +219,37 @@ def seat(
         for field in dataclasses.fields(DecodeSlots)
         if hasattr(threads, field.name)
     }
-    length = registers["length"]
+    last_place = registers["length"] - 1
+    may_have_children = read(threads.depth, row) < limits.max_depth
+    free_rows = read(threads.index_high, row) - read(threads.index_low, row)
     registers |= {
         "row": row,
         "status": jnp.full_like(row, Status.RUNNING),
-        "last": threads.tokens.at[row, length - 1].get(mode="fill", fill_value=protocol.PAD),
+        "last": threads.tokens.at[row, last_place].get(mode="fill", fill_value=protocol.PAD),
         "phase": jnp.full_like(row, protocol.THINK),
         "messages": jnp.zeros_like(row),
-        "may_spawn": jnp.where(
-            read(threads.depth, row) < limits.max_depth,
-            read(threads.index_high, row) - read(threads.index_low, row),
-            0,
-        ),
+        "free_threads": jnp.where(may_have_children, free_rows, 0),
         "temperature": read(prompts.temperature, tree),
         "top_k": read(prompts.top_k, tree),
         "top_p": read(prompts.top_p, tree),
     }
-    return DecodeSlots(
-        **{
-            name: getattr(slots, name).at[slot].set(value, mode="drop")
-            for name, value in registers.items()
-        }
-    )
+    updated = {
+        name: getattr(slots, name).at[slot].set(values, mode="drop")
+        for name, values in registers.items()
+    }
+    return DecodeSlots(**updated)
 
 
-def unseat(threads: Threads, slots: DecodeSlots) -> tuple[Threads, DecodeSlots]:
-    """Brings the table up to date; decode slots whose threads have ended or wait become idle."""
+def release(threads: Threads, slots: DecodeSlots) -> tuple[Threads, DecodeSlots]:
+    """Writes the registers of decode slots whose threads ended or wait back to the table, and makes
+    those decode slots idle.
+    """
     row = slots.row
-    left = (row < threads.rows) & (slots.status != Status.RUNNING)
+    stopped = (row < threads.rows) & (slots.status != Status.RUNNING)  # [W]
     waits = slots.status == Status.WAITING
     threads = write(
         threads,
-        jnp.where(left, row, threads.rows),
+        jnp.where(stopped, row, threads.rows),
         status=slots.status,
         length=slots.length,
         used=slots.used,
@@ -260,41 +262,44 @@ def unseat(threads: Threads, slots: DecodeSlots) -> tuple[Threads, DecodeSlots]:
         answer_at=slots.answer_at,
         pending=jnp.where(waits, NOT_SPAWNED, 0),
     )
-    threads = children_ended(
-        threads, jnp.where(left & ~waits, read(threads.parent, row), NO_PARENT)
-    )
-    return threads, dataclasses.replace(slots, row=jnp.where(left, threads.rows, row))
+
+    ended = stopped & ~waits
+    threads = children_ended(threads, jnp.where(ended, read(threads.parent, row), NO_PARENT))
+    return threads, dataclasses.replace(slots, row=jnp.where(stopped, threads.rows, row))
 
 
 def to_forest(threads: Threads, limits: Limits) -> ThreadForest:
-    """Rows become [B, T], parents become threads, and each tree gets its statistics."""
+    """Makes the forest of the table: rows become [B, T], and each tree gets its statistics."""
 
-    def trees(field: Array) -> Array:
+    def by_tree(field: Array) -> Array:
         return field.reshape((-1, limits.max_threads) + field.shape[1:])
 
-    status, clock = trees(threads.status), trees(threads.clock)
+    status = by_tree(threads.status)
+    clock = by_tree(threads.clock)
+    # The table counts parents by row, the forest by thread index.
     parent = jnp.where(threads.parent == NO_PARENT, NO_PARENT, threads.parent % limits.max_threads)
-    truncated = (status == Status.OUT_OF_WINDOW) | (status == Status.OUT_OF_BUDGET)
-    layout = lay_out(threads.tokens, threads.given, threads.length)
+    truncated = (status == Status.OUT_OF_WINDOW) | (status == Status.OUT_OF_BUDGET)  # [B, T]
+    layout = lay_out(threads.tokens, threads.prompt_length, threads.length)
+
     return ThreadForest(
-        tokens=trees(threads.tokens),
-        position=trees(layout.position),
-        hidden_block=trees(layout.hidden_block),
-        sampled=trees(layout.sampled),
-        logprob=trees(threads.logprob),
-        allowed=trees(threads.allowed),
-        length=trees(threads.length),
+        tokens=by_tree(threads.tokens),
+        position=by_tree(layout.position),
+        hidden_block=by_tree(layout.hidden_block),
+        sampled=by_tree(layout.sampled),
+        logprob=by_tree(threads.logprob),
+        allowed=by_tree(threads.allowed),
+        length=by_tree(threads.length),
         status=status,
-        parent=trees(parent),
-        round=trees(threads.round),
-        depth=trees(threads.depth),
-        child=trees(threads.child),
-        start=trees(threads.start),
+        parent=by_tree(parent),
+        round=by_tree(threads.round),
+        depth=by_tree(threads.depth),
+        child=by_tree(threads.child),
+        start=by_tree(threads.start),
         end=clock,
-        peak=trees(threads.peak),
-        total_tokens=jnp.sum(trees(layout.sampled), axis=(1, 2), dtype=jnp.int32),
+        peak=by_tree(threads.peak),
+        total_tokens=jnp.sum(by_tree(layout.sampled), axis=(1, 2), dtype=jnp.int32),
         sequential_tokens=clock[:, ROOT],
         children=jnp.sum(status != Status.FREE, axis=1, dtype=jnp.int32) - 1,
-        refusals=jnp.sum(trees(threads.refusals), axis=1, dtype=jnp.int32),
+        refusals=jnp.sum(by_tree(threads.refusals), axis=1, dtype=jnp.int32),
         truncations=jnp.sum(truncated, axis=1, dtype=jnp.int32),
     )

@@ -1,15 +1,16 @@
-"""The rollout on a mesh: every data shard runs its own loop over its own trees, with no word
-between shards.
+"""The rollout on a mesh: every data shard decodes its own trees in its own loop, and the shards do
+not communicate.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import jax
 from jax.sharding import Mesh, PartitionSpec
 
-from apr_jax.threads.engine import Work, check_key, tree_rollout
-from apr_jax.threads.forest import ThreadForest
+from apr_jax.threads.engine import check_key, tree_rollout
+from apr_jax.threads.forest import ThreadForest, Work
 from apr_jax.threads.keys import KEYS
 from apr_jax.threads.limits import Limits, Schedule
 from apr_jax.threads.prefill import Decode, InitCache
@@ -25,22 +26,29 @@ def make_rollout(
     axes: tuple[str, ...] = ("data", "fsdp"),
     prepare: Callable[[Any], Any] = lambda params: params,
 ) -> Callable[[Any, Prompts, jax.Array], tuple[ThreadForest, Work]]:
-    """The jitted `rollout(params, prompts, key) -> (forest, work)` of this mesh.
+    """Makes the jitted `rollout(params, prompts, key) -> (forest, work)` for a mesh.
 
-    Trees are split over `axes`; `schedule.slots` counts the decode slots of one shard. The
-    parameters are gathered whole on every device before the loop, so that no step waits for another
-    device. A tree comes out the same on any mesh, because its keys are folded from its identity.
+    Trees are split over `axes`, and `schedule.slots` counts the decode slots of one shard. The
+    parameters are gathered whole on every device before the loop, so that no decode step waits for
+    another device. A tree comes out the same on any mesh, because its keys are folded from its
+    identity.
 
-    Work's fields get a leading axis: one entry a shard.
+    The fields of `work` have a leading axis with one entry a shard.
+
+    Args:
+      decode, init_cache, limits, schedule: see `tree_rollout`.
+      mesh: the devices.
+      axes: mesh axes over which trees are split.
+      prepare: makes the parameters that `decode` takes, once a rollout, from those that are passed
+        in.
 
     Raises:
       ValueError: (at the call) the batch does not divide into the shards, or the key is of another
         kind than threefry.
     """
-    shards = 1
-    for axis in axes:
-        shards *= mesh.shape[axis]
-    split, whole = PartitionSpec(axes), PartitionSpec()
+    shards = math.prod(mesh.shape[axis] for axis in axes)
+    split = PartitionSpec(axes)
+    whole = PartitionSpec()
 
     def shard(params: Any, prompts: Prompts, key_data: jax.Array) -> tuple[ThreadForest, Work]:
         key = jax.random.wrap_key_data(key_data, impl=KEYS)

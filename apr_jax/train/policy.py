@@ -26,7 +26,7 @@ def make_policy_rollout(
 
     It takes the parameters as training holds them.
     """
-    decode, init_cache = make_decode(model, schedule.bounds(limits.window), on_tpu(mesh))
+    decode, init_cache = make_decode(model, schedule.cache_lengths(limits.window), on_tpu(mesh))
     return make_rollout(
         decode,
         init_cache,

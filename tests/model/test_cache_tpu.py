@@ -218,7 +218,7 @@ def test_a_rollout_grows_the_same_trees():
     schedule = Schedule(slots=6, prefill_batch=2, prefill_chunk=4, context_buckets=(16,))
     forests = []
     for tpu in (False, True):
-        decode, init_cache = make_decode(model, schedule.bounds(limits.window), tpu)
+        decode, init_cache = make_decode(model, schedule.cache_lengths(limits.window), tpu)
         mesh = make_mesh(devices=jax.devices()[:1])
         rollout = make_rollout(
             spawning(decode),

@@ -31,17 +31,20 @@ def refuses(message: str):
         ),
         (
             {"max_threads": 0},
-            "limits.max_threads=0 must be at least 1: the root needs a thread index",
+            "limits.max_threads=0 must be at least 1: the root is a thread",
         ),
         ({"children": 0}, "limits.children=0 must be at least 1: a spawn makes at least one child"),
         (
             {"children": 3},
             (
-                "limits.children=3 must be at most limits.max_threads - 1 = 2: a spawn's children"
-                " need a thread index"
+                "limits.children=3 must be at most limits.max_threads - 1 = 2: every child of a"
+                " spawn is a thread, and so is the root"
             ),
         ),
-        ({"max_depth": -1}, "limits.max_depth=-1 must be at least 0: 0 means that nobody spawns"),
+        (
+            {"max_depth": -1},
+            "limits.max_depth=-1 must be at least 0: 0 means that no thread may spawn",
+        ),
         ({"max_tokens": 0}, "limits.max_tokens=0 must be at least 1: a tree needs a token"),
         ({"max_sequential": 0}, "limits.max_sequential=0 must be at least 1: a tree needs a token"),
     ],
