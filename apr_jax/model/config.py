@@ -1,4 +1,4 @@
-"""Shape of the transformer."""
+"""The shape of the transformer."""
 
 import dataclasses
 import math
@@ -7,21 +7,21 @@ from typing import Literal
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """Llama-2 style decoder.
+    """A decoder in the style of Llama 2.
 
     Attributes:
-      layers: N.
-      width: D, residual stream.
+      layers: N, number of layers.
+      width: D, width of the residual stream.
       heads: H, query heads.
-      kv_heads: key/value heads; H must be a multiple.
-      head_size: K, even (rotary embedding).
+      kv_heads: G, key/value heads; H must be a multiple.
+      head_size: K, even because the rotary embedding turns pairs.
       mlp: hidden size of the SwiGLU.
-      tied: output projection is the embedding's transpose.
-      rope_base: of the rotary embedding's wavelengths; above 1.
-      dtype: computation; parameters are float32.
-      remat: what the backward pass computes again within a layer: nothing ("none"), all ("layer":
-        least memory, a third more products), or all but the products with weights and attention
-        ("dots").
+      tied: whether the output projection is the embedding's transpose.
+      rope_base: base of the rotary embedding's wavelengths, above 1.
+      dtype: type of the computation; parameters are float32.
+      remat: what the backward pass computes again within a layer: nothing ("none"), everything
+        ("layer", which takes least memory and a third more products), or everything but attention
+        and the products with weights ("dots").
     """
 
     layers: int

@@ -1,20 +1,21 @@
-"""Weights as others read them: the file layout of a Hugging Face Llama.
-
-`train/checkpoint/hf_folder.py` puts the tokenizer beside them.
+"""Import and export of weights in the file layout of a Hugging Face Llama.
 
     FOLDER/config.json        the shape of the network
-           model.safetensors  float32, every matrix [out, in], a layer's tensors under
-           "model.layers.<index>."
+    FOLDER/model.safetensors  float32; every matrix is [out, in], and the names of a layer's tensors
+                              begin with "model.layers.<index>."
 
-The network is the same one (RMSNorm with 1e-6, rotary positions over the two halves of a head,
-SwiGLU), so nothing is computed: matrices are cut apart and transposed, and come back bit for bit.
+`train/checkpoint/hf_folder.py` puts the tokenizer beside these files.
+
+The network there is the same one (RMSNorm with 1e-6, rotary positions over the two halves of a
+head, SwiGLU), so nothing is computed: matrices are cut apart and transposed, and come back bit for
+bit.
 """
 
 import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -27,7 +28,7 @@ from apr_jax.model.config import ModelConfig
 from apr_jax.model.transformer import Params, init_params
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
-# What a Llama may have otherwise, and this network has not.
+# Settings of a Llama for which this network has no other choice.
 _FIXED = {
     "model_type": "llama",
     "hidden_act": "silu",
@@ -35,7 +36,7 @@ _FIXED = {
     "attention_bias": False,
     "mlp_bias": False,
 }
-# Fields of ModelConfig by their names there.
+# Field of ModelConfig -> its name in config.json.
 _FIELDS = {
     "layers": "num_hidden_layers",
     "width": "hidden_size",
@@ -46,43 +47,72 @@ _FIELDS = {
     "tied": "tie_word_embeddings",
     "dtype": "dtype",
 }
-# Of a layer, by their names there: the parameter, how many of its axes are inputs (0: no matrix,
-# the same in the file), and which half of its second axis, if it holds two matrices as [in, 2,
-# out].
+
+
+class _Source(NamedTuple):
+    """Where a tensor of a layer comes from.
+
+    Attributes:
+      name: of the parameter.
+      inputs: number of the parameter's axes that are inputs; 0 for a vector, which is the same in
+        the file.
+      half: which half of the second axis, if the parameter is two matrices as [in, 2, out].
+    """
+
+    name: str
+    inputs: int
+    half: int | None = None
+
+
+# Name of a layer's tensor in the file -> where it comes from.
 _LAYER = {
-    "input_layernorm": ("attn_norm", 0, None),
-    "self_attn.q_proj": ("q", 1, None),
-    "self_attn.k_proj": ("kv", 1, 0),
-    "self_attn.v_proj": ("kv", 1, 1),
-    "self_attn.o_proj": ("out", 2, None),
-    "post_attention_layernorm": ("mlp_norm", 0, None),
-    "mlp.gate_proj": ("gate_up", 1, 0),
-    "mlp.up_proj": ("gate_up", 1, 1),
-    "mlp.down_proj": ("down", 1, None),
+    "input_layernorm": _Source("attn_norm", 0),
+    "self_attn.q_proj": _Source("q", 1),
+    "self_attn.k_proj": _Source("kv", 1, half=0),
+    "self_attn.v_proj": _Source("kv", 1, half=1),
+    "self_attn.o_proj": _Source("out", 2),
+    "post_attention_layernorm": _Source("mlp_norm", 0),
+    "mlp.gate_proj": _Source("gate_up", 1, half=0),
+    "mlp.up_proj": _Source("gate_up", 1, half=1),
+    "mlp.down_proj": _Source("down", 1),
 }
-_POSITIONS = 4096  # Readers size their tables by it; the network itself has no longest position.
+_POSITIONS = 4096  # Other programs size their tables by it; the network has no longest position.
 
 
 def to_llama(
     params: Params, config: ModelConfig, vocab: int
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """The weights by their Hugging Face names, and the content of config.json."""
+    """Converts parameters to tensors by their Hugging Face names, and the content of config.json.
+
+    Args:
+      params: see `init_params`.
+      config: the model's shape.
+      vocab: V.
+    """
     tensors = {
-        name: np.ascontiguousarray(_to_file(x, inputs))
-        for name, x, inputs in _parts(jax.device_get(params))
+        name: np.ascontiguousarray(_to_file(part, inputs))
+        for name, part, inputs in _parts(jax.device_get(params))
     }
-    shape = {theirs: getattr(config, field) for field, theirs in _FIELDS.items()}
-    sizes = {
+    described = {
+        "architectures": ["LlamaForCausalLM"],
+        **_FIXED,
+        **{theirs: getattr(config, field) for field, theirs in _FIELDS.items()},
         "rope_theta": config.rope_base,
         "vocab_size": vocab,
         "max_position_embeddings": _POSITIONS,
+        # Without these fields other programs would stop at token 2.
+        "bos_token_id": None,
+        "eos_token_id": None,
     }
-    ends = {"bos_token_id": None, "eos_token_id": None}  # Left out, readers would stop at token 2.
-    return tensors, {"architectures": ["LlamaForCausalLM"], **_FIXED, **shape, **sizes, **ends}
+    return tensors, described
 
 
 def save_llama(params: Params, config: ModelConfig, folder: Path) -> None:
-    """Writes both files; the folder is made if it is not there."""
+    """Writes config.json and the weights to a folder, which is made if it is missing.
+
+    Raises:
+      UserError: a file cannot be written.
+    """
     tensors, described = to_llama(params, config, params["embed"].shape[0])
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -93,57 +123,64 @@ def save_llama(params: Params, config: ModelConfig, folder: Path) -> None:
 
 
 def load_llama(folder: Path) -> tuple[Params, ModelConfig]:
-    """Parameters (numpy leaves) and shape of what `save_llama` wrote, or of another float32 Llama
-    of the same kind.
+    """Reads what `save_llama` wrote, or another float32 Llama of the same kind.
+
+    Returns:
+      parameters, with numpy leaves, and the model's shape.
+
+    Raises:
+      UserError: a file cannot be read, or the network is of another kind.
     """
     config, vocab = _read_config(folder / CONFIG)
     shapes = jax.eval_shape(lambda: init_params(config, vocab, jax.random.key(0)))
     params: Params = jax.tree.map(lambda leaf: np.empty(leaf.shape, np.float32), shapes)
+
+    # The parts are views of the parameters, which are filled through them.
     parts = list(_parts(params))
-    tensors = _read_tensors(
-        folder / WEIGHTS, {name: _to_file(part, inputs).shape for name, part, inputs in parts}
-    )
+    in_file = {name: _to_file(part, inputs).shape for name, part, inputs in parts}
+    tensors = _read_tensors(folder / WEIGHTS, in_file)
     for name, part, inputs in parts:
         part[...] = tensors[name].T.reshape(part.shape) if inputs else tensors[name]
     return params, config
 
 
 def _parts(params: Params) -> Iterator[tuple[str, np.ndarray, int]]:
-    """Each tensor of the file: its name, the part of `params` that it is (a view), and how many
-    axes of that are inputs.
+    """Yields each tensor of the file: its name, the part of `params` that it is (a view), and the
+    number of that part's axes that are inputs.
     """
     yield "model.embed_tokens.weight", params["embed"], 0
     yield "model.norm.weight", params["final_norm"], 0
     if "unembed" in params:
         yield "lm_head.weight", params["unembed"], 1
     for index in range(len(params["layers"]["q"])):
-        for name, (leaf, inputs, half) in _LAYER.items():
-            part = params["layers"][leaf][index]
-            yield (
-                f"model.layers.{index}.{name}.weight",
-                part if half is None else part[:, half],
-                inputs,
-            )
+        for name, source in _LAYER.items():
+            part = params["layers"][source.name][index]
+            if source.half is not None:
+                part = part[:, source.half]
+            yield f"model.layers.{index}.{name}.weight", part, source.inputs
 
 
 def _to_file(part: np.ndarray, inputs: int) -> np.ndarray:
-    """[in..., out...] -> [out, in]."""
-    return part.reshape(math.prod(part.shape[:inputs]), -1).T if inputs else part
+    """[in..., out...] -> [out, in]; a vector stays as it is."""
+    if inputs == 0:
+        return part
+    return part.reshape(math.prod(part.shape[:inputs]), -1).T
 
 
 def _read_config(path: Path) -> tuple[ModelConfig, int]:
-    """The network that config.json describes, and its V."""
+    """Reads the model's shape and V from config.json."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        rope = found.get("rope_parameters", found)  # transformers 5 writes it apart.
-        for field, value in {**_FIXED, "rope_type": "default", "rope_scaling": None}.items():
-            if (found | rope).get(field, value) != value:
+        described = json.loads(path.read_text(encoding="utf-8"))
+        rope = described.get("rope_parameters", described)  # transformers 5 writes it apart.
+        required = {**_FIXED, "rope_type": "default", "rope_scaling": None}
+        for field, value in required.items():
+            actual = (described | rope).get(field, value)
+            if actual != value:
                 raise UserError(
-                    f"{path}: {field}={json.dumps((found | rope)[field])}, must be"
-                    f" {json.dumps(value)}"
+                    f"{path}: {field}={json.dumps(actual)}, must be {json.dumps(value)}"
                 )
-        shape = {field: found[theirs] for field, theirs in _FIELDS.items()}
-        return ModelConfig(**shape, rope_base=rope["rope_theta"]), found["vocab_size"]
+        shape = {field: described[theirs] for field, theirs in _FIELDS.items()}
+        return ModelConfig(**shape, rope_base=rope["rope_theta"]), described["vocab_size"]
     except OSError as error:
         raise UserError(
             f"{path}: {error.strerror}; a Llama's folder has {CONFIG} and {WEIGHTS}"
@@ -157,20 +194,24 @@ def _read_config(path: Path) -> tuple[ModelConfig, int]:
 
 
 def _read_tensors(path: Path, shapes: dict[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
-    """The tensors of the file, which must be these and in float32."""
+    """Reads the tensors of the file, which must be float32 of these names and shapes."""
     try:
         tensors = load_file(path)
-    except (OSError, SafetensorError, KeyError) as error:  # KeyError: a type that numpy has not.
+    except (OSError, SafetensorError, KeyError) as error:  # KeyError: a type unknown to numpy.
         raise UserError(f"{path} is no whole safetensors file of float32: {error}") from error
     for name, shape in shapes.items():
-        right = f"must be float32 {list(shape)}"
+        expected = f"must be float32 {list(shape)}"
         if name not in tensors:
-            raise UserError(f"{path}: tensor {name} is missing, {right}")
+            raise UserError(f"{path}: tensor {name} is missing, {expected}")
         value = tensors[name]
         if value.shape != shape or value.dtype != np.float32:
-            raise UserError(f"{path}: tensor {name} is {value.dtype} {list(value.shape)}, {right}")
-    if beyond := sorted(set(tensors) - set(shapes)):
+            raise UserError(
+                f"{path}: tensor {name} is {value.dtype} {list(value.shape)}, {expected}"
+            )
+
+    unknown = sorted(set(tensors) - set(shapes))
+    if unknown:
         raise UserError(
-            f"{path}: tensor {beyond[0]} is not part of the network that {CONFIG} describes"
+            f"{path}: tensor {unknown[0]} is not part of the network that {CONFIG} describes"
         )
     return tensors

@@ -1,9 +1,10 @@
 """Where parameters and batches live on a mesh: one small table from logical axes to mesh axes.
 
-Mesh axes: `data` and `fsdp` split the batch; `fsdp` also splits the parameters over their width;
-`tensor` splits heads and MLP."""
+The mesh axes `data` and `fsdp` split the batch; `fsdp` also splits the parameters over their width;
+`tensor` splits heads, MLP and vocabulary.
+"""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -24,7 +25,7 @@ RULES: dict[str, str | None] = {
     "vocab": "tensor",
 }
 
-# Parameter name -> its logical axes (those under "layers" with the leading layer axis).
+# Parameter name -> its logical axes. Parameters of layers have a leading layer axis.
 LOGICAL_AXES: dict[str, tuple[str, ...]] = {
     "embed": ("vocab", "width"),
     "unembed": ("width", "vocab"),
@@ -42,24 +43,31 @@ LOGICAL_AXES: dict[str, tuple[str, ...]] = {
 def make_mesh(
     data: int = 0, fsdp: int = 1, tensor: int = 1, devices: list[Any] | None = None
 ) -> Mesh:
-    """A mesh of `devices` (by default all there are); data=0 takes what fsdp and tensor leave.
+    """Makes a mesh with the axes of `AXES`.
 
-    In one process the axes may need fewer devices than there are: the first ones are taken. TPUs
-    are laid out as `over_torus` says.
+    In one process the axes may need fewer devices than there are; then the first ones are taken.
+    TPUs are laid out by `over_torus`.
+
+    Args:
+      data: size of the data axis; 0 takes all devices that the other axes leave.
+      fsdp, tensor: sizes of these axes.
+      devices: the devices; by default all there are.
 
     Raises:
-      ValueError: there are not enough devices, data=0 can't take up all the others, or some process
-        would be left out.
+      ValueError: there are not enough devices, data=0 cannot use all of them, or some process would
+        have no device in the mesh.
     """
     devices = jax.devices() if devices is None else devices
     total = len(devices)
     needed = data * fsdp * tensor if data else total
-    whole = needed % (fsdp * tensor) == 0 and needed > 0
-    if not whole or needed > total or (needed < total and jax.process_count() > 1):
+    divides = needed % (fsdp * tensor) == 0 and needed > 0
+    leaves_processes_out = needed < total and jax.process_count() > 1
+    if not divides or needed > total or leaves_processes_out:
         raise ValueError(
             f"mesh data={data} x fsdp={fsdp} x tensor={tensor}: does not fit the {total} devices"
             " there are"
         )
+
     shape = (needed // (fsdp * tensor), fsdp, tensor)
     if needed == total and devices[0].platform == "tpu":
         return Mesh(over_torus(shape, devices), AXES)
@@ -67,76 +75,123 @@ def make_mesh(
 
 
 def on_tpu(mesh: Mesh) -> bool:
-    """Whether its devices are TPUs, also those of a topology that is only compiled for."""
+    """Whether the mesh consists of TPUs, also of a topology that is only compiled for."""
     return bool(mesh.devices.flat[0].platform == "tpu")
 
 
 def over_torus(shape: tuple[int, ...], devices: list[Any]) -> np.ndarray:
-    """A slice's devices, as an array of `shape` each of whose axes has neighbours in as many
-    directions as it can.
+    """Arranges the TPUs of a slice as an array, such that each axis has links in many directions.
 
-    Links of several directions carry at once what links of one would have to carry in turn: four
-    chips as a square take half the time of four in a line. So the prime factors of an axis, the
-    last axis (which talks most) first, are dealt to the torus' directions one after the other; the
-    cores of a chip are the first of them. Devices that fill no box keep their order."""
+    The chips of a slice form a torus, with links to the neighbours in each direction. A collective
+    along a mesh axis uses the links of all directions in which that axis extends at the same time:
+    four chips as a square take half the time of four in a line. So the size of each mesh axis is
+    split into prime factors, and these are dealt to the directions of the torus one by one.
+
+    Args:
+      shape: sizes of the mesh axes; the last axis communicates most, and is served first.
+      devices: as many as the shape holds, in any order. Devices that fill no box keep their order.
+
+    Returns:
+      an array of `shape` of all devices.
+    """
+    torus = _torus_of(devices)
+    if torus is None:
+        return np.asarray(devices).reshape(shape)
+    dealt = _deal_axes(shape, torus.shape)
+
+    # Cut each direction into its parts, the part of neighbours innermost.
+    parts = [part for direction in dealt for part in reversed(direction)]
+    cut = torus.reshape([part.size for part in parts])
+
+    # Bring the parts of a mesh axis together, in the order of the mesh axes, and merge them.
+    by_axis = sorted(range(len(parts)), key=lambda index: parts[index].axis)
+    return cut.transpose(by_axis).reshape(shape)
+
+
+def _torus_of(devices: list[Any]) -> np.ndarray | None:
+    """The devices by their coordinates, or None if they fill no box.
+
+    The first direction is that of the cores of a chip.
+    """
     places = np.asarray(
         [(getattr(device, "core_on_chip", 0), *device.coords) for device in devices]
     )
     places -= places.min(axis=0)
     extent = places.max(axis=0) + 1
-    if len({*map(tuple, places)}) < len(devices) or extent.prod() != len(devices):
-        return np.asarray(devices).reshape(shape)
+    all_differ = len({*map(tuple, places)}) == len(devices)
+    if not all_differ or extent.prod() != len(devices):
+        return None
     torus = np.empty(extent, object)
     torus[tuple(places.T)] = devices
-    left = [int(size) for size in extent]
-    # Of each direction: (axis, factor), neighbours first.
-    dealt: list[list[tuple[int, int]]] = [[] for _ in left]
+    return torus
+
+
+class _Part(NamedTuple):
+    """A prime factor of a mesh axis, dealt to a direction of the torus."""
+
+    axis: int
+    size: int
+
+
+def _deal_axes(shape: tuple[int, ...], extent: tuple[int, ...]) -> list[list[_Part]]:
+    """Deals the prime factors of all mesh axes to the directions of a torus.
+
+    Returns:
+      the parts of each direction; the first part lies between neighbours.
+    """
+    left = list(extent)  # What each direction can still take.
+    dealt: list[list[_Part]] = [[] for _ in extent]
+    # The last axis communicates most, so it chooses first.
     for axis in reversed(range(len(shape))):
-        for factor in _primes(shape[axis]):
-            having = [d for d, size in enumerate(left) if size % factor == 0]
-            direction = min(
-                having, key=lambda d: (d > 0, sum(to == axis for to, _ in dealt[d]), -left[d])
-            )
+
+        def preference(direction: int, axis: int = axis) -> tuple[bool, int, int]:
+            """Prefers a chip's cores, then directions with fewest own parts and most left."""
+            is_between_chips = direction > 0
+            own_parts = sum(part.axis == axis for part in dealt[direction])
+            return is_between_chips, own_parts, -left[direction]
+
+        for factor in _prime_factors(shape[axis]):
+            possible = [index for index, size in enumerate(left) if size % factor == 0]
+            direction = min(possible, key=preference)
             left[direction] //= factor
-            dealt[direction].append((axis, factor))
-    cut = [each for parts in dealt for each in reversed(parts)]
-    order = sorted(range(len(cut)), key=lambda part: cut[part][0])
-    return torus.reshape([factor for _, factor in cut]).transpose(order).reshape(shape)
+            dealt[direction].append(_Part(axis, factor))
+    return dealt
 
 
-def _primes(number: int) -> list[int]:
-    factor = next((f for f in range(2, number + 1) if number % f == 0), None)
-    return [factor, *_primes(number // factor)] if factor else []
+def _prime_factors(number: int) -> list[int]:
+    """The prime factors of a number from the smallest on; none of 1."""
+    for factor in range(2, number + 1):
+        if number % factor == 0:
+            return [factor, *_prime_factors(number // factor)]
+    return []
 
 
 def spec_of(name: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
-    """Partition of a parameter; an axis that its mesh axis does not divide stays whole."""
-    axes = (RULES[logical] for logical in LOGICAL_AXES[name])
-    return PartitionSpec(
-        *(
-            axis if axis and size % mesh.shape[axis] == 0 else None
-            for axis, size in zip(axes, shape, strict=True)
-        )
-    )
+    """How a parameter is split over the mesh; an axis that its mesh axis does not divide is not."""
+    spec: list[str | None] = []
+    for logical, size in zip(LOGICAL_AXES[name], shape, strict=True):
+        axis = RULES[logical]
+        spec.append(axis if axis and size % mesh.shape[axis] == 0 else None)
+    return PartitionSpec(*spec)
 
 
 def shardings(tree: Any, mesh: Mesh) -> Any:
-    """Shardings of any tree whose leaves mirror parameters (parameters themselves, optimizer
-    moments); others are replicated.
+    """Gives the sharding of every leaf of a tree, such as parameters or an optimizer's moments.
 
-    A leaf mirrors a parameter when the last name on its path is a parameter's and its rank fits.
+    A leaf is split as the parameter whose name is the last one on the leaf's path, if the rank of
+    both is the same; all other leaves are replicated.
     """
 
-    def of(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
+    def sharding_of(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
         names = [str(getattr(entry, "key", getattr(entry, "name", ""))) for entry in path]
         name = names[-1] if names else ""
         if name in LOGICAL_AXES and len(leaf.shape) == len(LOGICAL_AXES[name]):
             return NamedSharding(mesh, spec_of(name, leaf.shape, mesh))
         return NamedSharding(mesh, PartitionSpec())
 
-    return jax.tree_util.tree_map_with_path(of, tree)
+    return jax.tree_util.tree_map_with_path(sharding_of, tree)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Rows (or trees) over data and fsdp; the other axes of a batch stay whole."""
+    """Splits rows (or trees) over data and fsdp; the other axes of a batch stay whole."""
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))

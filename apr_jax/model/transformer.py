@@ -1,12 +1,13 @@
-"""Llama-2 style decoder: RMSNorm, rotary positions, SwiGLU, grouped-query attention.
+"""A decoder in the style of Llama 2: RMSNorm, rotary positions, SwiGLU, grouped-query attention.
 
-One layer (`Layer`) and one head serve training, rescoring, prefill and decoding, so rollout and
-training cannot disagree. The parameters of all layers are stacked on a leading axis N. Training
-scans over it where it computes layers again (`remat`); else it is unrolled, as in decoding, because
-a scan would copy what it carries.
+One layer (`decoder_layer`) and one output head serve training, rescoring, prefill and decoding, so
+rollout and training cannot disagree. The parameters of all layers are stacked on a leading axis N.
+Training scans over that axis where it computes layers again (`ModelConfig.remat`). Otherwise the
+layers are unrolled, as they are in decoding, because a scan would copy what it carries.
 
-Shapes: R rows, L row length, W decode slots, S tokens a step, M window, N layers, D width, H heads,
-G key/value heads, K head size, F MLP size, V vocabulary."""
+Shapes: R rows, L row length, W decode slots, S tokens a step, M positions of the cache, N layers,
+D width, H heads, G key/value heads, K head size, F MLP size, V vocabulary.
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -22,8 +23,7 @@ from apr_jax.model.config import ModelConfig
 from apr_jax.model.kv_cache import cache, cache_tpu
 
 Params = dict[str, Any]
-# What the backward pass finds kept within a layer, where it computes the rest again
-# (`ModelConfig.remat`).
+# Where layers are computed again (`ModelConfig.remat`): what the backward pass keeps of a layer.
 _KEPT: dict[str, Callable] = {
     "layer": jax.checkpoint_policies.nothing_saveable,
     "dots": jax.checkpoint_policies.save_from_both_policies(
@@ -34,7 +34,7 @@ _KEPT: dict[str, Callable] = {
 
 
 class Layer(nn.Module):
-    """Parameters of one decoder layer, and the layer itself."""
+    """One decoder layer with its parameters."""
 
     config: ModelConfig
 
@@ -45,25 +45,31 @@ class Layer(nn.Module):
         def weight(name: str, shape: tuple[int, ...], fan_in: int) -> Array:
             return self.param(name, nn.initializers.normal(fan_in**-0.5), shape, jnp.float32)
 
+        def scale(name: str) -> Array:
+            return self.param(name, nn.initializers.ones, (c.width,), jnp.float32)
+
+        # Products that end in the residual stream start smaller the more layers add to it.
+        out_fan_in = c.heads * c.head_size * 2 * c.layers
+        down_fan_in = c.mlp * 2 * c.layers
         params = {
-            "attn_norm": self.param("attn_norm", nn.initializers.ones, (c.width,), jnp.float32),
+            "attn_norm": scale("attn_norm"),
             "q": weight("q", (c.width, c.heads, c.head_size), c.width),
             "kv": weight("kv", (c.width, 2, c.kv_heads, c.head_size), c.width),
-            "out": weight(
-                "out", (c.heads, c.head_size, c.width), c.heads * c.head_size * 2 * c.layers
-            ),
-            "mlp_norm": self.param("mlp_norm", nn.initializers.ones, (c.width,), jnp.float32),
+            "out": weight("out", (c.heads, c.head_size, c.width), out_fan_in),
+            "mlp_norm": scale("mlp_norm"),
             "gate_up": weight("gate_up", (c.width, 2, c.mlp), c.width),
-            "down": weight("down", (c.mlp, c.width), c.mlp * 2 * c.layers),
+            "down": weight("down", (c.mlp, c.width), down_fan_in),
         }
         return decoder_layer(to_matrices(params, c), c, h, position, attention)
 
 
 def to_matrices(layer: Params, config: ModelConfig) -> Params:
-    """The matrices that a layer multiplies with, [D, n] and [n, D], in the dtype of the
-    computation.
+    """Turns one layer's parameters into the matrices that it multiplies with.
+
+    They are [D, n] or [n, D], in the dtype of the computation. Norms stay as they are.
     """
-    width, dtype = config.width, jnp.dtype(config.dtype)
+    width = config.width
+    dtype = jnp.dtype(config.dtype)
     flat = {
         "q": layer["q"].reshape(width, -1),
         "k": layer["kv"][:, 0].reshape(width, -1),
@@ -73,9 +79,9 @@ def to_matrices(layer: Params, config: ModelConfig) -> Params:
         "up": layer["gate_up"][:, 1],
         "down": layer["down"],
     }
-    return {name: matrix.astype(dtype) for name, matrix in flat.items()} | {
-        name: layer[name] for name in ("attn_norm", "mlp_norm")
-    }
+    matrices = {name: matrix.astype(dtype) for name, matrix in flat.items()}
+    norms = {name: layer[name] for name in ("attn_norm", "mlp_norm")}
+    return matrices | norms
 
 
 def decoder_layer(
@@ -85,29 +91,43 @@ def decoder_layer(
     position: Array,
     attention: Callable,
 ) -> tuple[Array, Any]:
-    """One layer.
+    """Applies one layer to the residual stream.
 
-    `attention(q, k, v)` says what the queries find, and returns what it wants kept (a cache).
+    Args:
+      weights: the layer's matrices, see `to_matrices`.
+      config: the model's shape.
+      h: the residual stream.
+      position: [R, S] of the tokens.
+      attention: `attention(q [R, S, H, K], k [R, G, S, K], v [R, G, S, K]) -> (mean values
+        [R, S, H, K], state)`, where the state is whatever the attention wants kept: a cache, or
+        None.
+
+    Returns:
+      the residual stream after the layer, and the attention's state.
     """
     rows, steps, width = h.shape
 
     def heads(x: Array, matrix: Array) -> Float[Array, "R S heads K"]:
         return (x @ matrix).reshape(rows, steps, -1, config.head_size)
 
-    x = rms_norm(h, weights["attn_norm"]).reshape(-1, width)
-    q, k, v = heads(x, weights["q"]), heads(x, weights["k"]), heads(x, weights["v"])
+    # Attention.
+    x = rms_norm(h, weights["attn_norm"]).reshape(-1, width)  # [R * S, D]
+    q = heads(x, weights["q"])  # [R, S, H, K]
+    k = heads(x, weights["k"])  # [R, S, G, K]
+    v = heads(x, weights["v"])  # [R, S, G, K]
     q, k = rotate(q, position, config.rope_base), rotate(k, position, config.rope_base)
-    found, kept = attention(q, k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3))
-    h = h + (found.reshape(rows * steps, -1) @ weights["out"]).reshape(h.shape)
-    x = rms_norm(h, weights["mlp_norm"]).reshape(-1, width)
-    h = h + ((nn.silu(x @ weights["gate"]) * (x @ weights["up"])) @ weights["down"]).reshape(
-        h.shape
-    )
-    return h, kept
+    values, state = attention(q, k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3))
+    h = h + (values.reshape(rows * steps, -1) @ weights["out"]).reshape(h.shape)
+
+    # MLP.
+    x = rms_norm(h, weights["mlp_norm"]).reshape(-1, width)  # [R * S, D]
+    gated = nn.silu(x @ weights["gate"]) * (x @ weights["up"])  # [R * S, F]
+    h = h + (gated @ weights["down"]).reshape(h.shape)
+    return h, state
 
 
 def rms_norm(x: Float[Array, "*batch D"], scale: Float[Array, " D"]) -> Float[Array, "*batch D"]:
-    """Root mean square normalization in float32: x / sqrt(mean(x^2) + 1e-6) x scale."""
+    """Normalizes by the root mean square, in float32: x / sqrt(mean(x^2) + 1e-6) * scale."""
     y = x.astype(jnp.float32)
     y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + 1e-6)
     return (y * scale.reshape((1,) * (x.ndim - 1) + (-1,))).astype(x.dtype)
@@ -116,29 +136,31 @@ def rms_norm(x: Float[Array, "*batch D"], scale: Float[Array, " D"]) -> Float[Ar
 def rotate(
     x: Float[Array, "R S heads K"], position: Int[Array, "R S"], base: float
 ) -> Float[Array, "R S heads K"]:
-    """Rotary embedding (Su et al. 2021): the two halves of a head are turned by position x
-    base^(-2i/K).
+    """Applies the rotary embedding (Su et al. 2021).
+
+    Entry i of a head's first half and entry i of its second half are turned as a pair, by the angle
+    position * base^(-2i/K).
     """
     half = x.shape[-1] // 2
-    frequency = base ** (-jnp.arange(half, dtype=jnp.float32) / half)
+    frequency = base ** (-jnp.arange(half, dtype=jnp.float32) / half)  # [K / 2]
     angle = position.astype(jnp.float32)[:, :, None, None] * frequency[None, None, None, :]
-    cos, sin = jnp.cos(angle), jnp.sin(angle)
-    left, right = x[..., :half].astype(jnp.float32), x[..., half:].astype(jnp.float32)
-    return jnp.concatenate([left * cos - right * sin, right * cos + left * sin], axis=-1).astype(
-        x.dtype
-    )
+    cos, sin = jnp.cos(angle), jnp.sin(angle)  # [R, S, 1, K / 2]
+
+    left = x[..., :half].astype(jnp.float32)
+    right = x[..., half:].astype(jnp.float32)
+    turned = jnp.concatenate([left * cos - right * sin, right * cos + left * sin], axis=-1)
+    return turned.astype(x.dtype)
 
 
 def init_params(config: ModelConfig, vocab: int, key: jax.Array) -> Params:
-    """Random float32 parameters; those of the layers are stacked on a leading axis N."""
+    """Draws random float32 parameters; those of the layers are stacked on a leading axis N."""
     keys = jax.random.split(key, config.layers + 2)
     layer = Layer(config)
     blank = jnp.zeros((1, 1, config.width), jnp.dtype(config.dtype))
+    position = jnp.zeros((1, 1), jnp.int32)
 
     def init_layer(layer_key: jax.Array) -> Params:
-        return layer.init(
-            layer_key, blank, jnp.zeros((1, 1), jnp.int32), lambda q, k, v: (q, None)
-        )["params"]
+        return layer.init(layer_key, blank, position, lambda q, k, v: (q, None))["params"]
 
     params: Params = {
         "embed": jax.random.normal(keys[0], (vocab, config.width)) * config.width**-0.5,
@@ -151,11 +173,10 @@ def init_params(config: ModelConfig, vocab: int, key: jax.Array) -> Params:
 
 
 def count_params(params: Params) -> tuple[int, int]:
-    """Number of parameters: all, and without the embedding and its output twin."""
+    """Counts the parameters: all, and all without the embedding and the output projection."""
     total = sum(x.size for x in jax.tree.leaves(params))
-    return total, total - params["embed"].size - (
-        params["unembed"].size if "unembed" in params else 0
-    )
+    projections = sum(params[name].size for name in ("embed", "unembed") if name in params)
+    return total, total - projections
 
 
 def forward(
@@ -167,11 +188,16 @@ def forward(
     hidden_block: Int[Array, "R L"],
     mesh: Mesh | None = None,
 ) -> Float[Array, "R L V"]:
-    """Logits of packed rows, for training and rescoring: the logits at j are those of the token
-    after j. Float32.
+    """Computes the float32 logits of packed rows, for training and rescoring.
+
+    The logits at column j are those of the token after column j.
 
     Args:
-      segment, hidden block, mesh: see `attend_packed`.
+      params: see `init_params`.
+      config: the model's shape.
+      tokens: the packed rows.
+      position: of each token in its thread's window.
+      segment, hidden_block, mesh: see `attend_packed`.
     """
     layer = Layer(config)
 
@@ -181,60 +207,68 @@ def forward(
     def body(h: Array, layer_params: Params) -> tuple[Array, None]:
         return layer.apply({"params": layer_params}, h, position, attention)[0], None
 
-    h = _embed(params, config, tokens)
+    h = _embed(params, config, tokens)  # [R, L, D]
     if config.remat in _KEPT:
         h, _ = jax.lax.scan(jax.checkpoint(body, policy=_KEPT[config.remat]), h, params["layers"])
     else:
         # A scan would copy what the backward pass needs of each layer into and out of stacked
         # arrays (docs/training.md).
         for index in range(config.layers):
-            h, _ = body(h, jax.tree.map(lambda x, i=index: x[i], params["layers"]))
+            h, _ = body(h, _one_layer(params, index))
     return _head(params, config, h)
 
 
 def make_decode(
-    config: ModelConfig, bounds: tuple[int, ...], tpu: bool = False
+    config: ModelConfig, cache_lengths: tuple[int, ...], tpu: bool = False
 ) -> tuple[Callable, Callable]:
-    """The model as `threads/` wants it: `decode(params, tokens, cache, positions, bound)` and
-    `init_cache(decode slots, bound)`.
+    """Makes the two functions by which a rollout (`apr_jax.threads`) uses a model.
 
-    `decode` reads `tokens` [W, S] at `positions` [W, S] into the cache and returns logits [W, S, V]
-    and the cache. A query at position p sees positions 0..p. A position at or beyond the window
-    marks padding: nothing is stored and its logits mean nothing.
+    `decode(params, tokens, cache, positions, cache_length)` reads `tokens` [W, S] at `positions`
+    [W, S] into the cache and returns logits [W, S, V] and the cache. A query at position p sees
+    positions 0..p. A position at or beyond the window marks padding: nothing is stored for it, and
+    its logits mean nothing. `params` are those of `prepare_decode`.
+
+    `init_cache(slots, cache_length)` makes an empty cache.
 
     Args:
-      bounds: `schedule.cache_lengths(window)`.
-      tpu: the cache is laid out for TPU, and read by its kernel.
+      config: the model's shape.
+      cache_lengths: all lengths that the functions will be called with, increasing; the last is the
+        window. A rollout's are `schedule.cache_lengths(window)`.
+      tpu: whether the cache is laid out for TPU and read by the TPU kernel.
     """
     kind: Any = cache_tpu if tpu else cache
 
-    def init_cache(slots: int, bound: int) -> tuple[Any, ...]:
-        return tuple(kind.empty(config, slots, bound, bounds) for _ in range(config.layers))
+    def init_cache(slots: int, cache_length: int) -> tuple[Any, ...]:
+        return tuple(
+            kind.empty(config, slots, cache_length, cache_lengths) for _ in range(config.layers)
+        )
 
     def decode(
-        params: Params, tokens: Array, cache: Any, positions: Array, bound: int
+        params: Params, tokens: Array, cache: Any, positions: Array, cache_length: int
     ) -> tuple[Array, Any]:
-        h = _embed(params, config, tokens)
-        new = []
-        for layer, before in zip(params["layers"], cache, strict=True):
-            h, after = decoder_layer(
-                layer, config, h, positions, kind.over(before, positions, bound, bounds)
-            )
-            new.append(after)
-        return _head(params, config, h), tuple(new)
+        h = _embed(params, config, tokens)  # [W, S, D]
+        updated = []
+        for layer, layer_cache in zip(params["layers"], cache, strict=True):
+            attention = kind.over(layer_cache, positions, cache_length, cache_lengths)
+            h, layer_cache = decoder_layer(layer, config, h, positions, attention)
+            updated.append(layer_cache)
+        return _head(params, config, h), tuple(updated)
 
     return decode, init_cache
 
 
 def prepare_decode(params: Params, config: ModelConfig) -> Params:
-    """Parameters as `decode` takes them: each layer's matrices apart, cut out once and not at every
-    step.
+    """Makes the parameters that `decode` takes: a list of layers, with the matrices of each.
+
+    They are cut out once here, and not at every decode step.
     """
-    layers = [
-        to_matrices(jax.tree.map(lambda x, i=index: x[i], params["layers"]), config)
-        for index in range(config.layers)
-    ]
+    layers = [to_matrices(_one_layer(params, index), config) for index in range(config.layers)]
     return params | {"layers": layers}
+
+
+def _one_layer(params: Params, index: int) -> Params:
+    """Takes one layer's parameters from the stacked ones."""
+    return jax.tree.map(lambda leaf: leaf[index], params["layers"])
 
 
 def _embed(params: Params, config: ModelConfig, tokens: Array) -> Array:
@@ -243,7 +277,7 @@ def _embed(params: Params, config: ModelConfig, tokens: Array) -> Array:
 
 def _head(params: Params, config: ModelConfig, h: Array) -> Array:
     x = rms_norm(h, params["final_norm"])
-    unembed = params["embed"].T if config.tied else params["unembed"]
+    unembed = params["embed"].T if config.tied else params["unembed"]  # [D, V]
     return jnp.einsum(
         "rsd,dv->rsv", x, unembed.astype(config.dtype), preferred_element_type=jnp.float32
     )

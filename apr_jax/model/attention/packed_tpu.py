@@ -2,23 +2,25 @@
 blocks as `packed.py`.
 
 The life of a block of queries:
-1. Thread and hidden block of a token become one number (`_codes`), so that the rule costs two
-   comparisons a pair.
-2. Forward: the grid walks the blocks of keys from the first one that the queries see to their own.
-   Steps beyond that repeat the last block's address, for which nothing is fetched, and compute
+1. Thread and hidden block of a token become one number, its code, so that the visibility rule costs
+   two comparisons a pair of tokens.
+2. Forward: the grid walks over the blocks of keys, from the first one that the queries see to their
+   own. Turns beyond that repeat the last block's address, for which nothing is fetched, and compute
    nothing. Output and log-sum-exp go to HBM.
-3. Backward, one kernel: for each block of keys the blocks of queries that see it. Keys' and values'
-   gradients are summed in scratch memory; the queries' gradient of the whole row stays in VMEM
-   until its head is done.
+3. Backward, in one kernel: for each block of keys the grid walks over the blocks of queries that
+   see it. Gradients of keys and values are summed in scratch memory. The queries' gradient of the
+   whole row stays in VMEM until its head is done.
 
-Columns are the last axis everywhere, [K, L], and scores are [keys, queries]: heads of 64 would fill
-half of the 128 lanes of a vector register, columns fill them all, and what there is one of for each
-query (maximum, sum) is a row.
+Columns are the last axis everywhere, [K, L], and scores are [keys, queries]. Heads of 64 numbers
+would fill half of the 128 lanes of a vector register, but columns fill them all; and what there is
+one of for each query (maximum, sum) is a row.
 
 Shapes: R rows, L columns of a row, H query heads, G key/value heads, K head size, n blocks of P
-columns."""
+columns. In the kernels i is a block of queries, j a block of keys and t a turn of the grid.
+"""
 
 import functools
+import math
 from typing import Any
 
 import jax
@@ -28,13 +30,13 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Int
 
-BLOCK = 512
-ATTENTION = (  # By this name a remat policy keeps what the backward pass needs of the forward one.
-    "attention"
-)
+BLOCK = 512  # The most columns of a block.
+# By this name a remat policy keeps what the backward pass needs of the forward pass.
+ATTENTION = "attention"
 _LANES = 128  # P is a multiple of it.
-_BLOCK_BITS = 16  # Bits of a code that hold the hidden block.
-NEVER = -1e30
+_BLOCK_BITS = 16  # Bits of a code that hold the hidden block; the others hold the thread.
+_LONGEST_ROW = (1 << (31 - _BLOCK_BITS)) - 1  # A row may have as many threads as columns.
+NEVER = -1e30  # The score of a key that a query does not see.
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
@@ -46,9 +48,10 @@ def attend_on_tpu(
     hidden_block: Int[Array, "R L"],
     interpret: bool = False,
 ) -> Float[Array, "R L H K"]:
-    """`attention.attend_packed` on one TPU core.
+    """`packed.attend_packed` on one TPU core.
 
     Args:
+      q, k, v, segment, hidden_block: see there.
       interpret: runs the kernels as plain JAX on any device; for tests.
     """
     return _forward(q, k, v, segment, hidden_block, interpret)[0]
@@ -58,45 +61,47 @@ def _forward(
     q: Array, k: Array, v: Array, segment: Array, hidden_block: Array, interpret: bool
 ) -> tuple[Array, tuple]:
     length = q.shape[1]
-    if length >= 1 << (31 - _BLOCK_BITS):
-        raise ValueError(
-            f"rows of {length} columns: must be shorter than {1 << (31 - _BLOCK_BITS)}"
-        )
+    if length > _LONGEST_ROW:
+        raise ValueError(f"rows of {length} columns: must be shorter than {_LONGEST_ROW + 1}")
+
+    # Pad the rows to whole blocks and put columns last.
     size = block_size(length)
     missing = -length % size
     segment, hidden_block = (jnp.pad(x, ((0, 0), (0, missing))) for x in (segment, hidden_block))
-    first, last = block_range(segment, size)
-    q = _columns_last(q.transpose(0, 2, 1, 3) * jnp.asarray(q.shape[-1] ** -0.5, q.dtype), missing)
-    k, v = _columns_last(k, missing), _columns_last(v, missing)
-    codes = (segment << _BLOCK_BITS) | hidden_block
+    first, last = block_range(segment, size)  # [R, n]
+    scale = jnp.asarray(q.shape[-1] ** -0.5, q.dtype)
+    q = _columns_last(q.transpose(0, 2, 1, 3) * scale, missing)  # [R, H, K, L]
+    k, v = _columns_last(k, missing), _columns_last(v, missing)  # [R, G, K, L]
+    codes = (segment << _BLOCK_BITS) | hidden_block  # [R, L]
+
     out, log_sum = _forward_call(first, codes, q, k, v, size, interpret)
     out, log_sum = checkpoint_name(out, ATTENTION), checkpoint_name(log_sum, ATTENTION)
-    return out[..., :length].transpose(0, 3, 1, 2), (
-        q,
-        k,
-        v,
-        codes,
-        last,
-        out,
-        log_sum,
-        jnp.zeros((length, 0)),
-    )
+
+    # Only arrays can be saved, so an empty one carries the length of the rows.
+    columns = jnp.zeros((length, 0))
+    saved = (q, k, v, codes, last, out, log_sum, columns)
+    return out[..., :length].transpose(0, 3, 1, 2), saved
 
 
 def _backward(
     interpret: bool, saved: tuple[Any, ...], grad: Array
 ) -> tuple[Array, Array, Array, None, None]:
     q, k, v, codes, last, out, log_sum, columns = saved
-    length, heads, groups = columns.shape[0], q.shape[1], k.shape[1]
-    grad = _columns_last(grad.transpose(0, 2, 1, 3), q.shape[-1] - length)
+    length = columns.shape[0]
+    heads = q.shape[1]
+    groups = k.shape[1]
+    grad = _columns_last(grad.transpose(0, 2, 1, 3), q.shape[-1] - length)  # [R, H, K, L]
+    # The sum over d out * out of each query. [R, H, 1, L]
     inner = jnp.sum(grad.astype(jnp.float32) * out.astype(jnp.float32), axis=2, keepdims=True)
     d_q, d_k, d_v = _backward_call(last, codes, q, k, v, grad, log_sum, inner, interpret)
 
-    def of_group(x: Array) -> Array:
+    def of_groups(x: Float[Array, "R H K L"]) -> Float[Array, "R G columns K"]:
+        """Adds up what the query heads of each group give to its keys (or values)."""
         summed = x.reshape(x.shape[0], groups, heads // groups, *x.shape[2:]).sum(axis=2)
         return summed.astype(k.dtype)[..., :length].transpose(0, 1, 3, 2)
 
-    return d_q[..., :length].transpose(0, 3, 1, 2), of_group(d_k), of_group(d_v), None, None
+    d_q = d_q[..., :length].transpose(0, 3, 1, 2)
+    return d_q, of_groups(d_k), of_groups(d_v), None, None
 
 
 attend_on_tpu.defvjp(_forward, _backward)
@@ -104,17 +109,24 @@ attend_on_tpu.defvjp(_forward, _backward)
 
 def block_size(length: int) -> int:
     """P: a multiple of 128, at most BLOCK, and such that the last block of a row is nearly full."""
-    blocks = -(-length // BLOCK)
-    return -(-length // (blocks * _LANES)) * _LANES
+    blocks = math.ceil(length / BLOCK)
+    return math.ceil(length / (blocks * _LANES)) * _LANES
 
 
 def block_range(
     segment: Int[Array, "R L"], size: int
 ) -> tuple[Int[Array, "R n"], Int[Array, "R n"]]:
-    """The first block of keys that a block of queries sees, and the last block of queries that sees
-    a block of keys.
+    """Which blocks see each other.
 
-    Padding is a thread like any other, after all others.
+    Padding counts as one more thread, after all others.
+
+    Args:
+      segment: thread of each token; rows are padded to whole blocks.
+      size: P, columns of a block.
+
+    Returns:
+      for each block of queries the first block of keys that it sees, and for each block of keys the
+      last block of queries that sees it.
     """
     column = jnp.arange(segment.shape[1])
     differs = segment[:, 1:] != segment[:, :-1]
@@ -126,18 +138,23 @@ def block_range(
 
 
 def _columns_last(x: Float[Array, "R heads L K"], missing: int) -> Float[Array, "R heads K padded"]:
+    """Puts the columns last and pads them by `missing`."""
     return jnp.pad(x.transpose(0, 1, 3, 2), ((0, 0), (0, 0), (0, 0), (0, missing)))
 
 
 def _forward_call(
     first: Array, codes: Array, q: Array, k: Array, v: Array, size: int, interpret: bool
 ) -> tuple[Float[Array, "R H K L"], Float[Array, "R H 1 L"]]:
+    """Computes output and log-sum-exp."""
     rows, heads, head_size, length = q.shape
-    count, share = length // size, heads // k.shape[1]
+    count = length // size
+    share = heads // k.shape[1]  # Query heads that share a key/value head.
 
     def key(i: Array, t: Array, row: Array, first: Any) -> Array:
+        """The block of keys of turn t; turns beyond the last one repeat it."""
         return jnp.minimum(first[row, i] + t, i)
 
+    # The blocks that a turn of the grid (row r, head h, block of queries i, turn t) works on.
     queries = pl.BlockSpec((1, 1, head_size, size), lambda r, h, i, t, first: (r, h, 0, i))
     keys = pl.BlockSpec(
         (1, 1, head_size, size), lambda r, h, i, t, first: (r, h // share, 0, key(i, t, r, first))
@@ -185,37 +202,48 @@ def _forward_kernel(
     v: Any,
     out: Any,
     log_sum: Any,
-    most: Any,
+    highest: Any,
     total: Any,
     sums: Any,
     *,
     size: int,
 ) -> None:
+    """Adds one block of keys to the running maximum, sum and product of one block of queries.
+
+    Args:
+      first: [R, n] first block of keys of each block of queries.
+      code, key_code: [1, 1, P], [1, P, 1] codes of queries and of keys.
+      q, k, v: [1, 1, K, P] blocks.
+      out, log_sum: [1, 1, K, P], [1, 1, 1, P] results.
+      highest, total, sums: [1, P], [1, P], [K, P] scratch: running maximum, sum and product.
+      size: P.
+    """
     row, i, t = pl.program_id(0), pl.program_id(2), pl.program_id(3)
-    at = first[row, i] + t
+    j = first[row, i] + t
 
     @pl.when(t == 0)
-    def _() -> None:
-        most[...] = jnp.full_like(most, NEVER)
+    def _begin() -> None:
+        highest[...] = jnp.full_like(highest, NEVER)
         total[...] = jnp.zeros_like(total)
         sums[...] = jnp.zeros_like(sums)
 
-    @pl.when(at <= i)
-    def _() -> None:
-        sees = _visible(code[0], key_code[0], i, at, size)
+    @pl.when(j <= i)
+    def _add_block() -> None:
+        sees = _visible(code[0], key_code[0], i, j, size)
         scores = jnp.where(sees, dot(k[0, 0], q[0, 0], (0, 0)), NEVER)
-        # What blocks without a visible key add to a query's sums vanishes when its own block, the
-        # last one, comes.
-        higher = jnp.maximum(most[...], jnp.max(scores, axis=0, keepdims=True))
-        weights, shrink = jnp.exp(scores - higher), jnp.exp(most[...] - higher)
-        most[...] = higher
+        # A block without a visible key adds to a query's sums too, but that is scaled to nothing
+        # when the query's own block comes, which is the last one.
+        higher = jnp.maximum(highest[...], jnp.max(scores, axis=0, keepdims=True))
+        weights = jnp.exp(scores - higher)  # [P, P]
+        shrink = jnp.exp(highest[...] - higher)  # [1, P]
+        highest[...] = higher
         total[...] = total[...] * shrink + jnp.sum(weights, axis=0, keepdims=True)
         sums[...] = sums[...] * shrink + dot(v[0, 0], weights.astype(v.dtype), (1, 0))
 
-    @pl.when(at == i)
-    def _() -> None:
+    @pl.when(j == i)
+    def _write_out() -> None:
         out[0, 0] = (sums[...] / total[...]).astype(out.dtype)
-        log_sum[0, 0] = most[...] + jnp.log(total[...])
+        log_sum[0, 0] = highest[...] + jnp.log(total[...])
 
 
 def _backward_call(
@@ -229,17 +257,22 @@ def _backward_call(
     inner: Array,
     interpret: bool,
 ) -> tuple[Float[Array, "R H K L"], Float[Array, "R H K L"], Float[Array, "R H K L"]]:
-    """Gradients; those of keys and values for each query head, in float32 where heads are still to
-    be added up.
+    """Computes the gradients of queries, keys and values.
+
+    Those of keys and values are given for each query head, in float32 where several heads are still
+    to be added up.
     """
     rows, heads, head_size, length = q.shape
-    count, share = last.shape[1], heads // k.shape[1]
+    count = last.shape[1]
+    share = heads // k.shape[1]  # Query heads that share a key/value head.
     size = length // count
     summed = jax.ShapeDtypeStruct(q.shape, k.dtype if share == 1 else jnp.float32)
 
     def query(j: Array, t: Array, row: Array, last: Any) -> Array:
+        """The block of queries of turn t; turns beyond the last one repeat it."""
         return jnp.minimum(j + t, last[row, j])
 
+    # The blocks that a turn of the grid (row r, head h, block of keys j, turn t) works on.
     queries = pl.BlockSpec(
         (1, 1, head_size, size), lambda r, h, j, t, last: (r, h, 0, query(j, t, r, last))
     )
@@ -302,22 +335,36 @@ def _backward_kernel(
     *,
     size: int,
 ) -> None:
+    """Adds what one block of keys and one block of queries give to each other's gradients.
+
+    Args:
+      last: [R, n] last block of queries of each block of keys.
+      code, key_code: [1, 1, P], [1, P, 1] codes of queries and of keys.
+      q, k, v, grad: [1, 1, K, P] blocks; `grad` is that of the output.
+      log_sum, inner: [1, 1, 1, P] of the queries.
+      d_q: [1, 1, K, L] result, of the whole row.
+      d_k, d_v: [1, 1, K, P] results.
+      q_sums, k_sums, v_sums: [K, L], [K, P], [K, P] scratch.
+      size: P.
+    """
     row, j, t = pl.program_id(0), pl.program_id(2), pl.program_id(3)
-    i, head_size = j + t, q.shape[2]
+    i = j + t
+    head_size = q.shape[2]
 
     @pl.when((j == 0) & (t == 0))
-    def _() -> None:
+    def _begin_head() -> None:
         q_sums[...] = jnp.zeros_like(q_sums)
 
     @pl.when(t == 0)
-    def _() -> None:
+    def _begin_block_of_keys() -> None:
         k_sums[...] = jnp.zeros_like(k_sums)
         v_sums[...] = jnp.zeros_like(v_sums)
 
     @pl.when(i <= last[row, j])
-    def _() -> None:
+    def _add_block() -> None:
         sees = _visible(code[0], key_code[0], i, j, size)
-        weights = jnp.where(sees, jnp.exp(dot(k[0, 0], q[0, 0], (0, 0)) - log_sum[0, 0]), 0.0)
+        scores = dot(k[0, 0], q[0, 0], (0, 0))  # [P, P]
+        weights = jnp.where(sees, jnp.exp(scores - log_sum[0, 0]), 0.0)
         d_scores = (weights * (dot(v[0, 0], grad[0, 0], (0, 0)) - inner[0, 0])).astype(q.dtype)
         k_sums[...] += dot(q[0, 0], d_scores, (1, 1))
         v_sums[...] += dot(grad[0, 0], weights.astype(q.dtype), (1, 1))
@@ -325,29 +372,29 @@ def _backward_kernel(
         q_sums[:, columns] += dot(k[0, 0], d_scores, (1, 0))
 
     @pl.when(i == last[row, j])
-    def _() -> None:
+    def _write_block_of_keys() -> None:
         d_k[0, 0] = k_sums[...].astype(d_k.dtype)
         d_v[0, 0] = v_sums[...].astype(d_v.dtype)
 
     @pl.when((j == pl.num_programs(2) - 1) & (t == pl.num_programs(3) - 1))
-    def _() -> None:
+    def _write_head() -> None:
         d_q[0, 0] = (q_sums[...] * head_size**-0.5).astype(d_q.dtype)
 
 
 def _visible(code: Array, key_code: Array, i: Array, j: Array, size: int) -> Array:
-    """[keys, queries] of block j of keys and block i of queries: `attention.visible`, on codes."""
+    """[keys, queries] `packed.visible` of block j of keys and block i of queries, on codes."""
     shape = (key_code.shape[0], code.shape[1])
     key_column = j * size + jax.lax.broadcasted_iota(jnp.int32, shape, 0)
     column = i * size + jax.lax.broadcasted_iota(jnp.int32, shape, 1)
-    open_ = code & ~((1 << _BLOCK_BITS) - 1)  # The thread's tokens outside of hidden blocks.
-    return (key_column <= column) & ((key_code == code) | (key_code == open_))
+    not_hidden = code & ~((1 << _BLOCK_BITS) - 1)  # The thread's code outside of hidden blocks.
+    return (key_column <= column) & ((key_code == code) | (key_code == not_hidden))
 
 
 def dot(left: Array, right: Array, axes: tuple[int, int]) -> Array:
-    """Within a kernel: the product over one axis of each, in float32."""
+    """The product over one axis of each operand, summed in float32; for use within a kernel."""
     if pltpu.is_tpu_device() and pltpu.get_tpu_info().generation < 4:
-        # The kernel compiler has no bfloat16 operands for v2 and v3. Their matrix units round
-        # float32 ones to it.
+        # The kernel compiler has no bfloat16 operands for v2 and v3, whose matrix units round
+        # float32 operands to bfloat16.
         left, right = left.astype(jnp.float32), right.astype(jnp.float32)
     contract = (((axes[0],), (axes[1],)), ((), ()))
     return jax.lax.dot_general(left, right, contract, preferred_element_type=jnp.float32)
