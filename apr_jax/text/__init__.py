@@ -1,1 +1,45 @@
-"""Tokenizers: text to token ids and back."""
+"""Tokenizers: text to token ids and back.
+
+    from apr_jax.text import CONTROL_PIECES, Tokenizer
+
+    tokenizer = Tokenizer.train(["22+26=48"], phrases=["Moving to Node #"])
+    ids = tokenizer.encode("48-26=22")
+    tokenizer.decode(ids)                    # "48-26=22", byte for byte
+    Tokenizer.from_bytes(tokenizer.to_bytes())
+
+A token is one character, or one of the phrases that the tokenizer was trained with. The ids below
+`len(CONTROL_PIECES)` are the control pieces of the thread protocol (`SPAWN`, `JOIN` and so on). No
+text encodes to a control piece, so a text that spells "<spawn>" cannot spawn anything.
+
+The package needs no JAX.
+"""
+
+from apr_jax.text.tokenizer import (
+    BOS,
+    CONTROL_PIECES,
+    END_JOINED,
+    END_SPAWN,
+    EOS,
+    JOIN,
+    JOINED,
+    MSG,
+    PAD,
+    SPAWN,
+    UNK,
+    Tokenizer,
+)
+
+__all__ = [
+    "BOS",
+    "CONTROL_PIECES",
+    "END_JOINED",
+    "END_SPAWN",
+    "EOS",
+    "JOIN",
+    "JOINED",
+    "MSG",
+    "PAD",
+    "SPAWN",
+    "UNK",
+    "Tokenizer",
+]

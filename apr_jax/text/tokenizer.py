@@ -1,8 +1,7 @@
-"""Text to token ids and back: SentencePiece, a piece a character, plus whole phrases where a trace
-repeats boilerplate.
+"""A SentencePiece tokenizer whose pieces are characters, and whole phrases where texts repeat them.
 
 The control pieces of the thread protocol are SentencePiece *control symbols*: they have ids, but no
-text encodes to them, so a text that spells "<spawn>" is seven harmless characters. Needs no JAX.
+text encodes to them. A text that spells "<spawn>" is seven harmless characters.
 """
 
 import io
@@ -27,21 +26,21 @@ CONTROL_PIECES = (
 )
 PAD, BOS, EOS, UNK, SPAWN, MSG, END_SPAWN, JOINED, END_JOINED, JOIN = range(len(CONTROL_PIECES))
 
-# What SentencePiece writes for a space in its pieces; as text it could not be told from one.
+# SentencePiece writes this character for a space, so a text that holds it would come back changed.
 _SPACE = "\u2581"
-_MOST_PIECES = 8_000
-_LONGEST_TEXT = 1 << 24  # Bytes; SentencePiece would skip longer texts without a word.
+_MAX_PIECES = 8_000
+_LONGEST_TEXT = 1 << 24  # In bytes; SentencePiece would skip longer texts without a word.
 
 
 class Tokenizer:
-    """A trained tokenizer; immutable.
+    """A trained tokenizer, which never changes.
 
     Args:
       model: the serialized SentencePiece model.
 
     Raises:
-      ValueError: `model` is no such thing, or its control pieces are not those of the thread
-        protocol.
+      ValueError: `model` is not a SentencePiece model, or its control pieces are not those of the
+        thread protocol.
     """
 
     def __init__(self, model: bytes):
@@ -52,30 +51,29 @@ class Tokenizer:
             raise ValueError(
                 f"tokenizer: not a SentencePiece model ({len(model)} bytes): {error}"
             ) from None
-        self.pieces: tuple[str, ...] = tuple(
-            self._processor.id_to_piece(list(range(len(self._processor))))
-        )
-        if self.pieces[: len(CONTROL_PIECES)] != CONTROL_PIECES:
-            raise ValueError(
-                f"tokenizer: begins with {self.pieces[: len(CONTROL_PIECES)]}, not with"
-                f" {CONTROL_PIECES}"
-            )
+        all_ids = list(range(len(self._processor)))
+        self.pieces: tuple[str, ...] = tuple(self._processor.id_to_piece(all_ids))
+        first_pieces = self.pieces[: len(CONTROL_PIECES)]
+        if first_pieces != CONTROL_PIECES:
+            raise ValueError(f"tokenizer: begins with {first_pieces}, not with {CONTROL_PIECES}")
 
     @classmethod
     def train(
         cls, texts: Iterable[str], phrases: Sequence[str] = (), alphabet: str = ""
     ) -> "Tokenizer":
-        """Learns the characters of `texts`; a function of its arguments alone.
+        """Trains a tokenizer on the characters of `texts`.
+
+        The result depends on the arguments alone.
 
         Args:
-          texts: at least one that is not empty.
-          alphabet: characters that are learned whether or not a text holds them.
-          phrases: strings that become one piece each; where several match at one place, the longest
+          texts: texts to learn from, at least one of which is not empty.
+          phrases: strings that become one piece each. Where several match at one place, the longest
             wins.
+          alphabet: characters that are learned whether or not a text holds them.
 
         Raises:
-          ValueError: there is no text, or it holds the character that SentencePiece uses for a
-            space; a phrase is a control piece.
+          ValueError: there is no text, a text holds the character that SentencePiece uses for a
+            space, or a phrase is a control piece.
         """
         texts = [text for text in texts if text]
         if not texts:
@@ -84,18 +82,21 @@ class Tokenizer:
             raise ValueError(
                 f"tokenizer: a text holds {_SPACE!r}, which stands for a space inside SentencePiece"
             )
-        if taken := set(phrases) & set(CONTROL_PIECES):
+        taken = set(phrases) & set(CONTROL_PIECES)
+        if taken:
             raise ValueError(f"tokenizer: phrases {sorted(taken)} are control pieces")
-        # SentencePiece cuts the line end off a text before it counts; inside a text it is a
-        # character like any other. And it counts no character that a phrase took: each stands alone
-        # once, too.
+
+        # SentencePiece does not count a line end at the end of a text, nor a character that is part
+        # of a phrase. So there is one more text in which every character stands before the end, and
+        # each character is a text of its own.
         alphabet = "".join(sorted(set(alphabet).union(*texts)))
+        every_character = alphabet[-1] + alphabet
         model = io.BytesIO()
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=itertools.chain(texts, [alphabet[-1] + alphabet], alphabet),
+            sentence_iterator=itertools.chain(texts, [every_character], alphabet),
             model_writer=model,
             model_type="char",
-            vocab_size=_MOST_PIECES,
+            vocab_size=_MAX_PIECES,
             hard_vocab_limit=False,
             character_coverage=1.0,
             max_sentence_length=_LONGEST_TEXT,
@@ -120,63 +121,69 @@ class Tokenizer:
 
     @classmethod
     def from_bytes(cls, model: bytes) -> "Tokenizer":
-        """The inverse of `to_bytes`; raises ValueError if they are damaged."""
+        """Makes the tokenizer that `to_bytes` has written.
+
+        Raises:
+          ValueError: the bytes are damaged.
+        """
         return cls(model)
 
     def to_bytes(self) -> bytes:
-        """The serialized SentencePiece model: what `tokenizer.model` and checkpoints hold."""
+        """The serialized SentencePiece model, as `tokenizer.model` and checkpoints hold it."""
         return self._model
 
     @property
     def vocab_size(self) -> int:
-        """V, control pieces included."""
+        """V, the number of pieces, control pieces included."""
         return len(self.pieces)
 
     def encode(self, text: str) -> list[int]:
-        """Ids of the text's pieces, never a control id; "" gives none.
+        """Encodes a text to the ids of its pieces, never to a control id; "" gives no ids.
 
         Raises:
-          UsageError: names the first character that the tokenizer never saw.
+          UsageError: the text holds a character that the tokenizer does not know; the message names
+            the first one.
         """
         try:
             ids: list[int] = self._processor.encode(text)
-        except RuntimeError:  # Half of a surrogate pair: nothing that UTF-8 can hold.
-            raise _unknown(
-                next(character for character in text if "\ud800" <= character <= "\udfff"), text
-            ) from None
+        except RuntimeError:  # The text holds half a surrogate pair, which UTF-8 cannot encode.
+            surrogates = (character for character in text if "\ud800" <= character <= "\udfff")
+            raise _unknown(next(surrogates), text) from None
         if UNK in ids:
             pieces = self._processor.encode(text, return_type="proto").pieces
-            raise _unknown(next(piece.surface for piece in pieces if piece.id == UNK)[0], text)
+            unknown = next(piece.surface for piece in pieces if piece.id == UNK)
+            raise _unknown(unknown[0], text)
         if _SPACE in text:
             raise _unknown(_SPACE, text)
         return ids
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of the ids; control ids are dropped.
+        """Decodes ids to a text; control ids are dropped.
 
         `decode(encode(text)) == text`, byte for byte.
         """
-        text: str = self._processor.decode(
-            [int(token) for token in ids if token >= len(CONTROL_PIECES)]
-        )
+        text_ids = [int(token) for token in ids if token >= len(CONTROL_PIECES)]
+        text: str = self._processor.decode(text_ids)
         return text
 
     def show(self, ids: Iterable[int]) -> str:
-        """The text of the ids, control pieces included, but not `<pad>`, `<bos>`, `<eos>`,
-        `<unk>`.
+        """Decodes ids to a text in which the control pieces of spawns and joins are spelled out.
+
+        `<pad>`, `<bos>`, `<eos>` and `<unk>` are dropped.
         """
         parts: list[str] = []
-        plain: list[int] = []
+        text_ids: list[int] = []  # Those since the last control piece.
         for token in map(int, ids):
             if SPAWN <= token <= JOIN:
-                parts += [self.decode(plain), CONTROL_PIECES[token]]
-                plain = []
+                parts += [self.decode(text_ids), CONTROL_PIECES[token]]
+                text_ids = []
             else:
-                plain.append(token)
-        return "".join([*parts, self.decode(plain)])
+                text_ids.append(token)
+        return "".join([*parts, self.decode(text_ids)])
 
 
 def _unknown(character: str, text: str) -> UsageError:
+    """The error for a character that the tokenizer does not know."""
     shown = text if len(text) <= 60 else text[:57] + "..."
     return UsageError(
         f"text {shown!r}: the character {character!r} is unknown to the tokenizer; "
