@@ -1,1 +1,10 @@
-"""The machine around a run: files here and in buckets, leases, the terminal, processes, devices."""
+"""The machine around a run.
+
+- `storage`: paths here and in buckets, files that appear whole or not at all, copies and mirrors.
+- `lease`: keeps a second writer out of a run's folder.
+- `disk_errors`: a full disk and other errors of the system, in one line each.
+- `library_errors`: what the errors of other libraries mean.
+- `terminal`: safe and complete output in any terminal.
+- `subprocesses`: how Python processes are started, and how they end.
+- `runtime`: what every command sets up before JAX works.
+"""

@@ -1,6 +1,6 @@
-"""What goes wrong with the disk and the machine, said once and in one line.
+"""Errors of the disk and the machine, each reported once and in one line.
 
-Libraries say it in pages, and from threads of their own.
+Other libraries report them in pages of text, and also from threads of their own.
 """
 
 import errno
@@ -20,10 +20,10 @@ from apr_jax.io.library_errors import is_of_system, what_went_wrong
 
 @contextmanager
 def disk_errors(where: Path) -> Iterator[None]:
-    """Turns a disk that takes no more, through whichever library it shows, into a DiskError that
-    says why.
+    """Turns errors of the disk into a DiskError that names `where` and the reason.
 
-    Any OSError is one, and what TensorStore says about one of the system.
+    Those are a full disk, whichever library reports it, any other OSError, and errors of the system
+    that TensorStore reports. All other exceptions pass.
     """
     try:
         yield
@@ -43,11 +43,12 @@ def disk_errors(where: Path) -> Iterator[None]:
 
 
 def check_writable(folder: Path) -> None:
-    """Makes sure that files can be made in a folder of this machine: the first save may come hours
-    later.
+    """Makes sure that files can be made in a folder of this machine.
+
+    The first save of a run may come hours later, which would be late to find out.
 
     Raises:
-      DiskError: they can't.
+      DiskError: no file can be made there.
     """
     with disk_errors(folder), tempfile.TemporaryFile(dir=folder) as file:
         file.write(b"x")
@@ -59,10 +60,11 @@ def _is_full(error: BaseException | None) -> bool:
 
 
 class TolerantStream:
-    """A stream that may vanish: what can no longer be written to it is dropped.
+    """A stream that may vanish; then what is written to it is dropped.
 
-    A terminal that was closed fails at every write (EIO). A run that is about to save must not end
-    by that."""
+    Writing to a terminal that was closed always fails (EIO), which must not end a run that is about
+    to save.
+    """
 
     def __init__(self, stream: IO[str]):
         self._stream = stream
@@ -82,14 +84,16 @@ class TolerantStream:
 
 
 class Muffled:
-    """From its making to `end`, tracebacks that the threads of libraries print are dropped, unless
-    APR_DEBUG is set.
+    """Drops tracebacks that threads of other libraries print, until `end` is called.
 
-    Orbax raises the same errors again where the run waits for a save, and TensorStore's threads
-    find its event loop closed then; TensorBoard's file is only a copy of metrics.jsonl."""
+    Nothing is lost by that: Orbax raises the same errors again where the run waits for a save, and
+    then TensorStore's threads find their event loop closed; and TensorBoard's file is only a copy
+    of metrics.jsonl. With APR_DEBUG set nothing is dropped.
+    """
 
     def __init__(self) -> None:
-        self._hook, self._any_hook = threading.excepthook, sys.unraisablehook
+        self._thread_hook = threading.excepthook
+        self._unraisable_hook = sys.unraisablehook
         self._loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]
         if os.environ.get("APR_DEBUG"):
             return
@@ -99,17 +103,19 @@ class Muffled:
         sys.unraisablehook = self._unraisable
 
     def end(self) -> None:
-        threading.excepthook, sys.unraisablehook = self._hook, self._any_hook
+        """Restores what was there before."""
+        threading.excepthook = self._thread_hook
+        sys.unraisablehook = self._unraisable_hook
         for logger in self._loggers:
             logger.removeFilter(_has_no_traceback)
 
     def _thread_died(self, args: threading.ExceptHookArgs) -> None:
         if not (_is_full(args.exc_value) or isinstance(args.exc_value, OSError)):
-            self._hook(args)
+            self._thread_hook(args)
 
     def _unraisable(self, args: "sys.UnraisableHookArgs") -> None:
         if str(args.exc_value) != "Event loop is closed":
-            self._any_hook(args)
+            self._unraisable_hook(args)
 
 
 def _has_no_traceback(record: logging.LogRecord) -> bool:
@@ -118,7 +124,7 @@ def _has_no_traceback(record: logging.LogRecord) -> bool:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Orbax logs pages about damaged files that we report in one line."""
+    """Silences the pages that Orbax logs about damaged files, which we report in one line."""
     logger = logging.getLogger("absl")
     level = logger.level
     logger.setLevel(logging.CRITICAL + 1)

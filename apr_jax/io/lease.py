@@ -1,22 +1,23 @@
-"""Who writes in a folder: a lease, which keeps a second writer out of it.
+"""The lease of a folder: it keeps a second run from writing there.
 
-    FOLDER/lease.json   host and process that write here, since when, what for; gone with them
+    FOLDER/lease.json   host and process that write here, since when, why; removed at the end
 
 The life of a lease:
-1. A start that finds none writes its own. One that finds another's looks whether its holder lives:
-     - on this host the process table says so at once. A killed run can be started again without
-       waiting.
-     - of another host nothing is known but its signs of life: the lease changes every
-       `BEAT_SECONDS`. Where it is seen to change the start is refused; where it does not for
-       `STALE_SECONDS` it is taken over. No clock of one host is compared with that of another.
-2. While it is held, a thread gives the signs of life, and makes sure that the lease still is this
-   run's: a run that slept so long that another one took it over ends when it wakes up, and writes
+1. A start that finds no lease writes its own. A start that finds one asks whether the holder lives:
+     - On the same host the process table knows at once, so a killed run can be started again
+       without waiting.
+     - A holder on another host shows that it lives by changing its lease every `BEAT_SECONDS`. If
+       the lease is seen to change, the start is refused. If it does not change for `STALE_SECONDS`,
+       it is taken over. Clocks of two hosts are never compared.
+2. While a lease is held, a thread changes it regularly, and checks that it still is this run's. A
+   run that slept so long that another run took its lease over ends when it wakes up, and writes
    nothing more (`Lease.check`).
-3. It is removed at the end, whether by an error, a signal or success.
+3. The lease is removed at the end, be it by an error, a signal or success.
 
-Reading, deciding and writing are one step, of which two starts never do half each: on a disk under
-a lock of the folder (flock), in a bucket by a write that holds only for the generation that was
-read (if-generation-match)."""
+No two starts can both find the folder free: reading, deciding and writing happen under a lock of
+the folder (flock) on a disk, and in a bucket by a write that succeeds only if the object's
+generation is the one that was read (if-generation-match).
+"""
 
 import contextlib
 import datetime
@@ -46,26 +47,30 @@ _UNKNOWN, _TAKEN, _REFUSED = range(3)
 
 
 class Lease:
-    """The right to write in a folder; a context manager.
+    """The right to write in a folder, as a context manager.
 
-    Taken once more in the same process, by what it does as a part of the same work, it is the same
-    lease.
+    If the same process takes the lease of the same folder once more within it, for a part of the
+    same work, the outer lease covers that.
 
     Args:
-      folder: here or in a bucket; made if missing.
-      what: the holder does in it, as others are told: "training".
-      together: all processes of a run of several take it together. The first one holds it for them.
+      folder: of this machine or in a bucket; made if missing.
+      what: what the holder does there, for messages to others, such as "training".
+      together: whether all processes of a run take the lease together. The first process holds it
+        for all of them.
 
     Raises:
-      UserError: on entering: another run, which lives, holds it, or the folder cannot be written.
+      UserError: on entering: another run holds the lease and lives, or the folder cannot be
+        written.
     """
 
     def __init__(self, folder: Path, what: str, together: bool = False):
         self._folder = absolute(folder)
         self._together = together
-        self._store: _Store = (
-            _Bucket(self._folder) if is_remote(self._folder) else _Disk(self._folder)
-        )
+        self._store: _Store
+        if is_remote(self._folder):
+            self._store = _Bucket(self._folder)
+        else:
+            self._store = _Disk(self._folder)
         self._text = json.dumps(_myself() | {"what": what, "token": uuid.uuid4().hex}) + "\n"
         self._outer: Lease | None = None
         self._holds = False
@@ -74,9 +79,8 @@ class Lease:
         self._alive_at = 0.0
         self._lost = False
         self._refusal: UserError | None = None
-        self._watched: tuple[Any, float] | None = (
-            None  # The lease of another host, and since when it has been so.
-        )
+        # The version of another host's lease, and since when it has been that.
+        self._watched: tuple[Any, float] | None = None
         self._ended = threading.Event()
         self._beating: threading.Thread | None = None
 
@@ -86,10 +90,10 @@ class Lease:
         if self._outer is not None:
             return self
         while True:
-            found = first_decides(self._look) if self._together else self._look()
-            if found == _TAKEN:
+            outcome = first_decides(self._look) if self._together else self._look()
+            if outcome == _TAKEN:
                 break
-            if found == _REFUSED:
+            if outcome == _REFUSED:
                 raise self._refusal or UserError(
                     f"{self._folder}: was refused to the first process of this run"
                 )
@@ -118,24 +122,25 @@ class Lease:
         with self._lock:
             if self._lost:
                 return
-            # What is left is taken over like that of a killed run.
+            # A lease that cannot be removed is taken over later like that of a killed run.
             with contextlib.suppress(Exception):
                 self._store.remove(self._text, self._version)
 
     def check(self) -> None:
-        """Makes sure that this run still holds the folder; to be called before anything is written.
-        It costs nothing as long as there were signs of life.
+        """Makes sure that this run still holds the lease; to be called before anything is written.
+
+        It costs nothing as long as the lease was renewed in time.
 
         Raises:
-          LostLease: another run has taken it over, the folder is gone, or for too long nothing
-            could be written there.
+          LostLease: another run has taken the lease over, the folder is gone, or the lease could
+            not be renewed for too long.
         """
         if self._outer is not None:
             self._outer.check()
             return
         if not self._holds:
             return
-        # The machine slept, or the disk hangs.
+        # After a late renewal (the machine slept, or the disk hangs) the lease must be read again.
         if not self._lost and _clock() - self._alive_at > 2 * BEAT_SECONDS:
             self._beat()
         if self._lost:
@@ -151,6 +156,7 @@ class Lease:
             )
 
     def _who_has_it(self) -> str:
+        """Says in words what became of a lost lease."""
         with contextlib.suppress(Exception):
             text, version = self._store.read()
             if version is not None:
@@ -158,8 +164,9 @@ class Lease:
         return f"its {FILE} is gone: the folder was deleted or moved"
 
     def _look(self) -> int:
-        """Looks once at what is there, and takes the lease if nobody else has it; the first process
-        does it for all.
+        """Tries once to take the lease, and gives the outcome as a number.
+
+        The number can be sent to the other processes, for which the first one does this.
         """
         try:
             return self._take()
@@ -168,8 +175,14 @@ class Lease:
             return _REFUSED
 
     def _take(self) -> int:
+        """Takes the lease if no living run holds it; _UNKNOWN asks for another try.
+
+        Raises:
+          UserError: a living run holds it.
+        """
         if self._watched is not None:
             time.sleep(_LOOK_SECONDS)
+
         text, version = self._store.read()
         if version is not None:
             holder = _parse(text)
@@ -178,16 +191,18 @@ class Lease:
                 raise self._refused(holder)
             if lives is None and not self._is_stale(holder, version):
                 return _UNKNOWN
+
         taken = self._store.put(self._text, version)
         if taken is None:
+            # Another start was faster, or the holder has renewed its lease.
             text, version = self._store.read()
-            # Another start was faster, or the holder gave a sign of life.
             if version is not None and text != self._text:
                 raise self._refused(_parse(text))
             if version is None:
                 return _UNKNOWN
             taken = version
-        self._version, self._alive_at = taken, _clock()
+        self._version = taken
+        self._alive_at = _clock()
         return _TAKEN
 
     def _is_stale(self, holder: dict[str, Any], version: Any) -> bool:
@@ -197,12 +212,12 @@ class Lease:
             self._watched = version, now
             print(
                 f"{self._folder}: is held by {_named(holder)}; this start waits for a sign of life"
-                f" of it, and goes on if there is none for {STALE_SECONDS:.0f} s",
+                f" from it, and goes on if there is none for {STALE_SECONDS:.0f} s",
                 file=sys.stderr,
                 flush=True,
             )
-        seen, since = self._watched
-        if seen != version:
+        seen_version, since = self._watched
+        if seen_version != version:
             raise self._refused(holder)
         return now - since >= STALE_SECONDS
 
@@ -222,36 +237,40 @@ class Lease:
                 return
             try:
                 version = self._store.beat(self._text, self._version)
-            # A full disk, a network that is away for a moment: `check` knows when it is too long.
             except Exception:
+                # The disk may be full, or the network away for a moment; `check` notices when that
+                # takes too long.
                 return
             if version is None:
                 self._lost = True
             else:
-                self._version, self._alive_at = version, _clock()
+                self._version = version
+                self._alive_at = _clock()
 
 
-_HELD: dict[str, Lease] = {}  # By folder, those of this process.
+_HELD: dict[str, Lease] = {}  # The leases that this process holds, by folder.
 
 
 class _Store(Protocol):
-    """Where a lease is kept. A version changes whenever the lease does; that of no lease is
-    None.
+    """The place where a lease is kept.
+
+    A lease has a version, which changes whenever the lease does. Without a lease it is None.
     """
 
     def read(self) -> tuple[str, Any]:
-        """Text and version; "" and None if there is none."""
+        """Reads the lease's text and version; "" and None if there is no lease."""
 
     def put(self, text: str, version: Any) -> Any:
-        """Writes the lease in place of that version, and returns the new one; None if another one
-        is there by now.
+        """Replaces the lease of this version by `text`.
+
+        Returns the new version, or None if the lease has another version by now.
         """
 
     def beat(self, text: str, version: Any) -> Any:
-        """Gives the lease a new version, and returns it; None if it is not this one any more."""
+        """Gives the lease a new version and returns it; None if it is another run's by now."""
 
     def remove(self, text: str, version: Any) -> None:
-        """Removes the lease, if it still is this one."""
+        """Removes the lease if it is still this one."""
 
 
 class _Disk:
@@ -262,16 +281,17 @@ class _Disk:
         self._path = folder / FILE
 
     @contextlib.contextmanager
-    def _alone(self) -> Iterator[None]:
-        """No other process is in here at the same time."""
+    def _locked(self) -> Iterator[None]:
+        """Keeps all other processes out of this block meanwhile."""
         with contextlib.ExitStack() as opened:
             folder = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY)
             opened.callback(os.close, folder)
             try:
                 fcntl.flock(folder, fcntl.LOCK_EX)
-            except OSError:  # NFS locks files alone, and only those that may be written.
+            except OSError:
+                # NFS locks no folders, only files that are open for writing.
                 file = opened.enter_context((self._folder / _LOCK).open("a"))
-                # A disk that knows no locks: a change of the version must do.
+                # Some disks know no locks at all; there the comparison of versions must do.
                 with contextlib.suppress(OSError):
                     fcntl.flock(file, fcntl.LOCK_EX)
             yield
@@ -290,7 +310,7 @@ class _Disk:
     def put(self, text: str, version: Any) -> Any:
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            with self._alone():
+            with self._locked():
                 if self.read()[1] != version:
                     return None
                 write_text(self._path, text)
@@ -301,23 +321,23 @@ class _Disk:
     def beat(self, text: str, version: Any) -> Any:
         del version
         try:
-            with self._alone():
+            with self._locked():
                 if self.read()[0] != text:
                     return None
-                os.utime(self._path)  # Takes no space: a full disk has signs of life too.
+                os.utime(self._path)  # It takes no space, so it works on a full disk too.
                 return self.read()[1]
         except FileNotFoundError:
             return None
 
     def remove(self, text: str, version: Any) -> None:
         del version
-        with self._alone():
+        with self._locked():
             if self.read()[0] == text:
                 self._path.unlink()
 
 
 class _Bucket:
-    """A lease in a bucket; a version is the generation of the object."""
+    """A lease in a bucket; its version is the generation of the object."""
 
     def __init__(self, folder: Path):
         import fsspec
@@ -344,10 +364,10 @@ class _Bucket:
         written = self._write(text, version)
         if written is not None:
             return written
-        # A write whose answer was lost, and which gcsfs therefore repeated, finds its own
-        # generation.
-        found, generation = self.read()
-        return generation if found == text else None
+        # If the answer to a write was lost, gcsfs has repeated the write, which then fails because
+        # of the generation that its first attempt has made.
+        current, generation = self.read()
+        return generation if current == text else None
 
     def remove(self, text: str, version: Any) -> None:
         del text
@@ -355,7 +375,8 @@ class _Bucket:
             self._fs.call("DELETE", "b/{}/o/{}", self._bucket, self._key, ifGenerationMatch=version)
 
     def _write(self, text: str, version: str) -> str | None:
-        # As gcsfs says 412: it has another generation by now.
+        """Writes the object if its generation is `version`, and returns the new generation."""
+        # gcsfs reports another generation (status 412) by this error.
         with contextlib.suppress(FileExistsError):
             written = self._fs.call(
                 "POST",
@@ -372,6 +393,7 @@ class _Bucket:
 
 
 def _myself() -> dict[str, Any]:
+    """Describes this process as the holder of a lease."""
     return {
         "host": socket.gethostname(),
         "machine": _machine(),
@@ -382,8 +404,8 @@ def _myself() -> dict[str, Any]:
 
 
 def _machine() -> str:
-    """Tells hosts apart that have the same name, one start of a host from the next, and
-    containers.
+    """Identifies this host, this start of it and this container, within which process numbers are
+    unique. The name alone does not: hosts may share one.
     """
     boot = namespace = ""
     with contextlib.suppress(OSError):
@@ -394,15 +416,15 @@ def _machine() -> str:
 
 
 def _started(pid: int) -> str:
-    """When a process was started, in ticks of the machine: numbers of processes come again.
+    """When a process was started, in ticks of the machine; "" if that is not known.
 
-    "" if that is not known.
+    It tells apart processes that have the same number, one after the other.
     """
     return (_state(pid) or ["", ""])[1]
 
 
 def _state(pid: int) -> list[str] | None:
-    """State and start of a process, by /proc; None if it has none."""
+    """State and start of a process according to /proc; None if it is not listed there."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
@@ -411,18 +433,18 @@ def _state(pid: int) -> list[str] | None:
 
 
 def _lives(holder: dict[str, Any]) -> bool | None:
-    """Whether the process of a lease lives; None if that cannot be told from here."""
+    """Whether the process that holds a lease lives; None if this host cannot tell."""
     pid = holder.get("pid")
     if holder.get("machine") != _machine() or not isinstance(pid, int):
         return None
-    if pid == os.getpid():  # What this process holds, it would have found in _HELD.
+    if pid == os.getpid():  # A lease of this process would be in _HELD, so this is an old one.
         return False
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
     except PermissionError:
-        pass  # It is there, and another user's.
+        pass  # The process exists and is another user's.
     state = _state(pid)
     if state is None:
         return True
@@ -430,7 +452,7 @@ def _lives(holder: dict[str, Any]) -> bool | None:
 
 
 def _parse(text: str) -> dict[str, Any]:
-    """What a lease says; nothing if it is damaged."""
+    """The content of a lease; empty if it is damaged."""
     try:
         values = json.loads(text)
     except ValueError:
@@ -439,14 +461,13 @@ def _parse(text: str) -> dict[str, Any]:
 
 
 def _named(holder: dict[str, Any]) -> str:
+    """Describes the holder of a lease in words."""
     if not holder:
         return "an unknown process"
-    what, pid, host, since = (
-        str(holder.get(name, "?")) for name in ("what", "pid", "host", "since")
-    )
-    return f"process {pid} on host {host} ({what}, since {since})"
+    known = {name: holder.get(name, "?") for name in ("what", "pid", "host", "since")}
+    return "process {pid} on host {host} ({what}, since {since})".format(**known)
 
 
 def _clock() -> float:
-    """Seconds that go on while the machine sleeps."""
+    """A clock in seconds that goes on while the machine sleeps."""
     return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))

@@ -1,5 +1,6 @@
-"""How a process is set up before JAX works: where compiled programs are kept, how many devices the
-CPU is, and which other processes it works with."""
+"""The setup of a process before JAX works: where compiled programs are kept, how many devices the
+CPU counts as, and with which other processes this one works.
+"""
 
 import os
 from collections.abc import Callable, Iterator
@@ -15,38 +16,28 @@ MOST_CPU_DEVICES = 8
 AUTO = "auto"
 _PLATFORMS = "JAX_PLATFORMS"
 COORDINATOR, COUNT, INDEX = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
-HEARTBEAT_SECONDS = 30  # After which a process that is gone ends the others.
+HEARTBEAT_SECONDS = 30  # So long after a process has vanished the others end.
 _CONNECT_SECONDS = 300
 
-# Settings of JAX with which this program does not work: name, values, and what they would do to it.
+_TRANSFER_REASON = "numbers go to the device and come back in every step"
+_NO_TRANSFER = ("disallow", "disallow_explicit")
+# Settings of JAX with which this program does not work: name, values, and why not.
 _REFUSED: tuple[tuple[str, tuple[Any, ...], str], ...] = (
     ("jax_enable_x64", (True,), "weights and checkpoints are of 32-bit numbers"),
     ("jax_disable_jit", (True,), "a rollout that is not compiled takes hours"),
     ("jax_numpy_rank_promotion", ("raise",), "arrays of different rank are combined on purpose"),
-    (
-        "jax_numpy_dtype_promotion",
-        ("strict",),
-        "numbers of different types are combined on purpose",
-    ),
-    *(
-        (
-            name,
-            ("disallow", "disallow_explicit"),
-            "numbers go to the device and come back in every step",
-        )
-        for name in (
-            "jax_transfer_guard",
-            "jax_transfer_guard_host_to_device",
-            "jax_transfer_guard_device_to_device",
-            "jax_transfer_guard_device_to_host",
-        )
-    ),
+    ("jax_numpy_dtype_promotion", ("strict",), "numbers of several types are combined on purpose"),
+    ("jax_transfer_guard", _NO_TRANSFER, _TRANSFER_REASON),
+    ("jax_transfer_guard_host_to_device", _NO_TRANSFER, _TRANSFER_REASON),
+    ("jax_transfer_guard_device_to_device", _NO_TRANSFER, _TRANSFER_REASON),
+    ("jax_transfer_guard_device_to_host", _NO_TRANSFER, _TRANSFER_REASON),
 )
 
 
 def cache_folder() -> Path | None:
-    """Where compiled XLA programs are kept: $APR_CACHE, by default ~/.cache/apr_jax; None if it is
-    set to "off".
+    """The folder where compiled XLA programs are kept.
+
+    It is $APR_CACHE, by default ~/.cache/apr_jax, or None if the variable is "off".
 
     Raises:
       UsageError: the variable names no folder of this machine.
@@ -57,8 +48,8 @@ def cache_folder() -> Path | None:
 
 
 def keep_compiled() -> None:
-    """Makes JAX keep compiled programs on disk: a second start of the same experiment compiles
-    nothing anew.
+    """Makes JAX keep compiled programs on disk, so that the same experiment, started again,
+    compiles nothing.
     """
     folder = cache_folder()
     if folder is None:
@@ -70,30 +61,33 @@ def keep_compiled() -> None:
 
 
 def use_all_cores() -> None:
-    """Makes every CPU core a device, up to 8 and a power of two, so that batches divide.
+    """Makes every CPU core a device of its own, as many as a power of two up to 8 allows.
 
-    A step of a small model is many small operations. Spread over the cores each of them waits for
-    the slowest core; a device a core runs them without waiting (docs/rollout.md has the figures). A
-    device count set by the user, in XLA_FLAGS or JAX_NUM_CPU_DEVICES, stays."""
+    With a power of two, batches divide. A step of a small model consists of many small operations.
+    If each of them were spread over all cores, each would wait for the slowest core; with a device
+    for each core there is no waiting (docs/rollout.md has the figures). A device count that the
+    user has set, in XLA_FLAGS or JAX_NUM_CPU_DEVICES, stays.
+    """
     if "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
         return
     import jax
 
     if jax.config.jax_num_cpu_devices > 0:
         return
-    usable = (
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )
+    if hasattr(os, "sched_getaffinity"):
+        usable = len(os.sched_getaffinity(0))
+    else:
+        usable = os.cpu_count() or 1
     cores = min(usable, MOST_CPU_DEVICES)
-    jax.config.update("jax_num_cpu_devices", 1 << (cores.bit_length() - 1))
+    largest_power_of_two = 1 << (cores.bit_length() - 1)
+    jax.config.update("jax_num_cpu_devices", largest_power_of_two)
 
 
 def check_settings() -> None:
-    """Refuses settings of JAX, as the environment has them, with which this program would fail
-    later, and obscurely.
+    """Refuses settings of JAX in the environment with which this program would fail obscurely.
 
     Raises:
-      UsageError: names the variable.
+      UsageError: there is such a setting; the message names the variable.
     """
     import jax
 
@@ -107,11 +101,10 @@ def check_settings() -> None:
 
 
 def check_devices() -> None:
-    """Makes JAX look for its devices now: what is wrong with them must not come up where a file is
-    read.
+    """Makes JAX look for its devices now, before their errors come up at some unrelated place.
 
     Raises:
-      UserError: there is none of the kind that JAX_PLATFORMS names, or it cannot be used.
+      UserError: there is no device of the kind that JAX_PLATFORMS names, or it cannot be used.
     """
     import jax
 
@@ -121,30 +114,31 @@ def check_devices() -> None:
         wanted = os.environ.get(_PLATFORMS)
         reason = str(error).partition(" (set ")[0] or "there is none"
         if wanted:
-            told = (
+            message = (
                 f"{_PLATFORMS}={wanted}: no such device can be used here ({reason});"
                 f" {_PLATFORMS}=cpu always can"
             )
         else:
-            told = f"no device can be used here ({reason}); {_PLATFORMS}=cpu uses the processor"
-        raise UserError(told) from None
+            message = f"no device can be used here ({reason}); {_PLATFORMS}=cpu uses the processor"
+        raise UserError(message) from None
 
 
 def join_processes() -> None:
     """Makes this process one of several that train together, if the environment says so.
 
-    $JAX_COORDINATOR_ADDRESS is host:port of the first process, $JAX_NUM_PROCESSES how many there
-    are, $JAX_PROCESS_ID which one this is, from 0. Where a cluster manager knows the latter two
-    (Slurm) the address is enough; where it knows all three (TPU slices, on their own and in GKE) it
-    is "auto".
+    $JAX_COORDINATOR_ADDRESS is host:port of the first process, $JAX_NUM_PROCESSES the number of
+    processes, and $JAX_PROCESS_ID the index of this one, from 0. Where a cluster manager knows the
+    last two (Slurm), the address is enough. Where it knows all three (TPU slices, on their own and
+    in GKE), the address is "auto".
 
     Raises:
-      UsageError: the numbers are none, don't fit together, or are missing.
+      UsageError: the numbers are no whole numbers, do not fit together, or are missing.
     """
     address = os.environ.get(COORDINATOR)
     if not address:
         return
-    count, index = _whole(COUNT), _whole(INDEX)
+    count = _whole_number(COUNT)
+    index = _whole_number(INDEX)
     if count is not None and index is not None and not 0 <= index < count:
         raise UsageError(f"{INDEX}={index}: must be in 0..{count - 1}, because {COUNT}={count}")
     if address != AUTO and not address.rpartition(":")[2].isdigit():
@@ -168,26 +162,27 @@ def join_processes() -> None:
         )
     except ValueError as error:
         if address == AUTO:
-            told = f"{COORDINATOR}={AUTO}: this is no host of a TPU slice ({error}); give host:port"
-        elif missing := [name for name, value in ((COUNT, count), (INDEX, index)) if value is None]:
-            told = (
+            raise UsageError(
+                f"{COORDINATOR}={AUTO}: this is no host of a TPU slice ({error}); give host:port"
+            ) from None
+        missing = [name for name, value in ((COUNT, count), (INDEX, index)) if value is None]
+        if missing:
+            raise UsageError(
                 f"{COORDINATOR}={address}: no cluster manager tells the rest ({error}); set"
                 f" {' and '.join(missing)} too"
-            )
-        else:
-            raise
-        raise UsageError(told) from None
+            ) from None
+        raise
 
 
 def is_first() -> bool:
-    """Whether this is the only process, or the first of those that run the command as one."""
+    """Whether this process is the only one, or the first of those that run the command as one."""
     import jax
 
     return not jax.distributed.is_initialized() or jax.process_index() == 0
 
 
 def first_decides(choose: Callable[[], int]) -> int:
-    """What `choose` returns in the first process, in all of them."""
+    """Returns in all processes what `choose` returns in the first one."""
     import jax
     import numpy as np
     from jax.experimental import multihost_utils
@@ -200,8 +195,10 @@ def first_decides(choose: Callable[[], int]) -> int:
 
 @contextmanager
 def alone_fails() -> Iterator[None]:
-    """What one process does while others wait: if it fails, it must end at once, for only that ends
-    the others.
+    """Marks what one process does while the others wait for it.
+
+    If it fails, the process must end at once, because the others end only when it is gone. So
+    errors of users become LostProcess where there are other processes.
     """
     import jax
 
@@ -215,7 +212,8 @@ def alone_fails() -> Iterator[None]:
         ) from error
 
 
-def _whole(variable: str) -> int | None:
+def _whole_number(variable: str) -> int | None:
+    """The value of an environment variable, or None if it is not set."""
     text = os.environ.get(variable)
     if text is not None and not text.isdigit():
         raise UsageError(f"{variable}={text}: must be a whole number")
@@ -223,10 +221,10 @@ def _whole(variable: str) -> int | None:
 
 
 def start(together: bool = False) -> None:
-    """What every command that uses JAX does first.
+    """Does what every command that uses JAX must do first.
 
     Args:
-      together: several processes may run the command as one.
+      together: whether several processes may run the command as one.
     """
     check_settings()
     keep_compiled()

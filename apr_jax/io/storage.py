@@ -1,16 +1,16 @@
-"""Where files are: folders of this machine, or of a bucket (gs://bucket/folder).
+"""Files and folders, of this machine or of a bucket (gs://bucket/folder).
 
-Every path that a user gives goes through `as_path` or `local_path`. They expand `~`, and refuse by
-name what would otherwise become a local folder of a strange name: `s3://x`, `GS://x`, `gs:/x`, an
-empty text, a flag in place of a path. `$NAME` is expanded by shells, not here: it is a legal name
-of a file.
+Every path that a user gives goes through `as_path` or `local_path`. They expand `~`, and refuse
+what would otherwise become a local folder of a strange name: `s3://x`, `GS://x`, `gs:/x`, an empty
+text, a flag in place of a path. They leave `$NAME` alone, which shells expand and which is a legal
+name of a file.
 
-A path of a bucket is etils' `epath.Path`: it has the methods of pathlib's, and Orbax takes it as it
-is. Two things a bucket can't do, and what stands in for them:
-  - An object can't be appended to. `Mirror` gives a local folder to write in, and copies what
+A path of a bucket is etils' `epath.Path`, which has the methods of pathlib's and which Orbax
+accepts. Two things do not work in a bucket, and have a stand-in:
+  - Objects cannot be appended to. `Mirror` gives a local folder to write in, and copies what has
     changed to the bucket.
-  - array_record reads files of this machine alone. `local_copy` copies a folder here once, and
-    again when it changed.
+  - array_record reads only files of this machine. `local_copy` copies a folder here once, and again
+    when it has changed.
 """
 
 import contextlib
@@ -30,24 +30,23 @@ from typing import Any, Self, cast
 from apr_jax.errors import LostLease, UsageError, UserError
 
 _SCHEME = "gs://"
-# A word of two letters or more, a colon and a slash: an address, whoever else knows it. One letter
-# may be a drive.
+# An address of any kind: a word, a colon and a slash. A single letter may be a drive instead.
 _ADDRESS = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]+):/")
 COPIES_VARIABLE = "APR_COPIES"
 _PUSH_SECONDS = 60.0
 
 
 def as_path(path: str | os.PathLike[str]) -> Path:
-    """The path of a file or folder, here or in a bucket.
+    """The path of a file or folder, of this machine or in a bucket.
 
     Args:
-      path: what a user wrote, as a string; or a path that was made of it.
+      path: what a user wrote, as a string, or a path that was made of it.
 
     Raises:
       UsageError: there can be no such path, or it is in a bucket and gcsfs is not installed.
     """
     text = checked(path) if isinstance(path, str) else os.fspath(path)
-    # What pathlib makes of an address.
+    # pathlib turns gs://bucket into gs:/bucket.
     if text.startswith("gs:/") and not text.startswith(_SCHEME):
         raise UsageError(f"{text}: give a path of a bucket as a string, or as one of etils.epath")
     if not text.startswith(_SCHEME):
@@ -57,8 +56,8 @@ def as_path(path: str | os.PathLike[str]) -> Path:
     from etils import epath
 
     if not os.environ.get("APR_DEBUG"):
-        # Of each failed request it logs pages, while the error comes to us in any case, and is said
-        # in one line.
+        # gcsfs logs pages about each failed request. The error is raised too, and reported in one
+        # line.
         logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
     return cast(Path, epath.Path(text))
 
@@ -77,11 +76,11 @@ def local_path(path: str | os.PathLike[str]) -> Path:
 
 
 def checked(text: str) -> str:
-    """What a user wrote as a path, a leading `~` expanded.
+    """Checks what a user wrote as a path, and expands a leading `~`.
 
     Raises:
-      UsageError: there can be no such path: it is empty, is taken for a flag, or is an address
-        other than gs://bucket/folder.
+      UsageError: there can be no such path: it is empty, looks like a flag, or is an address other
+        than gs://bucket/folder.
     """
     if not text.strip():
         raise UsageError(f"{text!r}: is empty; must be the path of a file or folder")
@@ -101,10 +100,13 @@ def checked(text: str) -> str:
 
 
 def _refuse_addresses(text: str) -> None:
-    """Raises UsageError if the path is an address, and not one of a bucket."""
-    found = _ADDRESS.match(text)
-    scheme = found["scheme"] if found else "gs" if text.lower().startswith("gs:") else ""
-    if not scheme:
+    """Raises UsageError if the path is an address other than that of a bucket."""
+    address = _ADDRESS.match(text)
+    if address:
+        scheme = address["scheme"]
+    elif text.lower().startswith("gs:"):
+        scheme = "gs"
+    else:
         return
     rest = text.partition(":")[2].lstrip("/")
     if scheme.lower() == "file":
@@ -122,49 +124,49 @@ def _refuse_addresses(text: str) -> None:
 
 
 def is_remote(path: str | os.PathLike[str]) -> bool:
-    """Whether it is in a bucket."""
+    """Whether a path is in a bucket."""
     return os.fspath(path).startswith(_SCHEME)
 
 
 def absolute(path: str | os.PathLike[str]) -> Path:
-    """The same file for whatever folder the process is in."""
-    found = as_path(path)
-    return found if is_remote(found) else found.absolute()
+    """The same path in a form that does not depend on the current folder."""
+    whole = as_path(path)
+    return whole if is_remote(whole) else whole.absolute()
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a text file as UTF-8, as `write_bytes` does."""
+    """Writes a text as UTF-8 by `write_bytes`."""
     write_bytes(path, text.encode())
 
 
 def write_bytes(path: Path, contents: bytes) -> None:
-    """Writes a file that appears whole or not at all; an object of a bucket does so by itself.
+    """Writes a file that appears whole or not at all, as objects of a bucket always do.
 
-    Where it can't be written, what was there before stays, and nothing else is left.
+    If it cannot be written, an older file stays as it was and nothing else is left behind.
 
     Raises:
-      OSError: it can't be written; `filename` is the path.
-      UserError: the bucket can't be written.
+      OSError: the file cannot be written; `filename` is the path.
+      UserError: the bucket cannot be written.
     """
     if is_remote(path):
         with bucket_errors(path):
             path.write_bytes(contents)
         return
     try:
-        # A device or a pipe has nothing to lose; a folder is refused.
+        # A device or a pipe is written directly, because it cannot be replaced. (A folder is
+        # refused by that.)
         if path.exists() and not path.is_file():
             path.write_bytes(contents)
         else:
             _replace(path, contents)
     except OSError as error:
-        # A write that found no room names no file, and nobody knows the one of another name that is
-        # moved into place.
+        # Some errors name no file, and some the temporary one, which a user does not know.
         raise OSError(error.errno, error.strerror, os.fspath(path)) from None
 
 
 def _replace(path: Path, contents: bytes) -> None:
-    """Puts a new file in the place of the old one."""
-    path = path.resolve()  # A link stays one.
+    """Writes a new file beside the old one and moves it into the old one's place."""
+    path = path.resolve()  # A link stays a link.
     partial = path.with_name(f".{path.name}.partial")
     try:
         with partial.open("wb") as file:
@@ -179,10 +181,15 @@ def _replace(path: Path, contents: bytes) -> None:
 
 
 def save_tensors(tensors: dict[str, Any], path: Path, metadata: dict[str, str]) -> None:
-    """Writes a safetensors file of this machine, which appears whole or not at all, with the mode
-    that the umask gives.
+    """Writes a safetensors file of this machine, which appears whole or not at all.
 
-    `safetensors` itself makes files that nobody but their owner may read.
+    Its mode is what the umask gives, whereas `safetensors` itself makes files that only their owner
+    may read.
+
+    Args:
+      tensors: numpy arrays by name.
+      path: of the file.
+      metadata: texts that are kept in the file's header.
     """
     from safetensors.numpy import save_file
 
@@ -197,35 +204,31 @@ def save_tensors(tensors: dict[str, Any], path: Path, metadata: dict[str, str]) 
 
 
 def require_reachable(path: Path) -> None:
-    """Makes sure that a bucket can be asked, for whoever finds nothing there: without a network
-    nothing seems to be there.
+    """Makes sure that a bucket answers, which distinguishes "nothing is there" from "no network".
 
     Raises:
-      UserError: it can't be asked.
+      UserError: the bucket does not answer.
     """
     if not is_remote(path):
         return
     import fsspec
 
-    # It was asked, and there is nothing.
-    with (
-        bucket_errors(path),
-        contextlib.suppress(FileNotFoundError),
-    ):
+    # The bucket also answers if there is nothing at this path.
+    with bucket_errors(path), contextlib.suppress(FileNotFoundError):
         fsspec.filesystem("gs").ls(os.fspath(path).removeprefix(_SCHEME), refresh=True)
 
 
 def nearby(folder: Path) -> list[Path]:
-    """The folder, and up to two above it."""
+    """The folder itself and up to two folders above it."""
     whole = absolute(folder)
-    return [
-        folder,
-        *(parent for parent in whole.parents[:2] if not is_remote(whole) or len(parent.parts) > 2),
-    ]
+    parents = list(whole.parents[:2])
+    if is_remote(whole):  # What is above the bucket is no folder.
+        parents = [parent for parent in parents if len(parent.parts) > 2]
+    return [folder, *parents]
 
 
 def move(folder: Path, target: Path) -> None:
-    """Renames a folder; one of a bucket is copied and deleted."""
+    """Renames a folder; in a bucket it is copied and deleted."""
     if not is_remote(folder):
         folder.rename(target)
         return
@@ -235,13 +238,16 @@ def move(folder: Path, target: Path) -> None:
 
 
 def copies_folder() -> Path:
-    """Where copies of remote folders are kept: $APR_COPIES, by default ~/.cache/apr_jax_copies."""
+    """The folder of copies of remote folders: $APR_COPIES, by default ~/.cache/apr_jax_copies."""
     return folder_of(COPIES_VARIABLE, "~/.cache/apr_jax_copies")
 
 
 def folder_of(variable: str, default: str) -> Path:
-    """The folder of this machine that an environment variable names, or the default where it is
-    unset or empty.
+    """The folder of this machine that an environment variable names.
+
+    Args:
+      variable: name of the environment variable.
+      default: the folder where the variable is unset or empty.
 
     Raises:
       UsageError: there can be no such folder; the message names the variable.
@@ -253,14 +259,14 @@ def folder_of(variable: str, default: str) -> Path:
 
 
 def local_copy(folder: Path, stamp: str) -> Path:
-    """The folder itself if it is here; else a copy of it.
+    """Returns a folder of this machine as it is, and copies one of a bucket to this machine.
 
     Args:
-      folder: its files never change as long as `stamp` does not.
-      stamp: name of the file in it whose contents tell.
+      folder: a folder whose files change only together with its file `stamp`.
+      stamp: name of that file. A copy with the same contents of it is used again.
 
     Raises:
-      UserError: the bucket can't be read.
+      UserError: the bucket cannot be read.
     """
     if not is_remote(folder):
         return folder
@@ -278,30 +284,34 @@ def local_copy(folder: Path, stamp: str) -> Path:
 
 
 def upload(folder: Path, target: Path, last: str) -> None:
-    """Copies a local folder to a bucket; the file `last` goes last, so that where it is, everything
-    is.
+    """Copies a local folder, without hidden files, to a bucket.
+
+    Args:
+      folder: of this machine.
+      target: in the bucket.
+      last: name of the file that is copied last; where it is, everything is.
 
     Raises:
-      UserError: the bucket can't be written.
+      UserError: the bucket cannot be written.
     """
     with bucket_errors(target):
         files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name[0] != ".")
-        for path in sorted(files, key=lambda path: path == folder / last):
+        files.sort(key=lambda path: path == folder / last)
+        for path in files:
             _copy(path, target / path.relative_to(folder).as_posix())
 
 
 class Mirror:
-    """A local stand-in for a folder whose files are appended to. For a local folder it is the
-    folder itself.
+    """A local stand-in, `local`, for a folder whose files are appended to.
 
-    A context manager that closes it.
+    For a folder of this machine it is the folder itself. As a context manager it closes itself.
 
     Args:
-      folder: anywhere; made if missing.
-      pulled: patterns of the files that are there already and wanted here.
+      folder: of this machine or in a bucket.
+      pulled: patterns of files in the bucket's folder that are copied here at the start.
 
     Raises:
-      UserError: the bucket can't be read or written.
+      UserError: the bucket cannot be read or written.
     """
 
     def __init__(self, folder: Path, pulled: Sequence[str] = ()):
@@ -316,7 +326,8 @@ class Mirror:
         with bucket_errors(folder):
             for pattern in pulled:
                 for path in folder.glob(pattern):
-                    _copy(path, copy := self.local / path.relative_to(folder))
+                    copy = self.local / path.relative_to(folder)
+                    _copy(path, copy)
                     self._sent[copy] = _state(copy)
 
     def __enter__(self) -> Self:
@@ -324,13 +335,15 @@ class Mirror:
 
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
         del rest
-        self.close(push=kind is None or not issubclass(kind, LostLease))
+        # Without its lease a run may not write to the folder any more.
+        lost_lease = kind is not None and issubclass(kind, LostLease)
+        self.close(push=not lost_lease)
 
     def close(self, push: bool = True) -> None:
-        """Drops the stand-in.
+        """Removes the stand-in.
 
         Args:
-          push: copy what has changed before.
+          push: whether what has changed is copied before.
         """
         if push:
             self.push()
@@ -338,24 +351,28 @@ class Mirror:
             shutil.rmtree(self.local.parent, ignore_errors=True)
 
     def push(self, seldom: bool = False) -> None:
-        """Copies the files that have changed.
+        """Copies the files that have changed to the bucket.
 
         Args:
-          seldom: at most once a minute.
+          seldom: whether to do so at most once a minute.
         """
         if self._remote is None or (seldom and time.monotonic() - self._pushed < _PUSH_SECONDS):
             return
         self._pushed = time.monotonic()
         with bucket_errors(self._remote):
             for path in sorted(self.local.rglob("*")):
-                if path.is_file() and self._sent.get(path) != (state := _state(path)):
+                if not path.is_file():
+                    continue
+                state = _state(path)
+                if self._sent.get(path) != state:
                     _copy(path, self._remote / path.relative_to(self.local).as_posix())
                     self._sent[path] = state
 
 
 def _state(path: Path) -> tuple[int, int]:
-    found = path.stat()
-    return found.st_mtime_ns, found.st_size
+    """Time and size of a file, one of which differs after every change."""
+    stat_result = path.stat()
+    return stat_result.st_mtime_ns, stat_result.st_size
 
 
 def _copy_tree(folder: Path, target: Path) -> None:
@@ -367,17 +384,18 @@ def _copy_tree(folder: Path, target: Path) -> None:
 
 
 def _copy(source: Path, target: Path) -> None:
-    """A file, here or there, to a file, here or there."""
+    """Copies a file, of this machine or of a bucket, to another one of either."""
     if not is_remote(target):
         target.parent.mkdir(parents=True, exist_ok=True)
-    with source.open("rb") as read, target.open("wb") as written:
-        shutil.copyfileobj(read, written, 1 << 20)
+    with source.open("rb") as source_file, target.open("wb") as target_file:
+        shutil.copyfileobj(source_file, target_file, 1 << 20)
 
 
 @contextlib.contextmanager
 def bucket_errors(path: Path) -> Iterator[None]:
-    """What a bucket says (no such bucket, no permission, no network) in one line; errors of this
-    machine pass.
+    """Turns errors of a bucket (it is missing, no permission, no network) into one-line UserErrors.
+
+    Errors of paths of this machine pass.
     """
     try:
         yield

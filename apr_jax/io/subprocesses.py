@@ -1,8 +1,9 @@
-"""How this library starts Python processes, and how they end with it.
+"""How this library starts Python processes, and how these end together with it.
 
-`python -c` and `python -m` put the current folder in front of the import path. A user's file
-`random.py` there would be imported, and so run, in place of the standard library's, by any process
-that we start in that folder. So the standard library comes first everywhere."""
+`python -c` and `python -m` put the current folder in front of the import path. Any process that is
+started in a folder with a user's file `random.py` would import it, and so run it, instead of the
+standard library's module. So the standard library is put first everywhere.
+"""
 
 import os
 import signal
@@ -15,17 +16,16 @@ from typing import Any, Self
 
 from apr_jax.errors import Stopped
 
-_SAFE_PATH = (  # With it Python puts neither the current folder nor that of the script in front.
-    "PYTHONSAFEPATH"
-)
+# With this variable Python puts neither the current folder nor that of the script in front.
+_SAFE_PATH = "PYTHONSAFEPATH"
 
 
 def standard_library_first(path: Iterable[str]) -> list[str]:
-    """The entries of an import path, those of the standard library first, the rest in order; ""
-    becomes the current folder.
+    """Puts the standard library's entries of an import path first, and the rest in its order.
 
-    So whatever can be imported from `path` can still be, except a module that hides one of the
-    standard library's."""
+    An entry "" becomes the current folder. Everything that can be imported from `path` still can
+    be, except a module that hides one of the standard library's.
+    """
     folders = [os.path.abspath(entry) for entry in path]
     standard = [folder for folder in folders if _is_standard(folder)]
     return list(dict.fromkeys([*standard, *folders]))
@@ -39,18 +39,18 @@ def _is_standard(folder: str) -> bool:
 
 
 def protect_imports() -> None:
-    """Puts the standard library first in this process, and in every Python process that it or a
-    library of it starts.
+    """Puts the standard library first in this process and in every Python process that it starts,
+    also through other libraries.
     """
     sys.path[:] = standard_library_first(sys.path)
     os.environ[_SAFE_PATH] = "1"
 
 
 def start_fork_server() -> None:
-    """Starts the server that forks the workers of `multiprocessing`, unless it runs, and the
-    tracker beside it.
+    """Starts the server that forks the workers of `multiprocessing`, and its resource tracker.
 
-    Both are started with `python -c`, which would put the current folder in front.
+    What runs already is left alone. Both are started by `python -c`, which would put the current
+    folder in front of the import path, so that is switched off meanwhile.
     """
     from multiprocessing import forkserver
 
@@ -66,11 +66,11 @@ def start_fork_server() -> None:
 
 
 def end_with_parent() -> None:
-    """Ends this worker of `multiprocessing` as soon as the process that started it is gone, killed
-    or not.
+    """Makes this worker of `multiprocessing` end as soon as the process that started it is gone.
 
-    A worker that waits for work would wait for ever, because it holds the other end of that pipe
-    itself; and the fork server runs as long as any worker does."""
+    Without this a worker that waits for work would wait for ever when its parent is killed, because
+    it holds the other end of that pipe itself. And the fork server runs as long as any worker does.
+    """
     from multiprocessing import parent_process
 
     parent = parent_process()
@@ -85,12 +85,12 @@ def end_with_parent() -> None:
 
 
 class StopSignals:
-    """Within it SIGINT, SIGTERM and SIGHUP are noted, and `check` raises for them; a second one
-    acts as if nobody had noted it.
+    """A context manager in which SIGINT, SIGTERM and SIGHUP are noted, for `check` to raise.
 
-    A handler that raises by itself would do so anywhere, also where Python drops what is raised, as
-    in a finalizer. A signal that somebody else handles, or ignores as `nohup` does, stays theirs.
-    Use it as a context manager."""
+    A handler that raises at once would do so at any place, also where Python drops exceptions, as
+    in a finalizer. After the first signal the usual handlers are back, so a second one acts at
+    once. Signals that other code handles, or ignores as `nohup` does, are left alone.
+    """
 
     def __init__(self) -> None:
         self._old: dict[int, Any] = {}
@@ -99,14 +99,11 @@ class StopSignals:
     def __enter__(self) -> Self:
         # Only the main thread may set handlers.
         if threading.current_thread() is threading.main_thread():
-            handlers = {
-                number: signal.getsignal(number)
-                for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-            }
             usual = (signal.SIG_DFL, signal.default_int_handler)
-            self._old = {
-                number: handler for number, handler in handlers.items() if handler in usual
-            }
+            for stop_signal in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                handler = signal.getsignal(stop_signal)
+                if handler in usual:
+                    self._old[stop_signal] = handler
         for number in self._old:
             signal.signal(number, self._note)
         return self
@@ -115,7 +112,7 @@ class StopSignals:
         self._restore()
 
     def check(self) -> None:
-        """Raises KeyboardInterrupt or Stopped if a signal has come."""
+        """Raises KeyboardInterrupt (SIGINT) or Stopped (the others) if a signal was noted."""
         if self._noted == signal.SIGINT:
             raise KeyboardInterrupt
         if self._noted:

@@ -1,10 +1,9 @@
-"""What the commands show in a terminal: text of strangers made harmless, any encoding served, and
-tables whole.
+"""Output of the commands in a terminal: harmless whatever it holds, in any encoding, uncut.
 
-The text that a model wrote, a tokenizer's pieces, and the names in a file may hold escape
-sequences, which would clear the screen, rename the window or hide what stands there. `visible`
-shows them as pictures; whatever a `Terminal` prints has passed through it, so that no caller need
-think of it."""
+The text that a model wrote, a tokenizer's pieces and the names in a file may hold escape sequences,
+which would clear the screen, rename the window or hide what stands there. `visible` replaces them
+by pictures. Everything that a `Terminal` prints passes through it, so callers need not think of it.
+"""
 
 from __future__ import annotations
 
@@ -19,22 +18,22 @@ from rich.measure import Measurement
 from rich.segment import Segment
 from rich.table import Table
 
-# Categories of characters that a terminal obeys instead of showing: controls, what reorders, joins
-# or hides its neighbours, lines and paragraphs, and halves of surrogate pairs, which cannot be
-# written in UTF-8.
+# Unicode categories of characters that a terminal obeys instead of showing: control characters,
+# characters that reorder, join or hide their neighbours, line and paragraph separators, and halves
+# of surrogate pairs, which cannot be written in UTF-8.
 _CONTROL = ("Cc", "Cf", "Cs", "Zl", "Zp")
-_PICTURES = 0x2400  # Of "\x00"; those of the other C0 follow it.
-_DELETED = "\u2421"
+_PICTURES = 0x2400  # The picture of "\x00"; those of the other characters below 0x20 follow it.
+_DELETE_PICTURE = "\u2421"
 
-# Instead of what an encoding lacks, one character for one: a tree keeps its form.
+# What replaces characters that an encoding lacks, one for one, so that a drawn tree keeps its form.
 _PLAIN = str.maketrans("━┳┄┻╸╺└─│✓✗…", "-+.+|-`-|vx~")
 _ERRORS = "apr_jax.plain"
-_BOUNDLESS = 100_000
+_UNLIMITED = 100_000
 
 
 def visible(text: str) -> str:
-    """The text with its control characters as pictures (`␛` for an escape) or, where there is none,
-    as `\\x9b`; lines stay.
+    """Replaces control characters by pictures (`␛` for an escape), or by codes (`\\x9b`) where they
+    have no picture. Line ends stay.
     """
     if text.isprintable():
         return text
@@ -48,25 +47,29 @@ def _shown(character: str) -> str:
     if code < 0x20:
         return chr(_PICTURES + code)
     if code == 0x7F:
-        return _DELETED
+        return _DELETE_PICTURE
     if code < 0x100:
         return f"\\x{code:02x}"
     return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
 
 
 class Terminal(Console):
-    """A rich console whose own control sequences are the only ones that reach the terminal."""
+    """A rich console that lets no control sequences reach the terminal except rich's own."""
 
     def render(
         self, renderable: RenderableType, options: ConsoleOptions | None = None
     ) -> Iterable[Segment]:
         for segment in super().render(renderable, options):
-            yield segment if segment.control else Segment(visible(segment.text), segment.style)
+            if segment.control:
+                yield segment
+            else:
+                yield Segment(visible(segment.text), segment.style)
 
 
 def serve_any_encoding() -> None:
-    """Makes standard output and error take what their encoding lacks: `━` becomes `-`, what has no
-    likeness `?`.
+    """Makes standard output and standard error accept characters that their encoding lacks.
+
+    A character with a plain counterpart becomes that (`━` becomes `-`), all others become `?`.
     """
     codecs.register_error(_ERRORS, _replace)
     for stream in (sys.stdout, sys.stderr):
@@ -77,15 +80,16 @@ def serve_any_encoding() -> None:
 def _replace(error: UnicodeError) -> tuple[str, int]:
     if not isinstance(error, UnicodeEncodeError):
         raise error
-    lacking = error.object[error.start : error.end].translate(_PLAIN)
-    return "".join(character if character.isascii() else "?" for character in lacking), error.end
+    plain = error.object[error.start : error.end].translate(_PLAIN)
+    return "".join(character if character.isascii() else "?" for character in plain), error.end
 
 
 class Whole:
-    """A table with nothing cut off, for `console.print(Whole(table), crop=False)`.
+    """A table of which nothing is cut off, for `console.print(Whole(table), crop=False)`.
 
-    In a terminal what finds no room in a column goes on in the next line; into a file or a pipe the
-    table is as wide as it is."""
+    In a terminal, text that does not fit into its column goes on in the next line. In a file or a
+    pipe the table is as wide as its contents.
+    """
 
     def __init__(self, table: Table):
         self._table = table
@@ -95,17 +99,17 @@ class Whole:
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         if not console.is_terminal:
-            options = options.update(
-                width=max(options.max_width, natural_width(console, self._table))
-            )
+            width = max(options.max_width, natural_width(console, self._table))
+            options = options.update(width=width)
         yield from console.render(self._table, options)
 
 
 def natural_width(console: Console, table: Table) -> int:
-    """Columns that a table takes if it may have as many as it likes."""
-    return Measurement.get(console, console.options.update(width=_BOUNDLESS), table).maximum
+    """Number of columns that a table takes where the width is not limited."""
+    unlimited = console.options.update(width=_UNLIMITED)
+    return Measurement.get(console, unlimited, table).maximum
 
 
 def print_whole(table: Table, console: Console | None = None) -> None:
-    """Prints a table with nothing cut off."""
+    """Prints a table of which nothing is cut off."""
     (console or Terminal(highlight=False)).print(Whole(table), crop=False)
