@@ -1,12 +1,13 @@
-"""Does a policy discover spawning? HiddenDigit, the smallest task there is, learned from
-demonstrations and from nothing.
+"""Does a policy discover spawning? HiddenDigit, the smallest task there is, is learned by RL after
+demonstrations, and from nothing.
 
     python examples/learn_to_spawn.py
 
-The rollout, the objective and a transformer in a training loop of one's own. A root is asked `3+4`
-and should answer 7. In the demonstrations it guesses or asks a child that knows, half and half
-(tasks/toy.py): who imitates them perfectly is right in 0.55 of all cases, who always asks in all.
-RL pays for right answers alone. From random weights nobody has shown what a child is for."""
+The example puts the rollout, the objective and a transformer into a training loop of its own. A
+root is asked `3+4` and should answer 7. In half of the demonstrations the root guesses, in the
+other half it asks a child that knows (tasks/toy.py). A policy that imitates them perfectly is right
+in 0.55 of all cases, and one that always asks is right in all. RL rewards right answers alone. From
+random weights, the policy was never shown what a child is for."""
 
 import functools
 
@@ -21,8 +22,7 @@ from apr_jax.model.config import ModelConfig
 from apr_jax.model.transformer import init_params, make_decode, prepare_decode
 from apr_jax.tasks import HiddenDigit
 from apr_jax.text.tokenizer import BOS, Tokenizer
-from apr_jax.threads import Limits, Schedule, make_prompts, tree_rollout
-from apr_jax.threads.draw import draw_tree, thread_names
+from apr_jax.threads import Limits, Schedule, draw_tree, make_prompts, thread_names, tree_rollout
 from apr_jax.train.answers import extract_answers
 from apr_jax.train.config import ObjectiveConfig
 from apr_jax.train.rl.advantages import leave_one_out
@@ -35,18 +35,22 @@ LIMITS = Limits(
     window=24, max_thread_tokens=32, max_threads=2, children=1, max_tokens=16, constrain=True
 )
 SCHEDULE = Schedule(slots=64, prefill_batch=16, prefill_chunk=8)
-PROBLEMS, GROUP = 16, 16  # Of a step of RL; a group is the trees of one problem.
+PROBLEMS = 16  # Problems of a step of RL.
+GROUP = 16  # Trees of one problem.
 
 
 def supervised(params, steps):
-    """The parameters after `steps` updates on 128 demonstrations each."""
+    """Trains on demonstrations, 128 a step, and returns the parameters."""
     optimizer = optax.adam(3e-3)
     state = optimizer.init(params)
 
     @jax.jit
     def update(params, state, rows):
-        grads = jax.grad(lambda p: cross_entropy(token_logprobs(p, MODEL, rows)[0], rows))(params)
-        updates, state = optimizer.update(grads, state)
+        def loss(params):
+            logprobs, _ = token_logprobs(params, MODEL, rows)
+            return cross_entropy(logprobs, rows)
+
+        updates, state = optimizer.update(jax.grad(loss)(params), state)
         return optax.apply_updates(params, updates), state
 
     for step in range(steps):
@@ -63,40 +67,42 @@ def supervised(params, steps):
 
 @jax.jit
 def rollout(params, prompts, key):
-    """A forest on the device, one tree a prompt."""
+    """Decodes a forest on the device, one tree a prompt."""
     decode, init_cache = make_decode(MODEL, SCHEDULE.cache_lengths(LIMITS.window))
-    return tree_rollout(
-        decode, init_cache, prepare_decode(params, MODEL), prompts, key, LIMITS, SCHEDULE
-    )[0]
+    weights = prepare_decode(params, MODEL)
+    forest, _ = tree_rollout(decode, init_cache, weights, prompts, key, LIMITS, SCHEDULE)
+    return forest
 
 
 def sample(params, step):
-    """The forest of a step's problems (numpy), and which of its trees are right, [B]."""
+    """Samples the trees of one step; returns the forest (numpy) and which trees are right, [B]."""
     problems = [TASK.problem(PROBLEMS * step + k) for k in range(PROBLEMS) for _ in range(GROUP)]
-    prompts = [[BOS, *TOKENIZER.encode(TASK.prompt(problem))] for problem in problems]
-    forest = jax.device_get(
-        rollout(params, make_prompts(prompts, width=4, temperature=1.0), jax.random.key(step))
-    )
+    ids = [[BOS, *TOKENIZER.encode(TASK.prompt(problem))] for problem in problems]
+    prompts = make_prompts(ids, width=4, temperature=1.0)
+    forest = jax.device_get(rollout(params, prompts, jax.random.key(step)))
     answers = extract_answers(forest, TOKENIZER)
-    return forest, np.array(
-        [TASK.verify(*pair).correct for pair in zip(problems, answers, strict=True)], np.float32
-    )
+    right = [TASK.verify(*pair).correct for pair in zip(problems, answers, strict=True)]
+    return forest, np.array(right, np.float32)
 
 
 def reinforced(params, steps, say):
-    """The parameters after `steps` updates on sampled trees; `say` is told each step's right
-    answers and children a tree.
+    """Trains on sampled trees by RL, and returns the parameters.
+
+    `say` is called with each step, its share of right answers and its children a tree.
     """
-    optimizer, config = optax.adam(1e-3), ObjectiveConfig()
-    state, everybody = optimizer.init(params), np.ones(PROBLEMS * GROUP, bool)
+    optimizer = optax.adam(1e-3)
+    config = ObjectiveConfig()
+    state = optimizer.init(params)
+    all_count = np.ones(PROBLEMS * GROUP, bool)
 
     @functools.partial(jax.jit, donate_argnums=(0, 1))
     def update(params, state, rows, weights, advantages):
         def loss(params):
             logprobs, entropy = token_logprobs(params, MODEL, rows)
-            return policy_loss(logprobs, entropy, rows.logprob, rows, weights, advantages, config)[
-                0
-            ]
+            loss, _ = policy_loss(
+                logprobs, entropy, rows.logprob, rows, weights, advantages, config
+            )
+            return loss
 
         updates, state = optimizer.update(jax.grad(loss)(params), state)
         return optax.apply_updates(params, updates), state
@@ -105,15 +111,15 @@ def reinforced(params, steps, say):
         forest, right = sample(params, step)
         say(step, right.mean(), forest.children.mean())
         groups = (PROBLEMS, GROUP)
-        advantages = leave_one_out(right.reshape(groups), everybody.reshape(groups)).reshape(-1)
+        advantages = leave_one_out(right.reshape(groups), all_count.reshape(groups)).reshape(-1)
         rows = pack_forest(forest, 64, LIMITS.max_thread_tokens)
-        weights = token_weights(rows, everybody, "tree").astype(np.float32)
+        weights = token_weights(rows, all_count, "tree").astype(np.float32)
         params, state = update(params, state, jax.tree.map(jnp.asarray, rows), weights, advantages)
     return params
 
 
 def main(imitate=300, steps=81, scratch=301):
-    """Prints both courses, and a tree of the policy that was shown what a child is for."""
+    """Prints both trainings, and a tree of the policy that was shown what a child is for."""
 
     def say(step, right, children):
         if step % 20 == 0:
@@ -123,8 +129,9 @@ def main(imitate=300, steps=81, scratch=301):
     print("RL after demonstrations:")
     taught = reinforced(supervised(random, imitate), steps, say)
     forest, _ = sample(taught, steps)
-    names, slots = thread_names(forest, 0), draw_tree(forest, 0)
-    print("\n".join(f"  {names[thread_index]:<6}{slots[thread_index]}" for thread_index in names))
+    names, lines = thread_names(forest, 0), draw_tree(forest, 0)
+    for thread_index in names:
+        print(f"  {names[thread_index]:<6}{lines[thread_index]}")
     print("RL from random weights:")
     reinforced(init_params(MODEL, TOKENIZER.vocab_size, jax.random.key(0)), scratch, say)
 

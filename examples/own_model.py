@@ -2,19 +2,18 @@
 
     python examples/own_model.py
 
-The rollout wants two functions. `init_cache(decode slots, bound)` makes the memory of W decode
-slots; `decode` reads tokens [W, S] at positions [W, S] into it and gives logits [W, S, V]. A
-thread's position goes back when its children have joined, so a recurrent network keeps the state
-that it had after every position. A position at or beyond the window marks padding: nothing is
-stored."""
+A rollout needs two functions. `init_cache(slots, cache_length)` makes the memory of W decode slots.
+`decode` reads tokens [W, S] at positions [W, S] into that memory and returns logits [W, S, V]. When
+its children have joined, a thread's position goes back to where it spawned them, so a recurrent
+network keeps the state that it had after every position. A position at or beyond the window marks
+padding, for which nothing is stored."""
 
 import functools
 
 import jax
 import jax.numpy as jnp
 
-from apr_jax.threads import Limits, Schedule, make_prompts, tree_rollout
-from apr_jax.threads.draw import draw_tree, thread_names
+from apr_jax.threads import Limits, Schedule, draw_tree, make_prompts, thread_names, tree_rollout
 from apr_jax.threads.protocol import BOS
 
 VOCAB, WIDTH = 16, 32
@@ -39,33 +38,31 @@ def init_params(key):
     }
 
 
-def init_cache(slots, bound):
-    return jnp.zeros((slots, bound, WIDTH))
+def init_cache(slots, cache_length):
+    return jnp.zeros((slots, cache_length, WIDTH))
 
 
-def decode(params, tokens, cache, positions, bound):
-    slot, logits = jnp.arange(tokens.shape[0]), []
-    for token, at in zip(tokens.T, positions.T, strict=True):
-        before = jnp.where(
-            at[:, None] > 0, cache.at[slot, at - 1].get(mode="fill", fill_value=0.0), 0.0
-        )
+def decode(params, tokens, cache, positions, cache_length):
+    slot = jnp.arange(tokens.shape[0])
+    logits = []
+    for token, position in zip(tokens.T, positions.T, strict=True):  # [W] each
+        stored = cache.at[slot, position - 1].get(mode="fill", fill_value=0.0)
+        before = jnp.where(position[:, None] > 0, stored, 0.0)  # [W, WIDTH]
         state = jnp.tanh(params["embed"][token] + before @ params["inward"])
-        cache = cache.at[slot, at].set(state, mode="drop")
+        cache = cache.at[slot, position].set(state, mode="drop")
         logits.append(state @ params["outward"])
     return jnp.stack(logits, axis=1), cache
 
 
 if __name__ == "__main__":
     prompts = make_prompts([[BOS, 10, 11], [BOS, 12]], width=3, temperature=1.0)
+    params = init_params(jax.random.key(0))
     rollout = jax.jit(
         functools.partial(tree_rollout, decode, init_cache, limits=LIMITS, schedule=SCHEDULE)
     )
-    forest, work = jax.device_get(
-        rollout(init_params(jax.random.key(0)), prompts, jax.random.key(2))
-    )
+    forest, work = jax.device_get(rollout(params, prompts, jax.random.key(2)))
     for tree in range(2):
-        names, slots = thread_names(forest, tree), draw_tree(forest, tree)
         print(f"tree {tree}: {forest.children[tree]} children, {forest.total_tokens[tree]} tokens")
-        print(
-            "\n".join(f"  {names[thread_index]:<10}{slots[thread_index]}" for thread_index in names)
-        )
+        names, lines = thread_names(forest, tree), draw_tree(forest, tree)
+        for thread_index in names:
+            print(f"  {names[thread_index]:<10}{lines[thread_index]}")
