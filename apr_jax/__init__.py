@@ -16,6 +16,11 @@ An experiment, from its config to that model; each step goes on where it was sto
     apr_jax.train_sft(config, "runs/mine/data", Path("runs/mine/sft"), method="apr")
     apr_jax.train_rl(config, "runs/mine/data", Path("runs/mine/rl"), init="runs/mine/sft")
 
+A task of one's own is a class with three methods, named in the config (docs/adding_a_task.md):
+
+    class Anagrams(apr_jax.Task): ...
+    task = apr_jax.TaskConfig("anagrams.py:Anagrams")
+
 The engine, for a JAX project of one's own; neither part knows this library's transformer:
 
     forest, work = apr_jax.tree_rollout(decode, init_cache, params, prompts, key, limits, schedule)
@@ -59,7 +64,17 @@ if TYPE_CHECKING:
     from apr_jax.paper.pipeline import reproduce
     from apr_jax.report.loaded import Model, SolvedTree, load
     from apr_jax.scales import scale_file
-    from apr_jax.tasks import Problem, load_problems
+    from apr_jax.tasks import (
+        Method,
+        Problem,
+        Score,
+        Spawn,
+        Task,
+        TaskConfig,
+        Thread,
+        load_problems,
+        make_task,
+    )
     from apr_jax.threads import (
         Limits,
         Schedule,
@@ -83,10 +98,16 @@ _DEFINED_IN = {
     "Decoding": "evaluate.runner:Decoding",
     "Experiment": "config:Experiment",
     "Limits": "threads:Limits",
+    "Method": "tasks:Method",
     "Model": "report.loaded:Model",
     "Problem": "tasks:Problem",
     "Schedule": "threads:Schedule",
+    "Score": "tasks:Score",
     "SolvedTree": "report.loaded:SolvedTree",
+    "Spawn": "tasks:Spawn",
+    "Task": "tasks:Task",
+    "TaskConfig": "tasks:TaskConfig",
+    "Thread": "tasks:Thread",
     "ThreadForest": "threads:ThreadForest",
     "UsageError": "errors:UsageError",
     "UserError": "errors:UserError",
@@ -96,6 +117,7 @@ _DEFINED_IN = {
     "load_config": "config:load",
     "load_problems": "tasks:load_problems",
     "make_prompts": "threads:make_prompts",
+    "make_task": "tasks:make_task",
     "pack_forest": "data.packing:pack_forest",
     "policy_loss": "train.rl.objective:policy_loss",
     "reproduce": "paper.pipeline:reproduce",
@@ -114,10 +136,16 @@ __all__ = [
     "Decoding",
     "Experiment",
     "Limits",
+    "Method",
     "Model",
     "Problem",
     "Schedule",
+    "Score",
     "SolvedTree",
+    "Spawn",
+    "Task",
+    "TaskConfig",
+    "Thread",
     "ThreadForest",
     "UsageError",
     "UserError",
@@ -127,6 +155,7 @@ __all__ = [
     "load_config",
     "load_problems",
     "make_prompts",
+    "make_task",
     "pack_forest",
     "policy_loss",
     "reproduce",

@@ -9,7 +9,7 @@ import json
 from collections.abc import Iterable
 from typing import Any
 
-from apr_jax.config import ConfigError, Experiment, from_dict, to_dict
+from apr_jax.config import ConfigError, Experiment, flatten_fields, from_dict, to_dict
 
 # Fields that may change when a run goes on. They decide where and how fast it runs, what it shows,
 # and which step is its best.
@@ -44,21 +44,10 @@ def differences(
     with contextlib.suppress(ConfigError):
         old = to_dict(from_dict(old))
 
-    before = _flatten(json.loads(json.dumps(old)))
-    now = _flatten(json.loads(json.dumps(to_dict(new))))
+    before = flatten_fields(json.loads(json.dumps(old)))
+    now = flatten_fields(json.loads(json.dumps(to_dict(new))))
     return [
         (name, before.get(name), now.get(name))
         for name in sorted(before.keys() | now.keys())
         if before.get(name) != now.get(name) and not name.startswith(tuple(free))
     ]
-
-
-def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Returns a nested dict as one dict, with names such as `train.sft.steps`."""
-    flat: dict[str, Any] = {}
-    for name, value in values.items():
-        if isinstance(value, dict):
-            flat |= _flatten(value, f"{prefix}{name}.")
-        else:
-            flat[prefix + name] = value
-    return flat

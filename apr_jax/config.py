@@ -8,7 +8,7 @@ import difflib
 import runpy
 import traceback
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import pydantic
 
@@ -16,7 +16,7 @@ from apr_jax.data.config import DataConfig
 from apr_jax.errors import UsageError, UserError
 from apr_jax.model.config import ModelConfig
 from apr_jax.scales import SCALES, scale_file
-from apr_jax.tasks.countdown.config import CountdownConfig, SolverConfig
+from apr_jax.tasks.registry import TaskConfig, files_beside
 from apr_jax.threads.keys import LARGEST_SEED
 from apr_jax.threads.limits import Limits, Schedule
 from apr_jax.train.config import TrainConfig
@@ -102,14 +102,27 @@ class EvalConfig:
             )
 
 
+def _read_task(task: Any) -> TaskConfig:
+    """The task of a config, be it stored as plain values."""
+    if isinstance(task, TaskConfig):
+        return task
+    if not isinstance(task, dict):
+        raise ConfigError(f"config task={task!r}: must be a TaskConfig")
+    try:
+        return TaskConfig.from_dict(task)
+    except ConfigError:
+        raise
+    except UsageError as error:
+        raise ConfigError(str(error)) from None
+
+
 @dataclasses.dataclass(frozen=True)
 class Experiment:
     """Everything that decides a run. A checkpoint carries it whole."""
 
     name: str
     seed: int
-    task: CountdownConfig
-    solver: SolverConfig
+    task: Annotated[TaskConfig, pydantic.PlainValidator(_read_task)]
     data: DataConfig
     model: ModelConfig
     limits: Limits
@@ -121,7 +134,7 @@ class Experiment:
     def __post_init__(self):
         if not 0 <= self.seed <= LARGEST_SEED:
             raise ValueError(f"seed={self.seed} must be from 0 to {LARGEST_SEED}")
-        _check_integers(dataclasses.asdict(self), "")
+        _check_integers(to_dict(self), "")
 
 
 def _check_integers(values: dict[str, Any], prefix: str) -> None:
@@ -140,7 +153,7 @@ _ADAPTER = pydantic.TypeAdapter(Experiment)
 
 def to_dict(config: Experiment) -> dict[str, Any]:
     """Plain values only; `from_dict` is its inverse."""
-    return dataclasses.asdict(config)
+    return dataclasses.asdict(config) | {"task": config.task.to_dict()}
 
 
 def from_dict(values: dict[str, Any]) -> Experiment:
@@ -156,6 +169,19 @@ def from_dict(values: dict[str, Any]) -> Experiment:
         raise ConfigError(
             f"config {field}{shown}: {message}" if field else f"config {message}"
         ) from None
+
+
+def flatten_fields(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested groups of fields one level deep: `{"train": {"sft": {"steps": 5}}}` becomes
+    `{"train.sft.steps": 5}`.
+    """
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, dict):
+            flat |= flatten_fields(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value
+    return flat
 
 
 def override(config: Experiment, settings: list[str]) -> Experiment:
@@ -239,8 +265,9 @@ def load(path: str | Path, settings: list[str] | None = None) -> Experiment:
             f"config {path}: {wrong}; or give the name of a scale: {', '.join(SCALES)}"
         )
     try:
-        function = runpy.run_path(str(path)).get("experiment")
-        config = function() if callable(function) else None
+        with files_beside(path.parent):
+            function = runpy.run_path(str(path)).get("experiment")
+            config = function() if callable(function) else None
     except Exception as error:
         raise ConfigError(f"config {path}{_line(error, path)}: {_said(error)}") from None
     if not callable(function):

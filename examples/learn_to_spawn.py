@@ -20,7 +20,7 @@ from apr_jax.data.encode import tree_streams
 from apr_jax.data.packing import pack_forest, pack_streams
 from apr_jax.model.config import ModelConfig
 from apr_jax.model.transformer import init_params, make_decode, prepare_decode
-from apr_jax.tasks import HiddenDigit
+from apr_jax.tasks.toy import HiddenDigit
 from apr_jax.text.tokenizer import BOS, Tokenizer
 from apr_jax.threads import Limits, Schedule, draw_tree, make_prompts, thread_names, tree_rollout
 from apr_jax.train.answers import extract_answers
@@ -55,7 +55,7 @@ def supervised(params, steps):
 
     for step in range(steps):
         seeds = range(128 * step, 128 * (step + 1))
-        threads = [TASK.demonstration(TASK.problem(seed), "apr", seed) for seed in seeds]
+        threads = [TASK.demonstrate(TASK.draw(seed), "ask", seed) for seed in seeds]
         rows = pack_streams(
             [tree_streams(thread, TOKENIZER) for thread in threads],
             LIMITS.max_thread_tokens,
@@ -76,12 +76,12 @@ def rollout(params, prompts, key):
 
 def sample(params, step):
     """Samples the trees of one step; returns the forest (numpy) and which trees are right, [B]."""
-    problems = [TASK.problem(PROBLEMS * step + k) for k in range(PROBLEMS) for _ in range(GROUP)]
+    problems = [TASK.draw(PROBLEMS * step + k) for k in range(PROBLEMS) for _ in range(GROUP)]
     ids = [[BOS, *TOKENIZER.encode(TASK.prompt(problem))] for problem in problems]
     prompts = make_prompts(ids, width=4, temperature=1.0)
     forest = jax.device_get(rollout(params, prompts, jax.random.key(step)))
     answers = extract_answers(forest, TOKENIZER)
-    right = [TASK.verify(*pair).correct for pair in zip(problems, answers, strict=True)]
+    right = [TASK.score(*pair).correct for pair in zip(problems, answers, strict=True)]
     return forest, np.array(right, np.float32)
 
 

@@ -9,16 +9,17 @@ in `experiments/mini/` were trained.
 The demonstrations are not the published ones. APR's parent lists every first step and spawns a
 child for each, which tries what can follow: a search of everything, in threads of a hundred tokens.
 The spawn probability is 1, so RL cannot learn to spawn more, which is most of what it learns in the
-paper. With `--set solver.parent_beam_low=1` the parent beam is random, as published, and RL can
-(docs/evaluation.md). SoS+ draws beams of 1 to 5 as published. But it always searches depth first
-(`spawn_probability` decides that, too) and in a fixed order, and it leaves out steps to two numbers
-with a result above 200.
+paper. With `--set task.solver.parent_beam_low=1` the parent beam is random, as published, and RL
+can (docs/evaluation.md). SoS+ draws beams of 1 to 5 as published. But it always searches depth
+first (`spawn_probability` decides that, too) and in a fixed order, and it leaves out steps to two
+numbers with a result above 200.
 """
 
 from apr_jax.config import EvalConfig, Experiment
 from apr_jax.data.config import DataConfig
 from apr_jax.model.config import ModelConfig
-from apr_jax.tasks.countdown.config import CountdownConfig, SolverConfig
+from apr_jax.tasks import TaskConfig
+from apr_jax.tasks.countdown.config import SolverConfig
 from apr_jax.threads.limits import Limits, Schedule
 from apr_jax.train.config import ObjectiveConfig, OptimizerConfig, RlConfig, SftConfig, TrainConfig
 
@@ -30,18 +31,25 @@ def experiment() -> Experiment:
     return Experiment(
         name="mini",
         seed=0,
-        task=CountdownConfig(numbers=4, low=1, high=99, target_low=10, target_high=100),
-        solver=SolverConfig(
-            serial_beam=5,
-            parent_beam=children,
-            parent_beam_low=children,
-            child_beam=children,
-            max_children=children,
-            spawn_probability=1.0,
-            shuffle=False,
-            max_intermediate=200,
-            condition=0.25,
-            window_bin=64,
+        task=TaskConfig(
+            "countdown",
+            numbers=4,
+            low=1,
+            high=99,
+            target_low=10,
+            target_high=100,
+            solver=SolverConfig(
+                serial_beam=5,
+                parent_beam=children,
+                parent_beam_low=children,
+                child_beam=children,
+                max_children=children,
+                spawn_probability=1.0,
+                shuffle=False,
+                max_intermediate=200,
+                condition=0.25,
+                window_bin=64,
+            ),
         ),
         data=DataConfig(demonstrations=40_000, heldout=1_000),
         model=ModelConfig(layers=6, width=128, heads=4, kv_heads=1, head_size=32, mlp=352),

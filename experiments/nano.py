@@ -7,7 +7,8 @@ cores.
 from apr_jax.config import EvalConfig, Experiment
 from apr_jax.data.config import DataConfig
 from apr_jax.model.config import ModelConfig
-from apr_jax.tasks.countdown.config import CountdownConfig, SolverConfig
+from apr_jax.tasks import TaskConfig
+from apr_jax.tasks.countdown.config import SolverConfig
 from apr_jax.threads.limits import Limits, Schedule
 from apr_jax.train.config import ObjectiveConfig, OptimizerConfig, RlConfig, SftConfig, TrainConfig
 
@@ -18,15 +19,22 @@ def experiment() -> Experiment:
     return Experiment(
         name="nano",
         seed=0,
-        task=CountdownConfig(numbers=3, low=1, high=30, target_low=10, target_high=100),
-        solver=SolverConfig(
-            parent_beam=12,
-            parent_beam_low=10,
-            max_children=12,
-            spawn_probability=0.9,
-            shuffle=False,
-            condition=0.25,
-            window_bin=32,
+        task=TaskConfig(
+            "countdown",
+            numbers=3,
+            low=1,
+            high=30,
+            target_low=10,
+            target_high=100,
+            solver=SolverConfig(
+                parent_beam=12,
+                parent_beam_low=10,
+                max_children=12,
+                spawn_probability=0.9,
+                shuffle=False,
+                condition=0.25,
+                window_bin=32,
+            ),
         ),
         data=DataConfig(demonstrations=30_000, heldout=1_000),
         model=ModelConfig(layers=4, width=128, heads=4, kv_heads=1, head_size=32, mlp=352),

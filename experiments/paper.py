@@ -16,7 +16,8 @@ train.rl.objective.kl=0.01`.
 from apr_jax.config import EvalConfig, Experiment, MeshConfig
 from apr_jax.data.config import DataConfig
 from apr_jax.model.config import ModelConfig
-from apr_jax.tasks.countdown.config import CountdownConfig, SolverConfig
+from apr_jax.tasks import TaskConfig
+from apr_jax.tasks.countdown.config import SolverConfig
 from apr_jax.threads.limits import Limits, Schedule
 from apr_jax.train.config import ObjectiveConfig, OptimizerConfig, RlConfig, SftConfig, TrainConfig
 
@@ -28,16 +29,23 @@ def experiment() -> Experiment:
     return Experiment(
         name="paper",
         seed=0,
-        task=CountdownConfig(numbers=4, low=1, high=99, target_low=10, target_high=100),
-        solver=SolverConfig(
-            serial_beam=5,
-            parent_beam=children,
-            child_beam=15,
-            max_children=children,
-            spawn_probability=0.5,
-            condition=0.5,  # The authors train separate models, with conditions and without.
-            window_bin=512,
-            render="sos",
+        task=TaskConfig(
+            "countdown",
+            numbers=4,
+            low=1,
+            high=99,
+            target_low=10,
+            target_high=100,
+            solver=SolverConfig(
+                serial_beam=5,
+                parent_beam=children,
+                child_beam=15,
+                max_children=children,
+                spawn_probability=0.5,
+                condition=0.5,  # The authors train separate models, with conditions and without.
+                window_bin=512,
+                render="sos",
+            ),
         ),
         data=DataConfig(demonstrations=500_000, heldout=1_000),
         model=ModelConfig(

@@ -44,7 +44,8 @@ from apr_jax.data.build import build
 from apr_jax.data.config import DataConfig
 from apr_jax.io.runtime import keep_compiled
 from apr_jax.model.config import ModelConfig
-from apr_jax.tasks.countdown.config import CountdownConfig, SolverConfig
+from apr_jax.tasks import TaskConfig
+from apr_jax.tasks.countdown.config import SolverConfig
 from apr_jax.threads.limits import Limits, Schedule
 from apr_jax.train.config import OptimizerConfig, RlConfig, SftConfig, TrainConfig
 from apr_jax.train.sft import train_sft
@@ -90,14 +91,21 @@ def config() -> Experiment:
     return Experiment(
         name="tiny",
         seed=0,
-        task=CountdownConfig(numbers=3, low=1, high=6, target_low=10, target_high=20),
-        solver=SolverConfig(
-            shuffle=False,
-            condition=0.25,
-            window_bin=32,
-            parent_beam=4,
-            max_children=4,
-            serial_beam=2,
+        task=TaskConfig(
+            "countdown",
+            numbers=3,
+            low=1,
+            high=6,
+            target_low=10,
+            target_high=20,
+            solver=SolverConfig(
+                shuffle=False,
+                condition=0.25,
+                window_bin=32,
+                parent_beam=4,
+                max_children=4,
+                serial_beam=2,
+            ),
         ),
         data=DataConfig(demonstrations=48, heldout=8),
         model=ModelConfig(layers=1, width=16, heads=2, kv_heads=1, head_size=8, mlp=16),

@@ -19,7 +19,7 @@ import numpy as np
 from apr_jax.bench.paired import Contestant
 from apr_jax.config import override
 from apr_jax.data.packing import Rows, pack_forest
-from apr_jax.tasks import Problem, load_problems
+from apr_jax.tasks import Problem, load_problems, make_task
 from apr_jax.threads import ThreadForest, Work
 from apr_jax.train.checkpoint.restored import Restored
 from apr_jax.train.distributed import fetch
@@ -46,7 +46,7 @@ def contest(restored: Restored, problems: Path) -> Iterator[list[Contestant]]:
       problems: a file, of which the first `train.rl.problems` get `train.rl.group` trees each.
     """
     config = restored.config
-    known = load_problems(problems)
+    known = load_problems(problems, make_task(config.task))
     half = override(config, [f"train.rl.problems={math.ceil(config.train.rl.problems / 2)}"])
     with ExitStack() as stack:
         parts = _parts(restored, known, stack)

@@ -17,7 +17,7 @@ from apr_jax.bench.paired import Contestant
 from apr_jax.bench.peers import Peer
 from apr_jax.bench.plain_decoding import text_rollout
 from apr_jax.evaluate.runner import make_runner
-from apr_jax.tasks import Countdown, load_problems
+from apr_jax.tasks import load_problems, make_task
 from apr_jax.text.tokenizer import BOS
 from apr_jax.threads import Limits, make_prompts
 from apr_jax.threads import protocol as p
@@ -31,10 +31,10 @@ Generate = Callable[[list[list[int]]], list[list[int]]]
 
 def prompts_of(restored: Restored, problems: Path, count: int = TREES) -> list[list[int]]:
     """Reads the first problems of a file, as token ids of their prompts."""
-    task = Countdown(restored.config.task, restored.config.solver)
+    task = make_task(restored.config.task)
     return [
         [BOS, *restored.tokenizer.encode(task.prompt(problem, None))]
-        for problem in load_problems(problems)[:count]
+        for problem in load_problems(problems, task)[:count]
     ]
 
 

@@ -152,7 +152,7 @@ def bench_solver(
     ] = None,
     method: Annotated[
         list[str] | None,
-        typer.Option(help="With --problems, whose; repeatable. Default: apr, sos+ and sos."),
+        typer.Option(help="With --problems, whose; repeatable. Default: all that fit the limits."),
     ] = None,
     repeats: Repeats = 5,
     json: Json = None,
@@ -163,12 +163,13 @@ def bench_solver(
     """
     from apr_jax.bench.demonstrators import contest, rate
     from apr_jax.config import load
-    from apr_jax.data.build import USUAL, check_methods
+    from apr_jax.data.build import check_methods, fitting_methods
     from apr_jax.report.terminal_tables import print_demonstrations
+    from apr_jax.tasks import make_task
 
     if problems:
         experiment = load(config, settings)
-        methods = method or USUAL
+        methods = method or fitting_methods(make_task(experiment.task, experiment.limits))
         check_methods(experiment, methods)
         rates = rate(experiment, methods, problems)
         print_demonstrations(rates)

@@ -1,6 +1,5 @@
 """Flags that several commands of `apr` take, declared once."""
 
-import enum
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -9,15 +8,6 @@ import typer
 
 from apr_jax.errors import UsageError
 from apr_jax.io.storage import as_path, local_path
-
-
-class Method(enum.StrEnum):
-    """Whose demonstrations are imitated."""
-
-    APR = "apr"
-    APR_NESTED = "apr-nested"
-    SOS_PLUS = "sos+"
-    SOS = "sos"
 
 
 def _parser(read: Callable[[str], Path]) -> Callable[[str], Path]:

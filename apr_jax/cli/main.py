@@ -13,7 +13,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -27,7 +27,6 @@ from apr_jax.cli.flags import (
     Config,
     Data,
     Json,
-    Method,
     Profile,
     Settings,
     Workdir,
@@ -39,6 +38,9 @@ from apr_jax.io.subprocesses import protect_imports
 from apr_jax.io.terminal import serve_any_encoding, visible
 from apr_jax.paper import Only, Question
 from apr_jax.plan import Program
+
+if TYPE_CHECKING:
+    from apr_jax.config import Experiment
 
 INTERRUPTED = 130  # 128 + the signal's number.
 STOPPED = {143: "SIGTERM", 129: "SIGHUP"}
@@ -85,13 +87,16 @@ def data_build(
     exclude: Annotated[
         Path | None,
         typer.Option(
-            help="Problems file; none of its problems (sorted numbers, target) occurs in training.",
+            help="Problems file; none of its problems occurs in training, validation or test.",
             **ANYWHERE,
         ),
     ] = None,
     method: Annotated[
-        list[Method] | None,
-        typer.Option(help="Of the demonstrations; repeatable. Default: apr, sos+ and sos."),
+        list[str] | None,
+        typer.Option(
+            help="Of the demonstrations; repeatable. Default: all of the task that fit the limits.",
+            show_default=False,
+        ),
     ] = None,
     settings: Settings = None,
 ) -> None:
@@ -99,13 +104,11 @@ def data_build(
     are.
     """
     from apr_jax.config import load
-    from apr_jax.data.build import USUAL, build
+    from apr_jax.data.build import build
     from apr_jax.report.terminal_tables import print_demonstrations
 
     with goes_on(f"parts that were finished are in {out}"):
-        built = build(
-            load(config, settings), out, exclude, [one.value for one in method or ()] or USUAL
-        )
+        built = build(load(config, settings), out, exclude, method or None)
     print_demonstrations(built)
     typer.echo(f"data: {out}")
 
@@ -116,7 +119,13 @@ def data_build(
 def train_sft(
     config: Config,
     workdir: Workdir,
-    method: Annotated[Method, typer.Option(help="Whose demonstrations to imitate.")] = Method.APR,
+    method: Annotated[
+        str | None,
+        typer.Option(
+            help="Whose demonstrations to imitate; by default the task's first parallel method.",
+            show_default=False,
+        ),
+    ] = None,
     data: Data = None,
     profile: Profile = None,
     settings: Settings = None,
@@ -125,12 +134,13 @@ def train_sft(
     from apr_jax.config import load
 
     experiment = load(config, settings)
+    method = method or _parallel_method(experiment)
     data = data or find_data([workdir], config)
     start(together=True)
     from apr_jax.train.sft import train_sft as train
 
     with goes_on(lambda: _saved(workdir)):
-        train(experiment, data, workdir, method.value, profile=profile)
+        train(experiment, data, workdir, method, profile=profile)
     typer.echo(f"checkpoint: {workdir}")
 
 
@@ -182,11 +192,15 @@ def evaluate(
     out: Annotated[
         Path, typer.Option(help="Folder for traces.jsonl and summary.json.", **ANYWHERE)
     ],
-    children: Annotated[
-        int | None, typer.Option(help="Condition: child threads to ask for.", min=0)
-    ] = None,
-    bins: Annotated[
-        int | None, typer.Option(help="Condition: window bins to ask for (SoS+).", min=1)
+    condition: Annotated[
+        int | None,
+        typer.Option(
+            help=(
+                "A number that the prompts state, if the model was trained with one: of child"
+                " threads (Countdown's APR) or of window bins (SoS+)."
+            ),
+            min=0,
+        ),
     ] = None,
     window: Annotated[
         int | None, typer.Option(help="Positions a thread may occupy, instead of the model's own.")
@@ -223,19 +237,18 @@ def evaluate(
     ] = None,
 ) -> None:
     """Evaluate any checkpoint on any problems file; the checkpoint is all it needs."""
-    from apr_jax.tasks import load_problems
-
-    wanted = load_problems(problems)
     start()
-    from apr_jax.evaluate.runner import Decoding
+    from apr_jax.evaluate.runner import Decoding, task_of
     from apr_jax.evaluate.runner import evaluate as run
     from apr_jax.report.terminal_tables import print_table
+    from apr_jax.tasks import load_problems
     from apr_jax.train.checkpoint.manager import load_checkpoint
 
     with goes_on(f"the trees that were decoded are in {out}"):
         restored = load_checkpoint(checkpoint)
+        wanted = load_problems(problems, task_of(restored))
         decoding = Decoding(
-            samples, temperature, top_k, top_p, window, children, force_children, constrain, bins
+            samples, temperature, top_k, top_p, window, condition, force_children, constrain
         )
         summary = run(restored, wanted, out, decoding)
     print_table({f"{restored.method} {restored.stage}": summary})
@@ -247,7 +260,11 @@ def evaluate(
 )
 def solve(
     problem: Annotated[
-        str, typer.Argument(help='Numbers and target, like "22 26 2 -> 46".', show_default=False)
+        str,
+        typer.Argument(
+            help='As the task writes it; of Countdown numbers and target: "22 26 2 -> 46".',
+            show_default=False,
+        ),
     ],
     checkpoint: Checkpoint,
     html: Annotated[
@@ -255,15 +272,13 @@ def solve(
     ] = None,
 ) -> None:
     """Solve one problem and show its thread tree."""
-    from apr_jax.tasks import parse_problem, require_solvable
-
-    wanted = parse_problem(problem)
-    require_solvable(wanted)
     start()
+    from apr_jax.evaluate.runner import task_of
     from apr_jax.report.solve import solve as run
     from apr_jax.train.checkpoint.manager import load_checkpoint
 
-    run(load_checkpoint(checkpoint), wanted, html)
+    restored = load_checkpoint(checkpoint)
+    run(restored, task_of(restored).parse(problem), html)
 
 
 @app.command(
@@ -463,6 +478,26 @@ def goes_on(saved: str | Callable[[], str]) -> Iterator[None]:
                 f"stopped by {signal.Signals(stop.number).name}; {kept}", stop.number
             ) from None
         raise Interrupted(f"interrupted; {kept}") from None
+
+
+def _parallel_method(experiment: "Experiment") -> str:
+    """The first method of the experiment's task whose demonstrations spawn and fit the limits.
+
+    Raises:
+      UsageError: there is none.
+    """
+    from apr_jax.data.build import fitting_methods
+    from apr_jax.tasks import make_task
+
+    task = make_task(experiment.task, experiment.limits)
+    for name in fitting_methods(task):
+        if task.methods[name].parallel:
+            return name
+    raise UsageError(
+        f"--method: task {experiment.task.kind!r} has no method whose demonstrations spawn within"
+        f" limits.max_depth={experiment.limits.max_depth}; give one of"
+        f" {', '.join(task.methods) or '(it has none)'}"
+    )
 
 
 def _saved(workdir: Path) -> str:

@@ -35,9 +35,9 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from apr_jax.config import flatten_fields
 from apr_jax.data import dataset
 from apr_jax.data.demonstrate import (
-    Bounds,
     Counts,
     Example,
     Recipe,
@@ -51,22 +51,12 @@ from apr_jax.errors import UsageError, UserError
 from apr_jax.io.lease import Lease
 from apr_jax.io.storage import copies_folder, is_remote, require_reachable, upload
 from apr_jax.io.terminal import Terminal
-from apr_jax.tasks import (
-    METHODS,
-    Countdown,
-    Problem,
-    Split,
-    load_problems,
-    problem_key,
-    save_problems,
-    split_problems,
-)
+from apr_jax.tasks import Bounds, Problem, Split, Task, load_problems, make_task, save_problems
 from apr_jax.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from apr_jax.config import Experiment
 
-USUAL = ("apr", "sos+", "sos")  # Whose demonstrations are built if nobody says.
 _TOKENIZER_SAMPLE = 1_024  # Problems whose demonstrations train the tokenizer.
 
 
@@ -74,7 +64,7 @@ def build(
     config: "Experiment",
     out: Path,
     exclude: Path | None = None,
-    methods: Sequence[str] = USUAL,
+    methods: Sequence[str] | None = None,
     progress: bool = True,
     workers: int | None = None,
 ) -> dict[str, dict[str, Any]]:
@@ -83,9 +73,8 @@ def build(
     Args:
       config: task, solver, data and limits decide; the rest may differ.
       out: the folder.
-      exclude: problems file; none of its problems, by sorted numbers and target, occurs in any
-        split.
-      methods: whose demonstrations are wanted.
+      exclude: problems file; none of its problems, by the task's `key`, occurs in any split.
+      methods: whose demonstrations are wanted; None for all that the limits have room for.
       progress: show bars on standard error.
       workers: processes; None for all cores. The data do not depend on it.
 
@@ -98,6 +87,9 @@ def build(
       UserError: the disk is full or not writable.
       KeyboardInterrupt, Stopped: by Ctrl-C, SIGTERM or SIGHUP; what was finished is kept.
     """
+    task = make_task(config.task, config.limits)
+    if methods is None:
+        methods = fitting_methods(task)
     try:
         make = _build_in_bucket if is_remote(out) else _build
         record = make(config, out, exclude, methods, progress, workers)
@@ -108,13 +100,11 @@ def build(
         ) from None
 
 
-def check_built(
-    config: "Experiment", out: Path, groups: Sequence[str] = ("task", "solver", "data", "limits")
-) -> None:
+def check_built(config: "Experiment", out: Path, demonstrations: bool = True) -> None:
     """Makes sure that the data in `out` are those of `config`.
 
     Args:
-      groups: of the config's fields; those that matter to the caller.
+      demonstrations: whether they matter to the caller too; the problems do in any case.
 
     Raises:
       UserError: `out` holds no data.
@@ -123,8 +113,14 @@ def check_built(
     if not (out / "data.json").is_file():
         require_reachable(out)
         raise UserError(f"data {out}: holds no data; run `apr data build --out {out}`")
+    options = make_task(config.task).demonstration_options
+    left_out = tuple(f"task.{name}" for name in options) + ("limits.", "data.correct_only")
     built, wanted = (
-        {name: value for name, value in settings.items() if name.partition(".")[0] in groups}
+        {
+            name: value
+            for name, value in settings.items()
+            if name != "exclude" and (demonstrations or not name.startswith(left_out))
+        }
         for settings in (_read_record(out)["settings"], _settings(config, frozenset()))
     )
     _compare(out, built, wanted)
@@ -195,7 +191,9 @@ def _build_in_bucket(
         if not (out / "data.json").is_file():
             return None
         record = _read_record(out)
-        _compare(out, record["settings"], _settings(config, _excluded(exclude)))
+        _compare(
+            out, record["settings"], _settings(config, _excluded(make_task(config.task), exclude))
+        )
         return record if set(methods) <= set(record["methods"]) else None
 
     if record := whole():
@@ -220,20 +218,31 @@ def _build_and_upload(
     return record
 
 
-def _excluded(exclude: Path | None) -> frozenset[Any]:
-    return frozenset(map(problem_key, load_problems(exclude))) if exclude else frozenset()
+def _excluded(task: Task, exclude: Path | None) -> frozenset[Any]:
+    return frozenset(map(task.key, load_problems(exclude, task))) if exclude else frozenset()
+
+
+def fitting_methods(task: Task) -> list[str]:
+    """The methods of a task for which its bounds have room."""
+    return [name for name, method in task.methods.items() if method.depth <= task.bounds.max_depth]
 
 
 def check_methods(config: "Experiment", methods: Sequence[str]) -> None:
-    """Raises UsageError for a method that does not exist or that the limits have no room for."""
-    for method in methods:
-        if method not in METHODS:
-            raise UsageError(f"method={method!r} must be one of {', '.join(METHODS)}")
-    if "apr-nested" in methods and config.limits.max_depth < 2:
-        raise UsageError(
-            f"limits.max_depth={config.limits.max_depth} must be at least 2 for method"
-            " 'apr-nested': its children spawn"
-        )
+    """Raises UsageError for a method that the task does not have or the limits have no room for."""
+    task = make_task(config.task, config.limits)
+    for name in methods:
+        method = task.methods.get(name)
+        if method is None:
+            known = ", ".join(task.methods) or "none"
+            raise UsageError(
+                f"method={name!r}: task {config.task.kind!r} has no such method to demonstrate; it"
+                f" has {known}"
+            )
+        if method.depth > config.limits.max_depth:
+            raise UsageError(
+                f"limits.max_depth={config.limits.max_depth} must be at least {method.depth} for"
+                f" method {name!r}: its children spawn"
+            )
 
 
 def _build(
@@ -246,7 +255,7 @@ def _build(
 ) -> dict[str, Any]:
     """`build`; returns what data.json holds."""
     check_methods(config, methods)
-    excluded = _excluded(exclude)
+    excluded = _excluded(make_task(config.task), exclude)
     settings = _settings(config, excluded)
     record, missing = _built_so_far(out, settings, methods)
     if not missing:
@@ -285,8 +294,7 @@ def _build_missing(
         return record
     _write_json(out / "data.json", record)
     with Workers(workers) as pool, _bars(progress) as bars:
-        split = split_problems(
-            config.task,
+        split = make_task(config.task).split(
             config.data.demonstrations,
             config.data.heldout,
             config.data.seed,
@@ -320,22 +328,24 @@ def _build_missing(
 
 
 def _recipe(config: "Experiment", method: str, tokenizer: bytes) -> Recipe:
-    bounds = Bounds(
-        **{field.name: getattr(config.limits, field.name) for field in dataclasses.fields(Bounds)}
+    bounds = Bounds.of(config.limits)
+    return Recipe(
+        config.task, method, config.data.seed, tokenizer, bounds, config.data.correct_only
     )
-    return Recipe(config.task, config.solver, method, config.data.seed, tokenizer, bounds)
 
 
 def _tokenizer(config: "Experiment", split: Split, pool: Workers) -> Tokenizer:
     """The tokenizer of the first demonstrations, with every character that the task can write: the
     sample may lack one.
     """
+    task = make_task(config.task, config.limits)
     found: list[str] = []
-    for method in METHODS:
+    if not task.methods:
+        found = [task.prompt(problem) for problem in split.train[:_TOKENIZER_SAMPLE]]
+    for method in task.methods:
         collect = functools.partial(texts, _recipe(config, method, b""))
         for several in pool.map_chunks(collect, split.train[:_TOKENIZER_SAMPLE]):
             found += several
-    task = Countdown(config.task, config.solver)
     return Tokenizer.train(found, task.phrases, task.alphabet)
 
 
@@ -376,19 +386,16 @@ def _build_method(
 
 
 def _settings(config: "Experiment", excluded: frozenset[Any]) -> dict[str, Any]:
-    """Everything that decides the data, one level deep: `solver.beam` -> value."""
-    groups = {name: dataclasses.asdict(config)[name] for name in ("task", "solver", "data")}
-    settings = {
-        f"{name}.{field}": value for name, group in groups.items() for field, value in group.items()
-    }
-    settings["data.split"] = (
-        "by numbers"  # Not by problem, as it once was: such data are of another split.
-    )
+    """Everything that decides the data, one level deep: `task.solver.parent_beam` -> value."""
+    groups = {"task": config.task.to_dict(), "data": dataclasses.asdict(config.data)}
+    settings = flatten_fields(json.loads(json.dumps(groups)))
+    # Not by problem, as it once was: such data are of another split.
+    settings["data.split"] = "by group"
     settings |= {
         f"limits.{field.name}": getattr(config.limits, field.name)
         for field in dataclasses.fields(Bounds)
     }
-    digest = hashlib.sha256(repr(sorted(excluded)).encode()).hexdigest()[:16]
+    digest = hashlib.sha256(repr(sorted(excluded, key=repr)).encode()).hexdigest()[:16]
     return settings | {"exclude": f"{len(excluded)} problems, {digest}"}
 
 

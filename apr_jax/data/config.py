@@ -12,13 +12,17 @@ class DataConfig:
     Attributes:
       demonstrations: training demonstrations of each method.
       heldout: number of problems kept out of training for validation, and the same number for test.
-        No training problem has the numbers of one of them, whatever its target.
+        No training problem is of the group of one of them (`Task.group`): in Countdown none has
+        its numbers, whatever the target.
       seed: all that is built follows from the seed and the config.
+      correct_only: leave out demonstrations that do not find the answer (rejection sampling); there
+        are fewer of them then.
     """
 
     demonstrations: int
     heldout: int = 1_000
     seed: int = 0
+    correct_only: bool = False
 
     def __post_init__(self):
         for field in ("demonstrations", "heldout"):

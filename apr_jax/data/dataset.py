@@ -22,7 +22,6 @@ from tensorflow_datasets.proto import tf_example_pb2
 from apr_jax.data.demonstrate import Example
 from apr_jax.errors import UserError
 from apr_jax.io.library_errors import is_of_machine, what_went_wrong
-from apr_jax.tasks import METHODS
 
 # Feature -> what it holds. How many bits its integers have depends on the data set:
 # `demonstrate.stored_types`.
@@ -67,14 +66,10 @@ class Demonstrations(tfds.core.GeneratorBasedBuilder):
     Args:
       sources: split -> function that yields its examples, in the order in which they are stored.
       types: feature -> type of its integers.
-      kwargs: arguments of every TFDS builder; `config` is the `config_name` of a method.
+      kwargs: arguments of every TFDS builder; `config` is named for the method.
     """
 
     VERSION = tfds.core.Version("1.0.0")
-    BUILDER_CONFIGS = [  # noqa: RUF012 - TFDS wants a class attribute.
-        tfds.core.BuilderConfig(name=config_name(method), description=f"demonstrations by {method}")
-        for method in METHODS
-    ]
 
     def __init__(
         self, *, sources: Mapping[str, Source], types: Mapping[str, np.dtype], **kwargs: Any
@@ -86,7 +81,7 @@ class Demonstrations(tfds.core.GeneratorBasedBuilder):
     def _info(self) -> tfds.core.DatasetInfo:
         return tfds.core.DatasetInfo(
             builder=self,
-            description="Symbolic searches for Countdown solutions as trees of threads.",
+            description="Demonstrations of a task as trees of threads.",
             features=tfds.features.FeaturesDict(features(self._types)),
             # The pipeline shuffles anew in each epoch. On disk, example k is demonstration k.
             disable_shuffling=True,
@@ -126,7 +121,9 @@ def write(
         sources=sources,
         types=types,
         data_dir=data_dir,
-        config=config_name(method),
+        config=tfds.core.BuilderConfig(
+            name=config_name(method), description=f"demonstrations by {method}"
+        ),
         file_format=tfds.core.FileFormat.ARRAY_RECORD,
     )
     try:

@@ -29,7 +29,8 @@ import numpy as np
 from apr_jax.data.encode import Stream, tree_streams
 from apr_jax.data.integers import fitted, signed, unsigned
 from apr_jax.io.subprocesses import StopSignals, end_with_parent, start_fork_server
-from apr_jax.tasks import Countdown, CountdownConfig, Problem, SolverConfig, Thread
+from apr_jax.tasks import Bounds, Problem, Task, TaskConfig, Thread
+from apr_jax.tasks.registry import remake
 from apr_jax.text.tokenizer import Tokenizer
 
 CHUNK = 128  # Problems that a worker gets at a time.
@@ -39,38 +40,28 @@ Result = TypeVar("Result")
 
 
 @dataclasses.dataclass(frozen=True)
-class Bounds:
-    """What fits into a rollout; the meaning of each field is that in `threads.Limits`."""
-
-    window: int
-    max_thread_tokens: int
-    max_threads: int
-    children: int
-    max_depth: int
-
-
-@dataclasses.dataclass(frozen=True)
 class Recipe:
     """How a problem becomes a demonstration.
 
     Attributes:
-      task, solver: of the experiment.
-      method: one of `METHODS`.
+      task: of the experiment.
+      method: one of the task's.
       seed: of the data; demonstration k folds k into it.
       tokenizer: serialized.
       bounds: what does not fit is dropped.
+      correct_only: what does not find the answer is dropped, too.
     """
 
-    task: CountdownConfig
-    solver: SolverConfig
+    task: TaskConfig
     method: str
     seed: int
     tokenizer: bytes
     bounds: Bounds
+    correct_only: bool = False
 
-    def countdown(self) -> Countdown:
+    def make_task(self) -> Task:
         """The task, its demonstrations as wide and deep as the rollout."""
-        return Countdown(self.task, self.solver, self.bounds.children, self.bounds.max_depth)
+        return remake(self.task, self.bounds)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,7 +73,7 @@ class Counts:
       solved: whose answer is right.
       dropped_window, dropped_max_thread_tokens, dropped_threads: left out for the first bound they
         break: positions, tokens of a stream, or number and depth of threads.
-      dropped_wrong: left out because they do not find the answer (`solver.correct_only`), and break
+      dropped_wrong: left out because they do not find the answer (`data.correct_only`), and break
         no bound.
       dropped_children: threads below the roots of all that were left out.
       kept_solved: right ones that were kept.
@@ -213,26 +204,26 @@ def texts(recipe: Recipe, problem: Problem) -> list[str]:
                 for child in part.children:
                     collect(child)
 
-    collect(recipe.countdown().demonstration(problem, recipe.method, recipe.seed << 32))
+    collect(recipe.make_task().demonstrate(problem, recipe.method, recipe.seed << 32))
     return found
 
 
 @functools.lru_cache(maxsize=4)
-def _tools(recipe: Recipe) -> tuple[Countdown, Tokenizer, dict[str, np.dtype]]:
+def _tools(recipe: Recipe) -> tuple[Task, Tokenizer, dict[str, np.dtype]]:
     """Made once a process, not once a chunk."""
     tokenizer = Tokenizer(recipe.tokenizer)
-    return recipe.countdown(), tokenizer, stored_types(tokenizer.vocab_size, recipe.bounds)
+    return recipe.make_task(), tokenizer, stored_types(tokenizer.vocab_size, recipe.bounds)
 
 
 def _demonstrate(recipe: Recipe, chunk: list[tuple[int, Problem]]) -> tuple[list[Example], Counts]:
     task, tokenizer, types = _tools(recipe)
     examples, counts = [], Counts()
     for k, problem in chunk:
-        thread = task.demonstration(problem, recipe.method, (recipe.seed << 32) + k)
-        solved = int(task.verify(problem, thread.answer).correct)
+        thread = task.demonstrate(problem, recipe.method, (recipe.seed << 32) + k)
+        solved = int(task.score(problem, thread.answer).correct)
         streams = tree_streams(thread, tokenizer)
         broken = broken_bound(streams, recipe.bounds)
-        if not broken and recipe.solver.correct_only and not solved:
+        if not broken and recipe.correct_only and not solved:
             broken = "dropped_wrong"
         if broken:
             dropped: dict[str, Any] = {broken: 1}

@@ -53,13 +53,13 @@ def statistics(counts: Counts, recipe: Recipe) -> dict[str, Any]:
         if counts.made > counts.dropped_wrong:
             remedy = "raise the limits"
         else:
-            remedy = "set solver.correct_only=false"
+            remedy = "set data.correct_only=false"
         raise UsageError(
             f"limits: none of the {counts.made} demonstrations of {recipe.method!r} fits (too long"
             f" for limits.window={recipe.bounds.window}: {dropped['window']}, for"
             f" limits.max_thread_tokens={recipe.bounds.max_thread_tokens}:"
             f" {dropped['max_thread_tokens']}, too many threads for limits.max_threads, children or"
-            f" max_depth: {dropped['threads']}; wrong, under solver.correct_only:"
+            f" max_depth: {dropped['threads']}; wrong, under data.correct_only:"
             f" {dropped['wrong']}); {remedy}"
         )
 

@@ -7,8 +7,8 @@ The life of a verdict on a wrong tree, first rule that holds:
    `join` (the child did not join it, or the parent dropped it or copied it wrongly).
 3. It claims a solution that is wrong: the kind of the first fault in the tree, or `claim` if there
    is none.
-4. The first event that lost the solution: a decisive fault (`arithmetic`, `bookkeeping`, `message`:
-   `tasks.base.Fault`), a thread that was `truncated` or `malformed`, a message that was `refused` a
+4. The first event that lost the solution: a decisive fault (its kind is the task's word:
+   `Task.fault_kinds`), a thread that was `truncated` or `malformed`, a message that was `refused` a
    thread; the latter count if their state had a solution.
 5. Nothing of it: every step was legal, and what leads to the solution was never searched:
    `coverage`.
@@ -24,14 +24,10 @@ from collections.abc import Iterable
 from typing import Any
 
 from apr_jax.evaluate.scores import CUT, Trace
-from apr_jax.tasks import Problem, Reading, Spawn, Task, Thread
+from apr_jax.tasks import Diagnosis, Problem, Spawn, Task, Thread
+from apr_jax.text.tokenizer import CONTROL_PIECES, MSG
 
 KINDS = {
-    "arithmetic": "a wrong equation, or a hit that was not seen",
-    "bookkeeping": (
-        "numbers lost or made up, a step from a state that was never reached, a state left out"
-    ),
-    "message": "a child was told something that does not follow from its parent's state",
     "belief": "the root took a child's false solution, though another child had joined a right one",
     "join": "a right solution stood in the tree and did not become the answer otherwise",
     "claim": "a wrong solution is claimed, and no wrong step led to it",
@@ -41,22 +37,28 @@ KINDS = {
     "malformed": "a thread broke the protocol",
     "refused": "a message got no thread",
 }
+_MESSAGE = CONTROL_PIECES[MSG]
 _BROKEN = ("MALFORMED", "NO_ANSWER")
-_PIECES = re.compile(r"<msg>([^<]*)")
+_CONTROL = re.compile("|".join(map(re.escape, CONTROL_PIECES)))
+
+
+def kinds(task: Task) -> dict[str, str]:
+    """Kind of failure -> what it means: those of the task's own traces first."""
+    return {**task.fault_kinds, **KINDS}
 
 
 def failure(trace: Trace, task: Task) -> str:
-    """The kind of failure, a key of KINDS; "" for a right answer."""
+    """The kind of failure, a key of `kinds`; "" for a right answer."""
     if trace["correct"]:
         return ""
-    problem = Problem(trace["id"], tuple(trace["numbers"]), trace["target"])
+    problem = Problem(trace["id"], trace["data"])
     root = trace["threads"][0]
     ended = _end(root["status"])
     if ended:
         return ended
     threads = {thread["thread_index"]: as_thread(thread) for thread in trace["threads"]}
     readings = {
-        thread["thread_index"]: task.examine(
+        thread["thread_index"]: task.diagnose(
             problem, threads[thread["thread_index"]], bool(_end(thread["status"]))
         )
         for thread in trace["threads"]
@@ -67,13 +69,13 @@ def failure(trace: Trace, task: Task) -> str:
         if thread["parent"] == root["thread_index"]
     }
     believed = trace["claimed"] and threads[root["thread_index"]].answer in joined
-    if believed and any(task.verify(problem, answer).correct for answer in joined):
+    if believed and any(task.score(problem, answer).correct for answer in joined):
         return "belief"
     for thread in trace["threads"]:
         reading = readings[thread["thread_index"]]
         answer = threads[thread["thread_index"]].answer
         if (reading and reading.found) or (
-            thread["thread_index"] and task.verify(problem, answer).correct
+            thread["thread_index"] and task.score(problem, answer).correct
         ):
             return _end(thread["status"]) or "join"
     ordered = sorted(trace["threads"], key=lambda thread: (thread["start"], thread["thread_index"]))
@@ -125,8 +127,13 @@ def refused(thread: dict[str, Any], threads: list[dict[str, Any]]) -> list[str]:
     return [
         message
         for place, block in enumerate(blocks)
-        for message in _PIECES.findall(block)[started[place] :]
+        for message in _messages(block)[started[place] :]
     ]
+
+
+def _messages(block: str) -> list[str]:
+    """The messages of a spawn block, as text."""
+    return [_CONTROL.split(part, maxsplit=1)[0] for part in block.split(_MESSAGE)[1:]]
 
 
 def as_thread(thread: dict[str, Any]) -> Thread:
@@ -138,9 +145,9 @@ def as_thread(thread: dict[str, Any]) -> Thread:
         if kind == "given" and not body:
             prompt = text
         elif kind == "sampled":
-            body.append(text.split("<")[0])
+            body.append(_CONTROL.split(text, maxsplit=1)[0])
         elif kind == "spawn":
-            body.append(Spawn(tuple(Thread(message, (), "") for message in _PIECES.findall(text))))
+            body.append(Spawn(tuple(Thread(message, (), "") for message in _messages(text))))
         elif kind == "join" and thread["status"] == "DONE":
             answer = text.removeprefix("<join>")
     # A child that was told nothing is no root.
@@ -149,7 +156,7 @@ def as_thread(thread: dict[str, Any]) -> Thread:
     )
 
 
-def _losses(thread: dict[str, Any], reading: Reading | None) -> Iterable[str]:
+def _losses(thread: dict[str, Any], reading: Diagnosis | None) -> Iterable[str]:
     """Kinds of what lost the solution in one thread's own text, in order."""
     yield from (fault.kind for fault in (reading.faults if reading else ()) if fault.decisive)
     if (ended := _end(thread["status"])) and (reading is None or reading.hopeful):
@@ -157,7 +164,7 @@ def _losses(thread: dict[str, Any], reading: Reading | None) -> Iterable[str]:
 
 
 def _is_hopeful(message: str, problem: Problem, task: Task) -> bool:
-    reading = task.examine(problem, Thread(message, (), ""), True)
+    reading = task.diagnose(problem, Thread(message, (), ""), True)
     return reading is None or reading.hopeful
 
 

@@ -33,7 +33,7 @@ from apr_jax.io.lease import Lease
 from apr_jax.io.storage import Mirror, write_text
 from apr_jax.model.config import ModelConfig
 from apr_jax.model.sharding import make_mesh
-from apr_jax.tasks import PARALLEL, Countdown, Failure, Problem, SandboxedVerifier
+from apr_jax.tasks import Failure, Problem, SandboxedVerifier, Task, make_task
 from apr_jax.text.tokenizer import BOS
 from apr_jax.threads import (
     NOT_FORCED,
@@ -69,8 +69,8 @@ class Decoding:
       samples: trees a problem.
       temperature: 0 is greedy; top_k: 0 is off; top_p: 1 is off.
       window: positions a thread may occupy; None is the checkpoint's own.
-      condition: of APR's prompt: for how many children it asks; None asks for no number.
-      bins: of SoS+'s prompt: for a trace of how many window bins it asks; None asks for no number.
+      condition: the number that prompts state: of children with APR, of window bins with SoS+; what
+        it counts is said by the model's method (`tasks.Condition`). None states none.
       forced: children that the root is held to, over its spawns; None leaves it free.
       constrain: whether tokens that the protocol does not allow are left out; None is the
         checkpoint's own setting.
@@ -84,7 +84,6 @@ class Decoding:
     condition: int | None = None
     forced: int | None = None
     constrain: bool | None = None
-    bins: int | None = None
 
     @property
     def childless(self) -> bool:
@@ -129,11 +128,9 @@ def evaluate(
     prompts = prompts_of(restored, problems, limits, decoding)
     settings = {
         "weights": digest(restored.params),
-        "problems": (
-            hashlib.sha256(
-                repr([(p.id, p.numbers, p.target) for p in problems]).encode()
-            ).hexdigest()
-        ),
+        "problems": hashlib.sha256(
+            json.dumps([problem.to_json() for problem in problems], sort_keys=True).encode()
+        ).hexdigest(),
         **dataclasses.asdict(decoding),
         "window": limits.window,
         "constrain": limits.constrain,
@@ -158,9 +155,8 @@ def evaluate(
             | settings
         )
         write_text(mirror.local / SUMMARY, json.dumps(summary, indent=2) + "\n")
-    print_warnings(
-        warnings(summary, "" if decoding.childless else restored.method, decoding.forced)
-    )
+    parallel = task_of(restored).methods[restored.method].parallel and not decoding.childless
+    print_warnings(warnings(summary, parallel, decoding.forced))
     return summary
 
 
@@ -265,7 +261,7 @@ def _run(
       UserError: too many answers have no verdict.
     """
     runner = make_runner(restored, limits, min(restored.config.evaluate.batch, len(asked)))
-    task = Countdown(restored.config.task, restored.config.solver)
+    task = task_of(restored)
     reward = restored.config.train.rl.reward
     allowed = allowed_unknown(len(asked), reward)
 
@@ -291,7 +287,7 @@ def _run(
                     " and start the same command again"
                 )
             lines = [
-                graded_trace(forest, tree, problem, sample, outcome, restored.tokenizer)
+                graded_trace(forest, tree, problem, sample, outcome, task, restored.tokenizer)
                 for tree, ((problem, sample), outcome) in enumerate(
                     zip(these, outcomes, strict=True)
                 )
@@ -309,18 +305,17 @@ def prompts_of(
 
     Raises UsageError that names what can't be asked.
     """
-    _check_conditions(restored, limits, decoding)
+    task = task_of(restored)
+    _check_conditions(restored, task, limits, decoding)
     if len(problems) * decoding.samples > _MOST:
         raise UsageError(
             f"--samples {decoding.samples}: of {len(problems)} problems that is more than {_MOST}"
             " trees"
         )
-    condition = decoding.bins if decoding.condition is None else decoding.condition
-    task = Countdown(restored.config.task, restored.config.solver)
     ids = []
     for problem in problems:
         try:
-            prompt = [BOS, *restored.tokenizer.encode(task.prompt(problem, condition))]
+            prompt = [BOS, *restored.tokenizer.encode(task.prompt(problem, decoding.condition))]
         except ValueError as error:
             raise UsageError(f"problem {problem.id!r}: {error}") from None
         if len(prompt) > limits.window - 1:
@@ -345,42 +340,49 @@ def prompts_of(
     return prompts
 
 
-def _check_conditions(restored: Restored, limits: Limits, decoding: Decoding) -> None:
-    """The flags that ask for a number of children or of window bins, or force children."""
-    solver = restored.config.solver
-    most = limits.max_threads - 1 if limits.max_depth else 0
-    for flag, count in (("--children", decoding.condition), ("--force-children", decoding.forced)):
-        if count is not None and restored.method not in PARALLEL:
+def task_of(restored: Restored) -> Task:
+    """The task that a model was trained for.
+
+    Raises:
+      UserError: the task knows nothing of the model's method.
+    """
+    config = restored.config
+    task = make_task(config.task, config.limits)
+    if restored.method not in task.methods:
+        raise UserError(
+            f"{restored.path}: method={restored.method!r:.60} must be one of"
+            f" {', '.join(task.methods)}, the methods of task {config.task.kind!r}"
+        )
+    return task
+
+
+def _check_conditions(restored: Restored, task: Task, limits: Limits, decoding: Decoding) -> None:
+    """Raises UsageError if a condition or forced children make no sense for the model."""
+    method = task.methods[restored.method]
+    if decoding.forced is not None:
+        if not method.parallel:
             raise UsageError(
-                f"{flag} {count}: {restored.path} is of method {restored.method}; only apr has"
-                " children"
+                f"--force-children {decoding.forced}: {restored.path} is of method"
+                f" {restored.method}, whose threads have no children"
             )
-    if decoding.forced is not None and not 0 <= decoding.forced <= most:
-        raise UsageError(
-            f"--force-children {decoding.forced}: must be from 0 to {most}, limits.max_threads less"
-            " the root"
-        )
-    if decoding.bins is not None and restored.method != "sos+":
-        raise UsageError(
-            f"--bins {decoding.bins}: {restored.path} is of method {restored.method}; only sos+ has"
-            " window bins"
-        )
-    for flag, count in (("--children", decoding.condition), ("--bins", decoding.bins)):
-        if count is not None and solver.condition == 0:
+        most = limits.max_threads - 1 if limits.max_depth else 0
+        if not 0 <= decoding.forced <= most:
             raise UsageError(
-                f"{flag} {count}: {restored.path} was trained without conditions"
-                " (solver.condition=0)"
+                f"--force-children {decoding.forced}: must be from 0 to {most}, limits.max_threads"
+                " less the root"
             )
-    bins = -(-restored.config.limits.window // solver.window_bin)
-    if decoding.bins is not None and not 1 <= decoding.bins <= bins:
-        raise UsageError(
-            f"--bins {decoding.bins}: must be from 1 to {bins}, bins of {solver.window_bin} in the"
-            " window"
-        )
-    if decoding.condition is not None and not 0 <= decoding.condition <= solver.max_children:
-        raise UsageError(
-            f"--children {decoding.condition}: the model was trained on 0 to {solver.max_children}"
-        )
+    if decoding.condition is not None:
+        stated = method.condition
+        if stated is None:
+            raise UsageError(
+                f"--condition {decoding.condition}: {restored.path} is of method"
+                f" {restored.method} and was trained without conditions"
+            )
+        if not stated.low <= decoding.condition <= stated.high:
+            raise UsageError(
+                f"--condition {decoding.condition}: must be from {stated.low} to {stated.high}"
+                f" {stated.counts}, what the model was trained on"
+            )
 
 
 def read_traces(path: Path) -> list[dict[str, Any]]:
@@ -506,7 +508,7 @@ def _answers(line: bytes, problem: Problem, sample: int) -> bool:
     """Whether a line of a traces file is the tree of this sample of the problem."""
     try:
         trace = json.loads(line)
-        found = (trace["id"], trace["sample"], tuple(trace["numbers"]), trace["target"])
+        found = (trace["id"], trace["sample"], trace["data"])
     except (ValueError, KeyError, TypeError):
         return False
-    return found == (problem.id, sample, problem.numbers, problem.target)
+    return found == (problem.id, sample, dict(problem.data))

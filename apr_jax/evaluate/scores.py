@@ -9,7 +9,6 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from apr_jax.data.statistics import wilson
-from apr_jax.tasks import PARALLEL
 
 Trace = dict[str, Any]
 CUT = ("OUT_OF_WINDOW", "OUT_OF_BUDGET")  # How a truncated thread ended.
@@ -25,13 +24,12 @@ def summarize(traces: Sequence[Trace]) -> dict[str, Any]:
     """What `summary.json` holds.
 
     Returns:
-      `accuracy` (share of correct trees among those with a verdict), `unknown` (trees without one),
-      `ci95` (Wilson over
-      the number of problems: samples of one problem are not independent, so counting them all would
-        make the interval
-      too narrow), `n` problems, `samples` a problem, means of the measures, shares of trees that
-      `claimed`, were `truncated`, whose root is `malformed`, that `spawned`; with several samples
-      `pass_at_n` and `cons_at_n`.
+      `accuracy` (share of correct trees among those with a verdict), `reward` (their mean reward),
+      `unknown` (trees without a verdict), `ci95` (Wilson over the number of problems: samples of
+      one problem are not independent, so counting them all would make the interval too narrow), `n`
+      problems, `samples` a problem, means of the measures, shares of trees that `claimed`, were
+      `truncated`, whose root is `malformed`, that `spawned`; with several samples `pass_at_n` and
+      `cons_at_n`.
     """
     asked = by_problem(traces)
     trees, n = len(traces), len(asked)
@@ -42,6 +40,7 @@ def summarize(traces: Sequence[Trace]) -> dict[str, Any]:
     accuracy = mean(trace["correct"] for trace in graded)
     summary: dict[str, Any] = {
         "accuracy": accuracy,
+        "reward": mean(trace["reward"] for trace in graded),
         "ci95": list(wilson(round(accuracy * len(groups)), len(groups))),
         "unknown": trees - len(graded),
         "n": n,
@@ -83,27 +82,13 @@ def consensus(samples: Sequence[Trace]) -> bool:
     """cons@n: whether the solution that most samples claim is right; ties go to the one claimed
     first.
     """
-    votes: dict[tuple[str, ...], list[Trace]] = collections.defaultdict(list)
+    votes: dict[str, list[Trace]] = collections.defaultdict(list)
     for trace in samples:
-        if trace["claimed"] and trace["solution"]:
-            votes[canonical(trace["solution"])].append(trace)
+        if trace["vote"]:
+            votes[trace["vote"]].append(trace)
     if not votes:
         return False
     return bool(max(votes.values(), key=len)[0]["correct"])
-
-
-def canonical(solution: Sequence[str]) -> tuple[str, ...]:
-    """Equal for solutions that differ only in the order of a sum's or product's operands."""
-    return tuple(sorted(map(_canonical_equation, solution)))
-
-
-def _canonical_equation(equation: str) -> str:
-    left, equals, right = equation.partition("=")
-    for operator in "+*":
-        a, found, b = left.partition(operator)
-        if found:
-            return operator.join(sorted((a, b))) + equals + right
-    return equation
 
 
 def is_truncated(trace: Trace) -> bool:
@@ -127,11 +112,11 @@ def accuracy_within(
     return rows
 
 
-def warnings(summary: dict[str, Any], method: str, forced: int | None) -> list[str]:
+def warnings(summary: dict[str, Any], parallel: bool, forced: int | None) -> list[str]:
     """What a reader must not overlook beside the score.
 
     Args:
-      method: of the model, or "" if no child was to be expected.
+      parallel: whether children were to be expected.
       forced: children that the roots were held to, if any.
     """
     found = []
@@ -140,7 +125,7 @@ def warnings(summary: dict[str, Any], method: str, forced: int | None) -> list[s
             f"{summary['unknown']} ANSWERS HAVE NO VERDICT AND ARE NOT COUNTED: the verifier failed"
             " or took too long on them"
         )
-    if method in PARALLEL and summary["spawned"] == 0:
+    if parallel and summary["spawned"] == 0:
         found.append(
             "NO TREE SPAWNED A SINGLE CHILD: this is a serial score, not one of parallel reasoning"
         )

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from apr_jax.data.integers import fitted, unsigned
-from apr_jax.tasks import Failure, Problem, Task, Verdict
+from apr_jax.tasks import Failure, Problem, Score, Task
 from apr_jax.text.tokenizer import CONTROL_PIECES, JOIN, Tokenizer
 from apr_jax.threads import Refusal, Status, ThreadForest
 
@@ -43,7 +43,7 @@ def to_trace(
       tree: which of the B.
       answer: what its root joined.
     """
-    return graded_trace(forest, tree, problem, sample, task.verify(problem, answer), tokenizer)
+    return graded_trace(forest, tree, problem, sample, task.score(problem, answer), task, tokenizer)
 
 
 def graded_trace(
@@ -51,26 +51,25 @@ def graded_trace(
     tree: int,
     problem: Problem,
     sample: int,
-    outcome: Verdict | Failure,
+    outcome: Score | Failure,
+    task: Task,
     tokenizer: Tokenizer,
 ) -> dict[str, Any]:
-    """The same of an answer that was verified before: `claimed` and `correct` are None if there is
-    no verdict on it.
+    """The same of an answer that was scored before: `claimed`, `correct` and `reward` are None if
+    there is no verdict on it.
     """
-    if isinstance(outcome, Verdict):
+    if isinstance(outcome, Score):
         verdict = {
-            "solution": None if outcome.solution is None else list(outcome.solution),
-            "claimed": outcome.claimed,
+            "stated": outcome.stated,
+            "vote": outcome.voted,
+            "claimed": outcome.stated is not None,
             "correct": outcome.correct,
+            "reward": outcome.reward,
             "reason": outcome.reason,
         }
     else:
-        verdict = {
-            "solution": None,
-            "claimed": None,
-            "correct": None,
-            "reason": f"no verdict: {outcome.value}",
-        }
+        verdict = dict.fromkeys(("stated", "vote", "claimed", "correct", "reward"))
+        verdict["reason"] = f"no verdict: {outcome.value}"
     thread_indices = np.flatnonzero(forest.status[tree] != Status.FREE)
     written = np.arange(forest.tokens.shape[-1]) < forest.length[tree, thread_indices, None]
     tokens, logprobs = (
@@ -79,8 +78,8 @@ def graded_trace(
     return {
         "id": problem.id,
         "sample": sample,
-        "numbers": list(problem.numbers),
-        "target": problem.target,
+        "problem": task.show(problem),
+        "data": dict(problem.data),
         **verdict,
         "total_tokens": int(forest.total_tokens[tree]),
         "sequential_tokens": int(forest.sequential_tokens[tree]),

@@ -31,7 +31,7 @@ from apr_jax.paper.results import Score
 from apr_jax.paper.stages import Stage, read_json, reserve, run_stages, write_json
 from apr_jax.paper.suite import ABLATIONS
 from apr_jax.report.terminal_tables import print_table
-from apr_jax.tasks import load_problems
+from apr_jax.tasks import load_problems, make_task
 from apr_jax.train.checkpoint.manager import last_step, load_checkpoint
 
 MEASURES = ("accuracy", "total_tokens", "sequential_tokens", "children")
@@ -139,7 +139,7 @@ ABLATION_OF: dict[Question, Ablation] = {
         _early_variants(),
         gaps=_early_gaps(),
         settings=(
-            "solver.parent_beam_low=1",
+            "task.solver.parent_beam_low=1",
             "train.sft.steps=1200",
             "train.rl.steps=60",
             "train.rl.optimizer.lr=1e-4",
@@ -182,7 +182,11 @@ ABLATION_OF: dict[Question, Ablation] = {
             Variant("nested", method="apr-nested", reinforced=False),
             Variant(
                 "one level, wider",
-                ("solver.parent_beam=4", "solver.parent_beam_low=4", "solver.child_beam=2"),
+                (
+                    "task.solver.parent_beam=4",
+                    "task.solver.parent_beam_low=4",
+                    "task.solver.child_beam=2",
+                ),
                 reinforced=False,
             ),
         ),
@@ -191,14 +195,14 @@ ABLATION_OF: dict[Question, Ablation] = {
             "task.high=9",
             "task.target_low=5",
             "task.target_high=20",
-            "solver.parent_beam=2",
-            "solver.parent_beam_low=2",
-            "solver.child_beam=3",
-            "solver.spawn_probability=1",
-            "solver.condition=0",
+            "task.solver.parent_beam=2",
+            "task.solver.parent_beam_low=2",
+            "task.solver.child_beam=3",
+            "task.solver.spawn_probability=1",
+            "task.solver.condition=0",
             # Two children of the root. A spawn divides the threads that are left among its children
             # and itself, so 3 of the other 9 go to each child.
-            "solver.max_children=11",
+            "task.solver.max_children=11",
             "limits.window=256",
             "limits.max_thread_tokens=352",
             "limits.max_threads=12",
@@ -259,7 +263,7 @@ def stages_of(ablation: Ablation, config: Experiment, out: Path) -> list[Stage]:
     sharing = [
         variant.method
         for variant, own in zip(ablation.variants, configs, strict=True)
-        if own.solver == config.solver
+        if own.task == config.task
     ]
     stages = [data_stage("data", config, shared, tuple(dict.fromkeys(sharing)))]
 
@@ -268,7 +272,7 @@ def stages_of(ablation: Ablation, config: Experiment, out: Path) -> list[Stage]:
         method = variant.method
         data = "data"
         built = shared
-        if own.solver != config.solver:
+        if own.task != config.task:
             data = f"{name}/data"
             built = out / name / "data"
             stages.append(data_stage(data, own, built, (method,)))
@@ -378,7 +382,12 @@ def _evaluation_stage(row: Row, out: Path) -> Stage:
         path = out / model if row.stage == "sft" else last_step(out / model)
         restored = load_checkpoint(path)
         check_files(out / "data", "test.jsonl")
-        evaluate(restored, load_problems(out / "data" / "test.jsonl"), folder, row.decoding)
+        evaluate(
+            restored,
+            load_problems(out / "data" / "test.jsonl", make_task(restored.config.task)),
+            folder,
+            row.decoding,
+        )
 
     name = f"{row.variant}/{row.folder}"
     return Stage(name, folder / "summary.json", run, (model,), "eval")

@@ -42,7 +42,7 @@ SOS_PLUS_15 = "#be185d"  # SoS+ with beams 1 to 15.
 SOS = "#6b7280"
 EXTRA = "#0d9488"
 
-# Colours of the kinds of failures (`failures.KINDS`).
+# Colours of the kinds of failures (`kinds.KINDS`).
 OF_KIND = {
     "arithmetic": "#b91c1c",
     "bookkeeping": "#c2410c",

@@ -23,6 +23,7 @@ from apr_jax.paper.figure_parts import (
     stage_name,
     tag,
 )
+from apr_jax.paper.kinds import KINDS
 from apr_jax.paper.results import Results, problems_of
 from apr_jax.paper.suite import MODELS
 
@@ -80,7 +81,7 @@ def what_went_wrong(results: Results) -> Drawn | None:
     shown = [answered for answered in results.plain().values() if answered.traces]
     labels = [answered.label for answered in shown]
     counts = [failures.count(answered.traces) for answered in shown]
-    kinds = [kind for kind in failures.KINDS if any(kind in count for count in counts)]
+    kinds = [kind for kind in KINDS if any(kind in count for count in counts)]
     if not kinds:
         return None
 
@@ -110,7 +111,7 @@ def what_went_wrong(results: Results) -> Drawn | None:
     axes.grid(axis="y", visible=False)
     axes.set(xlabel="problems not solved (%), by what went wrong first")
     axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.02))
-    meanings = "; ".join(f"{kind}: {failures.KINDS[kind]}" for kind in kinds)
+    meanings = "; ".join(f"{kind}: {KINDS[kind]}" for kind in kinds)
     return Drawn("failures", f"What went wrong, by kind: {meanings}.", figure)
 
 

@@ -235,9 +235,7 @@ def _our_latency_curve(
     style: dict[str, Any] = {"color": colour(method), "marker": _MARKS[method]}
     with_interval(axes, costs, scores, label=f"{method_name(method)} by condition", **style)
     for (cost, point), score in zip(points, scores, strict=True):
-        decoding = point.evaluation.decoding
-        condition = decoding.bins if decoding.condition is None else decoding.condition
-        tag(axes, cost, 100 * score.mean, str(condition))
+        tag(axes, cost, 100 * score.mean, str(point.evaluation.decoding.condition))
 
 
 @charts.styled

@@ -10,14 +10,14 @@ from typing import Any
 from apr_jax.data.demonstrate import sequential_tokens
 from apr_jax.data.encode import tree_streams
 from apr_jax.errors import UsageError
-from apr_jax.tasks import Countdown, Problem
+from apr_jax.tasks import Problem, Task
 from apr_jax.text.tokenizer import Tokenizer
 
 _SEED = 1_000_003  # Far from the seeds of training demonstrations, which count from 0.
 
 
 def demonstrated(
-    task: Countdown, problems: list[Problem], tokenizer: Tokenizer, methods: Sequence[str]
+    task: Task, problems: list[Problem], tokenizer: Tokenizer, methods: Sequence[str]
 ) -> dict[str, list[dict[str, Any]]]:
     """Demonstrates each problem once by each method.
 
@@ -39,16 +39,16 @@ def demonstrated(
 
 
 def _trace(
-    task: Countdown, problem: Problem, method: str, seed: int, tokenizer: Tokenizer
+    task: Task, problem: Problem, method: str, seed: int, tokenizer: Tokenizer
 ) -> dict[str, Any]:
     """A demonstration of a problem, written like the trace of an answer."""
-    thread = task.demonstration(problem, method, seed)
+    thread = task.demonstrate(problem, method, seed)
     streams = tree_streams(thread, tokenizer)
     sampled = [int(stream.sampled.sum()) for stream in streams]
     return {
         "id": problem.id,
         "sample": 0,
-        "correct": task.verify(problem, thread.answer).correct,
+        "correct": task.score(problem, thread.answer).correct,
         "total_tokens": sum(sampled),
         "sequential_tokens": sequential_tokens(streams),
         "children": len(streams) - 1,

@@ -237,9 +237,9 @@ def _answer_stage(evaluation: Evaluation, config: Experiment, out: Path, built: 
         from apr_jax.evaluate.runner import evaluate
 
         if evaluation.validation:
-            problems = _load_problems(built, "validation")[-(evaluation.problems or 0) :]
+            problems = _load_problems(config, built, "validation")[-(evaluation.problems or 0) :]
         else:
-            problems = _load_problems(built, "test")[: evaluation.problems]
+            problems = _load_problems(config, built, "test")[: evaluation.problems]
         restored = _load_model(out, evaluation.model)
         evaluate(restored, problems, out / "eval" / evaluation.name, evaluation.decoding)
 
@@ -256,7 +256,7 @@ def _latency_stage(evaluation: Evaluation, config: Experiment, out: Path, built:
         from apr_jax.evaluate.latency import measure_latency
 
         restored = _load_model(out, evaluation.model)
-        problems = _load_problems(built, "test")[:count]
+        problems = _load_problems(config, built, "test")[:count]
         folder = out / "eval" / evaluation.name
         measure_latency(restored, problems, folder, evaluation.decoding, repeats)
 
@@ -273,7 +273,7 @@ def _slots_stage(evaluation: Evaluation, config: Experiment, out: Path, built: P
         from apr_jax.evaluate.latency import measure_slots
 
         restored = _load_model(out, evaluation.model)
-        problems = _load_problems(built, "test")[:count]
+        problems = _load_problems(config, built, "test")[:count]
         folder = out / "eval" / evaluation.name
         measure_slots(restored, problems, folder, evaluation.decoding, repeats)
 
@@ -313,14 +313,14 @@ def _load_model(out: Path, model: str) -> Any:
     return load_checkpoint(model_of(out, model) or out / model)
 
 
-def _load_problems(built: Path, split: str) -> list[Any]:
+def _load_problems(config: Experiment, built: Path, split: str) -> list[Any]:
     """Loads the problems of a split, "test" or "validation", of the run's data."""
     from apr_jax.data.build import check_files
-    from apr_jax.tasks import load_problems
+    from apr_jax.tasks import load_problems, make_task
 
     name = f"{split}.jsonl"
     check_files(built, name)
-    return load_problems(built / name)
+    return load_problems(built / name, make_task(config.task))
 
 
 _FIGURES = ("eval/", "latency/", "slots/", "report")

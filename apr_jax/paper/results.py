@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from apr_jax.config import ConfigError, Experiment, from_dict
-from apr_jax.data.build import check_files
+from apr_jax.data.build import check_files, fitting_methods
 from apr_jax.data.statistics import wilson
 from apr_jax.errors import UserError
 from apr_jax.evaluate import failures
@@ -22,7 +22,7 @@ from apr_jax.evaluate.runner import SUMMARY, Decoding, read_answers
 from apr_jax.evaluate.scores import Trace, by_problem, consensus, mean
 from apr_jax.paper import suite
 from apr_jax.paper.oracle import demonstrated
-from apr_jax.tasks import METHODS, Countdown, load_problems
+from apr_jax.tasks import Task, load_problems, make_task
 from apr_jax.text.tokenizer import Tokenizer
 
 # Measure -> how the values of several trees that are sampled side by side become one.
@@ -197,7 +197,9 @@ class Results:
                 for count in config.children
             ]
         else:
-            points = [self.get(model, temperature=temperature, bins=bins) for bins in config.bins]
+            points = [
+                self.get(model, temperature=temperature, condition=bins) for bins in config.bins
+            ]
         return [point for point in points if point]
 
     def plain(self, temperature: float = 0.0) -> dict[str, Answered]:
@@ -216,7 +218,7 @@ def read_run(run: Path, data: Path) -> Results:
       UserError: there is no config or no evaluation, or a file is damaged.
     """
     config = _config(run)
-    task = Countdown(config.task, config.solver, config.limits.children, config.limits.max_depth)
+    task = make_task(config.task, config.limits)
     answered = {}
     missing = []
     untrained = set()
@@ -242,7 +244,7 @@ def read_run(run: Path, data: Path) -> Results:
 
 
 def _read_evaluation(
-    run: Path, evaluation: suite.Evaluation, config: Experiment, task: Countdown
+    run: Path, evaluation: suite.Evaluation, config: Experiment, task: Task
 ) -> Answered:
     """Reads a finished evaluation, its seconds, and its answers to validation problems."""
     folder = run / "eval" / evaluation.name
@@ -283,9 +285,8 @@ def label(evaluation: suite.Evaluation) -> str:
     if decoding.temperature:
         parts.append(f"T = {decoding.temperature:g}")
     if decoding.condition is not None:
-        parts.append(f"{decoding.condition} requested children")
-    if decoding.bins is not None:
-        parts.append(f"{decoding.bins} requested window bins")
+        counted = "children" if suite.parallel(evaluation.model) else "window bins"
+        parts.append(f"{decoding.condition} requested {counted}")
     if decoding.forced is not None:
         parts.append(f"{decoding.forced} forced children")
     return ", ".join(parts)
@@ -303,22 +304,15 @@ def _oracle(data: Path, config: Experiment) -> dict[str, list[Trace]]:
     The demonstrations state no condition, because plain evaluations request none. A stated number
     of children may be small, and then the demonstration searches less.
     """
-    tokenizer = data / "tokenizer.model"
+    tokenizer_file = data / "tokenizer.model"
     problems = data / "test.jsonl"
-    if not (tokenizer.is_file() and problems.is_file()):
+    if not (tokenizer_file.is_file() and problems.is_file()):
         return {}
-    check_files(data, tokenizer.name, problems.name)
-    depth = config.limits.max_depth
-    methods = [method for method in METHODS if method != "apr-nested" or depth > 1]
-    task = Countdown(
-        config.task,
-        dataclasses.replace(config.solver, condition=0.0),
-        config.limits.children,
-        depth,
-    )
-    return demonstrated(
-        task, load_problems(problems), Tokenizer.from_bytes(tokenizer.read_bytes()), methods
-    )
+    check_files(data, tokenizer_file.name, problems.name)
+    solver = dataclasses.replace(config.task.options.solver, condition=0.0)
+    task = make_task(config.task.replace(solver=solver), config.limits)
+    tokenizer = Tokenizer.from_bytes(tokenizer_file.read_bytes())
+    return demonstrated(task, load_problems(problems, task), tokenizer, fitting_methods(task))
 
 
 def _config(run: Path) -> Experiment:

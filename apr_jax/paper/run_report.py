@@ -15,14 +15,14 @@ from typing import Any
 
 from markdown_it import MarkdownIt
 
-from apr_jax.evaluate import failures
 from apr_jax.evaluate.cells import comparison_cells, spent, write
 from apr_jax.evaluate.runner import parse_lines
 from apr_jax.evaluate.scores import MEASURES, Trace, summarize, warnings
 from apr_jax.io.storage import write_text
-from apr_jax.paper import charts, controls, figures, published_figures, tables
+from apr_jax.paper import charts, controls, figures, published_figures, suite, tables
 from apr_jax.paper.comparisons import comparisons
 from apr_jax.paper.figure_parts import Drawn, method_name
+from apr_jax.paper.kinds import KINDS
 from apr_jax.paper.results import Results, read_run
 from apr_jax.report.viewer import link, page, select
 
@@ -264,15 +264,13 @@ def _failures(rows: dict[str, dict[str, Any]], shown: Mapping[str, Sequence[Trac
       rows: name -> an evaluation's `label`, `n` and `failures`.
       shown: name -> the trees that the viewer holds; a number links to its examples among these.
     """
-    kinds = [
-        kind for kind in failures.KINDS if any(kind in row["failures"] for row in rows.values())
-    ]
+    kinds = [kind for kind in KINDS if any(kind in row["failures"] for row in rows.values())]
     if not kinds:
         return '<p class="soft">Nothing.</p>'
 
     body = []
     for kind in kinds:
-        title = f"<b>{kind}</b>" + _under(html.escape(failures.KINDS[kind]))
+        title = f"<b>{kind}</b>" + _under(html.escape(KINDS[kind]))
         cells = [_failure_cell(kind, name, row, shown) for name, row in rows.items()]
         body.append((title, *cells))
 
@@ -396,8 +394,8 @@ def _warnings(results: Results) -> list[str]:
         # Only traces with a verdict were read. The summary knows how many had none.
         unknown = answered.summary.get("unknown", 0)
         summary = summarize(answered.traces) | {"unknown": unknown}
-        method = "" if decoding.childless else answered.summary["method"]
-        for text in warnings(summary, method, decoding.forced):
+        parallel = suite.parallel(answered.summary["method"]) and not decoding.childless
+        for text in warnings(summary, parallel, decoding.forced):
             lines.append(f"{answered.label}: {text}")
     return lines
 

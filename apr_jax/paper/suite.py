@@ -24,11 +24,11 @@ from apr_jax.train.checkpoint.exported import SUFFIX
 from apr_jax.train.checkpoint.manager import FOLDER
 
 # APR with a random parent beam: parents of its demonstrations draw how many first steps they try,
-# from 1 up, as published (solver.parent_beam_low=1). The parents of a run's main APR need not.
+# from 1 up, as published (task.solver.parent_beam_low=1). The parents of a run's main APR need not.
 RANDOM_PARENT_BEAM = "apr+drawn"
 
-# Serial search whose demonstrations have wider beams than published (solver.serial_beam). At mini
-# it is stronger than SoS+ with the published beams.
+# Serial search whose demonstrations have wider beams than published (task.solver.serial_beam). At
+# mini it is stronger than SoS+ with the published beams.
 BEAMS_1_TO_15 = "sos+beam15/sft"
 
 # Folder in a run -> the method whose demonstrations the model imitates, and the config fields that
@@ -36,9 +36,9 @@ BEAMS_1_TO_15 = "sos+beam15/sft"
 # comparison; `apr reproduce` trains them with `evaluate.ablations=true`.
 ABLATIONS: dict[str, tuple[str, tuple[str, ...]]] = {
     "sos": ("sos", ()),
-    "sos+beam15": ("sos+", ("solver.serial_beam=15",)),
-    "sos+rejection": ("sos+", ("solver.correct_only=true",)),
-    RANDOM_PARENT_BEAM: ("apr", ("solver.parent_beam_low=1",)),
+    "sos+beam15": ("sos+", ("task.solver.serial_beam=15",)),
+    "sos+rejection": ("sos+", ("data.correct_only=true",)),
+    RANDOM_PARENT_BEAM: ("apr", ("task.solver.parent_beam_low=1",)),
 }
 
 # Folder of the checkpoint in a run -> the name of the model in tables. Every model that is trained
@@ -60,6 +60,11 @@ STAGES = ("sft", "rl")
 
 # Models of which comparisons take the best of several evaluations.
 _COMPETING = ("apr/sft", "apr/rl", "sos+/sft", "sos+/rl", BEAMS_1_TO_15)
+
+
+def parallel(model: str) -> bool:
+    """Whether a model spawns. Then its conditions are numbers of children, else of window bins."""
+    return model.startswith("apr")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,9 +95,8 @@ class Evaluation:
         if decoding.temperature:
             parts.append(f"t{decoding.temperature:g}")
         if decoding.condition is not None:
-            parts.append(f"c{decoding.condition}")
-        if decoding.bins is not None:
-            parts.append(f"b{decoding.bins}")
+            letter = "c" if parallel(self.model) else "b"  # Children, or window bins.
+            parts.append(f"{letter}{decoding.condition}")
         if decoding.forced is not None:
             parts.append(f"f{decoding.forced}")
         if decoding.samples > 1:
@@ -135,7 +139,7 @@ def declare(config: EvalConfig) -> tuple[Evaluation, ...]:
 
     # SoS+ with requested window bins.
     for bins in config.bins:
-        evaluations.append(Evaluation(f"sos+/{config.sweep}", Decoding(bins=bins), problems))
+        evaluations.append(Evaluation(f"sos+/{config.sweep}", Decoding(condition=bins), problems))
 
     return tuple(dict.fromkeys(evaluations))  # Each once.
 
@@ -204,7 +208,7 @@ def check(config: Experiment) -> None:
     Raises:
       UsageError: names the field, the value and what would be right.
     """
-    solver = config.solver
+    solver = config.task.options.solver
     limits = config.limits
     most_forced = limits.max_threads - 1 if limits.max_depth else 0  # The root is a thread too.
     most_bins = math.ceil(limits.window / solver.window_bin)
@@ -219,7 +223,7 @@ def check(config: Experiment) -> None:
         if values and field != "forced" and not solver.condition:
             raise UsageError(
                 f"evaluate.{field}={values}: the models are trained without conditions"
-                " (solver.condition=0)"
+                " (task.solver.condition=0)"
             )
 
 

@@ -62,7 +62,10 @@ def oracle_table(results: Results) -> dict[str, dict[str, Any]]:
     rows = {}
     for method, traces in results.oracle.items():
         # Demonstrations are no answers of a model, so their traces lack two fields of a summary.
-        completed = [trace | {"threads": [], "claimed": trace["correct"]} for trace in traces]
+        completed = [
+            trace | {"threads": [], "claimed": trace["correct"], "reward": float(trace["correct"])}
+            for trace in traces
+        ]
         summary = summarize(completed)
         score = share({trace["id"]: float(trace["correct"]) for trace in traces})
         rows[method] = {"accuracy": cell(score)} | {key: summary[key] for key in MEASURES}

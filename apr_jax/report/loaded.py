@@ -14,13 +14,13 @@ import io
 from pathlib import Path
 from typing import Any
 
-from apr_jax.evaluate.runner import Decoding, answer_one, evaluate
+from apr_jax.evaluate.runner import Decoding, answer_one, evaluate, task_of
 from apr_jax.evaluate.trace import to_trace
 from apr_jax.io.storage import as_path
 from apr_jax.io.terminal import Terminal
 from apr_jax.report.solve import show_tree
 from apr_jax.report.viewer import write_tree_page
-from apr_jax.tasks import Countdown, Problem, load_problems, parse_problem
+from apr_jax.tasks import Problem, load_problems
 from apr_jax.threads import ThreadForest
 from apr_jax.train.answers import extract_answers
 from apr_jax.train.checkpoint.manager import load_checkpoint
@@ -64,9 +64,15 @@ class SolvedTree:
         return bool(self.trace["correct"])
 
     @property
-    def solution(self) -> Any:
-        """The answer as the verifier understood it; None if it states no solution."""
-        return self.trace["solution"]
+    def stated(self) -> str | None:
+        """The answer as the task shows it; None if it states none."""
+        stated: str | None = self.trace["stated"]
+        return stated
+
+    @property
+    def reward(self) -> float:
+        """What the answer is worth, from 0 to 1."""
+        return float(self.trace["reward"])
 
     def write_html(self, path: str | Path) -> None:
         """Writes the viewer of the tree, one page that loads nothing from elsewhere."""
@@ -109,12 +115,12 @@ class Model:
           UsageError: the text is no problem, or it does not fit the model's window.
         """
         restored = self.restored
+        task = task_of(restored)
         if isinstance(problem, str):
-            problem = parse_problem(problem)
+            problem = task.parse(problem)
 
         forest = answer_one(restored, problem)
         (answer,) = extract_answers(forest, restored.tokenizer)
-        task = Countdown(restored.config.task, restored.config.solver)
         trace = to_trace(forest, 0, problem, 0, answer, task, restored.tokenizer)
         return SolvedTree(self.name, problem, answer, forest, trace)
 
@@ -140,5 +146,5 @@ class Model:
           UserError: another evaluation is writing to `out`, or too many answers have no verdict.
         """
         if not isinstance(problems, list):
-            problems = load_problems(as_path(problems))
+            problems = load_problems(as_path(problems), task_of(self.restored))
         return evaluate(self.restored, problems, as_path(out), Decoding(**decoding), progress)

@@ -12,11 +12,11 @@ from rich.table import Table
 from rich.text import Text
 
 from apr_jax.evaluate.failures import failure
-from apr_jax.evaluate.runner import answer_one
+from apr_jax.evaluate.runner import answer_one, task_of
 from apr_jax.evaluate.trace import to_trace
 from apr_jax.io.terminal import Terminal, visible
 from apr_jax.report.viewer import write_tree_page
-from apr_jax.tasks import Countdown, Problem
+from apr_jax.tasks import Problem
 from apr_jax.threads import ThreadForest
 from apr_jax.threads.draw import draw_tree, thread_names
 from apr_jax.train.answers import extract_answers
@@ -42,7 +42,7 @@ def solve(restored: Restored, problem: Problem, html: Path | None) -> dict[str, 
     console = Terminal()
     forest = answer_one(restored, problem)
     (answer,) = extract_answers(forest, restored.tokenizer)
-    task = Countdown(restored.config.task, restored.config.solver)
+    task = task_of(restored)
     trace = to_trace(forest, 0, problem, 0, answer, task, restored.tokenizer)
     trace["failure"] = failure(trace, task)
     # First, so that it is there whatever the terminal or the pipe behind it does.
@@ -79,7 +79,7 @@ def show_tree(forest: ThreadForest, trace: dict[str, Any], console: Console) -> 
             text.append(visible(part), _STYLES[kind])
     # The texts need the room.
     console.print(_table(forest, min(_WIDTH, console.width // 4), None, texts))
-    said = ", ".join(trace["solution"]) if trace["solution"] else "no solution"
+    said = trace["stated"] or "no answer"
     style = "bold green" if trace["correct"] else "bold red"
     why = "" if trace["correct"] or not trace["reason"] else f" ({trace['reason']})"
     console.print(Text(visible(f"{'✓' if trace['correct'] else '✗'} {said}{why}"), style))

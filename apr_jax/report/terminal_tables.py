@@ -55,7 +55,7 @@ def print_demonstrations(
         "window": "limits.window",
         "max_thread_tokens": "limits.max_thread_tokens",
         "threads": "limits.max_threads, children or max_depth",
-        "wrong": "solver.correct_only",
+        "wrong": "data.correct_only",
     }
     for name, s in statistics.items():
         dropped = [f"{count} for {where[bound]}" for bound, count in s["dropped"].items() if count]

@@ -109,8 +109,7 @@ def link(evaluation: str, *, show: str | None = None, problem: str | None = None
 
 def write_tree_page(trace: dict[str, Any], name: str, path: Path) -> None:
     """The viewer of one tree, for `apr solve --html`."""
-    problem = f"{' '.join(map(str, trace['numbers']))} -> {trace['target']}"
-    write_text(path, page(f"apr_jax: {problem}", "", {name: [trace]}))
+    write_text(path, page(f"apr_jax: {trace['problem']}", "", {name: [trace]}))
 
 
 def _assets(names: Sequence[str]) -> str:

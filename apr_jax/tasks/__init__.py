@@ -1,60 +1,50 @@
-"""Tasks: problems, their text, symbolic demonstrations and a verifier. Plain Python, no JAX, no
-tokens.
+"""Tasks: problems, their text, demonstrations and a score. Plain Python, no JAX, no tokens.
 
-    task = Countdown(config.task, config.solver)
-    split = split_problems(config.task, train=30_000, heldout=1_000)
-    thread = task.demonstration(split.train[0], "apr", seed=7)   # a tree of Thread, text and Spawn
-    verdict = task.verify(split.test[0], "22+26=48,48-2=46")     # never raises
+    task = make_task(TaskConfig("countdown", numbers=4), config.limits)
+    split = task.split(train=30_000, heldout=1_000, seed=0)
+    thread = task.demonstrate(split.train[0], "apr", seed=7)   # a tree of Thread, text and Spawn
+    score = task.score(split.test[0], "22+26=48,48-2=46")      # never raises
 
-`Task` (base.py) is what a new task fills in. Countdown is the first; `HiddenDigit` is a toy, the
-smallest there is."""
+`Task` (base.py) is what one writes for a problem of one's own; `make_task` is the only place where
+tasks are made (registry.py). `SandboxedVerifier` scores the answers of models in a process of its
+own. Countdown is the paper's puzzle; `HiddenDigit` is a toy, the smallest task there is.
+"""
 
-from apr_jax.tasks.base import Fault, Problem, Reading, Spawn, Task, Thread, Verdict, flatten
-from apr_jax.tasks.countdown.config import CountdownConfig, SolverConfig
-from apr_jax.tasks.countdown.problem_files import (
-    load_problems,
-    parse_problem,
-    require_solvable,
-    save_problems,
-)
-from apr_jax.tasks.countdown.problems import (
+from apr_jax.tasks.base import (
+    Bounds,
+    Condition,
+    Diagnosis,
+    Fault,
+    Method,
+    Problem,
+    Score,
+    Spawn,
     Split,
-    draw,
-    problem_key,
-    reachable,
-    solve,
-    split_problems,
+    Task,
+    Thread,
+    flatten,
 )
-from apr_jax.tasks.countdown.solvers import METHODS, PARALLEL
-from apr_jax.tasks.countdown.task import Countdown
+from apr_jax.tasks.problem_files import load_problems, save_problems
+from apr_jax.tasks.registry import TaskConfig, make_task
 from apr_jax.tasks.sandbox import Failure, SandboxedVerifier
-from apr_jax.tasks.toy import HiddenDigit
 
 __all__ = [
-    "METHODS",
-    "PARALLEL",
-    "Countdown",
-    "CountdownConfig",
+    "Bounds",
+    "Condition",
+    "Diagnosis",
     "Failure",
     "Fault",
-    "HiddenDigit",
+    "Method",
     "Problem",
-    "Reading",
     "SandboxedVerifier",
-    "SolverConfig",
+    "Score",
     "Spawn",
     "Split",
     "Task",
+    "TaskConfig",
     "Thread",
-    "Verdict",
-    "draw",
     "flatten",
     "load_problems",
-    "parse_problem",
-    "problem_key",
-    "reachable",
-    "require_solvable",
+    "make_task",
     "save_problems",
-    "solve",
-    "split_problems",
 ]

@@ -21,9 +21,8 @@ The box keeps accidents away from the run, and from the run's memory, files and 
 answer does by accident. It is no prison for code that wants out: docs/adding_a_task.md says what it
 does not protect from."""
 
+import dataclasses
 import enum
-import functools
-import importlib
 import json
 import os
 import resource
@@ -36,12 +35,14 @@ import time
 import traceback
 from collections.abc import Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import Any, Self
 
 from apr_jax.errors import UserError
 from apr_jax.io.subprocesses import standard_library_first
 from apr_jax.io.terminal import visible
-from apr_jax.tasks.base import Problem, Task, Verdict
+from apr_jax.tasks.base import Problem, Score, Task
+from apr_jax.tasks.registry import TaskConfig, config_of, files_beside, make_task
 
 _START_LIMIT = 60.0  # Seconds to start Python and import the task, on a busy machine.
 # After the first process that worked: a machine that is short of memory for a moment ends no run.
@@ -68,25 +69,24 @@ class Failure(enum.Enum):
     UNVERIFIED = "not verified"  # There was no process for it, or no use in it.
 
 
-Outcome = Verdict | Failure
+Outcome = Score | Failure
 
 
 class SandboxedVerifier:
-    """`task.verify` in a process of its own; a context manager.
+    """`task.score` in a process of its own; a context manager.
 
     The first failure of each kind is told in one line on stderr.
 
     Args:
-      task: its class can be imported, and its `settings` are JSON.
+      task: its class is in a module that can be imported, or in a file.
       time_limit: seconds that one answer may take.
       memory_limit: GiB of address space that the process may take.
     """
 
     def __init__(self, task: Task, time_limit: float, memory_limit: float = 4.0):
         self._greeting = {
-            "module": type(task).__module__,
-            "class": type(task).__qualname__,
-            "settings": task.settings(),
+            "task": config_of(task).to_dict(),
+            "folder": os.getcwd(),
             "time_limit": time_limit,
             "memory_limit": memory_limit,
         }
@@ -140,11 +140,7 @@ class SandboxedVerifier:
         self._asked += 1
         request = {
             "number": self._asked,
-            "problem": {
-                "id": problem.id,
-                "numbers": list(problem.numbers),
-                "target": problem.target,
-            },
+            "problem": problem.to_json(),
             "answer": answer,
         }
         try:
@@ -162,7 +158,7 @@ class SandboxedVerifier:
                 and reply["number"] == self._asked
             ):
                 return self._fail(Failure.RAISED, problem, _printable(str(reply["error"])))
-            return _parse_verdict(reply, self._asked)
+            return _parse_score(reply, self._asked)
         except TimeoutError:
             failure, what = Failure.TIMED_OUT, f"took more than {self._limit:g} s"
         except (
@@ -314,26 +310,26 @@ def _is_late(reply: Any, number: int) -> bool:
     return isinstance(reply, dict) and type(reply.get("number")) is int and reply["number"] < number
 
 
-def _parse_verdict(reply: Any, number: int) -> Verdict:
-    """The verdict in a line; raises ValueError if a field is missing, of another type, or of
-    another answer.
+def _parse_score(reply: Any, number: int) -> Score:
+    """The score in a line; raises ValueError if a field is missing, of another type, or of another
+    answer.
     """
-    fields = {"number", "solution", "claimed", "correct", "reason"}
+    fields = {"number", *(field.name for field in dataclasses.fields(Score))}
     if not isinstance(reply, dict) or reply.keys() != fields:
-        raise ValueError("other fields than a verdict's")
+        raise ValueError("other fields than a score's")
     if type(reply["number"]) is not int or reply["number"] != number:
         raise ValueError("the number of another answer")
-    solution = reply["solution"]
-    if solution is not None:
-        if not isinstance(solution, list) or not all(isinstance(step, str) for step in solution):
-            raise ValueError("a solution that is no list of texts")
-        solution = tuple(solution)
-    for name in ("claimed", "correct"):
-        if not isinstance(reply[name], bool):
-            raise ValueError(f"{name} that is neither true nor false")
+    reward = reply["reward"]
+    if type(reward) not in (int, float) or not 0 <= reward <= 1:
+        raise ValueError("a reward that is no number from 0 to 1")
+    if not isinstance(reply["correct"], bool):
+        raise ValueError("correct that is neither true nor false")
+    for name in ("stated", "vote"):
+        if reply[name] is not None and not isinstance(reply[name], str):
+            raise ValueError(f"{name} that is no text")
     if not isinstance(reply["reason"], str):
         raise ValueError("a reason that is no text")
-    return Verdict(solution, reply["claimed"], reply["correct"], reply["reason"])
+    return Score(float(reward), reply["correct"], reply["stated"], reply["reason"], reply["vote"])
 
 
 def _printable(text: str) -> str:
@@ -362,7 +358,8 @@ def serve(descriptor: int) -> None:
             return
         wanted = json.loads(greeting)
         try:
-            task = _make_task(wanted)
+            with files_beside(Path(wanted["folder"])):
+                task = make_task(TaskConfig.from_dict(wanted["task"]))
             _limit_resources(wanted["memory_limit"])
         except BaseException as error:
             channel.sendall(_line({"error": _one_line(error)}))
@@ -374,13 +371,6 @@ def serve(descriptor: int) -> None:
             reply = _verify(task, request)
             signal.setitimer(signal.ITIMER_REAL, 0)
             channel.sendall(_line(reply))
-
-
-def _make_task(wanted: dict[str, Any]) -> Task:
-    module = importlib.import_module(wanted["module"])
-    kind = functools.reduce(getattr, wanted["class"].split("."), module)
-    task: Task = kind.from_settings(wanted["settings"])
-    return task
 
 
 def _limit_resources(memory_limit: float) -> None:
@@ -420,17 +410,11 @@ def _verify(task: Task, request: dict[str, Any]) -> dict[str, Any]:
     number = request["number"]
     asked = request["problem"]
     try:
-        problem = Problem(asked["id"], tuple(asked["numbers"]), asked["target"])
-        found = task.verify(problem, request["answer"])
-        if not isinstance(found, Verdict):
-            return {"number": number, "error": f"returned {type(found).__name__}, no verdict"}
-        reply = {
-            "number": number,
-            "solution": None if found.solution is None else list(found.solution),
-            "claimed": found.claimed,
-            "correct": found.correct,
-            "reason": found.reason,
-        }
+        name = asked.pop("id")
+        found = task.score(Problem(name, asked), request["answer"])
+        if not isinstance(found, Score):
+            return {"number": number, "error": f"returned {type(found).__name__}, no Score"}
+        reply = {"number": number, **vars(found)}
         json.dumps(reply)
         return reply
     except BaseException as error:  # SystemExit and the like too: the box stays closed.

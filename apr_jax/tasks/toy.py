@@ -1,74 +1,66 @@
-"""HiddenDigit: a toy task, which shows how little a second one takes. `examples/learn_to_spawn.py`
-trains on it.
+"""HiddenDigit: a toy task, which shows how little a second one takes.
 
 The prompt shows two digits, `3+4`; the answer is the last digit of their sum. Two habits are
 demonstrated, half and half: the root guesses at random (right one time in ten), or it spawns one
 child with the message `3+4=`, which knows the digit and joins it. No root was ever shown to work
 out the sum itself. A perfect imitator is right in 0.55 of all cases; one that always spawns, in
-all. The difference would be for RL to find."""
+all. The difference is for RL to find (`examples/learn_to_spawn.py`, `experiments/hidden_digit.py`).
+"""
 
 import random
-from typing import Any, Self
+from collections.abc import Mapping
 
-from apr_jax.tasks.base import Problem, Reading, Spawn, Thread, Verdict
+from apr_jax.tasks.base import Method, Problem, Score, Spawn, Task, Thread
 
 
-class HiddenDigit:
-    """A `Task`; a problem's `numbers` are the two hints and `target` is the hidden digit."""
+class HiddenDigit(Task):
+    """Two digits are shown, `digits`; the last digit of their sum is asked for."""
 
-    def settings(self) -> dict[str, Any]:
-        """It has none."""
-        return {}
+    alphabet = "0123456789+=?"
+    methods: Mapping[str, Method] = {
+        "guess": Method(parallel=False),
+        "ask": Method(parallel=True, depth=1),
+    }
 
-    @classmethod
-    def from_settings(cls, settings: dict[str, Any]) -> Self:
-        """The only task of this class."""
-        return cls(**settings)
-
-    @property
-    def alphabet(self) -> str:
-        """Digits and the marks of prompt, message and guess."""
-        return "0123456789+=?#"
-
-    @property
-    def phrases(self) -> tuple[str, ...]:
-        """None: nothing is repeated word for word."""
-        return ()
-
-    def problem(self, seed: int) -> Problem:
-        """A random problem, a function of the seed."""
+    def draw(self, seed: int) -> Problem:
         rng = random.Random(f"hidden digit {seed}")
-        numbers = rng.randrange(10), rng.randrange(10)
-        return Problem(f"digit-{seed}", numbers, sum(numbers) % 10)
+        return Problem(f"digit-{seed}", {"digits": [rng.randrange(10), rng.randrange(10)]})
+
+    def group(self, problem: Problem) -> str:
+        """Every draw is a group of its own: there are 100 problems in all, and what is to be
+        learned is a habit.
+        """
+        return problem.id
+
+    key = group
 
     def prompt(self, problem: Problem, condition: int | None = None) -> str:
-        """The hints: `3+4`; with a condition `3+4#1`."""
-        a, b = problem.numbers
-        return f"{a}+{b}" if condition is None else f"{a}+{b}#{condition}"
+        a, b = problem.data["digits"]
+        return f"{a}+{b}"
 
-    def demonstration(self, problem: Problem, method: str, seed: int) -> Thread:
-        """ "apr": asks a child or guesses, one time in two each; the serial methods always
-        guess.
-        """
-        rng = random.Random(f"{problem.numbers}{method}{seed}")
+    def demonstrate(self, problem: Problem, method: str, seed: int) -> Thread:
+        """Asks a child or guesses, one time in two each; the method "guess" always guesses."""
+        rng = random.Random(f"{problem.data['digits']}{method}{seed}")
         prompt = self.prompt(problem)
-        if method != "apr" or rng.random() < 0.5:
+        if method == "guess" or rng.random() < 0.5:
             return Thread(prompt, ("?",), str(rng.randrange(10)))
-        digit = str(problem.target)
+        digit = _hidden(problem)
         return Thread(prompt, (Spawn((Thread(prompt + "=", (), digit),)),), digit)
 
-    def verify(self, problem: Problem, answer: str) -> Verdict:
-        """Right if the answer is the hidden digit and nothing else."""
+    def score(self, problem: Problem, answer: str) -> Score:
         if not answer:
-            return Verdict(None, claimed=False, correct=False, reason="claims no solution")
-        correct = answer == str(problem.target)
-        return Verdict(
-            (answer,),
-            claimed=True,
-            correct=correct,
-            reason="" if correct else f"the digit is {problem.target}",
-        )
+            return Score(0.0, correct=False, stated=None, reason="states no digit")
+        correct = answer == _hidden(problem)
+        reason = "" if correct else f"the digit is {_hidden(problem)}"
+        return Score(float(correct), correct, answer, reason)
 
-    def examine(self, problem: Problem, thread: Thread, cut: bool) -> Reading | None:
-        """Its traces say nothing that could be wrong."""
-        return None
+    def check(self, problem: Problem) -> Problem:
+        digits = problem.data.get("digits")
+        legal = [[a, b] for a in range(10) for b in range(10)]
+        if digits not in legal:
+            raise ValueError(f'"digits" {digits!r} must be a list of two digits, like [3, 4]')
+        return problem
+
+
+def _hidden(problem: Problem) -> str:
+    return str(sum(problem.data["digits"]) % 10)

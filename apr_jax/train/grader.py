@@ -6,7 +6,7 @@ rollout, whose batches are of one shape, so that it is compiled once."""
 import dataclasses
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 
 from apr_jax.config import Experiment
 from apr_jax.errors import UnknownAnswers, UsageError
-from apr_jax.tasks import Countdown, Failure, Problem, SandboxedVerifier, Task, Verdict
+from apr_jax.tasks import Failure, Problem, SandboxedVerifier, Score, Task, make_task
 from apr_jax.text.tokenizer import BOS, Tokenizer
 from apr_jax.threads import Prompts, ThreadForest, Work, check_prompts, make_prompts
 from apr_jax.threads.keys import Domain, run_key
@@ -32,13 +32,17 @@ from apr_jax.train.step import batch_shards
 
 @contextmanager
 def grading(
-    config: Experiment, tokenizer: Tokenizer, validation: list[Problem], mesh: Mesh
+    config: Experiment,
+    tokenizer: Tokenizer,
+    validation: list[Problem],
+    mesh: Mesh,
+    training: Sequence[Problem] = (),
 ) -> Iterator["Grader"]:
     """Opens a grader, together with the process in which its verifier runs."""
-    task = Countdown(config.task, config.solver)
+    task = make_task(config.task, config.limits)
     reward = config.train.rl.reward
     with SandboxedVerifier(task, reward.time_limit, reward.memory_limit) as verifier:
-        yield Grader(config, task, tokenizer, verifier, validation, mesh)
+        yield Grader(config, task, tokenizer, verifier, validation, mesh, training)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,9 +51,11 @@ class Grades:
 
     Attributes:
       codes: int [B], indices into `_CODES`.
+      rewards: float32 [B], from 0 to 1; 0 where there is no verdict.
     """
 
     codes: np.ndarray
+    rewards: np.ndarray
 
     @property
     def known(self) -> np.ndarray:
@@ -65,6 +71,11 @@ class Grades:
     def accuracy(self) -> float:
         """Returns the share of right answers among those that got a verdict."""
         return float(np.mean(self.correct[self.known]))
+
+    @property
+    def reward(self) -> float:
+        """Returns the mean reward of the answers that got a verdict."""
+        return float(np.mean(self.rewards[self.known]))
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -126,6 +137,7 @@ class Grader:
       verifier: verifies answers.
       validation: the problems of every validation.
       mesh: the devices.
+      training: other problems that may be put to the policy.
 
     Attributes:
       host_seconds: seconds that the last verification took this process.
@@ -142,13 +154,14 @@ class Grader:
         verifier: SandboxedVerifier,
         validation: list[Problem],
         mesh: Mesh,
+        training: Sequence[Problem] = (),
     ):
         self._config = config
         self._task = task
         self._tokenizer = tokenizer
         self._verifier = verifier
         self._validation = validation
-        self._width = _prompt_width(config, task, tokenizer, validation)
+        self._width = _prompt_width(config, task, tokenizer, [*validation, *training])
         self._rollout = make_policy_rollout(config.model, config.limits, config.schedule, mesh)
         self._batch = rollout_batch(config, mesh)
         self.host_seconds = 0.0
@@ -178,12 +191,13 @@ class Grader:
         outcomes = self._verifier.verify(list(zip(problems, answers, strict=True)), most_unknown)
         self.host_seconds = time.perf_counter() - began
         codes = [
-            _CODES.index(outcome.correct if isinstance(outcome, Verdict) else outcome)
+            _CODES.index(outcome.correct if isinstance(outcome, Score) else outcome)
             for outcome in outcomes
         ]
+        rewards = [outcome.reward if isinstance(outcome, Score) else 0.0 for outcome in outcomes]
         # The verdicts of the first process count: an answer may exceed its time in one process and
         # not in another.
-        return Grades(of_first(np.array(codes, np.int32)))
+        return Grades(of_first(np.array(codes, np.int32)), of_first(np.array(rewards, np.float32)))
 
     def validate(self, state: TrainState, stopping: Stopping) -> dict[str, float] | None:
         """Answers the validation problems greedily.
@@ -196,7 +210,8 @@ class Grader:
         """
         reward = self._config.train.rl.reward
         forests = []
-        graded = Grades(np.zeros(0, np.int32))  # The verdicts of all batches so far.
+        # The verdicts of all batches so far.
+        graded = Grades(np.zeros(0, np.int32), np.zeros(0, np.float32))
         allowed = allowed_unknown(len(self._validation), reward)
         for begin in range(0, len(self._validation), self._batch):
             if stopping():
@@ -207,12 +222,17 @@ class Grader:
             forests.append(first_trees(fetch(rolled), len(problems))[0])
             grades = self._grade(problems, forests[-1], max(0, allowed - graded.unknown()))
             if begin == 0:
-                self._sample = tree_text(forests[0], 0, problems[0], grades.of(0), self._tokenizer)
-            graded = Grades(np.concatenate([graded.codes, grades.codes]))
+                shown = self._task.show(problems[0])
+                self._sample = tree_text(forests[0], 0, shown, grades.of(0), self._tokenizer)
+            graded = Grades(
+                np.concatenate([graded.codes, grades.codes]),
+                np.concatenate([graded.rewards, grades.rewards]),
+            )
 
         graded.check(reward)
         joined = jax.tree.map(lambda *parts: np.concatenate(parts), *forests)
-        return {"accuracy": graded.accuracy} | forest_metrics(joined) | graded.metrics
+        scores = {"accuracy": graded.accuracy, "reward": graded.reward}
+        return scores | forest_metrics(joined) | graded.metrics
 
     def sample(self) -> str:
         """Returns, as text, the tree of the first problem in the last validation."""
@@ -262,8 +282,7 @@ def _prompt_width(
     Raises:
       UsageError: such a prompt leaves no room in the window.
     """
-    widest = Problem("widest", (config.task.high,) * config.task.numbers, config.task.target_high)
-    width = 1 + max(len(tokenizer.encode(task.prompt(problem))) for problem in (widest, *problems))
+    width = 1 + max(len(tokenizer.encode(task.prompt(problem))) for problem in problems)
     if width >= config.limits.window:
         raise UsageError(
             f"config limits.window={config.limits.window}: must be more than {width}, the longest"

@@ -19,7 +19,7 @@ from apr_jax.errors import UsageError
 from apr_jax.io.storage import as_path, local_copy
 from apr_jax.io.terminal import Terminal
 from apr_jax.model.transformer import init_params
-from apr_jax.tasks import load_problems
+from apr_jax.tasks import load_problems, make_task
 from apr_jax.threads.keys import Domain, run_key
 from apr_jax.train.checkpoint.manager import Run
 from apr_jax.train.distributed import held_rows, merge
@@ -79,9 +79,8 @@ def train_sft(
 
     opened: AbstractContextManager[Grader | None] = nullcontext()
     if sft.validate_every:
-        opened = grading(
-            config, tokenizer, load_problems(here / "validation.jsonl")[: sft.validation], mesh
-        )
+        problems = load_problems(here / "validation.jsonl", make_task(config.task))
+        opened = grading(config, tokenizer, problems[: sft.validation], mesh)
     with opened as grader:
         return train(
             Run(config, method, "sft", tokenizer),

@@ -9,7 +9,7 @@ from apr_jax.errors import UsageError
 
 # Settings under these names change the data. Units that differ in none of them share one set of
 # data.
-_OF_DATA = ("task.", "solver.", "data.", "limits.")
+_OF_DATA = ("task.", "data.", "limits.")
 
 
 @dataclasses.dataclass(frozen=True)

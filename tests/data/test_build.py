@@ -17,15 +17,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from helpers.puzzles import read_problems, with_solver
 from helpers.small_data import NANO, problem_of, small
 
 from apr_jax.data import dataset
-from apr_jax.data.build import USUAL, build
+from apr_jax.data.build import build
 from apr_jax.data.demonstrate import Counts, Workers, unflatten
 from apr_jax.data.encode import read_thread
 from apr_jax.data.statistics import statistics, wilson
 from apr_jax.errors import UsageError, UserError
-from apr_jax.tasks import Countdown, Problem, flatten, load_problems, problem_key, save_problems
+from apr_jax.tasks import Problem, flatten, make_task, save_problems
+from apr_jax.tasks.countdown.puzzle import Puzzle, make_problem, problem_key
 from apr_jax.text.tokenizer import Tokenizer
 
 PARTS = ("train", "validation", "test")
@@ -51,13 +53,13 @@ def keys_of(out: Path, method: str, split: str) -> list:
 
 def shown(problems: list[Problem]) -> list:
     """Without their names."""
-    return [(problem.numbers, problem.target) for problem in problems]
+    return [(Puzzle.of(problem).numbers, Puzzle.of(problem).target) for problem in problems]
 
 
 def test_what_is_stored_are_the_demonstrations(config, data_dir):
     tokenizer = Tokenizer.from_bytes((data_dir / "tokenizer.model").read_bytes())
-    task = Countdown(config.task, config.solver)
-    for method in USUAL:
+    task = make_task(config.task)
+    for method in ("sos", "sos+", "apr"):
         facts = record_of(data_dir)["methods"][method]["train"]
         examples = examples_of(data_dir, method, "train")
         assert facts["demonstrations"] == len(examples)
@@ -72,7 +74,7 @@ def test_what_is_stored_are_the_demonstrations(config, data_dir):
             thread = read_thread(unflatten(example), tokenizer)
             problem = problem_of(example, tokenizer)
             assert thread.prompt.partition("#")[0] == task.prompt(problem)
-            solved += task.verify(problem, thread.answer).correct
+            solved += task.score(problem, thread.answer).correct
             sampled += int(example["sampled"].sum())
             threads += len(example["length"])
             window += int(example["position"].max()) + 1
@@ -88,15 +90,15 @@ def test_what_is_stored_are_the_demonstrations(config, data_dir):
 
 
 def test_the_parts_share_no_numbers_and_demonstrations_are_of_their_part(config, data_dir):
-    parts = {name: load_problems(data_dir / f"{name}.jsonl") for name in PARTS}
+    parts = {name: read_problems(data_dir / f"{name}.jsonl") for name in PARTS}
     assert {name: len(part) for name, part in parts.items()} == record_of(data_dir)["problems"]
     assert len(parts["train"]) == config.data.demonstrations
     assert len(parts["validation"]) == len(parts["test"]) == config.data.heldout
     train, validation, test = (
-        {tuple(sorted(problem.numbers)) for problem in part} for part in parts.values()
+        {tuple(sorted(Puzzle.of(problem).numbers)) for problem in part} for part in parts.values()
     )
     assert not train & validation and not train & test and not validation & test
-    for method in USUAL:
+    for method in ("sos", "sos+", "apr"):
         for name in ("train", "validation"):
             assert set(shown(problems_of(data_dir, method, name))) <= set(shown(parts[name]))
     sums = {
@@ -112,16 +114,16 @@ def test_a_problem_trains_on_though_its_demonstration_was_dropped(config, data_d
     facts = build(narrow, tmp_path, methods=("apr", "sos"), progress=False, workers=1)
     assert facts["apr"]["dropped"]["window"] != facts["sos"]["dropped"]["window"] > 0
     assert (tmp_path / "train.jsonl").read_bytes() == (data_dir / "train.jsonl").read_bytes()
-    problems = load_problems(tmp_path / "train.jsonl")
+    problems = read_problems(tmp_path / "train.jsonl")
     kept = shown(problems_of(tmp_path, "apr", "train"))
     assert len(set(shown(problems)) - set(kept)) == facts["apr"]["dropped"]["window"] > 0
 
     # What data.json tells of the dropped, against the demonstrations themselves.
-    task = Countdown(config.task, config.solver, config.limits.children, config.limits.max_depth)
+    task = make_task(config.task, config.limits)
     lost = {True: [], False: []}
     for k, problem in enumerate(problems):
-        thread = task.demonstration(problem, "apr", (config.data.seed << 32) + k)
-        right = task.verify(problem, thread.answer).correct
+        thread = task.demonstrate(problem, "apr", (config.data.seed << 32) + k)
+        right = task.score(problem, thread.answer).correct
         lost[shown([problem])[0] not in kept].append((len(flatten(thread)) - 1, right))
     for was_lost, names in (
         (True, ("dropped_children", "dropped_success")),
@@ -177,7 +179,7 @@ def test_the_seed_and_the_number_of_the_demonstration_matter(config, data_dir, t
     build(other, tmp_path, methods=("apr",), progress=False, workers=1)
     assert record_of(tmp_path)["methods"]["apr"]["train"]["sha256"] != sha(data_dir)
     tiny = small(
-        task=dataclasses.replace(config.task, high=3),
+        task=config.task.replace(high=3),
         data=dataclasses.replace(config.data, heldout=2),
     )
     build(tiny, tmp_path / "tiny", methods=("apr",), progress=False, workers=1)
@@ -194,13 +196,15 @@ def sha(out: Path) -> str:
 
 def test_an_excluded_problem_occurs_nowhere(config, data_dir, tmp_path):
     first = problems_of(data_dir, "apr", "train")[0]
-    heldout = load_problems(data_dir / "validation.jsonl")[0]
-    trained = Problem("mine", tuple(sorted(first.numbers, reverse=True)), first.target)
+    heldout = read_problems(data_dir / "validation.jsonl")[0]
+    trained = make_problem(
+        "mine", sorted(Puzzle.of(first).numbers, reverse=True), Puzzle.of(first).target
+    )
     save_problems([trained, dataclasses.replace(heldout, id="x")], tmp_path / "exclude.jsonl")
     out = tmp_path / "out"
     build(config, out, tmp_path / "exclude.jsonl", methods=("apr",), progress=False, workers=1)
     seen = {*keys_of(out, "apr", "train"), *keys_of(out, "apr", "validation")}
-    seen |= {problem_key(p) for name in PARTS for p in load_problems(out / f"{name}.jsonl")}
+    seen |= {problem_key(p) for name in PARTS for p in read_problems(out / f"{name}.jsonl")}
     assert not seen & {problem_key(trained), problem_key(heldout)}
     # Without the file the same folder means something else.
     with pytest.raises(UsageError, match="exclude='2 problems"):
@@ -213,10 +217,9 @@ def test_nested_demonstrations_are_built_where_children_may_spawn(config, tmp_pa
     ):
         build(config, tmp_path, methods=("apr-nested",), progress=False)
     deep = small(
-        task=dataclasses.replace(config.task, numbers=4),
-        solver=dataclasses.replace(
-            config.solver, parent_beam=5, parent_beam_low=3, child_beam=5, max_children=35
-        ),
+        task=with_solver(
+            config, parent_beam=5, parent_beam_low=3, child_beam=5, max_children=35
+        ).task.replace(numbers=4),
         limits=dataclasses.replace(
             config.limits, window=1_000, max_thread_tokens=1_000, max_threads=36, max_depth=2
         ),
@@ -236,18 +239,14 @@ def times(out: Path) -> dict[Path, int]:
 def test_rejection_sampling_keeps_the_right_ones_of_the_same_demonstrations(
     config, data_dir, tmp_path
 ):
-    solver = dataclasses.replace(config.solver, correct_only=True)
-    facts = build(
-        dataclasses.replace(config, solver=solver), tmp_path, methods=("sos+",), progress=False
-    )["sos+"]
-    tokenizer, task = (
-        Tokenizer.from_bytes((data_dir / "tokenizer.model").read_bytes()),
-        Countdown(config.task, solver),
-    )
+    strict = small(data=dataclasses.replace(config.data, correct_only=True))
+    facts = build(strict, tmp_path, methods=("sos+",), progress=False)["sos+"]
+    tokenizer = Tokenizer.from_bytes((data_dir / "tokenizer.model").read_bytes())
+    task = make_task(config.task)
 
     def is_right(example: dict) -> bool:
         answer = read_thread(unflatten(example), tokenizer).answer
-        return task.verify(problem_of(example, tokenizer), answer).correct
+        return task.score(problem_of(example, tokenizer), answer).correct
 
     every, right = (examples_of(folder, "sos+", "train") for folder in (data_dir, tmp_path))
     assert [e["tokens"].tolist() for e in right] == [
@@ -267,7 +266,7 @@ def test_rejection_sampling_keeps_the_right_ones_of_the_same_demonstrations(
     )
     none = Counts(made=7, dropped_wrong=7)
     with pytest.raises(
-        UsageError, match=r"wrong, under solver.correct_only: 7\); set solver.correct_only=false"
+        UsageError, match=r"wrong, under data.correct_only: 7\); set data.correct_only=false"
     ):
         statistics(
             none,
@@ -314,9 +313,9 @@ def test_an_interrupted_build_goes_on(config, data_dir, tmp_path, monkeypatch):
 
 
 def test_other_settings_are_refused_by_name(config, data_dir):
-    other = small(solver=dataclasses.replace(config.solver, child_beam=7))
+    other = with_solver(config, child_beam=7)
     with pytest.raises(
-        UsageError, match=r"built with solver.child_beam=15, now solver.child_beam=7"
+        UsageError, match=r"built with task.solver.child_beam=15, now task.solver.child_beam=7"
     ):
         build(other, data_dir, progress=False)
     other = small(limits=dataclasses.replace(config.limits, window=159))
@@ -359,7 +358,7 @@ def test_no_tensorflow(tmp_path):
     program = f"""
 import dataclasses, pathlib, sys
 from apr_jax.config import load
-from apr_jax.data.build import USUAL, build
+from apr_jax.data.build import build
 from apr_jax.data.pipeline import sft_batches
 config = load({str(NANO)!r}, ["data.demonstrations=20", "data.heldout=5"])
 out = pathlib.Path({str(tmp_path)!r})

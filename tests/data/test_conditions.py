@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 
 import pytest
+from helpers.puzzles import countdown, with_solver
 from helpers.small_data import PAPER
 
 from apr_jax.config import load
@@ -17,7 +18,11 @@ from apr_jax.data.demonstrate import unflatten
 from apr_jax.data.encode import read_thread, tree_streams
 from apr_jax.errors import UsageError, UserError
 from apr_jax.paper import suite
-from apr_jax.tasks import METHODS, Countdown, CountdownConfig, Problem, SolverConfig, draw, flatten
+from apr_jax.tasks import flatten, make_task
+from apr_jax.tasks.countdown.config import CountdownConfig, SolverConfig
+from apr_jax.tasks.countdown.problems import draw
+from apr_jax.tasks.countdown.puzzle import make_problem
+from apr_jax.tasks.countdown.solvers import METHODS
 from apr_jax.tasks.countdown.task import count_tokens
 from apr_jax.text.tokenizer import Tokenizer
 
@@ -25,7 +30,7 @@ from apr_jax.text.tokenizer import Tokenizer
 @pytest.fixture(scope="module")
 def paper():
     """Scale paper with a few demonstrations, all of which state a condition."""
-    return load(PAPER, ["data.demonstrations=300", "data.heldout=5", "solver.condition=1"])
+    return load(PAPER, ["data.demonstrations=300", "data.heldout=5", "task.solver.condition=1"])
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +51,7 @@ def stated_in(prompt: str) -> int:
     ("render", "window_bin"), [("compact", 1), ("compact", 32), ("sos", 64), ("sos", 512)]
 )
 def test_stated_bins_are_those_that_the_tokens_fill(render, window_bin):
-    task = Countdown(
+    task = countdown(
         CountdownConfig(), SolverConfig(render=render, window_bin=window_bin, condition=1.0)
     )
     # No text is needed to train on: the tokenizer knows the task's characters and phrases.
@@ -54,7 +59,7 @@ def test_stated_bins_are_those_that_the_tokens_fill(render, window_bin):
     bins = collections.Counter()
     for seed in range(120):
         problem = draw(task.config, seed)
-        thread = task.demonstration(problem, "sos+", seed)
+        thread = task.demonstrate(problem, "sos+", seed)
         (stream,) = tree_streams(thread, tokenizer)
         bins[stated_in(thread.prompt)] += 1
         assert thread.condition == stated_in(thread.prompt) == -(-len(stream.tokens) // window_bin)
@@ -64,12 +69,12 @@ def test_stated_bins_are_those_that_the_tokens_fill(render, window_bin):
 
 @pytest.mark.parametrize("render", ["compact", "sos"])
 def test_tokens_are_counted_as_the_tokenizer_cuts(render):
-    task = Countdown(CountdownConfig(), SolverConfig(render=render))
+    task = countdown(CountdownConfig(), SolverConfig(render=render))
     tokenizer = Tokenizer.train(["0"], task.phrases, task.alphabet)
     written = set()
     for seed in range(20):
         for method in METHODS:
-            thread = task.demonstration(draw(task.config, seed), method, seed)
+            thread = task.demonstrate(draw(task.config, seed), method, seed)
             parts = [
                 part for one in flatten(thread) for part in (one.prompt, one.answer, *one.body)
             ]
@@ -97,7 +102,7 @@ def test_part_of_scale_paper_is_built_as_its_config_says(paper, paper_data):
             done = (
                 len(streams) - 1
                 if method == "apr"
-                else -(-len(streams[0].tokens) // paper.solver.window_bin)
+                else -(-len(streams[0].tokens) // paper.task.options.solver.window_bin)
             )
             assert stated_in(thread.prompt) == done
             counted[done] += 1
@@ -150,15 +155,13 @@ def test_data_of_an_unknown_kind_are_named(config, data_dir, tmp_path):
 @pytest.mark.parametrize("count", [1, 2])
 def test_the_tokenizer_knows_every_character_of_the_task(config, tmp_path, count):
     """Whatever its demonstrations hold: here none states a condition, and there are one or two."""
-    solver = dataclasses.replace(config.solver, condition=0.0)
-    few = dataclasses.replace(
-        config, solver=solver, data=dataclasses.replace(config.data, demonstrations=count)
-    )
+    data = dataclasses.replace(config.data, demonstrations=count)
+    few = dataclasses.replace(with_solver(config, condition=0.0), data=data)
     build(few, tmp_path, methods=("apr", "sos+"), progress=False, workers=1)
     tokenizer = Tokenizer.from_bytes((tmp_path / "tokenizer.model").read_bytes())
-    problem = Problem("p", (29, 30, 17), 68)
+    problem = make_problem("p", (29, 30, 17), 68)
     for text in (
-        Countdown(few.task, few.solver).alphabet,
-        Countdown(few.task, few.solver).prompt(problem, 35),
+        make_task(few.task).alphabet,
+        make_task(few.task).prompt(problem, 35),
     ):
         assert tokenizer.decode(tokenizer.encode(text)) == text

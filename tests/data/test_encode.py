@@ -20,17 +20,9 @@ from apr_jax.data.demonstrate import (
     unflatten,
 )
 from apr_jax.data.encode import NO_PARENT, Stream, read_thread, tree_streams
-from apr_jax.tasks import (
-    METHODS,
-    PARALLEL,
-    Countdown,
-    CountdownConfig,
-    Problem,
-    SolverConfig,
-    Spawn,
-    Thread,
-    draw,
-)
+from apr_jax.tasks import Problem, Spawn, TaskConfig, Thread
+from apr_jax.tasks.countdown.config import SolverConfig
+from apr_jax.tasks.countdown.solvers import METHODS, PARALLEL
 from apr_jax.text.tokenizer import (
     BOS,
     END_JOINED,
@@ -105,16 +97,15 @@ def demonstrations(
     method: str, render: str, count: int
 ) -> tuple[list[Thread], Tokenizer, list[Problem]]:
     """Demonstrations of the paper's own problems, and a tokenizer for them."""
-    task = CountdownConfig()
     solver = SolverConfig(render=render, window_bin=64)
     if method == "apr-nested":
         solver = dataclasses.replace(solver, parent_beam=4, max_children=60)
-    recipe = Recipe(task, solver, method, 0, b"", Bounds(1, 1, 1, 1, 1))
-    problems = [draw(task, seed) for seed in range(count)]
-    countdown = Countdown(task, solver)
+    recipe = Recipe(TaskConfig("countdown", solver=solver), method, 0, b"", Bounds())
+    task = recipe.make_task()
+    problems = [task.draw(seed) for seed in range(count)]
     found = [text for problem in problems for text in texts(recipe, problem)]
-    tokenizer = Tokenizer.train(found, countdown.phrases, countdown.alphabet)
-    threads = [countdown.demonstration(problem, method, 0) for problem in problems]
+    tokenizer = Tokenizer.train(found, task.phrases, task.alphabet)
+    threads = [task.demonstrate(problem, method, 0) for problem in problems]
     return threads, tokenizer, problems
 
 

@@ -21,7 +21,7 @@ SMALL = ablations.Ablation(
         ),
         ablations.Variant("other seed", ("seed=7",)),
         ablations.Variant(
-            "serial", ("solver.serial_beam=1",), "sos+", reinforced=False, sampled=(0.5,)
+            "serial", ("task.solver.serial_beam=1",), "sos+", reinforced=False, sampled=(0.5,)
         ),
     ),
     same=True,
@@ -74,14 +74,19 @@ def test_every_model_is_trained_once_and_evaluated(run, config):
         and not (out / "serial" / "rl").exists()
     )
     beams = {
-        folder: json.loads((folder / "data.json").read_text())["settings"]["solver.serial_beam"]
+        folder: json.loads((folder / "data.json").read_text())["settings"][
+            "task.solver.serial_beam"
+        ]
         for folder in built(out)
     }
     assert (
         json.loads((out / "priced" / "eval-rl-t1" / "settings.json").read_text())["temperature"]
         == 1
     )
-    assert beams == {out / "data": config.solver.serial_beam, out / "serial" / "data": 1}
+    assert beams == {
+        out / "data": config.task.options.solver.serial_beam,
+        out / "serial" / "data": 1,
+    }
     assert (out / "ablation.svg").is_file() and (out / "ablation.png").is_file()
 
 

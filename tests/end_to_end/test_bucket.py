@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.puzzles import read_problems
 from helpers.together import Together
 from helpers.whole_runs import repeatable
 
@@ -33,7 +34,6 @@ from apr_jax.io.storage import (
     write_text,
 )
 from apr_jax.paper import pipeline, stages
-from apr_jax.tasks import load_problems
 from apr_jax.train.checkpoint.manager import load_checkpoint
 from apr_jax.train.metrics.recorder import FILE, Recorder
 from apr_jax.train.sft import train_sft
@@ -237,7 +237,7 @@ def test_a_stage_trains_and_goes_on_and_is_evaluated_in_a_bucket(
     ):
         np.testing.assert_array_equal(mine, theirs)
     assert list((folder / "sft" / "tensorboard").iterdir())
-    problems = load_problems(data_dir / "test.jsonl")
+    problems = read_problems(data_dir / "test.jsonl")
     here = evaluate(restored, problems, tmp_path / "eval", progress=False)
     there = evaluate(restored, problems, folder / "eval", progress=False)
     assert (

@@ -8,13 +8,13 @@ import os
 import shutil
 
 import pytest
+from helpers.puzzles import read_problems, with_solver
 
 from apr_jax.config import override
 from apr_jax.errors import UsageError, UserError
 from apr_jax.evaluate.runner import read_answers
 from apr_jax.paper import pipeline, suite
 from apr_jax.paper.stages import reserve, run_stages
-from apr_jax.tasks import load_problems
 from apr_jax.train.checkpoint.exported import export_file
 from apr_jax.train.checkpoint.manager import load_checkpoint
 
@@ -89,7 +89,7 @@ def test_everything_is_left_in_the_run(run, config):
 
 
 def test_the_last_validation_problems_choose(run, config):
-    held = [problem.id for problem in load_problems(run / "data" / "validation.jsonl")]
+    held = [problem.id for problem in read_problems(run / "data" / "validation.jsonl")]
     for one in suite.choosing(config.evaluate):
         if one.model in ("sos+/sft", "sos+/rl", "apr/sft", "apr/rl"):
             traces = read_answers(run / "eval" / one.name)[1]
@@ -108,22 +108,23 @@ def test_the_held_out_problems_were_never_trained_on(run):
     from helpers.small_data import problem_of
 
     from apr_jax.data import dataset
+    from apr_jax.tasks.countdown.problems import numbers_of
     from apr_jax.text.tokenizer import Tokenizer
 
     def numbers(problems):
-        return {tuple(sorted(problem.numbers)) for problem in problems}
+        return {numbers_of(problem) for problem in problems}
 
     held = numbers(
         p
         for split in ("test", "validation")
-        for p in load_problems(run / "data" / f"{split}.jsonl")
+        for p in read_problems(run / "data" / f"{split}.jsonl")
     )
     tokenizer = Tokenizer.from_bytes((run / "data" / "tokenizer.model").read_bytes())
     for method in ("sos+", "apr"):
         source = dataset.read(run / "data", method, "train")
         trained = numbers(problem_of(source[k], tokenizer) for k in range(len(source)))
         assert trained and not trained & held
-    drawn = numbers(load_problems(run / "data" / "train.jsonl"))  # What RL draws from.
+    drawn = numbers(read_problems(run / "data" / "train.jsonl"))  # What RL draws from.
     assert trained <= drawn and not drawn & held
 
 
@@ -216,9 +217,7 @@ def test_an_ablation_that_is_the_run_itself_or_is_there_is_not_trained(config, t
 
     config = _with_ablations(config)
     assert trained(config) == set(suite.ABLATIONS)
-    drawn = dataclasses.replace(
-        config, solver=dataclasses.replace(config.solver, parent_beam_low=1)
-    )
+    drawn = with_solver(config, parent_beam_low=1)
     assert trained(drawn) == set(suite.ABLATIONS) - {suite.RANDOM_PARENT_BEAM}
     (tmp_path / "sos-sft.safetensors").touch()
     (tmp_path / "sos+beam15" / "sft" / "checkpoints").mkdir(parents=True)
@@ -257,9 +256,7 @@ def test_each_ablation_is_trained_on_its_own_demonstrations(config, tmp_path):
 def _with_ablations(config):
     """And with a main model that tries two first steps at least, so that drawn beams are others."""
     evaluate = dataclasses.replace(config.evaluate, ablations=True)
-    return dataclasses.replace(
-        config, evaluate=evaluate, solver=dataclasses.replace(config.solver, parent_beam_low=2)
-    )
+    return dataclasses.replace(with_solver(config, parent_beam_low=2), evaluate=evaluate)
 
 
 def test_only_figures_without_a_model(config, tmp_path):

@@ -5,19 +5,21 @@ another value here.
 import dataclasses
 
 import pytest
+from helpers.puzzles import read_problems
 from helpers.whole_runs import logged, unlike
 
 from apr_jax.config import to_dict
 from apr_jax.data.build import build
 from apr_jax.evaluate.runner import Decoding, evaluate
-from apr_jax.tasks import load_problems
+from apr_jax.tasks import TaskConfig
 from apr_jax.train.checkpoint.manager import load_checkpoint
 from apr_jax.train.rl.trainer import train_rl
 from apr_jax.train.sft import train_sft
 
 # Fields of which no value can differ from both, and why.
 UNAVOIDABLE = {
-    "solver.shuffle": "it is yes or no: the default is the one, the shared config has the other",
+    "task.kind": "other tasks have other settings; tests/tasks trains one",
+    "task.solver.shuffle": "it is yes or no: the default is the one, the shared config has the other",
     "train.sft.steps": "must be 0, which is its default, where epochs say how long training takes",
 }
 
@@ -28,7 +30,10 @@ def _leaves(node, prefix=""):
     for field in dataclasses.fields(node):
         value = getattr(node, field.name)
         name = prefix + field.name
-        if dataclasses.is_dataclass(value):
+        if isinstance(value, TaskConfig):
+            found |= {f"{name}.kind": (value.kind, dataclasses.MISSING)}
+            found |= _leaves(value.options, f"{name}.")
+        elif dataclasses.is_dataclass(value):
             found |= _leaves(value, f"{name}.")
         else:
             default = (
@@ -65,7 +70,7 @@ def test_a_whole_run_with_other_settings_works(tmp_path):
     assert step["children"] > 0
     assert step["token_price"] == config.train.rl.reward.token_price
 
-    problems = load_problems(data / "test.jsonl")[: config.evaluate.problems]
+    problems = read_problems(data / "test.jsonl")[: config.evaluate.problems]
     decoding = Decoding(samples=config.evaluate.samples, temperature=0.7)
     summary = evaluate(restored, problems, tmp_path / "eval", decoding, progress=False)
     assert summary["constrain"] and summary["seed"] == config.seed

@@ -5,11 +5,11 @@ engine took.
 import dataclasses
 
 import pytest
+from helpers.puzzles import read_problems
 
 from apr_jax.evaluate.cost import mean_steps, seconds_on, segments, steps_on
 from apr_jax.evaluate.latency import measure_slots
 from apr_jax.evaluate.runner import Decoding, evaluate, read_traces
-from apr_jax.tasks import load_problems
 from apr_jax.train.checkpoint.manager import load_checkpoint
 
 # A barely trained model, greedy, would not spawn.
@@ -79,7 +79,7 @@ def test_real_trees(checkpoint, data_dir, tmp_path):
     """From one decode slot to one a thread the model gives the tree's own totals; the engine took
     as many steps as it says.
     """
-    restored, problems = load_checkpoint(checkpoint), load_problems(data_dir / "test.jsonl")[:4]
+    restored, problems = load_checkpoint(checkpoint), read_problems(data_dir / "test.jsonl")[:4]
     limits = dataclasses.replace(restored.config.limits, max_threads=3, children=2)
     restored = dataclasses.replace(
         restored, config=dataclasses.replace(restored.config, limits=limits)

@@ -11,6 +11,7 @@ from fractions import Fraction
 import jax
 import numpy as np
 import pytest
+from helpers.puzzles import countdown, read_problems
 
 from apr_jax.config import override
 from apr_jax.errors import UsageError, UserError
@@ -26,15 +27,9 @@ from apr_jax.evaluate.runner import (
     read_answers,
 )
 from apr_jax.evaluate.trace import to_trace, unpack_streams
-from apr_jax.tasks import (
-    Countdown,
-    CountdownConfig,
-    Failure,
-    Problem,
-    SandboxedVerifier,
-    SolverConfig,
-    load_problems,
-)
+from apr_jax.tasks import Failure, SandboxedVerifier, make_task
+from apr_jax.tasks.countdown.config import CountdownConfig, SolverConfig
+from apr_jax.tasks.countdown.puzzle import make_problem
 from apr_jax.threads import Limits, interpret, make_prompts
 from apr_jax.threads import protocol as p
 from apr_jax.train.checkpoint.manager import load_checkpoint
@@ -50,7 +45,7 @@ def restored(checkpoint):
 
 @pytest.fixture(scope="module")
 def problems(data_dir):
-    return load_problems(data_dir / "test.jsonl")
+    return read_problems(data_dir / "test.jsonl")
 
 
 def lines(folder):
@@ -61,7 +56,7 @@ def test_ids_of_a_large_vocabulary_come_back_from_a_trace():
     """In 16 bits 128,000 would be 62,464, and 65,536 `<pad>`; ids that fit into 16 bits take no
     more.
     """
-    task = Countdown(CountdownConfig(), SolverConfig())
+    task = countdown(CountdownConfig(), SolverConfig())
     tokenizer = types.SimpleNamespace(decode=lambda ids: f"{ids}", show=lambda ids: f"{ids}")
 
     def line_of(text, size):
@@ -81,7 +76,7 @@ def test_ids_of_a_large_vocabulary_come_back_from_a_trace():
             Limits(window=9, max_thread_tokens=9, max_threads=1, children=1, max_depth=0),
         )
         forest = jax.tree.map(lambda field: np.asarray(field)[None], tree)
-        line = to_trace(forest, 0, Problem("x", (1, 2), 3), 0, "", task, tokenizer)
+        line = to_trace(forest, 0, make_problem("x", (1, 2), 3), 0, "", task, tokenizer)
         ((ids, logprobs),) = unpack_streams(line)
         assert ids.tolist() == [p.BOS, text[0], *text, p.JOIN, p.EOS]
         np.testing.assert_allclose(logprobs, forest.logprob[0, 0, : len(ids)], atol=1e-3)
@@ -129,17 +124,19 @@ def holds(numbers, target, solution):
     ],
 )
 def test_correct_agrees_with_an_independent_check(restored, answer, correct):
-    problem = Problem("p", (22, 26, 2), 46)
+    problem = make_problem("p", (22, 26, 2), 46)
     forest = answer_one(restored, problem)
     trace = to_trace(
-        forest, 0, problem, 0, answer, Countdown(restored.config.task), restored.tokenizer
+        forest, 0, problem, 0, answer, make_task(restored.config.task), restored.tokenizer
     )
     assert trace["correct"] is correct
-    if trace["solution"] is not None:
-        assert ",".join(trace["solution"]) == answer, "unchanged"
+    if trace["stated"] is not None:
+        assert trace["stated"].replace(", ", ",") == answer, "unchanged"
         assert trace["claimed"]
     if "=" in answer:
-        assert holds(trace["numbers"], trace["target"], answer.split(",")) is correct
+        assert (
+            holds(trace["data"]["numbers"], trace["data"]["target"], answer.split(",")) is correct
+        )
 
 
 def test_what_an_evaluation_writes(restored, problems, tmp_path):
@@ -147,15 +144,13 @@ def test_what_an_evaluation_writes(restored, problems, tmp_path):
     assert summary == json.loads((tmp_path / SUMMARY).read_text())
     assert summary["n"] == len(problems) == len(lines(tmp_path))
     for line, problem in zip(lines(tmp_path), problems, strict=True):
-        assert (line["id"], tuple(line["numbers"]), line["target"]) == (
-            problem.id,
-            problem.numbers,
-            problem.target,
-        )
+        assert {"id": line["id"], **line["data"]} == problem.to_json()
         assert line["total_tokens"] == sum(thread["tokens"] for thread in line["threads"])
         assert line["children"] == len(line["threads"]) - 1
         assert line["sequential_tokens"] <= line["total_tokens"]
-        assert line["correct"] is holds(line["numbers"], line["target"], line["solution"])
+        assert line["correct"] is holds(
+            line["data"]["numbers"], line["data"]["target"], (line["stated"] or "").split(", ")
+        )
         root, *children = line["threads"]
         assert (root["thread_index"], root["depth"], root["parent"]) == (0, 0, -1)
         for child in children:
@@ -341,7 +336,7 @@ def test_the_batch_does_not_change_a_tree(restored, problems, tmp_path):
 @pytest.mark.parametrize("more", [1, 2, 5])
 def test_a_prompt_may_fill_the_window_but_for_one_token(restored, problems, more):
     """Prompts are padded to few widths, but never beyond what the window has for them."""
-    task = Countdown(restored.config.task, restored.config.solver)
+    task = make_task(restored.config.task)
     problem = problems[0]
     length = 1 + len(restored.tokenizer.encode(task.prompt(problem)))
     decoding = Decoding(window=length + more)
@@ -358,7 +353,7 @@ def test_a_condition_and_a_smaller_window_reach_the_model(restored, problems, tm
     evaluate(restored, problems, tmp_path, Decoding(condition=3, window=20), progress=False)
     for line in lines(tmp_path):
         root = line["threads"][0]
-        assert root["text"].partition(":")[2].startswith(f"{line['target']}#3")
+        assert root["text"].partition(":")[2].startswith(f"{line['data']['target']}#3")
         assert line["max_thread_tokens"] <= 20
 
 
@@ -384,7 +379,10 @@ def test_a_condition_and_a_smaller_window_reach_the_model(restored, problems, tm
             "--samples 100000000000: of .* problems that is more than 2147483647 trees",
         ),
         ({"top_k": 3}, "--top-k 3, --top-p 1.0 with --temperature 0.0: greedy decoding"),
-        ({"condition": 9}, "--children 9: the model was trained on 0 to 4"),
+        (
+            {"condition": 9},
+            "--condition 9: must be from 0 to 4 children, what the model was trained on",
+        ),
     ],
 )
 def test_what_cannot_be_asked_is_refused_before_anything_is_written(
@@ -397,10 +395,14 @@ def test_what_cannot_be_asked_is_refused_before_anything_is_written(
 
 def test_a_serial_model_takes_no_condition_of_children(restored, problems, tmp_path):
     serial = dataclasses.replace(restored, method="sos+")
-    with pytest.raises(UsageError, match="is of method sos\\+; only apr has children"):
+    with pytest.raises(
+        UsageError,
+        match=r"--condition 3: must be from 1 to 2 window bins, what the model was trained on",
+    ):
         evaluate(serial, problems, tmp_path, Decoding(condition=3), progress=False)
     with pytest.raises(
-        UsageError, match="--force-children 3: .* is of method sos\\+; only apr has children"
+        UsageError,
+        match="--force-children 3: .* is of method sos\\+, whose threads have no children",
     ):
         evaluate(serial, problems, tmp_path, Decoding(forced=3), progress=False)
 

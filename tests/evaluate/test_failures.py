@@ -3,12 +3,16 @@ never searched.
 """
 
 import pytest
+from helpers.puzzles import countdown
 
-from apr_jax.evaluate.failures import KINDS, count, failure, label
-from apr_jax.tasks import Countdown, CountdownConfig, Problem, SolverConfig, Spawn, draw
+from apr_jax.evaluate.failures import count, failure, kinds, label
+from apr_jax.tasks import Spawn
+from apr_jax.tasks.countdown.config import CountdownConfig, SolverConfig
+from apr_jax.tasks.countdown.problems import draw
+from apr_jax.tasks.countdown.puzzle import Puzzle, make_problem
 
-TASK = Countdown(CountdownConfig(numbers=3))
-PROBLEM = Problem("p", (22, 26, 2), 46)
+TASK = countdown(CountdownConfig(numbers=3))
+PROBLEM = make_problem("p", (22, 26, 2), 46)
 RIGHT = "22+26=48,48-2=46"
 FALSE = "26-22=4,4*2=46"
 SUM, LESS, TIMES = "22+26,2:46", "26-22,2:46", "22*2,26:46"
@@ -40,12 +44,11 @@ def tree(answer, *children, messages=None, **root):
     told = [child[0] for child in children] if messages is None else messages
     block = "<spawn>" + "".join(f"<msg>{message}" for message in told) + "</spawn>"
     spans = [("given", "22,26,2:46"), *([("spawn", block), ("joined", "...")] if told else [])]
-    verdict = TASK.verify(PROBLEM, answer)
+    verdict = TASK.score(PROBLEM, answer)
     return {
         "id": PROBLEM.id,
-        "numbers": list(PROBLEM.numbers),
-        "target": PROBLEM.target,
-        "claimed": verdict.claimed,
+        "data": PROBLEM.data,
+        "claimed": verdict.stated is not None,
         "correct": verdict.correct,
         "threads": [thread(0, *spans, ("join", f"<join>{answer}"), **root), *threads],
     }
@@ -87,7 +90,7 @@ def tree(answer, *children, messages=None, **root):
 )
 def test_kinds(kind, trace):
     assert failure(trace, TASK) == kind
-    assert not kind or kind in KINDS
+    assert not kind or kind in kinds(TASK)
 
 
 def test_the_first_decisive_event_counts():
@@ -117,7 +120,7 @@ def test_serial_traces():
 
 
 def test_unreadable_traces_say_what_the_protocol_shows():
-    published = Countdown(CountdownConfig(numbers=3), SolverConfig(render="sos"))
+    published = countdown(CountdownConfig(numbers=3), SolverConfig(render="sos"))
     assert failure(tree("", (LESS, *NOTHING)), published) == "search"
     assert failure(tree("", (SUM, *FOUND)), published) == "join"
     assert failure(tree("", (SUM, "", "", "OUT_OF_WINDOW")), published) == "truncated"
@@ -131,11 +134,11 @@ def test_labels_are_counted():
 
 def test_demonstrations_fail_by_coverage_alone():
     """A solver makes no mistake: where it finds nothing, the beam left the solution out."""
-    task = Countdown(CountdownConfig(), SolverConfig(parent_beam=3, child_beam=3, condition=0))
+    task = countdown(CountdownConfig(), SolverConfig(parent_beam=3, child_beam=3, condition=0))
     failed = 0
     for seed in range(60):
         problem = draw(task.config, seed)
-        root = task.demonstration(problem, "apr", seed)
+        root = task.demonstrate(problem, "apr", seed)
         if root.answer:
             continue
         failed += 1
@@ -156,8 +159,8 @@ def test_demonstrations_fail_by_coverage_alone():
                 threads.append(one | {"round": spawn_round, "start": 9 * spawn_round + 9})
         verdict = {
             "id": "p",
-            "numbers": problem.numbers,
-            "target": problem.target,
+            "numbers": Puzzle.of(problem).numbers,
+            "target": Puzzle.of(problem).target,
             "claimed": False,
             "correct": False,
         }

@@ -3,7 +3,8 @@
 import pytest
 
 from apr_jax.data.statistics import wilson
-from apr_jax.evaluate.scores import accuracy_within, canonical, consensus, summarize, warnings
+from apr_jax.evaluate.scores import accuracy_within, consensus, summarize, warnings
+from apr_jax.tasks.countdown.task import canonical
 
 RIGHT, SWAPPED, WRONG = ["22+26=48", "48-2=46"], ["26+22=48", "48-2=46"], ["22*2=44", "44+26=70"]
 
@@ -18,7 +19,14 @@ def trace(name, sample, correct, solution=None, status="DONE", **measures):
     threads = [{"status": status}]
     claimed = solution is not None
     return (
-        {"id": name, "sample": sample, "correct": correct, "claimed": claimed, "solution": solution}
+        {
+            "id": name,
+            "sample": sample,
+            "correct": correct,
+            "reward": float(bool(correct)),
+            "claimed": claimed,
+            "vote": ",".join(canonical(solution)) if claimed else None,
+        }
         | measures
         | {"threads": threads}
     )

@@ -12,7 +12,7 @@ from helpers import scripted
 
 from apr_jax.evaluate.runner import Decoding, Runner, prompts_of
 from apr_jax.evaluate.stream import stream
-from apr_jax.tasks import Problem
+from apr_jax.tasks.countdown.puzzle import make_problem
 from apr_jax.threads import Limits, Schedule, ThreadForest, Work, make_prompts, tree_rollout
 from apr_jax.threads import protocol as p
 from apr_jax.threads.keys import Domain, root_key, run_key
@@ -100,7 +100,7 @@ def test_every_sample_of_every_problem_has_a_key_of_its_own(config, done):
 
     tokenizer = types.SimpleNamespace(encode=lambda text: [len(p.CONTROL_PIECES)])
     restored = types.SimpleNamespace(config=config, tokenizer=tokenizer, method="apr", path="run")
-    problems = [Problem(str(number), (1, 2, 3), 10 + number) for number in range(3)]
+    problems = [make_problem(str(number), (1, 2, 3), 10 + number) for number in range(3)]
     prompts = prompts_of(restored, problems, config.limits, Decoding(samples=4, temperature=1.0))
     got = list(Runner(rollout, None, batch=5, slots=8).stream(prompts, seed=9, done=done))
     assert [begin for begin, _ in got] == list(range(done, 12, 5))

@@ -14,8 +14,9 @@ from apr_jax.evaluate.cells import SPENT, comparison_cells
 from apr_jax.evaluate.runner import Decoding, answer_one, evaluate
 from apr_jax.evaluate.trace import to_trace
 from apr_jax.paper import suite
-from apr_jax.tasks import Countdown, Problem
+from apr_jax.tasks import make_task
 from apr_jax.tasks.countdown.problems import draw
+from apr_jax.tasks.countdown.puzzle import make_problem
 from apr_jax.train.answers import extract_answers
 from apr_jax.train.checkpoint.manager import load_checkpoint
 
@@ -31,20 +32,12 @@ def test_a_kept_model_is_small_and_of_this_version(path):
     method, settings = suite.ABLATIONS.get(folder, (folder, ()))
     assert (restored.method, restored.stage) == (method, stage) and path.stat().st_size < 12 << 20
     now, then = load("experiments/mini.py", settings), restored.config
-    assert (then.task, then.solver, then.model, then.limits) == (
-        now.task,
-        now.solver,
-        now.model,
-        now.limits,
-    )
+    assert (then.task, then.model, then.limits) == (now.task, now.model, now.limits)
 
 
 def test_the_tree_that_make_solve_shows():
     restored = load_checkpoint(FOLDER / "apr-rl.safetensors")
-    problem, task = (
-        Problem("shown", (54, 2, 93, 34), 53),
-        Countdown(restored.config.task, restored.config.solver),
-    )
+    problem, task = make_problem("shown", (54, 2, 93, 34), 53), make_task(restored.config.task)
     forest = answer_one(restored, problem)
     (answer,) = extract_answers(forest, restored.tokenizer)
     trace = to_trace(forest, 0, problem, 0, answer, task, restored.tokenizer)
@@ -220,7 +213,7 @@ def test_the_stated_accuracy_holds_on_problems_that_nobody_drew_before(path, tmp
     stated = _results()["main"][path.stem]
     restored = load_checkpoint(path)
     first, count = 10**9, 400  # Training, validation and test are drawn from small seeds.
-    problems = [draw(restored.config.task, first + place) for place in range(count)]
+    problems = [draw(restored.config.task.options, first + place) for place in range(count)]
     found = evaluate(restored, problems, tmp_path / path.stem, Decoding(), progress=False)
     share = stated["accuracy"]
     error = math.sqrt(share * (1 - share) * (1 / count + 1 / stated["n"]))

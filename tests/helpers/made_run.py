@@ -11,7 +11,7 @@ from apr_jax.data.demonstrate import sequential_tokens
 from apr_jax.data.encode import tree_streams
 from apr_jax.evaluate.scores import summarize
 from apr_jax.paper import suite
-from apr_jax.tasks import Countdown, draw, flatten
+from apr_jax.tasks import flatten, make_task
 
 EVALUATE = EvalConfig(
     batch=4,
@@ -32,7 +32,7 @@ def make_run(folder, config, tokenizer, models):
     config = dataclasses.replace(config, evaluate=EVALUATE)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(to_dict(config)))
-    task = Countdown(config.task, config.solver)
+    task = make_task(config.task)
     for one in suite.declare(EVALUATE):
         if one.model in models:
             write(folder / "eval" / one.name, one, task, tokenizer)
@@ -59,8 +59,8 @@ def write(folder, one, task, tokenizer):
     traces = []
     for k in range(one.problems or PROBLEMS):
         for sample in range(one.decoding.samples):
-            problem = dataclasses.replace(draw(task.config, k), id=f"t-{k}")
-            thread = task.demonstration(
+            problem = dataclasses.replace(task.draw(k), id=f"t-{k}")
+            thread = task.demonstrate(
                 problem, "apr" if method == "apr" else "sos+", 50 * k + sample
             )
             answer = thread.answer if stage == "rl" or rng.random() < 2 / 3 else ""
@@ -76,7 +76,7 @@ def write(folder, one, task, tokenizer):
 
 def trace(problem, sample, root, answer, task, tokenizer):
     """A demonstration as a line of traces.jsonl; its root joins `answer`."""
-    streams, verdict = tree_streams(root, tokenizer), task.verify(problem, answer)
+    streams, verdict = tree_streams(root, tokenizer), task.score(problem, answer)
     threads = []
     for thread_index, (one, stream) in enumerate(zip(flatten(root), streams, strict=True)):
         spans = [
@@ -107,10 +107,12 @@ def trace(problem, sample, root, answer, task, tokenizer):
     return {
         "id": problem.id,
         "sample": sample,
-        "numbers": list(problem.numbers),
-        "target": problem.target,
-        "solution": None if verdict.solution is None else list(verdict.solution),
-        "claimed": verdict.claimed,
+        "problem": task.show(problem),
+        "data": dict(problem.data),
+        "stated": verdict.stated,
+        "vote": verdict.voted,
+        "claimed": verdict.stated is not None,
+        "reward": verdict.reward,
         "correct": verdict.correct,
         "reason": verdict.reason,
         "total_tokens": sum(thread["tokens"] for thread in threads),

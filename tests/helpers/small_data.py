@@ -9,6 +9,7 @@ from apr_jax.config import Experiment, load
 from apr_jax.data.demonstrate import Example, unflatten
 from apr_jax.data.encode import read_thread
 from apr_jax.tasks import Problem
+from apr_jax.tasks.countdown.puzzle import make_problem
 from apr_jax.text.tokenizer import Tokenizer
 
 NANO = Path(__file__).parents[2] / "experiments" / "nano.py"
@@ -26,4 +27,4 @@ def problem_of(example: Example, tokenizer: Tokenizer) -> Problem:
     """The problem in the root's prompt, `22,26,2:46` or `22,26,2:46#3`."""
     prompt = read_thread(unflatten(example), tokenizer).prompt
     numbers, _, target = prompt.partition("#")[0].partition(":")
-    return Problem("", tuple(map(int, numbers.split(","))), int(target))
+    return make_problem("", tuple(map(int, numbers.split(","))), int(target))

@@ -17,7 +17,8 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from apr_jax.config import EvalConfig, Experiment, MeshConfig, to_dict
 from apr_jax.data.config import DataConfig
 from apr_jax.model.config import ModelConfig
-from apr_jax.tasks.countdown.config import CountdownConfig, SolverConfig
+from apr_jax.tasks import TaskConfig
+from apr_jax.tasks.countdown.config import SolverConfig
 from apr_jax.threads.limits import Limits, Schedule
 from apr_jax.train.checkpoint.manager import load_checkpoint
 from apr_jax.train.config import (
@@ -186,23 +187,29 @@ def unlike():
     return Experiment(
         name="unlike",
         seed=5,
-        task=CountdownConfig(numbers=2, low=2, high=12, target_low=4, target_high=40),
-        solver=SolverConfig(
-            serial_beam=3,
-            depth_first="near",
-            parent_beam=3,
-            parent_beam_low=2,
-            child_beam=6,
-            max_children=5,
-            spawn_probability=0.8,
-            shuffle=True,
-            max_intermediate=60,
-            condition=0.75,
-            window_bin=16,
-            correct_only=True,
-            render="sos",
+        task=TaskConfig(
+            "countdown",
+            numbers=2,
+            low=2,
+            high=12,
+            target_low=4,
+            target_high=40,
+            solver=SolverConfig(
+                serial_beam=3,
+                depth_first="near",
+                parent_beam=3,
+                parent_beam_low=2,
+                child_beam=6,
+                max_children=5,
+                spawn_probability=0.8,
+                shuffle=True,
+                max_intermediate=60,
+                condition=0.75,
+                window_bin=16,
+                render="sos",
+            ),
         ),
-        data=DataConfig(demonstrations=24, heldout=5, seed=3),
+        data=DataConfig(demonstrations=24, heldout=5, seed=3, correct_only=True),
         model=ModelConfig(
             layers=2,
             width=24,

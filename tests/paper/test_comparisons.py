@@ -38,7 +38,7 @@ def made(
             "threads": [{"status": "DONE"}],
         }
         # Whoever is not right claims nothing, and a first right claim wins the vote.
-        | {"correct": k < count, "claimed": k < count, "solution": ["1+1=2"] if k < count else None}
+        | {"correct": k < count, "claimed": k < count, "vote": "1+1=2" if k < count else None}
         | {"total_tokens": _of(tokens, sample), "sequential_tokens": _of(chain, sample)}
         for k in range(problems)
         for sample, count in enumerate(by_n)

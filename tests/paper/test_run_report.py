@@ -5,6 +5,7 @@ import json
 import re
 
 import pytest
+from helpers.puzzles import read_problems
 
 from apr_jax.config import to_dict
 from apr_jax.errors import UserError
@@ -12,7 +13,6 @@ from apr_jax.evaluate.runner import evaluate, read_traces
 from apr_jax.paper.pipeline import show_results
 from apr_jax.paper.run_report import training, write_run_report
 from apr_jax.report.viewer import select, write_tree_page
-from apr_jax.tasks import load_problems
 from apr_jax.train.checkpoint.manager import load_checkpoint
 
 HOSTILE = "</script><script>alert(1)</script><!-- <img src=x onerror=alert(2)> & \u2028 \"'"
@@ -55,7 +55,7 @@ def run(checkpoint, data_dir, tmp_path_factory):
     restored = load_checkpoint(checkpoint)
     evaluate(
         restored,
-        load_problems(data_dir / "test.jsonl"),
+        read_problems(data_dir / "test.jsonl"),
         folder / "eval" / "apr-sft",
         progress=False,
     )
@@ -126,7 +126,7 @@ def test_no_text_breaks_out_of_the_page(run, tmp_path):
     plain, attacked = tmp_path / "plain.html", tmp_path / "attacked.html"
     write_tree_page(trace, "apr", plain)
     trace["pieces"] = dict.fromkeys(trace["pieces"], HOSTILE)
-    trace["id"], trace["solution"], trace["reason"] = HOSTILE, [HOSTILE], HOSTILE
+    trace |= dict.fromkeys(("id", "problem", "stated", "reason"), HOSTILE)
     write_tree_page(trace, HOSTILE, attacked)
     assert Page(attacked.read_text()).tags == Page(plain.read_text()).tags
     (shown,) = embedded(attacked.read_text())["evaluations"]

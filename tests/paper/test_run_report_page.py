@@ -12,12 +12,12 @@ import pytest
 from helpers import made_run, trees
 from helpers.browsing import NARROW, WIDE, chromium, needs_browser, settle, tabs
 
-from apr_jax.evaluate import failures
 from apr_jax.evaluate.trace import to_trace
 from apr_jax.paper import charts, controls, figures, published_figures, run_report, suite
+from apr_jax.paper.kinds import KINDS
 from apr_jax.paper.results import read_run
 from apr_jax.report import viewer
-from apr_jax.tasks import Countdown, Problem
+from apr_jax.tasks import Problem, make_task
 from apr_jax.text.tokenizer import Tokenizer
 
 TRAINED = ("sos+/sft", "sos+/rl", "apr/sft", "apr/rl")
@@ -115,14 +115,14 @@ def _give_tokens(path, model, config, tokenizer):
     wrong ones were cut short.
     """
     task, method, rng = (
-        Countdown(config.task, config.solver),
+        make_task(config.task),
         model.partition("/")[0],
         random.Random(0),
     )
     lines = []
     for place, old in enumerate(map(json.loads, path.read_text().splitlines())):
-        problem = Problem(old["id"], tuple(old["numbers"]), old["target"])
-        forest = trees.to_forest(task.demonstration(problem, method, 50 * place), tokenizer)
+        problem = Problem(old["id"], old["data"])
+        forest = trees.to_forest(task.demonstrate(problem, method, 50 * place), tokenizer)
         answer = old["threads"][0]["spans"][-1][1].removeprefix("<join>")
         new = to_trace(forest, 0, problem, 0, answer, task, tokenizer)
         if not new["correct"] and rng.random() < 0.5:
@@ -327,7 +327,7 @@ def test_every_colour_of_a_figure_has_a_twin_that_stands_out_on_the_dark_page(ru
         assert len(re.findall(r"#[0-9a-f]{6}\b", svg)) == 2 * len(pairs), "a colour without a twin"
         used |= set(pairs)
     assert len(used) > 5
-    assert set(charts.OF_KIND) == set(failures.KINDS)
+    assert set(charts.OF_KIND) == set(KINDS)
     for colour in {*charts.OF_KIND.values(), *(light for light, _ in used)} - {charts.ON_BAR}:
         for shade, card in zip((colour, charts._DARK[colour]), cards, strict=True):
             assert _contrast(shade, card) >= 3, (colour, shade)

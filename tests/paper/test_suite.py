@@ -12,6 +12,7 @@ import xml.etree.ElementTree
 
 import pytest
 from helpers import made_run
+from helpers.puzzles import with_solver
 from rich.console import Console
 
 from apr_jax.config import EvalConfig
@@ -22,7 +23,9 @@ from apr_jax.paper import charts, controls, figures, published_figures, run_repo
 from apr_jax.paper.comparisons import comparisons
 from apr_jax.paper.results import read_run
 from apr_jax.report.terminal_tables import print_comparisons, print_table
-from apr_jax.tasks import METHODS, Countdown, draw, flatten
+from apr_jax.tasks import flatten, make_task
+from apr_jax.tasks.countdown.problems import draw
+from apr_jax.tasks.countdown.solvers import METHODS
 from apr_jax.text.tokenizer import Tokenizer
 
 TRAINED = ("sos+/sft", "sos+/rl", "apr/sft", "apr/rl")
@@ -30,9 +33,9 @@ TRAINED = ("sos+/sft", "sos+/rl", "apr/sft", "apr/rl")
 
 @pytest.fixture(scope="module")
 def tokenizer(config):
-    task = Countdown(config.task, config.solver)
+    task = make_task(config.task)
     trees = [
-        task.demonstration(draw(task.config, k), method, k) for k in range(40) for method in METHODS
+        task.demonstrate(draw(task.config, k), method, k) for k in range(40) for method in METHODS
     ]
     texts = [
         text
@@ -108,9 +111,7 @@ def test_answers_to_validation_problems_choose_and_stand_in_no_table(config, tok
     made_run.make_run(tmp_path, config, tokenizer, ("apr/sft", "sos+/sft"))
     before = read_run(tmp_path, tmp_path / "data")
     (asked,) = (one for one in suite.choosing(made_run.EVALUATE) if one.name == "apr-sft-t1-c4-v6")
-    made_run.write(
-        tmp_path / "eval" / asked.name, asked, Countdown(config.task, config.solver), tokenizer
-    )
+    made_run.write(tmp_path / "eval" / asked.name, asked, make_task(config.task), tokenizer)
     after = read_run(tmp_path, tmp_path / "data")
     assert list(after.answered) == list(before.answered) and after.missing == before.missing
     (chosen,) = (one.validated for one in after.answered.values() if one.validated)
@@ -140,9 +141,9 @@ def test_what_the_models_cannot_do_is_refused(config, change, message):
         suite.check(
             dataclasses.replace(config, evaluate=dataclasses.replace(made_run.EVALUATE, **change))
         )
-    solver = dataclasses.replace(config.solver, condition=0.0)
+    unasked = with_solver(config, condition=0.0)
     with pytest.raises(UsageError, match="trained without conditions"):
-        suite.check(dataclasses.replace(config, solver=solver, evaluate=made_run.EVALUATE))
+        suite.check(dataclasses.replace(unasked, evaluate=made_run.EVALUATE))
 
 
 def test_every_figure_of_a_whole_run(whole, tmp_path):

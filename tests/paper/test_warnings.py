@@ -13,13 +13,13 @@ import jax
 import numpy as np
 import pytest
 from helpers.browsing import chromium, needs_browser, tabs
+from helpers.puzzles import read_problems
 
 from apr_jax.config import to_dict
 from apr_jax.evaluate.runner import SUMMARY, TRACES, Decoding, evaluate
 from apr_jax.evaluate.scores import summarize
 from apr_jax.paper import controls, figures, run_report
 from apr_jax.paper.suite import Evaluation
-from apr_jax.tasks import load_problems
 from apr_jax.train.checkpoint.manager import load_checkpoint
 
 SERIAL = "NO TREE SPAWNED A SINGLE CHILD: this is a serial score, not one of parallel reasoning"
@@ -38,7 +38,7 @@ def restored(checkpoint):
 
 @pytest.fixture(scope="module")
 def problems(data_dir):
-    return load_problems(data_dir / "test.jsonl")
+    return read_problems(data_dir / "test.jsonl")
 
 
 @pytest.fixture(scope="module")

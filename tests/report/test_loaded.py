@@ -7,9 +7,10 @@ import pytest
 import apr_jax
 from apr_jax.errors import UsageError, UserError
 from apr_jax.report.solve import solve
-from apr_jax.tasks import parse_problem
+from apr_jax.tasks.countdown.task import Countdown
 
 PROBLEM = "2 3 5 -> 11"
+PARSED = Countdown().parse(PROBLEM)
 
 
 @pytest.fixture(scope="module")
@@ -19,24 +20,24 @@ def model(checkpoint):
 
 def test_a_tree_prints_what_apr_solve_shows(model, capsys):
     tree = model.solve(PROBLEM)
-    trace = solve(model.restored, parse_problem(PROBLEM), None)
+    trace = solve(model.restored, PARSED, None)
     shown = capsys.readouterr().out
     assert str(tree) == repr(tree) == shown.rstrip("\n")
     assert "root" in shown and "\x1b" not in shown
-    assert (tree.correct, tree.solution) == (trace["correct"], trace["solution"])
+    assert (tree.correct, tree.stated) == (trace["correct"], trace["stated"])
     assert tree.trace["threads"] == trace["threads"]
     assert tree.trace["threads"][0]["text"].endswith(tree.answer)
     assert tree.forest.tokens.shape[0] == 1
 
 
 def test_a_tree_is_written_as_a_page(model, tmp_path):
-    model.solve(parse_problem(PROBLEM)).write_html(str(tmp_path / "tree.html"))
+    model.solve(PARSED).write_html(str(tmp_path / "tree.html"))
     assert "<html" in (tmp_path / "tree.html").read_text()
 
 
 def test_an_evaluation_is_that_of_the_command(model, tmp_path):
     """Greedy, of one problem: the program that `solve` compiled serves it."""
-    problem = parse_problem(PROBLEM)
+    problem = PARSED
     summary = model.evaluate([problem], tmp_path / "eval", progress=False)
     assert (summary["n"], summary["samples"]) == (1, 1)
     assert summary["accuracy"] == model.solve(problem).correct
@@ -45,7 +46,7 @@ def test_an_evaluation_is_that_of_the_command(model, tmp_path):
 
 def test_an_evaluation_takes_the_fields_of_decoding(model, tmp_path):
     with pytest.raises(UsageError, match="--samples 2"):
-        model.evaluate([parse_problem(PROBLEM)], tmp_path / "eval", samples=2)
+        model.evaluate([PARSED], tmp_path / "eval", samples=2)
 
 
 def test_what_is_wrong_is_said(model, tmp_path):

@@ -4,13 +4,14 @@ import io
 
 import pytest
 from helpers import trees
+from helpers.puzzles import countdown
 from rich.console import Console
 
 from apr_jax.evaluate.trace import to_trace
 from apr_jax.io.terminal import Terminal
 from apr_jax.report.solve import show_tree
-from apr_jax.tasks import Countdown, Problem
 from apr_jax.tasks.countdown.config import CountdownConfig, SolverConfig
+from apr_jax.tasks.countdown.puzzle import make_problem
 from apr_jax.text.tokenizer import Tokenizer
 
 NUMBERS, TARGET = (84, 19, 96, 2), 55
@@ -20,12 +21,12 @@ NUMBERS, TARGET = (84, 19, 96, 2), 55
 def tree():
     """A demonstration that spawns many threads, as a forest and as a trace."""
     beams = {"parent_beam": 22, "parent_beam_low": 22, "child_beam": 22, "max_children": 22}
-    task = Countdown(
+    task = countdown(
         CountdownConfig(low=1, high=99),
         SolverConfig(spawn_probability=1.0, shuffle=False, condition=0.0, **beams),
     )
-    problem = Problem("test-0", NUMBERS, TARGET)
-    demonstration = task.demonstration(problem, "apr", seed=0)
+    problem = make_problem("test-0", NUMBERS, TARGET)
+    demonstration = task.demonstrate(problem, "apr", seed=0)
     tokenizer = Tokenizer.train(["0123456789+-*/=,:;|!"])
     forest = trees.to_forest(demonstration, tokenizer)
     return forest, to_trace(forest, 0, problem, 0, demonstration.answer, task, tokenizer)
@@ -51,7 +52,7 @@ def test_every_thread_is_shown_and_texts_have_most_of_the_room(width, tree):
             == thread["text"]
         )
     assert len(columns[1][2]) > width / 2
-    assert ("✓ " + ", ".join(trace["solution"]))[:width] in lines
+    assert ("✓ " + trace["stated"])[:width] in lines
 
 
 def test_what_a_model_writes_cannot_move_the_cursor(tree):
@@ -61,7 +62,7 @@ def test_what_a_model_writes_cannot_move_the_cursor(tree):
     forest, trace = tree
     hostile = "\x1b]0;owned\x07\x9b2J\r\u202e"
     trace["threads"][1]["spans"].append(["sampled", hostile])
-    trace |= {"correct": False, "solution": [f"1+1=2{hostile}"], "reason": f"not {hostile}"}
+    trace |= {"correct": False, "stated": f"1+1=2{hostile}", "reason": f"not {hostile}"}
     console = Terminal(file=io.StringIO(), width=400, force_terminal=True, color_system=None)
     show_tree(forest, trace, console)
     said = console.file.getvalue()

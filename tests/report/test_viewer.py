@@ -13,10 +13,13 @@ import numpy as np
 import pytest
 from helpers import harness, scripted, trees
 from helpers.browsing import NARROW, WIDE, chromium, needs_browser, settle, tabs
+from helpers.puzzles import countdown
 
 from apr_jax.evaluate.trace import KINDS, to_trace, unpack_streams
 from apr_jax.report.viewer import link, page
-from apr_jax.tasks import Countdown, CountdownConfig, Problem, Thread
+from apr_jax.tasks import Thread
+from apr_jax.tasks.countdown.config import CountdownConfig
+from apr_jax.tasks.countdown.puzzle import make_problem
 from apr_jax.text.tokenizer import Tokenizer
 from apr_jax.train.answers import extract_answers
 
@@ -47,12 +50,12 @@ COLOURS = """(problem) => {
 
 
 def traced(forest, tree, tokenizer, **changes):
-    problem = Problem(f"test-{tree}", (3, 4, 5), 12 + tree)
+    problem = make_problem(f"test-{tree}", (3, 4, 5), 12 + tree)
     answer, *_ = extract_answers(
         jax.tree.map(lambda leaf: leaf[tree : tree + 1], forest), tokenizer
     )
     return (
-        to_trace(forest, tree, problem, 0, answer, Countdown(CountdownConfig()), tokenizer)
+        to_trace(forest, tree, problem, 0, answer, countdown(CountdownConfig()), tokenizer)
         | changes
     )
 
@@ -325,7 +328,13 @@ def test_choosing_by_outcome_failure_and_link(show, evaluations):
 
 def test_no_text_of_a_model_gets_out_of_its_place(show, evaluations):
     trace = json.loads(json.dumps(evaluations["apr-rl"][1]))
-    trace |= {"id": HOSTILE, "solution": [HOSTILE], "reason": HOSTILE, "failure": HOSTILE}
+    trace |= {
+        "id": HOSTILE,
+        "problem": HOSTILE,
+        "stated": HOSTILE,
+        "reason": HOSTILE,
+        "failure": HOSTILE,
+    }
     trace["pieces"] = dict.fromkeys(trace["pieces"], HOSTILE)
     tab = show({HOSTILE: [trace], "b": [trace]})
     tab.keyboard.press("ArrowLeft")

@@ -2,6 +2,7 @@
 is then known.
 """
 
+import dataclasses
 import errno
 import os
 import re
@@ -15,20 +16,14 @@ from pathlib import Path
 import pytest
 
 from apr_jax.errors import UserError
-from apr_jax.tasks import (
-    Countdown,
-    CountdownConfig,
-    Failure,
-    HiddenDigit,
-    Problem,
-    SandboxedVerifier,
-    SolverConfig,
-    Verdict,
-    sandbox,
-)
+from apr_jax.tasks import Failure, SandboxedVerifier, Score, sandbox
+from apr_jax.tasks.countdown.config import CountdownConfig
+from apr_jax.tasks.countdown.puzzle import make_problem
+from apr_jax.tasks.countdown.task import Countdown
+from apr_jax.tasks.toy import HiddenDigit
 
-RIGHT = Verdict(("1",), claimed=True, correct=True)
-PROBLEM = Problem("p", (1, 2), 3)
+RIGHT = Score(1.0, correct=True, stated="1")
+PROBLEM = make_problem("p", (1, 2), 3)
 
 
 class Hostile:
@@ -38,6 +33,11 @@ class Hostile:
         return os.system, (f"touch {Moody.proof}",)
 
 
+@dataclasses.dataclass(frozen=True)
+class Proof:
+    proof: str = ""
+
+
 class Moody(HiddenDigit):
     """Does what the answer says.
 
@@ -45,19 +45,18 @@ class Moody(HiddenDigit):
       proof: file by which an attack shows that it worked.
     """
 
+    Config = Proof
     proof = ""
 
-    def __init__(self, proof=""):
-        Moody.proof = proof
+    def __init__(self, config=None, bounds=None):
+        super().__init__(config, bounds)
+        Moody.proof = self.config.proof
 
-    def settings(self):
-        return {"proof": Moody.proof}
-
-    def verify(self, problem, answer):
+    def score(self, problem, answer):
         if answer == "hostile verdict":
             return Hostile()
         if answer == "hostile field":
-            return Verdict((Hostile(),), claimed=True, correct=True)
+            return Score(1.0, correct=True, stated=Hostile())
         if answer.startswith("send "):
             _send(answer.removeprefix("send ").encode())
         if answer == "flood":
@@ -72,10 +71,10 @@ class Moody(HiddenDigit):
             open_files = sorted(
                 int(name) for name in os.listdir("/proc/self/fd") if _is_open(int(name))
             )
-            return Verdict(
-                (*os.environ, os.getcwd()),
-                bool(open_files[4:]),
+            return Score(
+                reward=float(bool(open_files[4:])),
                 correct=os.getsid(0) == os.getpid(),
+                stated=" ".join((*os.environ, os.getcwd())),
             )
         if answer == "start a process":
             subprocess.Popen(["sleep", "600"])
@@ -141,12 +140,12 @@ def test_one_answer_is_lost_and_the_others_are_not(answer, failure, capfd):
 
 
 def test_the_same_verdicts_as_without_a_box():
-    task = Countdown(CountdownConfig(3, 1, 9, 1, 30), SolverConfig())
-    problem = Problem("p", (2, 3, 4), 20)
+    task = Countdown(CountdownConfig(3, 1, 9, 1, 30))
+    problem = make_problem("p", (2, 3, 4), 20)
     answers = ["2+3=5,5*4=20", "2+3=5,5*4=21", "", "x", "__import__('os').abort()", "9**9**9**9"]
     with SandboxedVerifier(task, time_limit=5.0) as box:
         got = box.verify([(problem, answer) for answer in answers])
-    assert got == [task.verify(problem, answer) for answer in answers]
+    assert got == [task.score(problem, answer) for answer in answers]
     assert [verdict.correct for verdict in got] == [True] + [False] * 5
 
 
@@ -208,8 +207,8 @@ ATTACKS = (
     "hostile verdict",
     "hostile field",
     "send cposix\nsystem\n(Vtouch PROOF\ntR.\n",
-    'send {"number": NUMBER, "solution": null, "claimed": true, "correct": 1, "reason": ""}\n',
-    'send {"number": 99, "solution": null, "claimed": true, "correct": true, "reason": ""}\n',
+    'send {"number": NUMBER, "reward": 1, "correct": 1, "stated": null, "reason": "", "vote":""}\n',
+    'send {"number": 99, "reward": 1, "correct": true, "stated": "", "reason": "", "vote": ""}\n',
     'send {"number": NUMBER, "error": "\\u001b]0;title"}\n',
     "flood",
     "nest",
@@ -223,7 +222,7 @@ def test_what_an_answer_sends_back_in_place_of_a_verdict_does_nothing_here(
 ):
     """Nothing is unpickled, and a forged line is no verdict of the next answer either."""
     proof = tmp_path / "proof"
-    with SandboxedVerifier(Moody(str(proof)), time_limit=5.0) as box:
+    with SandboxedVerifier(Moody(Proof(str(proof))), time_limit=5.0) as box:
         for attack in ATTACKS:
             answer = attack.replace("PROOF", str(proof)).replace("NUMBER", str(box._asked + 1))
             monkeypatch.setattr(box, "_told", set())
@@ -238,7 +237,14 @@ def test_what_an_answer_sends_back_in_place_of_a_verdict_does_nothing_here(
     )
 
 
-VERDICT = {"number": 7, "solution": ["1", "2"], "claimed": True, "correct": False, "reason": "why"}
+REPLY = {
+    "number": 7,
+    "reward": 0.25,
+    "correct": False,
+    "stated": "1",
+    "reason": "why",
+    "vote": "one",
+}
 
 
 @pytest.mark.parametrize(
@@ -246,10 +252,15 @@ VERDICT = {"number": 7, "solution": ["1", "2"], "claimed": True, "correct": Fals
     [
         {"number": 8},
         {"number": 7.0},
-        {"solution": "1"},
-        {"solution": [1]},
-        {"solution": [["1"]]},
-        {"claimed": None},
+        {"stated": 1},
+        {"stated": ["1"]},
+        {"vote": 1},
+        {"reward": 1.5},
+        {"reward": -0.1},
+        {"reward": float("nan")},
+        {"reward": True},
+        {"reward": None},
+        {"correct": None},
         {"correct": 1},
         {"correct": "true"},
         {"reason": None},
@@ -258,19 +269,18 @@ VERDICT = {"number": 7, "solution": ["1", "2"], "claimed": True, "correct": Fals
     ids=str,
 )
 def test_a_field_of_another_type_is_no_verdict(wrong):
-    assert sandbox._parse_verdict(VERDICT, 7) == Verdict(
-        ("1", "2"), claimed=True, correct=False, reason="why"
+    assert sandbox._parse_score(REPLY, 7) == Score(
+        0.25, correct=False, stated="1", reason="why", vote="one"
     )
-    with pytest.raises(
-        ValueError, match="other fields|another answer|is no list|neither true nor false|is no text"
-    ):
-        sandbox._parse_verdict(VERDICT | wrong, 7)
+    rules = "other fields|another answer|no number from 0 to 1|neither true nor false|is no text"
+    with pytest.raises(ValueError, match=rules):
+        sandbox._parse_score(REPLY | wrong, 7)
 
 
 @pytest.mark.parametrize("reply", [None, [], "right", True, {}, {"number": 7}], ids=str)
 def test_what_has_other_fields_is_no_verdict(reply):
     with pytest.raises(ValueError, match="other fields"):
-        sandbox._parse_verdict(reply, 7)
+        sandbox._parse_score(reply, 7)
 
 
 def test_the_process_gets_no_secrets_no_files_and_no_terminal(tmp_path, monkeypatch):
@@ -279,10 +289,10 @@ def test_the_process_gets_no_secrets_no_files_and_no_terminal(tmp_path, monkeypa
         os.set_inheritable(file.fileno(), True)
         with SandboxedVerifier(Moody(), time_limit=5.0) as box:
             (found,) = box.verify([(PROBLEM, "show the surroundings")])
-    *variables, folder = found.solution
+    *variables, folder = found.stated.split()
     assert set(variables) <= {"LD_LIBRARY_PATH", "LC_CTYPE"}  # Python sets the latter itself.
     assert folder == "/" and found.correct, "its session is its own"
-    assert not found.claimed, "it has no open file but input, output, errors and the pipe"
+    assert not found.reward, "it has no open file but input, output, errors and the pipe"
 
 
 def test_what_an_answer_started_ends_with_its_process():
@@ -352,7 +362,7 @@ def test_what_keeps_the_process_from_starting_is_said(monkeypatch, capfd):
     name = f"{Hidden.__module__}.Hidden"
     with SandboxedVerifier(Hidden(), time_limit=5.0) as box:
         told = (
-            rf"verifier: its process cannot make the task {name} \(AttributeError: .*Hidden.*\);"
+            rf"verifier: its process cannot make the task {name} \(.*no class 'Hidden'.*\);"
             r" its class must be in a"
         )
         with pytest.raises(UserError, match=told):

@@ -5,11 +5,12 @@ else would notice them.
 import shutil
 
 import pytest
+from helpers.puzzles import read_problems
 
 from apr_jax.data.build import build, check_files
 from apr_jax.errors import UsageError, UserError
 from apr_jax.paper import pipeline, results
-from apr_jax.tasks import load_problems, save_problems
+from apr_jax.tasks import save_problems
 from apr_jax.train.rl.trainer import train_rl
 from apr_jax.train.sft import train_sft
 
@@ -24,7 +25,7 @@ def spoil(folder, name):
     """Makes a file one that is as well-formed as the one that was built."""
     path = folder / name
     if path.suffix == ".jsonl":
-        save_problems(load_problems(path)[1:], path)
+        save_problems(read_problems(path)[1:], path)
     else:
         other = bytearray(path.read_bytes())
         other[-1] ^= 1

@@ -10,7 +10,7 @@ import pytest
 from helpers.whole_runs import changed
 from jax.experimental import multihost_utils
 
-from apr_jax.tasks import Failure, Verdict
+from apr_jax.tasks import Failure, Score
 from apr_jax.train import grader, sft
 from apr_jax.train.grader import Grader
 from apr_jax.train.rl import trainer
@@ -57,7 +57,7 @@ def test_all_processes_take_the_verdicts_of_the_first(config, monkeypatch):
     """Time runs out in one process and not in another: with verdicts of their own they would train
     different models.
     """
-    right = Verdict(None, claimed=True, correct=True)
+    right = Score(1.0, correct=True, stated="1")
     sent = []
 
     def broadcast_one_to_all(codes):
@@ -72,7 +72,7 @@ def test_all_processes_take_the_verdicts_of_the_first(config, monkeypatch):
     one = object.__new__(Grader)
     one._config, one._tokenizer = config, None
     monkeypatch.setattr(grader, "extract_answers", lambda forest, tokenizer: [""] * 3)
-    alone = verify(right, Verdict(None, claimed=True, correct=False), Failure.TIMED_OUT)
+    alone = verify(right, Score(0.0, correct=False, stated="1"), Failure.TIMED_OUT)
     assert alone.known.tolist() == [True, True, False] and alone.correct.tolist() == [1, 0, 0]
     assert not sent, "one process has nobody to ask"
 

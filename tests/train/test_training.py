@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers.puzzles import read_problems
 from helpers.whole_runs import (
     SHARES,
     WALL_CLOCK,
@@ -31,7 +32,7 @@ from apr_jax.config import MeshConfig
 from apr_jax.data.packing import Rows
 from apr_jax.data.pipeline import LocalRows
 from apr_jax.errors import UsageError, UserError
-from apr_jax.tasks import load_problems
+from apr_jax.tasks.countdown.puzzle import Puzzle
 from apr_jax.train import grader, sft
 from apr_jax.train.checkpoint.manager import FOLDER, load_checkpoint
 from apr_jax.train.config import RewardConfig
@@ -312,8 +313,8 @@ def test_every_logged_name_is_documented_and_no_other(validated, unbroken_rl):
 def test_tensorboard_shows_every_number_that_is_logged_and_a_tree_of_every_validation(
     validated, unbroken_rl, data_dir
 ):
-    problem = load_problems(data_dir / "validation.jsonl")[0]
-    asked = f"{','.join(map(str, problem.numbers))} -> {problem.target}: "
+    problem = read_problems(data_dir / "validation.jsonl")[0]
+    asked = f"{','.join(map(str, Puzzle.of(problem).numbers))} -> {Puzzle.of(problem).target}: "
     for (workdir, _), validations in ((validated, [4, 6]), (unbroken_rl, [0, 2, 3])):
         found, lines = shown(workdir), logged(workdir)
         numbers = {

@@ -19,7 +19,7 @@ class Pane {
     for (const part of this.rest) part.hidden = !trace;
     this.verdict.className = `verdict ${trace ? (trace.correct ? "right" : "wrong") : "soft"}`;
     if (!trace) { this.verdict.textContent = "no tree of this problem here"; return; }
-    const said = trace.solution ? trace.solution.join(", ") : "no solution", why = trace.failure || trace.reason;
+    const said = trace.stated || "no answer", why = trace.failure || trace.reason;
     this.verdict.textContent = `${trace.correct ? "✓" : "✗"} ${said}${trace.correct || !why ? "" : ` (${trace.failure && trace.reason ? `${trace.failure}: ${trace.reason}` : why})`}`;
     this.facts.textContent = `${trace.total_tokens} tokens, ${trace.sequential_tokens} in sequence, ${trace.children} children, longest thread ${trace.max_thread_tokens}`;
     this.thread_index = 0;
@@ -86,7 +86,7 @@ class Viewer {
 
   refill(show, problem) {
     const sides = this.panes.map(({ side }) => this.chosen[side]), titles = new Map();
-    for (const name of sides) for (const [id, trace] of this.evaluations.get(name).traces) titles.set(id, `${trace.numbers.join(" ")} → ${trace.target}`);
+    for (const name of sides) for (const [id, trace] of this.evaluations.get(name).traces) titles.set(id, trace.problem);
     for (const pane of this.panes) pane.choice.value = this.chosen[pane.side];
     if (problem !== undefined && titles.has(problem)) this.chooser.problem = problem;
     const before = this.opened;

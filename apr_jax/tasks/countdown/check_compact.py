@@ -13,8 +13,9 @@ import dataclasses
 import re
 from collections.abc import Iterable
 
-from apr_jax.tasks.base import Fault, Problem, Reading, Spawn, Thread
+from apr_jax.tasks.base import Diagnosis, Fault, Spawn, Thread
 from apr_jax.tasks.countdown.problems import reachable
+from apr_jax.tasks.countdown.puzzle import Puzzle
 
 State = tuple[int, ...]  # Sorted here: the order of a state says nothing.
 
@@ -36,7 +37,7 @@ _MESSAGE = re.compile(
 _EQUATION = re.compile(rf"({_NUMBER})([+\-*/])({_NUMBER})=({_NUMBER})")
 
 
-def check_thread(problem: Problem, thread: Thread, cut: bool = False) -> Reading:
+def check_thread(puzzle: Puzzle, thread: Thread, cut: bool = False) -> Diagnosis:
     """Reads one thread; what its children did is not looked at, what it told them is.
 
     Args:
@@ -44,12 +45,12 @@ def check_thread(problem: Problem, thread: Thread, cut: bool = False) -> Reading
       cut: it was stopped from outside: its last piece may be half a piece, and what it left undone
         is no fault.
     """
-    start = _of(problem.numbers)
-    reader = _Reader(problem, cut)
+    start = _of(puzzle.numbers)
+    reader = _Reader(puzzle, cut)
     if thread.prompt:
         told = read_message(thread.prompt)
         if told is None:  # Nobody knows what such a thread was to do; the fault is its parent's.
-            return Reading((), found=False, hopeful=False)
+            return Diagnosis((), found=False, hopeful=False)
         start = told.state
         reader.first = told
     reader.reached[start] = True
@@ -62,7 +63,7 @@ def check_thread(problem: Problem, thread: Thread, cut: bool = False) -> Reading
             reader.text(part, last=part is thread.body[-1])
     if not (cut or thread.answer):
         reader.leftovers()
-    return Reading(tuple(reader.faults), reader.found, _can(start, problem.target))
+    return Diagnosis(tuple(reader.faults), reader.found, _can(start, puzzle.target))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,8 +115,8 @@ class _Reader:
       first: the message, until its result was worked out.
     """
 
-    def __init__(self, problem: Problem, cut: bool):
-        self.problem, self.cut = problem, cut
+    def __init__(self, puzzle: Puzzle, cut: bool):
+        self.puzzle, self.cut = puzzle, cut
         self.faults: list[Fault] = []
         self.found = False
         self.reached: dict[State, bool] = {}
@@ -124,7 +125,7 @@ class _Reader:
         self.first: Told | None = None
 
     def fault(self, kind: str, text: str, lost: State) -> None:
-        self.faults.append(Fault(kind, text, _can(lost, self.problem.target)))
+        self.faults.append(Fault(kind, text, _can(lost, self.puzzle.target)))
 
     def text(self, text: str, last: bool) -> None:
         """Pieces between semicolons."""
@@ -139,7 +140,7 @@ class _Reader:
             elif match := _GROUP.fullmatch(piece):
                 rest = map(int, match[3].split(",")) if match[3] else ()
                 self.group(piece, int(match[1]), int(match[2]), tuple(rest), match[4])
-            elif len(self.problem.numbers) == 2 and _ONLY_TESTS.fullmatch(piece):
+            elif len(self.puzzle.numbers) == 2 and _ONLY_TESTS.fullmatch(piece):
                 # Of a problem of two numbers the root has nothing else to write.
                 self.tests(piece, self.current)
             elif not half:
@@ -179,7 +180,7 @@ class _Reader:
                 lost = () if true is None else _of((true, *rest))
                 self.fault("arithmetic", f"{max(a, b)}{op}{min(a, b)}={text}", lost)
             self.reached.setdefault(made, self.reached[state] and true == result)
-            if not rest and true == result == self.problem.target:
+            if not rest and true == result == self.puzzle.target:
                 self.found = self.found or self.reached[state]
             self.tests(tests, made)
 
@@ -192,9 +193,9 @@ class _Reader:
                 self.fault("bookkeeping", f"{op}{text}{hit}", state)
                 continue
             result, true = int(text) if text else None, _result(state[1], op, state[0])
-            is_target = result == self.problem.target
+            is_target = result == self.puzzle.target
             if true is None or (text and true != result) or (hit and not is_target):
-                lost = state if hit or true == self.problem.target else ()
+                lost = state if hit or true == self.puzzle.target else ()
                 self.fault("arithmetic", f"{state[1]}{op}{state[0]}={text}{hit}", lost)
             elif is_target:
                 self.found = self.found or self.reached.get(state, False)
@@ -203,9 +204,9 @@ class _Reader:
     def message(self, message: str) -> None:
         """What a child is told: a way from the problem to a successor of the current state."""
         told = read_message(message)
-        if told is None or told.target != self.problem.target:
+        if told is None or told.target != self.puzzle.target:
             return self.fault("message", message, self.current)
-        state: State | None = _of(self.problem.numbers)
+        state: State | None = _of(self.puzzle.numbers)
         for a, op, b, result in told.path:
             state = _after(state, a, op, b) if _result(a, op, b) == result else None
         after = _after(state, *told.step)
@@ -226,7 +227,7 @@ class _Reader:
             if (
                 right
                 and state not in self.expanded
-                and _can(state, self.problem.target)
+                and _can(state, self.puzzle.target)
                 and not self.found
             ):
                 kind = "arithmetic" if len(state) == 2 else "bookkeeping"

@@ -8,35 +8,6 @@ MAX_VALUE = 999_999  # Of a number and of a target.
 
 
 @dataclasses.dataclass(frozen=True)
-class CountdownConfig:
-    """The problem distribution: `numbers` integers in low..high, a target in
-    target_low..target_high, solvable.
-
-    What it allows, a problems file may hold: the build writes such files, and every later stage
-    reads them."""
-
-    numbers: int = 4
-    low: int = 1
-    high: int = 99
-    target_low: int = 10
-    target_high: int = 100
-
-    def __post_init__(self):
-        if not 2 <= self.numbers <= MAX_NUMBERS:
-            raise ValueError(f"task.numbers={self.numbers} must be from 2 to {MAX_NUMBERS}")
-        for field in ("high", "target_high"):
-            if getattr(self, field) > MAX_VALUE:
-                raise ValueError(f"task.{field}={getattr(self, field)} must be at most {MAX_VALUE}")
-        if not 1 <= self.low <= self.high:
-            raise ValueError(f"task.low={self.low} must be in 1..task.high={self.high}")
-        if not 1 <= self.target_low <= self.target_high:
-            raise ValueError(
-                f"task.target_low={self.target_low} must be in"
-                f" 1..task.target_high={self.target_high}"
-            )
-
-
-@dataclasses.dataclass(frozen=True)
 class SolverConfig:
     """How demonstrations are made (docs/data.md).
 
@@ -61,8 +32,6 @@ class SolverConfig:
         window bin for SoS+).
       window_bin: tokens a bin of the SoS+ condition, which counts all that the thread takes of the
         window: `<bos>`, prompt, trace, `<join>`, answer and `<eos>`, in tokens of its render.
-      correct_only: leave demonstrations out that do not find the answer (rejection sampling); there
-        are fewer of them then.
       render: text form of a trace: the fewest tokens, or the lines of Stream of Search.
     """
 
@@ -77,7 +46,6 @@ class SolverConfig:
     max_intermediate: int = 0
     condition: float = 0.5
     window_bin: int = 512
-    correct_only: bool = False
     render: Literal["compact", "sos"] = "compact"
 
     def __post_init__(self):
@@ -90,19 +58,51 @@ class SolverConfig:
             "window_bin",
         ):
             if getattr(self, field) < 1:
-                raise ValueError(f"solver.{field}={getattr(self, field)} must be at least 1")
+                raise ValueError(f"task.solver.{field}={getattr(self, field)} must be at least 1")
         if self.max_intermediate < 0:
-            raise ValueError(f"solver.max_intermediate={self.max_intermediate} must be at least 0")
+            raise ValueError(
+                f"task.solver.max_intermediate={self.max_intermediate} must be at least 0"
+            )
         if self.parent_beam_low > self.parent_beam:
             raise ValueError(
-                f"solver.parent_beam_low={self.parent_beam_low} must be at most"
-                f" solver.parent_beam={self.parent_beam}"
+                f"task.solver.parent_beam_low={self.parent_beam_low} must be at most"
+                f" task.solver.parent_beam={self.parent_beam}"
             )
         if self.max_children < self.parent_beam:
             raise ValueError(
-                f"solver.max_children={self.max_children} must be at least"
-                f" solver.parent_beam={self.parent_beam}: the root's spawn has to fit"
+                f"task.solver.max_children={self.max_children} must be at least"
+                f" task.solver.parent_beam={self.parent_beam}: the root's spawn has to fit"
             )
         for field in ("spawn_probability", "condition"):
             if not 0 <= getattr(self, field) <= 1:
-                raise ValueError(f"solver.{field}={getattr(self, field)} must be in 0..1")
+                raise ValueError(f"task.solver.{field}={getattr(self, field)} must be in 0..1")
+
+
+@dataclasses.dataclass(frozen=True)
+class CountdownConfig:
+    """The problem distribution: `numbers` integers in low..high, a target in
+    target_low..target_high, solvable.
+
+    What it allows, a problems file may hold: the build writes such files, and every later stage
+    reads them. `solver` decides how problems are demonstrated and written down."""
+
+    numbers: int = 4
+    low: int = 1
+    high: int = 99
+    target_low: int = 10
+    target_high: int = 100
+    solver: SolverConfig = SolverConfig()
+
+    def __post_init__(self):
+        if not 2 <= self.numbers <= MAX_NUMBERS:
+            raise ValueError(f"task.numbers={self.numbers} must be from 2 to {MAX_NUMBERS}")
+        for field in ("high", "target_high"):
+            if getattr(self, field) > MAX_VALUE:
+                raise ValueError(f"task.{field}={getattr(self, field)} must be at most {MAX_VALUE}")
+        if not 1 <= self.low <= self.high:
+            raise ValueError(f"task.low={self.low} must be in 1..task.high={self.high}")
+        if not 1 <= self.target_low <= self.target_high:
+            raise ValueError(
+                f"task.target_low={self.target_low} must be in"
+                f" 1..task.target_high={self.target_high}"
+            )

@@ -5,40 +5,24 @@ A problem's identity is (sorted numbers, target). Numbers may repeat; a problem 
 numbers together hit the target with exact, non-negative arithmetic. The order in which the numbers
 are shown is shuffled."""
 
-import dataclasses
+import functools
 import itertools
 import math
 import random
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Collection, Iterable
 
 from apr_jax.errors import UsageError
-from apr_jax.tasks.base import Problem
+from apr_jax.tasks.base import Map, Problem, Split
 from apr_jax.tasks.countdown.config import CountdownConfig
+from apr_jax.tasks.countdown.puzzle import Key, Puzzle, problem_key
+from apr_jax.tasks.splits import name_by_place, split_by_draws
 
-Key = tuple[tuple[int, ...], int]
 # Multisets of numbers up to which every problem is listed: at most a second of brute force.
 _ENUMERABLE = 10_000
-_PATIENCE = 20  # Draws a wanted problem before sampling gives up on a space that holds too few.
 
 # Value -> how it was made from two disjoint subsets: (a, op, b, subset of a, subset of b); None for
 # a given number.
 _Table = dict[int, tuple[int, str, int, int, int] | None]
-
-
-@dataclasses.dataclass(frozen=True)
-class Split:
-    """Three lists of problems; no two lists share a problem's numbers, and no two problems of a
-    list have the same key.
-    """
-
-    train: list[Problem]
-    validation: list[Problem]
-    test: list[Problem]
-
-
-def problem_key(problem: Problem) -> Key:
-    """What makes two problems the same: the sorted numbers and the target."""
-    return tuple(sorted(problem.numbers)), problem.target
 
 
 def solve(numbers: Iterable[int], target: int) -> tuple[str, ...] | None:
@@ -125,24 +109,11 @@ def draw(config: CountdownConfig, seed: int) -> Problem:
     for _ in range(10_000):
         numbers = tuple(rng.randint(config.low, config.high) for _ in range(config.numbers))
         if solve(numbers, target) is not None:
-            return Problem(f"draw-{seed}", numbers, target)
+            return Puzzle(numbers, target).problem(f"draw-{seed}")
     raise UsageError(
         f"task: found no {config.numbers} numbers in {config.low}..{config.high} that make"
         f" {target}; choose a target range that they can reach"
     )
-
-
-class _Draw:
-    """`draw` with its config bound; a class because worker processes need a picklable function."""
-
-    def __init__(self, config: CountdownConfig):
-        self.config = config
-
-    def __call__(self, seed: int) -> Problem:
-        return draw(self.config, seed)
-
-
-Map = Callable[[Callable[[int], Problem], Iterable[int]], Iterable[Problem]]
 
 
 def split_problems(
@@ -169,17 +140,17 @@ def split_problems(
       UsageError: the space is too small for what is wanted.
     """
     if is_enumerable(config):
-        parts = _split_space(config, train, heldout, seed, exclude)
-    else:
-        parts = _split_draws(config, train, heldout, seed, exclude, map_draws)
-    named = {
-        name: [
-            Problem(f"{name}-{place}", problem.numbers, problem.target)
-            for place, problem in enumerate(part)
-        ]
-        for name, part in parts.items()
-    }
-    return Split(**named)
+        return name_by_place(_split_space(config, train, heldout, seed, exclude))
+    return split_by_draws(
+        functools.partial(draw, config),
+        problem_key,
+        numbers_of,
+        train,
+        heldout,
+        seed,
+        exclude,
+        map_draws,
+    )
 
 
 def _split_space(
@@ -190,7 +161,7 @@ def _split_space(
     problems = _shuffled_space(config, seed, exclude)
     with_numbers: dict[tuple[int, ...], list[Problem]] = {}
     for problem in problems:
-        with_numbers.setdefault(_numbers(problem), []).append(problem)
+        with_numbers.setdefault(numbers_of(problem), []).append(problem)
 
     # In an order that depends on no exclude file and prefers no multiset for its many targets.
     values = range(config.low, config.high + 1)
@@ -207,7 +178,9 @@ def _split_space(
         # As shuffled: the first hundred problems of a part are to have as many different numbers as
         # they can.
         parts[name] = [problem for problem in problems if problem_key(problem) in chosen]
-    parts["train"] = [problem for problem in problems if _numbers(problem) in with_numbers][:train]
+    parts["train"] = [problem for problem in problems if numbers_of(problem) in with_numbers][
+        :train
+    ]
 
     if len(parts["test"]) < heldout or not parts["train"]:
         raise UsageError(
@@ -223,81 +196,14 @@ def _shuffled_space(config: CountdownConfig, seed: int, exclude: Collection[Key]
     keys = enumerate_keys(config)
     rng = random.Random(f"space {seed}")
     rng.shuffle(keys)
-    problems = [Problem("", tuple(rng.sample(key[0], len(key[0]))), key[1]) for key in keys]
+    problems = [
+        Puzzle(tuple(rng.sample(numbers, len(numbers))), target).problem("")
+        for numbers, target in keys
+    ]
     # Filtered last: an exclude file takes problems away and moves none.
     return [problem for problem, key in zip(problems, keys, strict=True) if key not in exclude]
 
 
-def _split_draws(
-    config: CountdownConfig,
-    train: int,
-    heldout: int,
-    seed: int,
-    exclude: Collection[Key],
-    map_draws: Map,
-) -> dict[str, list[Problem]]:
-    """Draws what is held out first. Test problems stay as drawn; of the others, each that has
-    numbers which are held out is replaced by one that is drawn last."""
-    wanted = train + 2 * heldout
-    sequence = _Sequence(config, wanted, seed, exclude, map_draws)
-    found = sequence.take(wanted, frozenset())
-    parts = {
-        "validation": found[:heldout],
-        "test": found[heldout : 2 * heldout],
-        "train": found[2 * heldout :],
-    }
-
-    held: set[tuple[int, ...]] = set()
-    for name in ("test", "validation", "train"):
-        part = parts[name]
-        # In its place: a demonstration is random by its place, and those of all other problems stay
-        # what they are.
-        shared = [place for place, problem in enumerate(part) if _numbers(problem) in held]
-        for place, problem in zip(shared, sequence.take(len(shared), held), strict=True):
-            part[place] = problem
-        held.update(map(_numbers, part))
-    return parts
-
-
-class _Sequence:
-    """An endless random sequence of different problems, of which `wanted` are going to be taken."""
-
-    def __init__(
-        self,
-        config: CountdownConfig,
-        wanted: int,
-        seed: int,
-        exclude: Collection[Key],
-        map_draws: Map,
-    ):
-        self._config = config
-        self._wanted = wanted
-        self._map = map_draws
-        self._rng = random.Random(f"draws {seed}")
-        self._seen = set(exclude)
-        self._tried = 0
-        self._found = 0
-
-    def take(self, count: int, held: Collection[tuple[int, ...]]) -> list[Problem]:
-        """The next ones whose numbers are not held."""
-        found: list[Problem] = []
-        while len(found) < count:
-            if self._tried > _PATIENCE * self._wanted + 10_000:
-                raise UsageError(
-                    f"task: found only {self._found} of {self._wanted} different problems; ask for"
-                    " fewer or widen the task"
-                )
-            seeds = [self._rng.getrandbits(62) for _ in range(count - len(found))]
-            self._tried += len(seeds)
-            for problem in self._map(_Draw(self._config), seeds):
-                key = problem_key(problem)
-                if key not in self._seen and key[0] not in held:
-                    self._seen.add(key)
-                    found.append(problem)
-                    self._found += 1
-        return found
-
-
-def _numbers(problem: Problem) -> tuple[int, ...]:
-    """The multiset of a problem's numbers."""
-    return tuple(sorted(problem.numbers))
+def numbers_of(problem: Problem) -> tuple[int, ...]:
+    """The multiset of a problem's numbers: problems that share it stand in the same split."""
+    return tuple(sorted(Puzzle.of(problem).numbers))

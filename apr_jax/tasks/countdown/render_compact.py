@@ -19,8 +19,9 @@ commas; "" is no solution."""
 
 from collections.abc import Iterable
 
-from apr_jax.tasks.base import Problem, Spawn, Thread
+from apr_jax.tasks.base import Spawn, Thread
 from apr_jax.tasks.countdown.events import Enter, Fork, Generate, Node, Search, State, Step, Test
+from apr_jax.tasks.countdown.puzzle import Puzzle
 
 HIT = "!"
 NODE = "|"
@@ -40,10 +41,10 @@ def answer_text(solution: Iterable[Step] | None) -> str:
     return ",".join(step.equation for step in solution or ())
 
 
-def prompt_text(problem: Problem, condition: int | None) -> str:
+def prompt_text(puzzle: Puzzle, condition: int | None) -> str:
     """`22,26,2:46`, with a condition `22,26,2:46#3`."""
     suffix = "" if condition is None else f"#{condition}"
-    return f"{_numbers(problem.numbers)}:{problem.target}{suffix}"
+    return f"{_numbers(puzzle.numbers)}:{puzzle.target}{suffix}"
 
 
 def message_text(node: Node, target: int) -> str:

@@ -16,7 +16,7 @@ node it moves to. Answers are joined as `compact` does."""
 
 from collections.abc import Sequence
 
-from apr_jax.tasks.base import Problem, Spawn, Thread
+from apr_jax.tasks.base import Spawn, Thread
 from apr_jax.tasks.countdown.events import (
     Enter,
     Event,
@@ -28,6 +28,7 @@ from apr_jax.tasks.countdown.events import (
     Step,
     Test,
 )
+from apr_jax.tasks.countdown.puzzle import Puzzle
 from apr_jax.tasks.countdown.render_compact import answer_text
 
 # What the line format repeats word for word; the tokenizer makes one piece of each.
@@ -51,13 +52,13 @@ PHRASES = (
 ALPHABET = "".join(sorted(set("0123456789+-*/=,:[]'# \n").union(*PHRASES)))
 
 
-def prompt_text(problem: Problem, condition: int | None) -> str:
+def prompt_text(puzzle: Puzzle, condition: int | None) -> str:
     """The opening line; a condition goes before it, as a budget of child threads or window bins."""
     budget = "" if condition is None else f"Sub Call Budget: {condition} "
-    return budget + _state_line(problem.numbers, problem.target, ())
+    return budget + _state_line(puzzle.numbers, puzzle.target, ())
 
 
-def render(search: Search, prompt: str, problem: Problem, method: str) -> Thread:
+def render(search: Search, prompt: str, puzzle: Puzzle, method: str) -> Thread:
     """The thread of a search, children included; `method` decides how moves between nodes are
     told.
     """
@@ -67,30 +68,30 @@ def render(search: Search, prompt: str, problem: Problem, method: str) -> Thread
     following: list[Event | None] = [*search.events[1:], None]
     for event, upcoming in zip(search.events, following, strict=False):
         if isinstance(event, Fork):
-            kept = "".join(_generated(child.root, problem) for child in event.children)
+            kept = "".join(_generated(child.root, puzzle) for child in event.children)
             spawn = Spawn(
                 tuple(
-                    render(child, _move(child.root, problem), problem, method)
+                    render(child, _move(child.root, puzzle), puzzle, method)
                     for child in event.children
                 )
             )
             body += (text + kept, spawn)
             text = ""
         elif isinstance(event, Generate):
-            text += _generated(event.node, problem)
+            text += _generated(event.node, puzzle)
         elif isinstance(event, Test):
-            text += _tested(event, problem)
+            text += _tested(event, puzzle)
             if method == "sos" and depth and isinstance(upcoming, Test):
-                text += _move(event.node, problem)
+                text += _move(event.node, puzzle)
         elif isinstance(event, Enter):
             depth += not event.queued
             text += _start(depth) if method == "sos+" and not event.queued else ""
-            text += _move(event.node, problem)
+            text += _move(event.node, puzzle)
         elif method == "sos+":
             text += f"Exit Sub Search at level {depth}\nNo solution found in sub search\n"
             depth -= 1
         else:
-            text += _move(_parent(event), problem) if isinstance(upcoming, Generate) else ""
+            text += _move(_parent(event), puzzle) if isinstance(upcoming, Generate) else ""
             depth -= 1
     body.append(text if search.solution else f"{text}No solution found.\n")
     # A trace that ends with a spawn whose child found the solution has nothing more to say.
@@ -114,24 +115,24 @@ def _state_line(numbers: Sequence[int], target: int, path: Sequence[Step]) -> st
     )
 
 
-def _generated(node: Node, problem: Problem) -> str:
-    shown, step = shown_numbers(problem.numbers, node.path), node.path[-1]
+def _generated(node: Node, puzzle: Puzzle) -> str:
+    shown, step = shown_numbers(puzzle.numbers, node.path), node.path[-1]
     return (
         f"Exploring Operation: {step.equation}, Resulting Numbers: {shown}\n"
-        f"Generated Node #{_name(node)}: {problem.target}:{shown} Operation: {step.equation}\n"
+        f"Generated Node #{_name(node)}: {puzzle.target}:{shown} Operation: {step.equation}\n"
     )
 
 
-def _tested(event: Test, problem: Problem) -> str:
+def _tested(event: Test, puzzle: Puzzle) -> str:
     result = event.step.result
-    verdict = "equal: Goal Reached" if result == problem.target else "unequal: No Solution"
+    verdict = "equal: Goal Reached" if result == puzzle.target else "unequal: No Solution"
     explored = f"Exploring Operation: {event.step.equation}, Resulting Numbers: [{result}]\n"
-    return f"{explored}{result},{problem.target} {verdict}\n"
+    return f"{explored}{result},{puzzle.target} {verdict}\n"
 
 
-def _move(node: Node, problem: Problem) -> str:
+def _move(node: Node, puzzle: Puzzle) -> str:
     return f"Moving to Node #{_name(node)}\n" + _state_line(
-        problem.numbers, problem.target, node.path
+        puzzle.numbers, puzzle.target, node.path
     )
 
 

@@ -45,13 +45,14 @@ class Plan:
       heuristic: what ranks the successors of a state.
       beam: successors that are kept.
       child_beam: the same within a child thread.
-      promising: probability that a node's successors are searched at once instead of queued.
+      spawn_probability: probability that a node's successors are searched at once instead of
+        queued.
       max_children: threads that may be spawned in all; 0 for the serial methods.
       shuffle: shuffle the kept successors, or leave them in their canonical order.
       near: keep every successor whose distances are on average (sum) or in all (multiply) at most
         the target, whatever the beam: how depth-first SoS was published.
-      largest: a step that leaves two numbers is only kept if its result is at most this; 0 keeps
-        all.
+      max_intermediate: a step that leaves two numbers is only kept if its result is at most this; 0
+        keeps all.
       max_spawn: children that one spawn may make.
       max_depth: deepest thread; 1 lets only the root spawn.
     """

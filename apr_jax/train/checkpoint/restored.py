@@ -5,7 +5,6 @@ from typing import Any
 
 from apr_jax.config import Experiment
 from apr_jax.errors import UserError
-from apr_jax.tasks import METHODS
 from apr_jax.text.tokenizer import Tokenizer
 
 STAGES = ("sft", "rl")
@@ -38,13 +37,12 @@ class Restored:
     path: str
 
     def __post_init__(self) -> None:
-        known_values = {"method": METHODS, "stage": STAGES}
-        for name, known in known_values.items():
-            value = getattr(self, name)
-            if value not in known:
-                raise UserError(
-                    f"{self.path}: {name}={value!r:.60} must be one of {', '.join(known)}"
-                )
+        if not isinstance(self.method, str) or not self.method:
+            raise UserError(f"{self.path}: method={self.method!r:.60} must be the name of a method")
+        if self.stage not in STAGES:
+            raise UserError(
+                f"{self.path}: stage={self.stage!r:.60} must be one of {', '.join(STAGES)}"
+            )
         if type(self.step) is not int or self.step < 0:
             raise UserError(
                 f"{self.path}: step={self.step!r:.60} must be a whole number of at least 0"

@@ -2,7 +2,6 @@
 
 import numpy as np
 
-from apr_jax.tasks import Problem
 from apr_jax.text.tokenizer import Tokenizer
 from apr_jax.threads import Status, ThreadForest
 from apr_jax.threads.draw import draw_tree, thread_names
@@ -11,7 +10,7 @@ MOST = 8_000  # Characters of a text, because TensorBoard keeps every text of a 
 
 
 def tree_text(
-    forest: ThreadForest, tree: int, problem: Problem, correct: bool | None, tokenizer: Tokenizer
+    forest: ThreadForest, tree: int, problem: str, correct: bool | None, tokenizer: Tokenizer
 ) -> str:
     """Draws a tree as text.
 
@@ -21,7 +20,7 @@ def tree_text(
     Args:
       forest: numpy leaves.
       tree: which tree of the forest.
-      problem: the problem of the tree.
+      problem: the problem, as people read it (`Task.show`).
       correct: whether its answer is right; None if that is unknown.
       tokenizer: the tokenizer of the tokens.
     """
@@ -35,7 +34,7 @@ def tree_text(
         f"{int(forest.children[tree])} children",
     ]
     lines = [
-        f"{','.join(map(str, problem.numbers))} -> {problem.target}: {verdict}",
+        f"{problem}: {verdict}",
         ", ".join(counts),
         "",
         *(f"{name:{width}}  {timelines[thread_index]}" for thread_index, name in names.items()),

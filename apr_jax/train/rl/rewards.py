@@ -1,6 +1,6 @@
 """Rewards: what a tree earned less what it cost, from its verdict and the forest's own counts.
 
-    reward = correct
+    reward = score
              - token price x total tokens
              - sequential price x sequential tokens
              - penalty, if the tree is overlong and such trees are penalised
@@ -15,18 +15,18 @@ from apr_jax.train.config import RewardConfig
 
 
 def tree_rewards(
-    correct: np.ndarray, forest: ThreadForest, price: float, config: RewardConfig
+    scores: np.ndarray, forest: ThreadForest, price: float, config: RewardConfig
 ) -> np.ndarray:
     """Computes the reward of each tree, float64 [B].
 
     Args:
-      correct: [B], 1 for a right answer.
+      scores: [B], what the answers are worth, from 0 to 1 (`tasks.Score.reward`).
       forest: B trees, numpy leaves.
       price: price of a sampled token at this step.
     """
     cost = price * forest.total_tokens + config.sequential_price * forest.sequential_tokens  # [B]
     penalty = config.overlong_penalty if config.overlong == "penalised" else 0.0
-    return correct - cost - penalty * overlong(forest)
+    return scores - cost - penalty * overlong(forest)
 
 
 def overlong(forest: ThreadForest) -> np.ndarray:

@@ -29,7 +29,7 @@ from apr_jax.data.build import check_built, check_files, problem_file
 from apr_jax.data.packing import Rows, pack_forest, padding_share
 from apr_jax.errors import UsageError
 from apr_jax.io.storage import as_path, local_copy
-from apr_jax.tasks import Problem, load_problems
+from apr_jax.tasks import Problem, load_problems, make_task
 from apr_jax.threads import ThreadForest, Work
 from apr_jax.threads.keys import Domain, run_key
 from apr_jax.train.checkpoint.checksum import digest
@@ -91,16 +91,18 @@ def train_rl(
     start = load_checkpoint(init)
     _check_init(config, start)
     # RL reads problems and no demonstrations, so its limits may differ from those of the data.
-    check_built(config, as_path(data_dir), ("task", "data"))
+    check_built(config, as_path(data_dir), demonstrations=False)
     here = local_copy(as_path(data_dir), "data.json")
     check_files(here)
     mesh = build_mesh(config)
     check_divides("train.rl.micro_batch_rows", rl.micro_batch_rows, mesh)
     optimizer = make_optimizer(rl.optimizer, rl.steps * rl.ppo_epochs)
-    validation = load_problems(here / problem_file("validation"))[: rl.validation]
-    with grading(config, start.tokenizer, validation, mesh) as grader:
+    task = make_task(config.task)
+    training = load_problems(here / problem_file("train"), task)
+    validation = load_problems(here / problem_file("validation"), task)[: rl.validation]
+    with grading(config, start.tokenizer, validation, mesh, training) as grader:
         step = make_rl_step(config, optimizer, mesh)
-        trainer = _Trainer(config, start, here, workdir, mesh, step, grader)
+        trainer = _Trainer(config, start, training, workdir, mesh, step, grader)
         return train(
             Run(config, start.method, "rl", start.tokenizer, origin=digest(start.params)),
             as_path(workdir),
@@ -180,7 +182,7 @@ class _Trainer:
         self,
         config: Experiment,
         start: Restored,
-        data_dir: Path,
+        training: Sequence[Problem],
         workdir: Path,
         mesh: Mesh,
         step: RlStep,
@@ -192,7 +194,7 @@ class _Trainer:
         self._mesh = mesh
         self._vocabulary = start.tokenizer.vocab_size
         self._grader = grader
-        self._train = TrainingProblems(load_problems(data_dir / problem_file("train")))
+        self._train = TrainingProblems(training)
 
         self._step = step
         # The reference is as large as the model: without a KL term no device holds it.
@@ -277,7 +279,7 @@ class _Trainer:
 
     def _reward(self, forest: ThreadForest, grades: Grades) -> _RewardedTrees:
         """Turns verdicts and costs into rewards, and compares the rewards."""
-        rewards = tree_rewards(grades.correct, forest, self._price, self._rl.reward)  # [B]
+        rewards = tree_rewards(grades.rewards, forest, self._price, self._rl.reward)  # [B]
         whole = counted_trees(forest, self._rl.reward)  # [B]
         counted = whole & grades.known  # What an answer without a verdict is worth is unknown.
         advantages, zero_std_groups = self._advantages(rewards, counted)

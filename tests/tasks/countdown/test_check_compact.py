@@ -5,19 +5,15 @@ hand, one a kind.
 import random
 
 import pytest
+from helpers.puzzles import countdown
 
-from apr_jax.tasks import (
-    METHODS,
-    Countdown,
-    CountdownConfig,
-    Problem,
-    SolverConfig,
-    Spawn,
-    Thread,
-    draw,
-)
+from apr_jax.tasks import Spawn, Thread
+from apr_jax.tasks.countdown.config import CountdownConfig, SolverConfig
+from apr_jax.tasks.countdown.problems import draw
+from apr_jax.tasks.countdown.puzzle import Puzzle, make_problem
+from apr_jax.tasks.countdown.solvers import METHODS
 
-PROBLEM = Problem("p", (22, 26, 2, 7), 46)
+PROBLEM = make_problem("p", (22, 26, 2, 7), 46)
 
 
 def threads(thread, root=True):
@@ -49,24 +45,24 @@ SOLVERS = [
 @pytest.mark.parametrize("solver", SOLVERS)
 @pytest.mark.parametrize("numbers", [3, 4])
 def test_demonstrations_have_no_fault_and_their_hits_are_found(solver, numbers):
-    task = Countdown(CountdownConfig(numbers=numbers), solver)
+    task = countdown(CountdownConfig(numbers=numbers), solver)
     read = hits = 0
     for seed in range(60):
         problem = draw(task.config, seed)
         for method in METHODS:
-            for thread in threads(task.demonstration(problem, method, seed)):
-                found = task.examine(problem, thread)
+            for thread in threads(task.demonstrate(problem, method, seed)):
+                found = task.diagnose(problem, thread)
                 read += 1
                 hits += found.found
                 assert found.faults == (), (problem, thread)
                 if not any(isinstance(part, Spawn) for part in thread.body):
-                    at_once = f"={problem.target}" in "".join(thread.body)
+                    at_once = f"={Puzzle.of(problem).target}" in "".join(thread.body)
                     assert found.found == bool(thread.answer) or at_once
     assert read > 250 and hits > 60
 
 
 def kinds(*body, prompt="", answer="", cut=False):
-    reading = Countdown(CountdownConfig()).examine(PROBLEM, Thread(prompt, body, answer), cut)
+    reading = countdown(CountdownConfig()).diagnose(PROBLEM, Thread(prompt, body, answer), cut)
     return [fault.kind for fault in reading.faults]
 
 
@@ -137,20 +133,20 @@ def test_a_child_works_out_its_result():
 
 def test_what_a_thread_without_an_answer_left_behind():
     """48 and 2 make 46: a child that ends without a word of it has overlooked the hit."""
-    task, problem = Countdown(CountdownConfig()), Problem("p", (22, 26, 2), 46)
-    overlooked = task.examine(problem, Thread("22+26,2:46", ("=48",), ""))
+    task, problem = countdown(CountdownConfig()), make_problem("p", (22, 26, 2), 46)
+    overlooked = task.diagnose(problem, Thread("22+26,2:46", ("=48",), ""))
     assert [(fault.kind, fault.decisive) for fault in overlooked.faults] == [("arithmetic", True)]
     assert not overlooked.found and overlooked.hopeful
-    seen = task.examine(problem, Thread("22+26,2:46", ("=48+50-46!",), "22+26=48,48-2=46"))
+    seen = task.diagnose(problem, Thread("22+26,2:46", ("=48+50-46!",), "22+26=48,48-2=46"))
     assert seen.found and seen.faults == ()
-    hopeless = task.examine(problem, Thread("22*26,2:46", ("=572",), ""))
+    hopeless = task.diagnose(problem, Thread("22*26,2:46", ("=572",), ""))
     assert not hopeless.hopeful and hopeless.faults == ()
 
 
 def test_a_fault_is_decisive_if_the_lost_state_could_make_the_target():
-    task, problem = Countdown(CountdownConfig()), Problem("p", (22, 26, 2), 46)
+    task, problem = countdown(CountdownConfig()), make_problem("p", (22, 26, 2), 46)
     lost, idle = (
-        task.examine(problem, Thread("", (text,), "?")).faults
+        task.diagnose(problem, Thread("", (text,), "?")).faults
         for text in ("22,26:2|+49", "22,2:26|*45")
     )
     assert [fault.decisive for fault in lost] == [True]
@@ -158,20 +154,20 @@ def test_a_fault_is_decisive_if_the_lost_state_could_make_the_target():
 
 
 def test_no_text_makes_it_raise():
-    task, rng = Countdown(CountdownConfig()), random.Random(0)
-    demonstration = task.demonstration(PROBLEM, "sos+", 3)
+    task, rng = countdown(CountdownConfig()), random.Random(0)
+    demonstration = task.demonstrate(PROBLEM, "sos+", 3)
     text = "".join(part for part in demonstration.body if isinstance(part, str))
     for _ in range(500):
         broken = list(text)
         for _ in range(rng.randint(1, 4)):
             broken[rng.randrange(len(broken))] = rng.choice("0123456789+-*/,:;>=|!#<x")
-        task.examine(
+        task.diagnose(
             PROBLEM,
             Thread(rng.choice(["", "22+26,2,7:46", "x"]), ("".join(broken),), ""),
             rng.random() < 0.5,
         )
     huge = "9" * 400
-    task.examine(
+    task.diagnose(
         PROBLEM,
         Thread(
             "", (f"{huge},1:2|+3;0,0:0|/0;>{huge}", Spawn((Thread(f"1+{huge}:46", (), ""),))), ""
@@ -181,7 +177,7 @@ def test_no_text_makes_it_raise():
 
 def test_traces_of_the_published_form_are_not_read():
     assert (
-        Countdown(CountdownConfig(), SolverConfig(render="sos")).examine(
+        countdown(CountdownConfig(), SolverConfig(render="sos")).diagnose(
             PROBLEM, Thread("", ("x",), "")
         )
         is None

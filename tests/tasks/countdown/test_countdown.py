@@ -4,13 +4,16 @@ import time
 
 import hypothesis
 import pytest
+from helpers.puzzles import countdown
 from hypothesis import strategies
 
-from apr_jax.tasks import Countdown, CountdownConfig, Problem, SolverConfig, draw, solve
 from apr_jax.tasks.base import Task
+from apr_jax.tasks.countdown.config import CountdownConfig, SolverConfig
+from apr_jax.tasks.countdown.problems import draw, solve
+from apr_jax.tasks.countdown.puzzle import Puzzle, make_problem
 
-PROBLEM = Problem("p", (22, 26, 2), 46)
-TASK = Countdown(CountdownConfig())
+PROBLEM = make_problem("p", (22, 26, 2), 46)
+TASK = countdown(CountdownConfig())
 
 RIGHT = [
     "22+26=48,48-2=46",
@@ -50,22 +53,22 @@ WRONG = {
 
 def test_right_paths():
     for answer in RIGHT:
-        verdict = TASK.verify(PROBLEM, answer)
-        assert verdict.correct and verdict.claimed and not verdict.reason
-        assert verdict.solution == tuple(answer.split(","))
+        verdict = TASK.score(PROBLEM, answer)
+        assert verdict.correct and verdict.reward == 1 and not verdict.reason
+        assert verdict.stated == answer.replace(",", ", ")
 
 
 @pytest.mark.parametrize("answer", WRONG)
 def test_wrong_paths(answer):
-    verdict = TASK.verify(PROBLEM, answer)
-    assert not verdict.correct and verdict.claimed
+    verdict = TASK.score(PROBLEM, answer)
+    assert not verdict.correct and verdict.reward == 0
     assert WRONG[answer] in verdict.reason
-    assert verdict.solution == tuple(answer.split(","))
+    assert verdict.stated == answer.replace(",", ", ")
 
 
 def test_no_claim():
-    verdict = TASK.verify(PROBLEM, "")
-    assert verdict.solution is None and not verdict.claimed and not verdict.correct
+    verdict = TASK.score(PROBLEM, "")
+    assert verdict.stated is None and not verdict.reward and not verdict.correct
 
 
 @pytest.mark.parametrize(
@@ -84,7 +87,7 @@ def test_no_claim():
     ],
 )
 def test_each_number_once_and_exact(numbers, target, answer, correct):
-    assert TASK.verify(Problem("p", numbers, target), answer).correct is correct
+    assert TASK.score(make_problem("p", numbers, target), answer).correct is correct
 
 
 @hypothesis.given(strategies.text() | strategies.text(alphabet="0123456789+-*/=,"))
@@ -92,7 +95,7 @@ def test_each_number_once_and_exact(numbers, target, answer, correct):
 def test_never_raises_and_never_believes(answer):
     # A target that these numbers cannot make: whatever is said, it is wrong.
     assert solve((2, 2, 2), 97) is None
-    assert not TASK.verify(Problem("p", (2, 2, 2), 97), answer).correct
+    assert not TASK.score(make_problem("p", (2, 2, 2), 97), answer).correct
 
 
 @hypothesis.given(
@@ -103,16 +106,16 @@ def test_never_raises_and_never_believes(answer):
 @hypothesis.settings(max_examples=300, deadline=None)
 def test_one_changed_digit_is_noticed(seed, place, digit):
     problem = draw(TASK.config, seed)
-    path = solve(problem.numbers, problem.target)
+    path = solve(Puzzle.of(problem).numbers, Puzzle.of(problem).target)
     assert path is not None
     answer = ",".join(path)
-    assert TASK.verify(problem, answer).correct
+    assert TASK.score(problem, answer).correct
     digits = [at for at, character in enumerate(answer) if character.isdigit()]
     at = digits[place % len(digits)]
     changed = answer[:at] + digit + answer[at + 1 :]
     # Operands are the given numbers and all results but the last, so no other path is one digit
     # away.
-    assert TASK.verify(problem, changed).correct == (changed == answer)
+    assert TASK.score(problem, changed).correct == (changed == answer)
 
 
 @pytest.mark.parametrize(
@@ -121,12 +124,12 @@ def test_one_changed_digit_is_noticed(seed, place, digit):
 def test_a_megabyte_is_judged_at_once(piece):
     answer = piece * (1_000_000 // len(piece))
     start = time.perf_counter()
-    verdict = TASK.verify(PROBLEM, answer)
+    verdict = TASK.score(PROBLEM, answer)
     assert not verdict.correct and len(verdict.reason) < 300
     assert time.perf_counter() - start < 0.5
     numbers = (22,) * (answer.count(",") + 2)
     start = time.perf_counter()
-    TASK.verify(Problem("p", numbers[:7], 46), ",".join([answer] * 6))
+    TASK.score(make_problem("p", numbers[:7], 46), ",".join([answer] * 6))
     assert time.perf_counter() - start < 2
 
 
@@ -134,7 +137,7 @@ def test_prompts():
     assert TASK.prompt(PROBLEM) == "22,26,2:46"
     assert TASK.prompt(PROBLEM, 3) == "22,26,2:46#3"
     assert TASK.prompt(PROBLEM, 0) == "22,26,2:46#0"
-    sos = Countdown(CountdownConfig(), SolverConfig(render="sos"))
+    sos = countdown(CountdownConfig(), SolverConfig(render="sos"))
     assert sos.prompt(PROBLEM) == "Current State: 46:[22, 26, 2], Operations: []\n"
     assert sos.prompt(PROBLEM, 3).startswith("Sub Call Budget: 3 Current State: 46:[22")
 

@@ -5,19 +5,13 @@ still joins up.
 import random
 
 import pytest
+from helpers.puzzles import countdown
 
-from apr_jax.tasks import (
-    Countdown,
-    CountdownConfig,
-    Problem,
-    SolverConfig,
-    Spawn,
-    draw,
-    flatten,
-    reachable,
-    solve,
-)
+from apr_jax.tasks import Spawn, flatten
+from apr_jax.tasks.countdown.config import CountdownConfig, SolverConfig
 from apr_jax.tasks.countdown.events import Fork, Generate, children
+from apr_jax.tasks.countdown.problems import draw, reachable, solve
+from apr_jax.tasks.countdown.puzzle import Puzzle, make_problem
 from apr_jax.tasks.countdown.solvers import Plan, draw_plan, search
 
 MINI = CountdownConfig()
@@ -37,10 +31,10 @@ def spawns_of(thread):
 @pytest.mark.parametrize(("config", "max_depth"), [(MINI, 2), (FIVE, 2), (FIVE, 3)])
 def test_trees_grow_as_deep_and_wide_as_the_limits_and_no_further(config, max_depth, render):
     solver = SolverConfig(parent_beam=5, child_beam=8, max_children=60, render=render)
-    task = Countdown(config, solver, max_spawn=6, max_depth=max_depth)
+    task = countdown(config, solver, children=6, depth=max_depth)
     depths, most_children, widest = set(), 0, 0
     for seed in range(80):
-        thread = task.demonstration(draw(config, seed), "apr-nested", seed)
+        thread = task.demonstrate(draw(config, seed), "apr-nested", seed)
         depths.add(depth_of(thread))
         most_children = max(most_children, len(flatten(thread)) - 1)
         widest = max([widest, *(len(spawn.children) for spawn in spawns_of(thread))])
@@ -64,7 +58,9 @@ def test_without_room_below_nested_is_apr():
                 plan = draw_plan(
                     method, solver, rng, conditioned=False, max_spawn=15, max_depth=depth
                 )
-                found.append(search(problem.numbers, problem.target, plan, rng))
+                found.append(
+                    search(Puzzle.of(problem).numbers, Puzzle.of(problem).target, plan, rng)
+                )
             alike &= found[0] == found[1]
         assert alike == same
 
@@ -88,7 +84,7 @@ def test_a_spawn_divides_what_is_left_evenly(budget, spawning):
 
 @pytest.mark.parametrize("shuffle", [False, True])
 def test_exhaustive_nested_search_solves_what_is_solvable(shuffle):
-    task, rng, nested = Countdown(FIVE), random.Random(5), 0
+    task, rng, nested = countdown(FIVE), random.Random(5), 0
     plan = Plan("multiply", 40, 40, 0.6, 9_999, shuffle, max_spawn=40, max_depth=3)
     for size, count in ((3, 40), (4, 20), (5, 2)):
         for _ in range(count):
@@ -99,19 +95,19 @@ def test_exhaustive_nested_search_solves_what_is_solvable(shuffle):
             nested += children(found) > 40
             if found.solution is not None:
                 answer = ",".join(step.equation for step in found.solution)
-                assert task.verify(Problem("p", numbers, target), answer).correct
+                assert task.score(make_problem("p", numbers, target), answer).correct
     assert nested > 5
 
 
 @pytest.mark.parametrize("render", ["compact", "sos"])
 def test_a_message_carries_the_path_and_every_thread_joins_the_whole_solution(render):
-    task = Countdown(
-        MINI, SolverConfig(render=render, max_children=90, condition=0.5), max_spawn=15, max_depth=2
+    task = countdown(
+        MINI, SolverConfig(render=render, max_children=90, condition=0.5), children=15, depth=2
     )
     joined_from = set()
     for seed in range(200):
         problem = draw(MINI, seed)
-        root = task.demonstration(problem, "apr-nested", seed)
+        root = task.demonstrate(problem, "apr-nested", seed)
         for spawn in spawns_of(root):
             for child in spawn.children:
                 if child.answer:
@@ -119,7 +115,7 @@ def test_a_message_carries_the_path_and_every_thread_joins_the_whole_solution(re
                     # The grandchild's own message is the only place from which it can know the
                     # first step.
                     assert first.partition("=")[0] in child.prompt
-                    assert task.verify(problem, child.answer).correct
+                    assert task.score(problem, child.answer).correct
         for one in flatten(root):
             answers = [
                 child.answer
@@ -131,7 +127,7 @@ def test_a_message_carries_the_path_and_every_thread_joins_the_whole_solution(re
                 assert one.answer == next(filter(None, answers))
                 joined_from.add(depth_of(one))
             if one.answer:
-                assert task.verify(problem, one.answer).correct
+                assert task.score(problem, one.answer).correct
         if "#" in root.prompt and render == "compact":
             assert int(root.prompt.partition("#")[2]) == len(flatten(root)) - 1
     assert joined_from == {1, 2}
@@ -143,7 +139,7 @@ def test_a_child_goes_on_when_its_children_find_nothing():
     """
     plan, seen = Plan("multiply", 3, 3, 0.5, 4_000, False, max_spawn=3, max_depth=3), 0
     for seed in range(60):
-        found = search(draw(FIVE, seed).numbers, 99_991, plan, random.Random(seed))
+        found = search(Puzzle.of(draw(FIVE, seed)).numbers, 99_991, plan, random.Random(seed))
         for fork in (event for event in found.events if isinstance(event, Fork)):
             for child in fork.children:
                 kinds = [type(event) for event in child.events]

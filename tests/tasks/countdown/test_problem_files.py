@@ -4,30 +4,21 @@ import dataclasses
 import json
 
 import pytest
+from helpers.puzzles import countdown, read_problems
 
 from apr_jax.errors import UsageError
-from apr_jax.tasks import (
-    METHODS,
-    Countdown,
-    CountdownConfig,
-    Problem,
-    SolverConfig,
-    draw,
-    flatten,
-    load_problems,
-    parse_problem,
-    problem_key,
-    require_solvable,
-    save_problems,
-    solve,
-)
-from apr_jax.tasks.countdown.config import MAX_NUMBERS, MAX_VALUE
+from apr_jax.tasks import flatten, save_problems
+from apr_jax.tasks.countdown.config import MAX_NUMBERS, MAX_VALUE, CountdownConfig, SolverConfig
+from apr_jax.tasks.countdown.problems import draw, solve
+from apr_jax.tasks.countdown.puzzle import Puzzle, make_problem, problem_key
+from apr_jax.tasks.countdown.solvers import METHODS
+from apr_jax.tasks.countdown.task import Countdown
 
 
 @pytest.mark.parametrize("text", ["22 26 2 -> 46", "22,26,2->46", "  22, 26  2 ->46 "])
 def test_parse(text):
-    problem = parse_problem(text)
-    assert (problem.numbers, problem.target) == ((22, 26, 2), 46)
+    problem = Countdown().parse(text)
+    assert (Puzzle.of(problem).numbers, Puzzle.of(problem).target) == ((22, 26, 2), 46)
 
 
 @pytest.mark.parametrize(
@@ -49,29 +40,29 @@ def test_parse(text):
 )
 def test_parse_mistakes(text, message):
     with pytest.raises(UsageError) as error:
-        parse_problem(text)
+        Countdown().parse(text)
     assert message in str(error.value) and '"22 26 2 -> 46"' in str(error.value)
     assert "\n" not in str(error.value) and len(str(error.value)) < 300
 
 
 def test_unsolvable():
-    require_solvable(parse_problem("22 26 2 -> 46"))
+    Countdown().parse("22 26 2 -> 46")
     with pytest.raises(UsageError, match="2 2 2 -> 97: has no solution"):
-        require_solvable(parse_problem("2 2 2 -> 97"))
+        Countdown().parse("2 2 2 -> 97")
 
 
 def test_files_come_back(tmp_path):
-    problems = [Problem("a", (22, 26, 2), 46), Problem("ß", (5, 5), 10)]
+    problems = [make_problem("a", (22, 26, 2), 46), make_problem("ß", (5, 5), 10)]
     path = tmp_path / "p.jsonl"
     save_problems(problems, path)
-    assert load_problems(path) == problems
+    assert read_problems(path) == problems
     assert json.loads(path.read_text().splitlines()[0]) == {
         "id": "a",
         "numbers": [22, 26, 2],
         "target": 46,
     }
     path.write_bytes(b'{"id": "a", "numbers": [1, 2], "target": 3, "note": "extra"}\r\n\r\n')
-    assert load_problems(path) == [Problem("a", (1, 2), 3)]
+    assert read_problems(path) == [make_problem("a", (1, 2), 3)]
 
 
 def test_a_byte_order_mark_is_passed_over(tmp_path):
@@ -91,11 +82,11 @@ def test_a_byte_order_mark_is_passed_over(tmp_path):
         mark + b"\n" + lines[0] + lines[1],
     ):
         path.write_bytes(contents)
-        assert load_problems(path) == [Problem("a", (1, 2), 3), Problem("b", (1, 3), 4)]
+        assert read_problems(path) == [make_problem("a", (1, 2), 3), make_problem("b", (1, 3), 4)]
 
     path.write_bytes(mark)
     with pytest.raises(UsageError, match="holds no problem"):
-        load_problems(path)
+        read_problems(path)
 
 
 @pytest.mark.parametrize(
@@ -129,27 +120,24 @@ def test_every_later_stage_takes_what_a_task_allows(task, render, tmp_path):
     """At the ends of what a config allows: problems are written and read, demonstrated, written in
     known characters, judged.
     """
-    countdown = Countdown(task, SolverConfig(render=render, condition=1.0))
-    problems = [draw(task, seed) for seed in range(2)]
+    config, task = task, countdown(task, SolverConfig(render=render, condition=1.0))
+    problems = [draw(config, seed) for seed in range(2)]
     save_problems(problems, tmp_path / "validation.jsonl")
-    assert load_problems(tmp_path / "validation.jsonl") == problems
+    assert read_problems(tmp_path / "validation.jsonl") == problems
     for problem in problems:
-        assert (
-            parse_problem(f"{' '.join(map(str, problem.numbers))} -> {problem.target}").target
-            == problem.target
-        )
-        assert countdown.verify(
-            problem, ",".join(solve(problem.numbers, problem.target) or ())
-        ).correct
+        puzzle = Puzzle.of(problem)
+        assert Puzzle.of(task.parse(task.show(problem))) == puzzle
+        answer = ",".join(solve(puzzle.numbers, puzzle.target) or ())
+        assert task.score(problem, answer).correct
         for method in METHODS:
-            for place, thread in enumerate(flatten(countdown.demonstration(problem, method, 0))):
+            for place, thread in enumerate(flatten(task.demonstrate(problem, method, 0))):
                 texts = [
                     thread.prompt,
                     thread.answer,
                     *(part for part in thread.body if isinstance(part, str)),
                 ]
-                assert set("".join(texts)) <= set(countdown.alphabet)
-                reading = countdown.examine(
+                assert set("".join(texts)) <= set(task.alphabet)
+                reading = task.diagnose(
                     problem, thread if place else dataclasses.replace(thread, prompt="")
                 )
                 assert reading is None or not reading.faults
@@ -187,28 +175,30 @@ def test_mistakes_name_file_line_field_value_and_rule(tmp_path, line, message):
     path = tmp_path / "p.jsonl"
     path.write_text(f"{GOOD}\n\n{line}\n")
     with pytest.raises(UsageError) as error:
-        load_problems(path)
+        read_problems(path)
     assert message in str(error.value) and f"{path}, line 3" in str(error.value)
     assert "\n" not in str(error.value) and len(str(error.value)) < 400
 
 
 def test_files_that_are_none(tmp_path):
     with pytest.raises(UsageError, match="No such file"):
-        load_problems(tmp_path / "missing.jsonl")
+        read_problems(tmp_path / "missing.jsonl")
     with pytest.raises(UsageError, match="directory"):
-        load_problems(tmp_path)
+        read_problems(tmp_path)
     (tmp_path / "empty.jsonl").write_text("\n\n")
     with pytest.raises(UsageError, match="holds no problem"):
-        load_problems(tmp_path / "empty.jsonl")
+        read_problems(tmp_path / "empty.jsonl")
     (tmp_path / "binary.jsonl").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(UsageError, match="not UTF-8"):
-        load_problems(tmp_path / "binary.jsonl")
+        read_problems(tmp_path / "binary.jsonl")
 
 
 def test_key_forgets_the_order():
     assert (
-        problem_key(Problem("a", (22, 26, 2), 46))
-        == problem_key(Problem("b", (2, 22, 26), 46))
+        problem_key(make_problem("a", (22, 26, 2), 46))
+        == problem_key(make_problem("b", (2, 22, 26), 46))
         == ((2, 22, 26), 46)
     )
-    assert problem_key(Problem("a", (22, 26, 2), 46)) != problem_key(Problem("a", (22, 26, 2), 47))
+    assert problem_key(make_problem("a", (22, 26, 2), 46)) != problem_key(
+        make_problem("a", (22, 26, 2), 47)
+    )

@@ -5,26 +5,26 @@ import random
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from helpers.puzzles import countdown
 
 from apr_jax.errors import UsageError
-from apr_jax.tasks import (
-    Countdown,
-    CountdownConfig,
-    Problem,
+from apr_jax.tasks.countdown.config import CountdownConfig
+from apr_jax.tasks.countdown.problems import (
     draw,
-    problem_key,
+    enumerate_keys,
+    is_enumerable,
     reachable,
     solve,
     split_problems,
 )
-from apr_jax.tasks.countdown.problems import enumerate_keys, is_enumerable
+from apr_jax.tasks.countdown.puzzle import Puzzle, make_problem, problem_key
 
 NANO = CountdownConfig(numbers=3, low=1, high=30, target_low=10, target_high=100)
 MINI = CountdownConfig()
 
 
 def numbers_of(problems):
-    return {tuple(sorted(problem.numbers)) for problem in problems}
+    return {tuple(sorted(Puzzle.of(problem).numbers)) for problem in problems}
 
 
 def naive(numbers):
@@ -64,15 +64,17 @@ def test_reachable_is_what_picking_pairs_finds(numbers):
 
 
 def test_solve_gives_a_path_iff_there_is_one():
-    task = Countdown(MINI)
+    task = countdown(MINI)
     for seed in range(30):
         problem = draw(MINI, seed)
-        made = naive(list(problem.numbers))
+        made = naive(list(Puzzle.of(problem).numbers))
         for target in range(1, 101, 7):
-            path = solve(problem.numbers, target)
+            path = solve(Puzzle.of(problem).numbers, target)
             assert (path is not None) == (target in made)
             if path is not None:
-                assert task.verify(Problem("p", problem.numbers, target), ",".join(path)).correct
+                assert task.score(
+                    make_problem("p", Puzzle.of(problem).numbers, target), ",".join(path)
+                ).correct
 
 
 def test_nano_has_33298_problems():
@@ -95,10 +97,10 @@ def test_nano_split_is_whole_and_disjoint():
     # All others train, but for what the last multiset of each part has too much.
     assert len(keys) == len(set(keys)) and 33_298 - 2 * 18 <= len(keys) <= 33_298
     assert len(train | validation | test) == len(
-        numbers_of(Problem("", *key) for key in enumerate_keys(NANO))
+        numbers_of(make_problem("", *key) for key in enumerate_keys(NANO))
     )
     assert len(numbers_of(split.test[:250])) > 0.8 * len(test), "few problems have many numbers"
-    shown = [problem.numbers for problem in split.train]
+    shown = [Puzzle.of(problem).numbers for problem in split.train]
     assert sum(list(numbers) == sorted(numbers) for numbers in shown) < 0.3 * len(shown)
     assert split == split_problems(NANO, train=10**6, heldout=1_000, seed=3)
     assert split.test != split_problems(NANO, train=10**6, heldout=1_000, seed=4).test
@@ -141,7 +143,7 @@ def test_sampled_split_is_disjoint_solvable_and_the_same_on_any_number_of_worker
     train, validation, test = map(numbers_of, (split.train, split.validation, split.test))
     assert not train & validation and not train & test and not validation & test
     assert len({problem.id for problem in problems}) == 400
-    assert all(solve(problem.numbers, problem.target) for problem in problems)
+    assert all(solve(Puzzle.of(problem).numbers, Puzzle.of(problem).target) for problem in problems)
     with ThreadPoolExecutor(3) as pool:
         assert split == split_problems(config, train=300, heldout=50, map_draws=pool.map)
 
@@ -173,7 +175,7 @@ def test_a_problem_with_numbers_that_are_held_out_is_replaced_in_its_place():
 
 def shown(problems):
     """Without their names."""
-    return [(problem.numbers, problem.target) for problem in problems]
+    return [(Puzzle.of(problem).numbers, Puzzle.of(problem).target) for problem in problems]
 
 
 def test_too_much_asked_of_a_small_space():

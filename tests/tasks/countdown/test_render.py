@@ -3,9 +3,12 @@
 import re
 
 import pytest
+from helpers.puzzles import countdown
 
-from apr_jax.tasks import METHODS, PARALLEL, Countdown, CountdownConfig, SolverConfig, draw
-from apr_jax.tasks.countdown.solvers import successors
+from apr_jax.tasks.countdown.config import CountdownConfig, SolverConfig
+from apr_jax.tasks.countdown.problems import draw
+from apr_jax.tasks.countdown.puzzle import Puzzle
+from apr_jax.tasks.countdown.solvers import METHODS, PARALLEL, successors
 
 MINI = CountdownConfig()
 GROUP = re.compile(r"(\d+),(\d+)(:\d+(?:,\d+)*)?((?:\|[+\-*/]\d+(?:[+\-*/]\d*)*!?)+)")
@@ -89,11 +92,13 @@ def check_thread(thread, reach, target):
 @pytest.mark.parametrize("shuffle", [False, True])
 @pytest.mark.parametrize("method", METHODS)
 def test_traces_are_exact(method, shuffle):
-    task = Countdown(MINI, SolverConfig(shuffle=shuffle, max_children=60))
+    task = countdown(MINI, SolverConfig(shuffle=shuffle, max_children=60))
     threads = 0
     for seed in range(150):
         problem = draw(MINI, seed)
         threads += check_thread(
-            task.demonstration(problem, method, seed), {problem.numbers}, problem.target
+            task.demonstrate(problem, method, seed),
+            {Puzzle.of(problem).numbers},
+            Puzzle.of(problem).target,
         )
     assert (threads > 250) == (method in PARALLEL)

@@ -7,29 +7,25 @@ import random
 import re
 
 import pytest
+from helpers.puzzles import countdown
 from helpers.sos_parser import Rejected, read_tree
 
-from apr_jax.tasks import (
-    METHODS,
-    PARALLEL,
-    Countdown,
-    CountdownConfig,
-    Problem,
-    SolverConfig,
-    Spawn,
-    draw,
-)
+from apr_jax.tasks import Spawn
+from apr_jax.tasks.countdown.config import CountdownConfig, SolverConfig
+from apr_jax.tasks.countdown.problems import draw
+from apr_jax.tasks.countdown.puzzle import Puzzle, make_problem
+from apr_jax.tasks.countdown.solvers import METHODS, PARALLEL
 
 MINI = CountdownConfig()
 
 
 def demonstrations(method, count, **fields):
-    task = Countdown(
-        MINI, SolverConfig(render="sos", max_children=60, parent_beam=6, **fields), max_spawn=12
+    task = countdown(
+        MINI, SolverConfig(render="sos", max_children=60, parent_beam=6, **fields), children=12
     )
     for seed in range(count):
         problem = draw(MINI, seed)
-        yield problem, task.demonstration(problem, method, seed)
+        yield problem, task.demonstrate(problem, method, seed)
 
 
 @pytest.mark.parametrize("shuffle", [False, True])
@@ -39,10 +35,9 @@ def test_the_parser_accepts_every_demonstration(method, depth_first, shuffle):
     solved = threads = 0
     for problem, thread in demonstrations(method, 200, depth_first=depth_first, shuffle=shuffle):
         threads += read_tree(thread, counts_children=method in PARALLEL)
-        assert (
-            f"Current State: {problem.target}:{list(problem.numbers)}, Operations: []\n"
-            in thread.prompt
-        )
+        puzzle = Puzzle.of(problem)
+        state = f"Current State: {puzzle.target}:{list(puzzle.numbers)}, Operations: []\n"
+        assert state in thread.prompt
         solved += bool(thread.answer)
     assert 40 < solved < 199
     assert (threads > 400) == (method in PARALLEL)
@@ -141,9 +136,9 @@ def test_the_parser_rejects_every_mutation(method, mutate):
 
 
 def test_lines_by_hand():
-    task = Countdown(MINI, SolverConfig(render="sos", serial_beam=1))
-    problem = Problem("p", (22, 26, 2), 46)
-    texts = {task.demonstration(problem, "sos", seed).body[0] for seed in range(20)}
+    task = countdown(MINI, SolverConfig(render="sos", serial_beam=1))
+    problem = make_problem("p", (22, 26, 2), 46)
+    texts = {task.demonstrate(problem, "sos", seed).body[0] for seed in range(20)}
     depth_first = (
         "Exploring Operation: 22+26=48, Resulting Numbers: [2, 48]\n"
         "Generated Node #0,0: 46:[2, 48] Operation: 22+26=48\n"

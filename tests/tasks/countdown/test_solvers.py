@@ -5,24 +5,16 @@ rate.
 import random
 
 import pytest
+from helpers.puzzles import countdown
 
-from apr_jax.tasks import (
-    METHODS,
-    Countdown,
-    CountdownConfig,
-    Problem,
-    SolverConfig,
-    Spawn,
-    Thread,
-    draw,
-    flatten,
-    reachable,
-    solve,
-)
+from apr_jax.tasks import Spawn, Thread, flatten
 from apr_jax.tasks.countdown import solvers
+from apr_jax.tasks.countdown.config import CountdownConfig, SolverConfig
 from apr_jax.tasks.countdown.events import Fork, Generate, children
+from apr_jax.tasks.countdown.problems import draw, reachable, solve
+from apr_jax.tasks.countdown.puzzle import Puzzle, make_problem
 from apr_jax.tasks.countdown.render_compact import render
-from apr_jax.tasks.countdown.solvers import Plan, score, search, successors
+from apr_jax.tasks.countdown.solvers import METHODS, Plan, score, search, successors
 
 MINI = CountdownConfig()
 
@@ -139,7 +131,7 @@ def test_compact_child_with_three_numbers():
 @pytest.mark.parametrize("plan", [(1.0, 0), (0.0, 0), (0.5, 0), (0.5, 100), (1.0, 24)])
 @pytest.mark.parametrize("shuffle", [False, True])
 def test_exhaustive_beams_solve_what_is_solvable(plan, shuffle):
-    task, rng = Countdown(MINI), random.Random(5)
+    task, rng = countdown(MINI), random.Random(5)
     for size, count in ((2, 40), (3, 60), (4, 12)):
         for _ in range(count):
             numbers = tuple(rng.randint(1, 25) for _ in range(size))
@@ -150,34 +142,36 @@ def test_exhaustive_beams_solve_what_is_solvable(plan, shuffle):
             assert (found.solution is not None) == (solve(numbers, target) is not None)
             if found.solution is not None:
                 answer = ",".join(step.equation for step in found.solution)
-                assert task.verify(Problem("p", numbers, target), answer).correct
+                assert task.score(make_problem("p", numbers, target), answer).correct
 
 
 @pytest.mark.parametrize("form", ["compact", "sos"])
 @pytest.mark.parametrize("method", METHODS)
 def test_every_claim_verifies_and_every_demonstration_repeats(method, form):
-    task = Countdown(MINI, SolverConfig(render=form))
+    task = countdown(MINI, SolverConfig(render=form))
     seeds_differ = False
     for seed in range(120):
         problem = draw(MINI, seed)
-        thread = task.demonstration(problem, method, seed)
-        assert thread == task.demonstration(
-            Problem("other id", problem.numbers, problem.target), method, seed
+        thread = task.demonstrate(problem, method, seed)
+        assert thread == task.demonstrate(
+            make_problem("other id", Puzzle.of(problem).numbers, Puzzle.of(problem).target),
+            method,
+            seed,
         )
-        seeds_differ |= thread != task.demonstration(problem, method, seed + 1)
+        seeds_differ |= thread != task.demonstrate(problem, method, seed + 1)
         for one in flatten(thread):
             if one.answer:
-                assert task.verify(problem, one.answer).correct
+                assert task.score(problem, one.answer).correct
     assert seeds_differ
 
 
 def test_conditions_state_what_the_demonstration_does():
     stated = {"apr": 0, "sos+": 0}
-    task = Countdown(MINI, SolverConfig(condition=0.5, window_bin=64))
+    task = countdown(MINI, SolverConfig(condition=0.5, window_bin=64))
     for seed in range(300):
         problem = draw(MINI, seed)
         for method in stated:
-            thread = task.demonstration(problem, method, seed)
+            thread = task.demonstrate(problem, method, seed)
             _, mark, k = thread.prompt.partition("#")
             if not mark:
                 assert thread.prompt == task.prompt(problem)
@@ -193,11 +187,11 @@ def test_conditions_state_what_the_demonstration_does():
 
 @pytest.mark.parametrize(("share", "stated"), [(0.0, False), (1.0, True)])
 def test_condition_shares_at_the_ends(share, stated):
-    task = Countdown(MINI, SolverConfig(condition=share))
+    task = countdown(MINI, SolverConfig(condition=share))
     for seed in range(30):
         for method in ("apr", "sos+"):
-            assert ("#" in task.demonstration(draw(MINI, seed), method, seed).prompt) == stated
-        assert "#" not in task.demonstration(draw(MINI, seed), "sos", seed).prompt
+            assert ("#" in task.demonstrate(draw(MINI, seed), method, seed).prompt) == stated
+        assert "#" not in task.demonstrate(draw(MINI, seed), "sos", seed).prompt
 
 
 @pytest.mark.parametrize("target", [1, 2, 46, 97, 100, 1_024, 1_998])
@@ -217,12 +211,12 @@ def test_largest_bounds_what_leads_to_two_numbers():
 
 
 def test_a_stated_number_of_children_may_be_any():
-    task = Countdown(
+    task = countdown(
         MINI, SolverConfig(parent_beam=8, parent_beam_low=8, spawn_probability=1.0, condition=0.5)
     )
     counts = {"stated": set(), "free": set()}
     for seed in range(200):
-        thread = task.demonstration(draw(MINI, seed), "apr", seed)
+        thread = task.demonstrate(draw(MINI, seed), "apr", seed)
         counts["stated" if "#" in thread.prompt else "free"].add(len(flatten(thread)) - 1)
     assert counts["free"] == {8} and counts["stated"] >= set(range(2, 9))
 
@@ -231,7 +225,12 @@ def test_beam_keeps_the_best_and_children_do_not_spawn():
     rng = random.Random(3)
     for seed in range(60):
         problem = draw(MINI, seed)
-        found = search(problem.numbers, problem.target, Plan("multiply", 3, 4, 0.5, 10, True), rng)
+        found = search(
+            Puzzle.of(problem).numbers,
+            Puzzle.of(problem).target,
+            Plan("multiply", 3, 4, 0.5, 10, True),
+            rng,
+        )
         assert children(found) <= 10
         roots = [
             event.node
@@ -246,28 +245,28 @@ def test_beam_keeps_the_best_and_children_do_not_spawn():
                 isinstance(event, Fork) for child in fork.children for event in child.events
             )
         scores = sorted(
-            score("multiply", state, problem.target) for _, state in successors(problem.numbers)
+            score("multiply", state, Puzzle.of(problem).target)
+            for _, state in successors(Puzzle.of(problem).numbers)
         )
         assert (
-            sorted(score("multiply", node.state, problem.target) for node in roots)
+            sorted(score("multiply", node.state, Puzzle.of(problem).target) for node in roots)
             == scores[: len(roots)]
         )
 
 
 def test_unknown_method():
     with pytest.raises(ValueError, match="method='dfs' must be one of sos, sos\\+, apr"):
-        Countdown(MINI).demonstration(Problem("p", (1, 2), 3), "dfs", 0)
+        countdown(MINI).demonstrate(make_problem("p", (1, 2), 3), "dfs", 0)
 
 
 def test_sos_succeeds_as_often_as_published():
     # Gandhi et al. 2024: 57% of the search traces reach the goal. 3,000 problems: standard error
     # 0.9 points.
     task, problems = (
-        Countdown(MINI, SolverConfig(depth_first="near")),
+        countdown(MINI, SolverConfig(depth_first="near")),
         [draw(MINI, seed) for seed in range(3_000)],
     )
     solved = sum(
-        bool(task.demonstration(problem, "sos", seed).answer)
-        for seed, problem in enumerate(problems)
+        bool(task.demonstrate(problem, "sos", seed).answer) for seed, problem in enumerate(problems)
     )
     assert 0.54 < solved / 3_000 < 0.61

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from helpers.whole_runs import shown
 
-from apr_jax.tasks import Problem
+from apr_jax.tasks.countdown.puzzle import make_problem
 from apr_jax.text.tokenizer import Tokenizer
 from apr_jax.threads import Limits, interpret, make_prompts
 from apr_jax.threads import protocol as p
@@ -38,7 +38,7 @@ def forest():
 
 
 def test_a_tree_shows_slots_and_what_every_thread_read_and_wrote(forest):
-    text = tree_text(forest, 0, Problem("x", (3, 4), 7), True, TOKENIZER)
+    text = tree_text(forest, 0, make_problem("x", (3, 4), 7), True, TOKENIZER)
     assert text.splitlines() == [
         "3,4 -> 7: right",
         (
@@ -62,9 +62,9 @@ def test_a_tree_shows_slots_and_what_every_thread_read_and_wrote(forest):
 
 
 def test_a_long_tree_is_cut(forest, monkeypatch):
-    whole = tree_text(forest, 0, Problem("x", (3, 4), 7), False, TOKENIZER)
+    whole = tree_text(forest, 0, make_problem("x", (3, 4), 7), False, TOKENIZER)
     monkeypatch.setattr(sample_tree, "MOST", 50)
-    cut = tree_text(forest, 0, Problem("x", (3, 4), 7), False, TOKENIZER)
+    cut = tree_text(forest, 0, make_problem("x", (3, 4), 7), False, TOKENIZER)
     assert cut == f"{whole[:50]}\n... {len(whole) - 50} characters more"
 
 

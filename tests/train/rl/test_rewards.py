@@ -12,7 +12,8 @@ from helpers.whole_runs import changed, compilations, logged
 
 from apr_jax.config import ConfigError, override
 from apr_jax.errors import UnknownAnswers
-from apr_jax.tasks import Failure, Problem, Verdict
+from apr_jax.tasks import Failure, Score
+from apr_jax.tasks.countdown.puzzle import make_problem
 from apr_jax.train import grader
 from apr_jax.train.config import ObjectiveConfig, RewardConfig
 from apr_jax.train.grader import _CODES, Grades, allowed_unknown
@@ -141,7 +142,7 @@ def test_settings_of_the_optimizer_are_named_by_their_stage(config):
 
 def _run(config, data_dir, workdir, init, monkeypatch=None, task=None, **options):
     if task:
-        monkeypatch.setattr(grader, "Countdown", task)
+        monkeypatch.setattr(grader, "make_task", lambda config, limits: task(config.options))
     train_rl(changed(config, rl=options), data_dir, workdir, init, progress=False)
     return logged(workdir)
 
@@ -188,7 +189,7 @@ class _Lossy:
     def verify(self, pairs, most_unknown):
         self.spare.append(most_unknown)
         lost = self.lost[len(self.spare) - 1]
-        return [Failure.RAISED] * lost + [Verdict(None, claimed=False, correct=True)] * (
+        return [Failure.RAISED] * lost + [Score(1.0, correct=True, stated=None)] * (
             len(pairs) - lost
         )
 
@@ -198,7 +199,7 @@ def _grader(config, monkeypatch, verifier, problems=0, batch=8, **reward):
     made = grader.Grader.__new__(grader.Grader)
     made._config = changed(config, rl={"reward": RewardConfig(**reward)})
     made._verifier, made._batch, made._tokenizer = verifier, batch, None
-    made._validation = [Problem("p", (1, 2), 3)] * problems
+    made._validation = [make_problem("p", (1, 2), 3)] * problems
     made.ask = lambda params, asked, temperature, key: np.zeros(len(asked))
     for name, function in {
         "extract_answers": lambda forest, tokenizer: [""] * len(forest),
@@ -213,13 +214,13 @@ def _grader(config, monkeypatch, verifier, problems=0, batch=8, **reward):
 def test_a_step_with_too_many_answers_without_a_verdict_is_refused(config, monkeypatch):
     verifier = _Lossy(2, 3)
     made = _grader(config, monkeypatch, verifier, max_unknown=0.25)
-    grades = made.verify([Problem("p", (1, 2), 3)] * 8, np.zeros(8))
+    grades = made.verify([make_problem("p", (1, 2), 3)] * 8, np.zeros(8))
     assert grades.known.tolist() == [False, False] + [True] * 6
     assert grades.accuracy == 1.0 and grades.correct.sum() == 6
     with pytest.raises(
         UnknownAnswers, match=r"3 of 8 answers have no verdict \(3 failed, 0 took too long, 0 were"
     ):
-        made.verify([Problem("p", (1, 2), 3)] * 8, np.zeros(8))
+        made.verify([make_problem("p", (1, 2), 3)] * 8, np.zeros(8))
     assert verifier.spare == [2, 2]
 
 

@@ -20,7 +20,8 @@ from jax.flatten_util import ravel_pytree
 
 from apr_jax.config import MeshConfig
 from apr_jax.data.packing import Rows
-from apr_jax.tasks import Failure, SandboxedVerifier, solve
+from apr_jax.tasks import Failure, SandboxedVerifier
+from apr_jax.tasks.countdown.problems import solve
 from apr_jax.train import grader
 from apr_jax.train.checkpoint.manager import load_checkpoint
 from apr_jax.train.config import ObjectiveConfig, OptimizerConfig, RewardConfig

@@ -7,10 +7,12 @@ import dataclasses
 import shutil
 
 import pytest
+from helpers.puzzles import read_problems
 
 from apr_jax.data import dataset
 from apr_jax.errors import UserError
-from apr_jax.tasks import METHODS, Problem, load_problems
+from apr_jax.tasks.countdown.puzzle import make_problem
+from apr_jax.tasks.countdown.solvers import METHODS
 from apr_jax.train.checkpoint.manager import load_checkpoint
 from apr_jax.train.rl import trainer
 from apr_jax.train.rl.trainer import TrainingProblems, train_rl
@@ -61,7 +63,7 @@ def problems_of_rl(config, data_dir, checkpoint, tmp_path, monkeypatch):
 def test_every_method_learns_from_the_same_problems(problems_of_rl, config, data_dir):
     of_each = [problems_of_rl(method) for method in METHODS]
     assert of_each == [of_each[0]] * len(METHODS)
-    written = load_problems(data_dir / "train.jsonl")
+    written = read_problems(data_dir / "train.jsonl")
     group, wanted = config.train.rl.group, config.train.rl.problems
     for problems in of_each[0]:
         different = problems[::group]
@@ -71,7 +73,7 @@ def test_every_method_learns_from_the_same_problems(problems_of_rl, config, data
 
 
 def test_a_draw_is_a_function_of_seed_and_step_that_leaves_no_problem_out():
-    problems = [Problem(f"train-{k}", (k + 1, 2), 10) for k in range(30)]
+    problems = [make_problem(f"train-{k}", (k + 1, 2), 10) for k in range(30)]
     drawn = TrainingProblems(problems)
     assert drawn.draw(1, 2, 5) == TrainingProblems(list(problems)).draw(1, 2, 5)
     assert len({tuple(drawn.draw(seed, step, 5)) for seed in range(3) for step in range(3)}) == 9

@@ -1,0 +1,79 @@
+"""Files of problems, one JSON object a line: the `id` of a problem and the fields of its data."""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+from apr_jax.errors import UsageError
+from apr_jax.io.storage import as_path
+from apr_jax.tasks.base import Problem, Task
+
+
+def load_problems(path: str | Path, task: Task) -> list[Problem]:
+    """Reads a problems file; blank lines are passed over.
+
+    Args:
+      task: checks what each line holds.
+
+    Raises:
+      UsageError: names the file, the line, the field, the value seen and the rule.
+    """
+    path = as_path(path)
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"problems file {path}: is not UTF-8 text (byte {error.start})") from None
+    except OSError as error:
+        raise UsageError(
+            f"problems file {path}: {error.strerror}; expected lines like {task.example}"
+        ) from None
+    problems: list[Problem] = []
+    first_line: dict[str, int] = {}
+    for number, line in enumerate(lines, start=1):
+        # Editors on Windows begin a file with a byte order mark; after `cat` it may stand anywhere.
+        line = line.removeprefix("\ufeff")
+        if not line.strip():
+            continue
+        where = f"problems file {path}, line {number}"
+        problem = _read_line(line, where, task)
+        if problem.id in first_line:
+            raise UsageError(
+                f'{where}: "id" {problem.id!r} is taken by line {first_line[problem.id]}; ids must'
+                " be unique"
+            )
+        first_line[problem.id] = number
+        problems.append(problem)
+    if not problems:
+        raise UsageError(
+            f"problems file {path}: holds no problem; expected lines like {task.example}"
+        )
+    return problems
+
+
+def save_problems(problems: Iterable[Problem], path: str | Path) -> None:
+    """Writes a problems file that `load_problems` reads back."""
+    with open(path, "w", encoding="utf-8") as file:
+        file.writelines(json.dumps(problem.to_json()) + "\n" for problem in problems)
+
+
+def _read_line(line: str, where: str, task: Task) -> Problem:
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        raise UsageError(f"{where}: is not JSON: {cut(line)}; expected {task.example}") from None
+    if not isinstance(record, dict):
+        raise UsageError(f"{where}: is not a JSON object: {cut(line)}; expected {task.example}")
+    if "id" not in record:
+        raise UsageError(f'{where}: has no field "id"; expected {task.example}')
+    name = record.pop("id")
+    if not isinstance(name, str) or not name:
+        raise UsageError(f'{where}: "id" {cut(json.dumps(name))} must be a non-empty string')
+    try:
+        return task.check(Problem(name, record))
+    except ValueError as error:
+        raise UsageError(f"{where}: {error}") from None
+
+
+def cut(text: str) -> str:
+    """The text, or its beginning if it is long."""
+    return text if len(text) <= 60 else text[:57] + "..."
