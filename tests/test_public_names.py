@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import apr_jax
+from apr_jax.cli.main import run
 
 ROOT = Path(__file__).parents[1]
 
@@ -46,3 +47,8 @@ def test_one_version_everywhere():
     assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text()
     newest = re.search(r"^## (\d\S*)", (ROOT / "CHANGELOG.md").read_text(), re.M)
     assert newest[1] == version
+
+
+def test_the_command_tells_its_version(capsys):
+    assert run(["--version"]) == 0
+    assert capsys.readouterr().out == f"apr_jax {apr_jax.__version__}\n"
