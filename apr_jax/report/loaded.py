@@ -1,10 +1,12 @@
 """A trained model in Python, without the command line: load it, solve a problem, look at the tree.
 
-model = load("experiments/mini/apr-rl.safetensors")
-tree = model.solve("54 2 93 34 -> 53")
-print(tree)              # what `apr solve` shows
-tree.correct             # True
-tree.trace["threads"]    # what every thread wrote, as in traces.jsonl
+    model = load("experiments/mini/apr-rl.safetensors")
+    tree = model.solve("54 2 93 34 -> 53")
+    print(tree)              # what `apr solve` shows
+    tree.correct             # True
+    tree.trace["threads"]    # what every thread wrote, as in traces.jsonl
+
+The model decodes on the devices of this machine, greedily.
 """
 
 from __future__ import annotations
