@@ -138,7 +138,7 @@ def both_methods():
 
 @pytest.mark.parametrize("comparison", WINNERS)
 @pytest.mark.parametrize("case", range(len(WIDE_ANSWERS)))
-def test_serial_search_on_wide_beams_competes_in_a_row_of_its_own(comparison, case, row_of):
+def test_beams_1_to_15_compete_in_a_row_of_their_own(comparison, case, row_of):
     """APR takes 40 tokens and 1 s."""
     greedy, votes = WIDE_ANSWERS[case]
     sampled = made(BEAMS_1_TO_15, votes, tokens=(20, 20, 30), chain=(5, 5, 9), temperature=1.0)
@@ -154,7 +154,7 @@ def test_serial_search_on_wide_beams_competes_in_a_row_of_its_own(comparison, ca
         assert row_of(f"{comparison}{TOO}", *both_methods(), *partly) is None
 
 
-def test_rl_was_not_done_on_wide_beams(row_of):
+def test_rl_was_not_done_with_beams_1_to_15(row_of):
     wide = [made(BEAMS_1_TO_15, 8, seconds=0.5), made(BEAMS_1_TO_15, 8, temperature=1.0)]
     assert row_of("same window, after RL", *both_methods(), *wide)["other"] == 0.4
     assert row_of(f"same window, after RL{TOO}", *both_methods(), *wide) is None
@@ -363,7 +363,7 @@ def test_the_chain_of_a_vote_is_its_longest(votes, chains, name, one, row_of):
         ("sos+", "SoS+", "60.0 against 57.3 (+2.7)", "58.1 against 48.1 (+10.0)"),
     ],
 )
-def test_the_gain_of_rl_is_held_against_that_of_table_3(method, words, greedy, hot, row_of):
+def test_the_gain_of_rl_stands_beside_that_of_table_3(method, words, greedy, hot, row_of):
     """At the same temperature; one problem of ten more is enough, of SoS+ at temperature 1 just
     so.
     """
@@ -386,7 +386,9 @@ def test_the_gain_of_rl_is_held_against_that_of_table_3(method, words, greedy, h
     ("method", "words"), [("apr", "APR"), ("apr+drawn", "APR, random parent beam")]
 )
 @pytest.mark.parametrize(("temperature", "at"), [(0.0, ""), (1.0, ", T = 1")])
-def test_with_children_held_no_gain_of_rl_is_to_be_reached(method, words, temperature, at, row_of):
+def test_with_forced_children_no_gain_of_rl_is_to_be_reached(
+    method, words, temperature, at, row_of
+):
     pair = [
         made(f"{method}/{stage}", right, temperature=temperature, forced=3)
         for stage, right in (("sft", 5), ("rl", 9))

@@ -87,7 +87,7 @@ def test_every_evaluation_has_a_folder_of_its_own():
     )
 
 
-def test_whatever_competes_is_also_asked_validation_problems():
+def test_whatever_competes_also_answers_validation_problems():
     chosen = suite.choosing(made_run.EVALUATE)
     names = [one.name for one in chosen]
     assert len(set(names)) == len(names) and not {*names} & {
@@ -186,7 +186,7 @@ def test_scores_by_hand(whole):
     assert whole.get("apr/sft", forced=4) is None
 
 
-def test_small_budgets_are_also_of_trees_that_were_asked_for_few_children(whole):
+def test_small_budgets_are_also_of_trees_with_few_requested_children(whole):
     drawn = controls.budget(whole)
     (axes,) = drawn.figure.axes
     dotted = [line for line in axes.lines if line.get_linestyle() == ":"]

@@ -110,7 +110,7 @@ def test_a_serial_model_is_not_blamed_for_a_serial_score(
 
 
 @pytest.mark.parametrize("asked", [{"condition": 0}, {"forced": 0}], ids=str)
-def test_a_model_that_was_asked_for_no_children_is_not_blamed_for_spawning_none(
+def test_zero_requested_children_are_no_reason_for_a_warning(
     restored, problems, tmp_path, capsys, asked
 ):
     for _ in range(2):
