@@ -36,7 +36,7 @@ def test_a_sweep_is_the_product_and_each_has_its_folder():
         for lr in ("1e-4", "3e-4")
         for rows in ("8", "16")
     ]
-    assert units[1].out == "runs/x/train.sft.optimizer.lr_1e-4__learn.sft.rows_16"
+    assert units[1].out == "runs/x/train.sft.optimizer.lr_1e-4__train.sft.batch_rows_16"
     assert len({unit.out for unit in units}) == 4
     assert {unit.data for unit in units} == {"runs/x/data"}, (
         "the data don't differ: they are built once"
