@@ -254,7 +254,7 @@ def test_each_ablation_is_trained_on_its_own_demonstrations(config, tmp_path):
 
 
 def _with_ablations(config):
-    """And with a main model that tries two first steps at least, so that drawn beams are others."""
+    """And with a main model that tries two first steps at least, so that a random parent beam differs."""
     evaluate = dataclasses.replace(config.evaluate, ablations=True)
     return dataclasses.replace(with_solver(config, parent_beam_low=2), evaluate=evaluate)
 

@@ -436,7 +436,7 @@ def test_validation_problems_choose_and_test_problems_score(comparison, one, oth
     """
     row = row_of(comparison, *competing(**CHOICES))
     assert (row["one"], row["other"], opponent(row)) == (one, other, name)
-    assert "T = 0.5" in row["note"] and "asked for" not in row["note"]
+    assert "T = 0.5" in row["note"] and "requested" not in row["note"]
     assert row["chosen"] == "chosen by 10 validation problems"
 
     row = row_of(comparison, *competing())

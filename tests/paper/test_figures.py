@@ -197,7 +197,7 @@ def test_total_tokens(results, temperature):
     drawn = figures.total_tokens(results)
     ours, theirs = (panel(drawn, who, f"T = {temperature:g}") for who in (OURS, PAPER))
     colours = set()
-    # On wide beams votes are drawn where comparisons compare them.
+    # With beams 1 to 15 there are votes where comparisons use them.
     for model, name, samples in (
         (BEAMS_1_TO_15, "SoS+ with beams 1 to 15", 3 if temperature == 1 else 1),
         ("sos+/sft", "SoS+", 3),

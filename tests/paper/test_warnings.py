@@ -166,7 +166,7 @@ WARNED = {
 
 
 def test_the_numbers_of_a_report_name_every_evaluation_that_needs_a_warning(written):
-    """Whoever was asked for no children is not told that it spawned none, but all else."""
+    """Whoever has 0 requested children is not told that it spawned none, but all else."""
     _, numbers = written
     assert sorted(numbers["warnings"]) == sorted(
         f"{label}: {text}" for label, text in WARNED.items()
