@@ -11,7 +11,8 @@ _BITS = {"pred": 8, "token": 0}
 _HEAD = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) \(.*\) -> .* \{$")
 _INSTRUCTION = re.compile(r"^\s+(ROOT )?%([\w.\-]+) = ")
 _ARRAY = re.compile(r"([a-z]\w*)\[([\d,]*)\](?:\{([^}]*)\})?")
-_NAME = re.compile(r"%([\w.\-]+)")
+# A name, or an element of a tuple: `%while.1#3`.
+_NAME = re.compile(r"%([\w.\-]+(?:#\d+)?)")
 _CALLED = re.compile(
     r"(?:calls|to_apply|body|condition|true_computation|false_computation)=%([\w.\-]+)"
 )
@@ -106,7 +107,27 @@ def parse(text: str) -> tuple[dict[str, Computation], str]:
         elif current is not None and (start := _INSTRUCTION.match(line)):
             instruction = _instruction(line, start)
             current[instruction.name] = instruction
+
+    for computation in computations.values():
+        _add_elements(computation)
     return computations, entry
+
+
+def _add_elements(computation: Computation) -> None:
+    """Adds an instruction for each element of a tuple that an operand names, such as `%while.1#3`.
+
+    XLA of JAX 0.12 writes such names where it wrote `get-tuple-element` instructions before.
+    """
+    for instruction in list(computation.values()):
+        for operand in instruction.operands:
+            name, _, index = operand.partition("#")
+            if not index or name not in computation or operand in computation:
+                continue
+            element = computation[name].shapes[int(index) : int(index) + 1]
+            text = f"(%{name}), index={index}"
+            computation[operand] = Instruction(
+                operand, "get-tuple-element", element, (name,), (), text, root=False
+            )
 
 
 def _instruction(line: str, start: re.Match[str]) -> Instruction:

@@ -1,5 +1,7 @@
 """What is counted of a program, on programs so small that the counts can be done by hand."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -61,6 +63,17 @@ def test_a_loop_by_hand():
         tuple(range(8)),
         10,
     )
+
+
+def test_elements_of_tuples_may_be_named_directly():
+    """As in JAX 0.12: `%arg#1` instead of a `get-tuple-element` instruction."""
+    lines = [line for line in LOOP.splitlines() if "get-tuple-element" not in line]
+    direct = "\n".join(lines)
+    elements = {"index": "arg#0", "all": "arg#1", "weights": "arg#2", "index.1": "arg.1#0"}
+    for name, element in elements.items():
+        direct = re.sub(rf"%{re.escape(name)}(?=[,)])", f"%{element}", direct)
+    assert direct.count("#") == 7
+    assert count(direct) == count(LOOP)
 
 
 def test_a_collective_beside_other_work_is_one():
