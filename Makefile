@@ -6,8 +6,8 @@
 # All targets make the virtual environment in .venv when it is missing or setup.py has changed.
 # SCALE, OUT and ARGS go to `apr`: make demo OUT=/data/nano
 
-# For a new environment: the newest Python of this machine. Another one: make clean, make venv PYTHON=python3.11
-PYTHON ?= $(shell .ci/find_python newest)
+# For a new environment. Another one: make clean, make venv PYTHON=python3.13
+PYTHON ?= python3
 SCALE  ?= nano
 OUT    ?= runs/$(SCALE)
 ARGS   ?=
@@ -29,7 +29,8 @@ help:
 venv: $(STAMP)
 
 $(STAMP): setup.py
-	test -x $(BIN)/python || $(or $(PYTHON),$(error apr_jax needs Python 3.11 or newer: make PYTHON=...)) -m venv $(VENV)
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "apr_jax needs Python 3.11 or newer: make PYTHON=...")'
+	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	touch $@
 
