@@ -21,7 +21,7 @@ from apr_jax.train.answers import extract_answers
 from apr_jax.train.checkpoint.manager import load_checkpoint
 
 ROOT = Path(__file__).parents[2]
-FOLDER, README = ROOT / "experiments" / "mini", ROOT / "README.md"
+FOLDER, RESULTS = ROOT / "experiments" / "mini", ROOT / "docs" / "results.md"
 FILES = sorted(FOLDER.glob("*.safetensors"))
 
 
@@ -62,7 +62,7 @@ def test_the_results_are_of_the_suite_as_it_is_declared_now():
 
 
 _BEST = "no more sequential tokens than SoS+ on published beams at its best"
-COMPARISONS = {  # How README calls them -> how results.json does.
+COMPARISONS = {  # How docs/results.md calls them -> how results.json does.
     "same window, after RL": "same window, after RL: ",
     "same window, supervised, SoS+ with beams 1 to 15 too": "same window, supervised, SoS+ with",
     "same seconds of one problem (means of 10)": "same seconds of one problem: ",
@@ -102,15 +102,15 @@ COMPARISONS = {  # How README calls them -> how results.json does.
 }
 
 
-def test_readme_has_the_results_that_are_kept():
+def test_the_page_has_the_results_that_are_kept():
     """Its table of scale mini, and the paper's comparisons beside it, to the digit."""
-    readme, results = README.read_text(), _results()
+    page, results = RESULTS.read_text(), _results()
     names = {
         "SoS+ (serial)": "sos+",
         "APR (thread tree)": "apr",
         "APR (random parent beam)": suite.RANDOM_PARENT_BEAM,
     }
-    rows = re.findall(r"^\| (.*\(.*\)), (supervised|after RL) \| (.*) \|$", readme, re.M)
+    rows = re.findall(r"^\| (.*\(.*\)), (supervised|after RL) \| (.*) \|$", page, re.M)
     assert len(rows) == 6
     for name, stage, cells in rows:
         row = results["main"][f"{names[name]}-{'sft' if stage == 'supervised' else 'rl'}"]
@@ -119,7 +119,7 @@ def test_readme_has_the_results_that_are_kept():
         measured += [f"{row[measure]:,.0f}" for measure in ("total_tokens", "sequential_tokens")]
         measured += [f"{row['children']:.1f}", f"{row['max_thread_tokens']:,.0f}"]
         assert cells.split(" | ") == measured, (name, stage)
-    _, *rows = _table(readme, "| the paper's comparisons")
+    _, *rows = _table(page, "| the paper's comparisons")
     assert [name for name, *_ in rows] == list(COMPARISONS)
     for name, scores, gap, paper, problems in rows:
         comparison = next(
@@ -141,6 +141,19 @@ def test_readme_has_the_results_that_are_kept():
         }
         told = re.findall(r"[\d,]{3,}(?= tokens|\))", scores)
         assert set(told) <= spent, name
+
+
+def test_readme_has_three_of_the_results():
+    shown = _table((ROOT / "README.md").read_text(), "| | right answers |")[1:]
+    rows = [_results()["main"][name] for name in ("sos+-rl", "sos+beam15-sft", "apr+drawn-rl")]
+    assert [cells for _, *cells in shown] == [
+        [
+            f"{100 * row['accuracy']:.1f}%",
+            f"{row['total_tokens']:,.0f}",
+            f"{row['sequential_tokens']:,.0f}",
+        ]
+        for row in rows
+    ]
 
 
 def test_the_page_has_every_comparison_as_it_is_kept():
