@@ -70,7 +70,7 @@ Checkpoint = Annotated[
     Path,
     typer.Option(
         "--checkpoint",
-        help="A run's folder (its best or last step) or one step, or a kept file. May be gs://.",
+        help="A run's folder (its best or last step) or one step, or an exported file. May be gs://.",
         **ANYWHERE,
     ),
 ]
