@@ -97,6 +97,16 @@ class Demonstrations(tfds.core.GeneratorBasedBuilder):
         yield from enumerate(source())
 
 
+def _with_config(config: tfds.core.BuilderConfig) -> type[Demonstrations]:
+    """The class of a data set that has this config alone."""
+
+    class Configured(Demonstrations, skip_registration=True):
+        name = Demonstrations.name
+        BUILDER_CONFIGS = [config]  # noqa: RUF012 - TFDS wants a class attribute.
+
+    return Configured
+
+
 def directory(data_dir: Path, method: str) -> Path:
     """Returns the folder that holds the examples of a method."""
     return data_dir / "demonstrations" / config_name(method) / str(Demonstrations.VERSION)
@@ -117,13 +127,15 @@ def write(
       UserError: they cannot be written, for example because the disk is full.
     """
     tfds.disable_progress_bar()  # `apr data build` shows a progress bar of its own.
-    builder = Demonstrations(
+    # A class of its own for each data set: TFDS warns of a config that its class does not list.
+    config = tfds.core.BuilderConfig(
+        name=config_name(method), description=f"demonstrations by {method}"
+    )
+    builder = _with_config(config)(
         sources=sources,
         types=types,
         data_dir=data_dir,
-        config=tfds.core.BuilderConfig(
-            name=config_name(method), description=f"demonstrations by {method}"
-        ),
+        config=config.name,
         file_format=tfds.core.FileFormat.ARRAY_RECORD,
     )
     try:

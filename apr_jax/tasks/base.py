@@ -29,6 +29,10 @@ class Problem:
     id: str
     data: Mapping[str, Any]
 
+    def __hash__(self) -> int:
+        # Equal problems have equal ids; `data` is JSON, which has no hash.
+        return hash(self.id)
+
     def to_json(self) -> dict[str, Any]:
         """The line of a problems file: `id`, then the fields of `data`."""
         return {"id": self.id, **self.data}

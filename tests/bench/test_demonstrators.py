@@ -40,13 +40,13 @@ def test_success_and_length_of_each_method(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--method", "bfs"], "method='bfs' must be one of"),
+        (["--method", "bfs"], "method='bfs': task 'countdown' has no such method"),
         (
             ["--method", "apr-nested"],
             "limits.max_depth=1 must be at least 2 for method 'apr-nested'",
         ),
         (
-            ["--set", "limits.window=6", "--set", "limits.max_thread_tokens=6"],
+            ["--method", "apr", "--set", "limits.window=6", "--set", "limits.max_thread_tokens=6"],
             "none of the 60 demonstrations of 'apr' fits",
         ),
     ],

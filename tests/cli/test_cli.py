@@ -13,12 +13,14 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from helpers.whole_runs import write_config
 
 from apr_jax.cli.main import app, run
 
+MODEL = Path(__file__).parents[2] / "experiments" / "mini" / "apr-rl.safetensors"
 COMMANDS = [
     ("data", "build"),
     ("train", "sft"),
@@ -75,10 +77,10 @@ def test_no_other_commands():
 @pytest.mark.parametrize(
     ("arguments", "status", "message"),
     [
-        ("solve '22 26 2 = 46' --checkpoint x", 2, "22 26 2 -> 46"),
-        ("solve '1 1 1 -> 99' --checkpoint x", 2, "no solution"),
+        (f"solve '22 26 2 = 46' --checkpoint {MODEL}", 2, "22 26 2 -> 46"),
+        (f"solve '1 1 1 -> 99' --checkpoint {MODEL}", 2, "no solution"),
         ("solve '3 4 -> 7' --checkpoint /nowhere", 1, "/nowhere"),
-        ("eval --checkpoint x --problems /nowhere.jsonl --out o", 2, "/nowhere.jsonl"),
+        (f"eval --checkpoint {MODEL} --problems /nowhere.jsonl --out o", 2, "/nowhere.jsonl"),
         ("eval --problems p.jsonl --out o", 2, "--checkpoint"),
         ("reproduce --out o", 2, "--scale or --config"),
         ("reproduce --out o --scale huge", 2, "huge"),
@@ -306,8 +308,7 @@ def test_an_error_without_a_word_says_where_it_was(failing, monkeypatch):
         raise AssertionError
 
     monkeypatch.setattr("apr_jax.report.solve.solve", failed)
-    monkeypatch.setattr("apr_jax.train.checkpoint.manager.load_checkpoint", lambda path: path)
-    status, line = failing("solve", "3 4 5 -> 12", "--checkpoint", "x")
+    status, line = failing("solve", "3 4 5 -> 12", "--checkpoint", MODEL)
     assert status == 1 and re.search(
         r"AssertionError in test_cli.py, line \d+; APR_DEBUG=1 shows where", line
     )
@@ -358,7 +359,7 @@ def test_no_control_character_of_a_file_reaches_the_terminal(failing, tmp_path):
     path = tmp_path / "p.jsonl"
     path.write_text("\x1b[2J \x9b1A \x1b]0;owned\x07 \u202e\n")
     status, line = failing(
-        "eval", "--checkpoint", "x", "--problems", path, "--out", tmp_path / "out"
+        "eval", "--checkpoint", MODEL, "--problems", path, "--out", tmp_path / "out"
     )
     assert status == 2
     assert "is not JSON: ␛[2J \\x9b1A ␛]0;owned␇ \\u202e; expected" in line

@@ -148,9 +148,8 @@ def test_what_an_evaluation_writes(restored, problems, tmp_path):
         assert line["total_tokens"] == sum(thread["tokens"] for thread in line["threads"])
         assert line["children"] == len(line["threads"]) - 1
         assert line["sequential_tokens"] <= line["total_tokens"]
-        assert line["correct"] is holds(
-            line["data"]["numbers"], line["data"]["target"], (line["stated"] or "").split(", ")
-        )
+        said = line["stated"].split(", ") if line["stated"] else None
+        assert line["correct"] is holds(line["data"]["numbers"], line["data"]["target"], said)
         root, *children = line["threads"]
         assert (root["thread_index"], root["depth"], root["parent"]) == (0, 0, -1)
         for child in children:

@@ -9,7 +9,7 @@ from apr_jax.evaluate.failures import count, failure, kinds, label
 from apr_jax.tasks import Spawn
 from apr_jax.tasks.countdown.config import CountdownConfig, SolverConfig
 from apr_jax.tasks.countdown.problems import draw
-from apr_jax.tasks.countdown.puzzle import Puzzle, make_problem
+from apr_jax.tasks.countdown.puzzle import make_problem
 
 TASK = countdown(CountdownConfig(numbers=3))
 PROBLEM = make_problem("p", (22, 26, 2), 46)
@@ -75,7 +75,7 @@ def tree(answer, *children, messages=None, **root):
         ("arithmetic", tree("", (SUM, "=48", ""))),  # Not seen.
         ("coverage", tree("", (LESS, "=5", ""))),  # Wrong, but from there no way leads to 46.
         ("arithmetic", tree("26-22=4,4*2=46", (LESS, "=4+6-2*46!", "26-22=4,4*2=46"))),
-        ("comparison", tree("22+22=44,44+2=46", (LESS, *NOTHING))),
+        ("claim", tree("22+22=44,44+2=46", (LESS, *NOTHING))),
         ("message", tree("", ("22+26,3:46", "=48", ""))),
         ("message", tree("", ("22+26", "=48", ""))),
         ("message", tree("", ("", "", ""))),
@@ -159,8 +159,7 @@ def test_demonstrations_fail_by_coverage_alone():
                 threads.append(one | {"round": spawn_round, "start": 9 * spawn_round + 9})
         verdict = {
             "id": "p",
-            "numbers": Puzzle.of(problem).numbers,
-            "target": Puzzle.of(problem).target,
+            "data": problem.data,
             "claimed": False,
             "correct": False,
         }

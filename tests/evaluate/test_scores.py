@@ -120,10 +120,10 @@ def test_accuracy_within_counts_only_trees_below_the_limit():
 
 def test_a_score_without_threads_is_called_by_its_name():
     serial = summarize([trace("a", 0, True, RIGHT, children=0)])
-    assert "NO TREE SPAWNED" in warnings(serial, "apr", None)[0]
-    assert warnings(serial, "sos+", None) == []
+    assert "NO TREE SPAWNED" in warnings(serial, True, None)[0]
+    assert warnings(serial, False, None) == []
     cut = summarize([trace("a", 0, False, status="OUT_OF_BUDGET")])
-    assert "100% OF THE TREES WERE TRUNCATED" in warnings(cut, "apr", None)[0]
+    assert "100% OF THE TREES WERE TRUNCATED" in warnings(cut, True, None)[0]
     broken = [trace("a", 0, False, status="MALFORMED"), trace("b", 0, True, RIGHT)]
     assert warnings(summarize(broken), "apr", None) == []
 

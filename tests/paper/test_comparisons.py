@@ -39,6 +39,7 @@ def made(
         }
         # Whoever is not right claims nothing, and a first right claim wins the vote.
         | {"correct": k < count, "claimed": k < count, "vote": "1+1=2" if k < count else None}
+        | {"reward": float(k < count)}
         | {"total_tokens": _of(tokens, sample), "sequential_tokens": _of(chain, sample)}
         for k in range(problems)
         for sample, count in enumerate(by_n)
@@ -302,7 +303,7 @@ def test_in_the_same_seconds_serial_search_answers_or_votes(changes, name, score
         made("apr/sft", 9, condition=4),  # Not timed.
         made("sos+/sft", 3, seconds=changes.get("plain", 0.25)),
         made("sos+/rl", 4, seconds=after),
-        made("sos+/sft", changes.get("bins", 1), seconds=0.75, bins=1),
+        made("sos+/sft", changes.get("bins", 1), seconds=0.75, condition=1),
         made("sos+/sft", changes.get("votes", (0, 0)), temperature=1.0),
         made("sos+/sft", changes.get("cool", (0, 0)), temperature=0.5),
         made("sos+/rl", changes.get("hot", (0, 0)), temperature=1.0),

@@ -329,11 +329,11 @@ def test_latency(results, xlabel, cost, ends_of):
     drawn = figures.latency(results)
     ours, theirs = (panel(drawn, who, xlabel) for who in (OURS, PAPER))
     legend = next(axes for axes in drawn.figure.axes if axes.get_legend())
-    for method, name, field, numbers in (
-        ("sos+", "SoS+", "bins", made_run.EVALUATE.bins),
-        ("apr", "APR", "condition", made_run.EVALUATE.children),
+    for method, name, numbers in (
+        ("sos+", "SoS+", made_run.EVALUATE.bins),
+        ("apr", "APR", made_run.EVALUATE.children),
     ):
-        asked = [results.get(f"{method}/sft", **{field: number}) for number in numbers]
+        asked = [results.get(f"{method}/sft", condition=number) for number in numbers]
         places = [cost(one) for one in asked]
         line = assert_scores(
             ours, f"{name} by condition", places, [one.accuracy() for one in asked]

@@ -122,8 +122,8 @@ def test_answers_to_validation_problems_choose_and_stand_in_no_table(config, tok
 
 def test_a_plain_config_asks_for_little():
     declared = suite.declare(EvalConfig())
-    asked = [(one.decoding.forced, one.decoding.condition, one.decoding.bins) for one in declared]
-    assert set(asked) == {(None, None, None)}
+    asked = [(one.decoding.forced, one.decoding.condition) for one in declared]
+    assert set(asked) == {(None, None)}
     assert suite.timed(EvalConfig()) == suite.timed_on_slots(EvalConfig()) == ()
 
 

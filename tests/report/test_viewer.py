@@ -44,7 +44,7 @@ COLOURS = """(problem) => {
   const pane = viewer.panes[0];
   return pane.tree.rows.map(({ thread_index }) => {
     pane.pick(thread_index);
-    return [slot, pane.text.tokens.map((token) => [[...token.classList], getComputedStyle(token).color])];
+    return [thread_index, pane.text.tokens.map((token) => [[...token.classList], getComputedStyle(token).color])];
   });
 }"""
 
@@ -202,7 +202,7 @@ def test_keys_alone_reach_everything(show, evaluations):
     assert chosen(tab)["problem"] == start["problem"]
     press("n")
     press("/")
-    tab.keyboard.type(f"5 {longest['target']}")
+    tab.keyboard.type(f"5 -> {longest['data']['target']}")
     assert chosen(tab)["problem"] == longest["id"]
     assert tab.inner_text("#found") == f"1 of the {harness.TREES} problems on this page"
     press("ArrowDown")  # Into the list.

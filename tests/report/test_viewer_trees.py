@@ -76,7 +76,7 @@ LINKS = """([problem, time]) => {
   return found;
 }"""
 # At which times a thread's text or the table of its children is not as faint as it should be.
-WRONG = """([problem, slot, times]) => {
+WRONG = """([problem, thread_index, times]) => {
   viewer.chooser.choose(problem);
   viewer.panes[0].pick(thread_index);
   const { text, tree } = viewer.panes[0], thread = tree.threads.get(thread_index);

@@ -283,8 +283,7 @@ def test_a_slip_in_the_config_is_found_before_anything_is_made(cloud, script, wo
     assert (status, said) == (2, "") and cloud.calls() == []
     assert len(errors.splitlines()) == 1
     assert (
-        "error: --set 'train.stf=1': no field 'train.stf'; did you mean 'train.sft.batch_rows'?"
-        in errors
+        "error: --set 'train.stf=1': no field 'train.stf'; did you mean 'train.rl.steps'?" in errors
     )
 
 

@@ -37,7 +37,7 @@ def test_the_order_of_demonstrations_follows_the_seed(config, monkeypatch):
 def test_the_schedule_of_rl_counts_ppo_epochs(config, monkeypatch):
     start = types.SimpleNamespace(config=config)
     monkeypatch.setattr(trainer, "load_checkpoint", lambda path: start)
-    monkeypatch.setattr(trainer, "check_built", lambda *arguments: None)
+    monkeypatch.setattr(trainer, "check_built", lambda *arguments, **options: None)
     monkeypatch.setattr(trainer, "local_copy", lambda folder, stamp: folder)
     monkeypatch.setattr(trainer, "make_optimizer", stop)
     with pytest.raises(Arrived) as found:
@@ -63,7 +63,7 @@ def test_all_processes_take_the_verdicts_of_the_first(config, monkeypatch):
     def broadcast_one_to_all(codes):
         """What the first process sends to this one, to which it said nothing of its own."""
         sent.append(codes.tolist())
-        return of_first
+        return of_first[len(sent) - 1]
 
     def verify(*outcomes):
         one._verifier = types.SimpleNamespace(verify=lambda pairs, most_unknown: list(outcomes))
@@ -76,9 +76,10 @@ def test_all_processes_take_the_verdicts_of_the_first(config, monkeypatch):
     assert alone.known.tolist() == [True, True, False] and alone.correct.tolist() == [1, 0, 0]
     assert not sent, "one process has nobody to ask"
 
-    of_first = alone.codes
+    of_first = [alone.codes, alone.rewards]
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     monkeypatch.setattr(multihost_utils, "broadcast_one_to_all", broadcast_one_to_all)
     grades = verify(Failure.TIMED_OUT, right, right)
-    np.testing.assert_array_equal(grades.codes, of_first)
-    assert len(sent) == 1 and sent[0] != of_first.tolist()
+    np.testing.assert_array_equal(grades.codes, alone.codes)
+    np.testing.assert_array_equal(grades.rewards, alone.rewards)
+    assert len(sent) == 2 and sent[0] != alone.codes.tolist()

@@ -314,7 +314,7 @@ def test_tensorboard_shows_every_number_that_is_logged_and_a_tree_of_every_valid
     validated, unbroken_rl, data_dir
 ):
     problem = read_problems(data_dir / "validation.jsonl")[0]
-    asked = f"{','.join(map(str, Puzzle.of(problem).numbers))} -> {Puzzle.of(problem).target}: "
+    asked = f"{' '.join(map(str, Puzzle.of(problem).numbers))} -> {Puzzle.of(problem).target}: "
     for (workdir, _), validations in ((validated, [4, 6]), (unbroken_rl, [0, 2, 3])):
         found, lines = shown(workdir), logged(workdir)
         numbers = {

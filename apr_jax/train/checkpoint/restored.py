@@ -1,6 +1,7 @@
 """A trained model, complete: what evaluation and RL start from."""
 
 import dataclasses
+import re
 from typing import Any
 
 from apr_jax.config import Experiment
@@ -8,6 +9,8 @@ from apr_jax.errors import UserError
 from apr_jax.text.tokenizer import Tokenizer
 
 STAGES = ("sft", "rl")
+# A method stands in tables, messages and file names; which ones there are is the task's to say.
+_METHOD = re.compile(r"[A-Za-z0-9._+-]{1,40}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,8 +40,11 @@ class Restored:
     path: str
 
     def __post_init__(self) -> None:
-        if not isinstance(self.method, str) or not self.method:
-            raise UserError(f"{self.path}: method={self.method!r:.60} must be the name of a method")
+        if not isinstance(self.method, str) or not _METHOD.fullmatch(self.method):
+            raise UserError(
+                f"{self.path}: method={self.method!r:.60} must be the name of a method: at most 40"
+                " letters, digits and . _ + -"
+            )
         if self.stage not in STAGES:
             raise UserError(
                 f"{self.path}: stage={self.stage!r:.60} must be one of {', '.join(STAGES)}"

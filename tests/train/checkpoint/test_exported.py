@@ -134,9 +134,9 @@ def test_models_of_the_repository_are_what_was_saved(path):
         (
             "method",
             "\x1b[2Japr",
-            r"method='\\x1b\[2Japr' must be one of sos, sos\+, apr, apr-nested",
+            r"method='\\x1b\[2Japr' must be the name of a method: at most 40 letters, digits",
         ),
-        ("method", ["apr"], r"method=\['apr'\] must be one of"),
+        ("method", ["apr"], r"method=\['apr'\] must be the name of a method"),
         ("stage", "dpo", "stage='dpo' must be one of sft, rl"),
         (
             "step",

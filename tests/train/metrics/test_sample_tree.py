@@ -38,9 +38,9 @@ def forest():
 
 
 def test_a_tree_shows_slots_and_what_every_thread_read_and_wrote(forest):
-    text = tree_text(forest, 0, make_problem("x", (3, 4), 7), True, TOKENIZER)
+    text = tree_text(forest, 0, "3 4 -> 7", True, TOKENIZER)
     assert text.splitlines() == [
-        "3,4 -> 7: right",
+        "3 4 -> 7: right",
         (
             f"{int(forest.total_tokens[0])} tokens, {int(forest.sequential_tokens[0])} in sequence,"
             " 2 children"

@@ -233,6 +233,7 @@ def test_a_validation_is_of_the_known_answers_and_refused_by_all_of_its_batches(
     scores = made.validate(state, lambda: 0)
     expected = {
         "accuracy": 1.0,
+        "reward": 1.0,
         "trees": 20,
         "reward_errors": 3,
         "reward_timeouts": 0,
@@ -252,16 +253,19 @@ def test_so_many_answers_may_be_unknown(count, share, allowed):
     reward = RewardConfig(max_unknown=share)
     assert allowed_unknown(count, reward) == allowed
     unknown = _CODES.index(Failure.TIMED_OUT)
-    grades = Grades(np.array([unknown] * allowed + [True] * (count - allowed)))
+
+    def graded(lost):
+        codes = np.array([unknown] * lost + [True] * (count - lost))
+        return Grades(codes, (codes == 1).astype(np.float32))
+
+    grades = graded(allowed)
     grades.check(reward)
     assert grades.accuracy == 1.0 and grades.unknown() == allowed
     if allowed < count - 1:
         with pytest.raises(
             UnknownAnswers, match=f"{allowed + 1} of {count} answers have no verdict"
         ):
-            Grades(np.array([unknown] * (allowed + 1) + [True] * (count - allowed - 1))).check(
-                reward
-            )
+            graded(allowed + 1).check(reward)
 
 
 def test_a_step_above_the_bound_is_told_and_marked(config, data_dir, checkpoint, tmp_path, capfd):
