@@ -49,7 +49,7 @@ OF_KIND = {
     "message": "#a16207",
     "belief": "#4338ca",
     "join": "#0e7490",
-    "comparison": NESTED,
+    "claim": NESTED,
     "coverage": "#475569",
     "search": "#475569",
     "truncated": "#9d174d",

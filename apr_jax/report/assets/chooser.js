@@ -34,10 +34,12 @@ class Chooser {
   }
 
   fill() {
-    const test = this.tests.get(this.filter.value), asked = this.search.value.trim().toLowerCase().split(/[\s,>→]+/).filter(Boolean);
+    const test = this.tests.get(this.filter.value), asked = this.search.value.trim().toLowerCase().split(/\s+/);
+    const words = (text) => text.toLowerCase().split(/[^\p{L}\p{N}]+/u).filter(Boolean);
     this.listed = this.problems.filter(({ id, title }) => {
-      const have = title.split(/\D+/);
-      return test(...this.trees(id)) && asked.every((word) => have.includes(word) || id.toLowerCase() === word);
+      const have = words(title);
+      const found = (word) => id.toLowerCase() === word || words(word).every((one) => have.includes(one));
+      return test(...this.trees(id)) && asked.every(found);
     });
     this.list.replaceChildren(...this.listed.map(({ id, title }, place) => element("li", { role: "option", id: `problem-${place}`, data: { problem: id } },
       element("span", { class: "name" }, title), ...this.trees(id).map(mark))));

@@ -199,6 +199,7 @@ def _grader(config, monkeypatch, verifier, problems=0, batch=8, **reward):
     made = grader.Grader.__new__(grader.Grader)
     made._config = changed(config, rl={"reward": RewardConfig(**reward)})
     made._verifier, made._batch, made._tokenizer = verifier, batch, None
+    made._task = SimpleNamespace(show=lambda problem: problem.id)
     made._validation = [make_problem("p", (1, 2), 3)] * problems
     made.ask = lambda params, asked, temperature, key: np.zeros(len(asked))
     for name, function in {
