@@ -100,7 +100,8 @@ class Demonstrations(tfds.core.GeneratorBasedBuilder):
 def _with_config(config: tfds.core.BuilderConfig) -> type[Demonstrations]:
     """The class of a data set that has this config alone."""
 
-    class Configured(Demonstrations, skip_registration=True):
+    # mypy does not see the keyword of TFDS's base class.
+    class Configured(Demonstrations, skip_registration=True):  # type: ignore[call-arg]
         name = Demonstrations.name
         BUILDER_CONFIGS = [config]  # noqa: RUF012 - TFDS wants a class attribute.
 
