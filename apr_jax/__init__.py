@@ -50,8 +50,9 @@ way, from the list's end to its beginning:
   cli               the `apr` command
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from apr_jax.io.lazy_names import lazy_names
 
 if TYPE_CHECKING:
     from apr_jax.config import Experiment
@@ -169,15 +170,7 @@ __all__ = [
     "tree_rollout",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    """Imports a public name when it is first used (PEP 562)."""
-    if name not in _DEFINED_IN:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module, _, attribute = _DEFINED_IN[name].partition(":")
-    value = getattr(importlib.import_module(f"{__name__}.{module}"), attribute)
-    globals()[name] = value
-    return value
+__getattr__ = lazy_names(__name__, _DEFINED_IN)
 
 
 def __dir__() -> list[str]:

@@ -20,10 +20,10 @@ bytes, and config.py says how much is built.
 The exported names are imported at their first use: the processes that demonstrate need neither JAX
 nor Grain. Nothing here imports TensorFlow."""
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from apr_jax.data.config import DataConfig
+from apr_jax.io.lazy_names import lazy_names
 
 if TYPE_CHECKING:
     from apr_jax.data.encode import Stream, read_thread, tree_streams
@@ -58,11 +58,4 @@ _DEFINED_IN = {
     "tree_streams": "encode",
 }
 
-
-def __getattr__(name: str) -> Any:
-    """Imports an exported name at its first use (PEP 562)."""
-    if name not in _DEFINED_IN:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"{__name__}.{_DEFINED_IN[name]}"), name)
-    globals()[name] = value
-    return value
+__getattr__ = lazy_names(__name__, _DEFINED_IN)

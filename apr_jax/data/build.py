@@ -87,9 +87,8 @@ def build(
       UserError: the disk is full or not writable.
       KeyboardInterrupt, Stopped: by Ctrl-C, SIGTERM or SIGHUP; what was finished is kept.
     """
-    task = make_task(config.task, config.limits)
     if methods is None:
-        methods = fitting_methods(task)
+        methods = fitting_methods(make_task(config.task, config.limits))
     try:
         make = _build_in_bucket if is_remote(out) else _build
         record = make(config, out, exclude, methods, progress, workers)
@@ -191,9 +190,7 @@ def _build_in_bucket(
         if not (out / "data.json").is_file():
             return None
         record = _read_record(out)
-        _compare(
-            out, record["settings"], _settings(config, _excluded(make_task(config.task), exclude))
-        )
+        _compare(out, record["settings"], _settings(config, _excluded(config, exclude)))
         return record if set(methods) <= set(record["methods"]) else None
 
     if record := whole():
@@ -218,8 +215,12 @@ def _build_and_upload(
     return record
 
 
-def _excluded(task: Task, exclude: Path | None) -> frozenset[Any]:
-    return frozenset(map(task.key, load_problems(exclude, task))) if exclude else frozenset()
+def _excluded(config: "Experiment", exclude: Path | None) -> frozenset[Any]:
+    """The keys of the problems in the exclude file."""
+    if exclude is None:
+        return frozenset()
+    task = make_task(config.task)
+    return frozenset(map(task.key, load_problems(exclude, task)))
 
 
 def fitting_methods(task: Task) -> list[str]:
@@ -255,7 +256,7 @@ def _build(
 ) -> dict[str, Any]:
     """`build`; returns what data.json holds."""
     check_methods(config, methods)
-    excluded = _excluded(make_task(config.task), exclude)
+    excluded = _excluded(config, exclude)
     settings = _settings(config, excluded)
     record, missing = _built_so_far(out, settings, methods)
     if not missing:

@@ -124,6 +124,7 @@ def evaluate(
         an evaluation with other settings.
       UserError: another evaluation writes in `out`.
     """
+    task = task_of(restored)
     limits = limits_of(restored, decoding)
     prompts = prompts_of(restored, problems, limits, decoding)
     settings = {
@@ -146,7 +147,7 @@ def evaluate(
         _reserve(mirror.local, settings)
         done = _keep_answers(mirror.local / TRACES, asked)
         if done < len(asked):
-            _run(restored, asked, prompts, limits, done, mirror, progress, lease)
+            _run(restored, task, asked, prompts, limits, done, mirror, progress, lease)
         model = {name: getattr(restored, name) for name in ("method", "stage", "step")}
         summary = (
             summarize(read_traces(mirror.local / TRACES))
@@ -155,7 +156,7 @@ def evaluate(
             | settings
         )
         write_text(mirror.local / SUMMARY, json.dumps(summary, indent=2) + "\n")
-    parallel = task_of(restored).methods[restored.method].parallel and not decoding.childless
+    parallel = task.methods[restored.method].parallel and not decoding.childless
     print_warnings(warnings(summary, parallel, decoding.forced))
     return summary
 
@@ -247,6 +248,7 @@ def answer_one(restored: Restored, problem: Problem) -> ThreadForest:
 
 def _run(
     restored: Restored,
+    task: Task,
     asked: list[tuple[Problem, int]],
     prompts: Prompts,
     limits: Limits,
@@ -261,7 +263,6 @@ def _run(
       UserError: too many answers have no verdict.
     """
     runner = make_runner(restored, limits, min(restored.config.evaluate.batch, len(asked)))
-    task = task_of(restored)
     reward = restored.config.train.rl.reward
     allowed = allowed_unknown(len(asked), reward)
 

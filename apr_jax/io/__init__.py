@@ -6,5 +6,6 @@
 - `library_errors`: what the errors of other libraries mean.
 - `terminal`: safe and complete output in any terminal.
 - `subprocesses`: how Python processes are started, and how they end.
+- `lazy_names`: names of a package that are imported at their first use.
 - `runtime`: what every command sets up before JAX works.
 """

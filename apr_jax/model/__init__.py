@@ -25,8 +25,9 @@ Where to look for what: `transformer` is the network, `attention` reads packed r
 keeps what decoding has read, `sharding` knows the mesh, and `hf` the files of a Hugging Face Llama.
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from apr_jax.io.lazy_names import lazy_names
 
 if TYPE_CHECKING:
     from apr_jax.model.config import ModelConfig
@@ -74,13 +75,6 @@ __all__ = [
     "to_llama",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    """Imports an exported name at its first use.
-
-    Every command reads configs, which need `ModelConfig` alone; Flax and Pallas take a second to
-    import.
-    """
-    if name not in _DEFINED_IN:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_DEFINED_IN[name]}"), name)
+# Every command reads configs, which need `ModelConfig` alone; Flax and Pallas take a second to
+# import.
+__getattr__ = lazy_names(__name__, _DEFINED_IN)

@@ -16,15 +16,13 @@ import io
 from pathlib import Path
 from typing import Any
 
-from apr_jax.evaluate.runner import Decoding, answer_one, evaluate, task_of
-from apr_jax.evaluate.trace import to_trace
+from apr_jax.evaluate.runner import Decoding, evaluate, task_of
 from apr_jax.io.storage import as_path
 from apr_jax.io.terminal import Terminal
-from apr_jax.report.solve import show_tree
+from apr_jax.report.solve import grow_tree, show_tree
 from apr_jax.report.viewer import write_tree_page
 from apr_jax.tasks import Problem, load_problems
 from apr_jax.threads import ThreadForest
-from apr_jax.train.answers import extract_answers
 from apr_jax.train.checkpoint.manager import load_checkpoint
 from apr_jax.train.checkpoint.restored import Restored
 
@@ -116,14 +114,10 @@ class Model:
         Raises:
           UsageError: the text is no problem, or it does not fit the model's window.
         """
-        restored = self.restored
-        task = task_of(restored)
         if isinstance(problem, str):
-            problem = task.parse(problem)
+            problem = task_of(self.restored).parse(problem)
 
-        forest = answer_one(restored, problem)
-        (answer,) = extract_answers(forest, restored.tokenizer)
-        trace = to_trace(forest, 0, problem, 0, answer, task, restored.tokenizer)
+        forest, answer, trace = grow_tree(self.restored, problem)
         return SolvedTree(self.name, problem, answer, forest, trace)
 
     def evaluate(

@@ -40,11 +40,8 @@ def solve(restored: Restored, problem: Problem, html: Path | None) -> dict[str, 
     Returns the trace.
     """
     console = Terminal()
-    forest = answer_one(restored, problem)
-    (answer,) = extract_answers(forest, restored.tokenizer)
-    task = task_of(restored)
-    trace = to_trace(forest, 0, problem, 0, answer, task, restored.tokenizer)
-    trace["failure"] = failure(trace, task)
+    forest, _, trace = grow_tree(restored, problem)
+    trace["failure"] = failure(trace, task_of(restored))
     # First, so that it is there whatever the terminal or the pipe behind it does.
     if html is not None:
         write_tree_page(trace, f"{restored.method}-{restored.stage}", html)
@@ -54,6 +51,14 @@ def solve(restored: Restored, problem: Problem, html: Path | None) -> dict[str, 
     if html is not None:
         console.print(f"viewer   {html}", markup=False, soft_wrap=True)
     return trace
+
+
+def grow_tree(restored: Restored, problem: Problem) -> tuple[ThreadForest, str, dict[str, Any]]:
+    """Decodes the problem's tree greedily: the forest of one tree, its answer, and its trace."""
+    forest = answer_one(restored, problem)
+    (answer,) = extract_answers(forest, restored.tokenizer)
+    trace = to_trace(forest, 0, problem, 0, answer, task_of(restored), restored.tokenizer)
+    return forest, answer, trace
 
 
 def play_tree(forest: ThreadForest, console: Console) -> None:

@@ -23,9 +23,9 @@ Both functions resume a run that was interrupted, and end as the unbroken run wo
 The functions are imported at their first use, because all settings of an experiment
 (`apr_jax.config`) need config.py, and the functions need these settings."""
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from apr_jax.io.lazy_names import lazy_names
 from apr_jax.train.config import (
     ObjectiveConfig,
     OptimizerConfig,
@@ -59,11 +59,4 @@ _DEFINED_IN = {
     "train_sft": "sft",
 }
 
-
-def __getattr__(name: str) -> Any:
-    """Imports an exported name at its first use (PEP 562)."""
-    if name not in _DEFINED_IN:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"{__name__}.{_DEFINED_IN[name]}"), name)
-    globals()[name] = value
-    return value
+__getattr__ = lazy_names(__name__, _DEFINED_IN)
