@@ -154,17 +154,18 @@ def test_sft_saves_when_its_terminal_is_closed(long_config, data_dir, tmp_path):
     config = changed(long_config, sft={"steps": 100_000, "save_every": 100_000})
     file, workdir = write_config(config, tmp_path / "config.py"), tmp_path / "run"
     command = train_command("sft", file, data_dir, workdir)
-    child, terminal = pty.fork()
-    if child == 0:
-        os.chdir(ROOT)
-        os.execv(command[0], command)
+    terminal, end_of_child = pty.openpty()
+    # A session's first process that opens a terminal gets it as its controlling one. The shell does so
+    # in the child: to fork this process, which runs JAX's threads, could deadlock.
+    opening = ["sh", "-c", 'exec "$@" <>"$0" >&0 2>&0', os.ttyname(end_of_child), *command]
+    child = subprocess.Popen(opening, cwd=ROOT, start_new_session=True)
     deadline = time.monotonic() + 240
     while _step(workdir) < 5 and time.monotonic() < deadline:
         if select.select([terminal], [], [], 0.05)[0]:
             os.read(terminal, 4096)  # Else the bar would fill it up.
+    os.close(end_of_child)
     os.close(terminal)
-    _, status = os.waitpid(child, 0)
-    assert os.waitstatus_to_exitcode(status) == 129
+    assert child.wait(timeout=240) == 129
     saved = [int(entry.name) for entry in (workdir / FOLDER).iterdir() if entry.name.isdigit()]
     assert max(saved) == _step(workdir) >= 5
     assert not (workdir / "lease.json").exists()
@@ -202,10 +203,11 @@ def test_of_two_trainings_started_at_once_one_goes_on_unharmed(
 _KILLED_INSIDE = """
 import os, signal, sys
 from apr_jax.cli import main as cli
-from apr_jax.train import grader, rl
+from apr_jax.train import grader
+from apr_jax.train.rl import trainer
 
 maker, left = sys.argv.pop(1), int(sys.argv.pop(1))
-module = rl if maker == "make_rl_step" else grader
+module = trainer if maker == "make_rl_step" else grader
 make = getattr(module, maker)
 
 def make_deadly(*settings):
@@ -260,10 +262,10 @@ def test_rl_survives_being_killed_inside_a_step(long_config, data_dir, checkpoin
 _KILLED_AT_A_VALIDATION = """
 import os, signal, sys
 from apr_jax.cli import main as cli
-from apr_jax.train import rl
+from apr_jax.train.rl import trainer
 
 file, when, left, due = sys.argv.pop(1), sys.argv.pop(1), int(sys.argv.pop(1)), int(sys.argv.pop(1))
-make, replace = rl.make_rl_step, os.replace
+make, replace = trainer.make_rl_step, os.replace
 
 def make_stopped(*settings):
     step = make(*settings)
@@ -287,7 +289,7 @@ def deadly(source, target):
     return replace(source, target)
 
 if file == "none":
-    rl.make_rl_step = make_stopped
+    trainer.make_rl_step = make_stopped
 else:
     os.replace = deadly
 cli.main()
