@@ -16,8 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from apr_jax.data.encode import tree_streams
-from apr_jax.data.packing import pack_forest, pack_streams
+from apr_jax.data.encode import tokenize_tree
+from apr_jax.data.packing import pack_forest, pack_trees
 from apr_jax.model.config import ModelConfig
 from apr_jax.model.transformer import init_params, make_decode, prepare_decode
 from apr_jax.tasks.toy import HiddenDigit
@@ -56,8 +56,8 @@ def supervised(params, steps):
     for step in range(steps):
         seeds = range(128 * step, 128 * (step + 1))
         threads = [TASK.demonstrate(TASK.draw(seed), "ask", seed) for seed in seeds]
-        rows = pack_streams(
-            [tree_streams(thread, TOKENIZER) for thread in threads],
+        rows = pack_trees(
+            [tokenize_tree(thread, TOKENIZER) for thread in threads],
             LIMITS.max_thread_tokens,
             rows=128,
         )

@@ -23,8 +23,8 @@ from apr_jax.bench.peers import Peer, installed, opened
 from apr_jax.bench.plain_decoding import SHAPES
 from apr_jax.config import Experiment
 from apr_jax.data.demonstrate import Workers, demonstrations, unflatten
-from apr_jax.data.encode import NO_PARENT, Stream
-from apr_jax.data.packing import Rows, pack_streams
+from apr_jax.data.encode import NO_PARENT, ThreadTokens
+from apr_jax.data.packing import Rows, pack_trees
 from apr_jax.model import transformer
 from apr_jax.model.config import ModelConfig
 from apr_jax.model.sharding import make_mesh
@@ -58,7 +58,7 @@ def bench_train(
             yield measured(f"{restored.config.name}: the parts of a step of RL", parts, repeats)
 
     streams = _streams(config)
-    packed = _some_rows(pack_streams([streams], LENGTH))
+    packed = _some_rows(pack_trees([streams], LENGTH))
     torch = installed(["transformers"])
     for shape, model in SHAPES.items():
         params = init_params(model, VOCAB, jax.random.key(0))
@@ -165,7 +165,7 @@ def growth(model: ModelConfig, params: Params) -> list[Contestant]:
 
     def contestant(name: str, trees: int, threads: int, length: int) -> Contestant:
         forest = [[_stream(length) for _ in range(threads)] for _ in range(trees)]
-        step = ours(model, params, pack_streams(forest, LENGTH))
+        step = ours(model, params, pack_trees(forest, LENGTH))
 
         def run() -> float:
             step.run()
@@ -183,20 +183,20 @@ def growth(model: ModelConfig, params: Params) -> list[Contestant]:
 
 def dense(rows: int, length: int) -> Rows:
     """Rows that are each filled by one thread."""
-    return pack_streams([[_stream(length)] for _ in range(rows)], length)
+    return pack_trees([[_stream(length)] for _ in range(rows)], length)
 
 
-def _stream(length: int) -> Stream:
+def _stream(length: int) -> ThreadTokens:
     """A thread of random tokens, all of them sampled but the first."""
     tokens = np.random.default_rng(length).integers(10, VOCAB, length).astype(np.int32)
     position = np.arange(length, dtype=np.int32)
     hidden_block = np.zeros(length, np.int32)
-    return Stream(
+    return ThreadTokens(
         tokens, position, hidden_block, position > 0, parent=NO_PARENT, round=0, depth=0, child=0
     )
 
 
-def _streams(config: Experiment) -> list[Stream]:
+def _streams(config: Experiment) -> list[ThreadTokens]:
     """The threads of demonstrations that fit into a row."""
     recipe, problems = make_recipe(config, _TREES)
     with Workers(1) as one:
@@ -218,19 +218,19 @@ def _some_rows(rows: Rows) -> Rows:
     return jax.tree.map(lambda x: x[chosen], rows)
 
 
-def _packed(model: ModelConfig, params: Params, streams: list[Stream]) -> Contestant:
+def _packed(model: ModelConfig, params: Params, streams: list[ThreadTokens]) -> Contestant:
     """Our step on packed rows."""
-    rows = pack_streams([streams], LENGTH)
+    rows = pack_trees([streams], LENGTH)
     return ours(model, params, *_batches(rows), name=f"packed rows of {LENGTH:,}")
 
 
-def _padded(model: ModelConfig, params: Params, streams: list[Stream]) -> Contestant:
+def _padded(model: ModelConfig, params: Params, streams: list[ThreadTokens]) -> Contestant:
     """Our step on rows that hold one thread each and are as long as the longest thread.
 
     A step has as many columns as one on packed rows.
     """
     longest = max(len(stream.tokens) for stream in streams)
-    rows = [pack_streams([[stream]], longest, rows=1) for stream in streams]
+    rows = [pack_trees([[stream]], longest, rows=1) for stream in streams]
     joined = jax.tree.map(lambda *parts: np.concatenate(parts), *rows)
     return ours(model, params, *_batches(joined), name=f"one thread a row of {longest:,}")
 

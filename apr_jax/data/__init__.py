@@ -8,11 +8,11 @@
 The life of a demonstration, and the modules in which it passes:
 
     demonstrate.py   a solver's tree of text for each problem; those beyond the limits are dropped
-    encode.py        text as token sequences, one for each thread (`tree_streams`, `read_thread`)
+    encode.py        text as token sequences, one for each thread (`tokenize_tree`, `read_thread`)
     dataset.py       the trees on disk, as a TensorFlow data set, without TensorFlow
     build.py         all of this for an experiment: problems, tokenizer, demonstrations, data.json
     pipeline.py      shuffled and packed batches, to whose order a checkpoint can return
-    packing.py       threads side by side in rows (`pack_streams`, `pack_forest` for RL)
+    packing.py       threads side by side in rows (`pack_trees`, `pack_forest` for RL)
 
 statistics.py says how good and how long demonstrations are, integers.py stores integers in few
 bytes, and config.py says how much is built.
@@ -26,8 +26,8 @@ from apr_jax.data.config import DataConfig
 from apr_jax.io.lazy_names import lazy_names
 
 if TYPE_CHECKING:
-    from apr_jax.data.encode import Stream, read_thread, tree_streams
-    from apr_jax.data.packing import Rows, pack_forest, pack_streams
+    from apr_jax.data.encode import ThreadTokens, read_thread, tokenize_tree
+    from apr_jax.data.packing import Rows, pack_forest, pack_trees
     from apr_jax.data.pipeline import Batches, LocalRows, sft_batches, steps_of_an_epoch
 
 __all__ = [
@@ -35,13 +35,13 @@ __all__ = [
     "DataConfig",
     "LocalRows",
     "Rows",
-    "Stream",
+    "ThreadTokens",
     "pack_forest",
-    "pack_streams",
+    "pack_trees",
     "read_thread",
     "sft_batches",
     "steps_of_an_epoch",
-    "tree_streams",
+    "tokenize_tree",
 ]
 
 # Exported name -> the module that defines it, where that is imported at the name's first use.
@@ -49,13 +49,13 @@ _DEFINED_IN = {
     "Batches": "pipeline",
     "LocalRows": "pipeline",
     "Rows": "packing",
-    "Stream": "encode",
+    "ThreadTokens": "encode",
     "pack_forest": "packing",
-    "pack_streams": "packing",
+    "pack_trees": "packing",
     "read_thread": "encode",
     "sft_batches": "pipeline",
     "steps_of_an_epoch": "pipeline",
-    "tree_streams": "encode",
+    "tokenize_tree": "encode",
 }
 
 __getattr__ = lazy_names(__name__, _DEFINED_IN)

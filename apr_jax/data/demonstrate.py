@@ -26,7 +26,7 @@ from typing import Any, Self, TypeVar
 
 import numpy as np
 
-from apr_jax.data.encode import Stream, tree_streams
+from apr_jax.data.encode import ThreadTokens, tokenize_tree
 from apr_jax.data.integers import fitted, signed, unsigned
 from apr_jax.io.subprocesses import StopSignals, end_with_parent, start_fork_server
 from apr_jax.tasks import Bounds, Problem, Task, TaskConfig, Thread
@@ -221,7 +221,7 @@ def _demonstrate(recipe: Recipe, chunk: list[tuple[int, Problem]]) -> tuple[list
     for k, problem in chunk:
         thread = task.demonstrate(problem, recipe.method, (recipe.seed << 32) + k)
         solved = int(task.score(problem, thread.answer).correct)
-        streams = tree_streams(thread, tokenizer)
+        streams = tokenize_tree(thread, tokenizer)
         broken = broken_bound(streams, recipe.bounds)
         if not broken and recipe.correct_only and not solved:
             broken = "dropped_wrong"
@@ -245,7 +245,7 @@ def _demonstrate(recipe: Recipe, chunk: list[tuple[int, Problem]]) -> tuple[list
     return examples, counts
 
 
-def broken_bound(streams: list[Stream], bounds: Bounds) -> str:
+def broken_bound(streams: list[ThreadTokens], bounds: Bounds) -> str:
     """The field of `Counts` for the first bound that a tree breaks; "" if it fits."""
     if any(stream.position.max() >= bounds.window for stream in streams):
         return "dropped_window"
@@ -254,7 +254,9 @@ def broken_bound(streams: list[Stream], bounds: Bounds) -> str:
     return "" if _have_threads(streams, 0, bounds.max_threads - 1, bounds) else "dropped_threads"
 
 
-def _have_threads(streams: list[Stream], thread_index: int, free: int, bounds: Bounds) -> bool:
+def _have_threads(
+    streams: list[ThreadTokens], thread_index: int, free: int, bounds: Bounds
+) -> bool:
     """Whether a thread with `free` threads below it can spawn all that it does: a rollout divides
     what each spawn leaves evenly among the children, if they may spawn too, and their parent."""
     children: dict[int, list[int]] = {}
@@ -273,7 +275,7 @@ def _have_threads(streams: list[Stream], thread_index: int, free: int, bounds: B
     return True
 
 
-def sequential_tokens(streams: list[Stream], thread_index: int = 0) -> int:
+def sequential_tokens(streams: list[ThreadTokens], thread_index: int = 0) -> int:
     """Sampled tokens on the longest chain: a thread's own, and at each of its spawns those of the
     longest child.
     """
@@ -306,7 +308,7 @@ def stored_types(vocab_size: int, bounds: Bounds) -> dict[str, np.dtype]:
     }
 
 
-def flatten(streams: list[Stream], types: dict[str, np.dtype]) -> Example:
+def flatten(streams: list[ThreadTokens], types: dict[str, np.dtype]) -> Example:
     """A tree as compact arrays: the threads' tokens one after the other, and one number a thread.
 
     Args:
@@ -328,14 +330,14 @@ def flatten(streams: list[Stream], types: dict[str, np.dtype]) -> Example:
     }
 
 
-def unflatten(example: Example) -> list[Stream]:
+def unflatten(example: Example) -> list[ThreadTokens]:
     """The inverse of `flatten`."""
     stops = np.cumsum(example["length"].astype(np.int64))
     streams = []
     for place, (start, stop) in enumerate(zip(stops - example["length"], stops, strict=True)):
         part = slice(int(start), int(stop))
         streams.append(
-            Stream(
+            ThreadTokens(
                 example["tokens"][part].astype(np.int32),
                 example["position"][part].astype(np.int32),
                 example["hidden_block"][part].astype(np.int32),

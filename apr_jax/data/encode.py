@@ -2,9 +2,9 @@
 
 The life of a sample:
   1. A solver's demonstration arrives as a tree of `tasks.Thread`: text and spawns.
-  2. Every thread becomes one `Stream`, its tokens in time order. `<bos>` and the prompt are prompt
-     tokens; text, spawn blocks, and `<join>` with the answer count as sampled; what the children
-     join is prompt tokens again.
+  2. Every thread becomes one `ThreadTokens`, its tokens in time order. `<bos>` and the prompt are
+     prompt tokens; text, spawn blocks, and `<join>` with the answer count as sampled; what the
+     children join is prompt tokens again.
   3. A spawn block is a hidden block (1, 2, ...), which later tokens do not see. So the positions of
      `<joined>` start again where `<spawn>` stood.
 
@@ -41,7 +41,7 @@ NO_PARENT = -1
 
 
 @dataclasses.dataclass(frozen=True)
-class Stream:
+class ThreadTokens:
     """The token sequence of one thread of a tree, n tokens.
 
     Attributes:
@@ -85,9 +85,9 @@ class _Writer:
         self.sampled += [sampled] * count
         self.used += count
 
-    def stream(self, parent: int, spawn_round: int, depth: int, child: int) -> Stream:
+    def finish(self, parent: int, spawn_round: int, depth: int, child: int) -> ThreadTokens:
         """Returns what was written, with the place of the thread in its tree."""
-        return Stream(
+        return ThreadTokens(
             np.array(self.tokens, np.int32),
             np.array(self.position, np.int32),
             np.array(self.hidden_block, np.int32),
@@ -99,13 +99,13 @@ class _Writer:
         )
 
 
-def tree_streams(thread: Thread, tokenizer: Tokenizer) -> list[Stream]:
+def tokenize_tree(thread: Thread, tokenizer: Tokenizer) -> list[ThreadTokens]:
     """Returns the token sequences of a demonstration by thread index, the root first.
 
     Raises:
       UsageError: a text holds a character that is not in the tokenizer's vocabulary.
     """
-    streams: list[Stream] = []
+    streams: list[ThreadTokens] = []
     _place([thread], NO_PARENT, 0, 0, tokenizer, streams)
     return streams
 
@@ -116,12 +116,12 @@ def _place(
     spawn_round: int,
     depth: int,
     tokenizer: Tokenizer,
-    streams: list[Stream],
+    streams: list[ThreadTokens],
 ) -> None:
     """Appends the threads of one spawn to `streams`, then the threads that these spawn."""
     first = len(streams)
     for child, thread in enumerate(threads):
-        streams.append(_write(thread, tokenizer).stream(parent, spawn_round, depth, child))
+        streams.append(_write(thread, tokenizer).finish(parent, spawn_round, depth, child))
     for child, thread in enumerate(threads):
         spawns = (part for part in thread.body if isinstance(part, Spawn))
         for nested_round, spawn in enumerate(spawns):
@@ -153,8 +153,8 @@ def _write(thread: Thread, tokenizer: Tokenizer) -> _Writer:
     return writer
 
 
-def read_thread(streams: list[Stream], tokenizer: Tokenizer, thread_index: int = 0) -> Thread:
-    """Reads the text of a thread and of all below it: the inverse of `tree_streams`.
+def read_thread(streams: list[ThreadTokens], tokenizer: Tokenizer, thread_index: int = 0) -> Thread:
+    """Reads the text of a thread and of all below it: the inverse of `tokenize_tree`.
 
     Texts that follow each other in a body come back as one.
 

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 import jax
 import numpy as np
 
-from apr_jax.data.encode import Stream
+from apr_jax.data.encode import ThreadTokens
 
 if TYPE_CHECKING:
     # The type of the record alone: at run time this package needs nothing of `threads`.
@@ -174,7 +174,9 @@ def scatter(
     )
 
 
-def pack_streams(trees: Sequence[Sequence[Stream]], length: int, rows: int | None = None) -> Rows:
+def pack_trees(
+    trees: Sequence[Sequence[ThreadTokens]], length: int, rows: int | None = None
+) -> Rows:
     """Packs whole demonstration trees, all at once.
 
     Args:

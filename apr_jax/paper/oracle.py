@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from apr_jax.data.demonstrate import sequential_tokens
-from apr_jax.data.encode import tree_streams
+from apr_jax.data.encode import tokenize_tree
 from apr_jax.errors import UsageError
 from apr_jax.tasks import Problem, Task
 from apr_jax.text.tokenizer import Tokenizer
@@ -43,7 +43,7 @@ def _trace(
 ) -> dict[str, Any]:
     """A demonstration of a problem, written like the trace of an answer."""
     thread = task.demonstrate(problem, method, seed)
-    streams = tree_streams(thread, tokenizer)
+    streams = tokenize_tree(thread, tokenizer)
     sampled = [int(stream.sampled.sum()) for stream in streams]
     return {
         "id": problem.id,

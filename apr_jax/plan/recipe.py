@@ -8,7 +8,7 @@ import math
 from apr_jax.bench.demos import make_recipe
 from apr_jax.config import Experiment
 from apr_jax.data.demonstrate import Workers, demonstrations, unflatten
-from apr_jax.data.packing import pack_streams
+from apr_jax.data.packing import pack_trees
 from apr_jax.plan.chips import Chip
 from apr_jax.plan.kernels import position_bytes
 from apr_jax.plan.roofline import Stage
@@ -49,7 +49,7 @@ def supervised_steps(config: Experiment, method: str) -> int:
     made, problems = make_recipe(config, _SAMPLE, method)
     chunks = demonstrations(made, problems, _SAMPLE, Workers(1))
     trees = [unflatten(example) for chunk, _ in chunks for example in chunk]
-    rows = len(pack_streams(trees, config.limits.max_thread_tokens).tokens)
+    rows = len(pack_trees(trees, config.limits.max_thread_tokens).tokens)
     return math.ceil(sft.epochs * config.data.demonstrations * rows / _SAMPLE / sft.batch_rows)
 
 

@@ -36,7 +36,7 @@ class Refusal(enum.IntEnum):
     NO_MESSAGE = 0  # The spawn block held no message at all.
     TOO_MANY = 1  # It is beyond the most children of one spawn.
     TOO_DEEP = 2  # The thread is too deep in the tree to have children.
-    NO_SLOT = 3  # No free thread index is left for it.
+    NO_THREAD_INDEX = 3  # No free thread index is left for it.
     NO_BUDGET = 4  # No token is left for it.
 
 

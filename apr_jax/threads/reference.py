@@ -235,7 +235,7 @@ def _spawn(thread: _Thread, limits: Limits) -> list[_Thread]:
         elif number >= limits.children:
             thread.refusals[Refusal.TOO_MANY] += 1
         elif number >= len(thread.free):
-            thread.refusals[Refusal.NO_SLOT] += 1
+            thread.refusals[Refusal.NO_THREAD_INDEX] += 1
         elif number >= thread.budget - 1:
             thread.refusals[Refusal.NO_BUDGET] += 1
         else:

@@ -130,7 +130,7 @@ def _admit(
         messages == 0,  # NO_MESSAGE
         jnp.where(too_deep, 0, messages - within_limit),  # TOO_MANY
         jnp.where(too_deep, messages, 0),  # TOO_DEEP
-        jnp.where(too_deep, 0, within_limit - with_row),  # NO_SLOT
+        jnp.where(too_deep, 0, within_limit - with_row),  # NO_THREAD_INDEX
         jnp.where(too_deep, 0, with_row - started),  # NO_BUDGET
     ]
     return started, jnp.stack(refused, axis=1)

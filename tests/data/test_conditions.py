@@ -15,7 +15,7 @@ from apr_jax.config import load
 from apr_jax.data import dataset
 from apr_jax.data.build import build
 from apr_jax.data.demonstrate import unflatten
-from apr_jax.data.encode import read_thread, tree_streams
+from apr_jax.data.encode import read_thread, tokenize_tree
 from apr_jax.errors import UsageError, UserError
 from apr_jax.paper import suite
 from apr_jax.tasks import flatten, make_task
@@ -60,7 +60,7 @@ def test_stated_bins_are_those_that_the_tokens_fill(render, window_bin):
     for seed in range(120):
         problem = draw(task.config, seed)
         thread = task.demonstrate(problem, "sos+", seed)
-        (stream,) = tree_streams(thread, tokenizer)
+        (stream,) = tokenize_tree(thread, tokenizer)
         bins[stated_in(thread.prompt)] += 1
         assert thread.condition == stated_in(thread.prompt) == -(-len(stream.tokens) // window_bin)
         assert thread.prompt == task.prompt(problem, thread.condition)

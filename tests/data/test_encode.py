@@ -19,7 +19,7 @@ from apr_jax.data.demonstrate import (
     texts,
     unflatten,
 )
-from apr_jax.data.encode import NO_PARENT, Stream, read_thread, tree_streams
+from apr_jax.data.encode import NO_PARENT, ThreadTokens, read_thread, tokenize_tree
 from apr_jax.tasks import Problem, Spawn, TaskConfig, Thread
 from apr_jax.tasks.countdown.config import SolverConfig
 from apr_jax.tasks.countdown.solvers import METHODS, PARALLEL
@@ -53,7 +53,7 @@ TWO_SPAWNS = Thread(
 
 def test_a_tree_with_two_spawns_worked_out_by_hand():
     a, b, c, d, e, f, g, h = LETTERS.encode("abcdefgh")
-    root, first, second, third = tree_streams(TWO_SPAWNS, LETTERS)
+    root, first, second, third = tokenize_tree(TWO_SPAWNS, LETTERS)
     # fmt: off
     expected = [  # token, position, hidden block, sampled
         (BOS, 0, 0, 0), (a, 1, 0, 0), (b, 2, 0, 0),
@@ -84,7 +84,7 @@ def test_a_tree_with_two_spawns_worked_out_by_hand():
 def test_slots_of_nested_spawns():
     inner = Thread("e", (Spawn((leaf("c"), leaf("d"))),), "")
     tree = Thread("a", (Spawn((leaf("b"), inner)), Spawn((leaf("f"),))), "")
-    streams = tree_streams(tree, LETTERS)
+    streams = tokenize_tree(tree, LETTERS)
     assert [LETTERS.decode(s.tokens[:2]) for s in streams] == list("abecdf")
     assert [s.parent for s in streams] == [NO_PARENT, 0, 0, 2, 2, 0]
     assert [s.round for s in streams] == [0, 0, 0, 0, 0, 1]
@@ -115,7 +115,7 @@ def test_every_demonstration_comes_back_from_its_streams(method, render):
     threads, tokenizer, _ = demonstrations(method, render, 40)
     spawned = 0
     for thread in threads:
-        streams = tree_streams(thread, tokenizer)
+        streams = tokenize_tree(thread, tokenizer)
         spawned += len(streams) - 1
         assert read_thread(streams, tokenizer) == thread
         types = stored_types(tokenizer.vocab_size, Bounds(4096, 4096, 100, 100, 8))
@@ -126,8 +126,8 @@ def test_every_demonstration_comes_back_from_its_streams(method, render):
     assert (spawned > 20) == (method in PARALLEL)
 
 
-def assert_same(one: Stream, other: Stream) -> None:
-    for field in dataclasses.fields(Stream):
+def assert_same(one: ThreadTokens, other: ThreadTokens) -> None:
+    for field in dataclasses.fields(ThreadTokens):
         mine, theirs = getattr(one, field.name), getattr(other, field.name)
         np.testing.assert_array_equal(mine, theirs)
         assert np.asarray(mine).dtype == np.asarray(theirs).dtype, field.name
@@ -170,10 +170,10 @@ def test_small_trees_are_stored_in_small_integers():
 LARGE = np.array([BOS, 65_535, 65_536, 128_000, 199_999], np.int32)
 
 
-def large_tree() -> list[Stream]:
+def large_tree() -> list[ThreadTokens]:
     zeros = np.zeros(LARGE.size, np.int32)
     place = np.arange(LARGE.size, dtype=np.int32)
-    return [Stream(LARGE, place, zeros, zeros > 0, NO_PARENT, 0, 0, 0)]
+    return [ThreadTokens(LARGE, place, zeros, zeros > 0, NO_PARENT, 0, 0, 0)]
 
 
 def test_tokens_of_a_large_vocabulary_keep_their_ids():
@@ -217,7 +217,7 @@ def test_a_data_set_of_a_large_vocabulary_comes_back_from_disk(tmp_path):
 
 
 def test_a_lie_in_a_stream_is_found():
-    streams = tree_streams(TWO_SPAWNS, LETTERS)
+    streams = tokenize_tree(TWO_SPAWNS, LETTERS)
     for place, what in ((6, "messages of spawn 0"), (12, "spawn 0 joins"), (21, "spawn 1 joins")):
         tokens = streams[0].tokens.copy()
         tokens[place] = LETTERS.encode("b")[0]
@@ -231,7 +231,7 @@ def bounds_of(limits: Limits) -> Bounds:
     )
 
 
-def script(streams: list[Stream]) -> dict[tuple[int, ...], int]:
+def script(streams: list[ThreadTokens]) -> dict[tuple[int, ...], int]:
     """What the demonstrator writes next in every context that he sees."""
     table: dict[tuple[int, ...], int] = {}
     for stream in streams:
@@ -246,7 +246,7 @@ def script(streams: list[Stream]) -> dict[tuple[int, ...], int]:
     return table
 
 
-def replayed(streams: list[Stream], limits: Limits) -> ThreadForest:
+def replayed(streams: list[ThreadTokens], limits: Limits) -> ThreadForest:
     """What the reference rollout records when the policy is the demonstrator."""
     table = script(streams)
 
@@ -262,14 +262,14 @@ def replayed(streams: list[Stream], limits: Limits) -> ThreadForest:
 def test_streams_are_what_a_rollout_of_the_demonstrator_records(method, depth, render):
     limits = Limits(window=600, max_thread_tokens=800, max_threads=61, children=15, max_depth=depth)
     threads, tokenizer, _ = demonstrations(method, render, 40)
-    trees = [tree_streams(thread, tokenizer) for thread in threads]
+    trees = [tokenize_tree(thread, tokenizer) for thread in threads]
     trees = [streams for streams in trees if not broken_bound(streams, bounds_of(limits))]
     trees = sorted(
         trees,
         key=lambda streams: (-streams[-1].depth, sum(len(stream.tokens) for stream in streams)),
     )[:5]
     assert max(stream.depth for streams in trees for stream in streams) == depth
-    trees.append(tree_streams(TWO_SPAWNS, LETTERS))
+    trees.append(tokenize_tree(TWO_SPAWNS, LETTERS))
     for streams in trees:
         forest = replayed(streams, limits)
         assert int(forest.children) == len(streams) - 1
@@ -294,7 +294,9 @@ def test_streams_are_what_a_rollout_of_the_demonstrator_records(method, depth, r
             places["parent"] = place_of[places["parent"]]
             assert_same(
                 stream,
-                Stream(**{name: field[:length] for name, field in recorded.items()}, **places),
+                ThreadTokens(
+                    **{name: field[:length] for name, field in recorded.items()}, **places
+                ),
             )
 
 
@@ -316,7 +318,7 @@ def test_streams_are_what_a_rollout_of_the_demonstrator_records(method, depth, r
     ],
 )
 def test_a_demonstration_is_dropped_exactly_when_the_rollout_would_cut_it(limits, broken):
-    streams = tree_streams(TWO_SPAWNS, LETTERS)
+    streams = tokenize_tree(TWO_SPAWNS, LETTERS)
     assert broken_bound(streams, bounds_of(limits)) == broken
     # Fewer children answer differently, and the script knows no such context.
     if broken != "dropped_threads":
@@ -329,7 +331,7 @@ def test_nested_spawns_need_the_slots_that_their_thread_gets(max_threads, room):
     of three.
     """
     inner = Thread("e", (Spawn((leaf("c"), leaf("d"), leaf("f"))),), "")
-    streams = tree_streams(Thread("a", (Spawn((leaf("b"), inner)),), ""), LETTERS)
+    streams = tokenize_tree(Thread("a", (Spawn((leaf("b"), inner)),), ""), LETTERS)
     limits = Limits(
         window=40, max_thread_tokens=40, max_threads=max_threads, children=3, max_depth=2
     )

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from apr_jax.data.encode import Stream
-from apr_jax.data.packing import Rows, pack_forest, pack_streams, padding_share, place
+from apr_jax.data.encode import ThreadTokens
+from apr_jax.data.packing import Rows, pack_forest, pack_trees, padding_share, place
 
 LENGTH = 12
 trees_of_lengths = st.lists(
@@ -20,13 +20,13 @@ trees_of_lengths = st.lists(
 )
 
 
-def stream_of(size: int, start: int) -> Stream:
+def stream_of(size: int, start: int) -> ThreadTokens:
     """A stream whose every token is different from those of all others."""
     tokens = np.arange(start, start + size, dtype=np.int32)
-    return Stream(tokens, tokens % 7, tokens % 3, tokens % 2 == 0, -1, 0, 0, 0)
+    return ThreadTokens(tokens, tokens % 7, tokens % 3, tokens % 2 == 0, -1, 0, 0, 0)
 
 
-def make_trees(sizes: list[list[int]]) -> list[list[Stream]]:
+def make_trees(sizes: list[list[int]]) -> list[list[ThreadTokens]]:
     start, trees = 1, []
     for tree in sizes:
         trees.append([])
@@ -63,7 +63,7 @@ def unpacked(rows: Rows) -> list[tuple[int, tuple]]:
     return sorted(found)
 
 
-def expected(trees: list[list[Stream]]) -> list[tuple[int, tuple]]:
+def expected(trees: list[list[ThreadTokens]]) -> list[tuple[int, tuple]]:
     return sorted(
         (index, columns(stream, np.zeros(len(stream.tokens))))
         for index, t in enumerate(trees)
@@ -82,7 +82,7 @@ def columns(record: Any, logprob: np.ndarray) -> tuple:
 @given(trees_of_lengths)
 def test_every_thread_is_there_once_and_whole(sizes):
     trees = make_trees(sizes)
-    rows = pack_streams(trees, LENGTH)
+    rows = pack_trees(trees, LENGTH)
     assert unpacked(rows) == expected(trees)
     total = sum(map(sum, sizes))
     # First fit leaves at most one row that is not more than half full.
@@ -171,13 +171,13 @@ def test_what_cannot_fit_is_named():
     with pytest.raises(ValueError, match="rows=0 must be at least 1"):
         pack_forest(forest, rows=0, length=9)
     with pytest.raises(ValueError, match="thread 1 has 13 tokens, a row holds 12"):
-        pack_streams(make_trees([[3, 13]]), LENGTH)
+        pack_trees(make_trees([[3, 13]]), LENGTH)
     with pytest.raises(ValueError, match="24 tokens do not fit into 1 rows of 12"):
-        pack_streams(make_trees([[12, 12]]), LENGTH, rows=1)
+        pack_trees(make_trees([[12, 12]]), LENGTH, rows=1)
 
 
 def test_rows_are_a_pytree():
-    rows = pack_streams(make_trees([[2, 3], [4]]), LENGTH, rows=2)
+    rows = pack_trees(make_trees([[2, 3], [4]]), LENGTH, rows=2)
     doubled = jax.tree.map(lambda field: np.concatenate([field, field]), rows)
     assert isinstance(doubled, Rows)
     assert doubled.tokens.shape == (4, LENGTH)

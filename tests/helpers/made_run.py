@@ -8,7 +8,7 @@ import random
 
 from apr_jax.config import EvalConfig, to_dict
 from apr_jax.data.demonstrate import sequential_tokens
-from apr_jax.data.encode import tree_streams
+from apr_jax.data.encode import tokenize_tree
 from apr_jax.evaluate.scores import summarize
 from apr_jax.paper import suite
 from apr_jax.tasks import flatten, make_task
@@ -76,7 +76,7 @@ def write(folder, one, task, tokenizer):
 
 def trace(problem, sample, root, answer, task, tokenizer):
     """A demonstration as a line of traces.jsonl; its root joins `answer`."""
-    streams, verdict = tree_streams(root, tokenizer), task.score(problem, answer)
+    streams, verdict = tokenize_tree(root, tokenizer), task.score(problem, answer)
     threads = []
     for thread_index, (one, stream) in enumerate(zip(flatten(root), streams, strict=True)):
         spans = [

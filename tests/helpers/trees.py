@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from apr_jax.data.encode import Stream, tree_streams
+from apr_jax.data.encode import ThreadTokens, tokenize_tree
 from apr_jax.tasks import Spawn, Thread
 from apr_jax.text.tokenizer import END_SPAWN, Tokenizer
 from apr_jax.threads import Status, ThreadForest
@@ -18,7 +18,7 @@ def family(levels: tuple[int, ...], name: str = "") -> Thread:
 
 def to_forest(demonstration: Thread, tokenizer: Tokenizer, seed: int = 0) -> ThreadForest:
     """One tree, numpy leaves [1, T, ...]; the log-probs are made up."""
-    streams = tree_streams(demonstration, tokenizer)
+    streams = tokenize_tree(demonstration, tokenizer)
     max_threads, longest = len(streams), max(len(stream.tokens) for stream in streams)
     fields = {
         name: np.zeros((1, max_threads, longest), np.int32)
@@ -55,7 +55,7 @@ def to_forest(demonstration: Thread, tokenizer: Tokenizer, seed: int = 0) -> Thr
 
 
 def _time(
-    streams: list[Stream], thread_index: int, clock: int, start: np.ndarray, end: np.ndarray
+    streams: list[ThreadTokens], thread_index: int, clock: int, start: np.ndarray, end: np.ndarray
 ) -> None:
     """Sets when the thread and its descendants begin and end."""
     start[thread_index], stream, spawns = clock, streams[thread_index], 0

@@ -215,7 +215,7 @@ def test_refused_messages_get_no_answer():
     assert refused(forest, NO_MESSAGE=1, TOO_MANY=1)
 
 
-def test_slots_run_out():
+def test_thread_indices_run_out():
     limits = Limits(window=30, max_thread_tokens=60, max_threads=3, children=2, max_depth=1)
     joined = (p.JOINED, p.MSG, p.END_JOINED)
     forest = run(
@@ -227,7 +227,7 @@ def test_slots_run_out():
         limits,
     )
     assert (forest.children, Status(int(forest.status[0]))) == (2, Status.DONE)
-    assert refused(forest, NO_SLOT=1)
+    assert refused(forest, NO_THREAD_INDEX=1)
     np.testing.assert_array_equal(forest.round, [0, 0, 1])
 
 
@@ -317,7 +317,7 @@ def test_forced_to_none_and_kept_from_the_end():
     assert (Status(int(forest.status[0])), int(forest.children)) == (Status.OUT_OF_WINDOW, 0)
 
 
-def test_slots_are_kept_for_forced_children():
+def test_thread_indices_are_kept_for_forced_children():
     """All three free threads are for the root's own children, so that the first of them gets none
     to spawn with.
     """
@@ -332,7 +332,7 @@ def test_slots_are_kept_for_forced_children():
     ]
     forest = run(streams, limits, children=3)
     assert (Status(int(forest.status[0])), int(forest.children)) == (Status.DONE, 3)
-    assert refused(forest, NO_SLOT=3)
+    assert refused(forest, NO_THREAD_INDEX=3)
     # A free root gives the first child one of the two threads that are left, and comes one short at
     # its second spawn.
     forest = run(streams, limits)
