@@ -155,8 +155,8 @@ def test_sft_saves_when_its_terminal_is_closed(long_config, data_dir, tmp_path):
     file, workdir = write_config(config, tmp_path / "config.py"), tmp_path / "run"
     command = train_command("sft", file, data_dir, workdir)
     terminal, end_of_child = pty.openpty()
-    # A session's first process that opens a terminal gets it as its controlling one. The shell does so
-    # in the child: to fork this process, which runs JAX's threads, could deadlock.
+    # A session's first process that opens a terminal gets it as its controlling one. The shell does
+    # so in the child: to fork this process, which runs JAX's threads, could deadlock.
     opening = ["sh", "-c", 'exec "$@" <>"$0" >&0 2>&0', os.ttyname(end_of_child), *command]
     child = subprocess.Popen(opening, cwd=ROOT, start_new_session=True)
     deadline = time.monotonic() + 240
