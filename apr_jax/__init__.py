@@ -60,7 +60,7 @@ if TYPE_CHECKING:
     from apr_jax.data.build import build as build_data
     from apr_jax.data.packing import pack_forest
     from apr_jax.errors import UsageError, UserError
-    from apr_jax.evaluate.runner import Decoding
+    from apr_jax.evaluate.decoding import Decoding
     from apr_jax.io.runtime import start as set_up
     from apr_jax.paper.pipeline import reproduce
     from apr_jax.report.loaded import Model, SolvedTree, load
@@ -96,7 +96,7 @@ __version__ = "0.2.0"
 # tests/test_public_names.py holds the two together.
 _DEFINED_IN = {
     "ADVANTAGES": "train.rl.advantages:ADVANTAGES",
-    "Decoding": "evaluate.runner:Decoding",
+    "Decoding": "evaluate.decoding:Decoding",
     "Experiment": "config:Experiment",
     "Limits": "threads:Limits",
     "Method": "tasks:Method",

@@ -238,7 +238,7 @@ def evaluate(
 ) -> None:
     """Evaluate any checkpoint on any problems file; the checkpoint is all it needs."""
     start()
-    from apr_jax.evaluate.runner import Decoding, task_of
+    from apr_jax.evaluate.decoding import Decoding, task_of
     from apr_jax.evaluate.runner import evaluate as run
     from apr_jax.report.terminal_tables import print_table
     from apr_jax.tasks import load_problems
@@ -273,7 +273,7 @@ def solve(
 ) -> None:
     """Solve one problem and show its thread tree."""
     start()
-    from apr_jax.evaluate.runner import task_of
+    from apr_jax.evaluate.decoding import task_of
     from apr_jax.report.solve import solve as run
     from apr_jax.train.checkpoint.manager import load_checkpoint
 

@@ -19,14 +19,8 @@ from typing import Any
 
 import jax
 
-from apr_jax.evaluate.runner import (
-    Decoding,
-    Runner,
-    limits_of,
-    make_lone_runner,
-    make_runner,
-    prompts_of,
-)
+from apr_jax.evaluate.decoding import Decoding, limits_of, prompts_of
+from apr_jax.evaluate.runner import Runner, make_lone_runner, make_runner
 from apr_jax.io.disk_errors import disk_errors
 from apr_jax.io.storage import write_text
 from apr_jax.tasks import Problem

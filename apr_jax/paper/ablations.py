@@ -21,8 +21,10 @@ from typing import Any
 
 from apr_jax.config import Experiment, override
 from apr_jax.data.build import check_files
+from apr_jax.evaluate.decoding import Decoding
+from apr_jax.evaluate.folder import read_answers
 from apr_jax.evaluate.intervals import paired_gap
-from apr_jax.evaluate.runner import Decoding, evaluate, read_answers
+from apr_jax.evaluate.runner import evaluate
 from apr_jax.io.lease import Lease
 from apr_jax.io.terminal import Terminal
 from apr_jax.paper import Question, charts, figure_parts

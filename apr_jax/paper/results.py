@@ -16,9 +16,10 @@ from apr_jax.data.build import check_files, fitting_methods
 from apr_jax.data.statistics import wilson
 from apr_jax.errors import UserError
 from apr_jax.evaluate import failures
+from apr_jax.evaluate.decoding import Decoding
+from apr_jax.evaluate.folder import SUMMARY, read_answers
 from apr_jax.evaluate.intervals import mean_interval
 from apr_jax.evaluate.latency import LATENCY, SLOTS
-from apr_jax.evaluate.runner import SUMMARY, Decoding, read_answers
 from apr_jax.evaluate.scores import Trace, by_problem, consensus, mean
 from apr_jax.paper import suite
 from apr_jax.paper.oracle import demonstrated

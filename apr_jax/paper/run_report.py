@@ -16,7 +16,7 @@ from typing import Any
 from markdown_it import MarkdownIt
 
 from apr_jax.evaluate.cells import comparison_cells, spent, write
-from apr_jax.evaluate.runner import parse_lines
+from apr_jax.evaluate.folder import parse_lines
 from apr_jax.evaluate.scores import MEASURES, Trace, summarize, warnings
 from apr_jax.io.storage import write_text
 from apr_jax.paper import charts, controls, figures, published_figures, suite, tables

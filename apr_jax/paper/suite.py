@@ -19,7 +19,7 @@ from pathlib import Path
 from apr_jax.config import EvalConfig, Experiment
 from apr_jax.data.build import stated_conditions
 from apr_jax.errors import UsageError
-from apr_jax.evaluate.runner import Decoding
+from apr_jax.evaluate.decoding import Decoding
 from apr_jax.train.checkpoint.exported import SUFFIX
 from apr_jax.train.checkpoint.manager import FOLDER
 

@@ -16,7 +16,8 @@ import io
 from pathlib import Path
 from typing import Any
 
-from apr_jax.evaluate.runner import Decoding, evaluate, task_of
+from apr_jax.evaluate.decoding import Decoding, task_of
+from apr_jax.evaluate.runner import evaluate
 from apr_jax.io.storage import as_path
 from apr_jax.io.terminal import Terminal
 from apr_jax.report.solve import grow_tree, show_tree

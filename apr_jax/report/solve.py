@@ -11,8 +11,9 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from apr_jax.evaluate.decoding import task_of
 from apr_jax.evaluate.failures import failure
-from apr_jax.evaluate.runner import answer_one, task_of
+from apr_jax.evaluate.runner import answer_one
 from apr_jax.evaluate.trace import to_trace
 from apr_jax.io.terminal import Terminal, visible
 from apr_jax.report.viewer import write_tree_page

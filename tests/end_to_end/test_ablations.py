@@ -8,7 +8,7 @@ import pytest
 
 from apr_jax.config import load
 from apr_jax.errors import UsageError
-from apr_jax.evaluate.runner import read_traces
+from apr_jax.evaluate.folder import read_traces
 from apr_jax.paper import Question, ablations
 from apr_jax.train.checkpoint.manager import load_checkpoint
 

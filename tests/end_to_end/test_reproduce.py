@@ -12,7 +12,7 @@ from helpers.puzzles import read_problems, with_solver
 
 from apr_jax.config import override
 from apr_jax.errors import UsageError, UserError
-from apr_jax.evaluate.runner import read_answers
+from apr_jax.evaluate.folder import read_answers
 from apr_jax.paper import pipeline, suite
 from apr_jax.paper.stages import reserve, run_stages
 from apr_jax.train.checkpoint.exported import export_file

@@ -10,7 +10,8 @@ from helpers.whole_runs import logged, unlike
 
 from apr_jax.config import to_dict
 from apr_jax.data.build import build
-from apr_jax.evaluate.runner import Decoding, evaluate
+from apr_jax.evaluate.decoding import Decoding
+from apr_jax.evaluate.runner import evaluate
 from apr_jax.tasks import TaskConfig
 from apr_jax.train.checkpoint.manager import load_checkpoint
 from apr_jax.train.rl.trainer import train_rl

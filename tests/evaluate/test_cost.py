@@ -8,8 +8,10 @@ import pytest
 from helpers.puzzles import read_problems
 
 from apr_jax.evaluate.cost import mean_steps, seconds_on, segments, steps_on
+from apr_jax.evaluate.decoding import Decoding
+from apr_jax.evaluate.folder import read_traces
 from apr_jax.evaluate.latency import measure_slots
-from apr_jax.evaluate.runner import Decoding, evaluate, read_traces
+from apr_jax.evaluate.runner import evaluate
 from apr_jax.train.checkpoint.manager import load_checkpoint
 
 # A barely trained model, greedy, would not spawn.

@@ -11,7 +11,7 @@ from helpers.whole_runs import changed
 from apr_jax.bench import trees
 from apr_jax.cli import main
 from apr_jax.evaluate import runner as evaluation
-from apr_jax.evaluate.runner import Decoding, limits_of
+from apr_jax.evaluate.decoding import Decoding, limits_of
 from apr_jax.threads import Limits
 
 # No field has its default, so that one that gets lost on the way shows.

@@ -16,16 +16,9 @@ from helpers.puzzles import countdown, read_problems
 from apr_jax.config import override
 from apr_jax.errors import UsageError, UserError
 from apr_jax.evaluate import runner
-from apr_jax.evaluate.runner import (
-    SUMMARY,
-    TRACES,
-    Decoding,
-    answer_one,
-    evaluate,
-    limits_of,
-    prompts_of,
-    read_answers,
-)
+from apr_jax.evaluate.decoding import Decoding, limits_of, prompts_of
+from apr_jax.evaluate.folder import SUMMARY, TRACES, read_answers
+from apr_jax.evaluate.runner import answer_one, evaluate
 from apr_jax.evaluate.trace import to_trace, unpack_streams
 from apr_jax.tasks import Failure, SandboxedVerifier, make_task
 from apr_jax.tasks.countdown.config import CountdownConfig, SolverConfig

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from helpers import scripted
 
-from apr_jax.evaluate.runner import Decoding, Runner, prompts_of
+from apr_jax.evaluate.decoding import Decoding, prompts_of
+from apr_jax.evaluate.runner import Runner
 from apr_jax.evaluate.stream import stream
 from apr_jax.tasks.countdown.puzzle import make_problem
 from apr_jax.threads import Limits, Schedule, ThreadForest, Work, make_prompts, tree_rollout

@@ -11,7 +11,8 @@ import pytest
 
 from apr_jax.config import load
 from apr_jax.evaluate.cells import SPENT, comparison_cells
-from apr_jax.evaluate.runner import Decoding, answer_one, evaluate
+from apr_jax.evaluate.decoding import Decoding
+from apr_jax.evaluate.runner import answer_one, evaluate
 from apr_jax.evaluate.trace import to_trace
 from apr_jax.paper import suite
 from apr_jax.tasks import make_task

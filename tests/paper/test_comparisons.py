@@ -8,7 +8,7 @@ import pytest
 
 from apr_jax.config import EvalConfig
 from apr_jax.evaluate.cells import ON_TEST
-from apr_jax.evaluate.runner import Decoding
+from apr_jax.evaluate.decoding import Decoding
 from apr_jax.evaluate.scores import summarize
 from apr_jax.paper.comparisons import comparisons
 from apr_jax.paper.results import Answered, Results

@@ -9,7 +9,8 @@ from helpers.puzzles import read_problems
 
 from apr_jax.config import to_dict
 from apr_jax.errors import UserError
-from apr_jax.evaluate.runner import evaluate, read_traces
+from apr_jax.evaluate.folder import read_traces
+from apr_jax.evaluate.runner import evaluate
 from apr_jax.paper.pipeline import show_results
 from apr_jax.paper.run_report import training, write_run_report
 from apr_jax.report.viewer import select, write_tree_page

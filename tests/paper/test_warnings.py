@@ -16,7 +16,9 @@ from helpers.browsing import chromium, needs_browser, tabs
 from helpers.puzzles import read_problems
 
 from apr_jax.config import to_dict
-from apr_jax.evaluate.runner import SUMMARY, TRACES, Decoding, evaluate
+from apr_jax.evaluate.decoding import Decoding
+from apr_jax.evaluate.folder import SUMMARY, TRACES
+from apr_jax.evaluate.runner import evaluate
 from apr_jax.evaluate.scores import summarize
 from apr_jax.paper import controls, figures, run_report
 from apr_jax.paper.suite import Evaluation
