@@ -5,7 +5,6 @@ refusal names the fields that differ.
 """
 
 import contextlib
-import json
 from collections.abc import Iterable
 from typing import Any
 
@@ -44,8 +43,8 @@ def differences(
     with contextlib.suppress(ConfigError):
         old = to_dict(from_dict(old))
 
-    before = flatten_fields(json.loads(json.dumps(old)))
-    now = flatten_fields(json.loads(json.dumps(to_dict(new))))
+    before = flatten_fields(old)
+    now = flatten_fields(to_dict(new))
     return [
         (name, before.get(name), now.get(name))
         for name in sorted(before.keys() | now.keys())

@@ -5,6 +5,7 @@ checks types, so an override or a stored config can't smuggle in a string for a 
 
 import dataclasses
 import difflib
+import json
 import runpy
 import traceback
 from pathlib import Path
@@ -171,14 +172,20 @@ def from_dict(values: dict[str, Any]) -> Experiment:
         ) from None
 
 
-def flatten_fields(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested groups of fields one level deep: `{"train": {"sft": {"steps": 5}}}` becomes
-    `{"train.sft.steps": 5}`.
+def flatten_fields(values: dict[str, Any]) -> dict[str, Any]:
+    """Returns nested groups of fields one level deep, with the values that a JSON file would hold.
+
+    `{"train": {"sft": {"steps": 5}}}` becomes `{"train.sft.steps": 5}`, and a tuple becomes a list.
+    So the fields of a config can be compared with those that were read from a file.
     """
+    return _flatten(json.loads(json.dumps(values)), prefix="")
+
+
+def _flatten(values: dict[str, Any], prefix: str) -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for name, value in values.items():
         if isinstance(value, dict):
-            flat |= flatten_fields(value, f"{prefix}{name}.")
+            flat |= _flatten(value, f"{prefix}{name}.")
         else:
             flat[prefix + name] = value
     return flat

@@ -1,7 +1,6 @@
 """Measures several ways to do the same work by turns, and compares their medians."""
 
 import dataclasses
-import json
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -9,7 +8,7 @@ from pathlib import Path
 
 from rich.table import Table
 
-from apr_jax.io.storage import write_text
+from apr_jax.io.json_files import write_json
 from apr_jax.io.terminal import print_whole
 
 
@@ -110,4 +109,4 @@ def _digits(rate: float) -> str:
 def write(results: Sequence[Result], path: Path) -> None:
     """Writes the results as JSON."""
     values = [dataclasses.asdict(result) for result in results]
-    write_text(path, json.dumps(values, indent=2) + "\n")
+    write_json(path, values)

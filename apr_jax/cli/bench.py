@@ -2,7 +2,6 @@
 
 import enum
 from collections.abc import Iterable, Sequence
-from json import dumps
 from pathlib import Path
 from typing import Annotated
 
@@ -11,8 +10,8 @@ import typer
 from apr_jax.bench.paired import Contestant, Result, measured, write
 from apr_jax.cli.flags import ANYWHERE, HERE, Json, Settings
 from apr_jax.errors import UsageError
+from apr_jax.io.json_files import write_json
 from apr_jax.io.runtime import start
-from apr_jax.io.storage import write_text
 
 bench_app = typer.Typer(
     no_args_is_help=True, help="Throughput of each part against a named alternative."
@@ -174,7 +173,7 @@ def bench_solver(
         rates = rate(experiment, methods, problems)
         print_demonstrations(rates)
         if json:
-            write_text(json, dumps(rates, indent=2) + "\n")
+            write_json(json, rates)
         return
     with contest(load(config, settings)) as contestants:
         _bench("solver", contestants, repeats, json)

@@ -19,7 +19,6 @@ import dataclasses
 import functools
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -48,10 +47,12 @@ from apr_jax.data.demonstrate import (
 )
 from apr_jax.data.statistics import statistics
 from apr_jax.errors import UsageError, UserError
+from apr_jax.io.json_files import write_json
 from apr_jax.io.lease import Lease
-from apr_jax.io.storage import copies_folder, is_remote, require_reachable, upload
+from apr_jax.io.storage import copies_folder, is_remote, require_reachable, upload, write_bytes
 from apr_jax.io.terminal import Terminal
-from apr_jax.tasks import Bounds, Problem, Split, Task, load_problems, make_task, save_problems
+from apr_jax.tasks import Bounds, Problem, Split, Task, load_problems, make_task
+from apr_jax.tasks.problem_files import problem_lines
 from apr_jax.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -293,7 +294,7 @@ def _build_missing(
     record, missing = _built_so_far(out, settings, methods)
     if not missing:
         return record
-    _write_json(out / "data.json", record)
+    write_json(out / "data.json", record)
     with Workers(workers) as pool, _bars(progress) as bars:
         split = make_task(config.task).split(
             config.data.demonstrations,
@@ -306,16 +307,13 @@ def _build_missing(
         # Methods that are there already were built with these files; another version of this
         # program may write others.
         known = record.get("sha256", {}) if record["methods"] else {}
-        save = functools.partial(_write_known, out, known)
-        problems = {problem_file(name): part for name, part in vars(split).items()}
-        sums = {
-            name: save(name, functools.partial(save_problems, part))
-            for name, part in problems.items()
-        }
+        sums = {}
+        for name, problems in vars(split).items():
+            file = problem_file(name)
+            sums[file] = _write_known(out / file, problem_lines(problems).encode(), known)
         tokenizer = _tokenizer(config, split, pool)
-        sums["tokenizer.model"] = save(
-            "tokenizer.model", lambda path: path.write_bytes(tokenizer.to_bytes())
-        )
+        model = out / "tokenizer.model"
+        sums[model.name] = _write_known(model, tokenizer.to_bytes(), known)
         record["vocab_size"] = tokenizer.vocab_size
         record["sha256"] = sums
         for method in missing:
@@ -324,7 +322,7 @@ def _build_missing(
             record["methods"][method] = _build_method(
                 out, recipe, split, config.data.demonstrations, pool, bars
             )
-            _write_json(out / "data.json", record)
+            write_json(out / "data.json", record)
     return record
 
 
@@ -389,7 +387,7 @@ def _build_method(
 def _settings(config: "Experiment", excluded: frozenset[Any]) -> dict[str, Any]:
     """Everything that decides the data, one level deep: `task.solver.parent_beam` -> value."""
     groups = {"task": config.task.to_dict(), "data": dataclasses.asdict(config.data)}
-    settings = flatten_fields(json.loads(json.dumps(groups)))
+    settings = flatten_fields(groups)
     # Not by problem, as it once was: such data are of another split.
     settings["data.split"] = "by group"
     settings |= {
@@ -423,35 +421,25 @@ def _compare(out: Path, built: dict[str, Any], wanted: dict[str, Any]) -> None:
             )
 
 
-def _write_whole(out: Path, name: str, write: Callable[[Path], Any]) -> None:
-    partial = out / f".{name}.partial"
-    write(partial)
-    os.replace(partial, out / name)
+def _write_known(path: Path, contents: bytes, known: dict[str, str]) -> str:
+    """Writes a file, and returns its SHA-256.
 
+    Args:
+      path: of the file.
+      contents: what is written.
+      known: file name -> SHA-256 of the file with which earlier methods were built.
 
-def _write_known(out: Path, known: dict[str, str], name: str, write: Callable[[Path], Any]) -> str:
-    """Writes a file whole, and returns its SHA-256; refuses to replace what is known by another
-    sum.
+    Raises:
+      UsageError: the file is known by another sum.
     """
-    partial = out / f".{name}.partial"
-    write(partial)
-    digest = _sha256(partial)
-    if known.get(name, digest) != digest:
-        partial.unlink()
+    digest = hashlib.sha256(contents).hexdigest()
+    if known.get(path.name, digest) != digest:
         raise UsageError(
-            f"data {out / name}: this version of apr_jax would write another one, and the methods"
-            f" that are there were built with this one; delete {out} and build all methods again"
+            f"data {path}: this version of apr_jax would write another one, and the methods that"
+            f" are there were built with this one; delete {path.parent} and build all methods again"
         )
-    os.replace(partial, out / name)
+    write_bytes(path, contents)
     return digest
-
-
-def _write_json(path: Path, record: dict[str, Any]) -> None:
-    _write_whole(
-        path.parent,
-        path.name,
-        lambda partial: partial.write_text(json.dumps(record, indent=2) + "\n"),
-    )
 
 
 def _sha256(path: Path) -> str:

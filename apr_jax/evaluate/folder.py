@@ -16,7 +16,7 @@ from typing import Any
 from apr_jax.errors import UsageError, UserError
 from apr_jax.evaluate.cells import print_warnings
 from apr_jax.evaluate.scores import Trace, known
-from apr_jax.io.storage import write_text
+from apr_jax.io.json_files import write_json
 from apr_jax.tasks import Problem
 
 TRACES, SUMMARY, SETTINGS = "traces.jsonl", "summary.json", "settings.json"
@@ -95,7 +95,7 @@ def reserve_folder(folder: Path, settings: dict[str, Any]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / SETTINGS
     if not path.is_file():
-        write_text(path, json.dumps(settings, indent=2) + "\n")
+        write_json(path, settings)
         return
 
     try:

@@ -11,7 +11,6 @@ The life of a measurement:
 
 from __future__ import annotations
 
-import json
 import statistics
 import time
 from pathlib import Path
@@ -22,7 +21,7 @@ import jax
 from apr_jax.evaluate.decoding import Decoding, limits_of, prompts_of
 from apr_jax.evaluate.runner import Runner, make_lone_runner, make_runner
 from apr_jax.io.disk_errors import disk_errors
-from apr_jax.io.storage import write_text
+from apr_jax.io.json_files import write_json
 from apr_jax.tasks import Problem
 from apr_jax.threads import Prompts
 from apr_jax.threads.keys import Domain, run_key
@@ -107,4 +106,4 @@ def _timed(
 def _write(path: Path, values: dict[str, Any]) -> None:
     with disk_errors(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_text(path, json.dumps(values, indent=2) + "\n")
+        write_json(path, values)

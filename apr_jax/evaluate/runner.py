@@ -39,8 +39,9 @@ from apr_jax.evaluate.scores import known, summarize, warnings
 from apr_jax.evaluate.stream import Rollout, stream
 from apr_jax.evaluate.trace import graded_trace
 from apr_jax.io.disk_errors import disk_errors
+from apr_jax.io.json_files import json_line, write_json
 from apr_jax.io.lease import Lease
-from apr_jax.io.storage import Mirror, write_text
+from apr_jax.io.storage import Mirror
 from apr_jax.model.config import ModelConfig
 from apr_jax.model.sharding import make_mesh
 from apr_jax.tasks import Failure, Problem, SandboxedVerifier
@@ -104,7 +105,7 @@ def evaluate(
         model = {name: getattr(restored, name) for name in ("method", "stage", "step")}
         scores = summarize(read_traces(mirror.local / TRACES))
         summary = scores | model | {"checkpoint": restored.path} | settings
-        write_text(mirror.local / SUMMARY, json.dumps(summary, indent=2) + "\n")
+        write_json(mirror.local / SUMMARY, summary)
 
     expects_children = task.methods[restored.method].parallel and not decoding.childless
     print_warnings(warnings(summary, expects_children, decoding.forced))
@@ -176,7 +177,7 @@ def _answer_rest(
                 trace = graded_trace(
                     forest, tree, problem, sample, outcome, task, restored.tokenizer
                 )
-                lines.append(json.dumps(trace) + "\n")
+                lines.append(json_line(trace))
             lease.check()
             file.write("".join(lines))
             file.flush()

@@ -1,6 +1,7 @@
 """The machine around a run.
 
 - `storage`: paths here and in buckets, files that appear whole or not at all, copies and mirrors.
+- `json_files`: the one way in which JSON is written.
 - `lease`: keeps a second writer out of a run's folder.
 - `disk_errors`: a full disk and other errors of the system, in one line each.
 - `library_errors`: what the errors of other libraries mean.

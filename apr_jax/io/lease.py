@@ -35,6 +35,7 @@ from types import TracebackType
 from typing import Any, Protocol, Self
 
 from apr_jax.errors import LostLease, UserError
+from apr_jax.io.json_files import json_line
 from apr_jax.io.runtime import first_decides, is_first
 from apr_jax.io.storage import absolute, bucket_errors, is_remote, write_text
 
@@ -71,7 +72,7 @@ class Lease:
             self._store = _Bucket(self._folder)
         else:
             self._store = _Disk(self._folder)
-        self._text = json.dumps(_myself() | {"what": what, "token": uuid.uuid4().hex}) + "\n"
+        self._text = json_line(_myself() | {"what": what, "token": uuid.uuid4().hex})
         self._outer: Lease | None = None
         self._holds = False
         self._lock = threading.Lock()

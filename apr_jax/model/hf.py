@@ -23,6 +23,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from apr_jax.errors import UserError
+from apr_jax.io.json_files import write_json
 from apr_jax.io.storage import save_tensors
 from apr_jax.model.config import ModelConfig
 from apr_jax.model.transformer import Params, init_params
@@ -116,7 +117,7 @@ def save_llama(params: Params, config: ModelConfig, folder: Path) -> None:
     tensors, described = to_llama(params, config, params["embed"].shape[0])
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / CONFIG).write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
+        write_json(folder / CONFIG, described)
         save_tensors(tensors, folder / WEIGHTS, {"format": "pt"})
     except (OSError, SafetensorError) as error:
         raise UserError(f"cannot write the weights to {folder}: {error}") from error

@@ -25,12 +25,13 @@ from apr_jax.evaluate.decoding import Decoding
 from apr_jax.evaluate.folder import read_answers
 from apr_jax.evaluate.intervals import paired_gap
 from apr_jax.evaluate.runner import evaluate
+from apr_jax.io.json_files import write_json
 from apr_jax.io.lease import Lease
 from apr_jax.io.terminal import Terminal
 from apr_jax.paper import Question, charts, figure_parts
 from apr_jax.paper.pipeline import data_stage, reinforced_stage, supervised_stage
 from apr_jax.paper.results import Score
-from apr_jax.paper.stages import Stage, read_json, reserve, run_stages, write_json
+from apr_jax.paper.stages import Stage, read_json, reserve, run_stages
 from apr_jax.paper.suite import ABLATIONS
 from apr_jax.report.terminal_tables import print_table
 from apr_jax.tasks import load_problems, make_task

@@ -29,11 +29,12 @@ from typing import TYPE_CHECKING, Any
 from apr_jax.config import Experiment, override
 from apr_jax.errors import UserError
 from apr_jax.evaluate.cells import print_warnings
+from apr_jax.io.json_files import write_json
 from apr_jax.io.lease import Lease
 from apr_jax.io.storage import Mirror
 from apr_jax.io.terminal import Terminal
 from apr_jax.paper import Only
-from apr_jax.paper.stages import Stage, read_json, read_record, reserve, run_stages, write_json
+from apr_jax.paper.stages import Stage, read_json, read_record, reserve, run_stages
 from apr_jax.report.terminal_tables import print_comparisons, print_table
 
 if TYPE_CHECKING:

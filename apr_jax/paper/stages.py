@@ -20,8 +20,9 @@ from typing import Any
 from apr_jax.compare import FREE, differences
 from apr_jax.config import Experiment, to_dict
 from apr_jax.errors import UsageError, UserError
+from apr_jax.io.json_files import write_json
 from apr_jax.io.runtime import alone_fails, first_decides, is_first
-from apr_jax.io.storage import is_remote, write_text
+from apr_jax.io.storage import is_remote
 from apr_jax.io.terminal import Terminal
 
 _POLL_SECONDS = 2.0
@@ -241,8 +242,3 @@ def read_json(path: Path) -> dict[str, Any]:
             if reads_left:
                 time.sleep(_POLL_SECONDS)
     raise UserError(f"{path}: is damaged; delete it and start again")
-
-
-def write_json(path: Path, values: dict[str, Any]) -> None:
-    """Writes values as JSON, whole or not at all."""
-    write_text(path, json.dumps(values, indent=2) + "\n")

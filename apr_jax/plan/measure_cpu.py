@@ -7,7 +7,6 @@ caches are not modelled: everything that an operation reads counts as read from 
 """
 
 import dataclasses
-import json
 import math
 import statistics
 import time
@@ -21,7 +20,7 @@ from jax.sharding import Mesh
 
 from apr_jax.config import Experiment
 from apr_jax.data.packing import Rows
-from apr_jax.io.storage import write_text
+from apr_jax.io.json_files import write_json
 from apr_jax.io.terminal import Terminal
 from apr_jax.model.attention.packed import BLOCK
 from apr_jax.model.transformer import init_params
@@ -131,7 +130,7 @@ def show_measured(step: Measured, path: Path | None = None) -> None:
     """Prints prediction and measurement in a line, and writes them as JSON if a path is given."""
     if path:
         values = dataclasses.asdict(step) | {"predicted": step.predicted, "error": step.error}
-        write_text(path, json.dumps(values, indent=2) + "\n")
+        write_json(path, values)
     Terminal(highlight=False).print(
         f"supervised step of {step.config} on {step.devices} CPU devices: {step.flops:.3g} FLOPs"
         f" at {step.peak / 1e9:.0f} GFLOP/s {step.compute:.3f} s, {step.bytes:.3g} bytes at"

@@ -2,7 +2,6 @@
 
 import collections
 import dataclasses
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,8 +10,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from apr_jax.config import Experiment
+from apr_jax.io.json_files import write_json
 from apr_jax.io.runtime import start
-from apr_jax.io.storage import write_text
 from apr_jax.io.terminal import Terminal, print_whole
 from apr_jax.plan.measure_cpu import measure, show_measured
 from apr_jax.plan.plan import Plan, plan
@@ -62,7 +61,7 @@ def share_of_peak(plan: Plan, stage: Stage) -> float:
 def show_plan(plan: Plan, path: Path | None = None) -> None:
     """Prints the plan, and writes it as JSON if a path is given."""
     if path:
-        write_text(path, json.dumps(to_json(plan), indent=2) + "\n")
+        write_json(path, to_json(plan))
     console = Terminal(highlight=False)
     if plan.stages:
         print_whole(_table(plan), console)

@@ -5,7 +5,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from apr_jax.errors import UsageError
-from apr_jax.io.storage import as_path
+from apr_jax.io.json_files import json_line
+from apr_jax.io.storage import as_path, write_text
 from apr_jax.tasks.base import Problem, Task
 
 
@@ -52,8 +53,12 @@ def load_problems(path: str | Path, task: Task) -> list[Problem]:
 
 def save_problems(problems: Iterable[Problem], path: str | Path) -> None:
     """Writes a problems file that `load_problems` reads back."""
-    with open(path, "w", encoding="utf-8") as file:
-        file.writelines(json.dumps(problem.to_json()) + "\n" for problem in problems)
+    write_text(as_path(path), problem_lines(problems))
+
+
+def problem_lines(problems: Iterable[Problem]) -> str:
+    """Returns the contents of a problems file."""
+    return "".join(json_line(problem.to_json()) for problem in problems)
 
 
 def _read_line(line: str, where: str, task: Task) -> Problem:

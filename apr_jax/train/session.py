@@ -5,7 +5,6 @@ and `read_tokenizer` loads the tokenizer of the data.
 """
 
 import dataclasses
-import json
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -18,8 +17,8 @@ from jax.sharding import Mesh
 from apr_jax.config import Experiment, to_dict
 from apr_jax.errors import UsageError, UserError
 from apr_jax.io.disk_errors import disk_errors
+from apr_jax.io.json_files import write_json
 from apr_jax.io.lease import Lease
-from apr_jax.io.storage import write_text
 from apr_jax.io.terminal import Terminal
 from apr_jax.model.sharding import make_mesh
 from apr_jax.text.tokenizer import Tokenizer
@@ -79,9 +78,7 @@ def train(
 
         if jax.process_index() == 0:
             with disk_errors(workdir):
-                write_text(
-                    workdir / "config.json", json.dumps(to_dict(run.config), indent=2) + "\n"
-                )
+                write_json(workdir / "config.json", to_dict(run.config))
 
         start = int(state.step)
         if profile is not None:

@@ -18,7 +18,7 @@ from typing import Any
 
 from apr_jax.errors import UsageError, UserError
 from apr_jax.io.disk_errors import disk_errors
-from apr_jax.io.storage import write_text
+from apr_jax.io.json_files import write_json
 from apr_jax.model.hf import CONFIG, WEIGHTS, save_llama
 from apr_jax.text.tokenizer import BOS, CONTROL_PIECES, END_SPAWN, EOS, PAD, UNK, Tokenizer
 from apr_jax.train.checkpoint.restored import Restored
@@ -53,21 +53,18 @@ def export_folder(restored: Restored, folder: Path) -> None:
       UserError: the folder cannot be written.
     """
     check_folder(folder)
-    texts = {
-        name: json.dumps(values, indent=2) + "\n"
-        for name, values in tokenizer_files(restored.tokenizer).items()
-    }
-    names = [CONFIG, WEIGHTS, "tokenizer.model", *texts]
+    files = tokenizer_files(restored.tokenizer)
+    names = [CONFIG, WEIGHTS, "tokenizer.model", *files]
     with disk_errors(folder):
         try:
             folder.mkdir(parents=True, exist_ok=True)
             old = _listed(folder)
             # The list comes first, so that an interrupted export can be recognised as an export.
-            write_text(folder / _LIST, json.dumps({"files": names}, indent=2) + "\n")
+            write_json(folder / _LIST, {"files": names})
             for name in old - {_LIST}:
                 (folder / name).unlink(missing_ok=True)
-            for name, text in texts.items():
-                write_text(folder / name, text)
+            for name, values in files.items():
+                write_json(folder / name, values)
             (folder / "tokenizer.model").write_bytes(restored.tokenizer.to_bytes())
         except OSError as error:
             raise UserError(f"cannot write to {folder}: {error}") from error

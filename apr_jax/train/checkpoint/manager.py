@@ -27,9 +27,10 @@ from apr_jax.compare import FREE, LENGTHS, differences
 from apr_jax.config import ConfigError, Experiment, from_dict, to_dict
 from apr_jax.errors import DiskError, LostProcess, UserError
 from apr_jax.io.disk_errors import Muffled, check_writable, disk_errors, quiet
+from apr_jax.io.json_files import write_json
 from apr_jax.io.lease import Lease
 from apr_jax.io.library_errors import shows_damage, what_went_wrong
-from apr_jax.io.storage import absolute, as_path, is_remote, move, require_reachable, write_text
+from apr_jax.io.storage import absolute, as_path, is_remote, move, require_reachable
 from apr_jax.text.tokenizer import Tokenizer
 from apr_jax.train.checkpoint.checksum import array_sums, changed, json_sum
 from apr_jax.train.checkpoint.exported import SUFFIX, load_exported
@@ -218,7 +219,7 @@ class Checkpoints:
             with disk_errors(self._folder):
                 meta = _read_meta(folder) | {"metrics": metrics, "unvalidated": False}
                 meta["meta_sum"] = json_sum(meta)
-                write_text(_json_file(folder, "meta"), json.dumps(meta))
+                write_json(_json_file(folder, "meta"), meta)
         all_of(True)  # Waits until the first process is done.
 
     def wait(self) -> None:

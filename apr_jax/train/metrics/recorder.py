@@ -22,6 +22,7 @@ from rich.table import Column
 
 from apr_jax.errors import LostLease
 from apr_jax.io.disk_errors import TolerantStream, disk_errors
+from apr_jax.io.json_files import json_line
 from apr_jax.io.lease import Lease
 from apr_jax.io.storage import Mirror, as_path, write_text
 from apr_jax.io.terminal import Terminal
@@ -160,7 +161,7 @@ class Recorder:
             # Unless somebody has deleted it, the line is there.
             if lines and json.loads(lines[-1])["step"] == step:
                 line = json.loads(lines.pop())
-            write_text(self._path, "".join([*lines, json.dumps(line | numbers) + "\n"]))
+            write_text(self._path, "".join([*lines, json_line(line | numbers)]))
             self._open()
         for name, value in numbers.items():
             self._board.add_scalar(name, value, step)
@@ -244,7 +245,7 @@ class Recorder:
         if self._lease is not None:
             self._lease.check()
         with disk_errors(self._path):
-            self._file.write(json.dumps({"step": step, "stage": self._stage, **finite}) + "\n")
+            self._file.write(json_line({"step": step, "stage": self._stage, **finite}))
             self._file.flush()
             for name, value in numbers.items():
                 self._board.add_scalar(name, value, step)
