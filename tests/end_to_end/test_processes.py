@@ -16,24 +16,38 @@ import jax
 import numpy as np
 import pytest
 from helpers.together import ROOT, train
-from helpers.whole_runs import Interrupt, assert_close, changed, repeatable
+from helpers.whole_runs import Interrupt, assert_close, changed, logged, repeatable
 
 from apr_jax.config import MeshConfig
 from apr_jax.errors import UsageError
 from apr_jax.io.runtime import HEARTBEAT_SECONDS, join_processes
 from apr_jax.train import sft
 from apr_jax.train.checkpoint.manager import BEST, FOLDER, load_checkpoint
+from apr_jax.train.config import RewardConfig
 from apr_jax.train.rl.trainer import train_rl
 from apr_jax.train.sft import train_sft
 
 
 def _config(config, shards, steps=6):
+    """A config for `shards` devices whose trees differ in reward: a model this small never hits a
+    target, but its tokens have a price.
+
+    Otherwise the gradient of the first step would be rounding, and Adam would make an update of it.
+    """
+    reward = RewardConfig(token_price=0.01)
     return changed(
         config,
         sft={"batch_rows": 4, "streams": 4, "steps": steps},
-        rl={"micro_batch_rows": 4},
+        rl={"micro_batch_rows": 4, "reward": reward},
         mesh=MeshConfig(data=shards),
     )
+
+
+def _assert_rewards_differ(workdir):
+    """Every step of RL had a gradient to follow."""
+    steps = logged(workdir)[1:]
+    assert all(line["zero_std_groups"] < 2 for line in steps), "nothing would be learned"
+    assert all(line["grad_norm"] > 1e-2 for line in steps), "rounding would be learned"
 
 
 def _train_together(count, stages, config, data_dir, tmp_path):
@@ -42,6 +56,7 @@ def _train_together(count, stages, config, data_dir, tmp_path):
     train_sft(config, data_dir, tmp_path / "alone_sft", "apr", progress=False)
     if "rl" in stages:
         train_rl(config, data_dir, tmp_path / "alone_rl", tmp_path / "alone_sft", progress=False)
+        _assert_rewards_differ(tmp_path / "alone_rl")
     for stage in stages:
         more = ("--init", tmp_path / "alone_sft") if stage == "rl" else ()
         for status, said in train(
@@ -62,11 +77,10 @@ def test_two_processes_reinforce_as_one_though_one_of_them_is_told_to_stop(
     """SIGTERM as soon as step 1 is saved, in the rollout of step 2 as a rule: both throw it away,
     and do it again.
     """
-    config, workdir = (
-        changed(_config(config, 2), rl={"micro_batch_rows": 4, "steps": 5}),
-        tmp_path / "rl",
-    )
+    config = changed(_config(config, 2), rl={"steps": 5})
+    workdir = tmp_path / "rl"
     train_rl(config, data_dir, tmp_path / "alone", checkpoint, progress=False)
+    _assert_rewards_differ(tmp_path / "alone")
     run = train(2, config, tmp_path, data_dir, "rl", workdir, "--init", checkpoint)
     run.until_step(1, workdir)
     run.processes[1].terminate()
