@@ -21,7 +21,7 @@ export APR_CACHE ?= $(CURDIR)/.cache/xla
 # Memory in large pages: a training step touches fresh memory throughout, 1.1 times as fast this way (docs/training.md).
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
-.PHONY: help venv demo wheel test test-all lint format bench solve clean
+.PHONY: help venv demo wheel test test-all lint format figures bench solve clean
 
 help:
 	@sed -n 's/^# \{0,1\}//p' Makefile | sed -n '1,7p'
@@ -58,6 +58,10 @@ lint: $(STAMP)
 format: $(STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# The tables and numbers of README.md and docs/, from the result files in experiments/.
+figures: $(STAMP)
+	$(BIN)/python docs/figures.py $(ARGS)
 
 bench: $(STAMP)
 	$(BIN)/apr bench solver --config experiments/nano.py

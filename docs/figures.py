@@ -1,0 +1,579 @@
+"""Fills the tables and numbers of README.md and docs/*.md from the result files in experiments/.
+
+    python docs/figures.py            # rewrites what is out of date, and prints the lines
+    python docs/figures.py --check    # writes nothing; exit status 1 if a line is out of date
+
+A table stands between two comments, which a reader of the rendered page does not see:
+
+    <!-- figures: nano-models -->
+
+    | | accuracy (95%) | total tokens |
+    ...
+
+    <!-- end -->
+
+A number within a sentence has a comment on each side: `RL gains <!--=early-least-gain-->10.6<!---->
+points`. The name in a marker is that of a function below, with hyphens for underscores: one that is
+decorated with `@table` or `@number`. To add a figure, write such a function, put its marker into a
+document with nothing inside, and run the script.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import functools
+import json
+import re
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from apr_jax.evaluate.cells import ON_TEST, comparison_cells
+
+ROOT = Path(__file__).resolve().parents[1]
+EXPERIMENTS = ROOT / "experiments"
+
+Rows = list[list[str]]  # Cells of a table, a list a row; the first row is the head.
+
+TABLES: dict[str, Callable[[], Rows]] = {}
+NUMBERS: dict[str, Callable[[], str]] = {}
+
+
+class FiguresError(Exception):
+    """A marker or a result file that the script cannot use."""
+
+
+def table(function: Callable[[], Rows]) -> Callable[[], Rows]:
+    """Registers a function that returns a table, under its name with hyphens."""
+    TABLES[function.__name__.replace("_", "-")] = function
+    return function
+
+
+def number(function: Callable[[], str]) -> Callable[[], str]:
+    """Registers a function that returns a number or a few words, under its name with hyphens."""
+    NUMBERS[function.__name__.replace("_", "-")] = function
+    return function
+
+
+# Result files.
+
+
+class Record(dict):
+    """An object of a result file that, asked for a missing key, says where it was looked for."""
+
+    def __init__(self, values: dict[str, Any], where: str):
+        """Wraps `values`, which stand at `where`: a file and the keys that lead there."""
+        super().__init__({key: _located(value, f"{where}.{key}") for key, value in values.items()})
+        self.where = where
+
+    def __missing__(self, key: str) -> Any:
+        """Raises the error that names the place and the key."""
+        raise FiguresError(f"{self.where} has no {key!r}")
+
+
+def _located(value: Any, where: str) -> Any:
+    """Returns `value` with every object in it as a `Record`."""
+    if isinstance(value, dict):
+        return Record(value, where)
+    if isinstance(value, list):
+        return [_located(item, f"{where}[{index}]") for index, item in enumerate(value)]
+    return value
+
+
+@functools.cache
+def read(path: Path) -> Record:
+    """Reads a result file; the errors of its records begin with the file's path."""
+    name = str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)
+    try:
+        return Record(json.loads(path.read_text()), f"{name}: results")
+    except (OSError, json.JSONDecodeError) as error:
+        raise FiguresError(f"{name} cannot be read: {error}") from error
+
+
+def results(scale: str) -> Record:
+    """Returns the results of a whole run of a scale, as `apr reproduce` wrote them."""
+    return read(EXPERIMENTS / scale / "results.json")
+
+
+def find_row(rows: Iterable[Record], key: str, value: str) -> Record:
+    """Returns the only row whose `key` begins with `value`."""
+    rows = list(rows)
+    chosen = [row for row in rows if row[key].startswith(value)]
+    if len(chosen) != 1:
+        where = rows[0].where if rows else "an empty list"
+        raise FiguresError(f"{len(chosen)} rows beside {where} have a {key} {value!r}, not one")
+    return chosen[0]
+
+
+# How values are written.
+
+
+def percent(share: float) -> str:
+    """Writes a share with its sign: `84.1%`."""
+    return f"{100 * share:.1f}%"
+
+
+def share_and_interval(share: float, low: float, high: float) -> str:
+    """Writes a share with its 95% interval: `84.1% (81.7 to 86.2)`."""
+    return f"{percent(share)} ({100 * low:.1f} to {100 * high:.1f})"
+
+
+def gap_and_interval(values: Sequence[float], scale: float = 1.0, digits: int = 0) -> str:
+    """Writes (gap, low, high), each times `scale`: `+11.5 (8.4 to 14.6)`."""
+    gap, low, high = (scale * value for value in values)
+    return f"{gap:+.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
+
+
+def whole(value: float) -> str:
+    """Writes a whole number: `1,741`."""
+    return f"{value:,.0f}"
+
+
+def tenths(value: float) -> str:
+    """Writes a number with one digit after the point: `18.7`."""
+    return f"{value:.1f}"
+
+
+# Tables that every scale has.
+
+
+def models(scale: str) -> Rows:
+    """Returns a row for each model of a scale: its greedy answers and what they cost."""
+    head = ["", "accuracy (95%)", "total tokens", "sequential tokens", "children", "longest thread"]
+    rows = [
+        [
+            row["label"],
+            share_and_interval(row["accuracy"], *row["ci95"]),
+            whole(row["total_tokens"]),
+            whole(row["sequential_tokens"]),
+            tenths(row["children"]),
+            whole(row["max_thread_tokens"]),
+        ]
+        for row in results(scale)["main"].values()
+    ]
+    return [head, *rows]
+
+
+def paper_cell(comparison: Record) -> str:
+    """Writes what the paper reports, and whether it is reached here."""
+    return ": ".join(filter(None, (comparison["paper"], comparison_cells(comparison)["verdict"])))
+
+
+def gap_cell(comparison: Record) -> str:
+    """Writes the gap of a comparison with its 95% interval."""
+    cells = comparison_cells(comparison)
+    return f"{cells['gap']} ({cells['interval'].replace('+', '')})"
+
+
+WIDER = ", SoS+ with beams 1 to 15 too"  # How the second row of a comparison differs in its name.
+
+
+def against_serial_search(scale: str) -> Rows:
+    """Returns a row for each comparison of APR with SoS+.
+
+    SoS+ on published beams stands in the first half of a row, SoS+ that may also use beams 1 to 15
+    in the second, empty where that model was not evaluated.
+    """
+    comparisons = {
+        tuple(row["comparison"].split(": ", 1)): row
+        for row in results(scale)["comparisons"]
+        if ": " in row["comparison"]
+    }
+    wider_rows = {
+        (question.removesuffix(WIDER), models.split(", ")[0]): (models, row)
+        for (question, models), row in comparisons.items()
+        if question.endswith(WIDER)
+    }
+
+    head = ["", "APR", "SoS+", "gap (95%)", "the paper"]
+    head += ["SoS+, beams 1 to 15 too", "gap (95%)", "problems"]
+    rows = [head]
+    for (question, models), row in comparisons.items():
+        if question.endswith(WIDER):
+            continue
+        parallel, serial = models.split(", ", 1)
+        cells = comparison_cells(row)
+        wider_models, wider = wider_rows.get((question, parallel), ("", None))
+        rows.append(
+            [
+                question,
+                _score_cell(cells["one"], parallel.removeprefix("APR")),
+                _score_cell(cells["other"], serial.removeprefix("SoS+")),
+                gap_cell(row),
+                paper_cell(row),
+                _wider_cell(wider_models, wider),
+                gap_cell(wider) if wider is not None else "",
+                _problems_cell(row, wider),
+            ]
+        )
+    return rows
+
+
+def _problems_cell(row: Record, wider: Record | None) -> str:
+    """Writes the number of problems of both comparisons in a row, once if it is the same."""
+    if wider is None or wider["n"] == row["n"]:
+        return whole(row["n"])
+    return f"{whole(row['n'])}; {whole(wider['n'])}"
+
+
+def _wider_cell(models: str, comparison: Record | None) -> str:
+    """Writes the score of SoS+ in a comparison in which it may use beams 1 to 15."""
+    if comparison is None:
+        return ""
+    _, serial = models.split(", ", 1)
+    detail = serial.removeprefix("SoS+ with beams 1 to 15").removeprefix("SoS+")
+    return _score_cell(comparison_cells(comparison)["other"], detail)
+
+
+def _score_cell(score: str, detail: str) -> str:
+    """Writes a score, and in parentheses how the answers were made, if that is special."""
+    detail = detail.strip().replace(" cons@", ", cons@")
+    return f"{score} ({detail})" if detail else score
+
+
+def gains_by_rl(scale: str) -> Rows:
+    """Returns a row for each model that was trained by RL: its score before and after."""
+    rows = [["", "before RL", "after RL", "gain, points (95%)", "the paper", "problems"]]
+    for row in results(scale)["comparisons"]:
+        what, _, model = row["comparison"].partition(", ")
+        if what == "RL's gain":
+            cells = comparison_cells(row)
+            before, after = cells["other"], cells["one"]
+            rows.append(
+                [model, before, after, gap_cell(row), paper_cell(row), whole(row["n"])],
+            )
+    return rows
+
+
+def every_comparison(scale: str) -> Rows:
+    """Returns all rows of the comparison table of a report, without the notes."""
+    rows = [["", "here", "total tokens", "gap (95%)", "the paper", "problems"]]
+    for row in results(scale)["comparisons"]:
+        cells = comparison_cells(row)
+        tokens = (row[side]["total_tokens"] for side in ("one_spent", "other_spent"))
+        rows.append(
+            [
+                row["comparison"],
+                f"{cells['one']}, {cells['other']}",
+                ", ".join(map(whole, tokens)),
+                gap_cell(row),
+                paper_cell(row),
+                whole(row["n"]),
+            ]
+        )
+    return rows
+
+
+# Scale nano.
+
+
+@table
+def nano_models() -> Rows:
+    """Shows the greedy answers of nano's models."""
+    return models("nano")
+
+
+@table
+def nano_against_serial_search() -> Rows:
+    """Compares APR with SoS+ at nano."""
+    return against_serial_search("nano")
+
+
+@table
+def nano_gains_by_rl() -> Rows:
+    """Shows what RL changed at nano."""
+    return gains_by_rl("nano")
+
+
+@table
+def nano_every_comparison() -> Rows:
+    """Shows all comparisons of nano's report."""
+    return every_comparison("nano")
+
+
+def nano_at_equal_tokens() -> Record:
+    """Returns nano's comparison of APR after RL with votes of SoS+ that take as many tokens."""
+    return find_row(
+        results("nano")["comparisons"], "comparison", "same total tokens: APR after RL, "
+    )
+
+
+@number
+def nano_tree_at_equal_tokens() -> str:
+    """Writes the accuracy of APR after RL, sampled, at nano."""
+    return percent(nano_at_equal_tokens()["one"])
+
+
+@number
+def nano_votes_at_equal_tokens() -> str:
+    """Writes the accuracy of as many samples of SoS+ as take the tokens of a tree."""
+    return percent(nano_at_equal_tokens()["other"])
+
+
+@number
+def nano_gap_at_equal_tokens() -> str:
+    """Writes the gap of the two, in points, with its interval."""
+    return gap_cell(nano_at_equal_tokens())
+
+
+@number
+def nano_tree_supervised() -> str:
+    """Writes the greedy accuracy of APR before RL."""
+    return percent(results("nano")["main"]["apr-sft"]["accuracy"])
+
+
+@number
+def nano_tree_after_rl() -> str:
+    """Writes the greedy accuracy of APR after RL."""
+    return percent(results("nano")["main"]["apr-rl"]["accuracy"])
+
+
+# An early model of scale nano: `apr ablation early`.
+
+EARLY_SEEDS = range(3)
+
+
+def early() -> Record:
+    """Returns the results of `apr ablation early`."""
+    return read(EXPERIMENTS / "nano" / "early.json")
+
+
+@table
+def early_models() -> Rows:
+    """Shows sampled answers of an early model before RL, and after it with and without a price."""
+    head = ["", "accuracy (95%)", "children", "total tokens", "sequential tokens", "greedy"]
+    rows = [head, _early_row("supervised", "seed 0, T = 1", "seed 0, supervised")]
+    for seed in EARLY_SEEDS:
+        name = f"seed {seed}, after RL"
+        rows.append(_early_row(f"RL, seed {seed}", f"{name}, T = 1", name))
+    for seed in EARLY_SEEDS:
+        name = f"price, seed {seed}, after RL"
+        label = f"RL with a price of 5e-4 a token, seed {seed}"
+        rows.append(_early_row(label, f"{name}, T = 1", name))
+    return rows
+
+
+def _early_row(label: str, sampled: str, greedy: str) -> list[str]:
+    """Returns the row of one model, from the names of its two evaluations."""
+    row = early()["rows"][sampled]
+    return [
+        label,
+        share_and_interval(row["accuracy"], *row["ci95"]),
+        tenths(row["children"]),
+        whole(row["total_tokens"]),
+        whole(row["sequential_tokens"]),
+        percent(early()["rows"][greedy]["accuracy"]),
+    ]
+
+
+@table
+def early_gaps() -> Rows:
+    """Shows what RL and the price change, problem by problem."""
+    rows = [["", "accuracy, points (95%)", "total tokens (95%)", "children (95%)"]]
+    for seed in EARLY_SEEDS:
+        for label, gap in (("RL", _rl_gap(seed)), ("the price", _price_gap(seed))):
+            rows.append(
+                [
+                    f"seed {seed}: effect of {label}",
+                    gap_and_interval(gap["accuracy"], scale=100, digits=1),
+                    gap_and_interval(gap["total_tokens"]),
+                    gap_and_interval(gap["children"], digits=1),
+                ]
+            )
+    return rows
+
+
+def _rl_gap(seed: int) -> Record:
+    """Returns the gap of the sampled answers after RL to those before it."""
+    return find_row(early()["gaps"], "one", f"seed {seed}, ")
+
+
+def _price_gap(seed: int) -> Record:
+    """Returns the gap of the sampled answers after RL with a price to those after RL without."""
+    return find_row(early()["gaps"], "one", f"price, seed {seed}, ")
+
+
+def range_of(values: Iterable[float], digits: int = 1) -> str:
+    """Writes the least and the greatest value: `10.6 to 12.6`."""
+    values = list(values)
+    return f"{min(values):.{digits}f} to {max(values):.{digits}f}"
+
+
+@number
+def early_accuracy_before() -> str:
+    """Writes the share of sampled answers of the early model that are right before RL."""
+    return percent(early()["rows"]["seed 0, T = 1"]["accuracy"])
+
+
+@number
+def early_gains_by_rl() -> str:
+    """Writes the least and the greatest gain of sampled answers by RL, in points."""
+    return range_of(100 * _rl_gap(seed)["accuracy"][0] for seed in EARLY_SEEDS)
+
+
+@number
+def early_more_children() -> str:
+    """Writes how many more children a sampled tree has after RL."""
+    return range_of(_rl_gap(seed)["children"][0] for seed in EARLY_SEEDS)
+
+
+@number
+def early_tokens_by_price() -> str:
+    """Writes by how many tokens of a tree the price changes what RL learns."""
+    return range_of((_price_gap(seed)["total_tokens"][0] for seed in EARLY_SEEDS), digits=0)
+
+
+@number
+def early_points_by_price() -> str:
+    """Writes by how many points of accuracy the price changes what RL learns."""
+    return range_of(100 * _price_gap(seed)["accuracy"][0] for seed in EARLY_SEEDS)
+
+
+@number
+def early_greedy_by_rl() -> str:
+    """Writes by how many points RL changes greedy answers, with the price and without."""
+    rows = early()["rows"]
+    before = rows["seed 0, supervised"]["accuracy"]
+    after = [
+        rows[f"{price}seed {seed}, after RL"]["accuracy"]
+        for price in ("", "price, ")
+        for seed in EARLY_SEEDS
+    ]
+    return range_of(100 * (accuracy - before) for accuracy in after)
+
+
+# All scales.
+
+
+@number
+def scales_chosen_by_test_problems() -> str:
+    """Writes the scales whose test problems also chose the best of several."""
+    scales = [
+        scale
+        for scale in ("mini", "nano")
+        if any(row["chosen"].startswith(ON_TEST) for row in results(scale)["comparisons"])
+    ]
+    return " and ".join(scales) or "no scale"
+
+
+# Documents.
+
+BEGIN = re.compile(r"<!-- figures: (\S+) -->")
+END = "<!-- end -->"
+NUMBER_BEGIN, NUMBER_END = "<!--=", "<!---->"
+NUMBER = re.compile(f"{NUMBER_BEGIN}(.*?)-->(.*?){NUMBER_END}")
+# What Markdown takes for the start of a block of HTML, in which nothing is formatted.
+STARTS_A_BLOCK = re.compile(rf"^[\s>]*([-*+]\s+|\d+\.\s+)?{NUMBER_BEGIN}")
+
+
+def fill(text: str, document: str) -> str:
+    """Returns the text of a document with all its tables and numbers made anew.
+
+    Args:
+      text: the document, in Markdown.
+      document: its name, for errors.
+
+    Raises:
+      FiguresError: if a marker is unknown, misplaced or not closed, or a result file lacks what a
+        figure needs. The message begins with the document's name and the line.
+    """
+    filled: list[str] = []
+    table_begins_at = 0  # The line of the open marker; 0 outside of tables.
+    for line_number, line in enumerate(text.splitlines(), start=1):
+        where = f"{document}:{line_number}"
+        begin = BEGIN.fullmatch(line)
+        if begin:
+            if table_begins_at:
+                raise FiguresError(f"{where}: the table of line {table_begins_at} has no {END}")
+            table_begins_at = line_number
+            rows = _compute(TABLES, begin[1], where)
+            filled += [line, "", *_markdown(rows), "", END]
+        elif line == END:
+            if not table_begins_at:
+                raise FiguresError(f"{where}: no table ends here")
+            table_begins_at = 0
+        elif not table_begins_at:
+            filled.append(_fill_numbers(line, where))
+    if table_begins_at:
+        raise FiguresError(f"{document}:{table_begins_at}: the table has no {END}")
+    return "\n".join(filled) + "\n"
+
+
+def _fill_numbers(line: str, where: str) -> str:
+    """Returns a line with the numbers between its markers made anew."""
+    if NUMBER_BEGIN not in line:
+        return line
+    if line.count(NUMBER_BEGIN) != len(NUMBER.findall(line)):
+        raise FiguresError(f"{where}: a number needs {NUMBER_END} behind it, in the same line")
+    if STARTS_A_BLOCK.match(line):
+        raise FiguresError(f"{where}: put a word before the number, or GitHub formats nothing here")
+
+    def replaced(marker: re.Match[str]) -> str:
+        value = _compute(NUMBERS, marker[1], where)
+        return f"{NUMBER_BEGIN}{marker[1]}-->{value}{NUMBER_END}"
+
+    return NUMBER.sub(replaced, line)
+
+
+def _compute(figures: dict[str, Callable[[], Any]], name: str, where: str) -> Any:
+    """Calls the function of a figure; its errors say which marker asked for it."""
+    if name not in figures:
+        known = ", ".join(sorted(figures))
+        raise FiguresError(f"{where}: no figure is called {name!r}; there are {known}")
+    try:
+        return figures[name]()
+    except FiguresError as error:
+        raise FiguresError(f"{where}: figure {name!r}: {error}") from error
+
+
+def _markdown(rows: Rows) -> Iterator[str]:
+    """Yields the lines of a table."""
+    head, *body = rows
+    for cells in (head, ["---"] * len(head), *body):
+        yield "|" + "|".join(f" {cell} " if cell else " " for cell in cells) + "|"
+
+
+def changed_lines(old: str, new: str) -> Iterator[tuple[int, list[str], list[str]]]:
+    """Yields each place where two texts differ: its first line in `old`, the old and new lines."""
+    before, after = old.splitlines(), new.splitlines()
+    matcher = difflib.SequenceMatcher(None, before, after, autojunk=False)
+    for kind, start, stop, new_start, new_stop in matcher.get_opcodes():
+        if kind != "equal":
+            yield start + 1, before[start:stop], after[new_start:new_stop]
+
+
+def main(arguments: Sequence[str] | None = None, root: Path = ROOT) -> int:
+    """Runs the script on the documents below `root`, and returns its exit status."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--check", action="store_true", help="write nothing, fail if out of date")
+    options = parser.parse_args(arguments)
+
+    texts = {
+        path: path.read_text() for path in [root / "README.md", *sorted(root.glob("docs/*.md"))]
+    }
+    try:  # All documents before the first is written: an error leaves them as they are.
+        filled = {path: fill(text, str(path.relative_to(root))) for path, text in texts.items()}
+    except FiguresError as error:
+        print(error, file=sys.stderr)
+        return 2
+
+    outdated = [path for path, text in texts.items() if filled[path] != text]
+    for path in outdated:
+        for line, before, after in changed_lines(texts[path], filled[path]):
+            print(f"{path.relative_to(root)}:{line}:")
+            for text in before:
+                print(f"  - {text}")
+            for text in after:
+                print(f"  + {text}")
+        if not options.check:
+            path.write_text(filled[path])
+    if options.check and outdated:
+        print("out of date: run `make figures`", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
