@@ -100,17 +100,28 @@ def _supervised(name: str, method: str, settings: tuple[str, ...] = ()) -> Varia
     return Variant(name, settings, method, reinforced=False, sampled=(1.0,))
 
 
+# What the RL of an early model is done with, by the beginning of the variant's name. A norm of 1e-4
+# cuts every gradient, so that all updates of a run begin at one length, whatever the trees earned.
+_EARLY_ARMS = {
+    "": (),
+    "price, ": ("train.rl.reward.token_price=5e-4",),
+    "always cut, ": ("train.rl.optimizer.clip=1e-4",),
+}
+
+
 def _early_variants() -> tuple[Variant, ...]:
-    """RL of one early model with and without a price on tokens, each with several seeds."""
+    """RL of one early model: plain, with a price on tokens, and with every gradient cut, each with
+    several seeds.
+    """
     variants = []
     for seed in _SEEDS:
-        for price_name, price in (("", 0), ("price, ", 5e-4)):
+        for arm, settings in _EARLY_ARMS.items():
             # The first variant trains the supervised model from which all others start.
-            is_first = seed == 0 and price == 0
+            is_first = seed == 0 and not arm
             variants.append(
                 Variant(
-                    f"{price_name}seed {seed}",
-                    (f"seed={seed}", f"train.rl.reward.token_price={price}"),
+                    f"{arm}seed {seed}",
+                    (f"seed={seed}", *settings),
                     after="" if is_first else "seed 0",
                     sampled=(1.0,),
                 )
@@ -119,12 +130,12 @@ def _early_variants() -> tuple[Variant, ...]:
 
 
 def _early_gaps() -> tuple[tuple[str, str], ...]:
-    """For each seed the gain of RL, and what the price changes."""
+    """For each seed the gain of RL, and what the price and the cut gradients change."""
     gaps = []
     for seed in _SEEDS:
         after_rl = f"seed {seed}, after RL, T = 1"
         gaps.append((after_rl, "seed 0, T = 1"))
-        gaps.append((f"price, {after_rl}", after_rl))
+        gaps += [(f"{arm}{after_rl}", after_rl) for arm in _EARLY_ARMS if arm]
     return tuple(gaps)
 
 
@@ -137,8 +148,8 @@ ABLATION_OF: dict[Question, Ablation] = {
     # Half of nano's supervised steps and a random parent beam from 1 up, as published, give a model
     # that spawns too little.
     Question.EARLY: Ablation(
-        "Does RL teach an early model to search wider, and does a price on tokens take back what"
-        " earns little?",
+        "Does RL teach an early model to search wider, does a price on tokens take back what earns"
+        " little, and is anything lost where every gradient is cut to one length?",
         _early_variants(),
         gaps=_early_gaps(),
         settings=(
