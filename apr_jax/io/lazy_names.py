@@ -7,7 +7,7 @@ from typing import Any
 
 
 def lazy_names(package: str, defined_in: Mapping[str, str]) -> Callable[[str], Any]:
-    """The `__getattr__` of a package: imports an exported name at its first use and keeps it.
+    """Returns a `__getattr__` for a package that imports an exported name at its first use.
 
     Args:
       package: the package's `__name__`.

@@ -207,7 +207,7 @@ class Lease:
         return _TAKEN
 
     def _is_stale(self, holder: dict[str, Any], version: Any) -> bool:
-        """Whether the lease of another host has not changed for long enough, as seen from here."""
+        """Returns whether this process saw no change of another host's lease for long enough."""
         now = _clock()
         if self._watched is None:
             self._watched = version, now
@@ -405,8 +405,9 @@ def _myself() -> dict[str, Any]:
 
 
 def _machine() -> str:
-    """Identifies this host, this start of it and this container, within which process numbers are
-    unique. The name alone does not: hosts may share one.
+    """Identifies where process numbers are unique: this host, this start of it, this container.
+
+    The host's name alone does not: hosts may share one.
     """
     boot = namespace = ""
     with contextlib.suppress(OSError):
@@ -417,7 +418,7 @@ def _machine() -> str:
 
 
 def _started(pid: int) -> str:
-    """When a process was started, in ticks of the machine; "" if that is not known.
+    """Returns when a process was started, in ticks of the machine; "" if that is not known.
 
     It tells apart processes that have the same number, one after the other.
     """
@@ -425,7 +426,7 @@ def _started(pid: int) -> str:
 
 
 def _state(pid: int) -> list[str] | None:
-    """State and start of a process according to /proc; None if it is not listed there."""
+    """Returns state and start of a process as /proc has them; None if it is not listed there."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
@@ -434,7 +435,7 @@ def _state(pid: int) -> list[str] | None:
 
 
 def _lives(holder: dict[str, Any]) -> bool | None:
-    """Whether the process that holds a lease lives; None if this host cannot tell."""
+    """Returns whether the process that holds a lease lives; None if this host cannot tell."""
     pid = holder.get("pid")
     if holder.get("machine") != _machine() or not isinstance(pid, int):
         return None
@@ -453,7 +454,7 @@ def _lives(holder: dict[str, Any]) -> bool | None:
 
 
 def _parse(text: str) -> dict[str, Any]:
-    """The content of a lease; empty if it is damaged."""
+    """Returns the content of a lease; empty if it is damaged."""
     try:
         values = json.loads(text)
     except ValueError:
@@ -470,5 +471,5 @@ def _named(holder: dict[str, Any]) -> str:
 
 
 def _clock() -> float:
-    """A clock in seconds that goes on while the machine sleeps."""
+    """Returns a clock in seconds that goes on while the machine sleeps."""
     return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))

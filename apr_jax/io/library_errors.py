@@ -1,9 +1,10 @@
-"""What an error of a library says about its cause: is a file damaged, or is the machine to blame?
+"""Tells from a library's error whether a file is damaged or the machine is to blame.
 
 Orbax, TensorStore, gcsfs and others raise errors of many types, which often differ in their text
 alone. A damaged step of a run is set aside, and an older one takes its place. But a step that
 cannot be read because of the machine, a permission or the network is left alone: the same command
-can read it later."""
+can read it later.
+"""
 
 import errno
 import re
@@ -41,23 +42,23 @@ def shows_damage(error: BaseException) -> bool:
 
     Damage shows in a checksum, in a parser that fails, or in a file that is missing. A device that
     is not there, too little memory, too many threads or open files, a missing permission, a disk or
-    a network that does not answer: these pass, and say nothing about the files."""
+    a network that does not answer: these pass, and say nothing about the files.
+    """
     original = _unwrapped(error)
     is_about_contents = isinstance(original, _PARSER_ERRORS) or _is_assertion_of_orbax(original)
     return is_about_contents and not is_of_machine(error)
 
 
 def is_of_machine(error: BaseException) -> bool:
-    """Returns whether the error, or any that led to it, has its cause in the machine, its
-    permissions or its network, and not in a file.
+    """Returns whether an error comes from the machine, a permission or the network, not a file.
+
+    The error, or any of those that led to it, may show that.
     """
     return any(map(_tells_of_machine, _causes(error)))
 
 
 def is_of_system(error: BaseException) -> bool:
-    """Returns whether TensorStore passes on an error of the operating system, or says that a
-    permission is missing.
-    """
+    """Returns whether TensorStore passes on a system's error or lacks a permission."""
     return _SYSTEM_ERROR.search(str(error)) is not None or "PERMISSION_DENIED" in str(error)
 
 

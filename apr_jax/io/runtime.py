@@ -1,5 +1,7 @@
-"""The setup of a process before JAX works: where compiled programs are kept, how many devices the
-CPU counts as, and with which other processes this one works.
+"""The setup of a process before JAX works.
+
+It decides where compiled programs are kept, how many devices the CPU counts as, and with which
+other processes this one works.
 """
 
 import os
@@ -35,7 +37,7 @@ _REFUSED: tuple[tuple[str, tuple[Any, ...], str], ...] = (
 
 
 def cache_folder() -> Path | None:
-    """The folder where compiled XLA programs are kept.
+    """Returns the folder where compiled XLA programs are kept.
 
     It is $APR_CACHE, by default ~/.cache/apr_jax, or None if the variable is "off".
 
@@ -48,8 +50,9 @@ def cache_folder() -> Path | None:
 
 
 def keep_compiled() -> None:
-    """Makes JAX keep compiled programs on disk, so that the same experiment, started again,
-    compiles nothing.
+    """Makes JAX keep compiled programs on disk.
+
+    The same experiment, started again, then compiles nothing.
     """
     folder = cache_folder()
     if folder is None:
@@ -175,7 +178,7 @@ def join_processes() -> None:
 
 
 def is_first() -> bool:
-    """Whether this process is the only one, or the first of those that run the command as one."""
+    """Returns whether this process is the first, or the only one, that runs the command."""
     import jax
 
     return not jax.distributed.is_initialized() or jax.process_index() == 0
@@ -213,7 +216,7 @@ def alone_fails() -> Iterator[None]:
 
 
 def _whole_number(variable: str) -> int | None:
-    """The value of an environment variable, or None if it is not set."""
+    """Returns the value of an environment variable, or None if it is not set."""
     text = os.environ.get(variable)
     if text is not None and not text.isdigit():
         raise UsageError(f"{variable}={text}: must be a whole number")

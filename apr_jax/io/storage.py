@@ -37,7 +37,7 @@ _PUSH_SECONDS = 60.0
 
 
 def as_path(path: str | os.PathLike[str]) -> Path:
-    """The path of a file or folder, of this machine or in a bucket.
+    """Returns the path of a file or folder, of this machine or in a bucket.
 
     Args:
       path: what a user wrote, as a string, or a path that was made of it.
@@ -63,7 +63,7 @@ def as_path(path: str | os.PathLike[str]) -> Path:
 
 
 def local_path(path: str | os.PathLike[str]) -> Path:
-    """The path of a file or folder of this machine.
+    """Returns the path of a file or folder of this machine.
 
     Raises:
       UsageError: there can be no such path, or it is in a bucket.
@@ -124,12 +124,12 @@ def _refuse_addresses(text: str) -> None:
 
 
 def is_remote(path: str | os.PathLike[str]) -> bool:
-    """Whether a path is in a bucket."""
+    """Returns whether a path is in a bucket."""
     return os.fspath(path).startswith(_SCHEME)
 
 
 def absolute(path: str | os.PathLike[str]) -> Path:
-    """The same path in a form that does not depend on the current folder."""
+    """Returns a path in a form that does not depend on the current folder."""
     whole = as_path(path)
     return whole if is_remote(whole) else whole.absolute()
 
@@ -219,7 +219,7 @@ def require_reachable(path: Path) -> None:
 
 
 def nearby(folder: Path) -> list[Path]:
-    """The folder itself and up to two folders above it."""
+    """Returns a folder and up to two folders above it."""
     whole = absolute(folder)
     parents = list(whole.parents[:2])
     if is_remote(whole):  # What is above the bucket is no folder.
@@ -238,12 +238,15 @@ def move(folder: Path, target: Path) -> None:
 
 
 def copies_folder() -> Path:
-    """The folder of copies of remote folders: $APR_COPIES, by default ~/.cache/apr_jax_copies."""
+    """Returns the folder for copies of remote folders.
+
+    It is $APR_COPIES, by default ~/.cache/apr_jax_copies.
+    """
     return folder_of(COPIES_VARIABLE, "~/.cache/apr_jax_copies")
 
 
 def folder_of(variable: str, default: str) -> Path:
-    """The folder of this machine that an environment variable names.
+    """Returns the folder of this machine that an environment variable names.
 
     Args:
       variable: name of the environment variable.
@@ -370,7 +373,7 @@ class Mirror:
 
 
 def _state(path: Path) -> tuple[int, int]:
-    """Time and size of a file, one of which differs after every change."""
+    """Returns time and size of a file, one of which differs after every change."""
     stat_result = path.stat()
     return stat_result.st_mtime_ns, stat_result.st_size
 

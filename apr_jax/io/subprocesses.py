@@ -39,8 +39,9 @@ def _is_standard(folder: str) -> bool:
 
 
 def protect_imports() -> None:
-    """Puts the standard library first in this process and in every Python process that it starts,
-    also through other libraries.
+    """Puts the standard library first on the import path, here and in all processes started here.
+
+    That holds for every Python process that this one starts, also through other libraries.
     """
     sys.path[:] = standard_library_first(sys.path)
     os.environ[_SAFE_PATH] = "1"

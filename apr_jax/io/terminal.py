@@ -32,8 +32,9 @@ _UNLIMITED = 100_000
 
 
 def visible(text: str) -> str:
-    """Replaces control characters by pictures (`␛` for an escape), or by codes (`\\x9b`) where they
-    have no picture. Line ends stay.
+    r"""Replaces control characters by pictures, such as `␛` for an escape; line ends stay.
+
+    A character that has no picture is replaced by its code, such as `\x9b`.
     """
     if text.isprintable():
         return text
@@ -105,7 +106,7 @@ class Whole:
 
 
 def natural_width(console: Console, table: Table) -> int:
-    """Number of columns that a table takes where the width is not limited."""
+    """Returns the number of columns that a table takes where the width is not limited."""
     unlimited = console.options.update(width=_UNLIMITED)
     return Measurement.get(console, unlimited, table).maximum
 

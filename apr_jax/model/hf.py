@@ -146,8 +146,11 @@ def load_llama(folder: Path) -> tuple[Params, ModelConfig]:
 
 
 def _parts(params: Params) -> Iterator[tuple[str, np.ndarray, int]]:
-    """Yields each tensor of the file: its name, the part of `params` that it is (a view), and the
-    number of that part's axes that are inputs.
+    """Yields each tensor of the file.
+
+    Yields:
+      its name; the part of `params` that it is, as a view; and the number of that part's axes that
+      are inputs.
     """
     yield "model.embed_tokens.weight", params["embed"], 0
     yield "model.norm.weight", params["final_norm"], 0
@@ -162,7 +165,7 @@ def _parts(params: Params) -> Iterator[tuple[str, np.ndarray, int]]:
 
 
 def _to_file(part: np.ndarray, inputs: int) -> np.ndarray:
-    """[in..., out...] -> [out, in]; a vector stays as it is."""
+    """Turns [in..., out...] into [out, in]; a vector stays as it is."""
     if inputs == 0:
         return part
     return part.reshape(math.prod(part.shape[:inputs]), -1).T

@@ -50,7 +50,8 @@ def make_mesh(
 
     Args:
       data: size of the data axis; 0 takes all devices that the other axes leave.
-      fsdp, tensor: sizes of these axes.
+      fsdp: size of the fsdp axis.
+      tensor: size of the tensor axis.
       devices: the devices; by default all there are.
 
     Raises:
@@ -75,7 +76,7 @@ def make_mesh(
 
 
 def on_tpu(mesh: Mesh) -> bool:
-    """Whether the mesh consists of TPUs, also of a topology that is only compiled for."""
+    """Returns whether the mesh consists of TPUs, also of a topology that is only compiled for."""
     return bool(mesh.devices.flat[0].platform == "tpu")
 
 
@@ -109,7 +110,7 @@ def over_torus(shape: tuple[int, ...], devices: list[Any]) -> np.ndarray:
 
 
 def _torus_of(devices: list[Any]) -> np.ndarray | None:
-    """The devices by their coordinates, or None if they fill no box.
+    """Arranges devices by their coordinates; returns None if they fill no box.
 
     The first direction is that of the cores of a chip.
     """
@@ -159,7 +160,7 @@ def _deal_axes(shape: tuple[int, ...], extent: tuple[int, ...]) -> list[list[_Pa
 
 
 def _prime_factors(number: int) -> list[int]:
-    """The prime factors of a number from the smallest on; none of 1."""
+    """Returns the prime factors of a number from the smallest on; none of 1."""
     for factor in range(2, number + 1):
         if number % factor == 0:
             return [factor, *_prime_factors(number // factor)]
@@ -167,7 +168,10 @@ def _prime_factors(number: int) -> list[int]:
 
 
 def spec_of(name: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
-    """How a parameter is split over the mesh; an axis that its mesh axis does not divide is not."""
+    """Returns how a parameter is split over the mesh.
+
+    An axis that its mesh axis does not divide is not split.
+    """
     spec: list[str | None] = []
     for logical, size in zip(LOGICAL_AXES[name], shape, strict=True):
         axis = RULES[logical]

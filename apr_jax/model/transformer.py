@@ -197,7 +197,9 @@ def forward(
       config: the model's shape.
       tokens: the packed rows.
       position: of each token in its thread's window.
-      segment, hidden_block, mesh: see `attend_packed`.
+      segment: thread of each token within its row, see `attend_packed`.
+      hidden_block: the spawn block that the token belongs to, or 0.
+      mesh: devices over which the rows are split, see `attend_packed`.
     """
     layer = Layer(config)
 

@@ -129,7 +129,7 @@ class Tokenizer:
         return cls(model)
 
     def to_bytes(self) -> bytes:
-        """The serialized SentencePiece model, as `tokenizer.model` and checkpoints hold it."""
+        """Serializes the SentencePiece model, as `tokenizer.model` and checkpoints hold it."""
         return self._model
 
     @property
@@ -183,7 +183,7 @@ class Tokenizer:
 
 
 def _unknown(character: str, text: str) -> UsageError:
-    """The error for a character that the tokenizer does not know."""
+    """Returns the error for a character that the tokenizer does not know."""
     shown = text if len(text) <= 60 else text[:57] + "..."
     return UsageError(
         f"text {shown!r}: the character {character!r} is unknown to the tokenizer; "

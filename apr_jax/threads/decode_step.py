@@ -16,7 +16,7 @@ from apr_jax.threads.scheduler import DecodeSlots, Threads
 
 
 def runs(slots: DecodeSlots) -> Bool[Array, " W"]:
-    """True for the decode slots that decode.
+    """Returns which decode slots decode.
 
     A decode slot whose thread has ended or waits keeps that thread until the loop stops next.
     """
@@ -26,9 +26,7 @@ def runs(slots: DecodeSlots) -> Bool[Array, " W"]:
 def take_step(
     threads: Threads, slots: DecodeSlots, logits: Float[Array, "W V"], limits: Limits
 ) -> tuple[Threads, DecodeSlots]:
-    """Draws a token on each running decode slot, records it in the thread's token sequence, and
-    updates the decode slot's registers.
-    """
+    """Draws and records a token on each running decode slot, and updates the slot's registers."""
     running = runs(slots)
 
     # Draw.

@@ -73,7 +73,7 @@ def draw_tree(
 
 
 def _marks(forest: ThreadForest, tree: int, thread_index: int) -> list[tuple[int, str]]:
-    """The marks of one thread as (step, mark), in time order."""
+    """Returns the marks of one thread as (step, mark), in time order."""
     tokens = np.asarray(forest.tokens)[tree, thread_index]
     sampled = np.asarray(forest.sampled)[tree, thread_index]
     parent = np.asarray(forest.parent)[tree]

@@ -1,5 +1,6 @@
-"""What a rollout returns: `ThreadForest`, every thread of every tree of a batch as arrays of fixed
-shapes, and `Work`, what it cost.
+"""What a rollout returns: a `ThreadForest`, and the `Work` that it took.
+
+A forest has every thread of every tree of a batch, as arrays of fixed shapes.
 
 Rescoring and the loss consume a forest, evaluation measures it and the viewer draws it. A
 demonstration can be a forest too: one in which no token was drawn by a policy.

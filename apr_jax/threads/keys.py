@@ -57,20 +57,23 @@ def run_key(seed: int, domain: Domain, *path: Int[ArrayLike, ""]) -> jax.Array:
 
 
 def root_key(key: jax.Array, tree: Int[ArrayLike, " B"]) -> UInt32[Array, "B 2"]:
-    """Key data of the root threads, from the rollout's key and each tree's identity alone."""
+    """Folds the key data of root threads from the rollout's key and each tree's identity alone."""
     return jax.vmap(lambda identity: jax.random.key_data(_fold(key, Domain.TREE, identity)))(tree)
 
 
 def child_key(
     parent: UInt32[ArrayLike, "2"], spawn_round: Int[ArrayLike, ""], child: Int[ArrayLike, ""]
 ) -> UInt32[Array, "2"]:
-    """Key data of one child, from its path in the tree: no schedule can change what it samples."""
+    """Folds the key data of a child from its path in the tree.
+
+    So no schedule can change what it samples.
+    """
     key = jax.random.wrap_key_data(parent, impl=KEYS)
     return jax.random.key_data(_fold(key, Domain.CHILD, spawn_round, child))
 
 
 def token_key(thread: UInt32[ArrayLike, "2"], place: Int[ArrayLike, ""]) -> jax.Array:
-    """The typed key of one token's noise, from its thread's key data and its place there."""
+    """Folds the typed key of one token's noise from its thread's key data and its place there."""
     return _fold(jax.random.wrap_key_data(thread, impl=KEYS), Domain.TOKEN, place)
 
 

@@ -1,5 +1,6 @@
-"""What a rollout may do (`Limits`, part of the result) and how it is scheduled (`Schedule`, never
-part of the result).
+"""What a rollout may do, and how it is scheduled.
+
+`Limits` change the trees that come out, `Schedule` only the time that they take.
 """
 
 import dataclasses

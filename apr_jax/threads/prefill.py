@@ -1,5 +1,6 @@
-"""Prefill: gives idle decode slots to threads that are ready, and reads the tokens that those
-threads see into the decode slots' caches.
+"""Prefill: gives idle decode slots to threads that are ready, and fills the slots' caches.
+
+The caches are filled with the tokens that the threads see.
 
 Shapes: W decode slots, E threads of one prefill batch, S tokens a step, M positions of the window,
 V vocabulary.
@@ -38,7 +39,10 @@ class RolloutState:
 
 
 def contexts(threads: Threads, row: Int[Array, " E"], limits: Limits) -> Int[Array, "E M"]:
-    """The token at each position that these threads see; no thread is within a spawn block."""
+    """Returns the token at each position that these threads see.
+
+    None of the threads may be within a spawn block.
+    """
     tokens = read(threads.tokens, row)  # [E, L]
     length = read(threads.length, row)
     layout = lay_out(tokens, read(threads.prompt_length, row), length)
@@ -110,7 +114,7 @@ def fill_slots(
 
 
 def _ready_alike(threads: Threads, cache_lengths: tuple[int, ...]) -> Bool[Array, " rows"]:
-    """True for the READY threads whose contexts need the same cache length as the first one's.
+    """Returns which READY threads have contexts of the same cache length as the first one's.
 
     Prefill reads all contexts of a batch to the end of the longest, so a short context beside a
     long one is mostly padding.

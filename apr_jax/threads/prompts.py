@@ -59,7 +59,10 @@ def make_prompts(
       ids: the token ids of each prompt, from `<bos>` on.
       width: P, to which the prompts are padded.
       tree: identities of the trees; by default 0, 1, 2 and so on.
-      temperature, top_k, top_p, children: see `Prompts`.
+      temperature: temperature of the sampling; 0 is greedy.
+      top_k: number of the most likely tokens that may be sampled; 0 is no limit.
+      top_p: probability that the tokens which may be sampled reach together; 1 is no limit.
+      children: children that the root must make, or NOT_FORCED.
 
     Raises:
       ValueError: a prompt or a setting cannot be used; the message names the prompt, the value and
@@ -141,7 +144,7 @@ def _check_prompt(number: int, prompt: Sequence[int], width: int) -> None:
 def _one_a_prompt(
     name: str, value: Any, count: int, dtype: type, low: float, high: float, rule: str
 ) -> np.ndarray:
-    """[count] the setting `name`, one value or one a prompt, checked against its bounds."""
+    """Checks a setting, one value or one a prompt, against its bounds; returns one a prompt."""
     given: np.ndarray = np.asarray(value)
     if given.ndim and given.shape != (count,):
         raise ValueError(

@@ -58,7 +58,7 @@ _ENDS = 200  # Marks a transition that ends the thread; its status is added to i
 
 
 def _transitions() -> list[list[int]]:
-    """What follows each phase (row) and token (column); the last column is text."""
+    """Lists what follows each phase (row) and token (column); the last column is text."""
     text = len(CONTROL_PIECES)  # Every id from here on is text.
     table = [[_ENDS + Status.MALFORMED] * (text + 1) for _ in range(_PHASES)]
 
@@ -106,7 +106,7 @@ def allowed_classes(
     forced: Int[Array, " W"],
     limits: Limits,
 ) -> UInt8[Array, " W"]:
-    """The classes that the next token of each thread may belong to.
+    """Returns the classes that the next token of each thread may belong to.
 
     All classes are allowed, except those that `limits.constrain` or a forced number of children
     forbids. `docs/protocol.md` has both rules as tables.
@@ -118,6 +118,7 @@ def allowed_classes(
       free_threads: threads that its children could take; 0 if it is too deep to spawn.
       made: children that its earlier spawns made.
       forced: children that it must make in all; negative if it is free.
+      limits: the limits of the rollout.
     """
     everything = jnp.full_like(phase, ALLOW_ALL)
     constrained = everything
@@ -137,7 +138,7 @@ def _constrained_classes(
     free_threads: Int[Array, " W"],
     limits: Limits,
 ) -> Int[Array, " W"]:
-    """The classes that keep the protocol, so that no thread is malformed and no message refused."""
+    """Returns the classes with which no thread is malformed and no message is refused."""
     # Every child must have a token, and so must the parent, after this token and the `</spawn>`.
     affordable = budget - 3
     most_messages = jnp.minimum(jnp.minimum(limits.children, free_threads), affordable)
@@ -159,7 +160,7 @@ def _forcing_classes(
     still_to_make: Int[Array, " W"],
     limits: Limits,
 ) -> Int[Array, " W"]:
-    """The classes with which a thread that must make a number of children makes just that many."""
+    """Returns the classes with which a thread makes just as many children as it must."""
     # It may not end before all children are made, and may not spawn after that.
     until_all_made = ALLOW_ALL - ALLOW_JOIN - ALLOW_EOS
     after_all_made = ALLOW_ALL - ALLOW_SPAWN

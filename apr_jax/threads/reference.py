@@ -1,9 +1,9 @@
-"""The definition of a thread tree in plain Python: one thread at a time, no cache, everything
-recomputed.
+"""The definition of a thread tree in plain Python.
 
-The device engine must agree with it in every field. It shares with the engine only the words
-(`Status`, control pieces, `Limits`), the keys, and the draw of one token from given logits; the
-protocol, spawns, joins and limits are written anew.
+It runs one thread at a time, without a cache, and recomputes everything. The device engine must
+agree with it in every field. It shares with the engine only the words (`Status`, control pieces,
+`Limits`), the keys, and the draw of one token from given logits; the protocol, spawns, joins and
+limits are written anew.
 """
 
 from __future__ import annotations
@@ -181,8 +181,10 @@ def _follow(thread: _Thread, token: int) -> None:
 
 
 def _allowed(thread: _Thread, limits: Limits) -> int:
-    """The classes of tokens that may come next: the protocol's if the rollout is constrained, less
-    those that a forced number of children forbids.
+    """Returns the classes of tokens that may come next.
+
+    If the rollout is constrained, they are those of the protocol. A forced number of children
+    forbids some of them.
     """
     classes = _constrained(thread, limits) if limits.constrain else set(_ALL_CLASSES)
 
@@ -199,7 +201,7 @@ def _allowed(thread: _Thread, limits: Limits) -> int:
 
 
 def _constrained(thread: _Thread, limits: Limits) -> set[int]:
-    """The classes of tokens that keep the protocol and refuse no message."""
+    """Returns the classes of tokens that keep the protocol and refuse no message."""
     # After this token and `</spawn>`, so many children and the thread can have a token each.
     affordable = thread.budget - 3
     free = len(thread.free) if thread.depth < limits.max_depth else 0

@@ -25,7 +25,7 @@ _CLASS_OF_CONTROL = {
 
 
 def token_classes(vocab: int) -> np.ndarray:
-    """[V] uint8, the class (`protocol.ALLOW_*`) of each token id."""
+    """Lists the class (`protocol.ALLOW_*`) of each token id, uint8 [V]."""
     control = [
         _CLASS_OF_CONTROL.get(token, p.ALLOW_OTHER) for token in range(len(p.CONTROL_PIECES))
     ]
@@ -93,7 +93,7 @@ def draw(
 
 
 def gumbel_noise(key: jax.Array, vocab: int) -> Float[Array, " V"]:
-    """Independent standard Gumbel numbers, -log(-log(u)), exact at both ends of u.
+    """Returns independent standard Gumbel numbers, -log(-log(u)), exact at both ends of u.
 
     `jax.random.gumbel` makes them of 23 random bits: no number is larger than 15.9, so tokens of
     less than about 1e-7 are hardly ever drawn, however many of them there are. Here u has 64 bits.
@@ -113,7 +113,7 @@ def gumbel_noise(key: jax.Array, vocab: int) -> Float[Array, " V"]:
 def gumbel_of_words(
     high: UInt32[ArrayLike, " V"], low: UInt32[ArrayLike, " V"]
 ) -> Float[Array, " V"]:
-    """-log(-log(u)), where 1 - u is the 64-bit number (high, low) as a fraction of 2^64."""
+    """Computes -log(-log(u)), where 1 - u is the 64-bit number (high, low) divided by 2^64."""
     # A float32 is fine near 0 and coarse near 1: take the distance to the nearer end of (0, 1).
     is_near_one = high < jnp.uint32(2**31)
     distance = _fraction(jnp.where(is_near_one, high, ~high), jnp.where(is_near_one, low, ~low))
@@ -124,7 +124,7 @@ def gumbel_of_words(
 
 
 def _fraction(high: UInt32[Array, " V"], low: UInt32[Array, " V"]) -> Float[Array, " V"]:
-    """(number + 1/2) / 2^64, so never 0.
+    """Computes (number + 1/2) / 2^64, which is never 0.
 
     All factors are powers of two, so the result is the same to the bit whether or not the compiler
     fuses products and sums.
@@ -135,7 +135,7 @@ def _fraction(high: UInt32[Array, " V"], low: UInt32[Array, " V"]) -> Float[Arra
 def _kept(
     logprobs: Float[ArrayLike, "W V"], top_k: Int[ArrayLike, " W"], top_p: Float[ArrayLike, " W"]
 ) -> Bool[Array, "W V"]:
-    """True for the tokens that top-k and top-p keep.
+    """Returns which tokens top-k and top-p keep.
 
     Top-p counts probability among the tokens that top-k keeps.
     """

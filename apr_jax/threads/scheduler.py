@@ -143,7 +143,7 @@ def children_ended(threads: Threads, parent: Int[Array, " n"]) -> Threads:
 
 
 def first_rows(mask: Bool[Array, " n"], count: int) -> Int[Array, " count"]:
-    """The first `count` places where the mask holds, filled up with its length ("no row")."""
+    """Finds the first `count` places where a mask holds, filled up with its length ("no row")."""
     return jnp.nonzero(mask, size=count, fill_value=mask.shape[0])[0].astype(jnp.int32)
 
 
@@ -241,8 +241,9 @@ def occupy(
 
 
 def release(threads: Threads, slots: DecodeSlots) -> tuple[Threads, DecodeSlots]:
-    """Writes the registers of decode slots whose threads ended or wait back to the table, and makes
-    those decode slots idle.
+    """Makes the decode slots idle whose threads ended or wait.
+
+    Their registers are written back to the table of threads.
     """
     row = slots.row
     stopped = (row < threads.rows) & (slots.status != Status.RUNNING)  # [W]

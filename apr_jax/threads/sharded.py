@@ -1,5 +1,6 @@
-"""The rollout on a mesh: every data shard decodes its own trees in its own loop, and the shards do
-not communicate.
+"""The rollout on a mesh.
+
+Every data shard decodes its own trees in its own loop, and the shards do not communicate.
 """
 
 import math
@@ -36,7 +37,10 @@ def make_rollout(
     The fields of `work` have a leading axis with one entry a shard.
 
     Args:
-      decode, init_cache, limits, schedule: see `tree_rollout`.
+      decode: the model's decoding, see `tree_rollout`.
+      init_cache: makes the model's empty cache, see `tree_rollout`.
+      limits: bounds of each tree.
+      schedule: how one shard decodes.
       mesh: the devices.
       axes: mesh axes over which trees are split.
       prepare: makes the parameters that `decode` takes, once a rollout, from those that are passed

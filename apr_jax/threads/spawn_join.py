@@ -19,12 +19,12 @@ from apr_jax.threads.scheduler import NOT_SPAWNED, Threads, children_ended, firs
 
 
 def needs_spawn(threads: Threads) -> Bool[Array, " rows"]:
-    """True where a closed spawn block waits for its children to be made."""
+    """Returns where a closed spawn block waits for its children to be made."""
     return (threads.status == Status.WAITING) & (threads.pending == NOT_SPAWNED)
 
 
 def needs_join(threads: Threads) -> Bool[Array, " rows"]:
-    """True where all children of a suspended thread have ended."""
+    """Returns where all children of a suspended thread have ended."""
     return (threads.status == Status.WAITING) & (threads.pending == 0)
 
 
@@ -117,8 +117,9 @@ def _find_messages(threads: Threads, row: Int[Array, " E"], limits: Limits) -> _
 def _admit(
     messages: Int[Array, " E"], parents: _Parents, limits: Limits
 ) -> tuple[Int[Array, " E"], Int[Array, "E 5"]]:
-    """Decides how many messages of each block start a child, and how many are refused for each
-    cause, in the order of `Refusal`.
+    """Decides how many messages of each block start a child, and how many are refused.
+
+    Refused messages are counted for each cause, in the order of `Refusal`.
     """
     too_deep = parents.depth >= limits.max_depth
     free_rows = parents.index_high - parents.index_low
@@ -206,7 +207,7 @@ def _place_children(
     child_key = of_parents(parents.key, parents.spawn_round, number[0])  # [E, C, 2]
 
     def each(value: Int[Array, "..."]) -> Int[Array, " n"]:
-        """A value of every child, [E * C], from one of all, of each parent or of each child."""
+        """Spreads a value of all, of each parent or of each child to every child, [E * C]."""
         return jnp.broadcast_to(value, starts.shape).reshape(-1)
 
     prompt_length = each(block.size + 1)  # With `<bos>`.
@@ -235,7 +236,7 @@ def _place_children(
 def _child_prompts(
     threads: Threads, row: Int[Array, " E"], block: _Messages, limits: Limits
 ) -> Int[Array, "n L"]:
-    """`<bos> message`, padded, for the C children of each of the E rows."""
+    """Makes the prompt `<bos> message`, padded, for the C children of each of the E rows."""
     place = jnp.arange(limits.max_thread_tokens, dtype=jnp.int32)[None, None, :]  # [1, 1, L]
     # Place 0 of the source is the `<msg>`, where the child has its `<bos>`.
     source = block.begin[:, :, None] + place  # [E, C, L]
@@ -333,7 +334,10 @@ def _find_answers(threads: Threads, row: Int[Array, " E"], limits: Limits) -> _A
 def _joined_block(
     threads: Threads, answers: _Answers, place: Int[Array, "E L"], limits: Limits
 ) -> Int[Array, "E L"]:
-    """The tokens at these places of the joined block; places outside of it give any token."""
+    """Returns the tokens at these places of the joined block.
+
+    Places outside of it give any token.
+    """
     # A place belongs to the last answer whose `<msg>` is not after it.
     has_begun = answers.message_at[:, None, :] <= place[:, :, None]  # [E, L, C]
     number = jnp.sum(answers.joined[:, None, :] & has_begun, axis=2) - 1

@@ -49,7 +49,9 @@ def attend_packed(
     The softmax is in float32.
 
     Args:
-      q, k, v: queries, keys and values.
+      q: queries.
+      k: keys.
+      v: values.
       segment: thread of each token within its row, counted from 1, every thread's tokens one after
         the other; 0 is padding, whose output means nothing.
       hidden_block: the spawn block that the token belongs to, or 0.
@@ -85,7 +87,7 @@ def visible(
     key_hidden_block: Int[Array, " M"],
     key_column: Int[Array, " M"],
 ) -> Bool[Array, "S M"]:
-    """The visibility rule of packed threads, for S queries and M keys of a row.
+    """Returns which of M keys each of S queries in a packed row sees.
 
     A query sees a key if the key is not after it, both are of the same thread, and the key is in no
     hidden block or in the query's own. All terms are [S, M].
@@ -99,7 +101,7 @@ def visible(
 
 
 def first_blocks(segment: Int[Array, "R L"], size: int) -> Int[Array, "R n"]:
-    """The first block of keys in which each block of queries sees anything.
+    """Finds the first block of keys in which each block of queries sees anything.
 
     A block that begins with padding sees itself alone.
 
@@ -116,7 +118,7 @@ def first_blocks(segment: Int[Array, "R L"], size: int) -> Int[Array, "R n"]:
 
 @jax.custom_vjp
 def _attend(q: Array, k: Array, v: Array, segment: Array, hidden_block: Array) -> Array:
-    """`attend_packed` on one device."""
+    """Computes `attend_packed` on one device."""
     return _forward(q, k, v, segment, hidden_block)[0]
 
 
@@ -177,7 +179,7 @@ def _forward_group(
     count, queries, size = q.shape
 
     def attend_block(block: tuple[Array, Array, Array]) -> tuple[Array, Array]:
-        """Output and log-sum-exp of one block of queries."""
+        """Computes output and log-sum-exp of one block of queries."""
         index, first, q = block
 
         def read(key_index: Array, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
@@ -220,7 +222,7 @@ def _backward_group(
     def attend_block(
         d_keys: tuple[Array, Array], block: tuple[Array, ...]
     ) -> tuple[tuple[Array, Array], Array]:
-        """Gradient of one block of queries, and what it adds to those of keys and values."""
+        """Computes the gradient of one block of queries and adds to those of keys and values."""
         index, first, q, grad, log_sum, inner = block
 
         def read(key_index: Array, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
@@ -268,7 +270,7 @@ def _for_each_group(work: Any, groups: tuple[Array, ...], rows: tuple[Array, ...
 
 
 def _block_size(length: int) -> int:
-    """P: at most BLOCK, and such that the last block of a row is nearly full."""
+    """Returns P, at most BLOCK, with which the last block of a row is nearly full."""
     blocks = math.ceil(length / BLOCK)
     return math.ceil(length / blocks)
 
@@ -276,11 +278,12 @@ def _block_size(length: int) -> int:
 def _mask(
     row: tuple[Array, Array, Array], index: Array, key_index: Array, count: int, queries: int
 ) -> Bool[Array, "Q P"]:
-    """True where a query of one block sees a key of another.
+    """Returns which queries of one block see which keys of another.
 
     Args:
       row: see `_forward_group`.
-      index, key_index: of the blocks of queries and of keys.
+      index: index of the block of queries.
+      key_index: index of the block of keys.
       count: n, blocks of a row.
       queries: Q, queries of a block.
     """
@@ -300,7 +303,7 @@ def _mask(
 
 
 def _block(x: Array, index: Array, count: int) -> Array:
-    """Block `index` of `count` equal ones along the first axis."""
+    """Takes block `index` of `count` equal blocks along the first axis."""
     size = x.shape[0] // count
     return jax.lax.dynamic_slice_in_dim(x, index * size, size)
 

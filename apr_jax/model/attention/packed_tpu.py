@@ -1,5 +1,6 @@
-"""Attention over packed rows as two TPU kernels (Pallas), with the same rule and the same skipped
-blocks as `packed.py`.
+"""Attention over packed rows as two TPU kernels (Pallas).
+
+They follow the same visibility rule and skip the same blocks as `packed.py`.
 
 The life of a block of queries:
 1. Thread and hidden block of a token become one number, its code, so that the visibility rule costs
@@ -48,10 +49,14 @@ def attend_on_tpu(
     hidden_block: Int[Array, "R L"],
     interpret: bool = False,
 ) -> Float[Array, "R L H K"]:
-    """`packed.attend_packed` on one TPU core.
+    """Computes `packed.attend_packed` on one TPU core.
 
     Args:
-      q, k, v, segment, hidden_block: see there.
+      q: queries.
+      k: keys.
+      v: values.
+      segment: thread of each token within its row, see `attend_packed`.
+      hidden_block: the spawn block that the token belongs to, or 0.
       interpret: runs the kernels as plain JAX on any device; for tests.
     """
     return _forward(q, k, v, segment, hidden_block, interpret)[0]
@@ -108,7 +113,10 @@ attend_on_tpu.defvjp(_forward, _backward)
 
 
 def block_size(length: int) -> int:
-    """P: a multiple of 128, at most BLOCK, and such that the last block of a row is nearly full."""
+    """Returns P, with which the last block of a row is nearly full.
+
+    It is a multiple of 128 and at most BLOCK.
+    """
     blocks = math.ceil(length / BLOCK)
     return math.ceil(length / (blocks * _LANES)) * _LANES
 
@@ -116,7 +124,7 @@ def block_size(length: int) -> int:
 def block_range(
     segment: Int[Array, "R L"], size: int
 ) -> tuple[Int[Array, "R n"], Int[Array, "R n"]]:
-    """Which blocks see each other.
+    """Finds which blocks see each other.
 
     Padding counts as one more thread, after all others.
 
@@ -151,7 +159,7 @@ def _forward_call(
     share = heads // k.shape[1]  # Query heads that share a key/value head.
 
     def key(i: Array, t: Array, row: Array, first: Any) -> Array:
-        """The block of keys of turn t; turns beyond the last one repeat it."""
+        """Returns the block of keys of turn t; turns beyond the last one repeat it."""
         return jnp.minimum(first[row, i] + t, i)
 
     # The blocks that a turn of the grid (row r, head h, block of queries i, turn t) works on.
@@ -212,10 +220,16 @@ def _forward_kernel(
 
     Args:
       first: [R, n] first block of keys of each block of queries.
-      code, key_code: [1, 1, P], [1, P, 1] codes of queries and of keys.
-      q, k, v: [1, 1, K, P] blocks.
-      out, log_sum: [1, 1, K, P], [1, 1, 1, P] results.
-      highest, total, sums: [1, P], [1, P], [K, P] scratch: running maximum, sum and product.
+      code: [1, 1, P] codes of the queries.
+      key_code: [1, P, 1] codes of the keys.
+      q: [1, 1, K, P] block of queries.
+      k: [1, 1, K, P] block of keys.
+      v: [1, 1, K, P] block of values.
+      out: [1, 1, K, P] result, the output.
+      log_sum: [1, 1, 1, P] result, the log-sum-exp.
+      highest: [1, P] scratch, the running maximum.
+      total: [1, P] scratch, the running sum.
+      sums: [K, P] scratch, the running product.
       size: P.
     """
     row, i, t = pl.program_id(0), pl.program_id(2), pl.program_id(3)
@@ -269,7 +283,7 @@ def _backward_call(
     summed = jax.ShapeDtypeStruct(q.shape, k.dtype if share == 1 else jnp.float32)
 
     def query(j: Array, t: Array, row: Array, last: Any) -> Array:
-        """The block of queries of turn t; turns beyond the last one repeat it."""
+        """Returns the block of queries of turn t; turns beyond the last one repeat it."""
         return jnp.minimum(j + t, last[row, j])
 
     # The blocks that a turn of the grid (row r, head h, block of keys j, turn t) works on.
@@ -339,12 +353,20 @@ def _backward_kernel(
 
     Args:
       last: [R, n] last block of queries of each block of keys.
-      code, key_code: [1, 1, P], [1, P, 1] codes of queries and of keys.
-      q, k, v, grad: [1, 1, K, P] blocks; `grad` is that of the output.
-      log_sum, inner: [1, 1, 1, P] of the queries.
-      d_q: [1, 1, K, L] result, of the whole row.
-      d_k, d_v: [1, 1, K, P] results.
-      q_sums, k_sums, v_sums: [K, L], [K, P], [K, P] scratch.
+      code: [1, 1, P] codes of the queries.
+      key_code: [1, P, 1] codes of the keys.
+      q: [1, 1, K, P] block of queries.
+      k: [1, 1, K, P] block of keys.
+      v: [1, 1, K, P] block of values.
+      grad: [1, 1, K, P] gradient of the output.
+      log_sum: [1, 1, 1, P] log-sum-exp of the queries.
+      inner: [1, 1, 1, P] product of the gradient and the output, summed over K.
+      d_q: [1, 1, K, L] result, the queries' gradient of the whole row.
+      d_k: [1, 1, K, P] result, the keys' gradient.
+      d_v: [1, 1, K, P] result, the values' gradient.
+      q_sums: [K, L] scratch for `d_q`.
+      k_sums: [K, P] scratch for `d_k`.
+      v_sums: [K, P] scratch for `d_v`.
       size: P.
     """
     row, j, t = pl.program_id(0), pl.program_id(2), pl.program_id(3)
@@ -391,7 +413,7 @@ def _visible(code: Array, key_code: Array, i: Array, j: Array, size: int) -> Arr
 
 
 def dot(left: Array, right: Array, axes: tuple[int, int]) -> Array:
-    """The product over one axis of each operand, summed in float32; for use within a kernel."""
+    """Multiplies over one axis of each operand, summed in float32; for use within a kernel."""
     if pltpu.is_tpu_device() and pltpu.get_tpu_info().generation < 4:
         # The kernel compiler has no bfloat16 operands for v2 and v3, whose matrix units round
         # float32 operands to bfloat16.

@@ -126,12 +126,12 @@ def attend_cached(
 
 
 def _fold(x: Array, groups: int) -> Array:
-    """[W, S, H, K] -> [W, G, H/G * S, K]."""
+    """Turns [W, S, H, K] into [W, G, H/G * S, K]."""
     rows, queries, heads, size = x.shape
     return x.transpose(0, 2, 1, 3).reshape(rows, groups, heads // groups * queries, size)
 
 
 def _unfold(x: Array, heads: int) -> Array:
-    """[W, G, H/G * S, K] -> [W, S, H, K]."""
+    """Turns [W, G, H/G * S, K] into [W, S, H, K]."""
     rows, _, _, size = x.shape
     return x.reshape(rows, heads, -1, size).transpose(0, 2, 1, 3)

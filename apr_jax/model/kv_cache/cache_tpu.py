@@ -1,5 +1,6 @@
-"""The key/value cache of decoding on TPU, and the kernel (Pallas) that writes one position of each
-decode slot and attends to the positions before it.
+"""The key/value cache of decoding on TPU, and its kernel (Pallas).
+
+The kernel writes one position of each decode slot and attends to the positions before it.
 
 The life of a decode step in a layer:
 1. The keys of a decode slot are [M, G * K], all heads of a position side by side. So they fill
@@ -84,7 +85,10 @@ def over(
     """Makes a layer's attention, as `kv_cache.cache.over` does.
 
     Args:
-      cache, positions, cache_length, cache_lengths: see there.
+      cache: keys and values of the layer.
+      positions: of the new tokens; a query sees the positions up to its own.
+      cache_length: only positions below it are read.
+      cache_lengths: where `kv_cache.cache` cuts its cache; this one is whole.
       interpret: runs the kernel as plain JAX on any device; for tests.
     """
     del cache_lengths
@@ -139,7 +143,9 @@ def _attend_one(
       used: positions in use, the new one included; a decode slot of which 0 are used stores
         nothing.
       cache_length: only positions below it are read.
-      q, k, v: of the new token.
+      q: queries of the new token.
+      k: its keys.
+      v: its values.
       cache: keys and values before it.
       interpret: see `over`.
     """
@@ -206,12 +212,17 @@ def _kernel(
     Args:
       used: [W] positions in use.
       q: [1, H / G, G * K] queries.
-      new_k, new_v: [1, 1, G * K] of the new position.
-      k, v: [1, size, G * K] the block.
-      out: [1, H / G, G * K] mean values.
-      k_tile, v_tile: [1, TILE, G * K] the rows around the new position.
+      new_k: [1, 1, G * K] keys of the new position.
+      new_v: [1, 1, G * K] values of the new position.
+      k: [1, size, G * K] keys of the block.
+      v: [1, size, G * K] values of the block.
+      out: [1, H / G, G * K] result, the mean values.
+      k_tile: [1, TILE, G * K] result, keys of the rows around the new position.
+      v_tile: [1, TILE, G * K] result, values of the rows around the new position.
       spread: [H, G * K] scratch, queries with zeros in the columns of other groups.
-      highest, total, sums: [H, 1], [H, 1], [H, G * K] scratch of the softmax.
+      highest: [H, 1] scratch, the running maximum of the softmax.
+      total: [H, 1] scratch, its running sum.
+      sums: [H, G * K] scratch, its running product.
       size: positions of a block.
       groups: G.
     """
