@@ -21,7 +21,8 @@ Both functions resume a run that was interrupted, and end as the unbroken run wo
     metrics/         what a run measures, and where the numbers go
 
 The functions are imported at their first use, because all settings of an experiment
-(`apr_jax.config`) need config.py, and the functions need these settings."""
+(`apr_jax.config`) need config.py, and the functions need these settings.
+"""
 
 from typing import TYPE_CHECKING
 

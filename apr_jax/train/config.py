@@ -116,8 +116,9 @@ class SftConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ObjectiveConfig:
-    """What the updates maximise. docs/objective.md has the formulas, and what each choice does to
-    the gradient.
+    """What the updates maximise.
+
+    docs/objective.md has the formulas, and what each choice does to the gradient.
 
     Attributes:
       advantage: how rewards are compared, see `train/rl/advantages.py`.

@@ -2,7 +2,8 @@
 
 Every process runs the same program on the rows of its own devices. Before anything that decides how
 the program goes on (a signal, a reward, a checkpoint that cannot be read), the processes agree on
-it. Otherwise they would take different ways, and wait for each other forever."""
+it. Otherwise they would take different ways, and wait for each other forever.
+"""
 
 import json
 import socket
@@ -113,7 +114,8 @@ class StragglerDetector:
     A step takes equally long in all processes: as long as in the slowest one. What differs is the
     time for which a host works at the step alone, waiting for nobody: reading data, verifying
     answers. These times are gathered behind every `_STRAGGLER_STEPS`-th step and read one step
-    later, so nobody waits for them."""
+    later, so nobody waits for them.
+    """
 
     def __init__(self) -> None:
         self._alone = jax.process_count() == 1
@@ -181,7 +183,8 @@ class StopConsensus:
 
     The processes vote at every step, on the device behind the step, and read the result one step
     later, so nobody waits. Where steps are long they also vote within a step, at a point at which
-    all wait for each other anyway, and read the result at once."""
+    all wait for each other anyway, and read the result at once.
+    """
 
     def __init__(self) -> None:
         self._pending: jax.Array | None = None

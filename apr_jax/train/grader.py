@@ -1,7 +1,8 @@
 """The grader: puts problems to a policy, and verifies the answers of the trees that it grows.
 
 Both stages validate with it, and RL puts its training problems to the policy with it. All use one
-rollout, whose batches are of one shape, so that it is compiled once."""
+rollout, whose batches are of one shape, so that it is compiled once.
+"""
 
 import dataclasses
 import math

@@ -182,6 +182,7 @@ class Loop:
         """Waits for the save and ends the run as the signal `stop` does.
 
         Args:
+          stop: the signal.
           began: time at which the save began.
         """
         self._checkpoints.wait()

@@ -52,8 +52,13 @@ def train(
       blank: the state of step 0, from which a new run begins.
       stage: what is trained.
       restore_data: puts the data iterator where `stage.data_state` said it was.
-      log_every, counted, shown, progress, peak, bounds: see `Recorder`.
+      log_every: steps between two lines of metrics, see `Recorder`.
+      counted: metrics whose throughput is measured.
+      shown: metrics that the terminal shows.
+      progress: whether the terminal shows a progress bar.
+      peak: FLOP/s that the machine can do; 0 if that is not known.
       profile: step of which a profile is written to `workdir`/profile, or None.
+      bounds: metric -> the bound above which a step is reported.
 
     Returns:
       the state of the last step.

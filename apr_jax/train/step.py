@@ -3,7 +3,8 @@
     state, metrics = step(state, batch)
 
 Each is jitted whole, and the state is donated. State and batch arrive laid out on the mesh
-(`init_state`, `place_rows`, `place_forest`), and the new state keeps the layout of the old one."""
+(`init_state`, `place_rows`, `place_forest`), and the new state keeps the layout of the old one.
+"""
 
 import dataclasses
 import math
@@ -96,7 +97,8 @@ def make_rl_step(config: Experiment, optimizer: optax.GradientTransformation, me
 
     The third result is `ForestBatch.behaviour` for the next PPO epoch. If these log-probs are to be
     recomputed, the first epoch takes those of its own pass. Those of another program might be
-    rounded otherwise, and the ratios would not begin at 1."""
+    rounded otherwise, and the ratios would not begin at 1.
+    """
     temperature = config.train.rl.temperature
     objective = config.train.rl.objective
 
@@ -159,11 +161,11 @@ def make_rl_step(config: Experiment, optimizer: optax.GradientTransformation, me
 
 
 def make_rescore(config: Experiment, mesh: Mesh) -> Rescore:
-    """Makes `rescore(params, batch)`: log-probs of a recorded forest under other parameters,
-    [chunks, R, L].
+    """Makes `rescore(params, batch)` for the log-probs of a forest under other parameters.
 
-    It asks the reference policy once for each forest, before the first update, whatever the number
-    of PPO epochs."""
+    They are [chunks, R, L]. It asks the reference policy once for each forest, before the first
+    update, whatever the number of PPO epochs.
+    """
 
     def rescore(params: Any, batch: ForestBatch) -> jax.Array:
         def fill_chunk(index: jax.Array, filled: jax.Array) -> jax.Array:
@@ -270,6 +272,8 @@ def check_divides(field: str, count: int, mesh: Mesh) -> None:
 
     Args:
       field: the setting that holds the count, for the message.
+      count: number of rows.
+      mesh: the devices.
     """
     shards = batch_shards(mesh)
     if count % shards:

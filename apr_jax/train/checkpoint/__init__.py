@@ -9,7 +9,8 @@
     export_folder(restored, Path("apr-rl"))              # hf_folder.py: for `transformers`
 
 `Restored` (restored.py) holds the weights with all that evaluation and RL need of them.
-checksum.py notices flipped bits. docs/checkpoints.md says what each fault does."""
+checksum.py notices flipped bits. docs/checkpoints.md says what each fault does.
+"""
 
 from apr_jax.train.checkpoint.exported import SUFFIX, export_file, load_exported
 from apr_jax.train.checkpoint.hf_folder import check_folder, export_folder

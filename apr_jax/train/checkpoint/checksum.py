@@ -6,7 +6,8 @@ The sum of an array is the sum of its words modulo 2^32, where each word is scra
 its index first. Scrambling is one to one, so a single damaged word always changes the sum; other
 damage goes unnoticed with a chance of about 2^-32. Integer addition does not depend on the order.
 So the sum is the same on every mesh, it is computed where the array lies, and a process needs only
-its own shards."""
+its own shards.
+"""
 
 import hashlib
 import json
@@ -35,9 +36,7 @@ def array_sums(tree: Any) -> dict[str, int]:
 
 
 def changed(tree: Any, sums: dict[str, int]) -> list[str]:
-    """Returns the sorted paths of leaves whose sum differs from the given one, or is missing in
-    either.
-    """
+    """Returns the sorted paths of leaves whose sums differ, or are missing on either side."""
     now = array_sums(tree)
     return sorted(path for path in now.keys() | sums.keys() if now.get(path) != sums.get(path))
 

@@ -8,7 +8,8 @@ The sums are compared whenever the file is loaded, because safetensors itself do
 flipped bit.
 
 Half the bits of each weight are left out, so a run cannot go on from such a file bit for bit. What
-the model answers hardly changes."""
+the model answers hardly changes.
+"""
 
 import base64
 import json

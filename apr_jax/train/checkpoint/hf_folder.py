@@ -10,7 +10,8 @@
 
 The last file marks the folder as an export, which a later export may replace. In a folder without
 it nothing is replaced and nothing is added: another model's tokenizer that stands there would be
-taken for the tokenizer of this model."""
+taken for the tokenizer of this model.
+"""
 
 import json
 from pathlib import Path

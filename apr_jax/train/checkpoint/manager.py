@@ -8,7 +8,8 @@
 Orbax writes in the background and renames the folder of a step when it is whole, so a killed run
 leaves no half step. The two last steps are kept, and the best one by validation accuracy. Whatever
 is read is compared with its sums (`checksum`), because neither Orbax nor TensorStore notices a
-flipped bit inside an array. docs/checkpoints.md says what each fault does."""
+flipped bit inside an array. docs/checkpoints.md says what each fault does.
+"""
 
 import base64
 import dataclasses
@@ -565,7 +566,8 @@ class _LastAndBest(preservation_policy.PreservationPolicy):
 
     Steps whose score cannot be read are kept too, because one of them may be the best. The scores
     are read from `meta` and not given to Orbax: it could not open a folder in which the metrics of
-    one step are damaged. The step that is being saved has no score yet, but is among the last."""
+    one step are damaged. The step that is being saved has no score yet, but is among the last.
+    """
 
     def __init__(self, folder: Path):
         self._folder = folder

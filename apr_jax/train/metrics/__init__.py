@@ -6,4 +6,5 @@
     profile.py       a profile of one step, operation by operation
     sample_tree.py   a tree as text, for TensorBoard
 
-The names are imported from these modules: profile.py needs the loop, which needs recorder.py."""
+The names are imported from these modules: profile.py needs the loop, which needs recorder.py.
+"""

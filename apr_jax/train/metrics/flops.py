@@ -1,9 +1,10 @@
-"""How well a training step uses the machine: the FLOPs that the model needs, and the FLOP/s that
-dense products reach on this machine.
+"""How well a training step uses the machine.
 
-Their ratio is the metric `mfu`, model FLOPs utilisation (Chowdhery et al. 2022, "PaLM", appendix
-B). The peak is measured and not taken from a data sheet, so that the metric means the same on a
-laptop, on a shared machine and on a TPU."""
+The metric `mfu` is model FLOPs utilisation (Chowdhery et al. 2022, "PaLM", appendix B): the FLOP/s
+that the model needs, as a share of the peak that dense products reach on this machine. The peak is
+measured and not taken from a data sheet, so that the metric means the same on a laptop, on a shared
+machine and on a TPU.
+"""
 
 import functools
 import time

@@ -3,7 +3,8 @@
 docs/metrics.md defines each metric. The metrics of a step stay on the device until the next step is
 under way, and are fetched only then, so the device never waits for the host. `metrics.jsonl` has
 one line for each logged step, also after interruptions: when a run is resumed, the lines after the
-restored step are cut off."""
+restored step are cut off.
+"""
 
 import json
 import math
@@ -170,7 +171,8 @@ class Recorder:
     def flush(self) -> Numbers | None:
         """Fetches and writes the pending step; waits for the device.
 
-        It is to be called before a save, so that no line is missing."""
+        It is to be called before a save, so that no line is missing.
+        """
         numbers = self._fetch()
         if self._writes:
             self._mirror.push()

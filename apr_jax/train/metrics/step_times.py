@@ -8,7 +8,8 @@ Nobody waits for an update: the next rollout is queued behind it, and starts whe
 So a separate thread waits for the result of the update and notes when it came. The split of a step
 is known only then, so its metrics are of type `LazyMetric`, numbers that are computed when they are
 read, which is while the next step is under way. Recording, validation and saves happen between the
-steps and are in none of the parts."""
+steps and are in none of the parts.
+"""
 
 import functools
 import threading

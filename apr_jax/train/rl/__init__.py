@@ -17,7 +17,8 @@ tests/train/rl/test_enumeration.py proves it.
     train_rl          trainer.py      the whole run; not imported here, it needs all of `train`
 
 For another JAX project: `policy_loss`, `token_weights` and `ADVANTAGES` need log-probs and packed
-`Rows`, and no model. examples/learn_to_spawn.py uses them so."""
+`Rows`, and no model. examples/learn_to_spawn.py uses them so.
+"""
 
 from apr_jax.train.rl.advantages import ADVANTAGES
 from apr_jax.train.rl.objective import (

@@ -6,7 +6,8 @@ and has no part in any mean. Where the advantage compares trees within their gro
 group get 0 if fewer than two of them are counted.
 
 docs/objective.md says which advantages leave the gradient unbiased, and the test
-tests/train/rl/test_enumeration.py proves it."""
+tests/train/rl/test_enumeration.py proves it.
+"""
 
 from collections.abc import Callable
 
@@ -32,20 +33,19 @@ def batch_mean(rewards: Rewards, counted: Counted) -> Rewards:
 
 
 def group_mean(rewards: Rewards, counted: Counted) -> Rewards:
-    """Returns A = r - mean reward of the group: GRPO without the division ("Dr. GRPO", Liu et al.
-    2025).
+    """Returns A = r - mean reward of the group.
 
-    The mean holds the tree's own reward, so the gradient is (G - 1) / G of the true one.
+    This is GRPO without its division ("Dr. GRPO", Liu et al. 2025). The mean holds the tree's own
+    reward, so the gradient is (G - 1) / G of the true one.
     """
     return _zero_where_zero_std(rewards, counted, rewards - _mean(rewards, counted))
 
 
 def group_std(rewards: Rewards, counted: Counted) -> Rewards:
-    """Returns A = (r - mean of the group) / standard deviation of the group (GRPO; Shao et al.
-    2024).
+    """Returns A = (r - mean of the group) / standard deviation of the group.
 
-    The gradient is biased. The variance is divided by G, not by G - 1. A group without variance
-    gets zeros.
+    This is the advantage of GRPO (Shao et al. 2024). The gradient is biased. The variance is
+    divided by G, not by G - 1. A group without variance gets zeros.
     """
     difference = rewards - _mean(rewards, counted)  # [problems, G]
     deviation = jnp.sqrt(_mean(difference**2, counted))  # [problems, 1]

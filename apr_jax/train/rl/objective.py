@@ -8,7 +8,8 @@ constant (docs/objective.md, tests/train/rl/test_enumeration.py). Other choices 
 `loss_aggregation` weigh the tokens as published methods do.
 
 `policy_loss` is a sum over tokens and returns its metrics as sums too (`Parts`). So a batch that is
-too large for one pass can be cut into chunks of rows, whose losses and parts add up."""
+too large for one pass can be cut into chunks of rows, whose losses and parts add up.
+"""
 
 import dataclasses
 import math
@@ -153,11 +154,11 @@ def policy_loss(
 def clipped_gain(
     ratio: Tokens, advantage: Tokens, clip: float, dual_clip: float = 0.0
 ) -> tuple[Tokens, Bool[Array, "R L"]]:
-    """Computes min(q A, clip(q, 1 - c, 1 + c) A) (PPO; Schulman et al. 2017), where A < 0 bounded
-    from below by d A (Ye et al. 2020).
+    """Computes min(q A, clip(q, 1 - c, 1 + c) A), where A < 0 bounded from below by d A.
 
-    Without d, the gradient of a token with a negative advantage that has become likely grows with
-    its ratio, without a bound.
+    The clip is that of PPO (Schulman et al. 2017), the bound that of Ye et al. (2020). Without d,
+    the gradient of a token with a negative advantage that has become likely grows with its ratio,
+    without a bound.
 
     Args:
       ratio: q.
@@ -197,7 +198,8 @@ def k3(d: Tokens) -> Tokens:
 
     Where the policy hardly ever samples a token any more, e^d overflows (d > 88 in float32), and
     long before that one such token dominates the gradient of a whole batch. A constant bound would
-    have the gradient 0 for just these tokens; a tangent keeps pulling them back."""
+    have the gradient 0 for just these tokens; a tangent keeps pulling them back.
+    """
     # The branch that is not chosen below must not overflow either: its gradient would be NaN.
     near = jnp.minimum(d, K3_LINEAR_FROM)
     exact = jnp.expm1(near) - near
@@ -264,13 +266,13 @@ def token_weights(
 def zero_advantage_trees(
     advantages: np.ndarray, counted: np.ndarray, config: ObjectiveConfig
 ) -> np.ndarray:
-    """Finds the trees, bool [B], whose tokens cannot change the gradient, so that rescoring them is
-    wasted work.
+    """Finds the trees whose tokens cannot change the gradient, bool [B].
 
-    These are the trees that are not counted, and those with the advantage 0, for example of groups
-    in which all trees earned the same. With a term of KL or entropy there are none, because it
-    gives every tree a gradient. With a loss aggregation other than "tree" there are none either,
-    because its divisor counts the tokens of all trees."""
+    To rescore them would be wasted work. These are the trees that are not counted, and those with
+    the advantage 0, for example of groups in which all trees earned the same. With a term of KL or
+    entropy there are none, because it gives every tree a gradient. With a loss aggregation other
+    than "tree" there are none either, because its divisor counts the tokens of all trees.
+    """
     if config.kl or config.entropy or config.loss_aggregation != "tree":
         return np.zeros(len(advantages), bool)
     return ~counted | (advantages == 0)

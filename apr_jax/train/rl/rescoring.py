@@ -27,13 +27,15 @@ def token_logprobs(
     temperature: float = 1.0,
     mesh: Mesh | None = None,
 ) -> tuple[Float[Array, "R L"], Float[Array, "R L"]]:
-    """Computes the log-prob under softmax(logits / temperature) of each sampled token, and the
-    entropy of the distribution it was drawn from.
+    """Computes the log-prob and the entropy of each sampled token.
 
-    Where the rollout forbade tokens (`Rows.allowed`), the distribution is over the tokens that were
-    allowed.
+    The log-prob is that under softmax(logits / temperature); the entropy is that of this
+    distribution. Where the rollout forbade tokens (`Rows.allowed`), the distribution is over the
+    tokens that were allowed.
 
     Args:
+      params: parameters of the model.
+      config: its shape.
       rows: packed threads; the token at column j is predicted at column j - 1 of the same thread.
       temperature: temperature of the sampling, positive.
       mesh: mesh over which the rows are split.

@@ -23,6 +23,7 @@ def tree_rewards(
       scores: [B], what the answers are worth, from 0 to 1 (`tasks.Score.reward`).
       forest: B trees, numpy leaves.
       price: price of a sampled token at this step.
+      config: the terms of the reward.
     """
     cost = price * forest.total_tokens + config.sequential_price * forest.sequential_tokens  # [B]
     penalty = config.overlong_penalty if config.overlong == "penalised" else 0.0
@@ -54,6 +55,7 @@ def next_price(price: float, tokens: float, config: RewardConfig) -> float:
     Args:
       price: price of a sampled token at this step.
       tokens: mean total tokens of the trees of this step.
+      config: holds the budget and the step of the price.
     """
     if not config.token_budget:
         return price

@@ -176,7 +176,8 @@ class _Trainer:
 
     Two of its numbers change during a run and are saved in each checkpoint: the current price of a
     token, and the mean tokens of a tree in the first step, by which all losses are divided.
-    Everything else follows from the number of the step."""
+    Everything else follows from the number of the step.
+    """
 
     def __init__(
         self,
@@ -320,7 +321,8 @@ class _Trainer:
 
         It is the same number in all steps and processes. The mean is over all trees, also those
         that cannot change the gradient: which trees these are changes from step to step, and a
-        divisor that changed with them would weigh the steps against each other."""
+        divisor that changed with them would weigh the steps against each other.
+        """
         if self._tokens_per_tree is None:
             self._tokens_per_tree = max(1.0, float(np.mean(forest.total_tokens, dtype=np.float64)))
         return self._tokens_per_tree
@@ -426,7 +428,8 @@ class TrainingProblems:
     """The problems that RL draws from: all training problems of the split.
 
     They are not only those whose demonstrations were kept: solvers fail on hard problems, or exceed
-    the limits on them, each method on other ones, and RL has to see hard problems too."""
+    the limits on them, each method on other ones, and RL has to see hard problems too.
+    """
 
     def __init__(self, problems: Sequence[Problem]):
         self._problems = problems
