@@ -1,5 +1,6 @@
-"""Does a policy discover spawning? HiddenDigit, the smallest task there is, is learned by RL after
-demonstrations, and from nothing.
+"""Shows whether a policy discovers spawning.
+
+HiddenDigit, the smallest task there is, is learned by RL after demonstrations, and from nothing.
 
     python examples/learn_to_spawn.py
 
@@ -7,7 +8,8 @@ The example puts the rollout, the objective and a transformer into a training lo
 root is asked `3+4` and should answer 7. In half of the demonstrations the root guesses, in the
 other half it asks a child that knows (tasks/toy.py). A policy that imitates them perfectly is right
 in 0.55 of all cases, and one that always asks is right in all. RL rewards right answers alone. From
-random weights, the policy was never shown what a child is for."""
+random weights, the policy was never shown what a child is for.
+"""
 
 import functools
 

@@ -6,7 +6,8 @@ A rollout needs two functions. `init_cache(slots, cache_length)` makes the memor
 `decode` reads tokens [W, S] at positions [W, S] into that memory and returns logits [W, S, V]. When
 its children have joined, a thread's position goes back to where it spawned them, so a recurrent
 network keeps the state that it had after every position. A position at or beyond the window marks
-padding, for which nothing is stored."""
+padding, for which nothing is stored.
+"""
 
 import functools
 

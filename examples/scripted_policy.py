@@ -3,7 +3,8 @@
     python examples/scripted_policy.py
 
 The root asks two children. Each of them counts down from its message and joins the number that it
-ends at. Then the root answers."""
+ends at. Then the root answers.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -33,9 +34,9 @@ def init_cache(slots, cache_length):
 
 
 def decode(params, tokens, cache, positions, cache_length):
-    """Any function of what the thread sees is a policy.
+    """Chooses the next token by the last one, its position and the prompt.
 
-    This one looks at the last token, its position and the prompt.
+    Any function of what the thread sees is a policy.
     """
     slot = jnp.arange(tokens.shape[0])[:, None]
     cache = cache.at[slot, positions].set(tokens, mode="drop")

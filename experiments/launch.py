@@ -1,9 +1,9 @@
-"""Launches a whole experiment, or a sweep of them, with XManager.
+r"""Launches a whole experiment, or a sweep of them, with XManager.
 
     python experiments/launch.py --config experiments/nano.py --out runs/launched
-    python experiments/launch.py --config experiments/nano.py --out runs/lr --tensorboard \\
+    python experiments/launch.py --config experiments/nano.py --out runs/lr --tensorboard \
         --sweep train.sft.optimizer.lr=1e-3,4e-3
-    python experiments/launch.py --config experiments/nano.py --out gs://BUCKET/nano \\
+    python experiments/launch.py --config experiments/nano.py --out gs://BUCKET/nano \
         --executor gke --image IMAGE --require tpu_v5e=2x4
 
 A work unit is one `apr reproduce`: data, SFT, RL, evaluation and report. When it is launched again,
@@ -200,7 +200,7 @@ def check_data(flags: argparse.Namespace, units: Sequence[Unit], config: Experim
 
 
 def job_arguments(flags: argparse.Namespace, unit: Unit) -> list[str]:
-    """The arguments of the job's `apr`: `reproduce ...`."""
+    """Returns the arguments of the job's `apr`: `reproduce ...`."""
     if flags.executor == "local":
         config = str(flags.config.absolute())
     else:
@@ -389,7 +389,7 @@ def tensorboard(folder: str, port: int) -> Iterator[None]:
 
 
 def _answers(port: int) -> bool:
-    """Whether something on this machine answers at a port."""
+    """Returns whether something on this machine answers at a port."""
     with contextlib.suppress(OSError), socket.create_connection(("localhost", port), timeout=1):
         return True
     return False

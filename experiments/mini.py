@@ -25,7 +25,7 @@ from apr_jax.train.config import ObjectiveConfig, OptimizerConfig, RlConfig, Sft
 
 
 def experiment() -> Experiment:
-    """The experiment of scale mini."""
+    """Makes the experiment of scale mini."""
     window = 1_024
     children = 22  # No four numbers have more first steps.
     return Experiment(

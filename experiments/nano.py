@@ -1,5 +1,6 @@
-"""Scale nano: three numbers from 1..30 and a model of less than 1M parameters, for minutes on 2 CPU
-cores.
+"""Scale nano: a model of less than 1M parameters, for minutes on 2 CPU cores.
+
+Its problems have three numbers from 1 to 30.
 
     apr reproduce --scale nano --out runs/nano
 """
@@ -14,7 +15,7 @@ from apr_jax.train.config import ObjectiveConfig, OptimizerConfig, RlConfig, Sft
 
 
 def experiment() -> Experiment:
-    """The experiment of scale nano."""
+    """Makes the experiment of scale nano."""
     window = 176
     return Experiment(
         name="nano",

@@ -1,5 +1,6 @@
-"""Scale paper: the published recipe (arXiv 2504.15466), with 228M parameters without embeddings and
-a window of 4,096.
+"""Scale paper: the published recipe (arXiv 2504.15466).
+
+The model has 228M parameters without embeddings and a window of 4,096.
 
     apr plan --config experiments/paper.py --topology v3:8x8      # says what fits, without a TPU
     apr reproduce --scale paper --out runs/paper    # on a pod; the authors used 128 TPU v3 cores
@@ -23,7 +24,7 @@ from apr_jax.train.config import ObjectiveConfig, OptimizerConfig, RlConfig, Sft
 
 
 def experiment() -> Experiment:
-    """The published values; comments stand beside values that the paper leaves open."""
+    """Makes the published experiment; comments stand beside values that the paper leaves open."""
     window = 4_096
     children = 10
     return Experiment(

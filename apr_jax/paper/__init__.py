@@ -1,6 +1,4 @@
-"""The reproduction of APR: the suite of evaluations, comparisons with the published figures,
-ablations.
-"""
+"""The reproduction of APR: the suite of evaluations, comparisons with the paper, ablations."""
 
 import enum
 from typing import Literal

@@ -96,7 +96,7 @@ _PRICED = ("train.rl.steps=40", "train.rl.optimizer.lr=1e-4")
 
 
 def _supervised(name: str, method: str, settings: tuple[str, ...] = ()) -> Variant:
-    """A row of the paper's Tables 1 and 2: a supervised model, greedily and at temperature 1."""
+    """Makes a row of the paper's Tables 1 and 2: a supervised model, at temperatures 0 and 1."""
     return Variant(name, settings, method, reinforced=False, sampled=(1.0,))
 
 
@@ -110,9 +110,7 @@ _EARLY_ARMS = {
 
 
 def _early_variants() -> tuple[Variant, ...]:
-    """RL of one early model: plain, with a price on tokens, and with every gradient cut, each with
-    several seeds.
-    """
+    """Makes RL runs from one early model: each arm of `_EARLY_ARMS` with several seeds."""
     variants = []
     for seed in _SEEDS:
         for arm, settings in _EARLY_ARMS.items():
@@ -130,7 +128,7 @@ def _early_variants() -> tuple[Variant, ...]:
 
 
 def _early_gaps() -> tuple[tuple[str, str], ...]:
-    """For each seed the gain of RL, and what the price and the cut gradients change."""
+    """Lists, for each seed, the gain of RL and what the price and the cut gradients change."""
     gaps = []
     for seed in _SEEDS:
         after_rl = f"seed {seed}, after RL, T = 1"
@@ -387,7 +385,7 @@ def show_ablation(ablation: dict[str, Any], out: Path) -> None:
 
 
 def _evaluation_stage(row: Row, out: Path) -> Stage:
-    """A stage that answers all test problems with the model of a row."""
+    """Makes a stage that answers all test problems with the model of a row."""
     folder = out / row.variant / row.folder
     model = f"{row.variant}/{row.stage}"
 
@@ -426,10 +424,9 @@ def _write(ablation: Ablation, out: Path) -> None:
 
 
 def _gap(rows: list[Row], out: Path, first: str, second: str) -> dict[str, Any]:
-    """The gap of two rows in each measure, with its 95% interval over the problems of both.
+    """Returns the gap of two rows in each measure, with its 95% interval over the problems of both.
 
-    Args:
-      first, second: labels of the rows; the gap is the first less the second.
+    The rows are named by their labels, and the gap is the first less the second.
     """
     traces_of = {}
     for label in (first, second):
@@ -451,7 +448,7 @@ def _gap(rows: list[Row], out: Path, first: str, second: str) -> dict[str, Any]:
 def _spread(
     rows: list[Row], summaries: dict[str, dict[str, Any]], stage: str
 ) -> dict[str, tuple[float, float]]:
-    """Mean and standard deviation of each measure over the variants' models of a stage."""
+    """Returns mean and standard deviation of each measure over the variants' models of a stage."""
     labels = [row.label for row in rows if row.stage == stage and row.is_plain]
     spread = {}
     for measure in MEASURES:

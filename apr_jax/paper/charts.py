@@ -1,5 +1,6 @@
-"""The look of figures: a method has the same colour everywhere, a stage the same kind of line. The
-figures read well on light and dark pages.
+"""The look of figures, which read well on light and dark pages.
+
+A method has the same colour everywhere, a stage the same kind of line.
 """
 
 from __future__ import annotations
@@ -140,7 +141,7 @@ def canvas(
 
 
 def colour(model: str) -> str:
-    """The colour of a model or method.
+    """Returns the colour of a model or method.
 
     Args:
       model: for example "apr/rl", "sos+", or "apr enforced".
@@ -193,6 +194,7 @@ def to_svg(figure: Figure, label: str) -> str:
     The same figure always gives the same text.
 
     Args:
+      figure: the figure.
       label: what a screen reader says.
     """
     text = io.StringIO()

@@ -1,12 +1,12 @@
-"""The paper's comparisons, made with the evaluations of this run. Each is the gap between two
-evaluations of the same problems, with its interval.
+"""The paper's comparisons, made with the evaluations of this run.
 
-A comparison sets APR (the first side) against serial search (the second) at equal cost: the same
-window, the same total tokens, at most the same seconds, or at most the same sequential tokens.
-Except at the same window, serial search may take whatever serves it best: the model of either
-stage, one answer or the vote of several samples (cons@n). Where it cannot spend as much as APR did,
-the note says so. What the threads of each side did stands beside its score. The paper's gap counts
-as reached if ours is at least as large, to the tenth of a point that the paper prints.
+Each is the gap between two evaluations of the same problems, with its interval. A comparison sets
+APR (the first side) against serial search (the second) at equal cost: the same window, the same
+total tokens, at most the same seconds, or at most the same sequential tokens. Except at the same
+window, serial search may take whatever serves it best: the model of either stage, one answer or the
+vote of several samples (cons@n). Where it cannot spend as much as APR did, the note says so. What
+the threads of each side did stands beside its score. The paper's gap counts as reached if ours is
+at least as large, to the tenth of a point that the paper prints.
 
 Where a comparison takes the best of several evaluations, their answers to validation problems
 choose it and its answers to test problems score it. A run without such answers chooses on the test
@@ -83,7 +83,7 @@ class _Side:
         return f"{model} cons@{self.votes}" if self.votes else model
 
     def cost(self, measure: str, rival: _Side) -> float:
-        """Mean `measure` of one answer, over the problems that `rival` answered too.
+        """Returns the mean `measure` of one answer, over the problems that `rival` answered too.
 
         Where several samples vote, their tokens add up and the longest of their chains counts.
         """
@@ -163,8 +163,7 @@ def _compared(
 ) -> Iterable[_Comparison | None]:
     """Compares with SoS+ with published beams and, if it was evaluated, with beams 1 to 15 too.
 
-    Args:
-      compare: takes the results, the serial models and `stage`.
+    `compare` takes the results, the serial models and `stage`.
     """
     yield compare(results, _PUBLISHED_BEAMS, *stage)
 
@@ -177,7 +176,7 @@ def _compared(
 
 
 def _has_beams_1_to_15(results: Results) -> bool:
-    """Whether SoS+ with beams 1 to 15 answered at every temperature of the comparisons."""
+    """Returns whether SoS+ with beams 1 to 15 answered at every temperature of the comparisons."""
     return all(
         results.get(BEAMS_1_TO_15, temperature=temperature)
         for temperature in compared_temperatures(results.config.evaluate)
@@ -260,7 +259,7 @@ def _same_tokens(
 
 
 def _with_as_many_tokens(serial: Answered, parallel: _Side) -> _Side:
-    """The vote of the fewest samples that take as many total tokens as an answer of `parallel`.
+    """Finds the vote of the fewest samples with as many total tokens as an answer of `parallel`.
 
     Where all samples together take fewer, it is the vote of all.
     """
@@ -305,7 +304,7 @@ def _latency(results: Results, serial: Sequence[str]) -> _Comparison | None:
 
 
 def _with_seconds(results: Results, serial: Sequence[str]) -> list[_Side]:
-    """Everything that these models can answer with whose seconds are known.
+    """Lists everything that these models can answer with whose seconds are known.
 
     Timed evaluations come first, then samples and their votes.
     """
@@ -403,9 +402,7 @@ def _gain(
 ) -> _Comparison | None:
     """Compares a method after RL with the same method before RL.
 
-    Args:
-      forced: number of children that the roots are forced to spawn, before and after; None leaves
-        them free.
+    Before and after, the roots are forced to spawn `forced` children; None leaves them free.
     """
     decoding = {"temperature": temperature, "forced": forced}
     before = results.get(f"{method}/sft", **decoding)
@@ -428,7 +425,7 @@ def _gain(
 def _published_gain(
     method: str, temperature: float, *, enforced: bool
 ) -> tuple[float, float] | None:
-    """The paper's accuracy (after RL, before RL) of Table 3; None where it prints none."""
+    """Returns (after RL, before RL), the accuracies in Table 3; None where it prints none."""
     # The parents of the paper's APR draw their beam, so its figures stand beside both of ours.
     method = method.replace(RANDOM_PARENT_BEAM, "apr")
     suffix = published_figures.ENFORCED if enforced else ""
@@ -469,7 +466,7 @@ def _budget(results: Results, serial: Sequence[str], stage: str) -> _Comparison 
 
 
 def _within(limit: int, side: _Side) -> _Side:
-    """The same side, where answers that took more than `limit` total tokens count as wrong."""
+    """Returns a side where answers that took more than `limit` total tokens count as wrong."""
     score = _cut(limit, side.answered, side.score, side.votes)
     choice = side.choice
     if choice and side.answered.validated:
@@ -478,7 +475,7 @@ def _within(limit: int, side: _Side) -> _Side:
 
 
 def _cut(limit: int, answered: Answered, score: Score, votes: int | None) -> Score:
-    """The score with 0 for each problem whose answer took more than `limit` total tokens."""
+    """Returns a score with 0 for each problem whose answer took more than `limit` total tokens."""
     values = {}
     for name, value in score.values.items():
         tokens = answered.spent([name], votes)["total_tokens"]
@@ -487,20 +484,20 @@ def _cut(limit: int, answered: Answered, score: Score, votes: int | None) -> Sco
 
 
 def seconds(answered: Answered) -> float:
-    """Mean over the timed problems of their median seconds."""
+    """Returns the mean over the timed problems of their median seconds."""
     assert answered.latency
     return mean(answered.latency["seconds"].values())
 
 
 def _clock(answered: Answered) -> str:
-    """The seconds of a timed evaluation in words, with the 95% interval over its problems."""
+    """Puts the seconds of a timed evaluation into words, with their 95% interval over problems."""
     assert answered.latency
     score = average(answered.latency["seconds"])
     return f"{score.mean:.2f} s ({score.low:.2f} to {score.high:.2f})"
 
 
 def _points(results: Results, model: str, temperature: float = 0.0) -> list[Answered]:
-    """The evaluations of a model at a temperature: with each requested condition, and with none.
+    """Lists a model's evaluations at a temperature: with each requested condition, and with none.
 
     Only the swept stage has conditions. The greedy ones are the points of Fig. 6.
     """
@@ -511,7 +508,7 @@ def _points(results: Results, model: str, temperature: float = 0.0) -> list[Answ
 
 
 def _at_all_temperatures(results: Results, models: Sequence[str]) -> list[Answered]:
-    """The evaluations (`_points`) of these models at all temperatures, the greedy ones first."""
+    """Lists the evaluations (`_points`) of these models at all temperatures, greedy ones first."""
     return [
         point
         for temperature in (0.0, *results.config.evaluate.temperatures)
@@ -521,7 +518,7 @@ def _at_all_temperatures(results: Results, models: Sequence[str]) -> list[Answer
 
 
 def _answers(answered: Answered) -> list[_Side]:
-    """Everything that an evaluation can answer with.
+    """Lists everything that an evaluation can answer with.
 
     That is its one tree a problem, or the votes of its first n samples for n from 1 to all.
     """
@@ -535,7 +532,7 @@ def _answers(answered: Answered) -> list[_Side]:
 
 
 def _best(sides: Sequence[_Side], *against: _Side) -> _Side | None:
-    """The most accurate of several sides, the first of equals; None if there are none.
+    """Returns the most accurate of several sides, the first of equals; None if there are none.
 
     Validation problems choose if all sides have answered them. Otherwise the test problems choose
     that all sides, and those `against` which they are compared, have answered.
@@ -558,16 +555,15 @@ def _best(sides: Sequence[_Side], *against: _Side) -> _Side | None:
 
 
 def _greedy(answered: Answered) -> _Side:
-    """An evaluation whose every tree is an answer, scored by its share of right answers."""
+    """Returns an evaluation whose every tree is an answer, scored by its share of right answers."""
     choice = answered.validated.accuracy() if answered.validated else None
     return _Side(answered, answered.accuracy(), choice=choice)
 
 
 def _published(scores: tuple[float, float], score: bool = False) -> _Published:
-    """Two scores of the paper, in percent, whose gap ours is to reach.
+    """Returns two scores of the paper, in percent, with the rule by which ours reach them.
 
-    Args:
-      score: whether our first score has to reach the paper's as well.
+    Our gap is to reach theirs, and with `score` our first score is to reach theirs as well.
     """
     first, second = scores
     least = first if score else -math.inf
@@ -580,7 +576,7 @@ def _published(scores: tuple[float, float], score: bool = False) -> _Published:
 
 
 def _shared(*scores: Score) -> list[str]:
-    """The problems that all scores have, in the order of the first score."""
+    """Returns the problems that all scores have, in the order of the first score."""
     return [name for name in scores[0].values if all(name in score.values for score in scores)]
 
 

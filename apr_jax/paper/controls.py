@@ -1,5 +1,6 @@
-"""Figures that the paper does not have: controls, what went wrong, the cost on n decode slots, and
-the curves of training.
+"""Figures that the paper does not have.
+
+They show controls, what went wrong, the cost on n decode slots, and the curves of training.
 """
 
 from __future__ import annotations

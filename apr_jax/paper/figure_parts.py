@@ -45,6 +45,8 @@ def cumulative(axes: Any, shown: Sequence[Answered], measure: str, largest: int)
     """Draws cumulative accuracy against a measure of the trees, with bands of 95%.
 
     Args:
+      axes: where it is drawn.
+      shown: the evaluations, a curve each.
       measure: a tree counts as right only if its measure is at most the value on the x axis.
       largest: the end of the x axis.
     """
@@ -65,7 +67,9 @@ def paired_bars(
     """Draws two bars for each name: a hollow one before RL, a full one after RL.
 
     Args:
+      axes: where they are drawn.
       pairs: name -> values before and after RL; a single value is drawn full.
+      title: stands above the bars.
       colours: a colour for each name; None takes the colours of the methods.
     """
     for index, (name, values) in enumerate(pairs.items()):
@@ -87,6 +91,7 @@ def intervals_on_bars(axes: Any, shown: Sequence[Answered | None]) -> None:
     """Draws intervals of 95% on the bars of `paired_bars`.
 
     Args:
+      axes: those of the bars.
       shown: the evaluation of each bar, in the order of the bars; None draws no interval.
     """
     for index, answered in enumerate(shown):
@@ -100,7 +105,7 @@ def intervals_on_bars(axes: Any, shown: Sequence[Answered | None]) -> None:
 
 
 def _bar_position(index: int, side: int) -> float:
-    """The place of a bar on the x axis: `side` is 0 before RL and 1 after."""
+    """Returns the place of a bar on the x axis: `side` is 0 before RL and 1 after."""
     return index + 0.4 * (side - 0.5)
 
 

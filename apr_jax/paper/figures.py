@@ -285,13 +285,13 @@ def enforced(results: Results) -> Drawn | None:
 
 
 def _enforced_counts(results: Results) -> dict[str, tuple[int | None, ...]]:
-    """Method -> the forced children of its bars in Fig. 7; None leaves the roots free."""
+    """Returns each method's forced children, a bar each, in Fig. 7; None leaves the roots free."""
     counts = (None, *results.config.evaluate.forced)
     return {"sos+": (None,), "apr": counts, RANDOM_PARENT_BEAM: counts}
 
 
 def _both_stages(results: Results, method: str, **decoding: Any) -> list[Answered]:
-    """A method's evaluations before and after RL; empty unless the run has both."""
+    """Returns a method's evaluations before and after RL; empty unless the run has both."""
     pair = [results.get(f"{method}/{stage}", **decoding) for stage in STAGES]
     found = [answered for answered in pair if answered]
     return found if len(found) == len(STAGES) else []
@@ -335,7 +335,7 @@ def _published_tokens(axes: Any, temperature: float) -> None:
 
 
 def _has_tokens(results: Results, temperature: float) -> bool:
-    """Whether the run has an evaluation for the panel of a temperature in Fig. 4a or 8."""
+    """Returns whether the run has an evaluation for the panel of a temperature in Fig. 4a or 8."""
     sweep = results.config.evaluate.sweep
     return bool(
         results.get(f"sos+/{sweep}", temperature=temperature)

@@ -1,5 +1,6 @@
-"""Demonstrations of the test problems: the accuracy and cost that a perfect imitator of the
-demonstrations would have.
+"""Demonstrations of the test problems.
+
+Their accuracy and cost are those that a perfect imitator of the demonstrations would have.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ def demonstrated(
 def _trace(
     task: Task, problem: Problem, method: str, seed: int, tokenizer: Tokenizer
 ) -> dict[str, Any]:
-    """A demonstration of a problem, written like the trace of an answer."""
+    """Demonstrates a problem, and writes it like the trace of an answer."""
     thread = task.demonstrate(problem, method, seed)
     streams = tokenize_tree(thread, tokenizer)
     sampled = [int(stream.sampled.sum()) for stream in streams]

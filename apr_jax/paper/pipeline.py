@@ -49,6 +49,7 @@ def reproduce(
     """Runs every stage that is not done yet.
 
     Args:
+      config: the experiment.
       out: folder of the run.
       data: where its data are, or will be built; by default out/data.
       only: "training" ends before the first evaluation, because evaluations need no pod; "figures"
@@ -157,7 +158,7 @@ def data_stage(
     methods: tuple[str, ...],
     check: Callable[[], None] = lambda: None,
 ) -> Stage:
-    """A stage that builds the data that `methods` are trained on, and then calls `check`."""
+    """Makes a stage that builds the data that `methods` are trained on, and then calls `check`."""
 
     def run() -> None:
         from apr_jax.data.build import build
@@ -171,10 +172,15 @@ def data_stage(
 def supervised_stage(
     name: str, config: Experiment, data: str, built: Path, out: Path, method: str
 ) -> Stage:
-    """A stage of supervised training into OUT/<name>.
+    """Makes a stage of supervised training into OUT/<name>.
 
     Args:
-      data: name of the stage that builds the data into the folder `built`.
+      name: name of the stage.
+      config: the experiment.
+      data: name of the stage that builds the data.
+      built: folder of the data.
+      out: folder of the run.
+      method: the method whose demonstrations the model learns from.
     """
 
     def run() -> None:
@@ -194,10 +200,15 @@ def supervised_stage(
 def reinforced_stage(
     name: str, start: str, config: Experiment, built: Path, out: Path, kind: str
 ) -> Stage:
-    """A stage of reinforcement learning into OUT/<name>.
+    """Makes a stage of reinforcement learning into OUT/<name>.
 
     Args:
+      name: name of the stage.
       start: name of the stage whose model it starts from, in OUT/<start>.
+      config: the experiment.
+      built: folder of the data.
+      out: folder of the run.
+      kind: stages of one kind take the same time for the same work.
     """
 
     def run() -> None:
@@ -213,9 +224,7 @@ def reinforced_stage(
 def _evaluations(config: Experiment, out: Path, built: Path) -> list[Stage]:
     """Lists the stages that measure the trained models: answers first, then seconds.
 
-    Args:
-      out: folder of the run.
-      built: folder of its data.
+    `out` is the folder of the run, and `built` that of its data.
     """
     from apr_jax.paper import suite
 
@@ -289,11 +298,10 @@ def _evaluation_stage(
     run: Callable[[], None],
     work: float,
 ) -> Stage:
-    """A stage that makes `file` of an evaluation's folder.
+    """Makes a stage whose `run` writes `file` into an evaluation's folder.
 
-    Args:
-      what: begins the stage's name, and its kind: stages of one method take alike.
-      work: see `Stage`.
+    `what` begins the name of the stage and its kind. Stages of one method are of one kind, because
+    they take equally long for the same `work`.
     """
     method = evaluation.model.partition("/")[0]
     return Stage(
@@ -328,12 +336,12 @@ _FIGURES = ("eval/", "latency/", "slots/", "report")
 
 
 def _model(stage: Stage) -> str:
-    """The model that a stage evaluates; "" if it needs nothing."""
+    """Returns the model that a stage evaluates; "" if it needs nothing."""
     return stage.needs[0] if stage.needs else ""
 
 
 def _has_model(stage: Stage, out: Path) -> bool:
-    """Whether the model that a stage evaluates exists; data and report need none."""
+    """Returns whether the model that a stage evaluates exists; data and report need none."""
     from apr_jax.paper.suite import model_of
 
     return stage.name in ("data", "report") or model_of(out, _model(stage)) is not None
@@ -343,6 +351,7 @@ def write_report(out: Path, data: Path | None = None) -> None:
     """Writes results.json, the figures and report.html from the evaluations in the folder `out`.
 
     Args:
+      out: folder of the run.
       data: the run's data; by default out/data.
 
     Raises:

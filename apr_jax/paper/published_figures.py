@@ -1,5 +1,7 @@
-"""The paper's figures, which stand beside ours: Pan, Li, Lian et al., "Learning Adaptive Parallel
-Reasoning with Language Models", arXiv 2504.15466 (2025).
+"""The paper's figures, which stand beside ours.
+
+The paper is Pan, Li, Lian et al., "Learning Adaptive Parallel Reasoning with Language Models",
+arXiv 2504.15466 (2025).
 
 The paper's models have 228M parameters and a window of 4,096. Accuracy is in percent of 1,000 test
 problems, of one training each. The paper prints the accuracy of every point of a curve, but for few

@@ -1,5 +1,6 @@
-"""The finished evaluations of a run, read back from its folder. Figures, tables and comparisons are
-made from these alone.
+"""The finished evaluations of a run, read back from its folder.
+
+Figures, tables and comparisons are made from these alone.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ class Score:
 
 
 def share(values: dict[str, float]) -> Score:
-    """The share of right answers with Wilson's interval.
+    """Returns the share of right answers with Wilson's interval.
 
     The interval counts problems, not samples, because samples of one problem are not independent.
     """
@@ -62,7 +63,7 @@ def share(values: dict[str, float]) -> Score:
 
 
 def average(values: dict[str, float]) -> Score:
-    """The mean of any measure, with the interval of a bootstrap over problems."""
+    """Returns the mean of any measure, with the interval of a bootstrap over problems."""
     mean = sum(values.values()) / len(values)
     return Score(mean, *mean_interval(list(values.values())), values)
 
@@ -91,7 +92,7 @@ class Answered:
 
     @functools.cached_property
     def groups(self) -> dict[str, list[Trace]]:
-        """Problem -> the traces of its samples, in order."""
+        """Returns, for each problem, the traces of its samples in order."""
         return by_problem(self.traces)
 
     @property
@@ -100,25 +101,26 @@ class Answered:
         return label(self.evaluation)
 
     def accuracy(self) -> Score:
-        """The share of right answers."""
+        """Returns the share of right answers."""
         return share(
             {name: mean([tree["correct"] for tree in trees]) for name, trees in self.groups.items()}
         )
 
     def mean(self, name: str) -> float:
-        """The mean of a measure over all traces."""
+        """Returns the mean of a measure over all traces."""
         return mean([tree[name] for tree in self.traces])
 
     def measure(self, name: str) -> Score:
-        """The mean of a measure over problems, with its interval."""
+        """Returns the mean of a measure over problems, with its interval."""
         return average(
             {key: mean([tree[name] for tree in trees]) for key, trees in self.groups.items()}
         )
 
     def spent(self, problems: Iterable[str], votes: int | None = None) -> dict[str, float]:
-        """What an answer to one of these problems took: the mean of each measure.
+        """Returns what an answer to one of these problems took: the mean of each measure.
 
         Args:
+          problems: ids of the problems.
           votes: number of samples whose vote is an answer; None where every tree is an answer. The
             samples are taken side by side, so their tokens add up and their longest chain counts.
         """
@@ -134,18 +136,18 @@ class Answered:
         }
 
     def thread_tokens(self) -> float:
-        """The mean number of sampled tokens of a thread."""
+        """Returns the mean number of sampled tokens of a thread."""
         tokens = sum(tree["total_tokens"] for tree in self.traces)
         threads = sum(len(tree["threads"]) for tree in self.traces)
         return tokens / max(1, threads)
 
     @functools.cached_property
     def by_n(self) -> list[tuple[Score, Score, float]]:
-        """(pass@n, cons@n, total tokens) of the first n samples, for n from 1 to all."""
+        """Returns (pass@n, cons@n, total tokens) of the first n samples, for n from 1 to all."""
         return [self._of_first(n) for n in range(1, self.summary["samples"] + 1)]
 
     def _of_first(self, n: int) -> tuple[Score, Score, float]:
-        """pass@n, cons@n and total tokens of the first n samples."""
+        """Computes pass@n, cons@n and total tokens of the first n samples."""
         passed, agreed, tokens = {}, {}, []
         for name, trees in self.groups.items():
             samples = trees[:n]
@@ -175,8 +177,9 @@ class Results:
         """Finds the evaluation of a model by its decoding; None if the run does not have it.
 
         Args:
-          decoding: fields of `Decoding`; the others have their defaults. Any number of samples and
-            of problems matches.
+          model: a key of `suite.MODELS`.
+          **decoding: fields of `Decoding`; the others have their defaults. Any number of samples
+            and of problems matches.
         """
         wanted = dataclasses.asdict(Decoding()) | decoding
         for answered in self.answered.values():
@@ -186,7 +189,7 @@ class Results:
         return None
 
     def sweep(self, method: str, temperature: float = 0.0) -> list[Answered]:
-        """The evaluations of the swept model by condition, the smallest condition first.
+        """Returns the evaluations of the swept model by condition, the smallest condition first.
 
         The condition is a number of requested children (APR) or of window bins (SoS+).
         """
@@ -204,7 +207,7 @@ class Results:
         return [point for point in points if point]
 
     def plain(self, temperature: float = 0.0) -> dict[str, Answered]:
-        """Name -> plain evaluation at a temperature; by default the greedy ones."""
+        """Returns the plain evaluations at a temperature by name; by default the greedy ones."""
         return {
             name: answered
             for name, answered in self.answered.items()
@@ -266,7 +269,7 @@ def _read_evaluation(
 
 
 def _was_trained(run: Path, model: str) -> bool:
-    """Whether the run has the model, or had it: its metrics outlive a deleted checkpoint."""
+    """Returns whether the run has or had the model: its metrics outlive a deleted checkpoint."""
     return bool(suite.model_of(run, model)) or (run / model / "metrics.jsonl").is_file()
 
 

@@ -1,8 +1,7 @@
-"""The report of a run: one HTML file with comparisons, tables, figures and the viewer of thread
-trees. The page loads nothing from anywhere.
+"""The report of a run: one HTML file with comparisons, tables, figures and thread trees.
 
-It is made from files alone: RUN/config.json, RUN/eval/*, RUN/*/{sft,rl}/metrics.jsonl and RUN/data.
-Evaluations that were not run are listed.
+The page loads nothing from anywhere. It is made from files alone: RUN/config.json, RUN/eval/*,
+RUN/*/{sft,rl}/metrics.jsonl and RUN/data. Evaluations that were not run are listed.
 """
 
 from __future__ import annotations
@@ -42,6 +41,7 @@ def write_run_report(run: Path, data: Path) -> dict[str, Any]:
     """Writes RUN/report.html and RUN/figures/*.{png,svg}.
 
     Args:
+      run: folder of the run.
       data: the run's data, with the test problems and the tokenizer for their demonstrations.
 
     Returns:
@@ -88,11 +88,7 @@ def _summary(
     drawn: Sequence[Drawn],
     shown: Mapping[str, Sequence[Trace]],
 ) -> str:
-    """The part of the page above the viewer.
-
-    Args:
-      shown: the trees that the viewer holds.
-    """
+    """Returns the part of the page above the viewer, which holds the trees `shown`."""
     log = tried(results.config.name)
     where = "stands below" if log else "is in the project's docs/log.md"
     parts = [
@@ -122,7 +118,7 @@ def _summary(
 
 
 def _figure(figure: Drawn) -> str:
-    """A figure with its caption as HTML."""
+    """Returns a figure with its caption as HTML."""
     return (
         f'<figure><div class="plot">{charts.to_svg(figure.figure, figure.caption)}</div>'
         f"<figcaption>{html.escape(figure.caption)}</figcaption></figure>"
@@ -130,7 +126,7 @@ def _figure(figure: Drawn) -> str:
 
 
 def _about(results: Results) -> str:
-    """The paragraph that says what was trained and how intervals are computed."""
+    """Returns the paragraph that says what was trained and how intervals are computed."""
     config = results.config
     return (
         f'<p class="soft">Experiment {html.escape(config.name)}, seed {config.seed}:'
@@ -143,7 +139,7 @@ def _about(results: Results) -> str:
 
 
 def _comparisons(rows: list[dict[str, Any]]) -> str:
-    """The table of comparisons."""
+    """Returns the table of comparisons."""
     if not rows:
         return '<p class="soft">None: a comparison needs both methods.</p>'
     body = []
@@ -166,10 +162,9 @@ def _comparisons(rows: list[dict[str, Any]]) -> str:
 
 
 def _reached(rows: list[dict[str, Any]], where: str) -> str:
-    """The paragraph that says how many of the paper's gaps are reached, and what that means.
+    """Says how many of the paper's gaps are reached, and what that means, in a paragraph.
 
-    Args:
-      where: where to read what was tried for the other gaps.
+    `where` says where to read what was tried for the other gaps.
     """
     verdicts = [row["reached"] for row in rows if row["reached"] is not None]
     if not verdicts:
@@ -183,7 +178,7 @@ def _reached(rows: list[dict[str, Any]], where: str) -> str:
 
 
 def tried(scale: str) -> str:
-    """The entries of docs/log.md whose headings name the scale, folded away.
+    """Returns the entries of docs/log.md whose headings name the scale, folded away.
 
     Links are left out, because their targets need not exist where the report is read.
 
@@ -217,7 +212,7 @@ def tried(scale: str) -> str:
 
 
 def _main(numbers: dict[str, Any]) -> str:
-    """The table of plain greedy evaluations, followed by the demonstrations."""
+    """Returns the table of plain greedy evaluations, followed by the demonstrations."""
     body: list[Sequence[Any]] = []
     for name, row in numbers["main"].items():
         low, high = row["ci95"]
@@ -258,7 +253,7 @@ def _main(numbers: dict[str, Any]) -> str:
 
 
 def _failures(rows: dict[str, dict[str, Any]], shown: Mapping[str, Sequence[Trace]]) -> str:
-    """The table of failures: a row for each kind, a column for each evaluation.
+    """Returns the table of failures: a row for each kind, a column for each evaluation.
 
     Args:
       rows: name -> an evaluation's `label`, `n` and `failures`.
@@ -290,7 +285,7 @@ def _failures(rows: dict[str, dict[str, Any]], shown: Mapping[str, Sequence[Trac
 def _failure_cell(
     kind: str, name: str, row: dict[str, Any], shown: Mapping[str, Sequence[Trace]]
 ) -> str:
-    """How often an evaluation failed in a way, linked to the examples in the viewer if any."""
+    """Says how often an evaluation failed in a way, with a link to examples in the viewer."""
     count = row["failures"].get(kind, 0)
     if not count:
         return ""
@@ -304,7 +299,7 @@ def _failure_cell(
 
 
 def _temperatures(title: str, rows: list[dict[str, Any]]) -> str:
-    """One of Tables 1 to 3: a row for each model, a column for each temperature."""
+    """Returns one of Tables 1 to 3: a row for each model, a column for each temperature."""
     temperatures = list(rows[0]["cells"])
     body = []
     for row in rows:
@@ -319,7 +314,7 @@ def _temperatures(title: str, rows: list[dict[str, Any]]) -> str:
 
 
 def _temperature_cell(cell: dict[str, Any]) -> str:
-    """Our score, with the paper's below it."""
+    """Returns our score, with the paper's below it."""
     ours = cell["ours"]
     paper = cell["paper"]
     text = ""
@@ -333,7 +328,7 @@ def _temperature_cell(cell: dict[str, Any]) -> str:
 
 
 def _every(rows: list[dict[str, Any]]) -> str:
-    """The table of every evaluation with what its threads did, folded away."""
+    """Returns the table of every evaluation with what its threads did, folded away."""
     body = [
         (
             html.escape(row["label"]),
@@ -353,7 +348,7 @@ def _every(rows: list[dict[str, Any]]) -> str:
 
 
 def _table(head: Iterable[str], body: Iterable[Sequence[Any]]) -> str:
-    """A table as HTML; its cells are HTML already."""
+    """Returns a table as HTML; its cells are HTML already."""
     titles = "".join(f"<th>{title}</th>" for title in head)
     rows = "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in body)
     table = f"<table><thead><tr>{titles}</tr></thead><tbody>{rows}</tbody></table>"
@@ -361,29 +356,29 @@ def _table(head: Iterable[str], body: Iterable[Sequence[Any]]) -> str:
 
 
 def _score(cell: dict[str, Any]) -> str:
-    """An accuracy in percent with its interval."""
+    """Returns an accuracy in percent with its interval."""
     mean, low, high = (f"{100 * cell[key]:.1f}" for key in ("mean", "low", "high"))
     return f"{mean} {_soft(f'{low} to {high}')}"
 
 
 def _measured(cell: dict[str, Any], measure: str) -> str:
-    """A measure with its interval, unless the interval is a point."""
+    """Returns a measure with its interval, unless the interval is a point."""
     mean, low, high = (write(measure, cell[key]) for key in ("mean", "low", "high"))
     return mean if low == high else f"{mean} {_soft(f'{low} to {high}')}"
 
 
 def _soft(interval: str) -> str:
-    """An interval in brackets and in a fainter colour."""
+    """Returns an interval in brackets and in a fainter colour."""
     return f'<span class="soft">[{interval}]</span>'
 
 
 def _under(text: str) -> str:
-    """A smaller line below; "" if there is no text."""
+    """Returns a smaller line below; "" if there is no text."""
     return f'<br><span class="soft under">{text}</span>' if text else ""
 
 
 def _warnings(results: Results) -> list[str]:
-    """Every warning of the run's evaluations.
+    """Lists every warning of the run's evaluations.
 
     They are computed from the traces, because a `summary.json` may be older than a warning. Where
     no child was wanted, there is no warning that none was spawned.

@@ -53,9 +53,7 @@ class Stage:
 
 
 def run_stages(stages: list[Stage], out: Path, again: tuple[str, ...] = ()) -> None:
-    """Runs every stage that is not done or is named in `again`, and the stages that need one of
-    these.
-    """
+    """Runs every stage that is not done or is named in `again`, and the stages that need these."""
     first_decides(lambda: _note_left(stages, out, again))
     record = read_record(out)
     left = [stage for stage in stages if not _is_done(stage, record)]
@@ -78,8 +76,7 @@ def _run_first(
 ) -> None:
     """Runs a stage in the first process, which also prints it and notes it on disk.
 
-    Args:
-      left: this stage and those after it that are not done.
+    `left` lists this stage and those after it that are not done.
     """
     console = Terminal(stderr=True)
     number = stages.index(stage) + 1
@@ -179,7 +176,7 @@ def _timed(record: dict[str, Any], name: str, out: Path) -> Iterator[None]:
 
 
 def _folder(stage: Stage) -> str:
-    """The first folder of a stage's name.
+    """Returns the first folder of a stage's name.
 
     Stages with the same one share compiled programs: all evaluations do, trainings of two methods
     do not.

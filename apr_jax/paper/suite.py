@@ -63,7 +63,7 @@ _COMPETING = ("apr/sft", "apr/rl", "sos+/sft", "sos+/rl", BEAMS_1_TO_15)
 
 
 def parallel(model: str) -> bool:
-    """Whether a model spawns. Then its conditions are numbers of children, else of window bins."""
+    """Returns whether a model spawns: its conditions are children, and else window bins."""
     return model.startswith("apr")
 
 
@@ -87,8 +87,9 @@ class Evaluation:
 
     @property
     def name(self) -> str:
-        """The folder in RUN/eval: the model, then each difference from one greedy answer to every
-        problem.
+        """The folder in RUN/eval.
+
+        It names the model, then each difference from one greedy answer to every problem.
         """
         decoding = self.decoding
         parts = [self.model.replace("/", "-")]
@@ -145,7 +146,7 @@ def declare(config: EvalConfig) -> tuple[Evaluation, ...]:
 
 
 def _forced_children(temperature: float, config: EvalConfig) -> dict[str, tuple[int, ...]]:
-    """Method -> the numbers of children that its roots are forced to spawn at a temperature.
+    """Returns, by method, how many children its roots are forced to spawn at a temperature.
 
     A model with a random parent beam breaks where its root is forced to spawn more children than it
     would have, so it is forced to spawn the smallest number only.
@@ -156,7 +157,7 @@ def _forced_children(temperature: float, config: EvalConfig) -> dict[str, tuple[
 
 
 def validated(evaluation: Evaluation, config: EvalConfig) -> Evaluation:
-    """The same evaluation of validation problems."""
+    """Returns the same evaluation of validation problems."""
     return dataclasses.replace(evaluation, problems=config.problems, validation=True)
 
 
@@ -173,7 +174,7 @@ def choosing(config: EvalConfig) -> tuple[Evaluation, ...]:
 
 
 def compared_temperatures(config: EvalConfig) -> tuple[float, ...]:
-    """The temperatures of comparisons: 0, and the highest one if there is any.
+    """Returns the temperatures of comparisons: 0, and the highest one if there is any.
 
     At the highest the paper compares total tokens, and its policy learns.
     """
@@ -251,7 +252,7 @@ def check_conditions(config: Experiment, data: Path) -> None:
 
 
 def model_of(run: Path, model: str) -> Path | None:
-    """The path of a model in a run, or None if the run has no such model.
+    """Finds the path of a model in a run; returns None if the run has no such model.
 
     It is a training in RUN/<method>/<stage>, or else an exported checkpoint
     RUN/<method>-<stage>.safetensors.

@@ -1,5 +1,6 @@
-"""Tables 1 to 3 of the paper and the other tables of the report, as plain rows for the report and
-for results.json.
+"""Tables 1 to 3 of the paper and the other tables of the report.
+
+They are plain rows, for the report and for results.json.
 
 A cell with a score is {"mean", "low", "high", "n"}; in Tables 1 to 3 it also has the measures of
 the trees. The paper's figure beside it is `paper`, in percent.
@@ -22,7 +23,7 @@ def cell(score: Score) -> dict[str, Any]:
 
 
 def main_table(results: Results) -> dict[str, dict[str, Any]]:
-    """The plain greedy evaluations.
+    """Returns the plain greedy evaluations.
 
     Returns:
       name -> its summary with `label`, `thread_tokens`, `failures` by kind, and its `measures` with
@@ -58,7 +59,7 @@ def sampled_failures(results: Results) -> dict[str, dict[str, Any]]:
 
 
 def oracle_table(results: Results) -> dict[str, dict[str, Any]]:
-    """Method -> accuracy and cost of its demonstrations of the test problems."""
+    """Returns, by method, accuracy and cost of its demonstrations of the test problems."""
     rows = {}
     for method, traces in results.oracle.items():
         # Demonstrations are no answers of a model, so their traces lack two fields of a summary.
@@ -75,9 +76,10 @@ def oracle_table(results: Results) -> dict[str, dict[str, Any]]:
 def temperature_table(
     results: Results, models: dict[str, dict[float, float]]
 ) -> list[dict[str, Any]]:
-    """Accuracy of models by temperature, with what their threads did.
+    """Returns the accuracy of models by temperature, with what their threads did.
 
     Args:
+      results: the evaluations of the run.
       models: what the paper has: name -> temperature -> accuracy in percent. The name is a model,
         followed by `published_figures.ENFORCED` where the child count is enforced.
 
@@ -97,7 +99,7 @@ def temperature_table(
 def _temperature_row(
     results: Results, name: str, published: dict[float, float], temperatures: list[float]
 ) -> dict[str, Any]:
-    """A row of `temperature_table`."""
+    """Returns a row of `temperature_table`."""
     model = name.removesuffix(published_figures.ENFORCED)
     label = MODELS[model]
     decoding: dict[str, Any] = {}
@@ -139,12 +141,12 @@ def all_tables(results: Results) -> dict[str, list[dict[str, Any]]]:
 
 
 def every_score(results: Results) -> list[dict[str, Any]]:
-    """A row for every evaluation, with its accuracy and what its threads did."""
+    """Returns a row for every evaluation, with its accuracy and what its threads did."""
     return [_score(answered) for answered in results.answered.values()]
 
 
 def _score(answered: Answered) -> dict[str, Any]:
-    """A row of `every_score`; `by_n` has pass@n and cons@n if there are several samples."""
+    """Returns a row of `every_score`; `by_n` has pass@n and cons@n if there are several samples."""
     summary = answered.summary
     row: dict[str, Any] = {
         "name": answered.evaluation.name,

@@ -1,5 +1,6 @@
-"""`apr plan`: what fits a TPU and how long it takes, found out on a CPU machine: libtpu compiles
-for any topology.
+"""`apr plan`: what fits a TPU and how long it takes, found out on a CPU machine.
+
+That is possible because libtpu compiles for any topology.
 """
 
 import enum

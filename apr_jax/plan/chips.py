@@ -80,6 +80,7 @@ def group_bandwidth(chip: Chip, extent: Sequence[int], group: Sequence[Sequence[
     counts.
 
     Args:
+      chip: the kind of chip.
       extent: chips of the slice along each axis.
       group: coordinates of the group's chips.
     """
@@ -95,7 +96,7 @@ def group_bandwidth(chip: Chip, extent: Sequence[int], group: Sequence[Sequence[
 
 
 def extent_of(devices: Sequence[Any]) -> tuple[int, ...]:
-    """The number of chips along each axis of a slice, from the coordinates of its devices."""
+    """Returns the chips along each axis of a slice, from the coordinates of its devices."""
     return tuple(1 + max(device.coords[axis] for device in devices) for axis in range(3))
 
 

@@ -103,7 +103,9 @@ class _Window:
 
         Args:
           axis: the spatial axis.
-          left, right, out: sizes of input, kernel and result on the axis.
+          left: size of the input on the axis.
+          right: size of the kernel on the axis.
+          out: size of the result on the axis.
         """
 
         def field(name: str, default: str) -> str:
@@ -147,9 +149,7 @@ class Counter:
         return total
 
     def loops(self, name: str) -> Iterator[tuple[str, Count]]:
-        """Yields the source and the work of one iteration of each loop in a computation, at any
-        depth.
-        """
+        """Yields source and work of one iteration of each loop in a computation, at any depth."""
         for instruction in self.computations[name].values():
             if instruction.kind == "while":
                 yield instruction.source, self.of(self._body(instruction))
@@ -162,8 +162,7 @@ class Counter:
     ) -> None:
         """Adds the work of one instruction of a computation to `total`.
 
-        Args:
-          channels: see `_add_work`.
+        `channels` is explained at `_add_work`.
         """
         kind = instruction.kind
         if kind == "while":
@@ -182,9 +181,8 @@ class Counter:
     def _add_work(self, total: Count, instruction: Instruction, channels: set[str]) -> None:
         """Adds products, kernels and collectives to `total`, also those within a fusion.
 
-        Args:
-          channels: channels of the collectives that were counted already. A collective that runs
-            beside other work stands in several fusions, under one channel.
+        `channels` has those of the collectives that were counted already. A collective that runs
+        beside other work stands in several fusions, under one channel.
         """
         kind = instruction.kind.removesuffix("-start")
         if kind in ("dot", "convolution"):
@@ -208,11 +206,11 @@ class Counter:
             total.add(inner)
 
     def _body(self, loop: Instruction) -> str:
-        """Name of the computation that a loop repeats."""
+        """Returns the name of the computation that a loop repeats."""
         return _required(r"body=%([\w.\-]+)", loop.text)
 
     def _turns(self, loop: Instruction) -> float:
-        """The number of iterations: known to the compiler, by the condition, or by `turns`."""
+        """Finds the number of iterations: from the compiler, by the condition, or by `turns`."""
         known = re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.text)
         if known:
             return float(known.group(1))
@@ -299,8 +297,7 @@ class Counter:
     def _read(self, parameter: Instruction, inner: Computation) -> float:
         """Bytes of a fusion's operand that the fusion reads.
 
-        Args:
-          parameter: the operand, as a parameter of the fusion's computation `inner`.
+        The operand is given as a parameter of the fusion's computation `inner`.
         """
         size = parameter.shapes[0].bytes
         total = 0.0
@@ -367,22 +364,22 @@ def _if_in_memory(instruction: Instruction, part: Shape) -> float:
 
 
 def _in_memory(instruction: Instruction) -> bool:
-    """Whether any of an instruction's results lies in main memory."""
+    """Returns whether any of an instruction's results lies in main memory."""
     return any(not shape.on_chip for shape in instruction.shapes)
 
 
 def _users(instruction: Instruction, computation: Computation) -> Iterator[Instruction]:
-    """The instructions of a computation that take the result of `instruction`."""
+    """Returns the instructions of a computation that take the result of `instruction`."""
     return (user for user in computation.values() if instruction.name in user.operands)
 
 
 def _root(computation: Computation) -> Instruction:
-    """The instruction whose result is that of the computation."""
+    """Returns the instruction whose result is that of the computation."""
     return next(instruction for instruction in computation.values() if instruction.root)
 
 
 def _required(pattern: str, text: str) -> str:
-    """The first group of a pattern that the compiler always writes."""
+    """Returns the first group of a pattern that the compiler always writes."""
     match = re.search(pattern, text)
     if match is None:
         raise ValueError(f"HLO without {pattern}: {text[:80]}")
@@ -392,7 +389,7 @@ def _required(pattern: str, text: str) -> str:
 def _as_reduce_scatter(
     collectives: collections.Counter[Collective],
 ) -> collections.Counter[Collective]:
-    """The same collectives as reduce-scatters, which the compiler writes as fused all-reduces."""
+    """Turns collectives into reduce-scatters, which the compiler writes as fused all-reduces."""
     return collections.Counter(
         {
             dataclasses.replace(collective, kind="reduce-scatter"): count

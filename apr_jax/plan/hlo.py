@@ -1,5 +1,6 @@
-"""Reads the text of a compiled program (HLO): computations of instructions, each with its operands,
-and with its results and their layout.
+"""Reads the text of a compiled program (HLO) as computations of instructions.
+
+Each instruction has its operands, and its results with their layout.
 """
 
 import dataclasses

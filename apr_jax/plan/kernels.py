@@ -1,5 +1,6 @@
-"""The work of the Pallas kernels, into which the compiler cannot see: products and bytes of one run
-of a kernel on one device.
+"""The work of the Pallas kernels, into which the compiler cannot see.
+
+It is counted as products and bytes of one run of a kernel on one device.
 """
 
 import dataclasses
@@ -33,11 +34,13 @@ class KernelWork:
 
 
 def work(kernel: str, config: Experiment, heads: float, chip: Chip) -> KernelWork:
-    """Work of one run of a kernel: a decode step, or attention over packed rows.
+    """Returns the work of one run of a kernel: a decode step, or attention over packed rows.
 
     Args:
       kernel: its name.
+      config: the experiment.
       heads: number of heads times number of rows on the device; each row holds one thread.
+      chip: the kind of chip.
     """
     if kernel == cache_tpu.KERNEL:
         return _decode_work(config, chip)
@@ -45,7 +48,7 @@ def work(kernel: str, config: Experiment, heads: float, chip: Chip) -> KernelWor
 
 
 def _decode_work(config: Experiment, chip: Chip) -> KernelWork:
-    """Work of a decode step whose contexts are half a window long.
+    """Returns the work of a decode step whose contexts are half a window long.
 
     That is the mean of all decode steps, among them those of short contexts in smaller blocks.
     """
@@ -57,7 +60,7 @@ def _decode_work(config: Experiment, chip: Chip) -> KernelWork:
 
 
 def _attention_work(kernel: str, config: Experiment, heads: float, chip: Chip) -> KernelWork:
-    """Work of attention, forward or backward, in blocks."""
+    """Returns the work of attention, forward or backward, in blocks."""
     model = config.model
     size = block_size(config.limits.max_thread_tokens)
     count = math.ceil(config.limits.max_thread_tokens / size)
@@ -79,6 +82,7 @@ def decode_bytes(config: Experiment, length: float, cache_length: int) -> float:
     and writes a tile of rows back.
 
     Args:
+      config: the experiment.
       length: positions of each context.
       cache_length: positions of the cache, on which the size of a block depends.
     """

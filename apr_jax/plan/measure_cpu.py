@@ -1,5 +1,4 @@
-"""`apr plan --topology cpu`: predicts the time of a training step on this machine's CPU, and
-measures it.
+"""`apr plan --topology cpu`: predicts the time of a training step on this CPU, and measures it.
 
 This is the one prediction that can be checked without a TPU. Peak and memory bandwidth are measured
 first. Then a step of rows that hold one thread each is compiled, counted and run. The processor's

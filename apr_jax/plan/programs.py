@@ -74,7 +74,7 @@ def lower(stage: str, config: Experiment, mesh: Mesh) -> Any:
 
 
 def forest_chunks(config: Experiment) -> int:
-    """The number of micro-batches of rows in which a forest is rescored and learned from."""
+    """Returns the number of micro-batches in which a forest is rescored and learned from."""
     rl = config.train.rl
     tokens = rl.problems * rl.group * Forests.of(config).tokens
     # Packing fills 95% of the rows.
@@ -175,10 +175,10 @@ def _laid_out(tree: Any, mesh: Mesh) -> Any:
 
 
 def _placed(leaf: Any, sharding: Any) -> Any:
-    """Shape and type of an array with a layout."""
+    """Returns the shape and type of an array with a layout."""
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
 
 def _whole(mesh: Mesh) -> NamedSharding:
-    """The layout of an array that each device holds whole."""
+    """Returns the layout of an array that each device holds whole."""
     return NamedSharding(mesh, PartitionSpec())

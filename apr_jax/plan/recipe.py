@@ -1,5 +1,6 @@
-"""Hours of a method's training, computed from the seconds of its stages; and advice for a stage
-that does not fit into memory.
+"""Hours of a method's training, and advice for a stage that does not fit into memory.
+
+The hours are computed from the seconds of the method's stages.
 """
 
 import dataclasses
@@ -38,7 +39,7 @@ class Recipe:
 
 
 def supervised_steps(config: Experiment, method: str) -> int:
-    """The number of steps of a method's supervised training.
+    """Returns the number of steps of a method's supervised training.
 
     If the config counts epochs, some demonstrations are made and packed, to see how many rows they
     fill.
@@ -84,12 +85,12 @@ def recipe(config: Experiment, stages: dict[str, Stage], chips: int, method: str
 
 
 def _validations(steps: int, every: int) -> int:
-    """The number of validations: every `every` steps and after the last; 0 if `every` is 0."""
+    """Counts the validations: every `every` steps and after the last; 0 if `every` is 0."""
     return math.ceil(steps / every) if every else 0
 
 
 def _validation_rollouts(config: Experiment, stage: SftConfig | RlConfig) -> int:
-    """The number of rollouts in one validation."""
+    """Returns the number of rollouts in one validation."""
     return math.ceil(stage.validation / (config.train.rl.problems * config.train.rl.group))
 
 
@@ -99,9 +100,11 @@ def advice(
     """Says what to change for a stage that does not fit into memory.
 
     Args:
+      config: the experiment.
       name: the stage.
       over: bytes that a device lacks.
       arguments: bytes of parameters, optimizer state and batch on a device.
+      chip: the kind of chip.
       fsdp: devices on the fsdp axis of the mesh.
     """
     model = config.model

@@ -113,6 +113,9 @@ def analyse(
       name: one of `programs.STAGES`.
       text: the program's text (`plan.compile_text`).
       memory: the compiler's analysis of its memory (`plan.compile_text`).
+      config: the experiment.
+      mesh: the devices that it was compiled for.
+      chip: their kind.
       seconds: time that compiling took.
     """
     shares = Shares.of(config, mesh)
@@ -175,13 +178,16 @@ class Shares:
 
 
 def turns(source: str, stage: str, config: Experiment, shares: Shares) -> float:
-    """The number of iterations of a loop whose end depends on the data; 1 for any other loop.
+    """Estimates the iterations of a loop whose end depends on the data; 1 for any other loop.
 
     It is computed for the trees that `Forests` assumes.
 
     Args:
       source: the loop's JAX scopes; the engine names its loops by `decode_<cache length>`,
         `prefill_batch` and `prefill_<cache length>`.
+      stage: the program, one of `programs.STAGES`.
+      config: the experiment.
+      shares: how the mesh divides the work.
     """
     if stage != "rollout":
         # The loop over the micro-batches of a forest is the outermost one of the step.
@@ -213,13 +219,13 @@ def turns(source: str, stage: str, config: Experiment, shares: Shares) -> float:
 
 
 def _begin(cache_length: int, cache_lengths: tuple[int, ...]) -> int:
-    """The context length at which the decode loop of a cache length begins."""
+    """Returns the context length at which the decode loop of a cache length begins."""
     index = cache_lengths.index(cache_length)
     return cache_lengths[index - 1] if index else 0
 
 
 def decode_steps(config: Experiment, shares: Shares) -> float:
-    """The number of decode steps of a shard.
+    """Returns the number of decode steps of a shard.
 
     It is the longest chain, or the steps that the decode slots need for all tokens if that is more.
     """
@@ -229,12 +235,12 @@ def decode_steps(config: Experiment, shares: Shares) -> float:
 
 
 def _trees(config: Experiment, shares: Shares) -> int:
-    """The number of trees in a shard's part of a rollout."""
+    """Returns the number of trees in a shard's part of a rollout."""
     return math.ceil(config.train.rl.problems * config.train.rl.group / shares.shards)
 
 
 def _needed(stage: str, config: Experiment) -> tuple[float, float]:
-    """The tokens of one run of a stage, and the FLOPs that the model needs for them.
+    """Returns the tokens of one run of a stage, and the FLOPs that the model needs for them.
 
     FLOPs are counted as in `train.metrics.flops`: a backward pass costs two forward passes.
     """
@@ -255,7 +261,7 @@ def _needed(stage: str, config: Experiment) -> tuple[float, float]:
 
 
 def product_parameters(model: ModelConfig) -> int:
-    """The number of parameters that a token is multiplied with, without the vocabulary's."""
+    """Counts the parameters that a token is multiplied with, without the vocabulary's."""
     attention = model.width * model.head_size * 2 * (model.heads + model.kv_heads)
     return model.layers * (attention + 3 * model.width * model.mlp)
 
@@ -270,8 +276,8 @@ def _collective_costs(
 ) -> tuple[CollectiveCost, ...]:
     """Adds up the collectives of a program by kind, size of the group, and replicas in the group.
 
-    Args:
-      replica: number of neighbours in `devices` that hold one replica of the weights together.
+    `replica` is the number of neighbours in `devices` that hold one replica of the weights
+    together.
     """
     extent = extent_of(devices)
     sums: dict[tuple[str, int, int], list[float]] = collections.defaultdict(lambda: [0.0, 0.0, 0.0])
@@ -292,7 +298,7 @@ def _collective_costs(
 def _decode_bytes(
     counter: Counter, entry: str, config: Experiment
 ) -> dict[int, tuple[float, float]]:
-    """HBM bytes of a decode step by the length of its contexts.
+    """Returns HBM bytes of a decode step by the length of its contexts.
 
     Returns:
       length -> (bytes that a step moves, bytes that it must move: the weights, and the keys and

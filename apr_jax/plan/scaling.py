@@ -1,11 +1,10 @@
-"""Weak scaling, computed from one compiled program: the time of the supervised step when the
-numbers of chips and of rows grow together.
+"""Weak scaling of the supervised step, computed from one compiled program.
 
-The work of each device stays the same, but collectives take longer for two reasons. A device passes
-(n - 1) / n of a collective's bytes if n devices with different rows take part, which soon stops
-growing. And a collective crosses more links, HOP seconds each, which does not stop. Beyond the
-largest slice, the data axis spans slices that the data centre's network joins, at DCN bytes/s a
-chip.
+The numbers of chips and of rows grow together. The work of each device stays the same, but
+collectives take longer for two reasons. A device passes (n - 1) / n of a collective's bytes if n
+devices with different rows take part, which soon stops growing. And a collective crosses more
+links, HOP seconds each, which does not stop. Beyond the largest slice, the data axis spans slices
+that the data centre's network joins, at DCN bytes/s a chip.
 """
 
 import dataclasses
@@ -46,6 +45,8 @@ def weak_scaling(
 
     Args:
       stage: the supervised step, counted for `mesh`.
+      chip: the kind of chip.
+      mesh: axis -> its size.
       parameters: parameters of the model; their gradients are added up over slices in bfloat16.
     """
     replica = mesh["fsdp"] * mesh["tensor"]  # Devices that hold one replica of the weights.
@@ -75,12 +76,12 @@ def weak_scaling(
 
 
 def _seconds(cost: CollectiveCost, times: float) -> float:
-    """Time of a collective when the number of weight replicas grows by `times`."""
+    """Returns the time of a collective when the number of weight replicas grows by `times`."""
     if cost.copies == 1:
         return cost.seconds
     return cost.seconds * _passed(cost.devices * times) / _passed(cost.devices)
 
 
 def _passed(devices: float) -> float:
-    """The share of a collective's bytes that a device passes on."""
+    """Returns the share of a collective's bytes that a device passes on."""
     return (devices - 1) / devices

@@ -39,7 +39,7 @@ def show_topology(
 
 
 def to_json(plan: Plan) -> dict[str, Any]:
-    """The whole plan, with the values that follow from it for each stage."""
+    """Returns the whole plan, with the values that follow from it for each stage."""
     values = dataclasses.asdict(plan)
     for name, stage in plan.stages.items():
         values["stages"][name] |= {
@@ -54,7 +54,7 @@ def to_json(plan: Plan) -> dict[str, Any]:
 
 
 def share_of_peak(plan: Plan, stage: Stage) -> float:
-    """Useful FLOP/s of a stage at its roofline, as a share of the chip's peak."""
+    """Returns the useful FLOP/s of a stage at its roofline, as a share of the chip's peak."""
     return stage.useful_flops / stage.seconds / plan.chip.device_peak
 
 
@@ -93,7 +93,7 @@ def show_plan(plan: Plan, path: Path | None = None) -> None:
 
 
 def _table(plan: Plan) -> Table:
-    """The stages as a table: a column for each stage."""
+    """Returns the stages as a table: a column for each stage."""
     memory = plan.chip.device_memory
     mesh = " x ".join(f"{axis} {size}" for axis, size in plan.mesh.items())
     title = f"{plan.topology}: {plan.devices} x {plan.kind}, {_size(memory)} each; mesh {mesh}"

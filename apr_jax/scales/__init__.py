@@ -14,8 +14,9 @@ _CLONE = _PACKAGE.parents[1] / "experiments"
 
 
 def scale_file(scale: str) -> Path:
-    """The experiment file of a scale: the user's own, `experiments/<scale>.py` in the current
-    folder, or else the library's.
+    """Finds the experiment file of a scale.
+
+    It is the user's own, `experiments/<scale>.py` in the current folder, or else the library's.
 
     Raises:
       UsageError: there is no such scale.

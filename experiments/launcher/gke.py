@@ -70,7 +70,7 @@ class Slice:
 
 
 def slice_of(requirements: xm.JobRequirements) -> Slice:
-    """The slice that the requirements name.
+    """Returns the slice that the requirements name.
 
     Raises:
       UsageError: they name no TPU, or a slice that GKE does not have.
@@ -105,7 +105,7 @@ def slice_of(requirements: xm.JobRequirements) -> Slice:
 
 
 def _is_of_cubes(dimensions: list[int]) -> bool:
-    """Whether a slice consists of cubes of 4x4x4, its dimensions in ascending order."""
+    """Returns whether a slice consists of cubes of 4x4x4, its dimensions in ascending order."""
     multiples = all(size > 0 and size % 4 == 0 for size in dimensions)
     return multiples and len(dimensions) == 3 and dimensions == sorted(dimensions)
 
@@ -267,7 +267,7 @@ registry.register(Gke, launch=_launch, create_handle=kubernetes._create_handle)
 
 
 def printed(job: xm.Job) -> dict[str, Any]:
-    """The Job that the cluster would get, made by XManager and completed by `complete`."""
+    """Returns the Job that the cluster would get, made by XManager and completed by `complete`."""
     api = Printing(job.executor)
     kubernetes.Client(api).launch(lambda name: f"experiment_1_{name}", [job])
     return api.sent[-1]
