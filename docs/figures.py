@@ -25,12 +25,14 @@ import difflib
 import functools
 import json
 import re
+import statistics
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from apr_jax.evaluate.cells import ON_TEST, comparison_cells
+from apr_jax.evaluate.intervals import mean_interval, optimism
 
 ROOT = Path(__file__).resolve().parents[1]
 EXPERIMENTS = ROOT / "experiments"
@@ -98,12 +100,21 @@ def results(scale: str) -> Record:
 
 
 def find_row(rows: Iterable[Record], key: str, value: str) -> Record:
-    """Returns the only row whose `key` begins with `value`."""
-    rows = list(rows)
-    chosen = [row for row in rows if row[key].startswith(value)]
+    """Returns the only row whose `key` is `value`."""
+    return _only_row(list(rows), key, value, lambda text: text == value)
+
+
+def find_row_by_start(rows: Iterable[Record], key: str, start: str) -> Record:
+    """Returns the only row whose `key` begins with `start`."""
+    return _only_row(list(rows), key, f"{start}...", lambda text: text.startswith(start))
+
+
+def _only_row(rows: list[Record], key: str, what: str, matches: Callable[[str], bool]) -> Record:
+    """Returns the only row whose `key` matches; `what` names it in the error."""
+    chosen = [row for row in rows if matches(row[key])]
     if len(chosen) != 1:
         where = rows[0].where if rows else "an empty list"
-        raise FiguresError(f"{len(chosen)} rows beside {where} have a {key} {value!r}, not one")
+        raise FiguresError(f"{len(chosen)} rows beside {where} have the {key} {what!r}, not one")
     return chosen[0]
 
 
@@ -295,7 +306,7 @@ def nano_every_comparison() -> Rows:
 
 def nano_at_equal_tokens() -> Record:
     """Returns nano's comparison of APR after RL with votes of SoS+ that take as many tokens."""
-    return find_row(
+    return find_row_by_start(
         results("nano")["comparisons"], "comparison", "same total tokens: APR after RL, "
     )
 
@@ -387,12 +398,12 @@ def early_gaps() -> Rows:
 
 def _rl_gap(seed: int) -> Record:
     """Returns the gap of the sampled answers after RL to those before it."""
-    return find_row(early()["gaps"], "one", f"seed {seed}, ")
+    return find_row_by_start(early()["gaps"], "one", f"seed {seed}, ")
 
 
 def _price_gap(seed: int) -> Record:
     """Returns the gap of the sampled answers after RL with a price to those after RL without."""
-    return find_row(early()["gaps"], "one", f"price, seed {seed}, ")
+    return find_row_by_start(early()["gaps"], "one", f"price, seed {seed}, ")
 
 
 def range_of(values: Iterable[float], digits: int = 1) -> str:
@@ -444,7 +455,256 @@ def early_greedy_by_rl() -> str:
     return range_of(100 * (accuracy - before) for accuracy in after)
 
 
+# Scale mini.
+
+
+@table
+def mini_models() -> Rows:
+    """Shows the greedy answers of mini's models."""
+    return models("mini")
+
+
+@table
+def mini_against_serial_search() -> Rows:
+    """Compares APR with SoS+ at mini."""
+    return against_serial_search("mini")
+
+
+@table
+def mini_gains_by_rl() -> Rows:
+    """Shows what RL changed at mini."""
+    return gains_by_rl("mini")
+
+
+@table
+def mini_every_comparison() -> Rows:
+    """Shows all comparisons of mini's report."""
+    return every_comparison("mini")
+
+
+@table
+def mini_three_models() -> Rows:
+    """Shows the three models of mini that README tells of."""
+    shown = {
+        "sos+-rl": "serial search (SoS+), after RL",
+        "sos+beam15-sft": "serial search with wide beams, supervised",
+        "apr+drawn-rl": "thread tree (APR, random parent beam), after RL",
+    }
+    rows = [["", "right answers", "tokens in all", "tokens in the longest chain"]]
+    for name, label in shown.items():
+        row = results("mini")["main"][name]
+        tokens = [whole(row["total_tokens"]), whole(row["sequential_tokens"])]
+        rows.append([label, percent(row["accuracy"]), *tokens])
+    return rows
+
+
+@table
+def mini_seconds() -> Rows:
+    """Shows how long mini's models take for one problem on two CPU cores."""
+    names = ("sos+-sft", "sos+-rl", "sos+beam15-sft", "apr-sft", "apr-rl")
+    rows = [["", "seconds of one problem (95%)", "accuracy"]]
+    for name in names:
+        seconds = list(results("mini")["latency"][name]["seconds"].values())
+        low, high = mean_interval(seconds)
+        row = results("mini")["main"][name]
+        rows.append(
+            [
+                row["label"],
+                f"{statistics.mean(seconds):.2f} ({low:.2f} to {high:.2f})",
+                percent(row["accuracy"]),
+            ]
+        )
+    return rows
+
+
+FAILURES = (  # The kinds of failure, in the order of the table.
+    "coverage",
+    "arithmetic",
+    "bookkeeping",
+    "belief",
+    "message",
+    "join",
+    "truncated",
+    "malformed",
+)
+
+
+@table
+def mini_failures() -> Rows:
+    """Counts the wrong answers of mini's models by kind."""
+    rows = [["", "wrong", *FAILURES]]
+    for row in results("mini")["main"].values():
+        counts = row["failures"]
+        unknown = sorted(counts.keys() - set(FAILURES))
+        if unknown:
+            raise FiguresError(f"{counts.where} has kinds without a column: {unknown}")
+        cells = [str(counts[kind]) if kind in counts else "" for kind in FAILURES]
+        rows.append([row["label"], str(sum(counts.values())), *cells])
+    return rows
+
+
+@table
+def mini_serial_demonstrations() -> Rows:
+    """Shows Tables 1 and 2 of the paper: SoS+ on other demonstrations."""
+    tables = results("mini")["tables"]
+    head = ["", "supervised steps", "greedy (95%)", "tokens", "left the window", "temperature 1"]
+    rows = [[*head, "the paper, 228M: 0; 1"]]
+    for row in (tables["table1"][0], *tables["table2"]):
+        greedy, sampled = row["cells"]["0"], row["cells"]["1"]
+        score = greedy["ours"]
+        truncated = results("mini")["main"][row["model"].replace("/", "-")]["truncated"]
+        rows.append(
+            [
+                row["label"],
+                whole(row["step"]),
+                share_and_interval(score["mean"], score["low"], score["high"]),
+                whole(score["total_tokens"]),
+                percent(truncated),
+                percent(sampled["ours"]["mean"]),
+                f"{greedy['paper']}; {sampled['paper']}",
+            ]
+        )
+    return rows
+
+
+def evaluation(scale: str, model: str, temperature: str) -> Record:
+    """Returns the scores of a model at a temperature, over all problems that were asked.
+
+    Args:
+      scale: a folder of experiments/.
+      model: the model's folder with a hyphen, as in `apr-rl`.
+      temperature: as the name of the evaluation writes it.
+    """
+    scores = results(scale)["scores"]
+    if temperature == "0":
+        return find_row(scores, "name", model)
+    return find_row_by_start(scores, "name", f"{model}-t{temperature}-p")
+
+
+@table
+def mini_random_parent_beam() -> Rows:
+    """Compares APR with a random parent beam to APR that was shown every first step."""
+    tables = results("mini")["tables"]
+    rows = [
+        [
+            "temperature",
+            "supervised: accuracy, children, tokens",
+            "after RL",
+            "every first step shown: supervised, after RL",
+            "the paper: supervised, after RL",
+            "problems",
+        ]
+    ]
+    for temperature in ("0", "0.1", "0.5", "1"):
+        before, after = (
+            evaluation("mini", model, temperature) for model in ("apr+drawn-sft", "apr+drawn-rl")
+        )
+        every_step = (evaluation("mini", model, temperature) for model in ("apr-sft", "apr-rl"))
+        published = (
+            find_row(tables["table3"], "model", model)["cells"][temperature]["paper"]
+            for model in ("apr/sft", "apr/rl")
+        )
+        rows.append(
+            [
+                temperature,
+                _accuracy_children_tokens(before),
+                _accuracy_children_tokens(after),
+                ", ".join(percent(score["accuracy"]["mean"]) for score in every_step),
+                ", ".join(f"{accuracy:.1f}%" for accuracy in published),
+                whole(before["accuracy"]["n"]),
+            ]
+        )
+    return rows
+
+
+def _accuracy_children_tokens(score: Record) -> str:
+    """Writes accuracy, children and total tokens of an evaluation: `79.2%, 16.3, 1,536`."""
+    accuracy = percent(score["accuracy"]["mean"])
+    return f"{accuracy}, {tenths(score['children'])}, {whole(score['total_tokens'])}"
+
+
+@number
+def mini_solved_by_serial_demonstrations() -> str:
+    """Writes how many test problems the demonstrator of SoS+ solves at mini."""
+    return percent(results("mini")["oracle"]["sos+"]["accuracy"]["mean"])
+
+
+@number
+def mini_solved_by_tree_demonstrations() -> str:
+    """Writes how many test problems the demonstrator of APR solves at mini."""
+    return percent(results("mini")["oracle"]["apr"]["accuracy"]["mean"])
+
+
+@table
+def mini_decode_slots() -> Rows:
+    """Shows what a tree of mini takes on n decode slots, by the cost model."""
+    cost_rows = results("mini")["cost"]["rows"]
+    one_slot = cost_rows[0]["step_seconds"]
+    head = ["decode slots", "steps of a tree", "a step", "a tree"]
+    rows = [[*head, "a tree, if a step took as long as on one decode slot"]]
+    for row in cost_rows:
+        rows.append(
+            [
+                str(row["slots"]),
+                whole(row["steps"]),
+                f"{1000 * row['step_seconds']:.2f} ms",
+                f"{row['seconds']:.2f} s",
+                f"{row['steps'] * one_slot:.2f} s",
+            ]
+        )
+    return rows
+
+
+def _engine_seconds() -> float:
+    """Returns the engine's own seconds of a tree, on the problems of the cost model."""
+    seconds = results("mini")["latency"]["apr-rl"]["seconds"]
+    return statistics.mean(seconds[problem] for problem in results("mini")["cost"]["problems"])
+
+
+@number
+def mini_engine_seconds() -> str:
+    """Writes the seconds that the engine takes for a tree of mini."""
+    return f"{_engine_seconds():.2f} s"
+
+
+@number
+def mini_engine_saves() -> str:
+    """Writes how many times as long a tree takes on one decode slot as in the engine."""
+    return f"{results('mini')['cost']['rows'][0]['seconds'] / _engine_seconds():.1f}"
+
+
+@number
+def mini_steps_saved() -> str:
+    """Writes how many times as many steps a tree takes on one decode slot as on the most."""
+    first, *_, last = results("mini")["cost"]["rows"]
+    return f"{first['steps'] / last['steps']:.1f}"
+
+
 # All scales.
+
+
+@table
+def best_of_several() -> Rows:
+    """Shows how much too high the best of several equal candidates scores."""
+    rows = [
+        [
+            "candidates that are right independently",
+            "problems",
+            "accuracy of each",
+            "the best scores too high by",
+        ]
+    ]
+    for candidates, problems, accuracy in (
+        (2, 160, 0.8),
+        (12, 160, 0.8),
+        (12, 160, 0.85),
+        (12, 1000, 0.85),
+    ):
+        points = 100 * optimism(candidates, problems, accuracy)
+        rows.append(
+            [str(candidates), whole(problems), f"{100 * accuracy:.0f}%", f"{points:.1f} points"]
+        )
+    return rows
 
 
 @number

@@ -78,7 +78,7 @@ def test_pairing_narrows_the_interval_of_two_that_err_alike():
     ],
 )
 def test_the_best_of_equal_candidates_flatters_itself(candidates, problems, accuracy, points):
-    """As simulated, and as docs/evaluation.md says."""
+    """As simulated."""
     expected = optimism(candidates, problems, accuracy)
     assert 100 * expected == pytest.approx(points, abs=0.05)
     right = np.random.default_rng(0).binomial(problems, accuracy, (20_000, candidates))

@@ -117,15 +117,14 @@ def test_a_missing_result_file_is_named(tmp_path):
         figures.read(tmp_path / "absent.json")
 
 
-def test_a_row_is_found_by_a_name_that_only_it_has(tmp_path):
-    path = tmp_path / "results.json"
-    path.write_text(json.dumps([{"name": "one"}, {"name": "other"}]))
-    rows = figures.Record({"rows": json.loads(path.read_text())}, "file")["rows"]
-    assert figures.find_row(rows, "name", "on") is rows[0]
-    with pytest.raises(figures.FiguresError, match=r"2 rows beside file.rows\[0\]"):
-        figures.find_row(rows, "name", "o")
-    with pytest.raises(figures.FiguresError, match="0 rows .* have a name 'third'"):
-        figures.find_row(rows, "name", "third")
+def test_a_row_is_found_by_a_name_that_only_it_has():
+    rows = figures.Record({"rows": [{"name": "one"}, {"name": "other"}]}, "file")["rows"]
+    assert figures.find_row(rows, "name", "one") is rows[0]
+    assert figures.find_row_by_start(rows, "name", "ot") is rows[1]
+    with pytest.raises(figures.FiguresError, match=r"2 rows beside file.rows\[0\] have the name"):
+        figures.find_row_by_start(rows, "name", "o")
+    with pytest.raises(figures.FiguresError, match="0 rows .* have the name 'on', not one"):
+        figures.find_row(rows, "name", "on")
 
 
 def test_wider_beams_stand_in_the_row_of_their_comparison(monkeypatch):
