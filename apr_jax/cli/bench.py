@@ -61,7 +61,7 @@ def bench_rollout(
         raise UsageError("bench rollout: give both --checkpoint and --problems, or neither")
     start()
     from apr_jax.bench.engines import bench_rollout as run
-    from apr_jax.train.checkpoint.manager import load_checkpoint
+    from apr_jax.train.checkpoint import load_checkpoint
 
     _keep(
         run(load_checkpoint(checkpoint) if checkpoint else None, problems, peer or [], repeats),
@@ -89,7 +89,7 @@ def bench_schedule(
     start()
     from apr_jax.bench.schedules import contest
     from apr_jax.bench.trees import prompts_of
-    from apr_jax.train.checkpoint.manager import load_checkpoint
+    from apr_jax.train.checkpoint import load_checkpoint
 
     restored = load_checkpoint(checkpoint)
     _bench("schedule", contest(restored, prompts_of(restored, problems, trees)), repeats, json)
@@ -132,7 +132,7 @@ def bench_train(
     experiment = load(config, settings)
     start()
     from apr_jax.bench.train_step import bench_train as run
-    from apr_jax.train.checkpoint.manager import load_checkpoint
+    from apr_jax.train.checkpoint import load_checkpoint
 
     _keep(
         run(experiment, load_checkpoint(checkpoint) if checkpoint else None, problems, repeats),

@@ -25,7 +25,7 @@ from apr_jax.io.json_files import write_json
 from apr_jax.tasks import Problem
 from apr_jax.threads import Prompts
 from apr_jax.threads.keys import Domain, run_key
-from apr_jax.train.checkpoint.manager import Restored
+from apr_jax.train.checkpoint import Restored
 
 LATENCY, SLOTS = "latency.json", "slots.json"
 

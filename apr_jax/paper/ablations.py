@@ -35,7 +35,7 @@ from apr_jax.paper.stages import Stage, read_json, reserve, run_stages
 from apr_jax.paper.suite import ABLATIONS
 from apr_jax.report.terminal_tables import print_table
 from apr_jax.tasks import load_problems, make_task
-from apr_jax.train.checkpoint.manager import last_step, load_checkpoint
+from apr_jax.train.checkpoint import last_step, load_checkpoint
 
 MEASURES = ("accuracy", "total_tokens", "sequential_tokens", "children")
 # What ablation.json takes from the summary of an evaluation.

@@ -317,7 +317,7 @@ def _evaluation_stage(
 def _load_model(out: Path, model: str) -> Any:
     """Loads a trained or exported model of the run."""
     from apr_jax.paper.suite import model_of
-    from apr_jax.train.checkpoint.manager import load_checkpoint
+    from apr_jax.train.checkpoint import load_checkpoint
 
     return load_checkpoint(model_of(out, model) or out / model)
 

@@ -20,8 +20,8 @@ from apr_jax.config import EvalConfig, Experiment
 from apr_jax.data.build import stated_conditions
 from apr_jax.errors import UsageError
 from apr_jax.evaluate.decoding import Decoding
+from apr_jax.train.checkpoint import FOLDER
 from apr_jax.train.checkpoint.exported import SUFFIX
-from apr_jax.train.checkpoint.manager import FOLDER
 
 # APR with a random parent beam: parents of its demonstrations draw how many first steps they try,
 # from 1 up, as published (task.solver.parent_beam_low=1). The parents of a run's main APR need not.

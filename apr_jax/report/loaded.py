@@ -24,7 +24,7 @@ from apr_jax.report.solve import grow_tree, show_tree
 from apr_jax.report.viewer import write_tree_page
 from apr_jax.tasks import Problem, load_problems
 from apr_jax.threads import ThreadForest
-from apr_jax.train.checkpoint.manager import load_checkpoint
+from apr_jax.train.checkpoint import load_checkpoint
 from apr_jax.train.checkpoint.restored import Restored
 
 

@@ -29,7 +29,7 @@ import numpy as np
 from apr_jax.errors import UnknownAnswers, UserError
 from apr_jax.io.disk_errors import disk_errors
 from apr_jax.io.storage import write_bytes
-from apr_jax.train.checkpoint.manager import Checkpoints
+from apr_jax.train.checkpoint import Checkpoints
 from apr_jax.train.distributed import StopConsensus, StragglerDetector
 from apr_jax.train.metrics.recorder import Numbers, Recorder
 from apr_jax.train.state import TrainState

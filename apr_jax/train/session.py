@@ -22,7 +22,7 @@ from apr_jax.io.lease import Lease
 from apr_jax.io.terminal import Terminal
 from apr_jax.model.sharding import make_mesh
 from apr_jax.text.tokenizer import Tokenizer
-from apr_jax.train.checkpoint.manager import Checkpoints, Run
+from apr_jax.train.checkpoint import Checkpoints, Run
 from apr_jax.train.distributed import lost_processes
 from apr_jax.train.loop import Loop, Stage
 from apr_jax.train.metrics.profile import profiled

@@ -21,7 +21,7 @@ from apr_jax.io.terminal import Terminal
 from apr_jax.model.transformer import init_params
 from apr_jax.tasks import load_problems, make_task
 from apr_jax.threads.keys import Domain, run_key
-from apr_jax.train.checkpoint.manager import Run
+from apr_jax.train.checkpoint import Run
 from apr_jax.train.distributed import held_rows, merge
 from apr_jax.train.grader import Grader, grading
 from apr_jax.train.loop import LastBatches, Stage, Stopping

@@ -10,7 +10,7 @@ from apr_jax.bench import reinforce, train_step
 from apr_jax.model import transformer
 from apr_jax.model.config import ModelConfig
 from apr_jax.model.transformer import init_params
-from apr_jax.train.checkpoint.manager import load_checkpoint
+from apr_jax.train.checkpoint import load_checkpoint
 from apr_jax.train.grader import Grader
 
 TINY = ModelConfig(layers=1, width=8, heads=1, kv_heads=1, head_size=8, mlp=8)

@@ -10,7 +10,7 @@ from apr_jax.config import load
 from apr_jax.errors import UsageError
 from apr_jax.evaluate.folder import read_traces
 from apr_jax.paper import Question, ablations
-from apr_jax.train.checkpoint.manager import load_checkpoint
+from apr_jax.train.checkpoint import load_checkpoint
 
 SMALL = ablations.Ablation(
     "Does it run?",

@@ -34,7 +34,7 @@ from apr_jax.io.storage import (
     write_text,
 )
 from apr_jax.paper import pipeline, stages
-from apr_jax.train.checkpoint.manager import load_checkpoint
+from apr_jax.train.checkpoint import load_checkpoint
 from apr_jax.train.metrics.recorder import FILE, Recorder
 from apr_jax.train.sft import train_sft
 

@@ -17,7 +17,7 @@ from apr_jax.text.tokenizer import Tokenizer
 from apr_jax.threads import make_prompts
 from apr_jax.threads.prompts import NOT_FORCED
 from apr_jax.train import sft
-from apr_jax.train.checkpoint.manager import Checkpoints, Run, load_checkpoint
+from apr_jax.train.checkpoint import Checkpoints, Run, load_checkpoint
 from apr_jax.train.config import OptimizerConfig, RewardConfig
 from apr_jax.train.optimizer import make_optimizer
 from apr_jax.train.policy import make_policy_rollout

@@ -22,7 +22,7 @@ from apr_jax.config import MeshConfig
 from apr_jax.errors import UsageError
 from apr_jax.io.runtime import HEARTBEAT_SECONDS, join_processes
 from apr_jax.train import sft
-from apr_jax.train.checkpoint.manager import BEST, FOLDER, load_checkpoint
+from apr_jax.train.checkpoint import BEST, FOLDER, load_checkpoint
 from apr_jax.train.config import RewardConfig
 from apr_jax.train.rl.trainer import train_rl
 from apr_jax.train.sft import train_sft

@@ -15,8 +15,8 @@ from apr_jax.errors import UsageError, UserError
 from apr_jax.evaluate.folder import read_answers
 from apr_jax.paper import pipeline, suite
 from apr_jax.paper.stages import reserve, run_stages
+from apr_jax.train.checkpoint import load_checkpoint
 from apr_jax.train.checkpoint.exported import export_file
-from apr_jax.train.checkpoint.manager import load_checkpoint
 
 EVALUATIONS = ("sos+-sft", "sos+-rl", "apr-sft", "apr-rl")
 

@@ -13,7 +13,7 @@ from apr_jax.data.build import build
 from apr_jax.evaluate.decoding import Decoding
 from apr_jax.evaluate.runner import evaluate
 from apr_jax.tasks import TaskConfig
-from apr_jax.train.checkpoint.manager import load_checkpoint
+from apr_jax.train.checkpoint import load_checkpoint
 from apr_jax.train.rl.trainer import train_rl
 from apr_jax.train.sft import train_sft
 

@@ -12,7 +12,7 @@ from apr_jax.evaluate.decoding import Decoding
 from apr_jax.evaluate.folder import read_traces
 from apr_jax.evaluate.latency import measure_slots
 from apr_jax.evaluate.runner import evaluate
-from apr_jax.train.checkpoint.manager import load_checkpoint
+from apr_jax.train.checkpoint import load_checkpoint
 
 # A barely trained model, greedy, would not spawn.
 DECODING = Decoding(temperature=1.0, forced=2, constrain=True)

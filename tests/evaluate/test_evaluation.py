@@ -25,7 +25,7 @@ from apr_jax.tasks.countdown.config import CountdownConfig, SolverConfig
 from apr_jax.tasks.countdown.puzzle import make_problem
 from apr_jax.threads import Limits, interpret, make_prompts
 from apr_jax.threads import protocol as p
-from apr_jax.train.checkpoint.manager import load_checkpoint
+from apr_jax.train.checkpoint import load_checkpoint
 
 SAMPLED = Decoding(samples=3, temperature=1.0)
 TWICE = Decoding(samples=2, temperature=1.0)

@@ -16,7 +16,7 @@ import pytest
 from helpers.whole_runs import write_config
 
 from apr_jax.errors import UserError
-from apr_jax.train.checkpoint.manager import load_checkpoint
+from apr_jax.train.checkpoint import load_checkpoint
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "experiments"))

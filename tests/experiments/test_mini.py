@@ -17,7 +17,7 @@ from apr_jax.tasks import make_task
 from apr_jax.tasks.countdown.problems import draw
 from apr_jax.tasks.countdown.puzzle import make_problem
 from apr_jax.train.answers import extract_answers
-from apr_jax.train.checkpoint.manager import load_checkpoint
+from apr_jax.train.checkpoint import load_checkpoint
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "experiments" / "mini"

@@ -20,7 +20,7 @@ from apr_jax.model.config import ModelConfig
 from apr_jax.tasks import TaskConfig
 from apr_jax.tasks.countdown.config import SolverConfig
 from apr_jax.threads.limits import Limits, Schedule
-from apr_jax.train.checkpoint.manager import load_checkpoint
+from apr_jax.train.checkpoint import load_checkpoint
 from apr_jax.train.config import (
     ObjectiveConfig,
     OptimizerConfig,

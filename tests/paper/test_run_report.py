@@ -14,7 +14,7 @@ from apr_jax.evaluate.runner import evaluate
 from apr_jax.paper.pipeline import show_results
 from apr_jax.paper.run_report import training, write_run_report
 from apr_jax.report.viewer import select, write_tree_page
-from apr_jax.train.checkpoint.manager import load_checkpoint
+from apr_jax.train.checkpoint import load_checkpoint
 
 HOSTILE = "</script><script>alert(1)</script><!-- <img src=x onerror=alert(2)> & \u2028 \"'"
 

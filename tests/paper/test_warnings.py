@@ -22,7 +22,7 @@ from apr_jax.evaluate.runner import evaluate
 from apr_jax.evaluate.scores import summarize
 from apr_jax.paper import controls, figures, run_report
 from apr_jax.paper.suite import Evaluation
-from apr_jax.train.checkpoint.manager import load_checkpoint
+from apr_jax.train.checkpoint import load_checkpoint
 
 SERIAL = "NO TREE SPAWNED A SINGLE CHILD: this is a serial score, not one of parallel reasoning"
 CUT = "OF THE TREES WERE TRUNCATED: the window or a budget is too small"

@@ -14,7 +14,7 @@ import pytest
 from clouds import SCRIPTS, write_script
 
 from apr_jax.config import to_dict
-from apr_jax.train.checkpoint.manager import load_checkpoint
+from apr_jax.train.checkpoint import load_checkpoint
 
 
 def test_a_host_with_an_old_python_gets_one_by_uv(tmp_path):

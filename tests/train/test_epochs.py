@@ -13,7 +13,7 @@ from apr_jax.data.pipeline import steps_of_an_epoch
 from apr_jax.errors import UsageError
 from apr_jax.paper.pipeline import stages_of
 from apr_jax.train import sft
-from apr_jax.train.checkpoint.manager import load_checkpoint
+from apr_jax.train.checkpoint import load_checkpoint
 from apr_jax.train.optimizer import make_optimizer
 from apr_jax.train.sft import train_sft
 

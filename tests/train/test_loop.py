@@ -15,7 +15,7 @@ from helpers.whole_runs import repeatable
 
 from apr_jax.errors import UnknownAnswers, UserError
 from apr_jax.train import loop
-from apr_jax.train.checkpoint.manager import BEST
+from apr_jax.train.checkpoint import BEST
 from apr_jax.train.loop import Loop, Stage
 from apr_jax.train.metrics.recorder import Recorder
 from apr_jax.train.state import TrainState

@@ -34,7 +34,7 @@ from apr_jax.data.pipeline import LocalRows
 from apr_jax.errors import UsageError, UserError
 from apr_jax.tasks.countdown.puzzle import Puzzle
 from apr_jax.train import grader, sft
-from apr_jax.train.checkpoint.manager import FOLDER, load_checkpoint
+from apr_jax.train.checkpoint import FOLDER, load_checkpoint
 from apr_jax.train.config import RewardConfig
 from apr_jax.train.metrics.recorder import FILE, Recorder
 from apr_jax.train.rl import trainer

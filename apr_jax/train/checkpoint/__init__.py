@@ -1,30 +1,38 @@
 """What a run saves, how it is checked, and the model files made from it.
 
-    with Checkpoints(workdir, run) as checkpoints:       # manager.py
+    with Checkpoints(workdir, run) as checkpoints:       # manager.py: saving
         saved = checkpoints.restore_latest(blank)        # None in a new workdir
         checkpoints.save(state, metrics, data)
 
     restored = load_checkpoint("runs/nano/apr/rl")       # a run, one of its steps, or a file
-    export_file(restored, Path("apr-rl.safetensors"))    # exported.py: one small file
-    export_folder(restored, Path("apr-rl"))              # hf_folder.py: for `transformers`
+    export_file(restored, Path("apr-rl.safetensors"))    # one small file
+    export_folder(restored, Path("apr-rl"))              # for `transformers`
 
-`Restored` (restored.py) holds the weights with all that evaluation and RL need of them.
-checksum.py notices flipped bits. docs/checkpoints.md says what each fault does.
+    manager.py       saves steps
+    step_files.py    the files of a step, and the steps of a run
+    retention.py     which steps are kept, and which one is the best
+    resume.py        what an interrupted run goes on from; damaged steps
+    run.py           what stays the same through a run, so that no other run goes on from it
+    load.py          the weights of a step, for evaluation and RL
+    restored.py      `Restored`: the weights with all that evaluation and RL need of them
+    exported.py, hf_folder.py    exported models
+    checksum.py      notices flipped bits
+
+docs/checkpoints.md says what each fault does.
 """
 
 from apr_jax.train.checkpoint.exported import SUFFIX, export_file, load_exported
 from apr_jax.train.checkpoint.hf_folder import check_folder, export_folder
-from apr_jax.train.checkpoint.manager import (
-    FOLDER,
-    Checkpoints,
-    Run,
-    Saved,
-    last_step,
-    load_checkpoint,
-)
+from apr_jax.train.checkpoint.load import load_checkpoint
+from apr_jax.train.checkpoint.manager import Checkpoints
 from apr_jax.train.checkpoint.restored import Restored
+from apr_jax.train.checkpoint.resume import Saved
+from apr_jax.train.checkpoint.retention import BEST
+from apr_jax.train.checkpoint.run import Run
+from apr_jax.train.checkpoint.step_files import FOLDER, last_step, version_error
 
 __all__ = [
+    "BEST",
     "FOLDER",
     "SUFFIX",
     "Checkpoints",
@@ -37,4 +45,5 @@ __all__ = [
     "last_step",
     "load_checkpoint",
     "load_exported",
+    "version_error",
 ]

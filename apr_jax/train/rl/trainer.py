@@ -32,8 +32,8 @@ from apr_jax.io.storage import as_path, local_copy
 from apr_jax.tasks import Problem, load_problems, make_task
 from apr_jax.threads import ThreadForest, Work
 from apr_jax.threads.keys import Domain, run_key
+from apr_jax.train.checkpoint import Run, load_checkpoint, version_error
 from apr_jax.train.checkpoint.checksum import digest
-from apr_jax.train.checkpoint.manager import Run, load_checkpoint, version_error
 from apr_jax.train.checkpoint.restored import Restored
 from apr_jax.train.distributed import fetch
 from apr_jax.train.grader import Grader, Grades, first_trees, forest_metrics, grading

@@ -18,8 +18,8 @@ from apr_jax.errors import UserError
 from apr_jax.model.hf import save_llama
 from apr_jax.model.transformer import init_params
 from apr_jax.text.tokenizer import Tokenizer
+from apr_jax.train.checkpoint import load_checkpoint
 from apr_jax.train.checkpoint.exported import export_file
-from apr_jax.train.checkpoint.manager import load_checkpoint
 from apr_jax.train.checkpoint.restored import Restored
 
 

@@ -15,7 +15,7 @@ from helpers.whole_runs import changed, repeatable, train_command, write_config
 
 from apr_jax.errors import DiskError
 from apr_jax.text.tokenizer import Tokenizer
-from apr_jax.train.checkpoint.manager import FOLDER, Checkpoints, Run, last_step, load_checkpoint
+from apr_jax.train.checkpoint import FOLDER, Checkpoints, Run, last_step, load_checkpoint
 from apr_jax.train.rl.trainer import train_rl
 from apr_jax.train.sft import train_sft
 
@@ -72,7 +72,7 @@ import jax.numpy as jnp
 from apr_jax.cli import main as cli
 from apr_jax.config import load
 from apr_jax.text.tokenizer import Tokenizer
-from apr_jax.train.checkpoint.manager import Checkpoints, Run
+from apr_jax.train.checkpoint import Checkpoints, Run
 from apr_jax.train.state import TrainState
 
 config, workdir, remount = load(Path(sys.argv[1])), Path(sys.argv[2]), sys.argv[3:]

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from helpers.whole_runs import changed, repeatable, train_command, write_config
 
-from apr_jax.train.checkpoint.manager import FOLDER, load_checkpoint
+from apr_jax.train.checkpoint import FOLDER, load_checkpoint
 from apr_jax.train.config import RewardConfig
 from apr_jax.train.metrics.recorder import FILE
 from apr_jax.train.rl.trainer import train_rl

@@ -23,7 +23,7 @@ from apr_jax.data.packing import Rows
 from apr_jax.tasks import Failure, SandboxedVerifier
 from apr_jax.tasks.countdown.problems import solve
 from apr_jax.train import grader
-from apr_jax.train.checkpoint.manager import load_checkpoint
+from apr_jax.train.checkpoint import load_checkpoint
 from apr_jax.train.config import ObjectiveConfig, OptimizerConfig, RewardConfig
 from apr_jax.train.rl import trainer
 from apr_jax.train.rl.rescoring import token_logprobs

@@ -13,7 +13,7 @@ from apr_jax.data import dataset
 from apr_jax.errors import UserError
 from apr_jax.tasks.countdown.puzzle import make_problem
 from apr_jax.tasks.countdown.solvers import METHODS
-from apr_jax.train.checkpoint.manager import load_checkpoint
+from apr_jax.train.checkpoint import load_checkpoint
 from apr_jax.train.rl import trainer
 from apr_jax.train.rl.trainer import TrainingProblems, train_rl
 

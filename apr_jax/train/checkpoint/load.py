@@ -1,0 +1,78 @@
+"""Loads the weights of a run, with all that evaluation and RL need of them."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from apr_jax.config import ConfigError, from_dict
+from apr_jax.errors import UserError
+from apr_jax.io.disk_errors import quiet
+from apr_jax.io.library_errors import shows_damage, what_went_wrong
+from apr_jax.io.storage import absolute, as_path
+from apr_jax.train.checkpoint.checksum import changed
+from apr_jax.train.checkpoint.exported import SUFFIX, load_exported
+from apr_jax.train.checkpoint.restored import Restored
+from apr_jax.train.checkpoint.retention import best_step
+from apr_jax.train.checkpoint.run import read_tokenizer
+from apr_jax.train.checkpoint.step_files import read_meta, steps_in, unreadable
+
+
+def load_checkpoint(path: str | Path) -> Restored:
+    """Loads the weights of a run's best step, or of one given step; reads no optimizer state.
+
+    Without a validation, the last step of a run counts as its best.
+
+    Args:
+      path: a workdir, one `checkpoints/<step>` in it, or a file that `apr export` wrote.
+
+    Raises:
+      UserError: there is no checkpoint, or it is damaged or cannot be read.
+    """
+    path = as_path(path)
+    if path.suffix == SUFFIX:
+        return load_exported(path)
+
+    folder = best_step(absolute(path))
+    try:
+        return _read(folder)
+    except ConfigError as error:
+        raise UserError(
+            f"checkpoint {folder}: is of another version of apr_jax ({error}); train again"
+        ) from None
+    # Orbax and TensorStore raise errors of many types for damaged files.
+    except Exception as error:
+        if not shows_damage(error):
+            raise unreadable(folder, error) from error
+        others = [str(step) for step in steps_in(folder.parent) if str(step) != folder.name]
+        hint = f"; other steps there: {', '.join(others)}" if others else "; train again"
+        raise UserError(f"checkpoint {folder}: damaged ({what_went_wrong(error)}){hint}") from None
+
+
+def _read(folder: Path) -> Restored:
+    """Reads the weights of a step and what describes them, and compares them with their sums."""
+    meta = read_meta(folder)
+    params = _read_params(folder / "params")
+    wrong = changed(params, meta["sums"]["params"])
+    if wrong:
+        raise ValueError(f"params{wrong[0]} is not what was saved")
+    return Restored(
+        params=params,
+        tokenizer=read_tokenizer(meta),
+        config=from_dict(meta["config"]),
+        method=meta["method"],
+        stage=meta["stage"],
+        step=meta["step"],
+        path=str(folder),
+    )
+
+
+def _read_params(folder: Path) -> Any:
+    """Reads the weights of a step as numpy arrays, whatever their shapes."""
+    reader = ocp.PyTreeCheckpointHandler()
+    with quiet():
+        tree = reader.metadata(folder).tree
+        kinds = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+        return reader.restore(folder, args=ocp.args.PyTreeRestore(restore_args=kinds))

@@ -1,0 +1,102 @@
+"""The files of a saved step, and the steps of a run.
+
+    WORKDIR/checkpoints/<step>/params   the weights, alone
+                               state    optimizer and counters
+                               meta     JSON: config, method, stage, tokenizer, metrics, sums of all
+                               data     JSON: where the data iterator stands
+
+Whatever is read is compared with its sums (`checksum`), because neither Orbax nor TensorStore
+notices a flipped bit inside an array.
+"""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from apr_jax.errors import UserError
+from apr_jax.io.library_errors import what_went_wrong
+from apr_jax.io.storage import absolute, require_reachable
+from apr_jax.train.checkpoint.checksum import json_sum
+from apr_jax.train.state import TrainState
+
+FOLDER = "checkpoints"
+
+
+def last_step(workdir: Path) -> Path:
+    """Finds the folder of a run's last step, for `load_checkpoint`.
+
+    The best step of a run is its most accurate one. Where a run learns to save tokens, that is not
+    the one that is wanted.
+
+    Raises:
+      UserError: the run has no step.
+    """
+    return step_folders(absolute(workdir))[-1]
+
+
+def step_folders(path: Path) -> list[Path]:
+    """Lists the folders of all steps of a run, in the order of the steps.
+
+    Raises:
+      UserError: the run has no step.
+    """
+    steps = steps_in(path / FOLDER)
+    if not steps:
+        require_reachable(path)
+        raise UserError(
+            f"checkpoint {path}: no such checkpoint; give a run's folder or one of its"
+            f" {FOLDER}/<step>"
+        )
+    return [path / FOLDER / str(step) for step in steps]
+
+
+def steps_in(folder: Path) -> list[int]:
+    """Lists the steps in a folder of checkpoints, in order; none if there is no such folder."""
+    if not folder.is_dir():
+        return []
+    return sorted(int(entry.name) for entry in folder.glob("*") if entry.name.isdigit())
+
+
+def json_file(folder: Path, item: str) -> Path:
+    """Returns the file into which Orbax's JSON handler writes an item of a step."""
+    return folder / item / "metadata"
+
+
+def read_json(folder: Path, item: str) -> dict[str, Any]:
+    """Reads a JSON item of a step."""
+    value: dict[str, Any] = json.loads(json_file(folder, item).read_text())
+    return value
+
+
+def read_meta(folder: Path) -> dict[str, Any]:
+    """Reads the `meta` of a step.
+
+    Raises:
+      ValueError: it is not what was saved.
+    """
+    meta = read_json(folder, "meta")
+    if meta.pop("meta_sum", None) != json_sum(meta):
+        raise ValueError("meta is not what was saved")
+    return meta
+
+
+def without_params(state: TrainState) -> dict[str, Any]:
+    """Returns the item `state` of a step: the fields of a state by name, all but the weights."""
+    names = [field.name for field in dataclasses.fields(state) if field.name != "params"]
+    return {name: getattr(state, name) for name in names}
+
+
+def version_error(folder: Path) -> UserError:
+    """Returns the error for a run that another version of this library saved."""
+    return UserError(
+        f"checkpoint {folder}: is of another version of apr_jax; use another --workdir"
+    )
+
+
+def unreadable(folder: Path, error: Exception) -> UserError:
+    """Returns the error for a step that is not known to be damaged, but cannot be read now."""
+    return UserError(
+        f"checkpoint {folder}: cannot be read here and now ({what_went_wrong(error)}); this is no"
+        " damage, and nothing was changed; mend the cause and start the same command again"
+    )
