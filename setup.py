@@ -1,7 +1,8 @@
 """Package metadata of apr_jax; the settings of ruff, mypy and pytest are in pyproject.toml.
 
 Every requirement has a lower bound (the oldest release that was tried) and an upper one (the next
-that may break us); docs/dependencies.md says why each is there."""
+that may break us); docs/dependencies.md says why each is there.
+"""
 
 import re
 import shutil

@@ -72,7 +72,8 @@ def test_the_rows_of_forests_are_full(built, method):
 
     A forest of SoS+ is some tens of rows, so that the empty rows of its last chunk weigh as much as
     they happen to be many (32 rows have none, 33 have seven): only the rows that hold tokens are
-    judged. A forest of APR has hundreds, and its last chunk counts, however little is in it."""
+    judged. A forest of APR has hundreds, and its last chunk counts, however little is in it.
+    """
     config, path = built
     rl, source = config.train.rl, dataset.read(path, method, "train")
     trees, size = [unflatten(source[k]) for k in range(len(source))], rl.problems * rl.group

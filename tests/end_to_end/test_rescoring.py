@@ -1,6 +1,7 @@
 """Rollout and training are one model: the training pass gives the log-probs that the rollout
 recorded, by the way that reinforcement learning takes (`make_policy_rollout`, `pack_forest`,
-`token_logprobs`), and threads are strangers in it."""
+`token_logprobs`), and threads are strangers in it.
+"""
 
 import dataclasses
 import functools
@@ -122,7 +123,8 @@ def test_rescoring_in_bfloat16_within_the_bounds_of_scale_paper():
     says nothing of.
 
     Measured 2026-11-28 on 8,862 tokens: mean 1.3e-3, worst 0.045, none outside. One bucket of
-    contexts only: it compiles in a third of the time."""
+    contexts only: it compiles in a third of the time.
+    """
     rl = load("experiments/paper.py").train.rl
     model = dataclasses.replace(CONFIG, dtype="bfloat16")
     forest = record(1.0, True, model, dataclasses.replace(SCHEDULE, context_buckets=()))

@@ -3,7 +3,8 @@ The rollout on 128 chips: no word between them, no host, no hidden copy of the c
 moves what is live and no more.
 
 Needs the extra [tpu] (`make test-all` installs it) and no TPU. In a process of its own: libtpu is
-loaded once, at JAX's start."""
+loaded once, at JAX's start.
+"""
 
 import importlib.util
 import json

@@ -3,7 +3,8 @@ read, and conditions.
 
 TensorStore writes a manifest again only if it still is what was read; without the header it refuses
 ("Malformed StorageGeneration"), and only now and then, because most checkpoints commit their
-manifest once."""
+manifest once.
+"""
 
 import sys
 import threading

@@ -2,7 +2,8 @@
 up.
 
 It looks at nothing but the forest: neither engine nor interpreter. A stream that does what no cell
-says fails."""
+says fails.
+"""
 
 import collections
 from pathlib import Path

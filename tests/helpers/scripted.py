@@ -5,7 +5,8 @@ or a context longer than the bound it is decoded under, gives another token at o
 how well the policy keeps the protocol: 0 throws control pieces anywhere, 9 hardly ever breaks a
 rule. In between it lies in wait: it keeps the protocol, but in one state of ten it breaks it as
 surely as it keeps it elsewhere, so that streams go wrong at every place, not only at their
-beginning."""
+beginning.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -55,7 +56,8 @@ def decode(params, tokens, cache, positions, bound):
     leave the reader.
 
     Nothing at or beyond the bound is read or written, and the hash of a token that stands there is
-    rubbish."""
+    rubbish.
+    """
     slot = jnp.arange(tokens.shape[0])
     logits = []
     for step in range(tokens.shape[1]):

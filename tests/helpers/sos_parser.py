@@ -20,7 +20,8 @@ until one hits. The prompt is the state of the problem, after "Sub Call Budget: 
 children is stated. A spawn makes one child of every node generated since the last move; its message
 is the move to that node, and a thread knows no node but its own and those it generated. A thread
 answers with the steps to the goal, or with nothing; a parent with the first answer of its children,
-and then it writes no more."""
+and then it writes no more.
+"""
 
 import ast
 import dataclasses

@@ -3,7 +3,8 @@
 A policy is a table of logits; the row is chosen by what a thread sees: the token after `<bos>` (it
 tells root, child and grandchild apart), the last token, how many messages there are, and whether it
 is answering. Threads that see alike share a row, as threads share weights. A toy says which tokens
-may follow; all others have logits that underflow to probability 0."""
+may follow; all others have logits that underflow to probability 0.
+"""
 
 import dataclasses
 import functools
@@ -280,11 +281,15 @@ def expected_estimate(
     behaviour=None,
     tokens_per_tree=1.0,
 ):
-    """Expectation of -gradient of the objective over all batches of `size` trees, exactly.
+    """Computes the exact mean of -gradient of the objective over all batches of `size` trees.
 
     Args:
+      trees: the n trees that the policy can make.
+      table: table of the policy that learns.
       rewards: [n] of the trees, or [P, n] where the batch holds P problems, `size` / P trees of
         each.
+      size: number of trees in a batch.
+      config: the objective.
       counted: bool [n], trees that are not masked.
       sampled: [n, T, L], a wrong mask in place of the recorded one.
       reference: table of the reference policy.

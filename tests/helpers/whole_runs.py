@@ -110,7 +110,8 @@ def assert_close(workdir, other, but=()):
     tokens: 1e-4 of it, or 1e-5 where it is a small difference (losses of advantages that cancel
     out, KL). Parameters may be off by more: the optimizer divides gradients by their size, so where
     one is next to nothing its rounding decides. 1e-4 is a tenth of one update of RL (learning rate
-    1e-3) and a hundredth of a supervised one (1e-2)."""
+    1e-3) and a hundredth of a supervised one (1e-2).
+    """
     got, expected = repeatable(workdir), repeatable(other)
     assert [line["step"] for line in got] == [line["step"] for line in expected]
     for mine, theirs in zip(got, expected, strict=True):
@@ -131,7 +132,8 @@ def unlike():
 
     A setting that gets lost on its way is replaced by one of these two, so only here it shows. Nor
     are two counts equal that could be mistaken for each other. `end_to_end/test_unlike.py` makes
-    sure that a new field has a value here."""
+    sure that a new field has a value here.
+    """
     optimizer = OptimizerConfig(
         name="muon", lr=3e-3, warmup=3, decay=0.5, weight_decay=0.1, clip=0.7, b2=0.9
     )
@@ -257,7 +259,8 @@ def shown(workdir):
     """What TensorBoard shows of a run, {(name, step): number or text}.
 
     Its event files are of records: length, its checksum, event, its checksum. A start of the run
-    takes back what earlier ones said of its first step and those after it."""
+    takes back what earlier ones said of its first step and those after it.
+    """
     found = {}
     for path in sorted((workdir / "tensorboard").glob("events*")):
         data = path.read_bytes()
@@ -280,7 +283,8 @@ def compilations():
     update of both stages.
 
     `_cache_size` is no count of them: a state that comes out of the step itself is known by another
-    key."""
+    key.
+    """
     names = []
 
     def hear(event, seconds, fun_name="", **_):

@@ -89,7 +89,8 @@ def assert_only_what_is_seen_is_read(attend, size):
 
     A block of queries reads the blocks where its threads have keys before it. The NaN are in all
     that belongs to a block: forward in keys and values (and its own queries), backward in the
-    gradient and what was kept of the forward pass too."""
+    gradient and what was kept of the forward pass too.
+    """
     segment = threads_about(size)
     *x, _, hidden_block = inputs(1, segment.shape[1], 2)
     x.append(jnp.cos(jnp.arange(x[0].size, dtype=jnp.float32)).reshape(x[0].shape))

@@ -20,13 +20,12 @@ PROBLEMS = 10
 def made(
     model, right, tokens=10, chain=5, seconds=None, problems=PROBLEMS, validated=None, **decoding
 ):
-    """An evaluation.
+    """Makes an evaluation.
 
-    Args:
-      right: how many problems it gets right; of samples a tuple, how many the votes of the first n
-        do, which can't fall with n.
-      tokens, chain: of each tree; tuples differ by sample.
-      validated: as `right`, of validation problems; None if they were not asked.
+    `right` says how many problems it gets right. For samples it is a tuple: how many the votes of
+    the first n get right, which cannot fall with n. `validated` says the same of validation
+    problems; None if there were none. `tokens` and `chain` are those of each tree; tuples differ by
+    sample.
     """
     by_n = right if isinstance(right, tuple) else (right,)
     traces = [

@@ -2,7 +2,8 @@
 interval.
 
 Marks are found as a reader finds them, by the words at panels, ticks and legends and by the looks
-that a legend explains, so that a figure may get more panels and more series."""
+that a legend explains, so that a figure may get more panels and more series.
+"""
 
 import dataclasses
 

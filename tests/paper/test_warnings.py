@@ -2,7 +2,8 @@
 numbers, on its page.
 
 A finished evaluation is read, not run again: the tests write what the trees of one should have
-done, and ask for it once more."""
+done, and ask for it once more.
+"""
 
 import dataclasses
 import json

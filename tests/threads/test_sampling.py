@@ -316,7 +316,8 @@ def child_keys(parent, rounds, children):
 
 def test_noise_of_two_tokens_is_independent():
     """Neighbours in a stream, siblings, spawns of one thread, trees of one rollout, parent and
-    child: pairs of draws from a uniform distribution fall evenly on all pairs of tokens."""
+    child: pairs of draws from a uniform distribution fall evenly on all pairs of tokens.
+    """
     draws, size = 100_000, 4
     logits = np.full((draws, V), -np.inf, np.float32)
     logits[:, 10 : 10 + size] = 0.0

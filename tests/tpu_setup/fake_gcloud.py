@@ -17,7 +17,8 @@ there. A copy of host.sh is one that only tells states (STUB); with $FAKE_HOSTS_
 real one, its processes find each other on this machine.
 
 A command that is not in COMMANDS, a flag that the command does not have, or the wrong number of
-other words, end with status 2."""
+other words, end with status 2.
+"""
 
 import json
 import os

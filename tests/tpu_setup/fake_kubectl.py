@@ -6,7 +6,8 @@ the real one would.
     terminal         "Completed", "Failed"; missing: it runs
 
 What the command does not know ends with status 1, as does applying a JobSet that is there with
-other words: all of it that matters is immutable."""
+other words: all of it that matters is immutable.
+"""
 
 import json
 import os

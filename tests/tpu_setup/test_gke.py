@@ -242,7 +242,8 @@ def _outcome(jobset, code, conditions=()):
     """What JobSet does when the first pod that ends has this exit code and these conditions.
 
     The message is the one that the Job's controller writes (Kubernetes'
-    pkg/controller/job/pod_failure_policy.go)."""
+    pkg/controller/job/pod_failure_policy.go).
+    """
     job, policy = _slice(jobset), jobset["spec"]["failurePolicy"]
     reason, message = "BackoffLimitExceeded", "Job has reached the specified backoff limit"
     assert job["backoffLimit"] == 0

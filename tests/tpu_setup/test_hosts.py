@@ -106,7 +106,8 @@ def test_who_looks_finds_a_whole_status_or_none(tmp_path):
 @pytest.mark.slow
 def test_two_hosts_are_set_up_and_train_for_real(cloud, config, wheel, tmp_path):
     """The watcher from nothing to the end: the wheel into clean homes, a run of two processes, of
-    which one is told to end in the middle, and both go on."""
+    which one is told to end in the middle, and both go on.
+    """
     shutil.rmtree(cloud.clone / "dist")
     (cloud.clone / "dist").mkdir()
     shutil.copy(wheel, cloud.clone / "dist")

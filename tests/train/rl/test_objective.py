@@ -367,7 +367,8 @@ def test_recomputed_log_probs_make_the_gradient_exact_where_one_token_is_chosen(
     expected gradient.
 
     The policy's own gradient of the expected reward is p (r - E r). Against the recorded log-probs
-    tokens are clipped at once; a cap takes off what weights exceed it."""
+    tokens are clipped at once; a cap takes off what weights exceed it.
+    """
     with jax.enable_x64(True):
         rng = np.random.default_rng(0)
         logits, rewards = jnp.asarray(rng.normal(size=VOCAB)), jnp.asarray(rng.normal(size=VOCAB))

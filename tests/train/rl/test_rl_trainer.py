@@ -4,7 +4,8 @@ again by hand.
 `test_enumeration` proves what the loss follows, given rows, weights and advantages. Here is the way
 between a rollout and the next parameters: each step's forest is listened to, and what becomes of it
 compared with plain numpy and a gradient that has neither rows, nor chunks, nor groups. Only a sign,
-a grouping, a price, a KL and a packing that are all right get there."""
+a grouping, a price, a KL and a packing that are all right get there.
+"""
 
 import dataclasses
 import functools
@@ -102,7 +103,8 @@ def heard(request, config, data_dir, checkpoint, tmp_path_factory):
     and what it gave.
 
     "masked": truncated trees are left out, no KL, a fixed price. "kl": all trees count but those of
-    unknown worth, KL is part of the reward, and the price of a token follows a budget."""
+    unknown worth, KL is part of the reward, and the price of a token follows a budget.
+    """
     kl, overlong = {"masked": (0.0, "masked"), "kl": (KL, "scored")}[request.param]
     settings = _spawning(
         config,
@@ -177,7 +179,8 @@ def _descent(forests):
     which losses are divided.
 
     The update is traced once, when the first forest is there: a divisor of another step or of other
-    trees would show."""
+    trees would show.
+    """
 
     def update(gradient, state, params=None):
         del params
