@@ -1,7 +1,7 @@
-"""Which fields of two configs differ.
+"""Comparison of two configs: the fields in which they differ.
 
-A folder goes on only with the config with which it was begun. If it is given another one, the
-refusal names the fields that differ.
+A run in a folder can only go on with the config that it was begun with. If it is started again with
+another one, the refusal names the fields that differ.
 """
 
 import contextlib
@@ -10,8 +10,8 @@ from typing import Any
 
 from apr_jax.config import ConfigError, Experiment, flatten_fields, from_dict, to_dict
 
-# Fields that may change when a run goes on. They decide where and how fast it runs, what it shows,
-# and which step is its best.
+# Fields that may change when a run goes on, or beginnings of their names. They decide where and how
+# fast it runs, what it shows, and which step is its best, but not what it learns.
 FREE = (
     "mesh.",
     "schedule.",
@@ -24,8 +24,9 @@ FREE = (
     "train.sft.log_every",
     *(f"train.rl.reward.{field}" for field in ("time_limit", "memory_limit", "max_unknown")),
 )
-# Fields that say how long a run is. A run may go on as a longer one, but what was evaluated belongs
-# to the run as it was.
+
+# Fields that say how long a training is. A training may go on as a longer one. Evaluations may not:
+# they belong to the training as it was.
 LENGTHS = ("train.sft.steps", "train.sft.epochs", "train.rl.steps")
 
 
@@ -39,7 +40,8 @@ def differences(
       new: the other config.
       free: names, or beginnings of names, of fields that may differ.
     """
-    # A config with fields that are no more cannot be read; it is compared as it is.
+    # Reading the old config fills in its defaults. It cannot be read if it has fields that do not
+    # exist any more; then it is compared as it is.
     with contextlib.suppress(ConfigError):
         old = to_dict(from_dict(old))
 

@@ -1,30 +1,34 @@
 """What went wrong in a tree, as one word, from its trace and the task alone.
 
-The life of a verdict on a wrong tree, first rule that holds:
-1. Its root ran out of window or budget: `truncated`; broke the protocol: `malformed`.
-2. A right solution stood in some thread, but did not become the answer: `belief` if the root
-   answers what another of its children claimed; `truncated` if that thread was cut short, else
-   `join` (the child did not join it, or the parent dropped it or copied it wrongly).
-3. It claims a solution that is wrong: the kind of the first fault in the tree, or `claim` if there
-   is none.
-4. The first event that lost the solution: a decisive fault (its kind is the task's word:
-   `Task.fault_kinds`), a thread that was `truncated` or `malformed`, a message that was `refused` a
-   thread; the latter count if their state had a solution.
-5. Nothing of it: every step was legal, and what leads to the solution was never searched:
-   `coverage`.
+The first of these rules that holds for a wrong tree names its failure:
+1. The root ran out of window or budget (`truncated`), or broke the protocol (`malformed`).
+2. Some thread stated a right solution, but it did not become the tree's answer. The failure is
+   `belief` if the root answers with what another of its children claimed. Otherwise it is what
+   ended that thread early (`truncated`, `malformed`), or else `join`: the child did not join the
+   solution, or the parent dropped it or copied it wrongly.
+3. The tree claims a wrong solution. The failure is the kind of the first fault in the tree, or
+   `claim` if there is no fault.
+4. The solution was lost. The failure is the first event that lost it: a decisive fault, whose kind
+   is one of the task's words (`Task.fault_kinds`); a thread that was `truncated` or `malformed`; or
+   a message that was `refused` a thread. The last two count only where the solution could still
+   have been found.
+5. Every step was right, and what leads to the solution was never searched: `coverage`.
 
-The order of events is that of the sequential clock at which a thread began. Where the task cannot
-read the traces, rules 1 to 4 see what the protocol shows, and 5 is called `search`."""
+Events are ordered by the sequential clock at which their thread began. If the task cannot read
+traces (`Task.diagnose` returns None), rules 1 to 4 use what the protocol shows, and the failure of
+rule 5 is called `search`.
+"""
 
 from __future__ import annotations
 
 import collections
+import dataclasses
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from apr_jax.evaluate.scores import CUT, Trace
-from apr_jax.tasks import Diagnosis, Problem, Spawn, Task, Thread
+from apr_jax.tasks import Diagnosis, Fault, Problem, Spawn, Task, Thread
 from apr_jax.text.tokenizer import CONTROL_PIECES, MSG
 
 KINDS = {
@@ -38,109 +42,172 @@ KINDS = {
     "refused": "a message got no thread",
 }
 _MESSAGE = CONTROL_PIECES[MSG]
-_BROKEN = ("MALFORMED", "NO_ANSWER")
+_MALFORMED = ("MALFORMED", "NO_ANSWER")  # How a thread ended that broke the protocol.
 _CONTROL = re.compile("|".join(map(re.escape, CONTROL_PIECES)))
 
 
 def kinds(task: Task) -> dict[str, str]:
-    """Kind of failure -> what it means: those of the task's own traces first."""
+    """Returns all kinds of failure with their meanings, those of the task's own traces first."""
     return {**task.fault_kinds, **KINDS}
 
 
 def failure(trace: Trace, task: Task) -> str:
-    """The kind of failure, a key of `kinds`; "" for a right answer."""
+    """Returns the kind of a tree's failure, a key of `kinds`; "" if its answer is right."""
     if trace["correct"]:
         return ""
     problem = Problem(trace["id"], trace["data"])
-    root = trace["threads"][0]
-    ended = _end(root["status"])
-    if ended:
-        return ended
-    threads = {thread["thread_index"]: as_thread(thread) for thread in trace["threads"]}
-    readings = {
-        thread["thread_index"]: task.diagnose(
-            problem, threads[thread["thread_index"]], bool(_end(thread["status"]))
-        )
-        for thread in trace["threads"]
-    }
-    joined = {
-        threads[thread["thread_index"]].answer
-        for thread in trace["threads"]
-        if thread["parent"] == root["thread_index"]
-    }
-    believed = trace["claimed"] and threads[root["thread_index"]].answer in joined
-    if believed and any(task.score(problem, answer).correct for answer in joined):
-        return "belief"
-    for thread in trace["threads"]:
-        reading = readings[thread["thread_index"]]
-        answer = threads[thread["thread_index"]].answer
-        if (reading and reading.found) or (
-            thread["thread_index"] and task.score(problem, answer).correct
-        ):
-            return _end(thread["status"]) or "join"
-    ordered = sorted(trace["threads"], key=lambda thread: (thread["start"], thread["thread_index"]))
-    faults = [
-        fault
-        for thread in ordered
-        if (read := readings[thread["thread_index"]])
-        for fault in read.faults
-    ]
+    ended_early = _early_end(trace["threads"][0]["status"])
+    if ended_early:
+        return ended_early
+
+    readings = [_read(traced, problem, task) for traced in trace["threads"]]
+    unused = _unused_solution(trace, problem, readings, task)
+    if unused:
+        return unused
+
+    in_order = sorted(readings, key=lambda reading: (reading.traced["start"], reading.thread_index))
     if trace["claimed"]:
-        return faults[0].kind if faults else "claim"
-    lost = (
-        kind
-        for thread in ordered
-        for kind in (
-            *_losses(thread, readings[thread["thread_index"]]),
-            *(
-                "refused"
-                for message in refused(thread, trace["threads"])
-                if _is_hopeful(message, problem, task)
-            ),
-        )
-    )
-    return next(lost, "search" if readings[root["thread_index"]] is None else "coverage")
+        faults = (fault for reading in in_order for fault in reading.faults)
+        first_fault = next(faults, None)
+        return "claim" if first_fault is None else first_fault.kind
+
+    for reading in in_order:
+        for loss in _losses(reading, trace, problem, task):
+            return loss
+    return "search" if readings[0].diagnosis is None else "coverage"
 
 
 def label(traces: Iterable[Trace], task: Task) -> list[Trace]:
-    """The traces with their `failure`."""
+    """Returns the traces with the kind of each tree's failure as `failure`."""
     return [trace | {"failure": failure(trace, task)} for trace in traces]
 
 
 def count(traces: Iterable[Trace]) -> dict[str, int]:
-    """Kind -> labelled trees of it, the most frequent first; right answers aside."""
-    return dict(
-        collections.Counter(trace["failure"] for trace in traces if trace["failure"]).most_common()
-    )
+    """Counts the labelled trees of each kind of failure, the most frequent kind first."""
+    failures = collections.Counter(trace["failure"] for trace in traces if trace["failure"])
+    return dict(failures.most_common())
+
+
+@dataclasses.dataclass(frozen=True)
+class _Reading:
+    """A thread of a trace, as the task reads it.
+
+    Attributes:
+      traced: the thread in the trace.
+      thread: the same in the form of a demonstrated thread.
+      diagnosis: what the task says of it; None if the task cannot read traces.
+    """
+
+    traced: dict[str, Any]
+    thread: Thread
+    diagnosis: Diagnosis | None
+
+    @property
+    def thread_index(self) -> int:
+        """The thread's index in its tree."""
+        return int(self.traced["thread_index"])
+
+    @property
+    def ended_early(self) -> str:
+        """What ended the thread early, "truncated" or "malformed"; "" if nothing did."""
+        return _early_end(self.traced["status"])
+
+    @property
+    def faults(self) -> tuple[Fault, ...]:
+        """The wrong pieces of its text, in their order."""
+        return self.diagnosis.faults if self.diagnosis else ()
+
+    @property
+    def states_solution(self) -> bool:
+        """Whether a right solution stands in its text."""
+        return self.diagnosis is not None and self.diagnosis.found
+
+    @property
+    def is_hopeful(self) -> bool:
+        """Whether a solution could be found from its start; True if the task cannot tell."""
+        return self.diagnosis is None or self.diagnosis.hopeful
+
+
+def _read(traced: dict[str, Any], problem: Problem, task: Task) -> _Reading:
+    """Lets the task read a thread of a trace."""
+    thread = as_thread(traced)
+    is_cut = bool(_early_end(traced["status"]))
+    return _Reading(traced, thread, task.diagnose(problem, thread, is_cut))
+
+
+def _unused_solution(trace: Trace, problem: Problem, readings: list[_Reading], task: Task) -> str:
+    """Applies rule 2: says why a right solution in the tree is not its answer; "" without one."""
+    root = readings[0]
+    joined = {
+        reading.thread.answer
+        for reading in readings
+        if reading.traced["parent"] == root.thread_index
+    }
+    took_a_childs = trace["claimed"] and root.thread.answer in joined
+    if took_a_childs and any(task.score(problem, answer).correct for answer in joined):
+        return "belief"
+
+    for reading in readings:
+        is_child = reading.thread_index != 0
+        if reading.states_solution or (
+            is_child and task.score(problem, reading.thread.answer).correct
+        ):
+            return reading.ended_early or "join"
+    return ""
+
+
+def _losses(reading: _Reading, trace: Trace, problem: Problem, task: Task) -> Iterator[str]:
+    """Yields the kind of each event in a thread that lost the solution (rule 4), in their order."""
+    for fault in reading.faults:
+        if fault.decisive:
+            yield fault.kind
+    if reading.ended_early and reading.is_hopeful:
+        yield reading.ended_early
+    for message in refused(reading.traced, trace["threads"]):
+        if _is_hopeful(message, problem, task):
+            yield "refused"
+
+
+def _is_hopeful(message: str, problem: Problem, task: Task) -> bool:
+    """Whether a child with this message could find a solution; True if the task cannot tell."""
+    diagnosis = task.diagnose(problem, Thread(message, (), ""), True)
+    return diagnosis is None or diagnosis.hopeful
 
 
 def refused(thread: dict[str, Any], threads: list[dict[str, Any]]) -> list[str]:
-    """The messages of closed spawns that got no thread: those of a block are started in order, so
-    its last ones.
+    """Returns the messages of a thread's closed spawns that got no thread.
+
+    The messages of a spawn are started in order, so the refused ones are its last.
+
+    Args:
+      thread: the thread that spawned.
+      threads: all threads of the trace.
     """
     blocks = [
         text for kind, text in thread["spans"] if kind == "spawn" and text.endswith("</spawn>")
     ]
     started = collections.Counter(
-        one["round"] for one in threads if one["parent"] == thread["thread_index"]
+        child["round"] for child in threads if child["parent"] == thread["thread_index"]
     )
-    return [
-        message
-        for place, block in enumerate(blocks)
-        for message in _messages(block)[started[place] :]
-    ]
+    messages: list[str] = []
+    for spawn_round, block in enumerate(blocks):
+        messages += _messages(block)[started[spawn_round] :]
+    return messages
 
 
 def _messages(block: str) -> list[str]:
-    """The messages of a spawn block, as text."""
+    """Returns the messages of a spawn block, as text."""
     return [_CONTROL.split(part, maxsplit=1)[0] for part in block.split(_MESSAGE)[1:]]
 
 
 def as_thread(thread: dict[str, Any]) -> Thread:
-    """A traced thread in the form of a demonstrated one; its children have a prompt alone."""
+    """Turns a traced thread into the form of a demonstrated one.
+
+    Of the children that it spawns, only the messages are kept.
+    """
+    prompt = ""
     body: list[str | Spawn] = []
     answer = ""
-    prompt = ""
     for kind, text in thread["spans"]:
         if kind == "given" and not body:
             prompt = text
@@ -150,24 +217,19 @@ def as_thread(thread: dict[str, Any]) -> Thread:
             body.append(Spawn(tuple(Thread(message, (), "") for message in _messages(text))))
         elif kind == "join" and thread["status"] == "DONE":
             answer = text.removeprefix("<join>")
-    # A child that was told nothing is no root.
-    return Thread(
-        (prompt or "<msg>") if thread["depth"] else "", tuple(part for part in body if part), answer
-    )
+
+    # A task knows a root by its empty prompt, so a child without a message needs another one.
+    if not thread["depth"]:
+        prompt = ""
+    elif not prompt:
+        prompt = _MESSAGE
+    return Thread(prompt, tuple(part for part in body if part), answer)
 
 
-def _losses(thread: dict[str, Any], reading: Diagnosis | None) -> Iterable[str]:
-    """Kinds of what lost the solution in one thread's own text, in order."""
-    yield from (fault.kind for fault in (reading.faults if reading else ()) if fault.decisive)
-    if (ended := _end(thread["status"])) and (reading is None or reading.hopeful):
-        yield ended
-
-
-def _is_hopeful(message: str, problem: Problem, task: Task) -> bool:
-    reading = task.diagnose(problem, Thread(message, (), ""), True)
-    return reading is None or reading.hopeful
-
-
-def _end(status: str) -> str:
-    """What a status other than DONE says."""
-    return "truncated" if status in CUT else "malformed" if status in _BROKEN else ""
+def _early_end(status: str) -> str:
+    """Returns what ended a thread early, "truncated" or "malformed"; "" if nothing did."""
+    if status in CUT:
+        return "truncated"
+    if status in _MALFORMED:
+        return "malformed"
+    return ""

@@ -1,7 +1,8 @@
 """Intervals of scores, and gaps between two evaluations of the same problems.
 
-Every interval is of 95%, and of the test problems as a sample: other problems would give another
-score. It says nothing about training again with another seed, which would move scores further.
+All intervals are 95% intervals. They treat the test problems as a sample: other problems would give
+another score. They say nothing about training again with another seed, which would move scores
+further.
 
 scipy computes the figures. It is imported where it is used, because loading `scipy.stats` takes
 about a second, which most commands need not wait for.
@@ -50,9 +51,10 @@ class Gap:
 
     Attributes:
       gap: difference of the mean scores, in their unit.
-      low, high: 95% interval, by a bootstrap over problems: both scores of a problem stay together.
-      p: p-value of McNemar's exact test that both are right equally often; None if a score is
-        neither 0 nor 1, as tokens are not.
+      low, high: its 95% interval, by a bootstrap over problems that keeps both scores of a problem
+        together.
+      p: p-value of McNemar's exact test that both are right equally often; None unless all scores
+        are 0 or 1.
       n: number of problems.
     """
 
@@ -63,20 +65,21 @@ class Gap:
     n: int
 
 
-def paired_gap(one: dict[str, float], other: dict[str, float]) -> Gap:
-    """Computes the gap `one` less `other`, over the problems of both.
+def paired_gap(first: dict[str, float], second: dict[str, float]) -> Gap:
+    """Computes the gap `first` less `second`, over the problems of both.
 
     Args:
-      one, other: problem -> score: a share of right answers, or any other measure, such as tokens.
+      first: problem -> score, such as a share of right answers or a number of tokens.
+      second: the same of the other evaluation.
 
     Raises:
       ValueError: the two have no problem in common.
     """
-    shared = [name for name in one if name in other]
+    shared = [problem for problem in first if problem in second]
     if not shared:
         raise ValueError("paired_gap: the evaluations share no problem")
-    pairs = [(one[name], other[name]) for name in shared]
-    differences = [first - second for first, second in pairs]
+    pairs = [(first[problem], second[problem]) for problem in shared]
+    differences = [score - rival for score, rival in pairs]
     low, high = mean_interval(differences)
 
     p = None
@@ -85,33 +88,35 @@ def paired_gap(one: dict[str, float], other: dict[str, float]) -> Gap:
     return Gap(sum(differences) / len(shared), low, high, p, len(shared))
 
 
-def mcnemar(only_one: int, only_other: int) -> float:
+def mcnemar(only_first: int, only_second: int) -> float:
     """Computes the two-sided p-value of McNemar's exact test (1947).
 
-    If two evaluations are right equally often, the problems that only one of them got right split
-    between them like fair coins.
+    If two evaluations are right equally often, each problem that only one of them got right is
+    equally likely to be the one's or the other's, like the toss of a fair coin.
 
     Args:
-      only_one, only_other: how many problems only the first, and only the second, got right.
+      only_first: number of problems that only the first evaluation got right.
+      only_second: number of problems that only the second got right.
     """
-    if only_one + only_other == 0:
+    tosses = only_first + only_second
+    if tosses == 0:
         return 1.0
 
     from scipy.stats import binomtest
 
-    return float(binomtest(only_one, only_one + only_other).pvalue)
+    return float(binomtest(only_first, tosses).pvalue)
 
 
 def optimism(candidates: int, problems: int, accuracy: float) -> float:
     """Computes how much too high the best of equal candidates scores on the problems that chose it.
 
-    It is the expected largest of independent binomial shares, less `accuracy`, exactly. The true
-    figure is smaller if the candidates are right on the same problems, or if one of them is better
-    than its rivals by far.
+    This is the exact expected value of the largest of independent binomial shares, less `accuracy`.
+    The true excess is smaller if the candidates are right on the same problems, or if one of them
+    is far better than its rivals.
 
     Args:
-      candidates: how many compete.
-      problems: number of problems that chose and scored.
+      candidates: number of candidates.
+      problems: number of problems, which both choose the best and give its score.
       accuracy: the true accuracy of each candidate, in 0..1.
     """
     if not 0 < accuracy < 1:
@@ -121,6 +126,6 @@ def optimism(candidates: int, problems: int, accuracy: float) -> float:
 
     # [problems]: probability that a candidate has at most 0, 1, ... problems - 1 right answers.
     at_most = binom.cdf(np.arange(problems), problems, accuracy)
-    # The expected value is the sum of the probabilities to exceed 0, 1, ...
+    # The expected value is the sum of the probabilities of exceeding 0, 1, ...
     largest = np.sum(1 - at_most**candidates)
     return float(largest) / problems - accuracy

@@ -1,6 +1,4 @@
-"""Scores from trace lines alone (`traces.jsonl`, one sampled tree a line): nothing here knows a
-model.
-"""
+"""Scores of an evaluation, computed from its traces alone (`traces.jsonl`, one tree a line)."""
 
 from __future__ import annotations
 
@@ -12,7 +10,9 @@ from apr_jax.data.statistics import wilson
 
 Trace = dict[str, Any]
 CUT = ("OUT_OF_WINDOW", "OUT_OF_BUDGET")  # How a truncated thread ended.
-MEASURES = {  # Of a tree: what tables call it, and its form.
+
+# Measure of a tree -> its title in tables, and the format of its values.
+MEASURES = {
     "total_tokens": ("total tokens", "{:,.0f}"),
     "sequential_tokens": ("sequential tokens", "{:,.0f}"),
     "children": ("children", "{:.2f}"),
@@ -21,22 +21,27 @@ MEASURES = {  # Of a tree: what tables call it, and its form.
 
 
 def summarize(traces: Sequence[Trace]) -> dict[str, Any]:
-    """What `summary.json` holds.
+    """Computes the scores that `summary.json` holds.
 
     Returns:
-      `accuracy` (share of correct trees among those with a verdict), `reward` (their mean reward),
-      `unknown` (trees without a verdict), `ci95` (Wilson over the number of problems: samples of
-      one problem are not independent, so counting them all would make the interval too narrow), `n`
-      problems, `samples` a problem, means of the measures, shares of trees that `claimed`, were
-      `truncated`, whose root is `malformed`, that `spawned`; with several samples `pass_at_n` and
-      `cons_at_n`.
+      - `accuracy`: share of correct trees among those with a verdict.
+      - `reward`: their mean reward.
+      - `ci95`: Wilson's interval of the accuracy. It counts problems, not trees: samples of one
+        problem are not independent, so counting them all would make the interval too narrow.
+      - `unknown`: number of trees without a verdict.
+      - `n`, `samples`: number of problems, and of samples of each.
+      - a mean for each of `MEASURES`.
+      - `claimed`, `truncated`, `malformed`, `spawned`: shares of trees that claim an answer, that
+        were cut off in some thread, whose root broke the protocol, that spawned.
+      - `pass_at_n`, `cons_at_n`: only if there are several samples of a problem.
     """
-    asked = by_problem(traces)
-    trees, n = len(traces), len(asked)
-    samples = max((len(group) for group in asked.values()), default=0)
+    by_asked = by_problem(traces)
+    trees = len(traces)
+    n = len(by_asked)
+    samples = max((len(group) for group in by_asked.values()), default=0)
 
     graded = known(traces)
-    groups = by_problem(graded)  # Problems of which no answer has a verdict are in no mean.
+    groups = by_problem(graded)  # A problem without any verdict is in no mean.
     accuracy = mean(trace["correct"] for trace in graded)
     summary: dict[str, Any] = {
         "accuracy": accuracy,
@@ -47,10 +52,8 @@ def summarize(traces: Sequence[Trace]) -> dict[str, Any]:
         "samples": samples,
         **{measure: mean(trace[measure] for trace in traces) for measure in MEASURES},
         "claimed": mean(trace["claimed"] for trace in graded),
-        "truncated": sum(map(is_truncated, traces)) / max(1, trees),
-        "malformed": mean(
-            any(root["status"] == "MALFORMED" for root in trace["threads"][:1]) for trace in traces
-        ),
+        "truncated": mean(map(is_truncated, traces)),
+        "malformed": mean(map(_is_malformed, traces)),
         "spawned": mean(trace["children"] > 0 for trace in traces),
     }
     if samples > 1:
@@ -62,14 +65,15 @@ def summarize(traces: Sequence[Trace]) -> dict[str, Any]:
 
 
 def known(traces: Iterable[Trace]) -> list[Trace]:
-    """The traces on whose answers there is a verdict; of the others nobody knows whether they are
-    right.
+    """Returns the traces whose answers have a verdict.
+
+    Nobody knows whether the other answers are right, so no score may count them.
     """
     return [trace for trace in traces if trace["correct"] is not None]
 
 
 def by_problem(traces: Iterable[Trace]) -> dict[str, list[Trace]]:
-    """Traces of each problem in the order of their samples."""
+    """Groups traces by the id of their problem, each group in the order of its samples."""
     groups: dict[str, list[Trace]] = collections.defaultdict(list)
     for trace in traces:
         groups[trace["id"]].append(trace)
@@ -79,8 +83,9 @@ def by_problem(traces: Iterable[Trace]) -> dict[str, list[Trace]]:
 
 
 def consensus(samples: Sequence[Trace]) -> bool:
-    """cons@n: whether the solution that most samples claim is right; ties go to the one claimed
-    first.
+    """Whether the solution that most samples of a problem claim is right (cons@n).
+
+    A tie goes to the solution that was claimed first.
     """
     votes: dict[str, list[Trace]] = collections.defaultdict(list)
     for trace in samples:
@@ -88,7 +93,8 @@ def consensus(samples: Sequence[Trace]) -> bool:
             votes[trace["vote"]].append(trace)
     if not votes:
         return False
-    return bool(max(votes.values(), key=len)[0]["correct"])
+    winners = max(votes.values(), key=len)
+    return bool(winners[0]["correct"])
 
 
 def is_truncated(trace: Trace) -> bool:
@@ -96,13 +102,18 @@ def is_truncated(trace: Trace) -> bool:
     return any(thread["status"] in CUT for thread in trace["threads"])
 
 
+def _is_malformed(trace: Trace) -> bool:
+    """Whether the root of the tree broke the protocol."""
+    return any(root["status"] == "MALFORMED" for root in trace["threads"][:1])
+
+
 def accuracy_within(
     traces: Sequence[Trace], measure: str, limits: Iterable[int]
 ) -> list[tuple[int, float, float, float]]:
-    """Cumulative accuracy: a tree counts as correct only if its `measure` is at most the limit.
+    """Computes cumulative accuracy: only a tree whose `measure` is within the limit can be correct.
 
     Returns:
-      (limit, accuracy, low, high) with the 95% interval, one a limit.
+      for each limit: (limit, accuracy, low, high), with the 95% interval.
     """
     correct = sorted(trace[measure] for trace in traces if trace["correct"])
     rows = []
@@ -113,42 +124,43 @@ def accuracy_within(
 
 
 def warnings(summary: dict[str, Any], parallel: bool, forced: int | None) -> list[str]:
-    """What a reader must not overlook beside the score.
+    """Returns what a reader of a score must not overlook, one sentence each.
 
     Args:
-      parallel: whether children were to be expected.
-      forced: children that the roots were held to, if any.
+      summary: from `summarize`.
+      parallel: whether the trees were expected to spawn children.
+      forced: the number of forced children; None if the roots were free.
     """
-    found = []
+    lines = []
     if summary["unknown"]:
-        found.append(
+        lines.append(
             f"{summary['unknown']} ANSWERS HAVE NO VERDICT AND ARE NOT COUNTED: the verifier failed"
             " or took too long on them"
         )
     if parallel and summary["spawned"] == 0:
-        found.append(
+        lines.append(
             "NO TREE SPAWNED A SINGLE CHILD: this is a serial score, not one of parallel reasoning"
         )
     if summary["truncated"] > 0.5:
-        found.append(
+        lines.append(
             f"{summary['truncated']:.0%} OF THE TREES WERE TRUNCATED: the window or a budget is too"
             " small"
         )
     if summary["malformed"] > 0.5:
-        why = (
+        cause = (
             "the model has not learned to write it; more supervised steps, or limits.constrain,"
             " help"
         )
         if forced:
-            why = (
-                f"they are held to {forced} children (--force-children, evaluate.forced); "
-                "a root that is held to more than it knows breaks it"
+            cause = (
+                f"they were made to spawn {forced} children (--force-children, evaluate.forced); a"
+                " root that must spawn more than it has learned breaks it"
             )
-        found.append(f"{summary['malformed']:.0%} OF THE ROOTS BROKE THE PROTOCOL: {why}")
-    return found
+        lines.append(f"{summary['malformed']:.0%} OF THE ROOTS BROKE THE PROTOCOL: {cause}")
+    return lines
 
 
 def mean(values: Iterable[float]) -> float:
-    """0 of none."""
+    """Returns the mean of `values`, or 0.0 if there are none."""
     numbers = list(values)
     return sum(numbers) / len(numbers) if numbers else 0.0

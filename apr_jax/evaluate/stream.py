@@ -1,14 +1,15 @@
-"""Any number of trees through one rollout of fixed shape: one compilation, batch after batch, and
-never an idle device.
+"""Any number of trees through one rollout of fixed shape, batch after batch, compiled once.
 
 The life of a batch:
-1. The next trees are cut out of the prompts; the last batch is filled up with copies that are
-   thrown away.
-2. It is sent to the device before the one in front of it is fetched, so the device works while the
-   host writes.
-3. The caller gets the forest, with the number of its first tree. What it has stored by then is what
-   an interruption keeps; `done` is where a second start goes on. A tree is the same in any batch,
-   so an interrupted stream ends as an unbroken one.
+1. The next `batch` trees are cut out of the prompts. The last batch is filled up with copies of the
+   last tree, which are thrown away afterwards.
+2. The batch is sent to the device before the batch in front of it is fetched, so that the device
+   works while the host verifies and writes.
+3. The caller gets the batch's forest, with the number of its first tree.
+
+A caller that stores what it gets can be interrupted at any time: `done`, the number of stored
+trees, is where a second start goes on. A tree does not depend on the batch it is decoded in, so an
+interrupted stream gives the same trees as an unbroken one.
 """
 
 import dataclasses
@@ -45,13 +46,15 @@ def stream(
     """Yields (number of the first tree, forest with numpy leaves) until all trees are decoded.
 
     Args:
-      rollout: `make_rollout`'s, or another of its form.
-      prompts: of all N trees, numpy leaves; every tree has its own identity.
-      batch: trees of one call, at most N of them are asked at a time; a multiple of the mesh's data
-        shards.
-      decode slots: of one shard, for the occupancy shown.
-      done: trees that are decoded already.
-      progress: show trees/s, tokens/s, decode slot occupancy and the time left on standard error.
+      rollout: decodes one batch, as the functions of `train.policy.make_policy_rollout` do.
+      params: the model's parameters.
+      prompts: the prompts of all N trees, numpy leaves. Each tree has its own identity.
+      key: a typed PRNG key, the same for all batches.
+      batch: trees of one call; a multiple of the number of the mesh's data shards.
+      slots: decode slots of one shard, for the occupancy that is shown.
+      done: number of trees, from the first on, that are decoded already.
+      progress: whether to show trees/s, tokens/s, occupancy and the time left on standard error.
+      label: name of the bar.
     """
     total = len(prompts.length)
     columns = (
@@ -63,33 +66,37 @@ def stream(
     )
     with Progress(*columns, console=Terminal(stderr=True), disable=not progress) as bar:
         shown = bar.add_task("", total=total, completed=done, trees=0.0, tokens=0.0, live=0.0)
-        ahead = _send(rollout, params, prompts, key, batch, done) if done < total else None
-        sampled, began = 0, bar.get_time()
-        for begin in range(done, total, batch):
-            following = begin + batch
-            sent, ahead = ahead, None
-            if following < total:
-                ahead = _send(rollout, params, prompts, key, batch, following)
-            forest, work = jax.device_get(sent)
-            count = min(batch, total - begin)
-            forest = jax.tree.map(lambda field, count=count: field[:count], forest)
-            sampled += int(forest.total_tokens.sum())
-            seconds = max(bar.get_time() - began, 1e-9)
+        tokens = 0
+        start = bar.get_time()
+
+        next_result = _send(rollout, params, prompts, key, batch, done) if done < total else None
+        for first in range(done, total, batch):
+            result = next_result
+            if first + batch < total:
+                next_result = _send(rollout, params, prompts, key, batch, first + batch)
+            forest, work = jax.device_get(result)
+
+            trees = min(batch, total - first)
+            forest = jax.tree.map(lambda field, trees=trees: field[:trees], forest)
+            tokens += int(forest.total_tokens.sum())
+            seconds = max(bar.get_time() - start, 1e-9)
             bar.update(
                 shown,
-                completed=begin + count,
-                trees=(begin + count - done) / seconds,
-                tokens=sampled / seconds,
+                completed=first + trees,
+                trees=(first + trees - done) / seconds,
+                tokens=tokens / seconds,
                 live=float(np.sum(work.live) / max(1, np.sum(work.steps) * slots)),
             )
-            yield begin, forest
+            yield first, forest
 
 
 def _send(
-    rollout: Rollout, params: Any, prompts: Prompts, key: jax.Array, batch: int, begin: int
+    rollout: Rollout, params: Any, prompts: Prompts, key: jax.Array, batch: int, first: int
 ) -> Any:
-    chosen = np.minimum(np.arange(begin, begin + batch), len(prompts.length) - 1)
-    part = {
-        field.name: getattr(prompts, field.name)[chosen] for field in dataclasses.fields(Prompts)
+    """Starts the rollout of the batch whose first tree is `first`, without waiting for it."""
+    last = len(prompts.length) - 1
+    trees = np.minimum(np.arange(first, first + batch), last)
+    fields = {
+        field.name: getattr(prompts, field.name)[trees] for field in dataclasses.fields(Prompts)
     }
-    return rollout(params, Prompts(**part), key)
+    return rollout(params, Prompts(**fields), key)

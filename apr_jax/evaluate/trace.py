@@ -1,10 +1,10 @@
-"""A decoded tree as one JSON line: what the model did, thread by thread, token by token, and
-whether it was right.
+"""A decoded tree as one line of JSON: what each thread wrote, and whether the answer was right.
 
-Text is there to read. Ids and log-probs, which would make a line seven times as long, stand packed
-beside it in `streams`: the ids of all threads, one after the other, then their log-probs,
-compressed, in base64. A log-prob takes 16 bits; an id takes 16, or 32 if the tree has one that 16
-do not hold. `unpack_streams` gives them back."""
+The text of a trace is there to read. Token ids and log-probs would make a line seven times as long,
+so they are packed into one string, `streams`: the ids of all threads, one thread after the other,
+then their log-probs, compressed, in base64. A log-prob takes 16 bits. An id takes 16 bits, or 32 if
+some id of the tree needs more. `unpack_streams` gives ids and log-probs back.
+"""
 
 from __future__ import annotations
 
@@ -20,11 +20,14 @@ from apr_jax.tasks import Failure, Problem, Score, Task
 from apr_jax.text.tokenizer import CONTROL_PIECES, JOIN, Tokenizer
 from apr_jax.threads import Refusal, Status, ThreadForest
 
-KINDS = ("given", "sampled", "spawn", "joined", "join")  # Of spans.
-_MILLI = 1000  # Log-probs are kept to a thousandth of a nat.
-_SURPRISE = np.dtype("<u2")  # Of log-probs as stored, their sign turned.
-# The smallest log-prob that 16 bits hold in thousandths; less likely tokens are given as this.
-_LEAST = -65.535
+# Kinds of spans: the prompt, sampled text, a spawn block, answers of children, the own answer.
+KINDS = ("given", "sampled", "spawn", "joined", "join")
+
+# Log-probs are stored as whole thousandths of a nat, with their sign turned. Any that is below
+# `_LEAST_LOGPROB`, the smallest that 16 bits hold, is stored as that one.
+_MILLI = 1000
+_LOGPROB_TYPE = np.dtype("<u2")
+_LEAST_LOGPROB = -65.535
 
 
 def to_trace(
@@ -36,12 +39,16 @@ def to_trace(
     task: Task,
     tokenizer: Tokenizer,
 ) -> dict[str, Any]:
-    """The line of `traces.jsonl` of one tree, whose answer is verified in this process.
+    """Scores the answer of a tree in this process, and makes the tree's line of `traces.jsonl`.
 
     Args:
       forest: numpy leaves [B, T, ...].
-      tree: which of the B.
-      answer: what its root joined.
+      tree: index of the tree, below B.
+      problem: the problem of the tree.
+      sample: number of the tree among the samples of its problem.
+      answer: what the root of the tree joined.
+      task: scores the answer.
+      tokenizer: of the model that grew the tree.
     """
     return graded_trace(forest, tree, problem, sample, task.score(problem, answer), task, tokenizer)
 
@@ -55,11 +62,44 @@ def graded_trace(
     task: Task,
     tokenizer: Tokenizer,
 ) -> dict[str, Any]:
-    """The same of an answer that was scored before: `claimed`, `correct` and `reward` are None if
-    there is no verdict on it.
+    """Makes the line of `traces.jsonl` of a tree whose answer was verified already.
+
+    Args:
+      forest: numpy leaves [B, T, ...].
+      tree: index of the tree, below B.
+      problem: the problem of the tree.
+      sample: number of the tree among the samples of its problem.
+      outcome: the verdict, or why there is none. Without a verdict, `claimed`, `correct` and
+        `reward` are None.
+      task: shows the problem.
+      tokenizer: of the model that grew the tree.
     """
+    threads = np.flatnonzero(forest.status[tree] != Status.FREE)  # [U], those that were used
+    lengths = forest.length[tree, threads]  # [U]
+    is_written = np.arange(forest.tokens.shape[-1]) < lengths[:, None]  # [U, L]
+    tokens = forest.tokens[tree, threads][is_written]
+    logprobs = forest.logprob[tree, threads][is_written]
+    return {
+        "id": problem.id,
+        "sample": sample,
+        "problem": task.show(problem),
+        "data": dict(problem.data),
+        **_verdict(outcome),
+        "total_tokens": int(forest.total_tokens[tree]),
+        "sequential_tokens": int(forest.sequential_tokens[tree]),
+        "children": int(forest.children[tree]),
+        "max_thread_tokens": int(forest.peak[tree].max()),
+        "refusals": {cause.name: int(forest.refusals[tree, cause]) for cause in Refusal},
+        "threads": [_thread(forest, tree, int(thread), tokenizer) for thread in threads],
+        "pieces": {str(token): _piece(int(token), tokenizer) for token in np.unique(tokens)},
+        "streams": _pack(tokens, logprobs),
+    }
+
+
+def _verdict(outcome: Score | Failure) -> dict[str, Any]:
+    """Returns the fields of a trace that say what its answer is worth."""
     if isinstance(outcome, Score):
-        verdict = {
+        return {
             "stated": outcome.stated,
             "vote": outcome.voted,
             "claimed": outcome.stated is not None,
@@ -67,99 +107,81 @@ def graded_trace(
             "reward": outcome.reward,
             "reason": outcome.reason,
         }
-    else:
-        verdict = dict.fromkeys(("stated", "vote", "claimed", "correct", "reward"))
-        verdict["reason"] = f"no verdict: {outcome.value}"
-    thread_indices = np.flatnonzero(forest.status[tree] != Status.FREE)
-    written = np.arange(forest.tokens.shape[-1]) < forest.length[tree, thread_indices, None]
-    tokens, logprobs = (
-        field[tree, thread_indices][written] for field in (forest.tokens, forest.logprob)
-    )
-    return {
-        "id": problem.id,
-        "sample": sample,
-        "problem": task.show(problem),
-        "data": dict(problem.data),
-        **verdict,
-        "total_tokens": int(forest.total_tokens[tree]),
-        "sequential_tokens": int(forest.sequential_tokens[tree]),
-        "children": int(forest.children[tree]),
-        "max_thread_tokens": int(forest.peak[tree].max()),
-        "refusals": {cause.name: int(forest.refusals[tree, cause]) for cause in Refusal},
-        "threads": [
-            _thread(forest, tree, int(thread_index), tokenizer) for thread_index in thread_indices
-        ],
-        "pieces": {str(token): _piece(int(token), tokenizer) for token in np.unique(tokens)},
-        "streams": _pack(tokens, logprobs),
-    }
+    unknown = dict.fromkeys(("stated", "vote", "claimed", "correct", "reward"))
+    return unknown | {"reason": f"no verdict: {outcome.value}"}
 
 
 def _piece(token: int, tokenizer: Tokenizer) -> str:
+    """Returns the text of one token."""
     return CONTROL_PIECES[token] if token < len(CONTROL_PIECES) else tokenizer.decode([token])
 
 
 def _pack(tokens: np.ndarray, logprobs: np.ndarray) -> str:
-    ids = fitted(tokens, unsigned(int(tokens.max(initial=0))).newbyteorder("<"), "token id")
-    surprise = fitted(
-        np.rint(-_MILLI * np.maximum(logprobs, _LEAST)), _SURPRISE, "log-prob in thousandths"
-    )
+    """Packs the tokens of a tree and their log-probs into a string."""
+    id_type = unsigned(int(tokens.max(initial=0))).newbyteorder("<")
+    ids = fitted(tokens, id_type, "token id")
+    thousandths = np.rint(-_MILLI * np.maximum(logprobs, _LEAST_LOGPROB))
+    surprise = fitted(thousandths, _LOGPROB_TYPE, "log-prob in thousandths")
     return base64.b64encode(zlib.compress(ids.tobytes() + surprise.tobytes(), 9)).decode()
 
 
 def unpack_streams(trace: dict[str, Any]) -> list[tuple[np.ndarray, np.ndarray]]:
-    """(ids, log-probs in nats to a thousandth; 0 where nothing was sampled) of each thread,
-    [length] both.
+    """Returns the token ids and the log-probs of each thread, two arrays [length].
+
+    Log-probs are in nats, to a thousandth; 0 where the token was not sampled.
     """
     packed = zlib.decompress(base64.b64decode(trace["streams"]))
-    *ends, count = np.cumsum([sum(thread["lengths"]) for thread in trace["threads"]]).tolist()
-    # How wide the ids are follows from the size: all else is known.
-    ids_size = len(packed) - count * _SURPRISE.itemsize
+    lengths = [sum(thread["lengths"]) for thread in trace["threads"]]
+    *ends, count = np.cumsum(lengths).tolist()
+
+    # The width of an id is not stored. It follows from the size, since all else is known.
+    ids_size = len(packed) - count * _LOGPROB_TYPE.itemsize
     ids = np.frombuffer(packed[:ids_size], f"<u{ids_size // count}")
-    surprise = np.frombuffer(packed[ids_size:], _SURPRISE)
-    return list(zip(np.split(ids, ends), np.split(surprise / -_MILLI, ends), strict=True))
+    logprobs = np.frombuffer(packed[ids_size:], _LOGPROB_TYPE) / -_MILLI
+    return list(zip(np.split(ids, ends), np.split(logprobs, ends), strict=True))
 
 
 def _thread(
     forest: ThreadForest, tree: int, thread_index: int, tokenizer: Tokenizer
 ) -> dict[str, Any]:
-    at = (tree, thread_index)
-    length = int(forest.length[at])
-    tokens, sampled, hidden_block = (
-        field[at][:length] for field in (forest.tokens, forest.sampled, forest.hidden_block)
-    )
+    """Returns one thread of a trace: its place in the tree, its end, and its text in spans."""
+    place = (tree, thread_index)
+    length = int(forest.length[place])
+    tokens = forest.tokens[place][:length]
+    sampled = forest.sampled[place][:length]
+    hidden_block = forest.hidden_block[place][:length]
+
+    # A span ends where the next token is of another kind.
     kinds = _kinds(tokens, sampled, hidden_block)
-    bounds = [*map(int, np.flatnonzero(np.diff(kinds, prepend=-1))), length]
-    spans = [
-        [KINDS[kinds[begin]], tokenizer.show(tokens[begin:end])]
-        for begin, end in itertools.pairwise(bounds)
-    ]
+    begins = np.flatnonzero(np.diff(kinds, prepend=-1)).tolist()
+    bounds = list(itertools.pairwise([*begins, length]))
+    spans = [[KINDS[kinds[begin]], tokenizer.show(tokens[begin:end])] for begin, end in bounds]
     return {
         "thread_index": thread_index,
-        "parent": int(forest.parent[at]),
-        "round": int(forest.round[at]),
-        "depth": int(forest.depth[at]),
-        "status": Status(int(forest.status[at])).name,
+        "parent": int(forest.parent[place]),
+        "round": int(forest.round[place]),
+        "depth": int(forest.depth[place]),
+        "status": Status(int(forest.status[place])).name,
         "tokens": int(sampled.sum()),
         "text": "".join(text for _, text in spans),
-        "start": int(forest.start[at]),
-        "end": int(forest.end[at]),
-        "peak": int(forest.peak[at]),
+        "start": int(forest.start[place]),
+        "end": int(forest.end[place]),
+        "peak": int(forest.peak[place]),
         "spans": spans,
-        "lengths": [end - begin for begin, end in itertools.pairwise(bounds)],
+        "lengths": [end - begin for begin, end in bounds],
     }
 
 
 def _kinds(tokens: np.ndarray, sampled: np.ndarray, hidden_block: np.ndarray) -> np.ndarray:
-    """Place in KINDS of each token of a stream: what is given after the prompt is what children
-    joined.
-    """
-    began, answering = np.cumsum(sampled) > 0, np.cumsum(sampled & (tokens == JOIN)) > 0
-    cases = {
+    """Returns the kind of each token of a thread, as an index of KINDS; all arrays are [length]."""
+    is_after_prompt = np.cumsum(sampled) > 0
+    is_after_join = np.cumsum(sampled & (tokens == JOIN)) > 0
+    is_given_later = ~sampled & is_after_prompt  # Only answers of children are given later.
+    cases = {  # The first case that holds counts.
         "spawn": hidden_block > 0,
-        "joined": ~sampled & began,
+        "joined": is_given_later,
         "given": ~sampled,
-        "join": answering,
+        "join": is_after_join,
     }
-    return np.select(
-        [*cases.values()], [KINDS.index(kind) for kind in cases], KINDS.index("sampled")
-    )
+    indices = [KINDS.index(kind) for kind in cases]
+    return np.select(list(cases.values()), indices, default=KINDS.index("sampled"))

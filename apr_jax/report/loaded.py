@@ -1,4 +1,4 @@
-"""A trained model in Python, without the command line: load it, solve a problem, look at the tree.
+"""A trained model in Python: load it, solve a problem, look at the tree.
 
     model = load("experiments/mini/apr-rl.safetensors")
     tree = model.solve("54 2 93 34 -> 53")
@@ -29,11 +29,11 @@ from apr_jax.train.checkpoint.restored import Restored
 
 
 def load(path: str | Path) -> Model:
-    """Loads the model of a run, of one of its steps, or of a file that `apr export` wrote.
+    """Loads the model of a training, of one of its steps, or of a file that `apr export` wrote.
 
     Args:
-      path: the run's folder, which means its best or last step; `checkpoints/<step>` in it; or the
-        file. May be gs://.
+      path: the folder of a training, from which the best step is loaded, or else the last;
+        `checkpoints/<step>` in such a folder; or an exported file. May be gs://.
 
     Raises:
       UserError: there is no checkpoint, or it is damaged.
@@ -43,14 +43,14 @@ def load(path: str | Path) -> Model:
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class SolvedTree:
-    """The thread tree that a model grew for one problem. Printed, it is what `apr solve` shows.
+    """A thread tree that a model grew for one problem. Printed, it is what `apr solve` shows.
 
     Attributes:
-      model: name of the model, its method and its stage.
+      model: name of the model: its method and its stage.
       problem: the problem.
       answer: what the root thread joined, as text.
       forest: tokens, log-probs and times of every thread, numpy arrays [1, T, ...].
-      trace: the same for people and scores, a line of `traces.jsonl`.
+      trace: the tree with texts and verdict, as a line of `traces.jsonl` has it.
     """
 
     model: str
@@ -66,20 +66,21 @@ class SolvedTree:
 
     @property
     def stated(self) -> str | None:
-        """The answer as the task shows it; None if it states none."""
+        """The answer as the task shows it; None if the text states no answer."""
         stated: str | None = self.trace["stated"]
         return stated
 
     @property
     def reward(self) -> float:
-        """What the answer is worth, from 0 to 1."""
+        """The reward of the answer, from 0 to 1."""
         return float(self.trace["reward"])
 
     def write_html(self, path: str | Path) -> None:
-        """Writes the viewer of the tree, one page that loads nothing from elsewhere."""
+        """Writes the viewer of the tree, an HTML page that loads nothing from elsewhere."""
         write_tree_page(self.trace, self.model, as_path(path))
 
     def __str__(self) -> str:
+        """Returns what `apr solve` prints, without colours."""
         text = io.StringIO()
         console = Terminal(file=text, color_system=None, force_terminal=False, force_jupyter=False)
         show_tree(self.forest, self.trace, console)
@@ -90,27 +91,30 @@ class SolvedTree:
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Model:
-    """A trained model, ready to solve problems on this machine's devices.
+    """A trained model that solves problems on this machine's devices.
 
     Attributes:
-      restored: what the checkpoint holds: parameters, tokenizer, and the config of its training.
+      restored: contents of the checkpoint: parameters, tokenizer, and the config of the training.
     """
 
     restored: Restored
 
     @property
     def name(self) -> str:
-        """Method and stage of its training, for example "apr-rl"."""
+        """The method and the stage of the training, for example "apr-rl"."""
         return f"{self.restored.method}-{self.restored.stage}"
 
     def __repr__(self) -> str:
+        """Returns the model's name, its step, and the path it was loaded from."""
         return f"Model({self.name}, step {self.restored.step} of {self.restored.path})"
 
     def solve(self, problem: str | Problem) -> SolvedTree:
-        """Decodes one problem greedily. The first call compiles the rollout, later ones reuse it.
+        """Decodes one problem greedily.
+
+        The first call compiles the rollout; later calls reuse it.
 
         Args:
-          problem: as `apr solve` takes it, for example "54 2 93 34 -> 53", or a task's `Problem`.
+          problem: text as `apr solve` takes it, for example "54 2 93 34 -> 53", or a `Problem`.
 
         Raises:
           UsageError: the text is no problem, or it does not fit the model's window.
@@ -128,14 +132,18 @@ class Model:
         progress: bool = True,
         **decoding: Any,
     ) -> dict[str, Any]:
-        """Answers many problems and scores the answers, as `apr eval` does; returns the summary.
+        """Answers many problems and scores the answers, as `apr eval` does.
 
         Args:
-          problems: a problems file, or the problems.
-          out: folder for `traces.jsonl` and `summary.json`. An evaluation that was stopped goes on.
-          progress: show a bar on standard error.
-          **decoding: fields of `Decoding`, for example `samples=8, temperature=1.0`; by default one
-            greedy tree for each problem.
+          problems: a problems file, or a list of problems.
+          out: folder for `traces.jsonl` and `summary.json`. If it holds an interrupted evaluation
+            with the same settings, that one goes on.
+          progress: whether to show a bar on standard error.
+          **decoding: fields of `Decoding`, for example `samples=8, temperature=1.0`. The default is
+            one greedy tree for each problem.
+
+        Returns:
+          the summary, as `summary.json` holds it.
 
         Raises:
           UsageError: a problem or a field of `Decoding` does not fit the model, or `out` holds an

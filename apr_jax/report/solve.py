@@ -1,4 +1,4 @@
-"""One problem: its thread tree in the terminal, and as a page."""
+"""One problem: its thread tree in the terminal and, if wanted, as an HTML page."""
 
 from __future__ import annotations
 
@@ -23,9 +23,13 @@ from apr_jax.threads.draw import draw_tree, thread_names
 from apr_jax.train.answers import extract_answers
 from apr_jax.train.checkpoint.restored import Restored
 
-_WIDTH = 56  # Columns of the lanes, at most.
-_NAMES = 10  # Columns of the names beside them.
-_FRAMES, _SECONDS = 60, 2.0  # Of the animation.
+_WIDTH = 56  # The most columns that the lanes of the threads take.
+_NAME_WIDTH = 10  # Columns of the names beside the lanes.
+
+# The animation: how many pictures it has, and how many seconds it lasts.
+_FRAMES = 60
+_SECONDS = 2.0
+
 _STYLES = {
     "given": "dim",
     "sampled": "",
@@ -36,14 +40,18 @@ _STYLES = {
 
 
 def solve(restored: Restored, problem: Problem, html: Path | None) -> dict[str, Any]:
-    """Decodes the problem's tree greedily, prints it, and writes its viewer to `html` if given.
+    """Decodes the problem's tree greedily and prints it; returns its trace.
 
-    Returns the trace.
+    Args:
+      restored: the model.
+      problem: the problem.
+      html: file for the viewer of the tree; None writes none.
     """
     console = Terminal()
     forest, _, trace = grow_tree(restored, problem)
     trace["failure"] = failure(trace, task_of(restored))
-    # First, so that it is there whatever the terminal or the pipe behind it does.
+
+    # The page is written before anything is printed, because printing fails if a pipe is closed.
     if html is not None:
         write_tree_page(trace, f"{restored.method}-{restored.stage}", html)
     if console.is_terminal:
@@ -55,7 +63,11 @@ def solve(restored: Restored, problem: Problem, html: Path | None) -> dict[str, 
 
 
 def grow_tree(restored: Restored, problem: Problem) -> tuple[ThreadForest, str, dict[str, Any]]:
-    """Decodes the problem's tree greedily: the forest of one tree, its answer, and its trace."""
+    """Decodes the problem's tree greedily.
+
+    Returns:
+      a forest of this one tree, its answer, and its trace.
+    """
     forest = answer_one(restored, problem)
     (answer,) = extract_answers(forest, restored.tokenizer)
     trace = to_trace(forest, 0, problem, 0, answer, task_of(restored), restored.tokenizer)
@@ -63,50 +75,73 @@ def grow_tree(restored: Restored, problem: Problem) -> tuple[ThreadForest, str, 
 
 
 def play_tree(forest: ThreadForest, console: Console) -> None:
-    """The first tree once more in the order in which it was decoded: its lanes grow in the
-    terminal, then make room.
-    """
+    """Shows how the first tree was decoded: its lanes grow in the terminal, and then vanish."""
     steps = int(forest.end[0].max())
+    width = min(_WIDTH, console.width - _NAME_WIDTH)
     with Live(console=console, transient=True, auto_refresh=False) as live:
         for frame in range(1, _FRAMES + 1):
-            table = _table(
-                forest, min(_WIDTH, console.width - _NAMES), -(-steps * frame // _FRAMES)
-            )
-            live.update(table, refresh=True)
+            step = -(-steps * frame // _FRAMES)  # Rounded up, so that the last frame shows all.
+            live.update(_table(forest, width, step), refresh=True)
             time.sleep(_SECONDS / _FRAMES)
 
 
 def show_tree(forest: ThreadForest, trace: dict[str, Any], console: Console) -> None:
-    """Threads as lanes over decode steps, each with what it wrote; the verdict below."""
-    texts = {}
-    for thread in trace["threads"]:
-        texts[thread["thread_index"]] = text = Text()
-        for kind, part in thread["spans"]:
-            text.append(visible(part), _STYLES[kind])
-    # The texts need the room.
-    console.print(_table(forest, min(_WIDTH, console.width // 4), None, texts))
-    said = trace["stated"] or "no answer"
+    """Prints the first tree: each thread's lane and text, and below them verdict and cost.
+
+    Args:
+      forest: the tree.
+      trace: the trace of the same tree.
+      console: where to print.
+    """
+    # The lanes are narrow here, because the texts need the room.
+    lanes_width = min(_WIDTH, console.width // 4)
+    console.print(_table(forest, lanes_width, None, _texts(trace)))
+
+    mark = "✓" if trace["correct"] else "✗"
     style = "bold green" if trace["correct"] else "bold red"
-    why = "" if trace["correct"] or not trace["reason"] else f" ({trace['reason']})"
-    console.print(Text(visible(f"{'✓' if trace['correct'] else '✗'} {said}{why}"), style))
+    verdict = f"{mark} {trace['stated'] or 'no answer'}"
+    if not trace["correct"] and trace["reason"]:
+        verdict += f" ({trace['reason']})"
+    console.print(Text(visible(verdict), style))
+
     console.print(
         f"{trace['total_tokens']} tokens, {trace['sequential_tokens']} in sequence,"
         f" {trace['children']} children, longest thread {trace['max_thread_tokens']}"
     )
 
 
+def _texts(trace: dict[str, Any]) -> dict[int, Text]:
+    """Returns the text of each thread, with a style for each kind of span."""
+    texts = {}
+    for thread in trace["threads"]:
+        text = Text()
+        for kind, part in thread["spans"]:
+            text.append(visible(part), _STYLES[kind])
+        texts[thread["thread_index"]] = text
+    return texts
+
+
 def _table(
     forest: ThreadForest, width: int, until: int | None, texts: dict[int, Text] | None = None
 ) -> Table:
-    """Names, lanes of so many columns up to a step and, if given, texts of the threads of the first
-    tree.
+    """Makes a table of the threads of the first tree: name, lane and, if given, text.
+
+    Args:
+      forest: the tree.
+      width: columns of the lanes.
+      until: the step up to which the lanes are drawn; None draws all of them.
+      texts: thread index -> text; None leaves the column out.
     """
     table = Table(show_edge=False, pad_edge=False)
     table.add_column("thread", no_wrap=True)
     table.add_column(f"steps 0 to {int(forest.end[0].max())}", no_wrap=True, width=width + 1)
     if texts is not None:
         table.add_column("text", overflow="fold")
+
     lanes = draw_tree(forest, 0, width, until)
     for thread_index, name in thread_names(forest, 0).items():
-        table.add_row(name, lanes[thread_index], *([] if texts is None else [texts[thread_index]]))
+        cells: list[str | Text] = [name, lanes[thread_index]]
+        if texts is not None:
+            cells.append(texts[thread_index])
+        table.add_row(*cells)
     return table

@@ -1,6 +1,4 @@
-"""Tables in the terminal: a line a model, from the summaries that `apr eval` writes, or a line a
-demonstrator.
-"""
+"""Tables in the terminal: evaluations, demonstrations, and the paper's comparisons."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -13,27 +11,36 @@ from rich.text import Text
 from apr_jax.evaluate.cells import ON_TEST, SPENT, comparison_cells, write
 from apr_jax.io.terminal import Terminal, natural_width, print_whole, visible
 
-Columns = Mapping[str, Callable[[Mapping[str, Any]], str]]  # Name -> how a summary fills it.
+# Title of a column -> what it shows of a summary.
+Columns = Mapping[str, Callable[[Mapping[str, Any]], str]]
 
 
-def _share(s: Mapping[str, Any], name: str) -> str:
-    """A share with its interval, in percent."""
-    return "{:.1f} ({:.1f}-{:.1f})".format(*(100 * value for value in (s[name], *s["ci95"])))
+def _share(summary: Mapping[str, Any], name: str) -> str:
+    """Writes a share in percent, with its interval."""
+    low, high = summary["ci95"]
+    return f"{100 * summary[name]:.1f} ({100 * low:.1f}-{100 * high:.1f})"
 
 
+def _optional_percent(summary: Mapping[str, Any], name: str) -> str:
+    """Writes a share in percent; "" if the summary does not have it."""
+    return f"{100 * summary[name]:.1f}" if name in summary else ""
+
+
+# Columns of what `apr eval` writes (`scores.summarize`).
 EVALUATED: Columns = {
     "accuracy %\n(95% interval)": lambda s: _share(s, "accuracy"),
     "total\ntokens": lambda s: write("total_tokens", s["total_tokens"]),
     "seq.\ntokens": lambda s: write("sequential_tokens", s["sequential_tokens"]),
     "chil-\ndren": lambda s: write("children", s["children"]),
     "longest\nthread": lambda s: write("max_thread_tokens", s["max_thread_tokens"]),
-    "spawned\n%": lambda s: f"{100 * s['spawned']:.1f}" if "spawned" in s else "",
-    "trunc.\n%": lambda s: f"{100 * s['truncated']:.1f}" if "truncated" in s else "",
-    "pass@n\n%": lambda s: f"{100 * s['pass_at_n']:.1f}" if "pass_at_n" in s else "",
-    "cons@n\n%": lambda s: f"{100 * s['cons_at_n']:.1f}" if "cons_at_n" in s else "",
+    "spawned\n%": lambda s: _optional_percent(s, "spawned"),
+    "trunc.\n%": lambda s: _optional_percent(s, "truncated"),
+    "pass@n\n%": lambda s: _optional_percent(s, "pass_at_n"),
+    "cons@n\n%": lambda s: _optional_percent(s, "cons_at_n"),
 }
 
-DEMONSTRATED: Columns = {  # By `data.statistics`.
+# Columns of what `apr data` writes (`data.statistics`).
+DEMONSTRATED: Columns = {
     "solved %\n(95% interval)": lambda s: _share(s, "solver_success"),
     "total\ntokens": lambda s: f"{s['mean_total_tokens']:.1f}",
     "of a\nthread": lambda s: f"{s['mean_thread_tokens']:.1f}",
@@ -44,29 +51,41 @@ DEMONSTRATED: Columns = {  # By `data.statistics`.
 }
 
 
+# Reason why a demonstration was dropped -> the config fields that decide it.
+_DROPPED_BY = {
+    "window": "limits.window",
+    "max_thread_tokens": "limits.max_thread_tokens",
+    "threads": "limits.max_threads, children or max_depth",
+    "wrong": "data.correct_only",
+}
+
+
 def print_demonstrations(
     statistics: Mapping[str, Mapping[str, Any]], console: Console | None = None
 ) -> None:
-    """Prints one line a method (name -> `data.statistics`), what was dropped for which field, and
-    how it differs from what was kept."""
+    """Prints one line for each method, and what was dropped of its demonstrations.
+
+    Args:
+      statistics: method -> `data.statistics` of its demonstrations.
+      console: where to print; by default standard output.
+    """
     console = console or Terminal()
     print_table(statistics, DEMONSTRATED, console)
-    where = {
-        "window": "limits.window",
-        "max_thread_tokens": "limits.max_thread_tokens",
-        "threads": "limits.max_threads, children or max_depth",
-        "wrong": "data.correct_only",
-    }
-    for name, s in statistics.items():
-        dropped = [f"{count} for {where[bound]}" for bound, count in s["dropped"].items() if count]
+    for method, values in statistics.items():
+        dropped = [
+            f"{count} for {_DROPPED_BY[reason]}"
+            for reason, count in values["dropped"].items()
+            if count
+        ]
         if dropped:
-            lost = _solved_with(s["dropped_success"], s["dropped_children"])
-            kept = _solved_with(s["kept_success"], s["mean_children"])
-            told = f"{name}: dropped {', '.join(dropped)}; of these {lost}, of the kept {kept}"
-            console.print(told, highlight=False, soft_wrap=True)
+            lost = _solved_with(values["dropped_success"], values["dropped_children"])
+            kept = _solved_with(values["kept_success"], values["mean_children"])
+            line = f"{method}: dropped {', '.join(dropped)}; of these {lost}, of the kept {kept}"
+            console.print(line, highlight=False, soft_wrap=True)
 
 
 def _solved_with(success: float, children: float) -> str:
+    """Says how many demonstrations are solved, and with how many children."""
     return f"{100 * success:.1f}% are solved, with {children:.2f} children"
 
 
@@ -75,44 +94,59 @@ def print_table(
     columns: Columns = EVALUATED,
     console: Console | None = None,
 ) -> None:
-    """Prints one line a summary (name -> summary), leaving out columns that are empty in all of
-    them.
+    """Prints one line for each summary.
 
-    Where a terminal has no room for all columns the others follow below, each line again with its
-    name."""
+    Columns that are empty in all lines are left out. If a terminal has no room for all columns, the
+    rest follows in further tables below, in which each line begins with its name again.
+
+    Args:
+      summaries: name of a line -> summary.
+      columns: the columns.
+      console: where to print; by default standard output.
+    """
     console = console or Terminal()
     lines = {
-        name: {column: fill(summary) for column, fill in columns.items()}
+        name: {column: write_cell(summary) for column, write_cell in columns.items()}
         for name, summary in summaries.items()
     }
-    left = [column for column in columns if any(line[column] for line in lines.values())]
+    remaining = [column for column in columns if any(line[column] for line in lines.values())]
     while True:
-        count = len(left)
-        while (
-            count > 1
-            and console.is_terminal
-            and natural_width(console, _table(lines, left[:count])) > console.width
-        ):
-            count -= 1
-        print_whole(_table(lines, left[:count]), console)
-        left = left[count:]
-        if not left:
+        count = _fitting_columns(lines, remaining, console)
+        print_whole(_table(lines, remaining[:count]), console)
+        remaining = remaining[count:]
+        if not remaining:
             return
         console.print()
 
 
-def _table(lines: Mapping[str, Mapping[str, str]], shown: Sequence[str]) -> Table:
-    """A table of these columns of lines (name -> column -> text)."""
+def _fitting_columns(
+    lines: Mapping[str, Mapping[str, str]], columns: Sequence[str], console: Console
+) -> int:
+    """Returns how many columns fit beside each other; one at least, and all unless a terminal."""
+    count = len(columns)
+    if console.is_terminal:
+        while count > 1 and natural_width(console, _table(lines, columns[:count])) > console.width:
+            count -= 1
+    return count
+
+
+def _table(lines: Mapping[str, Mapping[str, str]], columns: Sequence[str]) -> Table:
+    """Makes a table of some columns.
+
+    Args:
+      lines: name of a line -> title of a column -> text of the cell.
+      columns: titles of the columns to show.
+    """
     table = _empty_table()
-    for column in shown:
+    for column in columns:
         table.add_column(column, justify="right")
     for name, line in lines.items():
-        table.add_row(Text(visible(name)), *(line[column] for column in shown))
+        table.add_row(Text(visible(name)), *(line[column] for column in columns))
     return table
 
 
 def _empty_table() -> Table:
-    """With a column for names."""
+    """Makes a table that has a column for names and no lines."""
     table = Table(
         header_style="bold",
         box=box.HORIZONTALS,
@@ -127,9 +161,13 @@ def _empty_table() -> Table:
 def print_comparisons(
     comparisons: Sequence[Mapping[str, Any]], console: Console | None = None
 ) -> None:
-    """Prints two lines a comparison of the paper: what was found here, with tokens and children,
-    and whether it reaches theirs.
+    """Prints two lines for each of the paper's comparisons: our scores, their cost, and the gap.
+
+    Args:
+      comparisons: rows of `paper.comparisons`.
+      console: where to print; by default standard output.
     """
+    console = console or Terminal()
     table = _empty_table()
     for column in (
         "here",
@@ -142,20 +180,21 @@ def print_comparisons(
         table.add_column(column, justify="right")
     for comparison in comparisons:
         cells = comparison_cells(comparison)
-        measured = (
+        spent = (
             "\n".join(write(key, comparison[side][key]) for side in ("one_spent", "other_spent"))
             for key in SPENT
         )
         table.add_row(
             cells["comparison"],
             f"{cells['one']}\n{cells['other']}",
-            *measured,
+            *spent,
             f"{cells['gap']}\n({cells['interval']})",
             f"{cells['paper']}\n{cells['verdict']}".strip(),
         )
-    console = console or Terminal()
     print_whole(table, console)
-    if flattered := sum(ON_TEST in comparison["chosen"] for comparison in comparisons):
+
+    flattered = sum(ON_TEST in comparison["chosen"] for comparison in comparisons)
+    if flattered:
         console.print(
             f"{flattered} of these compare the best of several that was chosen on the same"
             " problems: the report says by how much that may flatter it",

@@ -1,9 +1,9 @@
-"""The page: one HTML file with whatever stands on top and the thread-tree viewer below, nothing
-loaded from anywhere.
+"""The HTML page: anything on top, and the viewer of thread trees below it.
 
-Its parts are in `assets/`: `page.html`, two style sheets, and the scripts in the order of
-`_SCRIPTS`. The page itself forbids every request and every script but that one, whatever a model
-wrote."""
+A page is one file and loads nothing from anywhere. Its parts are in `assets/`: `page.html`, two
+style sheets, and the scripts in the order of `_SCRIPTS`. The page's own security policy forbids
+every request and every script but that one, whatever a model wrote into a tree.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import itertools
 import json
 import string
 import urllib.parse
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -25,133 +25,165 @@ from apr_jax.io.storage import write_text
 
 _SCRIPTS = ("tree.js", "lanes.js", "text.js", "chooser.js", "viewer.js")
 _STYLES = ("page.css", "viewer.css")
-_TOKENS = 600_000  # That a page carries, some 5 MB.
-_RIGHT = 24  # Problems at most that the first evaluation got right.
-_EXAMPLES = 8  # Of each kind of failure of each evaluation, at most.
+
+_MOST_TOKENS = 600_000  # Tokens of all trees of a page, which then has some 5 MB.
+_MOST_RIGHT = 24  # Problems that the first evaluation got right.
+_MOST_EXAMPLES = 8  # Examples of each kind of failure of each evaluation.
+
+# Fields of a traced thread that the viewer reads as they are.
+_THREAD_FIELDS = ("thread_index", "parent", "round", "depth", "status", "start", "end")
 
 
 def page(title: str, summary: str, evaluations: Mapping[str, Sequence[Trace]]) -> str:
-    """The whole page.
+    """Returns the whole page as HTML.
 
     Args:
+      title: the title, as text.
       summary: HTML that stands above the viewer.
-      evaluations: name -> traces, as `select` gives them. A trace may carry `failure`: "" if it is
-        right, else what kind of failure it is.
+      evaluations: name -> traces, as `select` gives them. A trace may have a `failure`: its kind of
+        failure, or "" if the answer is right.
     """
     script = _assets(_SCRIPTS)
     fingerprint = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    policy = (
+        "default-src 'none'; style-src 'unsafe-inline'; img-src data:;"
+        f" script-src 'sha256-{fingerprint}'"
+    )
     data = {"evaluations": [_embedded(name, traces) for name, traces in evaluations.items()]}
     return string.Template(_assets(("page.html",))).substitute(
         title=html.escape(title),
         summary=summary,
         style=_assets(_STYLES),
         script=script,
-        policy=(
-            "default-src 'none'; style-src 'unsafe-inline'; img-src data:; script-src"
-            f" 'sha256-{fingerprint}'"
-        ),
-        # A "<" could end the script element or open a comment in it.
+        policy=policy,
+        # A "<" could end the script element that holds the data, or open a comment in it.
         data=json.dumps(data, separators=(",", ":")).replace("<", "\\u003c"),
     )
 
 
 def select(traces: Mapping[str, Sequence[Trace]]) -> dict[str, list[Trace]]:
-    """The same problems for all evaluations: examples of each kind of failure of each, and some
-    that were right.
+    """Chooses the problems of a page, the same for all evaluations.
 
-    One example a kind at a time, until the page is full.
+    They are examples of each kind of failure of each evaluation, and some problems that were
+    answered right. One problem of each kind is taken at a time, until the page is full.
 
     Args:
-      traces: of each evaluation; only first samples are shown.
+      traces: evaluation -> its traces. Only the first sample of each problem is shown.
+
+    Returns:
+      evaluation -> its traces of the chosen problems.
     """
-    first = {
+    shown = {
         name: {trace["id"]: trace for trace in lines if trace["sample"] == 0}
         for name, lines in traces.items()
     }
-    queues: list[list[str]] = []
-    for shown in first.values():
-        kinds: dict[str, list[str]] = {}
-        for trace in shown.values():
-            if not trace["correct"]:
-                kinds.setdefault(trace.get("failure", ""), []).append(trace["id"])
-        queues += [ids[:_EXAMPLES] for ids in kinds.values()]
-    lead = next((name for name in ("apr-rl", "apr-sft") if name in first), next(iter(first)))
-    right = [trace["id"] for trace in first[lead].values() if trace["correct"]][:_RIGHT]
-    queues += [right[::3], right[1::3], right[2::3]]
-    wanted: set[str] = set()
-    room = _TOKENS
-    for problem in filter(None, itertools.chain(*itertools.zip_longest(*queues))):
-        size = sum(_size(shown[problem]) for shown in first.values() if problem in shown)
-        if problem not in wanted and (size <= room or not wanted):
-            wanted.add(problem)
+    chosen: set[str] = set()
+    room = _MOST_TOKENS
+    for problem in _by_turns(_failed(shown) + _right(shown)):
+        size = sum(_tokens(of_one[problem]) for of_one in shown.values() if problem in of_one)
+        if problem not in chosen and (size <= room or not chosen):
+            chosen.add(problem)
             room -= size
     return {
-        name: [trace for trace in shown.values() if trace["id"] in wanted]
-        for name, shown in first.items()
+        name: [trace for trace in of_one.values() if trace["id"] in chosen]
+        for name, of_one in shown.items()
     }
 
 
+def _failed(shown: Mapping[str, Mapping[str, Trace]]) -> list[list[str]]:
+    """Returns ids of problems: a list for each kind of failure of each evaluation."""
+    lists: list[list[str]] = []
+    for of_one in shown.values():
+        kinds: dict[str, list[str]] = {}
+        for trace in of_one.values():
+            if not trace["correct"]:
+                kinds.setdefault(trace.get("failure", ""), []).append(trace["id"])
+        lists += [ids[:_MOST_EXAMPLES] for ids in kinds.values()]
+    return lists
+
+
+def _right(shown: Mapping[str, Mapping[str, Trace]]) -> list[list[str]]:
+    """Returns ids of problems that were answered right, in three lists, so that they come oftener.
+
+    They are problems of APR, if it was evaluated, and else of the first evaluation.
+    """
+    lead = next((name for name in ("apr-rl", "apr-sft") if name in shown), next(iter(shown)))
+    right = [trace["id"] for trace in shown[lead].values() if trace["correct"]][:_MOST_RIGHT]
+    return [right[::3], right[1::3], right[2::3]]
+
+
+def _by_turns(lists: list[list[str]]) -> Iterator[str]:
+    """Yields the first of each list, then the second of each list that has one, and so on."""
+    for turn in itertools.zip_longest(*lists):
+        yield from filter(None, turn)
+
+
 def link(evaluation: str, *, show: str | None = None, problem: str | None = None) -> str:
-    """The address, within the page, of what the viewer shows: `<a
-    href="{html.escape(link(...))}">`.
+    """Returns the address, within the page, of what the viewer shall show.
+
+    It has characters that mean something in HTML, and must be escaped there.
 
     Args:
-      evaluation: name of the left one.
-      show: "all", "right", "wrong", or a kind of failure (`trace["failure"]`): which problems to
-        choose from.
-      problem: id of the one to open; by default the first of those.
+      evaluation: name of the evaluation on the left.
+      show: which problems to choose from: "all", "right", "wrong", or a kind of failure.
+      problem: id of the problem to open; by default the first of these.
     """
-    chosen = {"left": evaluation, "show": show, "problem": problem}
-    return "#" + urllib.parse.urlencode(
-        {name: value for name, value in chosen.items() if value is not None}
-    )
+    fields = {"left": evaluation, "show": show, "problem": problem}
+    given = {name: value for name, value in fields.items() if value is not None}
+    return "#" + urllib.parse.urlencode(given)
 
 
 def write_tree_page(trace: dict[str, Any], name: str, path: Path) -> None:
-    """The viewer of one tree, for `apr solve --html`."""
+    """Writes a page with the viewer of one tree.
+
+    Args:
+      trace: the tree.
+      name: name of the model that grew it.
+      path: the file to write.
+    """
     write_text(path, page(f"apr_jax: {trace['problem']}", "", {name: [trace]}))
 
 
 def _assets(names: Sequence[str]) -> str:
+    """Returns the texts of some files in `assets/`, one after the other."""
     folder = resources.files("apr_jax.report") / "assets"
     return "\n".join((folder / name).read_text(encoding="utf-8") for name in names)
 
 
-def _size(trace: Trace) -> int:
+def _tokens(trace: Trace) -> int:
+    """Counts the tokens of a tree, those of prompts included."""
     return sum(sum(thread["lengths"]) for thread in trace["threads"])
 
 
 def _embedded(name: str, traces: Sequence[Trace]) -> dict[str, Any]:
-    """An evaluation as `viewer.js` reads it: texts once, as the pieces of all its trees."""
+    """Returns an evaluation as `viewer.js` reads it.
+
+    The text of a token stands there once for all trees, as one of the `pieces`.
+    """
     pieces = {token: text for trace in traces for token, text in trace["pieces"].items()}
     return {"name": name, "pieces": pieces, "traces": [_embedded_trace(trace) for trace in traces]}
 
 
 def _embedded_trace(trace: Trace) -> dict[str, Any]:
+    """Returns a trace as `tree.js` reads it: with ids and log-probs in place of texts."""
     threads = []
     for thread, (ids, logprobs) in zip(trace["threads"], unpack_streams(trace), strict=True):
-        spans = [
-            [kind, length]
-            for (kind, _), length in zip(thread["spans"], thread["lengths"], strict=True)
-        ]
-        kept = {
-            key: thread[key]
-            for key in ("thread_index", "parent", "round", "depth", "status", "start", "end")
-        }
+        kinds = [kind for kind, _ in thread["spans"]]
         threads.append(
             {
-                **kept,
-                "spans": spans,
+                **{field: thread[field] for field in _THREAD_FIELDS},
+                "spans": [list(span) for span in zip(kinds, thread["lengths"], strict=True)],
                 "ids": ids.tolist(),
                 "logprobs": [_short(value) for value in logprobs],
             }
         )
-    return {
-        **{key: value for key, value in trace.items() if key not in ("pieces", "streams")},
-        "threads": threads,
-    }
+    kept = {field: value for field, value in trace.items() if field not in ("pieces", "streams")}
+    return kept | {"threads": threads}
 
 
 def _short(logprob: float) -> float:
-    """With the three decimals that were kept; zeros, which most are, as one character."""
+    """Rounds a log-prob to the stored decimals, and turns 0.0, the most frequent, into 0.
+
+    In JSON, 0 takes one character less than 0.0.
+    """
     return round(float(logprob), 3) or 0

@@ -143,8 +143,8 @@ def written(run):
         return held
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(viewer, "_EXAMPLES", 1)
-        patch.setattr(viewer, "_RIGHT", 2)
+        patch.setattr(viewer, "_MOST_EXAMPLES", 1)
+        patch.setattr(viewer, "_MOST_RIGHT", 2)
         patch.setattr(run_report, "select", select)
         patch.setattr(run_report, "_LOG", run / "log.md")
         run_report._LOG.write_text(LOG)
