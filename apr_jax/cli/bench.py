@@ -1,20 +1,20 @@
 """The `apr bench` commands."""
 
 import enum
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from apr_jax.bench.paired import Contestant, Result, measured, write
+from apr_jax.bench.paired import Result, measured, write
 from apr_jax.cli.flags import ANYWHERE, HERE, Json, Settings
 from apr_jax.errors import UsageError
 from apr_jax.io.json_files import write_json
 from apr_jax.io.runtime import start
 
 bench_app = typer.Typer(
-    no_args_is_help=True, help="Throughput of each part against a named alternative."
+    no_args_is_help=True, help="Measure the throughput of each part against named alternatives."
 )
 
 
@@ -54,8 +54,9 @@ def bench_rollout(
     repeats: Repeats = 5,
     json: Json = None,
 ) -> None:
-    """The device engine against transformers, llama.cpp and vLLM: plain decoding, whole trees,
-    latency of a tree.
+    """Measure the rollout on the device against transformers, llama.cpp and vLLM.
+
+    The parts are plain decoding, whole thread trees, and the latency of one tree.
     """
     if (checkpoint is None) != (problems is None):
         raise UsageError("bench rollout: give both --checkpoint and --problems, or neither")
@@ -63,10 +64,8 @@ def bench_rollout(
     from apr_jax.bench.engines import bench_rollout as run
     from apr_jax.train.checkpoint import load_checkpoint
 
-    _keep(
-        run(load_checkpoint(checkpoint) if checkpoint else None, problems, peer or [], repeats),
-        json,
-    )
+    restored = load_checkpoint(checkpoint) if checkpoint else None
+    _save_each(run(restored, problems, peer or [], repeats), json)
 
 
 @bench_app.command(
@@ -77,35 +76,38 @@ def bench_rollout(
     ),
 )
 def bench_schedule(
-    checkpoint: Annotated[Path, typer.Option(help="Model of the trees.", **ANYWHERE)],
-    problems: Annotated[Path, typer.Option(help="Problems file that it answers.", **ANYWHERE)],
+    checkpoint: Annotated[Path, typer.Option(help="Model that grows the trees.", **ANYWHERE)],
+    problems: Annotated[
+        Path, typer.Option(help="Problems file that the checkpoint answers.", **ANYWHERE)
+    ],
     trees: Annotated[
-        int, typer.Option(help="Trees of a rollout, the first of the file.", min=2)
+        int, typer.Option(help="Trees of a rollout: one for each of the first problems.", min=2)
     ] = 256,
     repeats: Repeats = 5,
     json: Json = None,
 ) -> None:
-    """The checkpoint's schedule against others: decode slots, admission, chunks and buckets."""
+    """Measure the checkpoint's schedule against others that differ in one field."""
     start()
     from apr_jax.bench.schedules import contest
     from apr_jax.bench.trees import prompts_of
     from apr_jax.train.checkpoint import load_checkpoint
 
     restored = load_checkpoint(checkpoint)
-    _bench("schedule", contest(restored, prompts_of(restored, problems, trees)), repeats, json)
+    contestants = contest(restored, prompts_of(restored, problems, trees))
+    _save_each([measured("schedule", contestants, repeats)], json)
 
 
 @bench_app.command("cache", epilog="Example: apr bench cache --shape mini")
 def bench_cache(
-    shape: Annotated[Shape, typer.Option(help="Of the model.")] = Shape.MINI,
+    shape: Annotated[Shape, typer.Option(help="Shape of the model.")] = Shape.MINI,
     repeats: Repeats = 5,
     json: Json = None,
 ) -> None:
-    """Layouts of the key/value cache, at the attention of one decode step."""
+    """Measure layouts of the key/value cache, at the attention of a decode step."""
     start()
     from apr_jax.bench.cache_layouts import contest
 
-    _bench(f"cache, {shape.value}", contest(shape.value), repeats, json)
+    _save_each([measured(f"cache, {shape.value}", contest(shape.value), repeats)], json)
 
 
 @bench_app.command("train", epilog="Example: apr bench train --config experiments/mini.py")
@@ -122,22 +124,21 @@ def bench_train(
     json: Json = None,
     settings: Settings = None,
 ) -> None:
-    """The supervised step against transformers in torch, the machine's products, padded rows; the
-    parts of an RL step.
-    """
-    from apr_jax.config import load
+    """Measure the supervised step against transformers in torch, and the parts of an RL step.
 
+    The supervised step is also measured against the machine's matrix products and on padded rows.
+    """
     if (checkpoint is None) != (problems is None):
         raise UsageError("bench train: give both --checkpoint and --problems, or neither")
+    from apr_jax.config import load
+
     experiment = load(config, settings)
     start()
     from apr_jax.bench.train_step import bench_train as run
     from apr_jax.train.checkpoint import load_checkpoint
 
-    _keep(
-        run(experiment, load_checkpoint(checkpoint) if checkpoint else None, problems, repeats),
-        json,
-    )
+    restored = load_checkpoint(checkpoint) if checkpoint else None
+    _save_each(run(experiment, restored, problems, repeats), json)
 
 
 @bench_app.command("solver", epilog="Example: apr bench solver --config experiments/nano.py")
@@ -146,19 +147,29 @@ def bench_solver(
     problems: Annotated[
         int | None,
         typer.Option(
-            help="Instead of the speed: success and length on so many random problems.", min=1
+            help=(
+                "Instead of the speed, measure success and length of the demonstrations of this"
+                " many random problems."
+            ),
+            min=1,
         ),
     ] = None,
     method: Annotated[
         list[str] | None,
-        typer.Option(help="With --problems, whose; repeatable. Default: all that fit the limits."),
+        typer.Option(
+            help=(
+                "With --problems: only demonstrations by this method; repeatable. Default: all"
+                " methods that fit the limits."
+            )
+        ),
     ] = None,
     repeats: Repeats = 5,
     json: Json = None,
     settings: Settings = None,
 ) -> None:
-    """Demonstrations on all cores against one core; with --problems, how good and how long they
-    are.
+    """Measure how fast demonstrations are made, on all cores against one core.
+
+    With --problems, tell how good and how long they are instead.
     """
     from apr_jax.bench.demonstrators import contest, rate
     from apr_jax.config import load
@@ -166,7 +177,7 @@ def bench_solver(
     from apr_jax.report.terminal_tables import print_demonstrations
     from apr_jax.tasks import make_task
 
-    if problems:
+    if problems is not None:
         experiment = load(config, settings)
         methods = method or fitting_methods(make_task(experiment.task, experiment.limits))
         check_methods(experiment, methods)
@@ -175,17 +186,21 @@ def bench_solver(
         if json:
             write_json(json, rates)
         return
+
     with contest(load(config, settings)) as contestants:
-        _bench("solver", contestants, repeats, json)
+        _save_each([measured("solver", contestants, repeats)], json)
 
 
-def _bench(part: str, contestants: Sequence[Contestant], repeats: int, json: Path | None) -> None:
-    _keep([measured(part, contestants, repeats)], json)
+def _save_each(parts: Iterable[Result], json: Path | None) -> None:
+    """Measures part after part, and writes all results after each of them.
 
+    A bench that is stopped leaves the results that it has.
 
-def _keep(parts: Iterable[Result], json: Path | None) -> None:
-    """Writes what is measured after every part, so that a stopped bench leaves what it has."""
-    results = []
+    Args:
+      parts: an iterator, which measures when it is asked for the next part.
+      json: the file that is written; None writes nothing.
+    """
+    results: list[Result] = []
     for result in parts:
         results.append(result)
         if json:

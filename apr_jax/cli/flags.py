@@ -11,7 +11,7 @@ from apr_jax.io.storage import as_path, local_path
 
 
 def _parser(read: Callable[[str], Path]) -> Callable[[str], Path]:
-    """The reader of a path, as typer takes it: a ValueError is told with the name of the flag."""
+    """Makes the parser of a path for typer, which names the flag in the message of a ValueError."""
 
     def parse(text: str) -> Path:
         try:
@@ -23,8 +23,12 @@ def _parser(read: Callable[[str], Path]) -> Callable[[str], Path]:
 
 
 def _new_file(text: str) -> Path:
-    """A file of this machine that is to be written when the work is done, which is late to find
-    that it can't be.
+    """Reads the path of a file of this machine that a command writes at its end.
+
+    It would be late to find then that the file cannot be written.
+
+    Raises:
+      UsageError: the path is a folder's, or its folder is missing.
     """
     path = local_path(text)
     if path.is_dir():
@@ -34,8 +38,8 @@ def _new_file(text: str) -> Path:
     return path
 
 
-# Every option that names a file or folder has one of these: a path here or in a bucket, or of this
-# machine alone.
+# Arguments of `typer.Option`. Every flag that names a file or folder has one of the three: a path
+# of this machine or of a bucket, a path of this machine only, a file that is going to be written.
 ANYWHERE: Any = {"parser": _parser(as_path), "metavar": "PATH", "show_default": False}
 HERE: Any = {"parser": _parser(local_path), "metavar": "PATH", "show_default": False}
 NEW_FILE: Any = {"parser": _parser(_new_file), "metavar": "FILE", "show_default": False}
@@ -60,8 +64,8 @@ Data = Annotated[
     typer.Option(
         "--data",
         help=(
-            "What `apr data build` wrote; by default the first that holds data of WORKDIR,"
-            " WORKDIR/data, WORKDIR/../data and WORKDIR/../../data."
+            "Folder that `apr data build` wrote. By default the first of WORKDIR, WORKDIR/data,"
+            " WORKDIR/../data and WORKDIR/../../data that holds data."
         ),
         **ANYWHERE,
     ),
@@ -93,5 +97,5 @@ Settings = Annotated[
     ),
 ]
 Json = Annotated[
-    Path | None, typer.Option("--json", help="Write the figures to this file too.", **NEW_FILE)
+    Path | None, typer.Option("--json", help="Also write the figures to this file.", **NEW_FILE)
 ]

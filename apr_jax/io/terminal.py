@@ -54,6 +54,18 @@ def _shown(character: str) -> str:
     return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
 
 
+def one_line(text: str, most: int | None = None) -> str:
+    """Returns a text in one line, with its control characters made visible.
+
+    Messages may quote what a model or a stranger wrote; this makes them safe to print.
+
+    Args:
+      text: any text; white space and line ends become single blanks.
+      most: number of characters at which the line is cut off; None cuts nothing off.
+    """
+    return visible(" ".join(text.split()))[:most]
+
+
 class Terminal(Console):
     """A rich console that lets no control sequences reach the terminal except rich's own."""
 

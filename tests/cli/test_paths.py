@@ -54,7 +54,9 @@ def commands(group: typer.Typer, above: str = ""):
     for command in group.registered_commands:
         yield f"{above}{command.name or command.callback.__name__}", command.callback
     for below in group.registered_groups:
-        yield from commands(below.typer_instance, f"{above}{below.name} ")
+        # A group without a name adds its commands to the group above.
+        prefix = f"{above}{below.name} " if below.name else above
+        yield from commands(below.typer_instance, prefix)
 
 
 def is_path(annotation):

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from apr_jax.evaluate.scores import summarize
-from apr_jax.io.terminal import Terminal, print_whole, serve_any_encoding, visible
+from apr_jax.io.terminal import Terminal, one_line, print_whole, serve_any_encoding, visible
 from apr_jax.report.terminal_tables import print_table
 
 HOSTILE = "a\x1b]0;owned\x07b\x9b2J\x7f\u202eevil\ufeff\ud800\U000e0041\x00\r"
@@ -36,6 +36,11 @@ def test_control_characters_become_pictures():
     assert not obeyed(visible(every))
     plain = "┏ 22 + 26 = 48\n✓ ß 日本 é"
     assert visible(plain) == plain
+
+
+def test_a_message_becomes_one_harmless_line():
+    assert one_line(" a\n b\x1b[2J\t c \u202e") == "a b␛[2J c \\u202e"
+    assert one_line("\x1b" * 300, most=5) == "␛" * 5
 
 
 @pytest.mark.parametrize("force_terminal", [True, False])

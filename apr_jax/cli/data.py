@@ -1,0 +1,50 @@
+"""The `apr data` commands."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from apr_jax.cli.flags import ANYWHERE, Config, Settings
+from apr_jax.cli.resumable import resumable
+
+data_app = typer.Typer(no_args_is_help=True, help="Problems, demonstrations and tokenizer.")
+
+
+@data_app.command(
+    "build", epilog="Example: apr data build --config experiments/nano.py --out runs/nano/data"
+)
+def build(
+    config: Config,
+    out: Annotated[Path, typer.Option(help="Folder to build in. May be gs://.", **ANYWHERE)],
+    exclude: Annotated[
+        Path | None,
+        typer.Option(
+            help="Problems file; none of its problems occurs in training, validation or test.",
+            **ANYWHERE,
+        ),
+    ] = None,
+    method: Annotated[
+        list[str] | None,
+        typer.Option(
+            help=(
+                "Method of the demonstrations; repeatable. Default: all methods of the task that"
+                " fit the limits."
+            ),
+            show_default=False,
+        ),
+    ] = None,
+    settings: Settings = None,
+) -> None:
+    """Build problems, demonstrations and the tokenizer, on all cores.
+
+    Says at the end how accurate and how long the demonstrations are.
+    """
+    from apr_jax.config import load
+    from apr_jax.data.build import build as run
+    from apr_jax.report.terminal_tables import print_demonstrations
+
+    with resumable(f"parts that were finished are in {out}"):
+        built = run(load(config, settings), out, exclude, method or None)
+    print_demonstrations(built)
+    typer.echo(f"data: {out}")

@@ -1,0 +1,167 @@
+"""The commands for a trained model: `apr eval`, `apr solve` and `apr export`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from apr_jax.cli.flags import ANYWHERE, HERE, NEW_FILE, Checkpoint
+from apr_jax.cli.resumable import resumable
+from apr_jax.errors import UsageError
+from apr_jax.io.runtime import start
+
+models_app = typer.Typer()
+
+
+@models_app.command(
+    "eval",
+    epilog=(
+        "Example: apr eval --checkpoint runs/nano/apr/rl --problems runs/nano/data/test.jsonl --out"
+        " runs/nano/mine"
+    ),
+)
+def evaluate(
+    checkpoint: Checkpoint,
+    problems: Annotated[
+        Path, typer.Option(help="Problems file, one JSON object a line.", **ANYWHERE)
+    ],
+    out: Annotated[
+        Path, typer.Option(help="Folder for traces.jsonl and summary.json.", **ANYWHERE)
+    ],
+    condition: Annotated[
+        int | None,
+        typer.Option(
+            help=(
+                "A number that the prompts state, if the model was trained with one: of child"
+                " threads (Countdown's APR) or of window bins (SoS+)."
+            ),
+            min=0,
+        ),
+    ] = None,
+    window: Annotated[
+        int | None, typer.Option(help="Positions a thread may occupy, instead of the model's own.")
+    ] = None,
+    samples: Annotated[int, typer.Option(help="Trees for each problem.", min=1)] = 1,
+    temperature: Annotated[
+        float, typer.Option(help="Temperature of the sampling; 0 is greedy.", min=0.0)
+    ] = 0.0,
+    top_k: Annotated[
+        int, typer.Option(help="Sample from the k most likely tokens only; 0 is all.", min=0)
+    ] = 0,
+    top_p: Annotated[
+        float,
+        typer.Option(
+            help="Sample from the fewest likely tokens that reach this probability.",
+            min=0.01,
+            max=1.0,
+        ),
+    ] = 1.0,
+    force_children: Annotated[
+        int | None,
+        typer.Option(
+            help="Make every root spawn exactly this many children, over all its spawns.", min=0
+        ),
+    ] = None,
+    constrain: Annotated[
+        bool | None,
+        typer.Option(
+            "--constrain/--no-constrain",
+            help=(
+                "Sample no token that the thread protocol does not allow; by default as the model"
+                " was trained."
+            ),
+            show_default=False,
+        ),
+    ] = None,
+) -> None:
+    """Evaluate a checkpoint on a problems file; nothing else is needed."""
+    start()
+    from apr_jax.evaluate.decoding import Decoding, task_of
+    from apr_jax.evaluate.runner import evaluate as run
+    from apr_jax.report.terminal_tables import print_table
+    from apr_jax.tasks import load_problems
+    from apr_jax.train.checkpoint.manager import load_checkpoint
+
+    with resumable(f"the trees that were decoded are in {out}"):
+        restored = load_checkpoint(checkpoint)
+        loaded = load_problems(problems, task_of(restored))
+        decoding = Decoding(
+            samples, temperature, top_k, top_p, window, condition, force_children, constrain
+        )
+        summary = run(restored, loaded, out, decoding)
+    print_table({f"{restored.method} {restored.stage}": summary})
+    typer.echo(f"traces and summary: {out}")
+
+
+@models_app.command(
+    epilog='Example: apr solve "22 26 2 -> 46" --checkpoint runs/nano/apr/rl --html tree.html'
+)
+def solve(
+    problem: Annotated[
+        str,
+        typer.Argument(
+            help=(
+                "The problem as its task writes it; for Countdown numbers and target:"
+                ' "22 26 2 -> 46".'
+            ),
+            show_default=False,
+        ),
+    ],
+    checkpoint: Checkpoint,
+    html: Annotated[
+        Path | None, typer.Option(help="Write the viewer of the tree to this file.", **NEW_FILE)
+    ] = None,
+) -> None:
+    """Solve one problem and show its thread tree."""
+    start()
+    from apr_jax.evaluate.decoding import task_of
+    from apr_jax.report.solve import solve as run
+    from apr_jax.train.checkpoint.manager import load_checkpoint
+
+    restored = load_checkpoint(checkpoint)
+    run(restored, task_of(restored).parse(problem), html)
+
+
+@models_app.command(
+    epilog=(
+        "Example: apr export --checkpoint runs/mini/apr/rl --out experiments/mini/apr.safetensors"
+    )
+)
+def export(
+    checkpoint: Checkpoint,
+    out: Annotated[
+        Path,
+        typer.Option(
+            help=(
+                "FILE.safetensors: one small file, which every --checkpoint takes. Any other name:"
+                " a new folder, or that of an earlier export, in the form of Hugging Face."
+            ),
+            **HERE,
+        ),
+    ],
+) -> None:
+    """Write a model as one small file (bfloat16), or as a Hugging Face Llama with its tokenizer.
+
+    Transformers and vLLM load the folder. llama.cpp needs a GGUF file; its converter was not tried
+    on this folder. Each of these engines writes a single thread: none of them starts the children
+    of a <spawn> block.
+    """
+    from apr_jax.train.checkpoint.exported import SUFFIX, export_file
+    from apr_jax.train.checkpoint.hf_folder import check_folder, export_folder
+    from apr_jax.train.checkpoint.manager import load_checkpoint
+
+    is_file = out.suffix == SUFFIX
+    if not is_file:
+        try:
+            check_folder(out)
+        except UsageError as error:
+            raise UsageError(f"--out {error}") from None
+
+    start()
+    restored = load_checkpoint(checkpoint)
+    if is_file:
+        export_file(restored, out)
+        typer.echo(f"model: {out}")
+    else:
+        export_folder(restored, out)
+        typer.echo(f"model and tokenizer: {out}")
