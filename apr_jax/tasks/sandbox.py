@@ -1,102 +1,102 @@
-"""Verification in a box: a verifier that raises, hangs or dies costs the answer at hand, never the
-run.
+"""Scores answers in a process of their own, so that a bad answer costs itself and never the run.
 
-A verifier reads what a model wrote. Whatever it does with it, `pow` of huge numbers or a regular
-expression that backtracks for ever, happens in a process of its own, because nothing less can be
-stopped: a thread cannot be killed, and C code that keeps the interpreter's lock would stop the
-clock too.
+A task's `score` reads what a model wrote. It may raise, crash, or hang, for example in `pow` of
+huge numbers or in a regular expression that backtracks for ever. Nothing less than a process can
+contain that: a thread cannot be killed, and C code that keeps the interpreter's lock would even
+stop the clock that a time limit needs.
 
 The life of an answer:
-1. Problem and answer go to the process as a line of JSON; the answer is text and stays text.
-2. A line of JSON comes back, a verdict or why there is none. It is checked field by field: nothing
-   that comes out of the box is ever unpickled or evaluated.
-3. If it is not there within the time limit, the process is killed and a new one takes the next
-   answer; so too if the process dies, or sends back anything else.
-4. An answer without a verdict is a `Failure`. It says nothing about the answer, so it must not
-   count as a wrong one.
-5. When more answers of a batch are without a verdict than the caller can use, the rest is not
-   verified.
+1. Problem and answer go to the process (`sandbox_process.py`) as one line of JSON.
+2. One line of JSON comes back: a score, or why there is none. It is checked field by field. Nothing
+   that comes out of the process is ever unpickled or evaluated.
+3. If the line is late, or is no score, or if the process has died, the process is killed, and a new
+   one takes the next answer.
+4. An answer without a score gets a `Failure`. A failure says nothing about the answer, so callers
+   must not count the answer as wrong.
+5. If more answers of a batch fail than the caller can use, the rest of the batch is not verified.
 
-The box keeps accidents away from the run, and from the run's memory, files and secrets what an
-answer does by accident. It is no prison for code that wants out: docs/adding_a_task.md says what it
-does not protect from."""
+The sandbox keeps accidents away from the run, and from its memory, files and secrets. It is no
+prison for code that wants to break out; docs/adding_a_task.md says what it does not protect from.
+"""
 
 import dataclasses
 import enum
 import json
 import os
-import resource
 import select
 import signal
 import socket
 import subprocess
 import sys
 import time
-import traceback
 from collections.abc import Sequence
 from contextlib import suppress
-from pathlib import Path
 from typing import Any, Self
 
 from apr_jax.errors import UserError
 from apr_jax.io.subprocesses import standard_library_first
-from apr_jax.io.terminal import visible
+from apr_jax.io.terminal import one_line
 from apr_jax.tasks.base import Problem, Score, Task
-from apr_jax.tasks.registry import TaskConfig, config_of, files_beside, make_task
+from apr_jax.tasks.registry import config_of
+from apr_jax.tasks.sandbox_process import MOST_CHARACTERS, READY, to_line
 
 _START_LIMIT = 60.0  # Seconds to start Python and import the task, on a busy machine.
-# After the first process that worked: a machine that is short of memory for a moment ends no run.
+# A machine may be short of memory for a moment. Once a process has worked, that must not end a run,
+# so starting one is tried several times.
 _START_TRIES = 3
-_START_PAUSE = 1.0  # Seconds between them.
+_START_PAUSE = 1.0  # Seconds between the tries.
 _MOST_BYTES = 1 << 20  # Of a line that comes back.
-_MOST_FILES = 64  # Open at a time.
-_READY = {"ready": True}
-_GIB = 1 << 30
-# -I: no variable of the environment decides what is imported, nor does the current folder. The
-# import path is this process's.
+# With -I neither variables of the environment nor the current folder decide what is imported. The
+# import path is the one of this process.
 _PROGRAM = (
-    "import sys; sys.path[:] = sys.argv[2:]; from apr_jax.tasks.sandbox import serve;"
+    "import sys; sys.path[:] = sys.argv[2:]; from apr_jax.tasks.sandbox_process import serve;"
     " serve(int(sys.argv[1]))"
 )
-_ENVIRONMENT = ("LD_LIBRARY_PATH",)  # All that Python itself may need.
+_ENVIRONMENT = ("LD_LIBRARY_PATH",)  # Variables that Python itself may need.
 
 
 class Failure(enum.Enum):
-    """Why there is no verdict."""
+    """Why an answer has no score."""
 
-    RAISED = "raised"  # Or the process died, or sent back what is no verdict.
+    RAISED = "raised"  # `score` raised, the process died, or what it sent back is no score.
     TIMED_OUT = "timed out"
-    UNVERIFIED = "not verified"  # There was no process for it, or no use in it.
+    UNVERIFIED = "not verified"  # No process could be started, or the batch was given up.
 
 
 Outcome = Score | Failure
 
 
-class SandboxedVerifier:
-    """`task.score` in a process of its own; a context manager.
+class _NotReady(Exception):
+    """No process can score answers at the moment; the message says why."""
 
-    The first failure of each kind is told in one line on stderr.
+
+class SandboxedVerifier:
+    """Scores answers with `task.score` in a process of its own; a context manager.
+
+    The first failure of each kind is reported in one line on standard error.
 
     Args:
-      task: its class is in a module that can be imported, or in a file.
+      task: the task; its class must be in a module that Python can import, or in a file.
       time_limit: seconds that one answer may take.
       memory_limit: GiB of address space that the process may take.
     """
 
     def __init__(self, task: Task, time_limit: float, memory_limit: float = 4.0):
-        self._greeting = {
+        self._settings = {
             "task": config_of(task).to_dict(),
             "folder": os.getcwd(),
             "time_limit": time_limit,
             "memory_limit": memory_limit,
         }
         self._class = f"{type(task).__module__}.{type(task).__qualname__}"
-        self._limit = time_limit
-        self._asked = (
-            0  # Answers sent; each line that comes back must give the number of its answer.
-        )
-        self._told: set[str] = set()
-        self._worked = False  # Whether a process has ever been ready.
+        self._time_limit = time_limit
+        # Answers are numbered. What comes back must have the number of the answer that was sent.
+        self._number = 0
+        self._reported: set[str] = set()  # Kinds of failures.
+        # The present process, None if none could be started, and whether it is ready for answers.
+        self._process: subprocess.Popen[bytes] | None = None
+        self._ready = False
+        self._was_ready = False  # Whether any process has ever been ready.
         self._start()
 
     def __enter__(self) -> Self:
@@ -108,11 +108,15 @@ class SandboxedVerifier:
     def verify(
         self, pairs: Sequence[tuple[Problem, str]], most_unknown: int | None = None
     ) -> list[Outcome]:
-        """One outcome a pair, in order.
+        """Scores a batch of answers.
 
         Args:
-          most_unknown: when more answers than so many are without a verdict, the rest is not
+          pairs: problems with their answers.
+          most_unknown: once more answers than this have no score, the rest of the batch is not
             verified; None verifies all.
+
+        Returns:
+          one outcome for each pair, in order.
 
         Raises:
           UserError: the process cannot be started, and never could.
@@ -122,66 +126,74 @@ class SandboxedVerifier:
         for problem, answer in pairs:
             rest = len(pairs) - len(outcomes)
             if most_unknown is not None and unknown > most_unknown:
-                self._tell(
+                self._report(
                     "rest",
                     f"{unknown} answers of a batch have no verdict; its other {rest} are not"
                     " verified",
                 )
-                return outcomes + [Failure.UNVERIFIED] * rest
-            if trouble := self._prepare():
-                self._tell("start", f"{trouble}; {rest} answers of a batch are not verified")
-                return outcomes + [Failure.UNVERIFIED] * rest
-            outcomes.append(self._verify(problem, answer))
-            unknown += isinstance(outcomes[-1], Failure)
-        return outcomes
+                break
+            try:
+                self._prepare()
+            except _NotReady as reason:
+                self._report("start", f"{reason}; {rest} answers of a batch are not verified")
+                break
+
+            outcome = self._verify(problem, answer)
+            outcomes.append(outcome)
+            if isinstance(outcome, Failure):
+                unknown += 1
+
+        missing = len(pairs) - len(outcomes)
+        return outcomes + [Failure.UNVERIFIED] * missing
 
     def _verify(self, problem: Problem, answer: str) -> Outcome:
-        """Asks the process, which is ready, and replaces it if it is lost."""
-        self._asked += 1
-        request = {
-            "number": self._asked,
-            "problem": problem.to_json(),
-            "answer": answer,
-        }
+        """Scores one answer in the process, which is ready; replaces the process if it fails."""
+        self._number += 1
+        request = {"number": self._number, "problem": problem.to_json(), "answer": answer}
         try:
-            reply = self._ask(request, self._limit)
-            if _is_late(reply, self._asked):
-                # An earlier answer made the process send a line too many: this answer is not to
-                # blame, and is asked anew.
+            reply = self._ask(request, self._time_limit)
+            if _is_late(reply, self._number):
+                # An earlier answer made the process send one line too many. This answer is not to
+                # blame for that, and is sent to a new process.
                 self._restart()
-                if trouble := self._prepare():
-                    return self._fail(Failure.UNVERIFIED, problem, trouble)
-                reply = self._ask(request, self._limit)
-            if (
-                isinstance(reply, dict)
-                and reply.keys() == {"number", "error"}
-                and reply["number"] == self._asked
-            ):
-                return self._fail(Failure.RAISED, problem, _printable(str(reply["error"])))
-            return _parse_score(reply, self._asked)
+                self._prepare()
+                reply = self._ask(request, self._time_limit)
+            if _is_error(reply, self._number):
+                reason = one_line(str(reply["error"]), MOST_CHARACTERS)
+                return self._fail(Failure.RAISED, problem, reason)
+            return _parse_score(reply, self._number)
+        except _NotReady as error:
+            return self._fail(Failure.UNVERIFIED, problem, str(error))
         except TimeoutError:
-            failure, what = Failure.TIMED_OUT, f"took more than {self._limit:g} s"
-        except (
-            ValueError,
-            RecursionError,
-        ) as error:  # No JSON, JSON of endless depth, or no verdict.
-            failure, what = Failure.RAISED, f"sent back no verdict ({_printable(str(error))})"
-        except (EOFError, OSError):  # The other end is gone.
-            failure, what = Failure.RAISED, "ended its process"
+            failure = Failure.TIMED_OUT
+            reason = f"took more than {self._time_limit:g} s"
+        except (ValueError, RecursionError) as error:
+            # No JSON, JSON that is nested too deeply, or JSON that is no score.
+            failure = Failure.RAISED
+            reason = f"sent back no verdict ({one_line(str(error), MOST_CHARACTERS)})"
+        except (EOFError, OSError):
+            # The other end of the socket is closed.
+            failure = Failure.RAISED
+            reason = "ended its process"
         self._restart()
-        return self._fail(failure, problem, what)
+        return self._fail(failure, problem, reason)
 
     def _ask(self, message: dict[str, Any], limit: float) -> Any:
-        """Sends a line to the process and returns what the line says that comes back.
+        """Sends a message to the process and returns its reply.
+
+        Args:
+          message: what is sent.
+          limit: seconds until the whole reply must have come.
 
         Raises:
-          TimeoutError: it took too long, be it that only a part of a line came.
-          EOFError, OSError: the process is gone.
-          ValueError, RecursionError: what came is not one line of JSON.
+          TimeoutError: the reply, or a part of it, has not come in time.
+          EOFError, OSError: the process has ended.
+          ValueError, RecursionError: the reply is not one line of JSON.
         """
         deadline = time.monotonic() + limit
         self._socket.settimeout(limit)
-        self._socket.sendall(_line(message))
+        self._socket.sendall(to_line(message))
+
         received = bytearray()
         while not received.endswith(b"\n"):
             left = deadline - time.monotonic()
@@ -196,123 +208,154 @@ class SandboxedVerifier:
                 raise ValueError(f"more than {_MOST_BYTES} bytes")
         return json.loads(received)
 
-    def _fail(self, failure: Failure, problem: Problem, what: str) -> Failure:
-        self._tell(failure.value, f"{what} on an answer to problem {problem.id}; it is not counted")
+    def _fail(self, failure: Failure, problem: Problem, reason: str) -> Failure:
+        """Reports why the answer to a problem has no score, and returns the failure."""
+        self._report(
+            failure.value, f"{reason} on an answer to problem {problem.id}; it is not counted"
+        )
         return failure
 
-    def _tell(self, kind: str, what: str) -> None:
-        if kind not in self._told:
-            self._told.add(kind)
-            print(f"verifier: {visible(what)}", file=sys.stderr)
+    def _report(self, kind: str, message: str) -> None:
+        """Prints a message to standard error, if it is the first of its kind."""
+        if kind not in self._reported:
+            self._reported.add(kind)
+            print(f"verifier: {one_line(message)}", file=sys.stderr)
 
-    def _start(self) -> None:
-        """Starts a process, or notes why the machine has none to give."""
-        self._process: subprocess.Popen[bytes] | None = None
-        self._ready = False
-        command = [sys.executable, "-I", "-c", _PROGRAM]
-        try:
-            ours, theirs = socket.socketpair()
-        except OSError as error:  # Files have run out.
-            self._refused = error.strerror or str(error)
-            return
-        try:
-            with theirs:
-                self._process = subprocess.Popen(
-                    [*command, str(theirs.fileno()), *standard_library_first(sys.path)],
-                    pass_fds=[theirs.fileno()],
-                    stdin=subprocess.DEVNULL,
-                    stdout=subprocess.DEVNULL,
-                    stderr=subprocess.DEVNULL,
-                    cwd="/",
-                    # Keys and passwords of this process are none of an answer's business.
-                    env={name: os.environ[name] for name in _ENVIRONMENT if name in os.environ},
-                    # Signals to the group are for this process: it finishes its step, and needs the
-                    # verdicts.
-                    start_new_session=True,
-                )
-        except OSError as error:  # Memory or processes have run out.
-            ours.close()
-            self._refused = error.strerror or str(error)
-            return
-        self._socket = ours
-
-    def _prepare(self) -> str:
-        """Waits until a process is ready; returns why there is none, or "".
+    def _prepare(self) -> None:
+        """Waits until a process is ready to score answers.
 
         Raises:
-          UserError: there is none, and none was ever ready.
+          _NotReady: there is none, though there was one before.
+          UserError: there is none, and there never was.
         """
-        # Nobody was asked anything, so what can be read is the end, or a line too many: nobody's
-        # answer is to blame.
-        if self._process is None or (self._ready and select.select([self._socket], [], [], 0)[0]):
+        # No reply is due, so whatever can be read from a process that is ready is its end, or one
+        # line too many. No answer is to blame for that.
+        is_lost = self._process is None
+        if self._ready:
+            readable, _, _ = select.select([self._socket], [], [], 0)
+            is_lost = bool(readable)
+        if is_lost:
             self._restart()
         if self._ready:
-            return ""
+            return
+
         trouble = self._greet()
-        for _ in range(_START_TRIES - 1 if self._worked else 0):
-            if not trouble:
-                break
+        tries = 1
+        while trouble and self._was_ready and tries < _START_TRIES:
             time.sleep(_START_PAUSE)
             self._restart()
             trouble = self._greet()
+            tries += 1
         if not trouble:
             self._ready = True
-            self._worked = True
-        elif self._worked:
-            self._restart()  # Until the next batch it has the time of a rollout.
-        else:
+            self._was_ready = True
+            return
+
+        if not self._was_ready:
             raise UserError(f"verifier: {trouble}; mend that, and start the same command again")
-        return trouble
+        # The new process has the time of the next rollout to get ready.
+        self._restart()
+        raise _NotReady(trouble)
 
     def _greet(self) -> str:
-        """Has the process make the task; returns what went wrong, or ""."""
+        """Has the process make the task; returns why it cannot, or "" if the process is ready."""
         if self._process is None:
             return (
-                f"its process cannot be started ({self._refused}): free memory, processes or files"
-                " on this machine"
+                f"its process cannot be started ({self._start_error}): free memory, processes or"
+                " files on this machine"
             )
         try:
-            reply = self._ask(self._greeting, _START_LIMIT)
+            reply = self._ask(self._settings, _START_LIMIT)
         except TimeoutError:
             return (
                 f"its process was not ready after {_START_LIMIT:g} s: the import of {self._class}"
                 " hangs, or the machine is too busy"
             )
         except (EOFError, OSError):
-            reply = {"error": "the process ended"}
+            reason = "the process ended"
         except (ValueError, RecursionError) as error:
-            reply = {"error": f"it sent {error}"}
-        if reply == _READY:
-            return ""
-        what = reply.get("error") if isinstance(reply, dict) else reply
+            reason = f"it sent {error}"
+        else:
+            if reply == READY:
+                return ""
+            reason = str(reply.get("error") if isinstance(reply, dict) else reply)
         return (
-            f"its process cannot make the task {self._class} ({_printable(str(what))}); "
-            "its class must be in a module that Python can import, not in the script that is run"
+            f"its process cannot make the task {self._class} ({one_line(reason, MOST_CHARACTERS)});"
+            " its class must be in a module that Python can import, not in the script that is run"
         )
 
+    def _start(self) -> None:
+        """Starts a process, or notes why this machine cannot start one."""
+        self._process = None
+        self._ready = False
+        try:
+            own_end, other_end = socket.socketpair()
+        except OSError as error:  # Too many files are open.
+            self._start_error = error.strerror or str(error)
+            return
+
+        descriptor = other_end.fileno()
+        command = [sys.executable, "-I", "-c", _PROGRAM, str(descriptor)]
+        try:
+            with other_end:
+                self._process = subprocess.Popen(
+                    [*command, *standard_library_first(sys.path)],
+                    pass_fds=[descriptor],
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.DEVNULL,
+                    cwd="/",
+                    # Keys and passwords of this process must not be within an answer's reach.
+                    env={name: os.environ[name] for name in _ENVIRONMENT if name in os.environ},
+                    # Signals to the process group are for this process, which finishes its step
+                    # and needs verdicts for it.
+                    start_new_session=True,
+                )
+        except OSError as error:  # Memory or processes have run out.
+            own_end.close()
+            self._start_error = error.strerror or str(error)
+            return
+        self._socket = own_end
+
     def _stop(self) -> None:
+        """Kills the process, if there is one, and everything that it has started."""
         if self._process is None:
             return
         self._socket.close()
         if self._process.returncode is None:
             with suppress(ProcessLookupError):
-                # What it started, too: its session is its own.
                 os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
 
     def _restart(self) -> None:
+        """Replaces the process by a new one."""
         self._stop()
         self._start()
 
 
 def _is_late(reply: Any, number: int) -> bool:
-    """Whether a line belongs to an answer before answer `number`."""
+    """Whether a reply belongs to an answer before answer `number`."""
     return isinstance(reply, dict) and type(reply.get("number")) is int and reply["number"] < number
 
 
+def _is_error(reply: Any, number: int) -> bool:
+    """Whether a reply says why answer `number` has no score."""
+    return (
+        isinstance(reply, dict)
+        and reply.keys() == {"number", "error"}
+        and reply["number"] == number
+    )
+
+
 def _parse_score(reply: Any, number: int) -> Score:
-    """The score in a line; raises ValueError if a field is missing, of another type, or of another
-    answer.
+    """Returns the score in a reply.
+
+    Args:
+      reply: what came back, as parsed JSON.
+      number: the number of the answer that was sent.
+
+    Raises:
+      ValueError: a field is missing or of another type, or the reply is that of another answer.
     """
     fields = {"number", *(field.name for field in dataclasses.fields(Score))}
     if not isinstance(reply, dict) or reply.keys() != fields:
@@ -330,96 +373,3 @@ def _parse_score(reply: Any, number: int) -> Score:
     if not isinstance(reply["reason"], str):
         raise ValueError("a reason that is no text")
     return Score(float(reward), reply["correct"], reply["stated"], reply["reason"], reply["vote"])
-
-
-def _printable(text: str) -> str:
-    """One short line without control characters: a terminal obeys them."""
-    return "".join(character if character.isprintable() else "?" for character in text)[:200]
-
-
-def _line(message: dict[str, Any]) -> bytes:
-    return json.dumps(message).encode() + b"\n"
-
-
-def serve(descriptor: int) -> None:
-    """What the process does: verifies what comes in, until the other end is closed."""
-    # Its session keeps a terminal's signals away, also while it starts; a scheduler signals every
-    # process of a job.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    # The other end may go at any time, and nobody is there then to whom it could be said.
-    with (
-        suppress(EOFError, OSError),
-        socket.socket(fileno=descriptor) as channel,
-        channel.makefile("rb") as lines,
-    ):
-        greeting = lines.readline()
-        if not greeting:
-            return
-        wanted = json.loads(greeting)
-        try:
-            with files_beside(Path(wanted["folder"])):
-                task = make_task(TaskConfig.from_dict(wanted["task"]))
-            _limit_resources(wanted["memory_limit"])
-        except BaseException as error:
-            channel.sendall(_line({"error": _one_line(error)}))
-            return
-        channel.sendall(_line(_READY))
-        for line in lines:
-            request = json.loads(line)
-            _limit_time(wanted["time_limit"])
-            reply = _verify(task, request)
-            signal.setitimer(signal.ITIMER_REAL, 0)
-            channel.sendall(_line(reply))
-
-
-def _limit_resources(memory_limit: float) -> None:
-    """Bounds what the process may take from the machine, once the task is imported.
-
-    No new processes and threads; Linux does not apply that to root. No files are written, and few
-    are open."""
-    limits = {
-        resource.RLIMIT_AS: int(memory_limit * _GIB),
-        resource.RLIMIT_NPROC: 0,
-        resource.RLIMIT_FSIZE: 0,
-        resource.RLIMIT_NOFILE: _MOST_FILES,
-        resource.RLIMIT_CORE: 0,
-    }
-    for kind, limit in limits.items():
-        _, highest = resource.getrlimit(kind)
-        if highest != resource.RLIM_INFINITY:
-            limit = min(limit, highest)
-        resource.setrlimit(kind, (limit, limit))
-
-
-def _limit_time(limit: float) -> None:
-    """Has the kernel end this process when an answer takes far too long, for the parent that should
-    may be dead.
-
-    The alarm does so by the clock, the limit by processor time, which also counts where an answer
-    blocks the alarm."""
-    signal.setitimer(signal.ITIMER_REAL, 2 * limit + 1)
-    _, highest = resource.getrlimit(resource.RLIMIT_CPU)
-    soft = int(time.process_time() + limit) + 2
-    if highest != resource.RLIM_INFINITY:
-        soft = min(soft, highest)
-    resource.setrlimit(resource.RLIMIT_CPU, (soft, highest))
-
-
-def _verify(task: Task, request: dict[str, Any]) -> dict[str, Any]:
-    number = request["number"]
-    asked = request["problem"]
-    try:
-        name = asked.pop("id")
-        found = task.score(Problem(name, asked), request["answer"])
-        if not isinstance(found, Score):
-            return {"number": number, "error": f"returned {type(found).__name__}, no Score"}
-        reply = {"number": number, **vars(found)}
-        json.dumps(reply)
-        return reply
-    except BaseException as error:  # SystemExit and the like too: the box stays closed.
-        return {"number": number, "error": f"raised {_one_line(error)}"}
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(traceback.format_exception_only(error)[-1].split())[:200]

@@ -77,8 +77,8 @@ def test_a_task_travels_to_other_processes(folder):
     own = TaskConfig("own.py:Successor", last=3)
     assert pickle.loads(pickle.dumps(own)) == own
     assert config_of(pickle.loads(pickle.dumps(make_task(own)))) == own
-    with SandboxedVerifier(make_task(own), time_limit=5.0) as box:
-        right, wrong = box.verify([(Problem("p", {"number": 1}), answer) for answer in "23"])
+    with SandboxedVerifier(make_task(own), time_limit=5.0) as verifier:
+        right, wrong = verifier.verify([(Problem("p", {"number": 1}), answer) for answer in "23"])
     assert (right.correct, wrong.correct, wrong.stated) == (True, False, "3")
 
 
@@ -173,6 +173,6 @@ def test_a_task_that_breaks_its_promise_costs_the_answer_only(folder, capfd):
     (folder / "liar.py").write_text(
         OWN.replace("Score(float(correct), correct, answer or None)", "0.5")
     )
-    with SandboxedVerifier(make_task(TaskConfig("liar.py:Successor")), time_limit=5.0) as box:
-        assert box.verify([(Problem("p", {"number": 1}), "2")]) == [Failure.RAISED]
+    with SandboxedVerifier(make_task(TaskConfig("liar.py:Successor")), time_limit=5.0) as verifier:
+        assert verifier.verify([(Problem("p", {"number": 1}), "2")]) == [Failure.RAISED]
     assert "verifier: returned float, no Score" in capfd.readouterr().err

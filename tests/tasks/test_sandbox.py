@@ -1,19 +1,17 @@
-"""The box around a verifier: what raises, hangs, dies or attacks costs one answer, of which nothing
-is then known.
-"""
+"""The sandbox: an answer that raises, hangs, dies or attacks costs itself, and is unknown."""
 
-import dataclasses
 import errno
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
+from helpers import obedient
+from helpers.obedient import PROBLEM, RIGHT, Config, Obedient
 
 from apr_jax.errors import UserError
 from apr_jax.tasks import Failure, SandboxedVerifier, Score, sandbox
@@ -21,96 +19,6 @@ from apr_jax.tasks.countdown.config import CountdownConfig
 from apr_jax.tasks.countdown.puzzle import make_problem
 from apr_jax.tasks.countdown.task import Countdown
 from apr_jax.tasks.toy import HiddenDigit
-
-RIGHT = Score(1.0, correct=True, stated="1")
-PROBLEM = make_problem("p", (1, 2), 3)
-
-
-class Hostile:
-    """What runs a program where it is unpickled."""
-
-    def __reduce__(self):
-        return os.system, (f"touch {Moody.proof}",)
-
-
-@dataclasses.dataclass(frozen=True)
-class Proof:
-    proof: str = ""
-
-
-class Moody(HiddenDigit):
-    """Does what the answer says.
-
-    Args:
-      proof: file by which an attack shows that it worked.
-    """
-
-    Config = Proof
-    proof = ""
-
-    def __init__(self, config=None, bounds=None):
-        super().__init__(config, bounds)
-        Moody.proof = self.config.proof
-
-    def score(self, problem, answer):
-        if answer == "hostile verdict":
-            return Hostile()
-        if answer == "hostile field":
-            return Score(1.0, correct=True, stated=Hostile())
-        if answer.startswith("send "):
-            _send(answer.removeprefix("send ").encode())
-        if answer == "flood":
-            _send(b"x" * (sandbox._MOST_BYTES + 1))
-        if answer == "nest":
-            _send(b"[" * 100_000 + b"\n")
-        if answer == "write a file":
-            Path(f"{Moody.proof}.written").write_text("x")
-        if answer == "take memory":
-            return RIGHT if bytearray(8 << 30) else None
-        if answer == "show the surroundings":
-            open_files = sorted(
-                int(name) for name in os.listdir("/proc/self/fd") if _is_open(int(name))
-            )
-            return Score(
-                reward=float(bool(open_files[4:])),
-                correct=os.getsid(0) == os.getpid(),
-                stated=" ".join((*os.environ, os.getcwd())),
-            )
-        if answer == "start a process":
-            subprocess.Popen(["sleep", "600"])
-            time.sleep(60)
-        if answer == "raise":
-            raise ValueError("no\nidea")
-        if answer == "exit":
-            raise SystemExit(3)
-        if answer == "die":
-            os._exit(1)
-        if answer == "sleep":
-            time.sleep(60)
-        if answer == "hold the lock":
-            # Backtracks for ages in C and lets no other thread run meanwhile.
-            re.match(r"(a+)+$", "a" * 60 + "b")
-        if answer == "nothing":
-            return None
-        return RIGHT
-
-
-def _send(line):
-    """Writes to the pipe behind the box's back, as code of an answer may."""
-    for descriptor in map(int, os.listdir("/proc/self/fd")):
-        if descriptor > 2 and _is_open(descriptor):
-            channel = socket.socket(fileno=descriptor)
-            channel.sendall(line)
-            channel.detach()
-
-
-def _is_open(descriptor):
-    """Whether it still is: the listing of a folder opens one more."""
-    try:
-        os.fstat(descriptor)
-    except OSError:
-        return False
-    return True
 
 
 @pytest.mark.parametrize(
@@ -125,10 +33,10 @@ def _is_open(descriptor):
     ],
 )
 def test_one_answer_is_lost_and_the_others_are_not(answer, failure, capfd):
-    with SandboxedVerifier(Moody(), time_limit=0.5) as box:
+    with SandboxedVerifier(Obedient(), time_limit=0.5) as verifier:
         pairs = [(PROBLEM, text) for text in ("fine", answer, "fine", answer)]
-        assert box.verify(pairs) == [RIGHT, failure, RIGHT, failure]
-        assert box.verify(pairs[:1]) == [RIGHT]
+        assert verifier.verify(pairs) == [RIGHT, failure, RIGHT, failure]
+        assert verifier.verify(pairs[:1]) == [RIGHT]
     said = capfd.readouterr().err.splitlines()
     assert (
         len(said) == 1
@@ -139,40 +47,40 @@ def test_one_answer_is_lost_and_the_others_are_not(answer, failure, capfd):
         assert "raised ValueError: no idea on" in said[0]
 
 
-def test_the_same_verdicts_as_without_a_box():
+def test_the_same_verdicts_as_without_a_sandbox():
     task = Countdown(CountdownConfig(3, 1, 9, 1, 30))
     problem = make_problem("p", (2, 3, 4), 20)
     answers = ["2+3=5,5*4=20", "2+3=5,5*4=21", "", "x", "__import__('os').abort()", "9**9**9**9"]
-    with SandboxedVerifier(task, time_limit=5.0) as box:
-        got = box.verify([(problem, answer) for answer in answers])
+    with SandboxedVerifier(task, time_limit=5.0) as verifier:
+        got = verifier.verify([(problem, answer) for answer in answers])
     assert got == [task.score(problem, answer) for answer in answers]
     assert [verdict.correct for verdict in got] == [True] + [False] * 5
 
 
 def test_signals_to_the_group_and_a_process_that_someone_killed_cost_nothing():
-    with SandboxedVerifier(Moody(), time_limit=5.0) as box:
-        assert box.verify([(PROBLEM, "fine")]) == [RIGHT]
+    with SandboxedVerifier(Obedient(), time_limit=5.0) as verifier:
+        assert verifier.verify([(PROBLEM, "fine")]) == [RIGHT]
         for number in (signal.SIGINT, signal.SIGTERM):
-            os.kill(box._process.pid, number)
-        assert box.verify([(PROBLEM, "fine")]) == [RIGHT]
-        first = box._process
+            os.kill(verifier._process.pid, number)
+        assert verifier.verify([(PROBLEM, "fine")]) == [RIGHT]
+        first = verifier._process
         first.kill()
         first.wait()
-        assert box.verify([(PROBLEM, "fine")]) == [RIGHT]
-        second = box._process
+        assert verifier.verify([(PROBLEM, "fine")]) == [RIGHT]
+        second = verifier._process
     assert second.poll() is not None, "no process is left behind"
 
 
-def test_a_signal_to_the_group_of_this_process_never_reaches_the_box():
-    with SandboxedVerifier(Moody(), time_limit=5.0) as box:
-        assert os.getpgid(box._process.pid) != os.getpgid(0)
+def test_signals_to_the_group_of_this_process_do_not_reach_the_sandbox():
+    with SandboxedVerifier(Obedient(), time_limit=5.0) as verifier:
+        assert os.getpgid(verifier._process.pid) != os.getpgid(0)
 
 
 def test_slow_answers_are_unknown_and_cost_no_other_answer():
-    """As long as the caller has a use for the others, all of them get their verdict."""
+    """As long as the caller can use the other answers, all of them get their verdicts."""
     pairs = [(PROBLEM, "sleep" if number % 40 == 7 else "fine") for number in range(160)]
-    with SandboxedVerifier(Moody(), time_limit=0.3) as box:
-        outcomes = box.verify(pairs, most_unknown=16)
+    with SandboxedVerifier(Obedient(), time_limit=0.3) as verifier:
+        outcomes = verifier.verify(pairs, most_unknown=16)
     assert outcomes == [Failure.TIMED_OUT if answer == "sleep" else RIGHT for _, answer in pairs]
 
 
@@ -180,26 +88,28 @@ def test_slow_answers_are_unknown_and_cost_no_other_answer():
     ("answer", "failure", "why"),
     [("sleep", Failure.TIMED_OUT, "took more"), ("die", Failure.RAISED, "ended its")],
 )
-def test_a_verifier_that_fails_on_everything_costs_no_more_answers_than_the_caller_can_spare(
-    answer, failure, why, capfd
-):
-    """However large the batch is; the next batch gets as many again."""
-    with SandboxedVerifier(Moody(), time_limit=0.3) as box:
+def test_a_batch_is_given_up_after_too_many_failures(answer, failure, why, capfd):
+    """The next batch may fail as often again."""
+    with SandboxedVerifier(Obedient(), time_limit=0.3) as verifier:
         for _ in range(2):
-            outcomes = box.verify([(PROBLEM, "fine"), *[(PROBLEM, answer)] * 999], most_unknown=1)
+            outcomes = verifier.verify(
+                [(PROBLEM, "fine"), *[(PROBLEM, answer)] * 999], most_unknown=1
+            )
             assert outcomes == [RIGHT, *[failure] * 2, *[Failure.UNVERIFIED] * 997]
     first, rest = capfd.readouterr().err.splitlines()
     assert first.startswith(f"verifier: {why}")
     assert rest == "verifier: 2 answers of a batch have no verdict; its other 997 are not verified"
 
 
-def test_a_line_too_many_that_comes_late_costs_no_other_answer(monkeypatch):
-    """The process may be asked the next answer before its line too many is there."""
-    with SandboxedVerifier(Moody(), time_limit=5.0) as box:
-        assert box.verify([(PROBLEM, "fine")]) == [RIGHT]
-        ask, late = box._ask, [{"number": 1, "error": "late"}]
-        monkeypatch.setattr(box, "_ask", lambda *request: late.pop() if late else ask(*request))
-        assert box.verify([(PROBLEM, "fine"), (PROBLEM, "fine")]) == [RIGHT, RIGHT]
+def test_a_late_extra_line_costs_no_other_answer(monkeypatch):
+    """The next answer may be sent to the process before its extra line has come."""
+    with SandboxedVerifier(Obedient(), time_limit=5.0) as verifier:
+        assert verifier.verify([(PROBLEM, "fine")]) == [RIGHT]
+        ask, late = verifier._ask, [{"number": 1, "error": "late"}]
+        monkeypatch.setattr(
+            verifier, "_ask", lambda *request: late.pop() if late else ask(*request)
+        )
+        assert verifier.verify([(PROBLEM, "fine"), (PROBLEM, "fine")]) == [RIGHT, RIGHT]
         assert not late
 
 
@@ -217,17 +127,17 @@ ATTACKS = (
 )
 
 
-def test_what_an_answer_sends_back_in_place_of_a_verdict_does_nothing_here(
-    tmp_path, capfd, monkeypatch
-):
-    """Nothing is unpickled, and a forged line is no verdict of the next answer either."""
+def test_an_attack_by_an_answer_does_nothing_here(tmp_path, capfd, monkeypatch):
+    """Nothing is unpickled, and a forged line is no verdict on the next answer either."""
     proof = tmp_path / "proof"
-    with SandboxedVerifier(Moody(Proof(str(proof))), time_limit=5.0) as box:
+    with SandboxedVerifier(Obedient(Config(str(proof))), time_limit=5.0) as verifier:
         for attack in ATTACKS:
-            answer = attack.replace("PROOF", str(proof)).replace("NUMBER", str(box._asked + 1))
-            monkeypatch.setattr(box, "_told", set())
-            assert box.verify([(PROBLEM, answer)]) == [Failure.RAISED], attack
-            assert box.verify([(PROBLEM, "fine")]) == [RIGHT], attack
+            answer = attack.replace("PROOF", str(proof)).replace(
+                "NUMBER", str(verifier._number + 1)
+            )
+            monkeypatch.setattr(verifier, "_reported", set())
+            assert verifier.verify([(PROBLEM, answer)]) == [Failure.RAISED], attack
+            assert verifier.verify([(PROBLEM, "fine")]) == [RIGHT], attack
     assert not proof.exists()
     assert (tmp_path / "proof.written").stat().st_size == 0
     lines = capfd.readouterr().err.splitlines()
@@ -287,20 +197,23 @@ def test_the_process_gets_no_secrets_no_files_and_no_terminal(tmp_path, monkeypa
     monkeypatch.setenv("API_KEY", "secret")
     with (tmp_path / "open").open("w") as file:
         os.set_inheritable(file.fileno(), True)
-        with SandboxedVerifier(Moody(), time_limit=5.0) as box:
-            (found,) = box.verify([(PROBLEM, "show the surroundings")])
+        with SandboxedVerifier(Obedient(), time_limit=5.0) as verifier:
+            (found,) = verifier.verify([(PROBLEM, "show the surroundings")])
     *variables, folder = found.stated.split()
     assert set(variables) <= {"LD_LIBRARY_PATH", "LC_CTYPE"}  # Python sets the latter itself.
     assert folder == "/" and found.correct, "its session is its own"
-    assert not found.reward, "it has no open file but input, output, errors and the pipe"
+    assert not found.reward, "it has no open file but input, output, errors and the socket"
 
 
 def test_what_an_answer_started_ends_with_its_process():
     """Linux bounds the processes of everyone but root."""
-    with SandboxedVerifier(Moody(), time_limit=0.5) as box:
-        box.verify([(PROBLEM, "fine")])
-        group = box._process.pid
-        assert box.verify([(PROBLEM, "start a process")])[0] in (Failure.TIMED_OUT, Failure.RAISED)
+    with SandboxedVerifier(Obedient(), time_limit=0.5) as verifier:
+        verifier.verify([(PROBLEM, "fine")])
+        group = verifier._process.pid
+        assert verifier.verify([(PROBLEM, "start a process")])[0] in (
+            Failure.TIMED_OUT,
+            Failure.RAISED,
+        )
     deadline = time.monotonic() + 5
     while _lives(group) and time.monotonic() < deadline:
         time.sleep(0.01)
@@ -308,7 +221,7 @@ def test_what_an_answer_started_ends_with_its_process():
 
 
 def _lives(group):
-    """Whether a process of the group runs; one that has ended may wait for init to take note."""
+    """Whether a process of the group runs. One that has ended may still wait for init to notice."""
     for entry in Path("/proc").glob("[0-9]*/stat"):
         try:
             state, _, its_group = entry.read_text().rpartition(")")[2].split()[:3]
@@ -320,17 +233,18 @@ def _lives(group):
 
 
 def test_the_process_ends_when_this_one_is_killed():
-    """Even amid an answer that hangs in C code and holds the interpreter's lock."""
+    """It does so even during an answer that hangs in C code and holds the interpreter's lock."""
     program = (
         "import sys; sys.path.insert(0, sys.argv[1])\n"
-        "from test_sandbox import *\n"
-        "box = SandboxedVerifier(Moody(), time_limit=0.2)\n"
-        "box.verify([(PROBLEM, 'fine')])\n"
-        "print(box._process.pid, flush=True)\n"
-        "box._limit = 60.0\n"
-        "box.verify([(PROBLEM, 'hold the lock')])"
+        "from apr_jax.tasks import SandboxedVerifier\n"
+        "from helpers.obedient import PROBLEM, Obedient\n"
+        "verifier = SandboxedVerifier(Obedient(), time_limit=0.2)\n"
+        "verifier.verify([(PROBLEM, 'fine')])\n"
+        "print(verifier._process.pid, flush=True)\n"
+        "verifier._time_limit = 60.0\n"
+        "verifier.verify([(PROBLEM, 'hold the lock')])"
     )
-    command = [sys.executable, "-c", program, str(Path(__file__).parent)]
+    command = [sys.executable, "-c", program, str(Path(__file__).parents[1])]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         child = int(process.stdout.readline())
         time.sleep(0.3)
@@ -347,34 +261,38 @@ def test_files_of_the_current_folder_hide_nothing_of_the_standard_library(tmp_pa
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", ["", *sys.path])
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    with SandboxedVerifier(Moody(), time_limit=5.0) as box:
-        assert box.verify([(PROBLEM, "fine")]) == [RIGHT]
+    with SandboxedVerifier(Obedient(), time_limit=5.0) as verifier:
+        assert verifier.verify([(PROBLEM, "fine")]) == [RIGHT]
 
 
 def test_what_keeps_the_process_from_starting_is_said(monkeypatch, capfd):
     class Hidden(HiddenDigit):
-        """A class that no import finds; pickled by its name, as one of the script that is run would
-        be.
-        """
+        """A class that only this process finds, like one of the script that is run."""
 
-    monkeypatch.setitem(globals(), "Hidden", Hidden)
+    Hidden.__module__ = obedient.__name__
     Hidden.__qualname__ = "Hidden"
-    name = f"{Hidden.__module__}.Hidden"
-    with SandboxedVerifier(Hidden(), time_limit=5.0) as box:
+    monkeypatch.setattr(obedient, "Hidden", Hidden, raising=False)
+    name = f"{obedient.__name__}.Hidden"
+    with SandboxedVerifier(Hidden(), time_limit=5.0) as verifier:
         told = (
             rf"verifier: its process cannot make the task {name} \(.*no class 'Hidden'.*\);"
             r" its class must be in a"
         )
         with pytest.raises(UserError, match=told):
-            box.verify([(PROBLEM, "fine")])
-    with SandboxedVerifier(Moody(), time_limit=5.0) as box:
-        box._process.kill()
-        with pytest.raises(UserError, match=r"cannot make the task \S*Moody \(the process ended\)"):
-            box.verify([(PROBLEM, "fine")])
+            verifier.verify([(PROBLEM, "fine")])
+    with SandboxedVerifier(Obedient(), time_limit=5.0) as verifier:
+        verifier._process.kill()
+        with pytest.raises(
+            UserError, match=r"cannot make the task \S*Obedient \(the process ended\)"
+        ):
+            verifier.verify([(PROBLEM, "fine")])
     monkeypatch.setattr(sandbox, "_START_LIMIT", 0.001)
-    told = r"not ready after 0.001 s: the import of \S*Moody hangs, or the machine is too busy"
-    with SandboxedVerifier(Moody(), time_limit=5.0) as box, pytest.raises(UserError, match=told):
-        box.verify([(PROBLEM, "fine")])
+    told = r"not ready after 0.001 s: the import of \S*Obedient hangs, or the machine is too busy"
+    with (
+        SandboxedVerifier(Obedient(), time_limit=5.0) as verifier,
+        pytest.raises(UserError, match=told),
+    ):
+        verifier.verify([(PROBLEM, "fine")])
     assert capfd.readouterr().err == "", "no traceback of the process either"
 
 
@@ -389,7 +307,7 @@ def _refuse(*args, **options):
             "_START_LIMIT",
             0.001,
             (
-                r"its process was not ready after 0.001 s: the import of \S*Moody hangs, or the"
+                r"its process was not ready after 0.001 s: the import of \S*Obedient hangs, or the"
                 r" machine"
             ),
         ),
@@ -400,46 +318,47 @@ def _refuse(*args, **options):
         ),
     ],
 )
-def test_a_process_that_cannot_be_started_again_costs_the_rest_of_a_batch(
+def test_a_process_that_does_not_start_again_costs_the_rest_of_a_batch(
     field, value, told, capfd, monkeypatch
 ):
-    """A run of days must not end because the machine was busy for a minute; only the first start
-    may end it.
+    """A run of days must not end because the machine was busy for a minute.
+
+    Only if the process never started does the run end.
     """
-    with SandboxedVerifier(Moody(), time_limit=5.0) as box:
-        assert box.verify([(PROBLEM, "fine")]) == [RIGHT]
+    with SandboxedVerifier(Obedient(), time_limit=5.0) as verifier:
+        assert verifier.verify([(PROBLEM, "fine")]) == [RIGHT]
         capfd.readouterr()
         for _ in range(2):
             with monkeypatch.context() as patch:
                 patch.setattr(f"apr_jax.tasks.sandbox.{field}", value)
                 patch.setattr(sandbox, "_START_PAUSE", 0.0)
                 pairs = [(PROBLEM, text) for text in ("fine", "die", "fine", "fine")]
-                assert box.verify(pairs) == [
+                assert verifier.verify(pairs) == [
                     RIGHT,
                     Failure.RAISED,
                     Failure.UNVERIFIED,
                     Failure.UNVERIFIED,
                 ]
-            assert box.verify([(PROBLEM, "fine")]) == [RIGHT], "the next batch has a process again"
+            assert verifier.verify([(PROBLEM, "fine")]) == [RIGHT], (
+                "the next batch has a process again"
+            )
         said = capfd.readouterr().err.splitlines()
         assert len(said) == 2, "each kind once"
         assert re.fullmatch(rf"verifier: {told}.*; 2 answers of a batch are not verified", said[1])
     monkeypatch.setattr(f"apr_jax.tasks.sandbox.{field}", value)
     with (
-        SandboxedVerifier(Moody(), time_limit=5.0) as box,
+        SandboxedVerifier(Obedient(), time_limit=5.0) as verifier,
         pytest.raises(
             UserError, match=rf"verifier: {told}.*; mend that, and start the same command again"
         ),
     ):
-        box.verify([(PROBLEM, "fine")])
+        verifier.verify([(PROBLEM, "fine")])
 
 
-def test_the_box_is_quick():
-    """A verifier does some 2,000 answers a second: the way into the box and back must not show
-    beside it.
-    """
-    with SandboxedVerifier(Moody(), time_limit=5.0) as box:
-        box.verify([(PROBLEM, "fine")])
+def test_the_sandbox_is_quick():
+    """Scoring takes about half a millisecond, so sending answers back and forth must take less."""
+    with SandboxedVerifier(Obedient(), time_limit=5.0) as verifier:
+        verifier.verify([(PROBLEM, "fine")])
         began = time.perf_counter()
-        box.verify([(PROBLEM, "fine")] * 2_000)
+        verifier.verify([(PROBLEM, "fine")] * 2_000)
         assert time.perf_counter() - began < 2.0
