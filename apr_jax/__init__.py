@@ -1,6 +1,6 @@
 """apr_jax: language models that reason as a tree of threads, trained and run on TPUs and laptops.
 
-A trained model in Python, without the command line:
+Using a trained model from Python:
 
     import apr_jax
 
@@ -9,42 +9,42 @@ A trained model in Python, without the command line:
     print(tree)                                                   # threads, texts, the verdict
     model.evaluate("runs/mine/data/test.jsonl", "runs/mine/eval", samples=8, temperature=1.0)
 
-An experiment, from its config to that model; each step goes on where it was stopped:
+Running an experiment, from its config to such a model. A step that was stopped goes on from there:
 
     config = apr_jax.load_config("nano", ["train.sft.steps=200"])   # or a file of your own
     apr_jax.build_data(config, Path("runs/mine/data"))
     apr_jax.train_sft(config, "runs/mine/data", Path("runs/mine/sft"), method="apr")
     apr_jax.train_rl(config, "runs/mine/data", Path("runs/mine/rl"), init="runs/mine/sft")
 
-A task of one's own is a class with three methods, named in the config (docs/adding_a_task.md):
+Adding a task: a class with three methods, which the config names (docs/adding_a_task.md):
 
     class Anagrams(apr_jax.Task): ...
     task = apr_jax.TaskConfig("anagrams.py:Anagrams")
 
-The engine, for a JAX project of one's own; neither part knows this library's transformer:
+Using parts of the library in another JAX project. None of them knows this library's transformer:
 
     forest, work = apr_jax.tree_rollout(decode, init_cache, params, prompts, key, limits, schedule)
     rows = apr_jax.pack_forest(forest, rows=8, length=limits.max_thread_tokens)
     loss, metrics = apr_jax.policy_loss(logprobs, entropy, rows, ...)   # see examples/
 
-`apr_jax.set_up()` once at the start of a program makes every CPU core a device and keeps compiled
-programs on disk, as the command line does.
+Call `apr_jax.set_up()` once at the start of a program. As in the command line, it makes every CPU
+core a device and keeps compiled programs on disk.
 
-These names are imported when they are first used, so `import apr_jax` takes no time and brings no
-JAX. Everything else is in the packages below. One folder holds one subject, and imports point one
-way, from the list's end to its beginning:
+Each public name is imported when it is first used, so `import apr_jax` takes no time and imports no
+JAX. All other names are in the packages below. One folder holds one subject. Imports point from the
+end of this list to its beginning:
 
-  errors, io        errors of users; files, buckets, leases, terminal, processes, devices
+  errors, io        errors that a user can cause; files, buckets, terminal, processes, devices
   threads           the protocol, thread trees on the device, their definition in plain Python
   text              tokenizers
   model             the transformer; it knows no thread, and `threads` knows no model
-  tasks             problems as text, demonstrations and verifiers; Countdown and a toy
+  tasks             problems, demonstrations and scores as plain text; Countdown and a toy
   data              demonstrations as packed token sequences
   scales            the experiment files of nano, mini and paper
   config, compare   all settings of an experiment as one tree of dataclasses
   train             supervised and reinforcement learning, checkpoints, metrics
   evaluate          trees and scores of a checkpoint on problems
-  report            what a person looks at: tables in the terminal, the thread viewer
+  report            results for people: tables in the terminal, the thread viewer
   paper             the reproduction of APR: its suite, comparisons, figures, report and ablations
   bench, plan       tools: what it takes here, and what it would take on a TPU
   cli               the `apr` command

@@ -1,10 +1,10 @@
-"""`python -m apr_jax` is `apr`."""
+"""Runs the `apr` command: `python -m apr_jax` is the same as `apr`."""
 
 import sys
 
-# Python has put the current folder in front. A file `random.py` there would be imported in place of
-# the standard library's by any of the many imports that follow; in the last place it is in nobody's
-# way. `sys` is part of Python's own program.
+# Python has put the current folder in front of the import path. A user's file `random.py` there
+# would hide the standard library's module from the imports that follow, so the folder is moved to
+# the end. `sys` itself is built into Python.
 if not sys.flags.safe_path:
     sys.path.append(sys.path.pop(0))
 

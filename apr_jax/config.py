@@ -1,7 +1,9 @@
-"""The whole experiment as one tree of frozen dataclasses: loading, `--set` overrides, JSON.
+"""All settings of an experiment as one tree of frozen dataclasses: files, `--set` overrides, JSON.
 
 An experiment file is Python with one function `experiment()` that returns an `Experiment`. pydantic
-checks types, so an override or a stored config can't smuggle in a string for a number."""
+checks the types, so that neither an override nor a stored config can put a string where a number
+belongs.
+"""
 
 import dataclasses
 import difflib
@@ -22,24 +24,25 @@ from apr_jax.threads.keys import LARGEST_SEED
 from apr_jax.threads.limits import Limits, Schedule
 from apr_jax.train.config import TrainConfig
 
-_MOST = 2**31 - 1  # Of the config's integers, seeds aside.
+_LARGEST_INTEGER = 2**31 - 1  # Devices count in 32 bits. Seeds have bounds of their own.
 
 
 class ConfigError(UsageError):
-    """A config file or an override that cannot be used; the message names the field."""
+    """A config file or an override cannot be used; the message names the field."""
 
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    """Devices along each mesh axis.
+    """Numbers of devices along the axes of the mesh.
 
     Attributes:
-      data: copies of the weights, each with rows of its own; 0 takes all devices that are left; in
-        a single process, as many of them as the rows of a step divide over.
-      fsdp: devices over which one copy of weights and optimizer is spread, each with rows of its
-        own.
-      tensor: devices that share the same rows, each with some of the heads; 0 takes one, or as many
-        as there are devices for a row of `train.sft.batch_rows`.
+      data: number of copies of the weights, each of which works on rows of its own. 0 takes all
+        devices that are left; in a single process, as many of them as the rows of a step divide
+        over.
+      fsdp: number of devices over which one copy of weights and optimizer state is spread. Each of
+        them works on rows of its own.
+      tensor: number of devices that work on the same rows, each on some of the heads. 0 takes one
+        device, or as many as there are devices for a row of `train.sft.batch_rows`.
     """
 
     data: int = 0
@@ -48,34 +51,37 @@ class MeshConfig:
 
     def __post_init__(self):
         for field, least in (("data", 0), ("fsdp", 1), ("tensor", 0)):
-            if getattr(self, field) < least:
-                raise ValueError(f"mesh.{field}={getattr(self, field)} must be at least {least}")
+            value = getattr(self, field)
+            if value < least:
+                raise ValueError(f"mesh.{field}={value} must be at least {least}")
 
 
 @dataclasses.dataclass(frozen=True)
 class EvalConfig:
-    """What `apr reproduce` evaluates (`paper/suite.py`). A finished run may be given other values:
-    only what is new is done.
+    """What `apr reproduce` evaluates (`paper/suite.py`; figures and tables are the paper's).
+
+    A finished run may be given other values. Then only the evaluations that are new are done.
 
     Attributes:
-      batch: trees of one rollout call.
-      problems: the first so many test problems serve the evaluations that sample or sweep; the
-        plain greedy ones take all.
-      samples: trees a problem of SoS+, for pass@n and cons@n (of which stage at which temperature:
-        `paper/suite.py`).
-      temperatures: evaluated besides greedy answers (Fig. 4a and 8, Table 3).
-      children: conditions of APR's sweep: child counts that its prompts ask for (Fig. 4a, 6 and 8).
-      bins: conditions of SoS+'s sweep: window bins (Fig. 6).
-      forced: child counts that roots are held to, before and after RL (Fig. 7); the last one at all
-        temperatures. Increasing: APR on drawn beams, which breaks where it is held to many, is held
-        to the first alone.
-      sweep: the stage whose models are swept; the paper's are supervised.
-      timed: problems that are answered one at a time, for their seconds (Fig. 6), a third of them
-        on several numbers of decode slots; 0 measures none.
-      repeats: of each of them; the median counts.
-      ablations: whether those of the suite are trained too (Tables 1 and 2, Fig. 5), on data in
-        folders of their own. Not one that is the experiment itself, or whose model is there: what
-        is there is evaluated in any case.
+      batch: number of trees of one rollout call.
+      problems: number of test problems, the first of the file, of the evaluations that sample or
+        sweep. Plain greedy evaluations take all test problems.
+      samples: number of trees for each problem of SoS+, for pass@n and cons@n. `paper/suite.py`
+        says for which stage and at which temperature.
+      temperatures: temperatures of evaluations besides the greedy ones (Fig. 4a and 8, Table 3).
+      children: conditions of the sweep of APR: numbers of children that its prompts request
+        (Fig. 4a, 6 and 8).
+      bins: conditions of the sweep of SoS+: numbers of window bins (Fig. 6).
+      forced: numbers of forced children, before and after RL (Fig. 7), in increasing order. The
+        last one is evaluated at all temperatures. Only the first one is for APR with a random
+        parent beam, which breaks if many children are forced.
+      sweep: the stage whose models are swept. The paper sweeps the supervised ones.
+      timed: number of problems that are answered one at a time and timed (Fig. 6). A third of them
+        is timed on several numbers of decode slots. 0 times none.
+      repeats: number of times that each of these problems is answered; the median counts.
+      ablations: whether to train the ablations of the suite too (Tables 1 and 2, Fig. 5), on data
+        in folders of their own. An ablation is not trained if it is the experiment itself or if its
+        model exists. Models that exist are evaluated in any case.
     """
 
     batch: int = 256
@@ -92,8 +98,9 @@ class EvalConfig:
 
     def __post_init__(self):
         for field in ("batch", "problems", "samples", "repeats"):
-            if getattr(self, field) < 1:
-                raise ValueError(f"evaluate.{field}={getattr(self, field)} must be at least 1")
+            value = getattr(self, field)
+            if value < 1:
+                raise ValueError(f"evaluate.{field}={value} must be at least 1")
         if self.timed < 0:
             raise ValueError(f"evaluate.timed={self.timed} must be at least 0")
         if any(temperature <= 0 for temperature in self.temperatures):
@@ -104,7 +111,7 @@ class EvalConfig:
 
 
 def _read_task(task: Any) -> TaskConfig:
-    """The task of a config, be it stored as plain values."""
+    """Returns the task of a config, which may be stored as plain values."""
     if isinstance(task, TaskConfig):
         return task
     if not isinstance(task, dict):
@@ -119,7 +126,20 @@ def _read_task(task: Any) -> TaskConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-    """Everything that decides a run. A checkpoint carries it whole."""
+    """All settings of a run. Every checkpoint contains them.
+
+    Attributes:
+      name: name of the experiment in reports and metrics.
+      seed: seed of the weights, of the order of the data, and of all sampling.
+      task: the task and its settings.
+      data: how problems and demonstrations are made.
+      model: size and form of the transformer.
+      limits: what the threads of a tree may do.
+      schedule: how the rollout shares out its decode slots. It changes no token, only the speed.
+      train: supervised training and reinforcement learning.
+      evaluate: what `apr reproduce` evaluates.
+      mesh: how the devices are used.
+    """
 
     name: str
     seed: int
@@ -139,26 +159,48 @@ class Experiment:
 
 
 def _check_integers(values: dict[str, Any], prefix: str) -> None:
-    """Refuses integers that do not fit into 32 bits, which is what devices count in."""
+    """Refuses integers that do not fit into 32 bits, other than seeds.
+
+    Args:
+      values: the fields of a config, in nested groups.
+      prefix: the names of the groups around them, with dots.
+
+    Raises:
+      ValueError: an integer is too large; the message names its field.
+    """
     for name, value in values.items():
         if isinstance(value, dict):
             _check_integers(value, f"{prefix}{name}.")
-        elif name != "seed":  # Seeds have bounds of their own.
-            for number in value if isinstance(value, tuple) else (value,):
-                if isinstance(number, int) and abs(number) > _MOST:
-                    raise ValueError(f"{prefix}{name}={value} must be from -{_MOST} to {_MOST}")
+            continue
+        if name == "seed":
+            continue
+        numbers = value if isinstance(value, tuple) else (value,)
+        for number in numbers:
+            if isinstance(number, int) and abs(number) > _LARGEST_INTEGER:
+                raise ValueError(
+                    f"{prefix}{name}={value} must be from -{_LARGEST_INTEGER} to {_LARGEST_INTEGER}"
+                )
 
 
 _ADAPTER = pydantic.TypeAdapter(Experiment)
 
 
 def to_dict(config: Experiment) -> dict[str, Any]:
-    """Plain values only; `from_dict` is its inverse."""
+    """Returns a config as nested plain values; `from_dict` is the inverse."""
     return dataclasses.asdict(config) | {"task": config.task.to_dict()}
 
 
 def from_dict(values: dict[str, Any]) -> Experiment:
-    """Raises ConfigError that names the first wrong field, its value and the rule."""
+    """Returns the config that has these values.
+
+    Args:
+      values: plain values in nested groups, as `to_dict` returns them. A field that is missing has
+        its default.
+
+    Raises:
+      ConfigError: a field is wrong or unknown; the message names the first one, its value and the
+        rule that it breaks.
+    """
     try:
         return _ADAPTER.validate_python(values, extra="forbid")
     except pydantic.ValidationError as error:
@@ -167,9 +209,9 @@ def from_dict(values: dict[str, Any]) -> Experiment:
         message = first["msg"].removeprefix("Value error, ")
         value = first["input"]
         shown = "" if isinstance(value, dict) else f"={value!r}"
-        raise ConfigError(
-            f"config {field}{shown}: {message}" if field else f"config {message}"
-        ) from None
+        if field:
+            message = f"{field}{shown}: {message}"
+        raise ConfigError(f"config {message}") from None
 
 
 def flatten_fields(values: dict[str, Any]) -> dict[str, Any]:
@@ -192,11 +234,11 @@ def _flatten(values: dict[str, Any], prefix: str) -> dict[str, Any]:
 
 
 def override(config: Experiment, settings: list[str]) -> Experiment:
-    """Applies `path.to.field=value` settings, left to right.
+    """Applies settings of the form `path.to.field=value`, from left to right.
 
     Raises:
-      ConfigError: the setting has no `=`, names no field (the nearest one is suggested), or the
-        value has the wrong type.
+      ConfigError: a setting has no `=`, names no field (the nearest one is suggested), or its value
+        has the wrong type.
     """
     values = to_dict(config)
     for setting in settings:
@@ -205,35 +247,45 @@ def override(config: Experiment, settings: list[str]) -> Experiment:
             raise ConfigError(
                 f"--set {setting!r}: write it as field=value, for example train.sft.steps=200"
             )
-        node: dict[str, Any] = values
-        known: Any = values
-        parts = path.strip().split(".")
-        for depth, part in enumerate(parts):
-            if not isinstance(known, dict) or part not in known:
+
+        # Go down to the group that holds the field.
+        group: dict[str, Any] = {}
+        value: Any = values
+        names = path.strip().split(".")
+        for name in names:
+            if not isinstance(value, dict) or name not in value:
                 raise ConfigError(
                     f"--set {setting!r}: no field {path!r}; {_nearest(path, to_dict(config))}"
                 )
-            node, known = known, known[part]
-            if depth == len(parts) - 1 and isinstance(known, dict):
-                raise ConfigError(
-                    f"--set {setting!r}: {path!r} is a group of fields: {', '.join(known)}"
-                )
-        node[parts[-1]] = _parse(text.strip(), known, setting)
+            group = value
+            value = group[name]
+        if isinstance(value, dict):
+            raise ConfigError(
+                f"--set {setting!r}: {path!r} is a group of fields: {', '.join(value)}"
+            )
+        group[names[-1]] = _parse(text.strip(), value, setting)
     return from_dict(values)
 
 
 def _parse(text: str, old: Any, setting: str) -> Any:
+    """Reads the value of a setting.
+
+    Args:
+      text: what stands behind the `=`.
+      old: the value that the field has now, which decides the type.
+      setting: the whole setting, for messages.
+
+    Raises:
+      ConfigError: the text is not of that type.
+    """
     if isinstance(old, str):
         return text
     try:
         if isinstance(old, bool):
             return {"true": True, "false": False}[text.lower()]
-        if isinstance(old, tuple):  # Of numbers; empty text is an empty one.
-            return tuple(
-                float(part) if "." in part else int(part)
-                for part in text.split(",")
-                if part.strip()
-            )
+        if isinstance(old, tuple):  # Of numbers; an empty text is an empty tuple.
+            parts = [part for part in text.split(",") if part.strip()]
+            return tuple(float(part) if "." in part else int(part) for part in parts)
         return type(old)(text)
     except (ValueError, KeyError):
         raise ConfigError(
@@ -242,41 +294,39 @@ def _parse(text: str, old: Any, setting: str) -> Any:
 
 
 def _nearest(path: str, values: dict[str, Any]) -> str:
-    def leaves(node: dict[str, Any], prefix: str) -> list[str]:
-        return [
-            leaf
-            for name, value in node.items()
-            for leaf in (
-                leaves(value, f"{prefix}{name}.") if isinstance(value, dict) else [prefix + name]
-            )
-        ]
-
-    near = difflib.get_close_matches(path, leaves(values, ""), n=1, cutoff=0.0)
+    """Suggests the field whose name is most like `path`."""
+    near = difflib.get_close_matches(path, list(flatten_fields(values)), n=1, cutoff=0.0)
     return f"did you mean {near[0]!r}?"
 
 
 def load(path: str | Path, settings: list[str] | None = None) -> Experiment:
-    """Runs the experiment file, or that of the scale of this name, and applies the overrides.
+    """Runs an experiment file and applies overrides.
 
-    The file is Python and may do whatever this process may, so a stranger's must never be given.
+    The file is Python and may do whatever this process may do, so never run a stranger's file.
+
+    Args:
+      path: an experiment file, or the name of a scale.
+      settings: overrides of the form `path.to.field=value`.
 
     Raises:
-      ConfigError: the file is missing, raises, has no `experiment()`, or a value is out of range.
+      ConfigError: the file is missing, raises, or has no `experiment()`, or a value is out of
+        range.
     """
     path = Path(path)
     if str(path) in SCALES and not path.exists():
         path = scale_file(str(path))
     if not path.is_file():
-        wrong = "is a folder; give a file in it" if path.is_dir() else "no such file"
+        trouble = "is a folder; give a file in it" if path.is_dir() else "no such file"
         raise ConfigError(
-            f"config {path}: {wrong}; or give the name of a scale: {', '.join(SCALES)}"
+            f"config {path}: {trouble}; or give the name of a scale: {', '.join(SCALES)}"
         )
+
     try:
         with files_beside(path.parent):
             function = runpy.run_path(str(path)).get("experiment")
             config = function() if callable(function) else None
     except Exception as error:
-        raise ConfigError(f"config {path}{_line(error, path)}: {_said(error)}") from None
+        raise ConfigError(f"config {path}{_line(error, path)}: {_describe(error)}") from None
     if not callable(function):
         raise ConfigError(f"config {path}: has no function experiment()")
     if not isinstance(config, Experiment):
@@ -287,19 +337,14 @@ def load(path: str | Path, settings: list[str] | None = None) -> Experiment:
 
 
 def _line(error: Exception, path: Path) -> str:
-    """Where in the experiment file it was raised, if anywhere."""
-    lines = [
-        frame.lineno
-        for frame in traceback.extract_tb(error.__traceback__)
-        if frame.filename == str(path)
-    ]
+    """Names the line of the experiment file in which an error was raised, if there is one."""
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.lineno for frame in frames if frame.filename == str(path)]
     return f", line {lines[-1]}" if lines else ""
 
 
-def _said(error: Exception) -> str:
-    """The error's own words, after its name where they would say little without it."""
-    return (
-        str(error)
-        if isinstance(error, ValueError | UserError)
-        else f"{type(error).__name__}: {error}"
-    )
+def _describe(error: Exception) -> str:
+    """Returns the message of an error, after its name if the message alone says too little."""
+    if isinstance(error, ValueError | UserError):
+        return str(error)
+    return f"{type(error).__name__}: {error}"

@@ -1,4 +1,4 @@
-"""Errors that a user can cause and mend: the command line prints their message, no traceback."""
+"""Errors that a user can cause and mend. The command line prints their message, no traceback."""
 
 
 class UserError(Exception):
@@ -10,20 +10,21 @@ class UsageError(UserError):
 
 
 class DiskError(UserError):
-    """Nothing more can be written: the disk is full, read-only, or not open to this user.
+    """Nothing more can be written: the disk is full, read-only, or closed to this user.
 
     The process ends at once, with exit status 1.
     """
 
 
 class Stopped(BaseException):
-    """The process got SIGTERM, or SIGHUP of a terminal that was closed. Exit status 128 + `number`.
+    """The process got SIGTERM, or SIGHUP from a terminal that was closed.
 
-    It is no `Exception`, so that `except Exception` does not catch it.
+    The exit status is 128 + `number`. It is no `Exception`, so that `except Exception` does not
+    catch it.
 
     Args:
       message: what was saved; empty where the signal is received.
-      number: number of the signal.
+      number: the number of the signal.
     """
 
     def __init__(self, message: str, number: int):

@@ -1,6 +1,4 @@
-"""Which fields of two configs differ, with what older configs lack at its default; and whose folder
-a run goes on with.
-"""
+"""The fields in which two configs differ, and with which configs the run of a folder goes on."""
 
 import json
 

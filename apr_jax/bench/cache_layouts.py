@@ -1,8 +1,8 @@
-"""Measures layouts of the key/value cache at the attention of a decode step: each decode slot
-writes one position, then attends to all.
+"""Measures layouts of the key/value cache at the attention of a decode step.
 
-Every layout holds the same M positions of W decode slots, with G groups of K numbers, in every
-layer. They differ in where the positions lie in memory.
+In such a step each decode slot writes one position and then attends to all of its positions. Every
+layout holds the same M positions of W decode slots, with G groups of K numbers, in every layer. The
+layouts differ in where a position is in memory.
 """
 
 import functools
@@ -31,10 +31,13 @@ Read = Callable[[Array, Array, Array, Array], Array]
 
 
 def contest(shape: str) -> list[Contestant]:
-    """The layouts for a shape of model, ours first.
+    """Makes the contestants: the layouts of the cache of one model, ours first.
+
+    Args:
+      shape: name of the model in `plain_decoding.SHAPES`.
 
     Raises:
-      RuntimeError: a layout computes something else than ours.
+      RuntimeError: a layout computes another result than ours.
     """
     config = SHAPES[shape]
     groups = config.kv_heads
@@ -104,8 +107,8 @@ def _steps(
 ) -> Callable[[Array], Array]:
     """Compiles STEPS decode steps of attention alone.
 
-    They write the last positions of the cache. The attention of a layer becomes the next layer's
-    query.
+    The steps write the last positions of the cache. The result of a layer's attention becomes the
+    query of the next layer.
     """
     mask = jnp.ones((SLOTS, 1, POSITIONS), bool)
 

@@ -1,5 +1,6 @@
-"""Measures demonstrations a second on all cores against one core, and the accuracy and length of
-demonstrations without building data.
+"""Measures how fast demonstrations are made, and how accurate and long they are.
+
+The speed is that of all cores against one core. No data are built.
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,7 +18,7 @@ _COUNT = 2_048  # Demonstrations of a repeat: about a second on one core at scal
 
 @contextmanager
 def contest(config: Experiment) -> Iterator[list[Contestant]]:
-    """All cores, and one core, which solve, verify and tokenize the same problems."""
+    """Makes the contestants: all cores, and one core, which demonstrate the same problems."""
     recipe, problems = make_recipe(config, _COUNT)
 
     def run(workers: Workers) -> float:
@@ -34,7 +35,7 @@ def rate(config: Experiment, methods: Sequence[str], count: int) -> dict[str, di
     """Demonstrates `count` random problems by each method.
 
     Returns:
-      method -> `statistics` of its demonstrations.
+      for each method the `statistics` of its demonstrations.
     """
     rates = {}
     with Workers() as workers:

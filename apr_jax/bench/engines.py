@@ -1,8 +1,7 @@
-"""`apr bench rollout`: measures our engine against engines that people use, by turns and with the
-same weights.
+"""Measures our engine against other engines, with the same weights: `apr bench rollout`.
 
-The other engines (peers) are those of the extra [bench] that are installed. Each runs in a process
-of its own.
+The other engines (peers) are those of the extra [bench] that are installed. Each of them runs in a
+process of its own.
 """
 
 from collections.abc import Iterator, Sequence

@@ -53,17 +53,17 @@ class Result:
 def measure(part: str, contestants: Sequence[Contestant], repeats: int) -> Result:
     """Measures contestants by turns, so that a busy machine slows all of them alike.
 
-    Each runs once before, unmeasured, to be compiled.
+    Each contestant first runs once without being measured, so that it is compiled.
     """
     for contestant in contestants:
         contestant.run()
 
     rates: tuple[list[float], ...] = tuple([] for _ in contestants)
     for _ in range(repeats):
-        for contestant, own_rates in zip(contestants, rates, strict=True):
+        for contestant, its_rates in zip(contestants, rates, strict=True):
             start = time.perf_counter()
-            done = contestant.run()
-            own_rates.append(done / (time.perf_counter() - start))
+            units = contestant.run()
+            its_rates.append(units / (time.perf_counter() - start))
 
     ours, *others = rates
     ratios = [
@@ -102,7 +102,7 @@ def show(result: Result) -> None:
 
 
 def _digits(rate: float) -> str:
-    """A rate with about three digits."""
+    """Formats a rate with about three digits."""
     return f"{rate:,.0f}" if rate >= 100 else f"{rate:.3g}"
 
 

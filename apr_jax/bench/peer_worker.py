@@ -1,12 +1,11 @@
-"""Runs one peer in a process of its own: `python -P peer_worker.py NAME FOLDER`, started by
-`peers.py`.
+"""Runs one peer in a process of its own, which `peers.py` starts.
 
-Orders come as lines of JSON on standard input; answers go as lines of JSON to the standard output.
-Libraries may print what they like, because the standard streams are replaced before any library is
-imported. Nothing of apr_jax is imported.
+The command is `python -P peer_worker.py NAME FOLDER`. Orders come as lines of JSON on standard
+input; answers go as lines of JSON to standard output. Libraries may print what they like, because
+the standard streams are replaced before any library is imported. Nothing of apr_jax is imported.
 
-Each engine is a class with `generate(contexts, stop, most)`, which decodes greedily until one of
-the `stop` tokens (included) or until `most` new tokens, in the way that is fastest with this
+Each engine is a class with `generate(contexts, stop, most)`. It decodes greedily until one of the
+`stop` tokens, which is included, or until `most` new tokens, in the way that is fastest with this
 engine. Transformers can also take a training step, `train(tokens, compiled)`.
 """
 
@@ -239,7 +238,7 @@ class LlamaCpp:
             owner[slot] = -1
 
     def _make_room(self, slots: int, length: int) -> None:
-        """Makes a context with room for so many sequences of such length, each in its own cells."""
+        """Makes a context for `slots` sequences of up to `length` tokens, each in its own cells."""
         length = -(-length // 256) * 256
         if slots <= self._size[0] and length <= self._size[1]:
             return
@@ -285,11 +284,14 @@ class LlamaCpp:
         """Reads one batch of tokens.
 
         Args:
-          tokens, position, slot: of each token that is read, [N].
-          wanted: 1 for tokens after which the next token is wanted, [N]; None wants all.
+          tokens: the tokens, [N].
+          position: their positions, [N].
+          slot: their slots, [N].
+          wanted: 1 for each token after which the next token is wanted, [N]; None wants it after
+            all of them.
 
         Returns:
-          the most likely token after each token that is wanted.
+          the most likely next token after each token that has a 1 in `wanted`.
         """
         wanted = np.ones(len(tokens), np.int8) if wanted is None else wanted
         # The arrays must outlive the call, because llama.cpp gets pointers to them. Each token
@@ -366,7 +368,7 @@ def write_gguf(folder: Path, path: Path) -> None:
 
 
 def _cut(tokens: list[int], stop: list[int]) -> list[int]:
-    """The tokens up to the first one that stops, which is included."""
+    """Returns the tokens up to and with the first one that stops."""
     for index, token in enumerate(tokens):
         if token in stop:
             return tokens[: index + 1]

@@ -1,9 +1,8 @@
-"""Other engines with the same weights: transformers, llama.cpp and vLLM, each in a process of its
-own.
+"""Runs other engines with the same weights: transformers, llama.cpp and vLLM.
 
-An own process has its own thread pools, and its library can neither clash with JAX nor write into
-our output. The process (`peer_worker.py`) takes orders as lines of JSON. It waits for the next one
-without using the processor, so peers and our engine can run by turns.
+Each engine has a process of its own (`peer_worker.py`), and so its own thread pools. Its library
+can neither clash with JAX nor write into our output. The process takes orders as lines of JSON. It
+waits for the next order without using the processor, so peers and our engine can run by turns.
 """
 
 import contextlib
@@ -69,8 +68,9 @@ class Peer:
         """Generates what follows each context.
 
         Args:
+          contexts: tokens to read.
           stop: tokens that end a sequence; they are part of it.
-          most: the most tokens of a sequence.
+          most: the most tokens that are generated after a context.
         """
         return self._ask(do="generate", contexts=contexts, stop=stop, most=most)
 
@@ -78,6 +78,7 @@ class Peer:
         """Takes one AdamW step on the cross-entropy of rows of tokens; only transformers can.
 
         Args:
+          tokens: rows of equal length.
           compiled: whether the step is compiled by `torch.compile`; otherwise it runs eagerly.
         """
         self._ask(do="train", tokens=tokens, compiled=compiled)
@@ -141,7 +142,7 @@ class Peer:
 def open_peer(name: str, folder: Path) -> Peer:
     """Starts a peer on the weights that `save_llama` wrote to `folder`.
 
-    That takes seconds, and for vLLM, which compiles, up to a minute.
+    That takes seconds; for vLLM, which compiles, up to a minute.
 
     Raises:
       UsageError: there is no such peer.
@@ -177,7 +178,7 @@ def opened(names: Sequence[str], params: Params, config: ModelConfig) -> Iterato
 
 
 def _environment(name: str) -> dict[str, str]:
-    """The environment of an engine: what its guide recommends for a CPU, and no network."""
+    """Returns the environment of an engine: what its guide recommends for a CPU, no network."""
     own = {
         "OMP_NUM_THREADS": str(os.cpu_count() or 1),
         "HF_HUB_OFFLINE": "1",

@@ -1,9 +1,8 @@
-"""Plain batched decoding: measures our engine, which is made for trees, at the work that engines
-without trees are made for.
+"""Measures plain batched decoding: our engine, made for trees, at the work of other engines.
 
 Every sequence reads a random prompt and goes on for exactly NEW tokens, greedily and with random
-weights, which the peers read from a folder. Our engine decodes a forest of lone roots: control
-tokens are never sampled, and the window ends each thread.
+weights, which the peers read from a folder. Our engine decodes a forest whose trees are roots
+without children: control tokens are never sampled, and the window ends each thread.
 """
 
 import functools
@@ -39,7 +38,7 @@ BUCKETS = (96, 160, 224, 288, 352, 416, 480)
 
 
 def engine(shape: str, params: Params, batch: int) -> Contestant:
-    """Our engine, on all devices that the batch can use."""
+    """Makes the contestant of our engine, on all devices that the batch can use."""
     config = SHAPES[shape]
     length = PROMPT + NEW
     limits = Limits(window=length, max_thread_tokens=length, max_threads=1, children=1, max_depth=0)
@@ -101,7 +100,7 @@ def only_text(decode: Callable) -> Callable:
 
 
 def contest(shape: str, params: Params, batch: int, peers: Sequence[Peer]) -> list[Contestant]:
-    """Our engine, and the peers, which were opened on the same weights."""
+    """Makes the contestants: our engine, and the peers, which were opened on the same weights."""
     others = [
         Contestant(peer.name, functools.partial(peer.decode, batch, PROMPT, NEW), "tokens")
         for peer in peers
@@ -110,10 +109,11 @@ def contest(shape: str, params: Params, batch: int, peers: Sequence[Peer]) -> li
 
 
 def machine(shape: str, batch: int, steps: int = NEW) -> list[Contestant]:
-    """The limits of the machine: the matrix products of the same steps, and reading the cache.
+    """Makes contestants that show the limits of the machine.
 
-    Both run on as many devices as our engine, with as many decode slots each. The cache is read
-    once a step, at its mean length.
+    One computes the matrix products of the same steps alone; the other reads the cache alone, once
+    a step and at its mean length. Both use as many devices as our engine, with as many decode slots
+    on each.
     """
     config = SHAPES[shape]
     devices = _devices(batch)
@@ -174,5 +174,5 @@ def machine(shape: str, batch: int, steps: int = NEW) -> list[Contestant]:
 
 
 def _devices(batch: int) -> list[Any]:
-    """The devices that a batch can use, at least one sequence on each."""
+    """Returns the devices that a batch can use, with at least one sequence on each."""
     return jax.devices()[: max(1, min(len(jax.devices()), batch))]

@@ -1,9 +1,9 @@
-"""Measures the parts of a step of reinforcement learning, each alone, on a model's own trees:
-rollout, work of the host, rescoring, and update.
+"""Measures the parts of a step of reinforcement learning, each alone, on a model's own trees.
 
-In a training the next rollout is queued behind the update, and the metrics show how a step's time
-is shared (`train/metrics/step_times.py`). Rescoring and gradient are one program there. Here the
-rescoring (the log-probs of all sampled tokens) is also measured by itself.
+The parts are rollout, work of the host, rescoring, and update. In a training the next rollout is
+queued behind the update, and the metrics show how a step's time is shared
+(`train/metrics/step_times.py`). Rescoring and gradient are one program there. Here the rescoring
+(the log-probs of all sampled tokens) is also measured by itself.
 """
 
 import dataclasses
@@ -40,10 +40,11 @@ from apr_jax.train.step import (
 
 @contextmanager
 def contest(restored: Restored, problems: Path) -> Iterator[list[Contestant]]:
-    """The parts of a step of the checkpoint's config; rollout and update also with half the trees.
+    """Makes the contestants: the parts of a step; rollout and update also with half the trees.
 
     Args:
-      problems: a file, of which the first `train.rl.problems` get `train.rl.group` trees each.
+      restored: the model; its config decides the step.
+      problems: a file of problems. The first `train.rl.problems` get `train.rl.group` trees each.
     """
     config = restored.config
     known = load_problems(problems, make_task(config.task))
@@ -59,10 +60,12 @@ def contest(restored: Restored, problems: Path) -> Iterator[list[Contestant]]:
 
 
 def _parts(restored: Restored, problems: list[Problem], stack: ExitStack) -> list[Contestant]:
-    """Rollout, work of the host, rescoring, and update of the trees of one step.
+    """Makes the contestants of one step: rollout, work of the host, rescoring, and update.
 
     Args:
-      stack: closes the grader.
+      restored: the model; its config decides the step.
+      problems: the problems; those that the step does not need are left out.
+      stack: closes the grader at its end.
     """
     config = restored.config
     rl = config.train.rl

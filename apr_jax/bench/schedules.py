@@ -1,6 +1,7 @@
-"""Measures schedules of the rollout against each other: the same trees, decoded in another order.
+"""Measures schedules of the rollout against each other, on the same trees.
 
-No schedule changes a token, so only the time differs.
+A schedule decides in which order threads are decoded. It changes no token, so only the time
+differs.
 """
 
 import dataclasses
@@ -17,7 +18,7 @@ from apr_jax.train.checkpoint.restored import Restored
 
 
 def variations(base: Schedule, window: int) -> list[Schedule]:
-    """The schedule itself, then schedules that differ from it in one field."""
+    """Returns the schedule itself, then schedules that differ from it in one field."""
     half = window // 2
     quarter = window // 4
     change = functools.partial(dataclasses.replace, base)
@@ -36,9 +37,9 @@ def variations(base: Schedule, window: int) -> list[Schedule]:
 
 
 def contest(restored: Restored, ids: list[list[int]]) -> list[Contestant]:
-    """Rollouts of the same prompts with each schedule.
+    """Makes the contestants: rollouts of the same prompts, one with each schedule.
 
-    A contestant's name says what differs, and how full its decode slots were.
+    The name of a contestant says which field differs, and how full its decode slots were.
 
     Raises:
       UsageError: the number of prompts is no multiple of the number of devices.

@@ -1,6 +1,7 @@
-"""`apr bench train`: measures the supervised step against transformers in torch, against the limit
-of the machine, and against variants of itself. A step of RL is measured by its parts
-(`reinforce.py`).
+"""Measures training steps: `apr bench train`.
+
+The supervised step is measured against transformers in torch, against the limit of the machine, and
+against variants of itself. A step of RL is measured by its parts (`reinforce.py`).
 
 Every contestant takes one AdamW step on the same 8 rows of 1,024 columns, which are dense or hold
 packed demonstrations. Torch attends to whole rows even where they hold many threads; that is the
@@ -49,8 +50,8 @@ def bench_train(
 
     Args:
       config: the experiment whose demonstrations are packed.
-      restored, problems: a model and a file of problems, on which the parts of a step of RL are
-        measured; None leaves these out.
+      restored: a model, on which the parts of a step of RL are measured; None leaves them out.
+      problems: the file of problems for that step; None leaves it out.
       repeats: measured repeats of each part.
     """
     if restored and problems:
@@ -84,7 +85,7 @@ def bench_train(
 
 
 def ours(model: ModelConfig, params: Params, *batches: Rows, name: str = "apr_jax") -> Contestant:
-    """Our supervised step, taken once on each batch."""
+    """Makes the contestant of our supervised step, which is taken once on each batch."""
     mesh = make_mesh()
     optimizer = make_optimizer(_OPTIMIZER, 1_000)
     step = make_sft_step(model, optimizer, mesh)
@@ -102,7 +103,7 @@ def ours(model: ModelConfig, params: Params, *batches: Rows, name: str = "apr_ja
 
 
 def without_attention(model: ModelConfig, params: Params, rows: Rows) -> Contestant:
-    """Our step where each token attends to itself alone.
+    """Makes the contestant of our step in which each token attends to itself alone.
 
     It takes the time that the step would take if attention cost nothing.
     """
@@ -123,9 +124,10 @@ def without_attention(model: ModelConfig, params: Params, rows: Rows) -> Contest
 
 
 def products(model: ModelConfig, rows: Rows) -> Contestant:
-    """The limit of the machine: the matrix products of the same step alone, without attention.
+    """Makes a contestant that shows the limit of the machine: the step's matrix products alone.
 
-    Each product is computed forward, and backward for its input and for its weights.
+    Each product is computed forward, and backward for its input and for its weights. Attention is
+    left out.
     """
     devices = jax.devices()
     random = np.random.default_rng(0)
@@ -158,9 +160,10 @@ def products(model: ModelConfig, rows: Rows) -> Contestant:
 
 
 def growth(model: ModelConfig, params: Params) -> list[Contestant]:
-    """Our step on 16 trees, on twice the trees, on twice the threads, and on threads twice as long.
+    """Makes contestants of our step on 16 trees and on twice the work.
 
-    All are packed into rows of one length.
+    There are twice the trees, twice the threads, and threads of twice the length. All are packed
+    into rows of one length.
     """
 
     def contestant(name: str, trees: int, threads: int, length: int) -> Contestant:
@@ -182,12 +185,12 @@ def growth(model: ModelConfig, params: Params) -> list[Contestant]:
 
 
 def dense(rows: int, length: int) -> Rows:
-    """Rows that are each filled by one thread."""
+    """Makes rows that are each filled by one thread."""
     return pack_trees([[_stream(length)] for _ in range(rows)], length)
 
 
 def _stream(length: int) -> ThreadTokens:
-    """A thread of random tokens, all of them sampled but the first."""
+    """Makes a thread of random tokens, of which all but the first are sampled."""
     tokens = np.random.default_rng(length).integers(10, VOCAB, length).astype(np.int32)
     position = np.arange(length, dtype=np.int32)
     hidden_block = np.zeros(length, np.int32)
@@ -197,12 +200,12 @@ def _stream(length: int) -> ThreadTokens:
 
 
 def _streams(config: Experiment) -> list[ThreadTokens]:
-    """The threads of demonstrations that fit into a row."""
+    """Makes demonstrations, and returns those of their threads that fit into a row."""
     recipe, problems = make_recipe(config, _TREES)
-    with Workers(1) as one:
+    with Workers(1) as one_core:
         trees = [
             unflatten(tree)
-            for chunk, _ in demonstrations(recipe, problems, _TREES, one)
+            for chunk, _ in demonstrations(recipe, problems, _TREES, one_core)
             for tree in chunk
         ]
     return [stream for tree in trees for stream in tree if len(stream.tokens) <= LENGTH]
@@ -219,13 +222,13 @@ def _some_rows(rows: Rows) -> Rows:
 
 
 def _packed(model: ModelConfig, params: Params, streams: list[ThreadTokens]) -> Contestant:
-    """Our step on packed rows."""
+    """Makes the contestant of our step on packed rows."""
     rows = pack_trees([streams], LENGTH)
     return ours(model, params, *_batches(rows), name=f"packed rows of {LENGTH:,}")
 
 
 def _padded(model: ModelConfig, params: Params, streams: list[ThreadTokens]) -> Contestant:
-    """Our step on rows that hold one thread each and are as long as the longest thread.
+    """Makes the contestant of our step on padded rows: one thread each, as long as the longest.
 
     A step has as many columns as one on packed rows.
     """
@@ -251,7 +254,7 @@ def _batches(rows: Rows) -> list[Rows]:
 
 
 def _torch_steps(peers: Sequence[Peer], rows: Rows) -> list[Contestant]:
-    """The same step in torch, eager and compiled."""
+    """Makes the contestants of the same step in torch, eager and compiled."""
     tokens = rows.tokens.tolist()
     counted = float(np.sum(rows.segment > 0))  # Tokens without padding.
 

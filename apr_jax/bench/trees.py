@@ -1,10 +1,9 @@
-"""Whole thread trees: measures our engine on the device against a host loop on top of an engine
-that knows no trees.
+"""Measures whole thread trees: our engine on the device against a host loop around another engine.
 
-Such systems are usually driven by a host loop. It decodes all roots until each spawns or ends, then
-all children of all trees, then the parents again, whose contexts are read anew. Each batch waits
-for its slowest thread, and each round for its slowest batch. Both answer the same problems greedily
-and with the same weights.
+An engine that knows no trees is usually driven by a host loop. The loop decodes all roots until
+each spawns or ends, then all children of all trees, then the parents again, whose contexts are read
+again. Each batch waits for its slowest thread, and each round for its slowest batch. Both
+contestants answer the same problems greedily and with the same weights.
 """
 
 import dataclasses
@@ -39,7 +38,7 @@ def prompts_of(restored: Restored, problems: Path, count: int = TREES) -> list[l
 
 
 def engine(restored: Restored, ids: list[list[int]]) -> Contestant:
-    """Our engine, on all devices."""
+    """Makes the contestant of our engine, on all devices."""
     # The engines of the host loop do not enforce the protocol, so ours does not either.
     limits = dataclasses.replace(restored.config.limits, constrain=False)
     runner = make_runner(restored, limits, len(ids))
@@ -53,12 +52,14 @@ def engine(restored: Restored, ids: list[list[int]]) -> Contestant:
 
 
 def lone_roots(restored: Restored, ids: list[list[int]], tokens: int = 110) -> Contestant:
-    """The same model, prompts and decode slots, but roots that never spawn.
+    """Makes a contestant whose roots never spawn, with the same model, prompts and decode slots.
 
     It shows the rate of decoding alone, without messages and answers to read.
 
     Args:
-      tokens: tokens that each root decodes.
+      restored: the model.
+      ids: token ids of the prompts.
+      tokens: number of tokens that each root decodes.
     """
     config = restored.config
     width = max(map(len, ids))
@@ -81,9 +82,10 @@ def lone_roots(restored: Restored, ids: list[list[int]], tokens: int = 110) -> C
 
 
 def latency(restored: Restored, ids: list[list[int]], children: int) -> list[Contestant]:
-    """Trees with forced children, one tree at a time.
+    """Makes contestants that grow trees with forced children, one tree at a time.
 
-    Once every thread has a decode slot, and once all threads share one, one after the other.
+    In one of them every thread has a decode slot of its own. In the other all threads share one
+    slot and so run one after the other.
     """
     limits = dataclasses.replace(
         restored.config.limits, max_threads=children + 1, children=children
@@ -107,7 +109,7 @@ def latency(restored: Restored, ids: list[list[int]], children: int) -> list[Con
 
 
 def host_loop(peer: Peer, limits: Limits, ids: list[list[int]]) -> Contestant:
-    """A host loop that drives a peer."""
+    """Makes the contestant of a host loop that drives a peer."""
 
     def generate(contexts: list[list[int]]) -> list[list[int]]:
         # The peer may write more after a long context than the window allows; that is cut off.
@@ -131,10 +133,13 @@ def answer(
     """Runs threads, and the trees below them, to their ends.
 
     Args:
-      depth: depth of these threads; the root's is 0.
+      contexts: the tokens that each thread is given.
+      generate: decodes what follows each context.
+      limits: bounds of children, depth and window.
+      depth: depth of these threads; that of a root is 0.
 
     Returns:
-      the answer of each thread, and the number of tokens sampled in all of them and below.
+      the answer of each thread, and the number of tokens sampled in these threads and below.
     """
     answers: list[list[int]] = [[] for _ in contexts]
     contexts = list(contexts)
@@ -154,13 +159,15 @@ def answer(
             for index, new in written.items()
             if _spawns(new) and depth < limits.max_depth
         }
-        children = [[p.BOS, *message] for each in messages.values() for message in each]
+        children = [
+            [p.BOS, *message] for own_messages in messages.values() for message in own_messages
+        ]
         joined: list[list[int]] = []
         if children:
             joined, tokens = answer(children, generate, limits, depth + 1)
             total += tokens
 
-        # Their parents go on behind the answers, which take the place of the spawn block.
+        # Their parents go on after the answers, which replace the spawn block.
         remaining = iter(joined)
         for index, own_messages in messages.items():
             new = written[index]
@@ -182,7 +189,7 @@ def _spawns(written: list[int]) -> bool:
 
 
 def _messages(written: list[int]) -> list[list[int]]:
-    """The messages of the spawn block at the end."""
+    """Returns the messages of the spawn block at the end of a thread's text."""
     block = written[written.index(p.SPAWN) + 1 : -1]
     starts = [index for index, token in enumerate(block) if token == p.MSG]
     ends = [*starts[1:], len(block)]

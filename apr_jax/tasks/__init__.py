@@ -5,9 +5,10 @@
     thread = task.demonstrate(split.train[0], "apr", seed=7)   # a tree of Thread, text and Spawn
     score = task.score(split.test[0], "22+26=48,48-2=46")      # never raises
 
-`Task` (base.py) is what one writes for a problem of one's own; `make_task` is the only place where
-tasks are made (registry.py). `SandboxedVerifier` scores the answers of models in a process of its
-own. Countdown is the paper's puzzle; `HiddenDigit` is a toy, the smallest task there is.
+A task of your own is a subclass of `Task` (base.py). Tasks are made by `make_task` and nowhere else
+(registry.py). `SandboxedVerifier` scores the answers of models in a process of its own
+(sandbox.py). Countdown (countdown/) is the paper's puzzle; `HiddenDigit` (toy.py) is the smallest
+task there is.
 """
 
 from apr_jax.tasks.base import (

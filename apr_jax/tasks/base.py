@@ -1,7 +1,7 @@
-"""What a task is: problems, prompts, demonstrations and a score, all as plain text.
+"""What a task is: problems, prompts, demonstrations and scores, all as plain text.
 
-Nothing here knows tokens or JAX. A demonstration is a tree of `Thread`s; `data/` turns it into
-token sequences. `Task` is what one writes for a problem of one's own: three methods, the others
+Nothing here knows tokens or JAX. A demonstration is a tree of `Thread`s, which `data/` turns into
+token sequences. A task of your own is a subclass of `Task` with three methods; all other methods
 have defaults (docs/adding_a_task.md).
 """
 
@@ -19,11 +19,11 @@ from apr_jax.errors import UsageError
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-    """One problem.
+    """One problem of a task.
 
     Attributes:
-      id: names it in files and reports.
-      data: what the task makes of it, as JSON; only the task looks inside.
+      id: its name in files and reports.
+      data: its contents as JSON, which only the task reads.
     """
 
     id: str
@@ -34,14 +34,15 @@ class Problem:
         return hash(self.id)
 
     def to_json(self) -> dict[str, Any]:
-        """The line of a problems file: `id`, then the fields of `data`."""
+        """Returns the line of a problems file: `id`, then the fields of `data`."""
         return {"id": self.id, **self.data}
 
 
 @dataclasses.dataclass(frozen=True)
 class Spawn:
-    """A spawn in a thread's body: each child's prompt is its message, and each child's answer is
-    joined back.
+    """A spawn in the body of a demonstrated thread.
+
+    The prompt of each child is its message, and the answer of each child is joined.
     """
 
     children: tuple[Thread, ...]
@@ -52,11 +53,11 @@ class Thread:
     """One demonstrated thread.
 
     Attributes:
-      prompt: text the thread is given: the problem for the root, the message for a child.
-      body: what it writes, text and spawns in order.
-      answer: what it joins; empty for "no solution".
-      condition: what the prompt of a root states, None for nothing (`Task.prompt`). The text says
-        it already, so two threads of the same text are equal whether it is known or not.
+      prompt: the text that the thread is given: the problem for the root, the message for a child.
+      body: the texts and spawns that the thread writes, in order.
+      answer: the answer that the thread joins; empty for "no solution".
+      condition: the number that the prompt of a root states (`Task.prompt`), None if it states none
+        or if it is not known. Threads are compared without it, because the prompt contains it.
     """
 
     prompt: str
@@ -66,22 +67,26 @@ class Thread:
 
 
 def flatten(thread: Thread) -> list[Thread]:
-    """The thread and everything below it, parents first."""
-    below = [child for part in thread.body if isinstance(part, Spawn) for child in part.children]
-    return [thread, *(one for child in below for one in flatten(child))]
+    """Lists a thread and all threads below it, parents first."""
+    threads = [thread]
+    for part in thread.body:
+        if isinstance(part, Spawn):
+            for child in part.children:
+                threads += flatten(child)
+    return threads
 
 
 @dataclasses.dataclass(frozen=True)
 class Score:
-    """What an answer is worth.
+    """What a task says that an answer is worth.
 
     Attributes:
-      reward: from 0 to 1; reinforcement learning maximises it.
+      reward: a number from 0 to 1, which reinforcement learning maximises.
       correct: whether the answer counts as right in accuracies.
       stated: the answer as it is shown to people; None if the text states none.
-      reason: why it is not right, in a few words; empty when it is.
-      vote: what answers vote by (cons@n): equal for answers that mean the same. By default they
-        vote by what they state.
+      reason: why the answer is not right, in a few words; empty if it is right.
+      vote: a key that is equal for answers that mean the same, for the majority vote of several
+        answers (cons@n); None takes `stated`.
     """
 
     reward: float
@@ -92,7 +97,7 @@ class Score:
 
     @property
     def voted(self) -> str | None:
-        """What the answer votes for; None if it states nothing."""
+        """The key that the answer votes for; None if the answer states nothing."""
         return self.stated if self.vote is None else self.vote
 
 
@@ -101,9 +106,9 @@ class Fault:
     """A wrong piece of a trace.
 
     Attributes:
-      kind: a word for what is wrong, of `Task.fault_kinds`.
-      text: the piece.
-      decisive: whether the solution could have been found from what was lost by it.
+      kind: a word for what is wrong, from `Task.fault_kinds`.
+      text: the wrong piece itself.
+      decisive: whether the fault lost a part of the search in which there was a solution.
     """
 
     kind: str
@@ -116,9 +121,9 @@ class Diagnosis:
     """What a thread did, read from its own text.
 
     Attributes:
-      faults: in the order of the trace.
-      found: whether a right solution stands in the trace, whatever was joined.
-      hopeful: whether its start has a solution at all.
+      faults: the wrong pieces, in the order of the trace.
+      found: whether a right solution stands in the trace, whatever answer was joined.
+      hopeful: whether there is any solution from where the thread started.
     """
 
     faults: tuple[Fault, ...]
@@ -131,8 +136,9 @@ class Condition:
     """A number that a prompt can state, to ask for more or less search.
 
     Attributes:
-      counts: what it counts, in the plural, as messages say it: "children", "window bins".
-      low, high: the numbers that demonstrations state.
+      counts: what the number counts, in the plural, for messages: "children", "window bins".
+      low: the lowest number that demonstrations state.
+      high: the highest number that demonstrations state.
     """
 
     counts: str
@@ -142,12 +148,12 @@ class Condition:
 
 @dataclasses.dataclass(frozen=True)
 class Method:
-    """A way to demonstrate.
+    """A way to demonstrate how problems are solved.
 
     Attributes:
       parallel: whether its threads spawn.
-      depth: levels of threads below the root that it needs (`limits.max_depth`).
-      condition: what its prompts can state; None if they state nothing.
+      depth: number of levels of threads below the root that it needs (`limits.max_depth`).
+      condition: the number that its prompts can state; None if they state none.
     """
 
     parallel: bool
@@ -157,7 +163,7 @@ class Method:
 
 @dataclasses.dataclass(frozen=True)
 class Bounds:
-    """What fits into a rollout; the meaning of each field is that in `threads.Limits`."""
+    """What fits into a rollout. Each field means the same as in `threads.Limits`."""
 
     window: int = 2**31 - 1
     max_thread_tokens: int = 2**31 - 1
@@ -167,14 +173,16 @@ class Bounds:
 
     @classmethod
     def of(cls, limits: Any) -> Bounds:
-        """Those of `threads.Limits`."""
+        """Returns the bounds that `threads.Limits` sets."""
         return cls(**{field.name: getattr(limits, field.name) for field in dataclasses.fields(cls)})
 
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-    """Three lists of problems; no two lists share a group (`Task.group`), and no two problems of a
-    list have the same key (`Task.key`).
+    """Problems for training, validation and test.
+
+    No two of the lists share a group (`Task.group`), and no two problems of a list have the same
+    key (`Task.key`).
     """
 
     train: list[Problem]
@@ -195,30 +203,32 @@ class Task(abc.ABC):
     """One kind of problem. A subclass writes `draw`, `prompt` and `score`.
 
     Args:
-      config: the task's settings, a record of the class `Config`.
-      bounds: what fits into the rollout that demonstrations are for.
+      config: the task's settings, an instance of the class `Config`; None takes the defaults.
+      bounds: what fits into the rollout that demonstrations are for; None sets no bounds.
 
     Attributes:
-      Config: class of the settings, a frozen dataclass all of whose fields have defaults. They are
-        set in an experiment as `TaskConfig(kind, name=value, ...)` and by `--set task.name=value`.
-      demonstration_options: names of those settings that only demonstrations depend on.
-      alphabet: every character that prompts, messages, traces and answers can hold: a tokenizer
-        that is trained for the task knows them all.
-      phrases: strings that traces repeat word for word: the tokenizer makes one piece of each.
+      Config: class of the settings, a frozen dataclass all of whose fields have defaults. The
+        settings are set in an experiment as `TaskConfig(kind, name=value, ...)` and on the command
+        line by `--set task.name=value`.
+      demonstration_options: names of the settings on which nothing but demonstrations depends.
+      alphabet: all characters that prompts, messages, traces and answers can contain. A tokenizer
+        that is trained for the task knows each of them.
+      phrases: strings that traces repeat word for word. The tokenizer makes one piece of each.
       fault_kinds: kind of fault -> what it means, for tasks that `diagnose`.
     """
 
     Config: ClassVar[type] = NoOptions
     demonstration_options: ClassVar[frozenset[str]] = frozenset()
     fault_kinds: ClassVar[Mapping[str, str]] = {}
-    kind = ""  # As the experiment names it; `make_task` sets it.
+    kind = ""  # The name of the task in the experiment. `make_task` sets it.
 
     def __init__(self, config: Any = None, bounds: Bounds | None = None):
         self.config = self.Config() if config is None else config
         self.bounds = bounds or Bounds()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # A worker process makes the task anew: its class may be in a file that is no module there.
+        # A worker process makes the task again from its config, because the class may be in a file
+        # that is no module there.
         from apr_jax.tasks.registry import config_of, remake
 
         return remake, (config_of(self), self.bounds)
@@ -233,47 +243,59 @@ class Task(abc.ABC):
 
     @property
     def methods(self) -> Mapping[str, Method]:
-        """Ways to demonstrate, by name; none if there are no demonstrations."""
+        """Ways to demonstrate, by name; empty if there are no demonstrations."""
         return {}
 
     @abc.abstractmethod
     def draw(self, seed: int) -> Problem:
-        """A random problem, a function of settings and seed; its id may be any."""
+        """Draws a random problem, which depends on the settings and the seed only.
+
+        Its id may be any text.
+        """
 
     @abc.abstractmethod
     def prompt(self, problem: Problem, condition: int | None = None) -> str:
-        """The text that the root thread is given.
+        """Returns the text that the root thread is given.
 
         Args:
-          condition: a number to state, of the method's `Condition`; None states none.
+          problem: the problem to solve.
+          condition: a number that the prompt states (`Method.condition`); None states none.
         """
 
     @abc.abstractmethod
     def score(self, problem: Problem, answer: str) -> Score:
-        """What an answer is worth; never raises, whatever the text."""
+        """Says what an answer is worth. It never raises, whatever the text is."""
 
     def demonstrate(self, problem: Problem, method: str, seed: int) -> Thread:
-        """A demonstration by one of the `methods`; a function of its arguments and the settings."""
+        """Demonstrates a problem by one of the `methods`.
+
+        The result depends on the arguments and the settings only.
+        """
         raise NotImplementedError(f"{type(self).__name__} has no demonstrations")
 
     def diagnose(self, problem: Problem, thread: Thread, cut: bool) -> Diagnosis | None:
-        """What is wrong in one thread's own text, children aside; None if that cannot be told.
+        """Finds what is wrong in the text of one thread, without its children.
 
-        Never raises, whatever the text.
+        It never raises, whatever the text is.
 
         Args:
-          thread: the root's prompt is empty.
-          cut: it was stopped from outside.
+          problem: the problem of the thread's tree.
+          thread: the thread; the prompt of a root is empty.
+          cut: whether the thread was stopped before its end, for example by the window.
+
+        Returns:
+          the diagnosis, or None if the task cannot tell.
         """
         return None
 
     def key(self, problem: Problem) -> Hashable:
-        """What makes two problems the same, however they are written or named."""
+        """Returns a key that is equal for problems that are the same but for names and spelling."""
         return json.dumps(problem.data, sort_keys=True)
 
     def group(self, problem: Problem) -> Hashable:
-        """Problems of one group stand in the same split: who knows one of them knows something
-        about the others.
+        """Returns a key that is equal for problems that must stand in the same split.
+
+        They must if knowing one of them helps with the others. By default only equal problems do.
         """
         return self.key(problem)
 
@@ -285,16 +307,18 @@ class Task(abc.ABC):
         exclude: Collection[Hashable] = frozenset(),
         map_draws: Map = map,
     ) -> Split:
-        """Problems for training, validation and test; by default random ones.
+        """Makes problems for training, validation and test; by default random ones.
 
         Args:
-          train: wanted training problems; a small task may have fewer.
-          heldout: problems for validation, and as many for test; they are set aside first.
-          seed: everything follows from it; the result does not depend on how `map_draws` works.
-          exclude: keys that may occur nowhere in the split.
+          train: number of training problems; a small task may have fewer.
+          heldout: number of problems for validation, and as many for test. They are set aside
+            first.
+          seed: decides which problems are drawn; the result depends on nothing else.
+          exclude: keys that no problem of the split may have.
+          map_draws: applies `draw` to many seeds, in order, for example on several cores.
 
         Raises:
-          UsageError: there are too few problems for what is wanted.
+          UsageError: the task has fewer problems than are needed.
         """
         from apr_jax.tasks.splits import split_by_draws
 
@@ -303,19 +327,19 @@ class Task(abc.ABC):
         )
 
     def check(self, problem: Problem) -> Problem:
-        """The problem as the task goes on with it; problems of files pass here first.
+        """Checks a problem that comes from a file, and returns it in the form that the task uses.
 
         Raises:
-          ValueError: says which field of `problem.data` is wrong, its value, and what would be
-            right.
+          ValueError: a field of `problem.data` is wrong; the message names the field, its value,
+            and what would be right.
         """
         return problem
 
     def parse(self, text: str) -> Problem:
-        """The problem that a user wrote on the command line; by default its data as JSON.
+        """Reads a problem as a user writes it on the command line; by default its data as JSON.
 
         Raises:
-          UsageError: says what is wrong, and how to write it.
+          UsageError: the text is no problem; the message says why, and how to write one.
         """
         shown = text if len(text) <= 80 else text[:77] + "..."
         try:
@@ -333,7 +357,7 @@ class Task(abc.ABC):
             raise UsageError(f"problem {shown!r}: {error}") from None
 
     def show(self, problem: Problem) -> str:
-        """The problem in one line for people; by default the prompt."""
+        """Returns the problem in one line for people; by default the prompt."""
         return self.prompt(problem)
 
     @property

@@ -11,13 +11,15 @@ from apr_jax.tasks.base import Problem, Task
 
 
 def load_problems(path: str | Path, task: Task) -> list[Problem]:
-    """Reads a problems file; blank lines are passed over.
+    """Reads a problems file; blank lines are skipped.
 
     Args:
-      task: checks what each line holds.
+      path: the file, here or in a bucket.
+      task: the task of the problems, which checks each of them.
 
     Raises:
-      UsageError: names the file, the line, the field, the value seen and the rule.
+      UsageError: the file cannot be read, or a line is wrong; the message names file, line and
+        field, the value, and the rule that it breaks.
     """
     path = as_path(path)
     try:
@@ -28,8 +30,9 @@ def load_problems(path: str | Path, task: Task) -> list[Problem]:
         raise UsageError(
             f"problems file {path}: {error.strerror}; expected lines like {task.example}"
         ) from None
+
     problems: list[Problem] = []
-    first_line: dict[str, int] = {}
+    line_of_id: dict[str, int] = {}
     for number, line in enumerate(lines, start=1):
         # Editors on Windows begin a file with a byte order mark; after `cat` it may stand anywhere.
         line = line.removeprefix("\ufeff")
@@ -37,13 +40,14 @@ def load_problems(path: str | Path, task: Task) -> list[Problem]:
             continue
         where = f"problems file {path}, line {number}"
         problem = _read_line(line, where, task)
-        if problem.id in first_line:
+        if problem.id in line_of_id:
             raise UsageError(
-                f'{where}: "id" {problem.id!r} is taken by line {first_line[problem.id]}; ids must'
+                f'{where}: "id" {problem.id!r} is taken by line {line_of_id[problem.id]}; ids must'
                 " be unique"
             )
-        first_line[problem.id] = number
+        line_of_id[problem.id] = number
         problems.append(problem)
+
     if not problems:
         raise UsageError(
             f"problems file {path}: holds no problem; expected lines like {task.example}"
@@ -62,6 +66,16 @@ def problem_lines(problems: Iterable[Problem]) -> str:
 
 
 def _read_line(line: str, where: str, task: Task) -> Problem:
+    """Reads one line of a problems file.
+
+    Args:
+      line: the text of the line.
+      where: file and number of the line, for messages.
+      task: the task, which checks the problem.
+
+    Raises:
+      UsageError: the line is wrong.
+    """
     try:
         record = json.loads(line)
     except (ValueError, RecursionError):
@@ -70,15 +84,15 @@ def _read_line(line: str, where: str, task: Task) -> Problem:
         raise UsageError(f"{where}: is not a JSON object: {cut(line)}; expected {task.example}")
     if "id" not in record:
         raise UsageError(f'{where}: has no field "id"; expected {task.example}')
-    name = record.pop("id")
-    if not isinstance(name, str) or not name:
-        raise UsageError(f'{where}: "id" {cut(json.dumps(name))} must be a non-empty string')
+    problem_id = record.pop("id")
+    if not isinstance(problem_id, str) or not problem_id:
+        raise UsageError(f'{where}: "id" {cut(json.dumps(problem_id))} must be a non-empty string')
     try:
-        return task.check(Problem(name, record))
+        return task.check(Problem(problem_id, record))
     except ValueError as error:
         raise UsageError(f"{where}: {error}") from None
 
 
 def cut(text: str) -> str:
-    """The text, or its beginning if it is long."""
+    """Returns the text, or its beginning if it has more than 60 characters."""
     return text if len(text) <= 60 else text[:57] + "..."

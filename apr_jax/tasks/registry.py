@@ -1,11 +1,12 @@
-"""Which task an experiment is about: found by name, made of its settings, in one place.
+"""Finds tasks by their names and makes them from their settings.
 
-    TaskConfig("countdown", numbers=4)              a short name, of here or of an entry point
+    TaskConfig("countdown", numbers=4)              a short name
     TaskConfig("my_package.tasks:Anagrams")         a class of a module that Python can import
     TaskConfig("path/to/anagrams.py:Anagrams")      a class of a file
 
-Other packages register short names by the entry-point group `apr_jax.tasks`. A file is looked for
-from the current folder, then beside the experiment file that names it.
+Short names are those of this library (`SHORT_NAMES`) and those that other packages register in the
+entry-point group `apr_jax.tasks`. The path of a file starts at the current folder, or else at the
+folder of the experiment file that names it.
 """
 
 from __future__ import annotations
@@ -36,8 +37,9 @@ SHORT_NAMES = {
     "countdown": "apr_jax.tasks.countdown.task:Countdown",
     "hidden_digit": "apr_jax.tasks.toy:HiddenDigit",
 }
-_REQUIRED = ("draw", "prompt", "score")
-_beside: contextvars.ContextVar[Path | None] = contextvars.ContextVar("beside", default=None)
+_REQUIRED = ("draw", "prompt", "score")  # Methods that every task must have.
+# A folder in which files of tasks are also looked for.
+_folder: contextvars.ContextVar[Path | None] = contextvars.ContextVar("folder", default=None)
 
 
 @dataclasses.dataclass(frozen=True, init=False)
@@ -45,11 +47,11 @@ class TaskConfig:
     """The task of an experiment, and its settings.
 
     Attributes:
-      kind: short name, `module:Class` or `file.py:Class`.
-      options: the settings, a record of the task's class `Config`.
+      kind: a short name, `module:Class`, or `file.py:Class`.
+      options: the settings, an instance of the task's class `Config`.
 
     Raises:
-      UsageError: there is no such task, or a setting is wrong; names the field.
+      UsageError: there is no such task, or a setting is wrong; the message names the field.
     """
 
     kind: str
@@ -61,12 +63,16 @@ class TaskConfig:
         object.__setattr__(self, "options", _checked(task_class, options))
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values only: `kind`, then the settings; `from_dict` is its inverse."""
+        """Returns plain values: `kind`, then the settings; `from_dict` is the inverse."""
         return {"kind": self.kind, **dataclasses.asdict(self.options)}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> TaskConfig:
-        """The config that has these values."""
+        """Returns the config that has these values.
+
+        Raises:
+          UsageError: `kind` is missing, or a value is wrong.
+        """
         if not isinstance(values.get("kind"), str):
             raise UsageError(
                 f"config task.kind={values.get('kind')!r}: must be the name of a task, like"
@@ -75,26 +81,27 @@ class TaskConfig:
         return cls(**values)
 
     def replace(self, **changes: Any) -> TaskConfig:
-        """The same with some settings changed."""
+        """Returns the same config with some settings changed."""
         return TaskConfig(self.kind, **(dataclasses.asdict(self.options) | changes))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # As plain values: a worker process may have to load the file of the class first.
+        # Pickled as plain values, because a worker process may have to load the class's file first.
         return TaskConfig.from_dict, (self.to_dict(),)
 
 
 def make_task(config: TaskConfig, limits: Any = None) -> Task:
-    """The task of an experiment.
+    """Makes the task of an experiment.
 
     Args:
-      limits: `threads.Limits` of the rollout that its demonstrations are for; None for tasks that
-        demonstrate nothing.
+      config: name and settings of the task.
+      limits: `threads.Limits` of the rollout that demonstrations are for; None sets no bounds,
+        which is enough if nothing is demonstrated.
     """
     return remake(config, None if limits is None else Bounds.of(limits))
 
 
 def remake(config: TaskConfig, bounds: Bounds | None) -> Task:
-    """The task of a config, with the bounds of another one."""
+    """Makes the task of a config, with these bounds for its demonstrations."""
     kind, task_class = find_task(config.kind)
     task = task_class(config.options, bounds)
     task.kind = kind
@@ -102,29 +109,32 @@ def remake(config: TaskConfig, bounds: Bounds | None) -> Task:
 
 
 def config_of(task: Task) -> TaskConfig:
-    """The config of which `make_task` makes an equal task."""
+    """Returns the config from which `make_task` makes an equal task."""
     kind = task.kind or f"{type(task).__module__}:{type(task).__qualname__}"
     return TaskConfig(kind, **dataclasses.asdict(task.config))
 
 
 @contextlib.contextmanager
 def files_beside(folder: Path) -> Iterator[None]:
-    """While it lasts, files of tasks are also looked for in `folder`."""
-    token = _beside.set(folder)
+    """Makes a context in which files of tasks are also looked for in `folder`."""
+    token = _folder.set(folder)
     try:
         yield
     finally:
-        _beside.reset(token)
+        _folder.reset(token)
 
 
 def find_task(kind: str) -> tuple[str, type[Task]]:
-    """The name of a task, its file as seen from the current folder, and its class.
+    """Finds the class of a task.
+
+    Returns:
+      the kind, in which the path of a file starts at the current folder; and the class.
 
     Raises:
-      UsageError: says what is missing, and what would be right.
+      UsageError: there is no such class, or it is no task; the message says what would be right.
     """
-    place = SHORT_NAMES.get(kind) or _entry_points().get(kind)
-    if place is None and ":" not in kind:
+    location = SHORT_NAMES.get(kind) or _entry_points().get(kind)
+    if location is None and ":" not in kind:
         names = sorted({*SHORT_NAMES, *_entry_points()})
         near = difflib.get_close_matches(kind, names, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(names)}"
@@ -132,7 +142,7 @@ def find_task(kind: str) -> tuple[str, type[Task]]:
             f"config task.kind={kind!r}: no task has this name; {hint} A task of your own is"
             " 'module:Class' or 'file.py:Class'"
         )
-    module_name, _, class_name = (place or kind).rpartition(":")
+    module_name, _, class_name = (location or kind).rpartition(":")
     if module_name.endswith(".py"):
         path = _find_file(kind, module_name)
         kind = f"{path}:{class_name}"
@@ -143,26 +153,30 @@ def find_task(kind: str) -> tuple[str, type[Task]]:
 
 
 def _entry_points() -> dict[str, str]:
-    """Short names that installed packages register."""
-    found = importlib.metadata.entry_points(group=ENTRY_POINTS)
-    return {point.name: point.value for point in found}
+    """Returns the short names that installed packages register, with what they stand for."""
+    points = importlib.metadata.entry_points(group=ENTRY_POINTS)
+    return {point.name: point.value for point in points}
 
 
 def _find_file(kind: str, name: str) -> str:
-    beside = _beside.get()
+    """Returns the path of a task's file, from the current folder."""
     if Path(name).is_file():
         return name
-    if beside is not None and (beside / name).is_file():
-        return os.path.relpath(beside / name)
-    looked = [str(Path(name).absolute()), *([str(beside / name)] if beside is not None else [])]
+    tried = [str(Path(name).absolute())]
+    folder = _folder.get()
+    if folder is not None:
+        path = folder / name
+        if path.is_file():
+            return os.path.relpath(path)
+        tried.append(str(path))
     raise UsageError(
-        f"config task.kind={kind!r}: there is no file {' or '.join(looked)}; run the command in the"
+        f"config task.kind={kind!r}: there is no file {' or '.join(tried)}; run the command in the"
         " folder from which that path leads to it"
     )
 
 
 def _load_file(kind: str, path: str) -> Any:
-    """The module of a file, which runs once in a process."""
+    """Returns the module of a file, which is run only once in a process."""
     full = str(Path(path).resolve())
     name = f"apr_jax_task_{Path(path).stem}_{hashlib.sha256(full.encode()).hexdigest()[:8]}"
     if name in sys.modules:
@@ -176,79 +190,103 @@ def _load_file(kind: str, path: str) -> Any:
         spec.loader.exec_module(module)
     except Exception as error:
         del sys.modules[name]
-        lines = [
-            frame.lineno
-            for frame in traceback.extract_tb(error.__traceback__)
-            if frame.filename == full
-        ]
-        if isinstance(error, SyntaxError) and error.filename == full:
-            lines = [error.lineno]
-        where = f", line {lines[-1]}" if lines else ""
         raise UsageError(
-            f"config task.kind={kind!r}: {path}{where} cannot be run: {_said(error)}"
+            f"config task.kind={kind!r}: {path}{_line(error, full)} cannot be run:"
+            f" {_describe(error)}"
         ) from None
     return module
 
 
+def _line(error: Exception, file: str) -> str:
+    """Names the line of a file in which an error was raised, if there is one."""
+    if isinstance(error, SyntaxError) and error.filename == file:
+        return f", line {error.lineno}"
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.lineno for frame in frames if frame.filename == file]
+    return f", line {lines[-1]}" if lines else ""
+
+
 def _import(kind: str, name: str) -> Any:
+    """Imports a module by its name."""
     try:
         return importlib.import_module(name)
     except Exception as error:
         raise UsageError(
-            f"config task.kind={kind!r}: the module {name} cannot be imported: {_said(error)}"
+            f"config task.kind={kind!r}: the module {name} cannot be imported: {_describe(error)}"
         ) from None
 
 
-def _said(error: Exception) -> str:
+def _describe(error: Exception) -> str:
+    """Returns name and message of an error."""
     return f"{type(error).__name__}: {error}"
 
 
 def _find_class(kind: str, module: Any, name: str) -> type[Task]:
+    """Returns the class of a task, found by its name in a module.
+
+    Raises:
+      UsageError: there is no such class, or it is no complete task.
+    """
     try:
-        found = functools.reduce(getattr, name.split("."), module)
+        value = functools.reduce(getattr, name.split("."), module)
     except AttributeError:
-        found = None
-    if not isinstance(found, type) or not issubclass(found, Task):
-        tasks = sorted(
-            name
-            for name, value in vars(module).items()
-            if isinstance(value, type)
-            and issubclass(value, Task)
-            and value.__module__ == module.__name__
-        )
-        has = f"there {'is' if len(tasks) == 1 else 'are'} {', '.join(tasks) or 'none'}"
-        if found is None:
+        value = None
+    if not isinstance(value, type) or not issubclass(value, Task):
+        if value is None:
             what = f"the module has no class {name!r}"
         else:
             what = f"{name!r} does not inherit from apr_jax.tasks.Task"
-        raise UsageError(f"config task.kind={kind!r}: {what}; of tasks {has} in it")
-    missing = [method for method in _REQUIRED if method in found.__abstractmethods__]
+        names = _task_names(module)
+        verb = "is" if len(names) == 1 else "are"
+        raise UsageError(
+            f"config task.kind={kind!r}: {what}; of tasks there {verb}"
+            f" {', '.join(names) or 'none'} in it"
+        )
+
+    missing = [method for method in _REQUIRED if method in value.__abstractmethods__]
     if missing:
         raise UsageError(
             f"config task.kind={kind!r}: class {name} lacks the method {', '.join(missing)}"
         )
-    if not dataclasses.is_dataclass(found.Config):
+    if not dataclasses.is_dataclass(value.Config):
         raise UsageError(
             f"config task.kind={kind!r}: {name}.Config must be a frozen dataclass, is"
-            f" {found.Config!r}"
+            f" {value.Config!r}"
         )
-    return found
+    return value
+
+
+def _task_names(module: Any) -> list[str]:
+    """Lists the names of the tasks that a module itself defines."""
+    return sorted(
+        name
+        for name, value in vars(module).items()
+        if isinstance(value, type)
+        and issubclass(value, Task)
+        and value.__module__ == module.__name__
+    )
 
 
 @functools.lru_cache(maxsize=32)
 def _adapter(config_class: type) -> pydantic.TypeAdapter[Any]:
+    """Returns pydantic's checker of a class of settings."""
     return pydantic.TypeAdapter(config_class)
 
 
 def _checked(task_class: type[Task], options: dict[str, Any]) -> Any:
-    """A record of the task's settings; raises UsageError that names the first wrong one."""
+    """Returns a task's settings, checked and as an instance of its class `Config`.
+
+    Raises:
+      UsageError: a setting is wrong or unknown; the message names the first one.
+    """
     config_class: Any = task_class.Config
-    values = {
-        name: dataclasses.asdict(value)
-        if dataclasses.is_dataclass(value) and not isinstance(value, type)
-        else value
-        for name, value in options.items()
-    }
+    values: dict[str, Any] = {}
+    for name, value in options.items():
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            values[name] = dataclasses.asdict(value)
+        else:
+            values[name] = value
+
     try:
         return _adapter(config_class).validate_python(values, extra="forbid")
     except pydantic.ValidationError as error:
@@ -259,6 +297,6 @@ def _checked(task_class: type[Task], options: dict[str, Any]) -> Any:
         if first["type"] == "unexpected_keyword_argument":
             names = [field.name for field in dataclasses.fields(config_class)]
             message = f"the task has no such setting; it has {', '.join(names) or 'none'}"
-        raise UsageError(
-            f"config task.{field}{shown}: {message}" if field else f"config {message}"
-        ) from None
+        if field:
+            message = f"task.{field}{shown}: {message}"
+        raise UsageError(f"config {message}") from None

@@ -1,4 +1,4 @@
-"""The split of random problems: training, validation and test share no group."""
+"""Splits random problems into training, validation and test, which share no group."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from collections.abc import Callable, Collection, Hashable, Iterable
 from apr_jax.errors import UsageError
 from apr_jax.tasks.base import Map, Problem, Split
 
-_PATIENCE = 20  # Draws a wanted problem before sampling gives up on a task that has too few.
+# A task may have fewer problems than are wanted. After this many draws for each wanted problem the
+# search for more is given up.
+_DRAWS_PER_PROBLEM = 20
 
 Draw = Callable[[int], Problem]
 Key = Callable[[Problem], Hashable]
@@ -24,51 +26,59 @@ def split_by_draws(
     exclude: Collection[Hashable],
     map_draws: Map,
 ) -> Split:
-    """Draws what is held out first.
+    """Draws problems and divides them: first validation, then test, then training problems.
 
-    Test problems stay as drawn; of the others, each that is of a group which is held out is
-    replaced by one that is drawn last.
+    Test problems stay as they were drawn. A validation problem whose group occurs in test is
+    replaced by another problem, and so is a training problem whose group occurs in one of the two.
 
     Args:
-      draw: a random problem, a function of its seed; a worker process must be able to unpickle it.
-      key, group: see `Task`.
-      train, heldout, seed, exclude, map_draws: see `Task.split`.
+      draw: returns the random problem of a seed; worker processes must be able to unpickle it.
+      key: see `Task.key`.
+      group: see `Task.group`.
+      train: number of training problems.
+      heldout: number of problems for validation, and as many for test.
+      seed: decides which problems are drawn.
+      exclude: keys that no problem of the split may have.
+      map_draws: see `Task.split`.
 
     Raises:
-      UsageError: there are too few problems.
+      UsageError: the task has fewer problems than are needed.
     """
     wanted = train + 2 * heldout
     sequence = _Sequence(draw, key, group, wanted, seed, exclude, map_draws)
-    found = sequence.take(wanted, frozenset())
+    drawn = sequence.take(wanted, frozenset())
     parts = {
-        "validation": found[:heldout],
-        "test": found[heldout : 2 * heldout],
-        "train": found[2 * heldout :],
+        "validation": drawn[:heldout],
+        "test": drawn[heldout : 2 * heldout],
+        "train": drawn[2 * heldout :],
     }
 
-    held: set[Hashable] = set()
+    groups: set[Hashable] = set()  # Of the parts that are finished.
     for name in ("test", "validation", "train"):
         part = parts[name]
-        # In its place: a demonstration is random by its place, and those of all other problems stay
-        # what they are.
-        shared = [place for place, problem in enumerate(part) if group(problem) in held]
-        for place, problem in zip(shared, sequence.take(len(shared), held), strict=True):
-            part[place] = problem
-        held.update(map(group, part))
+        shared = [index for index, problem in enumerate(part) if group(problem) in groups]
+        # The new problem takes the index of the old one. A demonstration is random by the index of
+        # its problem, so the demonstrations of all other problems stay as they are.
+        for index, problem in zip(shared, sequence.take(len(shared), groups), strict=True):
+            part[index] = problem
+        groups.update(map(group, part))
     return name_by_place(parts)
 
 
 def name_by_place(parts: dict[str, list[Problem]]) -> Split:
-    """The split whose problems are called `train-0`, `train-1`, ..., `test-0`, ..."""
+    """Makes a split whose problems have the ids `train-0`, `train-1`, ..., `test-0`, ..."""
     named = {
-        name: [Problem(f"{name}-{place}", problem.data) for place, problem in enumerate(part)]
+        name: [Problem(f"{name}-{index}", problem.data) for index, problem in enumerate(part)]
         for name, part in parts.items()
     }
     return Split(**named)
 
 
 class _Sequence:
-    """An endless random sequence of different problems, of which `wanted` are going to be taken."""
+    """A random sequence of different problems, of which `wanted` are going to be taken.
+
+    The other arguments are those of `split_by_draws`.
+    """
 
     def __init__(
         self,
@@ -91,10 +101,14 @@ class _Sequence:
         self._found = 0
 
     def take(self, count: int, held: Collection[Hashable]) -> list[Problem]:
-        """The next ones whose groups are not held."""
+        """Takes the next problems whose groups are not among those `held` out.
+
+        Raises:
+          UsageError: too many problems were drawn that occurred before.
+        """
         found: list[Problem] = []
         while len(found) < count:
-            if self._tried > _PATIENCE * self._wanted + 10_000:
+            if self._tried > _DRAWS_PER_PROBLEM * self._wanted + 10_000:
                 raise UsageError(
                     f"task: found only {self._found} of {self._wanted} different problems; ask for"
                     " fewer or widen the task"

@@ -1,10 +1,12 @@
-"""HiddenDigit: a toy task, which shows how little a second one takes.
+"""HiddenDigit: a toy task, on which reinforcement learning finds out that spawning pays.
 
-The prompt shows two digits, `3+4`; the answer is the last digit of their sum. Two habits are
-demonstrated, half and half: the root guesses at random (right one time in ten), or it spawns one
-child with the message `3+4=`, which knows the digit and joins it. No root was ever shown to work
-out the sum itself. A perfect imitator is right in 0.55 of all cases; one that always spawns, in
-all. The difference is for RL to find (`examples/learn_to_spawn.py`, `experiments/hidden_digit.py`).
+The prompt shows two digits, as in `3+4`; the answer is the last digit of their sum. In one half of
+the demonstrations the root guesses at random, which is right one time in ten. In the other half it
+spawns one child with the message `3+4=`, which knows the digit and joins it. No demonstration shows
+a root that works out the sum itself.
+
+So a perfect imitator is right in 0.55 of all cases, and a policy that always spawns is right in
+all. The difference is what RL learns (`examples/learn_to_spawn.py`, `experiments/hidden_digit.py`).
 """
 
 import random
@@ -14,7 +16,7 @@ from apr_jax.tasks.base import Method, Problem, Score, Spawn, Task, Thread
 
 
 class HiddenDigit(Task):
-    """Two digits are shown, `digits`; the last digit of their sum is asked for."""
+    """A task that shows two digits (`digits`) and asks for the last digit of their sum."""
 
     alphabet = "0123456789+=?"
     methods: Mapping[str, Method] = {
@@ -27,8 +29,10 @@ class HiddenDigit(Task):
         return Problem(f"digit-{seed}", {"digits": [rng.randrange(10), rng.randrange(10)]})
 
     def group(self, problem: Problem) -> str:
-        """Every draw is a group of its own: there are 100 problems in all, and what is to be
-        learned is a habit.
+        """Makes every draw a group of its own.
+
+        There are only 100 different problems, so they must repeat. That does no harm, because what
+        is learned is a habit, not the sums.
         """
         return problem.id
 
@@ -39,7 +43,7 @@ class HiddenDigit(Task):
         return f"{a}+{b}"
 
     def demonstrate(self, problem: Problem, method: str, seed: int) -> Thread:
-        """Asks a child or guesses, one time in two each; the method "guess" always guesses."""
+        """Asks a child or guesses, with even odds; the method "guess" always guesses."""
         rng = random.Random(f"{problem.data['digits']}{method}{seed}")
         prompt = self.prompt(problem)
         if method == "guess" or rng.random() < 0.5:
@@ -63,4 +67,5 @@ class HiddenDigit(Task):
 
 
 def _hidden(problem: Problem) -> str:
+    """Returns the digit that is asked for."""
     return str(sum(problem.data["digits"]) % 10)

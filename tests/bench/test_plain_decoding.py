@@ -1,6 +1,4 @@
-"""Plain decoding measures what it says: exactly so many new tokens of each sequence, none of them a
-control token.
-"""
+"""Plain decoding decodes exactly the stated number of tokens, none of them a control token."""
 
 import jax
 import jax.numpy as jnp

@@ -53,8 +53,9 @@ def test_a_step_without_attention_is_traced_without_it(params, monkeypatch):
 
 @pytest.mark.slow
 def test_work_doubles(params, monkeypatch):
-    """What the names of the growth table say is what the rows hold; and all divide over the eight
-    devices of the tests.
+    """The rows hold what the names of the growth table say.
+
+    All of them divide over the eight devices of the tests.
     """
     held, ours = [], train_step.ours
     monkeypatch.setattr(

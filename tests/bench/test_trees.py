@@ -1,6 +1,4 @@
-"""The host loop writes the same trees as the engine, so that `apr bench rollout` compares like with
-like.
-"""
+"""The host loop of `apr bench rollout` writes the same trees as the engine."""
 
 import jax
 import numpy as np
@@ -39,7 +37,8 @@ def test_host_loop_writes_the_trees_of_the_interpreter():
         for first in scripted.TEXT:
             prompt = [p.BOS, first]
             forest = interpret(look_up, make_prompts([prompt], 2), 0, jax.random.key(0), LIMITS)
-            # A host loop knows no outcome of a broken stream; all others must agree to the token.
+            # A host loop does not treat threads that break the protocol as the engine does. All
+            # other trees must agree to the token.
             if forest.refusals.any() or set(forest.status[forest.length > 0].tolist()) != {
                 Status.DONE
             }:

@@ -239,7 +239,7 @@ def test_a_damaged_checkpoint_is_named_and_the_others_still_serve(failing, check
 def test_a_run_whose_best_step_is_unknown_is_refused(
     failing, checkpoint, config_file, data_dir, tmp_path, command
 ):
-    """One meta is cut off: an older step would be another model, without a word."""
+    """The metadata of one step are cut off; an older step would silently be another model."""
     copy = tmp_path / "run"
     shutil.copytree(checkpoint, copy)
     newest = max((copy / "checkpoints").iterdir(), key=lambda step: int(step.name))
@@ -275,7 +275,7 @@ def test_a_run_whose_best_step_is_unknown_is_refused(
 def test_a_second_writer_is_refused_and_changes_nothing(
     failing, checkpoint, config_file, data_dir, tmp_path, command
 ):
-    """Another process, which lives, holds the folder."""
+    """Another process, which still runs, holds the folder."""
     folder = tmp_path / "out"
     holder = "import sys, pathlib\nfrom apr_jax.io.lease import Lease\n"
     holder += (
@@ -358,9 +358,7 @@ def test_a_full_disk_names_the_page_and_leaves_the_older_one(
 
 
 def test_no_control_character_of_a_file_reaches_the_terminal(failing, tmp_path):
-    """A message quotes what it found there; it would clear the screen, or show another message
-    instead.
-    """
+    """A message quotes the file, which could clear the screen or fake another message."""
     path = tmp_path / "p.jsonl"
     path.write_text("\x1b[2J \x9b1A \x1b]0;owned\x07 \u202e\n")
     status, line = failing(

@@ -1,6 +1,4 @@
-"""A path on the command line is a file or folder here or in a bucket, or it is refused by name
-before anything runs.
-"""
+"""Paths on the command line: a wrong one is refused by name before anything runs."""
 
 import inspect
 import typing
@@ -33,7 +31,7 @@ BAD = {
     "gs://": "write it as gs://bucket/folder",
     "gs://bucket/../x": "a bucket has no folders . and ..",
 }
-# All others are of this machine alone.
+# Flags that take paths in buckets. All other paths must be of this machine.
 IN_BUCKETS = {
     "data build": {"--out", "--exclude"},
     "train sft": {"--workdir", "--data"},
@@ -64,7 +62,7 @@ def is_path(annotation):
 
 
 def path_parameters():
-    """(command, flag; upper case for an argument) of everything that is annotated as a path."""
+    """Every parameter that is annotated as a path: (command, flag), an argument in upper case."""
     for words, function in commands(main.app):
         for name, annotation in typing.get_type_hints(function, include_extras=True).items():
             about = next(
@@ -81,7 +79,7 @@ PARAMETERS = sorted(set(path_parameters()))
 
 
 def run_nothing(application):
-    """Replaces what the commands do: a path that is not refused must not start a benchmark."""
+    """Replaces what the commands do: no path that is not refused may start a benchmark."""
     for command in application.commands.values():
         if hasattr(command, "commands"):
             run_nothing(command)
@@ -91,11 +89,12 @@ def run_nothing(application):
 
 @pytest.fixture
 def refused(tmp_path, monkeypatch, capfd):
-    """Gives a command one path and returns what it says; it must end with 2, in one line, and write
-    nothing.
+    """Returns a function that gives one wrong path to a command and returns the error message.
+
+    The command must end with status 2 and one line, and write nothing.
     """
     monkeypatch.chdir(tmp_path)
-    # Made once: that takes longer than to refuse a path.
+    # It is made only once, because that takes longer than refusing a path.
     application = typer.main.get_command(main.app)
     run_nothing(application)
     monkeypatch.setattr(main, "app", application.main)

@@ -1,6 +1,4 @@
-"""The toy task: what an imitator of it would score, and that only the spawning habit is always
-right.
-"""
+"""The toy task: guessing is right one time in ten, and spawning always."""
 
 import pytest
 
