@@ -344,6 +344,11 @@ def nano_tree_after_rl() -> str:
 # An early model of scale nano: `apr ablation early`.
 
 EARLY_SEEDS = range(3)
+EARLY_ARMS = {  # How RL was done: the start of an arm's names in the file, and what it is called.
+    "": "RL",
+    "price, ": "RL with a price of 5e-4 a token",
+    "always cut, ": "RL, every gradient cut",
+}
 
 
 def early() -> Record:
@@ -351,18 +356,20 @@ def early() -> Record:
     return read(EXPERIMENTS / "nano" / "early.json")
 
 
+def early_arms() -> list[str]:
+    """Returns the arms of `EARLY_ARMS` that were trained."""
+    return [arm for arm in EARLY_ARMS if f"{arm}seed 0, after RL" in early()["rows"]]
+
+
 @table
 def early_models() -> Rows:
-    """Shows sampled answers of an early model before RL, and after it with and without a price."""
+    """Shows sampled answers of an early model before RL, and after each kind of RL."""
     head = ["", "accuracy (95%)", "children", "total tokens", "sequential tokens", "greedy"]
     rows = [head, _early_row("supervised", "seed 0, T = 1", "seed 0, supervised")]
-    for seed in EARLY_SEEDS:
-        name = f"seed {seed}, after RL"
-        rows.append(_early_row(f"RL, seed {seed}", f"{name}, T = 1", name))
-    for seed in EARLY_SEEDS:
-        name = f"price, seed {seed}, after RL"
-        label = f"RL with a price of 5e-4 a token, seed {seed}"
-        rows.append(_early_row(label, f"{name}, T = 1", name))
+    for arm in early_arms():
+        for seed in EARLY_SEEDS:
+            name = f"{arm}seed {seed}, after RL"
+            rows.append(_early_row(f"{EARLY_ARMS[arm]}, seed {seed}", f"{name}, T = 1", name))
     return rows
 
 
@@ -381,13 +388,19 @@ def _early_row(label: str, sampled: str, greedy: str) -> list[str]:
 
 @table
 def early_gaps() -> Rows:
-    """Shows what RL and the price change, problem by problem."""
+    """Shows what RL changes, and what its other kinds change against plain RL."""
+    effects = {
+        "": "RL",
+        "price, ": "the price",
+        "always cut, ": "cutting every gradient",
+    }
     rows = [["", "accuracy, points (95%)", "total tokens (95%)", "children (95%)"]]
-    for seed in EARLY_SEEDS:
-        for label, gap in (("RL", _rl_gap(seed)), ("the price", _price_gap(seed))):
+    for arm in early_arms():
+        for seed in EARLY_SEEDS:
+            gap = early_gap(arm, seed)
             rows.append(
                 [
-                    f"seed {seed}: effect of {label}",
+                    f"effect of {effects[arm]}, seed {seed}",
                     gap_and_interval(gap["accuracy"], scale=100, digits=1),
                     gap_and_interval(gap["total_tokens"]),
                     gap_and_interval(gap["children"], digits=1),
@@ -396,14 +409,12 @@ def early_gaps() -> Rows:
     return rows
 
 
-def _rl_gap(seed: int) -> Record:
-    """Returns the gap of the sampled answers after RL to those before it."""
-    return find_row_by_start(early()["gaps"], "one", f"seed {seed}, ")
+def early_gap(arm: str, seed: int) -> Record:
+    """Returns how sampled answers after RL differ.
 
-
-def _price_gap(seed: int) -> Record:
-    """Returns the gap of the sampled answers after RL with a price to those after RL without."""
-    return find_row_by_start(early()["gaps"], "one", f"price, seed {seed}, ")
+    Plain RL (the arm "") is compared with the model before it, every other arm with plain RL.
+    """
+    return find_row(early()["gaps"], "one", f"{arm}seed {seed}, after RL, T = 1")
 
 
 def range_of(values: Iterable[float], digits: int = 1) -> str:
@@ -421,35 +432,37 @@ def early_accuracy_before() -> str:
 @number
 def early_gains_by_rl() -> str:
     """Writes the least and the greatest gain of sampled answers by RL, in points."""
-    return range_of(100 * _rl_gap(seed)["accuracy"][0] for seed in EARLY_SEEDS)
+    return range_of(100 * early_gap("", seed)["accuracy"][0] for seed in EARLY_SEEDS)
 
 
 @number
 def early_more_children() -> str:
     """Writes how many more children a sampled tree has after RL."""
-    return range_of(_rl_gap(seed)["children"][0] for seed in EARLY_SEEDS)
+    return range_of(early_gap("", seed)["children"][0] for seed in EARLY_SEEDS)
 
 
 @number
 def early_tokens_by_price() -> str:
     """Writes by how many tokens of a tree the price changes what RL learns."""
-    return range_of((_price_gap(seed)["total_tokens"][0] for seed in EARLY_SEEDS), digits=0)
+    return range_of(
+        (early_gap("price, ", seed)["total_tokens"][0] for seed in EARLY_SEEDS), digits=0
+    )
 
 
 @number
 def early_points_by_price() -> str:
     """Writes by how many points of accuracy the price changes what RL learns."""
-    return range_of(100 * _price_gap(seed)["accuracy"][0] for seed in EARLY_SEEDS)
+    return range_of(100 * early_gap("price, ", seed)["accuracy"][0] for seed in EARLY_SEEDS)
 
 
 @number
 def early_greedy_by_rl() -> str:
-    """Writes by how many points RL changes greedy answers, with the price and without."""
+    """Writes by how many points RL of any kind changes greedy answers."""
     rows = early()["rows"]
     before = rows["seed 0, supervised"]["accuracy"]
     after = [
-        rows[f"{price}seed {seed}, after RL"]["accuracy"]
-        for price in ("", "price, ")
+        rows[f"{arm}seed {seed}, after RL"]["accuracy"]
+        for arm in early_arms()
         for seed in EARLY_SEEDS
     ]
     return range_of(100 * (accuracy - before) for accuracy in after)
@@ -716,6 +729,29 @@ def scales_chosen_by_test_problems() -> str:
         if any(row["chosen"].startswith(ON_TEST) for row in results(scale)["comparisons"])
     ]
     return " and ".join(scales) or "no scale"
+
+
+# Packages.
+
+
+def oldest_version(package: str) -> str:
+    """Returns the oldest version of a package that setup.py allows."""
+    requirement = re.search(rf'"{package}>=([\w.]+),', (ROOT / "setup.py").read_text())
+    if requirement is None:
+        raise FiguresError(f"setup.py names no oldest version of {package!r}")
+    return requirement[1]
+
+
+@number
+def jax_version() -> str:
+    """Writes the oldest version of JAX that setup.py allows."""
+    return oldest_version("jax")
+
+
+@number
+def libtpu_version() -> str:
+    """Writes the oldest version of libtpu that setup.py allows."""
+    return oldest_version("libtpu")
 
 
 # Documents.

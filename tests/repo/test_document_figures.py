@@ -175,3 +175,43 @@ def test_wider_beams_stand_in_the_row_of_their_comparison(monkeypatch):
     ]
     _, gain = figures.gains_by_rl("any")
     assert gain == ["APR", "70.0", "80.0", f"+10.0 {interval}", "", "160"]
+
+
+def test_a_kind_of_rl_is_shown_once_it_was_trained(monkeypatch):
+    scores = {
+        "accuracy": 0.5,
+        "ci95": [0.4, 0.6],
+        "children": 2.0,
+        "total_tokens": 90.0,
+        "sequential_tokens": 60.0,
+    }
+    gap = {"accuracy": [0.1, 0.0, 0.2], "total_tokens": [9, 8, 10], "children": [1, 0.5, 1.5]}
+    rows = {"seed 0, supervised": scores, "seed 0, T = 1": scores}
+    gaps = []
+    for arm in ("", "always cut, "):
+        for seed in range(3):
+            name = f"{arm}seed {seed}, after RL"
+            rows |= {name: scores, f"{name}, T = 1": scores}
+            gaps.append({"one": f"{name}, T = 1", **gap})
+    record = figures.Record({"rows": rows, "gaps": gaps}, "early.json")
+    monkeypatch.setattr(figures, "early", lambda: record)
+
+    _, *shown = figures.early_models()
+    assert [label for label, *_ in shown] == [
+        "supervised",
+        *(f"RL, seed {seed}" for seed in range(3)),
+        *(f"RL, every gradient cut, seed {seed}" for seed in range(3)),
+    ]
+    assert shown[0] == ["supervised", "50.0% (40.0 to 60.0)", "2.0", "90", "60", "50.0%"]
+    assert figures.early_gaps()[4] == [
+        "effect of cutting every gradient, seed 0",
+        "+10.0 (0.0 to 20.0)",
+        "+9 (8 to 10)",
+        "+1.0 (0.5 to 1.5)",
+    ]
+
+
+def test_versions_are_those_of_setup_py():
+    assert figures.jax_version().count(".") == 2
+    with pytest.raises(figures.FiguresError, match=r"setup.py names no oldest version of 'torchx'"):
+        figures.oldest_version("torchx")
