@@ -80,7 +80,7 @@ def evaluate(
     from apr_jax.evaluate.runner import evaluate as run
     from apr_jax.report.terminal_tables import print_table
     from apr_jax.tasks import load_problems
-    from apr_jax.train.checkpoint.manager import load_checkpoint
+    from apr_jax.train.checkpoint import load_checkpoint
 
     with resumable(f"the trees that were decoded are in {out}"):
         restored = load_checkpoint(checkpoint)
@@ -116,7 +116,7 @@ def solve(
     start()
     from apr_jax.evaluate.decoding import task_of
     from apr_jax.report.solve import solve as run
-    from apr_jax.train.checkpoint.manager import load_checkpoint
+    from apr_jax.train.checkpoint import load_checkpoint
 
     restored = load_checkpoint(checkpoint)
     run(restored, task_of(restored).parse(problem), html)
@@ -146,9 +146,9 @@ def export(
     on this folder. Each of these engines writes a single thread: none of them starts the children
     of a <spawn> block.
     """
+    from apr_jax.train.checkpoint import load_checkpoint
     from apr_jax.train.checkpoint.exported import SUFFIX, export_file
     from apr_jax.train.checkpoint.hf_folder import check_folder, export_folder
-    from apr_jax.train.checkpoint.manager import load_checkpoint
 
     is_file = out.suffix == SUFFIX
     if not is_file:

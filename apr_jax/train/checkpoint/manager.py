@@ -17,7 +17,6 @@ from apr_jax.io.disk_errors import Muffled, check_writable, disk_errors, quiet
 from apr_jax.io.lease import Lease
 from apr_jax.io.storage import absolute, is_remote, write_text
 from apr_jax.train.checkpoint.checksum import array_sums, json_sum
-from apr_jax.train.checkpoint.load import load_checkpoint as load_checkpoint  # For apr_jax.cli.
 from apr_jax.train.checkpoint.resume import Saved, read_newest, set_aside
 from apr_jax.train.checkpoint.retention import LastAndBest
 from apr_jax.train.checkpoint.run import Run
