@@ -58,8 +58,8 @@ def bench_train(
         with reinforce.contest(restored, problems) as parts:
             yield measured(f"{restored.config.name}: the parts of a step of RL", parts, repeats)
 
-    streams = _streams(config)
-    packed = _some_rows(pack_trees([streams], LENGTH))
+    threads = _demonstrated_threads(config)
+    packed = _some_rows(pack_trees([threads], LENGTH))
     torch = installed(["transformers"])
     for shape, model in SHAPES.items():
         params = init_params(model, VOCAB, jax.random.key(0))
@@ -76,8 +76,8 @@ def bench_train(
                 yield measured(f"{shape}, {name}: {ROWS} x {LENGTH:,}", contestants, repeats)
 
         # Packing against padding, on fewer threads, because padding takes many times as long.
-        few = streams[: len(streams) // 8]
-        contestants = [_packed(model, params, few), _padded(model, params, few)]
+        fewer = threads[: len(threads) // 8]
+        contestants = [_packed(model, params, fewer), _padded(model, params, fewer)]
         yield measured(f"{shape}: packing", contestants, repeats)
 
         # Cost against the amount of work.
@@ -167,7 +167,7 @@ def growth(model: ModelConfig, params: Params) -> list[Contestant]:
     """
 
     def contestant(name: str, trees: int, threads: int, length: int) -> Contestant:
-        forest = [[_stream(length) for _ in range(threads)] for _ in range(trees)]
+        forest = [[_random_thread(length) for _ in range(threads)] for _ in range(trees)]
         step = ours(model, params, pack_trees(forest, LENGTH))
 
         def run() -> float:
@@ -186,10 +186,10 @@ def growth(model: ModelConfig, params: Params) -> list[Contestant]:
 
 def dense(rows: int, length: int) -> Rows:
     """Makes rows that are each filled by one thread."""
-    return pack_trees([[_stream(length)] for _ in range(rows)], length)
+    return pack_trees([[_random_thread(length)] for _ in range(rows)], length)
 
 
-def _stream(length: int) -> ThreadTokens:
+def _random_thread(length: int) -> ThreadTokens:
     """Makes a thread of random tokens, of which all but the first are sampled."""
     tokens = np.random.default_rng(length).integers(10, VOCAB, length).astype(np.int32)
     position = np.arange(length, dtype=np.int32)
@@ -199,7 +199,7 @@ def _stream(length: int) -> ThreadTokens:
     )
 
 
-def _streams(config: Experiment) -> list[ThreadTokens]:
+def _demonstrated_threads(config: Experiment) -> list[ThreadTokens]:
     """Makes demonstrations, and returns those of their threads that fit into a row."""
     recipe, problems = make_recipe(config, _TREES)
     with Workers(1) as one_core:
@@ -208,7 +208,7 @@ def _streams(config: Experiment) -> list[ThreadTokens]:
             for chunk, _ in demonstrations(recipe, problems, _TREES, one_core)
             for tree in chunk
         ]
-    return [stream for tree in trees for stream in tree if len(stream.tokens) <= LENGTH]
+    return [thread for tree in trees for thread in tree if len(thread.tokens) <= LENGTH]
 
 
 def _some_rows(rows: Rows) -> Rows:
@@ -221,19 +221,19 @@ def _some_rows(rows: Rows) -> Rows:
     return jax.tree.map(lambda x: x[chosen], rows)
 
 
-def _packed(model: ModelConfig, params: Params, streams: list[ThreadTokens]) -> Contestant:
+def _packed(model: ModelConfig, params: Params, threads: list[ThreadTokens]) -> Contestant:
     """Makes the contestant of our step on packed rows."""
-    rows = pack_trees([streams], LENGTH)
+    rows = pack_trees([threads], LENGTH)
     return ours(model, params, *_batches(rows), name=f"packed rows of {LENGTH:,}")
 
 
-def _padded(model: ModelConfig, params: Params, streams: list[ThreadTokens]) -> Contestant:
+def _padded(model: ModelConfig, params: Params, threads: list[ThreadTokens]) -> Contestant:
     """Makes the contestant of our step on padded rows: one thread each, as long as the longest.
 
     A step has as many columns as one on packed rows.
     """
-    longest = max(len(stream.tokens) for stream in streams)
-    rows = [pack_trees([[stream]], longest, rows=1) for stream in streams]
+    longest = max(len(thread.tokens) for thread in threads)
+    rows = [pack_trees([[thread]], longest, rows=1) for thread in threads]
     joined = jax.tree.map(lambda *parts: np.concatenate(parts), *rows)
     return ours(model, params, *_batches(joined), name=f"one thread a row of {longest:,}")
 

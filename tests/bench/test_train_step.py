@@ -27,10 +27,10 @@ def test_a_step_counts_the_tokens_of_its_rows(params, monkeypatch):
     assert (
         train_step.ours(TINY, params, rows).run() == train_step.products(TINY, rows).run() == 8 * 32
     )
-    streams = [train_step._stream(length) for length in (30, 5, 17, 20, 9)]
+    threads = [train_step._random_thread(length) for length in (30, 5, 17, 20, 9)]
     for contestant in (
-        train_step._packed(TINY, params, streams),
-        train_step._padded(TINY, params, streams),
+        train_step._packed(TINY, params, threads),
+        train_step._padded(TINY, params, threads),
     ):
         assert contestant.run() == 81
 
