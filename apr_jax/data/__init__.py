@@ -5,7 +5,7 @@
     batches = sft_batches(data, "apr", rows=24, length=224, seed=0)    # pipeline.py
     rows = next(batches)                                               # packing.py: a `Rows` record
 
-The life of a demonstration, and the modules in which it passes:
+The life of a demonstration, and the modules through which it passes:
 
     demonstrate.py   a solver's tree of text for each problem; those beyond the limits are dropped
     encode.py        text as token sequences, one for each thread (`tokenize_tree`, `read_thread`)
@@ -18,7 +18,8 @@ statistics.py says how good and how long demonstrations are, integers.py stores 
 bytes, and config.py says how much is built.
 
 The exported names are imported at their first use: the processes that demonstrate need neither JAX
-nor Grain. Nothing here imports TensorFlow."""
+nor Grain. Nothing here imports TensorFlow.
+"""
 
 from typing import TYPE_CHECKING
 

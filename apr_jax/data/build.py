@@ -1,19 +1,22 @@
 """Builds the data of an experiment: problems, tokenizer and demonstrations, in one folder.
 
-The life of a sample:
-  1. `split_problems` sets validation and test problems aside, with all that have their numbers, and
-     leaves out what an exclude file names.
-  2. The tokenizer is trained on the first demonstrations of every method, whichever methods are
-     wanted, so that it does not depend on them.
-  3. For each method, workers demonstrate the training problems (`demonstrate`) and TFDS stores them
-     (`builder`).
-  4. `data.json` says what was built, from which settings, and how good the solvers were.
-
-    OUT/data.json  OUT/tokenizer.model  OUT/train.jsonl  OUT/validation.jsonl  OUT/test.jsonl
+    OUT/data.json                         settings, counts and checksums of all the rest
+    OUT/train.jsonl, validation.jsonl, test.jsonl
+    OUT/tokenizer.model
     OUT/demonstrations/<method>/1.0.0/
 
-Every file appears whole or not at all; an interrupted build goes on with the first part that is
-missing."""
+The life of a build:
+1. The task splits its problems. None of the exclude file is among them, and no training problem is
+   of the same group as one that is held out.
+2. The tokenizer is trained on the first demonstrations of every method of the task. So it does not
+   depend on which methods are built.
+3. For each wanted method, worker processes demonstrate the training problems (`demonstrate`), and
+   TFDS stores the trees (`dataset`).
+4. `data.json` says what was built, from which settings, and how good the solvers were.
+
+Every file appears whole or not at all. An interrupted build goes on with the first method that is
+missing.
+"""
 
 import dataclasses
 import functools
@@ -24,7 +27,6 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -58,7 +60,33 @@ from apr_jax.text.tokenizer import Tokenizer
 if TYPE_CHECKING:
     from apr_jax.config import Experiment
 
+RECORD = "data.json"
+_TOKENIZER = "tokenizer.model"
 _TOKENIZER_SAMPLE = 1_024  # Problems whose demonstrations train the tokenizer.
+
+
+@dataclasses.dataclass(frozen=True)
+class _Order:
+    """What a build is to make.
+
+    Attributes:
+      config: the experiment.
+      methods: methods whose demonstrations are wanted.
+      excluded: keys of the problems that may occur in no split.
+      progress: whether bars are shown.
+      workers: number of processes; None for all cores.
+    """
+
+    config: "Experiment"
+    methods: Sequence[str]
+    excluded: frozenset[Any]
+    progress: bool
+    workers: int | None
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Everything that decides the data, by name of the setting."""
+        return _settings(self.config, self.excluded)
 
 
 def build(
@@ -69,98 +97,115 @@ def build(
     progress: bool = True,
     workers: int | None = None,
 ) -> dict[str, dict[str, Any]]:
-    """Builds what is not there yet; returns at once when all is.
+    """Builds what the folder lacks, and returns at once if it lacks nothing.
 
     Args:
-      config: task, solver, data and limits decide; the rest may differ.
-      out: the folder.
-      exclude: problems file; none of its problems, by the task's `key`, occurs in any split.
-      methods: whose demonstrations are wanted; None for all that the limits have room for.
-      progress: show bars on standard error.
-      workers: processes; None for all cores. The data do not depend on it.
+      config: the experiment. Its task, data and limits decide the data; the rest may change.
+      out: folder of the data, of this machine or in a bucket.
+      exclude: a problems file. None of its problems, by the task's `key`, occurs in any split.
+      methods: methods whose demonstrations are wanted; None for all that the limits have room for.
+      progress: whether to show bars on standard error.
+      workers: number of processes; None for all cores. The data do not depend on it.
 
     Returns:
       method -> `statistics` of its training demonstrations.
 
     Raises:
-      UsageError: `out` holds data of other settings, the space of problems is too small, or nothing
-        fits the limits.
-      UserError: the disk is full or not writable.
-      KeyboardInterrupt, Stopped: by Ctrl-C, SIGTERM or SIGHUP; what was finished is kept.
+      UsageError: `out` holds data of other settings, the task has too few problems, or no
+        demonstration fits the limits.
+      UserError: another build writes in `out`, or the disk is full or not writable.
+      KeyboardInterrupt, Stopped: by Ctrl-C, SIGTERM or SIGHUP. What was finished is kept.
     """
     if methods is None:
         methods = fitting_methods(make_task(config.task, config.limits))
     try:
-        make = _build_in_bucket if is_remote(out) else _build
-        record = make(config, out, exclude, methods, progress, workers)
-        return {method: record["methods"][method]["train"] for method in methods}
+        check_methods(config, methods)
+        order = _Order(config, methods, _excluded(config, exclude), progress, workers)
+        record = _complete_record(out, order)
+        if record is None:
+            with Lease(out, "data build") as lease:
+                # Another build may have ended before this one got the lease.
+                record = _complete_record(out, order) or _build(out, order, lease)
     except OSError as error:
         raise UserError(
             f"data {out}: cannot write ({error.strerror or error}); nothing built before is lost"
         ) from None
+    return {method: record["methods"][method]["train"] for method in methods}
 
 
 def check_built(config: "Experiment", out: Path, demonstrations: bool = True) -> None:
-    """Makes sure that the data in `out` are those of `config`.
+    """Makes sure that the data in `out` are those of a config.
 
     Args:
-      demonstrations: whether they matter to the caller too; the problems do in any case.
+      config: the experiment.
+      out: folder of the data.
+      demonstrations: whether the caller reads demonstrations too. If not, settings on which only
+        they depend may differ.
 
     Raises:
       UserError: `out` holds no data.
       UsageError: they were built with other settings; names the first that differs.
     """
-    if not (out / "data.json").is_file():
+    if not (out / RECORD).is_file():
         require_reachable(out)
         raise UserError(f"data {out}: holds no data; run `apr data build --out {out}`")
-    options = make_task(config.task).demonstration_options
-    left_out = tuple(f"task.{name}" for name in options) + ("limits.", "data.correct_only")
-    built, wanted = (
-        {
-            name: value
-            for name, value in settings.items()
-            if name != "exclude" and (demonstrations or not name.startswith(left_out))
+
+    # Who reads the data does not know the exclude file with which they were built.
+    ignored = ["exclude"]
+    if not demonstrations:
+        options = make_task(config.task).demonstration_options
+        ignored += [f"task.{name}" for name in options]
+        ignored += ["limits.", "data.correct_only"]
+
+    def relevant(settings: dict[str, Any]) -> dict[str, Any]:
+        return {
+            name: value for name, value in settings.items() if not name.startswith(tuple(ignored))
         }
-        for settings in (_read_record(out)["settings"], _settings(config, frozenset()))
-    )
-    _compare(out, built, wanted)
+
+    built = _read_record(out)["settings"]
+    wanted = _settings(config, excluded=frozenset())
+    _compare(out, relevant(built), relevant(wanted))
 
 
 def check_files(out: Path, *names: str) -> None:
-    """Makes sure that tokenizer and problems in `out` are those that its build wrote, by the sums
-    in data.json.
+    """Makes sure that tokenizer and problems in `out` are the files that its build wrote.
 
-    Another build's are as well-formed, so nothing else would notice them. A file that is missing is
-    left to its reader.
+    Files of another build are as well-formed, so nothing but their checksums in data.json would
+    tell them apart. A file that is missing is left to its reader.
 
     Args:
-      names: of the files that the caller reads; by default all of which there is a sum.
+      out: folder of the data.
+      *names: files that the caller reads; none for all of which data.json has a checksum.
 
     Raises:
-      UserError: names the first file that is another.
+      UserError: a file is not the one that was written; names the first.
     """
-    if not (out / "data.json").is_file():
+    if not (out / RECORD).is_file():
         return
     for name, recorded in _read_record(out).get("sha256", {}).items():
         path = out / name
-        if names and name not in names:
+        is_wanted = not names or name in names
+        if not is_wanted or not path.is_file():
             continue
-        if path.is_file() and (found := _sha256(path)) != recorded:
+        actual = _sha256(path)
+        if actual != recorded:
             raise UserError(
                 f"data {path}: is not the file that this folder was built with (its SHA-256 is"
-                f" {found[:12]}..., data.json says {recorded[:12]}...); put that file back, or"
+                f" {actual[:12]}..., data.json says {recorded[:12]}...); put that file back, or"
                 f" delete {out} and run `apr data build --out {out}`"
             )
 
 
 def problem_file(split: str) -> str:
-    """Where a folder of data has the problems of "train", "validation" or "test"."""
+    """Returns the name of the file with the problems of "train", "validation" or "test"."""
     return f"{split}.jsonl"
 
 
 def stated_conditions(out: Path, method: str) -> dict[int, int]:
-    """How many training demonstrations of a method in `out` state each condition (children, or
-    window bins).
+    """Counts the conditions that the training demonstrations of a method state.
+
+    Returns:
+      condition (number of children, or of window bins) -> number of demonstrations that state it.
 
     Raises:
       UserError: `out` holds no data of the method.
@@ -169,68 +214,23 @@ def stated_conditions(out: Path, method: str) -> dict[int, int]:
         conditions: dict[str, int] = _read_record(out)["methods"][method]["train"]["conditions"]
     except (OSError, KeyError):
         raise UserError(
-            f"data {out / 'data.json'}: does not say which conditions the demonstrations of"
+            f"data {out / RECORD}: does not say which conditions the demonstrations of"
             f" {method!r} state; delete {out} and run `apr data build --out {out}`"
         ) from None
     return {int(condition): count for condition, count in conditions.items()}
 
 
-def _build_in_bucket(
-    config: "Experiment",
-    out: Path,
-    exclude: Path | None,
-    methods: Sequence[str],
-    progress: bool,
-    workers: int | None,
-) -> dict[str, Any]:
-    """Builds on this machine's disk, for array_record writes nowhere else, and uploads what is
-    whole.
-    """
-
-    def whole() -> dict[str, Any] | None:
-        if not (out / "data.json").is_file():
-            return None
-        record = _read_record(out)
-        _compare(out, record["settings"], _settings(config, _excluded(config, exclude)))
-        return record if set(methods) <= set(record["methods"]) else None
-
-    if record := whole():
-        return record
-    with Lease(out, "data build") as lease:
-        return whole() or _build_and_upload(config, out, exclude, methods, progress, workers, lease)
-
-
-def _build_and_upload(
-    config: "Experiment",
-    out: Path,
-    exclude: Path | None,
-    methods: Sequence[str],
-    progress: bool,
-    workers: int | None,
-    lease: Lease,
-) -> dict[str, Any]:
-    here = copies_folder() / f"building-{hashlib.sha256(str(out).encode()).hexdigest()[:16]}"
-    record = _build(config, here, exclude, methods, progress, workers)
-    lease.check()
-    upload(here, out, last="data.json")
-    return record
-
-
-def _excluded(config: "Experiment", exclude: Path | None) -> frozenset[Any]:
-    """The keys of the problems in the exclude file."""
-    if exclude is None:
-        return frozenset()
-    task = make_task(config.task)
-    return frozenset(map(task.key, load_problems(exclude, task)))
-
-
 def fitting_methods(task: Task) -> list[str]:
-    """The methods of a task for which its bounds have room."""
+    """Returns the methods of a task for which its bounds have room."""
     return [name for name, method in task.methods.items() if method.depth <= task.bounds.max_depth]
 
 
 def check_methods(config: "Experiment", methods: Sequence[str]) -> None:
-    """Raises UsageError for a method that the task does not have or the limits have no room for."""
+    """Makes sure that the task has the methods and the limits have room for them.
+
+    Raises:
+      UsageError: names the first method for which this does not hold.
+    """
     task = make_task(config.task, config.limits)
     for name in methods:
         method = task.methods.get(name)
@@ -247,160 +247,245 @@ def check_methods(config: "Experiment", methods: Sequence[str]) -> None:
             )
 
 
-def _build(
-    config: "Experiment",
-    out: Path,
-    exclude: Path | None,
-    methods: Sequence[str],
-    progress: bool,
-    workers: int | None,
-) -> dict[str, Any]:
-    """`build`; returns what data.json holds."""
-    check_methods(config, methods)
-    excluded = _excluded(config, exclude)
-    settings = _settings(config, excluded)
-    record, missing = _built_so_far(out, settings, methods)
-    if not missing:
-        return record
-    with Lease(out, "data build") as lease:
-        return _build_missing(config, out, excluded, settings, methods, progress, workers, lease)
+def _excluded(config: "Experiment", exclude: Path | None) -> frozenset[Any]:
+    """Returns the keys of the problems in the exclude file."""
+    if exclude is None:
+        return frozenset()
+    task = make_task(config.task)
+    return frozenset(map(task.key, load_problems(exclude, task)))
 
 
-def _built_so_far(
-    out: Path, settings: dict[str, Any], methods: Sequence[str]
-) -> tuple[dict[str, Any], list[str]]:
-    """What data.json holds, and of which methods there are no demonstrations yet."""
-    record: dict[str, Any] = {"settings": settings, "methods": {}}
-    if (out / "data.json").is_file():
-        record = _read_record(out)
-        _compare(out, record["settings"], settings)
+def _complete_record(out: Path, order: _Order) -> dict[str, Any] | None:
+    """Returns what data.json holds if the folder lacks nothing of the order, else None.
+
+    Raises:
+      UsageError: the folder holds data of other settings.
+      UserError: the folder holds a file of another build.
+    """
+    record = _record_so_far(out, order)
+    # A task without methods has problems and a tokenizer all the same.
+    has_files = bool(record["methods"]) or "sha256" in record
+    is_complete = has_files and not _missing_methods(out, record, order)
+    return record if is_complete else None
+
+
+def _record_so_far(out: Path, order: _Order) -> dict[str, Any]:
+    """Returns what data.json holds, and a record without methods if there is no such file."""
+    if not (out / RECORD).is_file():
+        return {"settings": order.settings, "methods": {}}
+    record = _read_record(out)
+    _compare(out, record["settings"], order.settings)
+    if not is_remote(out):  # Whoever reads from a bucket checks the local copy.
         check_files(out)
-    return record, [
-        m for m in methods if m not in record["methods"] or not dataset.directory(out, m).is_dir()
-    ]
+    return record
 
 
-def _build_missing(
-    config: "Experiment",
-    out: Path,
-    excluded: frozenset[Any],
-    settings: dict[str, Any],
-    methods: Sequence[str],
-    progress: bool,
-    workers: int | None,
-    lease: Lease,
-) -> dict[str, Any]:
-    # Again: another build may have ended before the lease was ours.
-    record, missing = _built_so_far(out, settings, methods)
-    if not missing:
-        return record
-    write_json(out / "data.json", record)
-    with Workers(workers) as pool, _bars(progress) as bars:
+def _missing_methods(out: Path, record: dict[str, Any], order: _Order) -> list[str]:
+    """Returns the wanted methods of which there are no demonstrations yet."""
+
+    def is_there(method: str) -> bool:
+        # data.json is uploaded last, so that a bucket holds all that it lists.
+        return method in record["methods"] and (
+            is_remote(out) or dataset.directory(out, method).is_dir()
+        )
+
+    return [method for method in order.methods if not is_there(method)]
+
+
+def _build(out: Path, order: _Order, lease: Lease) -> dict[str, Any]:
+    """Builds what is missing, by way of a folder of this machine if `out` is in a bucket.
+
+    ArrayRecord files can be written nowhere else.
+    """
+    if not is_remote(out):
+        return _build_missing(out, order, lease)
+
+    digest = hashlib.sha256(str(out).encode()).hexdigest()[:16]
+    local = copies_folder() / f"building-{digest}"
+    local.mkdir(parents=True, exist_ok=True)
+    # An earlier build may have ended during the upload.
+    record = _complete_record(local, order) or _build_missing(local, order, lease)
+    lease.check()
+    upload(local, out, last=RECORD)
+    return record
+
+
+def _build_missing(out: Path, order: _Order, lease: Lease) -> dict[str, Any]:
+    """Builds the shared files and the missing methods; returns what data.json holds."""
+    config = order.config
+    record = _record_so_far(out, order)
+    missing = _missing_methods(out, record, order)
+    write_json(out / RECORD, record)
+    with Workers(order.workers) as pool, _bars(order.progress) as bars:
         split = make_task(config.task).split(
             config.data.demonstrations,
             config.data.heldout,
             config.data.seed,
-            excluded,
+            order.excluded,
             pool.map_chunks,
         )
-        record["problems"] = {name: len(problems) for name, problems in vars(split).items()}
-        # Methods that are there already were built with these files; another version of this
-        # program may write others.
-        known = record.get("sha256", {}) if record["methods"] else {}
-        sums = {}
-        for name, problems in vars(split).items():
-            file = problem_file(name)
-            sums[file] = _write_known(out / file, problem_lines(problems).encode(), known)
-        tokenizer = _tokenizer(config, split, pool)
-        model = out / "tokenizer.model"
-        sums[model.name] = _write_known(model, tokenizer.to_bytes(), known)
-        record["vocab_size"] = tokenizer.vocab_size
-        record["sha256"] = sums
+        tokenizer = _write_shared_files(out, config, split, record, pool)
         for method in missing:
             lease.check()
             recipe = _recipe(config, method, tokenizer.to_bytes())
-            record["methods"][method] = _build_method(
-                out, recipe, split, config.data.demonstrations, pool, bars
-            )
-            write_json(out / "data.json", record)
+            count = config.data.demonstrations
+            record["methods"][method] = _build_method(out, recipe, split, count, pool, bars)
+            write_json(out / RECORD, record)
     return record
 
 
+def _write_shared_files(
+    out: Path, config: "Experiment", split: Split, record: dict[str, Any], pool: Workers
+) -> Tokenizer:
+    """Writes problems and tokenizer, which all methods share.
+
+    Args:
+      out: folder of the data.
+      config: the experiment.
+      split: the problems.
+      record: what data.json holds; the numbers and checksums of the files are put there.
+      pool: processes that demonstrate for the tokenizer.
+
+    Returns:
+      the tokenizer.
+
+    Raises:
+      UsageError: methods that are there already were built with other files.
+    """
+    known = record.get("sha256", {}) if record["methods"] else {}
+    sums = {}
+    for name, problems in vars(split).items():
+        path = out / problem_file(name)
+        sums[path.name] = _write_known(path, problem_lines(problems).encode(), known)
+
+    tokenizer = _train_tokenizer(config, split, pool)
+    sums[_TOKENIZER] = _write_known(out / _TOKENIZER, tokenizer.to_bytes(), known)
+
+    record["problems"] = {name: len(problems) for name, problems in vars(split).items()}
+    record["vocab_size"] = tokenizer.vocab_size
+    record["sha256"] = sums
+    return tokenizer
+
+
 def _recipe(config: "Experiment", method: str, tokenizer: bytes) -> Recipe:
+    """Returns the recipe by which the experiment has a method demonstrated."""
     bounds = Bounds.of(config.limits)
     return Recipe(
         config.task, method, config.data.seed, tokenizer, bounds, config.data.correct_only
     )
 
 
-def _tokenizer(config: "Experiment", split: Split, pool: Workers) -> Tokenizer:
-    """The tokenizer of the first demonstrations, with every character that the task can write: the
-    sample may lack one.
+def _train_tokenizer(config: "Experiment", split: Split, pool: Workers) -> Tokenizer:
+    """Trains the tokenizer on the first demonstrations of every method.
+
+    It also knows all other characters that the task can write. Of a task without methods it reads
+    the prompts.
     """
     task = make_task(config.task, config.limits)
-    found: list[str] = []
+    sample = split.train[:_TOKENIZER_SAMPLE]
+    written: list[str] = []
     if not task.methods:
-        found = [task.prompt(problem) for problem in split.train[:_TOKENIZER_SAMPLE]]
+        written = [task.prompt(problem) for problem in sample]
     for method in task.methods:
-        collect = functools.partial(texts, _recipe(config, method, b""))
-        for several in pool.map_chunks(collect, split.train[:_TOKENIZER_SAMPLE]):
-            found += several
-    return Tokenizer.train(found, task.phrases, task.alphabet)
+        demonstrate = functools.partial(texts, _recipe(config, method, tokenizer=b""))
+        for demonstration in pool.map_chunks(demonstrate, sample):
+            written += demonstration
+    return Tokenizer.train(written, task.phrases, task.alphabet)
 
 
 def _build_method(
-    out: Path, recipe: Recipe, split: Split, wanted: int, pool: Workers, bars: Progress
+    out: Path, recipe: Recipe, split: Split, count: int, pool: Workers, bars: Progress
 ) -> dict[str, Any]:
-    """Writes one method's data set and returns its part of data.json."""
-    # Of an interrupted build.
+    """Writes the data set of one method, and returns its part of data.json.
+
+    Args:
+      out: folder of the data.
+      recipe: how the method demonstrates.
+      split: the problems.
+      count: number of training demonstrations.
+      pool: processes that demonstrate.
+      bars: where the progress is shown.
+    """
+    # An interrupted build may have left an unfinished data set.
     for leftover in dataset.directory(out, recipe.method).parent.glob("*"):
         shutil.rmtree(leftover)
-    facts: dict[str, Any] = {}
-    task = bars.add_task(f"{recipe.method} demonstrations", total=wanted + len(split.validation))
 
-    def source(name: str, problems: list[Problem], count: int) -> Callable[[], Iterator[Example]]:
-        def examples() -> Iterator[Example]:
-            counts, digest = Counts(), hashlib.sha256()
-            for chunk, part in demonstrations(recipe, problems, count, pool):
-                counts += part
-                bars.advance(task, part.made)
-                for example in chunk:
-                    # Of the contents: a protobuf may order its fields as it likes, so files of
-                    # equal data can differ.
-                    digest.update(
-                        b"".join(np.asarray(values).tobytes() for values in example.values())
-                    )
-                    yield example
-            facts[name] = {**statistics(counts, recipe), "sha256": digest.hexdigest()}
-
-        return examples
-
+    total = count + len(split.validation)
+    bar = bars.add_task(f"{recipe.method} demonstrations", total=total)
+    advance = functools.partial(bars.advance, bar)
     sources = {
-        "train": source("train", split.train, wanted),
-        "validation": source("validation", split.validation, len(split.validation)),
+        "train": _Source(recipe, split.train, count, pool, advance),
+        "validation": _Source(recipe, split.validation, len(split.validation), pool, advance),
     }
     types = stored_types(Tokenizer(recipe.tokenizer).vocab_size, recipe.bounds)
     dataset.write(out, recipe.method, sources, types)
-    return facts
+    return {name: source.facts for name, source in sources.items()}
+
+
+class _Source:
+    """The demonstrations of one split, counted while the data set takes them.
+
+    Attributes:
+      facts: once all were taken, what data.json says about them: `statistics`, and a checksum of
+        their contents.
+
+    Args:
+      recipe: how a problem becomes a demonstration.
+      problems: the problems of the split.
+      count: number of demonstrations.
+      pool: processes that demonstrate.
+      advance: is called with each number of further demonstrations that were made.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        problems: list[Problem],
+        count: int,
+        pool: Workers,
+        advance: Callable[[float], None],
+    ):
+        self._recipe = recipe
+        self._problems = problems
+        self._count = count
+        self._pool = pool
+        self._advance = advance
+        self.facts: dict[str, Any] = {}
+
+    def __call__(self) -> Iterator[Example]:
+        counts = Counts()
+        digest = hashlib.sha256()
+        chunks = demonstrations(self._recipe, self._problems, self._count, self._pool)
+        for examples, chunk_counts in chunks:
+            counts += chunk_counts
+            self._advance(chunk_counts.made)
+            for example in examples:
+                digest.update(b"".join(values.tobytes() for values in example.values()))
+                yield example
+        # If no demonstration fits, this raises before the data set is complete.
+        self.facts = {**statistics(counts, self._recipe), "sha256": digest.hexdigest()}
 
 
 def _settings(config: "Experiment", excluded: frozenset[Any]) -> dict[str, Any]:
-    """Everything that decides the data, one level deep: `task.solver.parent_beam` -> value."""
+    """Returns everything that decides the data, one level deep: `data.seed` -> value."""
     groups = {"task": config.task.to_dict(), "data": dataclasses.asdict(config.data)}
     settings = flatten_fields(groups)
-    # Not by problem, as it once was: such data are of another split.
+    # Older data were split by single problems, and are not to be taken for data of this split.
     settings["data.split"] = "by group"
-    settings |= {
-        f"limits.{field.name}": getattr(config.limits, field.name)
-        for field in dataclasses.fields(Bounds)
-    }
+    for field in dataclasses.fields(Bounds):
+        settings[f"limits.{field.name}"] = getattr(config.limits, field.name)
     digest = hashlib.sha256(repr(sorted(excluded, key=repr)).encode()).hexdigest()[:16]
-    return settings | {"exclude": f"{len(excluded)} problems, {digest}"}
+    settings["exclude"] = f"{len(excluded)} problems, {digest}"
+    return settings
 
 
 def _read_record(out: Path) -> dict[str, Any]:
-    """data.json, finished or not; raises UsageError if it is damaged."""
-    path = out / "data.json"
+    """Reads data.json, of a finished or an unfinished build.
+
+    Raises:
+      UsageError: the file is damaged.
+    """
+    path = out / RECORD
     try:
         record: dict[str, Any] = json.loads(path.read_text())
         record["settings"] = dict(record["settings"])
@@ -410,8 +495,10 @@ def _read_record(out: Path) -> dict[str, Any]:
 
 
 def _compare(out: Path, built: dict[str, Any], wanted: dict[str, Any]) -> None:
-    """Raises UsageError that names the first setting in which they differ, be it missing on one
-    side.
+    """Makes sure that two groups of settings are the same.
+
+    Raises:
+      UsageError: names the first setting that differs, or that only one of them has.
     """
     for name in {**wanted, **built}:
         if built.get(name) != wanted.get(name):
@@ -443,10 +530,20 @@ def _write_known(path: Path, contents: bytes, known: dict[str, str]) -> str:
 
 
 def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()  # In a bucket, too.
+    """Returns the SHA-256 of a file, of this machine or in a bucket."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _bars(shown: bool) -> Progress:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    times = (TextColumn("in"), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
-    return Progress(*columns, *times, console=Terminal(stderr=True), disable=not shown)
+    """Returns progress bars on standard error, which are not shown unless `shown` holds."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("in"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        console=Terminal(stderr=True),
+        disable=not shown,
+    )

@@ -1,5 +1,4 @@
-"""Demonstrations as a TensorFlow data set on ArrayRecord files, written and read without
-TensorFlow.
+"""Demonstrations as a TensorFlow data set on ArrayRecord files, without TensorFlow.
 
 One example is one demonstration tree, and each method is a config of the data set. Without this
 library the files are read by
@@ -11,7 +10,8 @@ Random access by index is cheap (`TreeSource`), so nothing has to be loaded whol
 
 import contextlib
 import io
-from collections.abc import Callable, Iterator, Mapping
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, SupportsIndex
 
@@ -96,14 +96,48 @@ class Demonstrations(tfds.core.GeneratorBasedBuilder):
     def _generate_examples(self, source: Source) -> Iterator[tuple[int, Example]]:
         yield from enumerate(source())
 
+    def _example_writer(self) -> tfds.core.ExampleWriter:
+        return _SortedWriter(file_format=self.info.file_format)
+
+
+class _SortedWriter(tfds.core.ExampleWriter):
+    """A writer whose files are equal, byte for byte, wherever the examples are.
+
+    TFDS lets protobuf put the features of an example in any order, which differs from process to
+    process. Here they are sorted by name.
+    """
+
+    def write(
+        self, path: os.PathLike[str], examples: Iterable[tuple[Any, bytes]]
+    ) -> Sequence[Any] | None:
+        """Writes serialized examples with their keys to a file."""
+        return super().write(path, ((key, _sorted(record)) for key, record in examples))
+
+
+def _sorted(record: bytes) -> bytes:
+    """Returns a serialized example with its features sorted by name."""
+    example = tf_example_pb2.Example.FromString(record)
+    return example.SerializeToString(deterministic=True)
+
 
 def _with_config(config: tfds.core.BuilderConfig) -> type[Demonstrations]:
-    """The class of a data set that has this config alone."""
+    """Returns the class of a data set that knows this config.
+
+    TFDS warns of a config that the class does not know. If the class lists its configs in
+    BUILDER_CONFIGS, TFDS writes a hidden folder `.config` that names the first of them as the
+    default, and there is no default method. So the class is asked for its config instead.
+    """
 
     # mypy does not see the keyword of TFDS's base class.
     class Configured(Demonstrations, skip_registration=True):  # type: ignore[call-arg]
         name = Demonstrations.name
-        BUILDER_CONFIGS = [config]  # noqa: RUF012 - TFDS wants a class attribute.
+
+        @classmethod
+        def get_builder_config(
+            cls, name: str, version: Any = None
+        ) -> tfds.core.BuilderConfig | None:
+            del version
+            return config if name == config.name else None
 
     return Configured
 
@@ -128,7 +162,6 @@ def write(
       UserError: they cannot be written, for example because the disk is full.
     """
     tfds.disable_progress_bar()  # `apr data build` shows a progress bar of its own.
-    # A class of its own for each data set: TFDS warns of a config that its class does not list.
     config = tfds.core.BuilderConfig(
         name=config_name(method), description=f"demonstrations by {method}"
     )
@@ -136,7 +169,7 @@ def write(
         sources=sources,
         types=types,
         data_dir=data_dir,
-        config=config.name,
+        config=config,
         file_format=tfds.core.FileFormat.ARRAY_RECORD,
     )
     try:

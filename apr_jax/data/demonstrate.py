@@ -1,18 +1,17 @@
-"""Solver work on all cores: problems in, token streams of demonstrations out, the same for any
-number of workers.
+"""Demonstrations on all cores: problems go in, token sequences of solved trees come out.
 
-The life of a sample:
-  1. Demonstration k takes problem k (from the start again when there are fewer problems) and its
-     own seed; nothing else is random.
-  2. Problems go to worker processes by chunks. A worker runs the solver, verifies the answer, and
-     makes the streams.
-  3. A demonstration that the rollout could never have produced (too long, too many threads) is
-     dropped and counted.
-  4. The rest are flattened into an `Example`, compact arrays for the data set, and come back in
-     order.
+The life of a demonstration:
+1. Demonstration k takes problem k (from the first again if there are fewer problems) and a seed of
+   its own. Nothing else is random, so the result does not depend on the number of workers.
+2. Problems go to worker processes by chunks. A worker runs the solver, verifies the answer, and
+   makes the token sequences of all threads.
+3. A demonstration that the rollout could never have produced (too long, or too many threads) is
+   dropped and counted.
+4. The rest become `Example`s, compact arrays for the data set, and come back in order.
 
 Workers are started by a fork server, never forked from a process in which JAX may hold threads.
-They and the server end with the process that started them, however that ends."""
+They and the server end with the process that started them, however that ends.
+"""
 
 import collections
 import concurrent.futures
@@ -34,7 +33,7 @@ from apr_jax.tasks.registry import remake
 from apr_jax.text.tokenizer import Tokenizer
 
 CHUNK = 128  # Problems that a worker gets at a time.
-Example = dict[str, Any]  # Feature name -> array; see `builder.MEANINGS`.
+Example = dict[str, np.ndarray]  # Feature name -> array; see `dataset.MEANINGS`.
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -44,12 +43,12 @@ class Recipe:
     """How a problem becomes a demonstration.
 
     Attributes:
-      task: of the experiment.
-      method: one of the task's.
-      seed: of the data; demonstration k folds k into it.
-      tokenizer: serialized.
-      bounds: what does not fit is dropped.
-      correct_only: what does not find the answer is dropped, too.
+      task: the task of the experiment.
+      method: name of one of the task's methods.
+      seed: seed of the data. The seed of demonstration k is made of it and k.
+      tokenizer: the serialized tokenizer.
+      bounds: trees that do not fit them are dropped.
+      correct_only: whether trees with a wrong answer are dropped, too.
     """
 
     task: TaskConfig
@@ -60,31 +59,32 @@ class Recipe:
     correct_only: bool = False
 
     def make_task(self) -> Task:
-        """The task, its demonstrations as wide and deep as the rollout."""
+        """Makes the task, whose demonstrations are as wide and deep as the rollout."""
         return remake(self.task, self.bounds)
 
 
 @dataclasses.dataclass(frozen=True)
 class Counts:
-    """Sums over demonstrations; those that were dropped count in the first seven only.
+    """Sums over demonstrations.
 
     Attributes:
       made: demonstrations that the solver made.
-      solved: whose answer is right.
-      dropped_window, dropped_max_thread_tokens, dropped_threads: left out for the first bound they
-        break: positions, tokens of a stream, or number and depth of threads.
-      dropped_wrong: left out because they do not find the answer (`data.correct_only`), and break
-        no bound.
-      dropped_children: threads below the roots of all that were left out.
-      kept_solved: right ones that were kept.
-      threads: of the kept.
-      tokens: sampled tokens over all threads of the kept.
-      sequential: sampled tokens on the longest chain, of the kept.
-      stored: tokens over all threads of the kept, given ones included: what an epoch of training
-        reads.
-      window: positions of each tree's longest thread, of the kept.
-      longest: tokens of the longest stream kept.
-      conditions: how many of the kept state each condition.
+      solved: those of them whose answer is right.
+      dropped_window: demonstrations that were dropped because a thread takes more positions than
+        the window has.
+      dropped_max_thread_tokens: others that were dropped because a thread has too many tokens.
+      dropped_threads: others that were dropped because the tree has too many threads, is too deep,
+        or spawns too many children at once.
+      dropped_wrong: others that were dropped because their answer is wrong (`data.correct_only`).
+      dropped_children: threads below the roots of all dropped trees.
+      kept_solved: kept demonstrations whose answer is right. All fields below are of the kept, too.
+      threads: threads, roots included.
+      tokens: sampled tokens of all threads.
+      sequential: sampled tokens on the longest chain of each tree.
+      stored: tokens of all threads, prompt tokens included, which an epoch of training reads.
+      window: positions that the longest thread of each tree takes.
+      longest: tokens of the longest thread of all, a maximum and no sum.
+      conditions: condition -> number of demonstrations that state it.
     """
 
     made: int = 0
@@ -104,18 +104,19 @@ class Counts:
     conditions: collections.Counter[int] = dataclasses.field(default_factory=collections.Counter)
 
     def __add__(self, other: "Counts") -> "Counts":
-        sums = {name: value + getattr(other, name) for name, value in vars(self).items()}
-        return Counts(**(sums | {"longest": max(self.longest, other.longest)}))
+        totals = {name: value + getattr(other, name) for name, value in vars(self).items()}
+        totals["longest"] = max(self.longest, other.longest)
+        return Counts(**totals)
 
 
 class Workers:
-    """A pool of processes; with one worker everything runs in this process. Use it as a context
-    manager.
+    """A pool of processes, used as a context manager.
 
-    Ctrl-C, SIGTERM and SIGHUP raise KeyboardInterrupt or `Stopped` where the next result is taken.
+    With one worker everything runs in this process. Ctrl-C, SIGTERM and SIGHUP raise
+    KeyboardInterrupt or `Stopped` where the next result is taken.
 
     Args:
-      count: processes; None for all cores of this process.
+      count: number of processes; None for all cores of this process.
     """
 
     def __init__(self, count: int | None = None):
@@ -139,9 +140,7 @@ class Workers:
             self._signals.__exit__()
 
     def map(self, function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
-        """`map` in order; few results wait at a time, so that a slow consumer never fills the
-        memory.
-        """
+        """Maps items in order; few results wait at a time, so that memory never fills up."""
         for result in self._map(function, items):
             self._signals.check()
             yield result
@@ -161,12 +160,12 @@ class Workers:
     def map_chunks(
         self, function: Callable[[Item], Result], items: Iterable[Item]
     ) -> Iterator[Result]:
-        """The same for work too small to be sent one by one."""
-        results = (
-            map(function, items)
-            if self._pool is None
-            else self._pool.map(function, items, chunksize=CHUNK)
-        )
+        """Maps items in order, and sends them by chunks: for work too small to be sent singly."""
+        results: Iterable[Result]
+        if self._pool is None:
+            results = map(function, items)
+        else:
+            results = self._pool.map(function, items, chunksize=CHUNK)
         for result in results:
             self._signals.check()
             yield result
@@ -181,168 +180,223 @@ def _start_worker() -> None:
 def demonstrations(
     recipe: Recipe, problems: list[Problem], count: int, workers: Workers
 ) -> Iterator[tuple[list[Example], Counts]]:
-    """Demonstrations 0..count-1, a chunk at a time and in order, without the dropped ones."""
-    chunks = (
-        [(k, problems[k % len(problems)]) for k in range(start, min(start + CHUNK, count))]
-        for start in range(0, count, CHUNK)
-    )
+    """Makes demonstrations 0 to `count` - 1, a chunk at a time and in order.
+
+    Args:
+      recipe: how a problem becomes a demonstration.
+      problems: demonstration k is of problem k modulo their number.
+      count: number of demonstrations.
+      workers: the processes that make them.
+
+    Returns:
+      for each chunk, its demonstrations without the dropped ones, and its counts.
+    """
+
+    def chunk(start: int) -> list[tuple[int, Problem]]:
+        stop = min(start + CHUNK, count)
+        return [(k, problems[k % len(problems)]) for k in range(start, stop)]
+
+    chunks = map(chunk, range(0, count, CHUNK))
     return workers.map(functools.partial(_demonstrate, recipe), chunks)
 
 
 def texts(recipe: Recipe, problem: Problem) -> list[str]:
-    """Every text of demonstration 0 of a problem: what the tokenizer is trained on (the recipe's
-    own is not used).
+    """Returns every text of demonstration 0 of a problem, on which a tokenizer can be trained.
+
+    The recipe's own tokenizer is not used.
     """
-    found: list[str] = []
+    root = recipe.make_task().demonstrate(problem, recipe.method, _seed(recipe, 0))
+    return _texts_of(root)
 
-    def collect(thread: Thread) -> None:
-        found.extend((thread.prompt, thread.answer))
-        for part in thread.body:
-            if isinstance(part, str):
-                found.append(part)
-            else:
-                for child in part.children:
-                    collect(child)
 
-    collect(recipe.make_task().demonstrate(problem, recipe.method, recipe.seed << 32))
-    return found
+def _texts_of(thread: Thread) -> list[str]:
+    """Returns the texts of a thread and of all below it."""
+    written = [thread.prompt, thread.answer]
+    for part in thread.body:
+        if isinstance(part, str):
+            written.append(part)
+        else:
+            for child in part.children:
+                written += _texts_of(child)
+    return written
+
+
+def _seed(recipe: Recipe, k: int) -> int:
+    """Returns the seed of demonstration k, which no other seed of the data has for any k."""
+    return (recipe.seed << 32) + k
 
 
 @functools.lru_cache(maxsize=4)
 def _tools(recipe: Recipe) -> tuple[Task, Tokenizer, dict[str, np.dtype]]:
-    """Made once a process, not once a chunk."""
+    """Returns task, tokenizer and stored types, which are made once a process."""
     tokenizer = Tokenizer(recipe.tokenizer)
     return recipe.make_task(), tokenizer, stored_types(tokenizer.vocab_size, recipe.bounds)
 
 
 def _demonstrate(recipe: Recipe, chunk: list[tuple[int, Problem]]) -> tuple[list[Example], Counts]:
+    """Demonstrates the problems of a chunk, each given with the number of its demonstration."""
     task, tokenizer, types = _tools(recipe)
-    examples, counts = [], Counts()
+    examples = []
+    counts = Counts()
     for k, problem in chunk:
-        thread = task.demonstrate(problem, recipe.method, (recipe.seed << 32) + k)
-        solved = int(task.score(problem, thread.answer).correct)
-        streams = tokenize_tree(thread, tokenizer)
-        broken = broken_bound(streams, recipe.bounds)
-        if not broken and recipe.correct_only and not solved:
-            broken = "dropped_wrong"
-        if broken:
-            dropped: dict[str, Any] = {broken: 1}
-            counts += Counts(made=1, solved=solved, dropped_children=len(streams) - 1, **dropped)
-            continue
-        examples.append(flatten(streams, types))
-        counts += Counts(
-            made=1,
-            solved=solved,
-            kept_solved=solved,
-            threads=len(streams),
-            tokens=sum(int(stream.sampled.sum()) for stream in streams),
-            sequential=sequential_tokens(streams),
-            stored=sum(len(stream.tokens) for stream in streams),
-            window=max(int(stream.position.max()) + 1 for stream in streams),
-            longest=max(len(stream.tokens) for stream in streams),
-            conditions=collections.Counter([] if thread.condition is None else [thread.condition]),
-        )
+        root = task.demonstrate(problem, recipe.method, _seed(recipe, k))
+        is_solved = task.score(problem, root.answer).correct
+        threads = tokenize_tree(root, tokenizer)
+
+        reason = broken_bound(threads, recipe.bounds)
+        if not reason and recipe.correct_only and not is_solved:
+            reason = "dropped_wrong"
+        if reason:
+            counts += _count_dropped(threads, is_solved, reason)
+        else:
+            counts += _count_kept(threads, is_solved, root.condition)
+            examples.append(flatten(threads, types))
     return examples, counts
 
 
-def broken_bound(streams: list[ThreadTokens], bounds: Bounds) -> str:
-    """The field of `Counts` for the first bound that a tree breaks; "" if it fits."""
-    if any(stream.position.max() >= bounds.window for stream in streams):
+def _count_dropped(threads: list[ThreadTokens], is_solved: bool, reason: str) -> Counts:
+    """Returns the counts of a tree that is dropped; `reason` is the field that counts it."""
+    dropped: dict[str, Any] = {reason: 1}
+    return Counts(made=1, solved=int(is_solved), dropped_children=len(threads) - 1, **dropped)
+
+
+def _count_kept(threads: list[ThreadTokens], is_solved: bool, condition: int | None) -> Counts:
+    """Returns the counts of a tree that is kept."""
+    stated = [] if condition is None else [condition]
+    return Counts(
+        made=1,
+        solved=int(is_solved),
+        kept_solved=int(is_solved),
+        threads=len(threads),
+        tokens=sum(int(thread.sampled.sum()) for thread in threads),
+        sequential=sequential_tokens(threads),
+        stored=sum(len(thread.tokens) for thread in threads),
+        window=max(int(thread.position.max()) + 1 for thread in threads),
+        longest=max(len(thread.tokens) for thread in threads),
+        conditions=collections.Counter(stated),
+    )
+
+
+def broken_bound(threads: list[ThreadTokens], bounds: Bounds) -> str:
+    """Returns the field of `Counts` for the first bound that a tree breaks, or "" if it fits."""
+    if any(thread.position.max() >= bounds.window for thread in threads):
         return "dropped_window"
-    if any(len(stream.tokens) > bounds.max_thread_tokens for stream in streams):
+    if any(len(thread.tokens) > bounds.max_thread_tokens for thread in threads):
         return "dropped_max_thread_tokens"
-    return "" if _have_threads(streams, 0, bounds.max_threads - 1, bounds) else "dropped_threads"
+    if not _can_spawn(threads, 0, bounds.max_threads - 1, bounds):
+        return "dropped_threads"
+    return ""
 
 
-def _have_threads(
-    streams: list[ThreadTokens], thread_index: int, free: int, bounds: Bounds
-) -> bool:
-    """Whether a thread with `free` threads below it can spawn all that it does: a rollout divides
-    what each spawn leaves evenly among the children, if they may spawn too, and their parent."""
-    children: dict[int, list[int]] = {}
-    for place, stream in enumerate(streams):
-        if stream.parent == thread_index:
-            children.setdefault(stream.round, []).append(place)
-    for _, spawned in sorted(children.items()):
-        free -= len(spawned)
-        depth = streams[thread_index].depth + 1
-        if free < 0 or len(spawned) > bounds.children or depth > bounds.max_depth:
+def _can_spawn(threads: list[ThreadTokens], thread_index: int, free: int, bounds: Bounds) -> bool:
+    """Tells whether a rollout could make all threads below one.
+
+    A rollout divides what each spawn leaves evenly among the children, if they may spawn too, and
+    their parent.
+
+    Args:
+      threads: the tree.
+      thread_index: the thread that spawns.
+      free: number of threads that may still be made below it.
+      bounds: limits of the rollout.
+    """
+    spawns: dict[int, list[int]] = {}  # Which spawn -> thread indices of its children.
+    for index, thread in enumerate(threads):
+        if thread.parent == thread_index:
+            spawns.setdefault(thread.round, []).append(index)
+
+    depth = threads[thread_index].depth + 1
+    for _, children in sorted(spawns.items()):
+        free -= len(children)
+        if free < 0 or len(children) > bounds.children or depth > bounds.max_depth:
             return False
-        each = free // (len(spawned) + 1) if depth < bounds.max_depth else 0
-        free -= each * len(spawned)
-        if not all(_have_threads(streams, place, each, bounds) for place in spawned):
+        share = free // (len(children) + 1) if depth < bounds.max_depth else 0
+        free -= share * len(children)
+        if not all(_can_spawn(threads, child, share, bounds) for child in children):
             return False
     return True
 
 
-def sequential_tokens(streams: list[ThreadTokens], thread_index: int = 0) -> int:
-    """Sampled tokens on the longest chain: a thread's own, and at each of its spawns those of the
-    longest child.
+def sequential_tokens(threads: list[ThreadTokens], thread_index: int = 0) -> int:
+    """Counts the sampled tokens on the longest chain of a thread and all below it.
+
+    These are the thread's own, and at each of its spawns those of the child with the longest chain.
     """
-    longest: dict[int, int] = {}
-    for place, stream in enumerate(streams):
-        if stream.parent == thread_index:
-            chain = sequential_tokens(streams, place)
-            longest[stream.round] = max(longest.get(stream.round, 0), chain)
-    return int(streams[thread_index].sampled.sum()) + sum(longest.values())
+    longest: dict[int, int] = {}  # Which spawn -> tokens of the longest chain of a child.
+    for index, thread in enumerate(threads):
+        if thread.parent == thread_index:
+            chain = sequential_tokens(threads, index)
+            longest[thread.round] = max(longest.get(thread.round, 0), chain)
+    return int(threads[thread_index].sampled.sum()) + sum(longest.values())
 
 
 def stored_types(vocab_size: int, bounds: Bounds) -> dict[str, np.dtype]:
-    """Feature name -> the integer type in which it is stored: wide enough for every tree that fits
-    the bounds.
+    """Returns the integer type of each stored feature: the narrowest that holds all its values.
 
     Raises:
       ValueError: a feature needs more than 32 bits.
     """
-    place = unsigned(bounds.max_thread_tokens)
+    in_thread = unsigned(bounds.max_thread_tokens)
     return {
         "tokens": unsigned(vocab_size - 1),
-        "position": place,
-        "hidden_block": place,
+        "position": in_thread,
+        "hidden_block": in_thread,
         "sampled": unsigned(1, least_bits=8),
-        "length": place,
+        "length": in_thread,
         "parent": signed(bounds.max_threads - 1),
-        "round": place,
+        "round": in_thread,
         "depth": unsigned(bounds.max_depth, least_bits=8),
         "child": unsigned(bounds.children - 1),
     }
 
 
-def flatten(streams: list[ThreadTokens], types: dict[str, np.dtype]) -> Example:
-    """A tree as compact arrays: the threads' tokens one after the other, and one number a thread.
+_OF_TOKENS = ("tokens", "position", "hidden_block", "sampled")  # Features with a value a token.
+_OF_THREADS = ("parent", "round", "depth", "child")  # Features with a value a thread.
+
+
+def flatten(threads: list[ThreadTokens], types: dict[str, np.dtype]) -> Example:
+    """Returns a tree as compact arrays.
 
     Args:
-      types: from `stored_types`.
+      threads: the n threads of the tree.
+      types: feature -> type of its integers, from `stored_types`.
+
+    Returns:
+      feature -> array: [n] if it has a value a thread, else [sum of the lengths], one thread after
+      the other.
 
     Raises:
       ValueError: a value does not fit its type.
     """
-    example: Example = {
-        name: np.concatenate([getattr(stream, name) for stream in streams])
-        for name in ("tokens", "position", "hidden_block", "sampled")
-    }
-    example["length"] = [len(stream.tokens) for stream in streams]
-    for name in ("parent", "round", "depth", "child"):
-        example[name] = [getattr(stream, name) for stream in streams]
+    values: dict[str, Any] = {}
+    for name in _OF_TOKENS:
+        values[name] = np.concatenate([getattr(thread, name) for thread in threads])
+    values["length"] = [len(thread.tokens) for thread in threads]
+    for name in _OF_THREADS:
+        values[name] = [getattr(thread, name) for thread in threads]
     return {
-        name: fitted(values, types[name], f"demonstration: {name}")
-        for name, values in example.items()
+        name: fitted(column, types[name], f"demonstration: {name}")
+        for name, column in values.items()
     }
 
 
 def unflatten(example: Example) -> list[ThreadTokens]:
-    """The inverse of `flatten`."""
-    stops = np.cumsum(example["length"].astype(np.int64))
-    streams = []
-    for place, (start, stop) in enumerate(zip(stops - example["length"], stops, strict=True)):
+    """Returns the threads of a tree that `flatten` made arrays of."""
+    stops = np.cumsum(example["length"].astype(np.int64))  # [n]
+    starts = stops - example["length"]  # [n]
+    threads = []
+    for index, (start, stop) in enumerate(zip(starts, stops, strict=True)):
         part = slice(int(start), int(stop))
-        streams.append(
+        threads.append(
             ThreadTokens(
-                example["tokens"][part].astype(np.int32),
-                example["position"][part].astype(np.int32),
-                example["hidden_block"][part].astype(np.int32),
-                example["sampled"][part].astype(bool),
-                *(int(example[name][place]) for name in ("parent", "round", "depth", "child")),
+                tokens=example["tokens"][part].astype(np.int32),
+                position=example["position"][part].astype(np.int32),
+                hidden_block=example["hidden_block"][part].astype(np.int32),
+                sampled=example["sampled"][part].astype(bool),
+                parent=int(example["parent"][index]),
+                round=int(example["round"][index]),
+                depth=int(example["depth"][index]),
+                child=int(example["child"][index]),
             )
         )
-    return streams
+    return threads

@@ -18,7 +18,8 @@ The life of a sample:
   5. They are stored (`dataset`), read again and packed (`pipeline`, `packing`).
 
 `read_thread` goes back from token sequences to the tree of text, so that a test can show that
-nothing is lost on the way."""
+nothing is lost on the way.
+"""
 
 import dataclasses
 
@@ -105,9 +106,9 @@ def tokenize_tree(thread: Thread, tokenizer: Tokenizer) -> list[ThreadTokens]:
     Raises:
       UsageError: a text holds a character that is not in the tokenizer's vocabulary.
     """
-    streams: list[ThreadTokens] = []
-    _place([thread], NO_PARENT, 0, 0, tokenizer, streams)
-    return streams
+    sequences: list[ThreadTokens] = []
+    _place([thread], NO_PARENT, 0, 0, tokenizer, sequences)
+    return sequences
 
 
 def _place(
@@ -116,16 +117,17 @@ def _place(
     spawn_round: int,
     depth: int,
     tokenizer: Tokenizer,
-    streams: list[ThreadTokens],
+    sequences: list[ThreadTokens],
 ) -> None:
-    """Appends the threads of one spawn to `streams`, then the threads that these spawn."""
-    first = len(streams)
+    """Appends the threads of one spawn to `sequences`, then the threads that these spawn."""
+    first = len(sequences)
     for child, thread in enumerate(threads):
-        streams.append(_write(thread, tokenizer).finish(parent, spawn_round, depth, child))
+        sequences.append(_write(thread, tokenizer).finish(parent, spawn_round, depth, child))
     for child, thread in enumerate(threads):
         spawns = (part for part in thread.body if isinstance(part, Spawn))
         for nested_round, spawn in enumerate(spawns):
-            _place(list(spawn.children), first + child, nested_round, depth + 1, tokenizer, streams)
+            children = list(spawn.children)
+            _place(children, first + child, nested_round, depth + 1, tokenizer, sequences)
 
 
 def _write(thread: Thread, tokenizer: Tokenizer) -> _Writer:

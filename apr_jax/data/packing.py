@@ -101,9 +101,10 @@ def place(lengths: np.ndarray, length: int, rows: int | None = None, first: int 
 
     is_first = np.arange(count) < first
     # The sort is stable, so the threads that are placed first keep their order.
-    order = np.lexsort((np.where(is_first, 0, -lengths), ~is_first))
+    order = np.lexsort((np.where(is_first, 0, -lengths), ~is_first))  # [n] thread numbers
 
-    room = np.full(count if rows is None else rows, length)  # Free columns of each row.
+    # Free columns of each row, [rows]. As many rows as threads are always enough.
+    room = np.full(count if rows is None else rows, length)
     threads_in_row = np.zeros(len(room), np.int64)
     row = np.full(count, -1)
     column = np.full(count, -1)

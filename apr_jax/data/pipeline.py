@@ -16,7 +16,8 @@ The life of a sample:
      streams, which is a setting, and not on the number of processes or devices.
 
 The state of an iterator is small and JSON-able: how many blocks were taken, and which threads wait,
-by their numbers. When it is restored, the waiting threads are read again."""
+by their numbers. When it is restored, the waiting threads are read again.
+"""
 
 import atexit
 import dataclasses
@@ -70,8 +71,9 @@ class Batches(Iterator[Rows]):
         return next(self._open)
 
     def get_state(self) -> dict[str, Any]:
-        """Returns, as JSON, the place behind the last batch that was returned; what was read ahead
-        does not matter.
+        """Returns, as JSON, the place behind the last batch that was returned.
+
+        Batches that were read ahead do not count.
         """
         return self._open.get_state()
 
@@ -114,8 +116,8 @@ class LocalRows(Iterator[Rows]):
 
         fields = {}
         for name in vars(parts[0]):
-            stacked = np.concatenate([vars(part)[name] for part in parts])
-            fields[name] = stacked[self._rows]
+            stacked = np.concatenate([vars(part)[name] for part in parts])  # [opened rows, L]
+            fields[name] = stacked[self._rows]  # [held rows, L]
         return Rows(**fields)
 
     def get_state(self) -> dict[str, Any]:
@@ -295,7 +297,7 @@ class _PackedIterator(grain.DatasetIterator[Rows]):
         # The threads that waited are the first of the pool.
         waited = len(self._waiting["length"])
         placement = place(pool["length"], self._length, self._rows, first=waited)
-        is_placed = placement.row >= 0
+        is_placed = placement.row >= 0  # [n]
         self._waiting = _select(pool, ~is_placed)
         return self._scatter(pool, placement, is_placed)
 
@@ -360,8 +362,8 @@ def _read_block(source: dataset.TreeSource, numbers: np.ndarray) -> _Pool:
         name: np.concatenate([example[name] for example in examples])
         for name in (*_FIELDS, "length")
     }
-    pool["tree"] = np.repeat(np.arange(len(examples)), thread_counts)
-    pool["thread_index"] = np.concatenate([np.arange(count) for count in thread_counts])
+    pool["tree"] = np.repeat(np.arange(len(examples)), thread_counts)  # [n]
+    pool["thread_index"] = np.concatenate([np.arange(count) for count in thread_counts])  # [n]
     return pool
 
 
@@ -379,6 +381,6 @@ def _join(pools: list[_Pool]) -> _Pool:
 
 
 def _select(pool: _Pool, threads: np.ndarray) -> _Pool:
-    """Returns the threads for which the mask holds."""
-    tokens = np.repeat(threads, pool["length"])
+    """Returns the threads of a pool for which the mask, bool [n], holds."""
+    tokens = np.repeat(threads, pool["length"])  # [sum of lengths]
     return {name: values[tokens if name in _FIELDS else threads] for name, values in pool.items()}

@@ -17,8 +17,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from array_record.python.array_record_data_source import ArrayRecordDataSource
 from helpers.puzzles import read_problems, with_solver
 from helpers.small_data import NANO, problem_of, small
+from tensorflow_datasets.proto import tf_example_pb2
 
 from apr_jax.data import dataset
 from apr_jax.data.build import build
@@ -26,7 +28,7 @@ from apr_jax.data.demonstrate import Counts, Workers, unflatten
 from apr_jax.data.encode import read_thread
 from apr_jax.data.statistics import statistics, wilson
 from apr_jax.errors import UsageError, UserError
-from apr_jax.tasks import Problem, flatten, make_task, save_problems
+from apr_jax.tasks import Problem, TaskConfig, flatten, make_task, save_problems
 from apr_jax.tasks.countdown.puzzle import Puzzle, make_problem, problem_key
 from apr_jax.text.tokenizer import Tokenizer
 
@@ -156,6 +158,22 @@ def test_any_number_of_workers_builds_the_same(config, data_dir, tmp_path):
     alone, together = record_of(data_dir), record_of(tmp_path)
     assert together["methods"]["apr"] == alone["methods"]["apr"]
     assert together["sha256"] == alone["sha256"]
+    folders = [dataset.directory(out, "apr") for out in (data_dir, tmp_path)]
+    first, second = (
+        {path.name: path.read_bytes() for path in folder.iterdir()} for folder in folders
+    )
+    assert first == second
+
+
+def test_records_are_written_in_one_order_and_nothing_is_hidden(data_dir):
+    # protobuf orders the features of a record anew in each process, if it is not told otherwise.
+    (file,) = dataset.directory(data_dir, "apr").glob("*train*")
+    records = ArrayRecordDataSource([str(file)])
+    assert len(records) > 100
+    for record in (records[k] for k in range(20)):
+        example = tf_example_pb2.Example.FromString(record)
+        assert record == example.SerializeToString(deterministic=True)
+    assert not list((data_dir / "demonstrations").rglob(".*"))
 
 
 def test_results_come_in_order_and_not_all_at_once():
@@ -230,6 +248,27 @@ def test_nested_demonstrations_are_built_where_children_may_spawn(config, tmp_pa
     examples = examples_of(tmp_path, "apr-nested", "train")
     assert len(examples) == 150
     assert sum(int(example["depth"].max()) == 2 for example in examples) > 50
+
+
+def test_a_task_without_methods_has_problems_and_a_tokenizer(config, tmp_path):
+    (tmp_path / "sums.py").write_text(
+        "from apr_jax.tasks import Problem, Score, Task\n"
+        "class Sums(Task):\n"
+        "    def draw(self, seed):\n"
+        "        return Problem(str(seed), {'a': seed % 1000, 'b': seed // 1000 % 1000})\n"
+        "    def prompt(self, problem, condition=None):\n"
+        "        return f\"{problem.data['a']}+{problem.data['b']}=\"\n"
+        "    def score(self, problem, answer):\n"
+        "        return Score(0.0, correct=False)\n"
+    )
+    sums = small(task=TaskConfig(f"{tmp_path / 'sums.py'}:Sums"))
+    out = tmp_path / "data"
+    assert build(sums, out, progress=False, workers=1) == {}
+    assert record_of(out)["problems"] == {"train": 150, "validation": 40, "test": 40}
+    assert (out / "tokenizer.model").is_file()
+    before = times(out)
+    assert build(sums, out, progress=False, workers=1) == {}
+    assert times(out) == before
 
 
 def times(out: Path) -> dict[Path, int]:
