@@ -1,10 +1,16 @@
-"""What is wrong in a compact trace: a parser of its own, which shares nothing with
-`render_compact`, where the form is defined.
+"""Finds the faults in a compact trace that a model wrote.
 
-The life of a check: the thread's start (the problem, or what its message stands for) is the first
-state it has *reached*. Each piece of the trace must follow from a reached state, and reaches states
-itself; a wrong piece is a `Fault`, and the trace is believed from there on, so that one slip counts
-once. A fault is decisive if the target can be made from the state that it lost."""
+The parser is written from the description of the form in `render_compact`, and shares no code with
+it.
+
+The life of a check:
+1. The first state that the thread has *reached* is its start: the problem, or the state for which
+   its message stands.
+2. Each piece of the trace must follow from a state that was reached, and reaches states itself.
+3. A piece that does not is a `Fault`. The trace is believed from there on, so that a slip counts
+   once.
+4. A fault is decisive if the target can be made from the state that was lost by it.
+"""
 
 from __future__ import annotations
 
@@ -17,10 +23,13 @@ from apr_jax.tasks.base import Diagnosis, Fault, Spawn, Thread
 from apr_jax.tasks.countdown.problems import reachable
 from apr_jax.tasks.countdown.puzzle import Puzzle
 
-State = tuple[int, ...]  # Sorted here: the order of a state says nothing.
+State = tuple[int, ...]  # The numbers that are left. They are sorted here; order means nothing.
 
-# As many digits as the verifier reads: the product of the most and largest numbers that a task
-# allows has 36.
+# What a model makes up may be long and large; the states of problems are not.
+_MOST_NUMBERS = 6
+_LARGEST_NUMBER = 10**9
+
+# As many digits as the verifier reads. The largest product of the numbers of a problem has 36.
 _NUMBER = r"[0-9]{1,40}"
 _NUMBERS = rf"{_NUMBER}(?:,{_NUMBER})*"
 _TESTS = rf"(?:[+\-*/](?:{_NUMBER})?!?)*"
@@ -30,7 +39,8 @@ _QUEUED = re.compile(rf">({_NUMBERS})({_TESTS})")
 _GROUP = re.compile(rf"({_NUMBER}),({_NUMBER})(?::({_NUMBERS}))?((?:\|[+\-*/]{_NUMBER}{_TESTS})+)")
 _SUCCESSOR = re.compile(rf"\|([+\-*/])({_NUMBER})({_TESTS})")
 _TEST = re.compile(rf"([+\-*/])({_NUMBER})?(!?)")
-_CUT_OFF = re.compile(r"[|+\-*/,:>=]*[0-9]*$")  # What may be half a number, with what leads to it.
+# What may be half a number at the end of a text, with the signs before it.
+_CUT_OFF = re.compile(r"[|+\-*/,:>=]*[0-9]*$")
 _MESSAGE = re.compile(
     rf"(?:([^;:]*);)?({_NUMBER})([+\-*/])({_NUMBER})((?:,{_NUMBER})*):({_NUMBER})"
 )
@@ -38,42 +48,47 @@ _EQUATION = re.compile(rf"({_NUMBER})([+\-*/])({_NUMBER})=({_NUMBER})")
 
 
 def check_thread(puzzle: Puzzle, thread: Thread, cut: bool = False) -> Diagnosis:
-    """Reads one thread; what its children did is not looked at, what it told them is.
+    """Finds the faults of one thread, messages to its children included, but not their traces.
 
     Args:
-      thread: as it was written; `prompt` is empty for the root.
-      cut: it was stopped from outside: its last piece may be half a piece, and what it left undone
-        is no fault.
+      puzzle: numbers and target of the problem.
+      thread: the thread as it was written; its prompt is empty if it is the root.
+      cut: whether the thread was stopped from outside. Then its last piece may be half a piece, and
+        what it left undone is no fault.
     """
-    start = _of(puzzle.numbers)
+    start = _state(puzzle.numbers)
     reader = _Reader(puzzle, cut)
     if thread.prompt:
-        told = read_message(thread.prompt)
-        if told is None:  # Nobody knows what such a thread was to do; the fault is its parent's.
+        message = read_message(thread.prompt)
+        if message is None:
+            # Nobody knows what such a thread was to do. The fault is its parent's.
             return Diagnosis((), found=False, hopeful=False)
-        start = told.state
-        reader.first = told
+        start = message.state
+        reader.unsolved = message
     reader.reached[start] = True
     reader.current = start
+
     for part in thread.body:
         if isinstance(part, Spawn):
             for child in part.children:
                 reader.message(child.prompt)
         else:
             reader.text(part, last=part is thread.body[-1])
-    if not (cut or thread.answer):
+    claims_no_solution = not cut and not thread.answer
+    if claims_no_solution:
         reader.leftovers()
-    return Diagnosis(tuple(reader.faults), reader.found, _can(start, puzzle.target))
+    return Diagnosis(tuple(reader.faults), reader.found, _is_solvable(start, puzzle.target))
 
 
 @dataclasses.dataclass(frozen=True)
-class Told:
-    """What a message says.
+class Message:
+    """What a message to a child says.
 
     Attributes:
-      path: the equations of the steps before, as (a, op, b, result).
-      step: a, op, b of the last one.
-      rest: the other numbers; target: the number to make.
+      path: the steps before the last one, each as (a, op, b, result).
+      step: the last step, as (a, op, b).
+      rest: the other numbers.
+      target: the number to make.
     """
 
     path: tuple[tuple[int, str, int, int], ...]
@@ -83,82 +98,107 @@ class Told:
 
     @property
     def result(self) -> int | None:
-        """Of the last step; None where there is none."""
+        """The result of the last step; None if it has none."""
         return _result(*self.step)
 
     @property
     def state(self) -> State:
-        """Where the child starts; a step without a result leaves the rest alone."""
-        return _of(self.rest if self.result is None else (self.result, *self.rest))
+        """The state from which the child starts."""
+        if self.result is None:
+            return _state(self.rest)
+        return _state((self.result, *self.rest))
 
 
-def read_message(message: str) -> Told | None:
-    """The parts of a message; None if it is not in the form of one."""
-    match = _MESSAGE.fullmatch(message)
+def read_message(text: str) -> Message | None:
+    """Reads a message; returns None if the text does not have the form of one."""
+    match = _MESSAGE.fullmatch(text)
     if match is None:
         return None
-    equations = [_EQUATION.fullmatch(text) for text in match[1].split(",")] if match[1] else []
-    if None in equations:
-        return None
-    path = tuple((int(one[1]), one[2], int(one[3]), int(one[4])) for one in equations if one)
+
+    path = []
+    if match[1]:
+        for equation in match[1].split(","):
+            parts = _EQUATION.fullmatch(equation)
+            if parts is None:
+                return None
+            path.append((int(parts[1]), parts[2], int(parts[3]), int(parts[4])))
+
+    step = (int(match[2]), match[3], int(match[4]))
     rest = tuple(map(int, match[5].split(",")[1:]))
-    return Told(path, (int(match[2]), match[3], int(match[4])), rest, int(match[6]))
+    return Message(tuple(path), step, rest, int(match[6]))
 
 
 class _Reader:
-    """One thread in the reading.
+    """Reads one thread, and keeps what it has reached.
+
+    Args:
+      puzzle: numbers and target of the problem.
+      cut: whether the thread was stopped from outside.
 
     Attributes:
-      reached: state -> whether a right way leads to it (False after a fault).
+      faults: the faults that were found.
+      found: whether the thread reached the target by right steps.
+      reached: state -> whether right steps lead to it; False after a fault.
       expanded: states whose successors were listed, or that were taken from the queue.
-      current: the state that was last moved to: a spawn's messages follow from it.
-      first: the message, until its result was worked out.
+      current: the state to which the thread moved last. The messages of a spawn follow from it.
+      unsolved: the thread's own message, until the result of its step was worked out.
     """
 
     def __init__(self, puzzle: Puzzle, cut: bool):
-        self.puzzle, self.cut = puzzle, cut
+        self.puzzle = puzzle
+        self.cut = cut
         self.faults: list[Fault] = []
         self.found = False
         self.reached: dict[State, bool] = {}
         self.expanded: set[State] = set()
         self.current: State = ()
-        self.first: Told | None = None
+        self.unsolved: Message | None = None
 
     def fault(self, kind: str, text: str, lost: State) -> None:
-        self.faults.append(Fault(kind, text, _can(lost, self.puzzle.target)))
+        """Notes a fault, by which the thread lost a state."""
+        self.faults.append(Fault(kind, text, _is_solvable(lost, self.puzzle.target)))
 
     def text(self, text: str, last: bool) -> None:
-        """Pieces between semicolons."""
+        """Reads the pieces of a text, which semicolons separate.
+
+        Args:
+          text: text of the thread between two spawns.
+          last: whether it is the last one of the thread.
+        """
         pieces = [piece for piece in text.split(";") if piece]
-        for place, piece in enumerate(pieces):
-            half = self.cut and last and place == len(pieces) - 1
-            piece = _CUT_OFF.sub("", piece) if half else piece
+        for number, piece in enumerate(pieces, start=1):
+            half = self.cut and last and number == len(pieces)
+            if half:
+                piece = _CUT_OFF.sub("", piece)
             if match := _START.fullmatch(piece):
                 self.start(piece, int(match[1]), match[2])
             elif match := _QUEUED.fullmatch(piece):
-                self.queued(piece, _of(map(int, match[1].split(","))), match[2])
+                self.queued(piece, _state(map(int, match[1].split(","))), match[2])
             elif match := _GROUP.fullmatch(piece):
                 rest = map(int, match[3].split(",")) if match[3] else ()
                 self.group(piece, int(match[1]), int(match[2]), tuple(rest), match[4])
             elif len(self.puzzle.numbers) == 2 and _ONLY_TESTS.fullmatch(piece):
-                # Of a problem of two numbers the root has nothing else to write.
+                # For a problem of two numbers the root has nothing else to write.
                 self.tests(piece, self.current)
             elif not half:
                 self.fault("bookkeeping", piece, self.current)
 
     def start(self, piece: str, result: int, tests: str) -> None:
-        """`=48`: a child works out the result that its message left open."""
-        told, self.first = self.first, None
-        if told is None:
-            return self.fault("bookkeeping", piece, self.current)
-        if result != told.result:
+        """Reads `=48`: a child works out the result that its message left open."""
+        message = self.unsolved
+        self.unsolved = None
+        if message is None:
+            self.fault("bookkeeping", piece, self.current)
+            return
+        state = _state((result, *message.rest))
+        if result != message.result:
             self.fault("arithmetic", piece, self.current)
-            self.reached[_of((result, *told.rest))] = False
-        self.current = _of((result, *told.rest))
-        return self.tests(tests, self.current)
+            self.reached[state] = False
+        self.current = state
+        self.tests(tests, state)
 
     def queued(self, piece: str, state: State, tests: str) -> None:
-        """`>48,2`: a state that was written before."""
+        """Reads `>48,2`: a state that was written before is taken from the queue."""
         if state not in self.reached:
             self.fault("bookkeeping", piece, _nearest(state, self.reached))
             self.reached[state] = False
@@ -167,87 +207,103 @@ class _Reader:
         self.tests(tests, state)
 
     def group(self, piece: str, a: int, b: int, rest: State, successors: str) -> None:
-        """`22,26:2|+48|-4`: two numbers of a reached state, and what can be made of them."""
-        state = _of((a, b, *rest))
+        """Reads `22,26:2|+48|-4`: two numbers of a reached state, and what operations make."""
+        state = _state((a, b, *rest))
         if state not in self.reached:
             self.fault("bookkeeping", piece, _nearest(state, self.reached))
             self.reached[state] = False
         self.expanded.add(state)
+        large = max(a, b)
+        small = min(a, b)
         for op, text, tests in _SUCCESSOR.findall(successors):
-            result, true = int(text), _result(max(a, b), op, min(a, b))
-            made = _of((result, *rest))
-            if true != result:
-                lost = () if true is None else _of((true, *rest))
-                self.fault("arithmetic", f"{max(a, b)}{op}{min(a, b)}={text}", lost)
-            self.reached.setdefault(made, self.reached[state] and true == result)
-            if not rest and true == result == self.puzzle.target:
+            result = int(text)
+            true_result = _result(large, op, small)
+            is_right = result == true_result
+            if not is_right:
+                lost = () if true_result is None else _state((true_result, *rest))
+                self.fault("arithmetic", f"{large}{op}{small}={text}", lost)
+
+            successor = _state((result, *rest))
+            self.reached.setdefault(successor, self.reached[state] and is_right)
+            is_last = not rest
+            if is_last and is_right and result == self.puzzle.target:
                 self.found = self.found or self.reached[state]
-            self.tests(tests, made)
+            self.tests(tests, successor)
 
     def tests(self, tests: str, state: State) -> None:
-        """`+50-46!`: the last two numbers combined; a result too long to be the target is left
-        out.
+        """Reads `+50-46!`: the last two numbers of a state are combined.
+
+        A result that is too long to be the target is left out, and a hit is marked.
         """
-        for op, text, hit in _TEST.findall(tests):
+        target = self.puzzle.target
+        for op, text, mark in _TEST.findall(tests):
             if len(state) != 2:
-                self.fault("bookkeeping", f"{op}{text}{hit}", state)
+                self.fault("bookkeeping", f"{op}{text}{mark}", state)
                 continue
-            result, true = int(text) if text else None, _result(state[1], op, state[0])
-            is_target = result == self.puzzle.target
-            if true is None or (text and true != result) or (hit and not is_target):
-                lost = state if hit or true == self.puzzle.target else ()
-                self.fault("arithmetic", f"{state[1]}{op}{state[0]}={text}{hit}", lost)
+            small, large = state
+            result = int(text) if text else None
+            true_result = _result(large, op, small)
+            is_target = result == target
+
+            is_wrong = true_result is None or (result is not None and result != true_result)
+            is_false_hit = bool(mark) and not is_target
+            if is_wrong or is_false_hit:
+                lost = state if mark or true_result == target else ()
+                self.fault("arithmetic", f"{large}{op}{small}={text}{mark}", lost)
             elif is_target:
                 self.found = self.found or self.reached.get(state, False)
                 self.expanded.add(state)
 
-    def message(self, message: str) -> None:
-        """What a child is told: a way from the problem to a successor of the current state."""
-        told = read_message(message)
-        if told is None or told.target != self.puzzle.target:
-            return self.fault("message", message, self.current)
-        state: State | None = _of(self.puzzle.numbers)
-        for a, op, b, result in told.path:
+    def message(self, text: str) -> None:
+        """Reads a message to a child: steps from the problem to a successor of a reached state."""
+        message = read_message(text)
+        if message is None or message.target != self.puzzle.target:
+            self.fault("message", text, self.current)
+            return
+
+        state: State | None = _state(self.puzzle.numbers)
+        for a, op, b, result in message.path:
             state = _after(state, a, op, b) if _result(a, op, b) == result else None
-        after = _after(state, *told.step)
-        if after != told.state:
-            return self.fault("message", message, after or self.current)
-        if state not in self.reached:
-            return self.fault("bookkeeping", message, self.current)
-        return self.expanded.add(state)
+        successor = _after(state, *message.step)
+        if successor != message.state:
+            self.fault("message", text, successor or self.current)
+        elif state not in self.reached:
+            self.fault("bookkeeping", text, self.current)
+        else:
+            self.expanded.add(state)
 
     def leftovers(self) -> None:
-        """The thread claims that there is no solution: what did it write down and not follow, or
-        not see?
+        """Notes the solvable states that a thread left out which claims that there is no solution.
+
+        If it has found a solution, it left nothing out.
         """
+        if self.found:
+            return
         start = next(iter(self.reached))
-        for state, right in self.reached.items():
-            if state == start and len(state) > 2:  # A search that was never begun is no slip.
+        for state, is_right in self.reached.items():
+            # A search that was never begun is no slip.
+            is_unbegun = state == start and len(state) > 2
+            if is_unbegun or not is_right or state in self.expanded:
                 continue
-            if (
-                right
-                and state not in self.expanded
-                and _can(state, self.puzzle.target)
-                and not self.found
-            ):
+            if _is_solvable(state, self.puzzle.target):
                 kind = "arithmetic" if len(state) == 2 else "bookkeeping"
                 self.fault(kind, f"{','.join(map(str, state))}: not followed", state)
 
 
-def _of(numbers: Iterable[int]) -> State:
+def _state(numbers: Iterable[int]) -> State:
+    """Returns the state of some numbers."""
     return tuple(sorted(numbers))
 
 
-def _can(state: State, target: int) -> bool:
-    """Whether the target can be made from a state (of more numbers than any problem has: no)."""
-    return 0 < len(state) <= _MOST and max(state) < _LARGEST and target in reachable(state)
-
-
-_MOST, _LARGEST = 6, 10**9  # What a model makes up may be long and large; problems are not.
+def _is_solvable(state: State, target: int) -> bool:
+    """Tells whether a state can make the target; False if it is too large for any problem."""
+    if not 0 < len(state) <= _MOST_NUMBERS or max(state) >= _LARGEST_NUMBER:
+        return False
+    return target in reachable(state)
 
 
 def _result(a: int, op: str, b: int) -> int | None:
-    """Of an exact step that is not negative; None where there is none."""
+    """Computes `a op b`; None if the result is not exact or negative."""
     if op == "/":
         return a // b if b and a % b == 0 else None
     result = {"+": a + b, "-": a - b, "*": a * b}[op]
@@ -255,22 +311,26 @@ def _result(a: int, op: str, b: int) -> int | None:
 
 
 def _after(state: State | None, a: int, op: str, b: int) -> State | None:
-    """The state after a step; None if it cannot be taken."""
+    """Returns the state after a step; None if the step cannot be taken."""
     left = list(state or ())
     for number in (a, b):
         if number not in left:
             return None
         left.remove(number)
     result = _result(a, op, b)
-    return None if result is None else _of((result, *left))
+    return None if result is None else _state((result, *left))
 
 
 def _nearest(state: State, reached: Iterable[State]) -> State:
-    """The reached state that shares most numbers with one that was never reached: what was meant,
-    most likely.
+    """Returns the reached state that was most likely meant by a state that was never reached.
+
+    It is one of as many numbers, if there is any, that shares the most numbers; of several the one
+    that was reached last.
     """
+    numbers = collections.Counter(state)
 
-    def shared(other: State) -> int:
-        return sum((collections.Counter(state) & collections.Counter(other)).values())
+    def likeness(candidate: State) -> tuple[bool, int]:
+        shared = numbers & collections.Counter(candidate)
+        return len(candidate) == len(state), shared.total()
 
-    return max(reversed(list(reached)), key=lambda other: (len(other) == len(state), shared(other)))
+    return max(reversed(list(reached)), key=likeness)

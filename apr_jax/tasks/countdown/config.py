@@ -1,38 +1,42 @@
-"""Which Countdown problems there are and how the symbolic solvers demonstrate them."""
+"""Settings of Countdown: which problems there are, and how the solvers demonstrate them."""
 
 import dataclasses
 from typing import Literal
 
-MAX_NUMBERS = 6  # As in the game; brute force judges them in some 20 ms.
-MAX_VALUE = 999_999  # Of a number and of a target.
+MAX_NUMBERS = 6  # As in the game. Brute force solves a problem of six in some 20 ms.
+MAX_VALUE = 999_999  # Largest number, and largest target.
 
 
 @dataclasses.dataclass(frozen=True)
 class SolverConfig:
-    """How demonstrations are made (docs/data.md).
+    """How demonstrations are made; docs/data.md has figures.
+
+    A beam is the number of successors of a state that the search keeps.
 
     Attributes:
-      serial_beam: SoS and SoS+ draw a beam from 1..serial_beam for each problem.
-      depth_first: what depth-first SoS keeps: the best of its beam, or all successors near the
-        target as published (traces of up to some thousand characters at four numbers).
-      parent_beam: APR's parent draws from parent_beam_low..parent_beam, or from 1 where the prompt
-        states a condition.
-      parent_beam_low: see above.
-      child_beam: APR's children draw from the parent's beam..child_beam.
-      max_children: threads that a demonstration of APR may spawn; a node whose successors no longer
-        fit is queued. Nested APR divides what a spawn leaves evenly among the children and their
-        parent, as a rollout divides its threads.
-      spawn_probability: probability that a node is judged promising.
-      shuffle: shuffle the kept successors (the paper) or keep them in their canonical order (easier
-        for small models).
-      max_intermediate: a step that leaves two numbers is only followed if its result is at most
-        this; 0 follows all. Above twice the highest number and target such a step helps only if the
-        last one divides, and small models multiply badly.
-      condition: share of demonstrations whose prompt states the condition (child count for APR,
-        window bin for SoS+).
-      window_bin: tokens a bin of the SoS+ condition, which counts all that the thread takes of the
-        window: `<bos>`, prompt, trace, `<join>`, answer and `<eos>`, in tokens of its render.
-      render: text form of a trace: the fewest tokens, or the lines of Stream of Search.
+      serial_beam: SoS and SoS+ draw a beam from 1 to serial_beam for each problem.
+      depth_first: which successors depth-first SoS keeps: the best of its beam ("beam"), or all
+        that are near the target, as it was published ("near"). Traces of the latter have up to some
+        thousand characters at four numbers.
+      parent_beam: the largest beam of APR's parents.
+      parent_beam_low: the smallest beam of APR's parents. Where the prompt states a condition it is
+        1.
+      child_beam: APR's children draw a beam from their parent's to child_beam.
+      max_children: number of threads that a demonstration of APR may spawn. If the successors of a
+        node are more than are left, they are queued. Nested APR divides what a spawn leaves evenly
+        among the children and their parent, as a rollout divides its threads.
+      spawn_probability: probability that the successors of a node are searched at once, not queued.
+      shuffle: whether the kept successors are shuffled, as in the paper. Their canonical order is
+        easier for small models.
+      max_intermediate: a step that leaves two numbers is followed only if its result is at most
+        this; 0 follows all. Above twice the highest number and target, such a step helps only if
+        the last step divides, and small models multiply badly.
+      condition: share of demonstrations whose prompt states the condition: the number of children
+        (APR) or of window bins (SoS+).
+      window_bin: tokens in a bin of SoS+'s condition. It counts all that the thread takes of the
+        window: `<bos>`, prompt, trace, `<join>`, answer and `<eos>`, in tokens of its text form.
+      render: text form of a trace: "compact", with few tokens, or "sos", the lines of Stream of
+        Search.
     """
 
     serial_beam: int = 5
@@ -49,14 +53,15 @@ class SolverConfig:
     render: Literal["compact", "sos"] = "compact"
 
     def __post_init__(self):
-        for field in (
+        positive = (
             "serial_beam",
             "parent_beam",
             "parent_beam_low",
             "child_beam",
             "max_children",
             "window_bin",
-        ):
+        )
+        for field in positive:
             if getattr(self, field) < 1:
                 raise ValueError(f"task.solver.{field}={getattr(self, field)} must be at least 1")
         if self.max_intermediate < 0:
@@ -80,11 +85,18 @@ class SolverConfig:
 
 @dataclasses.dataclass(frozen=True)
 class CountdownConfig:
-    """The problem distribution: `numbers` integers in low..high, a target in
-    target_low..target_high, solvable.
+    """Which problems there are: numbers and a target that they can make.
 
-    What it allows, a problems file may hold: the build writes such files, and every later stage
-    reads them. `solver` decides how problems are demonstrated and written down."""
+    The build draws problems from these ranges, and a problems file may hold no others.
+
+    Attributes:
+      numbers: how many numbers a problem has.
+      low: the smallest number.
+      high: the largest number.
+      target_low: the smallest target.
+      target_high: the largest target.
+      solver: how problems are demonstrated and written down.
+    """
 
     numbers: int = 4
     low: int = 1

@@ -1,18 +1,19 @@
-"""What a solver did, step by step, before any text: renderers turn these events into traces.
+"""The events of a search, as a solver records them; renderers turn them into text.
 
-A `Search` is one thread: the node it started from, its events in time order, and the path it found.
-Only `Fork` nests: its searches are the children that one spawn makes. Events are named tuples
-because a demonstration has hundreds."""
+A `Search` is what one thread did: the node from which it started, its events in time order, and the
+path that it found. A `Fork` holds the searches of the children that one spawn makes. Events are
+named tuples, which are cheap, because a demonstration has hundreds.
+"""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
-State = tuple[int, ...]  # The numbers still on the table; the latest result comes first.
+State = tuple[int, ...]  # The numbers that are left; the latest result comes first.
 
 
 class Step(NamedTuple):
-    """One exact operation; for `-` and `/` the larger number is `a`."""
+    """One exact operation, `a op b = result`. For `-` and `/` the larger number is `a`."""
 
     a: int
     op: str
@@ -21,20 +22,22 @@ class Step(NamedTuple):
 
     @property
     def expression(self) -> str:
+        """The step without its result, such as `22+26`."""
         return f"{self.a}{self.op}{self.b}"
 
     @property
     def equation(self) -> str:
+        """The step with its result, such as `22+26=48`."""
         return f"{self.a}{self.op}{self.b}={self.result}"
 
 
 class Node(NamedTuple):
-    """A state and how it was reached.
+    """A state, and how it was reached.
 
     Attributes:
-      state: the numbers left.
-      path: the steps from the problem to here.
-      place: which one among the kept successors at each level; the problem itself is (0,).
+      state: the numbers that are left.
+      path: the steps from the problem to the state.
+      place: the number of the node among the kept successors at each level; the problem is (0,).
     """
 
     state: State
@@ -43,35 +46,33 @@ class Node(NamedTuple):
 
 
 class Generate(NamedTuple):
-    """A kept successor is written down."""
+    """A successor that the search keeps is written down."""
 
     node: Node
 
 
 class Enter(NamedTuple):
-    """The search moves to a node: down from its parent, or (`queued`) by taking it from the
-    queue.
-    """
+    """The search moves to a node, from its parent or, if `queued`, by taking it from the queue."""
 
     node: Node
     queued: bool
 
 
 class Leave(NamedTuple):
-    """A node was searched in place and held no solution; the search is back at its parent."""
+    """The search goes back to the parent of a node below which there is no solution."""
 
     node: Node
 
 
 class Test(NamedTuple):
-    """The last two numbers of `node` are combined."""
+    """The two numbers that are left at `node` are combined."""
 
     node: Node
     step: Step
 
 
 class Fork(NamedTuple):
-    """Every kept successor of `node` gets a child thread."""
+    """Every successor of `node` that the search keeps gets a child thread."""
 
     node: Node
     children: tuple[Search, ...]
@@ -81,7 +82,13 @@ Event = Generate | Enter | Leave | Test | Fork
 
 
 class Search(NamedTuple):
-    """What one thread did; `solution` is the whole path from the problem, None if it found none."""
+    """What one thread did.
+
+    Attributes:
+      root: the node from which it started.
+      events: its events in time order.
+      solution: the steps from the problem to the target; None if the thread found no solution.
+    """
 
     root: Node
     events: list[Event]
@@ -89,6 +96,6 @@ class Search(NamedTuple):
 
 
 def children(search: Search) -> int:
-    """Threads that the search spawned, at any depth."""
+    """Counts the threads that a search spawned, at any depth."""
     forks = [event for event in search.events if isinstance(event, Fork)]
     return sum(1 + children(child) for fork in forks for child in fork.children)

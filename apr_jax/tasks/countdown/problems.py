@@ -1,9 +1,11 @@
-"""Which problems there are: brute force, enumeration of small spaces, sampling of large ones, and
-the split.
+"""Which problems there are: solving by brute force, drawing, listing and splitting problems.
 
-A problem's identity is (sorted numbers, target). Numbers may repeat; a problem counts only if all
-numbers together hit the target with exact, non-negative arithmetic. The order in which the numbers
-are shown is shuffled."""
+A problem is legal if all its numbers together make the target by exact operations without negative
+results. Numbers may repeat. Two problems are the same if their sorted numbers and their targets
+are equal; the order in which the numbers are shown is random.
+
+A small space of problems is listed whole and split. From a large one, problems are drawn.
+"""
 
 import functools
 import itertools
@@ -17,42 +19,46 @@ from apr_jax.tasks.countdown.config import CountdownConfig
 from apr_jax.tasks.countdown.puzzle import Key, Puzzle, problem_key
 from apr_jax.tasks.splits import name_by_place, split_by_draws
 
-# Multisets of numbers up to which every problem is listed: at most a second of brute force.
+# A space with at most so many multisets of numbers is listed, in a second of brute force at most.
 _ENUMERABLE = 10_000
+_PATIENCE = 10_000  # Draws of numbers before `draw` gives up on a target.
 
-# Value -> how it was made from two disjoint subsets: (a, op, b, subset of a, subset of b); None for
-# a given number.
+# The values that a subset of the numbers can make. Each value maps to how it was made from two
+# disjoint parts of the subset: (a, op, b, part that makes a, part that makes b). A given number has
+# None there.
 _Table = dict[int, tuple[int, str, int, int, int] | None]
 
 
 def solve(numbers: Iterable[int], target: int) -> tuple[str, ...] | None:
-    """Equations that hit the target with every number used once; None if there are none."""
+    """Returns equations that make the target and use every number once; None if there are none."""
     tables = _tables(tuple(numbers))
-    full = len(tables) - 1
-    if target not in tables[full]:
+    everything = len(tables) - 1  # The subset of all numbers.
+    if target not in tables[everything]:
         return None
-    path: list[str] = []
+    equations: list[str] = []
 
-    def trace(value: int, subset: int) -> None:
-        made = tables[subset][value]
-        if made is not None:
-            a, op, b, left, right = made
-            trace(a, left)
-            trace(b, right)
-            path.append(f"{a}{op}{b}={value}")
+    def write(value: int, subset: int) -> None:
+        """Appends the equations by which a subset makes a value."""
+        origin = tables[subset][value]
+        if origin is not None:
+            a, op, b, left, right = origin
+            write(a, left)
+            write(b, right)
+            equations.append(f"{a}{op}{b}={value}")
 
-    trace(target, full)
-    return tuple(path)
+    write(target, everything)
+    return tuple(equations)
 
 
 def reachable(numbers: Iterable[int]) -> Collection[int]:
-    """Every value that all the numbers together can make."""
+    """Returns every value that all the numbers together can make."""
     return _tables(tuple(numbers))[-1].keys()
 
 
 def _tables(numbers: tuple[int, ...]) -> list[_Table]:
-    """For each subset of the numbers (as a bit mask) the values that exactly its numbers can
-    make.
+    """Returns, for each subset of the numbers, the values that its numbers together can make.
+
+    A subset is a bit mask, and the index of its table.
     """
     tables: list[_Table] = [{} for _ in range(1 << len(numbers))]
     for subset in range(1, len(tables)):
@@ -60,8 +66,9 @@ def _tables(numbers: tuple[int, ...]) -> list[_Table]:
         if subset.bit_count() == 1:
             table[numbers[subset.bit_length() - 1]] = None
             continue
+        # `left` goes through the parts of the subset, from large to small. The part that has the
+        # highest bit is always the left one, so that no pair of parts comes twice.
         left = (subset - 1) & subset
-        # Half of the ordered pairs of parts: the part with the highest bit comes first.
         while 2 * left >= subset:
             right = subset ^ left
             if left > right:
@@ -71,10 +78,16 @@ def _tables(numbers: tuple[int, ...]) -> list[_Table]:
 
 
 def _combine(table: _Table, tables: list[_Table], left: int, right: int) -> None:
-    """Adds every result of a value of one part and a value of the other."""
+    """Adds to a table what a value of one part and a value of the other make.
+
+    A value that is in the table already keeps its origin.
+    """
     for x in tables[left]:
         for y in tables[right]:
-            a, b, first, second = (x, y, left, right) if x >= y else (y, x, right, left)
+            if x >= y:
+                a, b, first, second = x, y, left, right
+            else:
+                a, b, first, second = y, x, right, left
             table.setdefault(a + b, (a, "+", b, first, second))
             table.setdefault(a - b, (a, "-", b, first, second))
             table.setdefault(a * b, (a, "*", b, first, second))
@@ -83,14 +96,16 @@ def _combine(table: _Table, tables: list[_Table], left: int, right: int) -> None
 
 
 def is_enumerable(config: CountdownConfig) -> bool:
-    """Whether the space is small enough to list every problem (nano is: 4,960 multisets, 33,298
-    problems).
+    """Tells whether the space is small enough to list every problem.
+
+    That of scale nano is, with 4,960 multisets of numbers and 33,298 problems.
     """
-    return math.comb(config.high - config.low + config.numbers, config.numbers) <= _ENUMERABLE
+    multisets = math.comb(config.high - config.low + config.numbers, config.numbers)
+    return multisets <= _ENUMERABLE
 
 
 def enumerate_keys(config: CountdownConfig) -> list[Key]:
-    """All solvable problems of a space, sorted."""
+    """Lists the keys of all legal problems of a space, sorted."""
     values = range(config.low, config.high + 1)
     return [
         (numbers, target)
@@ -101,12 +116,16 @@ def enumerate_keys(config: CountdownConfig) -> list[Key]:
 
 
 def draw(config: CountdownConfig, seed: int) -> Problem:
-    """A random solvable problem, a function of its arguments: a target, then uniform numbers until
-    they hit it.
+    """Draws a legal problem: a target, and then numbers until they can make it.
+
+    The problem is a function of the arguments.
+
+    Raises:
+      UsageError: no numbers were found for the target.
     """
     rng = random.Random(f"problem {seed}")
     target = rng.randint(config.target_low, config.target_high)
-    for _ in range(10_000):
+    for _ in range(_PATIENCE):
         numbers = tuple(rng.randint(config.low, config.high) for _ in range(config.numbers))
         if solve(numbers, target) is not None:
             return Puzzle(numbers, target).problem(f"draw-{seed}")
@@ -124,20 +143,20 @@ def split_problems(
     exclude: Collection[Key] = frozenset(),
     map_draws: Map = map,
 ) -> Split:
-    """Problems for training, validation and test: no two of these parts share a problem's numbers,
-    whatever the targets.
+    """Splits problems into training, validation and test.
+
+    No two of these parts share the numbers of a problem, whatever the targets.
 
     Args:
-      config: the space.
-      train: wanted training problems; a small space gives what it has left, at most this many.
-      heldout: problems for validation, and as many for test; they are set aside first.
-      seed: everything follows from it; the result does not depend on how `map_draws` works.
-      exclude: keys that may occur nowhere in the split.
-      map_draws: an order-preserving map, for drawing on several cores (`pool.imap` with a chunk
-        size).
+      config: the space of problems.
+      train: number of training problems. A small space may have fewer left.
+      heldout: number of validation problems, and of test problems. They are set aside first.
+      seed: decides the split, together with the other arguments but `map_draws`.
+      exclude: keys of the problems that may not occur.
+      map_draws: a map that keeps the order, for drawing on several cores.
 
     Raises:
-      UsageError: the space is too small for what is wanted.
+      UsageError: the space is too small.
     """
     if is_enumerable(config):
         return name_by_place(_split_space(config, train, heldout, seed, exclude))
@@ -156,31 +175,37 @@ def split_problems(
 def _split_space(
     config: CountdownConfig, train: int, heldout: int, seed: int, exclude: Collection[Key]
 ) -> dict[str, list[Problem]]:
-    """Holds whole multisets of numbers out, with every target; the last one of a part may give only
-    some of its problems, and then trains nobody with the others."""
+    """Splits a listed space by multisets of numbers, each with all its targets.
+
+    Of the last multiset of a part there may be more problems than the part needs. The others are
+    left out.
+
+    Raises:
+      UsageError: the space is too small.
+    """
     problems = _shuffled_space(config, seed, exclude)
     with_numbers: dict[tuple[int, ...], list[Problem]] = {}
     for problem in problems:
         with_numbers.setdefault(numbers_of(problem), []).append(problem)
 
-    # In an order that depends on no exclude file and prefers no multiset for its many targets.
+    # All multisets in random order. It does not depend on the exclude file, and prefers no multiset
+    # for having many targets.
     values = range(config.low, config.high + 1)
     waiting = list(itertools.combinations_with_replacement(values, config.numbers))
     random.Random(f"numbers {seed}").shuffle(waiting)
-    waiting.reverse()
+    waiting.reverse()  # They are taken from the end.
 
     parts: dict[str, list[Problem]] = {}
     for name in ("validation", "test"):
         chosen: set[Key] = set()
         while waiting and len(chosen) < heldout:
-            some = with_numbers.pop(waiting.pop(), [])
-            chosen.update(map(problem_key, some[: heldout - len(chosen)]))
-        # As shuffled: the first hundred problems of a part are to have as many different numbers as
-        # they can.
+            candidates = with_numbers.pop(waiting.pop(), [])
+            needed = heldout - len(chosen)
+            chosen.update(map(problem_key, candidates[:needed]))
+        # In the shuffled order, so that the first problems of a part differ in their numbers.
         parts[name] = [problem for problem in problems if problem_key(problem) in chosen]
-    parts["train"] = [problem for problem in problems if numbers_of(problem) in with_numbers][
-        :train
-    ]
+    rest = [problem for problem in problems if numbers_of(problem) in with_numbers]
+    parts["train"] = rest[:train]
 
     if len(parts["test"]) < heldout or not parts["train"]:
         raise UsageError(
@@ -192,7 +217,7 @@ def _split_space(
 
 
 def _shuffled_space(config: CountdownConfig, seed: int, exclude: Collection[Key]) -> list[Problem]:
-    """The whole space in random order, each problem's numbers too."""
+    """Lists all problems but the excluded ones in random order, with their numbers shuffled."""
     keys = enumerate_keys(config)
     rng = random.Random(f"space {seed}")
     rng.shuffle(keys)
@@ -200,10 +225,10 @@ def _shuffled_space(config: CountdownConfig, seed: int, exclude: Collection[Key]
         Puzzle(tuple(rng.sample(numbers, len(numbers))), target).problem("")
         for numbers, target in keys
     ]
-    # Filtered last: an exclude file takes problems away and moves none.
+    # Excluded problems are taken out last, so that the others keep their order and their numbers.
     return [problem for problem, key in zip(problems, keys, strict=True) if key not in exclude]
 
 
 def numbers_of(problem: Problem) -> tuple[int, ...]:
-    """The multiset of a problem's numbers: problems that share it stand in the same split."""
+    """Returns the sorted numbers of a problem. Problems that share them are in the same split."""
     return tuple(sorted(Puzzle.of(problem).numbers))

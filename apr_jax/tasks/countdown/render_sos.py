@@ -1,5 +1,6 @@
-"""Traces in the line format of Stream of Search (Gandhi et al. 2024) and of its hybrid, readable by
-their parsers.
+"""Traces in the line format of Stream of Search (Gandhi et al. 2024) and of its hybrid.
+
+The authors' parsers read them:
 
     Current State: 46:[22, 26, 2], Operations: []
     Exploring Operation: 22+26=48, Resulting Numbers: [2, 48]
@@ -9,10 +10,12 @@ their parsers.
     Exploring Operation: 48-2=46, Resulting Numbers: [46]
     46,46 equal: Goal Reached
 
-A state is shown as these authors keep it: the numbers left over, then the result. The prompt is the
-first line. SoS+ brackets the search of a node in place by "Start Sub Search" and "Exit Sub Search".
-In APR the control tokens take the place of the "<Calling Sub Searches>" lines; a child is told the
-node it moves to. Answers are joined as `compact` does."""
+A state is shown as these authors keep it: the numbers that are left over, and then the result. The
+prompt is the first line. SoS+ puts the depth-first search below a node between the lines "Start Sub
+Search" and "Exit Sub Search". In APR the control tokens take the place of the authors' lines
+"<Calling Sub Searches>", and a child's message is the node to which it moves. Answers are those of
+the compact form.
+"""
 
 from collections.abc import Sequence
 
@@ -31,7 +34,7 @@ from apr_jax.tasks.countdown.events import (
 from apr_jax.tasks.countdown.puzzle import Puzzle
 from apr_jax.tasks.countdown.render_compact import answer_text
 
-# What the line format repeats word for word; the tokenizer makes one piece of each.
+# Strings that the line format repeats word for word; the tokenizer makes a token of each.
 PHRASES = (
     "Current State: ",
     ", Operations: [",
@@ -53,53 +56,66 @@ ALPHABET = "".join(sorted(set("0123456789+-*/=,:[]'# \n").union(*PHRASES)))
 
 
 def prompt_text(puzzle: Puzzle, condition: int | None) -> str:
-    """The opening line; a condition goes before it, as a budget of child threads or window bins."""
+    """Returns the first line, after a condition as a budget of child threads or window bins."""
     budget = "" if condition is None else f"Sub Call Budget: {condition} "
     return budget + _state_line(puzzle.numbers, puzzle.target, ())
 
 
 def render(search: Search, prompt: str, puzzle: Puzzle, method: str) -> Thread:
-    """The thread of a search, children included; `method` decides how moves between nodes are
-    told.
+    """Returns the thread of a search, children included.
+
+    Args:
+      search: what the thread did.
+      prompt: the text that the thread was given.
+      puzzle: numbers and target of the problem.
+      method: the method of the demonstration, which decides how moves between nodes are written.
     """
     body: list[str | Spawn] = []
     text = ""
-    depth = 0  # Nodes that are being searched in place.
+    depth = 0  # Number of nodes below each other that are being searched depth-first.
     following: list[Event | None] = [*search.events[1:], None]
     for event, upcoming in zip(search.events, following, strict=False):
         if isinstance(event, Fork):
-            kept = "".join(_generated(child.root, puzzle) for child in event.children)
-            spawn = Spawn(
-                tuple(
-                    render(child, _move(child.root, puzzle), puzzle, method)
-                    for child in event.children
-                )
-            )
-            body += (text + kept, spawn)
+            for child in event.children:
+                text += _generated(child.root, puzzle)
+            body += (text, _spawn(event, puzzle, method))
             text = ""
         elif isinstance(event, Generate):
             text += _generated(event.node, puzzle)
         elif isinstance(event, Test):
             text += _tested(event, puzzle)
+            # SoS moves back to the node after each test but the last.
             if method == "sos" and depth and isinstance(upcoming, Test):
                 text += _move(event.node, puzzle)
         elif isinstance(event, Enter):
-            depth += not event.queued
-            text += _start(depth) if method == "sos+" and not event.queued else ""
+            if not event.queued:
+                depth += 1
+                if method == "sos+":
+                    text += _start(depth)
             text += _move(event.node, puzzle)
-        elif method == "sos+":
-            text += f"Exit Sub Search at level {depth}\nNo solution found in sub search\n"
-            depth -= 1
         else:
-            text += _move(_parent(event), puzzle) if isinstance(upcoming, Generate) else ""
+            if method == "sos+":
+                text += f"Exit Sub Search at level {depth}\nNo solution found in sub search\n"
+            elif isinstance(upcoming, Generate):
+                text += _move(_parent(event), puzzle)
             depth -= 1
-    body.append(text if search.solution else f"{text}No solution found.\n")
+    if not search.solution:
+        text += "No solution found.\n"
+    body.append(text)
     # A trace that ends with a spawn whose child found the solution has nothing more to say.
     return Thread(prompt, tuple(part for part in body if part), answer_text(search.solution))
 
 
+def _spawn(event: Fork, puzzle: Puzzle, method: str) -> Spawn:
+    """Returns the spawn of an event, with the threads of its children."""
+    children = (
+        render(child, _move(child.root, puzzle), puzzle, method) for child in event.children
+    )
+    return Spawn(tuple(children))
+
+
 def shown_numbers(numbers: Sequence[int], path: Sequence[Step]) -> list[int]:
-    """The state after `path`: each step removes its two numbers and appends its result."""
+    """Returns the state after some steps: each removes its two numbers and appends its result."""
     shown = list(numbers)
     for step in path:
         shown.remove(step.a)
@@ -109,14 +125,16 @@ def shown_numbers(numbers: Sequence[int], path: Sequence[Step]) -> list[int]:
 
 
 def _state_line(numbers: Sequence[int], target: int, path: Sequence[Step]) -> str:
-    return (
-        f"Current State: {target}:{shown_numbers(numbers, path)}, Operations:"
-        f" {[step.equation for step in path]}\n"
-    )
+    """Returns the line that shows a state and the steps that led to it."""
+    shown = shown_numbers(numbers, path)
+    equations = [step.equation for step in path]
+    return f"Current State: {target}:{shown}, Operations: {equations}\n"
 
 
 def _generated(node: Node, puzzle: Puzzle) -> str:
-    shown, step = shown_numbers(puzzle.numbers, node.path), node.path[-1]
+    """Returns the lines that write a successor down."""
+    shown = shown_numbers(puzzle.numbers, node.path)
+    step = node.path[-1]
     return (
         f"Exploring Operation: {step.equation}, Resulting Numbers: {shown}\n"
         f"Generated Node #{_name(node)}: {puzzle.target}:{shown} Operation: {step.equation}\n"
@@ -124,6 +142,7 @@ def _generated(node: Node, puzzle: Puzzle) -> str:
 
 
 def _tested(event: Test, puzzle: Puzzle) -> str:
+    """Returns the lines of a test: the last two numbers combined, and the verdict."""
     result = event.step.result
     verdict = "equal: Goal Reached" if result == puzzle.target else "unequal: No Solution"
     explored = f"Exploring Operation: {event.step.equation}, Resulting Numbers: [{result}]\n"
@@ -131,19 +150,22 @@ def _tested(event: Test, puzzle: Puzzle) -> str:
 
 
 def _move(node: Node, puzzle: Puzzle) -> str:
-    return f"Moving to Node #{_name(node)}\n" + _state_line(
-        puzzle.numbers, puzzle.target, node.path
-    )
+    """Returns the lines of a move to a node."""
+    state = _state_line(puzzle.numbers, puzzle.target, node.path)
+    return f"Moving to Node #{_name(node)}\n{state}"
 
 
 def _start(level: int) -> str:
+    """Returns the words before the move with which a depth-first search of SoS+ begins."""
     return f"Start Sub Search at level {level}: "
 
 
 def _parent(event: Leave) -> Node:
+    """Returns the parent of the node that is left; its state is not known, and not needed."""
     node = event.node
     return Node((), node.path[:-1], node.place[:-1])
 
 
 def _name(node: Node) -> str:
+    """Returns the name of a node, such as `0,2,1`."""
     return ",".join(map(str, node.place))

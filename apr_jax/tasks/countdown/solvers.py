@@ -1,12 +1,16 @@
 """Symbolic solvers that demonstrate how to search: SoS, SoS+, APR and nested APR (docs/data.md).
 
-All of them are one hybrid search. A queue starts with the problem; a node is taken from it, its
-successors are ranked by a heuristic and the best `beam` are kept. If a coin judges the node
-promising, each kept successor is searched depth-first right there (serial methods) or by a child
-thread (APR); otherwise they join the queue. Depth-first SoS is the hybrid whose coin always says
-yes, breadth-first SoS the one whose coin always says no. States of two numbers are tried out,
-unranked. APR's children search depth-first and do not spawn; in nested APR a child that is not yet
-too deep flips the coin at every node too, and a promising one gets children of its own."""
+All of them are one hybrid of depth-first and breadth-first search:
+1. A queue starts with the problem. A node is taken from it, its successors are ranked by a
+   heuristic, and the best `beam` of them are kept.
+2. A coin decides whether they are searched at once or join the queue. If they are searched at once,
+   a serial method searches them depth-first, one after the other, and APR in a child thread each.
+3. If a node has two numbers left, they are combined in every way, without ranking.
+
+Depth-first SoS is the hybrid whose coin always says yes, and breadth-first SoS the one whose coin
+always says no. APR's children search depth-first and do not spawn. In nested APR, children that are
+not too deep flip the coin at each of their nodes too, and may have children of their own.
+"""
 
 import bisect
 import collections
@@ -32,9 +36,9 @@ from apr_jax.tasks.countdown.events import (
 
 Heuristic = Literal["sum", "multiply"]
 METHODS = ("sos", "sos+", "apr", "apr-nested")
-# Targets up to it have a table of distances; larger ones would take more memory than there is.
-_TABULATED = 2_000
 PARALLEL = ("apr", "apr-nested")  # The methods that spawn.
+# The largest target with a table of distances. Tables of all large targets would fill the memory.
+_TABULATED = 2_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,19 +46,19 @@ class Plan:
     """How one demonstration searches.
 
     Attributes:
-      heuristic: what ranks the successors of a state.
-      beam: successors that are kept.
-      child_beam: the same within a child thread.
-      spawn_probability: probability that a node's successors are searched at once instead of
-        queued.
-      max_children: threads that may be spawned in all; 0 for the serial methods.
-      shuffle: shuffle the kept successors, or leave them in their canonical order.
-      near: keep every successor whose distances are on average (sum) or in all (multiply) at most
-        the target, whatever the beam: how depth-first SoS was published.
+      heuristic: ranks the successors of a state.
+      beam: number of successors that are kept.
+      child_beam: number of successors that are kept within a child thread.
+      spawn_probability: probability that the successors of a node are searched at once, not queued.
+      max_children: number of threads that may be spawned in all; 0 for the serial methods.
+      shuffle: whether the kept successors are shuffled, or stay in their canonical order.
+      near: whether, instead of a beam, all successors near the target are kept, as depth-first SoS
+        was published. A state is near if the mean ("sum") or the sum ("multiply") of its numbers'
+        distances is at most the target.
       max_intermediate: a step that leaves two numbers is only kept if its result is at most this; 0
         keeps all.
-      max_spawn: children that one spawn may make.
-      max_depth: deepest thread; 1 lets only the root spawn.
+      max_spawn: number of children that one spawn may make.
+      max_depth: depth of the deepest thread; 1 lets only the root spawn.
     """
 
     heuristic: Heuristic
@@ -77,52 +81,70 @@ def draw_plan(
     max_spawn: int,
     max_depth: int,
 ) -> Plan:
-    """Draws heuristic, search order and beams as the method's authors do; SoS+ and APR always rank
-    by "multiply".
+    """Draws how a demonstration searches, as the authors of the method do.
 
-    A conditioned parent of APR draws from all beams: it is to learn what every number of children
-    looks like. `max_spawn` and `max_depth` are those of the rollout; nested APR goes as deep as
-    they let it."""
+    Args:
+      method: one of METHODS.
+      config: settings of the solvers.
+      rng: source of the draws.
+      conditioned: whether the prompt states a condition. Then the parent of APR draws from all
+        beams, so that the model sees every number of children.
+      max_spawn: number of children that one spawn of the rollout may make.
+      max_depth: depth of the rollout's deepest thread. Nested APR goes as deep.
+
+    Raises:
+      ValueError: there is no such method.
+    """
     if method not in METHODS:
         raise ValueError(f"method={method!r} must be one of {', '.join(METHODS)}")
     if method in PARALLEL:
-        beam = rng.randint(1 if conditioned else config.parent_beam_low, config.parent_beam)
+        narrowest = 1 if conditioned else config.parent_beam_low
+        beam = rng.randint(narrowest, config.parent_beam)
         child_beam = rng.randint(min(beam, config.child_beam), config.child_beam)
-        deepest = min(max_depth, 1) if method == "apr" else max_depth
         return Plan(
-            "multiply",
-            beam,
-            child_beam,
-            config.spawn_probability,
-            config.max_children,
-            config.shuffle,
+            heuristic="multiply",
+            beam=beam,
+            child_beam=child_beam,
+            spawn_probability=config.spawn_probability,
+            max_children=config.max_children,
+            shuffle=config.shuffle,
             max_intermediate=config.max_intermediate,
             max_spawn=max_spawn,
-            max_depth=deepest,
+            max_depth=min(max_depth, 1) if method == "apr" else max_depth,
         )
+
     beam = rng.randint(1, config.serial_beam)
     if method == "sos+":
         return Plan(
-            "multiply",
-            beam,
-            beam,
-            config.spawn_probability,
-            0,
-            config.shuffle,
+            heuristic="multiply",
+            beam=beam,
+            child_beam=beam,
+            spawn_probability=config.spawn_probability,
+            max_children=0,
+            shuffle=config.shuffle,
             max_intermediate=config.max_intermediate,
         )
+
     heuristic: Heuristic = "sum" if rng.random() < 0.5 else "multiply"
     depth_first = rng.random() < 0.5
-    near = depth_first and config.depth_first == "near"
     return Plan(
-        heuristic, beam, beam, float(depth_first), 0, config.shuffle, near, config.max_intermediate
+        heuristic=heuristic,
+        beam=beam,
+        child_beam=beam,
+        spawn_probability=1.0 if depth_first else 0.0,
+        max_children=0,
+        shuffle=config.shuffle,
+        near=depth_first and config.depth_first == "near",
+        max_intermediate=config.max_intermediate,
     )
 
 
 @functools.lru_cache(maxsize=4096)
 def distances(heuristic: Heuristic, target: int) -> tuple[int, ...]:
-    """How far each number 0..target is from being useful: from the target, or from its nearest
-    factor above 1.
+    """Returns the distance of each number from 0 to the target.
+
+    It is the distance to the target ("sum"), or to the nearest factor above 1 of the target
+    ("multiply").
     """
     if heuristic == "sum":
         return tuple(target - number for number in range(target + 1))
@@ -132,24 +154,27 @@ def distances(heuristic: Heuristic, target: int) -> tuple[int, ...]:
 
 @functools.lru_cache(maxsize=4096)
 def _factors(target: int) -> tuple[int, ...]:
-    """Factors of the target above 1, in order; of 1, itself."""
+    """Returns the factors of the target above 1 in order; for target 1, only itself."""
     small = [factor for factor in range(1, math.isqrt(target) + 1) if target % factor == 0]
-    return tuple(sorted({*small, *(target // factor for factor in small)} - {1})) or (target,)
+    large = [target // factor for factor in small]
+    factors = {*small, *large} - {1}
+    return tuple(sorted(factors)) or (target,)
 
 
 def _distance(heuristic: Heuristic, target: int, number: int) -> int:
-    """One value of `distances`, without its table."""
+    """Computes one value of `distances` without its table."""
     if heuristic == "sum":
         return target - number
     factors = _factors(target)
     above = bisect.bisect_left(factors, number)
-    return min(abs(number - factor) for factor in factors[max(0, above - 1) : above + 1])
+    neighbours = factors[max(0, above - 1) : above + 1]
+    return min(abs(number - factor) for factor in neighbours)
 
 
 def score(heuristic: Heuristic, state: State, target: int) -> int:
-    """Sum of the distances of a state's numbers; smaller is better.
+    """Computes the sum of the distances of a state's numbers; smaller is better.
 
-    Above the target both heuristics agree.
+    The distance of a number above the target is that to the target, by both heuristics.
     """
     if target > _TABULATED:
         return sum(
@@ -161,31 +186,38 @@ def score(heuristic: Heuristic, state: State, target: int) -> int:
 
 
 def successors(state: State) -> list[tuple[Step, State]]:
-    """Every step from a state and the state it leads to (result first), in canonical order and each
-    once.
+    """Lists every step from a state, and the state to which it leads, each pair once.
 
-    Pairs go in index order, then + - * /; differences and quotients are larger first, quotients
-    exact, divisors not 0."""
-    found: dict[tuple[Step, State], None] = {}
+    They come in canonical order: pairs of numbers in the order of their indices, and for each pair
+    + - * /. Differences and quotients have the larger number first. Quotients are exact, and no
+    divisor is 0.
+    """
+    unique: dict[tuple[Step, State], None] = {}  # A set that keeps its order.
     for i, first in enumerate(state):
         for j in range(i + 1, len(state)):
             second = state[j]
             rest = state[:i] + state[i + 1 : j] + state[j + 1 :]
             large, small = (first, second) if first >= second else (second, first)
-            total, gap, product = first + second, large - small, first * second
-            found[Step(first, "+", second, total), (total, *rest)] = None
-            found[Step(large, "-", small, gap), (gap, *rest)] = None
-            found[Step(first, "*", second, product), (product, *rest)] = None
+            total = first + second
+            difference = large - small
+            product = first * second
+            unique[Step(first, "+", second, total), (total, *rest)] = None
+            unique[Step(large, "-", small, difference), (difference, *rest)] = None
+            unique[Step(first, "*", second, product), (product, *rest)] = None
             if small and large % small == 0:
-                ratio = large // small
-                found[Step(large, "/", small, ratio), (ratio, *rest)] = None
-    return list(found)
+                quotient = large // small
+                unique[Step(large, "/", small, quotient), (quotient, *rest)] = None
+    return list(unique)
 
 
 @dataclasses.dataclass
 class _Thread:
-    """A thread at work: what it did, how deep it is, and how many threads it and those below it may
-    still have.
+    """A thread that is searching.
+
+    Attributes:
+      events: what it did.
+      depth: 0 for the root.
+      free: number of threads that may still be spawned below it.
     """
 
     events: list[Event]
@@ -194,7 +226,13 @@ class _Thread:
 
 
 class _Solver:
-    """One demonstration in the making: the plan and the source of its coin flips."""
+    """The search for one demonstration.
+
+    Args:
+      target: the target of the problem.
+      plan: how to search.
+      rng: source of all coin flips and shuffles.
+    """
 
     def __init__(self, target: int, plan: Plan, rng: random.Random):
         self.target = target
@@ -202,36 +240,42 @@ class _Solver:
         self.rng = rng
 
     def expand(self, node: Node, beam: int) -> list[Node]:
-        """The best `beam` successors; ties go to the earlier one in canonical order."""
-        found = successors(node.state)
-        if self.plan.max_intermediate and len(node.state) == 3:
-            found = [
-                (step, state) for step, state in found if step.result <= self.plan.max_intermediate
-            ]
+        """Returns the successors of a node that the search keeps."""
+        kept = successors(node.state)
+        limit = self.plan.max_intermediate
+        if limit and len(node.state) == 3:
+            kept = [(step, state) for step, state in kept if step.result <= limit]
+
         if self.plan.near:
-            most = self.target * (len(node.state) - 1 if self.plan.heuristic == "sum" else 1)
-            found = [
-                (step, state)
-                for step, state in found
-                if score(self.plan.heuristic, state, self.target) <= most
-            ]
-        elif beam < len(found):
-            ranks = [score(self.plan.heuristic, state, self.target) for _, state in found]
-            best = sorted(sorted(range(len(found)), key=ranks.__getitem__)[:beam])
-            found = [found[place] for place in best]
+            kept = [(step, state) for step, state in kept if self.is_near(state)]
+        elif beam < len(kept):
+            # Of equally good ones the earlier is kept. The kept ones stay in their order.
+            scores = [self.score(state) for _, state in kept]
+            ranking = sorted(range(len(kept)), key=scores.__getitem__)
+            kept = [kept[index] for index in sorted(ranking[:beam])]
+
         if self.plan.shuffle:
-            self.rng.shuffle(found)
+            self.rng.shuffle(kept)
         return [
-            Node(state, (*node.path, step), (*node.place, k))
-            for k, (step, state) in enumerate(found)
+            Node(state, (*node.path, step), (*node.place, number))
+            for number, (step, state) in enumerate(kept)
         ]
 
+    def score(self, state: State) -> int:
+        """Computes the plan's heuristic for a state; smaller is better."""
+        return score(self.plan.heuristic, state, self.target)
+
+    def is_near(self, state: State) -> bool:
+        """Tells whether a state is near the target, see `Plan.near`."""
+        numbers = len(state) if self.plan.heuristic == "sum" else 1
+        return self.score(state) <= self.target * numbers
+
     def promising(self) -> bool:
-        """The coin flip."""
+        """Flips the coin."""
         return self.rng.random() < self.plan.spawn_probability
 
     def test(self, node: Node, thread: _Thread) -> tuple[Step, ...] | None:
-        """Combines the last two numbers in every way until one hits the target."""
+        """Combines the last two numbers in every way until one makes the target."""
         for step, _ in successors(node.state):
             thread.events.append(Test(node, step))
             if step.result == self.target:
@@ -239,16 +283,13 @@ class _Solver:
         return None
 
     def dive(self, node: Node, beam: int, thread: _Thread) -> tuple[Step, ...] | None:
-        """Depth-first below `node`, which the thread has entered."""
+        """Searches depth-first below a node that the thread has entered."""
         if len(node.state) == 2:
             return self.test(node, thread)
         kept = self.expand(node, beam)
-        # A serial root dives too, and flips no coin.
-        if (
-            0 < thread.depth < self.plan.max_depth
-            and self.promising()
-            and self.may_spawn(kept, thread)
-        ):
+        # The root of a serial method comes here too, and flips no coin.
+        flips = 0 < thread.depth < self.plan.max_depth
+        if flips and self.promising() and self.may_spawn(kept, thread):
             return self.fork(node, kept, thread)
         for successor in kept:
             solution = self.dive_into(successor, beam, thread)
@@ -257,7 +298,7 @@ class _Solver:
         return None
 
     def dive_into(self, node: Node, beam: int, thread: _Thread) -> tuple[Step, ...] | None:
-        """Writes a successor down and searches it in place."""
+        """Writes a successor down, and searches it depth-first in the same thread."""
         thread.events += (Generate(node), Enter(node, queued=False))
         solution = self.dive(node, beam, thread)
         if solution is None:
@@ -265,29 +306,31 @@ class _Solver:
         return solution
 
     def may_spawn(self, kept: list[Node], thread: _Thread) -> bool:
-        """Whether each successor can have a thread; a lone one gains nothing from its own."""
-        return thread.depth < self.plan.max_depth and 2 <= len(kept) <= min(
-            thread.free, self.plan.max_spawn
-        )
+        """Tells whether each successor can have a thread; a lone one would gain nothing by it."""
+        most = min(thread.free, self.plan.max_spawn)
+        return thread.depth < self.plan.max_depth and 2 <= len(kept) <= most
 
     def fork(self, node: Node, kept: list[Node], thread: _Thread) -> tuple[Step, ...] | None:
-        """One child thread a successor; the first solution in their order is taken.
+        """Searches each successor in a child thread, and takes the first solution in their order.
 
-        What threads are left is divided evenly among the children and the thread itself, as a
-        rollout divides its threads."""
+        The threads that are left are divided evenly among the children, if they may spawn too, and
+        the thread itself, as a rollout divides its threads.
+        """
         thread.free -= len(kept)
-        each = thread.free // (len(kept) + 1) if thread.depth + 1 < self.plan.max_depth else 0
-        thread.free -= each * len(kept)
+        children_may_spawn = thread.depth + 1 < self.plan.max_depth
+        share = thread.free // (len(kept) + 1) if children_may_spawn else 0
+        thread.free -= share * len(kept)
         searches = []
         for successor in kept:
-            child = _Thread([], thread.depth + 1, each)
+            child = _Thread([], thread.depth + 1, share)
             solution = self.dive(successor, self.plan.child_beam, child)
             searches.append(Search(successor, child.events, solution))
         thread.events.append(Fork(node, tuple(searches)))
-        return next((search.solution for search in searches if search.solution is not None), None)
+        solutions = (search.solution for search in searches if search.solution is not None)
+        return next(solutions, None)
 
     def hybrid(self, root: Node) -> Search:
-        """The search of a root thread."""
+        """Runs the search of a root thread."""
         thread = _Thread([], 0, self.plan.max_children)
         queue = collections.deque([root])
         while queue:
@@ -305,7 +348,7 @@ class _Solver:
     def visit(
         self, node: Node, queue: collections.deque[Node], thread: _Thread
     ) -> tuple[Step, ...] | None:
-        """Expands a node of the queue: forks, searches in place, or queues its successors."""
+        """Expands a node of the queue: its successors get threads, are searched here, or queued."""
         kept = self.expand(node, self.plan.beam)
         promising = self.promising()
         if promising and self.may_spawn(kept, thread):
@@ -324,6 +367,6 @@ class _Solver:
 def search(numbers: State, target: int, plan: Plan, rng: random.Random) -> Search:
     """Runs a plan on a problem.
 
-    Deterministic in its arguments and the state of `rng`, which it consumes.
+    The search follows from the arguments and the state of `rng`, from which it draws.
     """
     return _Solver(target, plan, rng).hybrid(Node(tuple(numbers), (), (0,)))

@@ -1,18 +1,19 @@
-"""Countdown: combine all given numbers with + - * / to hit a target.
+"""The task Countdown: combine all given numbers with + - * / to make a target.
 
-The life of a sample:
-  1. `problems` draws a problem: numbers and a target that can be hit.
-  2. `Countdown.prompt` writes it down for the root thread, now and then with a condition on the
-     effort.
-  3. `Countdown.demonstrate` runs a symbolic solver on it and renders its events as a tree of
-     threads.
-  4. A model's answer, equations joined by commas, goes to `Countdown.score`, which recomputes every
-     step.
+The life of a problem:
+1. `problems` draws it: numbers, and a target that they can make.
+2. `Countdown.prompt` writes it down for the root thread, in some demonstrations with a condition on
+   the effort.
+3. `Countdown.demonstrate` runs a symbolic solver on it, and writes the solver's events as a tree of
+   threads.
+4. A model's answer, equations joined by commas, goes to `Countdown.score`, which recomputes every
+   step.
 """
 
 import dataclasses
 import functools
 import json
+import math
 import random
 import re
 from collections.abc import Collection, Hashable, Mapping, Sequence
@@ -38,18 +39,18 @@ from apr_jax.tasks.countdown.problems import draw, numbers_of, solve, split_prob
 from apr_jax.tasks.countdown.puzzle import Puzzle
 from apr_jax.tasks.problem_files import cut
 
-# Anchored, without nested repetition, digits bounded: linear time, and int() can't refuse a number
-# as too long.
+# Matching takes linear time, because no repetition is nested in another. The number of digits is
+# bounded because int() refuses very long numbers.
 _EQUATION = re.compile(r"([0-9]{1,40})([+\-*/])([0-9]{1,40})=([0-9]{1,40})")
-# Of a thread without children: <bos> before its prompt, <join> before its answer, <eos> after it.
+# A thread without children has <bos> before its prompt, <join> before its answer, <eos> at its end.
 _CONTROL_TOKENS = 3
 _SHOWN = 60  # Characters of a wrong equation that a reason quotes.
-_EXAMPLE = '"22 26 2 -> 46"'
-_LINE_EXAMPLE = '{"id": "x-0", "numbers": [22, 26, 2], "target": 46}'
+_EXAMPLE = '"22 26 2 -> 46"'  # A problem on the command line.
+_LINE_EXAMPLE = '{"id": "x-0", "numbers": [22, 26, 2], "target": 46}'  # In a problems file.
 
 
 class Countdown(Task):
-    """The puzzle of the paper; its problems hold `numbers` and a `target`."""
+    """The task of the paper; a problem holds `numbers` and a `target`."""
 
     Config = CountdownConfig
     config: CountdownConfig
@@ -65,38 +66,48 @@ class Countdown(Task):
 
     @property
     def _form(self) -> Any:
+        """The module of the text form that the settings name."""
         return {"compact": render_compact, "sos": render_sos}[self.config.solver.render]
 
     @property
     def alphabet(self) -> str:
+        """Every character of prompts, messages, traces and answers."""
         alphabet: str = self._form.ALPHABET
         return alphabet
 
     @property
     def phrases(self) -> tuple[str, ...]:
+        """Strings that traces repeat word for word."""
         phrases: tuple[str, ...] = self._form.PHRASES
         return phrases
 
     @property
     def methods(self) -> Mapping[str, Method]:
+        """The solvers, with the conditions that their prompts may state."""
         solver = self.config.solver
-        requested = Condition("children", 0, solver.max_children)
-        bins = Condition("window bins", 1, -(-self.bounds.window // solver.window_bin))
-        stated = solver.condition > 0
+        requested: Condition | None = None
+        bins: Condition | None = None
+        if solver.condition > 0:
+            requested = Condition("children", 0, solver.max_children)
+            most_bins = math.ceil(self.bounds.window / solver.window_bin)
+            bins = Condition("window bins", 1, most_bins)
         return {
             "sos": Method(parallel=False),
-            "sos+": Method(parallel=False, condition=bins if stated else None),
-            "apr": Method(parallel=True, depth=1, condition=requested if stated else None),
-            "apr-nested": Method(parallel=True, depth=2, condition=requested if stated else None),
+            "sos+": Method(parallel=False, condition=bins),
+            "apr": Method(parallel=True, depth=1, condition=requested),
+            "apr-nested": Method(parallel=True, depth=2, condition=requested),
         }
 
     def draw(self, seed: int) -> Problem:
+        """Draws a random problem that has a solution."""
         return draw(self.config, seed)
 
     def key(self, problem: Problem) -> Hashable:
+        """Returns sorted numbers and target, which are equal for problems that are the same."""
         return Puzzle.of(problem).key
 
     def group(self, problem: Problem) -> Hashable:
+        """Returns the sorted numbers: problems that share them tell something about each other."""
         return numbers_of(problem)
 
     def split(
@@ -107,15 +118,18 @@ class Countdown(Task):
         exclude: Collection[Any] = frozenset(),
         map_draws: Map = map,
     ) -> Split:
+        """Splits problems so that no two parts share numbers; see `problems.split_problems`."""
         return split_problems(self.config, train, heldout, seed, exclude, map_draws)
 
     def prompt(self, problem: Problem, condition: int | None = None) -> str:
-        """The condition is the number of children (APR) or of window bins (SoS+)."""
+        """Writes down a problem, with the number of children or of window bins if one is given."""
         text: str = self._form.prompt_text(Puzzle.of(problem), condition)
         return text
 
     def demonstrate(self, problem: Problem, method: str, seed: int) -> Thread:
-        """A solver's search as a tree of threads; a function of numbers, target, method and seed.
+        """Returns a solver's search as a tree of threads.
+
+        It is a function of numbers, target, method and seed.
 
         Raises:
           ValueError: `method` is not one of `methods`.
@@ -144,49 +158,54 @@ class Countdown(Task):
         )
 
     def _window_bins(self, problem: Problem, thread: Thread) -> int:
-        """Bins of the window that a thread without children takes, with a prompt that states their
-        number.
-        """
+        """Counts the window bins of a thread without children whose prompt states their number."""
         written = sum(
             count_tokens(part, self.phrases) for part in thread.body if isinstance(part, str)
         )
         written += count_tokens(thread.answer, self.phrases) + _CONTROL_TOKENS
 
-        # The number stands in the prompt, which counts too: one more digit may just fill another
-        # bin.
+        # The prompt counts too, and it holds the number: one more digit may fill another bin.
         bins = 1
         while True:
             tokens = written + count_tokens(self.prompt(problem, bins), self.phrases)
-            needed = -(-tokens // self.config.solver.window_bin)
+            needed = math.ceil(tokens / self.config.solver.window_bin)
             if needed == bins:
                 return bins
             bins = needed
 
     def score(self, problem: Problem, answer: str) -> Score:
-        """Checks every step of an answer with exact integers; time linear in its length."""
+        """Checks every step of an answer with exact integers, in time linear in its length."""
         if not answer:
             return Score(0.0, correct=False, stated=None, reason="claims no solution")
         puzzle = Puzzle.of(problem)
         equations = tuple(answer.split(","))
         reason = check_path(puzzle.numbers, puzzle.target, equations)
+
+        # Solutions that differ only in the order of steps vote together. No solution has more
+        # equations than this, and a wrong answer may vote as it stands.
+        vote = None
+        if len(equations) < MAX_NUMBERS:
+            vote = ",".join(canonical(equations))
         return Score(
             reward=0.0 if reason else 1.0,
             correct=not reason,
             stated=", ".join(equations),
             reason=reason,
-            # No answer of a legal problem is longer; what is wrong anyway votes as it stands.
-            vote=",".join(canonical(equations)) if len(equations) < MAX_NUMBERS else None,
+            vote=vote,
         )
 
     def diagnose(self, problem: Problem, thread: Thread, cut: bool = False) -> Diagnosis | None:
-        """Every piece of a compact trace against exact arithmetic; traces in the form of Stream of
-        Search are not read.
-        """
+        """Checks every piece of a compact trace; returns None for the form of Stream of Search."""
         if self.config.solver.render != "compact":
             return None
         return check_thread(Puzzle.of(problem), thread, cut)
 
     def check(self, problem: Problem) -> Problem:
+        """Returns a problem of a file as the task goes on with it.
+
+        Raises:
+          ValueError: `numbers` or `target` is missing, or a problem cannot have such a value.
+        """
         data = problem.data
         for field in ("numbers", "target"):
             if field not in data:
@@ -212,11 +231,10 @@ class Countdown(Task):
         return Puzzle(tuple(numbers), target).problem(problem.id)
 
     def parse(self, text: str) -> Problem:
-        """Reads `22 26 2 -> 46` (commas are as good as spaces); the id is the text.
+        """Reads a problem such as `22 26 2 -> 46`, with spaces or commas; its id is the text.
 
         Raises:
-          UsageError: says what is wrong with which part, and how to write it; or that the problem
-            has no solution.
+          UsageError: the text is no problem, or the problem has no solution.
         """
         puzzle, shown = _parse_puzzle(text)
         if solve(puzzle.numbers, puzzle.target) is None:
@@ -227,12 +245,13 @@ class Countdown(Task):
         return puzzle.problem(shown)
 
     def show(self, problem: Problem) -> str:
+        """Returns a problem in the form that `parse` reads."""
         puzzle = Puzzle.of(problem)
         return f"{' '.join(map(str, puzzle.numbers))} -> {puzzle.target}"
 
 
 def _parse_puzzle(text: str) -> tuple[Puzzle, str]:
-    """What `22 26 2 -> 46` says, and the text as messages quote it."""
+    """Reads a text such as `22 26 2 -> 46`; returns it, too, as messages quote it."""
     shown = text if len(text) <= 80 else text[:77] + "..."
     left, arrow, right = text.partition("->")
     if not arrow:
@@ -254,7 +273,8 @@ def _parse_puzzle(text: str) -> tuple[Puzzle, str]:
 
 
 def _parse_integer(word: str, shown: str, role: str) -> int:
-    # isdigit alone would let other scripts' digits through.
+    """Reads a number or target; `shown` and `role` are for the message if it is none."""
+    # `isdigit` alone holds for digits of other scripts, too.
     if word.isascii() and word.isdigit() and len(word) <= 9 and 1 <= int(word) <= MAX_VALUE:
         return int(word)
     raise UsageError(
@@ -264,56 +284,61 @@ def _parse_integer(word: str, shown: str, role: str) -> int:
 
 
 def _wrong_size(numbers: Sequence[int]) -> str:
+    """Says what is wrong with the number of numbers, or "" if nothing is."""
     if 2 <= len(numbers) <= MAX_NUMBERS:
         return ""
     return f"has {len(numbers)} numbers, must be 2 to {MAX_NUMBERS}"
 
 
 def _in_range(value: Any) -> bool:
+    """Tells whether a value of a JSON file can be a number or a target."""
     return type(value) is int and 1 <= value <= MAX_VALUE
 
 
 def canonical(solution: Sequence[str]) -> tuple[str, ...]:
-    """Equal for solutions that differ only in the order of steps, and of a sum's or product's
-    operands.
+    """Returns the equations of a solution in a standard order.
+
+    The result is equal for solutions that differ only in the order of their steps, or of the
+    operands of sums and products.
     """
     return tuple(sorted(map(_canonical_equation, solution)))
 
 
 def _canonical_equation(equation: str) -> str:
+    """Returns an equation with the operands of a sum or product in a standard order."""
     left, equals, right = equation.partition("=")
     for operator in "+*":
-        a, found, b = left.partition(operator)
-        if found:
+        a, separator, b = left.partition(operator)
+        if separator:
             return operator.join(sorted((a, b))) + equals + right
     return equation
 
 
 def count_tokens(text: str, phrases: tuple[str, ...]) -> int:
-    """Pieces that the tokenizer cuts a text into, known before one is trained: characters, and
-    whole phrases.
+    """Counts the tokens of a text, as any tokenizer of the task would cut it.
+
+    Each phrase is a token, and each character outside of phrases.
     """
     if not phrases:
         return len(text)
-    found = _any_of(phrases).findall(text)
-    return len(text) - sum(map(len, found)) + len(found)
+    matches = _any_of(phrases).findall(text)
+    return len(text) - sum(map(len, matches)) + len(matches)
 
 
 @functools.lru_cache(maxsize=4)
 def _any_of(phrases: tuple[str, ...]) -> re.Pattern[str]:
-    """Finds phrases as the tokenizer does: from left to right, the longest that matches at a
-    place.
-    """
+    """Returns a pattern that finds phrases as the tokenizer does, the longest first."""
     longest_first = sorted(phrases, key=len, reverse=True)
     return re.compile("|".join(map(re.escape, longest_first)))
 
 
 def check_path(numbers: Sequence[int], target: int, equations: Sequence[str]) -> str:
-    """Why a claimed path is wrong, in a few words; "" if it is right.
+    """Says in a few words why the equations of an answer are no solution, or "" if they are one.
 
-    Right is: one equation fewer than numbers; each `a?b=c` takes two numbers that are still on the
-    table and puts back c, which is what exact arithmetic says and not negative; the number left at
-    the end is the target."""
+    A solution has one equation fewer than there are numbers. Each equation takes two numbers that
+    are still there, and puts its result back. The result must be exact and not negative. The number
+    that is left at the end is the target.
+    """
     if len(equations) != len(numbers) - 1:
         return f"has {len(equations)} steps, {len(numbers)} numbers take {len(numbers) - 1}"
     table = list(numbers)
@@ -338,7 +363,7 @@ def check_path(numbers: Sequence[int], target: int, equations: Sequence[str]) ->
 
 
 def _result(a: int, op: str, b: int) -> int | None:
-    """Exact a op b; None where a division isn't."""
+    """Computes `a op b`; None if it is a division that leaves a remainder."""
     if op == "/":
         return a // b if b and a % b == 0 else None
     return {"+": a + b, "-": a - b, "*": a * b}[op]
