@@ -10,13 +10,12 @@ class DataConfig:
     """How much data is built, and from which seed.
 
     Attributes:
-      demonstrations: training demonstrations of each method.
-      heldout: number of problems kept out of training for validation, and the same number for test.
-        No training problem is of the group of one of them (`Task.group`): in Countdown none has
-        its numbers, whatever the target.
-      seed: all that is built follows from the seed and the config.
-      correct_only: leave out demonstrations that do not find the answer (rejection sampling); there
-        are fewer of them then.
+      demonstrations: number of training demonstrations of each method.
+      heldout: number of validation problems, and of test problems. No training problem is in the
+        same group as one of them (`Task.group`).
+      seed: decides, together with the other settings, all that is built.
+      correct_only: whether demonstrations with a wrong answer are left out (rejection sampling).
+        Then there are fewer than `demonstrations`.
     """
 
     demonstrations: int
