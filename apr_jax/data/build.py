@@ -325,6 +325,8 @@ def _build_missing(out: Path, order: _Order, lease: Lease) -> dict[str, Any]:
             pool.map_chunks,
         )
         tokenizer = _write_shared_files(out, config, split, record, pool)
+        if not missing:  # The task has no methods.
+            write_json(out / RECORD, record)
         for method in missing:
             lease.check()
             recipe = _recipe(config, method, tokenizer.to_bytes())

@@ -88,16 +88,10 @@ def render(search: Search, prompt: str, puzzle: Puzzle, method: str) -> Thread:
             if method == "sos" and depth and isinstance(upcoming, Test):
                 text += _move(event.node, puzzle)
         elif isinstance(event, Enter):
-            if not event.queued:
-                depth += 1
-                if method == "sos+":
-                    text += _start(depth)
-            text += _move(event.node, puzzle)
+            depth += 0 if event.queued else 1
+            text += _entered(event, depth, puzzle, method)
         else:
-            if method == "sos+":
-                text += f"Exit Sub Search at level {depth}\nNo solution found in sub search\n"
-            elif isinstance(upcoming, Generate):
-                text += _move(_parent(event), puzzle)
+            text += _left(event, upcoming, depth, puzzle, method)
             depth -= 1
     if not search.solution:
         text += "No solution found.\n"
@@ -149,15 +143,27 @@ def _tested(event: Test, puzzle: Puzzle) -> str:
     return f"{explored}{result},{puzzle.target} {verdict}\n"
 
 
+def _entered(event: Enter, depth: int, puzzle: Puzzle, method: str) -> str:
+    """Returns the lines of a move to a node that is searched next, at some depth."""
+    move = _move(event.node, puzzle)
+    if method == "sos+" and not event.queued:
+        return f"Start Sub Search at level {depth}: {move}"
+    return move
+
+
+def _left(event: Leave, upcoming: Event | None, depth: int, puzzle: Puzzle, method: str) -> str:
+    """Returns the lines, if any, with which the search at some depth ends without a solution."""
+    if method == "sos+":
+        return f"Exit Sub Search at level {depth}\nNo solution found in sub search\n"
+    if isinstance(upcoming, Generate):
+        return _move(_parent(event), puzzle)
+    return ""
+
+
 def _move(node: Node, puzzle: Puzzle) -> str:
     """Returns the lines of a move to a node."""
     state = _state_line(puzzle.numbers, puzzle.target, node.path)
     return f"Moving to Node #{_name(node)}\n{state}"
-
-
-def _start(level: int) -> str:
-    """Returns the words before the move with which a depth-first search of SoS+ begins."""
-    return f"Start Sub Search at level {level}: "
 
 
 def _parent(event: Leave) -> Node:
