@@ -21,6 +21,7 @@ CORE = [
     "importlib_resources>=6.5,<8",  # tensorflow-datasets imports it without asking for it.
     "jax>=0.10.2,<0.13",
     "jaxtyping>=0.3.7,<0.4",
+    "jinja2>=3.1.6,<4",
     "markdown-it-py>=4.3,<5",
     "matplotlib>=3.10,<4",
     "numpy>=2.2,<3",
@@ -133,7 +134,11 @@ setup(
     ],
     python_requires=">=3.11",
     packages=find_packages(include=["apr_jax", "apr_jax.*"]),
-    package_data={"apr_jax": ["py.typed"], "apr_jax.report": ["assets/*"]},
+    package_data={
+        "apr_jax": ["py.typed"],
+        "apr_jax.paper": ["templates/*"],
+        "apr_jax.report": ["assets/*"],
+    },
     cmdclass={"build_py": BuildWithScales},
     install_requires=CORE,
     extras_require=EXTRAS,

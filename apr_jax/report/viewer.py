@@ -9,10 +9,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import html
 import itertools
-import json
-import string
 import urllib.parse
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
@@ -22,9 +19,11 @@ from typing import Any
 from apr_jax.evaluate.scores import Trace
 from apr_jax.evaluate.trace import unpack_streams
 from apr_jax.io.storage import write_text
+from apr_jax.report.templates import html_templates
 
 _SCRIPTS = ("tree.js", "lanes.js", "text.js", "chooser.js", "viewer.js")
 _STYLES = ("page.css", "viewer.css")
+_TEMPLATES = html_templates("apr_jax.report", "assets")
 
 _MOST_TOKENS = 600_000  # Tokens of all trees of a page, which then has some 5 MB.
 _MOST_RIGHT = 24  # Problems that the first evaluation got right.
@@ -49,15 +48,13 @@ def page(title: str, summary: str, evaluations: Mapping[str, Sequence[Trace]]) -
         "default-src 'none'; style-src 'unsafe-inline'; img-src data:;"
         f" script-src 'sha256-{fingerprint}'"
     )
-    data = {"evaluations": [_embedded(name, traces) for name, traces in evaluations.items()]}
-    return string.Template(_assets(("page.html",))).substitute(
-        title=html.escape(title),
+    return _TEMPLATES.get_template("page.html").render(
+        title=title,
         summary=summary,
         style=_assets(_STYLES),
         script=script,
         policy=policy,
-        # A "<" could end the script element that holds the data, or open a comment in it.
-        data=json.dumps(data, separators=(",", ":")).replace("<", "\\u003c"),
+        data={"evaluations": [_embedded(name, traces) for name, traces in evaluations.items()]},
     )
 
 
@@ -121,7 +118,7 @@ def _by_turns(lists: list[list[str]]) -> Iterator[str]:
 def link(evaluation: str, *, show: str | None = None, problem: str | None = None) -> str:
     """Returns the address, within the page, of what the viewer shall show.
 
-    It has characters that mean something in HTML, and must be escaped there.
+    The address may hold an "&", so it must be escaped in HTML, as templates do.
 
     Args:
       evaluation: name of the evaluation on the left.

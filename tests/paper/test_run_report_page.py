@@ -4,6 +4,7 @@ complete, and on its own.
 Screenshots are left in the folder that pytest keeps (`--basetemp` names it).
 """
 
+import html
 import json
 import random
 import re
@@ -274,11 +275,21 @@ def test_a_count_of_failures_says_how_many_are_shown(written):
 
 def test_a_count_without_an_example_leads_nowhere():
     row = {"label": "APR", "n": 9, "failures": {"join": 5, "message": 4}}
-    text = run_report._failures({"apr-rl": row}, {"apr-rl": [{"failure": "join"}]})
+    template = run_report.TEMPLATES.get_template("failures.html")
+    text = template.module.failures({"apr-rl": row}, {"apr-rl": [{"failure": "join"}]})
     assert "1 of 5 shown" in text and "0 of 4 shown" in text
     assert re.findall(r'href="([^"]*)"', text) == [
         viewer.link("apr-rl", show="join").replace("&", "&amp;")
     ]
+
+
+def test_no_text_of_a_report_becomes_html():
+    hostile = "<script>alert(1)</script>\"'&"
+    row = {"label": hostile, "n": 9, "failures": {"join": 5}}
+    template = run_report.TEMPLATES.get_template("failures.html")
+    text = template.module.failures({hostile: row}, {hostile: [{"failure": "join"}]})
+    assert "1 of 5 shown" in text and "<script" not in text
+    assert html.unescape(re.search("<th>([^<]+)<", text)[1]) == hostile
 
 
 def test_what_was_tried_at_this_scale_is_in_the_report(written):
