@@ -38,6 +38,7 @@ CORE = [
 ]
 
 GCS = ["gcsfs>=2026.9,<2027"]
+TASKS = ["reasoning-gym>=0.1.25,<0.2"]
 
 EXTRAS = {
     # Compiling for a TPU on a CPU machine needs it too. jax 0.10 itself asks for libtpu 0.0.42,
@@ -45,8 +46,11 @@ EXTRAS = {
     "tpu": ["libtpu>=0.0.52,<0.1"],
     # Runs in a bucket (gs://).
     "gcs": GCS,
+    # The data sets of reasoning-gym as tasks.
+    "tasks": TASKS,
     "dev": [
         *GCS,
+        *TASKS,
         "beartype>=0.22,<0.24",
         "gcp-storage-emulator>=2026.7,<2027",
         "hypothesis>=6.140,<7",

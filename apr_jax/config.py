@@ -241,6 +241,23 @@ def override(config: Experiment, settings: list[str]) -> Experiment:
         has the wrong type.
     """
     values = to_dict(config)
+    _apply(settings, values)
+    return from_dict(values)
+
+
+def task_from_settings(kind: str, settings: list[str]) -> TaskConfig:
+    """Returns the task of this kind, with settings of the form `task.name=value`.
+
+    Raises:
+      UsageError: as `override` and `TaskConfig` do.
+    """
+    values = {"task": TaskConfig(kind).to_dict()}
+    _apply(settings, values)
+    return TaskConfig.from_dict(values["task"])
+
+
+def _apply(settings: list[str], values: dict[str, Any]) -> None:
+    """Changes `values`, nested groups of fields, as each setting says."""
     for setting in settings:
         path, equals, text = setting.partition("=")
         if not equals:
@@ -254,9 +271,7 @@ def override(config: Experiment, settings: list[str]) -> Experiment:
         names = path.strip().split(".")
         for name in names:
             if not isinstance(value, dict) or name not in value:
-                raise ConfigError(
-                    f"--set {setting!r}: no field {path!r}; {_nearest(path, to_dict(config))}"
-                )
+                raise ConfigError(f"--set {setting!r}: no field {path!r}; {_nearest(path, values)}")
             group = value
             value = group[name]
         if isinstance(value, dict):
@@ -264,7 +279,6 @@ def override(config: Experiment, settings: list[str]) -> Experiment:
                 f"--set {setting!r}: {path!r} is a group of fields: {', '.join(value)}"
             )
         group[names[-1]] = _parse(text.strip(), value, setting)
-    return from_dict(values)
 
 
 def _parse(text: str, old: Any, setting: str) -> Any:

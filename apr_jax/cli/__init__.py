@@ -3,6 +3,7 @@
   main          the parser, and how every error becomes one line and an exit status
   data          `apr data`: problems, demonstrations and the tokenizer
   train         `apr train`: supervised training and reinforcement learning
+  task          `apr task`: trying a task of your own
   models        `apr eval`, `solve` and `export`: what is done with a trained model
   paper         `apr reproduce`, `ablation` and `report`: whole experiments
   plan          `apr plan`: what a run would take on a TPU

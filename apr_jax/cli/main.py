@@ -22,6 +22,7 @@ from apr_jax.cli.models import models_app
 from apr_jax.cli.paper import paper_app
 from apr_jax.cli.plan import plan_app
 from apr_jax.cli.resumable import Interrupted
+from apr_jax.cli.task import task_app
 from apr_jax.cli.train import train_app
 from apr_jax.errors import DiskError, LostProcess, Stopped, UsageError, UserError
 from apr_jax.io.subprocesses import protect_imports
@@ -40,6 +41,7 @@ app = typer.Typer(
 )
 app.add_typer(data_app, name="data")
 app.add_typer(train_app, name="train")
+app.add_typer(task_app, name="task")
 # Without a name, the commands of a group become commands of `apr` itself.
 app.add_typer(models_app)
 app.add_typer(paper_app)

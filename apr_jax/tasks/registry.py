@@ -36,6 +36,7 @@ ENTRY_POINTS = "apr_jax.tasks"
 SHORT_NAMES = {
     "countdown": "apr_jax.tasks.countdown.task:Countdown",
     "hidden_digit": "apr_jax.tasks.toy:HiddenDigit",
+    "reasoning_gym": "apr_jax.tasks.reasoning_gym:ReasoningGym",
 }
 _REQUIRED = ("draw", "prompt", "score")  # Methods that every task must have.
 # A folder in which files of tasks are also looked for.

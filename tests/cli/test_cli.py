@@ -24,6 +24,7 @@ COMMANDS = [
     ("data", "build"),
     ("train", "sft"),
     ("train", "rl"),
+    ("task", "check"),
     ("eval",),
     ("solve",),
     ("export",),
