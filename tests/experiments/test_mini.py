@@ -1,9 +1,10 @@
-"""The kept models of scale mini: of this version, small, at work, and as accurate as their results
-say.
+"""The exported models of scale mini: of this version, small, at work, and as accurate as their
+results say.
 """
 
 import json
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -47,15 +48,23 @@ def test_the_tree_that_make_solve_shows():
     )
 
 
-def test_the_results_are_of_the_suite_as_it_is_declared_now():
-    """Of all models that are kept, and nothing else: no name of an older suite, no hole."""
-    results = _results()
-    kept = {path.stem for path in FILES}
-    declared = suite.declare(load("experiments/mini.py").evaluate)
-    names = {one.name for one in declared if one.model.replace("/", "-") in kept}
-    assert len(names) > 40 and names <= {row["name"] for row in results["scores"]} <= {
-        one.name for one in declared
+def test_the_exported_models_are_those_that_the_documents_list():
+    page = (ROOT / "docs" / "evaluation.md").read_text()
+    assert set(re.findall(r"^\| `(\S+\.safetensors)` \|", page, re.MULTILINE)) == {
+        path.name for path in FILES
     }
+
+
+def test_the_results_are_of_the_suite_as_it_is_declared_now():
+    """Of all nine models, and nothing else: no name of an older suite, no hole."""
+    results = _results()
+    declared = suite.declare(load("experiments/mini.py").evaluate)
+    evaluated = results["main"].keys()
+    names = {one.name for one in declared if one.model.replace("/", "-") in evaluated}
+    assert len(evaluated) == 9
+    assert {path.stem for path in FILES} < evaluated
+    assert len(names) > 40
+    assert names <= {row["name"] for row in results["scores"]} <= {one.name for one in declared}
     assert not [line for line in results["missing"] if "not evaluated yet" in line]
     assert results["warnings"] == []
 
