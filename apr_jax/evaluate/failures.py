@@ -5,7 +5,9 @@ The first of these rules that holds for a wrong tree names its failure:
 2. Some thread stated a right solution, but it did not become the tree's answer. The failure is
    `belief` if the root answers with what another of its children claimed. Otherwise it is what
    ended that thread early (`truncated`, `malformed`), or else `join`: the child did not join the
-   solution, or the parent dropped it or copied it wrongly.
+   solution, or the parent dropped it or copied it wrongly. Where children solve parts of the
+   problem (`Task.children_solve_parts`), their answers are no solutions, so only what
+   `Task.diagnose` finds counts.
 3. The tree claims a wrong solution. The failure is the kind of the first fault in the tree, or
    `claim` if there is no fault.
 4. The solution was lost. The failure is the first event that lost it: a decisive fault, whose kind
@@ -141,16 +143,16 @@ def _unused_solution(trace: Trace, problem: Problem, readings: list[_Reading], t
     joined = {
         reading.thread.answer
         for reading in readings
-        if reading.traced["parent"] == root.thread_index
+        if reading.traced["parent"] == root.thread_index and not task.children_solve_parts
     }
     took_a_childs = trace["claimed"] and root.thread.answer in joined
     if took_a_childs and any(task.score(problem, answer).correct for answer in joined):
         return "belief"
 
     for reading in readings:
-        is_child = reading.thread_index != 0
+        may_solve = reading.thread_index != 0 and not task.children_solve_parts
         if reading.states_solution or (
-            is_child and task.score(problem, reading.thread.answer).correct
+            may_solve and task.score(problem, reading.thread.answer).correct
         ):
             return reading.ended_early or "join"
     return ""

@@ -215,11 +215,15 @@ class Task(abc.ABC):
         that is trained for the task knows each of them.
       phrases: strings that traces repeat word for word. The tokenizer makes one piece of each.
       fault_kinds: kind of fault -> what it means, for tasks that `diagnose`.
+      children_solve_parts: whether the answer of a child is that of a part of the problem. If not,
+        children search for the same answer as the root, and a right answer that one of them states
+        counts as a solution that stood in the tree.
     """
 
     Config: ClassVar[type] = NoOptions
     demonstration_options: ClassVar[frozenset[str]] = frozenset()
     fault_kinds: ClassVar[Mapping[str, str]] = {}
+    children_solve_parts: ClassVar[bool] = False
     kind = ""  # The name of the task in the experiment. `make_task` sets it.
 
     def __init__(self, config: Any = None, bounds: Bounds | None = None):

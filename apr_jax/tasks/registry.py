@@ -34,6 +34,7 @@ from apr_jax.tasks.base import Bounds, Task
 
 ENTRY_POINTS = "apr_jax.tasks"
 SHORT_NAMES = {
+    "arithmetic": "apr_jax.tasks.arithmetic.task:Arithmetic",
     "countdown": "apr_jax.tasks.countdown.task:Countdown",
     "hidden_digit": "apr_jax.tasks.toy:HiddenDigit",
     "reasoning_gym": "apr_jax.tasks.reasoning_gym:ReasoningGym",

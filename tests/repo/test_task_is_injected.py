@@ -11,8 +11,8 @@ FILES = sorted(
     for path in LIBRARY.rglob("*.py")
     if path.relative_to(LIBRARY).parts[0] not in ("tasks", "paper")
 )
-CLASSES = {"Countdown", "CountdownConfig", "SolverConfig", "HiddenDigit"}
-FIELDS = {"numbers", "target", "digits"}  # What problems of our own tasks hold.
+CLASSES = {"Countdown", "CountdownConfig", "SolverConfig", "HiddenDigit", "Arithmetic"}
+FIELDS = {"numbers", "target", "digits", "expression"}  # What problems of our own tasks hold.
 
 
 def imported(node):

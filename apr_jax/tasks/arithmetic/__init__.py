@@ -1,0 +1,1 @@
+"""Arithmetic: work out an expression with nested brackets, modulo a small number."""
