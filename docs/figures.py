@@ -251,7 +251,8 @@ def gains_by_rl(scale: str) -> Rows:
         what, _, model = row["comparison"].partition(", ")
         if what == "RL's gain":
             cells = comparison_cells(row)
-            before, after = cells["other"], cells["one"]
+            before = cells["other"]
+            after = cells["one"]
             rows.append(
                 [model, before, after, gap_cell(row), paper_cell(row), whole(row["n"])],
             )
@@ -563,7 +564,8 @@ def mini_serial_demonstrations() -> Rows:
     head = ["", "supervised steps", "greedy (95%)", "tokens", "left the window", "temperature 1"]
     rows = [[*head, "the paper, 228M: 0; 1"]]
     for row in (tables["table1"][0], *tables["table2"]):
-        greedy, sampled = row["cells"]["0"], row["cells"]["1"]
+        greedy = row["cells"]["0"]
+        sampled = row["cells"]["1"]
         score = greedy["ours"]
         truncated = results("mini")["main"][row["model"].replace("/", "-")]["truncated"]
         rows.append(
@@ -758,7 +760,8 @@ def libtpu_version() -> str:
 
 BEGIN = re.compile(r"<!-- figures: (\S+) -->")
 END = "<!-- end -->"
-NUMBER_BEGIN, NUMBER_END = "<!--=", "<!---->"
+NUMBER_BEGIN = "<!--="
+NUMBER_END = "<!---->"
 NUMBER = re.compile(f"{NUMBER_BEGIN}(.*?)-->(.*?){NUMBER_END}")
 # What Markdown takes for the start of a block of HTML, in which nothing is formatted.
 STARTS_A_BLOCK = re.compile(rf"^[\s>]*([-*+]\s+|\d+\.\s+)?{NUMBER_BEGIN}")
@@ -833,7 +836,8 @@ def _markdown(rows: Rows) -> Iterator[str]:
 
 def changed_lines(old: str, new: str) -> Iterator[tuple[int, list[str], list[str]]]:
     """Yields each place where two texts differ: its first line in `old`, the old and new lines."""
-    before, after = old.splitlines(), new.splitlines()
+    before = old.splitlines()
+    after = new.splitlines()
     matcher = difflib.SequenceMatcher(None, before, after, autojunk=False)
     for kind, start, stop, new_start, new_stop in matcher.get_opcodes():
         if kind != "equal":

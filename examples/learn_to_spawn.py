@@ -31,7 +31,8 @@ from apr_jax.train.rl.advantages import leave_one_out
 from apr_jax.train.rl.objective import cross_entropy, policy_loss, token_weights
 from apr_jax.train.rl.rescoring import token_logprobs
 
-TASK, TOKENIZER = HiddenDigit(), Tokenizer.train(["0123456789+=?"])
+TASK = HiddenDigit()
+TOKENIZER = Tokenizer.train(["0123456789+=?"])
 MODEL = ModelConfig(layers=2, width=64, heads=2, kv_heads=2, head_size=32, mlp=128)
 LIMITS = Limits(
     window=24, max_thread_tokens=32, max_threads=2, children=1, max_tokens=16, constrain=True
@@ -131,7 +132,8 @@ def main(imitate=300, steps=81, scratch=301):
     print("RL after demonstrations:")
     taught = reinforced(supervised(random, imitate), steps, say)
     forest, _ = sample(taught, steps)
-    names, lines = thread_names(forest, 0), draw_tree(forest, 0)
+    names = thread_names(forest, 0)
+    lines = draw_tree(forest, 0)
     for thread_index in names:
         print(f"  {names[thread_index]:<6}{lines[thread_index]}")
     print("RL from random weights:")

@@ -17,7 +17,8 @@ import jax.numpy as jnp
 from apr_jax.threads import Limits, Schedule, draw_tree, make_prompts, thread_names, tree_rollout
 from apr_jax.threads.protocol import BOS
 
-VOCAB, WIDTH = 16, 32
+VOCAB = 16
+WIDTH = 32
 LIMITS = Limits(
     window=48,
     max_thread_tokens=96,
@@ -64,6 +65,7 @@ if __name__ == "__main__":
     forest, work = jax.device_get(rollout(params, prompts, jax.random.key(2)))
     for tree in range(2):
         print(f"tree {tree}: {forest.children[tree]} children, {forest.total_tokens[tree]} tokens")
-        names, lines = thread_names(forest, tree), draw_tree(forest, tree)
+        names = thread_names(forest, tree)
+        lines = draw_tree(forest, tree)
         for thread_index in names:
             print(f"  {names[thread_index]:<10}{lines[thread_index]}")

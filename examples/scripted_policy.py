@@ -55,7 +55,8 @@ if __name__ == "__main__":
     forest, _ = jax.device_get(
         tree_rollout(decode, init_cache, None, prompts, key, LIMITS, SCHEDULE)
     )
-    names, lines = thread_names(forest, 0), draw_tree(forest, 0)
+    names = thread_names(forest, 0)
+    lines = draw_tree(forest, 0)
     for thread_index, name in names.items():
         tokens = forest.tokens[0, thread_index, : forest.length[0, thread_index]].tolist()
         text = " ".join(

@@ -19,7 +19,9 @@ from apr_jax.evaluate.scores import Trace, known
 from apr_jax.io.json_files import write_json
 from apr_jax.tasks import Problem
 
-TRACES, SUMMARY, SETTINGS = "traces.jsonl", "summary.json", "settings.json"
+TRACES = "traces.jsonl"
+SUMMARY = "summary.json"
+SETTINGS = "settings.json"
 
 Sample = tuple[Problem, int]  # A problem, and the number of one of its samples.
 

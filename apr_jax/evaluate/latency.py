@@ -27,7 +27,8 @@ from apr_jax.threads import Prompts
 from apr_jax.threads.keys import Domain, run_key
 from apr_jax.train.checkpoint import Restored
 
-LATENCY, SLOTS = "latency.json", "slots.json"
+LATENCY = "latency.json"
+SLOTS = "slots.json"
 
 
 def measure_latency(

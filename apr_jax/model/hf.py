@@ -28,7 +28,8 @@ from apr_jax.io.storage import save_tensors
 from apr_jax.model.config import ModelConfig
 from apr_jax.model.transformer import Params, init_params
 
-CONFIG, WEIGHTS = "config.json", "model.safetensors"
+CONFIG = "config.json"
+WEIGHTS = "model.safetensors"
 # Settings of a Llama for which this network has no other choice.
 _FIXED = {
     "model_type": "llama",

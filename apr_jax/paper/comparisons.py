@@ -308,7 +308,8 @@ def _with_seconds(results: Results, serial: Sequence[str]) -> list[_Side]:
 
     Timed evaluations come first, then samples and their votes.
     """
-    timed, votes = [], []
+    timed = []
+    votes = []
     for answered in _at_all_temperatures(results, serial):
         plain = results.get(answered.evaluation.model)
         if answered.latency:

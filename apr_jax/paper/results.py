@@ -148,7 +148,9 @@ class Answered:
 
     def _of_first(self, n: int) -> tuple[Score, Score, float]:
         """Computes pass@n, cons@n and total tokens of the first n samples."""
-        passed, agreed, tokens = {}, {}, []
+        passed = {}
+        agreed = {}
+        tokens = []
         for name, trees in self.groups.items():
             samples = trees[:n]
             passed[name] = float(any(tree["correct"] for tree in samples))

@@ -135,7 +135,8 @@ def _dividing_devices(config: Experiment) -> list[Any]:
     """
     devices = jax.devices()
     mesh = config.mesh
-    sft, rl = config.train.sft, config.train.rl
+    sft = config.train.sft
+    rl = config.train.rl
     if mesh.data or not mesh.tensor or jax.process_count() > 1:
         return devices
 

@@ -75,7 +75,8 @@ def slice_of(requirements: xm.JobRequirements) -> Slice:
     Raises:
       UsageError: they name no TPU, or a slice that GKE does not have.
     """
-    kind, topology = requirements.accelerator, requirements.topology
+    kind = requirements.accelerator
+    topology = requirements.topology
     if kind not in xm.TpuType:
         raise UsageError(
             f"--executor gke: runs on a TPU slice, not on {kind or 'CPUs'}; give --require"

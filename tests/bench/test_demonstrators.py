@@ -18,7 +18,8 @@ def test_success_and_length_of_each_method(tmp_path, capsys):
         run([*COMMAND, "--method", "apr", "--method", "sos+", "--json", str(figures), *narrow]) == 0
     )
     rates = json.loads(figures.read_text())
-    apr, serial = rates["apr"], rates["sos+"]
+    apr = rates["apr"]
+    serial = rates["sos+"]
     assert apr["solver_success"] > serial["solver_success"]
     assert apr["mean_children"] > 3 and serial["mean_children"] == 0
     assert apr["mean_thread_tokens"] < apr["mean_sequential_tokens"] < apr["mean_total_tokens"]

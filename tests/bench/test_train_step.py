@@ -57,7 +57,8 @@ def test_work_doubles(params, monkeypatch):
 
     All of them divide over the eight devices of the tests.
     """
-    held, ours = [], train_step.ours
+    held = []
+    ours = train_step.ours
     monkeypatch.setattr(
         train_step,
         "ours",
@@ -75,7 +76,9 @@ def test_work_doubles(params, monkeypatch):
 @pytest.mark.slow
 def test_the_parts_of_an_rl_step_are_those_of_one_forest(config, checkpoint, data_dir, monkeypatch):
     """Each works through the trees of a step, again and again: an update donates its state."""
-    restored, rl, rolled = load_checkpoint(checkpoint), config.train.rl, []
+    restored = load_checkpoint(checkpoint)
+    rl = config.train.rl
+    rolled = []
     ask = Grader.ask
 
     def watched(*arguments):

@@ -146,7 +146,8 @@ def test_tfds_reads_the_same(data_dir):
     ours = dataset.read(data_dir, "sos+", "train")
     assert len(ours) == len(theirs) > 100
     for k in (0, 57, len(ours) - 1):
-        one, other = ours[k], theirs[k]
+        one = ours[k]
+        other = theirs[k]
         assert one.keys() == other.keys()
         for name in one:
             np.testing.assert_array_equal(one[name], other[name])

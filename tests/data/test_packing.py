@@ -27,7 +27,8 @@ def stream_of(size: int, start: int) -> ThreadTokens:
 
 
 def make_trees(sizes: list[list[int]]) -> list[list[ThreadTokens]]:
-    start, trees = 1, []
+    start = 1
+    trees = []
     for tree in sizes:
         trees.append([])
         for size in tree:

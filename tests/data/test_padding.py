@@ -75,8 +75,10 @@ def test_the_rows_of_forests_are_full(built, method):
     judged. A forest of APR has hundreds, and its last chunk counts, however little is in it.
     """
     config, path = built
-    rl, source = config.train.rl, dataset.read(path, method, "train")
-    trees, size = [unflatten(source[k]) for k in range(len(source))], rl.problems * rl.group
+    rl = config.train.rl
+    source = dataset.read(path, method, "train")
+    trees = [unflatten(source[k]) for k in range(len(source))]
+    size = rl.problems * rl.group
     draw = np.random.default_rng(0)
     for _ in range(9):
         forest = _forest([trees[k] for k in draw.choice(len(trees), size, replace=False)])

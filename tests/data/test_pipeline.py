@@ -17,7 +17,8 @@ from apr_jax.data.packing import Rows, padding_share
 from apr_jax.data.pipeline import LocalRows, sft_batches, steps_of_an_epoch
 from apr_jax.errors import UsageError, UserError
 
-ROWS, LENGTH = 4, small().limits.max_thread_tokens
+ROWS = 4
+LENGTH = small().limits.max_thread_tokens
 FIELDS = ("tokens", "position", "hidden_block", "sampled")
 
 
@@ -196,7 +197,8 @@ def test_the_batch_does_not_depend_on_how_many_processes_hold_it(data_dir, strea
             }
         )
 
-    whole, parts = held(0, 1), [held(process, processes) for process in range(processes)]
+    whole = held(0, 1)
+    parts = [held(process, processes) for process in range(processes)]
     for _ in range(3):
         assert_equal(next(whole), together(parts))
     opened = sum(len(part.get_state()) for part in parts)
@@ -232,7 +234,8 @@ def test_each_epoch_and_each_seed_has_its_own_order(data_dir):
     once = order(0)
     assert once == order(0)
     assert once != order(1)
-    first, second = once[:total], once[total:]
+    first = once[:total]
+    second = once[total:]
     assert first != second
     # Epochs touch where a batch holds threads of both.
     assert len(set(first) & set(second)) > 0.9 * total

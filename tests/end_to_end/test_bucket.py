@@ -284,7 +284,8 @@ def test_a_pod_reproduces_in_a_bucket_and_goes_on_where_it_was_killed(config, tm
         ):
             np.testing.assert_allclose(mine, theirs, rtol=1e-3, atol=1e-4)
     assert (folder / "report.html").read_text().count("apr-rl") > 0
-    problems, out = here / "data" / "test.jsonl", folder / "again"
+    problems = here / "data" / "test.jsonl"
+    out = folder / "again"
     command = ["eval", "--checkpoint", folder / "apr" / "rl", "--problems", problems, "--out", out]
     subprocess.run(
         [sys.executable, "-m", "apr_jax", *map(str, command)],

@@ -100,7 +100,8 @@ def held(monkeypatch):
     """How many (query, key/value) heads a device has in a run: of what it attends over, and of the
     weights of each update.
     """
-    found, attend = set(), packed._attend
+    found = set()
+    attend = packed._attend
 
     def spy(q, k, *rest):
         found.add((q.shape[2], k.shape[1]))

@@ -100,12 +100,10 @@ def test_two_processes_make_up_for_a_validation_that_one_process_put_off(
     config, data_dir, tmp_path, monkeypatch
 ):
     """Both answer, the first completes the line and the checkpoint, and both go on."""
-    config, due = (
-        changed(
-            _config(config, 2), sft={"batch_rows": 4, "streams": 4, "steps": 6, "validate_every": 4}
-        ),
-        4,
+    config = changed(
+        _config(config, 2), sft={"batch_rows": 4, "streams": 4, "steps": 6, "validate_every": 4}
     )
+    due = 4
     train_sft(config, data_dir, tmp_path / "alone", "apr", progress=False)
 
     with monkeypatch.context() as patch:
@@ -196,7 +194,8 @@ def test_numbers_that_are_missing_are_named(settings, told, tmp_path):
 # Until the others have ended, a machine's load included; docs/checkpoints.md names both. A killed
 # process breaks connections, which is noticed at once (under a second, as a rule); one that hangs
 # keeps them open, and only its heartbeats are missed.
-KILLED_SECONDS, HUNG_SECONDS = 10, HEARTBEAT_SECONDS + 5
+KILLED_SECONDS = 10
+HUNG_SECONDS = HEARTBEAT_SECONDS + 5
 
 
 def _lose(run, index, number=signal.SIGKILL):
@@ -207,10 +206,8 @@ def _lose(run, index, number=signal.SIGKILL):
     began = time.monotonic()
     deadline = began + (KILLED_SECONDS if number == signal.SIGKILL else HUNG_SECONDS)
     for other in set(range(len(run.processes))) - {index}:
-        status, said = (
-            run.processes[other].wait(max(0.0, deadline - time.monotonic())),
-            run.said(other),
-        )
+        status = run.processes[other].wait(max(0.0, deadline - time.monotonic()))
+        said = run.said(other)
         ours = (
             status == 1
             and f"process {other}: another process of this run is gone; what was saved in" in said
@@ -233,7 +230,8 @@ def test_a_lost_process_ends_the_others_and_the_restart_is_the_unbroken_run(
     config = _config(config, 2, steps=60)
     for status, said in train(2, config, tmp_path, data_dir, "sft", tmp_path / "unbroken").wait():
         assert status == 0, said
-    workdir, saved = tmp_path / "broken", 0
+    workdir = tmp_path / "broken"
+    saved = 0
     for lost, number, at in (
         (0, signal.SIGKILL, 10),
         (1, signal.SIGKILL, 20),
@@ -383,7 +381,8 @@ def test_four_hosts_one_lost_in_a_step_a_save_and_a_rollout(config, data_dir, tm
     for status, said in start("rl", "broken").wait(900):
         assert status == 0, said
     for stage in ("sft", "rl"):
-        broken, unbroken = tmp_path / f"broken_{stage}", tmp_path / f"unbroken_{stage}"
+        broken = tmp_path / f"broken_{stage}"
+        unbroken = tmp_path / f"unbroken_{stage}"
         assert repeatable(broken) == repeatable(unbroken)
         jax.tree.map(
             np.testing.assert_array_equal,

@@ -178,7 +178,8 @@ def test_ablations_are_stages_between_the_main_trainings_and_the_evaluations(con
     plain = [stage.name for stage in pipeline.stages_of(config, tmp_path)]
     config = _with_ablations(config)
     stages = pipeline.stages_of(config, tmp_path)
-    names, known = [stage.name for stage in stages], set()
+    names = [stage.name for stage in stages]
+    known = set()
     for stage in stages:
         assert set(stage.needs) <= known, stage.name
         known.add(stage.name)
@@ -239,10 +240,8 @@ def test_each_ablation_is_trained_on_its_own_demonstrations(config, tmp_path):
     config = _with_ablations(config)
     pipeline.reproduce(config, tmp_path)
     for name, (method, settings) in suite.ABLATIONS.items():
-        restored, wanted = (
-            load_checkpoint(tmp_path / name / "sft"),
-            override(config, list(settings)),
-        )
+        restored = load_checkpoint(tmp_path / name / "sft")
+        wanted = override(config, list(settings))
         assert (restored.method, restored.config) == (method, wanted) and (
             wanted != config
         ) == bool(settings)

@@ -21,7 +21,8 @@ from apr_jax.threads import protocol as p
 from apr_jax.train.policy import make_policy_rollout
 from apr_jax.train.rl.rescoring import sampled_logprobs, token_logprobs
 
-VOCAB, WIDTH = 16, 48
+VOCAB = 16
+WIDTH = 48
 CONFIG = ModelConfig(layers=2, width=WIDTH, heads=4, kv_heads=1, head_size=8, mlp=48, tied=False)
 LIMITS = Limits(window=40, max_thread_tokens=72, max_threads=14, children=3, max_depth=2)
 SCHEDULE = Schedule(slots=12, prefill_batch=4, prefill_chunk=5, context_buckets=(9, 20))

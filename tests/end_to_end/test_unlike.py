@@ -58,7 +58,9 @@ def test_no_setting_is_its_default_or_the_shared_one(config):
 @pytest.mark.slow  # Two minutes of CPU time, nearly all of it compiling.
 def test_a_whole_run_with_other_settings_works(tmp_path):
     config = unlike()
-    data, sft, rl = tmp_path / "data", tmp_path / "sft", tmp_path / "rl"
+    data = tmp_path / "data"
+    sft = tmp_path / "sft"
+    rl = tmp_path / "rl"
     build(config, data, methods=("apr",), progress=False, workers=1)
     train_sft(config, data, sft, "apr", progress=False)
     train_rl(config, data, rl, sft, progress=False)

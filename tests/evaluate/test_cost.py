@@ -81,7 +81,8 @@ def test_real_trees(checkpoint, data_dir, tmp_path):
     """From one decode slot to one a thread the model gives the tree's own totals; the engine took
     as many steps as it says.
     """
-    restored, problems = load_checkpoint(checkpoint), read_problems(data_dir / "test.jsonl")[:4]
+    restored = load_checkpoint(checkpoint)
+    problems = read_problems(data_dir / "test.jsonl")[:4]
     limits = dataclasses.replace(restored.config.limits, max_threads=3, children=2)
     restored = dataclasses.replace(
         restored, config=dataclasses.replace(restored.config, limits=limits)

@@ -85,7 +85,8 @@ def holds(numbers, target, solution):
     """The rules once more, over fractions and by rewriting the pool: shares nothing with
     `Countdown.verify`.
     """
-    pool, value = [Fraction(n) for n in numbers], None
+    pool = [Fraction(n) for n in numbers]
+    value = None
     for equation in solution or ():
         left, _, right = equation.partition("=")
         operator = next(sign for sign in "+-*/" if sign in left)
@@ -153,7 +154,8 @@ def test_what_an_evaluation_writes(restored, problems, tmp_path):
 
 
 def test_an_interrupted_evaluation_goes_on_to_the_same_bytes(restored, problems, tmp_path):
-    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    whole = tmp_path / "whole"
+    cut = tmp_path / "cut"
     for folder in (whole, cut):
         evaluate(restored, problems, folder, SAMPLED, progress=False)
     expected = (whole / TRACES).read_bytes()

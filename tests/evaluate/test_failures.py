@@ -15,8 +15,11 @@ TASK = countdown(CountdownConfig(numbers=3))
 PROBLEM = make_problem("p", (22, 26, 2), 46)
 RIGHT = "22+26=48,48-2=46"
 FALSE = "26-22=4,4*2=46"
-SUM, LESS, TIMES = "22+26,2:46", "26-22,2:46", "22*2,26:46"
-FOUND, NOTHING = ("=48+50-46!", RIGHT), ("=4", "")
+SUM = "22+26,2:46"
+LESS = "26-22,2:46"
+TIMES = "22*2,26:46"
+FOUND = ("=48+50-46!", RIGHT)
+NOTHING = ("=4", "")
 
 
 def thread(thread_index, *spans, status="DONE", start=0):
@@ -142,7 +145,8 @@ def test_demonstrations_fail_by_coverage_alone():
         if root.answer:
             continue
         failed += 1
-        spans, threads = [["given", root.prompt]], []
+        spans = [["given", root.prompt]]
+        threads = []
         for part in root.body:
             if not isinstance(part, Spawn):
                 spans.append(["sampled", part])

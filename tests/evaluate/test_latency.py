@@ -27,7 +27,9 @@ class FakeMachine:
     """
 
     def __init__(self, monkeypatch):
-        self.now, self.calls, self.left = 0.0, [], 0.0
+        self.now = 0.0
+        self.calls = []
+        self.left = 0.0
         monkeypatch.setattr(latency.jax, "block_until_ready", self.wait)
         monkeypatch.setattr(latency, "time", types.SimpleNamespace(perf_counter=lambda: self.now))
         self.runs = {problem: iter(seconds) for problem, seconds in RUNS.items()}

@@ -6,7 +6,9 @@ from apr_jax.data.statistics import wilson
 from apr_jax.evaluate.scores import accuracy_within, consensus, summarize, warnings
 from apr_jax.tasks.countdown.task import canonical
 
-RIGHT, SWAPPED, WRONG = ["22+26=48", "48-2=46"], ["26+22=48", "48-2=46"], ["22*2=44", "44+26=70"]
+RIGHT = ["22+26=48", "48-2=46"]
+SWAPPED = ["26+22=48", "48-2=46"]
+WRONG = ["22*2=44", "44+26=70"]
 
 
 def trace(name, sample, correct, solution=None, status="DONE", **measures):

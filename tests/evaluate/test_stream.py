@@ -26,7 +26,8 @@ def run(batch, done=0, progress=False):
     """The forests of all trees from `done` on, how often the rollout was traced, and what happened
     in which order.
     """
-    traced, events = [], []
+    traced = []
+    events = []
     policy = scripted.policy(0, 5.0)
 
     @jax.jit

@@ -77,7 +77,8 @@ def specs(monkeypatch, capfd):
         status = launch.main([*map(str, words), "--dry-run"])
         text, errors = capfd.readouterr()
         assert status == 0, errors
-        decoder, found = json.JSONDecoder(), []
+        decoder = json.JSONDecoder()
+        found = []
         while text := text.lstrip():
             spec, end = decoder.raw_decode(text)
             found.append(spec)
@@ -270,7 +271,8 @@ def test_the_pods_of_a_unit_share_a_slice_with_nobody(specs):
     """
     words = (*GKE, "--sweep", "seed=0,1", "--set", "task.numbers=3")
     for job in specs(*words, "--require", "tpu_v5e=4x4"):
-        affinity, name = job["spec"]["template"]["spec"]["affinity"], job["metadata"]["name"]
+        affinity = job["spec"]["template"]["spec"]["affinity"]
+        name = job["metadata"]["name"]
         key = "batch.kubernetes.io/job-name"
         for kind, expressions in (
             ("podAffinity", [{"key": key, "operator": "In", "values": [name]}]),
@@ -303,7 +305,8 @@ def test_the_pod_for_gke_is_that_of_the_jobset(specs, manifest):
     ways.
     """
     (job,) = specs(*GKE, "--require", "tpu_v5e=4x4")
-    ours, theirs = job["spec"]["template"]["spec"], manifest["template"]["spec"]
+    ours = job["spec"]["template"]["spec"]
+    theirs = manifest["template"]["spec"]
     (container,), (wanted,) = ours.pop("containers"), theirs.pop("containers")
     assert ours.pop("nodeSelector") and theirs.pop("nodeSelector") == "_SELECTOR_"
     assert ours.pop("subdomain") == "experiments", "JobSet gives the pods a service of their own"

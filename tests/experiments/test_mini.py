@@ -31,13 +31,15 @@ def test_a_kept_model_is_small_and_of_this_version(path):
     folder, _, stage = path.stem.rpartition("-")
     method, settings = suite.ABLATIONS.get(folder, (folder, ()))
     assert (restored.method, restored.stage) == (method, stage) and path.stat().st_size < 12 << 20
-    now, then = load("experiments/mini.py", settings), restored.config
+    now = load("experiments/mini.py", settings)
+    then = restored.config
     assert (then.task, then.model, then.limits) == (now.task, now.model, now.limits)
 
 
 def test_the_tree_that_make_solve_shows():
     restored = load_checkpoint(FOLDER / "apr-rl.safetensors")
-    problem, task = make_problem("shown", (54, 2, 93, 34), 53), make_task(restored.config.task)
+    problem = make_problem("shown", (54, 2, 93, 34), 53)
+    task = make_task(restored.config.task)
     forest = answer_one(restored, problem)
     (answer,) = extract_answers(forest, restored.tokenizer)
     trace = to_trace(forest, 0, problem, 0, answer, task, restored.tokenizer)

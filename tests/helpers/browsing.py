@@ -16,7 +16,8 @@ BROWSER = next(
 needs_browser = pytest.mark.skipif(
     BROWSER is None, reason="no Chromium on this machine: apt-get install chromium"
 )
-WIDE, NARROW = {"width": 1280, "height": 900}, {"width": 375, "height": 740}
+WIDE = {"width": 1280, "height": 900}
+NARROW = {"width": 375, "height": 740}
 
 
 @contextlib.contextmanager
@@ -33,7 +34,10 @@ def tabs(browser):
     """Opens files in new tabs; at the end no error may have been said, and nothing asked for but
     those files.
     """
-    opened, files, said, asked = [], set(), [], []
+    opened = []
+    files = set()
+    said = []
+    asked = []
 
     def open_file(path, anchor="", viewport=WIDE, scheme="light"):
         context = browser.new_context(viewport=viewport, color_scheme=scheme)

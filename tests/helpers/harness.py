@@ -98,7 +98,9 @@ def compare(name: str, seed: int, manners: float, schedule: Schedule = ODD) -> c
     up.
     """
     limits = LIMITS[name]
-    batch, key, policy = prompts(seed, limits), jax.random.key(seed), scripted.policy(seed, manners)
+    batch = prompts(seed, limits)
+    key = jax.random.key(seed)
+    policy = scripted.policy(seed, manners)
     forest, work = jax.device_get(engine(limits, schedule)(policy, batch, key))
     assert work.live == forest.total_tokens.sum()
     assert work.steps <= work.live <= work.steps * schedule.slots

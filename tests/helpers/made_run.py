@@ -76,7 +76,8 @@ def write(folder, one, task, tokenizer):
 
 def trace(problem, sample, root, answer, task, tokenizer):
     """A demonstration as a line of traces.jsonl; its root joins `answer`."""
-    streams, verdict = tokenize_tree(root, tokenizer), task.score(problem, answer)
+    streams = tokenize_tree(root, tokenizer)
+    verdict = task.score(problem, answer)
     threads = []
     for thread_index, (one, stream) in enumerate(zip(flatten(root), streams, strict=True)):
         spans = [

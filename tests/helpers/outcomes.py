@@ -17,7 +17,8 @@ from apr_jax.threads.sampling import token_classes
 PAGE = Path(__file__).parents[2] / "docs" / "protocol.md"
 _NAMES = {token: f"`{piece}`" for token, piece in enumerate(p.CONTROL_PIECES)}
 _NAMES |= dict.fromkeys((p.PAD, p.BOS, p.UNK), "`<pad>`, `<bos>`, `<unk>`")
-_SUSPENDED, _NEVER = "suspended", "never"
+_SUSPENDED = "suspended"
+_NEVER = "never"
 _BOTH = "the window or the stream is full and the chain is spent"
 _BOTH_AT_JOIN = "the joined block has no room and the chain is spent"
 _END_FIRST = "a token that ends the thread fills the window or the stream, or spends the chain"
@@ -76,12 +77,13 @@ def _follow(
     tree: ThreadForest, thread_index: int, limits: Limits, seen: collections.Counter
 ) -> int:
     """Follows one thread, and returns how many refusals its spawns must have counted."""
-    tokens, length, status = (
-        tree.tokens[thread_index],
-        int(tree.length[thread_index]),
-        Status(int(tree.status[thread_index])).name,
-    )
-    place, messages, round_, refused = "while thinking", 0, -1, 0
+    tokens = tree.tokens[thread_index]
+    length = int(tree.length[thread_index])
+    status = Status(int(tree.status[thread_index])).name
+    place = "while thinking"
+    messages = 0
+    round_ = -1
+    refused = 0
     for at in range(length):
         if not tree.sampled[thread_index, at]:
             place = "while thinking"
@@ -91,7 +93,8 @@ def _follow(
         cell = TOKENS[token, place]
         seen[f"{token} {place}"] += 1
         if cell == "before the first `<msg>`":
-            messages, round_ = 0, round_ + 1
+            messages = 0
+            round_ = round_ + 1
         messages += token == "`<msg>`"
         if cell == _SUSPENDED:
             children = np.flatnonzero((tree.parent == thread_index) & (tree.round == round_))
@@ -102,7 +105,8 @@ def _follow(
             )
             seen["the stream at `</spawn>`"] += at + 1 >= limits.max_thread_tokens
         place = cell
-    used, end = int(tree.position[thread_index, length - 1]) + 1, int(tree.end[thread_index])
+    used = int(tree.position[thread_index, length - 1]) + 1
+    end = int(tree.end[thread_index])
     full = {"the window": used >= limits.window, "the stream": length >= limits.max_thread_tokens}
     chain = end >= limits.max_sequential
     if place in Status.__members__:
@@ -111,7 +115,8 @@ def _follow(
         return refused
     if place == _SUSPENDED:
         if status == "OUT_OF_BUDGET" and len(children) == 0:
-            place, full = "at `</spawn>`", {}
+            place = "at `</spawn>`"
+            full = {}
         else:
             place = "at the join"
             begin = int(

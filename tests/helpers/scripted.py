@@ -61,7 +61,8 @@ def decode(params, tokens, cache, positions, bound):
     slot = jnp.arange(tokens.shape[0])
     logits = []
     for step in range(tokens.shape[1]):
-        at, token = positions[:, step], tokens[:, step]
+        at = positions[:, step]
+        token = tokens[:, step]
         before = {
             name: jnp.where(
                 at > 0,
@@ -70,7 +71,8 @@ def decode(params, tokens, cache, positions, bound):
             )
             for (name, leaf), start in zip(sorted(cache.items()), (_START, 0), strict=True)
         }
-        state, place = _mix(before["hash"], token), _step(before["place"], token)
+        state = _mix(before["hash"], token)
+        place = _step(before["place"], token)
         store = jnp.where(at < bound, at, cache["hash"].shape[1])
         cache = {
             "hash": cache["hash"].at[slot, store].set(state, mode="drop"),
@@ -84,7 +86,8 @@ def logits_of(params: np.ndarray):
     """The same policy for the reference interpreter: everything recomputed from the context."""
 
     def look_up(seen):
-        state, place = _START, 0
+        state = _START
+        place = 0
         for token in seen:
             state = _mix(state, token)
             place = place if place == 4 and token == p.MSG else _NEXT.get(token, place)

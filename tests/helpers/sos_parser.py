@@ -101,7 +101,8 @@ class Reader:
         return threads
 
     def spawn(self, children):
-        threads, answers = 0, []
+        threads = 0
+        answers = []
         require(len(children) == len(self.fresh), "children are not the generated nodes")
         for child, node in zip(children, self.fresh, strict=True):
             require(
@@ -138,12 +139,17 @@ class Reader:
                 require(first == "No solution found." and not self.inside, "line", first)
                 self.tried_out()
                 require(all(node.searched for node in self.nodes.values()), "nodes are left")
-                self.ended, count = True, 1
+                self.ended = True
+                count = 1
             del lines[:count]
         require(len(lines) == 1, "empty line")
 
     def explore(self, match, following):
-        equation, a, op, b, result = match[1], int(match[2]), match[3], int(match[4]), int(match[5])
+        equation = match[1]
+        a = int(match[2])
+        op = match[3]
+        b = int(match[4])
+        result = int(match[5])
         node = self.standing
         left = list(node.numbers)
         for number in (a, b):
@@ -168,7 +174,8 @@ class Reader:
             )
             require(leaf[3].startswith("equal") == hit, "verdict", following)
             if hit:
-                self.ended, self.answer = True, ",".join([*node.operations, equation])
+                self.ended = True
+                self.answer = ",".join([*node.operations, equation])
             return
         made = GENERATED.fullmatch(following)
         require(made and made[1] == f"{node.name},{node.generated}", "node", following)
@@ -183,7 +190,8 @@ class Reader:
         self.fresh.append(self.nodes[made[1]])
 
     def move(self, match, following):
-        level, name = match[1], match[2]
+        level = match[1]
+        name = match[2]
         require(name in self.nodes, "unknown node", name)
         node = self.nodes[name]
         back = f"{self.standing.name},".startswith(f"{name},")

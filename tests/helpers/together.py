@@ -30,7 +30,8 @@ class Together:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         command = list(map(str, [sys.executable, "-m", "apr_jax", *words, "--config", file]))
-        self.processes, self._said = [], []
+        self.processes = []
+        self._said = []
         for index in range(count):
             names = {
                 "COORDINATOR_ADDRESS": f"127.0.0.1:{port}",

@@ -145,7 +145,10 @@ class _Script:
     """
 
     def __init__(self, toy, choices):
-        self.toy, self.choices, self.made, self.widths = toy, choices, [], []
+        self.toy = toy
+        self.choices = choices
+        self.made = []
+        self.widths = []
 
     def __call__(self, seen):
         options = self.toy.options(seen)
@@ -197,7 +200,9 @@ class Trees:
 
 def enumerate_trees(toy):
     """Depth-first over the choices; the reference interpreter does the rest."""
-    forests, made, choices = [], [], []
+    forests = []
+    made = []
+    choices = []
     allowed = np.zeros((STATES, VOCAB), bool)
     while choices is not None:
         script = _Script(toy, choices)
@@ -300,7 +305,8 @@ def expected_estimate(
         _recorded_batches(trees, size) if sampled is None else batches_of(trees, size, sampled)
     )
     tables = np.atleast_2d(rewards)
-    problems, group = len(tables), size // len(tables)
+    problems = len(tables)
+    group = size // len(tables)
     paid = tables[np.repeat(np.arange(problems), group), chosen]
     counted = (np.ones(len(trees), bool) if counted is None else counted)[chosen]
     each = [jax.tree.map(lambda x, at=at: x[at], rows) for at in range(len(chosen))]
@@ -342,9 +348,11 @@ def init_cache(slots, bound):
 
 def decode(logits, tokens, cache, positions, bound):
     """The same policy for the device engine; `logits` is `Trees.logits` of a table."""
-    slot, out = jnp.arange(len(tokens)), []
+    slot = jnp.arange(len(tokens))
+    out = []
     for step in range(tokens.shape[1]):
-        token, at = tokens[:, step], positions[:, step]
+        token = tokens[:, step]
+        at = positions[:, step]
         cache = cache.at[slot, jnp.where(at < bound, at, cache.shape[1])].set(token, mode="drop")
         seen = jnp.where(jnp.arange(cache.shape[1]) <= at[:, None], cache, p.PAD)
         messages = jnp.minimum(2, jnp.sum(seen == p.MSG, axis=1))

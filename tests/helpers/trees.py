@@ -19,12 +19,14 @@ def family(levels: tuple[int, ...], name: str = "") -> Thread:
 def to_forest(demonstration: Thread, tokenizer: Tokenizer, seed: int = 0) -> ThreadForest:
     """One tree, numpy leaves [1, T, ...]; the log-probs are made up."""
     streams = tokenize_tree(demonstration, tokenizer)
-    max_threads, longest = len(streams), max(len(stream.tokens) for stream in streams)
+    max_threads = len(streams)
+    longest = max(len(stream.tokens) for stream in streams)
     fields = {
         name: np.zeros((1, max_threads, longest), np.int32)
         for name in ("tokens", "position", "hidden_block")
     }
-    sampled, scalars = np.zeros((1, max_threads, longest), bool), {}
+    sampled = np.zeros((1, max_threads, longest), bool)
+    scalars = {}
     for thread_index, stream in enumerate(streams):
         for name, field in (*fields.items(), ("sampled", sampled)):
             field[0, thread_index, : len(stream.tokens)] = getattr(stream, name)
@@ -69,5 +71,6 @@ def _time(
             ]
             for child in mine:
                 _time(streams, child, clock, start, end)
-            clock, spawns = max(end[child] for child in mine), spawns + 1
+            clock = max(end[child] for child in mine)
+            spawns = spawns + 1
     end[thread_index] = clock

@@ -75,7 +75,9 @@ class Interrupt:
     """
 
     def __init__(self, make, at, number):
-        self._make, self._left, self._number = make, at, number
+        self._make = make
+        self._left = at
+        self._number = number
 
     def __call__(self, *args):
         step = self._make(*args)
@@ -271,7 +273,8 @@ def shown(workdir):
             if event.session_log.status == SessionLog.START:
                 found = {key: value for key, value in found.items() if key[1] < event.step}
             for value in event.summary.value:
-                key, text = (value.tag, event.step), value.tensor.string_val
+                key = (value.tag, event.step)
+                text = value.tensor.string_val
                 assert key not in found, "a step is shown once"
                 found[key] = text[0].decode() if text else value.simple_value
     return found

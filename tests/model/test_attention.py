@@ -11,7 +11,9 @@ from apr_jax.model.attention import packed
 from apr_jax.model.attention.packed import attend_packed, first_blocks, visible
 from apr_jax.model.sharding import make_mesh
 
-ROWS, HEADS, SIZE = 4, 4, 8
+ROWS = 4
+HEADS = 4
+SIZE = 8
 
 
 def naive(q, k, v, segment, hidden_block):
@@ -28,10 +30,12 @@ def packing(rng, length):
     """Threads of random lengths, some with spawn blocks, and some padding at the end."""
     segment, hidden_block = np.zeros((2, ROWS, length), np.int32)
     for row in range(ROWS):
-        end, thread = 0, 0
+        end = 0
+        thread = 0
         filled = length - int(rng.integers(0, length // 4 + 1))
         while end < filled:
-            begin, thread = end, thread + 1
+            begin = end
+            thread = thread + 1
             end = min(filled, begin + int(rng.integers(1, length + 1)))
             segment[row, begin:end] = thread
             for block in range(1, 4):

@@ -54,7 +54,8 @@ def test_a_step_finds_and_stores_what_other_devices_do(heads, groups, bound):
         min(127, bound - 1),
         min(128, bound - 1),
     ]
-    slots, model = len(places), config(heads, groups)
+    slots = len(places)
+    model = config(heads, groups)
     positions = jnp.asarray(places)[:, None]
 
     def normal(*shape):
@@ -84,7 +85,8 @@ def test_what_lies_beyond_a_slot_is_not_read():
     """NaN in the blocks after a decode slot's last one does not come through, as it would through a
     mask.
     """
-    model, bound = config(), 384
+    model = config()
+    bound = 384
     sides = tuple(x.at[:, 128:].set(jnp.nan) for x in cache_tpu.empty(model, 2, bound, (bound,)))
     q, k = jnp.ones((2, 1, 4, 16)), jnp.ones((2, 2, 1, 16))
     found, _ = interpreted(sides, jnp.asarray([[100], [200]]), bound, (bound,))(q, k, k)
@@ -102,7 +104,8 @@ def test_small_blocks_find_and_store_the_same():
     """A bound of small blocks over a cache made for large ones; the longest decode slot ends in its
     last block.
     """
-    model, random = config(), np.random.default_rng(0)
+    model = config()
+    random = np.random.default_rng(0)
     sides = tuple(
         jnp.asarray(random.normal(size=e.shape), e.dtype)
         for e in cache_tpu.empty(model, 3, 300, (300,))
@@ -163,10 +166,8 @@ def test_contexts_and_steps_share_a_cache(chunk):
     """
     model = config()
     params = init_params(model, VOCAB, jax.random.key(0))
-    ready, tokens = (
-        prepare_decode(params, model),
-        jax.random.randint(jax.random.key(1), (2, 12), 0, VOCAB),
-    )
+    ready = prepare_decode(params, model)
+    tokens = jax.random.randint(jax.random.key(1), (2, 12), 0, VOCAB)
     logits = {}
     for tpu in (False, True):
         decode, init_cache = make_decode(model, (16, 40), tpu)
@@ -207,11 +208,9 @@ def test_a_rollout_grows_the_same_trees():
     """Of a random policy that spawns and joins: every token and status, with decode slots that
     change hands.
     """
-    model, limits = (
-        config(),
-        Limits(
-            window=48, max_thread_tokens=72, max_threads=5, children=3, max_depth=1, constrain=True
-        ),
+    model = config()
+    limits = Limits(
+        window=48, max_thread_tokens=72, max_threads=5, children=3, max_depth=1, constrain=True
     )
     params = init_params(model, VOCAB, jax.random.key(2))
     prompts = make_prompts([[p.BOS, 20, 21], [p.BOS, 22]] * 4, 4, temperature=1.0)

@@ -57,7 +57,9 @@ def plain_llama(tensors, c, tokens):
     """A Llama in numpy, written from Hugging Face's names and conventions alone: logits [L, V] of
     tokens [L].
     """
-    size, heads, groups = c["head_dim"], c["num_attention_heads"], c["num_key_value_heads"]
+    size = c["head_dim"]
+    heads = c["num_attention_heads"]
+    groups = c["num_key_value_heads"]
     angle = np.outer(np.arange(len(tokens)), c["rope_theta"] ** (-np.arange(0, size, 2) / size))
     cos, sin = (np.concatenate([f(angle)] * 2, axis=-1)[:, None] for f in (np.cos, np.sin))
 

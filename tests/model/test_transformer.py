@@ -77,7 +77,8 @@ def test_decoding_in_chunks_gives_the_training_logits(params, chunk, bound):
     tokens, position, segment, hidden_block = rows(2)
     expected = forward(params, CONFIG, tokens, position, segment, hidden_block)
     decode, init_cache = make_decode(CONFIG, BOUNDS)
-    ready, cache = prepare_decode(params, CONFIG), init_cache(2, bound)
+    ready = prepare_decode(params, CONFIG)
+    cache = init_cache(2, bound)
     step = jax.jit(decode, static_argnums=4)
     for begin in range(0, 12, chunk):
         part = slice(begin, begin + chunk)

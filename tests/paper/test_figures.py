@@ -22,7 +22,8 @@ from apr_jax.paper.suite import BEAMS_1_TO_15
 from apr_jax.text.tokenizer import Tokenizer
 
 TRAINED = ("sos+/sft", "sos+/rl", BEAMS_1_TO_15, "apr/sft", "apr/rl")
-OURS, PAPER = "ours", "the paper"
+OURS = "ours"
+PAPER = "the paper"
 
 
 @pytest.fixture(scope="module")
@@ -385,7 +386,8 @@ def test_slots(results):
     drawn = controls.slots(results)
     fewer, spent = (panel(drawn, who) for who in ("fewer steps", "milliseconds"))
     one = results.get("apr/rl")
-    rows, two = one.slots["rows"], one.traces[:2]
+    rows = one.slots["rows"]
+    two = one.traces[:2]
     assert one.slots["problems"] == [trace["id"] for trace in two]
     slots = [row["slots"] for row in rows]
     measured, _ = series(fewer, "steps, as decoded")

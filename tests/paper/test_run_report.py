@@ -26,7 +26,9 @@ class Page(html.parser.HTMLParser):
 
     def __init__(self, text):
         super().__init__()
-        self.tags, self.links, self.scripts = [], [], []
+        self.tags = []
+        self.links = []
+        self.scripts = []
         self.feed(text)
 
     def handle_starttag(self, tag, attributes):
@@ -124,7 +126,8 @@ def test_the_results_of_a_finished_run_are_shown_with_its_warnings(run, data_dir
 
 def test_no_text_breaks_out_of_the_page(run, tmp_path):
     trace, *_ = read_traces(run / "eval" / "apr-sft" / "traces.jsonl")
-    plain, attacked = tmp_path / "plain.html", tmp_path / "attacked.html"
+    plain = tmp_path / "plain.html"
+    attacked = tmp_path / "attacked.html"
     write_tree_page(trace, "apr", plain)
     trace["pieces"] = dict.fromkeys(trace["pieces"], HOSTILE)
     trace |= dict.fromkeys(("id", "problem", "stated", "reason"), HOSTILE)

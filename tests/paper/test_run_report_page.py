@@ -115,11 +115,9 @@ def _give_tokens(path, model, config, tokenizer):
     """Tells the same demonstrations again as the rollout would have recorded them; half of the
     wrong ones were cut short.
     """
-    task, method, rng = (
-        make_task(config.task),
-        model.partition("/")[0],
-        random.Random(0),
-    )
+    task = make_task(config.task)
+    method = model.partition("/")[0]
+    rng = random.Random(0)
     lines = []
     for place, old in enumerate(map(json.loads, path.read_text().splitlines())):
         problem = Problem(old["id"], old["data"])
@@ -374,7 +372,8 @@ def test_the_papers_panel_sets_no_cost_of_serial_and_parallel_search_equal(run):
         for line in axes.lines:
             if line.get_marker() in ("o", "s"):
                 places.setdefault(line.get_color(), set()).update(line.get_xdata())
-        serial, parallel = places[charts.SOS_PLUS], places[charts.APR]
+        serial = places[charts.SOS_PLUS]
+        parallel = places[charts.APR]
         assert max(serial) + 1 < min(parallel)
         assert [label.get_text() for label in axes.get_xticklabels(minor=True)] == [
             "SoS+: n samples",

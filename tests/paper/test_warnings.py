@@ -55,7 +55,8 @@ def tell(folder, *, spawning, cut, status="OUT_OF_WINDOW", count=None):
     """Rewrites the traces: so many trees spawned, so many were cut short, none did anything else
     wrong; returns them.
     """
-    path, told = folder / TRACES, []
+    path = folder / TRACES
+    told = []
     for place, line in enumerate(map(json.loads, path.read_text().splitlines()[:count])):
         root, *_ = line["threads"]
         root["status"] = status if place < cut else "DONE"

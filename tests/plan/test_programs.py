@@ -76,7 +76,9 @@ def test_the_prediction_for_this_machine(tiny):
         and found.seconds > 0
         and found.predicted == max(found.compute, found.memory)
     )
-    rows, length, model = tiny.train.sft.batch_rows, tiny.limits.max_thread_tokens, tiny.model
+    rows = tiny.train.sft.batch_rows
+    length = tiny.limits.max_thread_tokens
+    model = tiny.model
     attention = model.width * model.head_size * 2 * (model.heads + model.kv_heads)
     dense = (
         6

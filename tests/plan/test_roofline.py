@@ -51,7 +51,9 @@ def test_the_published_size():
 
 
 def test_links_of_a_group():
-    v5e, v4, v3 = CHIPS["v5e"], CHIPS["v4"], CHIPS["v3"]
+    v5e = CHIPS["v5e"]
+    v4 = CHIPS["v4"]
+    v3 = CHIPS["v3"]
     line = [(x, 0, 0) for x in range(4)]
     square = [(x, y, 0) for x in range(4) for y in range(4)]
     assert group_bandwidth(v5e, (16, 16, 1), line) == v5e.link
@@ -190,7 +192,8 @@ ENTRY %main (a: bf16[4,16,64,4608]) -> bf16[4,16,64,4608] {
     operands = 2 * 4 * 16 * 64 * 4608 * 2
     assert found.bytes == operands + 4 * 16 * (pairs - 9) * 2 * 512 * 64 * 2
     tokens = 256 * 4608
-    dense, attention = 6 * roofline.product_parameters(PAPER.model), 12 * 18 * 16 * 64 * 4609 / 2
+    dense = 6 * roofline.product_parameters(PAPER.model)
+    attention = 12 * 18 * 16 * 64 * 4609 / 2
     assert found.tokens == tokens and found.useful_flops == pytest.approx(
         tokens * (dense + attention) / 64
     )
@@ -258,7 +261,8 @@ ENTRY %main (x: (s32[], bf16[24,4096,1024])) -> (s32[], bf16[24,4096,1024]) {
 
 
 def test_weak_scaling_bends_where_slices_end():
-    chip, mesh = CHIPS["v5e"], {"data": 32, "fsdp": 8, "tensor": 1}
+    chip = CHIPS["v5e"]
+    mesh = {"data": 32, "fsdp": 8, "tensor": 1}
     collective_costs = (
         CollectiveCost("all-gather", 8, 1, 60, 1e9, 0.005),
         CollectiveCost("all-reduce", 32, 32, 40, 1e9, 0.031),

@@ -28,9 +28,11 @@ def spoken(path):
 def test_commands_exist_with_their_flags(path):
     root = typer.main.get_command(app)
     for words in spoken(path):
-        command, rest = root, words
+        command = root
+        rest = words
         while hasattr(command, "commands"):
-            command, rest = command.commands[rest[0]], rest[1:]
+            command = command.commands[rest[0]]
+            rest = rest[1:]
         flags = {flag for parameter in command.params for flag in parameter.opts}
         assert {word for word in rest if word.startswith("--")} <= flags, words
         for word in rest:

@@ -14,7 +14,8 @@ from apr_jax.tasks.countdown.config import CountdownConfig, SolverConfig
 from apr_jax.tasks.countdown.puzzle import make_problem
 from apr_jax.text.tokenizer import Tokenizer
 
-NUMBERS, TARGET = (84, 19, 96, 2), 55
+NUMBERS = (84, 19, 96, 2)
+TARGET = 55
 
 
 @pytest.fixture

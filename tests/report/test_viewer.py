@@ -63,7 +63,8 @@ def traced(forest, tree, tokenizer, **changes):
 @pytest.fixture(scope="module")
 def forest():
     """Records of policies that nest, break the protocol, and run out of everything."""
-    limits, key = harness.LIMITS["nested"], jax.random.key(1)
+    limits = harness.LIMITS["nested"]
+    key = jax.random.key(1)
     run = harness.engine(limits, harness.ODD)  # As compiled for the tests of the rollout.
     batch = harness.prompts(1, limits)
     kind, wild = (

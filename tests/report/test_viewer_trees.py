@@ -181,7 +181,8 @@ def there(trace, time):
                 one["end"] for one in others if (one["parent"], one["round"]) == (0, rounds - 1)
             )
         clock += kind in ("sampled", "spawn", "join")
-        count, before = count + (clock <= time), kind
+        count = count + (clock <= time)
+        before = kind
     return count
 
 
@@ -200,7 +201,8 @@ def test_both_panes_show_their_own_tree_of_one_problem_at_one_time(show, familie
     tab = show({"sos+-rl": right, "apr-rl": families})
     for pair in list(zip(families, right, strict=True))[:3]:
         tab.click(f'[data-problem="{pair[0]["id"]}"]')
-        steps, pictures = max(trace["sequential_tokens"] for trace in pair), []
+        steps = max(trace["sequential_tokens"] for trace in pair)
+        pictures = []
         for time in (0, steps // 3, steps):
             tab.fill("#step", str(time))
             settle(tab)
@@ -210,7 +212,8 @@ def test_both_panes_show_their_own_tree_of_one_problem_at_one_time(show, familie
                 ids, _ = unpack_streams(trace)[0]
                 assert pane["texts"] == [trace["pieces"][str(token)] for token in ids]
                 assert pane["there"] == there(trace, time) == len(ids) - pane["later"]
-                tokens, chain = trace["total_tokens"], trace["sequential_tokens"]
+                tokens = trace["total_tokens"]
+                chain = trace["sequential_tokens"]
                 assert pane["facts"].startswith(
                     f"{tokens} tokens, {chain} in sequence, {trace['children']} children"
                 )
@@ -237,7 +240,9 @@ def test_what_is_still_to_come_is_faint_whatever_the_time_was_before(show, famil
     """Tokens of a thread, and the children in its table, of several spawns and in the order in
     which they end.
     """
-    tab, rng, spawns = show({"apr": families}), random.Random(0), 0
+    tab = show({"apr": families})
+    rng = random.Random(0)
+    spawns = 0
     for trace in families:
         for thread in trace["threads"][:6]:
             spawns += sum(kind == "spawn" for kind, _ in thread["spans"]) > 1
@@ -252,7 +257,8 @@ def test_five_hundred_threads_cost_what_twenty_do(show, sizes):
     work = {}
     for name, trace in sizes.items():
         tab = show({"apr": [trace]}, viewport=TALL)
-        lanes, touched = [tab.evaluate("viewer.panes[0].lanes.drawn")], []
+        lanes = [tab.evaluate("viewer.panes[0].lanes.drawn")]
+        touched = []
         tab.keyboard.press("Home")
         for _ in range(12):
             tab.keyboard.press("Shift+ArrowRight")

@@ -105,7 +105,8 @@ def test_a_late_extra_line_costs_no_other_answer(monkeypatch):
     """The next answer may be sent to the process before its extra line has come."""
     with SandboxedVerifier(Obedient(), time_limit=5.0) as verifier:
         assert verifier.verify([(PROBLEM, "fine")]) == [RIGHT]
-        ask, late = verifier._ask, [{"number": 1, "error": "late"}]
+        ask = verifier._ask
+        late = [{"number": 1, "error": "late"}]
         monkeypatch.setattr(
             verifier, "_ask", lambda *request: late.pop() if late else ask(*request)
         )

@@ -25,16 +25,15 @@ from apr_jax.threads import (
 )
 from apr_jax.threads import protocol as p
 
-A, B = 10, 11
+A = 10
+B = 11
 VOCAB = 12
 LIMITS = Limits(window=20, max_thread_tokens=32, max_threads=4, children=2, max_depth=1)
 
 
 # Room for the scripts below, so that one compiled program serves them all.
-_ENTRIES, _WIDTH = (
-    48,
-    24,
-)
+_ENTRIES = 48
+_WIDTH = 24
 
 
 def init_cache(slots, bound):
@@ -89,7 +88,8 @@ def run(
     def logits_of(seen):
         return np.eye(VOCAB, dtype=np.float32)[script.get(tuple(seen), p.EOS)] * 50.0
 
-    batch, key = make_prompts([streams[0][0]], 2, children=children), jax.random.key(0)
+    batch = make_prompts([streams[0][0]], 2, children=children)
+    key = jax.random.key(0)
     forest = jax.tree.map(
         lambda x: np.asarray(x[0]), engine(limits)((contexts, answers), batch, key)[0]
     )
@@ -351,8 +351,10 @@ def test_constrain_by_hand():
         constrain=True,
     )
     forest = run([(ROOT, (p.SPAWN, p.MSG, B, p.MSG, B, B, p.MSG))], limits)
-    text, thinks = p.ALLOW_TEXT, p.ALLOW_TEXT + p.ALLOW_JOIN
-    ends, more = p.ALLOW_END_SPAWN, p.ALLOW_MSG
+    text = p.ALLOW_TEXT
+    thinks = p.ALLOW_TEXT + p.ALLOW_JOIN
+    ends = p.ALLOW_END_SPAWN
+    more = p.ALLOW_MSG
     # Tokens left: 8, 7, 6 and so on. The second message takes the last tokens that children could
     # live on.
     expected = [thinks + p.ALLOW_SPAWN, more, ends + text + more, ends + text + more, ends]

@@ -57,7 +57,9 @@ def twin(logits, temperature, top_k, top_p, allowed) -> np.ndarray:
     weights = np.asarray(logits, np.float64) / (temperature or 1.0)
     if temperature:
         left = sorted(left, key=lambda token: (-weights[token], token))[: top_k or V]
-        total, kept, reached = sum(np.exp(weights[left])), [], 0.0
+        total = sum(np.exp(weights[left]))
+        kept = []
+        reached = 0.0
         for token in left:
             if not kept or reached < top_p or top_p == 1:
                 kept.append(token)
@@ -86,7 +88,8 @@ def test_every_row_draws_by_its_own_settings():
     """Thousands of rows with mixed settings in one batch: the log-probs are the twin's, and so is
     the token given the noise.
     """
-    rng, rows = np.random.default_rng(0), 4000
+    rng = np.random.default_rng(0)
+    rows = 4000
     logits = np.where(
         rng.random((rows, 1)) < 0.5, rng.normal(size=(rows, V)) * 2, rng.integers(0, 3, (rows, V))
     )
@@ -187,7 +190,8 @@ def test_greedy_takes_the_most_likely_and_records_temperature_one():
 )
 def test_draws_follow_the_probabilities(settings):
     """200,000 draws, chi-square at one in 10^5; what has no probability is never drawn."""
-    logits, draws = np.random.default_rng(5).normal(size=V), 200_000
+    logits = np.random.default_rng(5).normal(size=V)
+    draws = 200_000
     tokens, _ = run(np.tile(logits, (draws, 1)), **settings)
     full = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "allowed": p.ALLOW_ALL} | settings
     probs = np.exp(twin(logits, **full))
@@ -227,7 +231,8 @@ def test_noise_is_the_same_to_the_bit_however_it_is_computed():
     """Alone and in a batch, whole and over eight devices; an odd vocabulary, so that one word is
     left over.
     """
-    vocab, rows = 1001, 16
+    vocab = 1001
+    rows = 16
     key_data = np.random.default_rng(1).integers(0, 2**32, (rows, 2), dtype=np.uint32)
 
     def noise(data):
@@ -277,7 +282,8 @@ def test_draws_from_a_large_vocabulary_follow_the_probabilities():
     """Tokens of very different likelihood at all places of an odd vocabulary, counted in 30
     groups.
     """
-    vocab, draws = 20_011, 600
+    vocab = 20_011
+    draws = 600
     logits = (2 * np.random.default_rng(6).normal(size=vocab)).astype(np.float32)
     counts = counted_draws(logits, draws, 50)
     probs = np.exp(logits.astype(np.float64))
@@ -291,7 +297,8 @@ def test_the_tail_of_a_large_vocabulary_is_drawn():
     """One token of 99% and 131,072 that share 1%: with noise of 23 bits 24 draws of the tail, 64
     expected.
     """
-    tail, draws = 131_072, 6_400
+    tail = 131_072
+    draws = 6_400
     logits = np.full(1 + tail, np.log(0.01 / tail), np.float32)
     logits[0] = np.log(0.99)
     counts = counted_draws(logits, draws, 16)
@@ -299,7 +306,8 @@ def test_the_tail_of_a_large_vocabulary_is_drawn():
 
 
 def test_the_chi_square_can_fail():
-    logits, draws = np.random.default_rng(5).normal(size=V), 200_000
+    logits = np.random.default_rng(5).normal(size=V)
+    draws = 200_000
     tokens, _ = run(np.tile(logits, (draws, 1)), temperature=1.02)
     assert not fits(
         np.bincount(tokens, minlength=V), draws * np.exp(twin(logits, 1.0, 0, 1.0, p.ALLOW_ALL))
@@ -318,11 +326,14 @@ def test_noise_of_two_tokens_is_independent():
     """Neighbours in a stream, siblings, spawns of one thread, trees of one rollout, parent and
     child: pairs of draws from a uniform distribution fall evenly on all pairs of tokens.
     """
-    draws, size = 100_000, 4
+    draws = 100_000
+    size = 4
     logits = np.full((draws, V), -np.inf, np.float32)
     logits[:, 10 : 10 + size] = 0.0
-    key, at = np.asarray([7, 9], np.uint32), np.arange(draws)
-    zero, one = np.zeros(draws), np.ones(draws)
+    key = np.asarray([7, 9], np.uint32)
+    at = np.arange(draws)
+    zero = np.zeros(draws)
+    one = np.ones(draws)
     roots = np.asarray(
         jax.jit(keys.root_key)(jax.random.key(1), np.arange(2 * draws, dtype=np.int32))
     )
@@ -350,7 +361,8 @@ def test_company_changes_no_bit_of_a_row():
     """Top-k, top-p or greedy on other rows of the batch: `draw` takes other branches, but each row
     keeps its own result.
     """
-    rng, rows = np.random.default_rng(2), 64
+    rng = np.random.default_rng(2)
+    rows = 64
     logits = rng.normal(size=(rows, V)).astype(np.float32) * 3
     plain = run(logits)
     for other in ({"top_k": 2}, {"top_p": 0.5}, {"temperature": 0.0}):

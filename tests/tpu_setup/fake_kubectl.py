@@ -15,7 +15,8 @@ import sys
 from pathlib import Path
 
 FOLDER = Path(os.environ.get("FAKE_GCLOUD", "."))
-JOBSET, TERMINAL = FOLDER / "jobset.yaml", FOLDER / "terminal"
+JOBSET = FOLDER / "jobset.yaml"
+TERMINAL = FOLDER / "terminal"
 FLAGS = {
     "get": {"--ignore-not-found", "--output", "--selector"},
     "delete": {"--cascade"},

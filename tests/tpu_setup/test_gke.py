@@ -244,8 +244,10 @@ def _outcome(jobset, code, conditions=()):
     The message is the one that the Job's controller writes (Kubernetes'
     pkg/controller/job/pod_failure_policy.go).
     """
-    job, policy = _slice(jobset), jobset["spec"]["failurePolicy"]
-    reason, message = "BackoffLimitExceeded", "Job has reached the specified backoff limit"
+    job = _slice(jobset)
+    policy = jobset["spec"]["failurePolicy"]
+    reason = "BackoffLimitExceeded"
+    message = "Job has reached the specified backoff limit"
     assert job["backoffLimit"] == 0
     for index, rule in enumerate(job["podFailurePolicy"]["rules"]):
         assert rule["action"] == "FailJob"
@@ -260,7 +262,8 @@ def _outcome(jobset, code, conditions=()):
             if condition["type"] in conditions:
                 why = f"Pod default/apr-slice-0-0-x has condition {condition['type']}"
         if why:
-            reason, message = "PodFailurePolicy", f"{why} matching FailJob rule at index {index}"
+            reason = "PodFailurePolicy"
+            message = f"{why} matching FailJob rule at index {index}"
             break
     for rule in policy["rules"]:
         patterns = rule.get("onJobFailureMessagePatterns", [""])
@@ -335,10 +338,8 @@ def test_start_leaves_a_run_alone_that_runs(cloud, start):
 
 def test_a_config_that_the_image_has_not_is_refused(cloud, tmp_path):
     settings = {"GKE_TPU": "v5e", "GKE_TOPOLOGY": "4x4", "GKE_IMAGE": "i"}
-    elsewhere, below = (
-        tmp_path / "experiments" / "mine.py",
-        cloud.clone / "experiments" / "below" / "mine.py",
-    )
+    elsewhere = tmp_path / "experiments" / "mine.py"
+    below = cloud.clone / "experiments" / "below" / "mine.py"
     for path in (elsewhere, below):
         path.parent.mkdir()
         path.touch()

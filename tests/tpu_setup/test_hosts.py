@@ -21,7 +21,8 @@ def test_a_host_with_an_old_python_gets_one_by_uv(tmp_path):
     """Ubuntu 22.04's python3 is 3.10: whatever this machine has is hidden behind scripts that say
     so, and record.
     """
-    binaries, home = tmp_path / "bin", tmp_path / "home"
+    binaries = tmp_path / "bin"
+    home = tmp_path / "home"
     (home / "apr").mkdir(parents=True)
     (home / "apr" / "a.whl").touch()
     calls = tmp_path / "calls"
@@ -81,7 +82,8 @@ def test_who_looks_finds_a_whole_status_or_none(tmp_path):
     """A look in the middle of writing it once said "exit ", which passed for done: so what is
     written comes by rename.
     """
-    home, binaries = tmp_path / "apr", tmp_path / "bin"
+    home = tmp_path / "apr"
+    binaries = tmp_path / "bin"
     home.mkdir()
     (home / "installed").touch()
     write_script(home / "venv" / "bin" / "apr", "sleep 0.3; exit 7")

@@ -34,8 +34,10 @@ def test_either_steps_or_epochs_are_given(config):
 
 
 def test_a_run_takes_the_steps_of_its_epochs(config, data_dir, tmp_path, monkeypatch, capsys):
-    trained, lengths = in_epochs(config, 0.4), []
-    rows, length = config.train.sft.batch_rows, config.limits.max_thread_tokens
+    trained = in_epochs(config, 0.4)
+    lengths = []
+    rows = config.train.sft.batch_rows
+    length = config.limits.max_thread_tokens
     epoch = steps_of_an_epoch(data_dir, "apr", rows, length, config.seed)
     steps = math.ceil(0.4 * epoch)
     assert 4 <= steps < epoch

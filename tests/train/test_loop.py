@@ -48,8 +48,11 @@ class _Toy:
     """
 
     def __init__(self, hit=None, number=signal.SIGTERM, lost=None):
-        self.hit, self.number, self.lost = hit, number, lost
-        self.done, self.busy = [], 0.0
+        self.hit = hit
+        self.number = number
+        self.lost = lost
+        self.done = []
+        self.busy = 0.0
 
     def _begin(self, *what):
         self.done.append(what)
@@ -153,7 +156,8 @@ class _ClosedTerminal(io.StringIO):
 
 def test_a_terminal_that_is_closed_ends_the_run_as_sigterm_does(tmp_path, monkeypatch):
     """SIGHUP, and nobody to write to: the step is saved all the same."""
-    toy, disk = _Toy(("update", 3), signal.SIGHUP), _Disk()
+    toy = _Toy(("update", 3), signal.SIGHUP)
+    disk = _Disk()
     monkeypatch.setattr(sys, "stderr", _ClosedTerminal(toy))
     with pytest.raises(SystemExit) as caught:
         _run(toy, disk, tmp_path, progress=True)
@@ -177,7 +181,8 @@ def test_bad_updates_that_end_a_run_leave_its_scores_with_the_last_step(tmp_path
     """They are found out a step late, or when the metrics are read before a save; step 4 is
     validated.
     """
-    toy, disk = _Toy(), _Disk()
+    toy = _Toy()
+    disk = _Disk()
     advance = toy.advance
 
     def spoiled(state, step, stopping):

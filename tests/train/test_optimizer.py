@@ -32,7 +32,8 @@ def params():
 
 def _matrices(tree):
     """Every matrix that the forward pass multiplies by, [in, out], cut out by hand."""
-    d, layers = CONFIG.width, tree["layers"]
+    d = CONFIG.width
+    layers = tree["layers"]
     for n in range(CONFIG.layers):
         yield f"q{n}", layers["q"][n].reshape(d, -1)
         yield f"k{n}", layers["kv"][n, :, 0].reshape(d, -1)

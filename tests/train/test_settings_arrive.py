@@ -47,7 +47,10 @@ def test_the_schedule_of_rl_counts_ppo_epochs(config, monkeypatch):
 
 def test_validation_is_greedy(config):
     one = object.__new__(Grader)
-    one._config, one._validation, one._batch, one.ask = config, ["a problem"], 1, stop
+    one._config = config
+    one._validation = ["a problem"]
+    one._batch = 1
+    one.ask = stop
     with pytest.raises(Arrived) as found:
         one.validate(types.SimpleNamespace(params=None), lambda: 0)
     assert found.value.args[0][2] == 0.0
@@ -70,7 +73,8 @@ def test_all_processes_take_the_verdicts_of_the_first(config, monkeypatch):
         return one.verify(["a problem"] * 3, "a forest")
 
     one = object.__new__(Grader)
-    one._config, one._tokenizer = config, None
+    one._config = config
+    one._tokenizer = None
     monkeypatch.setattr(grader, "extract_answers", lambda forest, tokenizer: [""] * 3)
     alone = verify(right, Score(0.0, correct=False, stated="1"), Failure.TIMED_OUT)
     assert alone.known.tolist() == [True, True, False] and alone.correct.tolist() == [1, 0, 0]

@@ -31,7 +31,8 @@ def setting(request, mesh):
 @pytest.mark.parametrize("value", [jnp.nan, jnp.inf])
 def test_a_bad_step_changes_nothing_but_the_counters(setting, where, value):
     state, update, ones = setting
-    bad, loss = ones, jnp.float32(1)
+    bad = ones
+    loss = jnp.float32(1)
     if where == "loss":
         loss = jnp.float32(value)
     else:

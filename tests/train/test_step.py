@@ -65,7 +65,8 @@ def update(config, mesh):
 def _make_update(config, mesh, objective):
     """(rows, weights, rows a chunk, advantages) -> gradient, metrics; and the jitted step."""
     settings = changed(config, model=MODEL, rl={"temperature": TEMPERATURE, "objective": objective})
-    step, rescore = make_rl_step(settings, KEEPS, mesh), make_rescore(settings, mesh)
+    step = make_rl_step(settings, KEEPS, mesh)
+    rescore = make_rescore(settings, mesh)
     reference = place_whole(_reference(), mesh)
 
     def call(rows, weights, size, advantages):
@@ -141,7 +142,10 @@ def test_chunks_add_up_to_one_pass_over_the_whole_forest(update):
 def test_forests_of_all_sizes_take_as_many_programs_as_there_are_buckets(update):
     """Rows come in 3, 6 and 12; how many of their chunks hold tokens decides nothing."""
     call, step = update
-    forest, before, buckets, used = record(), step._cache_size(), set(), set()
+    forest = record()
+    before = step._cache_size()
+    buckets = set()
+    used = set()
     for trees in range(1, TREES + 1):
         rows = pack_forest(_only(forest, np.arange(TREES) < trees), ROWS, LIMITS.max_thread_tokens)
         call(rows, token_weights(rows, np.ones(TREES, bool), "tree"), ROWS, np.ones(TREES))
@@ -161,8 +165,10 @@ def _only(forest, wanted):
 
 def test_trees_that_are_left_out_change_no_gradient(config, mesh):
     """Tree 5 is masked, a flat group has advantage 0: half of the rows go, the divisor stays."""
-    objective, forest = ObjectiveConfig(kl=0.0), record()
-    advantages, counted = np.array([1.0, 0.0, 0.0, -1.5, 0.0, 2.0]), np.arange(TREES) != 5
+    objective = ObjectiveConfig(kl=0.0)
+    forest = record()
+    advantages = np.array([1.0, 0.0, 0.0, -1.5, 0.0, 2.0])
+    counted = np.arange(TREES) != 5
     without_advantage = zero_advantage_trees(advantages, counted, objective)
     assert without_advantage.tolist() == [False, True, True, False, True, True]
     call, _ = _make_update(config, mesh, objective)

@@ -173,10 +173,12 @@ class _Spoiled:
     """
 
     def __init__(self, *args):
-        self._batches, self._taken = LocalRows(*args), 0
+        self._batches = LocalRows(*args)
+        self._taken = 0
 
     def __next__(self):
-        rows, self._taken = next(self._batches), self._taken + 1
+        rows = next(self._batches)
+        self._taken = self._taken + 1
         return (
             rows
             if self._taken == 1
@@ -316,7 +318,8 @@ def test_tensorboard_shows_every_number_that_is_logged_and_a_tree_of_every_valid
     problem = read_problems(data_dir / "validation.jsonl")[0]
     asked = f"{' '.join(map(str, Puzzle.of(problem).numbers))} -> {Puzzle.of(problem).target}: "
     for (workdir, _), validations in ((validated, [4, 6]), (unbroken_rl, [0, 2, 3])):
-        found, lines = shown(workdir), logged(workdir)
+        found = shown(workdir)
+        lines = logged(workdir)
         numbers = {
             (name, line["step"]): value
             for line in lines

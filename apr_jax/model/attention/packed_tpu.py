@@ -417,6 +417,7 @@ def dot(left: Array, right: Array, axes: tuple[int, int]) -> Array:
     if pltpu.is_tpu_device() and pltpu.get_tpu_info().generation < 4:
         # The kernel compiler has no bfloat16 operands for v2 and v3, whose matrix units round
         # float32 operands to bfloat16.
-        left, right = left.astype(jnp.float32), right.astype(jnp.float32)
+        left = left.astype(jnp.float32)
+        right = right.astype(jnp.float32)
     contract = (((axes[0],), (axes[1],)), ((), ()))
     return jax.lax.dot_general(left, right, contract, preferred_element_type=jnp.float32)

@@ -85,9 +85,15 @@ def _combine(table: _Table, tables: list[_Table], left: int, right: int) -> None
     for x in tables[left]:
         for y in tables[right]:
             if x >= y:
-                a, b, first, second = x, y, left, right
+                a = x
+                b = y
+                first = left
+                second = right
             else:
-                a, b, first, second = y, x, right, left
+                a = y
+                b = x
+                first = right
+                second = left
             table.setdefault(a + b, (a, "+", b, first, second))
             table.setdefault(a - b, (a, "-", b, first, second))
             table.setdefault(a * b, (a, "*", b, first, second))

@@ -346,7 +346,10 @@ def check_path(numbers: Sequence[int], target: int, equations: Sequence[str]) ->
         match = _EQUATION.fullmatch(equation)
         if match is None:
             return f"not an equation: {equation[:_SHOWN]!r}"
-        a, op, b, claimed = int(match[1]), match[2], int(match[3]), int(match[4])
+        a = int(match[1])
+        op = match[2]
+        b = int(match[3])
+        claimed = int(match[4])
         for number in (a, b):
             if number not in table:
                 return f"{equation}: {number} is not there"

@@ -368,7 +368,8 @@ class _Trainer:
             batch = dataclasses.replace(batch, behaviour=behaviour)
             metrics_of_epochs.append(metrics)
 
-        first, last = metrics_of_epochs[0], metrics_of_epochs[-1]
+        first = metrics_of_epochs[0]
+        last = metrics_of_epochs[-1]
         times.updating(last["loss"])
         state = dataclasses.replace(state, step=state.step + 1)
 

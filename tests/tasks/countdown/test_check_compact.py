@@ -133,7 +133,8 @@ def test_a_child_works_out_its_result():
 
 def test_what_a_thread_without_an_answer_left_behind():
     """48 and 2 make 46: a child that ends without a word of it has overlooked the hit."""
-    task, problem = countdown(CountdownConfig()), make_problem("p", (22, 26, 2), 46)
+    task = countdown(CountdownConfig())
+    problem = make_problem("p", (22, 26, 2), 46)
     overlooked = task.diagnose(problem, Thread("22+26,2:46", ("=48",), ""))
     assert [(fault.kind, fault.decisive) for fault in overlooked.faults] == [("arithmetic", True)]
     assert not overlooked.found and overlooked.hopeful
@@ -144,7 +145,8 @@ def test_what_a_thread_without_an_answer_left_behind():
 
 
 def test_a_fault_is_decisive_if_the_lost_state_could_make_the_target():
-    task, problem = countdown(CountdownConfig()), make_problem("p", (22, 26, 2), 46)
+    task = countdown(CountdownConfig())
+    problem = make_problem("p", (22, 26, 2), 46)
     lost, idle = (
         task.diagnose(problem, Thread("", (text,), "?")).faults
         for text in ("22,26:2|+49", "22,2:26|*45")
@@ -154,7 +156,8 @@ def test_a_fault_is_decisive_if_the_lost_state_could_make_the_target():
 
 
 def test_no_text_makes_it_raise():
-    task, rng = countdown(CountdownConfig()), random.Random(0)
+    task = countdown(CountdownConfig())
+    rng = random.Random(0)
     demonstration = task.demonstrate(PROBLEM, "sos+", 3)
     text = "".join(part for part in demonstration.body if isinstance(part, str))
     for _ in range(500):

@@ -32,7 +32,9 @@ def spawns_of(thread):
 def test_trees_grow_as_deep_and_wide_as_the_limits_and_no_further(config, max_depth, render):
     solver = SolverConfig(parent_beam=5, child_beam=8, max_children=60, render=render)
     task = countdown(config, solver, children=6, depth=max_depth)
-    depths, most_children, widest = set(), 0, 0
+    depths = set()
+    most_children = 0
+    widest = 0
     for seed in range(80):
         thread = task.demonstrate(draw(config, seed), "apr-nested", seed)
         depths.add(depth_of(thread))
@@ -49,7 +51,8 @@ def test_without_room_below_nested_is_apr():
     # The coin is flipped only where a child may spawn, so the same source of chance gives the same
     # search.
     for depth, same in ((1, True), (2, False)):
-        solver, alike = SolverConfig(max_children=90), True
+        solver = SolverConfig(max_children=90)
+        alike = True
         for seed in range(20):
             problem = draw(MINI, seed)
             found = []
@@ -84,7 +87,9 @@ def test_a_spawn_divides_what_is_left_evenly(budget, spawning):
 
 @pytest.mark.parametrize("shuffle", [False, True])
 def test_exhaustive_nested_search_solves_what_is_solvable(shuffle):
-    task, rng, nested = countdown(FIVE), random.Random(5), 0
+    task = countdown(FIVE)
+    rng = random.Random(5)
+    nested = 0
     plan = Plan("multiply", 40, 40, 0.6, 9_999, shuffle, max_spawn=40, max_depth=3)
     for size, count in ((3, 40), (4, 20), (5, 2)):
         for _ in range(count):
@@ -137,7 +142,8 @@ def test_a_child_goes_on_when_its_children_find_nothing():
     """Five numbers: a child dives below one of its nodes, spawns there, and comes back to the
     next.
     """
-    plan, seen = Plan("multiply", 3, 3, 0.5, 4_000, False, max_spawn=3, max_depth=3), 0
+    plan = Plan("multiply", 3, 3, 0.5, 4_000, False, max_spawn=3, max_depth=3)
+    seen = 0
     for seed in range(60):
         found = search(Puzzle.of(draw(FIVE, seed)).numbers, 99_991, plan, random.Random(seed))
         for fork in (event for event in found.events if isinstance(event, Fork)):

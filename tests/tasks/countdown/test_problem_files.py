@@ -120,7 +120,8 @@ def test_every_later_stage_takes_what_a_task_allows(task, render, tmp_path):
     """At the ends of what a config allows: problems are written and read, demonstrated, written in
     known characters, judged.
     """
-    config, task = task, countdown(task, SolverConfig(render=render, condition=1.0))
+    config = task
+    task = countdown(task, SolverConfig(render=render, condition=1.0))
     problems = [draw(config, seed) for seed in range(2)]
     save_problems(problems, tmp_path / "validation.jsonl")
     assert read_problems(tmp_path / "validation.jsonl") == problems

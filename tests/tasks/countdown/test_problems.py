@@ -36,7 +36,8 @@ def naive(numbers):
         return {numbers[0]}
     found = set()
     for i, j in itertools.permutations(range(len(numbers)), 2):
-        a, b = numbers[i], numbers[j]
+        a = numbers[i]
+        b = numbers[j]
         rest = [n for k, n in enumerate(numbers) if k not in (i, j)]
         results = [a + b, a * b] + [a - b] * (a >= b) + ([a // b] if b and a % b == 0 else [])
         for result in results:
@@ -152,14 +153,16 @@ def test_a_problem_with_numbers_that_are_held_out_is_replaced_in_its_place():
     """The sequence that is drawn, by problem alone: no test problem moves, and all others keep
     their places.
     """
-    rng, sequence = random.Random("draws 5"), {}
+    rng = random.Random("draws 5")
+    sequence = {}
     while len(sequence) < 1_200:
         problem = draw(SAMPLED, rng.getrandbits(62))
         sequence.setdefault(problem_key(problem), problem)
     drawn = list(sequence.values())
     # So many are held out that a replacement, too, would often have their numbers if nobody looked.
     split = split_problems(SAMPLED, train=600, heldout=300, seed=5)
-    held, replaced = set(), []
+    held = set()
+    replaced = []
     for part, old in (
         (split.test, drawn[300:600]),
         (split.validation, drawn[:300]),

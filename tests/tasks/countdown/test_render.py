@@ -24,7 +24,8 @@ def check_compact(text, reach, target):
 
     Returns whether it hit.
     """
-    hit, state = False, None
+    hit = False
+    state = None
     for piece in text.split(";"):
         assert not hit, "nothing may follow the goal"
         if match := re.match(r">(\d+(?:,\d+)+)|=(\d+)", piece):
@@ -35,7 +36,9 @@ def check_compact(text, reach, target):
             continue
         match = GROUP.fullmatch(piece)
         assert match, piece
-        a, b, rest = int(match[1]), int(match[2]), tuple(map(int, (match[3] or ":")[1:].split(",")))
+        a = int(match[1])
+        b = int(match[2])
+        rest = tuple(map(int, (match[3] or ":")[1:].split(",")))
         assert any(sorted((a, b, *rest)) == sorted(state) for state in reach)
         for op, result, tests in SUCCESSOR.findall(match[4]):
             assert not hit and combine(
@@ -74,7 +77,9 @@ def message_state(message, target):
 
 def check_thread(thread, reach, target):
     """A thread and all below it; returns the number of threads."""
-    threads, hit, answers = 1, False, []
+    threads = 1
+    hit = False
+    answers = []
     for part in thread.body:
         assert not any(answers), "nothing may follow an answer"
         if isinstance(part, str):

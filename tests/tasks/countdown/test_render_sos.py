@@ -120,7 +120,8 @@ def change_an_operator(text, rng):
 )
 @pytest.mark.parametrize("method", METHODS)
 def test_the_parser_rejects_every_mutation(method, mutate):
-    rng, tried = random.Random(f"{method} {mutate.__name__}"), 0
+    rng = random.Random(f"{method} {mutate.__name__}")
+    tried = 0
     # The condition of SoS+ counts the tokens of another text form; no reader of this one can check
     # it.
     for _, thread in demonstrations(method, 60, condition=0.5 if method in PARALLEL else 0.0):

@@ -131,7 +131,8 @@ def test_compact_child_with_three_numbers():
 @pytest.mark.parametrize("plan", [(1.0, 0), (0.0, 0), (0.5, 0), (0.5, 100), (1.0, 24)])
 @pytest.mark.parametrize("shuffle", [False, True])
 def test_exhaustive_beams_solve_what_is_solvable(plan, shuffle):
-    task, rng = countdown(MINI), random.Random(5)
+    task = countdown(MINI)
+    rng = random.Random(5)
     for size, count in ((2, 40), (3, 60), (4, 12)):
         for _ in range(count):
             numbers = tuple(rng.randint(1, 25) for _ in range(size))
@@ -262,10 +263,8 @@ def test_unknown_method():
 def test_sos_succeeds_as_often_as_published():
     # Gandhi et al. 2024: 57% of the search traces reach the goal. 3,000 problems: standard error
     # 0.9 points.
-    task, problems = (
-        countdown(MINI, SolverConfig(depth_first="near")),
-        [draw(MINI, seed) for seed in range(3_000)],
-    )
+    task = countdown(MINI, SolverConfig(depth_first="near"))
+    problems = [draw(MINI, seed) for seed in range(3_000)]
     solved = sum(
         bool(task.demonstrate(problem, "sos", seed).answer) for seed, problem in enumerate(problems)
     )

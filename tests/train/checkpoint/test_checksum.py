@@ -39,7 +39,8 @@ def test_the_sum_does_not_depend_on_where_an_array_lies(axes):
 
 
 def test_any_flipped_bit_changes_the_sum():
-    tree, random = _tree(), np.random.default_rng(1)
+    tree = _tree()
+    random = np.random.default_rng(1)
     sums = array_sums(tree)
     assert changed(tree, sums) == []
     for name, leaf in tree.items():
@@ -58,10 +59,8 @@ def test_damage_to_many_words_does_not_cancel():
     """Signs, exponents: the same bit of two or of all words, which a linear sum would take for
     nothing.
     """
-    values, random = (
-        np.random.default_rng(2).normal(size=(64, 32)).astype(np.float32),
-        np.random.default_rng(3),
-    )
+    values = np.random.default_rng(2).normal(size=(64, 32)).astype(np.float32)
+    random = np.random.default_rng(3)
     sums = array_sums({"x": values})
     assert changed({"x": -values}, sums)
     words = values.view(np.uint32).reshape(-1)

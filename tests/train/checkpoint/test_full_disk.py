@@ -143,7 +143,9 @@ def test_a_full_disk_ends_the_run_in_one_line_and_costs_nothing_saved(
     """
     config = changed(config, sft={"steps": 12}, rl={"steps": 12})
     file = write_config(config, tmp_path / "config.py")
-    unbroken, workdir, filler = tmp_path / "unbroken", small_disk / "run", small_disk / "filler"
+    unbroken = tmp_path / "unbroken"
+    workdir = small_disk / "run"
+    filler = small_disk / "filler"
     if stage == "sft":
         train_sft(config, data_dir, unbroken, "apr", progress=False)
     else:

@@ -24,7 +24,8 @@ from apr_jax.train.rl.trainer import train_rl
 from apr_jax.train.sft import train_sft
 
 ROOT = Path(__file__).parents[3]
-_SFT_STEPS, _RL_STEPS = 300, 120
+_SFT_STEPS = 300
+_RL_STEPS = 120
 # How a life of the process ends: signal, and when it comes.
 _ENDS = [
     (signal.SIGKILL, "any time"),
@@ -73,15 +74,14 @@ def _live_and_die(command, workdir, number, when, draw):
     """Starts the command, and sends it the signal; returns its exit status, whether a save was
     under way, and its words.
     """
-    process, saving = (
-        subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL),
-        False,
-    )
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
+    saving = False
     try:
         if when == "at the start":
             time.sleep(draw.uniform(0.5, 4))
         else:
-            began, wanted = time.monotonic(), _step(workdir) + draw.randint(2, 9)
+            began = time.monotonic()
+            wanted = _step(workdir) + draw.randint(2, 9)
             while process.poll() is None and time.monotonic() - began < 120:
                 saving = _step(workdir) >= wanted and _saving(workdir)
                 if saving or (when == "any time" and _step(workdir) >= wanted):
@@ -97,7 +97,8 @@ def _live_and_die(command, workdir, number, when, draw):
 
 
 def _survive(ends, command, workdir, steps):
-    draw, during_saves = random.Random(len(ends)), 0
+    draw = random.Random(len(ends))
+    during_saves = 0
     for number, when in ends:
         status, saving, said = _live_and_die(command, workdir, number, when, draw)
         during_saves += saving
@@ -152,7 +153,8 @@ def test_rl_survives_being_killed_9_times(long_config, config_file, data_dir, ch
 def test_sft_saves_when_its_terminal_is_closed(long_config, data_dir, tmp_path):
     """A real terminal, of which the other end goes away: SIGHUP, and every word to it fails."""
     config = changed(long_config, sft={"steps": 100_000, "save_every": 100_000})
-    file, workdir = write_config(config, tmp_path / "config.py"), tmp_path / "run"
+    file = write_config(config, tmp_path / "config.py")
+    workdir = tmp_path / "run"
     command = train_command("sft", file, data_dir, workdir)
     terminal, end_of_child = pty.openpty()
     # A session's first process that opens a terminal gets it as its controlling one. The shell does
@@ -233,7 +235,8 @@ def test_rl_survives_being_killed_inside_a_step(long_config, data_dir, checkpoin
     """During a rollout, between the two updates on a forest, and after them, before the price of a
     token moves on.
     """
-    config, steps = changed(long_config, rl={"steps": 10}), 10
+    config = changed(long_config, rl={"steps": 10})
+    steps = 10
     train_rl(config, data_dir, tmp_path / "unbroken", checkpoint, progress=False)
     prices = [line["token_price"] for line in repeatable(tmp_path / "unbroken")[1:]]
     assert len(set(prices)) == steps and config.train.rl.ppo_epochs == 2
@@ -303,7 +306,9 @@ def test_a_validation_that_is_made_up_for_survives_being_killed(
     """SIGTERM at a step that is due for it, then SIGKILL around each of the two files in which its
     scores go.
     """
-    config, due, steps = changed(long_config, rl={"steps": 10}), 7, 10
+    config = changed(long_config, rl={"steps": 10})
+    due = 7
+    steps = 10
     train_rl(config, data_dir, tmp_path / "unbroken", checkpoint, progress=False)
     workdir = tmp_path / "broken"
     file = write_config(config, tmp_path / "config.py")

@@ -56,7 +56,8 @@ def test_a_damaged_step_is_reported_and_the_one_before_used(
 @pytest.mark.parametrize("seed", [0, 1])
 def test_a_flipped_bit_anywhere_is_harmless_or_reported(saved, run, blank, tmp_path, capsys, seed):
     """One bit in each file: inside arrays neither Orbax nor TensorStore would notice."""
-    reported, random = set(), np.random.default_rng(seed)
+    reported = set()
+    random = np.random.default_rng(seed)
     for number, name in enumerate(_files(saved)):
         workdir = tmp_path / str(number)
         shutil.copytree(saved, workdir)
@@ -151,7 +152,8 @@ def test_what_is_wrong_with_the_machine_is_never_called_damage(
     deleted.
     """
     if wrapped:  # As Orbax does.
-        inner, error = error, Exception("Encountered error while reading array index")
+        inner = error
+        error = Exception("Encountered error while reading array index")
         error.__cause__ = inner
 
     def failing(*arguments):

@@ -38,7 +38,10 @@ def test_flops_of_the_products_are_those_that_xla_counts():
     """Of the same products written out, forward and backward; attention over one whole causal row
     is half of the square.
     """
-    tokens, vocab, layers, inner = 32, 50, _MODEL.layers, _MODEL.heads * _MODEL.head_size
+    tokens = 32
+    vocab = 50
+    layers = _MODEL.layers
+    inner = _MODEL.heads * _MODEL.head_size
     shapes = [(8, inner), (8, 8), (8, 8), (inner, 8), (8, 20), (8, 20), (20, 8)] * layers + [
         (8, vocab)
     ]

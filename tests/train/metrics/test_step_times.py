@@ -21,7 +21,8 @@ def clock(monkeypatch):
         gates[-1].wait(10)
         done_at.append(now[0])
 
-    started, done_at = threading.Semaphore(0), []
+    started = threading.Semaphore(0)
+    done_at = []
     monkeypatch.setattr(step_times.jax, "block_until_ready", wait)
 
     def update(step):

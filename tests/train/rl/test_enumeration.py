@@ -164,7 +164,8 @@ def test_the_mean_of_a_batch_is_over_all_its_problems_and_that_of_a_group_over_o
     """
     setting = _setting(BOTH)
     other = np.asarray(setting.rewards)[::-1] + 1.0
-    trees, table = setting.trees, setting.table
+    trees = setting.trees
+    table = setting.table
     each = [
         jax.grad(lambda table, paid=paid: trees.probabilities(table) @ paid)(table)
         for paid in (setting.rewards, other)

@@ -31,13 +31,15 @@ def _rows(threads, length):
     """Places the threads one after the other, as many a row as fit (tokens, sampled, tree, hidden
     block, position).
     """
-    rows, used = [], length
+    rows = []
+    used = length
     for tokens, sampled, tree, hidden_block, position in threads:
         if used + len(tokens) > length:
             rows.append(
                 [np.zeros(length, np.int32) for _ in range(5)] + [np.full(length, -1, np.int32)]
             )
-            used, segment = 0, 0
+            used = 0
+            segment = 0
         segment += 1
         at = slice(used, used + len(tokens))
         for field, value in zip(
@@ -200,9 +202,11 @@ def test_packing_and_padding_change_neither_loss_nor_gradient(loss_of):
     """Of a recorded forest, nested two deep and with hidden blocks: packed as for an update, and
     one thread a row.
     """
-    forest, params = record(), model_params()
+    forest = record()
+    params = model_params()
     advantages = jnp.asarray([1.0, -0.5, 2.0, -1.5, 0.7, -1.2])
-    packed, alone = pack_forest(forest, 1, LIMITS.max_thread_tokens + 7), _one_thread_a_row(forest)
+    packed = pack_forest(forest, 1, LIMITS.max_thread_tokens + 7)
+    alone = _one_thread_a_row(forest)
     assert forest.depth.max() == 2 and (packed.hidden_block > 0).sum() > 50
     assert 2 * len(packed.tokens) < len(alone.tokens) == (forest.length > 0).sum()
 
@@ -234,7 +238,8 @@ def test_a_tree_weighs_the_same_however_many_trees_threads_or_rows_there_are():
     threads = [(*t[:2], 0, *t[3:]) for t in _threads(4, count=3)]
     more = threads + [(*t[:2], 1, *t[3:]) for t in _threads(5, count=5)]
     alone, joined = _rows(threads, 40), _rows(more, 40)
-    loss, params = jax.jit(functools.partial(_model_loss, kl=0.0)), model_params()
+    loss = jax.jit(functools.partial(_model_loss, kl=0.0))
+    params = model_params()
     np.testing.assert_allclose(
         loss(params, joined, _weights(joined), jnp.asarray([1.5, 0.0])),
         loss(params, alone, _weights(alone), jnp.asarray([1.5])) / 2,
@@ -246,7 +251,8 @@ def test_weights_of_tokens_by_hand():
     """Tree 0: threads with 2 and 1 sampled tokens; tree 1: one with 3; tree 2: one with 2, in the
     next row.
     """
-    given, chosen = np.zeros(1, bool), np.ones(3, bool)
+    given = np.zeros(1, bool)
+    chosen = np.ones(3, bool)
 
     def thread(count, tree):
         sampled = np.concatenate([given, chosen[:count]])
@@ -259,7 +265,8 @@ def test_weights_of_tokens_by_hand():
         )
 
     rows = _rows([thread(2, 0), thread(1, 0), thread(3, 1), thread(2, 2)], 9)
-    everyone, two = np.ones(3, bool), np.array([True, False, True])
+    everyone = np.ones(3, bool)
+    two = np.array([True, False, True])
 
     def per_thread(loss_aggregation, counted):
         weights = token_weights(rows, counted, loss_aggregation)

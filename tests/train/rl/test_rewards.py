@@ -198,7 +198,9 @@ def _grader(config, monkeypatch, verifier, problems=0, batch=8, **reward):
     """One that needs no device, because its trees are made of nothing."""
     made = grader.Grader.__new__(grader.Grader)
     made._config = changed(config, rl={"reward": RewardConfig(**reward)})
-    made._verifier, made._batch, made._tokenizer = verifier, batch, None
+    made._verifier = verifier
+    made._batch = batch
+    made._tokenizer = None
     made._task = SimpleNamespace(show=lambda problem: problem.id)
     made._validation = [make_problem("p", (1, 2), 3)] * problems
     made.ask = lambda params, asked, temperature, key: np.zeros(len(asked))
@@ -229,7 +231,8 @@ def test_a_validation_is_of_the_known_answers_and_refused_by_all_of_its_batches(
     config, monkeypatch
 ):
     """A batch may lose what the batches before it have left."""
-    state, verifier = SimpleNamespace(params=None), _Lossy(2, 0, 1, 2, 1, 1)
+    state = SimpleNamespace(params=None)
+    verifier = _Lossy(2, 0, 1, 2, 1, 1)
     made = _grader(config, monkeypatch, verifier, problems=20, max_unknown=0.15)
     scores = made.validate(state, lambda: 0)
     expected = {

@@ -31,9 +31,13 @@ from apr_jax.train.rl.rescoring import token_logprobs
 from apr_jax.train.rl.trainer import train_rl
 
 PROBLEMS, GROUP = 3, 4  # Unequal, so that groups by the wrong axis are other groups.
-RATE, KL, CLIP, TEMPERATURE = 0.01, 0.3, 0.01, 0.9
+RATE = 0.01
+KL = 0.3
+CLIP = 0.01
+TEMPERATURE = 0.9
 GRADIENT_CLIP = 0.2  # Only logged: plain gradient descent takes the optimizer's place.
-TOKEN_PRICE, SEQUENTIAL_PRICE = 0.01, 0.004
+TOKEN_PRICE = 0.01
+SEQUENTIAL_PRICE = 0.004
 BUDGET, PRICE_STEP = 20, 0.003  # Trees are longer, so the second step's price is another.
 
 
@@ -124,8 +128,10 @@ def heard(request, config, data_dir, checkpoint, tmp_path_factory):
     )
     # Of which the trees that teach have children, in both runs.
     settings = dataclasses.replace(settings, seed=4)
-    forests, updates = [], []
-    first_trees, make_rl_step = trainer.first_trees, trainer.make_rl_step
+    forests = []
+    updates = []
+    first_trees = trainer.first_trees
+    make_rl_step = trainer.make_rl_step
 
     def hear_forest(*arguments):
         forest, work = first_trees(*arguments)
@@ -193,10 +199,8 @@ def _descent(forests):
 def _one_thread_a_row(forest):
     """Nothing is packed: a row for every thread index, used or not."""
     trees, max_threads, length = forest.tokens.shape
-    tree, inside = (
-        np.indices((trees, max_threads, length))[0],
-        np.arange(length) < forest.length[..., None],
-    )
+    tree = np.indices((trees, max_threads, length))[0]
+    inside = np.arange(length) < forest.length[..., None]
     names = ("tokens", "position", "hidden_block", "sampled", "logprob", "allowed")
     fields = {name: getattr(forest, name) for name in names} | {
         "tree": tree,
@@ -259,7 +263,8 @@ def _advantages(heard, forest):
     rewards, _ = _rewards(heard, forest)
     asked = [_asked(forest, tree, heard.start.tokenizer) for tree in range(len(rewards))]
     assert sorted(map(asked.count, asked)) == [GROUP] * len(asked), "no problem came up twice"
-    advantages, counted = np.zeros(len(rewards)), _counted(heard, forest)
+    advantages = np.zeros(len(rewards))
+    counted = _counted(heard, forest)
     for tree in np.flatnonzero(counted):
         others = [o for o in np.flatnonzero(counted) if o != tree and asked[o] == asked[tree]]
         advantages[tree] = rewards[tree] - np.mean(rewards[others]) if others else 0.0
@@ -315,7 +320,8 @@ def test_every_sampled_token_of_a_tree_that_teaches_is_rescored_once(heard):
     """Children's tokens too, and of trees without an advantage none, unless KL gives them one."""
     of_children = 0
     for update in heard.updates:
-        forest, rows = update.forest, update.rows
+        forest = update.forest
+        rows = update.rows
         taught = (
             np.ones(PROBLEMS * GROUP, bool)
             if heard.kl
@@ -340,7 +346,8 @@ def test_an_update_climbs_the_mean_over_trees_of_advantage_times_the_log_prob_of
     first, later = (update.forest.total_tokens.mean() for update in heard.firsts)
     assert abs(later / first - 1) > 0.01
     for update in heard.firsts:
-        rows, advantages = _one_thread_a_row(update.forest), _advantages(heard, update.forest)
+        rows = _one_thread_a_row(update.forest)
+        advantages = _advantages(heard, update.forest)
         share = np.float32(advantages / _counted(heard, update.forest).sum())
         gradient, _ = ravel_pytree(_gradient(heard.config.model, update.before, rows, share))
         moved = ravel_pytree(update.after)[0] - ravel_pytree(update.before)[0]
@@ -389,9 +396,11 @@ def test_a_steep_price_makes_trees_short_and_every_number_of_rows_is_compiled_on
         objective=ObjectiveConfig(advantage="leave_one_out", kl=0.0),
         optimizer=OptimizerConfig(lr=3e-2, warmup=0, decay=1.0),
     )
-    sizes, place_forest = set(), trainer.place_forest
+    sizes = set()
+    place_forest = trainer.place_forest
     embedding = load_checkpoint(checkpoint).params["embed"].shape
-    before, copies = _live(embedding), set()
+    before = _live(embedding)
+    copies = set()
 
     def hear_size(rows, *arguments, **options):
         sizes.add(len(rows.tokens))

@@ -33,10 +33,13 @@ def problems_of_rl(config, data_dir, checkpoint, tmp_path, monkeypatch):
     shutil.copytree(data_dir, lone, ignore=shutil.ignore_patterns("demonstrations"))
     with pytest.raises(UserError):
         dataset.read(lone, "apr", "train")
-    start, asked = load_checkpoint(checkpoint), []
+    start = load_checkpoint(checkpoint)
+    asked = []
 
     class Grader:
-        host_seconds, validate, sample = 0.0, None, None
+        host_seconds = 0.0
+        validate = None
+        sample = None
 
         def ask(self, params, problems, *others):
             asked.append(problems)
@@ -64,7 +67,8 @@ def test_every_method_learns_from_the_same_problems(problems_of_rl, config, data
     of_each = [problems_of_rl(method) for method in METHODS]
     assert of_each == [of_each[0]] * len(METHODS)
     written = read_problems(data_dir / "train.jsonl")
-    group, wanted = config.train.rl.group, config.train.rl.problems
+    group = config.train.rl.group
+    wanted = config.train.rl.problems
     for problems in of_each[0]:
         different = problems[::group]
         assert problems == [problem for problem in different for _ in range(group)]
