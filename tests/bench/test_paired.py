@@ -28,7 +28,7 @@ def test_ratio_is_ours_to_the_others(capsys, tmp_path):
     assert json.loads((tmp_path / "figures.json").read_text())[0]["unit"] == "tokens/s"
 
 
-def test_what_brings_a_missing_engine_is_said_as_one_types_it(monkeypatch, capsys):
+def test_missing_engines_are_named_with_the_pip_command(monkeypatch, capsys):
     monkeypatch.setattr(peers.importlib.util, "find_spec", lambda name: None)
     assert peers.installed(["transformers", "vllm"]) == []
     assert (

@@ -74,7 +74,7 @@ def test_work_doubles(params, monkeypatch):
 
 
 @pytest.mark.slow
-def test_the_parts_of_an_rl_step_are_those_of_one_forest(config, checkpoint, data_dir, monkeypatch):
+def test_parts_of_an_rl_step_share_one_forest(config, checkpoint, data_dir, monkeypatch):
     """Each works through the trees of a step, again and again: an update donates its state."""
     restored = load_checkpoint(checkpoint)
     rl = config.train.rl

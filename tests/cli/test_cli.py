@@ -223,7 +223,7 @@ def test_a_malformed_problems_file_names_the_line(failing, checkpoint, tmp_path,
     assert not (tmp_path / "out").exists()
 
 
-def test_a_damaged_checkpoint_is_named_and_the_others_still_serve(failing, checkpoint, tmp_path):
+def test_damaged_checkpoint_is_named_and_others_still_serve(failing, checkpoint, tmp_path):
     copy = tmp_path / "run"
     shutil.copytree(checkpoint, copy)
     steps = sorted((copy / "checkpoints").iterdir(), key=lambda step: int(step.name))
@@ -341,9 +341,7 @@ def test_solve_where_the_output_is_not_utf8(checkpoint, tmp_path, monkeypatch, e
     assert "3 4 5 -&gt; 12" in page.read_text(encoding="utf-8")
 
 
-def test_a_full_disk_names_the_page_and_leaves_the_older_one(
-    failing, checkpoint, tmp_path, monkeypatch
-):
+def test_full_disk_names_page_and_keeps_older_one(failing, checkpoint, tmp_path, monkeypatch):
     page = tmp_path / "tree.html"
     page.write_text("older")
 

@@ -137,7 +137,7 @@ def test_a_path_that_cannot_be_is_refused(command, flag, refused):
 @pytest.mark.parametrize(
     ("command", "flag"), [each for each in PARAMETERS if each[1] in ("--json", "--html")]
 )
-def test_a_file_that_cannot_be_written_is_refused_before_the_work(command, flag, refused, tmp_path):
+def test_unwritable_output_file_is_refused_before_the_work(command, flag, refused, tmp_path):
     assert "nowhere/x.json: there is no folder nowhere" in refused(command, flag, "nowhere/x.json")
     folder = Path("/tmp")
     assert f"{folder}: is a folder; must be a file" in refused(command, flag, str(folder))
@@ -164,7 +164,8 @@ def test_folders_of_the_environment_are_paths_too(monkeypatch, tmp_path):
             folder()
 
 
-def test_a_path_that_was_made_of_another_stays_as_it_is():
+def test_as_path_leaves_a_path_object_unchanged():
+    """It refuses an address of a bucket that `Path` has already altered."""
     assert as_path(Path("~x")) == Path("~x")  # Somebody wrote ./~x.
     with pytest.raises(UsageError, match=r"gs:/bucket/x: give a path of a bucket as a string"):
         as_path(Path("gs://bucket/x"))

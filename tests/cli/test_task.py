@@ -37,7 +37,7 @@ def test_a_good_task_ends_with_status_0(capfd, monkeypatch):
     assert any("limits that hold them all: window=" in line for line in lines)
 
 
-def test_a_fault_ends_with_status_1_and_says_what_to_mend(capfd, tmp_path):
+def test_task_check_fails_with_status_1_and_remedy(capfd, tmp_path):
     (tmp_path / "sums.py").write_text(FAULTY)
     assert run(["task", "check", f"{tmp_path}/sums.py:Sums", "--problems", "20"]) == 1
     captured = capfd.readouterr()

@@ -91,7 +91,7 @@ def test_what_is_stored_are_the_demonstrations(config, data_dir):
         assert facts["longest_stream"] == max(int(example["length"].max()) for example in examples)
 
 
-def test_the_parts_share_no_numbers_and_demonstrations_are_of_their_part(config, data_dir):
+def test_splits_and_their_demonstrations_share_no_numbers(config, data_dir):
     parts = {name: read_problems(data_dir / f"{name}.jsonl") for name in PARTS}
     assert {name: len(part) for name, part in parts.items()} == record_of(data_dir)["problems"]
     assert len(parts["train"]) == config.data.demonstrations
@@ -166,7 +166,7 @@ def test_any_number_of_workers_builds_the_same(config, data_dir, tmp_path):
     assert first == second
 
 
-def test_records_are_written_in_one_order_and_nothing_is_hidden(data_dir):
+def test_records_are_deterministic_and_no_files_are_hidden(data_dir):
     # protobuf orders the features of a record anew in each process, if it is not told otherwise.
     (file,) = dataset.directory(data_dir, "apr").glob("*train*")
     records = ArrayRecordDataSource([str(file)])
@@ -276,9 +276,8 @@ def times(out: Path) -> dict[Path, int]:
     return {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()}
 
 
-def test_rejection_sampling_keeps_the_right_ones_of_the_same_demonstrations(
-    config, data_dir, tmp_path
-):
+def test_rejection_sampling_keeps_only_the_right_demonstrations(config, data_dir, tmp_path):
+    """They are the right ones of those that a build without it makes, in the same order."""
     strict = small(data=dataclasses.replace(config.data, correct_only=True))
     facts = build(strict, tmp_path, methods=("sos+",), progress=False)["sos+"]
     tokenizer = Tokenizer.from_bytes((data_dir / "tokenizer.model").read_bytes())
@@ -316,7 +315,7 @@ def test_rejection_sampling_keeps_the_right_ones_of_the_same_demonstrations(
         )
 
 
-def test_a_second_build_does_nothing_and_another_method_is_added(config, data_dir, tmp_path):
+def test_second_build_does_nothing_or_adds_a_method(config, data_dir, tmp_path):
     build(config, tmp_path, methods=("sos",), progress=False, workers=1)
     before = times(tmp_path)
     facts = build(config, tmp_path, methods=("sos",), progress=False, workers=1)
@@ -466,11 +465,10 @@ def _session(leader):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-def test_a_build_that_is_stopped_leaves_no_process_and_says_what_is_kept(
-    building, number, tmp_path
-):
-    """And files in the current folder that bear names of the standard library are in nobody's
-    way.
+def test_stopped_build_leaves_no_process(building, number, tmp_path):
+    """Stopped by SIGTERM, it says where the finished parts are.
+
+    Files in the current folder that bear names of the standard library are in nobody's way.
     """
     assert building.poll() is None, building.stderr.read()
     assert sum("forkserver" in command for command in _session(building.pid).values()) >= 2, (

@@ -90,7 +90,8 @@ def test_tokens_are_counted_as_the_tokenizer_cuts(render):
         assert count_tokens(text, phrases) == len(cutter.encode(text))
 
 
-def test_part_of_scale_paper_is_built_as_its_config_says(paper, paper_data):
+def test_scale_paper_is_built_as_configured(paper, paper_data):
+    """A part of its demonstrations is built, and states the conditions that the config asks for."""
     tokenizer = Tokenizer.from_bytes((paper_data / "tokenizer.model").read_bytes())
     record = json.loads((paper_data / "data.json").read_text())
     for method in ("apr", "sos+"):
@@ -132,7 +133,7 @@ def test_part_of_scale_paper_is_built_as_its_config_says(paper, paper_data):
         ),
     ],
 )
-def test_a_sweep_over_what_the_data_never_state_is_refused(paper, paper_data, field, values, line):
+def test_sweep_over_conditions_absent_from_data_is_refused(paper, paper_data, field, values, line):
     swept = dataclasses.replace(
         paper, evaluate=dataclasses.replace(paper.evaluate, **{field: values})
     )

@@ -206,7 +206,7 @@ def test_what_does_not_fit_is_refused_and_never_wraps(feature, broken):
         )
 
 
-def test_a_data_set_of_a_large_vocabulary_comes_back_from_disk(tmp_path):
+def test_large_vocabulary_data_come_back_from_disk(tmp_path):
     streams = large_tree()
     types = stored_types(200_000, Bounds(8, 8, 1, 1, 0))
     dataset.write(tmp_path, "sos", {"train": lambda: iter([flatten(streams, types)])}, types)
@@ -317,7 +317,7 @@ def test_streams_are_what_a_rollout_of_the_demonstrator_records(method, depth, r
         ),
     ],
 )
-def test_a_demonstration_is_dropped_exactly_when_the_rollout_would_cut_it(limits, broken):
+def test_demonstration_is_dropped_exactly_when_rollout_truncates_it(limits, broken):
     streams = tokenize_tree(TWO_SPAWNS, LETTERS)
     assert broken_bound(streams, bounds_of(limits)) == broken
     # Fewer children answer differently, and the script knows no such context.

@@ -72,7 +72,7 @@ def test_batches_are_well_filled(data_dir):
 
 
 @pytest.mark.parametrize("method", ["apr", "sos+"])
-def test_an_epoch_takes_as_many_batches_as_the_first_ones_tell(data_dir, method):
+def test_first_batches_tell_the_steps_of_an_epoch(data_dir, method):
     *full, _ = sft_batches(data_dir, method, ROWS, LENGTH, seed=0, epochs=3)
     assert steps_of_an_epoch(data_dir, method, ROWS, LENGTH, seed=0) == pytest.approx(
         len(full) / 3, rel=0.03
@@ -178,7 +178,7 @@ def test_streams_share_the_trees(data_dir):
 
 @pytest.mark.parametrize("streams", [1, 2, 4, 8])
 @pytest.mark.parametrize("processes", [1, 2, 4])
-def test_the_batch_does_not_depend_on_how_many_processes_hold_it(data_dir, streams, processes):
+def test_batch_does_not_depend_on_number_of_processes(data_dir, streams, processes):
     def held(process: int, of: int) -> LocalRows:
         rows = range(8 * process // of, 8 * (process + 1) // of)
         return LocalRows(
@@ -262,7 +262,7 @@ def test_users_mistakes(data_dir, tmp_path):
         sft_batches(data_dir, "apr", ROWS, LENGTH, 0, streams=1000)
 
 
-def test_a_flipped_bit_ends_the_iteration_with_the_name_of_the_file(data_dir, tmp_path):
+def test_flipped_bit_ends_iteration_and_names_the_file(data_dir, tmp_path):
     """Where it is read, which may be hours into a training; every other demonstration still can
     be.
     """

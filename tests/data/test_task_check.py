@@ -65,7 +65,7 @@ def test_our_own_tasks_have_no_fault(kind):
     assert {"problems", "split", "prompts", "scores"} <= subjects
 
 
-def test_a_whole_task_has_only_good_findings_and_one_note():
+def test_sound_task_gets_one_note_and_no_fault():
     found = findings(Doubles())
     (note,) = [finding for finding in found if finding.level != "ok"]
     assert note.level == "note" and note.text.startswith("one spelling only")
@@ -215,7 +215,7 @@ def test_a_fault_is_found_and_says_its_remedy(task, subject, text, remedy):
     assert "\n" not in fault.text
 
 
-def test_what_does_not_fit_the_limits_is_told_with_limits_that_do():
+def test_fault_of_tight_limits_names_sufficient_limits():
     task = Doubles(bounds=Bounds(max_threads=2))
     (fault,) = faults(task, bounded=True)
     assert "30 of 30 would be dropped: 30 by limits.max_threads" in fault.text

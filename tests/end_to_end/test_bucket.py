@@ -94,7 +94,7 @@ def test_without_gcsfs_the_remedy_is_named(monkeypatch):
         as_path("gs://bucket/a")
 
 
-def test_a_mirror_brings_what_was_there_and_takes_what_changed(folder):
+def test_mirror_brings_old_files_and_pushes_changes(folder):
     write_text(folder / "old.txt", "one\n")
     write_text(folder / "other.bin", "not wanted")
     with Mirror(folder, ["*.txt"]) as mirror:
@@ -112,7 +112,7 @@ def test_a_mirror_brings_what_was_there_and_takes_what_changed(folder):
     assert not mirror.local.exists()
 
 
-def test_scores_that_come_later_are_in_the_bucket_before_the_checkpoint_says_so(folder):
+def test_late_scores_reach_bucket_before_checkpoint_is_completed(folder):
     """The checkpoint is completed next: whoever is killed then must not find a line without
     them.
     """
@@ -143,9 +143,10 @@ def test_of_many_leases_in_a_bucket_one_is_written(folder):
     assert loser.read() == ("", None)
 
 
-def test_a_second_writer_in_a_bucket_is_refused_and_one_that_lost_its_lease_writes_nothing_more(
+def test_second_writer_in_a_bucket_is_refused(
     folder,
 ):
+    """A writer that lost its lease is told so, and writes nothing more."""
     with Lease(folder, "training") as first:
         text, version = _Bucket(folder).read()
         assert json.loads(text)["pid"] == os.getpid()
@@ -168,7 +169,7 @@ def test_a_second_writer_in_a_bucket_is_refused_and_one_that_lost_its_lease_writ
         pass
 
 
-def test_a_copy_is_made_once_and_again_when_the_stamp_changes(folder, tmp_path):
+def test_local_copy_is_renewed_only_when_stamp_changes(folder, tmp_path):
     (tmp_path / "deep").mkdir()
     (tmp_path / "stamp").write_text("1")
     (tmp_path / "deep" / "file").write_bytes(bytes(range(256)))
@@ -213,9 +214,7 @@ def test_what_is_missing_is_one_line(folder):
         local_copy(folder, "data.json")
 
 
-def test_a_stage_trains_and_goes_on_and_is_evaluated_in_a_bucket(
-    config, data_dir, tmp_path, folder
-):
+def test_stage_in_a_bucket_trains_resumes_and_evaluates(config, data_dir, tmp_path, folder):
     """As with folders of this machine: the same lines, the same parameters, and the damaged step is
     set aside.
     """
@@ -251,7 +250,7 @@ def test_a_stage_trains_and_goes_on_and_is_evaluated_in_a_bucket(
 
 
 @pytest.mark.slow
-def test_a_pod_reproduces_in_a_bucket_and_goes_on_where_it_was_killed(config, tmp_path, folder):
+def test_pod_reproduces_in_a_bucket_after_a_kill(config, tmp_path, folder):
     """Two processes, one command; killed in RL and started again; then a laptop evaluates and shows
     the run.
     """

@@ -62,7 +62,7 @@ def apr(*words):
     assert main.run([str(word) for word in words]) == 0
 
 
-def test_a_task_in_a_file_is_trained_evaluated_and_shown(folder, monkeypatch, capsys):
+def test_task_file_is_trained_evaluated_and_shown(folder, monkeypatch, capsys):
     monkeypatch.chdir(folder)
     config = ("--config", "experiment.py")
     apr("data", "build", *config, "--out", "data")

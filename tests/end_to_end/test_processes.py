@@ -71,9 +71,7 @@ def test_two_processes_train_as_one(config, data_dir, tmp_path):
 
 
 @pytest.mark.slow
-def test_two_processes_reinforce_as_one_though_one_of_them_is_told_to_stop(
-    config, data_dir, checkpoint, tmp_path
-):
+def test_two_processes_reinforce_as_one_despite_one_sigterm(config, data_dir, checkpoint, tmp_path):
     """SIGTERM as soon as step 1 is saved, in the rollout of step 2 as a rule: both throw it away,
     and do it again.
     """
@@ -96,10 +94,11 @@ def test_two_processes_reinforce_as_one_though_one_of_them_is_told_to_stop(
 
 
 @pytest.mark.slow
-def test_two_processes_make_up_for_a_validation_that_one_process_put_off(
-    config, data_dir, tmp_path, monkeypatch
-):
-    """Both answer, the first completes the line and the checkpoint, and both go on."""
+def test_two_processes_make_up_for_a_postponed_validation(config, data_dir, tmp_path, monkeypatch):
+    """Both answer, the first completes the line and the checkpoint, and both go on.
+
+    A run of one process had put the validation off.
+    """
     config = changed(
         _config(config, 2), sft={"batch_rows": 4, "streams": 4, "steps": 6, "validate_every": 4}
     )
@@ -221,10 +220,10 @@ def _lose(run, index, number=signal.SIGKILL):
 
 
 @pytest.mark.slow
-def test_a_lost_process_ends_the_others_and_the_restart_is_the_unbroken_run(
-    config, data_dir, tmp_path
-):
-    """One run of two: the first is killed, then the second, then one hangs, then one gets SIGTERM,
+def test_restart_after_a_lost_process_equals_unbroken_run(config, data_dir, tmp_path):
+    """The loss of one process ends the other.
+
+    One run of two: the first is killed, then the second, then one hangs, then one gets SIGTERM,
     then a disk errs.
     """
     config = _config(config, 2, steps=60)
@@ -332,9 +331,11 @@ def _until(holds, run, seconds=600):
 
 
 @pytest.mark.slow
-def test_four_hosts_one_lost_in_a_step_a_save_and_a_rollout(config, data_dir, tmp_path):
-    """Each time all start again from the last checkpoint, and the result is that of the unbroken
-    run, to the bit.
+def test_four_hosts_recover_from_a_lost_one(config, data_dir, tmp_path):
+    """A host is lost in a step, in a save and in a rollout.
+
+    Each time all start again from the last checkpoint, and the result is that of the unbroken run,
+    to the bit.
     """
     config = _config(config, 4, steps=16)
     rl = dataclasses.replace(config.train.rl, steps=6, save_every=2, validate_every=6)

@@ -142,7 +142,7 @@ def test_a_second_start_only_shows_the_results(run, config, capsys):
     assert "not run" in said and "SoS: there is no trained model (sos/sft)" in said
 
 
-def test_a_lost_stage_is_made_again_with_all_that_follows(run, config, tmp_path):
+def test_lost_stage_is_remade_with_all_that_follows(run, config, tmp_path):
     copy = tmp_path / "copy"
     shutil.copytree(run, copy)
     (copy / "eval" / "apr-sft" / "summary.json").unlink()
@@ -174,7 +174,7 @@ def test_only_figures_evaluates_the_models_that_are_there(run, config, tmp_path,
     assert "APR: there is no trained model (apr/sft)" in results["missing"]
 
 
-def test_ablations_are_stages_between_the_main_trainings_and_the_evaluations(config, tmp_path):
+def test_ablations_run_between_main_trainings_and_evaluations(config, tmp_path):
     plain = [stage.name for stage in pipeline.stages_of(config, tmp_path)]
     config = _with_ablations(config)
     stages = pipeline.stages_of(config, tmp_path)
@@ -208,7 +208,9 @@ def test_ablations_are_stages_between_the_main_trainings_and_the_evaluations(con
     ]
 
 
-def test_an_ablation_that_is_the_run_itself_or_is_there_is_not_trained(config, tmp_path):
+def test_ablation_equal_to_the_run_is_not_trained(config, tmp_path):
+    """Nor is one that is there already."""
+
     def trained(config):
         stages = pipeline.part_of(pipeline.stages_of(config, tmp_path), tmp_path, "training")
         return {stage.name.partition("/")[0] for stage in stages if stage.name.endswith("/sft")} - {

@@ -91,7 +91,7 @@ def record(
         pytest.param(1.0, True, id="constrained", marks=pytest.mark.slow),
     ],
 )
-def test_rescoring_gives_the_behaviour_log_prob_of_every_sampled_token(temperature, constrain):
+def test_rescoring_reproduces_log_probs_of_all_sampled_tokens(temperature, constrain):
     forest = record(temperature, constrain)
     assert (
         forest.children.sum() > 100
@@ -174,7 +174,7 @@ def rows_of_family() -> tuple[Rows, dict[int, tuple[int, int]]]:
     return rows, where
 
 
-def test_a_thread_is_no_function_of_any_other_threads_tokens():
+def test_thread_is_independent_of_other_threads_tokens():
     """Gradients to the embedding of every token of the tree: exactly zero outside the thread, and
     into its closed hidden blocks.
     """

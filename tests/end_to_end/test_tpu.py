@@ -174,7 +174,7 @@ def test_training_attention_at_4096(topology):
 @pytest.mark.slow
 @needs_libtpu
 @pytest.mark.parametrize("program", ["supervised", "update"])
-def test_nothing_of_the_supervised_step_is_whole_on_every_chip(program):
+def test_supervised_step_keeps_nothing_whole_on_every_chip(program):
     """Two layers of the paper's on 2 x 8 chips: each holds an eighth of all but norms and passes on
     only weights, gradients.
     """
@@ -197,8 +197,11 @@ def test_nothing_of_the_supervised_step_is_whole_on_every_chip(program):
 
 @pytest.mark.slow
 @needs_libtpu
-def test_sharded_weights_are_gathered_before_the_rollout_and_never_in_its_loops():
-    """Two layers of the paper's, weights in eighths."""
+def test_sharded_weights_are_gathered_before_the_rollout():
+    """They are never gathered within its loops.
+
+    The model has two layers of the paper's, with weights in eighths.
+    """
     computations, entry = parse(compiled(_ROLLOUT)["program"])
     begun = [one for one in computations[entry].values() if one.kind.startswith("all-gather")]
     assert begun  # Else this reads the program wrongly.
@@ -243,7 +246,7 @@ def test_a_plan_from_the_command_line(tmp_path):
 @needs_libtpu
 # v4 and v6e keep as much on the chip as v5e.
 @pytest.mark.parametrize("topology", ["v3:4x4", "v5e:4x4", "v5p:2x2x2"])
-def test_a_decode_step_moves_little_more_than_weights_and_live_cache(tmp_path, topology):
+def test_decode_step_moves_little_beyond_weights_and_cache(tmp_path, topology):
     """Two layers of the paper's: at most 1.3 times that, from contexts of a few hundred tokens
     on.
     """
