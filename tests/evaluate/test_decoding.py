@@ -39,7 +39,7 @@ def test_limits_that_nobody_asked_for_are_the_models_own(restored):
     assert limits_of(restored, Decoding()) == LIMITS
 
 
-def test_a_limit_that_was_asked_for_replaces_that_one_alone(restored):
+def test_requested_limit_replaces_that_limit_alone(restored):
     assert limits_of(restored, Decoding(window=30)) == dataclasses.replace(LIMITS, window=30)
     assert limits_of(restored, Decoding(constrain=False)) == dataclasses.replace(
         LIMITS, constrain=False
@@ -55,7 +55,7 @@ def test_a_limit_that_was_asked_for_replaces_that_one_alone(restored):
     [((), None), (("--constrain",), True), (("--no-constrain",), False)],
     ids=str,
 )
-def test_apr_eval_asks_for_constrain_only_if_a_flag_does(
+def test_apr_eval_sets_constrain_only_by_a_flag(
     checkpoint, data_dir, tmp_path, monkeypatch, flags, constrain
 ):
     asked = []

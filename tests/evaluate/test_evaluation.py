@@ -45,7 +45,7 @@ def lines(folder):
     return [json.loads(line) for line in (folder / TRACES).read_text().splitlines()]
 
 
-def test_ids_of_a_large_vocabulary_come_back_from_a_trace():
+def test_large_vocabulary_ids_come_back_from_a_trace():
     """In 16 bits 128,000 would be 62,464, and 65,536 `<pad>`; ids that fit into 16 bits take no
     more.
     """
@@ -209,7 +209,7 @@ def unbroken(restored, problems, tmp_path_factory):
         "another problem",
     ],
 )
-def test_answers_that_do_not_belong_where_they_stand_are_given_anew(
+def test_misplaced_answers_are_given_anew(
     restored, problems, unbroken, tmp_path, capsys, harm, line
 ):
     """The lines were once only counted: with one deleted, the last problem was answered twice and
@@ -238,9 +238,8 @@ def test_answers_that_do_not_belong_where_they_stand_are_given_anew(
     ],
     ids=["deleted", "one twice", "one too many"],
 )
-def test_no_figure_is_drawn_from_answers_that_are_not_those_of_the_summary(
-    unbroken, tmp_path, harm, counts
-):
+def test_no_figure_is_drawn_from_mismatched_answers(unbroken, tmp_path, harm, counts):
+    """The answers must be those that the summary counts."""
     summary, traces = read_answers(unbroken)
     assert (summary["n"], summary["samples"], len(traces)) == (8, 2, 16)
 
@@ -264,7 +263,7 @@ def _losing(monkeypatch, *lost):
     monkeypatch.setattr(runner, "SandboxedVerifier", Lossy)
 
 
-def test_an_answer_without_a_verdict_is_told_and_not_counted(
+def test_unknown_answer_is_told_and_not_counted(
     restored, problems, unbroken, tmp_path, monkeypatch, capsys
 ):
     """Of 16 trees in two batches; the bound is a share of all of them."""
@@ -293,9 +292,10 @@ def test_an_answer_without_a_verdict_is_told_and_not_counted(
     )
 
 
-def test_too_many_answers_without_a_verdict_end_an_evaluation_and_nothing_is_lost(
+def test_too_many_unknown_answers_end_an_evaluation(
     restored, problems, unbroken, tmp_path, monkeypatch
 ):
+    """Nothing is lost: the next evaluation gives the answers of an unbroken one."""
     with monkeypatch.context() as patch:
         _losing(patch, 0, 1)
         with pytest.raises(
@@ -328,7 +328,7 @@ def test_the_batch_does_not_change_a_tree(restored, problems, tmp_path):
 
 
 @pytest.mark.parametrize("more", [1, 2, 5])
-def test_a_prompt_may_fill_the_window_but_for_one_token(restored, problems, more):
+def test_prompt_may_leave_one_token_of_the_window(restored, problems, more):
     """Prompts are padded to few widths, but never beyond what the window has for them."""
     task = make_task(restored.config.task)
     problem = problems[0]
@@ -379,7 +379,7 @@ def test_a_condition_and_a_smaller_window_reach_the_model(restored, problems, tm
         ),
     ],
 )
-def test_what_cannot_be_asked_is_refused_before_anything_is_written(
+def test_impossible_request_is_refused_before_anything_is_written(
     restored, problems, tmp_path, wanted, message
 ):
     with pytest.raises(UsageError, match=message):

@@ -86,7 +86,7 @@ def test_progress_has_its_rates(capfd):
 
 
 @pytest.mark.parametrize("done", [0, 2])
-def test_every_sample_of_every_problem_has_a_key_of_its_own(config, done):
+def test_every_sample_has_a_key_of_its_own(config, done):
     """Were it that of another tree, samples would be copies: pass@n would be pass@1, and nothing
     else would show it.
     """

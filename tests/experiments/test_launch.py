@@ -27,7 +27,7 @@ def test_without_a_sweep_there_is_one_unit():
     assert (unit.settings, unit.out, unit.data) == (("seed=1",), "runs/x", None)
 
 
-def test_a_sweep_is_the_product_and_each_has_its_folder():
+def test_sweep_is_the_product_with_a_folder_each():
     units = work_units(
         "runs/x", ["seed=1"], ["train.sft.optimizer.lr=1e-4,3e-4", "train.sft.batch_rows=8, 16"]
     )
@@ -182,9 +182,7 @@ def test_wrong_use_is_one_line(words, told, monkeypatch, capfd):
         ("tpu_v5p=16x16x28", "of 6144 chips at most"),
     ],
 )
-def test_a_slice_that_does_not_exist_is_refused_before_anything_is_launched(
-    asked, told, monkeypatch, capfd
-):
+def test_nonexistent_slice_is_refused_before_launch(asked, told, monkeypatch, capfd):
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr("xmanager.xm_local.create_experiment", None)
     assert launch.main([*GKE, "--require", asked]) == 2
@@ -265,7 +263,7 @@ def test_the_job_for_gke_asks_for_the_whole_slice(specs, required, accelerator, 
     assert {"name": "JAX_COORDINATOR_ADDRESS", "value": "auto"} in container["env"]
 
 
-def test_the_pods_of_a_unit_share_a_slice_with_nobody(specs):
+def test_pods_of_a_unit_share_no_slice(specs):
     """Two units have the same node selector: nothing else would keep pods of one off a slice of the
     other.
     """
@@ -325,7 +323,7 @@ def test_the_pod_for_gke_is_that_of_the_jobset(specs, manifest):
     assert job["spec"]["backoffLimit"] == manifest["backoffLimit"]
 
 
-def test_the_account_of_the_pods_and_what_they_ask_for_can_be_chosen(specs):
+def test_pod_account_and_requests_can_be_chosen(specs):
     words = [
         "--service-account",
         "me",
@@ -388,7 +386,7 @@ def test_a_dry_run_tells_what_it_does_not_check(bucket, monkeypatch, capfd):
     )
 
 
-def test_data_that_are_there_must_be_of_the_config_and_whole(bucket, config, data_dir):
+def test_existing_data_must_match_config_and_be_whole(bucket, config, data_dir):
     flags = launch.parse([*GKE, *SLICE, *SWEEP])
     units = launch.work_units(flags.out, flags.set, flags.sweep)
     (bucket / "run").mkdir()

@@ -57,7 +57,7 @@ def test_the_exported_models_are_those_that_the_documents_list():
     }
 
 
-def test_the_results_are_of_the_suite_as_it_is_declared_now():
+def test_results_are_of_the_current_suite():
     """Of all nine models, and nothing else: no name of an older suite, no hole."""
     results = _results()
     declared = suite.declare(load("experiments/mini.py").evaluate)
@@ -107,7 +107,7 @@ def _results():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
-def test_the_stated_accuracy_holds_on_problems_that_nobody_drew_before(path, tmp_path):
+def test_stated_accuracy_holds_on_fresh_problems(path, tmp_path):
     """The 95% interval of the difference of two shares."""
     stated = _results()["main"][path.stem]
     restored = load_checkpoint(path)

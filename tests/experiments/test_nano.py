@@ -6,7 +6,7 @@ from pathlib import Path
 FOLDER = Path(__file__).parents[2] / "experiments" / "nano"
 
 
-def test_votes_of_serial_search_equal_the_tree_at_equal_tokens():
+def test_serial_votes_equal_the_tree_at_equal_tokens():
     results = json.loads((FOLDER / "results.json").read_text())
     comparison = next(
         row
@@ -16,7 +16,8 @@ def test_votes_of_serial_search_equal_the_tree_at_equal_tokens():
     assert comparison["low"] < 0 < comparison["high"]
 
 
-def test_rl_teaches_an_early_model_to_spawn_and_solve_more():
+def test_rl_teaches_early_model_to_spawn_and_solve():
+    """It solves at least ten points more than before, and its trees have more children."""
     gaps = json.loads((FOLDER / "early.json").read_text())["gaps"]
     gains = [gap for gap in gaps if gap["other"] == "seed 0, T = 1"]
     assert len(gains) == 3

@@ -97,7 +97,7 @@ def _elsewhere(folder, **changes):
     return holder
 
 
-def test_a_lease_says_who_writes_here_and_is_gone_afterwards(folder):
+def test_lease_names_its_writer_and_is_removed(folder):
     with Lease(folder, "training"):
         found = json.loads((folder / FILE).read_text())
         assert (found["pid"], found["what"]) == (os.getpid(), "training")
@@ -106,7 +106,7 @@ def test_a_lease_says_who_writes_here_and_is_gone_afterwards(folder):
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit(143)])
-def test_it_is_gone_after_an_error_and_a_signal_too(folder, error):
+def test_lease_is_removed_after_error_or_signal(folder, error):
     with pytest.raises((ValueError, KeyboardInterrupt, SystemExit)), Lease(folder, "training"):
         raise error
     assert list(folder.iterdir()) == []
@@ -151,7 +151,7 @@ def test_a_run_that_is_stopped_still_holds_its_folder(folder, tmp_path, holders)
     holder.process.send_signal(signal.SIGCONT)
 
 
-def test_a_number_that_another_process_has_by_now_is_no_life(folder):
+def test_reused_process_number_is_no_sign_of_life(folder):
     _elsewhere(folder, machine=lease._machine(), pid=os.getppid(), started="1")
     assert _take(folder)["pid"] == os.getpid()
 
@@ -171,7 +171,8 @@ def test_of_another_host_signs_of_life_are_waited_for(folder, quick, capsys):
     )
 
 
-def test_one_of_another_host_that_lives_is_seen_to_and_the_start_refused(folder, quick):
+def test_live_lease_of_another_host_refuses_start(folder, quick):
+    """That it lives is seen from its beats, since no process number tells it across hosts."""
     _elsewhere(folder)
     ended = threading.Event()
 
@@ -214,8 +215,8 @@ def test_a_lease_gives_signs_of_life(folder, quick):
     ],
     ids=["taken over", "folder gone", "lease gone"],
 )
-def test_a_run_that_has_lost_its_folder_is_told_and_touches_nothing(folder, happens, told):
-    """As when its host slept while another one took the folder over."""
+def test_run_that_lost_its_folder_touches_nothing(folder, happens, told):
+    """It is told so, as when its host slept while another one took the folder over."""
     with Lease(folder, "training") as held:
         held.check()
         happens(folder)
@@ -231,7 +232,8 @@ def _write_another(folder):
     (folder / FILE).write_text(json.dumps(holder))
 
 
-def test_a_lease_that_cannot_be_renewed_for_long_is_given_up(folder, monkeypatch):
+def test_lease_that_cannot_be_renewed_is_given_up(folder, monkeypatch):
+    """A few missed beats are not enough for that."""
     with Lease(folder, "training") as held:
         monkeypatch.setattr(
             held._store, "beat", lambda *arguments: (_ for _ in ()).throw(OSError("no network"))

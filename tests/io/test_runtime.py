@@ -45,7 +45,8 @@ def _start(home, cores=1, **settings):
     return json.loads(ended.stdout)
 
 
-def test_programs_are_kept_without_being_asked_and_a_second_start_takes_them(tmp_path):
+def test_second_start_takes_the_compiled_programs(tmp_path):
+    """They are kept without being asked for."""
     kept = tmp_path / ".cache" / "apr_jax"
     assert not _start(tmp_path)["hit"] and any(kept.iterdir())
     assert _start(tmp_path)["hit"]
@@ -70,7 +71,7 @@ def test_programs_are_kept_where_the_user_says_or_nowhere(tmp_path):
         (2, {"XLA_FLAGS": "--xla_force_host_platform_device_count=5"}, 5),
     ],
 )
-def test_every_core_is_a_device_unless_the_user_says_otherwise(cores, settings, devices, tmp_path):
+def test_every_core_is_a_device_by_default(cores, settings, devices, tmp_path):
     """Up to 8 and a power of two, so that batches divide."""
     assert _start(tmp_path, cores=cores, APR_CACHE="off", **settings)["devices"] == devices
 
@@ -94,7 +95,7 @@ def test_every_core_is_a_device_unless_the_user_says_otherwise(cores, settings, 
         ),
     ],
 )
-def test_settings_of_jax_that_would_fail_later_are_refused_by_name(name, value, told):
+def test_unusable_jax_settings_are_refused_by_name(name, value, told):
     """Were JAX_ENABLE_X64 not refused, the first save would end the run: KeyError: 8."""
     runtime.check_settings()
     old = getattr(jax.config, name)
@@ -130,7 +131,7 @@ def test_the_environment_is_told_of_in_one_line(tmp_path, settings, status, told
 @pytest.mark.parametrize(
     "error", [RuntimeError("Unable to initialize backend 'tpu': it is in use"), AssertionError()]
 )
-def test_a_device_that_is_not_there_is_named_before_a_file_is_read(monkeypatch, error):
+def test_missing_device_is_named_before_reading_files(monkeypatch, error):
     def failing():
         raise error
 

@@ -22,7 +22,7 @@ def test_a_file_is_replaced(tmp_path):
         assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_link_stays_a_link_and_a_pipe_a_pipe(tmp_path):
+def test_links_and_pipes_stay_what_they_are(tmp_path):
     (tmp_path / "link").symlink_to(tmp_path / "target")
     write_text(tmp_path / "link", "text")
     assert (tmp_path / "link").is_symlink() and (tmp_path / "target").read_text() == "text"
@@ -35,7 +35,7 @@ def test_a_link_stays_a_link_and_a_pipe_a_pipe(tmp_path):
 
 
 @pytest.mark.parametrize("there", [True, False])
-def test_where_there_is_no_room_the_file_is_named_and_stays_as_it_was(tmp_path, monkeypatch, there):
+def test_full_disk_names_file_and_leaves_it_unchanged(tmp_path, monkeypatch, there):
     """The error of a write that finds no room names no file of its own."""
     path = tmp_path / "a.bin"
     if there:
@@ -53,7 +53,7 @@ def test_where_there_is_no_room_the_file_is_named_and_stays_as_it_was(tmp_path, 
     )
 
 
-def test_a_folder_that_is_missing_or_in_the_way_is_named(tmp_path):
+def test_missing_folder_or_folder_at_path_is_named(tmp_path):
     (tmp_path / "folder").mkdir()
     for path, kind in (
         (tmp_path / "no" / "a", FileNotFoundError),
@@ -75,7 +75,7 @@ class Unreachable:
         raise ConnectionError("Cannot connect to host storage.googleapis.com:443")
 
 
-def test_a_bucket_that_cannot_be_asked_is_not_said_to_be_empty(monkeypatch):
+def test_unreachable_bucket_is_not_called_empty(monkeypatch):
     pytest.importorskip("gcsfs")
     fsspec = pytest.importorskip("fsspec")
     path = as_path("gs://bucket/run")

@@ -148,7 +148,7 @@ def test_groups_together_as_on_an_accelerator(monkeypatch):
 
 
 @pytest.mark.parametrize("together", [False, True])
-def test_what_no_query_of_a_block_sees_is_not_read(together, monkeypatch):
+def test_what_no_query_block_sees_is_not_read(together, monkeypatch):
     if together:
         monkeypatch.setattr(jax.lax, "platform_dependent", lambda *x, cpu, default: default(*x))
     assert_only_what_is_seen_is_read(attend_packed, packed.BLOCK)

@@ -52,11 +52,11 @@ def test_equals_the_form_of_other_devices_in_bfloat16():
         assert difference.max() < 0.02 * jnp.abs(expected.astype(jnp.float32)).max()
 
 
-def test_what_no_query_of_a_block_sees_is_not_read():
+def test_what_no_query_block_sees_is_not_read():
     assert_only_what_is_seen_is_read(interpreted, packed_tpu.BLOCK)
 
 
-def test_it_is_chosen_by_platform_and_split_over_a_mesh(monkeypatch):
+def test_kernel_follows_platform_and_splits_over_a_mesh(monkeypatch):
     mesh = make_mesh(2, 2, 2)
     x = inputs(3, 90, 2)
     expected = with_gradients(naive, *x)

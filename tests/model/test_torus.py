@@ -70,7 +70,7 @@ def test_four_devices_of_the_last_axis_are_a_square():
     assert directions(laid[0, :, 0]) == {0, 1, 2}
 
 
-def test_an_axis_of_eight_on_a_plane_goes_both_ways():
+def test_axis_of_eight_on_plane_goes_both_ways():
     laid = over_torus((32, 8, 1), devices(16, 16, 1))
     for group in laid[:, :, 0]:
         assert directions(group) == {0, 1}

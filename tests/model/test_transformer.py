@@ -41,7 +41,8 @@ def test_parameter_count_by_hand(params):
     assert count_params(params) == (2 * layer + 32 + VOCAB * 32, 2 * layer + 32)
 
 
-def test_no_gradient_from_the_future_from_other_threads_or_from_closed_hidden_blocks(params):
+def test_no_gradient_from_invisible_tokens(params):
+    """Those are of the future, of other threads and of closed hidden blocks."""
     tokens, position, _, _ = rows(1)
     segment = jnp.asarray([[1] * 8 + [2] * 4] * 2)
     hidden_block = jnp.asarray([[0, 0, 1, 1, 0, 0, 0, 0] + [0] * 4] * 2)

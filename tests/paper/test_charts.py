@@ -36,7 +36,8 @@ def files(stem):
     return [(stem.parent / f"{stem.name}.{ending}").read_bytes() for ending in ("png", "svg")]
 
 
-def test_settings_of_the_caller_change_nothing_and_are_left_alone(tmp_path):
+def test_matplotlib_settings_of_the_caller_have_no_effect(tmp_path):
+    """They are left as they were."""
     expected = files(tmp_path / "plain")
     svg = charts.to_svg(drawn(), "label")
     matplotlib = charts.matplotlib

@@ -138,7 +138,7 @@ def both_methods():
 
 @pytest.mark.parametrize("comparison", WINNERS)
 @pytest.mark.parametrize("case", range(len(WIDE_ANSWERS)))
-def test_beams_1_to_15_compete_in_a_row_of_their_own(comparison, case, row_of):
+def test_beams_1_to_15_have_their_own_row(comparison, case, row_of):
     """APR takes 40 tokens and 1 s."""
     greedy, votes = WIDE_ANSWERS[case]
     sampled = made(BEAMS_1_TO_15, votes, tokens=(20, 20, 30), chain=(5, 5, 9), temperature=1.0)
@@ -174,9 +174,7 @@ def test_rl_was_not_done_with_beams_1_to_15(row_of):
         (64, (2, 5, 7), 33, "SoS+ after RL", 0.6, 0.4),
     ],
 )
-def test_what_took_more_than_one_window_of_tokens_is_wrong(
-    asked, votes, tokens, name, one, other, row_of
-):
+def test_answers_beyond_one_window_count_as_wrong(asked, votes, tokens, name, one, other, row_of):
     """The window is 64; a prompt may ask for fewer children, and an answer may be a vote."""
     evaluations = [
         made("apr/sft", 9, tokens=65),
@@ -211,9 +209,7 @@ def opponent(row):
         (((2, 3, 5), 2), ((1, 4, 4), 10), "SoS+ cons@3", 0.5),
     ],
 )
-def test_the_same_tokens_pay_for_the_votes_of_the_better_stage(
-    supervised, after, name, score, row_of
-):
+def test_equal_tokens_buy_votes_of_the_better_stage(supervised, after, name, score, row_of):
     evaluations = [
         *(
             made(f"apr/{stage}", right, tokens=30, temperature=1.0)
@@ -363,7 +359,7 @@ def test_the_chain_of_a_vote_is_its_longest(votes, chains, name, one, row_of):
         ("sos+", "SoS+", "60.0 against 57.3 (+2.7)", "58.1 against 48.1 (+10.0)"),
     ],
 )
-def test_the_gain_of_rl_stands_beside_that_of_table_3(method, words, greedy, hot, row_of):
+def test_rl_gain_stands_beside_that_of_table_3(method, words, greedy, hot, row_of):
     """At the same temperature; one problem of ten more is enough, of SoS+ at temperature 1 just
     so.
     """
@@ -386,9 +382,7 @@ def test_the_gain_of_rl_stands_beside_that_of_table_3(method, words, greedy, hot
     ("method", "words"), [("apr", "APR"), ("apr+drawn", "APR, random parent beam")]
 )
 @pytest.mark.parametrize(("temperature", "at"), [(0.0, ""), (1.0, ", T = 1")])
-def test_with_forced_children_no_gain_of_rl_is_to_be_reached(
-    method, words, temperature, at, row_of
-):
+def test_forced_children_set_no_goal_for_rl_gain(method, words, temperature, at, row_of):
     pair = [
         made(f"{method}/{stage}", right, temperature=temperature, forced=3)
         for stage, right in (("sft", 5), ("rl", 9))
@@ -447,7 +441,8 @@ def test_validation_problems_choose_and_test_problems_score(comparison, one, oth
     )
 
 
-def test_without_validation_answers_of_all_nothing_is_chosen_by_those_of_some(row_of):
+def test_incomplete_validation_answers_choose_nothing(row_of):
+    """Unless all evaluations have some, the choice is made on the test problems."""
     row = row_of("same total tokens, each at its best", *competing(**CHOICES | {"asked": None}))
     assert row["one"] == 0.9 and row["chosen"].startswith(f"{ON_TEST} (APR of 2, ")
 

@@ -105,7 +105,7 @@ def test_report_of_a_run(run, data_dir):
     )
 
 
-def test_the_results_of_a_finished_run_are_shown_with_its_warnings(run, data_dir, tmp_path, capsys):
+def test_finished_run_shows_results_with_warnings(run, data_dir, tmp_path, capsys):
     """Whoever starts a finished run again did not see the evaluation say them."""
     numbers = write_run_report(run, data_dir)
     said = [
@@ -139,7 +139,8 @@ def test_no_text_breaks_out_of_the_page(run, tmp_path):
     ) == {HOSTILE}
 
 
-def test_every_kind_of_failure_has_examples_and_the_page_stays_small(run):
+def test_every_kind_of_failure_has_examples(run):
+    """The page stays small all the same."""
     line, *_ = read_traces(run / "eval" / "apr-sft" / "traces.jsonl")
     kinds = [("",), ("arithmetic", "message", "no answer")]
     left, right = (

@@ -173,9 +173,7 @@ def show(browser):
         pytest.param(NARROW, "light", id="narrow-light", marks=pytest.mark.slow),
     ],
 )
-def test_the_report_is_readable_in_either_scheme_at_any_width(
-    show, written, scheme, viewport, tmp_path
-):
+def test_report_is_readable_in_any_scheme_and_width(show, written, scheme, viewport, tmp_path):
     tab = show(written[0], viewport=viewport, scheme=scheme)
     seen = tab.evaluate(SEEN)
     for kind, least, some in (
@@ -290,7 +288,7 @@ def test_no_text_of_a_report_becomes_html():
     assert html.unescape(re.search("<th>([^<]+)<", text)[1]) == hostile
 
 
-def test_what_was_tried_at_this_scale_is_in_the_report(written):
+def test_report_shows_the_trials_of_its_scale(written):
     """Without a link that dies with the file, and without the other scales."""
     text = written[0].read_text()
     (log,) = re.findall(r'<details class="log">.*?</details>', text, re.S)
@@ -321,7 +319,8 @@ def test_the_library_alone_has_no_log(monkeypatch, tmp_path):
     assert run_report.tried("mini") == ""
 
 
-def test_every_colour_of_a_figure_has_a_twin_that_stands_out_on_the_dark_page(run):
+def test_every_figure_colour_has_a_dark_twin(run):
+    """The twin stands out on the dark page."""
     results = read_run(run, run / "data")
     style = run_report.page("", "", {})
     cards = re.search(r"--card: light-dark\((#\w{6}), (#\w{6})\)", style).groups()
@@ -356,7 +355,7 @@ def _luminance(colour):
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
 
-def test_the_papers_panel_sets_no_cost_of_serial_and_parallel_search_equal(run):
+def test_papers_panel_equates_no_serial_and_parallel_cost(run):
     """The paper prints too few tokens for an axis of cost: no point of one stands above one of the
     other.
     """

@@ -107,7 +107,7 @@ def test_whatever_competes_also_answers_validation_problems():
     assert set(chosen) < twins, "the same, of other problems"
 
 
-def test_answers_to_validation_problems_choose_and_stand_in_no_table(config, tokenizer, tmp_path):
+def test_validation_answers_choose_but_are_not_tabulated(config, tokenizer, tmp_path):
     made_run.make_run(tmp_path, config, tokenizer, ("apr/sft", "sos+/sft"))
     before = read_run(tmp_path, tmp_path / "data")
     (asked,) = (one for one in suite.choosing(made_run.EVALUATE) if one.name == "apr-sft-t1-c4-v6")
@@ -186,7 +186,7 @@ def test_scores_by_hand(whole):
     assert whole.get("apr/sft", forced=4) is None
 
 
-def test_small_budgets_are_also_of_trees_with_few_requested_children(whole):
+def test_small_budgets_include_few_requested_children(whole):
     drawn = controls.budget(whole)
     (axes,) = drawn.figure.axes
     dotted = [line for line in axes.lines if line.get_linestyle() == ":"]
@@ -301,9 +301,7 @@ def test_what_the_threads_did_stands_beside_every_score(whole):
         ("latency", "same seconds", 0.1, 0.0),
     ],
 )
-def test_a_gap_is_reached_if_ours_is_at_least_the_papers(
-    whole, monkeypatch, key, start, above, score
-):
+def test_gap_is_reached_when_at_least_the_papers(whole, monkeypatch, key, start, above, score):
     """The paper's gap is put so far above ours, and its score; a higher score with the same gap
     matters in one window alone.
     """
@@ -323,7 +321,7 @@ def test_a_gap_is_reached_if_ours_is_at_least_the_papers(
 @pytest.mark.parametrize(
     ("comparison", "method", "temperature"), [("APR", "apr", 0.0), ("SoS+, T = 1", "sos+", 1.0)]
 )
-def test_the_gain_of_rl_is_reached_if_it_is_at_least_that_of_table_3(
+def test_rl_gain_is_reached_when_at_least_published(
     whole, monkeypatch, comparison, method, temperature
 ):
     """To the tenth of a point; where children are held there is nothing to reach."""
@@ -442,7 +440,7 @@ def test_tables_show_what_was_not_run(whole):
     "models",
     [("apr/sft",), ("sos+/sft",), ("sos+/sft", "apr/sft"), ("sos+/rl", "apr/rl"), ("sos/sft",)],
 )
-def test_a_part_of_a_run_gives_fewer_figures_and_says_so(models, config, tokenizer, tmp_path):
+def test_partial_run_gives_fewer_figures_and_says_so(models, config, tokenizer, tmp_path):
     made_run.make_run(tmp_path, config, tokenizer, models)
     results = read_run(tmp_path, tmp_path / "data")
     drawn = [one for figure in (*figures.FIGURES, *controls.CONTROLS) if (one := figure(results))]

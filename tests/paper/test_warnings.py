@@ -103,7 +103,7 @@ def test_the_terminal_says_what_most_trees_did(
     assert capsys.readouterr().err.splitlines() == [f"warning: {line}" for line in said]
 
 
-def test_a_serial_model_is_not_blamed_for_a_serial_score(
+def test_serial_model_gets_no_warning_about_spawning(
     restored, problems, evaluated, tmp_path, capsys
 ):
     folder = shutil.copytree(evaluated, tmp_path / "serial")
@@ -169,7 +169,7 @@ WARNED = {
 }
 
 
-def test_the_numbers_of_a_report_name_every_evaluation_that_needs_a_warning(written):
+def test_report_numbers_name_every_evaluation_with_a_warning(written):
     """Whoever has 0 requested children is not told that it spawned none, but all else."""
     _, numbers = written
     assert sorted(numbers["warnings"]) == sorted(
@@ -177,7 +177,7 @@ def test_the_numbers_of_a_report_name_every_evaluation_that_needs_a_warning(writ
     )
 
 
-def test_the_page_of_a_report_warns_before_it_shows_a_score(written):
+def test_report_page_warns_before_any_score(written):
     path, numbers = written
     text = path.read_text()
     assert re.findall(r'<p class="warning">([^<]*)</p>', text) == numbers["warnings"]
