@@ -67,7 +67,7 @@ def test_a_folder_goes_on_with_what_may_change(config, tmp_path, setting):
 
 
 @pytest.mark.parametrize("setting", ["seed=1", *(f"{length}=99" for length in LENGTHS)])
-def test_a_folder_of_another_run_is_refused_by_the_field(config, tmp_path, setting):
+def test_folder_of_another_run_is_refused_by_field(config, tmp_path, setting):
     name, _, value = setting.partition("=")
     if name == "train.sft.epochs":  # Given instead of steps.
         config = override(config, ["train.sft.steps=0", "train.sft.epochs=3"])

@@ -100,7 +100,7 @@ ENTRY %main (x: f32[8,128]) -> f32[64,128] {
     assert sum(count(text.replace("CHANNEL", "8")).collectives.values()) == 2
 
 
-def test_a_fusion_that_writes_in_place_still_reads_all_its_operands():
+def test_in_place_fusion_reads_all_its_operands():
     text = """HloModule m
 
 %body (a: f32[64,32], b: f32[64,32]) -> f32[64,32] {
@@ -123,7 +123,7 @@ ENTRY %main (a: f32[64,32], b: f32[64,32]) -> f32[64,32] {
     assert count(kernel.replace(", calls=%body", "")).bytes == 4 * 64 * 32
 
 
-def test_what_a_fusion_within_a_fusion_only_renames_is_read():
+def test_operand_renamed_in_an_inner_fusion_is_read():
     text = """HloModule m
 
 %renamed (p: f32[32,64]) -> f32[32,64] {
@@ -173,7 +173,7 @@ def test_groups_of_devices(text, group):
     assert first_group(text) == group
 
 
-def test_a_batched_product_is_not_counted_for_pairs_that_never_meet():
+def test_batched_product_counts_only_pairs_that_meet():
     """As TPUs write it: a convolution over the batch, dilated so that each place meets its own
     kernel.
     """

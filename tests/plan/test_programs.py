@@ -59,7 +59,7 @@ def test_devices_beyond_the_rows_share_rows(tiny):
         )
 
 
-def test_a_rollout_has_the_same_number_of_trees_on_every_shard(tiny):
+def test_every_shard_rolls_out_equally_many_trees(tiny):
     for data, batch in ((1, 4), (4, 4), (8, 8)):
         mesh = build_mesh(dataclasses.replace(tiny, mesh=dataclasses.replace(tiny.mesh, data=data)))
         assert rollout_batch(tiny, mesh) == batch

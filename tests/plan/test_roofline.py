@@ -116,7 +116,7 @@ def test_hours_of_the_recipe():
     assert recipe(PAPER, {"rollout": stages["rollout"]}, 64, "apr") is None
 
 
-def test_an_epoch_takes_the_steps_of_the_methods_own_rows(monkeypatch):
+def test_epoch_takes_the_steps_of_its_methods_rows(monkeypatch):
     """Ten epochs at scale paper: APR's trees fill five times the rows of SoS+'s."""
     monkeypatch.setattr("apr_jax.plan.recipe._SAMPLE", 150)
     serial, parallel = (supervised_steps(PAPER, method) for method in ("sos+", "apr"))
@@ -163,7 +163,7 @@ def test_turns_of_the_loops_that_only_data_ends():
     assert turns("jit(step)/while/body/while", "update", PAPER, shape) == 1
 
 
-def test_a_kernel_that_the_compiler_cannot_see_into_is_counted():
+def test_kernel_opaque_to_the_compiler_is_counted():
     text = """HloModule m
 
 ENTRY %main (a: bf16[4,16,64,4608]) -> bf16[4,16,64,4608] {

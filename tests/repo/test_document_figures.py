@@ -90,7 +90,7 @@ def test_an_empty_marker_is_filled(folder):
         ("It gains ", "- ", "README.md:3: put a word before the number"),
     ],
 )
-def test_a_wrong_marker_is_an_error_with_file_and_line(folder, capsys, right, wrong, message):
+def test_wrong_marker_is_named_by_file_and_line(folder, capsys, right, wrong, message):
     (folder / "README.md").write_text(DOCUMENT.replace(right, wrong))
     (folder / "docs").mkdir()
     later = folder / "docs" / "later.md"
@@ -117,7 +117,7 @@ def test_a_missing_result_file_is_named(tmp_path):
         figures.read(tmp_path / "absent.json")
 
 
-def test_a_row_is_found_by_a_name_that_only_it_has():
+def test_row_is_found_by_a_unique_name():
     rows = figures.Record({"rows": [{"name": "one"}, {"name": "other"}]}, "file")["rows"]
     assert figures.find_row(rows, "name", "one") is rows[0]
     assert figures.find_row_by_start(rows, "name", "ot") is rows[1]
@@ -177,7 +177,7 @@ def test_wider_beams_stand_in_the_row_of_their_comparison(monkeypatch):
     assert gain == ["APR", "70.0", "80.0", f"+10.0 {interval}", "", "160"]
 
 
-def test_a_kind_of_rl_is_shown_once_it_was_trained(monkeypatch):
+def test_kind_of_rl_is_shown_once_trained(monkeypatch):
     scores = {
         "accuracy": 0.5,
         "ci95": [0.4, 0.6],

@@ -20,8 +20,11 @@ def _has_a_tree(said):
 
 
 @pytest.mark.slow
-def test_rl_teaches_a_transformer_to_spawn_and_from_nothing_it_does_not(capsys):
-    """The example with fewer steps: what imitation leaves to chance becomes certain."""
+def test_rl_teaches_an_imitating_transformer_to_spawn(capsys):
+    """From random weights RL does not teach it.
+
+    The example with fewer steps: what imitation leaves to chance becomes certain.
+    """
     runpy.run_path(str(EXAMPLES["learn_to_spawn"]))["main"](imitate=200, steps=41, scratch=21)
     said = capsys.readouterr().out
     taught, scratch = said.split("RL from random weights")

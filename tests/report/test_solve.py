@@ -34,7 +34,8 @@ def tree():
 
 
 @pytest.mark.parametrize("width", [60, 80, 160])
-def test_every_thread_is_shown_and_texts_have_most_of_the_room(width, tree):
+def test_every_thread_is_shown_with_its_text(width, tree):
+    """Texts have most of the room."""
     forest, trace = tree
     console = Console(file=io.StringIO(), width=width)
     show_tree(forest, trace, console)

@@ -234,7 +234,7 @@ def test_keys_alone_reach_everything(show, evaluations):
     assert tab.evaluate("viewer.panes[0].lanes.scale") == pytest.approx(1.5 * before)
 
 
-def test_a_text_goes_token_by_token_and_says_log_probs(show, evaluations):
+def test_arrow_keys_step_through_tokens_with_log_probs(show, evaluations):
     tab = show(evaluations, link("apr-rl", problem="test-2"))
     trace = evaluations["apr-rl"][2]
     ids, logprobs = unpack_streams(trace)[0]
@@ -269,7 +269,7 @@ def test_the_pointer_over_a_token_says_its_log_prob(show, evaluations):
     assert tab.is_hidden("#tip")
 
 
-def test_the_colour_of_every_token_is_that_of_its_kind(show, evaluations):
+def test_every_token_has_the_colour_of_its_kind(show, evaluations):
     """As the legend has them, no two alike."""
     tab = show(evaluations)
     legend = {kind: tab.evaluate(COLOUR, f".legend .t.{kind}") for kind in KINDS}
@@ -327,7 +327,7 @@ def test_choosing_by_outcome_failure_and_link(show, evaluations):
     assert "no tree of this problem" in tab.inner_text(".verdict >> nth=1")
 
 
-def test_no_text_of_a_model_gets_out_of_its_place(show, evaluations):
+def test_hostile_text_of_a_model_stays_in_place(show, evaluations):
     trace = json.loads(json.dumps(evaluations["apr-rl"][1]))
     trace |= {
         "id": HOSTILE,

@@ -186,7 +186,7 @@ def there(trace, time):
     return count
 
 
-def test_both_panes_show_their_own_tree_of_one_problem_at_one_time(show, families):
+def test_both_panes_show_their_own_tree_in_step(show, families):
     """Words, facts and lanes of each, as far as it has come by the step that both are at; each has
     a tokenizer of its own.
     """
@@ -225,7 +225,7 @@ def test_both_panes_show_their_own_tree_of_one_problem_at_one_time(show, familie
         assert len(set(pictures)) == 6
 
 
-def test_links_are_those_of_every_thread_that_reaches_into_the_view(show, families):
+def test_links_cover_every_thread_that_reaches_the_view(show, families):
     tab = show({"apr": families})
     from_above = 0
     for trace in families:
@@ -236,7 +236,7 @@ def test_links_are_those_of_every_thread_that_reaches_into_the_view(show, famili
     assert from_above > 100
 
 
-def test_what_is_still_to_come_is_faint_whatever_the_time_was_before(show, families):
+def test_future_is_faint_whatever_time_was_before(show, families):
     """Tokens of a thread, and the children in its table, of several spawns and in the order in
     which they end.
     """

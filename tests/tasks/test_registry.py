@@ -169,7 +169,7 @@ def test_an_experiment_file_brings_its_task(folder, tmp_path_factory, monkeypatc
     assert make_task(loaded.task).score(Problem("p", {"number": 8}), "9").reward == 1
 
 
-def test_a_task_that_breaks_its_promise_costs_the_answer_only(folder, capfd):
+def test_task_breaking_its_promise_costs_only_the_answer(folder, capfd):
     (folder / "liar.py").write_text(
         OWN.replace("Score(float(correct), correct, answer or None)", "0.5")
     )

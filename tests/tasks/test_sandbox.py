@@ -57,7 +57,7 @@ def test_the_same_verdicts_as_without_a_sandbox():
     assert [verdict.correct for verdict in got] == [True] + [False] * 5
 
 
-def test_signals_to_the_group_and_a_process_that_someone_killed_cost_nothing():
+def test_signals_and_a_killed_process_cost_nothing():
     with SandboxedVerifier(Obedient(), time_limit=5.0) as verifier:
         assert verifier.verify([(PROBLEM, "fine")]) == [RIGHT]
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -71,7 +71,7 @@ def test_signals_to_the_group_and_a_process_that_someone_killed_cost_nothing():
     assert second.poll() is not None, "no process is left behind"
 
 
-def test_signals_to_the_group_of_this_process_do_not_reach_the_sandbox():
+def test_process_group_signals_do_not_reach_sandbox():
     with SandboxedVerifier(Obedient(), time_limit=5.0) as verifier:
         assert os.getpgid(verifier._process.pid) != os.getpgid(0)
 
@@ -194,7 +194,7 @@ def test_what_has_other_fields_is_no_verdict(reply):
         sandbox._parse_score(reply, 7)
 
 
-def test_the_process_gets_no_secrets_no_files_and_no_terminal(tmp_path, monkeypatch):
+def test_process_gets_no_secrets_files_or_terminal(tmp_path, monkeypatch):
     monkeypatch.setenv("API_KEY", "secret")
     with (tmp_path / "open").open("w") as file:
         os.set_inheritable(file.fileno(), True)
@@ -256,7 +256,7 @@ def test_the_process_ends_when_this_one_is_killed():
     assert not _lives(child)
 
 
-def test_files_of_the_current_folder_hide_nothing_of_the_standard_library(tmp_path, monkeypatch):
+def test_current_folder_hides_no_standard_library_module(tmp_path, monkeypatch):
     for name in ("random", "signal", "socket", "json"):
         (tmp_path / f"{name}.py").write_text("raise SystemExit('this is no standard library')")
     monkeypatch.chdir(tmp_path)
@@ -319,9 +319,7 @@ def _refuse(*args, **options):
         ),
     ],
 )
-def test_a_process_that_does_not_start_again_costs_the_rest_of_a_batch(
-    field, value, told, capfd, monkeypatch
-):
+def test_failed_restart_costs_the_rest_of_a_batch(field, value, told, capfd, monkeypatch):
     """A run of days must not end because the machine was busy for a minute.
 
     Only if the process never started does the run end.

@@ -8,7 +8,8 @@ from apr_jax.tasks.toy import HiddenDigit
 TASK = HiddenDigit()
 
 
-def test_spawning_is_always_right_and_guessing_one_time_in_ten():
+def test_spawning_always_solves_and_guessing_rarely_does():
+    """A guess is right one time in ten."""
     right = {True: 0, False: 0}
     seen = {True: 0, False: 0}
     for seed in range(4_000):

@@ -39,7 +39,7 @@ def test_control_pieces_are_those_of_the_protocol():
 @given(
     st.lists(st.one_of(st.sampled_from(CONTROL_PIECES + PHRASES), st.text(ALPHABET)), max_size=12)
 )
-def test_round_trip_is_exact_and_never_makes_a_control_id(parts):
+def test_round_trip_is_exact_without_control_ids(parts):
     text = "".join(parts)
     ids = TOKENIZER.encode(text)
     assert all(len(CONTROL_PIECES) <= token < TOKENIZER.vocab_size for token in ids)
@@ -59,7 +59,8 @@ def test_digits_are_single_and_the_longest_phrase_wins():
     assert TOKENIZER.decode(ids[:1]) == "Moving to Node #"
 
 
-def test_a_character_that_stands_in_phrases_only_is_known_by_itself_too():
+def test_character_found_only_in_phrases_is_known():
+    """It is a token by itself, too."""
     tokenizer = Tokenizer.train(["1234"], ("12", "34", "123"))
     assert [tokenizer.pieces[token] for token in tokenizer.encode("412341")] == [
         "4",

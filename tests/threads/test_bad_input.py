@@ -200,7 +200,7 @@ def test_limits_are_whole_numbers_of_32_bits(value):
         Limits(**(GOOD | {"max_tokens": value}))
 
 
-def test_the_engine_refuses_by_itself_what_it_sees_from_shapes():
+def test_engine_refuses_what_it_sees_from_shapes():
     with refuses("prompts of up to 5 tokens must be at most limits.window - 1 = 4 tokens"):
         engine(Limits(5, 9, 2, 1), Schedule(1, 1, 1))(
             scripted.policy(0, 1.0), prompts(0, LIMITS["flat"]), jax.random.key(0)
@@ -216,7 +216,7 @@ def test_the_engine_refuses_by_itself_what_it_sees_from_shapes():
         rollout(scripted.policy(0, 1.0), prompts(0, LIMITS["flat"], trees=12), jax.random.key(0))
 
 
-def test_what_is_forced_beyond_the_slots_ends_all_the_same():
+def test_forced_children_beyond_the_slots_still_end():
     """Who skips `check_prompts` gets no crash and no endless loop: the root runs into its
     window.
     """

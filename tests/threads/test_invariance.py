@@ -135,7 +135,7 @@ def test_another_setting_leaves_every_other_tree_bit_for_bit(change):
         assert_same(take(before, other), take(after, other), bits=True)
 
 
-def test_the_key_is_the_trees_identity_and_not_its_place():
+def test_key_follows_tree_identity_and_not_place():
     ids = [[p.BOS, 10]] * TREES
     forest = jax.device_get(
         engine(NESTED, ODD)(

@@ -227,7 +227,7 @@ def test_noise_is_exact_at_both_ends():
     np.testing.assert_allclose(found, noise_twin(high, low), rtol=3e-7, atol=3e-7)
 
 
-def test_noise_is_the_same_to_the_bit_however_it_is_computed():
+def test_noise_is_bitwise_equal_however_computed():
     """Alone and in a batch, whole and over eight devices; an odd vocabulary, so that one word is
     left over.
     """

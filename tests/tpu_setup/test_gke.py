@@ -119,7 +119,7 @@ def _check(jobset):
         ("v6e", "16x16", "tpu-v6e-slice", 64, 4),
     ],
 )
-def test_a_manifest_is_valid_and_asks_for_the_whole_slice(
+def test_manifest_is_valid_and_requests_whole_slice(
     manifest, tpu, topology, accelerator, hosts, chips
 ):
     jobset = manifest(tpu=tpu, topology=topology)
@@ -274,7 +274,8 @@ def _outcome(jobset, code, conditions=()):
     return "RestartJobSet"
 
 
-def test_a_lost_node_restarts_without_counting_a_failure_counts_and_wrong_use_ends(manifest):
+def test_failures_count_but_lost_nodes_do_not(manifest):
+    """Both restart the job set, and wrong use ends it."""
     jobset = manifest()
     assert jobset["spec"]["failurePolicy"]["maxRestarts"] == 10
     assert manifest(GKE_RESTARTS="3")["spec"]["failurePolicy"]["maxRestarts"] == 3
@@ -287,7 +288,8 @@ def test_a_lost_node_restarts_without_counting_a_failure_counts_and_wrong_use_en
     )
 
 
-def test_a_pod_asks_for_what_it_needs_and_the_smallest_node_has_it(manifest):
+def test_pod_requests_fit_the_smallest_node(manifest):
+    """They are also no less than the run needs."""
     (container,) = _slice(manifest(topology="1x1"))["template"]["spec"]["containers"]
     asked = container["resources"]["requests"]
     assert asked["cpu"] <= 20 and int(asked["memory"].removesuffix("Gi")) <= 40, (

@@ -17,7 +17,7 @@ from apr_jax.config import to_dict
 from apr_jax.train.checkpoint import load_checkpoint
 
 
-def test_a_host_with_an_old_python_gets_one_by_uv(tmp_path):
+def test_host_with_old_python_gets_one_by_uv(tmp_path):
     """Ubuntu 22.04's python3 is 3.10: whatever this machine has is hidden behind scripts that say
     so, and record.
     """

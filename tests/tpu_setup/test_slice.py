@@ -257,7 +257,7 @@ def test_wrong_use_is_one_line_and_touches_nothing(cloud, script, words, setting
     assert len(errors.splitlines()) == 1 and told in errors
 
 
-def test_words_that_the_scripts_let_through_are_those_of_the_command():
+def test_scripts_let_through_the_commands_own_words():
     """Of what `apr reproduce` takes, --out and --scale make no sense on hosts; lib.sh names the
     others.
     """
@@ -274,7 +274,7 @@ def test_words_that_the_scripts_let_through_are_those_of_the_command():
     ("script", "words"),
     [("watch.sh", []), ("slice.sh", ["check"]), ("slice.sh", ["start"]), ("gke.sh", ["start"])],
 )
-def test_a_slip_in_the_config_is_found_before_anything_is_made(cloud, script, words):
+def test_mistyped_field_is_found_before_anything_is_made(cloud, script, words):
     cloud.install_apr()
     settings = {"GKE_IMAGE": "i", "GKE_TPU": "v5e", "GKE_TOPOLOGY": "4x4"}
     status, said, errors = cloud.call(
@@ -287,7 +287,7 @@ def test_a_slip_in_the_config_is_found_before_anything_is_made(cloud, script, wo
     )
 
 
-def test_a_config_that_fails_is_found_before_anything_is_made(cloud):
+def test_failing_config_is_found_before_anything_is_made(cloud):
     cloud.install_apr()
     (cloud.clone / "mine.py").write_text("import of_this_folder\n")
     (
@@ -302,7 +302,8 @@ def test_a_config_that_fails_is_found_before_anything_is_made(cloud):
 @pytest.mark.parametrize(
     "first", [None, "#!/nowhere/python", "#!/bin/sh", f"#!{sys.executable} -S"]
 )
-def test_without_apr_the_words_are_not_checked_and_it_says_so(cloud, first):
+def test_words_are_not_checked_without_apr(cloud, first):
+    """The script says so and goes on."""
     apr = cloud.folder / "bin" / "apr"
     apr.unlink()
     if first:
@@ -318,7 +319,7 @@ def test_without_apr_the_words_are_not_checked_and_it_says_so(cloud, first):
     )
 
 
-def test_the_apr_of_the_clone_comes_before_that_on_path(cloud):
+def test_apr_of_the_clone_precedes_that_on_path(cloud):
     write_script(cloud.clone / ".venv" / "bin" / "python", "echo of the clone; exit 1")
     write_script(cloud.clone / ".venv" / "bin" / "apr", "")
     (cloud.clone / ".venv" / "bin" / "apr").write_text(f"#!{cloud.clone}/.venv/bin/python\n")
@@ -400,7 +401,8 @@ def test_stop_says_how_long_it_waits(cloud):
     assert ["host.sh stop 300;" in stops[0], "host.sh stop 7;" in stops[1]] == [True, True]
 
 
-def test_results_from_a_shared_disk_come_without_data_and_optimizers(cloud, tmp_path):
+def test_results_come_without_data_and_optimizers(cloud, tmp_path):
+    """They come from a shared disk."""
     (cloud.folder / "state").write_text("ACTIVE")
     wanted = {
         "report.html",

@@ -143,7 +143,7 @@ def test_a_host_that_goes_silent_costs_the_slice(cloud):
     ]
 
 
-def test_a_run_that_fails_again_and_again_is_left_to_its_owner(cloud):
+def test_repeatedly_failing_run_is_left_to_its_owner(cloud):
     cloud.plays(status=["exit 1", "exit 134", "exit 1"])
     status, _, errors = _watch(cloud)
     assert (
@@ -162,7 +162,7 @@ def test_wrong_use_is_not_tried_again(cloud):
     assert cloud.kinds() == ["create", "bootstrap", "start", "stop"]
 
 
-def test_what_was_saved_in_between_ends_a_row_of_failures(cloud):
+def test_saving_in_between_ends_a_row_of_failures(cloud):
     cloud.plays(status=["exit 1"] * 9, saved=["ok", _step(10), _step(20), _step(20)])
     status, _, errors = _watch(cloud, FAILURES="2")
     assert status == 1 and "the run has ended on a host, 2 times" in errors
@@ -203,7 +203,8 @@ def test_only_a_later_whole_step_is_progress(cloud, saved):
     assert status == 1 and errors.count("the run has ended on a host (1 of 2)") == 1, errors
 
 
-def test_a_step_of_a_new_stage_is_progress_and_steps_are_numbers(cloud):
+def test_first_step_of_a_new_stage_is_progress(cloud):
+    """Steps are compared as numbers: 10 comes after 9."""
     first = _step(9)
     cloud.plays(status=["exit 1"] * 9, saved=[first, _step(10), f"{first}\n{_step(0, 'apr/rl')}"])
     status, _, errors = _watch(cloud, FAILURES="2")
@@ -221,7 +222,8 @@ def test_hosts_that_cannot_be_set_up(cloud):
     assert cloud.kinds() == ["create", "bootstrap", "bootstrap", "bootstrap"]
 
 
-def test_a_host_that_never_comes_up_costs_a_slice_and_ends_at_the_cap(cloud):
+def test_host_that_never_comes_up_costs_a_slice(cloud):
+    """The run is given up at the cap of slices."""
     cloud.plays(ready=["down 2"])
     status, _, errors = _watch(cloud, SLICE_TRIES="2")
     assert status == 1 and errors.count("host 2 of apr never came up") == 2
@@ -247,7 +249,7 @@ def test_requests_that_fail_end_at_the_cap(cloud):
     assert cloud.kinds() == ["create", "delete"] * 3
 
 
-def test_slices_that_are_preempted_before_anything_is_saved_end_at_the_cap(cloud):
+def test_preemptions_before_any_save_end_at_the_cap(cloud):
     cloud.plays(status=["preempt"] * 9)
     status, _, errors = _watch(cloud, SLICE_TRIES="2")
     assert status == 1 and "the slice is SUSPENDED (preempted?), 2 times" in errors
@@ -268,7 +270,8 @@ def test_wrong_use_of_a_command_ends_it(cloud):
         ("bucket", "RUN=gs://bucket/run: gcloud can't list gs://bucket"),
     ],
 )
-def test_what_the_cloud_has_not_is_told_before_anything_is_made(cloud, kind, told):
+def test_what_the_cloud_lacks_is_told_first(cloud, kind, told):
+    """Nothing is made before."""
     cloud.plays(**{kind: ["fail"]})
     status, _, errors = _watch(cloud)
     assert status == 2 and told in errors
@@ -279,7 +282,8 @@ def test_what_the_cloud_has_not_is_told_before_anything_is_made(cloud, kind, tol
     ("missing", "told"),
     [("wheel", "dist/ has no wheel of apr_jax: make wheel"), ("gcloud", "no gcloud")],
 )
-def test_what_is_missing_here_is_told_before_anything_is_made(cloud, tmp_path, missing, told):
+def test_what_is_missing_here_is_told_first(cloud, tmp_path, missing, told):
+    """Nothing is made before."""
     if missing == "wheel":
         shutil.rmtree(cloud.clone / "dist")
     tools = tmp_path / "tools"

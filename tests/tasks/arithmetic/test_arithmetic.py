@@ -213,7 +213,7 @@ def test_what_is_no_expression_is_refused_in_one_line(expression, reason, tmp_pa
         load_problems(file, task)
 
 
-def test_a_problem_without_expression_and_too_large_digits_are_refused():
+def test_missing_expression_and_too_large_digits_are_refused():
     with pytest.raises(ValueError, match='has no field "expression"; expected {"id"'):
         arithmetic().check(Problem("p", {"expresion": "3+4"}))
     with pytest.raises(ValueError, match=r"'3\+7' has '7' at character 3.*from 0 to 6"):

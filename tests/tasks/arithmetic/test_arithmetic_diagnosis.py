@@ -73,7 +73,7 @@ def test_the_root_by_hand(body, answer, expected):
         ((), False),
     ],
 )
-def test_a_solution_is_found_where_the_last_operation_has_the_digit(body, found):
+def test_solution_is_found_by_the_last_operations_digit(body, found):
     assert diagnose(*body, answer="").found == found
 
 

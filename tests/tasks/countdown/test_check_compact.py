@@ -144,7 +144,8 @@ def test_what_a_thread_without_an_answer_left_behind():
     assert not hopeless.hopeful and hopeless.faults == ()
 
 
-def test_a_fault_is_decisive_if_the_lost_state_could_make_the_target():
+def test_fault_losing_a_solvable_state_is_decisive():
+    """A state is solvable if it could make the target."""
     task = countdown(CountdownConfig())
     problem = make_problem("p", (22, 26, 2), 46)
     lost, idle = (

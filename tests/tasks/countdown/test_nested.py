@@ -29,7 +29,8 @@ def spawns_of(thread):
 
 @pytest.mark.parametrize("render", ["compact", "sos"])
 @pytest.mark.parametrize(("config", "max_depth"), [(MINI, 2), (FIVE, 2), (FIVE, 3)])
-def test_trees_grow_as_deep_and_wide_as_the_limits_and_no_further(config, max_depth, render):
+def test_trees_grow_exactly_to_the_limits(config, max_depth, render):
+    """They become as deep and as wide as allowed, and no further."""
     solver = SolverConfig(parent_beam=5, child_beam=8, max_children=60, render=render)
     task = countdown(config, solver, children=6, depth=max_depth)
     depths = set()
@@ -105,7 +106,7 @@ def test_exhaustive_nested_search_solves_what_is_solvable(shuffle):
 
 
 @pytest.mark.parametrize("render", ["compact", "sos"])
-def test_a_message_carries_the_path_and_every_thread_joins_the_whole_solution(render):
+def test_messages_carry_paths_and_joins_whole_solutions(render):
     task = countdown(
         MINI, SolverConfig(render=render, max_children=90, condition=0.5), children=15, depth=2
     )

@@ -98,7 +98,7 @@ def test_a_byte_order_mark_is_passed_over(tmp_path):
         ("target_high", MAX_VALUE + 1, "must be at most 999999"),
     ],
 )
-def test_a_task_allows_no_problem_that_a_file_may_not_hold(field, value, rule):
+def test_task_refuses_problems_that_files_may_not_hold(field, value, rule):
     with pytest.raises(ValueError, match=f"task.{field}={value} {rule}"):
         CountdownConfig(**{field: value})
 

@@ -135,7 +135,8 @@ def test_excluded_problems_occur_nowhere(config, train):
 SAMPLED = CountdownConfig(numbers=4, low=1, high=21, target_low=10, target_high=12)
 
 
-def test_sampled_split_is_disjoint_solvable_and_the_same_on_any_number_of_workers():
+def test_sampled_split_is_disjoint_and_solvable():
+    """It is the same on any number of workers."""
     assert not is_enumerable(SAMPLED)
     config = SAMPLED
     split = split_problems(config, train=300, heldout=50)
@@ -149,7 +150,7 @@ def test_sampled_split_is_disjoint_solvable_and_the_same_on_any_number_of_worker
         assert split == split_problems(config, train=300, heldout=50, map_draws=pool.map)
 
 
-def test_a_problem_with_numbers_that_are_held_out_is_replaced_in_its_place():
+def test_problem_with_heldout_numbers_is_replaced_in_place():
     """The sequence that is drawn, by problem alone: no test problem moves, and all others keep
     their places.
     """

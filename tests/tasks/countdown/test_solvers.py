@@ -93,7 +93,8 @@ def test_compact_sos_plus():
     assert thread == Thread("prompt", (text,), "")
 
 
-def test_compact_apr_spawns_below_the_root_and_goes_on_when_all_fail():
+def test_compact_apr_goes_on_when_children_fail():
+    """It spawns below the root of the search, and all its children fail."""
     # As above, but the promising node gets child threads, which leaves none for the last although
     # its coin says yes.
     thread = compact((2, 3, 4, 5), 100, Plan("sum", 2, 2, 0.5, 2, False), coins(False, True, True))
@@ -197,7 +198,8 @@ def test_condition_shares_at_the_ends(share, stated):
 
 @pytest.mark.parametrize("target", [1, 2, 46, 97, 100, 1_024, 1_998])
 @pytest.mark.parametrize("heuristic", ["sum", "multiply"])
-def test_large_targets_are_ranked_as_small_ones_without_their_table(heuristic, target, monkeypatch):
+def test_large_targets_are_ranked_without_a_table(heuristic, target, monkeypatch):
+    """Their scores are those that a table would give."""
     with_table = [score(heuristic, (number, 3), target) for number in range(target + 5)]
     monkeypatch.setattr(solvers, "_TABULATED", 0)
     assert [score(heuristic, (number, 3), target) for number in range(target + 5)] == with_table
