@@ -68,7 +68,7 @@ def test_a_run_takes_the_steps_of_its_epochs(config, data_dir, tmp_path, monkeyp
         train_sft(trained, data_dir, tmp_path, "apr", progress=False)
 
 
-def test_the_time_of_one_methods_epochs_says_nothing_of_anothers(config, tmp_path):
+def test_epoch_times_of_methods_are_kept_apart(config, tmp_path):
     for trained, kinds in ((config, {"sft"}), (in_epochs(config, 3), {"sft apr", "sft sos+"})):
         stages = [stage for stage in stages_of(trained, tmp_path) if stage.name.endswith("/sft")]
         assert {stage.kind for stage in stages} == kinds

@@ -68,7 +68,8 @@ def test_rl_evaluations_and_report_refuse_them(config, checkpoint, copied, tmp_p
         results._oracle(copied, config)
 
 
-def test_a_method_is_not_added_to_what_another_version_built(config, copied, monkeypatch):
+def test_method_is_not_added_to_foreign_data(config, copied, monkeypatch):
+    """Another version of the library built them."""
     before = (copied / "tokenizer.model").read_bytes()
     monkeypatch.setattr("apr_jax.tasks.countdown.render_compact.ALPHABET", "0123456789?")
     with pytest.raises(

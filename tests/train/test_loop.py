@@ -114,9 +114,8 @@ def _run(toy, disk, workdir, save_every=4, progress=False):
         (("validation", 6, 1), 6, True),
     ],
 )
-def test_a_signal_stops_at_once_and_the_next_start_makes_up_for_it(
-    tmp_path, hit, stopped, unvalidated
-):
+def test_signal_stops_training_at_once(tmp_path, hit, stopped, unvalidated):
+    """The next start makes up for what it cut off."""
     whole, broken = _Disk(), _Disk()
     _run(_Toy(), whole, tmp_path / "whole")
     toy = _Toy(hit)
@@ -154,7 +153,7 @@ class _ClosedTerminal(io.StringIO):
         self.write("")
 
 
-def test_a_terminal_that_is_closed_ends_the_run_as_sigterm_does(tmp_path, monkeypatch):
+def test_closed_terminal_ends_run_as_sigterm_does(tmp_path, monkeypatch):
     """SIGHUP, and nobody to write to: the step is saved all the same."""
     toy = _Toy(("update", 3), signal.SIGHUP)
     disk = _Disk()
@@ -177,7 +176,7 @@ def test_a_run_under_nohup_outlives_its_terminal(tmp_path):
 
 
 @pytest.mark.parametrize("bad", [3, 4])
-def test_bad_updates_that_end_a_run_leave_its_scores_with_the_last_step(tmp_path, bad):
+def test_fatal_bad_updates_leave_scores_with_last_step(tmp_path, bad):
     """They are found out a step late, or when the metrics are read before a save; step 4 is
     validated.
     """
@@ -204,7 +203,7 @@ def test_a_step_that_is_saved_is_not_saved_again(tmp_path):
     assert disk.saved[2] == ({"validation_accuracy": 0.2}, {"price": 0.1}, False)
 
 
-def test_how_long_a_host_worked_at_a_step_does_not_count_its_validation(tmp_path, monkeypatch):
+def test_straggler_detector_does_not_count_validation(tmp_path, monkeypatch):
     seen = []
 
     class StragglerDetector:
@@ -227,9 +226,8 @@ def test_how_long_a_host_worked_at_a_step_does_not_count_its_validation(tmp_path
         (("validation", 6, 0), 6, True),
     ],
 )
-def test_too_many_answers_without_a_verdict_end_the_run_and_nothing_is_lost(
-    tmp_path, lost, kept, unvalidated
-):
+def test_too_many_unknown_answers_end_the_run(tmp_path, lost, kept, unvalidated):
+    """Nothing is lost: the next start goes on from the step that was saved."""
     whole, broken = _Disk(), _Disk()
     _run(_Toy(), whole, tmp_path / "whole")
     toy = _Toy(lost=lost)
@@ -248,7 +246,8 @@ def test_too_many_answers_without_a_verdict_end_the_run_and_nothing_is_lost(
     assert repeatable(tmp_path / "broken") == repeatable(tmp_path / "whole")
 
 
-def test_a_run_whose_first_validation_has_no_verdicts_says_that_nothing_was_trained(tmp_path):
+def test_failed_first_validation_says_nothing_was_trained(tmp_path):
+    """It fails because answers have no verdict."""
     disk = _Disk()
     with pytest.raises(
         UserError, match=r"at the first validation, 2 of 4 .*; nothing was trained yet; mend"

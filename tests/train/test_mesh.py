@@ -18,7 +18,7 @@ from apr_jax.train.session import build_mesh
         ((3, 3), {"tensor": 2}, {"data": 3, "fsdp": 1, "tensor": 2}),
     ],
 )
-def test_one_process_takes_as_many_devices_as_rows_divide_over(config, capsys, rows, axes, shape):
+def test_one_process_takes_devices_that_divide_rows(config, capsys, rows, axes, shape):
     """On eight cores an experiment of four rows a step runs, on four of them, and says so."""
     mesh = build_mesh(
         changed(
@@ -35,7 +35,7 @@ def test_one_process_takes_as_many_devices_as_rows_divide_over(config, capsys, r
     )
 
 
-def test_a_number_of_devices_that_was_asked_for_is_kept(config, capsys):
+def test_requested_number_of_devices_is_kept(config, capsys):
     few = {"sft": {"batch_rows": 4}, "rl": {"micro_batch_rows": 4}}
     # Training refuses, by name.
     assert build_mesh(changed(config, **few, mesh=MeshConfig(data=8))).size == 8

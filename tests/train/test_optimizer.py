@@ -105,14 +105,15 @@ def test_gradients_are_clipped_by_their_global_norm(params):
     assert float(optax.global_norm(moments)) < 1.01e-7
 
 
-def test_updates_count_as_clipped_whose_gradient_is_longer_than_the_clip():
+def test_update_with_gradient_beyond_clip_counts_as_clipped():
     norms = list(jnp.asarray([0.1, 0.25, 0.2501, 7.0]))
     assert float(clipped_updates(norms, clip=0.25)) == 0.5
     assert float(clipped_updates(norms[:1], clip=0.25)) == 0.0
     assert float(clipped_updates([jnp.nan], clip=0.25)) == 0.0, "such an update is skipped"
 
 
-def test_schedule_warms_up_from_above_zero_and_ends_at_its_share():
+def test_schedule_warms_up_and_ends_at_its_share():
+    """Its first step is above zero."""
     schedule = make_schedule(OptimizerConfig(lr=1.0, warmup=4, decay=0.1), steps=20)
     values = [float(schedule(step)) for step in range(20)]
     np.testing.assert_allclose(values[:5], [0.2, 0.4, 0.6, 0.8, 1.0], rtol=1e-6)

@@ -44,7 +44,7 @@ def _forest(threads, size):
 @pytest.mark.parametrize(
     ("threads", "rows", "chunks"), [(1, 2, 1), (4, 2, 1), (5, 4, 2), (9, 6, 3), (0, 0, 0)]
 )
-def test_chunks_without_a_token_are_not_rescored_and_not_counted(mesh, threads, rows, chunks):
+def test_chunks_without_tokens_are_neither_rescored_nor_counted(mesh, threads, rows, chunks):
     packed = pack_forest(_forest(threads, LENGTH // 2), 2, LENGTH)  # Two threads a row.
     rescored = rescored_rows(packed, 2)
     assert len(rescored.tokens) == rows
@@ -97,7 +97,7 @@ def _assert_same(got, expected):
     jax.tree.map(compare, got, expected)
 
 
-def test_chunks_add_up_to_one_pass_over_the_whole_forest(update):
+def test_chunks_equal_one_pass_over_the_whole_forest(update):
     forest = record()
     rows = pack_forest(forest, ROWS, LIMITS.max_thread_tokens)
     assert len(rescored_rows(rows, ROWS).tokens) == 3 * ROWS
@@ -139,7 +139,7 @@ def test_chunks_add_up_to_one_pass_over_the_whole_forest(update):
         assert metrics["logprob_difference_worst"] < 1e-4
 
 
-def test_forests_of_all_sizes_take_as_many_programs_as_there_are_buckets(update):
+def test_forests_compile_one_program_for_each_bucket(update):
     """Rows come in 3, 6 and 12; how many of their chunks hold tokens decides nothing."""
     call, step = update
     forest = record()
@@ -196,7 +196,7 @@ def test_trees_that_are_left_out_change_no_gradient(config, mesh):
         ).any()
 
 
-def test_recomputed_log_probs_are_those_of_the_first_ppo_epoch(config, mesh):
+def test_recomputed_log_probs_are_of_first_ppo_epoch(config, mesh):
     """Recorded 0.3 nats too low, half of them: the ratio begins at exactly 1 all the same, and the
     token weighs e^0.3.
 

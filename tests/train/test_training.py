@@ -130,7 +130,7 @@ def test_a_validation_changes_nothing_in_supervised_training(validated, unbroken
     assert _scores(validated[0], 6)["validation_accuracy"] == lines[-1]["validation_accuracy"]
 
 
-def test_a_validation_of_supervised_training_that_was_due_is_done_by_the_next_start(
+def test_next_start_does_a_due_supervised_validation(
     validated, config, data_dir, tmp_path, monkeypatch
 ):
     with monkeypatch.context() as patch:
@@ -195,9 +195,8 @@ def _bad_steps(config, count):
     )
 
 
-def test_too_many_bad_steps_end_the_run_with_the_last_good_parameters_and_the_batch(
-    config, data_dir, tmp_path, monkeypatch
-):
+def test_too_many_bad_steps_end_the_run(config, data_dir, tmp_path, monkeypatch):
+    """The last good parameters are saved, and the bad batch beside them."""
     monkeypatch.setattr(sft, "LocalRows", _Spoiled)
     with pytest.raises(
         UserError,
@@ -224,9 +223,8 @@ def test_too_many_bad_steps_end_the_run_with_the_last_good_parameters_and_the_ba
     assert not np.isfinite(cross_entropy(logprobs, Rows(**batch)))
 
 
-def test_a_run_that_was_ended_by_bad_steps_goes_on_without_a_gap(
-    config, data_dir, tmp_path, monkeypatch
-):
+def test_run_ended_by_bad_steps_leaves_no_gap(config, data_dir, tmp_path, monkeypatch):
+    """It goes on from where it ended."""
     config = _bad_steps(config, 2)
     with monkeypatch.context() as patch:
         patch.setattr(sft, "LocalRows", _Spoiled)
@@ -263,7 +261,8 @@ def unbroken_rl(unbroken, config, data_dir, tmp_path_factory):
     return workdir, train_rl(config, data_dir, workdir, unbroken[0], progress=False)
 
 
-def test_rl_metrics_and_the_first_policy_is_validated_and_saved(unbroken_rl):
+def test_rl_validates_and_saves_the_first_policy(unbroken_rl):
+    """The metrics of its steps are right, too."""
     workdir, state = unbroken_rl
     lines = repeatable(workdir)
     assert [line["step"] for line in lines] == [0, 1, 2, 3]
@@ -282,7 +281,7 @@ def test_rl_metrics_and_the_first_policy_is_validated_and_saved(unbroken_rl):
     assert (restored.stage, restored.method) == ("rl", "apr")
 
 
-def test_trees_that_do_not_divide_into_the_shards_are_rolled_out_with_copies_that_count_nowhere(
+def test_trees_are_padded_to_shards_with_uncounted_copies(
     unbroken, unbroken_rl, config, data_dir, tmp_path
 ):
     """4 trees on 8 shards, in rollouts of 8: what comes of them is what comes of them on 2
@@ -312,9 +311,7 @@ def test_every_logged_name_is_documented_and_no_other(validated, unbroken_rl):
         assert set().union(*lines) == _documented(stage)
 
 
-def test_tensorboard_shows_every_number_that_is_logged_and_a_tree_of_every_validation(
-    validated, unbroken_rl, data_dir
-):
+def test_tensorboard_shows_all_metrics_and_validation_trees(validated, unbroken_rl, data_dir):
     problem = read_problems(data_dir / "validation.jsonl")[0]
     asked = f"{' '.join(map(str, Puzzle.of(problem).numbers))} -> {Puzzle.of(problem).target}: "
     for (workdir, _), validations in ((validated, [4, 6]), (unbroken_rl, [0, 2, 3])):
@@ -336,7 +333,8 @@ def test_tensorboard_shows_every_number_that_is_logged_and_a_tree_of_every_valid
             ), words
 
 
-def test_the_shares_of_an_rl_step_add_up_and_its_seconds_are_those_of_its_throughput(unbroken_rl):
+def test_rl_step_shares_add_up_to_one(unbroken_rl):
+    """The seconds of a step are those of its throughput."""
     lines = logged(unbroken_rl[0])[1:]
     for line in lines:
         assert sum(line[name] for name in SHARES) == pytest.approx(1.0)
@@ -346,7 +344,7 @@ def test_the_shares_of_an_rl_step_add_up_and_its_seconds_are_those_of_its_throug
     assert 0.5 * elapsed < sum(line["step_seconds"] for line in lines) <= 1.05 * elapsed
 
 
-def test_the_next_rollout_is_queued_before_anyone_waits_for_an_update(
+def test_next_rollout_is_queued_before_update_is_awaited(
     unbroken, config, data_dir, tmp_path, monkeypatch
 ):
     """Else the device idles between steps: metrics, which wait for the update, are read a step
@@ -411,9 +409,8 @@ def test_rl_stopped_and_resumed_is_the_unbroken_run(
     assert scores[0] == scores[1] != {}, "the checkpoint of step 2 can be the best one"
 
 
-def test_bad_steps_of_rl_end_the_run_with_the_batch(
-    unbroken, config, data_dir, tmp_path, monkeypatch
-):
+def test_bad_steps_of_rl_end_the_run(unbroken, config, data_dir, tmp_path, monkeypatch):
+    """The bad batch is saved."""
     advantages = dict.fromkeys(
         trainer.ADVANTAGES, lambda rewards, counted: jnp.full_like(rewards, jnp.inf)
     )
@@ -436,9 +433,7 @@ def test_bad_steps_of_rl_end_the_run_with_the_batch(
     assert (batch["logprob"] < 0).any()
 
 
-def test_the_price_of_a_token_goes_on_where_it_stood(
-    unbroken, config, data_dir, tmp_path, monkeypatch
-):
+def test_token_price_resumes_where_it_stood(unbroken, config, data_dir, tmp_path, monkeypatch):
     reward = RewardConfig(token_price=0.01, token_budget=40, price_step=0.0007)
     priced = changed(config, rl={"reward": reward})
     whole = train_rl(priced, data_dir, tmp_path / "whole", unbroken[0], progress=False)

@@ -21,7 +21,7 @@ def _tree(seed=0):
 
 
 @pytest.mark.parametrize("axes", [(1, 1, 1), (2, 2, 2), (1, 4, 2), (8, 1, 1)])
-def test_the_sum_does_not_depend_on_where_an_array_lies(axes):
+def test_sum_does_not_depend_on_array_placement(axes):
     tree = _tree()
     mesh = make_mesh(*axes)
     for spec in (
@@ -80,7 +80,7 @@ def test_values_that_changed_places_change_the_sum():
     assert changed({"x": np.where(values == 3, 4, np.where(values == 4, 3, values))}, sums)
 
 
-def test_a_leaf_too_few_or_too_many_is_a_change():
+def test_missing_or_additional_leaf_is_a_change():
     sums = array_sums(_tree())
     assert changed({}, sums) == sorted(sums)
     assert changed(_tree() | {"more": np.zeros(1)[:0].astype(np.float32)}, sums) == ["['more']"]

@@ -101,7 +101,7 @@ def read_only(small_disk):
     return ["mount", "-o", "remount,ro", str(small_disk)]
 
 
-def test_a_checkpoints_folder_that_may_not_be_written_ends_the_run_before_its_first_step(
+def test_unwritable_checkpoints_folder_ends_run_before_first_step(
     config, tmp_path, small_disk, read_only
 ):
     """The rest of the workdir may be written."""
@@ -117,9 +117,8 @@ def test_a_checkpoints_folder_that_may_not_be_written_ends_the_run_before_its_fi
     assert time.monotonic() - began < 5
 
 
-def test_a_disk_that_becomes_read_only_ends_the_run_in_one_line_at_once(
-    config, tmp_path, small_disk, read_only
-):
+def test_read_only_disk_ends_run_in_one_line(config, tmp_path, small_disk, read_only):
+    """It becomes so in the middle of the run, which ends at once."""
     file = write_config(config, tmp_path / "config.py")
     began = time.monotonic()
     command = [sys.executable, "-c", _SAVE_TWICE, str(file), str(small_disk / "run"), *read_only]
@@ -135,10 +134,12 @@ def test_a_disk_that_becomes_read_only_ends_the_run_in_one_line_at_once(
 @pytest.mark.parametrize(
     ("stage", "room"), [("sft", 450_000), ("sft", 560_000), ("sft", 650_000), ("rl", 650_000)]
 )
-def test_a_full_disk_ends_the_run_in_one_line_and_costs_nothing_saved(
+def test_full_disk_ends_run_without_losing_checkpoints(
     config, data_dir, checkpoint, tmp_path, small_disk, stage, room
 ):
-    """There is room for the first steps (some 200 kB each), not for all; where it ends is another
+    """The run ends in one line.
+
+    There is room for the first steps (some 200 kB each), not for all; where it ends is another
     place each time.
     """
     config = changed(config, sft={"steps": 12}, rl={"steps": 12})

@@ -174,7 +174,7 @@ def test_sft_saves_when_its_terminal_is_closed(long_config, data_dir, tmp_path):
 
 
 @pytest.mark.slow
-def test_of_two_trainings_started_at_once_one_goes_on_unharmed(
+def test_one_of_two_simultaneous_trainings_goes_on_unharmed(
     long_config, config_file, data_dir, tmp_path
 ):
     """The other ends with one line; a third one, later, too.
@@ -300,9 +300,7 @@ cli.main()
 
 
 @pytest.mark.slow
-def test_a_validation_that_is_made_up_for_survives_being_killed(
-    long_config, data_dir, checkpoint, tmp_path
-):
+def test_making_up_for_a_validation_survives_kills(long_config, data_dir, checkpoint, tmp_path):
     """SIGTERM at a step that is due for it, then SIGKILL around each of the two files in which its
     scores go.
     """

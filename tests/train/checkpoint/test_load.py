@@ -28,7 +28,7 @@ def test_evaluation_needs_neither_optimizer_nor_data(saved, run, blank, tmp_path
         assert restored.path == str(tmp_path / FOLDER / "4")
 
 
-def test_evaluation_of_a_damaged_checkpoint_names_it_and_other_steps(copied):
+def test_evaluation_names_damaged_checkpoint_and_other_steps(copied):
     shutil.rmtree(copied / FOLDER / "4" / "params")
     with pytest.raises(UserError, match=r"checkpoints/4: damaged .*; other steps there: 2$"):
         load_checkpoint(copied / FOLDER / "4")

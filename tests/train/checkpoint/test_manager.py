@@ -30,7 +30,7 @@ def test_round_trip(saved, run, blank):
     assert not found.unvalidated
 
 
-def test_a_step_gets_the_scores_that_it_was_saved_without(run, blank, tmp_path):
+def test_step_gets_scores_after_it_was_saved(run, blank, tmp_path):
     """As when a run was stopped before the validation of the step: then it is the best."""
     save_steps(tmp_path, run, blank, {1: 0.4, 2: None})
     with Checkpoints(tmp_path, run) as checkpoints:
@@ -44,9 +44,7 @@ def test_a_step_gets_the_scores_that_it_was_saved_without(run, blank, tmp_path):
 
 
 @pytest.mark.parametrize("where", ["fsync", "replace"])
-def test_a_step_whose_scores_are_not_written_to_the_end_is_still_there(
-    run, blank, tmp_path, monkeypatch, where
-):
+def test_step_survives_an_interrupted_write_of_scores(run, blank, tmp_path, monkeypatch, where):
     """The disk fills up, or the process dies, before the new file is whole, or before it takes the
     place of the old one.
     """
@@ -65,7 +63,7 @@ def test_a_step_whose_scores_are_not_written_to_the_end_is_still_there(
     assert restored_step(tmp_path, run, blank) == 2
 
 
-def test_a_save_is_not_changed_by_the_donation_that_follows(tmp_path, run, blank):
+def test_donation_does_not_change_a_running_save(tmp_path, run, blank):
     spoil = jax.jit(lambda state: jax.tree.map(lambda x: x * 0, state), donate_argnums=0)
     state = state_at(blank, 1)
     expected = jax.tree.map(np.array, state)

@@ -26,9 +26,7 @@ def _files(saved):
 
 
 @pytest.mark.parametrize("how", ["missing", "truncated", "empty"])
-def test_a_damaged_step_is_reported_and_the_one_before_used(
-    saved, run, blank, tmp_path, capsys, how
-):
+def test_damaged_step_is_reported_and_previous_used(saved, run, blank, tmp_path, capsys, how):
     """Whichever file is hurt: the step is read as it was saved, or the one before is used, never
     anything else.
     """
@@ -145,9 +143,7 @@ _OF_THE_MACHINE = [
 
 @pytest.mark.parametrize("error", _OF_THE_MACHINE, ids=repr)
 @pytest.mark.parametrize("wrapped", [False, True])
-def test_what_is_wrong_with_the_machine_is_never_called_damage(
-    copied, run, blank, monkeypatch, error, wrapped
-):
+def test_machine_faults_are_never_called_damage(copied, run, blank, monkeypatch, error, wrapped):
     """Neither evaluation nor a restart takes another step, moves one, or says that one should be
     deleted.
     """
@@ -172,7 +168,7 @@ def test_what_is_wrong_with_the_machine_is_never_called_damage(
     assert not (copied / "damaged").exists()
 
 
-def test_a_file_that_may_not_be_read_is_no_damage(copied, run, blank, monkeypatch):
+def test_unreadable_file_is_no_damage(copied, run, blank, monkeypatch):
     """Root may read everything, so the reading itself says no: as it does where only the newest
     step is another user's.
     """

@@ -15,7 +15,8 @@ pytestmark = [
 ]
 
 
-def test_the_last_two_and_the_best_are_kept_and_the_best_is_evaluated(tmp_path, run, blank):
+def test_last_two_and_best_steps_are_kept(tmp_path, run, blank):
+    """The best one is the one that is evaluated."""
     save_steps(tmp_path, run, blank, {0: 0.2, 1: 0.7, 2: 0.7, 3: 0.1, 4: None, 5: 0.3})
     kept = sorted(int(entry.name) for entry in (tmp_path / FOLDER).iterdir())
     assert kept == [2, 4, 5]
@@ -40,7 +41,7 @@ def _not_there(folder):
 
 @pytest.mark.parametrize("hurt", [_cut_off, _not_there])
 @pytest.mark.parametrize("step", ["2", "4"])
-def test_an_older_model_never_takes_the_place_of_a_damaged_one(copied, hurt, step):
+def test_older_model_never_replaces_a_damaged_one(copied, hurt, step):
     """Which step is the best is written in the metas; where one is damaged, the user names a step,
     or nothing is done.
     """
@@ -59,7 +60,7 @@ def test_an_older_model_never_takes_the_place_of_a_damaged_one(copied, hurt, ste
     assert load_checkpoint(other).step == int(other.name)
 
 
-def test_a_step_that_cannot_say_its_score_is_not_deleted(tmp_path, run, blank):
+def test_step_without_readable_score_is_not_deleted(tmp_path, run, blank):
     """It may have been the best, and may be read again."""
     save_steps(tmp_path, run, blank, {1: 0.9, 2: 0.1, 3: 0.2})
     meta = tmp_path / FOLDER / "1" / "meta"

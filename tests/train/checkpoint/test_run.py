@@ -56,9 +56,8 @@ def test_what_decides_speed_alone_may_change(saved, run, blank):
         ("sft", {"batch_rows": 3}, r"train.sft.batch_rows=\d+ \(now 3\); use the same"),
     ],
 )
-def test_a_run_may_be_lengthened_and_the_other_stage_is_no_business_of_it(
-    saved, run, blank, stage, change, told
-):
+def test_run_may_be_lengthened_but_not_changed(saved, run, blank, stage, change, told):
+    """Settings of the other stage may change, for they do not concern it."""
     learn = dataclasses.replace(
         run.config.train, **{stage: dataclasses.replace(getattr(run.config.train, stage), **change)}
     )
@@ -86,9 +85,7 @@ def test_a_checkpoint_of_another_version_is_not_called_damaged(copied, run, blan
         checkpoints.restore_latest(blank)
 
 
-def test_a_checkpoint_that_does_not_say_whether_a_validation_is_due_is_of_another_version(
-    copied, run, blank
-):
+def test_checkpoint_without_validation_mark_is_of_another_version(copied, run, blank):
     file = copied / FOLDER / "4" / "meta" / "metadata"
     meta = json.loads(file.read_text())
     del meta["meta_sum"], meta["unvalidated"]

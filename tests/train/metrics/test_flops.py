@@ -62,13 +62,13 @@ def test_flops_of_the_products_are_those_that_xla_counts():
     assert float(training_flops(_MODEL, vocab, rows)) == 3 * forward + attention
 
 
-def test_the_peak_is_measured_once_and_is_that_of_some_machine(mesh):
+def test_peak_is_measured_once_and_is_plausible(mesh):
     found = measure_peak(mesh, "float32")
     assert 1e8 < found < 1e16
     assert measure_peak(mesh, "float32") is found
 
 
-def test_the_share_counts_the_flops_of_all_steps_since_the_line_before(tmp_path, monkeypatch):
+def test_mfu_counts_flops_since_the_previous_line(tmp_path, monkeypatch):
     clock = iter([0.0, 10.0, 20.0, 30.0, 40.0])
     monkeypatch.setattr("apr_jax.train.metrics.recorder.time.perf_counter", lambda: next(clock))
     with Recorder(

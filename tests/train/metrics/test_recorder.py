@@ -35,7 +35,7 @@ def test_no_gap_and_no_double_line_after_a_resume(tmp_path, tail):
     assert [line["loss"] for line in lines] == [step / 2 for step in range(1, 10)]
 
 
-def test_a_line_without_its_end_is_cut_even_if_it_reads_as_json(tmp_path):
+def test_unterminated_line_is_cut_even_if_json(tmp_path):
     (tmp_path / FILE).write_text('{"step": 1}\n{"step": 2}')
     cut_lines(tmp_path / FILE, 5)
     assert (tmp_path / FILE).read_text() == '{"step": 1}\n'
@@ -61,7 +61,8 @@ def test_metrics_are_fetched_one_step_late(tmp_path):
     assert [line["step"] for line in logged(tmp_path)] == [1, 2]
 
 
-def test_log_every_skips_lines_but_not_important_or_last_ones_and_counts_all_tokens(tmp_path):
+def test_log_every_keeps_important_and_last_lines(tmp_path):
+    """The tokens of skipped lines are counted all the same."""
     with _recorder(tmp_path, log_every=4) as recorder:
         recorder._since -= 100.0
         for step in range(1, 10):
@@ -95,9 +96,8 @@ def test_a_full_disk_is_one_clear_line(tmp_path):
         recorder._file = open("/dev/null", "w")  # noqa: SIM115 - closing /dev/full would fail once more.
 
 
-def test_the_terminal_shows_progress_rate_mfu_and_key_metrics_even_if_it_is_narrow(
-    tmp_path, monkeypatch, capsys
-):
+def test_narrow_terminal_shows_progress_and_key_metrics(tmp_path, monkeypatch, capsys):
+    """It shows the rates and mfu, too."""
     monkeypatch.setenv("COLUMNS", "80")
     counted = ("tokens", "trees")
     with Recorder(
@@ -132,7 +132,8 @@ def test_the_remaining_time_is_known_however_slow_steps_are(tmp_path):
         assert "0:50:00" in screen.file.getvalue()
 
 
-def test_numbers_that_come_after_an_interruption_complete_the_last_line(tmp_path):
+def test_late_numbers_complete_the_last_line(tmp_path):
+    """They come after an interruption."""
     _train(tmp_path, 0, 4)
     with _recorder(tmp_path, 4) as recorder:
         recorder.complete(4, {"validation_accuracy": 0.5})

@@ -37,7 +37,7 @@ def forest():
     return jax.tree.map(lambda field: np.asarray(field)[None], one)
 
 
-def test_a_tree_shows_slots_and_what_every_thread_read_and_wrote(forest):
+def test_tree_text_shows_slots_and_every_threads_tokens(forest):
     text = tree_text(forest, 0, "3 4 -> 7", True, TOKENIZER)
     assert text.splitlines() == [
         "3 4 -> 7: right",

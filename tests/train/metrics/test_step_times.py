@@ -56,7 +56,7 @@ def _numbers(step):
     return {name: float(value) for name, value in step.metrics().items()}
 
 
-def test_a_rollout_that_was_queued_behind_an_update_starts_when_that_ends(clock):
+def test_rollout_queued_behind_an_update_starts_after_it(clock):
     now, update, ends = clock
     first = _step(now, (0.0, 1.0, 5.0, 6.0))
     update(first)
@@ -86,7 +86,7 @@ def test_a_rollout_that_was_queued_behind_an_update_starts_when_that_ends(clock)
     )
 
 
-def test_a_host_that_comes_late_with_the_next_rollout_is_idle_time(clock):
+def test_host_late_with_next_rollout_is_idle_time(clock):
     now, update, ends = clock
     first = _step(now, (0.0, 0.0, 1.0, 1.0))
     update(first)
@@ -100,7 +100,7 @@ def test_a_host_that_comes_late_with_the_next_rollout_is_idle_time(clock):
     )
 
 
-def test_what_the_device_rescores_while_the_host_waits_is_update(clock):
+def test_rescoring_while_the_host_waits_is_update(clock):
     now, update, ends = clock
     step = _step(now, (0.0, 0.0, 4.0, 8.0), rescored=3.0)
     update(step)

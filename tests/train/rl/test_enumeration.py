@@ -140,27 +140,26 @@ def _choosing_kinds(trees):
 
 
 @pytest.mark.parametrize(("advantage", "size"), [("none", 1), ("none", 2), ("leave_one_out", 2)])
-def test_the_expected_gradient_is_the_gradient_of_the_expected_reward(setting, advantage, size):
+def test_expected_gradient_is_that_of_expected_reward(setting, advantage, size):
     np.testing.assert_allclose(
         _estimate(setting, size, advantage=advantage), setting.exact, atol=1e-12
     )
 
 
 @pytest.mark.parametrize("advantage", ["batch", "group"])
-def test_a_mean_that_holds_the_trees_own_reward_shortens_the_gradient_and_no_more(
-    setting, advantage
-):
+def test_own_reward_in_the_mean_shortens_the_gradient(setting, advantage):
+    """It does nothing else to it."""
     np.testing.assert_allclose(
         _estimate(setting, advantage=advantage), setting.exact / 2, atol=1e-12
     )
 
 
 @pytest.mark.parametrize(("advantage", "scale"), [("none", 1.0), ("batch", 0.5), ("group", 0.0)])
-def test_the_mean_of_a_batch_is_over_all_its_problems_and_that_of_a_group_over_one(
-    advantage, scale
-):
-    """Two problems that pay differently, one tree of each: nothing but the other problem can take
-    the tree's own reward off.
+def test_mean_of_a_batch_covers_all_its_problems(advantage, scale):
+    """The mean of a group covers one problem.
+
+    Two problems that pay differently, one tree of each: nothing but the other problem can take the
+    tree's own reward off.
     """
     setting = _setting(BOTH)
     other = np.asarray(setting.rewards)[::-1] + 1.0
@@ -220,7 +219,7 @@ def test_the_deviation_of_a_group_weighs_problems_by_difficulty():
     assert even / hard > 1.1 or hard / even > 1.1
 
 
-def test_masking_overlong_trees_is_biased_and_a_penalty_is_not():
+def test_masking_overlong_trees_is_biased_unlike_a_penalty():
     setting = _setting(PARENT_ONLY)
     overlong = setting.trees.forest.truncations > 0
     masked = _estimate(setting, advantage="leave_one_out", counted=~overlong)
@@ -325,9 +324,7 @@ def test_k3_has_the_gradient_of_the_reverse_divergence(setting):
 
 
 @pytest.mark.parametrize(("advantage", "size"), [("none", 1), ("leave_one_out", 2)])
-def test_k1_in_the_reward_has_the_gradient_of_the_divergence_of_the_whole_tree(
-    setting, advantage, size
-):
+def test_k1_reward_has_the_whole_trees_divergence_gradient(setting, advantage, size):
     exact = _full_gradient(setting, _divergence(setting))
     got = _kl_estimate(setting, "reward", size=size, advantage=advantage)
     np.testing.assert_allclose(got, exact, atol=1e-12)
@@ -386,7 +383,7 @@ def test_a_wrong_share_of_tokens_breaks_the_proof(toy, counted):
     assert _show(counted.__name__.strip("_"), setting, got, setting.exact) > 0.05
 
 
-def test_the_mean_over_a_sequence_in_place_of_the_sum_breaks_the_proof(setting):
+def test_sequence_mean_instead_of_sum_breaks_the_proof(setting):
     got = _estimate(setting, 1, loss_aggregation="sequence")
     assert _show("sequence mean, one tree", setting, got, setting.exact) > 0.05
 

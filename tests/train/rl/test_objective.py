@@ -233,8 +233,11 @@ def _one_thread_a_row(forest):
     return jax.tree.map(lambda *fields: np.concatenate(fields), *rows)
 
 
-def test_a_tree_weighs_the_same_however_many_trees_threads_or_rows_there_are():
-    """Adding a tree with advantage 0 only changes the count that divides."""
+def test_tree_weight_does_not_depend_on_the_forest():
+    """It is the same however many trees, threads or rows there are.
+
+    Adding a tree with advantage 0 only changes the count that divides.
+    """
     threads = [(*t[:2], 0, *t[3:]) for t in _threads(4, count=3)]
     more = threads + [(*t[:2], 1, *t[3:]) for t in _threads(5, count=5)]
     alone, joined = _rows(threads, 40), _rows(more, 40)
@@ -335,8 +338,8 @@ def test_kl_estimates_by_hand():
 
 
 @pytest.mark.parametrize("estimator", ["k1", "k2", "k3", "reward"])
-def test_a_token_that_the_policy_has_left_behind_has_a_finite_loss_and_gradient(estimator):
-    """e^d overflows from d = 88 on."""
+def test_token_left_behind_has_finite_loss_and_gradient(estimator):
+    """The policy has left the token behind, and e^d overflows from d = 88 on."""
     rows = _rows(_threads(1), 24)
     config = ObjectiveConfig(kl=0.001, kl_estimator=estimator, advantage="leave_one_out")
     reference = jnp.full(rows.tokens.shape, -1.0)
@@ -353,7 +356,8 @@ def test_a_token_that_the_policy_has_left_behind_has_a_finite_loss_and_gradient(
         assert np.abs(slope).max() < 2e4 * float(_weights(rows).max())
 
 
-def test_k3_is_exact_up_to_a_thousandfold_and_goes_on_as_its_tangent():
+def test_k3_goes_on_as_its_tangent():
+    """It is exact up to a ratio of a thousand."""
     d = jnp.asarray([[-30.0, -1.0, 0.0, 2.0, 6.9, K3_LINEAR_FROM, K3_LINEAR_FROM + 1, 88.0, 500.0]])
     [value], [slope] = KL["k3"](d), jax.grad(lambda d: jnp.sum(KL["k3"](d)))(d)
     near = np.asarray(d[0, :5], np.float64)
@@ -369,7 +373,7 @@ def test_k3_is_exact_up_to_a_thousandfold_and_goes_on_as_its_tangent():
 @pytest.mark.parametrize(
     ("cap", "exact"), [(0.0, False), (100.0, True), (1.2, False)], ids=["off", "wide", "tight"]
 )
-def test_recomputed_log_probs_make_the_gradient_exact_where_one_token_is_chosen(cap, exact):
+def test_recomputed_log_probs_make_the_gradient_exact(cap, exact):
     """Every tree of one choice, by its probability under what the sampler rounded: summed up, the
     expected gradient.
 
@@ -416,7 +420,7 @@ def test_recomputed_log_probs_make_the_gradient_exact_where_one_token_is_chosen(
             np.testing.assert_allclose(got, kept - share * kept.sum(), atol=1e-12)
 
 
-def test_the_kl_of_a_tree_is_the_sum_over_its_sampled_tokens():
+def test_tree_kl_is_the_sum_over_sampled_tokens():
     rows = _rows(_threads(7), 24)
     rng = np.random.default_rng(0)
     rows = dataclasses.replace(rows, logprob=rng.normal(size=rows.tokens.shape).astype(np.float32))
@@ -428,7 +432,7 @@ def test_the_kl_of_a_tree_is_the_sum_over_its_sampled_tokens():
     np.testing.assert_allclose(got, expected, rtol=1e-5)
 
 
-def test_entropy_pulls_towards_the_even_choice_also_where_tokens_are_forbidden():
+def test_entropy_evens_choices_among_allowed_tokens():
     """One choice between two allowed tokens: -w dH/dlogits = w p (log p + H)."""
     rows = _rows(
         [(np.array([10, 11]), np.array([False, True]), 0, np.zeros(2, np.int32), np.arange(2))], 2
@@ -444,7 +448,8 @@ def test_entropy_pulls_towards_the_even_choice_also_where_tokens_are_forbidden()
     np.testing.assert_allclose(grad, expected, atol=1e-6)
 
 
-def test_logprob_of_a_token_comes_from_the_column_before_at_the_temperature():
+def test_token_logprob_comes_from_the_column_before():
+    """Its logits are divided by the temperature first."""
     rows = _rows(_threads(6, count=2), 40)
     logits = np.asarray(jax.random.normal(jax.random.key(1), (*rows.tokens.shape, VOCAB)))
     logprobs, entropy = sampled_logprobs(jnp.asarray(logits), rows, temperature=0.7)

@@ -43,7 +43,8 @@ def test_rewards_by_hand(config, price, expected):
     np.testing.assert_allclose(tree_rewards(CORRECT, FOREST, price, config), expected, rtol=1e-12)
 
 
-def test_overlong_trees_are_those_with_a_truncated_thread_and_only_masking_leaves_them_out():
+def test_only_masking_leaves_overlong_trees_out():
+    """A tree is overlong if one of its threads was truncated."""
     assert overlong(FOREST).tolist() == [False, True, True]
     assert counted_trees(FOREST, RewardConfig(overlong="masked")).tolist() == [True, False, False]
     for choice in ("scored", "penalised"):
@@ -61,7 +62,7 @@ def test_the_price_follows_the_budget_by_hand():
     )
 
 
-def test_the_price_comes_to_rest_where_the_budget_is_met():
+def test_price_settles_where_the_budget_is_met():
     """Trees that shorten as tokens cost more: 400 tokens for nothing, 200 at 0.004, by 1 / (1 + 250
     price).
     """
@@ -127,7 +128,8 @@ def test_the_price_comes_to_rest_where_the_budget_is_met():
     ],
     ids=str,
 )
-def test_values_out_of_range_name_the_field_the_value_and_the_rule(config, settings, message):
+def test_out_of_range_values_name_field_and_rule(config, settings, message):
+    """The error names the value, too."""
     with pytest.raises(ConfigError) as caught:
         override(config, [f"train.rl.{setting}" for setting in settings])
     assert message in str(caught.value)
@@ -147,7 +149,7 @@ def _run(config, data_dir, workdir, init, monkeypatch=None, task=None, **options
     return logged(workdir)
 
 
-def test_a_verifier_that_raises_and_hangs_never_stops_the_run(
+def test_raising_or_hanging_verifier_never_stops_the_run(
     config, data_dir, checkpoint, tmp_path, monkeypatch, capfd
 ):
     lines = _run(
@@ -214,7 +216,7 @@ def _grader(config, monkeypatch, verifier, problems=0, batch=8, **reward):
     return made
 
 
-def test_a_step_with_too_many_answers_without_a_verdict_is_refused(config, monkeypatch):
+def test_step_with_too_many_unknown_answers_is_refused(config, monkeypatch):
     verifier = _Lossy(2, 3)
     made = _grader(config, monkeypatch, verifier, max_unknown=0.25)
     grades = made.verify([make_problem("p", (1, 2), 3)] * 8, np.zeros(8))
@@ -227,10 +229,11 @@ def test_a_step_with_too_many_answers_without_a_verdict_is_refused(config, monke
     assert verifier.spare == [2, 2]
 
 
-def test_a_validation_is_of_the_known_answers_and_refused_by_all_of_its_batches(
-    config, monkeypatch
-):
-    """A batch may lose what the batches before it have left."""
+def test_validation_is_of_the_known_answers_alone(config, monkeypatch):
+    """It is refused by the unknown answers of all of its batches together.
+
+    A batch may lose what the batches before it have left.
+    """
     state = SimpleNamespace(params=None)
     verifier = _Lossy(2, 0, 1, 2, 1, 1)
     made = _grader(config, monkeypatch, verifier, problems=20, max_unknown=0.15)
@@ -324,9 +327,7 @@ def test_options_of_the_objective_train(config, data_dir, checkpoint, tmp_path):
     assert 0 < lines[0]["masked_trees"] < lines[0]["trees"]
 
 
-def test_groups_are_flat_by_what_they_earned_whatever_kl_takes_off(
-    config, data_dir, checkpoint, tmp_path
-):
+def test_zero_std_groups_ignore_what_kl_takes_off(config, data_dir, checkpoint, tmp_path):
     """A model this small never hits a target: all groups are flat, although KL differs from tree to
     tree.
     """
@@ -341,9 +342,7 @@ def test_groups_are_flat_by_what_they_earned_whatever_kl_takes_off(
     )
 
 
-def test_a_step_in_which_all_groups_are_flat_replays_nothing(
-    config, data_dir, checkpoint, tmp_path
-):
+def test_step_of_only_zero_std_groups_replays_nothing(config, data_dir, checkpoint, tmp_path):
     objective = ObjectiveConfig(advantage="leave_one_out", kl=0.0)
     lines = _run(
         config, data_dir, tmp_path, checkpoint, steps=2, validate_every=9, objective=objective

@@ -271,9 +271,10 @@ def _advantages(heard, forest):
     return advantages
 
 
-def test_advantages_are_of_answers_less_prices_less_kl_against_the_other_trees_of_the_same_problem(
+def test_advantages_follow_from_answers_prices_and_kl(
     heard,
 ):
+    """They are set against the other trees of the same problem."""
     for update in heard.updates:
         np.testing.assert_allclose(
             update.advantages, _advantages(heard, update.forest), rtol=1e-4, atol=1e-4
@@ -287,7 +288,7 @@ def test_advantages_are_of_answers_less_prices_less_kl_against_the_other_trees_o
         assert (update.advantages > 0.05).any() and (update.advantages < -0.05).any()
 
 
-def test_the_price_of_a_token_follows_the_tokens_of_all_threads(heard):
+def test_token_price_follows_tokens_of_all_threads(heard):
     first = heard.firsts[0].forest
     assert first.total_tokens.mean() > first.sequential_tokens.mean() + 1, "threads side by side"
     prices = [_price(heard, update.forest) for update in heard.firsts]
@@ -295,7 +296,7 @@ def test_the_price_of_a_token_follows_the_tokens_of_all_threads(heard):
     assert (prices[1] > 1.1 * prices[0]) == bool(heard.kl)
 
 
-def test_answers_without_a_verdict_have_no_part_in_what_a_step_reports(heard):
+def test_unknown_answers_have_no_part_in_step_metrics(heard):
     for update, line in zip(heard.firsts, heard.lines, strict=True):
         forest = update.forest
         known = ~_is_unknown(forest) if heard.kl else np.ones(PROBLEMS * GROUP, bool)
@@ -316,7 +317,7 @@ def test_answers_without_a_verdict_have_no_part_in_what_a_step_reports(heard):
         assert line["masked_trees"] == (0 if heard.kl else np.sum(forest.truncations > 0))
 
 
-def test_every_sampled_token_of_a_tree_that_teaches_is_rescored_once(heard):
+def test_sampled_tokens_that_teach_are_rescored_once(heard):
     """Children's tokens too, and of trees without an advantage none, unless KL gives them one."""
     of_children = 0
     for update in heard.updates:
@@ -337,10 +338,12 @@ def test_every_sampled_token_of_a_tree_that_teaches_is_rescored_once(heard):
     assert of_children > 50
 
 
-def test_an_update_climbs_the_mean_over_trees_of_advantage_times_the_log_prob_of_the_whole_tree(
+def test_update_climbs_advantage_weighted_log_prob_of_trees(
     heard,
 ):
-    """The rate takes back the divisor of the first step, in the second step too, whose trees are of
+    """It climbs the mean over trees of advantage times the log-prob of the whole tree.
+
+    The rate takes back the divisor of the first step, in the second step too, whose trees are of
     another length.
     """
     first, later = (update.forest.total_tokens.mean() for update in heard.firsts)
@@ -356,14 +359,14 @@ def test_an_update_climbs_the_mean_over_trees_of_advantage_times_the_log_prob_of
         np.testing.assert_allclose(moved / RATE, gradient, rtol=0, atol=1e-4 * largest)
 
 
-def test_the_share_of_clipped_updates_is_that_of_gradients_longer_than_the_clip(heard):
+def test_clipped_updates_counts_gradients_beyond_the_clip(heard):
     norms = np.array([float(update.metrics["grad_norm"]) for update in heard.updates])
     shares = (norms > GRADIENT_CLIP).reshape(2, 2).mean(axis=1)
     assert [line["clipped_updates"] for line in heard.lines] == shares.tolist()
     assert shares.any()
 
 
-def test_the_second_update_of_a_step_begins_where_the_first_ended_and_is_clipped(heard):
+def test_second_update_begins_where_the_first_ended(heard):
     """Only from there on are ratios away from 1: the tokens beyond the clip are counted by hand."""
     for first, second in zip(heard.firsts, heard.updates[1::2], strict=True):
         jax.tree.map(np.testing.assert_array_equal, second.before, first.after)
@@ -382,11 +385,11 @@ def test_the_second_update_of_a_step_begins_where_the_first_ended_and_is_clipped
     ]
 
 
-def test_a_steep_price_makes_trees_short_and_every_number_of_rows_is_compiled_once(
-    config, data_dir, checkpoint, tmp_path, monkeypatch
-):
-    """Each update is given what the one before gave: another layout or type of that would be
-    another program.
+def test_steep_token_price_makes_trees_short(config, data_dir, checkpoint, tmp_path, monkeypatch):
+    """Every number of rows is compiled once.
+
+    Each update is given what the one before gave: another layout or type of that would be another
+    program.
     """
     settings = _spawning(
         config,

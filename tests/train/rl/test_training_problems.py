@@ -76,7 +76,8 @@ def test_every_method_learns_from_the_same_problems(problems_of_rl, config, data
     assert len({tuple(problems) for problems in of_each[0]}) == STEPS
 
 
-def test_a_draw_is_a_function_of_seed_and_step_that_leaves_no_problem_out():
+def test_draw_depends_on_seed_and_step_alone():
+    """It leaves no problem out."""
     problems = [make_problem(f"train-{k}", (k + 1, 2), 10) for k in range(30)]
     drawn = TrainingProblems(problems)
     assert drawn.draw(1, 2, 5) == TrainingProblems(list(problems)).draw(1, 2, 5)
