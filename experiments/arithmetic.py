@@ -11,7 +11,7 @@ in one thread, "parallel" has one level of children, "nested" a thread for each 
         --problems runs/arithmetic/data/test.jsonl
     done
 
-`apr eval --window 73` compares the three at the same window, in which every demonstration of the
+`apr eval --window 80` compares the three at the same window, in which every demonstration of the
 other methods fits and the long serial ones do not.
 """
 

@@ -196,7 +196,7 @@ def test_the_digit_is_right():
         ("3 + 4", "has ' ' at character 2, must have an operator"),
         ("3+\n4", r"has '\\n' at character 3"),
         ("__import__('os')", "has '_' at character 1"),
-        ("(" * 9 + "1+1", f"has more than {MAX_HEIGHT} levels"),
+        ("(" * MAX_HEIGHT + "1+1", f"has more than {MAX_HEIGHT} levels"),
         ("(" * 100_000, f"has 100000 characters, must have at most {MAX_LENGTH}"),
         ("\ud800", "at character 1"),
     ],
