@@ -96,7 +96,7 @@ def _parts(restored: Restored, problems: list[Problem], stack: ExitStack) -> lis
 
     def host() -> float:
         grades = grader.verify(of_trees, forest)
-        tree_rewards(grades.correct, forest, 0.0, rl.reward)
+        tree_rewards(grades.rewards, grades.correct, forest, 0.0, rl.reward)
         pack()
         return trees
 

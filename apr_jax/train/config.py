@@ -179,7 +179,7 @@ class ObjectiveConfig:
 
 @dataclasses.dataclass(frozen=True)
 class RewardConfig:
-    """What a tree earns: 1 if its answer is right, less what the tree cost.
+    """What a tree earns: the score of its answer, less what the tree cost, and a bonus for width.
 
     Attributes:
       token_price: price of a sampled token, counted over all threads. With a budget it is the price
@@ -188,6 +188,9 @@ class RewardConfig:
       token_budget: mean total tokens of a tree to which the token price is led; 0 keeps the price
         fixed.
       price_step: by how much the price rises in a step whose trees took twice the budget. It falls
+      critical_path: bonus of a tree whose answer is right, times 1 - sequential tokens / total
+        tokens: how much shorter its longest chain is than all of its tokens. A wrong answer gets no
+        bonus, however wide its tree is.
         in the same way, but never below 0.
       overlong: what happens to a tree in which a thread ran out of window or budget. It is "scored"
         like any other, "masked" (it has no gradient and no part in any mean), or "penalised".
@@ -206,16 +209,19 @@ class RewardConfig:
     overlong: Literal["scored", "masked", "penalised"] = "scored"
     overlong_penalty: float = 1.0
     time_limit: float = 5.0
+    critical_path: float = 0.0
     memory_limit: float = 4.0
     max_unknown: float = 0.1
 
     def __post_init__(self):
         group = "train.rl.reward"
-        _require(
-            self,
-            group,
-            ("token_price", "sequential_price", "token_budget", "price_step", "overlong_penalty"),
-            0,
+        not_negative = (
+            "token_price",
+            "sequential_price",
+            "critical_path",
+            "token_budget",
+            "price_step",
+            "overlong_penalty",
         )
         _require_positive(self, group, ("time_limit", "memory_limit"))
         if not 0 <= self.max_unknown <= 1:
@@ -223,6 +229,7 @@ class RewardConfig:
         if (self.token_budget > 0) != (self.price_step > 0):
             raise ValueError(
                 f"{group}.price_step={self.price_step} with token_budget={self.token_budget}: must"
+        _require(self, group, not_negative, 0)
                 " both be positive (the price follows the budget) or both 0"
             )
 

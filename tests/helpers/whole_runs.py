@@ -168,6 +168,7 @@ def unlike():
             reward=RewardConfig(
                 token_price=0.002,
                 sequential_price=0.001,
+                critical_path=0.2,
                 token_budget=50,
                 price_step=0.0003,
                 overlong="penalised",

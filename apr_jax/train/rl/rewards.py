@@ -1,6 +1,7 @@
 """Rewards: what a tree earned less what it cost, from its verdict and the forest's own counts.
 
     reward = score
+             + critical path x (1 - sequential tokens / total tokens), if the answer is right
              - token price x total tokens
              - sequential price x sequential tokens
              - penalty, if the tree is overlong and such trees are penalised
@@ -15,19 +16,34 @@ from apr_jax.train.config import RewardConfig
 
 
 def tree_rewards(
-    scores: np.ndarray, forest: ThreadForest, price: float, config: RewardConfig
+    scores: np.ndarray,
+    correct: np.ndarray,
+    forest: ThreadForest,
+    price: float,
+    config: RewardConfig,
 ) -> np.ndarray:
     """Computes the reward of each tree, float64 [B].
 
     Args:
       scores: [B], what the answers are worth, from 0 to 1 (`tasks.Score.reward`).
+      correct: [B], 1 where the answer is right, else 0 (`tasks.Score.correct`).
       forest: B trees, numpy leaves.
       price: price of a sampled token at this step.
       config: the terms of the reward.
     """
     cost = price * forest.total_tokens + config.sequential_price * forest.sequential_tokens  # [B]
     penalty = config.overlong_penalty if config.overlong == "penalised" else 0.0
-    return scores - cost - penalty * overlong(forest)
+    bonus = config.critical_path * parallel_share(forest) * correct  # [B]
+    return scores + bonus - cost - penalty * overlong(forest)
+
+
+def parallel_share(forest: ThreadForest) -> np.ndarray:
+    """Computes 1 - sequential tokens / total tokens of each tree, float64 [B].
+
+    It is 0 for a single thread, and near 1 for a tree whose tokens nearly all stand side by side.
+    """
+    total = np.maximum(forest.total_tokens, 1)  # [B]
+    return 1.0 - np.asarray(forest.sequential_tokens, np.float64) / total
 
 
 def overlong(forest: ThreadForest) -> np.ndarray:

@@ -280,7 +280,9 @@ class _Trainer:
 
     def _reward(self, forest: ThreadForest, grades: Grades) -> _RewardedTrees:
         """Turns verdicts and costs into rewards, and compares the rewards."""
-        rewards = tree_rewards(grades.rewards, forest, self._price, self._rl.reward)  # [B]
+        rewards = tree_rewards(
+            grades.rewards, grades.correct, forest, self._price, self._rl.reward
+        )  # [B]
         whole = counted_trees(forest, self._rl.reward)  # [B]
         counted = whole & grades.known  # What an answer without a verdict is worth is unknown.
         advantages, zero_std_groups = self._advantages(rewards, counted)

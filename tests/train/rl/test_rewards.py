@@ -36,11 +36,66 @@ CORRECT = np.array([1, 1, 0], np.float32)
         (RewardConfig(sequential_price=0.01), 0.001, [0.1, 0.2, -2.2]),
         (RewardConfig(overlong="penalised", overlong_penalty=0.25), 0.0, [1, 0.75, -0.25]),
         (RewardConfig(overlong="masked", overlong_penalty=0.25), 0.0, [1, 1, 0]),
+        (RewardConfig(critical_path=0.3), 0.0, [1.06, 1.25, 0]),
+        (RewardConfig(critical_path=0.3, sequential_price=0.001), 0.002, [0.78, 0.6, -0.6]),
+        (
+            RewardConfig(critical_path=0.3, overlong="penalised", overlong_penalty=0.25),
+            0.0,
+            [1.06, 1.0, -0.25],
+        ),
     ],
     ids=repr,
 )
 def test_rewards_by_hand(config, price, expected):
-    np.testing.assert_allclose(tree_rewards(CORRECT, FOREST, price, config), expected, rtol=1e-12)
+    got = tree_rewards(CORRECT, CORRECT, FOREST, price, config)
+    np.testing.assert_allclose(got, expected, rtol=1e-12, atol=1e-15)
+
+
+def _random_trees(seed, count=200):
+    """Trees of random size, with a chain of at most all of their tokens; their scores, verdicts."""
+    random = np.random.default_rng(seed)
+    total = random.integers(1, 400, count)
+    forest = SimpleNamespace(
+        total_tokens=total.astype(np.int32),
+        sequential_tokens=random.integers(1, total + 1).astype(np.int32),
+        truncations=random.integers(0, 2, count),
+    )
+    correct = random.integers(0, 2, count).astype(np.float32)
+    # A wrong answer may earn a part of the reward.
+    scores = np.where(correct, 1, random.random(count)).astype(np.float32)
+    return scores, correct, forest
+
+
+def test_without_a_bonus_rewards_are_those_of_scores_and_costs_to_the_bit():
+    scores, correct, forest = _random_trees(0)
+    config = RewardConfig(sequential_price=0.003, overlong="penalised", overlong_penalty=0.3)
+    cost = 0.007 * forest.total_tokens + 0.003 * forest.sequential_tokens
+    expected = scores - cost - 0.3 * (forest.truncations > 0)
+    assert tree_rewards(scores, correct, forest, 0.007, config).tobytes() == expected.tobytes()
+    free = tree_rewards(scores, correct, forest, 0.0, RewardConfig())
+    assert free.tobytes() == scores.astype(np.float64).tobytes()
+
+
+def test_a_wide_tree_makes_no_wrong_answer_better_than_another():
+    """Each wrong answer keeps its reward, to the bit; a right one gets at most the whole bonus."""
+    scores, correct, forest = _random_trees(1)
+    plain = tree_rewards(scores, correct, forest, 0.001, RewardConfig())
+    paid = tree_rewards(scores, correct, forest, 0.001, RewardConfig(critical_path=5.0))
+    is_right = correct.astype(bool)
+    assert paid[~is_right].tobytes() == plain[~is_right].tobytes()
+    bonus = (paid - plain)[is_right]
+    assert np.all((bonus >= -1e-12) & (bonus <= 5)) and bonus.max() > 4
+
+
+def test_right_trees_of_as_many_tokens_are_ordered_by_their_chains():
+    chains = np.array([300, 7, 150, 40, 299])
+    forest = SimpleNamespace(
+        total_tokens=np.full(5, 300), sequential_tokens=chains, truncations=np.zeros(5, int)
+    )
+    right = np.ones(5, np.float32)
+    rewards = tree_rewards(right, right, forest, 0.001, RewardConfig(critical_path=0.1))
+    assert np.argsort(rewards).tolist() == np.argsort(-chains).tolist()
+    assert len(set(rewards)) == 5
 
 
 def test_only_masking_leaves_overlong_trees_out():
@@ -81,6 +136,7 @@ def test_price_settles_where_the_budget_is_met():
             ["reward.sequential_price=nan"],
             "train.rl.reward.sequential_price=nan must be at least 0",
         ),
+        (["reward.critical_path=-1"], "train.rl.reward.critical_path=-1.0 must be at least 0"),
         (["reward.time_limit=0"], "train.rl.reward.time_limit=0.0 must be positive"),
         (["reward.memory_limit=0"], "train.rl.reward.memory_limit=0.0 must be positive"),
         (["reward.max_unknown=1.5"], "train.rl.reward.max_unknown=1.5 must be in 0..1"),
