@@ -22,7 +22,10 @@ FREE = (
         for field in ("save_every", "validate_every", "validation")
     ),
     "train.sft.log_every",
-    *(f"train.rl.reward.{field}" for field in ("time_limit", "memory_limit", "max_unknown")),
+    *(
+        f"train.rl.reward.{field}"
+        for field in ("time_limit", "memory_limit", "workers", "max_unknown")
+    ),
 )
 
 # Fields that say how long a training is. A training may go on as a longer one. Evaluations may not:

@@ -154,7 +154,7 @@ def _answer_rest(
     allowed = allowed_unknown(len(samples), reward)
 
     with (
-        SandboxedVerifier(task, reward.time_limit, reward.memory_limit) as verifier,
+        SandboxedVerifier(task, reward.time_limit, reward.memory_limit, reward.workers) as verifier,
         path.open("a") as file,
     ):
         for begin, forest in forests:

@@ -1,4 +1,4 @@
-"""Scores answers in a process of their own, so that a bad answer costs itself and never the run.
+"""Scores answers in processes of their own, so that a bad answer costs itself and never the run.
 
 A task's `score` reads what a model wrote. It may raise, crash, or hang, for example in `pow` of
 huge numbers or in a regular expression that backtracks for ever. Nothing less than a process can
@@ -6,53 +6,44 @@ contain that: a thread cannot be killed, and C code that keeps the interpreter's
 stop the clock that a time limit needs.
 
 The life of an answer:
-1. Problem and answer go to the process (`sandbox_process.py`) as one line of JSON.
+1. Problem and answer go to the first worker that is free (`sandbox_worker.py`), whose process
+   (`sandbox_process.py`) reads them as one line of JSON.
 2. One line of JSON comes back: a score, or why there is none. It is checked field by field. Nothing
    that comes out of the process is ever unpickled or evaluated.
 3. If the line is late, or is no score, or if the process has died, the process is killed, and a new
-   one takes the next answer.
+   one takes another answer. The other workers go on meanwhile.
 4. An answer without a score gets a `Failure`. A failure says nothing about the answer, so callers
    must not count the answer as wrong.
 5. If more answers of a batch fail than the caller can use, the rest of the batch is not verified.
+
+One thread serves all workers, by waiting on their sockets. So JAX has no other thread to share its
+process with, and what one worker does never holds up another.
 
 The sandbox keeps accidents away from the run, and from its memory, files and secrets. It is no
 prison for code that wants to break out; docs/adding_a_task.md says what it does not protect from.
 """
 
+import collections
 import dataclasses
 import enum
 import json
 import os
-import select
-import signal
-import socket
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 from typing import Any, Self
 
 from apr_jax.errors import UserError
-from apr_jax.io.subprocesses import standard_library_first
 from apr_jax.io.terminal import one_line
 from apr_jax.tasks.base import Problem, Score, Task
 from apr_jax.tasks.registry import config_of
-from apr_jax.tasks.sandbox_process import MOST_CHARACTERS, READY, to_line
+from apr_jax.tasks.sandbox_process import MOST_CHARACTERS
+from apr_jax.tasks.sandbox_worker import State, Worker, wait_for
 
-_START_LIMIT = 60.0  # Seconds to start Python and import the task, on a busy machine.
 # A machine may be short of memory for a moment. Once a process has worked, that must not end a run,
 # so starting one is tried several times.
 _START_TRIES = 3
 _START_PAUSE = 1.0  # Seconds between the tries.
-_MOST_BYTES = 1 << 20  # Of a line that comes back.
-# With -I neither variables of the environment nor the current folder decide what is imported. The
-# import path is the one of this process.
-_PROGRAM = (
-    "import sys; sys.path[:] = sys.argv[2:]; from apr_jax.tasks.sandbox_process import serve;"
-    " serve(int(sys.argv[1]))"
-)
-_ENVIRONMENT = ("LD_LIBRARY_PATH",)  # Variables that Python itself may need.
 
 
 class Failure(enum.Enum):
@@ -66,271 +57,305 @@ class Failure(enum.Enum):
 Outcome = Score | Failure
 
 
-class _NotReady(Exception):
-    """No process can score answers at the moment; the message says why."""
+class _Batch:
+    """The answers of a batch, and what is known of them.
+
+    Attributes:
+      pairs: problems with their answers.
+      outcomes: what came out, by index; without an entry for an answer that has not come back.
+      waiting: indices of the answers that no worker has, in the order in which they are handed out.
+      sent_twice: indices of the answers that may not be sent a third time.
+      is_given_up: whether too many answers failed, so that no new ones are handed out.
+    """
+
+    def __init__(self, pairs: Sequence[tuple[Problem, str]], most_unknown: int | None):
+        self.pairs = pairs
+        self.outcomes: dict[int, Outcome] = {}
+        self.waiting = collections.deque(range(len(pairs)))
+        self.sent_twice: set[int] = set()
+        self.is_given_up = False
+        self._most_unknown = len(pairs) if most_unknown is None else most_unknown
+        self._unknown = 0
+
+    def record(self, index: int, outcome: Outcome) -> None:
+        """Notes the outcome of an answer; gives the batch up if it is one failure too many."""
+        self.outcomes[index] = outcome
+        if isinstance(outcome, Failure):
+            self._unknown += 1
+        if self._unknown > self._most_unknown:
+            self.is_given_up = True
+            # What was handed out once gets its outcome, as it does with one worker.
+            self.waiting = collections.deque(
+                index for index in self.waiting if index in self.sent_twice
+            )
+
+    def send_again(self, index: int) -> None:
+        """Puts an answer in front of the others, because its worker was not fit for it."""
+        self.sent_twice.add(index)
+        self.waiting.appendleft(index)
+
+    def count_verified(self) -> int:
+        """Returns how many answers, from the first on, keep their outcome.
+
+        Of a batch that was given up, these are all up to the failure that was one too many: one
+        worker alone would not have come to those behind it.
+        """
+        if not self.is_given_up:
+            return len(self.pairs)
+        failures = sorted(
+            index for index, outcome in self.outcomes.items() if isinstance(outcome, Failure)
+        )
+        return failures[self._most_unknown] + 1
+
+    def in_order(self) -> list[Outcome]:
+        """Returns the outcomes in the order of the pairs."""
+        verified = self.count_verified()
+        outcomes = [self.outcomes.get(index, Failure.UNVERIFIED) for index in range(verified)]
+        return outcomes + [Failure.UNVERIFIED] * (len(self.pairs) - verified)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Request:
+    """An answer that a worker has.
+
+    Attributes:
+      index: the place of the answer in its batch.
+      number: the number that the reply must have.
+    """
+
+    index: int
+    number: int
 
 
 class SandboxedVerifier:
-    """Scores answers with `task.score` in a process of its own; a context manager.
+    """Scores answers with `task.score` in processes of their own; a context manager.
 
-    The first failure of each kind is reported in one line on standard error.
+    The outcomes do not depend on the number of workers, as long as the time limit lets each worker
+    finish what one alone would finish. The first failure of each kind is reported in one line on
+    standard error.
 
     Args:
       task: the task; its class must be in a module that Python can import, or in a file.
       time_limit: seconds that one answer may take.
-      memory_limit: GiB of address space that the process may take.
+      memory_limit: GiB of address space that each process may take.
+      workers: number of processes that score side by side; 0 for one on each core that this process
+        may use.
     """
 
-    def __init__(self, task: Task, time_limit: float, memory_limit: float = 4.0):
-        self._settings = {
+    def __init__(self, task: Task, time_limit: float, memory_limit: float = 4.0, workers: int = 1):
+        settings = {
             "task": config_of(task).to_dict(),
             "folder": os.getcwd(),
             "time_limit": time_limit,
             "memory_limit": memory_limit,
         }
-        self._class = f"{type(task).__module__}.{type(task).__qualname__}"
         self._time_limit = time_limit
         # Answers are numbered. What comes back must have the number of the answer that was sent.
         self._number = 0
         self._reported: set[str] = set()  # Kinds of failures.
-        # The present process, None if none could be started, and whether it is ready for answers.
-        self._process: subprocess.Popen[bytes] | None = None
-        self._ready = False
         self._was_ready = False  # Whether any process has ever been ready.
-        self._start()
+        class_name = f"{type(task).__module__}.{type(task).__qualname__}"
+        count = workers or len(os.sched_getaffinity(0))
+        self._workers = [Worker(settings, class_name) for _ in range(count)]
+        self._requests: dict[Worker, _Request] = {}  # The answer of each worker that scores.
+        self._trouble = ""  # Why a worker could not get ready, the last time that one could not.
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._stop()
+        for worker in self._workers:
+            worker.stop()
 
     def verify(
         self, pairs: Sequence[tuple[Problem, str]], most_unknown: int | None = None
     ) -> list[Outcome]:
         """Scores a batch of answers.
 
+        Answers are handed out in order. Once more than `most_unknown` of them have no score, no
+        more are handed out. Every answer behind the failure that was one too many is then
+        `UNVERIFIED`, even if another worker had it at that moment and scored it.
+
         Args:
           pairs: problems with their answers.
-          most_unknown: once more answers than this have no score, the rest of the batch is not
-            verified; None verifies all.
+          most_unknown: how many answers may stay without a score; None if all may.
 
         Returns:
           one outcome for each pair, in order.
 
         Raises:
-          UserError: the process cannot be started, and never could.
+          UserError: no process can be started, and none ever could.
         """
-        outcomes: list[Outcome] = []
-        unknown = 0
-        for problem, answer in pairs:
-            rest = len(pairs) - len(outcomes)
-            if most_unknown is not None and unknown > most_unknown:
+        batch = _Batch(pairs, most_unknown)
+        self._requests.clear()
+        for worker in self._workers:
+            worker.begin_batch()
+
+        while batch.waiting or self._requests:
+            self._hand_out(batch)
+            if not self._requests and all(worker.state is State.OUT for worker in self._workers):
+                self._report_stranded(len(batch.waiting))
+                break
+            self._take_replies(batch)
+
+        outcomes = batch.in_order()
+        if batch.is_given_up:
+            verified = batch.count_verified()
+            unknown = sum(isinstance(outcome, Failure) for outcome in outcomes[:verified])
+            rest = len(outcomes) - verified
+            if rest:
                 self._report(
                     "rest",
                     f"{unknown} answers of a batch have no verdict; its other {rest} are not"
                     " verified",
                 )
-                break
-            try:
-                self._prepare()
-            except _NotReady as reason:
-                self._report("start", f"{reason}; {rest} answers of a batch are not verified")
-                break
+        return outcomes
 
-            outcome = self._verify(problem, answer)
-            outcomes.append(outcome)
-            if isinstance(outcome, Failure):
-                unknown += 1
+    def _hand_out(self, batch: _Batch) -> None:
+        """Gives each worker that is ready an answer, and has the others get ready."""
+        for worker in self._workers:
+            if worker.state is State.PAUSED and time.monotonic() >= worker.deadline:
+                worker.restart()
+            if not batch.waiting:
+                continue
 
-        missing = len(pairs) - len(outcomes)
-        return outcomes + [Failure.UNVERIFIED] * missing
+            if worker.state is State.READY:
+                worker.replace_if_lost()
+            if worker.state is State.NEW:
+                self._note_trouble(worker, worker.make_task())
+            if worker.state is State.READY:
+                self._send(worker, batch)
 
-    def _verify(self, problem: Problem, answer: str) -> Outcome:
-        """Scores one answer in the process, which is ready; replaces the process if it fails."""
+    def _send(self, worker: Worker, batch: _Batch) -> None:
+        """Sends the next answer to a worker, which is ready."""
         self._number += 1
-        request = {"number": self._number, "problem": problem.to_json(), "answer": answer}
-        try:
-            reply = self._ask(request, self._time_limit)
-            if _is_late(reply, self._number):
-                # An earlier answer made the process send one line too many. This answer is not to
-                # blame for that, and is sent to a new process.
-                self._restart()
-                self._prepare()
-                reply = self._ask(request, self._time_limit)
-            if _is_error(reply, self._number):
-                reason = one_line(str(reply["error"]), MOST_CHARACTERS)
-                return self._fail(Failure.RAISED, problem, reason)
-            return _parse_score(reply, self._number)
-        except _NotReady as error:
-            return self._fail(Failure.UNVERIFIED, problem, str(error))
-        except TimeoutError:
-            failure = Failure.TIMED_OUT
-            reason = f"took more than {self._time_limit:g} s"
-        except (ValueError, RecursionError) as error:
-            # No JSON, JSON that is nested too deeply, or JSON that is no score.
-            failure = Failure.RAISED
-            reason = f"sent back no verdict ({one_line(str(error), MOST_CHARACTERS)})"
-        except (EOFError, OSError):
-            # The other end of the socket is closed.
-            failure = Failure.RAISED
-            reason = "ended its process"
-        self._restart()
-        return self._fail(failure, problem, reason)
+        request = _Request(batch.waiting.popleft(), self._number)
+        self._requests[worker] = request
+        worker.state = State.SCORING
 
-    def _ask(self, message: dict[str, Any], limit: float) -> Any:
-        """Sends a message to the process and returns its reply.
+        problem, answer = batch.pairs[request.index]
+        message = {"number": request.number, "problem": problem.to_json(), "answer": answer}
+        try:
+            worker.send(message, self._time_limit)
+        except OSError:
+            self._lose(worker, batch, Failure.RAISED, "ended its process")
+
+    def _take_replies(self, batch: _Batch) -> None:
+        """Waits until a reply comes or a deadline passes, and takes what has come."""
+        now = time.monotonic()
+        talking = [worker for worker in self._workers if worker.is_talking]
+        pausing = [worker for worker in self._workers if worker.state is State.PAUSED]
+        deadlines = [worker.deadline for worker in talking + pausing]
+        if not deadlines:
+            return
+        wait_for(talking, max(0.0, min(deadlines) - now))
+
+        for worker in talking:
+            if worker.state is State.SCORING:
+                self._take_verdict(worker, batch, now)
+            else:
+                self._note_trouble(worker, worker.finish_task(now))
+                self._was_ready |= worker.state is State.READY
+
+    def _take_verdict(self, worker: Worker, batch: _Batch, now: float) -> None:
+        """Takes the reply of a worker that scores; replaces its process if it fails.
 
         Args:
-          message: what is sent.
-          limit: seconds until the whole reply must have come.
-
-        Raises:
-          TimeoutError: the reply, or a part of it, has not come in time.
-          EOFError, OSError: the process has ended.
-          ValueError, RecursionError: the reply is not one line of JSON.
+          worker: the worker.
+          batch: where the outcome goes.
+          now: see `Worker.receive`.
         """
-        deadline = time.monotonic() + limit
-        self._socket.settimeout(limit)
-        self._socket.sendall(to_line(message))
+        request = self._requests[worker]
+        try:
+            line = worker.receive(now)
+            if line is None:
+                return
+            reply = json.loads(line)
+            if _is_late(reply, request.number) and request.index not in batch.sent_twice:
+                # An earlier answer made the process send one line too many. This answer is not to
+                # blame for that, and is sent to another process.
+                del self._requests[worker]
+                batch.send_again(request.index)
+                worker.restart()
+                return
+            if _is_error(reply, request.number):
+                reason = one_line(str(reply["error"]), MOST_CHARACTERS)
+                self._finish(worker, batch, self._fail(batch, request, Failure.RAISED, reason))
+                return
+            self._finish(worker, batch, _parse_score(reply, request.number))
+        except TimeoutError:
+            reason = f"took more than {self._time_limit:g} s"
+            self._lose(worker, batch, Failure.TIMED_OUT, reason)
+        except (EOFError, OSError):
+            # The other end of the socket is closed.
+            self._lose(worker, batch, Failure.RAISED, "ended its process")
+        except (ValueError, RecursionError) as error:
+            # No JSON, JSON that is nested too deeply, or JSON that is no score.
+            reason = f"sent back no verdict ({one_line(str(error), MOST_CHARACTERS)})"
+            self._lose(worker, batch, Failure.RAISED, reason)
 
-        received = bytearray()
-        while not received.endswith(b"\n"):
-            left = deadline - time.monotonic()
-            if left <= 0:
-                raise TimeoutError
-            self._socket.settimeout(left)
-            piece = self._socket.recv(1 << 16)
-            if not piece:
-                raise EOFError
-            received += piece
-            if len(received) > _MOST_BYTES:
-                raise ValueError(f"more than {_MOST_BYTES} bytes")
-        return json.loads(received)
+    def _finish(self, worker: Worker, batch: _Batch, outcome: Outcome) -> None:
+        """Notes the outcome of a worker's answer; the worker is ready for the next one."""
+        batch.record(self._requests.pop(worker).index, outcome)
+        worker.state = State.READY
 
-    def _fail(self, failure: Failure, problem: Problem, reason: str) -> Failure:
-        """Reports why the answer to a problem has no score, and returns the failure."""
+    def _lose(self, worker: Worker, batch: _Batch, failure: Failure, reason: str) -> None:
+        """Notes that a worker failed on its answer, and replaces its process."""
+        request = self._requests.pop(worker)
+        worker.restart()
+        batch.record(request.index, self._fail(batch, request, failure, reason))
+
+    def _fail(self, batch: _Batch, request: _Request, failure: Failure, reason: str) -> Failure:
+        """Reports why an answer has no score, and returns the failure."""
+        problem, _ = batch.pairs[request.index]
         self._report(
             failure.value, f"{reason} on an answer to problem {problem.id}; it is not counted"
         )
         return failure
+
+    def _note_trouble(self, worker: Worker, trouble: str) -> None:
+        """Decides what a worker does that cannot get ready.
+
+        If any worker was ever ready, a new process is tried after a pause, a few times. After that
+        the worker has no part in the rest of the batch.
+
+        Args:
+          worker: the worker.
+          trouble: why it cannot get ready; "" if there is no trouble.
+        """
+        if not trouble:
+            return
+        self._trouble = trouble
+        worker.tries += 1
+        if self._was_ready and worker.tries < _START_TRIES:
+            worker.state = State.PAUSED
+            worker.deadline = time.monotonic() + _START_PAUSE
+            return
+
+        # The new process has the time of the next rollout to get ready.
+        worker.restart()
+        worker.state = State.OUT
+        others_work = any(other.state is not State.OUT for other in self._workers)
+        if self._was_ready and others_work:
+            self._report("worker", f"{trouble}; the other workers go on without it")
+
+    def _report_stranded(self, rest: int) -> None:
+        """Reports that no worker can get ready, so that the rest of a batch is not verified.
+
+        Raises:
+          UserError: no worker was ever ready.
+        """
+        if not self._was_ready:
+            raise UserError(
+                f"verifier: {self._trouble}; mend that, and start the same command again"
+            )
+        self._report("start", f"{self._trouble}; {rest} answers of a batch are not verified")
 
     def _report(self, kind: str, message: str) -> None:
         """Prints a message to standard error, if it is the first of its kind."""
         if kind not in self._reported:
             self._reported.add(kind)
             print(f"verifier: {one_line(message)}", file=sys.stderr)
-
-    def _prepare(self) -> None:
-        """Waits until a process is ready to score answers.
-
-        Raises:
-          _NotReady: there is none, though there was one before.
-          UserError: there is none, and there never was.
-        """
-        # No reply is due, so whatever can be read from a process that is ready is its end, or one
-        # line too many. No answer is to blame for that.
-        is_lost = self._process is None
-        if self._ready:
-            readable, _, _ = select.select([self._socket], [], [], 0)
-            is_lost = bool(readable)
-        if is_lost:
-            self._restart()
-        if self._ready:
-            return
-
-        trouble = self._greet()
-        tries = 1
-        while trouble and self._was_ready and tries < _START_TRIES:
-            time.sleep(_START_PAUSE)
-            self._restart()
-            trouble = self._greet()
-            tries += 1
-        if not trouble:
-            self._ready = True
-            self._was_ready = True
-            return
-
-        if not self._was_ready:
-            raise UserError(f"verifier: {trouble}; mend that, and start the same command again")
-        # The new process has the time of the next rollout to get ready.
-        self._restart()
-        raise _NotReady(trouble)
-
-    def _greet(self) -> str:
-        """Has the process make the task; returns why it cannot, or "" if the process is ready."""
-        if self._process is None:
-            return (
-                f"its process cannot be started ({self._start_error}): free memory, processes or"
-                " files on this machine"
-            )
-        try:
-            reply = self._ask(self._settings, _START_LIMIT)
-        except TimeoutError:
-            return (
-                f"its process was not ready after {_START_LIMIT:g} s: the import of {self._class}"
-                " hangs, or the machine is too busy"
-            )
-        except (EOFError, OSError):
-            reason = "the process ended"
-        except (ValueError, RecursionError) as error:
-            reason = f"it sent {error}"
-        else:
-            if reply == READY:
-                return ""
-            reason = str(reply.get("error") if isinstance(reply, dict) else reply)
-        return (
-            f"its process cannot make the task {self._class} ({one_line(reason, MOST_CHARACTERS)});"
-            " its class must be in a module that Python can import, not in the script that is run"
-        )
-
-    def _start(self) -> None:
-        """Starts a process, or notes why this machine cannot start one."""
-        self._process = None
-        self._ready = False
-        try:
-            own_end, other_end = socket.socketpair()
-        except OSError as error:  # Too many files are open.
-            self._start_error = error.strerror or str(error)
-            return
-
-        descriptor = other_end.fileno()
-        command = [sys.executable, "-I", "-c", _PROGRAM, str(descriptor)]
-        try:
-            with other_end:
-                self._process = subprocess.Popen(
-                    [*command, *standard_library_first(sys.path)],
-                    pass_fds=[descriptor],
-                    stdin=subprocess.DEVNULL,
-                    stdout=subprocess.DEVNULL,
-                    stderr=subprocess.DEVNULL,
-                    cwd="/",
-                    # Keys and passwords of this process must not be within an answer's reach.
-                    env={name: os.environ[name] for name in _ENVIRONMENT if name in os.environ},
-                    # Signals to the process group are for this process, which finishes its step
-                    # and needs verdicts for it.
-                    start_new_session=True,
-                )
-        except OSError as error:  # Memory or processes have run out.
-            own_end.close()
-            self._start_error = error.strerror or str(error)
-            return
-        self._socket = own_end
-
-    def _stop(self) -> None:
-        """Kills the process, if there is one, and everything that it has started."""
-        if self._process is None:
-            return
-        self._socket.close()
-        if self._process.returncode is None:
-            with suppress(ProcessLookupError):
-                os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
-
-    def _restart(self) -> None:
-        """Replaces the process by a new one."""
-        self._stop()
-        self._start()
 
 
 def _is_late(reply: Any, number: int) -> bool:

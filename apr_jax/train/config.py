@@ -7,6 +7,9 @@ import dataclasses
 import math
 from typing import Any, Literal
 
+# Each worker is a Python process, so a slip of the finger must not start thousands of them.
+_MOST_WORKERS = 256
+
 
 def _require(config: Any, group: str, fields: tuple[str, ...], low: int) -> None:
     """Raises ValueError if a field is below `low` or not finite."""
@@ -185,32 +188,35 @@ class RewardConfig:
       token_price: price of a sampled token, counted over all threads. With a budget it is the price
         in the first step.
       sequential_price: price of a sequential token.
-      token_budget: mean total tokens of a tree to which the token price is led; 0 keeps the price
-        fixed.
-      price_step: by how much the price rises in a step whose trees took twice the budget. It falls
       critical_path: bonus of a tree whose answer is right, times 1 - sequential tokens / total
         tokens: how much shorter its longest chain is than all of its tokens. A wrong answer gets no
         bonus, however wide its tree is.
+      token_budget: mean total tokens of a tree to which the token price is led; 0 keeps the price
+        fixed.
+      price_step: by how much the price rises in a step whose trees took twice the budget. It falls
         in the same way, but never below 0.
       overlong: what happens to a tree in which a thread ran out of window or budget. It is "scored"
         like any other, "masked" (it has no gradient and no part in any mean), or "penalised".
       overlong_penalty: what is taken off the reward of a penalised tree.
       time_limit: seconds that the verification of one answer may take. Then it is stopped, the
         answer stays unknown, and its tree is not counted, as if it were masked.
-      memory_limit: GiB of address space that the verifier may take.
+      memory_limit: GiB of address space that each worker of the verifier may take.
+      workers: number of processes that score the answers of a batch side by side; 0 for one on each
+        core that the run may use. It decides how fast answers are scored, and not what they earn.
       max_unknown: share of a batch's answers that may stay unknown. A run ends if more are unknown,
         and more than one.
     """
 
     token_price: float = 0.0
     sequential_price: float = 0.0
+    critical_path: float = 0.0
     token_budget: int = 0
     price_step: float = 0.0
     overlong: Literal["scored", "masked", "penalised"] = "scored"
     overlong_penalty: float = 1.0
     time_limit: float = 5.0
-    critical_path: float = 0.0
     memory_limit: float = 4.0
+    workers: int = 1
     max_unknown: float = 0.1
 
     def __post_init__(self):
@@ -223,13 +229,15 @@ class RewardConfig:
             "price_step",
             "overlong_penalty",
         )
+        _require(self, group, not_negative, 0)
         _require_positive(self, group, ("time_limit", "memory_limit"))
+        if not 0 <= self.workers <= _MOST_WORKERS:
+            raise ValueError(f"{group}.workers={self.workers} must be in 0..{_MOST_WORKERS}")
         if not 0 <= self.max_unknown <= 1:
             raise ValueError(f"{group}.max_unknown={self.max_unknown} must be in 0..1")
         if (self.token_budget > 0) != (self.price_step > 0):
             raise ValueError(
                 f"{group}.price_step={self.price_step} with token_budget={self.token_budget}: must"
-        _require(self, group, not_negative, 0)
                 " both be positive (the price follows the budget) or both 0"
             )
 

@@ -39,10 +39,12 @@ def grading(
     mesh: Mesh,
     training: Sequence[Problem] = (),
 ) -> Iterator["Grader"]:
-    """Opens a grader, together with the process in which its verifier runs."""
+    """Opens a grader, together with the processes of its verifier."""
     task = make_task(config.task, config.limits)
     reward = config.train.rl.reward
-    with SandboxedVerifier(task, reward.time_limit, reward.memory_limit) as verifier:
+    with SandboxedVerifier(
+        task, reward.time_limit, reward.memory_limit, reward.workers
+    ) as verifier:
         yield Grader(config, task, tokenizer, verifier, validation, mesh, training)
 
 

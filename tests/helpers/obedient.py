@@ -11,7 +11,7 @@ import subprocess
 import time
 from pathlib import Path
 
-from apr_jax.tasks import Problem, Score, sandbox
+from apr_jax.tasks import Problem, Score, sandbox_worker
 from apr_jax.tasks.toy import HiddenDigit
 
 PROBLEM = Problem("p", {"digits": [1, 2]})
@@ -53,7 +53,7 @@ class Obedient(HiddenDigit):
         if answer.startswith("send "):
             _send(answer.removeprefix("send ").encode())
         if answer == "flood":
-            _send(b"x" * (sandbox._MOST_BYTES + 1))
+            _send(b"x" * (sandbox_worker._MOST_BYTES + 1))
         if answer == "nest":
             _send(b"[" * 100_000 + b"\n")
         if answer == "write a file":
@@ -78,7 +78,22 @@ class Obedient(HiddenDigit):
             re.match(r"(a+)+$", "a" * 60 + "b")
         if answer == "nothing":
             return None
+        if answer == "wrong":
+            return Score(0.25, correct=False, stated="2", reason="no digit of it")
+        if answer == "tell the time":
+            return Score(1.0, correct=True, stated=str(time.monotonic()))
+        if answer.startswith("measure "):
+            return Score(1.0, correct=True, stated=str(len(answer)))
+        if answer.startswith("wait "):
+            return _wait(answer)
         return RIGHT
+
+
+def _wait(answer):
+    """Scores "wait SECONDS" and "wait SECONDS and state TEXT" after so many seconds."""
+    seconds, _, text = answer.removeprefix("wait ").partition(" and state ")
+    time.sleep(float(seconds))
+    return Score(1.0, correct=True, stated=text) if text else RIGHT
 
 
 def _surroundings():

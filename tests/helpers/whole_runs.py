@@ -175,6 +175,7 @@ def unlike():
                 overlong_penalty=0.5,
                 time_limit=20.0,
                 memory_limit=3.0,
+                workers=2,
                 max_unknown=0.3,
             ),
             ppo_epochs=3,

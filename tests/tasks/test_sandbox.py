@@ -14,7 +14,7 @@ from helpers import obedient
 from helpers.obedient import PROBLEM, RIGHT, Config, Obedient
 
 from apr_jax.errors import UserError
-from apr_jax.tasks import Failure, SandboxedVerifier, Score, sandbox
+from apr_jax.tasks import Failure, SandboxedVerifier, Score, sandbox, sandbox_worker
 from apr_jax.tasks.countdown.config import CountdownConfig
 from apr_jax.tasks.countdown.puzzle import make_problem
 from apr_jax.tasks.countdown.task import Countdown
@@ -61,19 +61,19 @@ def test_signals_and_a_killed_process_cost_nothing():
     with SandboxedVerifier(Obedient(), time_limit=5.0) as verifier:
         assert verifier.verify([(PROBLEM, "fine")]) == [RIGHT]
         for number in (signal.SIGINT, signal.SIGTERM):
-            os.kill(verifier._process.pid, number)
+            os.kill(verifier._workers[0].process.pid, number)
         assert verifier.verify([(PROBLEM, "fine")]) == [RIGHT]
-        first = verifier._process
+        first = verifier._workers[0].process
         first.kill()
         first.wait()
         assert verifier.verify([(PROBLEM, "fine")]) == [RIGHT]
-        second = verifier._process
+        second = verifier._workers[0].process
     assert second.poll() is not None, "no process is left behind"
 
 
 def test_process_group_signals_do_not_reach_sandbox():
     with SandboxedVerifier(Obedient(), time_limit=5.0) as verifier:
-        assert os.getpgid(verifier._process.pid) != os.getpgid(0)
+        assert os.getpgid(verifier._workers[0].process.pid) != os.getpgid(0)
 
 
 def test_slow_answers_are_unknown_and_cost_no_other_answer():
@@ -105,13 +105,13 @@ def test_a_late_extra_line_costs_no_other_answer(monkeypatch):
     """The next answer may be sent to the process before its extra line has come."""
     with SandboxedVerifier(Obedient(), time_limit=5.0) as verifier:
         assert verifier.verify([(PROBLEM, "fine")]) == [RIGHT]
-        ask = verifier._ask
-        late = [{"number": 1, "error": "late"}]
-        monkeypatch.setattr(
-            verifier, "_ask", lambda *request: late.pop() if late else ask(*request)
-        )
+        (worker,) = verifier._workers
+        receive = worker.receive
+        late = [b'{"number": 1, "error": "late"}\n']
+        monkeypatch.setattr(worker, "receive", lambda now: late.pop() if late else receive(now))
+        first = worker.process
         assert verifier.verify([(PROBLEM, "fine"), (PROBLEM, "fine")]) == [RIGHT, RIGHT]
-        assert not late
+        assert not late and worker.process is not first
 
 
 ATTACKS = (
@@ -210,7 +210,7 @@ def test_what_an_answer_started_ends_with_its_process():
     """Linux bounds the processes of everyone but root."""
     with SandboxedVerifier(Obedient(), time_limit=0.5) as verifier:
         verifier.verify([(PROBLEM, "fine")])
-        group = verifier._process.pid
+        group = verifier._workers[0].process.pid
         assert verifier.verify([(PROBLEM, "start a process")])[0] in (
             Failure.TIMED_OUT,
             Failure.RAISED,
@@ -233,27 +233,27 @@ def _lives(group):
     return False
 
 
-def test_the_process_ends_when_this_one_is_killed():
+def test_the_processes_end_when_this_one_is_killed():
     """It does so even during an answer that hangs in C code and holds the interpreter's lock."""
     program = (
         "import sys; sys.path.insert(0, sys.argv[1])\n"
         "from apr_jax.tasks import SandboxedVerifier\n"
         "from helpers.obedient import PROBLEM, Obedient\n"
-        "verifier = SandboxedVerifier(Obedient(), time_limit=0.2)\n"
+        "verifier = SandboxedVerifier(Obedient(), time_limit=0.2, workers=3)\n"
         "verifier.verify([(PROBLEM, 'fine')])\n"
-        "print(verifier._process.pid, flush=True)\n"
+        "print(*(worker.process.pid for worker in verifier._workers), flush=True)\n"
         "verifier._time_limit = 60.0\n"
         "verifier.verify([(PROBLEM, 'hold the lock')])"
     )
     command = [sys.executable, "-c", program, str(Path(__file__).parents[1])]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        child = int(process.stdout.readline())
+        children = list(map(int, process.stdout.readline().split()))
         time.sleep(0.3)
         process.kill()
     deadline = time.monotonic() + 20
-    while _lives(child) and time.monotonic() < deadline:
+    while any(map(_lives, children)) and time.monotonic() < deadline:
         time.sleep(0.05)
-    assert not _lives(child)
+    assert len(children) == 3 and not any(map(_lives, children))
 
 
 def test_current_folder_hides_no_standard_library_module(tmp_path, monkeypatch):
@@ -282,12 +282,12 @@ def test_what_keeps_the_process_from_starting_is_said(monkeypatch, capfd):
         with pytest.raises(UserError, match=told):
             verifier.verify([(PROBLEM, "fine")])
     with SandboxedVerifier(Obedient(), time_limit=5.0) as verifier:
-        verifier._process.kill()
+        verifier._workers[0].process.kill()
         with pytest.raises(
             UserError, match=r"cannot make the task \S*Obedient \(the process ended\)"
         ):
             verifier.verify([(PROBLEM, "fine")])
-    monkeypatch.setattr(sandbox, "_START_LIMIT", 0.001)
+    monkeypatch.setattr(sandbox_worker, "_START_LIMIT", 0.001)
     told = r"not ready after 0.001 s: the import of \S*Obedient hangs, or the machine is too busy"
     with (
         SandboxedVerifier(Obedient(), time_limit=5.0) as verifier,
@@ -329,7 +329,7 @@ def test_failed_restart_costs_the_rest_of_a_batch(field, value, told, capfd, mon
         capfd.readouterr()
         for _ in range(2):
             with monkeypatch.context() as patch:
-                patch.setattr(f"apr_jax.tasks.sandbox.{field}", value)
+                patch.setattr(f"apr_jax.tasks.sandbox_worker.{field}", value)
                 patch.setattr(sandbox, "_START_PAUSE", 0.0)
                 pairs = [(PROBLEM, text) for text in ("fine", "die", "fine", "fine")]
                 assert verifier.verify(pairs) == [
@@ -344,7 +344,7 @@ def test_failed_restart_costs_the_rest_of_a_batch(field, value, told, capfd, mon
         said = capfd.readouterr().err.splitlines()
         assert len(said) == 2, "each kind once"
         assert re.fullmatch(rf"verifier: {told}.*; 2 answers of a batch are not verified", said[1])
-    monkeypatch.setattr(f"apr_jax.tasks.sandbox.{field}", value)
+    monkeypatch.setattr(f"apr_jax.tasks.sandbox_worker.{field}", value)
     with (
         SandboxedVerifier(Obedient(), time_limit=5.0) as verifier,
         pytest.raises(

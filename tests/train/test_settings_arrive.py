@@ -10,8 +10,10 @@ import pytest
 from helpers.whole_runs import changed
 from jax.experimental import multihost_utils
 
+from apr_jax.evaluate import runner
 from apr_jax.tasks import Failure, Score
 from apr_jax.train import grader, sft
+from apr_jax.train.config import RewardConfig
 from apr_jax.train.grader import Grader
 from apr_jax.train.rl import trainer
 
@@ -43,6 +45,35 @@ def test_the_schedule_of_rl_counts_ppo_epochs(config, monkeypatch):
     with pytest.raises(Arrived) as found:
         trainer.train_rl(changed(config, rl={"steps": 7, "ppo_epochs": 3}), "data", "run", "start")
     assert found.value.args[0][1] == 21
+
+
+REWARD = RewardConfig(time_limit=7.0, memory_limit=3.0, workers=5)
+
+
+def test_the_verifier_of_training_has_its_limits_and_workers(config, monkeypatch):
+    monkeypatch.setattr(grader, "SandboxedVerifier", stop)
+    opened = grader.grading(changed(config, rl={"reward": REWARD}), None, [], None)
+    with pytest.raises(Arrived) as found:
+        opened.__enter__()
+    assert found.value.args[0][1:] == (7.0, 3.0, 5)
+
+
+def test_the_verifier_of_an_evaluation_has_the_same(config, monkeypatch, tmp_path):
+    monkeypatch.setattr(runner, "SandboxedVerifier", stop)
+    monkeypatch.setattr(runner, "task_of", lambda restored: None)
+    monkeypatch.setattr(runner, "make_runner", lambda *arguments: _Streams())
+    restored = types.SimpleNamespace(config=changed(config, rl={"reward": REWARD}))
+    mirror = types.SimpleNamespace(local=tmp_path)
+    with pytest.raises(Arrived) as found:
+        runner._answer_rest(restored, ["a sample"], None, None, 0, mirror, None, False)
+    assert found.value.args[0][1:] == (7.0, 3.0, 5)
+
+
+class _Streams:
+    """A rollout of no trees."""
+
+    def stream(self, *arguments):
+        return []
 
 
 def test_validation_is_greedy(config):

@@ -137,6 +137,8 @@ def test_price_settles_where_the_budget_is_met():
             "train.rl.reward.sequential_price=nan must be at least 0",
         ),
         (["reward.critical_path=-1"], "train.rl.reward.critical_path=-1.0 must be at least 0"),
+        (["reward.workers=-1"], "train.rl.reward.workers=-1 must be in 0..256"),
+        (["reward.workers=257"], "train.rl.reward.workers=257 must be in 0..256"),
         (["reward.time_limit=0"], "train.rl.reward.time_limit=0.0 must be positive"),
         (["reward.memory_limit=0"], "train.rl.reward.memory_limit=0.0 must be positive"),
         (["reward.max_unknown=1.5"], "train.rl.reward.max_unknown=1.5 must be in 0..1"),
