@@ -29,7 +29,7 @@ def experiment() -> Experiment:
         name="arithmetic",
         seed=0,
         task=TaskConfig("arithmetic", height=4, fullness=0.7, modulus=10),
-        data=DataConfig(demonstrations=30_000, heldout=1_000),
+        data=DataConfig(demonstrations=20_000, heldout=1_000),
         model=ModelConfig(layers=4, width=128, heads=4, kv_heads=1, head_size=32, mlp=352),
         # The longest serial demonstration, of 15 operations, takes 127 positions; the longest
         # thread of the other methods 73, and 87 tokens. A spawn divides the threads that are left
@@ -39,7 +39,7 @@ def experiment() -> Experiment:
         train=TrainConfig(
             sft=SftConfig(
                 steps=1500,
-                batch_rows=24,
+                batch_rows=12,
                 save_every=500,
                 log_every=20,
                 validate_every=500,
