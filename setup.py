@@ -54,6 +54,7 @@ EXTRAS = {
         "beartype>=0.22,<0.24",
         "gcp-storage-emulator>=2026.7,<2027",
         "hypothesis>=6.140,<7",
+        "jsonschema>=4.26,<5",
         "kubeflow-trainer-api>=2.3,<3",
         "kubernetes-validate>=1.37,<2",
         "mypy>=2.4,<3",

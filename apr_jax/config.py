@@ -24,6 +24,8 @@ from apr_jax.threads.keys import LARGEST_SEED
 from apr_jax.threads.limits import Limits, Schedule
 from apr_jax.train.config import TrainConfig
 
+# The field of which either a number or the name of a file is set.
+_COUNT_OR_FILE = ["data", "demonstrations"]
 _LARGEST_INTEGER = 2**31 - 1  # Devices count in 32 bits. Seeds have bounds of their own.
 
 
@@ -278,7 +280,18 @@ def _apply(settings: list[str], values: dict[str, Any]) -> None:
             raise ConfigError(
                 f"--set {setting!r}: {path!r} is a group of fields: {', '.join(value)}"
             )
-        group[names[-1]] = _parse(text.strip(), value, setting)
+        if names == _COUNT_OR_FILE:
+            group[names[-1]] = _parse_count_or_file(text.strip())
+        else:
+            group[names[-1]] = _parse(text.strip(), value, setting)
+
+
+def _parse_count_or_file(text: str) -> int | str:
+    """Reads a number of demonstrations or the name of a file, whichever the field has now."""
+    try:
+        return int(text)
+    except ValueError:
+        return text
 
 
 def _parse(text: str, old: Any, setting: str) -> Any:

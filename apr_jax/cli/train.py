@@ -31,7 +31,7 @@ def sft(
         typer.Option(
             help=(
                 "Method whose demonstrations are imitated; by default the task's first parallel"
-                " method."
+                " method, or file if data.demonstrations is a file."
             ),
             show_default=False,
         ),
@@ -44,7 +44,7 @@ def sft(
     from apr_jax.config import load
 
     experiment = load(config, settings)
-    method = method or _first_parallel_method(experiment)
+    method = method or _default_method(experiment)
     data = data or _find_data([workdir], config)
 
     start(together=True)
@@ -89,15 +89,20 @@ def rl(
     typer.echo(f"checkpoint: {workdir}")
 
 
-def _first_parallel_method(experiment: "Experiment") -> str:
+def _default_method(experiment: "Experiment") -> str:
     """Returns the first method of the task whose demonstrations spawn and fit the limits.
+
+    If the demonstrations are a file's, returns the method of the file, which is the only one.
 
     Raises:
       UsageError: there is none.
     """
+    from apr_jax.data import tree_files
     from apr_jax.data.build import fitting_methods
     from apr_jax.tasks import make_task
 
+    if experiment.data.file:
+        return tree_files.METHOD
     task = make_task(experiment.task, experiment.limits)
     for name in fitting_methods(task):
         if task.methods[name].parallel:

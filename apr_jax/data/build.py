@@ -14,6 +14,9 @@ The life of a build:
    TFDS stores the trees (`dataset`).
 4. `data.json` says what was built, from which settings, and how good the solvers were.
 
+If `data.demonstrations` is a file of thread trees, its trees are the demonstrations, and its
+problems the training problems. The task then gives only the problems that are held out.
+
 Every file appears whole or not at all. An interrupted build goes on with the first method that is
 missing.
 """
@@ -37,17 +40,20 @@ from rich.progress import (
 )
 
 from apr_jax.config import flatten_fields
-from apr_jax.data import dataset
+from apr_jax.data import dataset, tree_files
 from apr_jax.data.demonstrate import (
     Counts,
     Example,
     Recipe,
     Workers,
     demonstrations,
+    given_demonstrations,
     stored_types,
     texts,
+    texts_of,
 )
 from apr_jax.data.statistics import statistics
+from apr_jax.data.tree_files import Demonstration
 from apr_jax.errors import UsageError, UserError
 from apr_jax.io.json_files import write_json
 from apr_jax.io.lease import Lease
@@ -63,6 +69,8 @@ if TYPE_CHECKING:
 RECORD = "data.json"
 _TOKENIZER = "tokenizer.model"
 _TOKENIZER_SAMPLE = 1_024  # Problems whose demonstrations train the tokenizer.
+# The setting that the user cannot set: the checksum of the file of thread trees.
+_FILE_SUM = "data.demonstrations_sha256"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,6 +83,7 @@ class _Order:
       excluded: keys of the problems that may occur in no split.
       progress: whether bars are shown.
       workers: number of processes; None for all cores.
+      file_sum: SHA-256 of the file of thread trees; None if the task demonstrates.
     """
 
     config: "Experiment"
@@ -82,11 +91,32 @@ class _Order:
     excluded: frozenset[Any]
     progress: bool
     workers: int | None
+    file_sum: str | None
 
     @property
     def settings(self) -> dict[str, Any]:
         """Everything that decides the data, by name of the setting."""
-        return _settings(self.config, self.excluded)
+        settings = _settings(self.config, self.excluded)
+        if self.file_sum is not None:
+            settings[_FILE_SUM] = self.file_sum
+        return settings
+
+
+@dataclasses.dataclass(frozen=True)
+class _Given:
+    """The content of a file of thread trees, and the problems that go with it.
+
+    Attributes:
+      demonstrations: the demonstrations that train, in the order of the file.
+      split: their problems, and held-out problems of the task.
+      left_out: number of demonstrations that do not train because of their problem, by the reason.
+      facts: what data.json says about the file.
+    """
+
+    demonstrations: list[Demonstration]
+    split: Split
+    left_out: dict[str, int]
+    facts: dict[str, Any]
 
 
 def build(
@@ -111,16 +141,17 @@ def build(
       method -> `statistics` of its training demonstrations.
 
     Raises:
-      UsageError: `out` holds data of other settings, the task has too few problems, or no
-        demonstration fits the limits.
+      UsageError: `out` holds data of other settings, the task has too few problems, no
+        demonstration fits the limits, or a line of the file of thread trees is wrong.
       UserError: another build writes in `out`, or the disk is full or not writable.
       KeyboardInterrupt, Stopped: by Ctrl-C, SIGTERM or SIGHUP. What was finished is kept.
     """
     if methods is None:
-        methods = fitting_methods(make_task(config.task, config.limits))
+        methods = methods_to_build(config)
     try:
-        check_methods(config, methods)
-        order = _Order(config, methods, _excluded(config, exclude), progress, workers)
+        _check_buildable(config, methods)
+        file_sum = config.data.file and tree_files.checksum(config.data.file)
+        order = _Order(config, methods, _excluded(config, exclude), progress, workers, file_sum)
         record = _complete_record(out, order)
         if record is None:
             with Lease(out, "data build") as lease:
@@ -150,8 +181,9 @@ def check_built(config: "Experiment", out: Path, demonstrations: bool = True) ->
         require_reachable(out)
         raise UserError(f"data {out}: holds no data; run `apr data build --out {out}`")
 
-    # Who reads the data does not know the exclude file with which they were built.
-    ignored = ["exclude"]
+    # Who reads the data does not know the exclude file with which they were built, and needs the
+    # file of thread trees no more.
+    ignored = ["exclude", _FILE_SUM]
     if not demonstrations:
         options = make_task(config.task).demonstration_options
         ignored += [f"task.{name}" for name in options]
@@ -223,6 +255,26 @@ def stated_conditions(out: Path, method: str) -> dict[int, int]:
 def fitting_methods(task: Task) -> list[str]:
     """Returns the methods of a task for which its bounds have room."""
     return [name for name, method in task.methods.items() if method.depth <= task.bounds.max_depth]
+
+
+def methods_to_build(config: "Experiment") -> list[str]:
+    """Returns the methods of the data of an experiment: of a file one, else those that fit."""
+    if config.data.file:
+        return [tree_files.METHOD]
+    return fitting_methods(make_task(config.task, config.limits))
+
+
+def _check_buildable(config: "Experiment", methods: Sequence[str]) -> None:
+    """Makes sure that the methods are those of the file, or else methods of the task that fit."""
+    if not config.data.file:
+        check_methods(config, methods)
+        return
+    for name in methods:
+        if name != tree_files.METHOD:
+            raise UsageError(
+                f"method={name!r}: data.demonstrations={config.data.file!r} is a file, whose one"
+                f" method is {tree_files.METHOD!r}"
+            )
 
 
 def check_methods(config: "Experiment", methods: Sequence[str]) -> None:
@@ -317,27 +369,86 @@ def _build_missing(out: Path, order: _Order, lease: Lease) -> dict[str, Any]:
     missing = _missing_methods(out, record, order)
     write_json(out / RECORD, record)
     with Workers(order.workers) as pool, _bars(order.progress) as bars:
-        split = make_task(config.task).split(
-            config.data.demonstrations,
-            config.data.heldout,
-            config.data.seed,
-            order.excluded,
-            pool.map_chunks,
-        )
-        tokenizer = _write_shared_files(out, config, split, record, pool)
+        given = None
+        count = config.data.demonstrations
+        if isinstance(count, str):
+            given = _load_given(order, count, pool)
+            count = len(given.demonstrations)
+            split = given.split
+            record["file"] = given.facts
+        else:
+            split = make_task(config.task).split(
+                count, config.data.heldout, config.data.seed, order.excluded, pool.map_chunks
+            )
+        tokenizer = _write_shared_files(out, config, split, given, record, pool)
         if not missing:  # The task has no methods.
             write_json(out / RECORD, record)
         for method in missing:
             lease.check()
             recipe = _recipe(config, method, tokenizer.to_bytes())
-            count = config.data.demonstrations
-            record["methods"][method] = _build_method(out, recipe, split, count, pool, bars)
+            if given is None:
+                record["methods"][method] = _build_method(out, recipe, count, split, pool, bars)
+            else:
+                record["methods"][method] = _build_given(out, recipe, given, pool, bars)
             write_json(out / RECORD, record)
     return record
 
 
+def _load_given(order: _Order, file: str, pool: Workers) -> _Given:
+    """Reads the file of thread trees, and has the task hold out other problems.
+
+    Demonstrations are left out if their problem is in the exclude file, or in the same group as one
+    that is held out.
+
+    Raises:
+      UsageError: a line is wrong, or no demonstration is left.
+    """
+    data = order.config.data
+    task = make_task(order.config.task)
+    found = tree_files.load_trees(file, task)
+    keys = {task.key(demonstration.problem) for demonstration in found}
+    # The one training problem is not used; a task may refuse to make a split without any.
+    heldout = task.split(1, data.heldout, data.seed, order.excluded | keys, pool.map_chunks)
+    heldout_groups = set(map(task.group, [*heldout.validation, *heldout.test]))
+
+    kept: list[Demonstration] = []
+    left_out = {"excluded": 0, "heldout": 0}
+    for demonstration in found:
+        problem = demonstration.problem
+        if task.key(problem) in order.excluded:
+            left_out["excluded"] += 1
+        elif task.group(problem) in heldout_groups:
+            left_out["heldout"] += 1
+        else:
+            kept.append(demonstration)
+    if not kept:
+        raise UsageError(
+            f"thread trees {file}: none of the {len(found)} demonstrations can train: the problems"
+            f" of {left_out['excluded']} are in the exclude file, and those of"
+            f" {left_out['heldout']} are in the group of a validation or test problem; lower"
+            " data.heldout or add problems"
+        )
+
+    problem_of_id = {demonstration.problem.id: demonstration.problem for demonstration in kept}
+    method = tree_files.method_of(kept)
+    facts = {
+        "name": Path(file).name,
+        "sha256": order.file_sum,
+        "demonstrations": len(found),
+        "parallel": method.parallel,
+        "depth": method.depth,
+    }
+    split = Split(list(problem_of_id.values()), heldout.validation, heldout.test)
+    return _Given(kept, split, left_out, facts)
+
+
 def _write_shared_files(
-    out: Path, config: "Experiment", split: Split, record: dict[str, Any], pool: Workers
+    out: Path,
+    config: "Experiment",
+    split: Split,
+    given: _Given | None,
+    record: dict[str, Any],
+    pool: Workers,
 ) -> Tokenizer:
     """Writes problems and tokenizer, which all methods share.
 
@@ -345,6 +456,7 @@ def _write_shared_files(
       out: folder of the data.
       config: the experiment.
       split: the problems.
+      given: the content of a file of thread trees; None if the task demonstrates.
       record: what data.json holds; the numbers and checksums of the files are put there.
       pool: processes that demonstrate for the tokenizer.
 
@@ -360,7 +472,10 @@ def _write_shared_files(
         path = out / problem_file(name)
         sums[path.name] = _write_known(path, problem_lines(problems).encode(), known)
 
-    tokenizer = _train_tokenizer(config, split, pool)
+    if given is None:
+        tokenizer = _train_tokenizer(config, split, pool)
+    else:
+        tokenizer = _train_given_tokenizer(config, given)
     sums[_TOKENIZER] = _write_known(out / _TOKENIZER, tokenizer.to_bytes(), known)
 
     record["problems"] = {name: len(problems) for name, problems in vars(split).items()}
@@ -395,33 +510,70 @@ def _train_tokenizer(config: "Experiment", split: Split, pool: Workers) -> Token
     return Tokenizer.train(written, task.phrases, task.alphabet)
 
 
+def _train_given_tokenizer(config: "Experiment", given: _Given) -> Tokenizer:
+    """Trains the tokenizer on the first thread trees of a file.
+
+    It also knows all other characters that the file may hold.
+    """
+    task = make_task(config.task)
+    written: list[str] = []
+    for demonstration in given.demonstrations[:_TOKENIZER_SAMPLE]:
+        written += texts_of(demonstration.thread)
+    return Tokenizer.train(written, task.phrases, tree_files.characters(task))
+
+
 def _build_method(
-    out: Path, recipe: Recipe, split: Split, count: int, pool: Workers, bars: Progress
+    out: Path,
+    recipe: Recipe,
+    count: int,
+    split: Split,
+    pool: Workers,
+    bars: Progress,
 ) -> dict[str, Any]:
-    """Writes the data set of one method, and returns its part of data.json.
+    """Writes the data set of one method of the task, and returns its part of data.json.
 
     Args:
       out: folder of the data.
       recipe: how the method demonstrates.
-      split: the problems.
       count: number of training demonstrations.
+      split: the problems.
       pool: processes that demonstrate.
       bars: where the progress is shown.
     """
-    # An interrupted build may have left an unfinished data set.
-    for leftover in dataset.directory(out, recipe.method).parent.glob("*"):
-        shutil.rmtree(leftover)
+
+    def source(problems: list[Problem], number: int) -> _Source:
+        make_chunks = functools.partial(demonstrations, recipe, problems, number, pool)
+        return _Source(recipe, make_chunks, functools.partial(bars.advance, bar))
 
     total = count + len(split.validation)
     bar = bars.add_task(f"{recipe.method} demonstrations", total=total)
-    advance = functools.partial(bars.advance, bar)
     sources = {
-        "train": _Source(recipe, split.train, count, pool, advance),
-        "validation": _Source(recipe, split.validation, len(split.validation), pool, advance),
+        "train": source(split.train, count),
+        "validation": source(split.validation, len(split.validation)),
     }
+    _write_data_set(out, recipe, sources)
+    return {name: source.facts for name, source in sources.items()}
+
+
+def _build_given(
+    out: Path, recipe: Recipe, given: _Given, pool: Workers, bars: Progress
+) -> dict[str, Any]:
+    """Writes the data set of a file of thread trees, and returns its part of data.json."""
+    solved = [(found.problem, found.thread) for found in given.demonstrations]
+    bar = bars.add_task(f"demonstrations of {given.facts['name']}", total=len(solved))
+    make_chunks = functools.partial(given_demonstrations, recipe, solved, pool)
+    source = _Source(recipe, make_chunks, functools.partial(bars.advance, bar))
+    _write_data_set(out, recipe, {"train": source})
+    return {"train": {**source.facts, "left_out": given.left_out}}
+
+
+def _write_data_set(out: Path, recipe: Recipe, sources: dict[str, "_Source"]) -> None:
+    """Writes the demonstrations of a method; `sources` has those of each split."""
+    # An interrupted build may have left an unfinished data set.
+    for leftover in dataset.directory(out, recipe.method).parent.glob("*"):
+        shutil.rmtree(leftover)
     types = stored_types(Tokenizer(recipe.tokenizer).vocab_size, recipe.bounds)
     dataset.write(out, recipe.method, sources, types)
-    return {name: source.facts for name, source in sources.items()}
 
 
 class _Source:
@@ -433,32 +585,25 @@ class _Source:
 
     Args:
       recipe: how a problem becomes a demonstration.
-      problems: the problems of the split.
-      count: number of demonstrations.
-      pool: processes that demonstrate.
+      make_chunks: returns examples and counts of the demonstrations, a chunk at a time.
       advance: is called with each number of further demonstrations that were made.
     """
 
     def __init__(
         self,
         recipe: Recipe,
-        problems: list[Problem],
-        count: int,
-        pool: Workers,
+        make_chunks: Callable[[], Iterator[tuple[list[Example], Counts]]],
         advance: Callable[[float], None],
     ):
         self._recipe = recipe
-        self._problems = problems
-        self._count = count
-        self._pool = pool
+        self._make_chunks = make_chunks
         self._advance = advance
         self.facts: dict[str, Any] = {}
 
     def __call__(self) -> Iterator[Example]:
         counts = Counts()
         digest = hashlib.sha256()
-        chunks = demonstrations(self._recipe, self._problems, self._count, self._pool)
-        for examples, chunk_counts in chunks:
+        for examples, chunk_counts in self._make_chunks():
             counts += chunk_counts
             self._advance(chunk_counts.made)
             for example in examples:
@@ -472,6 +617,9 @@ def _settings(config: "Experiment", excluded: frozenset[Any]) -> dict[str, Any]:
     """Returns everything that decides the data, one level deep: `data.seed` -> value."""
     groups = {"task": config.task.to_dict(), "data": dataclasses.asdict(config.data)}
     settings = flatten_fields(groups)
+    if config.data.file:
+        # The folder does not matter, and its checksum tells whether the file is the same.
+        settings["data.demonstrations"] = Path(config.data.file).name
     # Older data were split by single problems, and are not to be taken for data of this split.
     settings["data.split"] = "by group"
     for field in dataclasses.fields(Bounds):

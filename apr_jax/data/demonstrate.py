@@ -20,7 +20,7 @@ import functools
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Self, TypeVar
 
 import numpy as np
@@ -200,16 +200,33 @@ def demonstrations(
     return workers.map(functools.partial(_demonstrate, recipe), chunks)
 
 
+def given_demonstrations(
+    recipe: Recipe, solved: Sequence[tuple[Problem, Thread]], workers: Workers
+) -> Iterator[tuple[list[Example], Counts]]:
+    """Makes examples of trees that exist already, in place of the task's own demonstrations.
+
+    Args:
+      recipe: decides what is dropped, and the tokens.
+      solved: problems with their trees.
+      workers: the processes that do it.
+
+    Returns:
+      as `demonstrations`.
+    """
+    chunks = (solved[start : start + CHUNK] for start in range(0, len(solved), CHUNK))
+    return workers.map(functools.partial(_encode_given, recipe), chunks)
+
+
 def texts(recipe: Recipe, problem: Problem) -> list[str]:
     """Returns every text of demonstration 0 of a problem, on which a tokenizer can be trained.
 
     The recipe's own tokenizer is not used.
     """
     root = recipe.make_task().demonstrate(problem, recipe.method, _seed(recipe, 0))
-    return _texts_of(root)
+    return texts_of(root)
 
 
-def _texts_of(thread: Thread) -> list[str]:
+def texts_of(thread: Thread) -> list[str]:
     """Returns the texts of a thread and of all below it."""
     written = [thread.prompt, thread.answer]
     for part in thread.body:
@@ -217,7 +234,7 @@ def _texts_of(thread: Thread) -> list[str]:
             written.append(part)
         else:
             for child in part.children:
-                written += _texts_of(child)
+                written += texts_of(child)
     return written
 
 
@@ -235,11 +252,22 @@ def _tools(recipe: Recipe) -> tuple[Task, Tokenizer, dict[str, np.dtype]]:
 
 def _demonstrate(recipe: Recipe, chunk: list[tuple[int, Problem]]) -> tuple[list[Example], Counts]:
     """Demonstrates the problems of a chunk, each given with the number of its demonstration."""
+    task, _, _ = _tools(recipe)
+    trees = (
+        (problem, task.demonstrate(problem, recipe.method, _seed(recipe, k)))
+        for k, problem in chunk
+    )
+    return _encode_given(recipe, trees)
+
+
+def _encode_given(
+    recipe: Recipe, solved: Iterable[tuple[Problem, Thread]]
+) -> tuple[list[Example], Counts]:
+    """Makes examples of the trees that solve problems, drops what does not fit, and counts."""
     task, tokenizer, types = _tools(recipe)
     examples = []
     counts = Counts()
-    for k, problem in chunk:
-        root = task.demonstrate(problem, recipe.method, _seed(recipe, k))
+    for problem, root in solved:
         is_solved = task.score(problem, root.answer).correct
         threads = tokenize_tree(root, tokenizer)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 
+from apr_jax.data import tree_files
 from apr_jax.errors import UsageError, UserError
 from apr_jax.tasks import Method, Problem, Task, make_task
 from apr_jax.text.tokenizer import BOS
@@ -85,12 +86,34 @@ def task_of(restored: Restored) -> Task:
     """
     config = restored.config
     task = make_task(config.task, config.limits)
+    if _is_of_file(restored):
+        return task
     if restored.method not in task.methods:
         raise UserError(
             f"{restored.path}: method={restored.method!r:.60} must be one of"
             f" {', '.join(task.methods)}, the methods of task {config.task.kind!r}"
         )
     return task
+
+
+def method_of(restored: Restored, task: Task) -> Method:
+    """Returns the method that a model of the task has learned.
+
+    What a model has learned from a file of thread trees, the checkpoint does not say. Such a model
+    may spawn if its limits allow it, and may be given any condition that the task knows.
+    """
+    if not _is_of_file(restored):
+        return task.methods[restored.method]
+    conditions = [method.condition for method in task.methods.values() if method.condition]
+    return Method(
+        parallel=restored.config.limits.max_depth > 0,
+        condition=conditions[0] if conditions else None,
+    )
+
+
+def _is_of_file(restored: Restored) -> bool:
+    """Tells whether a model has learned from a file of thread trees."""
+    return restored.config.data.file is not None and restored.method == tree_files.METHOD
 
 
 def limits_of(restored: Restored, decoding: Decoding) -> Limits:
@@ -122,7 +145,7 @@ def prompts_of(
       UsageError: the model cannot be asked this; the message names the option or the problem.
     """
     task = task_of(restored)
-    method = task.methods[restored.method]
+    method = method_of(restored, task)
     _check_forced(restored, method, limits, decoding)
     _check_condition(restored, method, decoding)
     if len(problems) * decoding.samples > _INT32_MAX:

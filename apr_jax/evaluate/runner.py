@@ -25,7 +25,7 @@ import jax
 
 from apr_jax.errors import UserError
 from apr_jax.evaluate.cells import print_warnings
-from apr_jax.evaluate.decoding import GREEDY, Decoding, limits_of, prompts_of, task_of
+from apr_jax.evaluate.decoding import GREEDY, Decoding, limits_of, method_of, prompts_of, task_of
 from apr_jax.evaluate.folder import (
     SETTINGS,
     SUMMARY,
@@ -107,7 +107,7 @@ def evaluate(
         summary = scores | model | {"checkpoint": restored.path} | settings
         write_json(mirror.local / SUMMARY, summary)
 
-    expects_children = task.methods[restored.method].parallel and not decoding.childless
+    expects_children = method_of(restored, task).parallel and not decoding.childless
     print_warnings(warnings(summary, expects_children, decoding.forced))
     return summary
 

@@ -10,6 +10,7 @@ from apr_jax.bench.demos import make_recipe
 from apr_jax.config import Experiment
 from apr_jax.data.demonstrate import Workers, demonstrations, unflatten
 from apr_jax.data.packing import pack_trees
+from apr_jax.errors import UsageError
 from apr_jax.plan.chips import Chip
 from apr_jax.plan.kernels import position_bytes
 from apr_jax.plan.roofline import Stage
@@ -47,11 +48,17 @@ def supervised_steps(config: Experiment, method: str) -> int:
     sft = config.train.sft
     if sft.steps:
         return sft.steps
+    count = config.data.demonstrations
+    if isinstance(count, str):
+        raise UsageError(
+            f"data.demonstrations={count!r}: `apr plan` cannot tell how many steps an epoch of a"
+            " file has; set train.sft.steps"
+        )
     made, problems = make_recipe(config, _SAMPLE, method)
     chunks = demonstrations(made, problems, _SAMPLE, Workers(1))
     trees = [unflatten(example) for chunk, _ in chunks for example in chunk]
     rows = len(pack_trees(trees, config.limits.max_thread_tokens).tokens)
-    return math.ceil(sft.epochs * config.data.demonstrations * rows / _SAMPLE / sft.batch_rows)
+    return math.ceil(sft.epochs * count * rows / _SAMPLE / sft.batch_rows)
 
 
 def recipe(config: Experiment, stages: dict[str, Stage], chips: int, method: str) -> Recipe | None:

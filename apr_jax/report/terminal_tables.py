@@ -58,6 +58,10 @@ _DROPPED_BY = {
     "threads": "limits.max_threads, children or max_depth",
     "wrong": "data.correct_only",
 }
+_LEFT_OUT_BY = {
+    "excluded": "of problems in the exclude file",
+    "heldout": "of problems in the group of a validation or test problem",
+}
 
 
 def print_demonstrations(
@@ -81,6 +85,14 @@ def print_demonstrations(
             lost = _solved_with(values["dropped_success"], values["dropped_children"])
             kept = _solved_with(values["kept_success"], values["mean_children"])
             line = f"{method}: dropped {', '.join(dropped)}; of these {lost}, of the kept {kept}"
+            console.print(line, highlight=False, soft_wrap=True)
+        left_out = [
+            f"{count} {_LEFT_OUT_BY[reason]}"
+            for reason, count in values.get("left_out", {}).items()
+            if count
+        ]
+        if left_out:
+            line = f"{method}: left out {' and '.join(left_out)}"
             console.print(line, highlight=False, soft_wrap=True)
 
 
