@@ -1,5 +1,5 @@
 # make demo    the whole nano experiment from scratch, or on from where it was: 20 to 30 minutes on 2 cores
-# make test    all tests but the slow ones
+# make test    the quick tests, 10 minutes on 2 cores
 # make lint    ruff and mypy
 # make wheel   dist/apr_jax-*.whl, for tpu_setup/
 #
@@ -43,8 +43,9 @@ wheel: $(STAMP)
 
 # Two processes: what takes time is compiling, on one core. The tests of a file share what they have trained. LLVM doesn't
 # optimize, which saves a third of the compiling; `make test-all` proves the same of the code that users run.
+# The thorough tests too, as CI does: make test ARGS='-m "not slow"'
 test: $(STAMP)
-	XLA_FLAGS=--xla_backend_optimization_level=0 $(BIN)/python -m pytest -q -m "not slow" -n 2 --dist loadfile $(ARGS)
+	XLA_FLAGS=--xla_backend_optimization_level=0 $(BIN)/python -m pytest -q -m "not slow and not thorough" -n 2 --dist loadfile $(ARGS)
 
 test-all: $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,tpu,launch]'

@@ -384,6 +384,7 @@ def test_eval_from_the_command_line(checkpoint, tmp_path):
     assert len((tmp_path / "out" / "traces.jsonl").read_text().splitlines()) == 3
 
 
+@pytest.mark.thorough
 def test_ctrl_c_saves_and_says_so(config_file, data_dir, tmp_path):
     """A real process, a real signal, and the same command again to the end."""
     command = [

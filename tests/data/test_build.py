@@ -464,6 +464,7 @@ def _session(leader):
     return commands
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_stopped_build_leaves_no_process(building, number, tmp_path):
     """Stopped by SIGTERM, it says where the finished parts are.

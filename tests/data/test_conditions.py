@@ -90,6 +90,7 @@ def test_tokens_are_counted_as_the_tokenizer_cuts(render):
         assert count_tokens(text, phrases) == len(cutter.encode(text))
 
 
+@pytest.mark.thorough
 def test_scale_paper_is_built_as_configured(paper, paper_data):
     """A part of its demonstrations is built, and states the conditions that the config asks for."""
     tokenizer = Tokenizer.from_bytes((paper_data / "tokenizer.model").read_bytes())

@@ -56,6 +56,7 @@ def _forest(trees):
     return forest
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("method", METHODS)
 def test_supervised_batches_are_full(built, method):
     config, path = built

@@ -176,6 +176,7 @@ def test_streams_share_the_trees(data_dir):
     assert sum(parts, collections.Counter()) == whole
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("streams", [1, 2, 4, 8])
 @pytest.mark.parametrize("processes", [1, 2, 4])
 def test_batch_does_not_depend_on_number_of_processes(data_dir, streams, processes):

@@ -38,6 +38,8 @@ from apr_jax.train.checkpoint import load_checkpoint
 from apr_jax.train.metrics.recorder import FILE, Recorder
 from apr_jax.train.sft import train_sft
 
+pytestmark = pytest.mark.thorough
+
 pytest.importorskip("gcsfs")
 pytest.importorskip("gcp_storage_emulator")
 

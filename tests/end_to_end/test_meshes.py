@@ -57,6 +57,7 @@ def _heads(state):
     return q.shape[2], kv.shape[3]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("home", [pytest.param((1, 1, 1), marks=pytest.mark.slow), (2, 2, 2)])
 def test_a_checkpoint_restores_on_every_mesh(config, tmp_path, home):
     """Twenty meshes of 1, 2, 4 and 8 devices: the values saved, the layout of the mesh that they
@@ -145,6 +146,7 @@ def test_the_loss_curve_is_that_of_one_device(config, data_dir, alone, tmp_path,
     assert held == {(HEADS // axes[2], KV_HEADS // axes[2])}
 
 
+@pytest.mark.thorough
 def test_a_run_moves_from_mesh_to_mesh(config, data_dir, alone, tmp_path, monkeypatch):
     """Stopped after every other step and started on other devices, it follows the curve of one
     device.

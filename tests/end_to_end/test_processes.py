@@ -66,6 +66,7 @@ def _train_together(count, stages, config, data_dir, tmp_path):
         assert_close(tmp_path / stage, tmp_path / f"alone_{stage}")
 
 
+@pytest.mark.thorough
 def test_two_processes_train_as_one(config, data_dir, tmp_path):
     _train_together(2, ["sft"], config, data_dir, tmp_path)
 

@@ -18,6 +18,8 @@ from apr_jax.paper.stages import reserve, run_stages
 from apr_jax.train.checkpoint import load_checkpoint
 from apr_jax.train.checkpoint.exported import export_file
 
+pytestmark = pytest.mark.thorough
+
 EVALUATIONS = ("sos+-sft", "sos+-rl", "apr-sft", "apr-rl")
 
 

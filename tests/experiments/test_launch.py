@@ -88,6 +88,7 @@ def specs(monkeypatch, capfd):
     return call
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("words", "told"),
     [

@@ -36,6 +36,7 @@ def test_a_kept_model_is_small_and_of_this_version(path):
     assert (then.task, then.model, then.limits) == (now.task, now.model, now.limits)
 
 
+@pytest.mark.thorough
 def test_the_tree_that_make_solve_shows():
     restored = load_checkpoint(FOLDER / "apr-rl.safetensors")
     problem = make_problem("shown", (54, 2, 93, 34), 53)

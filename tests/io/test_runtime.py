@@ -60,6 +60,7 @@ def test_programs_are_kept_where_the_user_says_or_nowhere(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("cores", "settings", "devices"),
     [

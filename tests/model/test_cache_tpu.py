@@ -37,6 +37,7 @@ def by_heads(side, groups):
     return np.asarray(side.reshape(*side.shape[:2], groups, -1).transpose(0, 2, 1, 3))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("heads", "groups"), [(4, 4), (4, 2), (3, 1)])
 @pytest.mark.parametrize("bound", [1, 128, 300])
 def test_a_step_finds_and_stores_what_other_devices_do(heads, groups, bound):
@@ -159,6 +160,7 @@ def test_blocks_fit_beside_each_other():
     assert cache_tpu.block_size(100_000, 4, 400) == cache_tpu.TILE
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("chunk", [1, 3])
 def test_contexts_and_steps_share_a_cache(chunk):
     """Read in chunks, then decoded token by token, with a smaller cache's leaves as corners of the

@@ -95,6 +95,7 @@ def plain_llama(tensors, c, tokens):
     )
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "config",
     [CONFIGS[0], *(pytest.param(c, marks=pytest.mark.slow) for c in CONFIGS[1:3]), CONFIGS[3]],

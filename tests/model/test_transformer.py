@@ -109,6 +109,7 @@ def test_a_rewound_cache_forgets(params):
     np.testing.assert_allclose(logits, expected[:, 5:7], atol=2e-5)
 
 
+@pytest.mark.thorough
 def test_remat_changes_memory_not_gradients(params):
     batch = rows(5, length=64)
 

@@ -136,6 +136,7 @@ def both_methods():
     ]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("comparison", WINNERS)
 @pytest.mark.parametrize("case", range(len(WIDE_ANSWERS)))
 def test_beams_1_to_15_have_their_own_row(comparison, case, row_of):

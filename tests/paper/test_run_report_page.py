@@ -21,6 +21,8 @@ from apr_jax.report import viewer
 from apr_jax.tasks import Problem, make_task
 from apr_jax.text.tokenizer import Tokenizer
 
+pytestmark = pytest.mark.thorough
+
 TRAINED = ("sos+/sft", "sos+/rl", "apr/sft", "apr/rl")
 LOG = """# Log
 ## 2026-11-26: tiny, wider and *worse*

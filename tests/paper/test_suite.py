@@ -146,6 +146,7 @@ def test_what_the_models_cannot_do_is_refused(config, change, message):
         suite.check(dataclasses.replace(unasked, evaluate=made_run.EVALUATE))
 
 
+@pytest.mark.thorough
 def test_every_figure_of_a_whole_run(whole, tmp_path):
     drawn = [figure(whole) for figure in (*figures.FIGURES, *controls.CONTROLS)]
     assert None not in drawn
@@ -365,6 +366,7 @@ def test_sequential_tokens_are_reached_by_fewer_at_higher_accuracy(whole):
     )
 
 
+@pytest.mark.thorough
 def test_the_report_shows_threads_and_verdicts(config, tokenizer, tmp_path, monkeypatch):
     """In the comparisons, in Tables 1 to 3, and where it says what was tried."""
     made_run.make_run(tmp_path, config, tokenizer, TRAINED)
@@ -436,6 +438,7 @@ def test_tables_show_what_was_not_run(whole):
     )
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "models",
     [("apr/sft",), ("sos+/sft",), ("sos+/sft", "apr/sft"), ("sos+/rl", "apr/rl"), ("sos/sft",)],

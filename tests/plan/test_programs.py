@@ -22,6 +22,7 @@ def tiny(config):
     return dataclasses.replace(config, schedule=schedule)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("stage", STAGES)
 def test_every_stage_compiles_and_its_open_loops_are_known(tiny, stage):
     computations, entry = parse(lower(stage, tiny, build_mesh(tiny)).compile().as_text())

@@ -23,7 +23,7 @@ from apr_jax.tasks.countdown.puzzle import make_problem
 from apr_jax.text.tokenizer import Tokenizer
 from apr_jax.train.answers import extract_answers
 
-pytestmark = needs_browser
+pytestmark = [needs_browser, pytest.mark.thorough]
 
 DIGITS = Tokenizer.train(["0123456789+-*/=,:"])
 LETTERS = Tokenizer.train(["abcd"])  # Of the size that the scripted policy speaks.

@@ -14,7 +14,7 @@ from apr_jax.evaluate.trace import unpack_streams
 from apr_jax.report.viewer import page
 from apr_jax.tasks import Spawn, Thread, flatten
 
-pytestmark = needs_browser
+pytestmark = [needs_browser, pytest.mark.thorough]
 
 TALL = {"width": 1280, "height": 1000}
 # Of each pane: what is chosen, what it says, how many tokens are there, what is drawn, and where

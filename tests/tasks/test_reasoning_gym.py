@@ -106,6 +106,7 @@ def test_a_data_set_passes_the_check_of_tasks(legs):
     assert not [finding for finding in found if finding.level == "fault"]
 
 
+@pytest.mark.thorough
 def test_a_scorer_that_hangs_is_found():
     """Its `countdown` computes what an answer says, whatever that takes."""
     task = make_task(TaskConfig("reasoning_gym", dataset="countdown"))

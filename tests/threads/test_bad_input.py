@@ -216,6 +216,7 @@ def test_engine_refuses_what_it_sees_from_shapes():
         rollout(scripted.policy(0, 1.0), prompts(0, LIMITS["flat"], trees=12), jax.random.key(0))
 
 
+@pytest.mark.thorough
 def test_forced_children_beyond_the_slots_still_end():
     """Who skips `check_prompts` gets no crash and no endless loop: the root runs into its
     window.

@@ -88,6 +88,7 @@ def all_outcomes(tokens: int, first_seed: int) -> collections.Counter:
     return seen
 
 
+@pytest.mark.thorough
 def test_every_outcome_comes_up_and_agrees():
     seen = all_outcomes(40_000, first_seed=0)
     assert seen["streams"] > 4_000

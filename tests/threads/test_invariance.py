@@ -50,6 +50,7 @@ def test_schedule_changes_no_token(schedule):
     )
 
 
+@pytest.mark.thorough
 def test_optimized_code_changes_no_token_either():
     """What LLVM makes of two schedules and of two orders of the trees, however `make test` compiles
     the rest.

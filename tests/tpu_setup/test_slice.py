@@ -270,6 +270,7 @@ def test_scripts_let_through_the_commands_own_words():
     assert "--config | --set | --data | --only) ;;" in (SCRIPTS / "lib.sh").read_text()
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("script", "words"),
     [("watch.sh", []), ("slice.sh", ["check"]), ("slice.sh", ["start"]), ("gke.sh", ["start"])],

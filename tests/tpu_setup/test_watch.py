@@ -8,6 +8,8 @@ import subprocess
 import pytest
 from clouds import write_script
 
+pytestmark = pytest.mark.thorough
+
 CONFIG = "experiments/nano.py"
 
 

@@ -4,6 +4,7 @@ for what was left out.
 
 import dataclasses
 import errno
+import functools
 import io
 import os
 import signal
@@ -153,8 +154,17 @@ class _ClosedTerminal(io.StringIO):
         self.write("")
 
 
-def test_closed_terminal_ends_run_as_sigterm_does(tmp_path, monkeypatch):
+@pytest.fixture
+def hang_up():
+    """Sets what SIGHUP does in this process, which may itself run under nohup."""
+    old = signal.getsignal(signal.SIGHUP)
+    yield functools.partial(signal.signal, signal.SIGHUP)
+    signal.signal(signal.SIGHUP, old)
+
+
+def test_closed_terminal_ends_run_as_sigterm_does(tmp_path, monkeypatch, hang_up):
     """SIGHUP, and nobody to write to: the step is saved all the same."""
+    hang_up(signal.SIG_DFL)
     toy = _Toy(("update", 3), signal.SIGHUP)
     disk = _Disk()
     monkeypatch.setattr(sys, "stderr", _ClosedTerminal(toy))
@@ -165,14 +175,11 @@ def test_closed_terminal_ends_run_as_sigterm_does(tmp_path, monkeypatch):
     assert [line["step"] for line in repeatable(tmp_path)] == [0, 1, 2, 3]
 
 
-def test_a_run_under_nohup_outlives_its_terminal(tmp_path):
-    old = signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    try:
-        toy = _Toy(("update", 3), signal.SIGHUP)
-        assert int(_run(toy, _Disk(), tmp_path).step) == _STEPS
-        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
-    finally:
-        signal.signal(signal.SIGHUP, old)
+def test_a_run_under_nohup_outlives_its_terminal(tmp_path, hang_up):
+    hang_up(signal.SIG_IGN)
+    toy = _Toy(("update", 3), signal.SIGHUP)
+    assert int(_run(toy, _Disk(), tmp_path).step) == _STEPS
+    assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
 
 
 @pytest.mark.parametrize("bad", [3, 4])

@@ -139,6 +139,7 @@ def test_chunks_equal_one_pass_over_the_whole_forest(update):
         assert metrics["logprob_difference_worst"] < 1e-4
 
 
+@pytest.mark.thorough
 def test_forests_compile_one_program_for_each_bucket(update):
     """Rows come in 3, 6 and 12; how many of their chunks hold tokens decides nothing."""
     call, step = update

@@ -118,6 +118,7 @@ def validated(config, data_dir, tmp_path_factory):
     )
 
 
+@pytest.mark.thorough
 def test_a_validation_changes_nothing_in_supervised_training(validated, unbroken):
     _equal(validated[1], unbroken[1])
     lines = repeatable(validated[0])
@@ -130,6 +131,7 @@ def test_a_validation_changes_nothing_in_supervised_training(validated, unbroken
     assert _scores(validated[0], 6)["validation_accuracy"] == lines[-1]["validation_accuracy"]
 
 
+@pytest.mark.thorough
 def test_next_start_does_a_due_supervised_validation(
     validated, config, data_dir, tmp_path, monkeypatch
 ):
@@ -195,6 +197,7 @@ def _bad_steps(config, count):
     )
 
 
+@pytest.mark.thorough
 def test_too_many_bad_steps_end_the_run(config, data_dir, tmp_path, monkeypatch):
     """The last good parameters are saved, and the bad batch beside them."""
     monkeypatch.setattr(sft, "LocalRows", _Spoiled)
@@ -281,6 +284,7 @@ def test_rl_validates_and_saves_the_first_policy(unbroken_rl):
     assert (restored.stage, restored.method) == ("rl", "apr")
 
 
+@pytest.mark.thorough
 def test_trees_are_padded_to_shards_with_uncounted_copies(
     unbroken, unbroken_rl, config, data_dir, tmp_path
 ):
@@ -344,6 +348,7 @@ def test_rl_step_shares_add_up_to_one(unbroken_rl):
     assert 0.5 * elapsed < sum(line["step_seconds"] for line in lines) <= 1.05 * elapsed
 
 
+@pytest.mark.thorough
 def test_next_rollout_is_queued_before_update_is_awaited(
     unbroken, config, data_dir, tmp_path, monkeypatch
 ):
@@ -381,6 +386,7 @@ def test_next_rollout_is_queued_before_update_is_awaited(
     assert done[first - 1 : first + 5] == ["rollout", "update", None, "rollout", "update", "read 1"]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("module", "maker", "call", "stopped"),
     [(trainer, "make_rl_step", 3, 2), (grader, "make_policy_rollout", 3, 1)],
@@ -433,6 +439,7 @@ def test_bad_steps_of_rl_end_the_run(unbroken, config, data_dir, tmp_path, monke
     assert (batch["logprob"] < 0).any()
 
 
+@pytest.mark.thorough
 def test_token_price_resumes_where_it_stood(unbroken, config, data_dir, tmp_path, monkeypatch):
     reward = RewardConfig(token_price=0.01, token_budget=40, price_step=0.0007)
     priced = changed(config, rl={"reward": reward})
@@ -457,6 +464,7 @@ def test_rl_refuses_another_model(unbroken, config, data_dir, tmp_path):
         train_rl(wider, data_dir, tmp_path, unbroken[0], progress=False)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "step", [3, *(pytest.param(step, marks=pytest.mark.slow) for step in (1, 5))]
 )

@@ -28,6 +28,7 @@ def demonstrations(method, count, **fields):
         yield problem, task.demonstrate(problem, method, seed)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("shuffle", [False, True])
 @pytest.mark.parametrize("depth_first", ["beam", "near"])
 @pytest.mark.parametrize("method", METHODS)
@@ -115,6 +116,7 @@ def change_an_operator(text, rng):
     return text[: match.start()] + rng.choice("+-*/".replace(match[0], "")) + text[match.end() :]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "mutate", [change_a_number, change_a_node, drop_a_line, swap_neighbours, change_an_operator]
 )

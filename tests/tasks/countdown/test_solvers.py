@@ -262,6 +262,7 @@ def test_unknown_method():
         countdown(MINI).demonstrate(make_problem("p", (1, 2), 3), "dfs", 0)
 
 
+@pytest.mark.thorough
 def test_sos_succeeds_as_often_as_published():
     # Gandhi et al. 2024: 57% of the search traces reach the goal. 3,000 problems: standard error
     # 0.9 points.

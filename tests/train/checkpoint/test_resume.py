@@ -25,6 +25,7 @@ def _files(saved):
     )
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("how", ["missing", "truncated", "empty"])
 def test_damaged_step_is_reported_and_previous_used(saved, run, blank, tmp_path, capsys, how):
     """Whichever file is hurt: the step is read as it was saved, or the one before is used, never
@@ -51,6 +52,7 @@ def test_damaged_step_is_reported_and_previous_used(saved, run, blank, tmp_path,
     assert damaged >= 6
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("seed", [0, 1])
 def test_a_flipped_bit_anywhere_is_harmless_or_reported(saved, run, blank, tmp_path, capsys, seed):
     """One bit in each file: inside arrays neither Orbax nor TensorStore would notice."""
@@ -141,6 +143,7 @@ _OF_THE_MACHINE = [
 ]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("error", _OF_THE_MACHINE, ids=repr)
 @pytest.mark.parametrize("wrapped", [False, True])
 def test_machine_faults_are_never_called_damage(copied, run, blank, monkeypatch, error, wrapped):

@@ -39,6 +39,7 @@ def _not_there(folder):
     shutil.rmtree(folder / "meta")
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("hurt", [_cut_off, _not_there])
 @pytest.mark.parametrize("step", ["2", "4"])
 def test_older_model_never_replaces_a_damaged_one(copied, hurt, step):

@@ -22,6 +22,7 @@ def test_a_profile_of_a_step_is_written_and_named(config, data_dir, tmp_path, ca
         train_sft(config, data_dir, tmp_path, "apr", progress=False, profile=3)
 
 
+@pytest.mark.thorough
 def test_rl_profile_has_rollout_and_update(config, data_dir, checkpoint, tmp_path, capsys):
     short = changed(config, rl={"steps": 2, "validate_every": 9})
     train_rl(short, data_dir, tmp_path, checkpoint, progress=False, profile=2)

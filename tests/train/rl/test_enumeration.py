@@ -75,7 +75,13 @@ def _float64():
         yield
 
 
-@pytest.fixture(params=TOYS, ids=lambda toy: toy.name)
+def _quick_or_thorough(toy):
+    """The two smaller toys are parts of BOTH, so the quick tests leave them out."""
+    marks = () if toy in (BOTH, NESTED) else (pytest.mark.thorough,)
+    return pytest.param(toy, marks=marks, id=toy.name)
+
+
+@pytest.fixture(params=map(_quick_or_thorough, TOYS))
 def setting(request):
     return _setting(request.param)
 
@@ -146,6 +152,7 @@ def test_expected_gradient_is_that_of_expected_reward(setting, advantage, size):
     )
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("advantage", ["batch", "group"])
 def test_own_reward_in_the_mean_shortens_the_gradient(setting, advantage):
     """It does nothing else to it."""
@@ -154,6 +161,7 @@ def test_own_reward_in_the_mean_shortens_the_gradient(setting, advantage):
     )
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("advantage", "scale"), [("none", 1.0), ("batch", 0.5), ("group", 0.0)])
 def test_mean_of_a_batch_covers_all_its_problems(advantage, scale):
     """The mean of a group covers one problem.
@@ -175,6 +183,7 @@ def test_mean_of_a_batch_covers_all_its_problems(advantage, scale):
     assert np.linalg.norm(exact - setting.exact) > 1e-2
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("options", "least"),
     [
@@ -231,6 +240,7 @@ def test_masking_overlong_trees_is_biased_unlike_a_penalty():
     )
 
 
+@pytest.mark.thorough
 def test_later_ppo_epochs_are_biased():
     """The ratio of one token stands for that of the tree; the first step, at ratio 1, is exact with
     any clip.
@@ -312,17 +322,20 @@ def test_k1_in_the_loss_has_no_gradient(setting):
     np.testing.assert_allclose(_kl_estimate(setting, "k1", size=1), 0.0, atol=1e-12)
 
 
+@pytest.mark.thorough
 def test_k2_has_the_gradient_of_each_tokens_divergence(setting):
     exact = _visited_gradient(setting, _divergence(setting))
     np.testing.assert_allclose(_kl_estimate(setting, "k2", size=1), exact, atol=1e-12)
     assert np.abs(exact).max() > 1e-2
 
 
+@pytest.mark.thorough
 def test_k3_has_the_gradient_of_the_reverse_divergence(setting):
     exact = _visited_gradient(setting, _reverse_divergence(setting))
     np.testing.assert_allclose(_kl_estimate(setting, "k3", size=1), exact, atol=1e-12)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("advantage", "size"), [("none", 1), ("leave_one_out", 2)])
 def test_k1_reward_has_the_whole_trees_divergence_gradient(setting, advantage, size):
     exact = _full_gradient(setting, _divergence(setting))
@@ -330,6 +343,7 @@ def test_k1_reward_has_the_whole_trees_divergence_gradient(setting, advantage, s
     np.testing.assert_allclose(got, exact, atol=1e-12)
 
 
+@pytest.mark.thorough
 def test_what_the_other_terms_leave_out(setting):
     """They hold the visited states fixed: that a choice leads to where the policies differ (or are
     even) is not seen.
@@ -391,6 +405,7 @@ def test_sequence_mean_instead_of_sum_breaks_the_proof(setting):
 # --- The same toys, sampled on the device and trained.
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "toy", [pytest.param(BOTH, marks=pytest.mark.slow), NESTED], ids=lambda toy: toy.name
 )

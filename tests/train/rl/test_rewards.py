@@ -207,6 +207,7 @@ def _run(config, data_dir, workdir, init, monkeypatch=None, task=None, **options
     return logged(workdir)
 
 
+@pytest.mark.thorough
 def test_raising_or_hanging_verifier_never_stops_the_run(
     config, data_dir, checkpoint, tmp_path, monkeypatch, capfd
 ):
@@ -333,6 +334,7 @@ def test_so_many_answers_may_be_unknown(count, share, allowed):
             graded(allowed + 1).check(reward)
 
 
+@pytest.mark.thorough
 def test_a_step_above_the_bound_is_told_and_marked(config, data_dir, checkpoint, tmp_path, capfd):
     """Worst and mean have bounds of their own; and the reference is asked once a forest, not once
     an update.
@@ -353,6 +355,7 @@ def test_a_step_above_the_bound_is_told_and_marked(config, data_dir, checkpoint,
     )
 
 
+@pytest.mark.thorough
 def test_options_of_the_objective_train(config, data_dir, checkpoint, tmp_path):
     """Every branch of the step in one run; the KL to the reference is 0 before the first update and
     not after it.

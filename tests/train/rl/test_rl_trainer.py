@@ -385,6 +385,7 @@ def test_second_update_begins_where_the_first_ended(heard):
     ]
 
 
+@pytest.mark.thorough
 def test_steep_token_price_makes_trees_short(config, data_dir, checkpoint, tmp_path, monkeypatch):
     """Every number of rows is compiled once.
 
