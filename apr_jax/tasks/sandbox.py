@@ -267,9 +267,10 @@ class SandboxedVerifier:
         """
         request = self._requests[worker]
         try:
-            line = worker.receive(now)
-            if line is None:
+            received = worker.receive(now)
+            if received is None:
                 return
+            line, _, more = received.partition(b"\n")
             reply = json.loads(line)
             if _is_late(reply, request.number) and request.index not in batch.sent_twice:
                 # An earlier answer made the process send one line too many. This answer is not to
@@ -278,6 +279,8 @@ class SandboxedVerifier:
                 batch.send_again(request.index)
                 worker.restart()
                 return
+            if more:
+                raise ValueError("more than one line")
             if _is_error(reply, request.number):
                 reason = one_line(str(reply["error"]), MOST_CHARACTERS)
                 self._finish(worker, batch, self._fail(batch, request, Failure.RAISED, reason))

@@ -101,13 +101,18 @@ def test_a_batch_is_given_up_after_too_many_failures(answer, failure, why, capfd
     assert rest == "verifier: 2 answers of a batch have no verdict; its other 997 are not verified"
 
 
-def test_a_late_extra_line_costs_no_other_answer(monkeypatch):
-    """The next answer may be sent to the process before its extra line has come."""
+@pytest.mark.parametrize(
+    "behind", [b"", b'{"number": 2, "error": "the reply"}\n'], ids=["alone", "with the reply"]
+)
+def test_a_late_extra_line_costs_no_other_answer(monkeypatch, behind):
+    """The next answer may be sent to the process before its extra line has come, and the extra line
+    may come together with the reply.
+    """
     with SandboxedVerifier(Obedient(), time_limit=5.0) as verifier:
         assert verifier.verify([(PROBLEM, "fine")]) == [RIGHT]
         (worker,) = verifier._workers
         receive = worker.receive
-        late = [b'{"number": 1, "error": "late"}\n']
+        late = [b'{"number": 1, "error": "late"}\n' + behind]
         monkeypatch.setattr(worker, "receive", lambda now: late.pop() if late else receive(now))
         first = worker.process
         assert verifier.verify([(PROBLEM, "fine"), (PROBLEM, "fine")]) == [RIGHT, RIGHT]
