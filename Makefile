@@ -6,8 +6,11 @@
 # All targets make the virtual environment in .venv when it is missing or setup.py has changed.
 # SCALE, OUT and ARGS go to `apr`: make demo OUT=/data/nano
 
-# For a new environment. Another one: make clean, make venv PYTHON=python3.13
-PYTHON ?= python3
+# For a new environment: the newest Python on the path that starts (a shim may not) and can make one.
+# Another one: make clean, make venv PYTHON=python3.11
+NEWEST = for name in python3.14 python3.13 python3.12 python3.11; do \
+  if $$name -c 'import ensurepip, venv' 2>/dev/null; then echo $$name; break; fi; done
+PYTHON ?= $(or $(shell $(NEWEST)),python3)
 SCALE  ?= nano
 OUT    ?= runs/$(SCALE)
 ARGS   ?=
