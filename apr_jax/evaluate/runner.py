@@ -37,11 +37,12 @@ from apr_jax.evaluate.folder import (
 )
 from apr_jax.evaluate.scores import known, summarize, warnings
 from apr_jax.evaluate.stream import Rollout, stream
-from apr_jax.evaluate.trace import graded_trace
+from apr_jax.evaluate.trace import to_trace
 from apr_jax.io.disk_errors import disk_errors
 from apr_jax.io.json_files import json_line, write_json
 from apr_jax.io.lease import Lease
 from apr_jax.io.storage import Mirror
+from apr_jax.io.subprocesses import StopSignals
 from apr_jax.model.config import ModelConfig
 from apr_jax.model.sharding import make_mesh
 from apr_jax.tasks import Failure, Problem, SandboxedVerifier
@@ -85,6 +86,8 @@ def evaluate(
         with other settings.
       UserError: another evaluation is writing to `out`, a file in it is damaged, or too many
         answers have no verdict.
+      KeyboardInterrupt, Stopped: by Ctrl-C, SIGTERM or SIGHUP; the trees of the batch at hand are
+        written.
     """
     task = task_of(restored)
     limits = limits_of(restored, decoding)
@@ -141,6 +144,8 @@ def _answer_rest(
     """Decodes, verifies and writes the trees after the first `done`.
 
     Raises:
+      KeyboardInterrupt, Stopped: by Ctrl-C, SIGTERM or SIGHUP, after the trees of the batch at hand
+        are written. A second signal acts at once.
       UserError: too many answers have no verdict.
     """
     task = task_of(restored)
@@ -154,6 +159,7 @@ def _answer_rest(
     allowed = allowed_unknown(len(samples), reward)
 
     with (
+        StopSignals() as signals,
         SandboxedVerifier(task, reward.time_limit, reward.memory_limit, reward.workers) as verifier,
         path.open("a") as file,
     ):
@@ -174,14 +180,13 @@ def _answer_rest(
 
             lines = []
             for tree, ((problem, sample), outcome) in enumerate(zip(batch, outcomes, strict=True)):
-                trace = graded_trace(
-                    forest, tree, problem, sample, outcome, task, restored.tokenizer
-                )
+                trace = to_trace(forest, tree, problem, sample, outcome, task, restored.tokenizer)
                 lines.append(json_line(trace))
             lease.check()
             file.write("".join(lines))
             file.flush()
             mirror.push(seldom=True)
+            signals.check()
 
 
 def answer_one(restored: Restored, problem: Problem) -> ThreadForest:

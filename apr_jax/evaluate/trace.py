@@ -35,29 +35,6 @@ def to_trace(
     tree: int,
     problem: Problem,
     sample: int,
-    answer: str,
-    task: Task,
-    tokenizer: Tokenizer,
-) -> dict[str, Any]:
-    """Scores the answer of a tree in this process, and makes the tree's line of `traces.jsonl`.
-
-    Args:
-      forest: numpy leaves [B, T, ...].
-      tree: index of the tree, below B.
-      problem: the problem of the tree.
-      sample: number of the tree among the samples of its problem.
-      answer: what the root of the tree joined.
-      task: scores the answer.
-      tokenizer: of the model that grew the tree.
-    """
-    return graded_trace(forest, tree, problem, sample, task.score(problem, answer), task, tokenizer)
-
-
-def graded_trace(
-    forest: ThreadForest,
-    tree: int,
-    problem: Problem,
-    sample: int,
     outcome: Score | Failure,
     task: Task,
     tokenizer: Tokenizer,

@@ -60,9 +60,10 @@ class SolvedTree:
     trace: dict[str, Any]
 
     @property
-    def correct(self) -> bool:
-        """Whether the task's verifier accepts the answer."""
-        return bool(self.trace["correct"])
+    def correct(self) -> bool | None:
+        """Whether the task's scorer accepts the answer; None if it gave no verdict."""
+        correct: bool | None = self.trace["correct"]
+        return correct
 
     @property
     def stated(self) -> str | None:
@@ -71,9 +72,10 @@ class SolvedTree:
         return stated
 
     @property
-    def reward(self) -> float:
-        """The reward of the answer, from 0 to 1."""
-        return float(self.trace["reward"])
+    def reward(self) -> float | None:
+        """The reward of the answer, from 0 to 1; None if the scorer gave no verdict."""
+        reward: float | None = self.trace["reward"]
+        return reward
 
     def write_html(self, path: str | Path) -> None:
         """Writes the viewer of the tree, an HTML page that loads nothing from elsewhere."""

@@ -17,7 +17,7 @@ from apr_jax.evaluate.runner import answer_one
 from apr_jax.evaluate.trace import to_trace
 from apr_jax.io.terminal import Terminal, visible
 from apr_jax.report.viewer import write_tree_page
-from apr_jax.tasks import Problem
+from apr_jax.tasks import Problem, SandboxedVerifier
 from apr_jax.threads import ThreadForest
 from apr_jax.threads.draw import draw_tree, thread_names
 from apr_jax.train.answers import extract_answers
@@ -49,7 +49,9 @@ def solve(restored: Restored, problem: Problem, html: Path | None) -> dict[str, 
     """
     console = Terminal()
     forest, _, trace = grow_tree(restored, problem)
-    trace["failure"] = failure(trace, task_of(restored))
+    # An answer without a verdict has not failed.
+    is_wrong = trace["correct"] is False
+    trace["failure"] = failure(trace, task_of(restored)) if is_wrong else ""
 
     # The page is written before anything is printed, because printing fails if a pipe is closed.
     if html is not None:
@@ -63,14 +65,18 @@ def solve(restored: Restored, problem: Problem, html: Path | None) -> dict[str, 
 
 
 def grow_tree(restored: Restored, problem: Problem) -> tuple[ThreadForest, str, dict[str, Any]]:
-    """Decodes the problem's tree greedily.
+    """Decodes the problem's tree greedily, and scores its answer in a process of its own.
 
     Returns:
       a forest of this one tree, its answer, and its trace.
     """
+    task = task_of(restored)
+    reward = restored.config.train.rl.reward
     forest = answer_one(restored, problem)
     (answer,) = extract_answers(forest, restored.tokenizer)
-    trace = to_trace(forest, 0, problem, 0, answer, task_of(restored), restored.tokenizer)
+    with SandboxedVerifier(task, reward.time_limit, reward.memory_limit) as verifier:
+        (outcome,) = verifier.verify([(problem, answer)])
+    trace = to_trace(forest, 0, problem, 0, outcome, task, restored.tokenizer)
     return forest, answer, trace
 
 
@@ -97,17 +103,25 @@ def show_tree(forest: ThreadForest, trace: dict[str, Any], console: Console) -> 
     lanes_width = min(_WIDTH, console.width // 4)
     console.print(_table(forest, lanes_width, None, _texts(trace)))
 
-    mark = "✓" if trace["correct"] else "✗"
-    style = "bold green" if trace["correct"] else "bold red"
-    verdict = f"{mark} {trace['stated'] or 'no answer'}"
-    if not trace["correct"] and trace["reason"]:
-        verdict += f" ({trace['reason']})"
+    verdict, style = _verdict(trace)
     console.print(Text(visible(verdict), style))
 
     console.print(
         f"{trace['total_tokens']} tokens, {trace['sequential_tokens']} in sequence,"
         f" {trace['children']} children, longest thread {trace['max_thread_tokens']}"
     )
+
+
+def _verdict(trace: dict[str, Any]) -> tuple[str, str]:
+    """Returns the line that says what a tree's answer is worth, and its style."""
+    if trace["correct"] is None:
+        return f"? {trace['reason']}", "bold yellow"
+
+    stated = trace["stated"] or "no answer"
+    if trace["correct"]:
+        return f"✓ {stated}", "bold green"
+    reason = f" ({trace['reason']})" if trace["reason"] else ""
+    return f"✗ {stated}{reason}", "bold red"
 
 
 def _texts(trace: dict[str, Any]) -> dict[int, Text]:

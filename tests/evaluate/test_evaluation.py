@@ -4,7 +4,9 @@ batch.
 
 import dataclasses
 import json
+import os
 import shutil
+import signal
 import types
 from fractions import Fraction
 
@@ -12,14 +14,15 @@ import jax
 import numpy as np
 import pytest
 from helpers.puzzles import countdown, read_problems
+from helpers.traces import scored_trace
 
 from apr_jax.config import override
-from apr_jax.errors import UsageError, UserError
+from apr_jax.errors import Stopped, UsageError, UserError
 from apr_jax.evaluate import runner
 from apr_jax.evaluate.decoding import Decoding, limits_of, prompts_of
 from apr_jax.evaluate.folder import SUMMARY, TRACES, read_answers
 from apr_jax.evaluate.runner import answer_one, evaluate
-from apr_jax.evaluate.trace import to_trace, unpack_streams
+from apr_jax.evaluate.trace import unpack_streams
 from apr_jax.tasks import Failure, SandboxedVerifier, make_task
 from apr_jax.tasks.countdown.config import CountdownConfig, SolverConfig
 from apr_jax.tasks.countdown.puzzle import make_problem
@@ -69,7 +72,7 @@ def test_large_vocabulary_ids_come_back_from_a_trace():
             Limits(window=9, max_thread_tokens=9, max_threads=1, children=1, max_depth=0),
         )
         forest = jax.tree.map(lambda field: np.asarray(field)[None], tree)
-        line = to_trace(forest, 0, make_problem("x", (1, 2), 3), 0, "", task, tokenizer)
+        line = scored_trace(forest, 0, make_problem("x", (1, 2), 3), "", task, tokenizer)
         ((ids, logprobs),) = unpack_streams(line)
         assert ids.tolist() == [p.BOS, text[0], *text, p.JOIN, p.EOS]
         np.testing.assert_allclose(logprobs, forest.logprob[0, 0, : len(ids)], atol=1e-3)
@@ -120,8 +123,8 @@ def holds(numbers, target, solution):
 def test_correct_agrees_with_an_independent_check(restored, answer, correct):
     problem = make_problem("p", (22, 26, 2), 46)
     forest = answer_one(restored, problem)
-    trace = to_trace(
-        forest, 0, problem, 0, answer, make_task(restored.config.task), restored.tokenizer
+    trace = scored_trace(
+        forest, 0, problem, answer, make_task(restored.config.task), restored.tokenizer
     )
     assert trace["correct"] is correct
     if trace["stated"] is not None:
@@ -169,6 +172,44 @@ def test_an_interrupted_evaluation_goes_on_to_the_same_bytes(restored, problems,
         UsageError, match=r"holds an evaluation with samples=3, not 1; choose another --out"
     ):
         evaluate(restored, problems, cut, progress=False)
+
+
+@pytest.mark.parametrize(
+    ("number", "error"),
+    [
+        (signal.SIGINT, KeyboardInterrupt),
+        (signal.SIGTERM, Stopped),
+        (signal.SIGHUP, Stopped),
+    ],
+    ids=["SIGINT", "SIGTERM", "SIGHUP"],
+)
+def test_a_signal_keeps_the_batch_at_hand(
+    restored, problems, unbroken, tmp_path, monkeypatch, number, error
+):
+    verify = SandboxedVerifier.verify
+
+    def verify_when_stopped(*arguments):
+        os.kill(os.getpid(), number)
+        return verify(*arguments)
+
+    # A test under `nohup` or in the background would have them ignored.
+    usual = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
+    old = signal.signal(number, usual)
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(SandboxedVerifier, "verify", verify_when_stopped)
+            with pytest.raises(error):
+                evaluate(restored, problems, tmp_path, TWICE, progress=False)
+        assert signal.getsignal(number) is usual
+    finally:
+        signal.signal(number, old)
+
+    whole = (unbroken / TRACES).read_bytes()
+    kept = (tmp_path / TRACES).read_bytes()
+    assert kept.count(b"\n") == restored.config.evaluate.batch
+    assert whole.startswith(kept) and kept != whole
+    evaluate(restored, problems, tmp_path, TWICE, progress=False)
+    assert (tmp_path / TRACES).read_bytes() == whole
 
 
 @pytest.fixture(scope="module")

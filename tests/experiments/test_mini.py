@@ -8,11 +8,11 @@ import re
 from pathlib import Path
 
 import pytest
+from helpers.traces import scored_trace
 
 from apr_jax.config import load
 from apr_jax.evaluate.decoding import Decoding
 from apr_jax.evaluate.runner import answer_one, evaluate
-from apr_jax.evaluate.trace import to_trace
 from apr_jax.paper import suite
 from apr_jax.tasks import make_task
 from apr_jax.tasks.countdown.problems import draw
@@ -43,7 +43,7 @@ def test_the_tree_that_make_solve_shows():
     task = make_task(restored.config.task)
     forest = answer_one(restored, problem)
     (answer,) = extract_answers(forest, restored.tokenizer)
-    trace = to_trace(forest, 0, problem, 0, answer, task, restored.tokenizer)
+    trace = scored_trace(forest, 0, problem, answer, task, restored.tokenizer)
     assert (
         trace["correct"]
         and trace["children"] > 15

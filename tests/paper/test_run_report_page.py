@@ -12,8 +12,8 @@ import re
 import pytest
 from helpers import made_run, trees
 from helpers.browsing import NARROW, WIDE, chromium, needs_browser, settle, tabs
+from helpers.traces import scored_trace
 
-from apr_jax.evaluate.trace import to_trace
 from apr_jax.paper import charts, controls, figures, published_figures, run_report, suite
 from apr_jax.paper.kinds import KINDS
 from apr_jax.paper.results import read_run
@@ -125,7 +125,7 @@ def _give_tokens(path, model, config, tokenizer):
         problem = Problem(old["id"], old["data"])
         forest = trees.to_forest(task.demonstrate(problem, method, 50 * place), tokenizer)
         answer = old["threads"][0]["spans"][-1][1].removeprefix("<join>")
-        new = to_trace(forest, 0, problem, 0, answer, task, tokenizer)
+        new = scored_trace(forest, 0, problem, answer, task, tokenizer)
         if not new["correct"] and rng.random() < 0.5:
             new["threads"][0]["status"] = "OUT_OF_WINDOW"
         lines.append(json.dumps(new) + "\n")

@@ -1,13 +1,17 @@
 """A model in Python: what it solves is what the command line shows."""
 
+import dataclasses
 import json
 
 import pytest
+from helpers.whole_runs import changed
 
 import apr_jax
 from apr_jax.errors import UsageError, UserError
 from apr_jax.report.solve import solve
+from apr_jax.tasks import TaskConfig
 from apr_jax.tasks.countdown.task import Countdown
+from apr_jax.train.config import RewardConfig
 
 PROBLEM = "2 3 5 -> 11"
 PARSED = Countdown().parse(PROBLEM)
@@ -28,6 +32,20 @@ def test_a_tree_prints_what_apr_solve_shows(model, capsys):
     assert tree.trace["threads"] == trace["threads"]
     assert tree.trace["threads"][0]["text"].endswith(tree.answer)
     assert tree.forest.tokens.shape[0] == 1
+
+
+def test_a_scorer_that_hangs_or_raises_gives_no_verdict(model, capsys):
+    """The answer is scored in a process of its own, for at most the time that RL allows it."""
+    config = changed(model.restored.config, rl={"reward": RewardConfig(time_limit=0.5)})
+    task = TaskConfig("helpers.misbehaving:Misbehaves", **vars(config.task.options))
+    config = dataclasses.replace(config, task=task)
+    restored = dataclasses.replace(model.restored, config=config)
+    for problem, reason in ((PROBLEM, "timed out"), ("2 3 4 -> 10", "raised")):
+        tree = apr_jax.Model(restored).solve(problem)
+        assert (tree.correct, tree.reward, tree.stated) == (None, None, None)
+        assert f"? no verdict: {reason}" in str(tree).splitlines()
+        assert solve(restored, tree.problem, None)["failure"] == ""
+    capsys.readouterr()
 
 
 def test_a_tree_is_written_as_a_page(model, tmp_path):

@@ -5,9 +5,9 @@ import io
 import pytest
 from helpers import trees
 from helpers.puzzles import countdown
+from helpers.traces import scored_trace
 from rich.console import Console
 
-from apr_jax.evaluate.trace import to_trace
 from apr_jax.io.terminal import Terminal
 from apr_jax.report.solve import show_tree
 from apr_jax.tasks.countdown.config import CountdownConfig, SolverConfig
@@ -30,7 +30,7 @@ def tree():
     demonstration = task.demonstrate(problem, "apr", seed=0)
     tokenizer = Tokenizer.train(["0123456789+-*/=,:;|!"])
     forest = trees.to_forest(demonstration, tokenizer)
-    return forest, to_trace(forest, 0, problem, 0, demonstration.answer, task, tokenizer)
+    return forest, scored_trace(forest, 0, problem, demonstration.answer, task, tokenizer)
 
 
 @pytest.mark.parametrize("width", [60, 80, 160])

@@ -14,8 +14,9 @@ import pytest
 from helpers import harness, scripted, trees
 from helpers.browsing import NARROW, WIDE, chromium, needs_browser, settle, tabs
 from helpers.puzzles import countdown
+from helpers.traces import scored_trace
 
-from apr_jax.evaluate.trace import KINDS, to_trace, unpack_streams
+from apr_jax.evaluate.trace import KINDS, unpack_streams
 from apr_jax.report.viewer import link, page
 from apr_jax.tasks import Thread
 from apr_jax.tasks.countdown.config import CountdownConfig
@@ -55,7 +56,7 @@ def traced(forest, tree, tokenizer, **changes):
         jax.tree.map(lambda leaf: leaf[tree : tree + 1], forest), tokenizer
     )
     return (
-        to_trace(forest, tree, problem, 0, answer, countdown(CountdownConfig()), tokenizer)
+        scored_trace(forest, tree, problem, answer, countdown(CountdownConfig()), tokenizer)
         | changes
     )
 
