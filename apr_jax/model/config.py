@@ -6,18 +6,55 @@ from typing import Literal
 
 
 @dataclasses.dataclass(frozen=True)
+class RopeScaling:
+    """How Llama 3 stretches its rotary embedding beyond the length of its pretraining.
+
+    A pair of entries that turns fewer than `low_frequency_turns` times over the original length
+    turns `factor` times slower. One that turns more than `high_frequency_turns` times is left as
+    it is, and in between the slowing grows linearly with the number of turns.
+
+    Attributes:
+      factor: how much slower the slow pairs turn; 1 is no scaling.
+      low_frequency_turns: `low_freq_factor` of Hugging Face.
+      high_frequency_turns: `high_freq_factor` of Hugging Face.
+      original_length: `original_max_position_embeddings` of Hugging Face.
+    """
+
+    factor: float = 1.0
+    low_frequency_turns: float = 1.0
+    high_frequency_turns: float = 4.0
+    original_length: int = 8192
+
+    def __post_init__(self):
+        group = "model.rope_scaling"
+        if not 1 <= self.factor < math.inf:
+            raise ValueError(f"{group}.factor={self.factor} must be at least 1 and finite")
+        if not 0 < self.low_frequency_turns < self.high_frequency_turns < math.inf:
+            raise ValueError(
+                f"{group}.low_frequency_turns={self.low_frequency_turns} must be above 0 and below"
+                f" {group}.high_frequency_turns={self.high_frequency_turns}"
+            )
+        if self.original_length < 1:
+            raise ValueError(f"{group}.original_length={self.original_length} must be at least 1")
+
+
+@dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """A decoder in the style of Llama 2.
+    """A decoder of the families Llama, Qwen2 and Qwen3; the defaults are those of Llama 2.
 
     Attributes:
       layers: N, number of layers.
       width: D, width of the residual stream.
       heads: H, query heads.
       kv_heads: G, key/value heads; H must be a multiple.
-      head_size: K, even because the rotary embedding turns pairs.
+      head_size: K, even because the rotary embedding turns pairs; H times K need not be D.
       mlp: hidden size of the SwiGLU.
       tied: whether the output projection is the embedding's transpose.
+      norm_epsilon: what is added to the mean square in every norm.
+      qkv_bias: whether a bias is added to queries, keys and values (Qwen2).
+      qk_norm: whether each head's queries and keys are normalized before they are turned (Qwen3).
       rope_base: base of the rotary embedding's wavelengths, above 1.
+      rope_scaling: how long wavelengths are stretched (Llama 3).
       dtype: type of the computation; parameters are float32.
       remat: what the backward pass computes again within a layer: nothing ("none"), everything
         ("layer", which takes least memory and a third more products), or everything but attention
@@ -31,7 +68,11 @@ class ModelConfig:
     head_size: int
     mlp: int
     tied: bool = True
+    norm_epsilon: float = 1e-6
+    qkv_bias: bool = False
+    qk_norm: bool = False
     rope_base: float = 10_000.0
+    rope_scaling: RopeScaling = RopeScaling()
     dtype: Literal["float32", "bfloat16"] = "float32"
     remat: Literal["none", "layer", "dots"] = "none"
 
@@ -47,3 +88,5 @@ class ModelConfig:
             )
         if not 1 < self.rope_base < math.inf:
             raise ValueError(f"model.rope_base={self.rope_base} must be above 1 and finite")
+        if not 0 < self.norm_epsilon < 1:
+            raise ValueError(f"model.norm_epsilon={self.norm_epsilon} must be between 0 and 1")

@@ -37,6 +37,10 @@ LOGICAL_AXES: dict[str, tuple[str, ...]] = {
     "out": ("layer", "heads", "head", "width"),
     "gate_up": ("layer", "width", "pair", "mlp"),
     "down": ("layer", "mlp", "width"),
+    "q_bias": ("layer", "heads", "head"),
+    "kv_bias": ("layer", "pair", "kv_heads", "head"),
+    "q_norm": ("layer", "head"),
+    "k_norm": ("layer", "head"),
 }
 
 

@@ -1,5 +1,7 @@
 """A decoder in the style of Llama 2: RMSNorm, rotary positions, SwiGLU, grouped-query attention.
 
+What the families Llama 3, Qwen2 and Qwen3 have beyond that is part of `ModelConfig`.
+
 One layer (`decoder_layer`) and one output head serve training, rescoring, prefill and decoding, so
 rollout and training cannot disagree. The parameters of all layers are stacked on a leading axis N.
 Training scans over that axis where it computes layers again (`ModelConfig.remat`). Otherwise the
@@ -19,7 +21,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from apr_jax.model.attention.packed import ATTENTION, attend_packed
-from apr_jax.model.config import ModelConfig
+from apr_jax.model.config import ModelConfig, RopeScaling
 from apr_jax.model.kv_cache import cache, cache_tpu
 
 Params = dict[str, Any]
@@ -45,28 +47,38 @@ class Layer(nn.Module):
         def weight(name: str, shape: tuple[int, ...], fan_in: int) -> Array:
             return self.param(name, nn.initializers.normal(fan_in**-0.5), shape, jnp.float32)
 
-        def scale(name: str) -> Array:
-            return self.param(name, nn.initializers.ones, (c.width,), jnp.float32)
+        def scale(name: str, size: int) -> Array:
+            return self.param(name, nn.initializers.ones, (size,), jnp.float32)
+
+        def bias(name: str, shape: tuple[int, ...]) -> Array:
+            return self.param(name, nn.initializers.zeros, shape, jnp.float32)
 
         # Products that end in the residual stream start smaller the more layers add to it.
         out_fan_in = c.heads * c.head_size * 2 * c.layers
         down_fan_in = c.mlp * 2 * c.layers
         params = {
-            "attn_norm": scale("attn_norm"),
+            "attn_norm": scale("attn_norm", c.width),
             "q": weight("q", (c.width, c.heads, c.head_size), c.width),
             "kv": weight("kv", (c.width, 2, c.kv_heads, c.head_size), c.width),
             "out": weight("out", (c.heads, c.head_size, c.width), out_fan_in),
-            "mlp_norm": scale("mlp_norm"),
+            "mlp_norm": scale("mlp_norm", c.width),
             "gate_up": weight("gate_up", (c.width, 2, c.mlp), c.width),
             "down": weight("down", (c.mlp, c.width), down_fan_in),
         }
+        if c.qkv_bias:
+            params["q_bias"] = bias("q_bias", (c.heads, c.head_size))
+            params["kv_bias"] = bias("kv_bias", (2, c.kv_heads, c.head_size))
+        if c.qk_norm:
+            params["q_norm"] = scale("q_norm", c.head_size)
+            params["k_norm"] = scale("k_norm", c.head_size)
         return decoder_layer(to_matrices(params, c), c, h, position, attention)
 
 
 def to_matrices(layer: Params, config: ModelConfig) -> Params:
     """Turns one layer's parameters into the matrices that it multiplies with.
 
-    They are [D, n] or [n, D], in the dtype of the computation. Norms stay as they are.
+    They are [D, n] or [n, D], in the dtype of the computation, and so are biases, [n]. Norms stay
+    as they are.
     """
     width = config.width
     dtype = jnp.dtype(config.dtype)
@@ -79,8 +91,12 @@ def to_matrices(layer: Params, config: ModelConfig) -> Params:
         "up": layer["gate_up"][:, 1],
         "down": layer["down"],
     }
+    if config.qkv_bias:
+        flat["q_bias"] = layer["q_bias"].reshape(-1)
+        flat["k_bias"] = layer["kv_bias"][0].reshape(-1)
+        flat["v_bias"] = layer["kv_bias"][1].reshape(-1)
     matrices = {name: matrix.astype(dtype) for name, matrix in flat.items()}
-    norms = {name: layer[name] for name in ("attn_norm", "mlp_norm")}
+    norms = {name: value for name, value in layer.items() if name.endswith("_norm")}
     return matrices | norms
 
 
@@ -107,42 +123,54 @@ def decoder_layer(
     """
     rows, steps, width = h.shape
 
-    def heads(x: Array, matrix: Array) -> Float[Array, "R S heads K"]:
-        return (x @ matrix).reshape(rows, steps, -1, config.head_size)
+    def norm(x: Array, name: str) -> Array:
+        return rms_norm(x, weights[name], config.norm_epsilon)
+
+    def heads(x: Array, name: str) -> Float[Array, "R S heads K"]:
+        product = x @ weights[name]
+        if config.qkv_bias:
+            product = product + weights[f"{name}_bias"]
+        return product.reshape(rows, steps, -1, config.head_size)
 
     # Attention.
-    x = rms_norm(h, weights["attn_norm"]).reshape(-1, width)  # [R * S, D]
-    q = heads(x, weights["q"])  # [R, S, H, K]
-    k = heads(x, weights["k"])  # [R, S, G, K]
-    v = heads(x, weights["v"])  # [R, S, G, K]
-    q, k = rotate(q, position, config.rope_base), rotate(k, position, config.rope_base)
+    x = norm(h, "attn_norm").reshape(-1, width)  # [R * S, D]
+    q = heads(x, "q")  # [R, S, H, K]
+    k = heads(x, "k")  # [R, S, G, K]
+    v = heads(x, "v")  # [R, S, G, K]
+    if config.qk_norm:
+        q, k = norm(q, "q_norm"), norm(k, "k_norm")
+    q, k = rotate(q, position, config), rotate(k, position, config)
     values, state = attention(q, k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3))
     h = h + (values.reshape(rows * steps, -1) @ weights["out"]).reshape(h.shape)
 
     # MLP.
-    x = rms_norm(h, weights["mlp_norm"]).reshape(-1, width)  # [R * S, D]
+    x = norm(h, "mlp_norm").reshape(-1, width)  # [R * S, D]
     gated = nn.silu(x @ weights["gate"]) * (x @ weights["up"])  # [R * S, F]
     h = h + (gated @ weights["down"]).reshape(h.shape)
     return h, state
 
 
-def rms_norm(x: Float[Array, "*batch D"], scale: Float[Array, " D"]) -> Float[Array, "*batch D"]:
-    """Normalizes by the root mean square, in float32: x / sqrt(mean(x^2) + 1e-6) * scale."""
+def rms_norm(
+    x: Float[Array, "*batch D"], scale: Float[Array, " D"], epsilon: float
+) -> Float[Array, "*batch D"]:
+    """Normalizes by the root mean square, in float32: x / sqrt(mean(x^2) + epsilon) * scale."""
     y = x.astype(jnp.float32)
-    y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + 1e-6)
+    y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + epsilon)
     return (y * scale.reshape((1,) * (x.ndim - 1) + (-1,))).astype(x.dtype)
 
 
 def rotate(
-    x: Float[Array, "R S heads K"], position: Int[Array, "R S"], base: float
+    x: Float[Array, "R S heads K"], position: Int[Array, "R S"], config: ModelConfig
 ) -> Float[Array, "R S heads K"]:
     """Applies the rotary embedding (Su et al. 2021).
 
     Entry i of a head's first half and entry i of its second half are turned as a pair, by the angle
-    position * base^(-2i/K).
+    position * base^(-2i/K), unless the model stretches its wavelengths (`RopeScaling`).
     """
     half = x.shape[-1] // 2
-    frequency = base ** (-jnp.arange(half, dtype=jnp.float32) / half)  # [K / 2]
+    frequency = config.rope_base ** (-jnp.arange(half, dtype=jnp.float32) / half)  # [K / 2]
+    if config.rope_scaling.factor != 1:
+        frequency = _scale_frequency(frequency, config.rope_scaling)
     angle = position.astype(jnp.float32)[:, :, None, None] * frequency[None, None, None, :]
     cos, sin = jnp.cos(angle), jnp.sin(angle)  # [R, S, 1, K / 2]
 
@@ -150,6 +178,17 @@ def rotate(
     right = x[..., half:].astype(jnp.float32)
     turned = jnp.concatenate([left * cos - right * sin, right * cos + left * sin], axis=-1)
     return turned.astype(x.dtype)
+
+
+def _scale_frequency(
+    frequency: Float[Array, " half"], scaling: RopeScaling
+) -> Float[Array, " half"]:
+    """Slows pairs down that turn rarely over the original length, as Llama 3 does."""
+    low = scaling.low_frequency_turns
+    high = scaling.high_frequency_turns
+    turns = scaling.original_length * frequency / (2 * jnp.pi)  # [K / 2]
+    kept = jnp.clip((turns - low) / (high - low), 0.0, 1.0)  # 1: the pair keeps its frequency.
+    return frequency * kept + frequency / scaling.factor * (1 - kept)
 
 
 def init_params(config: ModelConfig, vocab: int, key: jax.Array) -> Params:
@@ -278,7 +317,7 @@ def _embed(params: Params, config: ModelConfig, tokens: Array) -> Array:
 
 
 def _head(params: Params, config: ModelConfig, h: Array) -> Array:
-    x = rms_norm(h, params["final_norm"])
+    x = rms_norm(h, params["final_norm"], config.norm_epsilon)
     unembed = params["embed"].T if config.tied else params["unembed"]  # [D, V]
     return jnp.einsum(
         "rsd,dv->rsv", x, unembed.astype(config.dtype), preferred_element_type=jnp.float32

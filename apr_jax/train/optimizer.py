@@ -49,7 +49,7 @@ def make_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
 def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
     """Returns the optimizer: clipping by the global norm, then AdamW or Muon.
 
-    Scales of norms are never decayed. Under Muon only the matrices are decayed.
+    Scales of norms and biases are never decayed. Under Muon only the matrices are decayed.
 
     Args:
       config: its settings.
@@ -97,7 +97,7 @@ def _matrix_axes(params: Any) -> Any:
 def _is_decayed(params: Any) -> Any:
     """Returns for each parameter whether AdamW decays it."""
     return jax.tree_util.tree_map_with_path(
-        lambda path, _: not _name(path).endswith("norm"), params
+        lambda path, _: not _name(path).endswith(("norm", "bias")), params
     )
 
 

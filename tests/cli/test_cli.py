@@ -144,6 +144,17 @@ def test_wrong_use_is_one_line(failing, tmp_path, monkeypatch, arguments, status
         ),
         ("model.rope_base=1", "model.rope_base=1.0 must be above 1"),
         ("model.rope_base=nan", "model.rope_base=nan must be above 1"),
+        ("model.norm_epsilon=0", "model.norm_epsilon=0.0 must be between 0 and 1"),
+        ("model.rope_scaling.factor=0.5", "model.rope_scaling.factor=0.5 must be at least 1"),
+        (
+            "model.rope_scaling.low_frequency_turns=5",
+            "model.rope_scaling.low_frequency_turns=5.0 must be above 0 and below"
+            " model.rope_scaling.high_frequency_turns=4.0",
+        ),
+        (
+            "model.rope_scaling.original_length=0",
+            "model.rope_scaling.original_length=0 must be at least 1",
+        ),
     ],
 )
 def test_a_config_out_of_range_names_the_field(

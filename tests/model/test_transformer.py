@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from apr_jax.model.config import ModelConfig
+from apr_jax.model.config import ModelConfig, RopeScaling
 from apr_jax.model.kv_cache.cache import store
 from apr_jax.model.sharding import LOGICAL_AXES, make_mesh, shardings
 from apr_jax.model.transformer import (
@@ -18,9 +18,20 @@ from apr_jax.model.transformer import (
     init_params,
     make_decode,
     prepare_decode,
+    rotate,
 )
 
 CONFIG = ModelConfig(layers=2, width=32, heads=4, kv_heads=2, head_size=8, mlp=48)
+# All that the families Llama 3, Qwen2 and Qwen3 have beyond Llama 2.
+FULL = dataclasses.replace(
+    CONFIG,
+    head_size=10,
+    norm_epsilon=1e-4,
+    qkv_bias=True,
+    qk_norm=True,
+    rope_base=50.0,
+    rope_scaling=RopeScaling(4.0, original_length=16),
+)
 VOCAB = 17
 BOUNDS = (5, 8, 16)  # Where the cache is cut.
 
@@ -28,6 +39,15 @@ BOUNDS = (5, 8, 16)  # Where the cache is cut.
 @pytest.fixture(scope="module")
 def params():
     return init_params(CONFIG, VOCAB, jax.random.key(0))
+
+
+@pytest.fixture(scope="module")
+def full_params():
+    """No bias is 0 here and no scale 1, as they are in fresh parameters."""
+    leaves, tree = jax.tree.flatten(init_params(FULL, VOCAB, jax.random.key(0)))
+    keys = jax.random.split(jax.random.key(1), len(leaves))
+    noisy = [x + 0.3 * jax.random.normal(key, x.shape) for x, key in zip(leaves, keys, strict=True)]
+    return tree.unflatten(noisy)
 
 
 def rows(key: int, length: int = 12):
@@ -75,16 +95,56 @@ def _forward_from(h, params, position, segment, hidden_block):
 @pytest.mark.parametrize("bound", [12, 16])
 @pytest.mark.parametrize("chunk", [1, 3, 12])
 def test_decoding_in_chunks_gives_the_training_logits(params, chunk, bound):
+    _check_decoding(params, CONFIG, chunk, bound)
+
+
+@pytest.mark.parametrize("chunk", [1, 5])
+def test_decoding_with_biases_norms_and_scaling_gives_the_training_logits(full_params, chunk):
+    _check_decoding(full_params, FULL, chunk, 16)
+
+
+def _check_decoding(params, config, chunk, bound):
     tokens, position, segment, hidden_block = rows(2)
-    expected = forward(params, CONFIG, tokens, position, segment, hidden_block)
-    decode, init_cache = make_decode(CONFIG, BOUNDS)
-    ready = prepare_decode(params, CONFIG)
+    expected = forward(params, config, tokens, position, segment, hidden_block)
+    decode, init_cache = make_decode(config, BOUNDS)
+    ready = prepare_decode(params, config)
     cache = init_cache(2, bound)
     step = jax.jit(decode, static_argnums=4)
     for begin in range(0, 12, chunk):
         part = slice(begin, begin + chunk)
         logits, cache = step(ready, tokens[:, part], cache, position[:, part], bound)
         np.testing.assert_allclose(logits, expected[:, begin : begin + chunk], atol=2e-5)
+
+
+@pytest.mark.parametrize("field", ["norm_epsilon", "qkv_bias", "qk_norm", "rope_scaling"])
+def test_every_setting_of_a_family_matters(full_params, field):
+    without = dataclasses.replace(FULL, **{field: getattr(CONFIG, field)})
+    batch = rows(2)
+    difference = forward(full_params, FULL, *batch) - forward(full_params, without, *batch)
+    assert float(jnp.abs(difference).max()) > 1e-4
+
+
+def test_wavelengths_are_stretched_as_by_llama_3():
+    """The angles of Llama 3.2's own numbers, worked out pair by pair in plain Python."""
+    scaling = RopeScaling(32.0, low_frequency_turns=1.0, high_frequency_turns=4.0)
+    config = dataclasses.replace(CONFIG, head_size=64, rope_base=500_000.0, rope_scaling=scaling)
+    expected = []
+    for pair in range(32):
+        frequency = 500_000.0 ** (-pair / 32)
+        turns = 8192 * frequency / (2 * np.pi)
+        if turns < 1:
+            frequency /= 32
+        elif turns < 4:
+            share = (turns - 1) / (4 - 1)
+            frequency = (1 - share) * frequency / 32 + share * frequency
+        expected.append(frequency)
+
+    position = 3
+    ones = jnp.concatenate([jnp.ones(32), jnp.zeros(32)])[None, None, None]  # [1, 1, 1, K]
+    turned = rotate(ones, jnp.full((1, 1), position), config)[0, 0, 0]
+    angle = np.arctan2(turned[32:], turned[:32])
+    wrapped = np.angle(np.exp(1j * position * np.asarray(expected)))
+    np.testing.assert_allclose(angle, wrapped, rtol=1e-5, atol=1e-9)
 
 
 def test_padding_leaves_the_cache_untouched(params):
@@ -131,19 +191,27 @@ def test_remat_changes_memory_not_gradients(params):
 
 @pytest.mark.parametrize(("data", "fsdp", "tensor"), [(8, 1, 1), (2, 2, 2), (1, 4, 2)])
 def test_every_mesh_gives_the_same_logits(params, data, fsdp, tensor):
+    _check_mesh(params, CONFIG, data, fsdp, tensor)
+
+
+def test_a_mesh_splits_biases_and_norms_of_heads(full_params):
+    _check_mesh(full_params, FULL, 2, 2, 2)
+
+
+def _check_mesh(params, config, data, fsdp, tensor):
     tokens, position, segment, hidden_block = (jnp.tile(x, (4, 1)) for x in rows(6))
-    expected = forward(params, CONFIG, tokens, position, segment, hidden_block)
+    expected = forward(params, config, tokens, position, segment, hidden_block)
     mesh = make_mesh(data, fsdp, tensor, jax.devices()[:8])
     placed = jax.device_put(params, shardings(params, mesh))
     assert (fsdp * tensor == 1) == placed["layers"]["q"].is_fully_replicated
     logits = jax.jit(forward, static_argnums=(1, 6))(
-        placed, CONFIG, tokens, position, segment, hidden_block, mesh
+        placed, config, tokens, position, segment, hidden_block, mesh
     )
-    np.testing.assert_allclose(logits, expected, atol=2e-5)
+    np.testing.assert_allclose(logits, expected, atol=5e-5)
 
 
-def test_every_parameter_has_logical_axes(params):
-    untied = init_params(dataclasses.replace(CONFIG, tied=False), VOCAB, jax.random.key(0))
+def test_every_parameter_has_logical_axes():
+    untied = init_params(dataclasses.replace(FULL, tied=False), VOCAB, jax.random.key(0))
     names = {path[-1].key for path, _ in jax.tree_util.tree_leaves_with_path(untied)}
     assert names == set(LOGICAL_AXES)
 

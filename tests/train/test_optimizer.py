@@ -13,7 +13,17 @@ from apr_jax.model.transformer import init_params
 from apr_jax.train.config import OptimizerConfig
 from apr_jax.train.optimizer import clipped_updates, make_optimizer, make_schedule
 
-CONFIG = ModelConfig(layers=2, width=12, heads=2, kv_heads=1, head_size=4, mlp=10, tied=False)
+CONFIG = ModelConfig(
+    layers=2,
+    width=12,
+    heads=2,
+    kv_heads=1,
+    head_size=4,
+    mlp=10,
+    tied=False,
+    qkv_bias=True,
+    qk_norm=True,
+)
 MUON = OptimizerConfig(name="muon", lr=0.02, warmup=0, decay=1.0, weight_decay=0.1, clip=1e9)
 
 
@@ -81,16 +91,17 @@ def test_muon_leaves_embeddings_and_norms_to_adam(params):
 
 
 @pytest.mark.parametrize("name", ["adamw", "muon"])
-def test_norms_are_never_decayed(params, name):
+def test_norms_and_biases_are_never_decayed(params, name):
     config = dataclasses.replace(MUON, name=name)
     optimizer = make_optimizer(config, 10)
+    params = jax.tree.map(lambda leaf: leaf + 0.5, params)  # Fresh biases are 0.
     zeros = jax.tree.map(jnp.zeros_like, params)
     updates = jax.jit(lambda params: optimizer.update(zeros, optimizer.init(params), params)[0])(
         params
     )
     assert not np.asarray(updates["final_norm"]).any()
-    assert not np.asarray(updates["layers"]["attn_norm"]).any()
-    assert not np.asarray(updates["layers"]["mlp_norm"]).any()
+    for kept in ("attn_norm", "mlp_norm", "q_norm", "k_norm", "q_bias", "kv_bias"):
+        assert not np.asarray(updates["layers"][kept]).any(), kept
     np.testing.assert_allclose(
         updates["layers"]["down"], -0.02 * 0.1 * params["layers"]["down"], rtol=1e-4
     )
