@@ -29,13 +29,21 @@ def load_checkpoint(path: str | Path) -> Restored:
       path: a workdir, one `checkpoints/<step>` in it, or a file that `apr export` wrote.
 
     Raises:
-      UserError: there is no checkpoint, or it is damaged or cannot be read.
+      UserError: there is no checkpoint, it is damaged or cannot be read, or a weight is no number.
     """
     path = as_path(path)
-    if path.suffix == SUFFIX:
-        return load_exported(path)
+    restored = load_exported(path) if path.suffix == SUFFIX else _load_best_step(absolute(path))
+    _check_finite(restored)
+    return restored
 
-    folder = best_step(absolute(path))
+
+def _load_best_step(run: Path) -> Restored:
+    """Loads the weights of a run's best step, or of the step that `run` is.
+
+    Raises:
+      UserError: there is no checkpoint, or it is damaged or cannot be read.
+    """
+    folder = best_step(run)
     try:
         return _read(folder)
     except ConfigError as error:
@@ -49,6 +57,21 @@ def load_checkpoint(path: str | Path) -> Restored:
         others = [str(step) for step in steps_in(folder.parent) if str(step) != folder.name]
         hint = f"; other steps there: {', '.join(others)}" if others else "; train again"
         raise UserError(f"checkpoint {folder}: damaged ({what_went_wrong(error)}){hint}") from None
+
+
+def _check_finite(restored: Restored) -> None:
+    """Refuses weights that a training left behind when it diverged.
+
+    Raises:
+      UserError: a weight is NaN or infinite.
+    """
+    for path, leaf in jax.tree.leaves_with_path(restored.params):
+        if not np.isfinite(leaf).all():
+            name = jax.tree_util.keystr(path, simple=True, separator="/")
+            raise UserError(
+                f"{restored.path}: the weights {name} hold NaN or infinity, so the training had"
+                " diverged; take an earlier step, or train again with a smaller learning rate"
+            )
 
 
 def _read(folder: Path) -> Restored:

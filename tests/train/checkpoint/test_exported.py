@@ -66,6 +66,17 @@ def test_a_file_that_is_no_model_is_named(restored, tmp_path):
         load_checkpoint(path)
 
 
+@pytest.mark.parametrize("value", [np.nan, -np.inf])
+def test_weights_of_a_diverged_training_are_refused(restored, tmp_path, value):
+    """Otherwise every answer would be wrong, and nothing would say why."""
+    params = jax.tree.map(np.array, restored.params)
+    params["embed"][1, 2] = value
+    path = tmp_path / "apr.safetensors"
+    export_file(dataclasses.replace(restored, params=params), path)
+    with pytest.raises(UserError, match="apr.safetensors: the weights embed hold NaN or infinity"):
+        load_checkpoint(path)
+
+
 def test_a_flipped_bit_is_told(restored, tmp_path):
     """In a weight, where safetensors takes it for another number, and in what stands beside the
     weights.
