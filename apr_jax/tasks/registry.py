@@ -38,6 +38,7 @@ SHORT_NAMES = {
     "countdown": "apr_jax.tasks.countdown.task:Countdown",
     "hidden_digit": "apr_jax.tasks.toy:HiddenDigit",
     "reasoning_gym": "apr_jax.tasks.reasoning_gym:ReasoningGym",
+    "sudoku": "apr_jax.tasks.sudoku.task:Sudoku",
 }
 _REQUIRED = ("draw", "prompt", "score")  # Methods that every task must have.
 # A folder in which files of tasks are also looked for.

@@ -11,8 +11,14 @@ FILES = sorted(
     for path in LIBRARY.rglob("*.py")
     if path.relative_to(LIBRARY).parts[0] not in ("tasks", "paper")
 )
-CLASSES = {"Countdown", "CountdownConfig", "SolverConfig", "HiddenDigit", "Arithmetic"}
-FIELDS = {"numbers", "target", "digits", "expression"}  # What problems of our own tasks hold.
+CLASSES = {"Countdown", "CountdownConfig", "SolverConfig", "HiddenDigit", "Arithmetic", "Sudoku"}
+FIELDS = {
+    "numbers",
+    "target",
+    "digits",
+    "expression",
+    "givens",
+}  # What problems of our own tasks hold.
 
 
 def imported(node):
