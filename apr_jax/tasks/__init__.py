@@ -8,7 +8,8 @@
 A task of your own is a subclass of `Task` (base.py). Tasks are made by `make_task` and nowhere else
 (registry.py). `SandboxedVerifier` scores the answers of models in a process of its own
 (sandbox.py). Countdown (countdown/) is the paper's puzzle; Arithmetic (arithmetic/) works out
-expressions; Sudoku (sudoku/) fills boards; `HiddenDigit` (toy.py) is the smallest task there is.
+expressions; PathStar (path_star/) finds the right arm of a graph; Sudoku (sudoku/) fills boards;
+`HiddenDigit` (toy.py) is the smallest task there is.
 """
 
 from apr_jax.tasks.base import (

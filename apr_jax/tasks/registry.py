@@ -37,6 +37,7 @@ SHORT_NAMES = {
     "arithmetic": "apr_jax.tasks.arithmetic.task:Arithmetic",
     "countdown": "apr_jax.tasks.countdown.task:Countdown",
     "hidden_digit": "apr_jax.tasks.toy:HiddenDigit",
+    "path_star": "apr_jax.tasks.path_star.task:PathStar",
     "reasoning_gym": "apr_jax.tasks.reasoning_gym:ReasoningGym",
     "sudoku": "apr_jax.tasks.sudoku.task:Sudoku",
 }

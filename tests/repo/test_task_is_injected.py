@@ -11,13 +11,22 @@ FILES = sorted(
     for path in LIBRARY.rglob("*.py")
     if path.relative_to(LIBRARY).parts[0] not in ("tasks", "paper")
 )
-CLASSES = {"Countdown", "CountdownConfig", "SolverConfig", "HiddenDigit", "Arithmetic", "Sudoku"}
+CLASSES = {
+    "Countdown",
+    "CountdownConfig",
+    "SolverConfig",
+    "HiddenDigit",
+    "Arithmetic",
+    "PathStar",
+    "Sudoku",
+}
 FIELDS = {
     "numbers",
     "target",
     "digits",
     "expression",
     "givens",
+    "graph",
 }  # What problems of our own tasks hold.
 
 

@@ -1,0 +1,1 @@
+"""Path-star: find the one of several arms of a graph that ends in the goal."""

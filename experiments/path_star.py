@@ -1,0 +1,62 @@
+"""Path-star: graphs of four arms with four edges each, answered at once, serially, in parallel.
+
+The experiment trains on 2 CPU cores. Its data have three methods: "direct" answers the path at
+once, "serial" writes out arm after arm in one thread, "parallel" has a child for each arm.
+
+    apr data build --config experiments/path_star.py --out runs/path_star/data
+    for method in direct serial parallel; do
+      apr train sft --config experiments/path_star.py --workdir runs/path_star/$method \
+        --method $method
+      apr train rl --config experiments/path_star.py --workdir runs/path_star/$method-rl \
+        --init runs/path_star/$method
+      apr eval --checkpoint runs/path_star/$method-rl --out runs/path_star/$method-rl/test \
+        --problems runs/path_star/data/test.jsonl
+    done
+
+All three are trained and evaluated at the same window. Whoever answers at once and never looks
+ahead is right in one of four cases.
+"""
+
+from apr_jax.config import EvalConfig, Experiment
+from apr_jax.data.config import DataConfig
+from apr_jax.model.config import ModelConfig
+from apr_jax.tasks import TaskConfig
+from apr_jax.threads.limits import Limits, Schedule
+from apr_jax.train.config import ObjectiveConfig, OptimizerConfig, RlConfig, SftConfig, TrainConfig
+
+
+def experiment() -> Experiment:
+    """Makes the experiment."""
+    return Experiment(
+        name="path_star",
+        seed=0,
+        task=TaskConfig("path_star", arms=4, length=4),
+        data=DataConfig(demonstrations=20_000, heldout=1_000),
+        model=ModelConfig(layers=4, width=128, heads=4, kv_heads=1, head_size=32, mlp=352),
+        # Four messages with twelve edges each make the root of a parallel tree 156 positions long,
+        # and 173 tokens with what is joined. All other threads are shorter than 66.
+        limits=Limits(window=160, max_thread_tokens=176, max_threads=5, children=4, max_depth=1),
+        schedule=Schedule(slots=64, prefill_batch=8, prefill_chunk=16, context_buckets=(48, 80)),
+        train=TrainConfig(
+            sft=SftConfig(
+                steps=1000,
+                batch_rows=12,
+                save_every=500,
+                log_every=20,
+                validate_every=500,
+                validation=200,
+                optimizer=OptimizerConfig(name="muon", lr=4e-3),
+            ),
+            rl=RlConfig(
+                steps=10,
+                problems=16,
+                group=8,
+                objective=ObjectiveConfig(advantage="leave_one_out"),
+                micro_batch_rows=24,
+                validate_every=10,
+                validation=200,
+                optimizer=OptimizerConfig(lr=6e-5, warmup=2, decay=0.1, weight_decay=0.0),
+            ),
+        ),
+        evaluate=EvalConfig(batch=250, problems=1_000),
+    )
