@@ -47,6 +47,8 @@ end of this list to its beginning:
   report            results for people: tables in the terminal, the thread viewer
   paper             the reproduction of APR: its suite, comparisons, figures, report and ablations
   bench, plan       tools: what it takes here, and what it would take on a TPU
+  new_task          the files of `apr new`, with which a task of one's own begins
+  check             whether the devices at hand compute right, and how fast
   cli               the `apr` command
 """
 

@@ -17,8 +17,10 @@ import typer
 
 from apr_jax import __version__
 from apr_jax.cli.bench import bench_app
+from apr_jax.cli.check import check_app
 from apr_jax.cli.data import data_app
 from apr_jax.cli.models import models_app
+from apr_jax.cli.new import new_app
 from apr_jax.cli.paper import paper_app
 from apr_jax.cli.plan import plan_app
 from apr_jax.cli.resumable import Interrupted
@@ -46,6 +48,8 @@ app.add_typer(task_app, name="task")
 app.add_typer(models_app)
 app.add_typer(paper_app)
 app.add_typer(plan_app)
+app.add_typer(check_app)
+app.add_typer(new_app)
 app.add_typer(bench_app, name="bench")
 
 

@@ -226,6 +226,7 @@ def forward(
     segment: Int[Array, "R L"],
     hidden_block: Int[Array, "R L"],
     mesh: Mesh | None = None,
+    attend: Callable | None = None,
 ) -> Float[Array, "R L V"]:
     """Computes the float32 logits of packed rows, for training and rescoring.
 
@@ -239,11 +240,13 @@ def forward(
       segment: thread of each token within its row, see `attend_packed`.
       hidden_block: the spawn block that the token belongs to, or 0.
       mesh: devices over which the rows are split, see `attend_packed`.
+      attend: attends in place of `attend_packed`, for comparisons; None takes that one.
     """
     layer = Layer(config)
+    attend = attend or attend_packed
 
     def attention(q: Array, k: Array, v: Array) -> tuple[Array, None]:
-        return attend_packed(q, k, v, segment, hidden_block, mesh), None
+        return attend(q, k, v, segment, hidden_block, mesh), None
 
     def body(h: Array, layer_params: Params) -> tuple[Array, None]:
         return layer.apply({"params": layer_params}, h, position, attention)[0], None

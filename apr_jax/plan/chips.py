@@ -71,6 +71,26 @@ CHIPS = {
     "tpu7x": Chip(2307e12, 192, 7380e9, 90e9, 4, 256, 2, 9216, "tpu7x:2x2x1, tpu7x:2x2x2"),
 }
 
+# What JAX calls the devices of each generation.
+_KINDS = {
+    "TPU v2": "v2",
+    "TPU v3": "v3",
+    "TPU v4": "v4",
+    "TPU v5 lite": "v5e",
+    "TPU v5e": "v5e",
+    "TPU v5": "v5p",
+    "TPU v5p": "v5p",
+    "TPU v6 lite": "v6e",
+    "TPU v6e": "v6e",
+    "TPU7x": "tpu7x",
+}
+
+
+def chip_of(device: Any) -> Chip | None:
+    """Returns the chip of a JAX device, or None if it is none that is known here."""
+    generation = _KINDS.get(device.device_kind)
+    return None if generation is None else CHIPS[generation]
+
 
 def group_bandwidth(chip: Chip, extent: Sequence[int], group: Sequence[Sequence[int]]) -> float:
     """Bytes/s that each device of a group can receive while all devices of the group receive.

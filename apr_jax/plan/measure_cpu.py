@@ -9,6 +9,7 @@ import dataclasses
 import math
 import statistics
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from apr_jax.plan.programs import ANY_STEPS, VOCAB
 from apr_jax.train.metrics.flops import measure_peak
 from apr_jax.train.optimizer import make_optimizer
 from apr_jax.train.session import build_mesh
-from apr_jax.train.state import init_state
+from apr_jax.train.state import TrainState, init_state
 from apr_jax.train.step import make_sft_step, place_rows
 
 _REPEATS = 5
@@ -80,38 +81,13 @@ def measure(config: Experiment) -> Measured:
       UsageError: the CPU devices do not fit the config's mesh.
     """
     mesh = build_mesh(config)
-    sft = config.train.sft
+    lowered, state, rows = sft_program(config, mesh)
+    compiled = lowered.compile()
+    flops, moved = counted_step(compiled.as_text(), config, mesh)
 
-    # Compile the step.
-    optimizer = make_optimizer(sft.optimizer, sft.steps or ANY_STEPS)
-    state = init_state(init_params(config.model, VOCAB, jax.random.key(0)), optimizer, mesh)
-    rows = place_rows(_one_thread_a_row(sft.batch_rows, config.limits.max_thread_tokens), mesh)
-    step: Any = make_sft_step(config.model, optimizer, mesh)
-    compiled = step.lower(state, rows).compile()
-
-    # Count what it does.
-    computations, entry = parse(compiled.as_text())
-    blocks = math.ceil(config.limits.max_thread_tokens / BLOCK)
-
-    def turns(source: str) -> float:
-        # Loops without a constant end run over the key blocks that a block of queries sees, on
-        # average half of the row's. In the forward pass the queries' own block is handled before
-        # the loop.
-        return (blocks + 1) / 2 if "transpose" in source else (blocks - 1) / 2
-
-    count = Counter(computations, turns).of(entry)
-    flops = count.flops * mesh.size
-    moved = count.bytes * mesh.size
-
-    # Measure what the machine can do, and what the step takes; the first step is not measured.
+    # Measure what the machine can do, and what the step takes.
     peak = measure_peak(mesh, config.model.dtype)
-    bandwidth = _bandwidth(mesh)
-    seconds = []
-    for _ in range(_REPEATS + 1):
-        begin = time.perf_counter()
-        state, metrics = compiled(state, rows)
-        jax.block_until_ready((state, metrics))
-        seconds.append(time.perf_counter() - begin)
+    bandwidth = measure_bandwidth(mesh)
     return Measured(
         config=config.name,
         devices=mesh.size,
@@ -121,8 +97,55 @@ def measure(config: Experiment) -> Measured:
         bytes=moved,
         compute=flops / peak,
         memory=moved / bandwidth,
-        seconds=statistics.median(seconds[1:]),
+        seconds=median_seconds(compiled, state, rows),
     )
+
+
+def sft_program(config: Experiment, mesh: Mesh) -> tuple[Any, TrainState, Rows]:
+    """Lowers the supervised step of an experiment for devices that are here.
+
+    Returns:
+      the lowered step, a state, and rows that hold one thread each.
+    """
+    sft = config.train.sft
+    optimizer = make_optimizer(sft.optimizer, sft.steps or ANY_STEPS)
+    state = init_state(init_params(config.model, VOCAB, jax.random.key(0)), optimizer, mesh)
+    own_rows = sft.batch_rows // jax.process_count()
+    rows = place_rows(_one_thread_a_row(own_rows, config.limits.max_thread_tokens), mesh)
+    step: Any = make_sft_step(config.model, optimizer, mesh)
+    return step.lower(state, rows), state, rows
+
+
+def counted_step(text: str, config: Experiment, mesh: Mesh) -> tuple[float, float]:
+    """Counts the FLOPs and the bytes of a supervised step on all CPU devices of the mesh.
+
+    Args:
+      text: the compiled step.
+      config: the experiment.
+      mesh: the devices that it was compiled for.
+    """
+    computations, entry = parse(text)
+    blocks = math.ceil(config.limits.max_thread_tokens / BLOCK)
+
+    def turns(source: str) -> float:
+        # Loops without a constant end run over the key blocks that a block of queries sees, on
+        # average half of the row's. In the forward pass the queries' own block is handled before
+        # the loop.
+        return (blocks + 1) / 2 if "transpose" in source else (blocks - 1) / 2
+
+    count = Counter(computations, turns).of(entry)
+    return count.flops * mesh.size, count.bytes * mesh.size
+
+
+def median_seconds(step: Callable[[Any, Any], tuple[Any, Any]], state: Any, batch: Any) -> float:
+    """Measures `state, result = step(state, batch)`: the median of five, after one for warmth."""
+    seconds = []
+    for _ in range(_REPEATS + 1):
+        begin = time.perf_counter()
+        state, result = step(state, batch)
+        jax.block_until_ready((state, result))
+        seconds.append(time.perf_counter() - begin)
+    return statistics.median(seconds[1:])
 
 
 def show_measured(step: Measured, path: Path | None = None) -> None:
@@ -153,7 +176,7 @@ def _one_thread_a_row(rows: int, length: int) -> Rows:
     )
 
 
-def _bandwidth(mesh: Mesh) -> float:
+def measure_bandwidth(mesh: Mesh) -> float:
     """Bytes/s that all devices together read and write in a copy, the best of several copies."""
     size = _COPIED // mesh.size
     copy = jax.jit(lambda x: x + 1)

@@ -3,9 +3,9 @@
 import jax
 import numpy as np
 import pytest
-from helpers import scripted
 
 from apr_jax.bench.trees import answer
+from apr_jax.check import scripted
 from apr_jax.threads import Limits, Status, interpret, make_prompts
 from apr_jax.threads import protocol as p
 

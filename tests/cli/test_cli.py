@@ -32,6 +32,8 @@ COMMANDS = [
     ("report",),
     ("ablation",),
     ("plan",),
+    ("check",),
+    ("new",),
     ("bench", "rollout"),
     ("bench", "schedule"),
     ("bench", "cache"),

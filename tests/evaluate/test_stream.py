@@ -8,8 +8,8 @@ import types
 import jax
 import numpy as np
 import pytest
-from helpers import scripted
 
+from apr_jax.check import scripted
 from apr_jax.evaluate.decoding import Decoding, prompts_of
 from apr_jax.evaluate.runner import Runner
 from apr_jax.evaluate.stream import stream

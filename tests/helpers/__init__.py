@@ -1,6 +1,4 @@
-"""Helpers that several tests share: small data, scripted models, fakes; and the type checker of the
-tests.
-"""
+"""Helpers that several tests share: small data, fakes; and the type checker of the tests."""
 
 from beartype import BeartypeConf, beartype
 

@@ -7,19 +7,11 @@ import functools
 import jax
 import numpy as np
 
-from apr_jax.threads import (
-    NOT_FORCED,
-    Limits,
-    Prompts,
-    Schedule,
-    Status,
-    ThreadForest,
-    interpret,
-    make_prompts,
-    tree_rollout,
-)
+from apr_jax.check import scripted
+from apr_jax.check.engine import differing_fields, prompts
+from apr_jax.threads import Limits, Schedule, Status, ThreadForest, interpret, tree_rollout
 from apr_jax.threads import protocol as p
-from helpers import outcomes, scripted
+from helpers import outcomes
 
 TREES = 16
 FREE = {
@@ -47,26 +39,6 @@ ODD = Schedule(
 MANNERS = (0.0, 2.0, 5.0, 9.0)
 
 
-def prompts(seed: int, limits: Limits, trees: int = TREES) -> Prompts:
-    """Prompts of 1 to 5 tokens; every way to sample and several forced child counts in one
-    batch.
-    """
-    rng = np.random.default_rng(seed)
-    text = rng.integers(scripted.TEXT.start, scripted.VOCAB, (trees, 4))
-    most = limits.max_threads - 1 if limits.max_depth else 0
-    return make_prompts(
-        [[p.BOS, *words[: rng.integers(0, 5)].tolist()] for words in text],
-        width=5,
-        tree=(np.arange(trees) + 1000 * seed).tolist(),
-        temperature=rng.choice([1.0, 1.0, 1.4, 0.6, 0.0], trees).tolist(),
-        top_k=rng.choice([0, 0, 1, 3], trees).tolist(),
-        top_p=rng.choice([1.0, 1.0, 0.8, 0.3], trees).tolist(),
-        children=np.minimum(
-            rng.choice([NOT_FORCED, NOT_FORCED, NOT_FORCED, 0, 1, 2, most], trees), most
-        ).tolist(),
-    )
-
-
 @functools.cache
 def engine(limits: Limits, schedule: Schedule):
     return jax.jit(
@@ -84,13 +56,11 @@ def assert_same(
     left: ThreadForest, right: ThreadForest, what: str = "", bits: bool = False
 ) -> None:
     """Every field is the same; log-probs to 1e-5, or to the bit."""
-    for field in dataclasses.fields(left):
-        a, b = np.asarray(getattr(left, field.name)), np.asarray(getattr(right, field.name))
-        assert a.dtype == b.dtype, (what, field.name, a.dtype, b.dtype)
-        if field.name == "logprob" and not bits:
-            np.testing.assert_allclose(a, b, atol=1e-5, rtol=0, err_msg=f"{what} logprob")
-        else:
-            np.testing.assert_array_equal(a, b, err_msg=f"{what} {field.name}")
+    fields = differing_fields(left, right, 0.0 if bits else 1e-5)
+    assert not fields, (
+        what,
+        *((name, getattr(left, name), getattr(right, name)) for name in fields),
+    )
 
 
 def compare(name: str, seed: int, manners: float, schedule: Schedule = ODD) -> collections.Counter:
@@ -98,7 +68,7 @@ def compare(name: str, seed: int, manners: float, schedule: Schedule = ODD) -> c
     up.
     """
     limits = LIMITS[name]
-    batch = prompts(seed, limits)
+    batch = prompts(seed, limits, TREES)
     key = jax.random.key(seed)
     policy = scripted.policy(seed, manners)
     forest, work = jax.device_get(engine(limits, schedule)(policy, batch, key))

@@ -9,21 +9,12 @@ import pytest
 
 from apr_jax.model.attention import packed
 from apr_jax.model.attention.packed import attend_packed, first_blocks, visible
+from apr_jax.model.attention.plain import attend_plainly
 from apr_jax.model.sharding import make_mesh
 
 ROWS = 4
 HEADS = 4
 SIZE = 8
-
-
-def naive(q, k, v, segment, hidden_block):
-    """All scores at once, each key/value head repeated, and JAX's own derivative."""
-    column = jnp.arange(q.shape[1])
-    mask = jax.vmap(lambda s, i: visible(s, i, column, s, i, column))(segment, hidden_block)
-    k, v = (jnp.repeat(x, q.shape[2] // k.shape[1], axis=1) for x in (k, v))
-    scores = jnp.einsum("rshk,rhmk->rhsm", q, k) / np.sqrt(q.shape[-1])
-    weights = jax.nn.softmax(jnp.where(mask[:, None], scores, -jnp.inf), axis=-1)
-    return jnp.einsum("rhsm,rhmk->rshk", weights, v)
 
 
 def packing(rng, length):
@@ -134,7 +125,7 @@ def test_equals_the_naive_twin_on_random_packings(length, groups):
     blockwise = jax.jit(lambda *x: with_gradients(attend_packed, *x))
     for seed in range(3):
         x = inputs(seed, length, groups)
-        assert_equal(blockwise(*x), with_gradients(naive, *x))
+        assert_equal(blockwise(*x), with_gradients(attend_plainly, *x))
 
 
 def test_groups_together_as_on_an_accelerator(monkeypatch):
@@ -144,7 +135,7 @@ def test_groups_together_as_on_an_accelerator(monkeypatch):
     x = inputs(7, 200, 2)
     together = with_gradients(attend_packed, *x)
     monkeypatch.setattr(jax.lax, "platform_dependent", choose)
-    assert_equal(together, with_gradients(naive, *x))
+    assert_equal(together, with_gradients(attend_plainly, *x))
 
 
 @pytest.mark.parametrize("together", [False, True])
@@ -159,7 +150,7 @@ def test_split_over_a_mesh(axes):
     mesh = make_mesh(*axes)
     x = inputs(3, 90, 2)
     split = jax.jit(lambda *x: with_gradients(lambda *y: attend_packed(*y, mesh), *x))
-    assert_equal(split(*x), with_gradients(naive, *x))
+    assert_equal(split(*x), with_gradients(attend_plainly, *x))
 
 
 def test_a_device_works_on_its_own_rows():
@@ -195,7 +186,7 @@ def test_nothing_of_length_squared_is_held(heads, together, monkeypatch):
         return program.memory_analysis().temp_size_in_bytes
 
     assert held(attend_packed) < 4 * length * length / 4
-    assert held(naive) > 4 * length * length * heads
+    assert held(attend_plainly) > 4 * length * length * heads
 
 
 def test_blocks_to_read_by_hand():

@@ -10,12 +10,12 @@ from test_attention import (
     assert_equal,
     assert_only_what_is_seen_is_read,
     inputs,
-    naive,
     with_gradients,
 )
 
 from apr_jax.model.attention import packed, packed_tpu
 from apr_jax.model.attention.packed_tpu import attend_on_tpu, block_range
+from apr_jax.model.attention.plain import attend_plainly
 from apr_jax.model.sharding import make_mesh
 
 
@@ -36,7 +36,7 @@ def test_equals_the_naive_twin_on_random_packings(length, groups):
     kernel = jax.jit(lambda *x: with_gradients(interpreted, *x))
     for seed in range(3):
         x = inputs(seed, length, groups)
-        assert_equal(kernel(*x), with_gradients(naive, *x))
+        assert_equal(kernel(*x), with_gradients(attend_plainly, *x))
 
 
 def test_equals_the_form_of_other_devices_in_bfloat16():
@@ -59,7 +59,7 @@ def test_what_no_query_block_sees_is_not_read():
 def test_kernel_follows_platform_and_splits_over_a_mesh(monkeypatch):
     mesh = make_mesh(2, 2, 2)
     x = inputs(3, 90, 2)
-    expected = with_gradients(naive, *x)
+    expected = with_gradients(attend_plainly, *x)
     monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
     monkeypatch.setattr(packed, "attend_on_tpu", interpreted)
     assert_equal(jax.jit(lambda *x: with_gradients(packed.attend_packed, *x))(*x), expected)

@@ -30,6 +30,8 @@ ALLOWED = {
     "report": LIBRARY | {"train", "evaluate"},
     "paper": LIBRARY | {"compare", "train", "evaluate", "report"},
     "plan": LIBRARY | {"train", "evaluate", "report", "bench", "paper"},
+    "check": LIBRARY | {"train", "scales", "plan"},
+    "new_task": LIBRARY | {"train"},
     "bench": LIBRARY | {"train", "evaluate", "report"},
 }
 FILES = sorted((ROOT / "apr_jax").rglob("*.py"))

@@ -11,11 +11,12 @@ import os
 import jax
 import numpy as np
 import pytest
-from helpers import harness, scripted, trees
+from helpers import harness, trees
 from helpers.browsing import NARROW, WIDE, chromium, needs_browser, settle, tabs
 from helpers.puzzles import countdown
 from helpers.traces import scored_trace
 
+from apr_jax.check import scripted
 from apr_jax.evaluate.trace import KINDS, unpack_streams
 from apr_jax.report.viewer import link, page
 from apr_jax.tasks import Thread

@@ -6,9 +6,9 @@ import re
 
 import jax
 import pytest
-from helpers import scripted
 from helpers.harness import LIMITS, ODD, engine, prompts
 
+from apr_jax.check import scripted
 from apr_jax.model.sharding import make_mesh
 from apr_jax.threads import Limits, Schedule, check_prompts, make_prompts, make_rollout
 from apr_jax.threads import protocol as p

@@ -5,7 +5,6 @@ import collections
 import jax
 import numpy as np
 import pytest
-from helpers import scripted
 from helpers.harness import (
     CONSTRAINED,
     LIMITS,
@@ -21,6 +20,7 @@ from helpers.outcomes import CASES
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from apr_jax.check import scripted
 from apr_jax.threads import Schedule, Status
 
 any_policy = given(

@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import scripted
 from helpers.harness import LIMITS, ODD, TREES, assert_same, engine, prompts, take
 
+from apr_jax.check import scripted
 from apr_jax.model.sharding import make_mesh
 from apr_jax.threads import Prompts, Schedule, make_prompts, make_rollout, tree_rollout
 from apr_jax.threads import protocol as p

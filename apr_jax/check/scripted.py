@@ -8,6 +8,9 @@ surely as it keeps it elsewhere, so that streams go wrong at every place, not on
 beginning.
 """
 
+from collections.abc import Callable, Sequence
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -33,7 +36,12 @@ _ALLOWED = {
 
 
 def policy(seed: int, manners: float) -> np.ndarray:
-    """[_TABLE, _PLACES, VOCAB] logits."""
+    """Draws the logits of a random policy, float32 [_TABLE, _PLACES, VOCAB].
+
+    Args:
+      seed: decides which policy it is.
+      manners: how well it keeps the protocol, from 0 to 9.
+    """
     logits = np.random.default_rng(seed).normal(size=(_TABLE, _PLACES, VOCAB)).astype(np.float32)
     keeps = np.full(_TABLE, manners, np.float32)
     if manners < 9:
@@ -44,20 +52,28 @@ def policy(seed: int, manners: float) -> np.ndarray:
     return logits
 
 
-def init_cache(slots: int, bound: int) -> dict[str, jax.Array]:
+def init_cache(slots: int, cache_length: int) -> dict[str, jax.Array]:
+    """Makes an empty cache for the device engine."""
     return {
-        "hash": jnp.zeros((slots, bound), jnp.int32),
-        "place": jnp.zeros((slots, bound), jnp.int32),
+        "hash": jnp.zeros((slots, cache_length), jnp.int32),
+        "place": jnp.zeros((slots, cache_length), jnp.int32),
     }
 
 
-def decode(params, tokens, cache, positions, bound):
-    """Entry p of the cache is the hash of the tokens at positions 0..p, and the place where they
-    leave the reader.
+def decode(
+    params: Any,
+    tokens: jax.Array,
+    cache: dict[str, jax.Array],
+    positions: jax.Array,
+    cache_length: int,
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Decodes for the device engine, see `threads.tree_rollout`.
 
-    Nothing at or beyond the bound is read or written, and the hash of a token that stands there is
-    rubbish.
+    Entry p of the cache is the hash of the tokens at positions 0..p, and the place where they leave
+    the reader. Nothing at or beyond `cache_length` is read or written, and the hash of a token that
+    stands there is rubbish.
     """
+    bound = cache_length
     slot = jnp.arange(tokens.shape[0])
     logits = []
     for step in range(tokens.shape[1]):
@@ -82,10 +98,13 @@ def decode(params, tokens, cache, positions, bound):
     return jnp.stack(logits, axis=1), cache
 
 
-def logits_of(params: np.ndarray):
-    """The same policy for the reference interpreter: everything recomputed from the context."""
+def logits_of(params: np.ndarray) -> Callable[[Sequence[int]], np.ndarray]:
+    """Makes the same policy for the reference interpreter.
 
-    def look_up(seen):
+    It recomputes everything from the context.
+    """
+
+    def look_up(seen: Sequence[int]) -> np.ndarray:
         state = _START
         place = 0
         for token in seen:
@@ -96,11 +115,11 @@ def logits_of(params: np.ndarray):
     return look_up
 
 
-def _mix(state, token):
+def _mix(state: Any, token: Any) -> Any:
     return (state * 31 + token * 1009 + 17) % _MODULUS
 
 
-def _step(place, token):
+def _step(place: Any, token: Any) -> Any:
     following = place
     for control, target in _NEXT.items():
         following = jnp.where(token == control, target, following)
