@@ -44,6 +44,8 @@ EXTRAS = {
     # Compiling for a TPU on a CPU machine needs it too. jax 0.10 itself asks for libtpu 0.0.42,
     # whose compiler aborts on the rollout's loop ("a cycle is detected"); 0.0.52 compiles it.
     "tpu": ["libtpu>=0.0.52,<0.1"],
+    # jax with its plug-in for NVIDIA GPUs, and CUDA 13 from wheels.
+    "cuda": ["jax[cuda13]>=0.10.2,<0.13"],
     # Runs in a bucket (gs://).
     "gcs": GCS,
     # The data sets of reasoning-gym as tasks.

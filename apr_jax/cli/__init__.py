@@ -10,6 +10,7 @@
   plan          `apr plan`: what a run would take on a TPU
   check         `apr check`: whether the devices at hand compute right, and how fast
   bench         `apr bench`: what each part takes on this machine
+  completion    `apr completion`: completion of commands and flags in a shell
   flags         the flags that several commands take
   resumable     what a command says when it is interrupted and can go on later
 

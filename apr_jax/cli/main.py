@@ -14,10 +14,12 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from typer.completion import completion_init
 
 from apr_jax import __version__
 from apr_jax.cli.bench import bench_app
 from apr_jax.cli.check import check_app
+from apr_jax.cli.completion import completion_app
 from apr_jax.cli.data import data_app
 from apr_jax.cli.models import models_app
 from apr_jax.cli.new import new_app
@@ -50,6 +52,7 @@ app.add_typer(paper_app)
 app.add_typer(plan_app)
 app.add_typer(check_app)
 app.add_typer(new_app)
+app.add_typer(completion_app)
 app.add_typer(bench_app, name="bench")
 
 
@@ -83,6 +86,7 @@ def run(arguments: list[str]) -> int:
     ends at once instead of returning.
     """
     serve_any_encoding()
+    completion_init()  # A shell that asks for completions is answered by `app`.
     try:
         return app(arguments, prog_name="apr", standalone_mode=False) or 0
     except SystemExit as end:

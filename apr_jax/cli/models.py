@@ -5,9 +5,10 @@ from typing import Annotated
 
 import typer
 
-from apr_jax.cli.flags import ANYWHERE, HERE, NEW_FILE, Checkpoint
+from apr_jax.cli.flags import ANYWHERE, HERE, NEW_FILE, Checkpoint, Json
 from apr_jax.cli.resumable import resumable
 from apr_jax.errors import UsageError
+from apr_jax.io.json_files import write_json
 from apr_jax.io.runtime import start
 
 models_app = typer.Typer()
@@ -73,6 +74,7 @@ def evaluate(
             show_default=False,
         ),
     ] = None,
+    json: Json = None,
 ) -> None:
     """Evaluate a checkpoint on a problems file; nothing else is needed."""
     start()
@@ -89,6 +91,8 @@ def evaluate(
             samples, temperature, top_k, top_p, window, condition, force_children, constrain
         )
         summary = run(restored, loaded, out, decoding)
+    if json:
+        write_json(json, summary)
     print_table({f"{restored.method} {restored.stage}": summary})
     typer.echo(f"traces and summary: {out}")
 
@@ -111,6 +115,7 @@ def solve(
     html: Annotated[
         Path | None, typer.Option(help="Write the viewer of the tree to this file.", **NEW_FILE)
     ] = None,
+    json: Json = None,
 ) -> None:
     """Solve one problem and show its thread tree."""
     start()
@@ -119,7 +124,9 @@ def solve(
     from apr_jax.train.checkpoint import load_checkpoint
 
     restored = load_checkpoint(checkpoint)
-    run(restored, task_of(restored).parse(problem), html)
+    trace = run(restored, task_of(restored).parse(problem), html)
+    if json:
+        write_json(json, trace)
 
 
 @models_app.command(

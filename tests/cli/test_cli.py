@@ -34,6 +34,7 @@ COMMANDS = [
     ("plan",),
     ("check",),
     ("new",),
+    ("completion",),
     ("bench", "rollout"),
     ("bench", "schedule"),
     ("bench", "cache"),
@@ -70,6 +71,22 @@ def test_help_has_an_example_that_parses(command, capsys):
     assert run([*command, "--help"]) == 0
     said = " ".join(re.sub(r"[│╭╮╰╯─]", " ", capsys.readouterr().out).split())
     assert f"Example: apr {' '.join(command)}" in said
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_is_a_script_that_asks_apr(shell, capsys):
+    assert run(["completion", shell]) == 0
+    said = capsys.readouterr().out
+    assert "_APR_COMPLETE" in said and f"complete_{shell}" in said
+
+
+def test_bash_completes_commands_and_flags(monkeypatch, capsys):
+    monkeypatch.setenv("_APR_COMPLETE", "complete_bash")
+    for words, wanted in (("apr tr", "train"), ("apr plan --topo", "--topology")):
+        monkeypatch.setenv("COMP_WORDS", words)
+        monkeypatch.setenv("COMP_CWORD", str(len(words.split()) - 1))
+        assert run([]) == 0
+        assert capsys.readouterr().out.split() == [wanted]
 
 
 def test_no_other_commands():
@@ -335,7 +352,10 @@ def test_an_error_without_a_word_says_where_it_was(failing, monkeypatch):
 
 def test_solve_prints_the_tree_and_writes_its_viewer(checkpoint, tmp_path, capsys):
     page = tmp_path / "tree.html"
-    assert run(["solve", "3 4 5 -> 12", "--checkpoint", str(checkpoint), "--html", str(page)]) == 0
+    file = tmp_path / "tree.json"
+    command = ["solve", "3 4 5 -> 12", "--checkpoint", str(checkpoint), "--html", str(page)]
+    assert run([*command, "--json", str(file)]) == 0
+    assert json.loads(file.read_text())["data"]["target"] == 12
     said = capsys.readouterr().out
     assert "root" in said and "tokens" in said and str(page) in said.replace("\n", "")
     assert "3 4 5 -&gt; 12" in page.read_text()
@@ -392,8 +412,11 @@ def test_eval_from_the_command_line(checkpoint, tmp_path):
         "--out",
         str(tmp_path / "out"),
     ]
-    assert run([*arguments, "--samples", "3", "--temperature", "0.5", "--window", "40"]) == 0
-    assert json.loads((tmp_path / "out" / "summary.json").read_text())["n"] == 1
+    file = tmp_path / "figures.json"
+    settings = ["--samples", "3", "--temperature", "0.5", "--window", "40", "--json", str(file)]
+    assert run([*arguments, *settings]) == 0
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert summary["n"] == 1 and json.loads(file.read_text()) == summary
     assert len((tmp_path / "out" / "traces.jsonl").read_text().splitlines()) == 3
 
 
