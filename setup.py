@@ -50,6 +50,8 @@ EXTRAS = {
     "gcs": GCS,
     # The data sets of reasoning-gym as tasks.
     "tasks": TASKS,
+    # What the tests compare the network of every Hugging Face family with.
+    "hf": ["torch>=2.13,<3", "transformers>=5.19,<6"],
     "dev": [
         *GCS,
         *TASKS,

@@ -331,7 +331,7 @@ def write_gguf(folder: Path, path: Path) -> None:
     Rows of queries and keys are put into llama.cpp's order of rotation.
 
     Args:
-      folder: weights as `save_llama` writes them.
+      folder: weights as `save_hf` writes them.
       path: the file that is written.
     """
     import gguf

@@ -19,7 +19,7 @@ from typing import IO, Any, Self
 from apr_jax.errors import UsageError, UserError
 from apr_jax.io.terminal import Terminal
 from apr_jax.model.config import ModelConfig
-from apr_jax.model.hf import save_llama
+from apr_jax.model.hf import save_hf
 from apr_jax.model.transformer import Params
 
 _MODULES = {"transformers": "transformers", "llama.cpp": "llama_cpp", "vllm": "vllm"}
@@ -140,7 +140,7 @@ class Peer:
 
 
 def open_peer(name: str, folder: Path) -> Peer:
-    """Starts a peer on the weights that `save_llama` wrote to `folder`.
+    """Starts a peer on the weights that `save_hf` wrote to `folder`.
 
     That takes seconds; for vLLM, which compiles, up to a minute.
 
@@ -173,7 +173,7 @@ def opened(names: Sequence[str], params: Params, config: ModelConfig) -> Iterato
     if unknown:
         raise UsageError(f"--peer {unknown[0]}: there are {', '.join(PEERS)}")
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
-        save_llama(params, config, Path(folder))
+        save_hf(params, config, Path(folder))
         yield [stack.enter_context(open_peer(name, Path(folder))) for name in names]
 
 

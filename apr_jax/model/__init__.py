@@ -19,10 +19,10 @@ A rollout (`apr_jax.threads`) reads token after token into a cache:
     tree_rollout(decode, init_cache, prepare_decode(params, config), prompts, key, limits, schedule)
 
 On several devices `make_mesh` lays out the devices, and `shardings` says where each parameter (or
-an optimizer's moments) lives. `save_llama` and `load_llama` exchange weights with other programs.
+an optimizer's moments) lives. `save_hf` and `load_hf` exchange weights with other programs.
 
 Where to look for what: `transformer` is the network, `attention` reads packed rows, `kv_cache`
-keeps what decoding has read, `sharding` knows the mesh, and `hf` the files of a Hugging Face Llama.
+keeps what decoding has read, `sharding` knows the mesh, and `hf` the files of Hugging Face.
 """
 
 from typing import TYPE_CHECKING
@@ -31,7 +31,7 @@ from apr_jax.io.lazy_names import lazy_names
 
 if TYPE_CHECKING:
     from apr_jax.model.config import ModelConfig
-    from apr_jax.model.hf import load_llama, save_llama, to_llama
+    from apr_jax.model.hf import load_hf, save_hf, to_hf
     from apr_jax.model.sharding import batch_sharding, make_mesh, shardings
     from apr_jax.model.transformer import (
         Params,
@@ -50,13 +50,13 @@ _DEFINED_IN = {
     "count_params": "transformer",
     "forward": "transformer",
     "init_params": "transformer",
-    "load_llama": "hf",
+    "load_hf": "hf",
     "make_decode": "transformer",
     "make_mesh": "sharding",
     "prepare_decode": "transformer",
-    "save_llama": "hf",
+    "save_hf": "hf",
     "shardings": "sharding",
-    "to_llama": "hf",
+    "to_hf": "hf",
 }
 
 __all__ = [
@@ -66,13 +66,13 @@ __all__ = [
     "count_params",
     "forward",
     "init_params",
-    "load_llama",
+    "load_hf",
     "make_decode",
     "make_mesh",
     "prepare_decode",
-    "save_llama",
+    "save_hf",
     "shardings",
-    "to_llama",
+    "to_hf",
 ]
 
 # Every command reads configs, which need `ModelConfig` alone; Flax and Pallas take a second to

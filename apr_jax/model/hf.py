@@ -1,54 +1,152 @@
-"""Import and export of weights in the file layout of a Hugging Face Llama.
+"""Import and export of weights as a Hugging Face folder: Llama, Qwen2 and Qwen3.
 
-    FOLDER/config.json        the shape of the network
-    FOLDER/model.safetensors  float32; every matrix is [out, in], and the names of a layer's tensors
-                              begin with "model.layers.<index>."
+    FOLDER/config.json                    the shape of the network
+    FOLDER/model.safetensors              weights in float32, bfloat16 or float16; every matrix is
+                                          [out, in], and the names of a layer's tensors begin with
+                                          "model.layers.<index>."
+    FOLDER/model.safetensors.index.json   in place of the one file: which of several files holds
+                                          each tensor
 
 `train/checkpoint/hf_folder.py` puts the tokenizer beside these files.
 
-The network there is the same one (RMSNorm with 1e-6, rotary positions over the two halves of a
-head, SwiGLU), so nothing is computed: matrices are cut apart and transposed, and come back bit for
-bit.
+The network is chosen by the architecture that config.json names, never by the name of a model. The
+network there is the same one, so nothing is computed: matrices are cut apart and transposed, and
+float32 comes back bit for bit. Whatever would make the network another one is refused by name:
+a setting of another value, a setting that nobody here knows, a tensor too many, too few or of
+another shape.
 """
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load_file
+from safetensors import SafetensorError, deserialize
 
-from apr_jax.errors import UserError
+from apr_jax.errors import UsageError, UserError
 from apr_jax.io.json_files import write_json
 from apr_jax.io.storage import save_tensors
-from apr_jax.model.config import ModelConfig
+from apr_jax.model.config import ModelConfig, RopeScaling
 from apr_jax.model.transformer import Params, init_params
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
-# Settings of a Llama for which this network has no other choice.
+INDEX = "model.safetensors.index.json"
+
+
+class _Family(NamedTuple):
+    """What an architecture fixes.
+
+    Attributes:
+      model_type: its name in config.json.
+      qkv_bias: see `ModelConfig`.
+      qk_norm: see `ModelConfig`.
+      head_size: `head_dim` if config.json has none; None for width / heads.
+    """
+
+    model_type: str
+    qkv_bias: bool = False
+    qk_norm: bool = False
+    head_size: int | None = None
+
+
+FAMILIES = {
+    "LlamaForCausalLM": _Family("llama"),
+    "Qwen2ForCausalLM": _Family("qwen2", qkv_bias=True),
+    "Qwen3ForCausalLM": _Family("qwen3", qk_norm=True, head_size=128),
+}
+
+# Settings for which these networks have no other choice here. One that is missing or null has this
+# value in transformers too.
 _FIXED = {
-    "model_type": "llama",
     "hidden_act": "silu",
-    "rms_norm_eps": 1e-6,
     "attention_bias": False,
     "mlp_bias": False,
+    "partial_rotary_factor": 1.0,
+    "rope_interleaved": False,
+    "use_sliding_window": False,
+    "pretraining_tp": 1,
+    "is_encoder_decoder": False,
+    "add_cross_attention": False,
 }
-# Field of ModelConfig -> its name in config.json.
+# Field of ModelConfig -> its name in config.json, for fields that every config.json must have.
 _FIELDS = {
     "layers": "num_hidden_layers",
     "width": "hidden_size",
     "heads": "num_attention_heads",
-    "kv_heads": "num_key_value_heads",
-    "head_size": "head_dim",
     "mlp": "intermediate_size",
-    "tied": "tie_word_embeddings",
-    "dtype": "dtype",
 }
+# Settings that are read apart from these tables.
+_READ = {
+    "architectures",
+    "model_type",
+    "vocab_size",
+    "num_key_value_heads",
+    "head_dim",
+    "tie_word_embeddings",
+    "rms_norm_eps",
+    "rope_theta",
+    "rope_scaling",
+    "rope_parameters",
+    "dtype",
+    "torch_dtype",
+    "layer_types",
+    "quantization_config",
+}
+# Settings that do not change what the network computes from tokens. Sliding windows are off here
+# (`use_sliding_window`), so that their sizes mean nothing.
+_NEUTRAL = {
+    "_attn_implementation",
+    "_attn_implementation_autoset",
+    "_name_or_path",
+    "attention_dropout",
+    "attn_implementation",
+    "auto_map",
+    "bos_token_id",
+    "chunk_size_feed_forward",
+    "do_sample",
+    "eos_token_id",
+    "finetuning_task",
+    "hidden_dropout",
+    "id2label",
+    "initializer_range",
+    "is_decoder",
+    "is_llama_config",
+    "label2id",
+    "max_length",
+    "max_position_embeddings",
+    "max_window_layers",
+    "num_return_sequences",
+    "original_max_position_embeddings",
+    "output_attentions",
+    "output_hidden_states",
+    "pad_token_id",
+    "problem_type",
+    "return_dict",
+    "sliding_window",
+    "task_specific_params",
+    "temperature",
+    "tokenizer_class",
+    "top_k",
+    "top_p",
+    "transformers.js_config",
+    "transformers_version",
+    "unsloth_fixed",
+    "unsloth_version",
+    "use_cache",
+}
+# Field of RopeScaling -> its name in config.json.
+_SCALING = {
+    "factor": "factor",
+    "low_frequency_turns": "low_freq_factor",
+    "high_frequency_turns": "high_freq_factor",
+    "original_length": "original_max_position_embeddings",
+}
+_DTYPES = {"F32": np.float32, "F16": np.float16, "BF16": jnp.bfloat16}
 
 
 class _Source(NamedTuple):
@@ -57,8 +155,8 @@ class _Source(NamedTuple):
     Attributes:
       name: of the parameter.
       inputs: number of the parameter's axes that are inputs; 0 for a vector, which is the same in
-        the file.
-      half: which half of the second axis, if the parameter is two matrices as [in, 2, out].
+        the file but for its shape.
+      half: which half of the parameter, if it is two: as [in, 2, out], or a bias [2, out].
     """
 
     name: str
@@ -68,20 +166,25 @@ class _Source(NamedTuple):
 
 # Name of a layer's tensor in the file -> where it comes from.
 _LAYER = {
-    "input_layernorm": _Source("attn_norm", 0),
-    "self_attn.q_proj": _Source("q", 1),
-    "self_attn.k_proj": _Source("kv", 1, half=0),
-    "self_attn.v_proj": _Source("kv", 1, half=1),
-    "self_attn.o_proj": _Source("out", 2),
-    "post_attention_layernorm": _Source("mlp_norm", 0),
-    "mlp.gate_proj": _Source("gate_up", 1, half=0),
-    "mlp.up_proj": _Source("gate_up", 1, half=1),
-    "mlp.down_proj": _Source("down", 1),
+    "input_layernorm.weight": _Source("attn_norm", 0),
+    "self_attn.q_proj.weight": _Source("q", 1),
+    "self_attn.k_proj.weight": _Source("kv", 1, half=0),
+    "self_attn.v_proj.weight": _Source("kv", 1, half=1),
+    "self_attn.o_proj.weight": _Source("out", 2),
+    "self_attn.q_proj.bias": _Source("q_bias", 0),
+    "self_attn.k_proj.bias": _Source("kv_bias", 0, half=0),
+    "self_attn.v_proj.bias": _Source("kv_bias", 0, half=1),
+    "self_attn.q_norm.weight": _Source("q_norm", 0),
+    "self_attn.k_norm.weight": _Source("k_norm", 0),
+    "post_attention_layernorm.weight": _Source("mlp_norm", 0),
+    "mlp.gate_proj.weight": _Source("gate_up", 1, half=0),
+    "mlp.up_proj.weight": _Source("gate_up", 1, half=1),
+    "mlp.down_proj.weight": _Source("down", 1),
 }
 _POSITIONS = 4096  # Other programs size their tables by it; the network has no longest position.
 
 
-def to_llama(
+def to_hf(
     params: Params, config: ModelConfig, vocab: int
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Converts parameters to tensors by their Hugging Face names, and the content of config.json.
@@ -90,16 +193,30 @@ def to_llama(
       params: see `init_params`.
       config: the model's shape.
       vocab: V.
+
+    Raises:
+      UserError: no family has both biases and norms of queries and keys.
     """
+    architecture = _architecture(config)
     tensors = {
         name: np.ascontiguousarray(_to_file(part, inputs))
         for name, part, inputs in _parts(jax.device_get(params))
     }
+    family = FAMILIES[architecture]
     described = {
-        "architectures": ["LlamaForCausalLM"],
-        **_FIXED,
+        "architectures": [architecture],
+        "model_type": family.model_type,
+        "hidden_act": "silu",
+        "rms_norm_eps": config.norm_epsilon,
         **{theirs: getattr(config, field) for field, theirs in _FIELDS.items()},
+        "num_key_value_heads": config.kv_heads,
+        "head_dim": config.head_size,
+        "tie_word_embeddings": config.tied,
+        "dtype": config.dtype,
+        **({} if family.qkv_bias else {"attention_bias": False}),
+        **({"mlp_bias": False} if family.model_type == "llama" else {}),
         "rope_theta": config.rope_base,
+        **_described_scaling(config.rope_scaling),
         "vocab_size": vocab,
         "max_position_embeddings": _POSITIONS,
         # Without these fields other programs would stop at token 2.
@@ -109,13 +226,13 @@ def to_llama(
     return tensors, described
 
 
-def save_llama(params: Params, config: ModelConfig, folder: Path) -> None:
+def save_hf(params: Params, config: ModelConfig, folder: Path) -> None:
     """Writes config.json and the weights to a folder, which is made if it is missing.
 
     Raises:
       UserError: a file cannot be written.
     """
-    tensors, described = to_llama(params, config, params["embed"].shape[0])
+    tensors, described = to_hf(params, config, params["embed"].shape[0])
     try:
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / CONFIG, described)
@@ -124,26 +241,182 @@ def save_llama(params: Params, config: ModelConfig, folder: Path) -> None:
         raise UserError(f"cannot write the weights to {folder}: {error}") from error
 
 
-def load_llama(folder: Path) -> tuple[Params, ModelConfig]:
-    """Reads what `save_llama` wrote, or another float32 Llama of the same kind.
+def load_hf(folder: Path) -> tuple[Params, ModelConfig]:
+    """Reads what `save_hf` wrote, or another folder of one of `FAMILIES`.
 
     Returns:
-      parameters, with numpy leaves, and the model's shape.
+      float32 parameters, with numpy leaves, and the model's shape. Widening bfloat16 and float16
+      loses nothing.
 
     Raises:
-      UserError: a file cannot be read, or the network is of another kind.
+      UsageError: the network is of another kind, or a setting or a tensor does not fit.
+      UserError: a file cannot be read.
     """
-    config, vocab = _read_config(folder / CONFIG)
+    config, vocab = read_config(folder / CONFIG)
     shapes = jax.eval_shape(lambda: init_params(config, vocab, jax.random.key(0)))
     params: Params = jax.tree.map(lambda leaf: np.empty(leaf.shape, np.float32), shapes)
 
     # The parts are views of the parameters, which are filled through them.
-    parts = list(_parts(params))
-    in_file = {name: _to_file(part, inputs).shape for name, part, inputs in parts}
-    tensors = _read_tensors(folder / WEIGHTS, in_file)
-    for name, part, inputs in parts:
-        part[...] = tensors[name].T.reshape(part.shape) if inputs else tensors[name]
+    parts = {name: (part, inputs) for name, part, inputs in _parts(params)}
+    missing = dict.fromkeys(parts)
+    for path, name, tensor in _read_tensors(folder):
+        if name == "lm_head.weight" and config.tied:
+            _check_tied(path, tensor, folder)
+            continue
+        if name not in parts:
+            raise UsageError(
+                f"{path}: tensor {name!r} is not part of the network that {CONFIG} describes"
+            )
+        part, inputs = parts[name]
+        shape = _to_file(part, inputs).shape
+        if tensor.shape != shape:
+            raise UsageError(
+                f"{path}: tensor {name} is {list(tensor.shape)}, must be {list(shape)}"
+            )
+        part[...] = tensor.T.reshape(part.shape) if inputs else tensor.reshape(part.shape)
+        missing.pop(name, None)
+    for name in missing:
+        shape = _to_file(*parts[name]).shape
+        raise UsageError(f"{folder}: tensor {name} is missing, must be {list(shape)}")
     return params, config
+
+
+def read_config(path: Path) -> tuple[ModelConfig, int]:
+    """Reads the model's shape and V from config.json.
+
+    Raises:
+      UsageError: there is no such file, or the network is of another kind.
+    """
+    try:
+        described = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(described, dict):
+            raise ValueError("it is no JSON object")
+        # A setting that is null is one that is not there.
+        described = {name: value for name, value in described.items() if value is not None}
+        family = _family(described, path)
+        _check_settings(described, path)
+        return _model_config(described, family, path), described["vocab_size"]
+    except OSError as error:
+        raise UsageError(
+            f"{path}: {error.strerror}; the folder of a model has {CONFIG} and {WEIGHTS}"
+        ) from error
+    except KeyError as error:
+        raise UsageError(f"{path} has no field {error}, which {CONFIG} must have") from error
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise UsageError(f"{path} does not describe a network: {error}") from error
+
+
+def _architecture(config: ModelConfig) -> str:
+    """Returns the architecture that has a model's biases and norms."""
+    for name, family in FAMILIES.items():
+        if (family.qkv_bias, family.qk_norm) == (config.qkv_bias, config.qk_norm):
+            return name
+    raise UserError(
+        "model.qkv_bias=True with model.qk_norm=True: no architecture of Hugging Face that"
+        f" apr_jax writes has both ({', '.join(FAMILIES)})"
+    )
+
+
+def _family(described: Mapping[str, Any], path: Path) -> _Family:
+    """Finds the family that config.json names."""
+    supported = f"apr_jax reads {', '.join(FAMILIES)}"
+    names = described.get("architectures") or []
+    if len(names) != 1 or names[0] not in FAMILIES:
+        raise UsageError(f"{path}: architectures={_shown(names)}; {supported}")
+    family = FAMILIES[names[0]]
+    model_type = described.get("model_type", family.model_type)
+    if model_type != family.model_type:
+        raise UsageError(
+            f"{path}: model_type={_shown(model_type)}, must be {_shown(family.model_type)} for"
+            f" {names[0]}"
+        )
+    if "quantization_config" in described:
+        raise UsageError(
+            f"{path}: quantization_config is set; take the model's folder that is not quantised"
+        )
+    return family
+
+
+def _check_settings(described: Mapping[str, Any], path: Path) -> None:
+    """Raises UsageError at a setting that would make it another network."""
+    for name, value in _FIXED.items():
+        actual = described.get(name, value)
+        if actual != value:
+            raise UsageError(f"{path}: {name}={_shown(actual)}, must be {_shown(value)}")
+    for kind in described.get("layer_types", []):
+        if kind != "full_attention":
+            raise UsageError(
+                f'{path}: layer_types holds {_shown(kind)}, must be "full_attention" everywhere'
+            )
+    known = _READ | _NEUTRAL | set(_FIXED) | set(_FIELDS.values())
+    for name in described:
+        if name not in known:
+            raise UsageError(
+                f"{path}: setting {name!r:.60}={_shown(described[name])} is unknown, and may make"
+                " it another network; delete it from the file if it does not"
+            )
+
+
+def _model_config(described: Mapping[str, Any], family: _Family, path: Path) -> ModelConfig:
+    """Returns the shape that config.json describes."""
+    for name in (*_FIELDS.values(), "num_key_value_heads", "head_dim", "vocab_size"):
+        value = described.get(name, 1)
+        if type(value) is not int or value < 1:
+            raise UsageError(
+                f"{path}: {name}={_shown(value)}, must be a whole number of at least 1"
+            )
+    heads = described["num_attention_heads"]
+    width = described["hidden_size"]
+    if family.head_size is None and "head_dim" not in described and width % heads:
+        raise UsageError(f"{path}: num_attention_heads={heads} must divide hidden_size={width}")
+    rope = dict(described.get("rope_parameters", {}))  # transformers 5 writes it apart.
+    rope |= described.get("rope_scaling", {})
+    rope_base = rope.pop("rope_theta", described.get("rope_theta", 10_000.0))
+    dtype = described.get("dtype", described.get("torch_dtype", "float32"))
+    return ModelConfig(
+        **{field: described[theirs] for field, theirs in _FIELDS.items()},
+        kv_heads=described.get("num_key_value_heads", heads),
+        head_size=described.get("head_dim", family.head_size or width // heads),
+        tied=described.get("tie_word_embeddings", False),
+        norm_epsilon=described.get("rms_norm_eps", 1e-6),
+        qkv_bias=family.qkv_bias,
+        qk_norm=family.qk_norm,
+        rope_base=float(rope_base),
+        rope_scaling=_read_scaling(rope, path),
+        # There is no computation in float16, whose range is too small for training.
+        dtype="bfloat16" if dtype == "bfloat16" else "float32",
+    )
+
+
+def _read_scaling(rope: dict[str, Any], path: Path) -> RopeScaling:
+    """Reads how the rotary embedding is scaled."""
+    kinds = {rope.pop(name) for name in ("rope_type", "type") if name in rope} or {"default"}
+    if kinds == {"default"}:
+        expected: set[str] = {"partial_rotary_factor"}
+        scaling = RopeScaling()
+        if rope.get("partial_rotary_factor", 1.0) != 1.0:
+            raise UsageError(
+                f"{path}: partial_rotary_factor={_shown(rope['partial_rotary_factor'])}, must be 1"
+            )
+    elif kinds == {"llama3"}:
+        expected = set(_SCALING.values())
+        scaling = RopeScaling(**{field: rope[theirs] for field, theirs in _SCALING.items()})
+    else:
+        raise UsageError(
+            f'{path}: rope_type={_shown(sorted(kinds))}, must be "default" or "llama3"'
+        )
+    for name in rope:
+        if name not in expected:
+            raise UsageError(f"{path}: setting {name!r:.60} of the rotary embedding is unknown")
+    return scaling
+
+
+def _described_scaling(scaling: RopeScaling) -> dict[str, Any]:
+    """Returns what config.json says about the scaling of the rotary embedding."""
+    if scaling.factor == 1:
+        return {}
+    values = {theirs: getattr(scaling, field) for field, theirs in _SCALING.items()}
+    return {"rope_scaling": {"rope_type": "llama3", **values}}
 
 
 def _parts(params: Params) -> Iterator[tuple[str, np.ndarray, int]]:
@@ -159,64 +432,71 @@ def _parts(params: Params) -> Iterator[tuple[str, np.ndarray, int]]:
         yield "lm_head.weight", params["unembed"], 1
     for index in range(len(params["layers"]["q"])):
         for name, source in _LAYER.items():
+            if source.name not in params["layers"]:
+                continue
             part = params["layers"][source.name][index]
             if source.half is not None:
-                part = part[:, source.half]
-            yield f"model.layers.{index}.{name}.weight", part, source.inputs
+                part = part[:, source.half] if source.inputs else part[source.half]
+            if source.inputs == 0:
+                part = part.reshape(-1)  # A bias has an axis of heads here.
+            yield f"model.layers.{index}.{name}", part, source.inputs
 
 
 def _to_file(part: np.ndarray, inputs: int) -> np.ndarray:
-    """Turns [in..., out...] into [out, in]; a vector stays as it is."""
+    """Turns [in..., out...] into [out, in]; a part without inputs stays as it is."""
     if inputs == 0:
         return part
     return part.reshape(math.prod(part.shape[:inputs]), -1).T
 
 
-def _read_config(path: Path) -> tuple[ModelConfig, int]:
-    """Reads the model's shape and V from config.json."""
-    try:
-        described = json.loads(path.read_text(encoding="utf-8"))
-        rope = described.get("rope_parameters", described)  # transformers 5 writes it apart.
-        required = {**_FIXED, "rope_type": "default", "rope_scaling": None}
-        for field, value in required.items():
-            actual = (described | rope).get(field, value)
-            if actual != value:
-                raise UserError(
-                    f"{path}: {field}={json.dumps(actual)}, must be {json.dumps(value)}"
+def _read_tensors(folder: Path) -> Iterator[tuple[Path, str, np.ndarray]]:
+    """Yields file, name and values of every tensor of a folder, a file at a time."""
+    for path in _weight_files(folder):
+        try:
+            tensors = deserialize(path.read_bytes())
+        except (OSError, SafetensorError) as error:
+            raise UserError(f"{path} is no whole safetensors file: {error}") from error
+        # The file's own order is not fixed, and an error should always name the same tensor.
+        for name, tensor in sorted(tensors, key=lambda named: named[0]):
+            if tensor["dtype"] not in _DTYPES:
+                raise UsageError(
+                    f"{path}: tensor {name!r} is {tensor['dtype']}, must be"
+                    f" {', '.join(_DTYPES)}; quantised weights are not read"
                 )
-        shape = {field: described[theirs] for field, theirs in _FIELDS.items()}
-        return ModelConfig(**shape, rope_base=rope["rope_theta"]), described["vocab_size"]
-    except OSError as error:
-        raise UserError(
-            f"{path}: {error.strerror}; a Llama's folder has {CONFIG} and {WEIGHTS}"
-        ) from error
-    except KeyError as error:
-        raise UserError(
-            f"{path} has no field {error}, which a Llama's {CONFIG} must have"
-        ) from error
-    except (ValueError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} does not describe a Llama: {error}") from error
+            values = np.frombuffer(tensor["data"], _DTYPES[tensor["dtype"]])
+            yield path, name, values.reshape(tensor["shape"])
 
 
-def _read_tensors(path: Path, shapes: dict[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
-    """Reads the tensors of the file, which must be float32 of these names and shapes."""
+def _weight_files(folder: Path) -> list[Path]:
+    """Returns the files that hold the weights: one, or those that the index names."""
+    index = folder / INDEX
+    if not index.is_file():
+        if not (folder / WEIGHTS).is_file():
+            raise UsageError(f"{folder}: has neither {WEIGHTS} nor {INDEX}; weights are read there")
+        return [folder / WEIGHTS]
+
     try:
-        tensors = load_file(path)
-    except (OSError, SafetensorError, KeyError) as error:  # KeyError: a type unknown to numpy.
-        raise UserError(f"{path} is no whole safetensors file of float32: {error}") from error
-    for name, shape in shapes.items():
-        expected = f"must be float32 {list(shape)}"
-        if name not in tensors:
-            raise UserError(f"{path}: tensor {name} is missing, {expected}")
-        value = tensors[name]
-        if value.shape != shape or value.dtype != np.float32:
-            raise UserError(
-                f"{path}: tensor {name} is {value.dtype} {list(value.shape)}, {expected}"
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        files = [folder / Path(name).name for name in names]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UsageError(f"{index}: is no index of safetensors files ({error!r:.100})") from error
+    for path in files:
+        if not path.is_file():
+            raise UsageError(f"{path}: no such file, but {index.name} names it")
+    return files
+
+
+def _check_tied(path: Path, head: np.ndarray, folder: Path) -> None:
+    """Raises UsageError unless a head that is tied to the embedding is equal to it."""
+    for _, name, tensor in _read_tensors(folder):
+        if name == "model.embed_tokens.weight" and not np.array_equal(tensor, head):
+            raise UsageError(
+                f"{path}: tensor lm_head.weight differs from model.embed_tokens.weight, though"
+                f" {CONFIG} says tie_word_embeddings=true"
             )
 
-    unknown = sorted(set(tensors) - set(shapes))
-    if unknown:
-        raise UserError(
-            f"{path}: tensor {unknown[0]} is not part of the network that {CONFIG} describes"
-        )
-    return tensors
+
+def _shown(value: Any) -> str:
+    """Returns a value of a JSON file as it stands there, cut to a length that a line can hold."""
+    text = json.dumps(value)
+    return text if len(text) <= 80 else text[:77] + "..."

@@ -1,4 +1,4 @@
-"""Weights as a Hugging Face Llama: nothing is lost, others compute the same from the file, and a
+"""Weights as a Hugging Face folder: nothing is lost, others compute the same from the file, and a
 bad file is named.
 """
 
@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from apr_jax.errors import UserError
+from apr_jax.errors import UsageError, UserError
+from apr_jax.io.storage import save_tensors
 from apr_jax.model.config import ModelConfig
-from apr_jax.model.hf import load_llama, save_llama, to_llama
+from apr_jax.model.hf import load_hf, save_hf, to_hf
 from apr_jax.model.transformer import forward, init_params
 
 VOCAB = 17
@@ -102,7 +103,7 @@ def plain_llama(tensors, c, tokens):
 )
 def test_the_layout_is_that_of_a_llama(config):
     params = make(config)
-    tensors, described = to_llama(params, config, VOCAB)
+    tensors, described = to_hf(params, config, VOCAB)
     assert (
         ("lm_head.weight" in tensors) == (not described["tie_word_embeddings"]) == (not config.tied)
     )
@@ -121,13 +122,13 @@ def test_transformers_reads_the_same_network(config, tmp_path, monkeypatch):
         monkeypatch.setitem(sys.modules, broken, None)
     torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
     params = make(config)
-    save_llama(params, config, tmp_path)
+    save_hf(params, config, tmp_path)
     model = transformers.LlamaForCausalLM.from_pretrained(tmp_path)
     with torch.inference_mode():
         theirs = model(torch.from_numpy(tokens())).logits.numpy()
     np.testing.assert_allclose(theirs, ours(params, config, tokens()), atol=1e-4)
     model.save_pretrained(tmp_path / "again")
-    again, shape = load_llama(tmp_path / "again")
+    again, shape = load_hf(tmp_path / "again")
     assert shape == config
     jax.tree.map(np.testing.assert_array_equal, again, jax.device_get(params))
 
@@ -135,8 +136,8 @@ def test_transformers_reads_the_same_network(config, tmp_path, monkeypatch):
 @pytest.mark.parametrize("config", CONFIGS)
 def test_round_trip_is_bit_equal(config, tmp_path):
     params = make(config)
-    save_llama(params, config, tmp_path / "new" / "folder")
-    again, shape = load_llama(tmp_path / "new" / "folder")
+    save_hf(params, config, tmp_path / "new" / "folder")
+    again, shape = load_hf(tmp_path / "new" / "folder")
     assert shape == config
     jax.tree.map(np.testing.assert_array_equal, again, jax.device_get(params))
     assert {leaf.dtype for leaf in jax.tree.leaves(again)} == {np.dtype(np.float32)}
@@ -144,7 +145,7 @@ def test_round_trip_is_bit_equal(config, tmp_path):
 
 @pytest.fixture
 def saved(tmp_path):
-    save_llama(make(GROUPED), GROUPED, tmp_path)
+    save_hf(make(GROUPED), GROUPED, tmp_path)
     return tmp_path
 
 
@@ -152,52 +153,60 @@ def test_no_such_folder(tmp_path):
     with pytest.raises(
         UserError, match=r"nowhere/config\.json: No such file.* config\.json and model\.safetensors"
     ):
-        load_llama(tmp_path / "nowhere")
+        load_hf(tmp_path / "nowhere")
 
 
 def test_weights_that_are_not_there_or_cut(saved):
     weights = saved / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-4])
-    with pytest.raises(
-        UserError, match=r"model\.safetensors is no whole safetensors file of float32"
-    ):
-        load_llama(saved)
+    with pytest.raises(UserError, match=r"model\.safetensors is no whole safetensors file"):
+        load_hf(saved)
     weights.unlink()
     with pytest.raises(
-        UserError, match=r"model\.safetensors is no whole safetensors file of float32: No such file"
+        UserError, match=r"has neither model\.safetensors nor model\.safetensors\.index\.json"
     ):
-        load_llama(saved)
+        load_hf(saved)
 
 
 def test_a_folder_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot write the weights to .*file/below: "):
-        save_llama(make(FULL), FULL, tmp_path / "file" / "below")
+        save_hf(make(FULL), FULL, tmp_path / "file" / "below")
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"hidden_act": "gelu"}, r'config\.json: hidden_act="gelu", must be "silu"'),
-        ({"rms_norm_eps": 1e-5}, r"config\.json: rms_norm_eps=1e-05, must be 1e-06"),
+        ({"surprise": 3}, r"config\.json: setting 'surprise'=3 is unknown"),
+        ({"architectures": ["GPT2"]}, r'architectures=\["GPT2"\]; apr_jax reads LlamaForCausalLM'),
+        ({"architectures": None}, r"architectures=\[\]; apr_jax reads LlamaForCausalLM, Qwen2"),
+        ({"model_type": "mistral"}, r'model_type="mistral", must be "llama" for LlamaForCausalLM'),
+        ({"quantization_config": {"bits": 4}}, r"quantization_config is set; take the model's"),
+        ({"use_sliding_window": True}, r"use_sliding_window=true, must be false"),
+        ({"layer_types": ["sliding_attention"]}, r'layer_types holds "sliding_attention", must be'),
+        ({"rope_scaling": {"rope_type": "yarn"}}, r'rope_type=\["yarn"\], must be "default" or'),
+        ({"rope_scaling": {"type": "llama3"}}, r"config\.json has no field 'factor'"),
+        ({"num_attention_heads": 0}, r"num_attention_heads=0, must be a whole number of at least"),
+        ({"vocab_size": "many"}, r'vocab_size="many", must be a whole number of at least 1'),
         ({"attention_bias": True}, r"config\.json: attention_bias=true, must be false"),
-        ({"rope_scaling": {"factor": 2}}, r"config\.json: rope_scaling=.*, must be null"),
+        ({"rope_scaling": {"factor": 2}}, r"setting 'factor' of the rotary embedding is unknown"),
         (
             {"num_key_value_heads": 3},
-            r"config\.json does not describe a Llama: model\.kv_heads=3 must divide",
+            r"config\.json does not describe a network: model\.kv_heads=3 must divide",
         ),
-        ({"head_dim": None}, r"config\.json does not describe a Llama: "),
+        ({"head_dim": None}, r"self_attn\.k_proj\.weight is \[12, 32\], must be \[16, 32\]"),
         (
             {"hidden_size": 30},
-            r"tensor model\.embed_tokens\.weight is float32 \[17, 32\], must be float32 \[17, 30\]",
+            r"tensor model\.embed_tokens\.weight is \[17, 32\], must be \[17, 30\]",
         ),
         (
             {"num_hidden_layers": 4},
-            r"tensor model\.layers\.3\.input_layernorm\.weight is missing, must be float32 \[32\]",
+            r"tensor model\.layers\.3\.input_layernorm\.weight is missing, must be \[32\]",
         ),
         (
             {"num_hidden_layers": 2},
-            r"tensor model\.layers\.2\.\S+ is not part of the network that config\.json describes",
+            r"tensor 'model\.layers\.2\.\S+ is not part of the network that config\.json describes",
         ),
     ],
 )
@@ -205,29 +214,87 @@ def test_config_that_does_not_fit(saved, change, message):
     path = saved / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(UserError, match=message):
-        load_llama(saved)
+        load_hf(saved)
 
 
 def test_config_without_a_field(saved):
     path = saved / "config.json"
     path.write_text(
-        json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != "rope_theta"})
+        json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != "hidden_size"})
     )
-    with pytest.raises(UserError, match=r"config\.json has no field 'rope_theta'"):
-        load_llama(saved)
+    with pytest.raises(UserError, match=r"config\.json has no field 'hidden_size'"):
+        load_hf(saved)
 
 
 def test_config_that_is_no_json(saved):
     (saved / "config.json").write_text("{")
-    with pytest.raises(UserError, match=r"config\.json does not describe a Llama"):
-        load_llama(saved)
+    with pytest.raises(UserError, match=r"config\.json does not describe a network"):
+        load_hf(saved)
 
 
-def test_half_precision_is_not_read_in_silence(saved):
+@pytest.mark.parametrize("dtype", [np.float16, jnp.bfloat16])
+def test_half_precision_is_widened_exactly(saved, dtype):
+    before, _ = load_hf(saved)
+    tensors = load_file(saved / "model.safetensors")
+    halves = {name: tensor.astype(dtype) for name, tensor in tensors.items()}
+    save_tensors(halves, saved / "model.safetensors", {})
+    after, _ = load_hf(saved)
+    for old, new in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True):
+        assert new.dtype == np.float32
+        np.testing.assert_array_equal(new, old.astype(dtype).astype(np.float32))
+
+
+def test_quantised_tensor_is_refused(saved):
     tensors = load_file(saved / "model.safetensors")
     name = "model.layers.1.mlp.down_proj.weight"
-    save_file(tensors | {name: tensors[name].astype(np.float16)}, saved / "model.safetensors")
-    with pytest.raises(
-        UserError, match=r"mlp\.down_proj\.weight is float16 \[32, 48\], must be float32 \[32, 48\]"
-    ):
-        load_llama(saved)
+    save_file(tensors | {name: tensors[name].astype(np.int8)}, saved / "model.safetensors")
+    with pytest.raises(UsageError, match=r"mlp\.down_proj\.weight' is I8, must be F32, F16, BF16"):
+        load_hf(saved)
+
+
+def _shard(folder):
+    """Splits the weights of a folder over two files with an index."""
+    tensors = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    names = sorted(tensors)
+    files = {"a.safetensors": names[::2], "b.safetensors": names[1::2]}
+    for file, part in files.items():
+        save_file({name: tensors[name] for name in part}, folder / file)
+    weight_map = {name: file for file, part in files.items() for name in part}
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+
+
+def test_several_files_are_read_by_their_index(saved):
+    whole, _ = load_hf(saved)
+    _shard(saved)
+    jax.tree.map(np.testing.assert_array_equal, load_hf(saved)[0], whole)
+
+
+def test_file_that_the_index_names_is_missing(saved):
+    _shard(saved)
+    (saved / "b.safetensors").unlink()
+    with pytest.raises(UsageError, match=r"b\.safetensors: no such file, but model\.safetensors\."):
+        load_hf(saved)
+
+
+def test_index_that_is_none(saved):
+    (saved / "model.safetensors.index.json").write_text("[]")
+    with pytest.raises(UsageError, match=r"index\.json: is no index of safetensors files"):
+        load_hf(saved)
+
+
+def test_head_beside_a_tied_embedding_must_be_equal(saved):
+    tensors = load_file(saved / "model.safetensors")
+    embedding = tensors["model.embed_tokens.weight"]
+    save_file(tensors | {"lm_head.weight": embedding}, saved / "model.safetensors")
+    load_hf(saved)
+    save_file(tensors | {"lm_head.weight": embedding + 1}, saved / "model.safetensors")
+    with pytest.raises(UsageError, match=r"lm_head\.weight differs from model\.embed_tokens"):
+        load_hf(saved)
+
+
+def test_no_family_has_biases_and_norms_of_heads():
+    both = dataclasses.replace(FULL, qkv_bias=True, qk_norm=True)
+    with pytest.raises(UserError, match=r"model\.qkv_bias=True with model\.qk_norm=True: no arch"):
+        to_hf({}, both, VOCAB)

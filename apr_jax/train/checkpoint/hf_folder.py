@@ -20,7 +20,7 @@ from typing import Any
 from apr_jax.errors import UsageError, UserError
 from apr_jax.io.disk_errors import disk_errors
 from apr_jax.io.json_files import write_json
-from apr_jax.model.hf import CONFIG, WEIGHTS, save_llama
+from apr_jax.model.hf import CONFIG, WEIGHTS, save_hf
 from apr_jax.text.tokenizer import BOS, CONTROL_PIECES, END_SPAWN, EOS, PAD, UNK, Tokenizer
 from apr_jax.train.checkpoint.restored import Restored
 
@@ -69,7 +69,7 @@ def export_folder(restored: Restored, folder: Path) -> None:
             (folder / "tokenizer.model").write_bytes(restored.tokenizer.to_bytes())
         except OSError as error:
             raise UserError(f"cannot write to {folder}: {error}") from error
-        save_llama(restored.params, restored.config.model, folder)
+        save_hf(restored.params, restored.config.model, folder)
 
 
 def _listed(folder: Path) -> set[str]:

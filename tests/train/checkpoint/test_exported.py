@@ -15,7 +15,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from apr_jax.errors import UserError
-from apr_jax.model.hf import save_llama
+from apr_jax.model.hf import save_hf
 from apr_jax.model.transformer import init_params
 from apr_jax.text.tokenizer import Tokenizer
 from apr_jax.train.checkpoint import load_checkpoint
@@ -120,7 +120,7 @@ def test_files_have_the_mode_of_the_umask(restored, tmp_path, umask, mode):
     old = os.umask(umask)
     try:
         export_file(restored, tmp_path / "apr.safetensors")
-        save_llama(restored.params, restored.config.model, tmp_path / "llama")
+        save_hf(restored.params, restored.config.model, tmp_path / "llama")
     finally:
         os.umask(old)
     written = [path for path in tmp_path.rglob("*") if path.is_file()]

@@ -10,7 +10,7 @@ import pytest
 
 from apr_jax.cli import main
 from apr_jax.errors import UsageError
-from apr_jax.model.hf import load_llama
+from apr_jax.model.hf import load_hf
 from apr_jax.model.transformer import init_params
 from apr_jax.text.tokenizer import BOS, CONTROL_PIECES, EOS, SPAWN, Tokenizer
 from apr_jax.train.checkpoint.hf_folder import check_folder, export_folder
@@ -82,7 +82,7 @@ def test_what_is_written(restored, folder):
     assert (folder / "tokenizer.model").read_bytes() == restored.tokenizer.to_bytes()
     jax.tree.map(
         lambda x, y: (x == y).all() or pytest.fail("other weights"),
-        load_llama(folder)[0],
+        load_hf(folder)[0],
         restored.params,
     )
 
