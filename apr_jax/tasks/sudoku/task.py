@@ -17,9 +17,10 @@ import json
 import random
 import re
 from collections.abc import Mapping
+from typing import ClassVar
 
 from apr_jax.errors import UsageError
-from apr_jax.tasks.base import Method, Problem, Score, Task, Thread
+from apr_jax.tasks.base import Diagnosis, Method, Problem, Score, Task, Thread
 from apr_jax.tasks.problem_files import cut
 from apr_jax.tasks.sudoku import trace
 from apr_jax.tasks.sudoku.board import (
@@ -33,6 +34,7 @@ from apr_jax.tasks.sudoku.board import (
     levels,
     solutions,
 )
+from apr_jax.tasks.sudoku.diagnosis import FAULT_KINDS, diagnose
 from apr_jax.tasks.sudoku.symmetry import canonical
 
 # One puzzle in twenty needs this many guesses within one another; few need more.
@@ -76,6 +78,7 @@ class Sudoku(Task):
     alphabet = trace.ALPHABET
     phrases = trace.PHRASES
     example = _EXAMPLE
+    fault_kinds: ClassVar[Mapping[str, str]] = FAULT_KINDS
 
     @property
     def methods(self) -> Mapping[str, Method]:
@@ -122,6 +125,10 @@ class Sudoku(Task):
         reason = _what_is_wrong(_cells(problem), cells)
         vote = trace.write_board(cells)
         return Score(float(not reason), not reason, _write_rows(cells), reason, vote)
+
+    def diagnose(self, problem: Problem, thread: Thread, cut: bool) -> Diagnosis:
+        givens = problem.data["givens"]
+        return diagnose(_read_givens(givens), _solution(givens), thread, cut)
 
     def check(self, problem: Problem) -> Problem:
         if "givens" not in problem.data:
@@ -181,6 +188,12 @@ def _write_rows(cells: Cells) -> str:
 def _key(givens: str) -> str:
     """Returns the key of a puzzle, which is asked for several times in a row."""
     return _write_givens(canonical(_read_givens(givens)))
+
+
+@functools.lru_cache(maxsize=1024)
+def _solution(givens: str) -> Cells:
+    """Returns the solution of a puzzle, which is asked for by each thread of a tree."""
+    return next(solutions(Board(_read_givens(givens))))
 
 
 def _why_no_puzzle(cells: Cells) -> str:

@@ -1,0 +1,259 @@
+"""What is wrong in the text of one thread that fills a board.
+
+The life of a diagnosis: the thread starts with the board of its problem, or of its message. Each
+piece of its text must follow from the board as it is then. What does not is a fault, and is
+believed from there on, so that one slip counts once. What children answered is not looked at here:
+a right solution that a child found, and its parent did not join, is a failure of its own
+(`evaluate.failures`).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+from apr_jax.tasks.base import Diagnosis, Fault, Spawn, Thread
+from apr_jax.tasks.sudoku.board import CELLS, NAMES, Board, Cells
+from apr_jax.tasks.sudoku.trace import (
+    BACK,
+    DEAD,
+    Fill,
+    before_last_guess,
+    read_board,
+    read_fills,
+    write,
+    write_board,
+)
+
+FAULT_KINDS = {
+    "overwritten": "a cell that has a digit got another one: a given was changed, for example",
+    "conflict": "a digit was put where its row, column or box has it already",
+    "propagation": "a cell was filled that was not forced, without a guess",
+    "contradiction": "`!` stands where every cell can have a digit",
+    "guess": "a guess leaves out a digit that its cell can have, or names another one",
+    "back": "a thread did not go back to the board before its last guess with digits left",
+    "message": "a child was told another board than its parent's with one digit more",
+    "left out": "no child was told one of the digits that the cell can have",
+    "answer": "a thread joined another board than it had, or gave up with digits left to try",
+    "unreadable": "something that is no piece of a trace",
+}
+_PIECE = re.compile(r"(?:\?([1-6]*))?([a-f][1-6])=([1-6])|!|>")
+_CELL_OF = {name: cell for cell, name in enumerate(NAMES)}
+
+
+def diagnose(givens: Cells, solution: Cells, thread: Thread, cut: bool) -> Diagnosis:
+    """Reads one thread; it never raises, whatever the text is.
+
+    A fault is decisive if the thread leaves the way to the solution by it.
+
+    Args:
+      givens: the board of the tree's problem.
+      solution: the solution of the problem.
+      thread: the thread; the prompt of a root is empty.
+      cut: whether the thread was stopped before its end: what it left undone is no fault then.
+    """
+    start = givens
+    if thread.prompt:
+        told = read_board(thread.prompt)
+        if told is None:
+            # Nobody knows what such a thread was to do. The fault is its parent's.
+            return Diagnosis((), found=False, hopeful=False)
+        start = told
+
+    # Ways back list the prompt as it stands, and a child's is not in reading order.
+    prompt = read_fills(thread.prompt or write_board(givens))
+    reader = _Reader(prompt or [], solution)
+    hopeful = all(digit in (0, right) for digit, right in zip(start, solution, strict=True))
+    for part in thread.body:
+        if isinstance(part, Spawn):
+            reader.spawn([child.prompt for child in part.children])
+        else:
+            reader.text(part, is_cut=cut and part is thread.body[-1])
+    if not cut:
+        reader.answer(thread.answer)
+    return Diagnosis(tuple(reader.faults), reader.found, hopeful)
+
+
+class _Reader:
+    """One thread in the reading.
+
+    Args:
+      fills: the cells that its prompt names.
+      solution: the solution of the problem.
+
+    Attributes:
+      faults: the wrong pieces so far.
+      found: whether the board was once full and right.
+    """
+
+    def __init__(self, fills: list[Fill], solution: Cells):
+        self.faults: list[Fault] = []
+        self.found = False
+        self._solution = solution
+        self._fills = fills  # Those that count: behind the last way back.
+        self._gave_up = False  # The last piece was `!`.
+        self._spawned = False
+
+    def text(self, text: str, is_cut: bool) -> None:
+        """Reads a text piece by piece; the last piece may be half a piece if it `is_cut`."""
+        place = 0
+        while place < len(text):
+            match = _PIECE.match(text, place)
+            if match is None:
+                place = self._unreadable(text, place, is_cut)
+            elif match[0] == BACK:
+                place = self._back(text, match.end(), is_cut)
+            elif match[0] == DEAD:
+                if not Board(_cells(self._fills)).is_dead():
+                    self._fault("contradiction", DEAD, self._is_right(self._fills))
+                self._gave_up = True
+                place = match.end()
+            else:
+                self._fill(_fill(match))
+                place = match.end()
+        # A board can only be full at the end of a text: full boards have no next piece.
+        if self._is_right(self._fills) and 0 not in _cells(self._fills):
+            self.found = True
+
+    def _unreadable(self, text: str, place: int, is_cut: bool) -> int:
+        """Reads up to the next piece; returns where that begins."""
+        following = _PIECE.search(text, place)
+        end = following.start() if following else len(text)
+        if not (is_cut and following is None):
+            self._fault("unreadable", text[place:end], False)
+        return end
+
+    def _fill(self, fill: Fill) -> None:
+        """Reads a cell that is filled, forced or guessed."""
+        cells = _cells(self._fills)
+        candidates = Board(cells).candidates(fill.cell)
+        was_right = self._is_right(self._fills)
+        is_loss = was_right and fill.digit != self._solution[fill.cell]
+        if self._gave_up:
+            # The thread goes on with a board that it has called dead.
+            self._gave_up = False
+            self._fault("back", str(fill), self._can_go_back())
+        elif cells[fill.cell]:
+            self._fault("overwritten", str(fill), is_loss)
+        elif fill.digit not in candidates:
+            self._fault("conflict", str(fill), is_loss)
+        elif fill.others is not None:
+            tried = (fill.digit, *fill.others)
+            if sorted(tried) != list(candidates):
+                is_loss = was_right and self._solution[fill.cell] not in tried
+                self._fault("guess", str(fill), is_loss)
+        elif len(candidates) > 1:
+            self._fault("propagation", str(fill), is_loss)
+        self._fills = [*self._fills, fill]
+
+    def _back(self, text: str, start: int, is_cut: bool) -> int:
+        """Reads a way back, whose text begins at `start`; returns where it ends."""
+        gave_up = self._gave_up
+        self._gave_up = False
+        expected = before_last_guess(self._fills)
+        if not gave_up or expected is None:
+            self._fault("back", BACK, self._is_right(self._fills))
+        if expected is None:
+            return start
+
+        wanted = write(expected)
+        if is_cut and wanted.startswith(text[start:]):
+            return len(text)
+        if text.startswith(wanted, start):
+            self._fills = expected
+            return start + len(wanted)
+
+        # The thread went back to another board. As many cells as were wanted are taken for it.
+        fills: list[Fill] = []
+        end = start
+        while len(fills) < len(expected):
+            match = _PIECE.match(text, end)
+            if match is None or match[0] in (BACK, DEAD):
+                break
+            fills.append(_fill(match))
+            end = match.end()
+        is_loss = self._is_right(expected) and not self._is_right(fills)
+        self._fault("back", text[start - 1 : end], is_loss)
+        self._fills = fills
+        return end
+
+    def spawn(self, messages: list[str]) -> None:
+        """Reads messages, which must try every digit of one cell."""
+        self._spawned = True
+        cells = _cells(self._fills)
+        board = Board(cells)
+        tried: dict[int, set[int]] = {}  # Cell -> digits that a child was told; one cell is right.
+        wrong = []
+        for message in messages:
+            told = read_board(message) or ()
+            new = [cell for cell, digit in enumerate(told) if digit != cells[cell]]
+            fits = (
+                len(new) == 1
+                and not cells[new[0]]
+                and told[new[0]] in board.candidates(new[0])
+                and new[0] in (tried or new)
+                and told[new[0]] not in tried.get(new[0], ())
+            )
+            if fits:
+                tried.setdefault(new[0], set()).add(told[new[0]])
+            else:
+                wrong.append(message)
+
+        is_right = self._is_right(self._fills)
+        is_loss = is_right and not any(self._solution[cell] in tried[cell] for cell in tried)
+        for message in wrong:
+            self._fault("message", message, is_loss)
+        if not wrong:
+            for cell, digits in tried.items():
+                for digit in set(board.candidates(cell)) - digits:
+                    lost = is_right and digit == self._solution[cell]
+                    self._fault("left out", str(Fill(cell, digit)), lost)
+
+    def answer(self, answer: str) -> None:
+        """Reads the answer that the thread joined at its end."""
+        cells = _cells(self._fills)
+        joined = read_board(answer)
+        if joined == self._solution:
+            return  # To join the right board without all of the work does no harm.
+        if answer and self._spawned and joined is not None:
+            # It may be what a child has joined: then it has every digit of this thread's board.
+            agrees = all(own in (0, other) for own, other in zip(cells, joined, strict=True))
+            is_fault = 0 in joined or not agrees
+        elif answer:
+            is_fault = joined != cells or 0 in cells
+        else:
+            gave_up = self._gave_up and before_last_guess(self._fills) is None
+            is_fault = not self._spawned and not gave_up
+        if is_fault:
+            self._fault("answer", answer, self._is_right(self._fills) or self._can_go_back())
+
+    def _is_right(self, fills: list[Fill]) -> bool:
+        """Whether no cell has another digit than the solution."""
+        return all(fill.digit == self._solution[fill.cell] for fill in fills)
+
+    def _can_go_back(self) -> bool:
+        """Whether the way to the solution is still open behind a way back."""
+        fills: list[Fill] | None = self._fills
+        while fills is not None:
+            fills = before_last_guess(fills)
+            if fills is not None and self._is_right(fills):
+                return True
+        return False
+
+    def _fault(self, kind: str, text: str, decisive: bool) -> None:
+        self.faults.append(Fault(kind, text, decisive))
+
+
+def _fill(match: re.Match[str]) -> Fill:
+    """Returns the cell that a piece fills."""
+    others, cell, digit = match.groups()
+    tried_later = None if others is None else tuple(map(int, others))
+    return Fill(_CELL_OF[cell], int(digit), tried_later)
+
+
+def _cells(fills: Iterable[Fill]) -> Cells:
+    """Returns the board that is filled so far; a cell that was overwritten has its last digit."""
+    cells = [0] * CELLS
+    for fill in fills:
+        cells[fill.cell] = fill.digit
+    return tuple(cells)
