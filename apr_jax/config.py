@@ -243,7 +243,7 @@ def override(config: Experiment, settings: list[str]) -> Experiment:
         has the wrong type.
     """
     values = to_dict(config)
-    _apply(settings, values)
+    _apply(settings, values, _open_groups(config.task))
     return from_dict(values)
 
 
@@ -253,19 +253,43 @@ def task_from_settings(kind: str, settings: list[str]) -> TaskConfig:
     Raises:
       UsageError: as `override` and `TaskConfig` do.
     """
-    values = {"task": TaskConfig(kind).to_dict()}
-    _apply(settings, values)
+    task = TaskConfig(kind)
+    values = {"task": task.to_dict()}
+    _apply(settings, values, _open_groups(task))
     return TaskConfig.from_dict(values["task"])
 
 
-def _apply(settings: list[str], values: dict[str, Any]) -> None:
-    """Changes `values`, nested groups of fields, as each setting says."""
+def _open_groups(task: TaskConfig) -> frozenset[str]:
+    """Returns the settings of a task that are dicts: they may have keys that nobody declared."""
+    return frozenset(
+        f"task.{field.name}"
+        for field in dataclasses.fields(task.options)
+        if isinstance(getattr(task.options, field.name), dict)
+    )
+
+
+def _apply(settings: list[str], values: dict[str, Any], open_groups: frozenset[str]) -> None:
+    """Changes `values`, nested groups of fields, as each setting says.
+
+    Args:
+      settings: texts of the form `path.to.field=value`.
+      values: the groups of fields.
+      open_groups: paths of groups that take new fields, too.
+
+    Raises:
+      ConfigError: a setting has no `=`, names no field, or its value has the wrong type.
+    """
     for setting in settings:
         path, equals, text = setting.partition("=")
         if not equals:
             raise ConfigError(
                 f"--set {setting!r}: write it as field=value, for example train.sft.steps=200"
             )
+
+        parent, _, key = path.strip().rpartition(".")
+        if parent in open_groups and key:
+            _set_open(values["task"][parent.removeprefix("task.")], key, text.strip(), setting)
+            continue
 
         # Go down to the group that holds the field.
         group: dict[str, Any] = {}
@@ -277,6 +301,11 @@ def _apply(settings: list[str], values: dict[str, Any]) -> None:
             group = value
             value = group[name]
         if isinstance(value, dict):
+            if path.strip() in open_groups:
+                raise ConfigError(
+                    f"--set {setting!r}: {path!r} is a group of fields; set one of them, as in"
+                    f" {path.strip()}.key=value"
+                )
             raise ConfigError(
                 f"--set {setting!r}: {path!r} is a group of fields: {', '.join(value)}"
             )
@@ -284,6 +313,18 @@ def _apply(settings: list[str], values: dict[str, Any]) -> None:
             group[names[-1]] = _parse_count_or_file(text.strip())
         else:
             group[names[-1]] = _parse(text.strip(), value, setting)
+
+
+def _set_open(group: dict[str, Any], key: str, text: str, setting: str) -> None:
+    """Sets a field of an open group: of its old type if it has a plain value, else JSON or text."""
+    old = group.get(key)
+    if isinstance(old, (str, bool, int, float)):
+        group[key] = _parse(text, old, setting)
+        return
+    try:
+        group[key] = json.loads(text)
+    except (ValueError, RecursionError):
+        group[key] = text
 
 
 def _parse_count_or_file(text: str) -> int | str:

@@ -12,8 +12,18 @@ from apr_jax.bench.paired import Contestant
 from apr_jax.config import Experiment
 from apr_jax.data.demonstrate import Counts, Workers, demonstrations
 from apr_jax.data.statistics import statistics
+from apr_jax.errors import UsageError
 
 _COUNT = 2_048  # Demonstrations of a repeat: about a second on one core at scale nano.
+
+
+def check_demonstrator(config: Experiment) -> None:
+    """Raises UsageError if the demonstrations are a file's, which nothing here makes."""
+    if config.data.file:
+        raise UsageError(
+            f"bench solver: data.demonstrations={config.data.file!r} is a file, so there is no"
+            " solver to measure; give a number, as in --set data.demonstrations=1000"
+        )
 
 
 @contextmanager

@@ -171,14 +171,15 @@ def bench_solver(
 
     With --problems, tell how good and how long they are instead.
     """
-    from apr_jax.bench.demonstrators import contest, rate
+    from apr_jax.bench.demonstrators import check_demonstrator, contest, rate
     from apr_jax.config import load
     from apr_jax.data.build import check_methods, fitting_methods
     from apr_jax.report.terminal_tables import print_demonstrations
     from apr_jax.tasks import make_task
 
+    experiment = load(config, settings)
+    check_demonstrator(experiment)
     if problems is not None:
-        experiment = load(config, settings)
         methods = method or fitting_methods(make_task(experiment.task, experiment.limits))
         check_methods(experiment, methods)
         rates = rate(experiment, methods, problems)
@@ -187,7 +188,7 @@ def bench_solver(
             write_json(json, rates)
         return
 
-    with contest(load(config, settings)) as contestants:
+    with contest(experiment) as contestants:
         _save_each([measured("solver", contestants, repeats)], json)
 
 

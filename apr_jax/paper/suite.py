@@ -20,6 +20,7 @@ from apr_jax.config import EvalConfig, Experiment
 from apr_jax.data.build import stated_conditions
 from apr_jax.errors import UsageError
 from apr_jax.evaluate.decoding import Decoding
+from apr_jax.tasks.countdown.config import CountdownConfig
 from apr_jax.train.checkpoint import FOLDER
 from apr_jax.train.checkpoint.exported import SUFFIX
 
@@ -209,6 +210,17 @@ def check(config: Experiment) -> None:
     Raises:
       UsageError: names the field, the value and what would be right.
     """
+    if not isinstance(config.task.options, CountdownConfig):
+        raise UsageError(
+            f"config task.kind={config.task.kind!r}: `apr reproduce` repeats the paper, whose task"
+            " is 'countdown'; other tasks have `apr data build`, `apr train` and `apr eval`"
+        )
+    if config.data.file:
+        raise UsageError(
+            f"data.demonstrations={config.data.file!r}: `apr reproduce` compares what the task's"
+            " own solvers demonstrate, so it must be a number; a file has `apr data build`,"
+            " `apr train` and `apr eval`"
+        )
     solver = config.task.options.solver
     limits = config.limits
     most_forced = limits.max_threads - 1 if limits.max_depth else 0  # The root is a thread too.

@@ -55,3 +55,13 @@ def test_success_and_length_of_each_method(tmp_path, capsys):
 def test_wrong_use_is_said(arguments, message, capsys):
     assert run([*COMMAND, *arguments]) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "rest", [[], ["--problems", "60"], ["--problems", "60", "--method", "apr"]]
+)
+def test_a_file_of_demonstrations_has_no_solver(rest, capsys):
+    command = ["bench", "solver", "--config", NANO, "--set", "data.demonstrations=trees.jsonl"]
+    assert run([*command, *rest]) == 2
+    error = capsys.readouterr().err
+    assert "bench solver: data.demonstrations='trees.jsonl' is a file" in error

@@ -23,7 +23,7 @@ from apr_jax.paper import charts, controls, figures, published_figures, run_repo
 from apr_jax.paper.comparisons import comparisons
 from apr_jax.paper.results import read_run
 from apr_jax.report.terminal_tables import print_comparisons, print_table
-from apr_jax.tasks import flatten, make_task
+from apr_jax.tasks import TaskConfig, flatten, make_task
 from apr_jax.tasks.countdown.problems import draw
 from apr_jax.tasks.countdown.solvers import METHODS
 from apr_jax.text.tokenizer import Tokenizer
@@ -144,6 +144,16 @@ def test_what_the_models_cannot_do_is_refused(config, change, message):
     unasked = with_solver(config, condition=0.0)
     with pytest.raises(UsageError, match="trained without conditions"):
         suite.check(dataclasses.replace(unasked, evaluate=made_run.EVALUATE))
+
+
+def test_a_file_and_other_tasks_are_refused(config):
+    of_a_file = dataclasses.replace(
+        config, data=dataclasses.replace(config.data, demonstrations="trees.jsonl")
+    )
+    with pytest.raises(UsageError, match="data.demonstrations='trees.jsonl': `apr reproduce`"):
+        suite.check(of_a_file)
+    with pytest.raises(UsageError, match="task.kind='arithmetic': `apr reproduce` repeats"):
+        suite.check(dataclasses.replace(config, task=TaskConfig("arithmetic")))
 
 
 @pytest.mark.thorough

@@ -3,11 +3,13 @@
 import builtins
 import dataclasses
 import pickle
+import re
 
 import pytest
 import reasoning_gym
 from reasoning_gym.factory import DATASETS
 
+from apr_jax.config import task_from_settings
 from apr_jax.data.task_check import check_task
 from apr_jax.errors import UsageError
 from apr_jax.tasks import Problem, TaskConfig, make_task
@@ -113,3 +115,35 @@ def test_a_scorer_that_hangs_is_found():
     found = list(check_task(task, 10, 0, time_limit=1.0, memory_limit=8.0, bounded=False))
     (fault,) = [finding for finding in found if finding.level == "fault"]
     assert "no verdict on a power of powers" in fault.text
+
+
+def test_options_that_are_new_are_set_on_the_command_line():
+    settings = ["task.options.max_animals=4"]
+    task = task_from_settings("reasoning_gym", settings)
+    assert task.options.options == {"max_animals": 4}
+    settings.append("task.options.max_animals=5")
+    assert task_from_settings("reasoning_gym", settings).options.options == {"max_animals": 5}
+
+
+def test_an_option_may_be_a_list_or_a_text():
+    settings = ["task.dataset=base_conversion", "task.options.min_base=3"]
+    assert task_from_settings("reasoning_gym", settings).options.options == {"min_base": 3}
+    numbers = ["task.dataset=basic_arithmetic", 'task.options.operators=["+","-"]']
+    assert task_from_settings("reasoning_gym", numbers).options.options == {"operators": ["+", "-"]}
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("task.options.max_animls=4", "the data set 'leg_counting' refuses them"),
+        ("task.options.max_animals=four", "the data set 'leg_counting' refuses them"),
+        ("task.options={}", "set one of them, as in task.options.key=value"),
+        ("task.options.a.b=4", "no field 'task.options.a.b'"),
+        ("task.options.=4", "no field 'task.options.'"),
+        ("task.optoins.max_animals=4", "no field 'task.optoins.max_animals'"),
+    ],
+)
+def test_options_that_are_wrong_are_refused_in_one_line(setting, message):
+    with pytest.raises(UsageError, match=re.escape(message)) as raised:
+        task_from_settings("reasoning_gym", [setting])
+    assert "\n" not in str(raised.value)
