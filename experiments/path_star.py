@@ -1,4 +1,4 @@
-"""Path-star: graphs of four arms with four edges each, answered at once, serially, in parallel.
+"""Path-star: graphs of four arms with three edges each, answered at once, serially, in parallel.
 
 The experiment trains on 2 CPU cores. Its data have three methods: "direct" answers the path at
 once, "serial" writes out arm after arm in one thread, "parallel" has a child for each arm.
@@ -30,20 +30,20 @@ def experiment() -> Experiment:
     return Experiment(
         name="path_star",
         seed=0,
-        task=TaskConfig("path_star", arms=4, length=4),
+        task=TaskConfig("path_star", arms=4, length=3),
         data=DataConfig(demonstrations=20_000, heldout=1_000),
         model=ModelConfig(layers=4, width=128, heads=4, kv_heads=1, head_size=32, mlp=352),
-        # Four messages with twelve edges each make the root of a parallel tree 156 positions long,
-        # and 173 tokens with what is joined. All other threads are shorter than 66.
-        limits=Limits(window=160, max_thread_tokens=176, max_threads=5, children=4, max_depth=1),
-        schedule=Schedule(slots=64, prefill_batch=8, prefill_chunk=16, context_buckets=(48, 80)),
+        # Four messages with eight edges each make the root of a parallel tree 115 positions long,
+        # and 131 tokens with what is joined. All other threads are shorter than 53.
+        limits=Limits(window=120, max_thread_tokens=136, max_threads=5, children=4, max_depth=1),
+        schedule=Schedule(slots=64, prefill_batch=8, prefill_chunk=16, context_buckets=(40, 64)),
         train=TrainConfig(
             sft=SftConfig(
-                steps=1000,
+                steps=800,
                 batch_rows=12,
-                save_every=500,
+                save_every=400,
                 log_every=20,
-                validate_every=500,
+                validate_every=400,
                 validation=200,
                 optimizer=OptimizerConfig(name="muon", lr=4e-3),
             ),
