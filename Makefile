@@ -1,6 +1,7 @@
 # make demo    the whole nano experiment from scratch, or on from where it was: 20 to 30 minutes on 2 cores
 # make test    the quick tests, 10 minutes on 2 cores
 # make lint    ruff and mypy
+# make docs    the documentation site, site/index.html
 # make wheel   dist/apr_jax-*.whl, for tpu_setup/
 #
 # All targets make the virtual environment in .venv when it is missing or setup.py has changed.
@@ -24,10 +25,10 @@ export APR_CACHE ?= $(CURDIR)/.cache/xla
 # Memory in large pages: a training step touches fresh memory throughout, 1.1 times as fast this way (docs/training.md).
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
-.PHONY: help venv demo wheel test test-all lint format figures bench solve clean
+.PHONY: help venv demo docs wheel test test-all lint format figures bench solve clean
 
 help:
-	@sed -n 's/^# \{0,1\}//p' Makefile | sed -n '1,7p'
+	@sed -n 's/^# \{0,1\}//p' Makefile | sed -n '1,8p'
 
 venv: $(STAMP)
 
@@ -67,6 +68,11 @@ format: $(STAMP)
 figures: $(STAMP)
 	$(BIN)/python docs/figures.py $(ARGS)
 
+# The documentation site in site/, from docs/ and the code. Reading it needs no server, searching it does.
+docs: $(STAMP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "site/index.html; with search: $(BIN)/python -m http.server --directory site"
+
 bench: $(STAMP)
 	$(BIN)/apr bench solver --config experiments/nano.py
 	env -u GLIBC_TUNABLES $(BIN)/apr bench train --config experiments/mini.py --checkpoint $(OUT)/apr/rl --problems $(OUT)/data/test.jsonl
@@ -80,4 +86,4 @@ solve: $(STAMP)
 
 # Runs are left alone: they took time to make.
 clean:
-	rm -rf $(VENV) .cache *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .cache site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -40,7 +40,15 @@ CORE = [
 GCS = ["gcsfs>=2026.9,<2027"]
 TASKS = ["reasoning-gym>=0.1.25,<0.2"]
 
+DOCS = [
+    "griffelib>=2.4,<3",
+    "mkdocs-material>=9.8,<10",
+    "mkdocstrings-python>=2.0.11,<3",
+]
+
 EXTRAS = {
+    # The site: `make docs`.
+    "docs": DOCS,
     # Compiling for a TPU on a CPU machine needs it too. jax 0.10 itself asks for libtpu 0.0.42,
     # whose compiler aborts on the rollout's loop ("a cycle is detected"); 0.0.52 compiles it.
     "tpu": ["libtpu>=0.0.52,<0.1"],
@@ -53,6 +61,7 @@ EXTRAS = {
     # What the tests compare the network of every Hugging Face family with.
     "hf": ["torch>=2.13,<3", "transformers>=5.19,<6"],
     "dev": [
+        *DOCS,
         *GCS,
         *TASKS,
         "beartype>=0.22,<0.24",

@@ -851,7 +851,7 @@ def main(arguments: Sequence[str] | None = None, root: Path = ROOT) -> int:
     options = parser.parse_args(arguments)
 
     texts = {
-        path: path.read_text() for path in [root / "README.md", *sorted(root.glob("docs/*.md"))]
+        path: path.read_text() for path in [root / "README.md", *sorted(root.glob("docs/**/*.md"))]
     }
     try:  # All documents before the first is written: an error leaves them as they are.
         filled = {path: fill(text, str(path.relative_to(root))) for path, text in texts.items()}

@@ -14,7 +14,7 @@ DOCUMENTS = [
     ROOT / "README.md",
     ROOT / "CONTRIBUTING.md",
     ROOT / "tpu_setup" / "README.md",
-    *(ROOT / "docs").glob("*.md"),
+    *(ROOT / "docs").rglob("*.md"),
 ]
 COMMAND = re.compile(r"^ {4}(?:\S+=\S+ )*(?:\.venv/bin/)?(apr .*)$", re.M)
 

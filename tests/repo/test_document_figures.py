@@ -44,7 +44,7 @@ def test_documents_show_the_result_files(capsys):
 
 def test_every_figure_is_shown_somewhere():
     texts = [(ROOT / "README.md").read_text()]
-    texts += [path.read_text() for path in (ROOT / "docs").glob("*.md")]
+    texts += [path.read_text() for path in (ROOT / "docs").rglob("*.md")]
     for name in figures.TABLES:
         assert any(f"<!-- figures: {name} -->" in text for text in texts), name
     for name in figures.NUMBERS:
