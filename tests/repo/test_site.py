@@ -44,7 +44,8 @@ def test_command_line_page_has_every_flag():
         section = page.split(f"## {' '.join(words)}\n")[1].split("\n## ")[0]
         for parameter in command.params:
             for flag in parameter.opts:
-                assert flag in section or parameter.param_type_name == "argument", (words, flag)
+                row = f"| `{flag}"
+                assert row in section or parameter.param_type_name == "argument", (words, flag)
     assert "| `--samples <int range>` | Trees for each problem. | `default: 1; x>=1` |" in page
 
 
