@@ -77,7 +77,7 @@ def _command_section(words: tuple[str, ...], command: Any) -> list[str]:
     help_text = inspect.cleandoc(command.help)
     blocks = [f"## {' '.join(words)}", escaped(help_text), _code_block(" ".join(usage))]
     if command.params:
-        rows = [_parameter_row(parameter, context) for parameter in command.params[1:]]
+        rows = [_parameter_row(parameter, context) for parameter in command.params]
         blocks.append(markdown_table(["", "meaning", "value"], rows))
     if command.epilog:
         title, _, example = command.epilog.partition(": ")
@@ -128,7 +128,7 @@ def _config_sections(config: type, prefix: str) -> Iterator[str]:
     rows = []
     groups = []
     for field in dataclasses.fields(config):
-        if field.name in ("task", "steps"):
+        if field.name == "task":
             continue  # Its settings depend on the task.
         if dataclasses.is_dataclass(hints[field.name]):
             groups.append((hints[field.name], f"{prefix}{field.name}."))
