@@ -203,3 +203,8 @@ def shardings(tree: Any, mesh: Mesh) -> Any:
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Splits rows (or trees) over data and fsdp; the other axes of a batch stay whole."""
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+
+
+def batch_shards(mesh: Mesh) -> int:
+    """Returns the number of parts into which the mesh splits a batch."""
+    return int(np.prod([mesh.shape[axis] for axis in BATCH_AXES]))

@@ -228,9 +228,27 @@ def forward(
     mesh: Mesh | None = None,
     attend: Callable | None = None,
 ) -> Float[Array, "R L V"]:
-    """Computes the float32 logits of packed rows, for training and rescoring.
+    """Computes the float32 logits of packed rows.
 
     The logits at column j are those of the token after column j.
+
+    Args: see `hidden_states`.
+    """
+    h = hidden_states(params, config, tokens, position, segment, hidden_block, mesh, attend)
+    return head(params, config, h)
+
+
+def hidden_states(
+    params: Params,
+    config: ModelConfig,
+    tokens: Int[Array, "R L"],
+    position: Int[Array, "R L"],
+    segment: Int[Array, "R L"],
+    hidden_block: Int[Array, "R L"],
+    mesh: Mesh | None = None,
+    attend: Callable | None = None,
+) -> Float[Array, "R L D"]:
+    """Computes the residual stream of packed rows after the last layer, which `head` reads.
 
     Args:
       params: see `init_params`.
@@ -259,7 +277,7 @@ def forward(
         # arrays (docs/training.md).
         for index in range(config.layers):
             h, _ = body(h, _one_layer(params, index))
-    return _head(params, config, h)
+    return h
 
 
 def make_decode(
@@ -296,7 +314,7 @@ def make_decode(
             attention = kind.over(layer_cache, positions, cache_length, cache_lengths)
             h, layer_cache = decoder_layer(layer, config, h, positions, attention)
             updated.append(layer_cache)
-        return _head(params, config, h), tuple(updated)
+        return head(params, config, h), tuple(updated)
 
     return decode, init_cache
 
@@ -319,9 +337,19 @@ def _embed(params: Params, config: ModelConfig, tokens: Array) -> Array:
     return params["embed"].astype(config.dtype)[tokens]
 
 
-def _head(params: Params, config: ModelConfig, h: Array) -> Array:
+def head(params: Params, config: ModelConfig, h: Float[Array, "R S D"]) -> Float[Array, "R S V"]:
+    """Computes the float32 logits from the residual stream after the last layer.
+
+    Of `params` it takes only those of the head, see `head_params`.
+    """
     x = rms_norm(h, params["final_norm"], config.norm_epsilon)
     unembed = params["embed"].T if config.tied else params["unembed"]  # [D, V]
     return jnp.einsum(
         "rsd,dv->rsv", x, unembed.astype(config.dtype), preferred_element_type=jnp.float32
     )
+
+
+def head_params(params: Params, config: ModelConfig) -> Params:
+    """Returns those parameters that `head` reads."""
+    names = ("final_norm", "embed" if config.tied else "unembed")
+    return {name: params[name] for name in names}

@@ -17,6 +17,7 @@ from jax.sharding import Mesh
 
 from apr_jax.config import Experiment
 from apr_jax.errors import UnknownAnswers, UsageError
+from apr_jax.model.sharding import batch_shards
 from apr_jax.tasks import Failure, Problem, SandboxedVerifier, Score, Task, make_task
 from apr_jax.text.tokenizer import BOS, Tokenizer
 from apr_jax.threads import Prompts, ThreadForest, Work, check_prompts, make_prompts
@@ -28,7 +29,6 @@ from apr_jax.train.loop import Stopping
 from apr_jax.train.metrics.sample_tree import tree_text
 from apr_jax.train.policy import make_policy_rollout
 from apr_jax.train.state import TrainState
-from apr_jax.train.step import batch_shards
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from apr_jax.config import Experiment
 from apr_jax.data.packing import Rows
 from apr_jax.errors import UsageError
 from apr_jax.model.config import ModelConfig
-from apr_jax.model.sharding import BATCH_AXES, batch_sharding, shardings
+from apr_jax.model.sharding import BATCH_AXES, batch_sharding, batch_shards, shardings
 from apr_jax.train.distributed import place
 from apr_jax.train.metrics.flops import training_flops
 from apr_jax.train.rl.objective import Metrics, Parts, cross_entropy, policy_loss, tree_kl
@@ -260,11 +260,6 @@ def place_everywhere(values: Any, mesh: Mesh) -> jax.Array:
 def place_whole(params: Any, mesh: Mesh) -> Any:
     """Lays out parameters on the mesh by the rules of `model/sharding`."""
     return jax.device_put(params, shardings(params, mesh))
-
-
-def batch_shards(mesh: Mesh) -> int:
-    """Returns the number of parts into which the mesh splits a batch."""
-    return int(np.prod([mesh.shape[axis] for axis in BATCH_AXES]))
 
 
 def check_divides(field: str, count: int, mesh: Mesh) -> None:
