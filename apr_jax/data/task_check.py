@@ -461,7 +461,7 @@ class _Trial:
         if pairs:
             yield Finding("ok", subject, f"{len(pairs)} right answers, each twice: alike")
         if refused:
-            wrong = ", ".join(f"{how} ({spelling!r})" for how, spelling in refused.items())
+            wrong = ", ".join(f"{how} ({cut(spelling)!r})" for how, spelling in refused.items())
             yield Finding(
                 "note",
                 subject,
