@@ -17,10 +17,10 @@ def test_serial_votes_equal_the_tree_at_equal_tokens():
 
 
 def test_rl_teaches_early_model_to_spawn_and_solve():
-    """It solves at least ten points more than before, and its trees have more children."""
+    """It solves more than before beyond chance, and its trees have more children."""
     gaps = json.loads((FOLDER / "early.json").read_text())["gaps"]
     gains = [gap for gap in gaps if gap["other"] == "seed 0, T = 1"]
     assert len(gains) == 3
     for gain in gains:
-        assert gain["accuracy"][0] > 0.1, "at least ten points"
-        assert gain["children"][0] > 0
+        assert gain["accuracy"][1] > 0, "the lower end of the 95% interval"
+        assert gain["children"][1] > 0, "the lower end of the 95% interval"

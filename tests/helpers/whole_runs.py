@@ -16,7 +16,7 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from apr_jax.config import EvalConfig, Experiment, MeshConfig, to_dict
 from apr_jax.data.config import DataConfig
-from apr_jax.model.config import ModelConfig
+from apr_jax.model.config import ModelConfig, RopeScaling
 from apr_jax.tasks import TaskConfig
 from apr_jax.tasks.countdown.config import SolverConfig
 from apr_jax.threads.limits import Limits, Schedule
@@ -224,7 +224,16 @@ def unlike():
             head_size=4,
             mlp=20,
             tied=False,
+            norm_epsilon=1e-5,
+            qkv_bias=True,
+            qk_norm=True,
             rope_base=500.0,
+            rope_scaling=RopeScaling(
+                factor=2.0,
+                low_frequency_turns=1.5,
+                high_frequency_turns=5.0,
+                original_length=64,
+            ),
             dtype="bfloat16",
             remat="layer",
         ),
