@@ -11,6 +11,7 @@
   check         `apr check`: whether the devices at hand compute right, and how fast
   bench         `apr bench`: what each part takes on this machine
   completion    `apr completion`: completion of commands and flags in a shell
+  findings      how the two checks show what they found
   flags         the flags that several commands take
   resumable     what a command says when it is interrupted and can go on later
 

@@ -4,12 +4,11 @@ import time
 
 import typer
 
+from apr_jax.cli.findings import print_finding
 from apr_jax.cli.flags import Json
 from apr_jax.errors import UserError
 from apr_jax.io.json_files import write_json
 from apr_jax.io.runtime import is_first, start
-
-_COLORS = {"ok": "green", "fault": "red"}
 
 check_app = typer.Typer()
 
@@ -30,8 +29,7 @@ def check(json: Json = None) -> None:
     for finding in check_device():
         findings.append(finding)
         if is_first():
-            level = typer.style(f"{finding.level:5}", fg=_COLORS[finding.level])
-            typer.echo(f"{level}  {finding.subject}: {finding.text}")
+            print_finding(finding.level, finding.subject, finding.text)
     faults = sum(finding.level == "fault" for finding in findings)
 
     if not is_first():

@@ -1,17 +1,13 @@
 """The `apr task` commands."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
+from apr_jax.cli.findings import print_finding
 from apr_jax.cli.flags import HERE, Settings
 from apr_jax.errors import UsageError, UserError
-
-if TYPE_CHECKING:
-    from apr_jax.data.task_check import Finding
-
-_COLORS = {"ok": "green", "note": "yellow", "fault": "red"}
 
 task_app = typer.Typer(no_args_is_help=True, help="Tasks of your own.")
 
@@ -74,15 +70,7 @@ def check(
     for finding in check_task(
         task, problems, seed, time_limit, memory_limit, bounded=config is not None
     ):
-        _print(finding)
+        print_finding(finding.level, finding.subject, finding.text, finding.remedy)
         faults += finding.level == "fault"
     if faults:
         raise UserError(f"task {task.kind}: {faults} fault{'s' if faults > 1 else ''}; see above")
-
-
-def _print(finding: "Finding") -> None:
-    """Prints a finding in a line, and what to change in a second one."""
-    level = typer.style(f"{finding.level:5}", fg=_COLORS[finding.level])
-    typer.echo(f"{level}  {finding.subject}: {finding.text}")
-    if finding.remedy:
-        typer.echo(f"       -> {finding.remedy}")

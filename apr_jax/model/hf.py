@@ -259,9 +259,10 @@ def load_hf(folder: Path) -> tuple[Params, ModelConfig]:
     # The parts are views of the parameters, which are filled through them.
     parts = {name: (part, inputs) for name, part, inputs in _parts(params)}
     missing = dict.fromkeys(parts)
+    tied_heads = []  # Copies of the embedding, with their files.
     for path, name, tensor in _read_tensors(folder):
         if name == "lm_head.weight" and config.tied:
-            _check_tied(path, tensor, folder)
+            tied_heads.append((path, tensor))
             continue
         if name not in parts:
             raise UsageError(
@@ -278,6 +279,12 @@ def load_hf(folder: Path) -> tuple[Params, ModelConfig]:
     for name in missing:
         shape = _to_file(*parts[name]).shape
         raise UsageError(f"{folder}: tensor {name} is missing, must be {list(shape)}")
+    for path, head in tied_heads:
+        if not np.array_equal(params["embed"], head.astype(np.float32)):
+            raise UsageError(
+                f"{path}: tensor lm_head.weight differs from model.embed_tokens.weight, though"
+                f" {CONFIG} says tie_word_embeddings=true"
+            )
     return params, config
 
 
@@ -484,16 +491,6 @@ def _weight_files(folder: Path) -> list[Path]:
         if not path.is_file():
             raise UsageError(f"{path}: no such file, but {index.name} names it")
     return files
-
-
-def _check_tied(path: Path, head: np.ndarray, folder: Path) -> None:
-    """Raises UsageError unless a head that is tied to the embedding is equal to it."""
-    for _, name, tensor in _read_tensors(folder):
-        if name == "model.embed_tokens.weight" and not np.array_equal(tensor, head):
-            raise UsageError(
-                f"{path}: tensor lm_head.weight differs from model.embed_tokens.weight, though"
-                f" {CONFIG} says tie_word_embeddings=true"
-            )
 
 
 def _shown(value: Any) -> str:

@@ -277,6 +277,11 @@ class Task(abc.ABC):
         """
         raise NotImplementedError(f"{type(self).__name__} has no demonstrations")
 
+    def check_method(self, method: str) -> None:
+        """Raises ValueError if `method` is not one of `methods`."""
+        if method not in self.methods:
+            raise ValueError(f"method {method!r} must be one of {', '.join(self.methods)}")
+
     def diagnose(self, problem: Problem, thread: Thread, cut: bool) -> Diagnosis | None:
         """Finds what is wrong in the text of one thread, without its children.
 

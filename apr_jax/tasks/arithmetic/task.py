@@ -112,8 +112,7 @@ class Arithmetic(Task):
         Raises:
           ValueError: `method` is not one of `methods`.
         """
-        if method not in self.methods:
-            raise ValueError(f"method {method!r} must be one of {', '.join(self.methods)}")
+        self.check_method(method)
         levels = {"serial": 0, "parallel": 1, "nested": MAX_HEIGHT}[method]
         return self._work_out(self._read(problem), self.prompt(problem), levels)
 

@@ -98,8 +98,7 @@ class PathStar(Task):
         Raises:
           ValueError: `method` is not one of `methods`.
         """
-        if method not in self.methods:
-            raise ValueError(f"method {method!r} must be one of {', '.join(self.methods)}")
+        self.check_method(method)
         star = self._read(problem)
         body: dict[str, tuple[str | Spawn, ...]] = {
             "direct": (),

@@ -21,6 +21,7 @@ BOX_ROWS = 2
 BOX_COLUMNS = 3
 ROW_NAMES = "abcdef"
 NAMES = tuple(f"{row}{column}" for row in ROW_NAMES for column in DIGITS)
+CELL_OF = {name: cell for cell, name in enumerate(NAMES)}
 
 Cells = tuple[int, ...]  # The digit of each cell; 0 if it is empty.
 

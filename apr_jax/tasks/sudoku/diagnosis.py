@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterable
 
 from apr_jax.tasks.base import Diagnosis, Fault, Spawn, Thread
-from apr_jax.tasks.sudoku.board import CELLS, NAMES, Board, Cells
+from apr_jax.tasks.sudoku.board import CELL_OF, CELLS, Board, Cells
 from apr_jax.tasks.sudoku.trace import (
     BACK,
     DEAD,
@@ -38,7 +38,6 @@ FAULT_KINDS = {
     "unreadable": "something that is no piece of a trace",
 }
 _PIECE = re.compile(r"(?:\?([1-6]*))?([a-f][1-6])=([1-6])|!|>")
-_CELL_OF = {name: cell for cell, name in enumerate(NAMES)}
 
 
 def diagnose(givens: Cells, solution: Cells, thread: Thread, cut: bool) -> Diagnosis:
@@ -248,7 +247,7 @@ def _fill(match: re.Match[str]) -> Fill:
     """Returns the cell that a piece fills."""
     others, cell, digit = match.groups()
     tried_later = None if others is None else tuple(map(int, others))
-    return Fill(_CELL_OF[cell], int(digit), tried_later)
+    return Fill(CELL_OF[cell], int(digit), tried_later)
 
 
 def _cells(fills: Iterable[Fill]) -> Cells:

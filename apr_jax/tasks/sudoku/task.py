@@ -108,8 +108,7 @@ class Sudoku(Task):
         Raises:
           ValueError: `method` is not one of `methods`.
         """
-        if method not in self.methods:
-            raise ValueError(f"method {method!r} must be one of {', '.join(self.methods)}")
+        self.check_method(method)
         spawning_levels = {"serial": 0, "parallel": 1, "nested": CELLS}[method]
         return trace.work(_cells(problem), spawning_levels)
 

@@ -20,7 +20,7 @@ import re
 from collections.abc import Iterable
 
 from apr_jax.tasks.base import Spawn, Thread
-from apr_jax.tasks.sudoku.board import CELLS, NAMES, Board, Cells
+from apr_jax.tasks.sudoku.board import CELL_OF, CELLS, NAMES, Board, Cells
 
 DEAD = "!"
 GUESS = "?"
@@ -29,7 +29,6 @@ ALPHABET = f"abcdef123456={GUESS}{DEAD}{BACK}"
 # A cell and its digit are one token, so that a board is a set of tokens.
 PHRASES = tuple(f"{name}={digit}" for name in NAMES for digit in range(1, 7))
 _GRID = re.compile("(?:[a-f][1-6]=[1-6])*")
-_CELL_OF = {name: cell for cell, name in enumerate(NAMES)}
 _FILL_LENGTH = len("a1=1")
 
 
@@ -71,7 +70,7 @@ def read_fills(text: str) -> list[Fill] | None:
     if len(text) > CELLS * _FILL_LENGTH or not _GRID.fullmatch(text):
         return None
     return [
-        Fill(_CELL_OF[text[start : start + 2]], int(text[start + 3]))
+        Fill(CELL_OF[text[start : start + 2]], int(text[start + 3]))
         for start in range(0, len(text), _FILL_LENGTH)
     ]
 

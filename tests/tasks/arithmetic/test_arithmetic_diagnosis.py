@@ -4,25 +4,18 @@ import dataclasses
 import random
 
 import pytest
+from helpers.diagnoses import kinds, told
 
 from apr_jax.evaluate.failures import failure
-from apr_jax.tasks import Problem, Spawn, TaskConfig, Thread, flatten, make_task
+from apr_jax.tasks import Problem, TaskConfig, Thread, flatten, make_task
 
 TASK = make_task(TaskConfig("arithmetic", height=4, fullness=0.7))
 PROBLEM = Problem("p", {"expression": "(3+4)*(2-(5*6))"})  # 7*(2-0) = 4
 MESSAGES = ("3+4", "2-(5*6)")
 
 
-def told(*messages):
-    return Spawn(tuple(Thread(message, (), "") for message in messages))
-
-
 def diagnose(*body, answer="4", prompt="", cut=False):
     return TASK.diagnose(PROBLEM, Thread(prompt, body, answer), cut)
-
-
-def kinds(diagnosis):
-    return [fault.kind for fault in diagnosis.faults]
 
 
 @pytest.mark.parametrize(

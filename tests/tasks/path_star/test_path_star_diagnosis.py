@@ -4,8 +4,9 @@ import dataclasses
 import random
 
 import pytest
+from helpers.diagnoses import kinds, told
 
-from apr_jax.tasks import Problem, Spawn, TaskConfig, Thread, flatten, make_task
+from apr_jax.tasks import Problem, TaskConfig, Thread, flatten, make_task
 from apr_jax.tasks.path_star.graph import NODES
 
 TASK = make_task(TaskConfig("path_star"))
@@ -15,16 +16,8 @@ OTHER = "bc,de,xy,sd:c"
 LAST = "bc,de,xy,sx:c"
 
 
-def told(*messages):
-    return Spawn(tuple(Thread(message, (), "") for message in messages))
-
-
 def diagnose(*body, answer="sbc", prompt="", cut=False):
     return TASK.diagnose(PROBLEM, Thread(prompt, body, answer), cut)
-
-
-def kinds(diagnosis):
-    return [fault.kind for fault in diagnosis.faults]
 
 
 @pytest.mark.parametrize(

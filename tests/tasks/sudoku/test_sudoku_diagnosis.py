@@ -5,16 +5,13 @@ import random
 import re
 
 import pytest
+from helpers.diagnoses import kinds
 
 from apr_jax.tasks import Spawn, TaskConfig, Thread, flatten, make_task
 
 TASK = make_task(TaskConfig("sudoku"))
 DRAWN = [TASK.draw(seed) for seed in range(25)]
 PIECE = re.compile(r"(?:\?[1-6]*)?[a-f][1-6]=[1-6]|!|>")
-
-
-def kinds(diagnosis):
-    return [fault.kind for fault in diagnosis.faults]
 
 
 def as_read(thread, root):
