@@ -72,6 +72,9 @@ def train(
         lost_processes(workdir),
         Lease(workdir, f"training, {run.stage}", together=True) as lease,
         Checkpoints(workdir, run, lease) as checkpoints,
+        # Within, too: the checkpoints must know of a loss when they are left, or they would wait
+        # for the lost process to take part in the save under way, until heartbeats are missed.
+        lost_processes(workdir),
     ):
         state = blank
         unvalidated = False

@@ -275,8 +275,8 @@ class Finder(abc.MetaPathFinder):
 
         def run(module):
             execute(module)
-            take = module.Held.__next__
-            module.Held.__next__ = lambda held: (time.sleep(0.3), take(held))[1]
+            take = module.LocalRows.__next__
+            module.LocalRows.__next__ = lambda rows: (time.sleep(0.3), take(rows))[1]
 
         spec.loader.exec_module = run
         return spec
