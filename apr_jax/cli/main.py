@@ -29,12 +29,16 @@ from apr_jax.cli.resumable import Interrupted
 from apr_jax.cli.task import task_app
 from apr_jax.cli.train import train_app
 from apr_jax.errors import DiskError, LostProcess, Stopped, UsageError, UserError
+from apr_jax.io.runtime import disconnect, is_one_of_several
 from apr_jax.io.subprocesses import protect_imports
 from apr_jax.io.terminal import one_line, serve_any_encoding
 
 # Exit statuses of commands that a signal ended: 128 + the number of the signal.
 INTERRUPTED = 130
 STOPPED = {143: "SIGTERM", 129: "SIGHUP"}
+
+# After an error, how long a process waits for the others to meet the same error and say so.
+_PARTING_SECONDS = 15
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -82,8 +86,9 @@ def main() -> None:
 def run(arguments: list[str]) -> int:
     """Runs one command and returns its exit status.
 
-    An error is told in one line on standard error. After a DiskError or a LostProcess the process
-    ends at once instead of returning.
+    An error is told in one line on standard error. After a DiskError or a LostProcess, and after
+    any error in one process of several, the process ends instead of returning: an orderly end would
+    wait for the others for minutes, and they, in a collective, for this one.
     """
     serve_any_encoding()
     completion_init()  # A shell that asks for completions is answered by `app`.
@@ -100,6 +105,9 @@ def run(arguments: list[str]) -> int:
             prefix = "" if was_stopped else "error: "
             typer.echo(f"apr: {prefix}{message}", err=True)
         if isinstance(error, DiskError | LostProcess):
+            leave(status)
+        if is_one_of_several():
+            disconnect(_PARTING_SECONDS)
             leave(status)
         return status
 

@@ -5,6 +5,8 @@ other processes this one works.
 """
 
 import os
+import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -177,6 +179,24 @@ def join_processes() -> None:
                 f" {' and '.join(missing)} too"
             ) from None
         raise
+
+
+def is_one_of_several() -> bool:
+    """Returns whether this process was set up to run the command together with others."""
+    if "jax" not in sys.modules:
+        return False
+    import jax
+
+    return jax.distributed.is_initialized()
+
+
+def disconnect(seconds: float) -> None:
+    """Leaves the run's other processes; waits at most `seconds` for them to leave too."""
+    import jax
+
+    parting = threading.Thread(target=jax.distributed.shutdown, daemon=True)
+    parting.start()
+    parting.join(seconds)
 
 
 def is_first() -> bool:

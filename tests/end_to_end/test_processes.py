@@ -261,7 +261,8 @@ def test_restart_after_a_lost_process_equals_unbroken_run(config, data_dir, tmp_
     )
 
 
-_SLOW_DATA = """import sys, time
+# A sitecustomize.py: whenever rows are read, `action` runs first.
+_AT_EACH_BATCH = """import sys, time
 from importlib import abc, machinery
 
 
@@ -276,29 +277,32 @@ class Finder(abc.MetaPathFinder):
         def run(module):
             execute(module)
             take = module.LocalRows.__next__
-            module.LocalRows.__next__ = lambda rows: (time.sleep(0.3), take(rows))[1]
+            module.LocalRows.__next__ = lambda rows: (action(), take(rows))[1]
 
         spec.loader.exec_module = run
         return spec
 
 
 sys.meta_path.insert(0, Finder())
+
+
+def action():
+    {action}
 """
+
+
+def _at_each_batch(folder, action):
+    """The environment of a process that runs the statement `action` before it reads rows."""
+    folder.mkdir()
+    (folder / "sitecustomize.py").write_text(_AT_EACH_BATCH.format(action=action))
+    return {"PYTHONPATH": os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")])}
 
 
 @pytest.mark.slow
 def test_a_slow_host_is_named(config, data_dir, tmp_path):
     """One of four reads its data slowly, as from a bad disk."""
-    (tmp_path / "slow").mkdir()
-    (tmp_path / "slow" / "sitecustomize.py").write_text(_SLOW_DATA)
     config = _config(config, 4, steps=45)
-    slow = {
-        2: {
-            "PYTHONPATH": os.pathsep.join(
-                [str(tmp_path / "slow"), os.environ.get("PYTHONPATH", "")]
-            )
-        }
-    }
+    slow = {2: _at_each_batch(tmp_path / "slow", "time.sleep(0.3)")}
     ended = train(4, config, tmp_path, data_dir, "sft", tmp_path / "run", environments=slow).wait(
         600
     )
@@ -329,6 +333,18 @@ def _until(holds, run, seconds=600):
             process.poll() is None for process in run.processes
         ), run.said(0)
         time.sleep(0.002)
+
+
+@pytest.mark.slow
+def test_error_of_one_process_ends_the_others(config, data_dir, tmp_path):
+    """Not after the minutes for which an orderly end waits for all."""
+    config = _config(config, 2, steps=45)
+    failing = {1: _at_each_batch(tmp_path / "failing", "raise KeyError('of one process')")}
+    run = train(2, config, tmp_path, data_dir, "sft", tmp_path / "run", environments=failing)
+    assert run.processes[1].wait(120) == 1, run.said(1)
+    assert run.processes[0].wait(KILLED_SECONDS) == 1, run.said(0)
+    assert "of one process" in run.said(1)
+    assert "process 0: another process of this run is gone" in run.said(0)
 
 
 @pytest.mark.slow

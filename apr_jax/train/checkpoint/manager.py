@@ -88,7 +88,10 @@ class Checkpoints:
         step = int(state.step)
         self._check_lease()
         folder = self._folder / str(step)
-        if folder.exists():
+        # The first process has cleaned up what killed runs left. What the others see of a bucket
+        # may be older than that.
+        is_free = jax.process_index() > 0 or not folder.exists()
+        if not all_of(is_free):
             raise UserError(f"checkpoint {folder}: is there already, and is not overwritten")
 
         items = ocp.args.Composite(
