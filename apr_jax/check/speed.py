@@ -30,7 +30,7 @@ from apr_jax.plan.measure_cpu import (
     sft_program,
 )
 from apr_jax.plan.plan import compile_text
-from apr_jax.plan.programs import VOCAB
+from apr_jax.plan.programs import vocabulary
 from apr_jax.plan.roofline import analyse, product_parameters
 from apr_jax.scales import scale_file
 from apr_jax.train.metrics.flops import measure_peak, training_flops
@@ -69,7 +69,7 @@ def check_training_step() -> Finding:
     lowered, state, rows = sft_program(config, mesh)
     compiled = lowered.compile()
     peak = measure_peak(mesh, config.model.dtype)
-    flops = float(training_flops(config.model, VOCAB, rows))
+    flops = float(training_flops(config.model, vocabulary(config), rows))
     chip = chip_of(mesh.devices.flat[0])
 
     planned = None
@@ -125,16 +125,17 @@ def decode_program(config: Experiment, mesh: Mesh) -> tuple[Any, Any, tuple[Any,
     window = config.limits.window
     slots = config.schedule.slots
     lengths = config.schedule.cache_lengths(window)
+    size = vocabulary(config)
     decode, init_cache = make_decode(config.model, lengths, on_tpu(mesh))
 
     def step(params: Any, tokens: Any, positions: Any, cache: Any) -> tuple[Any, Any]:
         return decode(params, tokens, cache, positions, window)
 
     def arguments() -> tuple[Any, Any]:
-        params = init_params(config.model, VOCAB, jax.random.key(0))
+        params = init_params(config.model, size, jax.random.key(0))
         inputs = (
             prepare_decode(params, config.model),
-            jnp.full((slots, 1), VOCAB - 1, jnp.int32),  # [W, 1] tokens
+            jnp.full((slots, 1), size - 1, jnp.int32),  # [W, 1] tokens
             jnp.full((slots, 1), window // 2 - 1, jnp.int32),  # [W, 1] positions
         )
         return inputs, init_cache(slots, window)
@@ -154,7 +155,7 @@ def needed_to_decode(config: Experiment, length: int) -> tuple[float, float]:
       length: positions of each context.
     """
     model: ModelConfig = config.model
-    weights = product_parameters(model) + VOCAB * model.width
+    weights = product_parameters(model) + vocabulary(config) * model.width
     pairs = model.layers * model.heads * model.head_size * length
     flops = config.schedule.slots * (2.0 * weights + 4.0 * pairs)
     cache = config.schedule.slots * length * model.layers * position_bytes(model)

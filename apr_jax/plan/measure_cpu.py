@@ -26,7 +26,7 @@ from apr_jax.model.attention.packed import BLOCK
 from apr_jax.model.transformer import init_params
 from apr_jax.plan.count import Counter
 from apr_jax.plan.hlo import parse
-from apr_jax.plan.programs import ANY_STEPS, VOCAB
+from apr_jax.plan.programs import ANY_STEPS, vocabulary
 from apr_jax.train.metrics.flops import measure_peak
 from apr_jax.train.optimizer import make_optimizer
 from apr_jax.train.session import build_mesh
@@ -109,9 +109,10 @@ def sft_program(config: Experiment, mesh: Mesh) -> tuple[Any, TrainState, Rows]:
     """
     sft = config.train.sft
     optimizer = make_optimizer(sft.optimizer, sft.steps or ANY_STEPS)
-    state = init_state(init_params(config.model, VOCAB, jax.random.key(0)), optimizer, mesh)
+    size = vocabulary(config)
+    state = init_state(init_params(config.model, size, jax.random.key(0)), optimizer, mesh)
     own_rows = sft.batch_rows // jax.process_count()
-    rows = place_rows(_one_thread_a_row(own_rows, config.limits.max_thread_tokens), mesh)
+    rows = place_rows(_one_thread_a_row(own_rows, config.limits.max_thread_tokens, size), mesh)
     step: Any = make_sft_step(config.model, optimizer, mesh)
     return step.lower(state, rows), state, rows
 
@@ -161,11 +162,14 @@ def show_measured(step: Measured, path: Path | None = None) -> None:
     )
 
 
-def _one_thread_a_row(rows: int, length: int) -> Rows:
-    """Rows of random tokens, each filled by one thread; every field is [rows, length]."""
+def _one_thread_a_row(rows: int, length: int, size: int) -> Rows:
+    """Rows of random tokens of a vocabulary of `size`; every field is [rows, length].
+
+    Each row is filled by one thread.
+    """
     shape = (rows, length)
     return Rows(
-        tokens=np.random.default_rng(0).integers(0, VOCAB, shape, np.int32),
+        tokens=np.random.default_rng(0).integers(0, size, shape, np.int32),
         position=np.broadcast_to(np.arange(length, dtype=np.int32), shape),
         segment=np.ones(shape, np.int32),
         hidden_block=np.zeros(shape, np.int32),

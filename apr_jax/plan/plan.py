@@ -24,7 +24,7 @@ from apr_jax.config import Experiment
 from apr_jax.model.transformer import count_params
 from apr_jax.paper.pipeline import METHODS
 from apr_jax.plan.chips import CHIPS, Chip
-from apr_jax.plan.programs import STAGES, abstract_params, lower
+from apr_jax.plan.programs import STAGES, abstract_params, lower, vocabulary
 from apr_jax.plan.recipe import Recipe, advice, recipe
 from apr_jax.plan.roofline import Stage, analyse
 from apr_jax.plan.scaling import Point, weak_scaling
@@ -47,6 +47,7 @@ class Plan:
       kind: kind of the devices, as JAX names it.
       mesh: axis -> number of devices.
       parameters: parameters of the model, without embeddings.
+      vocabulary: size of the tokenizer.
       stages: stage -> its counted program.
       failed: stage -> why it could not be compiled, in a line.
       change: stage -> what to change so that it fits into memory.
@@ -61,6 +62,7 @@ class Plan:
     kind: str
     mesh: dict[str, int]
     parameters: int
+    vocabulary: int
     stages: dict[str, Stage]
     failed: dict[str, str]
     change: dict[str, str]
@@ -116,6 +118,7 @@ def plan(config: Experiment, topology: str, wanted: Sequence[str] = STAGES) -> P
         kind=devices[0].device_kind,
         mesh=dict(mesh.shape),
         parameters=parameters,
+        vocabulary=vocabulary(config),
         stages=stages,
         failed=failed,
         change=change,

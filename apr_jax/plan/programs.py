@@ -1,7 +1,7 @@
 """The four programs of a run, lowered for abstract arguments: shapes with shardings, no data.
 
-The size of the vocabulary comes from the demonstrations, and forests come from the policy. A plan
-is made before either exists, so it assumes VOCAB and `Forests`.
+The vocabulary follows from the task alone. Forests come from the policy, which does not exist when
+a plan is made, so it assumes `Forests`.
 """
 
 import dataclasses
@@ -14,9 +14,12 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from apr_jax.config import Experiment
 from apr_jax.data.packing import Rows
+from apr_jax.data.tree_files import characters
 from apr_jax.model.sharding import BATCH_AXES, batch_sharding, shardings
 from apr_jax.model.transformer import init_params
 from apr_jax.plan import Program
+from apr_jax.tasks import make_task
+from apr_jax.text.tokenizer import Tokenizer
 from apr_jax.threads import Prompts
 from apr_jax.train.grader import rollout_batch
 from apr_jax.train.optimizer import make_optimizer
@@ -24,7 +27,6 @@ from apr_jax.train.policy import make_policy_rollout
 from apr_jax.train.state import TrainState
 from apr_jax.train.step import ForestBatch, check_divides, make_rescore, make_rl_step, make_sft_step
 
-VOCAB = 64  # More than the single characters and control pieces of a tokenizer.
 # Steps of a training that is counted in epochs. The number stands in the program's schedule, and
 # the program costs the same with any.
 ANY_STEPS = 10_000
@@ -59,9 +61,21 @@ class Forests:
         return cls(tokens, threads, chain=window)
 
 
+def vocabulary(config: Experiment) -> int:
+    """Returns V, the size of the tokenizer that a data build trains for a config.
+
+    It is known before any demonstration is made: a tokenizer has a piece for each character that
+    the task can write, whether or not a demonstration holds it, and one for each phrase.
+    """
+    task = make_task(config.task, config.limits)
+    alphabet = characters(task)
+    return Tokenizer.train([alphabet], task.phrases, alphabet).vocab_size
+
+
 def abstract_params(config: Experiment) -> Any:
     """Shapes and types of the model's parameters."""
-    return jax.eval_shape(lambda: init_params(config.model, VOCAB, jax.random.key(0)))
+    size = vocabulary(config)
+    return jax.eval_shape(lambda: init_params(config.model, size, jax.random.key(0)))
 
 
 def lower(stage: str, config: Experiment, mesh: Mesh) -> Any:

@@ -15,7 +15,7 @@ from apr_jax.io.runtime import start
 from apr_jax.io.terminal import Terminal, print_whole
 from apr_jax.plan.measure_cpu import measure, show_measured
 from apr_jax.plan.plan import Plan, plan
-from apr_jax.plan.programs import STAGES, VOCAB
+from apr_jax.plan.programs import STAGES
 from apr_jax.plan.roofline import Stage
 
 
@@ -87,8 +87,8 @@ def show_plan(plan: Plan, path: Path | None = None) -> None:
     if plan.recipes:
         console.print("`apr reproduce` trains both methods, and more with evaluate.ablations=true")
     console.print(
-        f"{plan.parameters / 1e6:.1f}M parameters without embeddings; a vocabulary of {VOCAB}."
-        " docs/scale.md: how to read this"
+        f"{plan.parameters / 1e6:.1f}M parameters without embeddings; a vocabulary of"
+        f" {plan.vocabulary}. docs/scale.md: how to read this"
     )
 
 

@@ -3,17 +3,22 @@ plan counts by.
 """
 
 import dataclasses
+import json
 import re
+from pathlib import Path
 
 import pytest
 
+from apr_jax.config import load
 from apr_jax.errors import UsageError
 from apr_jax.plan.count import Counter
 from apr_jax.plan.hlo import parse
 from apr_jax.plan.measure_cpu import measure
-from apr_jax.plan.programs import STAGES, Forests, lower
+from apr_jax.plan.programs import STAGES, Forests, abstract_params, lower, vocabulary
 from apr_jax.train.grader import rollout_batch
 from apr_jax.train.session import build_mesh
+
+EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 
 
 @pytest.fixture
@@ -70,6 +75,18 @@ def test_forests_are_shares_of_the_window(config):
     assert Forests.of(config) == Forests(tokens=16_720 / 4_096 * 64, threads=5, chain=64)
 
 
+def test_vocabulary_is_that_of_the_data(config, data_dir):
+    built = json.loads((data_dir / "data.json").read_text())
+    assert vocabulary(config) == built["vocab_size"]
+    assert abstract_params(config)["embed"].shape[0] == built["vocab_size"]
+
+
+@pytest.mark.parametrize(("scale", "size"), [("nano", 32), ("paper", 78), ("sudoku", 242)])
+def test_vocabulary_of_a_scale_counts_characters_and_phrases(scale, size):
+    """Ten control pieces; 22 characters; 54 and 14 phrases; 16 and 216 phrases."""
+    assert vocabulary(load(EXPERIMENTS / f"{scale}.py")) == size
+
+
 def test_the_prediction_for_this_machine(tiny):
     found = measure(tiny)
     assert (
@@ -85,7 +102,7 @@ def test_the_prediction_for_this_machine(tiny):
         6
         * rows
         * length
-        * (model.layers * (attention + 3 * model.width * model.mlp) + model.width * 64)
+        * (model.layers * (attention + 3 * model.width * model.mlp) + model.width * 32)
     )
     # Rows of 96 are two blocks: three pairs of them are seen.
     seen = rows * model.heads * 3 * 48 * 48 * model.head_size
