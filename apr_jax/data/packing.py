@@ -103,26 +103,66 @@ def place(lengths: np.ndarray, length: int, rows: int | None = None, first: int 
     # The sort is stable, so the threads that are placed first keep their order.
     order = np.lexsort((np.where(is_first, 0, -lengths), ~is_first))  # [n] thread numbers
 
-    # Free columns of each row, [rows]. As many rows as threads are always enough.
-    room = np.full(count if rows is None else rows, length)
-    threads_in_row = np.zeros(len(room), np.int64)
+    # As many rows as threads are always enough.
+    room = _Room(count if rows is None else rows, length)
+    threads_in_row = [0] * room.rows
     row = np.full(count, -1)
     column = np.full(count, -1)
     segment = np.full(count, -1)
-    if len(room) == 0:
-        return Placement(row, column, segment, rows=0)
-
+    sizes = lengths.tolist()
     for thread in order.tolist():
-        size = lengths[thread]
-        chosen = int((room >= size).argmax())  # The first row that has room; 0 if none has.
-        if room[chosen] < size:
+        size = sizes[thread]
+        chosen = room.first_row(size)
+        if chosen is None:
             continue
         row[thread] = chosen
-        column[thread] = length - room[chosen]
-        room[chosen] -= size
+        column[thread] = length - room.take(chosen, size)
         threads_in_row[chosen] += 1
         segment[thread] = threads_in_row[chosen]
-    return Placement(row, column, segment, rows=int((threads_in_row > 0).sum()))
+    return Placement(row, column, segment, rows=sum(number > 0 for number in threads_in_row))
+
+
+class _Room:
+    """Free columns of rows, in which the first row with enough of them is found in log n steps.
+
+    They are the leaves of a binary tree, whose nodes hold the most room of any row below them. The
+    children of node i are the nodes 2 i and 2 i + 1, and the root is node 1.
+
+    Args:
+      rows: n, number of rows.
+      length: free columns of each row at the start.
+    """
+
+    def __init__(self, rows: int, length: int):
+        self.rows = rows
+        self._leaves = 1 << max(0, rows - 1).bit_length()  # A power of two, at least n.
+        self._most = [0] * self._leaves + [length] * rows + [0] * (self._leaves - rows)
+        for node in reversed(range(1, self._leaves)):
+            self._most[node] = max(self._most[2 * node], self._most[2 * node + 1])
+
+    def first_row(self, size: int) -> int | None:
+        """Returns the first row that has room for `size` columns, or None if no row has."""
+        if self.rows == 0 or self._most[1] < size:
+            return None
+        node = 1
+        while node < self._leaves:
+            node *= 2
+            if self._most[node] < size:
+                node += 1
+        return node - self._leaves
+
+    def take(self, row: int, size: int) -> int:
+        """Takes `size` columns of a row; returns how many were free before."""
+        node = self._leaves + row
+        before = self._most[node]
+        self._most[node] -= size
+        while node > 1:
+            node //= 2
+            most = max(self._most[2 * node], self._most[2 * node + 1])
+            if self._most[node] == most:
+                break
+            self._most[node] = most
+        return before
 
 
 def scatter(
@@ -209,8 +249,8 @@ def pack_trees(
 def pack_forest(forest: "ThreadForest", rows: int, length: int) -> Rows:
     """Packs all threads of a recorded forest that hold tokens.
 
-    The number of rows is the first of `rows`, 2 `rows`, 4 `rows`, ... that holds all, so that the
-    training step compiles for few shapes.
+    The number of rows is the first of `rows`, 2 `rows`, 4 `rows`, ... that holds all, so that what
+    is compiled for a number of rows is compiled for few.
 
     Args:
       forest: what `tree_rollout` returned, fetched to the host (numpy leaves).
