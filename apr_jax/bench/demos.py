@@ -5,7 +5,7 @@ import dataclasses
 from apr_jax.config import Experiment
 from apr_jax.data.demonstrate import Recipe, texts
 from apr_jax.tasks import Bounds, Problem, make_task
-from apr_jax.text.tokenizer import Tokenizer
+from apr_jax.text.sentence_piece import SentencePieceTokenizer
 
 
 def make_recipe(
@@ -17,5 +17,5 @@ def make_recipe(
     bounds = Bounds.of(config.limits)
     recipe = Recipe(config.task, method, config.data.seed, b"", bounds, config.data.correct_only)
     written = [text for problem in problems[:256] for text in texts(recipe, problem)]
-    tokenizer = Tokenizer.train(written, task.phrases, task.alphabet)
+    tokenizer = SentencePieceTokenizer.train(written, task.phrases, task.alphabet)
     return dataclasses.replace(recipe, tokenizer=tokenizer.to_bytes()), problems

@@ -61,6 +61,8 @@ from apr_jax.io.storage import copies_folder, is_remote, require_reachable, uplo
 from apr_jax.io.terminal import Terminal
 from apr_jax.tasks import Bounds, Problem, Split, Task, load_problems, make_task
 from apr_jax.tasks.problem_files import problem_lines
+from apr_jax.text.sentence_piece import SentencePieceTokenizer
+from apr_jax.text.stored import tokenizer_from_bytes
 from apr_jax.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -507,7 +509,7 @@ def _train_tokenizer(config: "Experiment", split: Split, pool: Workers) -> Token
         demonstrate = functools.partial(texts, _recipe(config, method, tokenizer=b""))
         for demonstration in pool.map_chunks(demonstrate, sample):
             written += demonstration
-    return Tokenizer.train(written, task.phrases, task.alphabet)
+    return SentencePieceTokenizer.train(written, task.phrases, task.alphabet)
 
 
 def _train_given_tokenizer(config: "Experiment", given: _Given) -> Tokenizer:
@@ -519,7 +521,7 @@ def _train_given_tokenizer(config: "Experiment", given: _Given) -> Tokenizer:
     written: list[str] = []
     for demonstration in given.demonstrations[:_TOKENIZER_SAMPLE]:
         written += texts_of(demonstration.thread)
-    return Tokenizer.train(written, task.phrases, tree_files.characters(task))
+    return SentencePieceTokenizer.train(written, task.phrases, tree_files.characters(task))
 
 
 def _build_method(
@@ -572,7 +574,7 @@ def _write_data_set(out: Path, recipe: Recipe, sources: dict[str, "_Source"]) ->
     # An interrupted build may have left an unfinished data set.
     for leftover in dataset.directory(out, recipe.method).parent.glob("*"):
         shutil.rmtree(leftover)
-    types = stored_types(Tokenizer(recipe.tokenizer).vocab_size, recipe.bounds)
+    types = stored_types(tokenizer_from_bytes(recipe.tokenizer).vocab_size, recipe.bounds)
     dataset.write(out, recipe.method, sources, types)
 
 

@@ -30,6 +30,7 @@ from apr_jax.data.integers import fitted, signed, unsigned
 from apr_jax.io.subprocesses import StopSignals, end_with_parent, start_fork_server
 from apr_jax.tasks import Bounds, Problem, Task, TaskConfig, Thread
 from apr_jax.tasks.registry import remake
+from apr_jax.text.stored import tokenizer_from_bytes
 from apr_jax.text.tokenizer import Tokenizer
 
 CHUNK = 128  # Problems that a worker gets at a time.
@@ -246,7 +247,7 @@ def _seed(recipe: Recipe, k: int) -> int:
 @functools.lru_cache(maxsize=4)
 def _tools(recipe: Recipe) -> tuple[Task, Tokenizer, dict[str, np.dtype]]:
     """Returns task, tokenizer and stored types, which are made once a process."""
-    tokenizer = Tokenizer(recipe.tokenizer)
+    tokenizer = tokenizer_from_bytes(recipe.tokenizer)
     return recipe.make_task(), tokenizer, stored_types(tokenizer.vocab_size, recipe.bounds)
 
 

@@ -34,6 +34,7 @@ from apr_jax.tasks.base import Bounds, Method, Problem, Score, Spawn, Task, Thre
 from apr_jax.tasks.problem_files import cut
 from apr_jax.tasks.registry import config_of, remake
 from apr_jax.tasks.sandbox import Failure, SandboxedVerifier
+from apr_jax.text.sentence_piece import SentencePieceTokenizer
 from apr_jax.text.tokenizer import CONTROL_PIECES, Tokenizer
 
 Level = Literal["ok", "note", "fault"]
@@ -627,7 +628,7 @@ def _tokenizer(task: Task, threads: Mapping[str, list[Thread]]) -> Tokenizer:
     return _call(
         "demonstrations",
         "training a tokenizer",
-        Tokenizer.train,
+        SentencePieceTokenizer.train,
         texts,
         task.phrases,
         task.alphabet,

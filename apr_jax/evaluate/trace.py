@@ -90,7 +90,7 @@ def _verdict(outcome: Score | Failure) -> dict[str, Any]:
 
 def _piece(token: int, tokenizer: Tokenizer) -> str:
     """Returns the text of one token."""
-    return CONTROL_PIECES[token] if token < len(CONTROL_PIECES) else tokenizer.decode([token])
+    return CONTROL_PIECES[token] if token < len(CONTROL_PIECES) else tokenizer.show([token])
 
 
 def _pack(tokens: np.ndarray, logprobs: np.ndarray) -> str:

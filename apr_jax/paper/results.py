@@ -25,7 +25,7 @@ from apr_jax.evaluate.scores import Trace, by_problem, consensus, mean
 from apr_jax.paper import suite
 from apr_jax.paper.oracle import demonstrated
 from apr_jax.tasks import Task, load_problems, make_task
-from apr_jax.text.tokenizer import Tokenizer
+from apr_jax.text.stored import tokenizer_from_bytes
 
 # Measure -> how the values of several trees that are sampled side by side become one.
 _TOGETHER: dict[str, Callable[..., float]] = {
@@ -317,7 +317,7 @@ def _oracle(data: Path, config: Experiment) -> dict[str, list[Trace]]:
     check_files(data, tokenizer_file.name, problems.name)
     solver = dataclasses.replace(config.task.options.solver, condition=0.0)
     task = make_task(config.task.replace(solver=solver), config.limits)
-    tokenizer = Tokenizer.from_bytes(tokenizer_file.read_bytes())
+    tokenizer = tokenizer_from_bytes(tokenizer_file.read_bytes())
     return demonstrated(task, load_problems(problems, task), tokenizer, fitting_methods(task))
 
 

@@ -19,7 +19,7 @@ from apr_jax.model.sharding import BATCH_AXES, batch_sharding, shardings
 from apr_jax.model.transformer import init_params
 from apr_jax.plan import Program
 from apr_jax.tasks import make_task
-from apr_jax.text.tokenizer import Tokenizer
+from apr_jax.text.sentence_piece import SentencePieceTokenizer
 from apr_jax.threads import Prompts
 from apr_jax.train.grader import rollout_batch
 from apr_jax.train.optimizer import make_optimizer
@@ -69,7 +69,7 @@ def vocabulary(config: Experiment) -> int:
     """
     task = make_task(config.task, config.limits)
     alphabet = characters(task)
-    return Tokenizer.train([alphabet], task.phrases, alphabet).vocab_size
+    return SentencePieceTokenizer.train([alphabet], task.phrases, alphabet).vocab_size
 
 
 def abstract_params(config: Experiment) -> Any:

@@ -21,6 +21,7 @@ from apr_jax.io.json_files import write_json
 from apr_jax.io.lease import Lease
 from apr_jax.io.terminal import Terminal
 from apr_jax.model.sharding import make_mesh
+from apr_jax.text.stored import tokenizer_from_bytes
 from apr_jax.text.tokenizer import Tokenizer
 from apr_jax.train.checkpoint import Checkpoints, Run
 from apr_jax.train.distributed import lost_processes
@@ -169,7 +170,7 @@ def read_tokenizer(data_dir: Path) -> Tokenizer:
     """
     path = Path(data_dir) / "tokenizer.model"
     try:
-        return Tokenizer.from_bytes(path.read_bytes())
+        return tokenizer_from_bytes(path.read_bytes())
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"data {path}: {reason}; run `apr data build --out {data_dir}`") from None

@@ -30,7 +30,7 @@ from apr_jax.data.statistics import statistics, wilson
 from apr_jax.errors import UsageError, UserError
 from apr_jax.tasks import Problem, TaskConfig, flatten, make_task, save_problems
 from apr_jax.tasks.countdown.puzzle import Puzzle, make_problem, problem_key
-from apr_jax.text.tokenizer import Tokenizer
+from apr_jax.text.stored import tokenizer_from_bytes
 
 PARTS = ("train", "validation", "test")
 
@@ -45,7 +45,7 @@ def examples_of(out: Path, method: str, split: str) -> list[dict]:
 
 
 def problems_of(out: Path, method: str, split: str) -> list[Problem]:
-    tokenizer = Tokenizer.from_bytes((out / "tokenizer.model").read_bytes())
+    tokenizer = tokenizer_from_bytes((out / "tokenizer.model").read_bytes())
     return [problem_of(example, tokenizer) for example in examples_of(out, method, split)]
 
 
@@ -59,7 +59,7 @@ def shown(problems: list[Problem]) -> list:
 
 
 def test_what_is_stored_are_the_demonstrations(config, data_dir):
-    tokenizer = Tokenizer.from_bytes((data_dir / "tokenizer.model").read_bytes())
+    tokenizer = tokenizer_from_bytes((data_dir / "tokenizer.model").read_bytes())
     task = make_task(config.task)
     for method in ("sos", "sos+", "apr"):
         facts = record_of(data_dir)["methods"][method]["train"]
@@ -280,7 +280,7 @@ def test_rejection_sampling_keeps_only_the_right_demonstrations(config, data_dir
     """They are the right ones of those that a build without it makes, in the same order."""
     strict = small(data=dataclasses.replace(config.data, correct_only=True))
     facts = build(strict, tmp_path, methods=("sos+",), progress=False)["sos+"]
-    tokenizer = Tokenizer.from_bytes((data_dir / "tokenizer.model").read_bytes())
+    tokenizer = tokenizer_from_bytes((data_dir / "tokenizer.model").read_bytes())
     task = make_task(config.task)
 
     def is_right(example: dict) -> bool:

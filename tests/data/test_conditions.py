@@ -24,7 +24,8 @@ from apr_jax.tasks.countdown.problems import draw
 from apr_jax.tasks.countdown.puzzle import make_problem
 from apr_jax.tasks.countdown.solvers import METHODS
 from apr_jax.tasks.countdown.task import count_tokens
-from apr_jax.text.tokenizer import Tokenizer
+from apr_jax.text.sentence_piece import SentencePieceTokenizer
+from apr_jax.text.stored import tokenizer_from_bytes
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +56,7 @@ def test_stated_bins_are_those_that_the_tokens_fill(render, window_bin):
         CountdownConfig(), SolverConfig(render=render, window_bin=window_bin, condition=1.0)
     )
     # No text is needed to train on: the tokenizer knows the task's characters and phrases.
-    tokenizer = Tokenizer.train(["0"], task.phrases, task.alphabet)
+    tokenizer = SentencePieceTokenizer.train(["0"], task.phrases, task.alphabet)
     bins = collections.Counter()
     for seed in range(120):
         problem = draw(task.config, seed)
@@ -70,7 +71,7 @@ def test_stated_bins_are_those_that_the_tokens_fill(render, window_bin):
 @pytest.mark.parametrize("render", ["compact", "sos"])
 def test_tokens_are_counted_as_the_tokenizer_cuts(render):
     task = countdown(CountdownConfig(), SolverConfig(render=render))
-    tokenizer = Tokenizer.train(["0"], task.phrases, task.alphabet)
+    tokenizer = SentencePieceTokenizer.train(["0"], task.phrases, task.alphabet)
     written = set()
     for seed in range(20):
         for method in METHODS:
@@ -85,7 +86,7 @@ def test_tokens_are_counted_as_the_tokenizer_cuts(render):
         "an alphabet that is known without drawing"
     )
     phrases = ("ab", "abc", "bcd", "c")
-    cutter = Tokenizer.train(["abcd"], phrases)
+    cutter = SentencePieceTokenizer.train(["abcd"], phrases)
     for text in ("abcd", "abbcdc", "ababcabcd", "dcba", ""):
         assert count_tokens(text, phrases) == len(cutter.encode(text))
 
@@ -93,7 +94,7 @@ def test_tokens_are_counted_as_the_tokenizer_cuts(render):
 @pytest.mark.thorough
 def test_scale_paper_is_built_as_configured(paper, paper_data):
     """A part of its demonstrations is built, and states the conditions that the config asks for."""
-    tokenizer = Tokenizer.from_bytes((paper_data / "tokenizer.model").read_bytes())
+    tokenizer = tokenizer_from_bytes((paper_data / "tokenizer.model").read_bytes())
     record = json.loads((paper_data / "data.json").read_text())
     for method in ("apr", "sos+"):
         source = dataset.read(paper_data, method, "train")
@@ -160,7 +161,7 @@ def test_the_tokenizer_knows_every_character_of_the_task(config, tmp_path, count
     data = dataclasses.replace(config.data, demonstrations=count)
     few = dataclasses.replace(with_solver(config, condition=0.0), data=data)
     build(few, tmp_path, methods=("apr", "sos+"), progress=False, workers=1)
-    tokenizer = Tokenizer.from_bytes((tmp_path / "tokenizer.model").read_bytes())
+    tokenizer = tokenizer_from_bytes((tmp_path / "tokenizer.model").read_bytes())
     problem = make_problem("p", (29, 30, 17), 68)
     for text in (
         make_task(few.task).alphabet,

@@ -23,6 +23,7 @@ from apr_jax.data.encode import NO_PARENT, ThreadTokens, read_thread, tokenize_t
 from apr_jax.tasks import Problem, Spawn, TaskConfig, Thread
 from apr_jax.tasks.countdown.config import SolverConfig
 from apr_jax.tasks.countdown.solvers import METHODS, PARALLEL
+from apr_jax.text.sentence_piece import SentencePieceTokenizer
 from apr_jax.text.tokenizer import (
     BOS,
     END_JOINED,
@@ -39,7 +40,7 @@ from apr_jax.threads.limits import Limits
 from apr_jax.threads.prompts import make_prompts
 from apr_jax.threads.reference import interpret
 
-LETTERS = Tokenizer.train(["abcdefgh0123456789+-*/=,;:#>"])
+LETTERS = SentencePieceTokenizer.train(["abcdefgh0123456789+-*/=,;:#>"])
 
 
 def leaf(prompt: str, body: str = "", answer: str = "") -> Thread:
@@ -104,7 +105,7 @@ def demonstrations(
     task = recipe.make_task()
     problems = [task.draw(seed) for seed in range(count)]
     found = [text for problem in problems for text in texts(recipe, problem)]
-    tokenizer = Tokenizer.train(found, task.phrases, task.alphabet)
+    tokenizer = SentencePieceTokenizer.train(found, task.phrases, task.alphabet)
     threads = [task.demonstrate(problem, method, 0) for problem in problems]
     return threads, tokenizer, problems
 

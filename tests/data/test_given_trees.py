@@ -20,7 +20,7 @@ from apr_jax.errors import UsageError
 from apr_jax.evaluate.decoding import Decoding
 from apr_jax.evaluate.runner import evaluate
 from apr_jax.tasks import Spawn, TaskConfig, Thread, load_problems, make_task
-from apr_jax.text.tokenizer import Tokenizer
+from apr_jax.text.sentence_piece import SentencePieceTokenizer
 from apr_jax.train.checkpoint import load_checkpoint
 from apr_jax.train.rl.trainer import train_rl
 from apr_jax.train.sft import train_sft
@@ -32,7 +32,7 @@ def record_of(out: Path) -> dict:
 
 def examples_of(out: Path, method: str) -> list[dict[str, np.ndarray]]:
     """Examples whose tokens are pieces: two tokenizers may number them differently."""
-    pieces = np.array(Tokenizer((out / "tokenizer.model").read_bytes()).pieces)
+    pieces = np.array(SentencePieceTokenizer((out / "tokenizer.model").read_bytes()).pieces)
     source = dataset.read(out, method, "train")
     stored = [source[k] for k in range(len(source))]
     return [example | {"tokens": pieces[example["tokens"]]} for example in stored]

@@ -13,7 +13,7 @@ from apr_jax.config import MeshConfig
 from apr_jax.model.attention import packed
 from apr_jax.model.sharding import make_mesh, shardings
 from apr_jax.model.transformer import init_params
-from apr_jax.text.tokenizer import Tokenizer
+from apr_jax.text.sentence_piece import SentencePieceTokenizer
 from apr_jax.threads import make_prompts
 from apr_jax.threads.prompts import NOT_FORCED
 from apr_jax.train import sft
@@ -63,7 +63,7 @@ def test_a_checkpoint_restores_on_every_mesh(config, tmp_path, home):
     """Twenty meshes of 1, 2, 4 and 8 devices: the values saved, the layout of the mesh that they
     come to.
     """
-    run = Run(config, "apr", "sft", Tokenizer.train(["0123456789"]))
+    run = Run(config, "apr", "sft", SentencePieceTokenizer.train(["0123456789"]))
     state = _blank(config, home, 1)
     saved = jax.tree.map(np.asarray, state)
     with Checkpoints(tmp_path, run) as checkpoints:

@@ -111,7 +111,7 @@ def test_the_held_out_problems_were_never_trained_on(run):
 
     from apr_jax.data import dataset
     from apr_jax.tasks.countdown.problems import numbers_of
-    from apr_jax.text.tokenizer import Tokenizer
+    from apr_jax.text.stored import tokenizer_from_bytes
 
     def numbers(problems):
         return {numbers_of(problem) for problem in problems}
@@ -121,7 +121,7 @@ def test_the_held_out_problems_were_never_trained_on(run):
         for split in ("test", "validation")
         for p in read_problems(run / "data" / f"{split}.jsonl")
     )
-    tokenizer = Tokenizer.from_bytes((run / "data" / "tokenizer.model").read_bytes())
+    tokenizer = tokenizer_from_bytes((run / "data" / "tokenizer.model").read_bytes())
     for method in ("sos+", "apr"):
         source = dataset.read(run / "data", method, "train")
         trained = numbers(problem_of(source[k], tokenizer) for k in range(len(source)))

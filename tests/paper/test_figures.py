@@ -19,7 +19,7 @@ from apr_jax.evaluate.cost import steps_on
 from apr_jax.paper import controls, figures, published_figures
 from apr_jax.paper.results import read_run
 from apr_jax.paper.suite import BEAMS_1_TO_15
-from apr_jax.text.tokenizer import Tokenizer
+from apr_jax.text.sentence_piece import SentencePieceTokenizer
 
 TRAINED = ("sos+/sft", "sos+/rl", BEAMS_1_TO_15, "apr/sft", "apr/rl")
 OURS = "ours"
@@ -30,7 +30,9 @@ PAPER = "the paper"
 def results(config, tmp_path_factory):
     """A made run in which no two evaluations that stand side by side found the same of anything."""
     run = tmp_path_factory.mktemp("run")
-    made_run.make_run(run, config, Tokenizer.train(["0123456789+-*/,:;=>|!#"]), TRAINED)
+    made_run.make_run(
+        run, config, SentencePieceTokenizer.train(["0123456789+-*/,:;=>|!#"]), TRAINED
+    )
     found = read_run(run, run / "data")
     for place, one in enumerate(found.answered.values()):
         trees = len(one.traces)

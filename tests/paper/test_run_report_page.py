@@ -19,7 +19,7 @@ from apr_jax.paper.kinds import KINDS
 from apr_jax.paper.results import read_run
 from apr_jax.report import viewer
 from apr_jax.tasks import Problem, make_task
-from apr_jax.text.tokenizer import Tokenizer
+from apr_jax.text.sentence_piece import SentencePieceTokenizer
 
 pytestmark = pytest.mark.thorough
 
@@ -100,7 +100,7 @@ def run(config, tmp_path_factory):
     several ways.
     """
     folder = tmp_path_factory.mktemp("run")
-    tokenizer = Tokenizer.train(["0123456789+-*/,:;=>|!#"])
+    tokenizer = SentencePieceTokenizer.train(["0123456789+-*/,:;=>|!#"])
     config = made_run.make_run(folder, config, tokenizer, TRAINED)
     for one in suite.declare(made_run.EVALUATE):
         if one.model in TRAINED and one == suite.Evaluation(one.model):

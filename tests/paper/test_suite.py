@@ -26,7 +26,7 @@ from apr_jax.report.terminal_tables import print_comparisons, print_table
 from apr_jax.tasks import TaskConfig, flatten, make_task
 from apr_jax.tasks.countdown.problems import draw
 from apr_jax.tasks.countdown.solvers import METHODS
-from apr_jax.text.tokenizer import Tokenizer
+from apr_jax.text.sentence_piece import SentencePieceTokenizer
 
 TRAINED = ("sos+/sft", "sos+/rl", "apr/sft", "apr/rl")
 
@@ -43,7 +43,7 @@ def tokenizer(config):
         for one in flatten(tree)
         for text in (one.prompt, one.answer, *one.body)
     ]
-    return Tokenizer.train(
+    return SentencePieceTokenizer.train(
         [text for text in texts if isinstance(text, str) and text] + ["0123456789+-*/,:;=>|!#"]
     )
 

@@ -12,7 +12,7 @@ from apr_jax.io.terminal import Terminal
 from apr_jax.report.solve import show_tree
 from apr_jax.tasks.countdown.config import CountdownConfig, SolverConfig
 from apr_jax.tasks.countdown.puzzle import make_problem
-from apr_jax.text.tokenizer import Tokenizer
+from apr_jax.text.sentence_piece import SentencePieceTokenizer
 
 NUMBERS = (84, 19, 96, 2)
 TARGET = 55
@@ -28,7 +28,7 @@ def tree():
     )
     problem = make_problem("test-0", NUMBERS, TARGET)
     demonstration = task.demonstrate(problem, "apr", seed=0)
-    tokenizer = Tokenizer.train(["0123456789+-*/=,:;|!"])
+    tokenizer = SentencePieceTokenizer.train(["0123456789+-*/=,:;|!"])
     forest = trees.to_forest(demonstration, tokenizer)
     return forest, scored_trace(forest, 0, problem, demonstration.answer, task, tokenizer)
 

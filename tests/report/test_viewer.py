@@ -22,13 +22,13 @@ from apr_jax.report.viewer import link, page
 from apr_jax.tasks import Thread
 from apr_jax.tasks.countdown.config import CountdownConfig
 from apr_jax.tasks.countdown.puzzle import make_problem
-from apr_jax.text.tokenizer import Tokenizer
+from apr_jax.text.sentence_piece import SentencePieceTokenizer
 from apr_jax.train.answers import extract_answers
 
 pytestmark = [needs_browser, pytest.mark.thorough]
 
-DIGITS = Tokenizer.train(["0123456789+-*/=,:"])
-LETTERS = Tokenizer.train(["abcd"])  # Of the size that the scripted policy speaks.
+DIGITS = SentencePieceTokenizer.train(["0123456789+-*/=,:"])
+LETTERS = SentencePieceTokenizer.train(["abcd"])  # Of the size that the scripted policy speaks.
 TAKE = "document.title='taken'"
 HOSTILE = f'</script><script>{TAKE}</script><!-- <img src=x onerror="{TAKE}"> ]]> ${{1}} \u2028 \''
 

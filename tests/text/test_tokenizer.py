@@ -10,12 +10,14 @@ from hypothesis import strategies as st
 
 from apr_jax.errors import UsageError
 from apr_jax.text import tokenizer as module
-from apr_jax.text.tokenizer import CONTROL_PIECES, Tokenizer
+from apr_jax.text.sentence_piece import SentencePieceTokenizer
+from apr_jax.text.stored import tokenizer_from_bytes
+from apr_jax.text.tokenizer import CONTROL_PIECES
 from apr_jax.threads import protocol
 
 ALPHABET = string.digits + string.ascii_letters + "<>/,:;=+-*# \n\t'[]"
 PHRASES = ("Moving to Node #", "Moving ", "\nCurrent State: ", " == ", "<spawn", "/joined>")
-TOKENIZER = Tokenizer.train([ALPHABET], PHRASES)
+TOKENIZER = SentencePieceTokenizer.train([ALPHABET], PHRASES)
 
 
 def test_control_pieces_are_those_of_the_protocol():
@@ -44,7 +46,7 @@ def test_round_trip_is_exact_without_control_ids(parts):
     ids = TOKENIZER.encode(text)
     assert all(len(CONTROL_PIECES) <= token < TOKENIZER.vocab_size for token in ids)
     assert TOKENIZER.decode(ids) == text
-    assert Tokenizer.from_bytes(TOKENIZER.to_bytes()).encode(text) == ids
+    assert tokenizer_from_bytes(TOKENIZER.to_bytes()).encode(text) == ids
 
 
 @pytest.mark.parametrize("text", [" ", "  a", "a  ", "\n\n", " \n ", "", "12", "\t"])
@@ -61,7 +63,7 @@ def test_digits_are_single_and_the_longest_phrase_wins():
 
 def test_character_found_only_in_phrases_is_known():
     """It is a token by itself, too."""
-    tokenizer = Tokenizer.train(["1234"], ("12", "34", "123"))
+    tokenizer = SentencePieceTokenizer.train(["1234"], ("12", "34", "123"))
     assert [tokenizer.pieces[token] for token in tokenizer.encode("412341")] == [
         "4",
         "123",
@@ -87,21 +89,26 @@ def test_an_unknown_character_is_named(text, named):
 
 def test_training_is_deterministic_and_silent(capfd):
     texts = ["3+4=7", "12-5=7\n", "a b"]
-    assert Tokenizer.train(texts).to_bytes() == Tokenizer.train(iter(texts)).to_bytes()
+    assert (
+        SentencePieceTokenizer.train(texts).to_bytes()
+        == SentencePieceTokenizer.train(iter(texts)).to_bytes()
+    )
     assert capfd.readouterr() == ("", "")
-    assert Tokenizer.train(texts).vocab_size == len(CONTROL_PIECES) + len(set("".join(texts)))
+    assert SentencePieceTokenizer.train(texts).vocab_size == len(CONTROL_PIECES) + len(
+        set("".join(texts))
+    )
 
 
 def test_a_text_of_any_length_is_learnt_from():
-    assert Tokenizer.train(["1" * 100_000 + "é"]).encode("é")
+    assert SentencePieceTokenizer.train(["1" * 100_000 + "é"]).encode("é")
 
 
 def test_bad_models_and_texts_are_refused():
     with pytest.raises(ValueError, match="not a SentencePiece model"):
-        Tokenizer(b"rubbish")
+        SentencePieceTokenizer(b"rubbish")
     with pytest.raises(ValueError, match="no text"):
-        Tokenizer.train(["", ""])
+        SentencePieceTokenizer.train(["", ""])
     with pytest.raises(ValueError, match="stands for a space"):
-        Tokenizer.train(["a\u2581"])
+        SentencePieceTokenizer.train(["a\u2581"])
     with pytest.raises(ValueError, match="are control pieces"):
-        Tokenizer.train(["a"], ["<join>"])
+        SentencePieceTokenizer.train(["a"], ["<join>"])

@@ -3,21 +3,12 @@
 import jax
 import numpy as np
 
-from apr_jax.text.tokenizer import (
-    BOS,
-    END_JOINED,
-    END_SPAWN,
-    EOS,
-    JOIN,
-    JOINED,
-    MSG,
-    SPAWN,
-    Tokenizer,
-)
+from apr_jax.text.sentence_piece import SentencePieceTokenizer
+from apr_jax.text.tokenizer import BOS, END_JOINED, END_SPAWN, EOS, JOIN, JOINED, MSG, SPAWN
 from apr_jax.threads import Limits, interpret, make_prompts
 from apr_jax.train.answers import extract_answers
 
-TOKENIZER = Tokenizer.train(["0123456789+-*/,:;=#"])
+TOKENIZER = SentencePieceTokenizer.train(["0123456789+-*/,:;=#"])
 LIMITS = Limits(window=24, max_thread_tokens=48, max_threads=3, children=2)
 
 

@@ -25,7 +25,7 @@ from apr_jax.config import ConfigError, from_dict, to_dict
 from apr_jax.errors import UserError
 from apr_jax.io.library_errors import shows_damage, what_went_wrong
 from apr_jax.io.storage import as_path, save_tensors
-from apr_jax.text.tokenizer import Tokenizer
+from apr_jax.text.stored import tokenizer_from_bytes
 from apr_jax.train.checkpoint.checksum import digest, json_sum
 from apr_jax.train.checkpoint.restored import Restored
 
@@ -83,7 +83,7 @@ def load_exported(path: Path) -> Restored:
             config=from_dict(about["config"]),
             method=about["method"],
             stage=about["stage"],
-            tokenizer=Tokenizer.from_bytes(base64.b64decode(about["tokenizer"])),
+            tokenizer=tokenizer_from_bytes(base64.b64decode(about["tokenizer"])),
             step=about["step"],
             path=str(path),
         )

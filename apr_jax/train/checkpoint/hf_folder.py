@@ -21,6 +21,7 @@ from apr_jax.errors import UsageError, UserError
 from apr_jax.io.disk_errors import disk_errors
 from apr_jax.io.json_files import write_json
 from apr_jax.model.hf import CONFIG, WEIGHTS, save_hf
+from apr_jax.text.sentence_piece import SentencePieceTokenizer
 from apr_jax.text.tokenizer import BOS, CONTROL_PIECES, END_SPAWN, EOS, PAD, UNK, Tokenizer
 from apr_jax.train.checkpoint.restored import Restored
 
@@ -110,6 +111,7 @@ def _tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any]:
     A text becomes pieces of one character, except for phrases of the vocabulary, of which the
     longest is taken first.
     """
+    assert isinstance(tokenizer, SentencePieceTokenizer)
     texts = [piece.replace(_SPACE, " ") for piece in tokenizer.pieces]
     phrases = [
         token for token, text in enumerate(texts) if token >= len(CONTROL_PIECES) and len(text) > 1

@@ -9,6 +9,7 @@ from typing import Any
 from apr_jax.compare import FREE, LENGTHS, differences
 from apr_jax.config import Experiment, to_dict
 from apr_jax.errors import UserError
+from apr_jax.text.stored import tokenizer_from_bytes
 from apr_jax.text.tokenizer import Tokenizer
 
 _REMEDY = "use the same settings, or another --workdir"
@@ -45,7 +46,7 @@ class Run:
 
 def read_tokenizer(meta: dict[str, Any]) -> Tokenizer:
     """Reads the tokenizer of the run from the `meta` of a step."""
-    return Tokenizer.from_bytes(base64.b64decode(meta["tokenizer"]))
+    return tokenizer_from_bytes(base64.b64decode(meta["tokenizer"]))
 
 
 def check_same_run(run: Run, meta: dict[str, Any], folder: Path) -> None:

@@ -11,7 +11,7 @@ from apr_jax.errors import UsageError
 from apr_jax.tasks import Problem, Spawn, TaskConfig, flatten, load_problems, make_task
 from apr_jax.tasks.arithmetic import expression as expressions
 from apr_jax.tasks.arithmetic.expression import MAX_HEIGHT, MAX_LENGTH
-from apr_jax.text.tokenizer import Tokenizer
+from apr_jax.text.sentence_piece import SentencePieceTokenizer
 
 SETTINGS = [
     {"height": 2, "fullness": 0.5, "modulus": 10},
@@ -139,7 +139,7 @@ def test_a_full_tree_has_a_thread_for_each_operation():
 def test_brackets_and_an_operator_are_one_token():
     task = arithmetic(height=4, fullness=1.0)
     text = task.prompt(task.draw(0))
-    tokenizer = Tokenizer.train([text], task.phrases, task.alphabet)
+    tokenizer = SentencePieceTokenizer.train([text], task.phrases, task.alphabet)
     operations = 15
     assert len(tokenizer.encode(text)) == (operations + 1) + operations + 2 + 1
     assert tokenizer.decode(tokenizer.encode(text)) == text

@@ -8,7 +8,7 @@ import pytest
 
 from apr_jax.errors import UsageError
 from apr_jax.tasks import Problem, Spawn, TaskConfig, flatten, load_problems, make_task
-from apr_jax.text.tokenizer import Tokenizer
+from apr_jax.text.sentence_piece import SentencePieceTokenizer
 
 SETTINGS = [
     {"arms": 2, "length": 2},
@@ -112,7 +112,7 @@ def test_arms_may_have_different_lengths():
 def test_an_edge_is_two_tokens():
     task = path_star()
     text = task.prompt(task.draw(0))
-    tokenizer = Tokenizer.train([text], task.phrases, task.alphabet)
+    tokenizer = SentencePieceTokenizer.train([text], task.phrases, task.alphabet)
     assert len(tokenizer.encode(text)) == 2 * 16 + len("s:g=")
     assert tokenizer.decode(tokenizer.encode(text)) == text
 

@@ -10,7 +10,7 @@ import pytest
 from apr_jax.errors import UsageError
 from apr_jax.tasks import Problem, Spawn, TaskConfig, flatten, load_problems, make_task
 from apr_jax.tasks.sudoku import trace
-from apr_jax.text.tokenizer import Tokenizer
+from apr_jax.text.sentence_piece import SentencePieceTokenizer
 from tests.helpers import boards
 
 TASK = make_task(TaskConfig("sudoku"))
@@ -153,7 +153,7 @@ def test_draws_need_as_many_guesses_as_asked_for():
 
 def test_cell_and_digit_are_one_token():
     tree = TASK.demonstrate(DRAWN[0], "serial", 0)
-    tokenizer = Tokenizer.train([tree.prompt], TASK.phrases, TASK.alphabet)
+    tokenizer = SentencePieceTokenizer.train([tree.prompt], TASK.phrases, TASK.alphabet)
     assert len(tokenizer.encode(tree.answer)) == 36
     for thread in flatten(TASK.demonstrate(DRAWN[0], "nested", 0)):
         assert tokenizer.decode(tokenizer.encode(thread.prompt)) == thread.prompt

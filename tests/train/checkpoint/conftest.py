@@ -9,7 +9,7 @@ import pytest
 from helpers.checkpoints import OPTIMIZER, save_steps
 
 from apr_jax.model.transformer import init_params
-from apr_jax.text.tokenizer import Tokenizer
+from apr_jax.text.sentence_piece import SentencePieceTokenizer
 from apr_jax.train.checkpoint import Run
 from apr_jax.train.state import init_state
 
@@ -25,7 +25,9 @@ def late_complaints():
 
 @pytest.fixture(scope="module")
 def run(config):
-    return Run(config, "apr", "sft", Tokenizer.train(["0123456789+-*/,:;=#>"]), origin="")
+    return Run(
+        config, "apr", "sft", SentencePieceTokenizer.train(["0123456789+-*/,:;=#>"]), origin=""
+    )
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from safetensors.numpy import save_file
 from apr_jax.errors import UserError
 from apr_jax.model.hf import save_hf
 from apr_jax.model.transformer import init_params
-from apr_jax.text.tokenizer import Tokenizer
+from apr_jax.text.sentence_piece import SentencePieceTokenizer
 from apr_jax.train.checkpoint import load_checkpoint
 from apr_jax.train.checkpoint.exported import export_file
 from apr_jax.train.checkpoint.restored import Restored
@@ -25,7 +25,7 @@ from apr_jax.train.checkpoint.restored import Restored
 
 @pytest.fixture
 def restored(config):
-    tokenizer = Tokenizer.train(["22,26:2+48-4~!"])
+    tokenizer = SentencePieceTokenizer.train(["22,26:2+48-4~!"])
     untied = dataclasses.replace(config, model=dataclasses.replace(config.model, tied=False))
     params = jax.device_get(init_params(untied.model, tokenizer.vocab_size, jax.random.key(0)))
     return Restored(params, untied, "apr", "rl", tokenizer, 7, "somewhere")

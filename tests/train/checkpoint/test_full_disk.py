@@ -14,7 +14,7 @@ import pytest
 from helpers.whole_runs import changed, repeatable, train_command, write_config
 
 from apr_jax.errors import DiskError
-from apr_jax.text.tokenizer import Tokenizer
+from apr_jax.text.sentence_piece import SentencePieceTokenizer
 from apr_jax.train.checkpoint import FOLDER, Checkpoints, Run, last_step, load_checkpoint
 from apr_jax.train.rl.trainer import train_rl
 from apr_jax.train.sft import train_sft
@@ -71,7 +71,7 @@ from pathlib import Path
 import jax.numpy as jnp
 from apr_jax.cli import main as cli
 from apr_jax.config import load
-from apr_jax.text.tokenizer import Tokenizer
+from apr_jax.text.sentence_piece import SentencePieceTokenizer
 from apr_jax.train.checkpoint import Checkpoints, Run
 from apr_jax.train.state import TrainState
 
@@ -79,7 +79,7 @@ config, workdir, remount = load(Path(sys.argv[1])), Path(sys.argv[2]), sys.argv[
 
 
 def save_twice():
-    run = Run(config, "apr", "sft", Tokenizer.train(["0123456789"]))
+    run = Run(config, "apr", "sft", SentencePieceTokenizer.train(["0123456789"]))
     with Checkpoints(workdir, run) as checkpoints:
         for number in (2, 4):
             counts = [jnp.asarray(number, jnp.int32)] * 3
@@ -108,7 +108,7 @@ def test_unwritable_checkpoints_folder_ends_run_before_first_step(
     (small_disk / FOLDER).mkdir()
     (tmp_path / FOLDER).symlink_to(small_disk / FOLDER)
     subprocess.run(read_only, check=True)
-    run = Run(config, "apr", "sft", Tokenizer.train(["0123456789"]))
+    run = Run(config, "apr", "sft", SentencePieceTokenizer.train(["0123456789"]))
     began = time.monotonic()
     with pytest.raises(
         DiskError, match=rf"{tmp_path / FOLDER}: cannot write \(Read-only file system\)"

@@ -12,7 +12,8 @@ from apr_jax.cli import main
 from apr_jax.errors import UsageError
 from apr_jax.model.hf import load_hf
 from apr_jax.model.transformer import init_params
-from apr_jax.text.tokenizer import BOS, CONTROL_PIECES, EOS, SPAWN, Tokenizer
+from apr_jax.text.sentence_piece import SentencePieceTokenizer
+from apr_jax.text.tokenizer import BOS, CONTROL_PIECES, EOS, SPAWN
 from apr_jax.train.checkpoint.hf_folder import check_folder, export_folder
 from apr_jax.train.checkpoint.restored import Restored
 
@@ -22,7 +23,7 @@ PHRASES = ("No solution", "No solution here", "  ", "Move", "12")
 
 @pytest.fixture(scope="module")
 def restored(config):
-    tokenizer = Tokenizer.train([ALPHABET, *PHRASES], PHRASES)
+    tokenizer = SentencePieceTokenizer.train([ALPHABET, *PHRASES], PHRASES)
     params = jax.device_get(init_params(config.model, tokenizer.vocab_size, jax.random.key(0)))
     return Restored(params, config, "apr", "rl", tokenizer, 7, "somewhere")
 

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from apr_jax.errors import UserError
-from apr_jax.text.tokenizer import Tokenizer
+from apr_jax.text.sentence_piece import SentencePieceTokenizer
 from apr_jax.train.checkpoint import FOLDER, Checkpoints, load_checkpoint
 from apr_jax.train.checkpoint.checksum import json_sum
 
@@ -26,7 +26,9 @@ pytestmark = [
         (lambda run: dataclasses.replace(run, stage="rl"), "stage='sft', not 'rl'"),
         (lambda run: dataclasses.replace(run, origin="abc"), "init='', not 'abc'"),
         (
-            lambda run: dataclasses.replace(run, tokenizer=Tokenizer.train(["0123456789+"])),
+            lambda run: dataclasses.replace(
+                run, tokenizer=SentencePieceTokenizer.train(["0123456789+"])
+            ),
             "tokenizer=",
         ),
         (

@@ -6,7 +6,7 @@ import pytest
 from helpers.whole_runs import shown
 
 from apr_jax.tasks.countdown.puzzle import make_problem
-from apr_jax.text.tokenizer import Tokenizer
+from apr_jax.text.sentence_piece import SentencePieceTokenizer
 from apr_jax.threads import Limits, interpret, make_prompts
 from apr_jax.threads import protocol as p
 from apr_jax.threads.keys import KEYS
@@ -14,7 +14,7 @@ from apr_jax.train.metrics import sample_tree
 from apr_jax.train.metrics.recorder import Recorder
 from apr_jax.train.metrics.sample_tree import tree_text
 
-TOKENIZER = Tokenizer.train(["ab"])
+TOKENIZER = SentencePieceTokenizer.train(["ab"])
 A, B = TOKENIZER.encode("ab")
 
 
