@@ -319,6 +319,16 @@ def make_decode(
     return decode, init_cache
 
 
+def cast_weights(params: Params, config: ModelConfig) -> Params:
+    """Casts all parameters but those of norms to the dtype of the computation."""
+    dtype = jnp.dtype(config.dtype)
+
+    def cast(path: tuple[Any, ...], leaf: Array) -> Array:
+        return leaf if path[-1].key.endswith("_norm") else leaf.astype(dtype)
+
+    return jax.tree_util.tree_map_with_path(cast, params)
+
+
 def prepare_decode(params: Params, config: ModelConfig) -> Params:
     """Makes the parameters that `decode` takes: a list of layers, with the matrices of each.
 

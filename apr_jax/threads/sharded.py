@@ -44,7 +44,7 @@ def make_rollout(
       mesh: the devices.
       axes: mesh axes over which trees are split.
       prepare: makes the parameters that `decode` takes, once a rollout, from those that are passed
-        in.
+        in. It works on the parameters as they are laid out on the mesh.
 
     Raises:
       ValueError: (at the call) the batch does not divide into the shards, or the key is of another
@@ -56,9 +56,7 @@ def make_rollout(
 
     def shard(params: Any, prompts: Prompts, key_data: jax.Array) -> tuple[ThreadForest, Work]:
         key = jax.random.wrap_key_data(key_data, impl=KEYS)
-        forest, work = tree_rollout(
-            decode, init_cache, prepare(params), prompts, key, limits, schedule
-        )
+        forest, work = tree_rollout(decode, init_cache, params, prompts, key, limits, schedule)
         return forest, jax.tree.map(lambda count: count[None], work)
 
     mapped = jax.shard_map(
@@ -73,6 +71,7 @@ def make_rollout(
                 f"a batch of {batch} trees must be a multiple of the mesh's {shards} data shards"
             )
         check_key(key)
-        return mapped(params, prompts, jax.random.key_data(key))
+        prepared = prepare(params)  # Before they are gathered.
+        return mapped(prepared, prompts, jax.random.key_data(key))
 
     return rollout

@@ -10,8 +10,8 @@ import jax
 from jax.sharding import Mesh
 
 from apr_jax.model.config import ModelConfig
-from apr_jax.model.sharding import BATCH_AXES, on_tpu
-from apr_jax.model.transformer import make_decode, prepare_decode
+from apr_jax.model.sharding import BATCH_AXES, on_tpu, shardings
+from apr_jax.model.transformer import Params, cast_weights, make_decode, prepare_decode
 from apr_jax.threads import Limits, Prompts, Schedule, ThreadForest, Work, make_rollout
 
 
@@ -34,5 +34,16 @@ def make_policy_rollout(
         schedule,
         mesh,
         axes,
-        prepare=lambda params: prepare_decode(params, model),
+        prepare=lambda params: cast_and_prepare(params, model, mesh),
     )
+
+
+def cast_and_prepare(params: Params, model: ModelConfig, mesh: Mesh) -> Params:
+    """Makes the parameters that decoding takes from those of training, laid out on the mesh.
+
+    They are cast where they are, so that what is gathered for a rollout is of the smaller type.
+    """
+    weights = cast_weights(params, model)
+    # Without the constraint XLA gathers float32 and casts afterwards.
+    weights = jax.lax.with_sharding_constraint(weights, shardings(weights, mesh))
+    return prepare_decode(weights, model)
