@@ -32,6 +32,7 @@ from apr_jax.train.state import init_state
 from apr_jax.train.step import (
     make_rescore,
     make_rl_step,
+    most_chunks,
     place_everywhere,
     place_forest,
     place_whole,
@@ -101,7 +102,11 @@ def _parts(restored: Restored, problems: list[Problem], stack: ExitStack) -> lis
         return trees
 
     batch = place_forest(
-        *pack(), rl.micro_batch_rows, mesh, recompute=rl.objective.importance_cap > 0
+        *pack(),
+        rl.micro_batch_rows,
+        mesh,
+        most_chunks(config),
+        recompute=rl.objective.importance_cap > 0,
     )
     scored = batch
     if rl.objective.kl_in_loss:

@@ -25,7 +25,14 @@ from apr_jax.train.grader import rollout_batch
 from apr_jax.train.optimizer import make_optimizer
 from apr_jax.train.policy import make_policy_rollout
 from apr_jax.train.state import TrainState
-from apr_jax.train.step import ForestBatch, check_divides, make_rescore, make_rl_step, make_sft_step
+from apr_jax.train.step import (
+    ForestBatch,
+    check_divides,
+    make_rescore,
+    make_rl_step,
+    make_sft_step,
+    most_chunks,
+)
 
 # Steps of a training that is counted in epochs. The number stands in the program's schedule, and
 # the program costs the same with any.
@@ -158,9 +165,7 @@ _LOWER = dict(
 def _forest(config: Experiment, mesh: Mesh) -> ForestBatch:
     """Shapes of a forest in packed rows, [micro-batches, rows, tokens]."""
     check_divides("train.rl.micro_batch_rows", config.train.rl.micro_batch_rows, mesh)
-    # The step is compiled for numbers of micro-batches that are powers of two.
-    chunks = 1 << (forest_chunks(config) - 1).bit_length()
-    shape = (chunks, config.train.rl.micro_batch_rows, config.limits.max_thread_tokens)
+    shape = (most_chunks(config), config.train.rl.micro_batch_rows, config.limits.max_thread_tokens)
     split = NamedSharding(mesh, PartitionSpec(None, BATCH_AXES))
     weights = jax.ShapeDtypeStruct(shape, jnp.float32, sharding=split)
     used = jax.ShapeDtypeStruct((), jnp.int32, sharding=_whole(mesh))

@@ -213,7 +213,12 @@ def place_rows(rows: Rows, mesh: Mesh) -> Rows:
 
 
 def place_forest(
-    rows: Rows, weights: np.ndarray, size: int, mesh: Mesh, recompute: bool = False
+    rows: Rows,
+    weights: np.ndarray,
+    size: int,
+    mesh: Mesh,
+    chunks: int,
+    recompute: bool = False,
 ) -> ForestBatch:
     """Cuts packed rows and the weights of their tokens into chunks on the mesh.
 
@@ -222,20 +227,42 @@ def place_forest(
       weights: [rows, L], see `token_weights`.
       size: R, rows of a chunk.
       mesh: the mesh.
+      chunks: number of chunks of the batch, at least as many as hold tokens (`most_chunks`).
       recompute: whether the first PPO epoch is to recompute the behaviour log-probs.
     """
+    length = rows.tokens.shape[1]
     used = len(rescored_rows(rows, size).tokens) // size
-    chunks, weights = jax.tree.map(
-        lambda x: x.reshape(-1, size, x.shape[1]), (rows, weights.astype(np.float32))
-    )
     split = _chunk_sharding(mesh)
-    unknown = np.full(weights.shape, UNKNOWN, np.float32)
+
+    def lay_out(values: np.ndarray, blank: float) -> jax.Array:
+        in_chunks = values[: used * size].reshape(used, size, length)
+
+        def part(index: tuple[slice, ...]) -> np.ndarray:
+            # Chunks without tokens are added for each device alone: no process has them all.
+            missing = ((0, chunks - used), (0, 0), (0, 0))
+            return np.pad(in_chunks[index], missing, constant_values=blank)
+
+        return jax.make_array_from_callback((chunks, size, length), split, part)
+
+    blanks = {"tree": -1}
+    placed = {name: lay_out(values, blanks.get(name, 0)) for name, values in vars(rows).items()}
+    unknown = np.full(rows.tokens.shape, UNKNOWN, np.float32)
     return ForestBatch(
-        chunks=jax.tree.map(lambda x: place(x, split), chunks),
-        weights=place(weights, split),
+        chunks=Rows(**placed),
+        weights=lay_out(weights.astype(np.float32), 0.0),
         used=place_everywhere(np.int32(used), mesh),
-        behaviour=place(unknown, split) if recompute else None,
+        behaviour=lay_out(unknown, UNKNOWN) if recompute else None,
     )
+
+
+def most_chunks(config: Experiment) -> int:
+    """Returns the number of chunks that hold the largest forest of a step, a row for each thread.
+
+    The batch of every step has so many, so that one program serves forests of all sizes.
+    """
+    rl = config.train.rl
+    threads = rl.problems * rl.group * config.limits.max_threads
+    return math.ceil(threads / rl.micro_batch_rows)
 
 
 def rescored_rows(rows: Rows, size: int) -> Rows:

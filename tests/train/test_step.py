@@ -1,8 +1,9 @@
-"""The RL step: the chunks of a packed forest add up to one pass over it, and few programs serve
+"""The RL step: the chunks of a packed forest add up to one pass over it, and one program serves
 forests of all sizes.
 """
 
 import dataclasses
+import math
 from types import SimpleNamespace
 
 import jax
@@ -14,6 +15,7 @@ from helpers.recorded import LIMITS, MODEL, TEMPERATURE, TREES, params, record
 from helpers.whole_runs import changed, compilations
 
 from apr_jax.data.packing import pack_forest, padding_share
+from apr_jax.model.sharding import make_mesh
 from apr_jax.train.config import ObjectiveConfig
 from apr_jax.train.rl.objective import policy_loss, token_weights, zero_advantage_trees
 from apr_jax.train.rl.rescoring import token_logprobs
@@ -44,17 +46,20 @@ def _forest(threads, size):
 @pytest.mark.parametrize(
     ("threads", "rows", "chunks"), [(1, 2, 1), (4, 2, 1), (5, 4, 2), (9, 6, 3), (0, 0, 0)]
 )
-def test_chunks_without_tokens_are_neither_rescored_nor_counted(mesh, threads, rows, chunks):
+def test_chunks_without_tokens_are_neither_rescored_nor_counted(threads, rows, chunks):
     packed = pack_forest(_forest(threads, LENGTH // 2), 2, LENGTH)  # Two threads a row.
     rescored = rescored_rows(packed, 2)
     assert len(rescored.tokens) == rows
     assert (rescored.segment > 0).sum() == threads * LENGTH // 2
     if rows:
         assert padding_share(rescored) == pytest.approx(1 - threads / 2 / rows)
-    batch = place_forest(packed, np.ones(packed.tokens.shape), 2, mesh)
+    batch = place_forest(packed, np.ones(packed.tokens.shape), 2, make_mesh(2), chunks=5)
     assert int(batch.used) == chunks
     whole = jax.tree.map(lambda x: np.asarray(x).reshape(-1, LENGTH), batch.chunks)
-    jax.tree.map(np.testing.assert_array_equal, whole, packed)
+    assert len(whole.tokens) == 10
+    jax.tree.map(lambda x, y: np.testing.assert_array_equal(x[:rows], y), whole, rescored)
+    assert not whole.segment[rows:].any() and (whole.tree[rows:] == -1).all()
+    assert np.asarray(batch.weights).sum() == rows * LENGTH
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +75,7 @@ def _make_update(config, mesh, objective):
     reference = place_whole(_reference(), mesh)
 
     def call(rows, weights, size, advantages):
-        batch = place_forest(rows, weights, size, mesh)
+        batch = place_forest(rows, weights, size, mesh, _most_chunks(size))
         if objective.kl:
             batch = dataclasses.replace(batch, reference=rescore(reference, batch))
         state, metrics, _ = step(
@@ -80,6 +85,11 @@ def _make_update(config, mesh, objective):
         return jax.device_get((state.opt_state.trace, metrics))
 
     return call, step
+
+
+def _most_chunks(size):
+    """Chunks of so many rows that hold a forest whose every thread fills a row."""
+    return math.ceil(TREES * LIMITS.max_threads / size)
 
 
 def _reference():
@@ -140,23 +150,22 @@ def test_chunks_equal_one_pass_over_the_whole_forest(update):
 
 
 @pytest.mark.thorough
-def test_forests_compile_one_program_for_each_bucket(update):
-    """Rows come in 3, 6 and 12; how many of their chunks hold tokens decides nothing."""
+def test_one_program_serves_forests_of_all_sizes(update):
+    """Of one tree to six, in three, six and twelve rows, of which one to three chunks hold tokens;
+    and a forest without a token.
+    """
     call, step = update
     forest = record()
     before = step._cache_size()
-    buckets = set()
+    rows_of = set()
     used = set()
-    for trees in range(1, TREES + 1):
+    for trees in range(TREES + 1):
         rows = pack_forest(_only(forest, np.arange(TREES) < trees), ROWS, LIMITS.max_thread_tokens)
         call(rows, token_weights(rows, np.ones(TREES, bool), "tree"), ROWS, np.ones(TREES))
-        buckets.add(len(rows.tokens))
+        rows_of.add(len(rows.tokens))
         used.add(len(rescored_rows(rows, ROWS).tokens) // ROWS)
-    assert buckets == {ROWS, 2 * ROWS, 4 * ROWS} and len(used) >= 3
-    assert step._cache_size() - before <= len(buckets)
-    assert step._cache_size() <= 1 + len(buckets), (
-        "the one chunk of the test above, and the buckets"
-    )
+    assert rows_of == {ROWS, 2 * ROWS, 4 * ROWS} and used == {0, 1, 2, 3}
+    assert step._cache_size() - before <= 1, "none if a test above compiled it"
 
 
 def _only(forest, wanted):
@@ -211,7 +220,7 @@ def test_recomputed_log_probs_are_of_first_ppo_epoch(config, mesh):
     rows = dataclasses.replace(rows, logprob=rows.logprob - np.float32(0.3) * wrong)
     weights = token_weights(rows, np.ones(TREES, bool), "tree")
     advantages = np.float32([1.0, -0.5, 2.0, -1.5, 0.7, -1.2])
-    batch = place_forest(rows, weights, ROWS, mesh, recompute=True)
+    batch = place_forest(rows, weights, ROWS, mesh, _most_chunks(ROWS), recompute=True)
     placed = place_everywhere(advantages, mesh)
     with compilations() as compiled:
         state, metrics, behaviour = step(init_state(params(), KEEPS, mesh), batch, placed)
@@ -221,7 +230,7 @@ def test_recomputed_log_probs_are_of_first_ppo_epoch(config, mesh):
     assert metrics["logprob_difference_worst"] == pytest.approx(0.3, abs=1e-3)
     logprobs, _ = jax.jit(lambda params: token_logprobs(params, MODEL, rows, TEMPERATURE))(params())
     used = int(batch.used) * ROWS
-    own = np.asarray(behaviour).reshape(rows.tokens.shape)[:used]
+    own = np.asarray(behaviour).reshape(-1, rows.tokens.shape[1])[:used]
     np.testing.assert_allclose(
         own[rows.sampled[:used]], np.asarray(logprobs)[rows.sampled], atol=1e-5
     )

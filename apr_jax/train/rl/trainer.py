@@ -53,6 +53,7 @@ from apr_jax.train.step import (
     make_rescore,
     make_rl_step,
     make_tree_kl,
+    most_chunks,
     place_everywhere,
     place_forest,
     place_whole,
@@ -314,6 +315,7 @@ class _Trainer:
             weights,
             rl.micro_batch_rows,
             self._mesh,
+            most_chunks(self._config),
             recompute=rl.objective.importance_cap > 0,
         )
         return _PackedTrees(rows, weights, batch, zero_advantage)
