@@ -141,9 +141,9 @@ def _find_data(folders: Sequence[Path], config: Path) -> Path:
 
 def _last_saved_step(workdir: Path) -> str:
     """Says which step of a run was saved last, for the message about an interruption."""
-    steps = [
-        int(entry.name) for entry in (workdir / "checkpoints").glob("*") if entry.name.isdigit()
-    ]
+    from apr_jax.train.checkpoint.step_files import FOLDER, steps_in
+
+    steps = steps_in(workdir / FOLDER)
     if not steps:
         return f"no step was saved yet in {workdir}"
-    return f"step {max(steps)} is saved in {workdir}"
+    return f"step {steps[-1]} is saved in {workdir}"

@@ -35,6 +35,7 @@ from apr_jax.io.storage import (
 )
 from apr_jax.paper import pipeline, stages
 from apr_jax.train.checkpoint import load_checkpoint
+from apr_jax.train.checkpoint.step_files import steps_in
 from apr_jax.train.metrics.recorder import FILE, Recorder
 from apr_jax.train.sft import train_sft
 
@@ -183,6 +184,23 @@ def test_local_copy_is_renewed_only_when_stamp_changes(folder, tmp_path):
     write_text(folder / "stamp", "2")
     assert not (local_copy(folder, "stamp") / "seen").exists()
     assert local_copy(tmp_path, "stamp") == tmp_path
+    assert copy.is_dir(), "this process may still read the earlier version"
+
+
+def test_a_step_counts_once_orbax_has_committed_it(folder):
+    """In a bucket a step is written under its own name, and a last file says that it is whole."""
+    steps = folder / "checkpoints"
+    write_text(steps / "4" / "meta" / "metadata", "{}")
+    assert steps_in(steps) == []
+    for path in (folder, steps / "4"):
+        with pytest.raises(UserError, match=f"checkpoint {steps}/4: its save has not ended"):
+            load_checkpoint(path)
+
+    write_text(steps / "2" / "commit_success.txt", "")
+    write_text(steps / "2" / "meta" / "metadata", "{}")
+    assert steps_in(steps) == [2]
+    with pytest.raises(UserError, match=rf"checkpoint {steps}/2: damaged \(meta is not"):
+        load_checkpoint(folder)
 
 
 def test_a_folder_moves(folder):

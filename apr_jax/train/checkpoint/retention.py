@@ -12,7 +12,14 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from apr_jax.errors import UserError
 from apr_jax.io.library_errors import shows_damage, what_went_wrong
-from apr_jax.train.checkpoint.step_files import FOLDER, read_meta, step_folders, unreadable
+from apr_jax.train.checkpoint.step_files import (
+    FOLDER,
+    is_whole,
+    read_meta,
+    step_folders,
+    unfinished,
+    unreadable,
+)
 
 BEST = "validation_accuracy"  # The best step is the one in which this metric is largest.
 _NOT_VALIDATED = -1.0  # The score of a step without that metric.
@@ -23,11 +30,14 @@ def best_step(path: Path) -> Path:
     """Finds the step that is meant by `path`: the step itself, or the best step of a run.
 
     Raises:
-      UserError: there is no step, or one of a run's steps is damaged, so that the best of them is
-        not known. No other step takes its place: it would silently be another model.
+      UserError: there is no step, `path` is a step whose save has not ended, or one of a run's
+        steps is damaged, so that the best of them is not known. No other step takes its place: it
+        would silently be another model.
     """
     is_step = path.parent.name == FOLDER and path.name.isdigit() and path.is_dir()
     if is_step or (path / "meta").is_dir():
+        if not is_whole(path):
+            raise unfinished(path)
         return path
     folders = step_folders(path)
     scores = {folder: _known_score(folder, folders) for folder in folders}

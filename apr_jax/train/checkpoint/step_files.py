@@ -5,6 +5,10 @@
                                meta     JSON: config, method, stage, tokenizer, metrics, sums of all
                                data     JSON: where the data iterator stands
 
+On a disk the folder of a step gets its name once it is whole. In a bucket nothing can be renamed,
+so a step is written under its own name, and Orbax commits it by a last file. A folder without it is
+no step yet, or was left by a killed save.
+
 Whatever is read is compared with its sums (`checksum`), because neither Orbax nor TensorStore
 notices a flipped bit inside an array.
 """
@@ -13,6 +17,8 @@ import dataclasses
 import json
 from pathlib import Path
 from typing import Any
+
+import orbax.checkpoint as ocp
 
 from apr_jax.errors import UserError
 from apr_jax.io.library_errors import what_went_wrong
@@ -44,6 +50,9 @@ def step_folders(path: Path) -> list[Path]:
     steps = steps_in(path / FOLDER)
     if not steps:
         require_reachable(path)
+        begun = _numbered(path / FOLDER)
+        if begun:
+            raise unfinished(begun[-1])
         raise UserError(
             f"checkpoint {path}: no such checkpoint; give a run's folder or one of its"
             f" {FOLDER}/<step>"
@@ -52,10 +61,20 @@ def step_folders(path: Path) -> list[Path]:
 
 
 def steps_in(folder: Path) -> list[int]:
-    """Lists the steps in a folder of checkpoints, in order; none if there is no such folder."""
+    """Lists the whole steps in a folder of checkpoints, in order; none if there is no folder."""
+    return sorted(int(entry.name) for entry in _numbered(folder) if is_whole(entry))
+
+
+def is_whole(folder: Path) -> bool:
+    """Returns whether Orbax has committed a step, which it does once all of it is written."""
+    return bool(ocp.utils.is_checkpoint_finalized(folder))
+
+
+def _numbered(folder: Path) -> list[Path]:
+    """Lists what is named like a step in a folder of checkpoints."""
     if not folder.is_dir():
         return []
-    return sorted(int(entry.name) for entry in folder.glob("*") if entry.name.isdigit())
+    return [entry for entry in folder.glob("*") if entry.name.isdigit()]
 
 
 def json_file(folder: Path, item: str) -> Path:
@@ -91,6 +110,14 @@ def version_error(folder: Path) -> UserError:
     """Returns the error for a run that another version of this library saved."""
     return UserError(
         f"checkpoint {folder}: is of another version of apr_jax; use another --workdir"
+    )
+
+
+def unfinished(folder: Path) -> UserError:
+    """Returns the error for the folder of a step that was never committed, or is not yet."""
+    return UserError(
+        f"checkpoint {folder}: its save has not ended; if the run was killed meanwhile, start it"
+        " again, and it saves the step anew"
     )
 
 
