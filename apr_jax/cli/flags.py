@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from apr_jax.errors import UsageError
-from apr_jax.io.storage import as_path, local_path
+from apr_jax.io.storage import as_path, local_path, wait_for_bucket
 
 
 def _parser(read: Callable[[str], Path]) -> Callable[[str], Path]:
@@ -20,6 +20,18 @@ def _parser(read: Callable[[str], Path]) -> Callable[[str], Path]:
             raise ValueError(str(error)) from None
 
     return parse
+
+
+def _anywhere(text: str) -> Path:
+    """Reads the path of a file or folder, and waits for the bucket that it may be in.
+
+    Raises:
+      UsageError: there can be no such path.
+      UserError: the bucket's service does not answer.
+    """
+    path = as_path(text)
+    wait_for_bucket(path)
+    return path
 
 
 def _new_file(text: str) -> Path:
@@ -40,7 +52,7 @@ def _new_file(text: str) -> Path:
 
 # Arguments of `typer.Option`. Every flag that names a file or folder has one of the three: a path
 # of this machine or of a bucket, a path of this machine only, a file that is going to be written.
-ANYWHERE: Any = {"parser": _parser(as_path), "metavar": "PATH", "show_default": False}
+ANYWHERE: Any = {"parser": _parser(_anywhere), "metavar": "PATH", "show_default": False}
 HERE: Any = {"parser": _parser(local_path), "metavar": "PATH", "show_default": False}
 NEW_FILE: Any = {"parser": _parser(_new_file), "metavar": "FILE", "show_default": False}
 

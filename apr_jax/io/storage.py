@@ -10,19 +10,24 @@ accepts. Two things do not work in a bucket, and have a stand-in:
   - Objects cannot be appended to. `Mirror` gives a local folder to write in, and copies what has
     changed to the bucket.
   - array_record reads only files of this machine. `local_copy` copies a folder here once, and again
-    when it has changed.
+    when it has changed. Copies that no process uses any more make way for new ones.
 """
 
 import contextlib
+import fcntl
 import hashlib
 import importlib.util
 import logging
 import os
 import re
 import shutil
+import socket
 import stat
+import sys
 import tempfile
+import threading
 import time
+import urllib.parse
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self, cast
@@ -34,6 +39,13 @@ _SCHEME = "gs://"
 _ADDRESS = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]+):/")
 COPIES_VARIABLE = "APR_COPIES"
 _PUSH_SECONDS = 60.0
+# A bucket's service is given so long to answer, and after so long a line says what is waited for.
+_ANSWER_SECONDS = 30.0
+_TELL_SECONDS = 2.0
+_TRY_SECONDS = 5.0
+_COPIES_KEPT = 4
+_PARTIAL = ".partial-"  # Copies under way; the names of other copies do not begin with a dot.
+_PARTIAL_SECONDS = 86_400.0  # A partial copy of this age was left by a process that is gone.
 
 
 def as_path(path: str | os.PathLike[str]) -> Path:
@@ -218,6 +230,54 @@ def require_reachable(path: Path) -> None:
         fsspec.filesystem("gs").ls(os.fspath(path).removeprefix(_SCHEME), refresh=True)
 
 
+def wait_for_bucket(path: Path) -> None:
+    """Waits until the service of a bucket takes connections; does nothing for other paths.
+
+    Without a network gcsfs tries each request again for most of a minute, and says nothing about
+    it. So this is asked first.
+
+    Raises:
+      UserError: there was no answer for `_ANSWER_SECONDS`.
+    """
+    if not is_remote(path):
+        return
+    from gcsfs.core import _location
+
+    address = urllib.parse.urlsplit(_location())
+    host = address.hostname or ""
+    port = address.port or (80 if address.scheme == "http" else 443)
+
+    told = f"{path}: waits up to {_ANSWER_SECONDS:g} s for an answer of {host}"
+    telling = threading.Timer(_TELL_SECONDS, lambda: print(told, file=sys.stderr, flush=True))
+    telling.daemon = True
+    telling.start()
+    try:
+        _connect(path, host, port)
+    finally:
+        telling.cancel()
+
+
+def _connect(path: Path, host: str, port: int) -> None:
+    """Tries to connect to the service of a bucket until that succeeds.
+
+    Raises:
+      UserError: it did not succeed for `_ANSWER_SECONDS`.
+    """
+    deadline = time.monotonic() + _ANSWER_SECONDS
+    while True:
+        try:
+            socket.create_connection((host, port), timeout=_TRY_SECONDS).close()
+            return
+        except OSError as error:
+            reason = error.strerror or str(error)
+        if time.monotonic() >= deadline:
+            raise UserError(
+                f"{path}: no answer of {host} for {_ANSWER_SECONDS:g} s ({reason}); see that this"
+                " machine has a network, and start the same command again"
+            )
+        time.sleep(min(1.0, _ANSWER_SECONDS))
+
+
 def nearby(folder: Path) -> list[Path]:
     """Returns a folder and up to two folders above it."""
     whole = absolute(folder)
@@ -264,6 +324,9 @@ def folder_of(variable: str, default: str) -> Path:
 def local_copy(folder: Path, stamp: str) -> Path:
     """Returns a folder of this machine as it is, and copies one of a bucket to this machine.
 
+    The copy stays at least as long as this process lives. After that it stays until its folder in
+    the bucket has changed, or `_COPIES_KEPT` other folders were copied.
+
     Args:
       folder: a folder whose files change only together with its file `stamp`.
       stamp: name of that file. A copy with the same contents of it is used again.
@@ -275,15 +338,95 @@ def local_copy(folder: Path, stamp: str) -> Path:
         return folder
     with bucket_errors(folder):
         contents = (folder / stamp).read_bytes()
-        name = hashlib.sha256(os.fspath(folder).encode() + contents).hexdigest()[:16]
-        copy = copies_folder() / name
-        if not copy.is_dir():
+        copy = copies_folder() / f"{_digest(os.fspath(folder).encode())}-{_digest(contents)}"
+        while not _claim(copy):
             copy.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=copy.parent) as partial:
+            with tempfile.TemporaryDirectory(dir=copy.parent, prefix=_PARTIAL) as partial:
                 _copy_tree(folder, Path(partial) / "whole")
-                with contextlib.suppress(OSError):  # Another process of this machine was faster.
+                try:
                     (Path(partial) / "whole").rename(copy)
+                except OSError:
+                    if not copy.is_dir():
+                        raise
+                    # Another process of this machine was faster.
+    _remove_old_copies(copy)
     return copy
+
+
+# Open copies of this process. A copy whose folder is locked is in use; the locks end with the
+# process, whatever ends it.
+_CLAIMED: dict[Path, int] = {}
+
+
+def _digest(contents: bytes) -> str:
+    """Returns 16 hex digits that stand for contents in the name of a copy."""
+    return hashlib.sha256(contents).hexdigest()[:16]
+
+
+def _claim(copy: Path) -> bool:
+    """Keeps a copy from being removed for as long as this process lives.
+
+    Returns:
+      whether the copy is there.
+    """
+    if copy in _CLAIMED:
+        return True
+    try:
+        opened = os.open(copy, os.O_RDONLY | os.O_DIRECTORY)
+    except FileNotFoundError:
+        return False
+    with contextlib.suppress(OSError):  # Some disks know no locks; nothing is removed there.
+        fcntl.flock(opened, fcntl.LOCK_SH)
+    # While this process waited for the lock, another one may have removed the copy.
+    if not copy.is_dir() or not os.path.samestat(os.fstat(opened), copy.stat()):
+        os.close(opened)
+        return False
+    os.utime(copy)  # The time of its last use.
+    _CLAIMED[copy] = opened
+    return True
+
+
+def _remove_old_copies(current: Path) -> None:
+    """Removes copies that no process uses, and that are not worth keeping.
+
+    Those are earlier versions of the current copy's folder, and of all others, but the latest that
+    were used.
+
+    Args:
+      current: the copy that was made or used last.
+    """
+    now = time.time()
+    times: dict[Path, float] = {}
+    for copy in current.parent.iterdir():
+        with contextlib.suppress(FileNotFoundError):  # Another process has just removed it.
+            times[copy] = copy.stat().st_mtime
+    latest = sorted(times, key=lambda copy: times[copy], reverse=True)
+    whole = [copy for copy in latest if copy.is_dir() and not copy.name.startswith(".")]
+
+    folder = current.name.partition("-")[0]
+    versions = [copy for copy in whole if copy.name.partition("-")[0] == folder]
+    others = [copy for copy in whole if copy not in versions]
+    for copy in [*versions, *others[_COPIES_KEPT - 1 :]]:
+        if copy != current:
+            _remove_if_unused(copy)
+
+    for copy in latest:
+        if copy.name.startswith(_PARTIAL) and now - times[copy] > _PARTIAL_SECONDS:
+            shutil.rmtree(copy, ignore_errors=True)
+
+
+def _remove_if_unused(copy: Path) -> None:
+    """Removes a copy unless a process has claimed it."""
+    with contextlib.suppress(OSError):  # Also: it is locked, or the disk knows no locks.
+        opened = os.open(copy, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # From here on nobody finds it under its name, not even half of it.
+            gone = copy.with_name(f"{_PARTIAL}{copy.name}")
+            copy.rename(gone)
+            shutil.rmtree(gone, ignore_errors=True)
+        finally:
+            os.close(opened)
 
 
 def upload(folder: Path, target: Path, last: str) -> None:

@@ -5,13 +5,23 @@ asked.
 import errno
 import logging
 import os
+import socket
 import stat
+import threading
+import time
 from pathlib import Path
 
 import pytest
 
 from apr_jax.errors import UserError
-from apr_jax.io.storage import as_path, require_reachable, write_bytes, write_text
+from apr_jax.io import storage
+from apr_jax.io.storage import (
+    as_path,
+    require_reachable,
+    wait_for_bucket,
+    write_bytes,
+    write_text,
+)
 
 
 def test_a_file_is_replaced(tmp_path):
@@ -90,3 +100,44 @@ def test_unreachable_bucket_is_not_called_empty(monkeypatch):
     require_reachable(path)
     require_reachable(Path("here"))
     assert not logging.getLogger("gcsfs").isEnabledFor(logging.ERROR), "its pages are not shown"
+
+
+@pytest.fixture
+def service(monkeypatch):
+    """A socket whose address is taken for that of the buckets' service; it does not listen yet."""
+    pytest.importorskip("gcsfs")
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", f"127.0.0.1:{listener.getsockname()[1]}")
+        monkeypatch.setattr(storage, "_TELL_SECONDS", 0.1)
+        yield listener
+
+
+def test_without_a_network_a_line_tells_and_the_wait_ends(service, monkeypatch, capfd):
+    """It took 150 s in silence."""
+    monkeypatch.setattr(storage, "_ANSWER_SECONDS", 0.5)
+    began = time.monotonic()
+    with pytest.raises(
+        UserError,
+        match=r"gs://bucket/run: no answer of 127.0.0.1 for 0.5 s \(.*refused\); see that",
+    ):
+        wait_for_bucket(as_path("gs://bucket/run"))
+    assert time.monotonic() - began < 5
+    assert (
+        capfd.readouterr().err == "gs://bucket/run: waits up to 0.5 s for an answer of 127.0.0.1\n"
+    )
+
+
+def test_a_service_that_answers_late_is_waited_for(service):
+    late = threading.Timer(0.3, service.listen)
+    late.start()
+    wait_for_bucket(as_path("gs://bucket/run"))
+    late.join()
+
+
+def test_nothing_is_told_where_the_service_answers(service, capfd):
+    service.listen()
+    wait_for_bucket(as_path("gs://bucket/run"))
+    wait_for_bucket(Path("here"))
+    time.sleep(0.2)
+    assert capfd.readouterr().err == ""
