@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from apr_jax.config import Experiment
+from apr_jax.config import Experiment, to_dict
 from apr_jax.errors import UnknownAnswers, UsageError
 from apr_jax.model.sharding import batch_shards
 from apr_jax.tasks import Failure, Problem, SandboxedVerifier, Score, Task, make_task
@@ -23,12 +23,14 @@ from apr_jax.text.tokenizer import BOS, Tokenizer
 from apr_jax.threads import Prompts, ThreadForest, Work, check_prompts, make_prompts
 from apr_jax.threads.keys import Domain, run_key
 from apr_jax.train.answers import extract_answers
+from apr_jax.train.checkpoint.checksum import array_sums, json_sum
 from apr_jax.train.config import RewardConfig
 from apr_jax.train.distributed import fetch, of_first
 from apr_jax.train.loop import Stopping
 from apr_jax.train.metrics.sample_tree import tree_text
 from apr_jax.train.policy import make_policy_rollout
 from apr_jax.train.state import TrainState
+from apr_jax.train.validation_file import ValidationFile
 
 
 @contextmanager
@@ -130,6 +132,79 @@ def allowed_unknown(count: int, reward: RewardConfig) -> int:
     return min(max(1, int(reward.max_unknown * count)), count - 1)
 
 
+@dataclasses.dataclass(frozen=True)
+class _Answered:
+    """The trees of a validation that have answered so far, in the order of the problems.
+
+    Attributes:
+      grades: the verdicts on their answers.
+      measures: what each of them shows and costs, int32 [B] each, see `tree_measures`.
+      sample: the tree of the first problem, as text.
+    """
+
+    grades: Grades
+    measures: dict[str, np.ndarray]
+    sample: str
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any] | None) -> "_Answered":
+        """Makes it of what `to_json` returned; None makes it of no trees."""
+        values = values or {
+            "codes": [],
+            "rewards": [],
+            "measures": {name: [] for name in _MEASURES},
+            "sample": "",
+        }
+        return cls(
+            Grades(np.array(values["codes"], np.int32), np.array(values["rewards"], np.float32)),
+            {name: np.array(values["measures"][name], np.int32) for name in _MEASURES},
+            values["sample"],
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the same as JSON values, which keep every bit of a float."""
+        return {
+            "codes": self.grades.codes.tolist(),
+            "rewards": self.grades.rewards.tolist(),
+            "measures": {name: values.tolist() for name, values in self.measures.items()},
+            "sample": self.sample,
+        }
+
+    @property
+    def count(self) -> int:
+        """Returns the number of trees, B."""
+        return len(self.grades.codes)
+
+    def followed_by(self, other: "_Answered") -> "_Answered":
+        """Returns these trees and those of the next batch."""
+        return _Answered(
+            Grades(
+                np.concatenate([self.grades.codes, other.grades.codes]),
+                np.concatenate([self.grades.rewards, other.grades.rewards]),
+            ),
+            {
+                name: np.concatenate([self.measures[name], other.measures[name]])
+                for name in _MEASURES
+            },
+            self.sample or other.sample,
+        )
+
+    def of_first(self) -> "_Answered":
+        """Returns what the first process has, in all processes."""
+        count = int(of_first(np.array(self.count, np.int32)))
+        if count == 0:
+            return _Answered.from_json(None)
+
+        def sent(values: np.ndarray) -> np.ndarray:
+            return of_first(values if len(values) == count else np.zeros(count, values.dtype))
+
+        return _Answered(
+            Grades(sent(self.grades.codes), sent(self.grades.rewards)),
+            {name: sent(self.measures[name]) for name in _MEASURES},
+            self.sample,
+        )
+
+
 class Grader:
     """Puts problems to a policy, verifies its answers, and validates.
 
@@ -202,8 +277,15 @@ class Grader:
         # not in another.
         return Grades(of_first(np.array(codes, np.int32)), of_first(np.array(rewards, np.float32)))
 
-    def validate(self, state: TrainState, stopping: Stopping) -> dict[str, float] | None:
-        """Answers the validation problems greedily.
+    def validate(
+        self, state: TrainState, stopping: Stopping, file: ValidationFile
+    ) -> dict[str, float] | None:
+        """Answers the validation problems greedily, from where an earlier start was stopped.
+
+        Args:
+          state: the state of training.
+          stopping: asked before each batch.
+          file: where the answers are kept after each batch.
 
         Returns:
           the metrics; None if it gave up because the run is to stop.
@@ -212,30 +294,53 @@ class Grader:
           UnknownAnswers: too many answers got no verdict.
         """
         reward = self._config.train.rl.reward
-        forests = []
-        # The verdicts of all batches so far.
-        graded = Grades(np.zeros(0, np.int32), np.zeros(0, np.float32))
         allowed = allowed_unknown(len(self._validation), reward)
-        for begin in range(0, len(self._validation), self._batch):
+        identity = self._identity(state)
+        # The first process alone writes the file, so it alone reads it: it may be ahead of others.
+        kept = file.read(identity) if jax.process_index() == 0 else None
+        answered = _Answered.from_json(kept).of_first()
+
+        for begin in range(answered.count, len(self._validation), self._batch):
             if stopping():
                 return None
-            problems = self._validation[begin : begin + self._batch]
-            key = run_key(self._config.seed, Domain.VALIDATION, begin)
-            rolled = self.ask(state.params, problems, 0.0, key)
-            forests.append(first_trees(fetch(rolled), len(problems))[0])
-            grades = self._grade(problems, forests[-1], max(0, allowed - graded.unknown()))
-            if begin == 0:
-                shown = self._task.show(problems[0])
-                self._sample = tree_text(forests[0], 0, shown, grades.of(0), self._tokenizer)
-            graded = Grades(
-                np.concatenate([graded.codes, grades.codes]),
-                np.concatenate([graded.rewards, grades.rewards]),
-            )
+            most_unknown = max(0, allowed - answered.grades.unknown())
+            answered = answered.followed_by(self._answer(state, begin, most_unknown))
+            # What made answers fail may be mended before the next start, which then tries again.
+            if answered.grades.unknown() <= allowed:
+                file.write(identity, answered.to_json())
 
-        graded.check(reward)
-        joined = jax.tree.map(lambda *parts: np.concatenate(parts), *forests)
-        scores = {"accuracy": graded.accuracy, "reward": graded.reward}
-        return scores | forest_metrics(joined) | graded.metrics
+        grades = answered.grades
+        grades.check(reward)
+        self._sample = answered.sample
+        scores = {"accuracy": grades.accuracy, "reward": grades.reward}
+        return scores | _means(answered.measures) | grades.metrics
+
+    def _answer(self, state: TrainState, begin: int, most_unknown: int) -> _Answered:
+        """Answers a batch of the validation problems greedily.
+
+        Args:
+          state: the state of training.
+          begin: index of the first problem of the batch.
+          most_unknown: see `_grade`.
+        """
+        problems = self._validation[begin : begin + self._batch]
+        key = run_key(self._config.seed, Domain.VALIDATION, begin)
+        rolled = self.ask(state.params, problems, 0.0, key)
+        forest, _ = first_trees(fetch(rolled), len(problems))
+        grades = self._grade(problems, forest, most_unknown)
+        sample = ""
+        if begin == 0:
+            shown = self._task.show(problems[0])
+            sample = tree_text(forest, 0, shown, grades.of(0), self._tokenizer)
+        return _Answered(grades, tree_measures(forest), sample)
+
+    def _identity(self, state: TrainState) -> str:
+        """Returns what tells the validation of a state from every other one; see `ValidationFile`.
+
+        All processes must call it, and all get the same.
+        """
+        problems = [problem.to_json() for problem in self._validation]
+        return json_sum(array_sums(state.params), problems, to_dict(self._config))
 
     def sample(self) -> str:
         """Returns, as text, the tree of the first problem in the last validation."""
@@ -263,16 +368,33 @@ def first_trees(rolled: tuple[ThreadForest, Work], count: int) -> tuple[ThreadFo
     return jax.tree.map(lambda x: x[:count], forest), work
 
 
-def forest_metrics(forest: ThreadForest) -> dict[str, float]:
-    """Returns means over trees of what they show and cost, whatever their answers are worth.
+# What `tree_measures` tells of each tree.
+_MEASURES = ("refusals", "total_tokens", "sequential_tokens", "children", "truncations")
+
+
+def tree_measures(forest: ThreadForest) -> dict[str, np.ndarray]:
+    """Returns what each tree shows and costs, int32 [B] each, whatever its answer is worth.
 
     Args:
       forest: numpy leaves.
     """
-    measured = {"refusals": np.sum(forest.refusals, axis=1)}  # [B] each.
-    for name in ("total_tokens", "sequential_tokens", "children", "truncations"):
-        measured[name] = getattr(forest, name)
-    return {name: float(np.mean(values)) for name, values in measured.items()}
+    measured = {name: getattr(forest, name) for name in _MEASURES}
+    measured["refusals"] = np.sum(forest.refusals, axis=1)
+    return {name: np.asarray(values).astype(np.int32) for name, values in measured.items()}
+
+
+def forest_metrics(forest: ThreadForest) -> dict[str, float]:
+    """Returns the means over trees of their `tree_measures`.
+
+    Args:
+      forest: numpy leaves.
+    """
+    return _means(tree_measures(forest))
+
+
+def _means(measures: dict[str, np.ndarray]) -> dict[str, float]:
+    """Returns the mean of each measure over the trees."""
+    return {name: float(np.mean(values)) for name, values in measures.items()}
 
 
 def _prompt_width(

@@ -7,9 +7,9 @@ The life of a step:
 3. At their intervals, `validate(state, stopping)` is called and the state is saved.
 4. SIGTERM, SIGHUP (a closed terminal) and Ctrl-C save the state and end the run as soon as
    possible, because a preemption gives notice of 30 s only. A supervised step under way is
-   finished. A rollout is thrown away once it has ended, and a validation ends before its next
-   batch; the next start does them again. Several processes all end after the same step, whichever
-   of them got the signal.
+   finished. A rollout is thrown away once it has ended; the next start does it again. A validation
+   ends before its next batch, with which the next start goes on. Several processes all end after
+   the same step, whichever of them got the signal.
 """
 
 import dataclasses
@@ -33,6 +33,7 @@ from apr_jax.train.checkpoint import Checkpoints
 from apr_jax.train.distributed import StopConsensus, StragglerDetector
 from apr_jax.train.metrics.recorder import Numbers, Recorder
 from apr_jax.train.state import TrainState
+from apr_jax.train.validation_file import ValidationFile
 
 _EXIT_BASE = 128  # A run that a signal has ended exits with 128 + the number of the signal.
 _REMEDY = (
@@ -63,8 +64,9 @@ class Stage:
         are counted as in the metrics, from 1.
       host_seconds: returns for how long this process's host worked at the last step, without
         waiting for a device or another process.
-      validate: (state, stopping) -> metrics, which are logged with the prefix "validation_", or
-        None if it gave up because the run is to stop. None: the stage has no validation.
+      validate: (state, stopping, file) -> metrics, which are logged with the prefix "validation_",
+        or None if it gave up because the run is to stop; then it goes on from the file later. None:
+        the stage has no validation.
       sample: returns a tree of the last validation as text; None: there is none.
       validate_every: steps between validations; the last state is validated too.
       validates_first: whether the state before the first step is validated too.
@@ -78,7 +80,7 @@ class Stage:
     data_state: Callable[[], dict[str, Any]]
     batch: Callable[[int], dict[str, np.ndarray]]
     host_seconds: Callable[[], float]
-    validate: Callable[[TrainState, Stopping], Numbers | None] | None = None
+    validate: Callable[[TrainState, Stopping, ValidationFile], Numbers | None] | None = None
     sample: Callable[[], str] | None = None
     validate_every: int = 1
     validates_first: bool = True
@@ -111,6 +113,7 @@ class Loop:
       state: the state to begin with.
       checkpoints: where the state is saved.
       recorder: where the metrics go.
+      validation_file: where a validation keeps what it has found so far.
       workdir: folder of the run.
       resumed: whether an earlier start saved the state.
     """
@@ -121,12 +124,14 @@ class Loop:
         state: TrainState,
         checkpoints: Checkpoints,
         recorder: Recorder,
+        validation_file: ValidationFile,
         workdir: Path,
         resumed: bool,
     ):
         self._stage = stage
         self._checkpoints = checkpoints
         self._recorder = recorder
+        self._validation_file = validation_file
         self._workdir = workdir
 
         self._state = state
@@ -153,10 +158,14 @@ class Loop:
             full.
         """
         is_new_run = self._saved is None
-        if self._stage.validate and (unvalidated or (is_new_run and self._stage.validates_first)):
-            self._validate_first()
-
         with _stop_signals() as signals:
+            if self._stage.validate and (
+                unvalidated or (is_new_run and self._stage.validates_first)
+            ):
+                stop = self._validate_first(signals)
+                if stop:
+                    self._end_by_signal(stop, time.perf_counter())
+
             while self._step < self._stage.steps:
                 stop = self._advance(signals)
                 began = time.perf_counter()
@@ -192,25 +201,40 @@ class Loop:
             raise KeyboardInterrupt
         raise SystemExit(_EXIT_BASE + stop)
 
-    def _validate_first(self) -> None:
+    def _validate_first(self, signals: list[int]) -> int:
         """Validates the state with which the run begins.
 
         If an earlier start saved the state without its validation, the line of metrics and the
-        checkpoint are completed.
+        checkpoint are completed. If the run is stopped meanwhile, they stay as they are; a state
+        that was never saved is saved then.
+
+        Args:
+          signals: the signals that this process has got so far.
+
+        Returns:
+          the signal that ends the run, or 0.
         """
+
+        def stopping() -> int:
+            return self._consensus.at_once(signals)
+
         self._due = True
-        self._scores = self._validate(lambda: 0)
+        self._scores = self._validate(stopping)
         if self._ended is not None:
             kept = (
                 "nothing was trained yet" if self._saved is None else f"step {self._step} is saved"
             )
             raise UserError(f"training: at the first validation, {self._ended}; {kept}; {_REMEDY}")
+
+        stop = stopping()
         if self._saved is None:
-            self._recorder.record(self._step, self._scores, important=True)
-            self._save(now=False)
-        else:
+            if self._scores:
+                self._recorder.record(self._step, self._scores, important=True)
+            self._save(now=bool(stop))
+        elif self._scores:
             self._recorder.complete(self._step, self._scores)
             self._checkpoints.complete(self._step, self._scores)
+        return stop
 
     def _advance(self, signals: list[int]) -> int:
         """Takes a step and, if that is due, validates the new state.
@@ -282,7 +306,7 @@ class Loop:
         assert self._stage.validate is not None
         with self._recorder.aside():
             try:
-                scores = self._stage.validate(self._state, stopping)
+                scores = self._stage.validate(self._state, stopping, self._validation_file)
             except UnknownAnswers as error:
                 self._ended = error
                 return {}

@@ -29,6 +29,7 @@ from apr_jax.train.loop import Loop, Stage
 from apr_jax.train.metrics.profile import profiled
 from apr_jax.train.metrics.recorder import Recorder
 from apr_jax.train.state import TrainState
+from apr_jax.train.validation_file import ValidationFile
 
 
 def train(
@@ -110,7 +111,8 @@ def train(
             lease,
         ) as recorder:
             resumed = restored is not None
-            loop = Loop(stage, state, checkpoints, recorder, workdir, resumed)
+            validation_file = ValidationFile(workdir, lease)
+            loop = Loop(stage, state, checkpoints, recorder, validation_file, workdir, resumed)
             return loop.run(unvalidated)
 
 

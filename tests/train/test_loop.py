@@ -20,6 +20,7 @@ from apr_jax.train.checkpoint import BEST
 from apr_jax.train.loop import Loop, Stage
 from apr_jax.train.metrics.recorder import Recorder
 from apr_jax.train.state import TrainState
+from apr_jax.train.validation_file import ValidationFile
 
 _STEPS = 6
 
@@ -70,11 +71,14 @@ class _Toy:
         self.busy = 1.0 + step
         return dataclasses.replace(state, step=state.step + 1), {"loss": 0.5 * step}
 
-    def validate(self, state, stopping):
-        for part in range(3):
+    def validate(self, state, stopping, file):
+        identity = str(int(state.step))
+        found = file.read(identity) or {"parts": 0}
+        for part in range(found["parts"], 3):
             if stopping():
                 return None
             self._begin("validation", int(state.step), part)
+            file.write(identity, {"parts": part + 1})
         self.busy = 100.0
         return {"accuracy": int(state.step) / 10}
 
@@ -99,12 +103,16 @@ def _run(toy, disk, workdir, save_every=4, progress=False):
     unvalidated = bool(disk.saved) and disk.saved[start][2]
     with Recorder(workdir, start, _STEPS, 1, "rl", ("trees",), (), progress) as recorder:
         state = TrainState({"w": jnp.zeros(1)}, (), *counts)
-        return Loop(stage, state, disk, recorder, workdir, bool(disk.saved)).run(unvalidated)
+        file = ValidationFile(workdir)
+        loop = Loop(stage, state, disk, recorder, file, workdir, bool(disk.saved))
+        return loop.run(unvalidated)
 
 
 @pytest.mark.parametrize(
     ("hit", "stopped", "unvalidated"),
     [
+        (("validation", 0, 1), 0, True),
+        (("validation", 0, 2), 0, False),
         (("update", 1), 1, False),
         (("rollout", 2), 1, False),
         (("update", 2), 2, True),
@@ -127,12 +135,32 @@ def test_signal_stops_training_at_once(tmp_path, hit, stopped, unvalidated):
     assert max(broken.saved) == stopped
     assert broken.saved[stopped][2] == unvalidated
     lines = repeatable(tmp_path / "broken")
-    assert [line["step"] for line in lines] == list(range(stopped + 1))
-    assert ("validation_accuracy" in lines[-1]) == (stopped % 2 == 0 and not unvalidated)
+    steps = [line["step"] for line in lines]
+    # A policy that was not trained yet has no other metrics than its scores.
+    assert steps == ([] if hit == ("validation", 0, 1) else list(range(stopped + 1)))
+    scored = bool(lines) and "validation_accuracy" in lines[-1]
+    assert scored == (stopped % 2 == 0 and not unvalidated)
     assert int(_run(_Toy(), broken, tmp_path / "broken").step) == _STEPS
     assert repeatable(tmp_path / "broken") == repeatable(tmp_path / "whole")
     assert {step: broken.saved[step] for step in whole.saved} == whole.saved
     assert [step for step, (scores, *_) in whole.saved.items() if scores] == [0, 2, 4, 6]
+
+
+def test_run_that_is_stopped_in_each_batch_of_each_validation_ends(tmp_path):
+    """Each start comes further by at least one batch, and the run is that of an unbroken one."""
+    whole, broken = _Disk(), _Disk()
+    _run(_Toy(), whole, tmp_path / "whole")
+    parts = [("validation", step, part) for step in (0, 2, 4, 6) for part in range(3)]
+    for hit in parts:
+        toy = _Toy(hit)
+        with pytest.raises(SystemExit):
+            _run(toy, broken, tmp_path / "broken")
+        assert toy.done[-1] == hit
+        begun = [what for what in toy.done if what[0] == "validation"]
+        assert begun == [hit], "what an earlier start has found is not looked for again"
+    assert int(_run(_Toy(), broken, tmp_path / "broken").step) == _STEPS
+    assert repeatable(tmp_path / "broken") == repeatable(tmp_path / "whole")
+    assert {step: broken.saved[step] for step in whole.saved} == whole.saved
 
 
 class _ClosedTerminal(io.StringIO):
@@ -248,7 +276,8 @@ def test_too_many_unknown_answers_end_the_run(tmp_path, lost, kept, unvalidated)
     assert max(broken.saved) == kept and broken.saved[kept][2] == unvalidated
     again = _Toy()
     _run(again, broken, tmp_path / "broken")
-    assert again.done[0] == (("validation", kept, 0) if unvalidated else ("rollout", kept + 1))
+    # A validation goes on with the part that failed.
+    assert again.done[0] == (lost if unvalidated else ("rollout", kept + 1))
     assert broken.saved[_STEPS] == whole.saved[_STEPS]
     assert repeatable(tmp_path / "broken") == repeatable(tmp_path / "whole")
 

@@ -12,10 +12,12 @@ from jax.experimental import multihost_utils
 
 from apr_jax.evaluate import runner
 from apr_jax.tasks import Failure, Score
+from apr_jax.tasks.countdown.puzzle import make_problem
 from apr_jax.train import grader, sft
 from apr_jax.train.config import RewardConfig
 from apr_jax.train.grader import Grader
 from apr_jax.train.rl import trainer
+from apr_jax.train.validation_file import ValidationFile
 
 
 class Arrived(Exception):
@@ -76,14 +78,14 @@ class _Streams:
         return []
 
 
-def test_validation_is_greedy(config):
+def test_validation_is_greedy(config, tmp_path):
     one = object.__new__(Grader)
     one._config = config
-    one._validation = ["a problem"]
+    one._validation = [make_problem("p", (1, 2), 3)]
     one._batch = 1
     one.ask = stop
     with pytest.raises(Arrived) as found:
-        one.validate(types.SimpleNamespace(params=None), lambda: 0)
+        one.validate(types.SimpleNamespace(params=None), lambda: 0, ValidationFile(tmp_path))
     assert found.value.args[0][2] == 0.0
 
 

@@ -4,6 +4,7 @@ supervision.
 
 import dataclasses
 import json
+import os
 import re
 import signal
 import subprocess
@@ -282,6 +283,40 @@ def test_rl_validates_and_saves_the_first_policy(unbroken_rl):
     assert int(state.step) == 3
     restored = load_checkpoint(workdir)
     assert (restored.stage, restored.method) == ("rl", "apr")
+
+
+@pytest.mark.thorough
+def test_rl_that_is_preempted_in_each_batch_of_a_validation_ends(
+    unbroken, config, data_dir, tmp_path, monkeypatch
+):
+    """Each start comes one batch further; each began the validation anew, for ever.
+
+    Scores and lines are those of a run that was left alone.
+    """
+    small = changed(config, rl={"steps": 2, "problems": 1, "group": 2, "validation": 8})
+    train_rl(small, data_dir, tmp_path / "whole", unbroken[0], progress=False)
+
+    asked = []
+
+    def stop_in_a_validation(self, params, problems, temperature, key):
+        if temperature == 0:
+            asked.append(problems)
+            os.kill(os.getpid(), signal.SIGTERM)
+        return ask(self, params, problems, temperature, key)
+
+    ask = grader.Grader.ask
+    monkeypatch.setattr(grader.Grader, "ask", stop_in_a_validation)
+    broken = tmp_path / "broken"
+    batches = 4
+    for start in range(2 * batches):
+        with pytest.raises(SystemExit):
+            train_rl(small, data_dir, broken, unbroken[0], progress=False)
+        assert len(asked) == start + 1
+    train_rl(small, data_dir, broken, unbroken[0], progress=False)
+    assert len(asked) == 2 * batches
+    assert repeatable(broken) == repeatable(tmp_path / "whole")
+    for step in (0, 2):
+        assert _scores(broken, step) == _scores(tmp_path / "whole", step) != {}
 
 
 @pytest.mark.thorough

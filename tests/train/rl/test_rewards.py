@@ -16,9 +16,10 @@ from apr_jax.tasks import Failure, Score
 from apr_jax.tasks.countdown.puzzle import make_problem
 from apr_jax.train import grader
 from apr_jax.train.config import ObjectiveConfig, RewardConfig
-from apr_jax.train.grader import _CODES, Grades, allowed_unknown
+from apr_jax.train.grader import _CODES, _MEASURES, Grades, allowed_unknown
 from apr_jax.train.rl.rewards import counted_trees, next_price, overlong, tree_rewards
 from apr_jax.train.rl.trainer import train_rl
+from apr_jax.train.validation_file import FILE, ValidationFile
 
 FOREST = SimpleNamespace(
     total_tokens=np.array([100, 300, 200]),
@@ -265,12 +266,16 @@ def _grader(config, monkeypatch, verifier, problems=0, batch=8, **reward):
     made._task = SimpleNamespace(show=lambda problem: problem.id)
     made._validation = [make_problem("p", (1, 2), 3)] * problems
     made.ask = lambda params, asked, temperature, key: np.zeros(len(asked))
-    for name, function in {
+    functions = {
         "extract_answers": lambda forest, tokenizer: [""] * len(forest),
         "first_trees": lambda rolled, count: (rolled, None),
         "tree_text": lambda forest, tree, problem, correct, tokenizer: str(correct),
-        "forest_metrics": lambda forest: {"trees": len(forest)},
-    }.items():
+        "tree_measures": lambda forest: {
+            measure: np.full(len(forest), number, np.int32)
+            for number, measure in enumerate(_MEASURES)
+        },
+    }
+    for name, function in functions.items():
         monkeypatch.setattr(grader, name, function)
     return made
 
@@ -288,7 +293,7 @@ def test_step_with_too_many_unknown_answers_is_refused(config, monkeypatch):
     assert verifier.spare == [2, 2]
 
 
-def test_validation_is_of_the_known_answers_alone(config, monkeypatch):
+def test_validation_is_of_the_known_answers_alone(config, monkeypatch, tmp_path):
     """It is refused by the unknown answers of all of its batches together.
 
     A batch may lose what the batches before it have left.
@@ -296,19 +301,86 @@ def test_validation_is_of_the_known_answers_alone(config, monkeypatch):
     state = SimpleNamespace(params=None)
     verifier = _Lossy(2, 0, 1, 2, 1, 1)
     made = _grader(config, monkeypatch, verifier, problems=20, max_unknown=0.15)
-    scores = made.validate(state, lambda: 0)
+    scores = made.validate(state, lambda: 0, ValidationFile(tmp_path))
     expected = {
         "accuracy": 1.0,
         "reward": 1.0,
-        "trees": 20,
+        **{name: number for number, name in enumerate(_MEASURES)},
         "reward_errors": 3,
         "reward_timeouts": 0,
         "reward_unverified": 0,
     }
     assert scores == expected and made.sample() == "None"
+    (tmp_path / FILE).unlink()
     with pytest.raises(UnknownAnswers, match="4 of 20 answers have no verdict"):
-        made.validate(state, lambda: 0)
+        made.validate(state, lambda: 0, ValidationFile(tmp_path))
     assert verifier.spare == [3, 1, 1, 3, 1, 0]
+
+
+def _stop_after(batches):
+    """Lets so many batches of a validation begin."""
+    left = iter([0] * batches)
+    return lambda: next(left, 15)
+
+
+def test_a_stopped_validation_goes_on_with_its_next_batch(config, monkeypatch, tmp_path):
+    """It does so however often it is stopped, and its scores are those of one that was not."""
+    state = SimpleNamespace(params=None)
+    lost = (2, 1, 0, 0, 0)
+    (tmp_path / "whole").mkdir()
+    whole = _grader(config, monkeypatch, _Lossy(*lost), problems=37)
+    expected = whole.validate(state, lambda: 0, ValidationFile(tmp_path / "whole"))
+    verifier = _Lossy(*lost)
+    for batch in range(4):
+        made = _grader(config, monkeypatch, verifier, problems=37)
+        assert made.validate(state, _stop_after(1), ValidationFile(tmp_path)) is None
+        assert len(verifier.spare) == batch + 1, "each start takes one batch further"
+    made = _grader(config, monkeypatch, verifier, problems=37)
+    assert made.validate(state, lambda: 0, ValidationFile(tmp_path)) == expected
+    assert verifier.spare == whole._verifier.spare
+    assert made.sample() == whole.sample() == "None"
+
+
+def test_a_validation_that_is_done_is_not_done_again(config, monkeypatch, tmp_path):
+    """The run may be killed before its scores are saved."""
+    state = SimpleNamespace(params=None)
+    made = _grader(config, monkeypatch, _Lossy(0, 1), problems=16)
+    scores = made.validate(state, lambda: 0, ValidationFile(tmp_path))
+    again = _grader(config, monkeypatch, _Lossy(), problems=16)
+    assert again.validate(state, lambda: 15, ValidationFile(tmp_path)) == scores
+
+
+@pytest.mark.parametrize("other", ["weights", "settings", "problems", "damage"])
+def test_what_another_validation_found_is_not_taken(config, monkeypatch, tmp_path, other):
+    state = SimpleNamespace(params={"w": np.ones(3, np.float32)})
+    made = _grader(config, monkeypatch, _Lossy(1), problems=16)
+    assert made.validate(state, _stop_after(1), ValidationFile(tmp_path)) is None
+
+    verifier = _Lossy(0, 0)
+    made = _grader(config, monkeypatch, verifier, problems=16)
+    if other == "weights":
+        state.params["w"][1] = 2
+    elif other == "settings":
+        made._config = changed(made._config, seed=9)
+    elif other == "problems":
+        made._validation[3] = make_problem("p", (1, 2), 4)
+    else:
+        text = (tmp_path / FILE).read_text()
+        (tmp_path / FILE).write_text(text.replace('"codes": [2', '"codes": [1'))
+    assert made.validate(state, lambda: 0, ValidationFile(tmp_path))["reward_errors"] == 0
+    assert len(verifier.spare) == 2
+
+
+def test_answers_that_failed_too_often_are_asked_for_again(config, monkeypatch, tmp_path):
+    """The next start finds what made them fail mended."""
+    state = SimpleNamespace(params=None)
+    made = _grader(config, monkeypatch, _Lossy(1, 5), problems=16)
+    with pytest.raises(UnknownAnswers):
+        made.validate(state, lambda: 0, ValidationFile(tmp_path))
+    verifier = _Lossy(0)
+    made = _grader(config, monkeypatch, verifier, problems=16)
+    assert made.validate(state, lambda: 0, ValidationFile(tmp_path))["reward_errors"] == 1
+    assert len(verifier.spare) == 1
 
 
 @pytest.mark.parametrize(
