@@ -22,6 +22,7 @@ FREE = (
         for field in ("save_every", "validate_every", "validation")
     ),
     "train.sft.log_every",
+    "train.hang_",
     *(
         f"train.rl.reward.{field}"
         for field in ("time_limit", "memory_limit", "workers", "max_unknown")

@@ -19,6 +19,7 @@ slice=$here/slice.sh
 
 FAILURES=${FAILURES:-3}
 SLICE_TRIES=${SLICE_TRIES:-10}
+HUNG=75        # Exit status of a run whose step did not move any more (apr_jax/train/watchdog.py).
 SILENCES=3      # Looks in a row that a host leaves unanswered, after which the slice is made anew.
 LOOKS_A_SAVE=10 # Of this many looks at a run that runs, one is for what it has saved.
 need_whole FAILURES SLICE_TRIES
@@ -124,7 +125,12 @@ look_after_run() {
     usage_error "the run was asked for in a wrong way: slice.sh logs shows the line; mend it, and start watch.sh again;" \
       "the slice is still there, and costs"
   elif grep -qx 'exit [1-9][0-9]*' <<<"$1"; then
-    count_failure "the run has ended on a host"
+    # The hosts that wait for the one that hangs end with the same status, or with that of a lost process.
+    if grep -qx "exit $HUNG" <<<"$1"; then
+      count_failure "a step of the run hung, which slice.sh logs shows"
+    else
+      count_failure "the run has ended on a host"
+    fi
     try stop >&2 || true
     try start "${words[@]}" || true
   elif grep -qx none <<<"$1"; then

@@ -2,7 +2,8 @@
 
 Every error that a user can cause becomes one line on standard error; APR_DEBUG=1 shows tracebacks.
 
-Exit status: 0 done, 1 failed, 2 wrong use of a command, 129 SIGHUP, 130 Ctrl-C, 143 SIGTERM.
+Exit status: 0 done, 1 failed, 2 wrong use of a command, 75 a training hung (train/watchdog.py), 129
+SIGHUP, 130 Ctrl-C, 143 SIGTERM.
 """
 
 import errno

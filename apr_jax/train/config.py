@@ -317,11 +317,17 @@ class TrainConfig:
       rl: reinforcement learning.
       max_consecutive_skipped: the run ends when so many updates in a row were skipped, because
         their loss or gradient was NaN or Inf.
+      hang_factor: the run counts as hung, and ends with status 75, when it has not moved for so
+        many times its median step.
+      hang_seconds: but not before so many seconds, in which the longest that happens between two
+        steps must fit: compiling a program, a rollout, verifying a batch, a save.
     """
 
     sft: SftConfig
     rl: RlConfig
     max_consecutive_skipped: int = 20
+    hang_factor: float = 20.0
+    hang_seconds: float = 1800.0
 
     def __post_init__(self):
-        _require(self, "train", ("max_consecutive_skipped",), 1)
+        _require(self, "train", ("max_consecutive_skipped", "hang_factor", "hang_seconds"), 1)

@@ -10,6 +10,7 @@ The life of a step:
    finished. A rollout is thrown away once it has ended; the next start does it again. A validation
    ends before its next batch, with which the next start goes on. Several processes all end after
    the same step, whichever of them got the signal.
+5. A run that does not move any more is ended by its watchdog.
 """
 
 import dataclasses
@@ -34,6 +35,7 @@ from apr_jax.train.distributed import StopConsensus, StragglerDetector
 from apr_jax.train.metrics.recorder import Numbers, Recorder
 from apr_jax.train.state import TrainState
 from apr_jax.train.validation_file import ValidationFile
+from apr_jax.train.watchdog import Watchdog
 
 _EXIT_BASE = 128  # A run that a signal has ended exits with 128 + the number of the signal.
 _REMEDY = (
@@ -113,6 +115,7 @@ class Loop:
       state: the state to begin with.
       checkpoints: where the state is saved.
       recorder: where the metrics go.
+      watchdog: is told whenever the run moves.
       validation_file: where a validation keeps what it has found so far.
       workdir: folder of the run.
       resumed: whether an earlier start saved the state.
@@ -124,6 +127,7 @@ class Loop:
         state: TrainState,
         checkpoints: Checkpoints,
         recorder: Recorder,
+        watchdog: Watchdog,
         validation_file: ValidationFile,
         workdir: Path,
         resumed: bool,
@@ -131,6 +135,7 @@ class Loop:
         self._stage = stage
         self._checkpoints = checkpoints
         self._recorder = recorder
+        self._watchdog = watchdog
         self._validation_file = validation_file
         self._workdir = workdir
 
@@ -216,6 +221,7 @@ class Loop:
         """
 
         def stopping() -> int:
+            self._watchdog.moves()
             return self._consensus.at_once(signals)
 
         self._due = True
@@ -248,6 +254,7 @@ class Loop:
         stage = self._stage
 
         def stopping() -> int:
+            self._watchdog.moves()
             return self._consensus.at_once(signals)
 
         self._due = False
@@ -282,6 +289,7 @@ class Loop:
         line = self._stragglers.step(busy, self._state.step)
         if line:
             self._recorder.tell(f"step {self._step}: {line}")
+        self._watchdog.ends_step(self._step)
         return stop
 
     def _save(self, now: bool) -> None:
@@ -292,7 +300,7 @@ class Loop:
         if not is_time or self._saved == self._step:
             return
         self._check(self._step, self._recorder.flush())
-        with self._recorder.aside():
+        with self._recorder.aside(), self._watchdog.aside():
             self._write()
         self._saved = self._step
 
@@ -304,7 +312,7 @@ class Loop:
     def _validate(self, stopping: Stopping) -> Numbers:
         """Returns the scores of the state; none if the run is to stop."""
         assert self._stage.validate is not None
-        with self._recorder.aside():
+        with self._recorder.aside(), self._watchdog.aside():
             try:
                 scores = self._stage.validate(self._state, stopping, self._validation_file)
             except UnknownAnswers as error:

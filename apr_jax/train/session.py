@@ -30,6 +30,7 @@ from apr_jax.train.metrics.profile import profiled
 from apr_jax.train.metrics.recorder import Recorder
 from apr_jax.train.state import TrainState
 from apr_jax.train.validation_file import ValidationFile
+from apr_jax.train.watchdog import Watchdog
 
 
 def train(
@@ -112,8 +113,21 @@ def train(
         ) as recorder:
             resumed = restored is not None
             validation_file = ValidationFile(workdir, lease)
-            loop = Loop(stage, state, checkpoints, recorder, validation_file, workdir, resumed)
-            return loop.run(unvalidated)
+            settings = run.config.train
+            with Watchdog(
+                workdir, start, settings.hang_factor, settings.hang_seconds, lease
+            ) as watchdog:
+                loop = Loop(
+                    stage,
+                    state,
+                    checkpoints,
+                    recorder,
+                    watchdog,
+                    validation_file,
+                    workdir,
+                    resumed,
+                )
+                return loop.run(unvalidated)
 
 
 def build_mesh(config: Experiment, devices: list[Any] | None = None) -> Mesh:

@@ -189,6 +189,8 @@ def unlike():
             outside_clip_bound=0.6,
         ),
         max_consecutive_skipped=4,
+        hang_factor=30.0,
+        hang_seconds=900.0,
     )
     return Experiment(
         name="unlike",

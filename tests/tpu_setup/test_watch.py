@@ -8,6 +8,8 @@ import subprocess
 import pytest
 from clouds import write_script
 
+from apr_jax.train.watchdog import HUNG
+
 pytestmark = pytest.mark.thorough
 
 CONFIG = "experiments/nano.py"
@@ -155,6 +157,14 @@ def test_repeatedly_failing_run_is_left_to_its_owner(cloud):
     )
     assert "slice.sh logs shows why; the slice is still there, and costs" in errors
     assert cloud.kinds() == ["create", "bootstrap", "start", "stop", "start", "stop", "start"]
+
+
+def test_a_run_that_hung_is_started_again(cloud):
+    """One host has ended with the status of a hang; the others may still wait for it."""
+    cloud.plays(status=[f"running,exit {HUNG},running,exit 1", "running"])
+    status, _, errors = _watch(cloud)
+    assert status == 0 and "a step of the run hung, which slice.sh logs shows (1 of 3)" in errors
+    assert cloud.kinds() == ["create", "bootstrap", "start", "stop", "start"]
 
 
 def test_wrong_use_is_not_tried_again(cloud):

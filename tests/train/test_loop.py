@@ -21,6 +21,7 @@ from apr_jax.train.loop import Loop, Stage
 from apr_jax.train.metrics.recorder import Recorder
 from apr_jax.train.state import TrainState
 from apr_jax.train.validation_file import ValidationFile
+from apr_jax.train.watchdog import Watchdog
 
 _STEPS = 6
 
@@ -104,8 +105,9 @@ def _run(toy, disk, workdir, save_every=4, progress=False):
     with Recorder(workdir, start, _STEPS, 1, "rl", ("trees",), (), progress) as recorder:
         state = TrainState({"w": jnp.zeros(1)}, (), *counts)
         file = ValidationFile(workdir)
-        loop = Loop(stage, state, disk, recorder, file, workdir, bool(disk.saved))
-        return loop.run(unvalidated)
+        with Watchdog(workdir, start, factor=20.0, floor=600.0) as watchdog:
+            loop = Loop(stage, state, disk, recorder, watchdog, file, workdir, bool(disk.saved))
+            return loop.run(unvalidated)
 
 
 @pytest.mark.parametrize(
@@ -236,6 +238,31 @@ def test_a_step_that_is_saved_is_not_saved_again(tmp_path):
         _run(_Toy(("rollout", 3)), disk, tmp_path)
     assert list(disk.saved) == [0, 2]
     assert disk.saved[2] == ({"validation_accuracy": 0.2}, {"price": 0.1}, False)
+
+
+def test_the_watchdog_is_told_whenever_the_run_moves(tmp_path, monkeypatch):
+    """A hang may come in any of them: rollout, update, a part of a validation, a save."""
+    toy = _Toy()
+
+    class Told(loop.Watchdog):
+        def moves(self):
+            toy.done.append("moves")
+
+        def ends_step(self, step):
+            toy.done.append(("ended", step))
+
+    monkeypatch.setattr(sys.modules[__name__], "Watchdog", Told)
+    _run(toy, _Disk(), tmp_path)
+    second = toy.done[toy.done.index(("ended", 1)) + 1 : toy.done.index(("rollout", 3))]
+    parts = [("validation", 2, part) for part in range(3)]
+    assert second == [
+        ("rollout", 2),
+        "moves",
+        ("update", 2),
+        *("moves", "moves", parts[0], "moves", parts[1], "moves", parts[2], "moves"),
+        *("moves", ("ended", 2)),
+        *("moves", "moves"),  # Around the save.
+    ]
 
 
 def test_straggler_detector_does_not_count_validation(tmp_path, monkeypatch):
