@@ -1,4 +1,4 @@
-"""The commands for a trained model: `apr eval`, `apr solve` and `apr export`."""
+"""The commands for a model: `apr eval`, `apr solve`, `apr export` and `apr import`."""
 
 from pathlib import Path
 from typing import Annotated
@@ -147,13 +147,14 @@ def export(
         ),
     ],
 ) -> None:
-    """Write a model as one small file (bfloat16), or as a Hugging Face Llama with its tokenizer.
+    """Write a model as one small file (bfloat16), or as a Hugging Face folder with its tokenizer.
 
-    Transformers and vLLM load the folder. llama.cpp needs a GGUF file; its converter was not tried
+    Transformers and vLLM load the folder. Its architecture is Llama, or that of an imported model,
+    whose tokens have their own ids again. llama.cpp needs a GGUF file; its converter was not tried
     on this folder. Each of these engines writes a single thread: none of them starts the children
     of a <spawn> block.
     """
-    from apr_jax.train.checkpoint import load_checkpoint
+    from apr_jax.train.checkpoint import load_checkpoint, load_pretrained
     from apr_jax.train.checkpoint.exported import SUFFIX, export_file
     from apr_jax.train.checkpoint.hf_folder import check_folder, export_folder
 
@@ -165,10 +166,47 @@ def export(
             raise UsageError(f"--out {error}") from None
 
     start()
-    restored = load_checkpoint(checkpoint)
     if is_file:
-        export_file(restored, out)
+        export_file(load_checkpoint(checkpoint), out)
         typer.echo(f"model: {out}")
     else:
-        export_folder(restored, out)
+        export_folder(load_pretrained(checkpoint), out)
         typer.echo(f"model and tokenizer: {out}")
+
+
+@models_app.command(
+    "import", epilog="Example: apr import models/SmolLM2-135M --out smollm2.safetensors"
+)
+def import_model(
+    folder: Annotated[
+        Path,
+        typer.Argument(
+            help=(
+                "Folder of a Hugging Face model: config.json, tokenizer.json and one or several"
+                " safetensors files."
+            ),
+            parser=HERE["parser"],
+            metavar="FOLDER",
+            show_default=False,
+        ),
+    ],
+    out: Annotated[
+        Path, typer.Option(help="FILE.safetensors, for `apr train sft --init`.", **NEW_FILE)
+    ],
+) -> None:
+    """Read a pretrained Llama, Qwen2 or Qwen3 with its tokenizer, to train it on threads.
+
+    Ten control pieces get rows in front of the embedding; no bit of the weights is lost.
+    """
+    from apr_jax.train.checkpoint.exported import SUFFIX, save_pretrained
+    from apr_jax.train.checkpoint.hf_import import import_folder
+
+    if out.suffix != SUFFIX:
+        raise UsageError(f"--out {out}: must end in {SUFFIX}")
+    start()
+    from apr_jax.model.transformer import count_params
+
+    pretrained = import_folder(folder)
+    save_pretrained(pretrained, out)
+    count, _ = count_params(pretrained.params)
+    typer.echo(f"model: {out} ({count:,} parameters, {pretrained.tokenizer.vocab_size:,} tokens)")

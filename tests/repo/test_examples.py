@@ -1,10 +1,18 @@
 """The examples run as they stand, and print trees."""
 
+import dataclasses
 import re
 import runpy
 from pathlib import Path
 
+import jax
+import numpy as np
 import pytest
+from helpers import foreign
+
+from apr_jax.model.config import ModelConfig
+from apr_jax.text.tokenizer import END_SPAWN
+from apr_jax.train.checkpoint import export_folder, import_folder
 
 EXAMPLES = {path.stem: path for path in (Path(__file__).parents[2] / "examples").glob("*.py")}
 
@@ -41,6 +49,24 @@ def test_rl_teaches_an_imitating_transformer_to_spawn(capsys):
     assert rows[1][-1][1] < 0.3, (
         "random policies that spawn are right less often, so they give it up"
     )
+
+
+@pytest.mark.thorough
+def test_transformers_decodes_a_thread_of_an_exported_model(tmp_path, capsys, monkeypatch):
+    pytest.importorskip("torch")
+    pytest.importorskip("transformers")
+    sizes = {"layers": 1, "width": 16, "heads": 2, "kv_heads": 1, "head_size": 8, "mlp": 16}
+    model = import_folder(foreign.write_folder(tmp_path / "in", ModelConfig(**sizes, tied=False)))
+    # It writes </spawn> whatever it reads: no layer adds anything, and one column of the head is 1.
+    params = jax.tree.map(np.zeros_like, model.params)
+    params["embed"] += 1
+    params["final_norm"] += 1
+    params["unembed"][:, END_SPAWN] = 1
+    export_folder(dataclasses.replace(model, params=params), tmp_path / "out")
+    arguments = [str(EXAMPLES["decode_with_transformers"]), str(tmp_path / "out"), "12 + <eos>3"]
+    monkeypatch.setattr("sys.argv", arguments)
+    runpy.run_path(arguments[0], run_name="__main__")
+    assert capsys.readouterr().out == "<bos>12 + <eos>3</spawn>\n"
 
 
 def test_own_model_is_short():

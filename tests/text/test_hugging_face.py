@@ -85,7 +85,9 @@ def test_pieces_that_the_tokenizer_puts_around_a_text_stay_away():
 
 
 def test_a_text_comes_back_as_the_tokenizer_normalizes_it():
-    tokenizer = HuggingFaceTokenizer.make(foreign.description(foreign.composed()), EMBEDDINGS)
+    tokenizer = HuggingFaceTokenizer.make(
+        foreign.description(foreign.byte_level(qwen=True)), EMBEDDINGS
+    )
     apart = unicodedata.normalize("NFD", "né")
     assert len(apart) == 3
     assert tokenizer.decode(tokenizer.encode(apart)) == "né"
@@ -100,6 +102,15 @@ def test_a_character_without_a_piece_is_named(text):
     with pytest.raises(UsageError) as error:
         tokenizer.encode(text)
     assert f"the tokenizer cannot write {text[-1]!r} as text" in str(error.value)
+
+
+def test_the_piece_of_unknown_characters_is_not_reached_by_its_spelling():
+    alphabet = [chr(code) for code in (10, *range(0x20, 0x7F))]
+    theirs = foreign.characters(alphabet, whole_words=True)
+    assert theirs.encode("<unk>").ids == [0]
+    tokenizer = HuggingFaceTokenizer.make(foreign.description(theirs), len(alphabet) + 1)
+    with pytest.raises(UsageError, match="the tokenizer cannot write '<unk>' as text"):
+        tokenizer.encode("<unk>")
 
 
 def test_half_a_surrogate_pair_is_named():

@@ -1,23 +1,28 @@
-"""A model in one small file: bfloat16 weights with all that evaluation needs.
+"""A model in one file: weights with all that evaluation, or a training, needs.
 
     model.safetensors   tensors by their path in the parameters, for example `layers/q`
-                        metadata: one entry, JSON of config, method, stage, step and tokenizer, and
-                        of sums of these and of the tensors
+                        metadata: one entry, JSON of what describes the model, and of sums of it and
+                        of the tensors
+
+There are two kinds. `apr export` writes a trained model with its config, method, stage, step and
+tokenizer, and its weights in bfloat16. Half the bits of each weight are left out, so a run cannot
+go on from such a file bit for bit; what the model answers hardly changes. `apr import` writes a
+pretrained model with its shape and tokenizer, and loses no bit: a tensor is stored in bfloat16 only
+if all its values are of that type.
 
 The sums are compared whenever the file is loaded, because safetensors itself does not notice a
 flipped bit.
-
-Half the bits of each weight are left out, so a run cannot go on from such a file bit for bit. What
-the model answers hardly changes.
 """
 
 import base64
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+import pydantic
 from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors import SafetensorError, deserialize
 
@@ -25,17 +30,21 @@ from apr_jax.config import ConfigError, from_dict, to_dict
 from apr_jax.errors import UserError
 from apr_jax.io.library_errors import shows_damage, what_went_wrong
 from apr_jax.io.storage import as_path, save_tensors
+from apr_jax.model.config import ModelConfig
 from apr_jax.text.stored import tokenizer_from_bytes
+from apr_jax.text.tokenizer import Tokenizer
 from apr_jax.train.checkpoint.checksum import digest, json_sum
-from apr_jax.train.checkpoint.restored import Restored
+from apr_jax.train.checkpoint.restored import Pretrained, Restored
 
 SUFFIX = ".safetensors"
 _ENTRY = "apr_jax"  # The key of our entry in the metadata.
 _SUMS = "sums"  # The key of the sums in that entry.
+_DTYPES = {"BF16": jnp.bfloat16, "F32": np.float32}
+_MODEL = pydantic.TypeAdapter(ModelConfig)
 
 
 def export_file(restored: Restored, path: Path) -> None:
-    """Writes the model to a file, and makes the file's folder if it is not there.
+    """Writes a trained model to a file, and makes the file's folder if it is not there.
 
     Raises:
       UserError: the file cannot be written.
@@ -45,22 +54,31 @@ def export_file(restored: Restored, path: Path) -> None:
         "method": restored.method,
         "stage": restored.stage,
         "step": restored.step,
-        "tokenizer": base64.b64encode(restored.tokenizer.to_bytes()).decode(),
+        "tokenizer": _encode(restored.tokenizer),
     }
     tensors = {
         name: np.asarray(leaf).astype(jnp.bfloat16)
         for name, leaf in _named(restored.params).items()
     }
-    entry = json.dumps(about | {_SUMS: _sums(about, tensors)})
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_tensors(tensors, path, {_ENTRY: entry})
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"cannot write {path}: {error}") from error
+    _write(about, tensors, path)
 
 
-def load_exported(path: Path) -> Restored:
-    """Loads an exported model; its weights become float32 again.
+def save_pretrained(pretrained: Pretrained, path: Path) -> None:
+    """Writes a pretrained model to a file without the loss of a bit.
+
+    Raises:
+      UserError: the file cannot be written.
+    """
+    about = {
+        "model": dataclasses.asdict(pretrained.model),
+        "tokenizer": _encode(pretrained.tokenizer),
+    }
+    tensors = {name: _narrowed(leaf) for name, leaf in _named(pretrained.params).items()}
+    _write(about, tensors, path)
+
+
+def load_exported(path: Path) -> Restored | Pretrained:
+    """Loads an exported or an imported model; its weights become float32 again.
 
     Args:
       path: a file on this machine or in a bucket.
@@ -78,19 +96,32 @@ def load_exported(path: Path) -> Restored:
                 " again"
             )
         leaves = {name: value.astype(np.float32) for name, value in tensors.items()}
+        params = unflatten_dict(leaves, sep="/")
+        tokenizer = tokenizer_from_bytes(base64.b64decode(about["tokenizer"]))
+        if "model" in about:
+            model = _MODEL.validate_python(about["model"], extra="forbid")
+            return Pretrained(params, model, tokenizer, str(path))
         return Restored(
-            params=unflatten_dict(leaves, sep="/"),
+            params=params,
             config=from_dict(about["config"]),
             method=about["method"],
             stage=about["stage"],
-            tokenizer=tokenizer_from_bytes(base64.b64decode(about["tokenizer"])),
+            tokenizer=tokenizer,
             step=about["step"],
             path=str(path),
         )
     except ConfigError as error:
         raise UserError(f"{path}: is of another version of apr_jax ({error})") from None
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(map(str, first["loc"]))
+        raise UserError(
+            f"{path}: is of another version of apr_jax (model.{field}: {first['msg']})"
+        ) from None
     except FileNotFoundError:
-        raise UserError(f"{path}: no such file; `apr export` writes one") from None
+        raise UserError(
+            f"{path}: no such file; `apr export` writes one, and so does `apr import`"
+        ) from None
     except (OSError, SafetensorError, KeyError, ValueError) as error:
         if isinstance(error, OSError) and not shows_damage(error):
             raise UserError(
@@ -99,6 +130,27 @@ def load_exported(path: Path) -> Restored:
         raise UserError(
             f"{path}: is not a whole model that `apr export` wrote ({error!r:.100})"
         ) from None
+
+
+def _write(about: dict[str, Any], tensors: dict[str, np.ndarray], path: Path) -> None:
+    """Writes a file with its sums, and makes the file's folder if it is not there."""
+    entry = json.dumps(about | {_SUMS: _sums(about, tensors)})
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_tensors(tensors, path, {_ENTRY: entry})
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"cannot write {path}: {error}") from error
+
+
+def _narrowed(leaf: np.ndarray) -> np.ndarray:
+    """Returns a float32 tensor in bfloat16 if no value of it changes, else as it is."""
+    narrow = leaf.astype(jnp.bfloat16)
+    return narrow if np.array_equal(narrow.astype(np.float32), leaf) else leaf
+
+
+def _encode(tokenizer: Tokenizer) -> str:
+    """Returns a tokenizer as text for JSON."""
+    return base64.b64encode(tokenizer.to_bytes()).decode()
 
 
 def _about(contents: bytes) -> dict[str, Any]:
@@ -116,9 +168,10 @@ def _tensors(contents: bytes) -> dict[str, np.ndarray]:
     """Returns name -> tensor; raises ValueError if one is not of the type that we write."""
     tensors = {}
     for name, tensor in deserialize(contents):
-        if tensor["dtype"] != "BF16":
-            raise ValueError(f"{name} is {tensor['dtype']}, must be BF16")
-        tensors[name] = np.frombuffer(tensor["data"], jnp.bfloat16).reshape(tensor["shape"])
+        if tensor["dtype"] not in _DTYPES:
+            raise ValueError(f"{name} is {tensor['dtype']}, must be one of {', '.join(_DTYPES)}")
+        values = np.frombuffer(tensor["data"], _DTYPES[tensor["dtype"]])
+        tensors[name] = values.reshape(tensor["shape"])
     return tensors
 
 

@@ -8,13 +8,13 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from apr_jax.config import ConfigError, from_dict
-from apr_jax.errors import UserError
+from apr_jax.errors import UsageError, UserError
 from apr_jax.io.disk_errors import quiet
 from apr_jax.io.library_errors import shows_damage, what_went_wrong
 from apr_jax.io.storage import absolute, as_path
 from apr_jax.train.checkpoint.checksum import changed
 from apr_jax.train.checkpoint.exported import SUFFIX, load_exported
-from apr_jax.train.checkpoint.restored import Restored
+from apr_jax.train.checkpoint.restored import Pretrained, Restored
 from apr_jax.train.checkpoint.retention import best_step
 from apr_jax.train.checkpoint.run import read_tokenizer
 from apr_jax.train.checkpoint.step_files import read_meta, steps_in, unreadable
@@ -29,12 +29,37 @@ def load_checkpoint(path: str | Path) -> Restored:
       path: a workdir, one `checkpoints/<step>` in it, or a file that `apr export` wrote.
 
     Raises:
+      UsageError: it is an imported model.
       UserError: there is no checkpoint, it is damaged or cannot be read, or a weight is no number.
     """
+    found = _load(path)
+    if isinstance(found, Pretrained):
+        raise UsageError(
+            f"{found.path}: is an imported model, which was trained on no task yet; train it first,"
+            f" by `apr train sft --init {found.path}`"
+        )
+    return found
+
+
+def load_pretrained(path: str | Path) -> Pretrained:
+    """Loads shape, weights and tokenizer of a model, for a training that starts from it.
+
+    Args:
+      path: a file that `apr import` wrote, or whatever `load_checkpoint` takes.
+
+    Raises:
+      UserError: as `load_checkpoint`, which alone refuses imported models.
+    """
+    found = _load(path)
+    return found if isinstance(found, Pretrained) else found.pretrained
+
+
+def _load(path: str | Path) -> Restored | Pretrained:
+    """Loads the model of any checkpoint or file."""
     path = as_path(path)
-    restored = load_exported(path) if path.suffix == SUFFIX else _load_best_step(absolute(path))
-    _check_finite(restored)
-    return restored
+    found = load_exported(path) if path.suffix == SUFFIX else _load_best_step(absolute(path))
+    _check_finite(found)
+    return found
 
 
 def _load_best_step(run: Path) -> Restored:
@@ -59,17 +84,17 @@ def _load_best_step(run: Path) -> Restored:
         raise UserError(f"checkpoint {folder}: damaged ({what_went_wrong(error)}){hint}") from None
 
 
-def _check_finite(restored: Restored) -> None:
+def _check_finite(found: Restored | Pretrained) -> None:
     """Refuses weights that a training left behind when it diverged.
 
     Raises:
       UserError: a weight is NaN or infinite.
     """
-    for path, leaf in jax.tree.leaves_with_path(restored.params):
+    for path, leaf in jax.tree.leaves_with_path(found.params):
         if not np.isfinite(leaf).all():
             name = jax.tree_util.keystr(path, simple=True, separator="/")
             raise UserError(
-                f"{restored.path}: the weights {name} hold NaN or infinity, so the training had"
+                f"{found.path}: the weights {name} hold NaN or infinity, so the training had"
                 " diverged; take an earlier step, or train again with a smaller learning rate"
             )
 

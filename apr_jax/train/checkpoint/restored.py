@@ -1,4 +1,4 @@
-"""A trained model, complete: what evaluation and RL start from."""
+"""Models in memory: with their experiment, as evaluation and RL need them, and without one."""
 
 import dataclasses
 import re
@@ -6,11 +6,29 @@ from typing import Any
 
 from apr_jax.config import Experiment
 from apr_jax.errors import UserError
+from apr_jax.model.config import ModelConfig
 from apr_jax.text.tokenizer import Tokenizer
 
 STAGES = ("sft", "rl")
 # A method stands in tables, messages and file names; which ones there are is the task's to say.
 _METHOD = re.compile(r"[A-Za-z0-9._+-]{1,40}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Pretrained:
+    """A model without an experiment, such as an imported one: what supervised training starts from.
+
+    Attributes:
+      params: the weights, numpy leaves.
+      model: the shape of the network.
+      tokenizer: the tokenizer, of which V is the number of the model's embeddings.
+      path: where it was read.
+    """
+
+    params: Any
+    model: ModelConfig
+    tokenizer: Tokenizer
+    path: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,3 +71,8 @@ class Restored:
             raise UserError(
                 f"{self.path}: step={self.step!r:.60} must be a whole number of at least 0"
             )
+
+    @property
+    def pretrained(self) -> Pretrained:
+        """The model without the experiment in which it was trained."""
+        return Pretrained(self.params, self.config.model, self.tokenizer, self.path)
