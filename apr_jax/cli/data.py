@@ -34,6 +34,16 @@ def build(
             show_default=False,
         ),
     ] = None,
+    init: Annotated[
+        Path | None,
+        typer.Option(
+            help=(
+                "The model that will learn from the data, as given to `apr train sft --init`: its"
+                " tokenizer is taken."
+            ),
+            **ANYWHERE,
+        ),
+    ] = None,
     settings: Settings = None,
 ) -> None:
     """Build problems, demonstrations and the tokenizer, on all cores.
@@ -44,7 +54,13 @@ def build(
     from apr_jax.data.build import build as run
     from apr_jax.report.terminal_tables import print_demonstrations
 
+    experiment = load(config, settings)
+    tokenizer = None
+    if init:
+        from apr_jax.train.checkpoint import load_pretrained
+
+        tokenizer = load_pretrained(init).tokenizer
     with resumable(f"parts that were finished are in {out}"):
-        built = run(load(config, settings), out, exclude, method or None)
+        built = run(experiment, out, exclude, method or None, tokenizer=tokenizer)
     print_demonstrations(built)
     typer.echo(f"data: {out}")

@@ -36,6 +36,16 @@ def sft(
             show_default=False,
         ),
     ] = None,
+    init: Annotated[
+        Path | None,
+        typer.Option(
+            help=(
+                "Model to start from: what `apr import` wrote, or a checkpoint. Its network and"
+                " tokenizer are taken; build the data with the same --init."
+            ),
+            **ANYWHERE,
+        ),
+    ] = None,
     data: Data = None,
     profile: Profile = None,
     settings: Settings = None,
@@ -51,7 +61,7 @@ def sft(
     from apr_jax.train.sft import train_sft
 
     with resumable(lambda: _last_saved_step(workdir)):
-        train_sft(experiment, data, workdir, method, profile=profile)
+        train_sft(experiment, data, workdir, method, profile=profile, init=init)
     typer.echo(f"checkpoint: {workdir}")
 
 

@@ -9,7 +9,7 @@ The life of a build:
 1. The task splits its problems. None of the exclude file is among them, and no training problem is
    of the same group as one that is held out.
 2. The tokenizer is trained on the first demonstrations of every method of the task. So it does not
-   depend on which methods are built.
+   depend on which methods are built. If a pretrained model is going to learn, its own is taken.
 3. For each wanted method, worker processes demonstrate the training problems (`demonstrate`), and
    TFDS stores the trees (`dataset`).
 4. `data.json` says what was built, from which settings, and how good the solvers were.
@@ -73,6 +73,8 @@ _TOKENIZER = "tokenizer.model"
 _TOKENIZER_SAMPLE = 1_024  # Problems whose demonstrations train the tokenizer.
 # The setting that the user cannot set: the checksum of the file of thread trees.
 _FILE_SUM = "data.demonstrations_sha256"
+# So is this one: the checksum of a tokenizer that was given.
+_GIVEN_TOKENIZER = "tokenizer_sha256"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,6 +88,7 @@ class _Order:
       progress: whether bars are shown.
       workers: number of processes; None for all cores.
       file_sum: SHA-256 of the file of thread trees; None if the task demonstrates.
+      tokenizer: the tokenizer of the model that will learn; None trains one.
     """
 
     config: "Experiment"
@@ -94,6 +97,7 @@ class _Order:
     progress: bool
     workers: int | None
     file_sum: str | None
+    tokenizer: Tokenizer | None
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -101,6 +105,8 @@ class _Order:
         settings = _settings(self.config, self.excluded)
         if self.file_sum is not None:
             settings[_FILE_SUM] = self.file_sum
+        if self.tokenizer is not None:
+            settings[_GIVEN_TOKENIZER] = hashlib.sha256(self.tokenizer.to_bytes()).hexdigest()
         return settings
 
 
@@ -128,6 +134,7 @@ def build(
     methods: Sequence[str] | None = None,
     progress: bool = True,
     workers: int | None = None,
+    tokenizer: Tokenizer | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Builds what the folder lacks, and returns at once if it lacks nothing.
 
@@ -138,6 +145,8 @@ def build(
       methods: methods whose demonstrations are wanted; None for all that the limits have room for.
       progress: whether to show bars on standard error.
       workers: number of processes; None for all cores. The data do not depend on it.
+      tokenizer: the tokenizer of the model that will learn, for example an imported one; None
+        trains one on the demonstrations.
 
     Returns:
       method -> `statistics` of its training demonstrations.
@@ -153,7 +162,8 @@ def build(
     try:
         _check_buildable(config, methods)
         file_sum = config.data.file and tree_files.checksum(config.data.file)
-        order = _Order(config, methods, _excluded(config, exclude), progress, workers, file_sum)
+        excluded = _excluded(config, exclude)
+        order = _Order(config, methods, excluded, progress, workers, file_sum, tokenizer)
         record = _complete_record(out, order)
         if record is None:
             with Lease(out, "data build") as lease:
@@ -184,8 +194,8 @@ def check_built(config: "Experiment", out: Path, demonstrations: bool = True) ->
         raise UserError(f"data {out}: holds no data; run `apr data build --out {out}`")
 
     # Who reads the data does not know the exclude file with which they were built, and needs the
-    # file of thread trees no more.
-    ignored = ["exclude", _FILE_SUM]
+    # file of thread trees no more. The tokenizer is compared by those who bring one.
+    ignored = ["exclude", _FILE_SUM, _GIVEN_TOKENIZER]
     if not demonstrations:
         options = make_task(config.task).demonstration_options
         ignored += [f"task.{name}" for name in options]
@@ -382,7 +392,7 @@ def _build_missing(out: Path, order: _Order, lease: Lease) -> dict[str, Any]:
             split = make_task(config.task).split(
                 count, config.data.heldout, config.data.seed, order.excluded, pool.map_chunks
             )
-        tokenizer = _write_shared_files(out, config, split, given, record, pool)
+        tokenizer = _write_shared_files(out, order, split, given, record, pool)
         if not missing:  # The task has no methods.
             write_json(out / RECORD, record)
         for method in missing:
@@ -446,7 +456,7 @@ def _load_given(order: _Order, file: str, pool: Workers) -> _Given:
 
 def _write_shared_files(
     out: Path,
-    config: "Experiment",
+    order: _Order,
     split: Split,
     given: _Given | None,
     record: dict[str, Any],
@@ -456,7 +466,7 @@ def _write_shared_files(
 
     Args:
       out: folder of the data.
-      config: the experiment.
+      order: what is to be built.
       split: the problems.
       given: the content of a file of thread trees; None if the task demonstrates.
       record: what data.json holds; the numbers and checksums of the files are put there.
@@ -474,10 +484,12 @@ def _write_shared_files(
         path = out / problem_file(name)
         sums[path.name] = _write_known(path, problem_lines(problems).encode(), known)
 
-    if given is None:
-        tokenizer = _train_tokenizer(config, split, pool)
+    if order.tokenizer is not None:
+        tokenizer = order.tokenizer
+    elif given is None:
+        tokenizer = _train_tokenizer(order.config, split, pool)
     else:
-        tokenizer = _train_given_tokenizer(config, given)
+        tokenizer = _train_given_tokenizer(order.config, given)
     sums[_TOKENIZER] = _write_known(out / _TOKENIZER, tokenizer.to_bytes(), known)
 
     record["problems"] = {name: len(problems) for name, problems in vars(split).items()}

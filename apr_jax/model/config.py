@@ -4,6 +4,8 @@ import dataclasses
 import math
 from typing import Literal
 
+_SIZES = ("layers", "width", "heads", "kv_heads", "head_size", "mlp")
+
 
 @dataclasses.dataclass(frozen=True)
 class RopeScaling:
@@ -42,6 +44,9 @@ class RopeScaling:
 class ModelConfig:
     """A decoder of the families Llama, Qwen2 and Qwen3; the defaults are those of Llama 2.
 
+    With all six sizes at 0 the network is left open: that of the model from which a training starts
+    is taken (`apr train sft --init`).
+
     Attributes:
       layers: N, number of layers.
       width: D, width of the residual stream.
@@ -61,12 +66,12 @@ class ModelConfig:
         and the products with weights ("dots").
     """
 
-    layers: int
-    width: int
-    heads: int
-    kv_heads: int
-    head_size: int
-    mlp: int
+    layers: int = 0
+    width: int = 0
+    heads: int = 0
+    kv_heads: int = 0
+    head_size: int = 0
+    mlp: int = 0
     tied: bool = True
     norm_epsilon: float = 1e-6
     qkv_bias: bool = False
@@ -77,7 +82,21 @@ class ModelConfig:
     remat: Literal["none", "layer", "dots"] = "none"
 
     def __post_init__(self):
-        for field in ("layers", "width", "heads", "kv_heads", "head_size", "mlp"):
+        if not self.is_open:
+            self._check_sizes()
+        if not 1 < self.rope_base < math.inf:
+            raise ValueError(f"model.rope_base={self.rope_base} must be above 1 and finite")
+        if not 0 < self.norm_epsilon < 1:
+            raise ValueError(f"model.norm_epsilon={self.norm_epsilon} must be between 0 and 1")
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the network is that of the model from which a training starts."""
+        return not any(getattr(self, field) for field in _SIZES)
+
+    def _check_sizes(self) -> None:
+        """Raises ValueError if a size cannot be used."""
+        for field in _SIZES:
             if getattr(self, field) < 1:
                 raise ValueError(f"model.{field}={getattr(self, field)} must be at least 1")
         if self.heads % self.kv_heads:
@@ -86,7 +105,3 @@ class ModelConfig:
             raise ValueError(
                 f"model.head_size={self.head_size} must be even: rotary embedding turns pairs"
             )
-        if not 1 < self.rope_base < math.inf:
-            raise ValueError(f"model.rope_base={self.rope_base} must be above 1 and finite")
-        if not 0 < self.norm_epsilon < 1:
-            raise ValueError(f"model.norm_epsilon={self.norm_epsilon} must be between 0 and 1")

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
+from apr_jax.errors import UsageError
 from apr_jax.model.attention.packed import ATTENTION, attend_packed
 from apr_jax.model.config import ModelConfig, RopeScaling
 from apr_jax.model.kv_cache import cache, cache_tpu
@@ -192,7 +193,16 @@ def _scale_frequency(
 
 
 def init_params(config: ModelConfig, vocab: int, key: jax.Array) -> Params:
-    """Draws random float32 parameters; those of the layers are stacked on a leading axis N."""
+    """Draws random float32 parameters; those of the layers are stacked on a leading axis N.
+
+    Raises:
+      UsageError: the network is left open (`ModelConfig.is_open`).
+    """
+    if config.is_open:
+        raise UsageError(
+            "config model: leaves its sizes open, but this needs them; give model.layers,"
+            " model.width and so on"
+        )
     keys = jax.random.split(key, config.layers + 2)
     layer = Layer(config)
     blank = jnp.zeros((1, 1, config.width), jnp.dtype(config.dtype))

@@ -1,7 +1,8 @@
 """What both stages of training share.
 
 `train` opens a workdir, resumes the run in it, and runs the loop. `build_mesh` chooses the devices,
-and `read_tokenizer` loads the tokenizer of the data.
+`read_tokenizer` loads the tokenizer of the data, and `adopt_network` takes the network of the model
+from which a training starts.
 """
 
 import dataclasses
@@ -20,6 +21,7 @@ from apr_jax.io.disk_errors import disk_errors
 from apr_jax.io.json_files import write_json
 from apr_jax.io.lease import Lease
 from apr_jax.io.terminal import Terminal
+from apr_jax.model.config import ModelConfig
 from apr_jax.model.sharding import make_mesh
 from apr_jax.text.stored import tokenizer_from_bytes
 from apr_jax.text.tokenizer import Tokenizer
@@ -31,6 +33,9 @@ from apr_jax.train.metrics.recorder import Recorder
 from apr_jax.train.state import TrainState
 from apr_jax.train.validation_file import ValidationFile
 from apr_jax.train.watchdog import Watchdog
+
+# Fields of the model that say how it is computed, and not which network it is.
+_COMPUTATION = ("dtype", "remat")
 
 
 def train(
@@ -190,3 +195,34 @@ def read_tokenizer(data_dir: Path) -> Tokenizer:
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"data {path}: {reason}; run `apr data build --out {data_dir}`") from None
+
+
+def adopt_network(config: Experiment, network: ModelConfig, path: str) -> Experiment:
+    """Returns the experiment with the network of the model from which its training starts.
+
+    What the experiment says about the network must be so. If it leaves the sizes open, it says only
+    what differs from the defaults. How the network is computed (`dtype`, `remat`) is its own
+    choice.
+
+    Args:
+      config: the experiment.
+      network: the shape of that model.
+      path: of that model, for messages.
+
+    Raises:
+      UsageError: the experiment has another network; names the first field.
+    """
+    wanted = config.model
+    unsaid = ModelConfig() if wanted.is_open else None
+    for field in dataclasses.fields(ModelConfig):
+        name = field.name
+        value = getattr(wanted, name)
+        if name in _COMPUTATION or (unsaid is not None and value == getattr(unsaid, name)):
+            continue
+        if value != getattr(network, name):
+            raise UsageError(
+                f"config model.{name}={value!r}: {path} has {getattr(network, name)!r}; give the"
+                " same, or leave the model's sizes at 0 to take its network"
+            )
+    own = {name: getattr(wanted, name) for name in _COMPUTATION}
+    return dataclasses.replace(config, model=dataclasses.replace(network, **own))

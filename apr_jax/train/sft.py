@@ -18,16 +18,18 @@ from apr_jax.data.pipeline import Batches, LocalRows, sft_batches, steps_of_an_e
 from apr_jax.errors import UsageError
 from apr_jax.io.storage import as_path, local_copy
 from apr_jax.io.terminal import Terminal
-from apr_jax.model.transformer import init_params
+from apr_jax.model.transformer import Params, init_params
 from apr_jax.tasks import load_problems, make_task
+from apr_jax.text.tokenizer import Tokenizer
 from apr_jax.threads.keys import Domain, run_key
-from apr_jax.train.checkpoint import Run
+from apr_jax.train.checkpoint import Pretrained, Run, load_pretrained
+from apr_jax.train.checkpoint.checksum import digest
 from apr_jax.train.distributed import held_rows, merge
 from apr_jax.train.grader import Grader, grading
 from apr_jax.train.loop import LastBatches, Stage, Stopping
 from apr_jax.train.metrics.flops import measure_peak
 from apr_jax.train.optimizer import clipped_updates, make_optimizer
-from apr_jax.train.session import build_mesh, read_tokenizer, train
+from apr_jax.train.session import adopt_network, build_mesh, read_tokenizer, train
 from apr_jax.train.state import TrainState, init_state
 from apr_jax.train.step import check_divides, make_sft_step, place_rows
 
@@ -39,6 +41,7 @@ def train_sft(
     method: str,
     progress: bool = True,
     profile: int | None = None,
+    init: Path | str | None = None,
 ) -> TrainState:
     """Trains the model of `config` on the demonstrations of `method`, or resumes such a run.
 
@@ -49,14 +52,18 @@ def train_sft(
       method: the method of the demonstrations.
       progress: whether the terminal shows a progress bar.
       profile: step of which a profile is written, or None.
+      init: the model to start from, for example one that `apr import` wrote; None starts from
+        random weights. The data must be built with its tokenizer.
 
     Raises:
-      UsageError: the data are of another config, the devices do not divide the rows, or the run has
-        no such step to profile.
-      UserError: there are no data, the workdir belongs to another run, the disk is full, or too
-        many updates were skipped.
+      UsageError: the data are of another config or tokenizer, `init` holds another network, the
+        devices do not divide the rows, or the run has no such step to profile.
+      UserError: there are no data, `init` cannot be loaded, the workdir belongs to another run, the
+        disk is full, or too many updates were skipped.
       KeyboardInterrupt, SystemExit: the run was interrupted; it is saved.
     """
+    start = load_pretrained(init) if init is not None else None
+    config = _with_network(config, start)
     sft = config.train.sft
     mesh = build_mesh(config)
     check_divides("train.sft.batch_rows", sft.batch_rows, mesh)
@@ -72,10 +79,12 @@ def train_sft(
             soft_wrap=True,
         )
 
-    init = jax.jit(init_params, static_argnums=(0, 1))
-    key = run_key(config.seed, Domain.WEIGHTS)
-    # They pass through the host, so that several processes lay out the same values on their mesh.
-    params = jax.device_get(init(config.model, tokenizer.vocab_size, key))
+    if start is None:
+        params = _random_params(config, tokenizer.vocab_size)
+    else:
+        _check_tokenizer(start, tokenizer, data_dir)
+        params = start.params
+    origin = digest(params) if start else ""
 
     opened: AbstractContextManager[Grader | None] = nullcontext()
     if sft.validate_every:
@@ -83,7 +92,7 @@ def train_sft(
         opened = grading(config, tokenizer, problems[: sft.validation], mesh)
     with opened as grader:
         return train(
-            Run(config, method, "sft", tokenizer),
+            Run(config, method, "sft", tokenizer, origin),
             as_path(workdir),
             init_state(params, trainer.optimizer, mesh),
             Stage(
@@ -97,7 +106,7 @@ def train_sft(
                 host_seconds=lambda: trainer.waited,
                 validate=grader.validate if grader else None,
                 sample=grader.sample if grader else None,
-                validates_first=False,  # Random weights answer no problem.
+                validates_first=False,  # Weights that never saw a demonstration answer no problem.
                 validate_every=sft.validate_every,
             ),
             restore_data=trainer.restore_data,
@@ -107,6 +116,40 @@ def train_sft(
             progress=progress,
             peak=measure_peak(mesh, config.model.dtype),
             profile=profile,
+        )
+
+
+def _with_network(config: Experiment, start: Pretrained | None) -> Experiment:
+    """Returns the experiment with the network of the model to start from, if there is one.
+
+    Raises:
+      UsageError: there is none and the experiment leaves its network open, or they disagree.
+    """
+    if start is not None:
+        return adopt_network(config, start.model, start.path)
+    if config.model.is_open:
+        raise UsageError(
+            "config model: leaves its sizes open; give the model to start from by --init, or give"
+            " the sizes (model.layers, model.width and so on)"
+        )
+    return config
+
+
+def _random_params(config: Experiment, vocab: int) -> Params:
+    """Draws the weights with which a run begins that starts from no model."""
+    init = jax.jit(init_params, static_argnums=(0, 1))
+    key = run_key(config.seed, Domain.WEIGHTS)
+    # They pass through the host, so that several processes lay out the same values on their mesh.
+    params: Params = jax.device_get(init(config.model, vocab, key))
+    return params
+
+
+def _check_tokenizer(start: Pretrained, tokenizer: Tokenizer, data_dir: Path) -> None:
+    """Raises UsageError if the data were built with another tokenizer than the model's."""
+    if tokenizer.to_bytes() != start.tokenizer.to_bytes():
+        raise UsageError(
+            f"data {data_dir}: was built with another tokenizer than that of {start.path}; build it"
+            f" by `apr data build --init {start.path}`"
         )
 
 

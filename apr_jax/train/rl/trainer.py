@@ -44,7 +44,7 @@ from apr_jax.train.optimizer import clipped_updates, make_optimizer
 from apr_jax.train.rl.advantages import ADVANTAGES, count_zero_std
 from apr_jax.train.rl.objective import MEANS, token_weights, zero_advantage_trees
 from apr_jax.train.rl.rewards import counted_trees, next_price, tree_rewards
-from apr_jax.train.session import build_mesh, train
+from apr_jax.train.session import adopt_network, build_mesh, train
 from apr_jax.train.state import TrainState, init_state
 from apr_jax.train.step import (
     ForestBatch,
@@ -74,7 +74,7 @@ def train_rl(
     Checkpoints of every method learn from the same training problems.
 
     Args:
-      config: the experiment. Its model must be that of `init`.
+      config: the experiment. Its model must be that of `init`, or be left open.
       data_dir: folder that `apr data build` wrote.
       workdir: folder of the run, for checkpoints, metrics and config.
       init: the supervised checkpoint. It is also the reference of the KL penalty.
@@ -90,6 +90,8 @@ def train_rl(
     """
     rl = config.train.rl
     start = load_checkpoint(init)
+    if config.model.is_open:
+        config = adopt_network(config, start.config.model, start.path)
     _check_init(config, start)
     # RL reads problems and no demonstrations, so its limits may differ from those of the data.
     check_built(config, as_path(data_dir), demonstrations=False)
