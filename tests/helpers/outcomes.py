@@ -19,9 +19,11 @@ _NAMES = {token: f"`{piece}`" for token, piece in enumerate(p.CONTROL_PIECES)}
 _NAMES |= dict.fromkeys((p.PAD, p.BOS, p.UNK), "`<pad>`, `<bos>`, `<unk>`")
 _SUSPENDED = "suspended"
 _NEVER = "never"
-_BOTH = "the window or the stream is full and the chain is spent"
+_BOTH = "the window or the token sequence is full and the chain is spent"
 _BOTH_AT_JOIN = "the joined block has no room and the chain is spent"
-_END_FIRST = "a token that ends the thread fills the window or the stream, or spends the chain"
+_END_FIRST = (
+    "a token that ends the thread fills the window or the token sequence, or spends the chain"
+)
 NOT_MADE = "Forced children not made"
 
 
@@ -103,11 +105,14 @@ def _follow(
             seen["the window at `</spawn>`"] += (
                 int(tree.position[thread_index, at]) + 1 >= limits.window
             )
-            seen["the stream at `</spawn>`"] += at + 1 >= limits.max_thread_tokens
+            seen["the token sequence at `</spawn>`"] += at + 1 >= limits.max_thread_tokens
         place = cell
     used = int(tree.position[thread_index, length - 1]) + 1
     end = int(tree.end[thread_index])
-    full = {"the window": used >= limits.window, "the stream": length >= limits.max_thread_tokens}
+    full = {
+        "the window": used >= limits.window,
+        "the token sequence": length >= limits.max_thread_tokens,
+    }
     chain = end >= limits.max_sequential
     if place in Status.__members__:
         assert place == status, (place, status)
@@ -127,7 +132,7 @@ def _follow(
             block = 2 + sum(1 + len(answer(tree, child)) for child in children)
             full = {
                 "the window": begin + block + 1 > limits.window,
-                "the stream": length + block + 1 > limits.max_thread_tokens,
+                "the token sequence": length + block + 1 > limits.max_thread_tokens,
             }
     what = next(
         (name for name, holds in (full | {"the chain": chain}).items() if holds),

@@ -58,7 +58,9 @@ def test_make_targets_exist(path):
 
 def test_files_that_the_documents_name_exist():
     text = (ROOT / "docs" / "architecture.md").read_text()
-    folders = "tasks|text|data|model|threads|train|evaluate|report|paper|plan|bench|cli|io"
+    folders = (
+        "tasks|text|data|model|threads|train|evaluate|report|paper|check|plan|bench|new_task|cli|io"
+    )
     named = set(re.findall(rf"`((?:{folders})/[\w/]*(?:\.py)?|\w+\.py)`", text))
     assert len(named) > 20
     for name in named:
