@@ -11,13 +11,14 @@ Shapes: R rows, L row length, W decode slots, S tokens a step, M positions of th
 D width, H heads, G key/value heads, K head size, F MLP size, V vocabulary.
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
+from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from apr_jax.errors import UsageError
@@ -26,6 +27,7 @@ from apr_jax.model.config import ModelConfig, RopeScaling
 from apr_jax.model.kv_cache import cache, cache_tpu
 
 Params = dict[str, Any]
+TENSOR = "tensor"  # The mesh axis whose devices share heads, MLP and vocabulary.
 # Where layers are computed again (`ModelConfig.remat`): what the backward pass keeps of a layer.
 _KEPT: dict[str, Callable] = {
     "layer": jax.checkpoint_policies.nothing_saveable,
@@ -107,6 +109,7 @@ def decoder_layer(
     h: Float[Array, "R S D"],
     position: Array,
     attention: Callable,
+    partial: tuple[str, ...] = (),
 ) -> tuple[Array, Any]:
     """Applies one layer to the residual stream.
 
@@ -118,6 +121,8 @@ def decoder_layer(
       attention: `attention(q [R, S, H, K], k [R, G, S, K], v [R, G, S, K]) -> (mean values
         [R, S, H, K], state)`, where the state is whatever the attention wants kept: a cache, or
         None.
+      partial: names of the matrices of which this device has some of the rows, and the others of
+        the mesh axis `tensor` the rest. Their products are added up over that axis.
 
     Returns:
       the residual stream after the layer, and the attention's state.
@@ -133,6 +138,13 @@ def decoder_layer(
             product = product + weights[f"{name}_bias"]
         return product.reshape(rows, steps, -1, config.head_size)
 
+    def to_stream(x: Array, name: str) -> Float[Array, "R S D"]:
+        if name not in partial:
+            return (x @ weights[name]).reshape(h.shape)
+        # The parts are rounded to a smaller type once, after they are added up.
+        part = jnp.dot(x, weights[name], preferred_element_type=jnp.float32)
+        return jax.lax.psum(part, TENSOR).astype(h.dtype).reshape(h.shape)
+
     # Attention.
     x = norm(h, "attn_norm").reshape(-1, width)  # [R * S, D]
     q = heads(x, "q")  # [R, S, H, K]
@@ -142,12 +154,12 @@ def decoder_layer(
         q, k = norm(q, "q_norm"), norm(k, "k_norm")
     q, k = rotate(q, position, config), rotate(k, position, config)
     values, state = attention(q, k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3))
-    h = h + (values.reshape(rows * steps, -1) @ weights["out"]).reshape(h.shape)
+    h = h + to_stream(values.reshape(rows * steps, -1), "out")
 
     # MLP.
     x = norm(h, "mlp_norm").reshape(-1, width)  # [R * S, D]
     gated = nn.silu(x @ weights["gate"]) * (x @ weights["up"])  # [R * S, F]
-    h = h + (gated @ weights["down"]).reshape(h.shape)
+    h = h + to_stream(gated, "down")
     return h, state
 
 
@@ -291,7 +303,7 @@ def hidden_states(
 
 
 def make_decode(
-    config: ModelConfig, cache_lengths: tuple[int, ...], tpu: bool = False
+    config: ModelConfig, cache_lengths: tuple[int, ...], tpu: bool = False, tensor: int = 1
 ) -> tuple[Callable, Callable]:
     """Makes the two functions by which a rollout (`apr_jax.threads`) uses a model.
 
@@ -302,31 +314,62 @@ def make_decode(
 
     `init_cache(slots, cache_length)` makes an empty cache.
 
+    Where `tensor` devices share the work, both functions are those of one of these devices, within
+    a `shard_map` over the mesh axis `tensor`. The device computes and caches its own heads, its own
+    columns of the MLP and its own part of the logits (`decode_specs`). Each device returns all
+    logits.
+
     Args:
       config: the model's shape.
       cache_lengths: all lengths that the functions will be called with, increasing; the last is the
         window. A rollout's are `schedule.cache_lengths(window)`.
       tpu: whether the cache is laid out for TPU and read by the TPU kernel.
+      tensor: number of devices that share the work.
     """
     kind: Any = cache_tpu if tpu else cache
+    own = decode_share(config, tensor)
+    shared = {"out": own.heads < config.heads, "down": own.mlp < config.mlp}
+    partial = tuple(name for name, is_shared in shared.items() if is_shared)
 
     def init_cache(slots: int, cache_length: int) -> tuple[Any, ...]:
         return tuple(
-            kind.empty(config, slots, cache_length, cache_lengths) for _ in range(config.layers)
+            kind.empty(own, slots, cache_length, cache_lengths) for _ in range(config.layers)
         )
 
     def decode(
         params: Params, tokens: Array, cache: Any, positions: Array, cache_length: int
     ) -> tuple[Array, Any]:
-        h = _embed(params, config, tokens)  # [W, S, D]
+        h = _embed(params, own, tokens)  # [W, S, D]
         updated = []
         for layer, layer_cache in zip(params["layers"], cache, strict=True):
             attention = kind.over(layer_cache, positions, cache_length, cache_lengths)
-            h, layer_cache = decoder_layer(layer, config, h, positions, attention)
+            h, layer_cache = decoder_layer(layer, own, h, positions, attention, partial)
             updated.append(layer_cache)
-        return head(params, config, h), tuple(updated)
+        logits = head(params, own, h)  # [W, S, V], or V / tensor of them
+        if logits.shape[-1] < params["embed"].shape[0]:
+            logits = jax.lax.all_gather(logits, TENSOR, axis=2, tiled=True)
+        return logits, tuple(updated)
 
     return decode, init_cache
+
+
+def decode_share(config: ModelConfig, tensor: int) -> ModelConfig:
+    """Returns the shape of what one of `tensor` devices computes of the model in decoding.
+
+    Heads are shared if each device gets equally many, all of them of whole groups or of one group.
+    What cannot be shared each device computes whole.
+    """
+    if tensor == 1:
+        return config
+    own = dataclasses.replace(config, tied=False)  # `prepare_decode` makes the output projection.
+    fits_groups = config.kv_heads % tensor == 0 or tensor % config.kv_heads == 0
+    if config.heads % tensor == 0 and fits_groups:
+        heads = config.heads // tensor
+        kv_heads = max(1, config.kv_heads // tensor)
+        own = dataclasses.replace(own, heads=heads, kv_heads=kv_heads)
+    if config.mlp % tensor == 0:
+        own = dataclasses.replace(own, mlp=config.mlp // tensor)
+    return own
 
 
 def cast_weights(params: Params, config: ModelConfig) -> Params:
@@ -339,13 +382,70 @@ def cast_weights(params: Params, config: ModelConfig) -> Params:
     return jax.tree_util.tree_map_with_path(cast, params)
 
 
-def prepare_decode(params: Params, config: ModelConfig) -> Params:
+def prepare_decode(params: Params, config: ModelConfig, tensor: int = 1) -> Params:
     """Makes the parameters that `decode` takes: a list of layers, with the matrices of each.
 
     They are cut out once here, and not at every decode step.
+
+    Args:
+      params: see `init_params`.
+      config: the model's shape.
+      tensor: number of devices that share the work, see `make_decode`. The parameters are made for
+        all of them.
     """
+    if tensor > 1 and config.tied:
+        # Every device looks up whole embeddings, and computes a part of the logits.
+        params = params | {"unembed": params["embed"].T}
     layers = [to_matrices(_one_layer(params, index), config) for index in range(config.layers)]
+    own = decode_share(config, tensor)
+    if own.heads < config.heads:
+        layers = [_copy_kv_heads(layer, config, own.kv_heads * tensor) for layer in layers]
     return params | {"layers": layers}
+
+
+def _copy_kv_heads(layer: Params, config: ModelConfig, count: int) -> Params:
+    """Copies each key/value head so often that there are `count`, equal ones side by side.
+
+    Devices that share the query heads of one group each have its keys and values.
+    """
+    copies = count // config.kv_heads
+    if copies == 1:
+        return layer
+
+    def copy(x: Array) -> Array:
+        by_head = x.reshape(*x.shape[:-1], config.kv_heads, config.head_size)
+        return jnp.repeat(by_head, copies, axis=-2).reshape(*x.shape[:-1], -1)
+
+    names = [name for name in ("k", "v", "k_bias", "v_bias") if name in layer]
+    return layer | {name: copy(layer[name]) for name in names}
+
+
+def decode_specs(params: Params, config: ModelConfig, tensor: int) -> Params:
+    """Returns how the parameters of `prepare_decode` are split over the mesh axis `tensor`.
+
+    All other mesh axes have them whole.
+
+    Args:
+      params: the prepared parameters; only their shapes are read.
+      config: the model's shape.
+      tensor: number of devices that share the work, see `make_decode`.
+    """
+    own = decode_share(config, tensor)
+    rows, columns, whole = PartitionSpec(TENSOR), PartitionSpec(None, TENSOR), PartitionSpec()
+    splits: dict[str, PartitionSpec] = {}
+    if own.heads < config.heads:
+        splits |= dict.fromkeys(("q", "k", "v"), columns)
+        splits |= dict.fromkeys(("q_bias", "k_bias", "v_bias", "out"), rows)
+    if own.mlp < config.mlp:
+        splits |= {"gate": columns, "up": columns, "down": rows}
+
+    specs = dict.fromkeys(params, whole)
+    specs["layers"] = [
+        {name: splits.get(name, whole) for name in layer} for layer in params["layers"]
+    ]
+    if tensor > 1 and params["embed"].shape[0] % tensor == 0:
+        specs["unembed"] = columns
+    return specs
 
 
 def _one_layer(params: Params, index: int) -> Params:

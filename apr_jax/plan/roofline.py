@@ -19,6 +19,7 @@ from jax.sharding import Mesh
 from apr_jax.config import Experiment
 from apr_jax.model.config import ModelConfig
 from apr_jax.model.kv_cache.cache_tpu import KERNEL
+from apr_jax.model.transformer import decode_share
 from apr_jax.plan.chips import Chip, collective_seconds, extent_of, group_bandwidth
 from apr_jax.plan.count import Count, Counter
 from apr_jax.plan.hlo import parse
@@ -128,9 +129,11 @@ def analyse(
     # more FLOPs for the longer time.
     rows = config.train.sft.batch_rows if name == "supervised" else config.train.rl.micro_batch_rows
     heads = rows / shares.shards * config.model.heads / shares.tensor
-    kernels = [
-        (work(kernel, config, heads, chip), times) for kernel, times in count.kernels.items()
-    ]
+    own = config
+    if name == "rollout":
+        share = decode_share(config.model, mesh.shape["tensor"])
+        own = dataclasses.replace(config, model=share)
+    kernels = [(work(kernel, own, heads, chip), times) for kernel, times in count.kernels.items()]
     attention = sum(each.flops * times for each, times in kernels)
     slowed = sum(each.flops * each.fill * times for each, times in kernels)
     count.bytes += sum(each.bytes * times for each, times in kernels)
@@ -152,7 +155,7 @@ def analyse(
         memory=count.bytes / chip.device_bandwidth,
         interconnect=sum(cost.seconds for cost in collective_costs),
         tokens=tokens,
-        decode=_decode_bytes(counter, entry, config) if name == "rollout" else {},
+        decode=_decode_bytes(counter, entry, own) if name == "rollout" else {},
         compiled=seconds,
     )
 
@@ -301,10 +304,10 @@ def _decode_bytes(
     """Returns HBM bytes of a decode step by the length of its contexts.
 
     Returns:
-      length -> (bytes that a step moves, bytes that it must move: the weights, and the keys and
-      values of all decode slots up to that length). The lengths are the cache lengths of the decode
-      loops. Where the kernel reads only the part of the cache that is in use, they are fractions of
-      the window.
+      length -> (bytes that a step moves, bytes that it must move: the device's weights, and its
+      keys and values of all decode slots up to that length). The lengths are the cache lengths of
+      the decode loops. Where the kernel reads only the part of the cache that is in use, they are
+      fractions of the window.
     """
     model = config.model
     window = config.limits.window

@@ -26,13 +26,15 @@ def make_rollout(
     mesh: Mesh,
     axes: tuple[str, ...] = ("data", "fsdp"),
     prepare: Callable[[Any], Any] = lambda params: params,
+    specs: Callable[[Any], Any] = lambda params: PartitionSpec(),
 ) -> Callable[[Any, Prompts, jax.Array], tuple[ThreadForest, Work]]:
     """Makes the jitted `rollout(params, prompts, key) -> (forest, work)` for a mesh.
 
     Trees are split over `axes`, and `schedule.slots` counts the decode slots of one shard. The
-    parameters are gathered whole on every device before the loop, so that no decode step waits for
-    another device. A tree comes out the same on any mesh, because its keys are folded from its
-    identity.
+    parameters are gathered before the loop, so that no decode step waits for another shard. The
+    devices of one shard decode the same trees in step. They have all parameters whole and do the
+    same work, unless `specs` splits parameters among them: then `decode` adds up what they compute.
+    A tree comes out the same on any mesh, because its keys are folded from its identity.
 
     The fields of `work` have a leading axis with one entry a shard.
 
@@ -45,6 +47,7 @@ def make_rollout(
       axes: mesh axes over which trees are split.
       prepare: makes the parameters that `decode` takes, once a rollout, from those that are passed
         in. It works on the parameters as they are laid out on the mesh.
+      specs: says how the prepared parameters are split over mesh axes that are not in `axes`.
 
     Raises:
       ValueError: (at the call) the batch does not divide into the shards, or the key is of another
@@ -59,10 +62,6 @@ def make_rollout(
         forest, work = tree_rollout(decode, init_cache, params, prompts, key, limits, schedule)
         return forest, jax.tree.map(lambda count: count[None], work)
 
-    mapped = jax.shard_map(
-        shard, mesh=mesh, in_specs=(whole, split, whole), out_specs=split, check_vma=False
-    )
-
     @jax.jit
     def rollout(params: Any, prompts: Prompts, key: jax.Array) -> tuple[ThreadForest, Work]:
         batch = prompts.tokens.shape[0]
@@ -72,6 +71,13 @@ def make_rollout(
             )
         check_key(key)
         prepared = prepare(params)  # Before they are gathered.
+        mapped = jax.shard_map(
+            shard,
+            mesh=mesh,
+            in_specs=(specs(prepared), split, whole),
+            out_specs=split,
+            check_vma=False,
+        )
         return mapped(prepared, prompts, jax.random.key_data(key))
 
     return rollout

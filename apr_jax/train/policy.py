@@ -11,7 +11,14 @@ from jax.sharding import Mesh
 
 from apr_jax.model.config import ModelConfig
 from apr_jax.model.sharding import BATCH_AXES, on_tpu, shardings
-from apr_jax.model.transformer import Params, cast_weights, make_decode, prepare_decode
+from apr_jax.model.transformer import (
+    TENSOR,
+    Params,
+    cast_weights,
+    decode_specs,
+    make_decode,
+    prepare_decode,
+)
 from apr_jax.threads import Limits, Prompts, Schedule, ThreadForest, Work, make_rollout
 
 
@@ -24,9 +31,13 @@ def make_policy_rollout(
 ) -> Callable[[Any, Prompts, jax.Array], tuple[ThreadForest, Work]]:
     """Makes the jitted rollout of a transformer, see `threads.make_rollout`.
 
-    It takes the parameters as training holds them.
+    It takes the parameters as training holds them. The devices of the mesh axis `tensor` share the
+    work on each tree, unless trees are split over that axis too.
     """
-    decode, init_cache = make_decode(model, schedule.cache_lengths(limits.window), on_tpu(mesh))
+    tensor = 1 if TENSOR in axes else mesh.shape[TENSOR]
+    cache_lengths = schedule.cache_lengths(limits.window)
+    decode, init_cache = make_decode(model, cache_lengths, on_tpu(mesh), tensor)
+
     return make_rollout(
         decode,
         init_cache,
@@ -34,16 +45,18 @@ def make_policy_rollout(
         schedule,
         mesh,
         axes,
-        prepare=lambda params: cast_and_prepare(params, model, mesh),
+        prepare=lambda params: cast_and_prepare(params, model, mesh, tensor),
+        specs=lambda prepared: decode_specs(prepared, model, tensor),
     )
 
 
-def cast_and_prepare(params: Params, model: ModelConfig, mesh: Mesh) -> Params:
+def cast_and_prepare(params: Params, model: ModelConfig, mesh: Mesh, tensor: int = 1) -> Params:
     """Makes the parameters that decoding takes from those of training, laid out on the mesh.
 
     They are cast where they are, so that what is gathered for a rollout is of the smaller type.
+    `tensor` is that of `make_decode`.
     """
     weights = cast_weights(params, model)
     # Without the constraint XLA gathers float32 and casts afterwards.
     weights = jax.lax.with_sharding_constraint(weights, shardings(weights, mesh))
-    return prepare_decode(weights, model)
+    return prepare_decode(weights, model, tensor)

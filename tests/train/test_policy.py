@@ -1,16 +1,124 @@
-"""The transformer as a policy: what travels between devices before a rollout."""
+"""The transformer as a policy: what travels before a rollout, and how the devices of a tensor axis
+share its work.
+"""
 
+import dataclasses
 import re
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import pytest
 from jax.sharding import PartitionSpec
 
 from apr_jax.model.config import ModelConfig
 from apr_jax.model.sharding import make_mesh
-from apr_jax.model.transformer import init_params, prepare_decode
-from apr_jax.train.policy import cast_and_prepare
+from apr_jax.model.transformer import decode_specs, init_params, make_decode, prepare_decode
+from apr_jax.threads import Limits, Schedule, make_prompts
+from apr_jax.train.policy import cast_and_prepare, make_policy_rollout
 from apr_jax.train.step import place_whole
+
+MODEL = ModelConfig(layers=2, width=64, heads=8, kv_heads=8, head_size=16, mlp=256)
+VOCAB = 128
+LIMITS = Limits(window=24, max_thread_tokens=32, max_threads=3, children=2, constrain=True)
+SCHEDULE = Schedule(slots=2, prefill_batch=1, prefill_chunk=8)
+TREES = 8
+
+
+def _decoding(model, vocab, tensor):
+    """Two steps of decoding by so many devices, lowered, and their arguments: six tokens of two
+    decode slots at once, and the seventh.
+    """
+    params = init_params(model, vocab, jax.random.key(0))
+    if model.qkv_bias:  # Zeros would hide a bias of another head.
+        for name in ("q_bias", "kv_bias"):
+            leaf = params["layers"][name]
+            params["layers"][name] = jax.random.normal(jax.random.key(1), leaf.shape)
+    prepared = prepare_decode(params, model, tensor)
+    decode, init_cache = make_decode(model, (16,), tensor=tensor)
+
+    def read(prepared, tokens):
+        position = jnp.broadcast_to(jnp.arange(7), (2, 7))
+        first, cache = decode(prepared, tokens[:, :6], init_cache(2, 16), position[:, :6], 16)
+        second, _ = decode(prepared, tokens[:, 6:], cache, position[:, 6:], 16)
+        return jnp.concatenate([first, second], axis=1)
+
+    mapped = jax.shard_map(
+        read,
+        mesh=make_mesh(1, 1, tensor),
+        in_specs=(decode_specs(prepared, model, tensor), PartitionSpec()),
+        out_specs=PartitionSpec(),
+        check_vma=False,
+    )
+    tokens = jax.random.randint(jax.random.key(2), (2, 7), 0, vocab)
+    return jax.jit(mapped).lower(prepared, tokens), (prepared, tokens)
+
+
+def _flops(program):
+    return program.cost_analysis()["flops"]
+
+
+@pytest.mark.parametrize(
+    ("tensor", "vocab", "change"),
+    [
+        pytest.param(4, VOCAB, {}, id="every device has two heads and their keys"),
+        pytest.param(4, VOCAB, {"kv_heads": 2, "tied": False}, id="two devices a group"),
+        pytest.param(
+            4,
+            VOCAB,
+            {"kv_heads": 1, "qkv_bias": True, "qk_norm": True},
+            id="one group for all",
+        ),
+        pytest.param(4, VOCAB - 1, {"heads": 6, "kv_heads": 6}, id="the MLP alone is shared"),
+        pytest.param(8, VOCAB, {"mlp": 250, "kv_heads": 4}, id="the MLP is not shared"),
+    ],
+)
+def test_devices_that_share_heads_give_the_logits_of_one(tensor, vocab, change):
+    model = dataclasses.replace(MODEL, **change)
+    lowered, arguments = _decoding(model, vocab, 1)
+    alone = lowered.compile()
+    lowered, shared_arguments = _decoding(model, vocab, tensor)
+    shared = lowered.compile()
+    expected = alone(*arguments)
+    assert expected.shape == (2, 7, vocab)
+    np.testing.assert_allclose(shared(*shared_arguments), expected, atol=2e-5)
+
+    # Before compilation: XLA joins sums of the two steps.
+    text = lowered.as_text()
+    shared_parts = [model.heads % tensor == 0, model.mlp % tensor == 0]
+    assert text.count("stablehlo.all_reduce") == sum(shared_parts) * model.layers * 2
+    assert text.count("stablehlo.all_gather") == 2 * (vocab % tensor == 0)
+    if not change:
+        assert _flops(shared) <= 0.3 * _flops(alone)
+
+
+def _rollout(model, axes):
+    """The rollout on a mesh, and its arguments."""
+    mesh = make_mesh(*axes)
+    rollout = make_policy_rollout(model, LIMITS, SCHEDULE, mesh)
+    params = place_whole(init_params(model, 32, jax.random.key(0)), mesh)
+    ids = [[1, 12 + tree, 20] for tree in range(TREES)]
+    prompts = make_prompts(ids, 4, temperature=1.0, children=[2, 0] * (TREES // 2))
+    return rollout, (params, prompts, jax.random.key(3))
+
+
+@pytest.mark.thorough
+def test_trees_of_shared_heads_are_those_of_one_device():
+    """Two shards of four devices, whose loops end at different times."""
+    model = dataclasses.replace(MODEL, layers=1, width=32, kv_heads=2, mlp=64)
+    rollout, arguments = _rollout(model, (1, 1, 1))
+    expected = jax.device_get(rollout(*arguments)[0])
+    assert expected.children.sum() > 0
+    assert expected.total_tokens.sum() > 100
+    rollout, arguments = _rollout(model, (2, 1, 4))
+    forest, work = jax.device_get(rollout(*arguments))
+    assert work.steps[0] != work.steps[1]
+    for field in dataclasses.fields(expected):
+        mine, theirs = getattr(forest, field.name), getattr(expected, field.name)
+        if field.name == "logprob":
+            np.testing.assert_allclose(mine, theirs, atol=1e-5)
+        else:
+            np.testing.assert_array_equal(mine, theirs, err_msg=field.name)
 
 
 def test_weights_are_gathered_in_the_type_of_the_computation(tmp_path):
