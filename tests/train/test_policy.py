@@ -62,15 +62,19 @@ def _flops(program):
     ("tensor", "vocab", "change"),
     [
         pytest.param(4, VOCAB, {}, id="every device has two heads and their keys"),
-        pytest.param(4, VOCAB, {"kv_heads": 2, "tied": False}, id="two devices a group"),
-        pytest.param(
-            4,
-            VOCAB,
-            {"kv_heads": 1, "qkv_bias": True, "qk_norm": True},
-            id="one group for all",
+        *(
+            pytest.param(*case, id=name, marks=pytest.mark.thorough)
+            for name, case in {
+                "two devices a group": (4, VOCAB, {"kv_heads": 2, "tied": False}),
+                "one group for all": (
+                    4,
+                    VOCAB,
+                    {"kv_heads": 1, "qkv_bias": True, "qk_norm": True},
+                ),
+                "the MLP alone is shared": (4, VOCAB - 1, {"heads": 6, "kv_heads": 6}),
+                "the MLP is not shared": (8, VOCAB, {"mlp": 250, "kv_heads": 4}),
+            }.items()
         ),
-        pytest.param(4, VOCAB - 1, {"heads": 6, "kv_heads": 6}, id="the MLP alone is shared"),
-        pytest.param(8, VOCAB, {"mlp": 250, "kv_heads": 4}, id="the MLP is not shared"),
     ],
 )
 def test_devices_that_share_heads_give_the_logits_of_one(tensor, vocab, change):
