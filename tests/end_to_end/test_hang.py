@@ -39,7 +39,6 @@ class Waits(Countdown):
 def flag(tmp_path):
     """The file for which scores wait; it is gone at the end, so that nothing waits for ever."""
     path = tmp_path / "wait"
-    path.touch()
     yield path
     path.unlink(missing_ok=True)
 
@@ -54,6 +53,7 @@ def test_a_verifier_that_never_answers_ends_the_run(config, flag, tmp_path):
     )
     data = tmp_path / "data"
     build(waiting, data, methods=("apr",), progress=False, workers=1)
+    flag.touch()  # Only now, because a build scores its demonstrations.
     workdir = tmp_path / "run"
     command = train_command("sft", write_config(waiting, tmp_path / "config.py"), data, workdir)
 
