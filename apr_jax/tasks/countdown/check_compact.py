@@ -10,19 +10,33 @@ The life of a check:
 3. A piece that does not is a `Fault`. The trace is believed from there on, so that a slip counts
    once.
 4. A fault is decisive if the target can be made from the state that was lost by it.
+
+Where all solutions are asked for, the steps that lead to solutions are checked, too: each must have
+been tried, each hit marked, and the thread must join what it found. That is looked at if every
+piece of the trace is right. The root reads the solutions of its children from their answers, which
+do not stand in its own text, so of a thread that spawns no answer is checked.
 """
 
 from __future__ import annotations
 
 import collections
 import dataclasses
+import itertools
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from apr_jax.tasks.base import Diagnosis, Fault, Spawn, Thread
+from apr_jax.tasks.countdown.all_solutions import (
+    SOLUTION,
+    all_solutions,
+    read_solution,
+    solution_of,
+)
 from apr_jax.tasks.countdown.problems import reachable
 from apr_jax.tasks.countdown.puzzle import Puzzle
 
+_Step = tuple[int, str, int]  # (a, op, b); the larger number is `a` where steps are compared.
+_Equation = tuple[int, str, int, int]  # A step and its result.
 State = tuple[int, ...]  # The numbers that are left. They are sorted here; order means nothing.
 
 # What a model makes up may be long and large; the states of problems are not.
@@ -47,7 +61,9 @@ _MESSAGE = re.compile(
 _EQUATION = re.compile(rf"({_NUMBER})([+\-*/])({_NUMBER})=({_NUMBER})")
 
 
-def check_thread(puzzle: Puzzle, thread: Thread, cut: bool = False) -> Diagnosis:
+def check_thread(
+    puzzle: Puzzle, thread: Thread, cut: bool = False, wants_all: bool = False
+) -> Diagnosis:
     """Finds the faults of one thread, messages to its children included, but not their traces.
 
     Args:
@@ -55,9 +71,10 @@ def check_thread(puzzle: Puzzle, thread: Thread, cut: bool = False) -> Diagnosis
       thread: the thread as it was written; its prompt is empty if it is the root.
       cut: whether the thread was stopped from outside. Then its last piece may be half a piece, and
         what it left undone is no fault.
+      wants_all: whether all solutions are asked for.
     """
     start = _state(puzzle.numbers)
-    reader = _Reader(puzzle, cut)
+    reader = _Reader(puzzle, cut, wants_all)
     if thread.prompt:
         message = read_message(thread.prompt)
         if message is None:
@@ -74,8 +91,11 @@ def check_thread(puzzle: Puzzle, thread: Thread, cut: bool = False) -> Diagnosis
                 reader.message(child.prompt)
         else:
             reader.text(part, last=part is thread.body[-1])
-    claims_no_solution = not cut and not thread.answer
-    if claims_no_solution:
+    if wants_all and not cut and not reader.faults:
+        reader.untried_steps()
+        if not reader.told and not reader.faults:
+            reader.answer(thread)
+    elif not wants_all and not cut and not thread.answer:
         reader.leftovers()
     return Diagnosis(tuple(reader.faults), reader.found, _is_solvable(start, puzzle.target))
 
@@ -134,19 +154,27 @@ class _Reader:
     Args:
       puzzle: numbers and target of the problem.
       cut: whether the thread was stopped from outside.
+      wants_all: whether all solutions are asked for.
 
     Attributes:
       faults: the faults that were found.
-      found: whether the thread reached the target by right steps.
+      found: whether the thread reached the target by right steps; where all solutions are asked
+        for, whether it reached it by all of them.
       reached: state -> whether right steps lead to it; False after a fault.
       expanded: states whose successors were listed, or that were taken from the queue.
       current: the state to which the thread moved last. The messages of a spawn follow from it.
       unsolved: the thread's own message, until the result of its step was worked out.
+      tried: steps that were tried, each with the state from which it was; of the last steps only
+        those that were marked as hits. Only where all solutions are asked for.
+      told: whether the thread told a child something.
     """
 
-    def __init__(self, puzzle: Puzzle, cut: bool):
+    def __init__(self, puzzle: Puzzle, cut: bool, wants_all: bool):
         self.puzzle = puzzle
         self.cut = cut
+        self.wants_all = wants_all
+        self.tried: set[tuple[State, _Step]] = set()
+        self.told = False
         self.faults: list[Fault] = []
         self.found = False
         self.reached: dict[State, bool] = {}
@@ -223,6 +251,8 @@ class _Reader:
                 lost = () if true_result is None else _state((true_result, *rest))
                 self.fault("arithmetic", f"{large}{op}{small}={text}", lost)
 
+            if is_right:
+                self.tried.add((state, (large, op, small)))
             successor = _state((result, *rest))
             self.reached.setdefault(successor, self.reached[state] and is_right)
             is_last = not rest
@@ -250,12 +280,18 @@ class _Reader:
             if is_wrong or is_false_hit:
                 lost = state if mark or true_result == target else ()
                 self.fault("arithmetic", f"{large}{op}{small}={text}{mark}", lost)
+            elif is_target and self.wants_all:
+                if mark:
+                    self.tried.add((state, (large, op, small)))
+                else:
+                    self.fault("arithmetic", f"{large}{op}{small}={text}: not marked", state)
             elif is_target:
                 self.found = self.found or self.reached.get(state, False)
                 self.expanded.add(state)
 
     def message(self, text: str) -> None:
         """Reads a message to a child: steps from the problem to a successor of a reached state."""
+        self.told = True
         message = read_message(text)
         if message is None or message.target != self.puzzle.target:
             self.fault("message", text, self.current)
@@ -270,6 +306,8 @@ class _Reader:
         elif state not in self.reached:
             self.fault("bookkeeping", text, self.current)
         else:
+            a, op, b = message.step
+            self.tried.add((state, (max(a, b), op, min(a, b))))
             self.expanded.add(state)
 
     def leftovers(self) -> None:
@@ -288,6 +326,62 @@ class _Reader:
             if _is_solvable(state, self.puzzle.target):
                 kind = "arithmetic" if len(state) == 2 else "bookkeeping"
                 self.fault(kind, f"{','.join(map(str, state))}: not followed", state)
+
+    def untried_steps(self) -> None:
+        """Notes the steps to solutions that a thread has not tried from the states it reached.
+
+        A last step counts as tried if it was marked as a hit.
+        """
+        for state, is_right in list(self.reached.items()):
+            if not is_right or not _is_solvable(state, self.puzzle.target):
+                continue
+            for step, successor in _steps(state):
+                leads_on = _is_solvable(successor, self.puzzle.target)
+                if leads_on and (state, step) not in self.tried:
+                    kind = "arithmetic" if len(state) == 2 else "bookkeeping"
+                    a, op, b = step
+                    shown = ",".join(map(str, state))
+                    self.fault(kind, f"{shown}: {a}{op}{b} not tried", state)
+
+    def answer(self, thread: Thread) -> None:
+        """Compares what a thread without children joined with the solutions in its text."""
+        path: tuple[_Equation, ...] = ()
+        message = read_message(thread.prompt)
+        if message is not None and message.result is not None:
+            path = (*message.path, (*message.step, message.result))
+        start = next(iter(self.reached))
+        found = {solution_of(solution) for solution in self._tried_paths(start, path)}
+        self.found = found == all_solutions(self.puzzle.numbers, self.puzzle.target)
+
+        parts = thread.answer.split(SOLUTION) if thread.answer else []
+        if {read_solution(part) for part in parts} != found:
+            self.fault("answer", thread.answer, start)
+
+    def _tried_paths(
+        self, state: State, path: tuple[_Equation, ...]
+    ) -> Iterator[tuple[_Equation, ...]]:
+        """Yields the ways to the target that were tried from a state on, behind `path`."""
+        for (a, op, b), successor in _steps(state):
+            if (state, (a, op, b)) not in self.tried:
+                continue
+            result = _result(a, op, b)
+            assert result is not None
+            longer = (*path, (a, op, b, result))
+            if len(successor) > 1:
+                yield from self._tried_paths(successor, longer)
+            elif result == self.puzzle.target:
+                yield longer
+
+
+def _steps(state: State) -> Iterator[tuple[_Step, State]]:
+    """Yields each step from a state, its larger number first, and the state to which it leads."""
+    if not 1 < len(state) <= _MOST_NUMBERS:
+        return
+    for small, large in set(itertools.combinations(state, 2)):
+        for op in "+-*/":
+            successor = _after(state, large, op, small)
+            if successor is not None:
+                yield (large, op, small), successor
 
 
 def _state(numbers: Iterable[int]) -> State:

@@ -4,6 +4,7 @@ import dataclasses
 from typing import Literal
 
 MAX_NUMBERS = 6  # As in the game. Brute force solves a problem of six in some 20 ms.
+MAX_NUMBERS_OF_ALL = 4  # Where all solutions are asked for: brute force takes some 3 ms.
 MAX_VALUE = 999_999  # Largest number, and largest target.
 
 
@@ -95,6 +96,9 @@ class CountdownConfig:
       high: the largest number.
       target_low: the smallest target.
       target_high: the largest target.
+      solutions: whether "one" solution is asked for, or "all" of them (`all_solutions`). With "all"
+        the demonstrations try every step, and none of `solver` has an effect.
+      least_solutions: with "all", how many solutions a problem that is drawn has at least.
       solver: how problems are demonstrated and written down.
     """
 
@@ -103,6 +107,8 @@ class CountdownConfig:
     high: int = 99
     target_low: int = 10
     target_high: int = 100
+    solutions: Literal["one", "all"] = "one"
+    least_solutions: int = 1
     solver: SolverConfig = SolverConfig()
 
     def __post_init__(self):
@@ -117,4 +123,21 @@ class CountdownConfig:
             raise ValueError(
                 f"task.target_low={self.target_low} must be in"
                 f" 1..task.target_high={self.target_high}"
+            )
+        if self.solutions == "all":
+            if self.numbers > MAX_NUMBERS_OF_ALL:
+                raise ValueError(
+                    f"task.numbers={self.numbers} must be at most {MAX_NUMBERS_OF_ALL} with"
+                    " task.solutions='all': of more numbers there are too many solutions"
+                )
+            if self.solver.render != "compact":
+                raise ValueError(
+                    f"task.solver.render={self.solver.render!r} must be 'compact' with"
+                    " task.solutions='all'"
+                )
+            if self.least_solutions < 1:
+                raise ValueError(f"task.least_solutions={self.least_solutions} must be at least 1")
+        elif self.least_solutions != 1:
+            raise ValueError(
+                f"task.least_solutions={self.least_solutions} must be 1 with task.solutions='one'"
             )

@@ -87,12 +87,18 @@ class Search(NamedTuple):
     Attributes:
       root: the node from which it started.
       events: its events in time order.
-      solution: the steps from the problem to the target; None if the thread found no solution.
+      solutions: what the thread found, each the steps from the problem to the target. A search for
+        one solution ends with the first.
     """
 
     root: Node
     events: list[Event]
-    solution: tuple[Step, ...] | None
+    solutions: tuple[tuple[Step, ...], ...]
+
+    @property
+    def solution(self) -> tuple[Step, ...] | None:
+        """The first solution; None if the thread found none."""
+        return self.solutions[0] if self.solutions else None
 
 
 def children(search: Search) -> int:

@@ -15,6 +15,7 @@ from collections.abc import Collection, Iterable
 
 from apr_jax.errors import UsageError
 from apr_jax.tasks.base import Map, Problem, Split
+from apr_jax.tasks.countdown.all_solutions import count_solutions
 from apr_jax.tasks.countdown.config import CountdownConfig
 from apr_jax.tasks.countdown.puzzle import Key, Puzzle, problem_key
 from apr_jax.tasks.splits import name_by_place, split_by_draws
@@ -116,9 +117,17 @@ def enumerate_keys(config: CountdownConfig) -> list[Key]:
     return [
         (numbers, target)
         for numbers in itertools.combinations_with_replacement(values, config.numbers)
-        for target in sorted(reachable(numbers))
+        for target in sorted(_targets(config, numbers))
         if config.target_low <= target <= config.target_high
     ]
+
+
+def _targets(config: CountdownConfig, numbers: tuple[int, ...]) -> Collection[int]:
+    """Returns the targets with as many solutions as a problem has at least."""
+    if config.least_solutions == 1:
+        return reachable(numbers)
+    counts = count_solutions(numbers)
+    return [target for target, count in counts.items() if count >= config.least_solutions]
 
 
 def draw(config: CountdownConfig, seed: int) -> Problem:
@@ -129,6 +138,8 @@ def draw(config: CountdownConfig, seed: int) -> Problem:
     Raises:
       UsageError: no numbers were found for the target.
     """
+    if config.least_solutions > 1:
+        return _draw_of_many(config, seed)
     rng = random.Random(f"problem {seed}")
     target = rng.randint(config.target_low, config.target_high)
     for _ in range(_PATIENCE):
@@ -138,6 +149,29 @@ def draw(config: CountdownConfig, seed: int) -> Problem:
     raise UsageError(
         f"task: found no {config.numbers} numbers in {config.low}..{config.high} that make"
         f" {target}; choose a target range that they can reach"
+    )
+
+
+def _draw_of_many(config: CountdownConfig, seed: int) -> Problem:
+    """Draws a problem with several solutions: numbers, until they make a target in enough ways.
+
+    To most targets there are few such numbers, so a target that was drawn first would be kept for
+    long.
+    """
+    rng = random.Random(f"problem of many solutions {seed}")
+    for _ in range(_PATIENCE):
+        numbers = tuple(rng.randint(config.low, config.high) for _ in range(config.numbers))
+        targets = [
+            target
+            for target in sorted(_targets(config, numbers))
+            if config.target_low <= target <= config.target_high
+        ]
+        if targets:
+            return Puzzle(numbers, rng.choice(targets)).problem(f"draw-{seed}")
+    raise UsageError(
+        f"task.least_solutions={config.least_solutions}: found no {config.numbers} numbers in"
+        f" {config.low}..{config.high} that make a target in"
+        f" {config.target_low}..{config.target_high} in so many ways; ask for fewer"
     )
 
 

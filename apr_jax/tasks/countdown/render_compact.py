@@ -16,12 +16,14 @@
   is left out (`*`). It would be a large product, which is hard to learn and decides nothing.
 
 A child first works out the result of the step in its message (`=48`), and then searches. An answer
-is the equations of a solution joined by commas, or "" if there is none.
+is the equations of a solution joined by commas, or "" if there is none. Where all solutions are
+asked for, an answer joins them by `;`.
 """
 
 from collections.abc import Iterable
 
 from apr_jax.tasks.base import Spawn, Thread
+from apr_jax.tasks.countdown.all_solutions import SOLUTION
 from apr_jax.tasks.countdown.events import Enter, Fork, Generate, Node, Search, State, Step, Test
 from apr_jax.tasks.countdown.puzzle import Puzzle
 
@@ -123,4 +125,4 @@ def render(search: Search, prompt: str, target: int) -> Thread:
             trace = _Trace("")
     if trace.text:
         body.append(trace.text)
-    return Thread(prompt, tuple(body), answer_text(search.solution))
+    return Thread(prompt, tuple(body), SOLUTION.join(map(answer_text, search.solutions)))

@@ -324,10 +324,11 @@ class _Solver:
         for successor in kept:
             child = _Thread([], thread.depth + 1, share)
             solution = self.dive(successor, self.plan.child_beam, child)
-            searches.append(Search(successor, child.events, solution))
+            solutions = () if solution is None else (solution,)
+            searches.append(Search(successor, child.events, solutions))
         thread.events.append(Fork(node, tuple(searches)))
-        solutions = (search.solution for search in searches if search.solution is not None)
-        return next(solutions, None)
+        found = (search.solution for search in searches if search.solution is not None)
+        return next(found, None)
 
     def hybrid(self, root: Node) -> Search:
         """Runs the search of a root thread."""
@@ -342,8 +343,8 @@ class _Solver:
             else:
                 solution = self.visit(node, queue, thread)
             if solution is not None:
-                return Search(root, thread.events, solution)
-        return Search(root, thread.events, None)
+                return Search(root, thread.events, (solution,))
+        return Search(root, thread.events, ())
 
     def visit(
         self, node: Node, queue: collections.deque[Node], thread: _Thread

@@ -32,8 +32,14 @@ from apr_jax.tasks.base import (
     Thread,
 )
 from apr_jax.tasks.countdown import render_compact, render_sos, solvers
+from apr_jax.tasks.countdown.all_solutions import SOLUTION, score_all, search_all
 from apr_jax.tasks.countdown.check_compact import check_thread
-from apr_jax.tasks.countdown.config import MAX_NUMBERS, MAX_VALUE, CountdownConfig
+from apr_jax.tasks.countdown.config import (
+    MAX_NUMBERS,
+    MAX_NUMBERS_OF_ALL,
+    MAX_VALUE,
+    CountdownConfig,
+)
 from apr_jax.tasks.countdown.events import children
 from apr_jax.tasks.countdown.problems import draw, numbers_of, solve, split_problems
 from apr_jax.tasks.countdown.puzzle import Puzzle
@@ -62,7 +68,18 @@ class Countdown(Task):
             "numbers lost or made up, a step from a state that was never reached, a state left out"
         ),
         "message": "a child was told something that does not follow from its parent's state",
+        "answer": "where all solutions are asked for: a thread joined others than it had found",
     }
+
+    @property
+    def _wants_all(self) -> bool:
+        """Whether all solutions are asked for."""
+        return self.config.solutions == "all"
+
+    @property
+    def _most_numbers(self) -> int:
+        """How many numbers a problem may have."""
+        return MAX_NUMBERS_OF_ALL if self._wants_all else MAX_NUMBERS
 
     @property
     def _form(self) -> Any:
@@ -84,6 +101,8 @@ class Countdown(Task):
     @property
     def methods(self) -> Mapping[str, Method]:
         """The solvers, with the conditions that their prompts may state."""
+        if self._wants_all:
+            return {"serial": Method(parallel=False), "parallel": Method(parallel=True, depth=1)}
         solver = self.config.solver
         requested: Condition | None = None
         bins: Condition | None = None
@@ -136,6 +155,10 @@ class Countdown(Task):
         """
         solver = self.config.solver
         puzzle = Puzzle.of(problem)
+        if self._wants_all:
+            self.check_method(method)
+            search = search_all(puzzle, self.methods[method].parallel)
+            return render_compact.render(search, self.prompt(problem), puzzle.target)
         rng = random.Random(f"{puzzle.numbers}{puzzle.target}{method}{seed}")
         conditioned = method != "sos" and rng.random() < solver.condition
         bounds = self.bounds
@@ -174,10 +197,19 @@ class Countdown(Task):
             bins = needed
 
     def score(self, problem: Problem, answer: str) -> Score:
-        """Checks every step of an answer with exact integers, in time linear in its length."""
+        """Checks every step of an answer with exact integers, in time linear in its length.
+
+        Where all solutions are asked for, the reward is the share of them that the answer states.
+        """
         if not answer:
             return Score(0.0, correct=False, stated=None, reason="claims no solution")
         puzzle = Puzzle.of(problem)
+        if self._wants_all:
+            wrong_because = {
+                part: check_path(puzzle.numbers, puzzle.target, part.split(","))
+                for part in answer.split(SOLUTION)
+            }
+            return score_all(puzzle, answer, wrong_because)
         equations = tuple(answer.split(","))
         reason = check_path(puzzle.numbers, puzzle.target, equations)
 
@@ -198,7 +230,7 @@ class Countdown(Task):
         """Checks every piece of a compact trace; returns None for the form of Stream of Search."""
         if self.config.solver.render != "compact":
             return None
-        return check_thread(Puzzle.of(problem), thread, cut)
+        return check_thread(Puzzle.of(problem), thread, cut, self._wants_all)
 
     def check(self, problem: Problem) -> Problem:
         """Returns a problem of a file as the task goes on with it.
@@ -222,7 +254,7 @@ class Countdown(Task):
                     f'"numbers" holds {cut(json.dumps(value))}; each must be a whole number in'
                     f" 1..{MAX_VALUE}"
                 )
-        if wrong := _wrong_size(numbers):
+        if wrong := _wrong_size(numbers, self._most_numbers):
             raise ValueError(f'"numbers" {wrong}')
         if not _in_range(target):
             raise ValueError(
@@ -236,7 +268,7 @@ class Countdown(Task):
         Raises:
           UsageError: the text is no problem, or the problem has no solution.
         """
-        puzzle, shown = _parse_puzzle(text)
+        puzzle, shown = _parse_puzzle(text, self._most_numbers)
         if solve(puzzle.numbers, puzzle.target) is None:
             raise UsageError(
                 f"problem {self.show(puzzle.problem(shown))}: has no solution that uses every"
@@ -250,8 +282,12 @@ class Countdown(Task):
         return f"{' '.join(map(str, puzzle.numbers))} -> {puzzle.target}"
 
 
-def _parse_puzzle(text: str) -> tuple[Puzzle, str]:
-    """Reads a text such as `22 26 2 -> 46`; returns it, too, as messages quote it."""
+def _parse_puzzle(text: str, most: int) -> tuple[Puzzle, str]:
+    """Reads a text such as `22 26 2 -> 46`, of at most so many numbers.
+
+    Returns:
+      the puzzle, and the text as messages quote it.
+    """
     shown = text if len(text) <= 80 else text[:77] + "..."
     left, arrow, right = text.partition("->")
     if not arrow:
@@ -267,7 +303,7 @@ def _parse_puzzle(text: str) -> tuple[Puzzle, str]:
             f" {_EXAMPLE}"
         )
     puzzle = Puzzle(numbers, _parse_integer(targets[0], shown, "target"))
-    if wrong := _wrong_size(numbers):
+    if wrong := _wrong_size(numbers, most):
         raise UsageError(f"problem {shown!r}: {wrong}; write it like {_EXAMPLE}")
     return puzzle, shown
 
@@ -283,11 +319,11 @@ def _parse_integer(word: str, shown: str, role: str) -> int:
     )
 
 
-def _wrong_size(numbers: Sequence[int]) -> str:
+def _wrong_size(numbers: Sequence[int], most: int) -> str:
     """Says what is wrong with the number of numbers, or "" if nothing is."""
-    if 2 <= len(numbers) <= MAX_NUMBERS:
+    if 2 <= len(numbers) <= most:
         return ""
-    return f"has {len(numbers)} numbers, must be 2 to {MAX_NUMBERS}"
+    return f"has {len(numbers)} numbers, must be 2 to {most}"
 
 
 def _in_range(value: Any) -> bool:
