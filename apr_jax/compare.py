@@ -23,6 +23,7 @@ FREE = (
     ),
     "train.sft.log_every",
     "train.hang_",
+    "train.tracker",
     *(
         f"train.rl.reward.{field}"
         for field in ("time_limit", "memory_limit", "workers", "max_unknown")

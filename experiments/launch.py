@@ -104,6 +104,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         "--dry-run", action="store_true", help="print the specs of the jobs, and launch nothing"
     )
     flags = parser.parse_args(arguments)
+    if flags.tensorboard:
+        flags.set = ["train.tracker=tensorboard", *flags.set]
     try:
         flags.config = local_path(flags.config)
     except UsageError as error:

@@ -87,6 +87,7 @@ def config() -> Experiment:
             save_every=1,
         ),
         max_consecutive_skipped=3,
+        tracker="tensorboard",
     )
     return Experiment(
         name="tiny",

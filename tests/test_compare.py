@@ -57,6 +57,7 @@ def test_a_field_that_no_config_has_any_more_differs(config):
         "train.rl.reward.time_limit=9",
         "train.rl.reward.max_unknown=0.2",
         "train.rl.reward.workers=3",
+        "train.tracker=wandb",
     ],
 )
 def test_a_folder_goes_on_with_what_may_change(config, tmp_path, setting):

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -98,6 +98,17 @@ Profile = Annotated[
         min=1,
         help=(
             "Write a profile of this step to WORKDIR/profile, for TensorBoard and ui.perfetto.dev."
+        ),
+        show_default=False,
+    ),
+]
+Tracker = Annotated[
+    Literal["none", "tensorboard", "wandb"] | None,
+    typer.Option(
+        "--tracker",
+        help=(
+            "Also show the metrics in TensorBoard (files in WORKDIR/tensorboard) or in Weights &"
+            " Biases; short for --set train.tracker=NAME."
         ),
         show_default=False,
     ),

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from apr_jax.cli.flags import ANYWHERE, Config, Data, Profile, Settings, Workdir
+from apr_jax.cli.flags import ANYWHERE, Config, Data, Profile, Settings, Tracker, Workdir
 from apr_jax.cli.resumable import resumable
 from apr_jax.errors import UsageError
 from apr_jax.io.runtime import start
@@ -47,13 +47,14 @@ def sft(
         ),
     ] = None,
     data: Data = None,
+    tracker: Tracker = None,
     profile: Profile = None,
     settings: Settings = None,
 ) -> None:
     """Train on demonstrations. A run that was stopped goes on from its last checkpoint."""
     from apr_jax.config import load
 
-    experiment = load(config, settings)
+    experiment = load(config, _with_tracker(settings, tracker))
     method = method or _default_method(experiment)
     data = data or _find_data([workdir], config)
 
@@ -79,6 +80,7 @@ def rl(
         Path, typer.Option(help="Checkpoint to start from; it decides the method.", **ANYWHERE)
     ],
     data: Data = None,
+    tracker: Tracker = None,
     profile: Profile = None,
     settings: Settings = None,
 ) -> None:
@@ -88,7 +90,7 @@ def rl(
     """
     from apr_jax.config import load
 
-    experiment = load(config, settings)
+    experiment = load(config, _with_tracker(settings, tracker))
     data = data or _find_data([workdir, init], config)
 
     start(together=True)
@@ -97,6 +99,12 @@ def rl(
     with resumable(lambda: _last_saved_step(workdir)):
         train_rl(experiment, data, workdir, init, profile=profile)
     typer.echo(f"checkpoint: {workdir}")
+
+
+def _with_tracker(settings: list[str] | None, tracker: str | None) -> list[str]:
+    """Returns the settings of `--set`, with that of `--tracker` behind them if it is given."""
+    given = list(settings or [])
+    return given if tracker is None else [*given, f"train.tracker={tracker}"]
 
 
 def _default_method(experiment: "Experiment") -> str:

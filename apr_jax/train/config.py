@@ -321,6 +321,8 @@ class TrainConfig:
         many times its median step.
       hang_seconds: but not before so many seconds, in which the longest that happens between two
         steps must fit: compiling a program, a rollout, verifying a batch, a save.
+      tracker: what shows the metrics beside metrics.jsonl: TensorBoard, from files in the run's
+        folder, or Weights & Biases.
     """
 
     sft: SftConfig
@@ -328,6 +330,7 @@ class TrainConfig:
     max_consecutive_skipped: int = 20
     hang_factor: float = 20.0
     hang_seconds: float = 1800.0
+    tracker: Literal["none", "tensorboard", "wandb"] = "none"
 
     def __post_init__(self):
         _require(self, "train", ("max_consecutive_skipped", "hang_factor", "hang_seconds"), 1)

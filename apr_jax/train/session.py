@@ -6,6 +6,7 @@ from which a training starts.
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -30,6 +31,7 @@ from apr_jax.train.distributed import lost_processes
 from apr_jax.train.loop import Loop, Stage
 from apr_jax.train.metrics.profile import profiled
 from apr_jax.train.metrics.recorder import Recorder
+from apr_jax.train.metrics.trackers import open_tracker
 from apr_jax.train.state import TrainState
 from apr_jax.train.validation_file import ValidationFile
 from apr_jax.train.watchdog import Watchdog
@@ -115,6 +117,12 @@ def train(
             peak,
             bounds,
             lease,
+            functools.partial(
+                open_tracker,
+                run.config.train.tracker,
+                title=f"{run.config.name} {run.method} {run.stage}",
+                config=to_dict(run.config),
+            ),
         ) as recorder:
             resumed = restored is not None
             validation_file = ValidationFile(workdir, lease)

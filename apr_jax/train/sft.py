@@ -28,6 +28,7 @@ from apr_jax.train.distributed import held_rows, merge
 from apr_jax.train.grader import Grader, grading
 from apr_jax.train.loop import LastBatches, Stage, Stopping
 from apr_jax.train.metrics.flops import measure_peak
+from apr_jax.train.metrics.trackers import require_tracker
 from apr_jax.train.optimizer import clipped_updates, make_optimizer
 from apr_jax.train.session import adopt_network, build_mesh, read_tokenizer, train
 from apr_jax.train.state import TrainState, init_state
@@ -57,11 +58,13 @@ def train_sft(
 
     Raises:
       UsageError: the data are of another config or tokenizer, `init` holds another network, the
-        devices do not divide the rows, or the run has no such step to profile.
+        devices do not divide the rows, the tracker is not installed, or the run has no such step to
+        profile.
       UserError: there are no data, `init` cannot be loaded, the workdir belongs to another run, the
         disk is full, or too many updates were skipped.
       KeyboardInterrupt, SystemExit: the run was interrupted; it is saved.
     """
+    require_tracker(config.train.tracker)
     start = load_pretrained(init) if init is not None else None
     config = _with_network(config, start)
     sft = config.train.sft

@@ -56,7 +56,8 @@ def test_no_setting_is_its_default_or_the_shared_one(config):
 
 
 @pytest.mark.slow  # Two minutes of CPU time, nearly all of it compiling.
-def test_a_whole_run_with_other_settings_works(tmp_path):
+def test_a_whole_run_with_other_settings_works(tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
     config = unlike()
     data = tmp_path / "data"
     sft = tmp_path / "sft"

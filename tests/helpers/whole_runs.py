@@ -191,6 +191,7 @@ def unlike():
         max_consecutive_skipped=4,
         hang_factor=30.0,
         hang_seconds=900.0,
+        tracker="wandb",
     )
     return Experiment(
         name="unlike",

@@ -42,7 +42,8 @@ done; fi
     assert "python3 -m pip install --quiet --user uv" in said
     assert f"python3 -m uv venv --quiet --clear --seed --python 3.12 {home}/apr/venv" in said
     assert (
-        f"venv -m pip install --quiet --disable-pip-version-check {home}/apr/a.whl[tpu,gcs]" in said
+        "venv -m pip install --quiet --disable-pip-version-check"
+        f" {home}/apr/a.whl[tpu,gcs,tensorboard,wandb]" in said
     )
 
 

@@ -1,4 +1,4 @@
-"""Where a run's numbers go: metrics.jsonl, TensorBoard and the terminal.
+"""Where a run's numbers go: metrics.jsonl, a tracker if there is one, and the terminal.
 
 docs/metrics.md defines each metric. The metrics of a step stay on the device until the next step is
 under way, and are fetched only then, so the device never waits for the host. `metrics.jsonl` has
@@ -10,14 +10,13 @@ import json
 import math
 import sys
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
 from typing import IO, Any, Self, cast
 
 import jax
-import tensorboardX
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column
 
@@ -27,11 +26,9 @@ from apr_jax.io.json_files import json_line
 from apr_jax.io.lease import Lease
 from apr_jax.io.storage import Mirror, as_path, write_text
 from apr_jax.io.terminal import Terminal
+from apr_jax.train.metrics.trackers import WANDB_FILE, Tracker
 
 FILE = "metrics.jsonl"
-# Scalars that TensorBoard may queue. Its thread dies when the disk is full, and then a full queue
-# would stop the run.
-_QUEUE = 100_000
 # Seconds over which the bar measures its speed; the remaining time needs two steps within them.
 # Rich looks at the last 1,000 steps at most.
 _SPEED_SECONDS = 86_400.0
@@ -55,6 +52,8 @@ class Recorder:
       bounds: metric -> its bound. A step above a bound is reported in a line, and marked by the
         metric `<name>_above`: 1, else 0.
       lease: lease of the workdir, which is checked before each line.
+      open_tracker: opens the tracker that gets a copy of all lines; it is given the folder of the
+        run, on this machine, and `start`. By default there is none.
     """
 
     def __init__(
@@ -70,9 +69,10 @@ class Recorder:
         peak: float = 0.0,
         bounds: Mapping[str, float] = MappingProxyType({}),
         lease: Lease | None = None,
+        open_tracker: Callable[[Path, int], Tracker] = lambda folder, start: Tracker(),
     ):
         self._lease = lease
-        self._mirror = Mirror(as_path(workdir), (FILE,))
+        self._mirror = Mirror(as_path(workdir), (FILE, WANDB_FILE))
         self._path = self._mirror.local / FILE
         self._bounds = bounds
         self._steps = steps
@@ -93,9 +93,7 @@ class Recorder:
             with disk_errors(self._path):
                 cut_lines(self._path, start)
                 self._open()
-            self._board = tensorboardX.SummaryWriter(
-                str(self._mirror.local / "tensorboard"), purge_step=start + 1, max_queue=_QUEUE
-            )
+            self._tracker = open_tracker(self._mirror.local, start)
         self._bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=16),
@@ -121,8 +119,7 @@ class Recorder:
         self._bar.stop()
         if self._writes:
             self._file.close()
-            with suppress(OSError):  # A full disk was reported by metrics.jsonl before.
-                self._board.close()
+            self._tracker.close()
         self._mirror.close(push=kind is None or not issubclass(kind, LostLease))
 
     def record(self, step: int, metrics: dict[str, Any], important: bool = False) -> Numbers | None:
@@ -164,8 +161,7 @@ class Recorder:
                 line = json.loads(lines.pop())
             write_text(self._path, "".join([*lines, json_line(line | numbers)]))
             self._open()
-        for name, value in numbers.items():
-            self._board.add_scalar(name, value, step)
+        self._tracker.numbers(step, numbers)
         self._mirror.push()
 
     def flush(self) -> Numbers | None:
@@ -219,12 +215,9 @@ class Recorder:
             self._bar.console.print(line, soft_wrap=True, highlight=False, markup=False)
 
     def show_text(self, step: int, name: str, text: str) -> None:
-        """Gives a text to TensorBoard, which shows it as it is."""
-        if not self._writes:
-            return
-        # TensorBoard reads Markdown, in which indented lines are code.
-        code = "".join(f"    {line}\n" for line in text.splitlines())
-        self._board.add_text(name, code, step)
+        """Gives a text to the tracker, which shows it as it is."""
+        if self._writes:
+            self._tracker.text(step, name, text)
 
     def _compare(self, step: int, numbers: Numbers) -> Numbers:
         """Returns the marks of the metrics that have a bound, and reports those above it."""
@@ -239,7 +232,7 @@ class Recorder:
         return marks
 
     def _write(self, step: int, numbers: Numbers) -> None:
-        """Writes the line of a step, and its scalars for TensorBoard."""
+        """Writes the line of a step, and shows it to the tracker."""
         if not self._writes:
             return
         # JSON has no NaN, so a loss that is NaN becomes null.
@@ -249,8 +242,7 @@ class Recorder:
         with disk_errors(self._path):
             self._file.write(json_line({"step": step, "stage": self._stage, **finite}))
             self._file.flush()
-            for name, value in numbers.items():
-                self._board.add_scalar(name, value, step)
+            self._tracker.numbers(step, numbers)
         self._mirror.push(seldom=True)
         self._bar.update(self._task, numbers="  ".join(self._say(numbers)))
 

@@ -1,4 +1,4 @@
-"""One tree of a forest as plain text, to see in TensorBoard what the model does."""
+"""One tree of a forest as plain text, to see in a tracker what the model does."""
 
 import numpy as np
 

@@ -40,6 +40,7 @@ from apr_jax.train.grader import Grader, Grades, first_trees, forest_metrics, gr
 from apr_jax.train.loop import LastBatches, Stage, Stopping
 from apr_jax.train.metrics.flops import measure_peak, training_flops
 from apr_jax.train.metrics.step_times import LazyMetric, StepTimes
+from apr_jax.train.metrics.trackers import require_tracker
 from apr_jax.train.optimizer import clipped_updates, make_optimizer
 from apr_jax.train.rl.advantages import ADVANTAGES, count_zero_std
 from apr_jax.train.rl.objective import MEANS, token_weights, zero_advantage_trees
@@ -82,12 +83,13 @@ def train_rl(
       profile: step of which a profile is written, or None.
 
     Raises:
-      UsageError: `init` holds another model, the devices do not divide the batch, or the run has no
-        such step to profile.
+      UsageError: `init` holds another model, the devices do not divide the batch, the tracker is
+        not installed, or the run has no such step to profile.
       UserError: there are no data, `init` cannot be loaded, the workdir belongs to another run, the
         disk is full, or too many updates were skipped or answers stayed unknown.
       KeyboardInterrupt, SystemExit: the run was interrupted; it is saved.
     """
+    require_tracker(config.train.tracker)
     rl = config.train.rl
     start = load_checkpoint(init)
     if config.model.is_open:

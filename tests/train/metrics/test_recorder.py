@@ -81,9 +81,9 @@ def test_nan_is_valid_json(tmp_path):
     assert logged(tmp_path)[0]["loss"] is None
 
 
-def test_tensorboard_files_are_written(tmp_path):
+def test_without_a_tracker_the_only_file_is_metrics_jsonl(tmp_path):
     _train(tmp_path, 0, 2)
-    assert any((tmp_path / "tensorboard").glob("events*"))
+    assert [path.name for path in tmp_path.iterdir()] == [FILE]
 
 
 def test_a_full_disk_is_one_clear_line(tmp_path):
