@@ -208,7 +208,7 @@ def test_an_export_of_ours_is_not_imported(folder, capfd):
 
 def test_no_such_folder_and_a_wrong_name_for_the_file_are_named(folder, capfd):
     assert "No such file or directory" in refusal(folder.parent / "nowhere", capfd)
-    assert main.run(["import", str(folder), "--out", str(folder.parent / "model")]) == 2
+    assert main.run(["import", str(folder), "--out", str(folder.parent / "other")]) == 2
     assert "must end in .safetensors" in capfd.readouterr().err
 
 
