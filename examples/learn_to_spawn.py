@@ -122,7 +122,7 @@ def reinforced(params, steps, say):
     return params
 
 
-def main(imitate=300, steps=81, scratch=301):
+def main(imitate=350, steps=81, scratch=301):
     """Prints both trainings, and a tree of the policy that was shown what a child is for."""
 
     def say(step, right, children):

@@ -281,7 +281,7 @@ def test_pod_reproduces_in_a_bucket_after_a_kill(config, tmp_path, folder):
     while not (folder / "apr" / "rl" / "checkpoints" / "1" / "meta" / "metadata").exists():
         assert time.monotonic() < deadline and all(
             process.poll() is None for process in run.processes
-        ), run.said(0)
+        ), run.all_said()
         time.sleep(0.1)
     run.processes[1].send_signal(signal.SIGKILL)
     run.processes[0].wait(60)

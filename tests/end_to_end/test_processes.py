@@ -331,7 +331,7 @@ def _until(holds, run, seconds=600):
     while not holds():
         assert time.monotonic() < deadline and all(
             process.poll() is None for process in run.processes
-        ), run.said(0)
+        ), run.all_said()
         time.sleep(0.002)
 
 

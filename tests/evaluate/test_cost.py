@@ -82,7 +82,7 @@ def test_real_trees(checkpoint, data_dir, tmp_path):
     as many steps as it says.
     """
     restored = load_checkpoint(checkpoint)
-    problems = read_problems(data_dir / "test.jsonl")[:4]
+    problems = read_problems(data_dir / "test.jsonl")[:12]
     limits = dataclasses.replace(restored.config.limits, max_threads=3, children=2)
     restored = dataclasses.replace(
         restored, config=dataclasses.replace(restored.config, limits=limits)

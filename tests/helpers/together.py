@@ -53,6 +53,9 @@ class Together:
         self._said[index].seek(0)
         return self._said[index].read().decode()
 
+    def all_said(self):
+        return [self.said(index) for index in range(len(self.processes))]
+
     def wait(self, seconds=240):
         """Exit status and words of each, when all have ended."""
         try:
@@ -74,9 +77,7 @@ class Together:
         while time.monotonic() < deadline:
             if (workdir / FILE).exists() and f'"step": {step},' in (workdir / FILE).read_text():
                 return
-            assert all(process.poll() is None for process in self.processes), [
-                self.said(index) for index in range(len(self.processes))
-            ]
+            assert all(process.poll() is None for process in self.processes), self.all_said()
             time.sleep(0.005)
         raise TimeoutError(f"no step {step} in {workdir / FILE}")
 

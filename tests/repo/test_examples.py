@@ -31,9 +31,9 @@ def _has_a_tree(said):
 def test_rl_teaches_an_imitating_transformer_to_spawn(capsys):
     """From random weights RL does not teach it.
 
-    The example with fewer steps: what imitation leaves to chance becomes certain.
+    The example with fewer steps of RL: what imitation leaves to chance becomes certain.
     """
-    runpy.run_path(str(EXAMPLES["learn_to_spawn"]))["main"](imitate=200, steps=41, scratch=21)
+    runpy.run_path(str(EXAMPLES["learn_to_spawn"]))["main"](imitate=350, steps=41, scratch=21)
     said = capsys.readouterr().out
     taught, scratch = said.split("RL from random weights")
     _has_a_tree(taught)
