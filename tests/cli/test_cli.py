@@ -27,6 +27,7 @@ COMMANDS = [
     ("task", "check"),
     ("eval",),
     ("solve",),
+    ("import",),
     ("export",),
     ("reproduce",),
     ("report",),

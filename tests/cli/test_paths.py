@@ -35,8 +35,8 @@ BAD = {
 }
 # Flags that take paths in buckets. All other paths must be of this machine.
 IN_BUCKETS = {
-    "data build": {"--out", "--exclude"},
-    "train sft": {"--workdir", "--data"},
+    "data build": {"--out", "--exclude", "--init"},
+    "train sft": {"--workdir", "--data", "--init"},
     "train rl": {"--workdir", "--data", "--init"},
     "eval": {"--checkpoint", "--problems", "--out"},
     "solve": {"--checkpoint"},
