@@ -51,6 +51,7 @@ OF_KIND = {
     "belief": "#4338ca",
     "join": "#0e7490",
     "claim": NESTED,
+    "answer": SOS_PLUS_15,
     "coverage": "#475569",
     "search": "#475569",
     "truncated": "#9d174d",
