@@ -17,6 +17,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 
 from apr_jax.data.encode import ThreadTokens, tokenize_tree
@@ -519,9 +520,8 @@ def _seen(drawing: Drawing, rows: Rows, row: int, left: float, top: float) -> No
     size = 11
     segment = rows.segment[row]
     block = rows.hidden_block[row]
-    column = np.arange(len(segment))
-    sees = np.asarray(visible(segment, block, column, segment, block, column))
-    sees &= (segment > 0)[:, None]
+    terms = [jnp.asarray(term) for term in (segment, block, np.arange(len(segment)))]
+    sees = np.asarray(visible(*terms, *terms)) & (segment > 0)[:, None]
     for query in range(len(segment)):
         for key in range(len(segment)):
             if sees[query, key]:

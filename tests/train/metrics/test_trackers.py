@@ -144,6 +144,8 @@ with Recorder(workdir, 0, 9, 1, "rl", (), (), progress=False, open_tracker=opene
 def test_a_run_goes_on_when_wandb_dies(tmp_path, offline):
     command = [sys.executable, "-c", _BEREFT, str(tmp_path)]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    # Where other tests ran wandb in this process, the run would use, and not kill, wandb's process.
+    environment.pop("WANDB_SERVICE", None)
     ended = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert ended.returncode == 0
     assert [line["step"] for line in logged(tmp_path)] == [1, 2, 3]
