@@ -25,7 +25,7 @@ export APR_CACHE ?= $(CURDIR)/.cache/xla
 # Memory in large pages: a training step touches fresh memory throughout, 1.1 times as fast this way (docs/training.md).
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
-.PHONY: help venv demo docs wheel test test-all lint format figures bench solve clean
+.PHONY: help venv demo docs wheel test test-all test-tpu lint format figures bench solve clean
 
 help:
 	@sed -n 's/^# \{0,1\}//p' Makefile | sed -n '1,8p'
@@ -52,8 +52,12 @@ test: $(STAMP)
 	XLA_FLAGS=--xla_backend_optimization_level=0 $(BIN)/python -m pytest -q -m "not slow and not thorough" -n 2 --dist loadfile $(ARGS)
 
 test-all: $(STAMP)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,tpu,launch]'
-	$(BIN)/python -m pytest -q $(ARGS)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,launch]'
+	$(BIN)/python -m pytest -q -m "not tpu" $(ARGS)
+
+test-tpu: $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,tpu]'
+	$(BIN)/python -m pytest -q -m tpu $(ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

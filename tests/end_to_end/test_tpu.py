@@ -2,7 +2,7 @@
 The rollout on 128 chips: no word between them, no host, no hidden copy of the cache; a decode step
 moves what is live and no more.
 
-Needs the extra [tpu] (`make test-all` installs it) and no TPU. In a process of its own: libtpu is
+Needs the extra [tpu] (`make test-tpu` installs it) and no TPU. In a process of its own: libtpu is
 loaded once, at JAX's start.
 """
 
@@ -112,9 +112,11 @@ config = load("experiments/paper.py", ["model.layers=2"])
 print(json.dumps({"program": compile_text(lower("rollout", config, build_mesh(config, describe("v4:2x2x4"))))[0]}))
 """
 _COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
-needs_libtpu = pytest.mark.skipif(
-    importlib.util.find_spec("libtpu") is None, reason="needs the extra [tpu]"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.tpu,
+    pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs the extra [tpu]"),
+]
 
 
 def compiled(code, *arguments):
@@ -151,8 +153,6 @@ def planned(tmp_path, topology, *flags):
     return run.returncode, run.stdout + run.stderr, json.loads(path.read_text())
 
 
-@pytest.mark.slow
-@needs_libtpu
 @pytest.mark.parametrize("topology", ["v3:4x4", "v4:2x2x1", "v5e:2x2", "v5p:2x2x1", "v6e:2x2"])
 def test_training_attention_at_4096(topology):
     """Each chip has one row and four heads of 4,096 columns: as large as a sixteenth of one head's
@@ -171,8 +171,6 @@ def test_training_attention_at_4096(topology):
         assert word not in found["program"], word
 
 
-@pytest.mark.slow
-@needs_libtpu
 @pytest.mark.parametrize("program", ["supervised", "update"])
 def test_supervised_step_keeps_nothing_whole_on_every_chip(program):
     """Two layers of the paper's on 2 x 8 chips: each holds an eighth of all but norms and passes on
@@ -195,8 +193,6 @@ def test_supervised_step_keeps_nothing_whole_on_every_chip(program):
     assert not any("4608" in cost for cost in collective_costs)
 
 
-@pytest.mark.slow
-@needs_libtpu
 def test_sharded_weights_are_gathered_before_the_rollout():
     """They are never gathered within its loops.
 
@@ -219,8 +215,6 @@ def test_sharded_weights_are_gathered_before_the_rollout():
     assert not [kind for kind in kinds if kind.startswith(_COLLECTIVES)]
 
 
-@pytest.mark.slow
-@needs_libtpu
 def test_a_plan_from_the_command_line(tmp_path):
     """Two layers of the paper's on a v4 slice: fits, at half of the peak or more; without room its
     status says so.
@@ -242,8 +236,6 @@ def test_a_plan_from_the_command_line(tmp_path):
     )
 
 
-@pytest.mark.slow
-@needs_libtpu
 # v4 and v6e keep as much on the chip as v5e.
 @pytest.mark.parametrize("topology", ["v3:4x4", "v5e:4x4", "v5p:2x2x2"])
 def test_decode_step_moves_little_beyond_weights_and_cache(tmp_path, topology):
@@ -260,8 +252,6 @@ def test_decode_step_moves_little_beyond_weights_and_cache(tmp_path, topology):
         assert 0.5 * must < moved <= 1.3 * must
 
 
-@pytest.mark.slow
-@needs_libtpu
 def test_the_rollout_on_128_chips():
     found = compiled(_CODE)
     assert found["devices"] == 128
