@@ -59,7 +59,16 @@ from apr_jax.io.json_files import write_json
 from apr_jax.io.lease import Lease
 from apr_jax.io.storage import copies_folder, is_remote, require_reachable, upload, write_bytes
 from apr_jax.io.terminal import Terminal
-from apr_jax.tasks import Bounds, Problem, Split, Task, load_problems, make_task
+from apr_jax.tasks import (
+    Bounds,
+    Condition,
+    Method,
+    Problem,
+    Split,
+    Task,
+    load_problems,
+    make_task,
+)
 from apr_jax.tasks.problem_files import problem_lines
 from apr_jax.text.sentence_piece import SentencePieceTokenizer
 from apr_jax.text.stored import tokenizer_from_bytes
@@ -262,6 +271,38 @@ def stated_conditions(out: Path, method: str) -> dict[int, int]:
             f" {method!r} state; delete {out} and run `apr data build --out {out}`"
         ) from None
     return {int(condition): count for condition, count in conditions.items()}
+
+
+def file_method(config: "Experiment", out: Path) -> Method | None:
+    """Returns what the method of built data is if they come from a file of thread trees.
+
+    Args:
+      config: the experiment.
+      out: folder of its data.
+
+    Returns:
+      how deep the threads of the file spawn, and from which to which condition its prompts state;
+      None if the task itself has demonstrated.
+
+    Raises:
+      UserError: `out` does not say so.
+    """
+    if not config.data.file:
+        return None
+    stated = stated_conditions(out, tree_files.METHOD)
+    condition = None
+    if stated:
+        of_task = (method.condition for method in make_task(config.task).methods.values())
+        counts = next((known.counts for known in of_task if known), "of the file")
+        condition = Condition(counts, min(stated), max(stated))
+    try:
+        facts = _read_record(out)["file"]
+        return Method(bool(facts["parallel"]), int(facts["depth"]), condition)
+    except (KeyError, TypeError, ValueError):
+        raise UserError(
+            f"data {out / RECORD}: does not say how deep the threads of the file spawn; delete"
+            f" {out} and run `apr data build --out {out}`"
+        ) from None
 
 
 def fitting_methods(task: Task) -> list[str]:

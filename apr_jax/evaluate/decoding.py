@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 
-from apr_jax.data import tree_files
 from apr_jax.errors import UsageError, UserError
 from apr_jax.tasks import Method, Problem, Task, make_task
 from apr_jax.text.tokenizer import BOS
@@ -86,7 +85,7 @@ def task_of(restored: Restored) -> Task:
     """
     config = restored.config
     task = make_task(config.task, config.limits)
-    if _is_of_file(restored):
+    if restored.file_method is not None:
         return task
     if restored.method not in task.methods:
         raise UserError(
@@ -97,23 +96,8 @@ def task_of(restored: Restored) -> Task:
 
 
 def method_of(restored: Restored, task: Task) -> Method:
-    """Returns the method that a model of the task has learned.
-
-    What a model has learned from a file of thread trees, the checkpoint does not say. Such a model
-    may spawn if its limits allow it, and may be given any condition that the task knows.
-    """
-    if not _is_of_file(restored):
-        return task.methods[restored.method]
-    conditions = [method.condition for method in task.methods.values() if method.condition]
-    return Method(
-        parallel=restored.config.limits.max_depth > 0,
-        condition=conditions[0] if conditions else None,
-    )
-
-
-def _is_of_file(restored: Restored) -> bool:
-    """Tells whether a model has learned from a file of thread trees."""
-    return restored.config.data.file is not None and restored.method == tree_files.METHOD
+    """Returns the method that a model of the task has learned."""
+    return restored.file_method or task.methods[restored.method]
 
 
 def limits_of(restored: Restored, decoding: Decoding) -> Limits:

@@ -13,7 +13,7 @@ import jax
 from jax.sharding import Mesh
 
 from apr_jax.config import Experiment
-from apr_jax.data.build import check_built, check_files
+from apr_jax.data.build import check_built, check_files, file_method
 from apr_jax.data.pipeline import Batches, LocalRows, sft_batches, steps_of_an_epoch
 from apr_jax.errors import UsageError
 from apr_jax.io.storage import as_path, local_copy
@@ -95,7 +95,7 @@ def train_sft(
         opened = grading(config, tokenizer, problems[: sft.validation], mesh)
     with opened as grader:
         return train(
-            Run(config, method, "sft", tokenizer, origin),
+            Run(config, method, "sft", tokenizer, origin, file_method(config, here)),
             as_path(workdir),
             init_state(params, trainer.optimizer, mesh),
             Stage(

@@ -14,14 +14,23 @@ from apr_jax.cli.train import _default_method
 from apr_jax.config import ConfigError, override
 from apr_jax.data import build as building
 from apr_jax.data import dataset
-from apr_jax.data.build import build, check_built
+from apr_jax.data.build import build, check_built, file_method
 from apr_jax.data.tree_files import Demonstration, load_trees, save_trees
-from apr_jax.errors import UsageError
+from apr_jax.errors import UsageError, UserError
 from apr_jax.evaluate.decoding import Decoding
 from apr_jax.evaluate.runner import evaluate
-from apr_jax.tasks import Spawn, TaskConfig, Thread, load_problems, make_task
+from apr_jax.tasks import (
+    Condition,
+    Method,
+    Spawn,
+    TaskConfig,
+    Thread,
+    load_problems,
+    make_task,
+)
 from apr_jax.text.sentence_piece import SentencePieceTokenizer
 from apr_jax.train.checkpoint import load_checkpoint
+from apr_jax.train.checkpoint.exported import export_file
 from apr_jax.train.rl.trainer import train_rl
 from apr_jax.train.sft import train_sft
 
@@ -111,12 +120,46 @@ def test_a_run_on_a_file_is_trained_and_evaluated(data, file, tmp_path):
     state = train_sft(moved, data, tmp_path / "sft", _default_method(config), progress=False)
     assert int(state.step) == 2
     train_rl(moved, data, tmp_path / "rl", tmp_path / "sft", progress=False)
-    restored = load_checkpoint(tmp_path / "rl")
-    assert restored.method == "file"
+    for stage in ("sft", "rl"):
+        restored = load_checkpoint(tmp_path / stage)
+        assert restored.method == "file"
+        assert restored.file_method == Method(parallel=True, depth=1)
     problems = load_problems(data / "test.jsonl", make_task(config.task))
     # Two children are forced, which a model without threads would refuse.
     summary = evaluate(restored, problems, tmp_path / "eval", Decoding(forced=2))
     assert summary["n"] == 3 and summary["method"] == "file"
+
+
+def test_a_model_of_trees_that_never_spawn_is_known_as_serial(own, tmp_path):
+    """Though its limits have room for children, none can be forced: it never saw any."""
+    path = tmp_path / "trees.jsonl"
+    save_trees(own_demonstrations(experiment(25), own, "serial"), path)
+    config = experiment(str(path))
+    build(config, tmp_path / "data", progress=False, workers=1)
+    train_sft(config, tmp_path / "data", tmp_path / "sft", "file", progress=False)
+    export_file(load_checkpoint(tmp_path / "sft"), tmp_path / "model.safetensors")
+    problems = load_problems(tmp_path / "data" / "test.jsonl", make_task(config.task))
+    for model in ("sft", "model.safetensors"):
+        restored = load_checkpoint(tmp_path / model)
+        assert restored.file_method == Method(parallel=False)
+        with pytest.raises(UsageError, match="--force-children 2: .* have no children"):
+            evaluate(restored, problems, tmp_path / "eval", Decoding(forced=2))
+
+
+def test_the_conditions_of_a_file_are_those_that_a_model_may_be_given(data, file, tmp_path):
+    """The task's prompts state none, so the built data are told to hold some."""
+    shutil.copytree(data, tmp_path, dirs_exist_ok=True)
+    config = experiment(str(file))
+    record = record_of(tmp_path)
+    assert file_method(config, tmp_path) == Method(parallel=True, depth=1)
+    assert file_method(experiment(25), tmp_path) is None
+    record["methods"]["file"]["train"]["conditions"] = {"5": 1, "2": 7, "11": 2}
+    (tmp_path / "data.json").write_text(json.dumps(record))
+    assert file_method(config, tmp_path) == Method(True, 1, Condition("of the file", 2, 11))
+    del record["file"]["depth"]
+    (tmp_path / "data.json").write_text(json.dumps(record))
+    with pytest.raises(UserError, match="data.json: does not say how deep the threads"):
+        file_method(config, tmp_path)
 
 
 def test_an_interrupted_build_goes_on(data, file, tmp_path, monkeypatch):

@@ -34,7 +34,7 @@ from apr_jax.model.config import ModelConfig
 from apr_jax.text.stored import tokenizer_from_bytes
 from apr_jax.text.tokenizer import Tokenizer
 from apr_jax.train.checkpoint.checksum import digest, json_sum
-from apr_jax.train.checkpoint.restored import Pretrained, Restored
+from apr_jax.train.checkpoint.restored import Pretrained, Restored, read_file_method
 
 SUFFIX = ".safetensors"
 _ENTRY = "apr_jax"  # The key of our entry in the metadata.
@@ -52,6 +52,7 @@ def export_file(restored: Restored, path: Path) -> None:
     about = {
         "config": to_dict(restored.config),
         "method": restored.method,
+        "file_method": restored.file_method and dataclasses.asdict(restored.file_method),
         "stage": restored.stage,
         "step": restored.step,
         "tokenizer": _encode(restored.tokenizer),
@@ -109,6 +110,7 @@ def load_exported(path: Path) -> Restored | Pretrained:
             tokenizer=tokenizer,
             step=about["step"],
             path=str(path),
+            file_method=read_file_method(about, str(path)),
         )
     except ConfigError as error:
         raise UserError(f"{path}: is of another version of apr_jax ({error})") from None

@@ -14,7 +14,7 @@ from apr_jax.io.library_errors import shows_damage, what_went_wrong
 from apr_jax.io.storage import absolute, as_path
 from apr_jax.train.checkpoint.checksum import changed
 from apr_jax.train.checkpoint.exported import SUFFIX, load_exported
-from apr_jax.train.checkpoint.restored import Pretrained, Restored
+from apr_jax.train.checkpoint.restored import Pretrained, Restored, read_file_method
 from apr_jax.train.checkpoint.retention import best_step
 from apr_jax.train.checkpoint.run import read_tokenizer
 from apr_jax.train.checkpoint.step_files import read_meta, steps_in, unreadable
@@ -114,6 +114,7 @@ def _read(folder: Path) -> Restored:
         stage=meta["stage"],
         step=meta["step"],
         path=str(folder),
+        file_method=read_file_method(meta, str(folder)),
     )
 
 

@@ -2,16 +2,21 @@
 
 import dataclasses
 import re
+from collections.abc import Mapping
 from typing import Any
+
+import pydantic
 
 from apr_jax.config import Experiment
 from apr_jax.errors import UserError
 from apr_jax.model.config import ModelConfig
+from apr_jax.tasks import Method
 from apr_jax.text.tokenizer import Tokenizer
 
 STAGES = ("sft", "rl")
 # A method stands in tables, messages and file names; which ones there are is the task's to say.
 _METHOD = re.compile(r"[A-Za-z0-9._+-]{1,40}")
+_FILE_METHOD: pydantic.TypeAdapter[Method | None] = pydantic.TypeAdapter(Method | None)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +48,8 @@ class Restored:
       tokenizer: the tokenizer of the run.
       step: the step of the run after which the weights were saved.
       path: folder of the step, or the exported file.
+      file_method: what the method is if its demonstrations were those of a file of thread trees;
+        None if it is one of the task's own, or if the checkpoint does not say.
 
     Raises:
       UserError: this library never writes such a method, stage or step. A file from elsewhere may
@@ -56,6 +63,7 @@ class Restored:
     tokenizer: Tokenizer
     step: int
     path: str
+    file_method: Method | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.method, str) or not _METHOD.fullmatch(self.method):
@@ -76,3 +84,20 @@ class Restored:
     def pretrained(self) -> Pretrained:
         """The model without the experiment in which it was trained."""
         return Pretrained(self.params, self.config.model, self.tokenizer, self.path)
+
+
+def read_file_method(about: Mapping[str, Any], path: str) -> Method | None:
+    """Reads `file_method` from what a checkpoint or an exported model says about itself.
+
+    Args:
+      about: the values; those of older models lack this one.
+      path: of the checkpoint or the file, for the message.
+
+    Raises:
+      UserError: the value is no method.
+    """
+    try:
+        return _FILE_METHOD.validate_python(about.get("file_method"), extra="forbid")
+    except pydantic.ValidationError as error:
+        where = ".".join(map(str, ("file_method", *error.errors()[0]["loc"])))
+        raise UserError(f"{path}: {where} is not what this library writes there") from None

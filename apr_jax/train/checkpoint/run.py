@@ -9,6 +9,7 @@ from typing import Any
 from apr_jax.compare import FREE, LENGTHS, differences
 from apr_jax.config import Experiment, to_dict
 from apr_jax.errors import UserError
+from apr_jax.tasks import Method
 from apr_jax.text.stored import tokenizer_from_bytes
 from apr_jax.text.tokenizer import Tokenizer
 
@@ -25,6 +26,8 @@ class Run:
       stage: "sft" or "rl".
       tokenizer: the tokenizer of the run.
       origin: digest of the parameters from which the run started, or "" if they were random.
+      file_method: what the method is if its demonstrations are those of a file of thread trees;
+        None if it is one of the task's own.
     """
 
     config: Experiment
@@ -32,12 +35,14 @@ class Run:
     stage: str
     tokenizer: Tokenizer
     origin: str = ""
+    file_method: Method | None = None
 
     def to_meta(self) -> dict[str, Any]:
         """Returns the run as it stands in the `meta` of a step."""
         return {
             "config": to_dict(self.config),
             "method": self.method,
+            "file_method": self.file_method and dataclasses.asdict(self.file_method),
             "stage": self.stage,
             "origin": self.origin,
             "tokenizer": _encode(self.tokenizer),

@@ -109,7 +109,14 @@ def train_rl(
         step = make_rl_step(config, optimizer, mesh)
         trainer = _Trainer(config, start, training, workdir, mesh, step, grader)
         return train(
-            Run(config, start.method, "rl", start.tokenizer, origin=digest(start.params)),
+            Run(
+                config,
+                start.method,
+                "rl",
+                start.tokenizer,
+                origin=digest(start.params),
+                file_method=start.file_method,
+            ),
             as_path(workdir),
             init_state(start.params, optimizer, mesh),
             Stage(

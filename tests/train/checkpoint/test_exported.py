@@ -17,10 +17,11 @@ from safetensors.numpy import save_file
 from apr_jax.errors import UserError
 from apr_jax.model.hf import save_hf
 from apr_jax.model.transformer import init_params
+from apr_jax.tasks import Condition, Method
 from apr_jax.text.sentence_piece import SentencePieceTokenizer
 from apr_jax.train.checkpoint import load_checkpoint
 from apr_jax.train.checkpoint.exported import export_file
-from apr_jax.train.checkpoint.restored import Restored
+from apr_jax.train.checkpoint.restored import Restored, read_file_method
 
 
 @pytest.fixture
@@ -49,6 +50,18 @@ def test_all_but_the_last_bits_comes_back(restored, tmp_path):
     # A file kept again is the same.
     export_file(found, tmp_path / "again.safetensors")
     assert (tmp_path / "again.safetensors").read_bytes() == path.read_bytes()
+
+
+def test_what_a_file_of_thread_trees_taught_comes_back(restored, tmp_path):
+    path = tmp_path / "file.safetensors"
+    learned = Method(parallel=True, depth=2, condition=Condition("children", 1, 4))
+    export_file(dataclasses.replace(restored, method="file", file_method=learned), path)
+    assert load_checkpoint(path).file_method == learned
+    export_file(restored, path)
+    assert load_checkpoint(path).file_method is None
+    for wrong, where in (({"parallel": 3}, "parallel"), ("apr", ""), ({"x": 1}, "parallel")):
+        with pytest.raises(UserError, match=f"m.safetensors: file_method.?{where} is not what"):
+            read_file_method({"file_method": wrong}, "m.safetensors")
 
 
 def test_a_file_that_is_no_model_is_named(restored, tmp_path):
