@@ -16,7 +16,7 @@ POLL_SECONDS=${POLL_SECONDS:-30}
 
 USELESS=3
 
-# Exit status 1: failed. 2: asked for in a wrong way. 3: the slice is of no use, only a new one helps.
+# Exit status 1: failed. 2: the command or a setting is wrong. 3: the slice is of no use, only a new one helps.
 usage_error() {
   echo "${0##*/}: error: $*" >&2
   exit 2

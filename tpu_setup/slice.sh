@@ -15,7 +15,7 @@
 # --dry-run prints each command instead. Settings, all environment variables:
 #   TPU_NAME (apr), TPU_ZONE, TPU_TYPE (v5litepod-16), TPU_PROJECT (gcloud's own), TPU_RUNTIME (by TPU_TYPE),
 #   RUN (gs://BUCKET/FOLDER), POLL_SECONDS (30), HOST_SECONDS (600), STOP_SECONDS (300)
-# Exit status: 1 failed, 2 asked for in a wrong way, 3 the slice is of no use and must be made anew.
+# Exit status: 1 failed, 2 the command or a setting is wrong, 3 the slice is of no use and must be made anew.
 set -euo pipefail
 # shellcheck source=lib.sh
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"

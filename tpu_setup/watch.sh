@@ -6,7 +6,7 @@
 #
 # Before it makes anything it checks the wheel, the settings, the bucket, that the zone has such slices, and, where `apr` is
 # installed here, the config. Then it gives up, rather than spend more, when
-#   - anything was asked for in a wrong way (exit status 2);
+#   - the command or a setting is wrong (exit status 2);
 #   - FAILURES (3) times in a row the run has ended by itself, or its hosts, all up, could not be set up;
 #   - SLICE_TRIES (10) requests or slices in a row were refused, preempted or broken. It waits longer after each.
 # A checkpoint that the run has saved in between, of a later step than any before of its stage, ends such a row.
@@ -51,11 +51,11 @@ if [[ -n $DRY_RUN ]]; then
   exit
 fi
 
-# A call of slice.sh that may fail; but what was asked for in a wrong way won't get better.
+# A call of slice.sh that may fail; but a wrong command or setting stays wrong.
 try() {
   local status=0
   "$slice" "$@" || status=$?
-  ((status != 2)) || usage_error "slice.sh $1 was asked for in a wrong way (the line above); if there is a slice, it costs: slice.sh delete"
+  ((status != 2)) || usage_error "slice.sh $1 refuses its command or a setting (the line above); if there is a slice, it costs: slice.sh delete"
   return "$status"
 }
 
@@ -122,7 +122,7 @@ set_up() {
 look_after_run() {
   if grep -qx 'exit 2' <<<"$1"; then
     try stop >&2 || true
-    usage_error "the run was asked for in a wrong way: slice.sh logs shows the line; mend it, and start watch.sh again;" \
+    usage_error "the run refuses its command or a setting: slice.sh logs shows the line; mend it, and start watch.sh again;" \
       "the slice is still there, and costs"
   elif grep -qx 'exit [1-9][0-9]*' <<<"$1"; then
     # The hosts that wait for the one that hangs end with the same status, or with that of a lost process.

@@ -1,5 +1,5 @@
-"""Programs compiled for TPU chips on this machine. Attention: nothing L x L, no word between chips.
-The rollout on 128 chips: no word between them, no host, no hidden copy of the cache; a decode step
+"""Programs compiled for TPU chips on this machine. Attention: nothing L x L, and chips exchange nothing.
+The rollout on 128 chips: they exchange nothing, no host, no hidden copy of the cache; a decode step
 moves what is live and no more.
 
 Needs the extra [tpu] (`make test-tpu` installs it) and no TPU. In a process of its own: libtpu is

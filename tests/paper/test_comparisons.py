@@ -1,5 +1,6 @@
-"""Serial search may take what serves it best at equal cost: runs made by hand, in which it is plain
-what that is.
+"""At equal cost, serial search competes with whichever of its models and votes is best.
+
+The runs are made by hand, so that it is plain which one that is.
 """
 
 import dataclasses

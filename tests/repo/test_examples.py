@@ -31,9 +31,10 @@ def _has_a_tree(said):
 def test_rl_teaches_an_imitating_transformer_to_spawn(capsys):
     """From random weights RL does not teach it.
 
-    The example with fewer steps of RL: what imitation leaves to chance becomes certain.
+    The example, with fewer steps from random weights: what imitation leaves to chance becomes
+    certain. Halfway, right answers still go up and down between 0.7 and 0.9.
     """
-    runpy.run_path(str(EXAMPLES["learn_to_spawn"]))["main"](imitate=350, steps=41, scratch=21)
+    runpy.run_path(str(EXAMPLES["learn_to_spawn"]))["main"](imitate=350, steps=81, scratch=21)
     said = capsys.readouterr().out
     taught, scratch = said.split("RL from random weights")
     _has_a_tree(taught)

@@ -170,7 +170,9 @@ def test_a_run_that_hung_is_started_again(cloud):
 def test_wrong_use_is_not_tried_again(cloud):
     cloud.plays(status=["exit 2"])
     status, _, errors = _watch(cloud)
-    assert status == 2 and "the run was asked for in a wrong way" in errors and "costs" in errors
+    assert (
+        status == 2 and "the run refuses its command or a setting" in errors and "costs" in errors
+    )
     assert cloud.kinds() == ["create", "bootstrap", "start", "stop"]
 
 
@@ -271,7 +273,7 @@ def test_preemptions_before_any_save_end_at_the_cap(cloud):
 def test_wrong_use_of_a_command_ends_it(cloud):
     cloud.plays(create=["usage"] * 9)
     status, _, errors = _watch(cloud)
-    assert status == 2 and "slice.sh create was asked for in a wrong way" in errors
+    assert status == 2 and "slice.sh create refuses its command or a setting" in errors
     assert cloud.kinds() == ["create"]
 
 

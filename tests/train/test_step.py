@@ -194,7 +194,7 @@ def test_trees_that_are_left_out_change_no_gradient(config, mesh):
     )
     assert max(np.abs(leaf).max() for leaf in jax.tree.leaves(whole)) > 0.1
     assert "kl" not in before, "nobody has asked the reference"
-    # What lets every tree speak.
+    # With these options every tree counts, so none is left out.
     for options in (
         {"kl": 0.1},
         {"entropy": 0.1},
