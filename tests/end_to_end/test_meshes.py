@@ -176,11 +176,21 @@ def test_a_run_moves_from_mesh_to_mesh(config, data_dir, alone, tmp_path, monkey
 def _reinforce(config, axes, data_dir, workdir, init):
     """Eight trees a step, which differ in reward: a model this small never hits a target, but its
     trees have a price.
+
+    Steps are small enough for a KL below 1. Where it is 100, a few tokens of exp(10) are all of it,
+    and they multiply the rounding of a log-prob.
     """
     reward = RewardConfig(
         token_price=0.01, sequential_price=0.001, token_budget=40, price_step=0.0007
     )
-    rl = {"problems": 4, "group": 2, "micro_batch_rows": 8, "temperature": 0.5, "reward": reward}
+    rl = {
+        "problems": 4,
+        "group": 2,
+        "micro_batch_rows": 8,
+        "temperature": 0.5,
+        "reward": reward,
+        "optimizer": dataclasses.replace(config.train.rl.optimizer, lr=3e-4),
+    }
     train_rl(changed(_on(config, axes), rl=rl), data_dir, workdir, init, progress=False)
 
 
@@ -203,6 +213,7 @@ def reinforced_alone(config, data_dir, tmp_path_factory):
     tokens_per_tree = lines[0]["total_tokens"]  # By which the objective divides.
     assert all(line["grad_norm"] * tokens_per_tree > 1 for line in lines), "nothing to learn"
     assert all(line["zero_std_groups"] < 4 for line in lines), "nothing to learn"
+    assert all(line["kl"] < 1 for line in lines)
     assert all(line["logprob_difference_worst"] < 1e-4 for line in lines), "at a temperature of 0.5"
     return start, workdir
 
@@ -218,8 +229,8 @@ def test_reinforcement_is_that_of_one_device(
     start, alone = reinforced_alone
     _reinforce(config, axes, data_dir, tmp_path, start)
     # Decode slots are counted a shard: on eight shards there are eight times as many, for the same
-    # trees.
-    assert_close(tmp_path, alone, but=("slot_occupancy",))
+    # trees. The worst difference of log-probs is rounding and nothing else; it has a bound below.
+    assert_close(tmp_path, alone, but=("slot_occupancy", "logprob_difference_worst"))
     assert held == {(HEADS // axes[2], KV_HEADS // axes[2])}
     assert all(line["logprob_difference_worst"] < 1e-4 for line in logged(tmp_path)[1:])
 

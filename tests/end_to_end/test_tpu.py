@@ -36,8 +36,8 @@ rows, heads = PartitionSpec(BATCH_AXES), PartitionSpec(BATCH_AXES, "tensor")
 def of(spec, dtype, *shape):
     return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, spec))
 
-def grads(q, k, v, segment, hidden block):
-    out = lambda *x: attend_packed(*x, segment, hidden block, mesh).astype(jnp.float32)
+def grads(q, k, v, segment, hidden_block):
+    out = lambda *x: attend_packed(*x, segment, hidden_block, mesh).astype(jnp.float32)
     return jax.grad(lambda *x: jnp.sum(out(*x) ** 2), (0, 1, 2))(q, k, v)
 
 x = (
