@@ -67,11 +67,10 @@ def parts(shardings, leaves):
     pairs = zip(jax.tree.leaves(shardings), jax.tree.leaves(leaves), strict=True)
     return [[math.prod(leaf.shape), math.prod(sharding.shard_shape(leaf.shape))] for sharding, leaf in pairs]
 
-*weights, _ = compiled.input_shardings[0][: {"supervised": 2, "update": 3}[sys.argv[1]]]
-*shapes, _ = compiled.args_info[0][: len(weights) + 1]
+state = compiled.args_info[0][0]
 print(json.dumps({
-    "inputs": parts(weights, shapes),
-    "outputs": parts(compiled.output_shardings[0], shapes[0]),
+    "inputs": parts(compiled.input_shardings[0][0], state),
+    "outputs": parts(compiled.output_shardings[0], state),
     "program": compiled.as_text(),
 }))
 """
