@@ -26,6 +26,8 @@ from apr_jax.train.config import TrainConfig
 
 # The field of which either a number or the name of a file is set.
 _COUNT_OR_FILE = ["data", "demonstrations"]
+# The field of which several names are set.
+_NAMES = ["evaluate", "methods"]
 _LARGEST_INTEGER = 2**31 - 1  # Devices count in 32 bits. Seeds have bounds of their own.
 
 
@@ -60,7 +62,11 @@ class MeshConfig:
 
 @dataclasses.dataclass(frozen=True)
 class EvalConfig:
-    """What `apr reproduce` evaluates (`paper/suite.py`; figures and tables are the paper's).
+    """What `apr reproduce` evaluates.
+
+    For the paper's task that is `paper/suite.py`; figures and tables are the paper's. For any other
+    task it is `paper/methods.py`: of these fields it takes `batch`, `problems`, `samples`, the
+    highest of `temperatures`, `windows` and `methods`.
 
     A finished run may be given other values. Then only the evaluations that are new are done.
 
@@ -84,6 +90,9 @@ class EvalConfig:
       ablations: whether to train the ablations of the suite too (Tables 1 and 2, Fig. 5), on data
         in folders of their own. An ablation is not trained if it is the experiment itself or if its
         model exists. Models that exist are evaluated in any case.
+      windows: windows, besides `limits.window`, in which the methods of another task are compared.
+      methods: methods of another task that are trained and compared; none means all that fit the
+        limits.
     """
 
     batch: int = 256
@@ -97,6 +106,8 @@ class EvalConfig:
     timed: int = 0
     repeats: int = 5
     ablations: bool = False
+    windows: tuple[int, ...] = ()
+    methods: tuple[str, ...] = ()
 
     def __post_init__(self):
         for field in ("batch", "problems", "samples", "repeats"):
@@ -311,6 +322,8 @@ def _apply(settings: list[str], values: dict[str, Any], open_groups: frozenset[s
             )
         if names == _COUNT_OR_FILE:
             group[names[-1]] = _parse_count_or_file(text.strip())
+        elif names == _NAMES:
+            group[names[-1]] = tuple(name.strip() for name in text.split(",") if name.strip())
         else:
             group[names[-1]] = _parse(text.strip(), value, setting)
 

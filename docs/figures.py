@@ -695,6 +695,91 @@ def mini_steps_saved() -> str:
     return f"{first['steps'] / last['steps']:.1f}"
 
 
+# Tasks besides the paper's.
+
+EQUAL = {  # What is equal in a comparison of methods -> the head of its column.
+    "window": "same window",
+    "tokens": "same total tokens",
+    "parallel chain": "the chain of the parallel method",
+    "serial chain": "the chain of the serial method",
+}
+
+
+def is_measured(task: str) -> bool:
+    """Tells whether the experiment of a task was run and its results kept."""
+    return (EXPERIMENTS / task / "results.json").is_file()
+
+
+def method_models(task: str) -> Rows:
+    """Returns a row for each model of a task's experiment, as `models` does for a scale."""
+    return models(task) if is_measured(task) else [["not measured yet"]]
+
+
+def parallel_against_serial(task: str) -> Rows:
+    """Returns a row for each pair of methods and each stage, with a column for what is equal."""
+    if not is_measured(task):
+        return [["not measured yet"]]
+    comparisons = results(task)["comparisons"]
+    columns = {
+        (row["equal"], row["limit"] if row["equal"] == "window" else None): row
+        for row in comparisons
+    }
+    head = ["", *(f"{EQUAL[equal]}{f' ({limit})' if limit else ''}" for equal, limit in columns)]
+    pairs: dict[str, dict[tuple[str, int | None], str]] = {}
+    for row in comparisons:
+        parallel, serial = row["methods"]
+        after = " after RL" if row["stage"] == "rl" else ""
+        cells = pairs.setdefault(f"{parallel} against {serial}{after}", {})
+        is_window = row["equal"] == "window"
+        cells[row["equal"], row["limit"] if is_window else None] = _method_cell(row)
+    body = [[pair, *(cells.get(column, "") for column in columns)] for pair, cells in pairs.items()]
+    return [head, *body]
+
+
+def _method_cell(row: Record) -> str:
+    """Writes a comparison of methods: `84.1, cons@3 80.0: +4.1 (1.0 to 7.2)`."""
+    cells = comparison_cells(row)
+    rival = f"{row['note']} {cells['other']}".strip()
+    within = f" within {row['limit']}" if row["equal"].endswith("chain") else ""
+    return f"{cells['one']}, {rival}{within}: {gap_cell(row)}"
+
+
+@table
+def arithmetic_models() -> Rows:
+    """Shows the greedy answers of the models of arithmetic."""
+    return method_models("arithmetic")
+
+
+@table
+def arithmetic_parallel_against_serial() -> Rows:
+    """Compares the methods of arithmetic."""
+    return parallel_against_serial("arithmetic")
+
+
+@table
+def path_star_models() -> Rows:
+    """Shows the greedy answers of the models of path-star."""
+    return method_models("path_star")
+
+
+@table
+def path_star_parallel_against_serial() -> Rows:
+    """Compares the methods of path-star."""
+    return parallel_against_serial("path_star")
+
+
+@table
+def sudoku_models() -> Rows:
+    """Shows the greedy answers of the models of mini-sudoku."""
+    return method_models("sudoku")
+
+
+@table
+def sudoku_parallel_against_serial() -> Rows:
+    """Compares the methods of mini-sudoku."""
+    return parallel_against_serial("sudoku")
+
+
 # All scales.
 
 

@@ -3,16 +3,10 @@
 The experiment trains on 2 CPU cores. Its data have three methods: "serial" works out all operations
 in one thread, "parallel" has one level of children, "nested" a thread for each operation.
 
-    apr data build --config experiments/arithmetic.py --out runs/arithmetic/data
-    for method in serial parallel nested; do
-      apr train sft --config experiments/arithmetic.py --workdir runs/arithmetic/$method \
-        --method $method
-      apr eval --checkpoint runs/arithmetic/$method --out runs/arithmetic/$method/test \
-        --problems runs/arithmetic/data/test.jsonl
-    done
+    apr reproduce --config experiments/arithmetic.py --out runs/arithmetic
 
-`apr eval --window 80` compares the three at the same window, in which every demonstration of the
-other methods fits and the long serial ones do not.
+All are also evaluated in a window of 80, in which every demonstration of the other methods fits and
+the long serial ones do not.
 """
 
 from apr_jax.config import EvalConfig, Experiment
@@ -57,5 +51,5 @@ def experiment() -> Experiment:
                 optimizer=OptimizerConfig(lr=6e-5, warmup=2, decay=0.1, weight_decay=0.0),
             ),
         ),
-        evaluate=EvalConfig(batch=250, problems=1_000),
+        evaluate=EvalConfig(batch=250, problems=1_000, windows=(80,)),
     )

@@ -3,15 +3,7 @@
 The experiment trains on 2 CPU cores. Its data have three methods: "direct" answers the path at
 once, "serial" writes out arm after arm in one thread, "parallel" has a child for each arm.
 
-    apr data build --config experiments/path_star.py --out runs/path_star/data
-    for method in direct serial parallel; do
-      apr train sft --config experiments/path_star.py --workdir runs/path_star/$method \
-        --method $method
-      apr train rl --config experiments/path_star.py --workdir runs/path_star/$method-rl \
-        --init runs/path_star/$method
-      apr eval --checkpoint runs/path_star/$method-rl --out runs/path_star/$method-rl/test \
-        --problems runs/path_star/data/test.jsonl
-    done
+    apr reproduce --config experiments/path_star.py --out runs/path_star
 
 All three are trained and evaluated at the same window. Whoever answers at once and never looks
 ahead is right in one of four cases.
@@ -58,5 +50,6 @@ def experiment() -> Experiment:
                 optimizer=OptimizerConfig(lr=6e-5, warmup=2, decay=0.1, weight_decay=0.0),
             ),
         ),
-        evaluate=EvalConfig(batch=250, problems=1_000),
+        # A parallel tree takes as many tokens as 20 direct answers.
+        evaluate=EvalConfig(batch=250, problems=1_000, samples=20),
     )

@@ -4,18 +4,10 @@ The experiment trains on 2 CPU cores. Of the three methods in its data, "serial"
 after the other in one thread, "parallel" has one level of children, and in "nested" a child of a
 child may spawn, too. Every puzzle needs one guess, or two within one another.
 
-    apr data build --config experiments/sudoku.py --out runs/sudoku/data
-    for method in serial nested; do
-      apr train sft --config experiments/sudoku.py --data runs/sudoku/data \
-        --workdir runs/sudoku/$method --method $method
-      apr train rl --config experiments/sudoku.py --data runs/sudoku/data \
-        --workdir runs/sudoku/$method-rl --init runs/sudoku/$method
-      apr eval --checkpoint runs/sudoku/$method-rl --out runs/sudoku/$method-rl/test \
-        --problems runs/sudoku/data/test.jsonl
-    done
+    apr reproduce --config experiments/sudoku.py --out runs/sudoku
 
-`apr eval --window 112` compares the two at the same window: every nested demonstration fits in it,
-and serial ones that go back more than once hardly ever do.
+It trains "serial" and "nested". Both are also evaluated in a window of 112: every nested
+demonstration fits in it, and serial ones that go back more than once hardly ever do.
 """
 
 from apr_jax.config import EvalConfig, Experiment
@@ -57,5 +49,7 @@ def experiment() -> Experiment:
                 optimizer=OptimizerConfig(lr=6e-5, warmup=2, decay=0.1, weight_decay=0.0),
             ),
         ),
-        evaluate=EvalConfig(batch=250, problems=1_000),
+        evaluate=EvalConfig(
+            batch=250, problems=1_000, windows=(112,), methods=("serial", "nested")
+        ),
     )

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from apr_jax.config import Experiment, override
-from apr_jax.errors import UserError
+from apr_jax.errors import UsageError, UserError
 from apr_jax.evaluate.cells import print_warnings
 from apr_jax.io.json_files import write_json
 from apr_jax.io.lease import Lease
@@ -60,13 +60,19 @@ def reproduce(
         cannot answer.
       UserError: a stage failed; what was finished before is kept.
     """
-    from apr_jax.paper.suite import check, check_conditions
+    from apr_jax.paper import methods, suite
 
-    check(config)
+    if config.data.file:
+        raise UsageError(
+            f"data.demonstrations={config.data.file!r}: `apr reproduce` compares what the task's"
+            " own solvers demonstrate, so it must be a number; a file has `apr data build`,"
+            " `apr train` and `apr eval`"
+        )
+    (suite if suite.is_of_the_paper(config) else methods).check(config)
     built = data or out / "data"
     is_built = read_record(out).get("data", {}).get("done") and (built / "data.json").is_file()
     if is_built:
-        check_conditions(config, built)  # Otherwise it is checked as soon as the data are built.
+        _check_data(config, built)  # Otherwise it is checked as soon as the data are built.
 
     with Lease(out, "reproduce", together=True):
         reserve(out, config)
@@ -94,17 +100,12 @@ def stages_of(config: Experiment, out: Path, data: Path | None = None) -> list[S
     """Lists the stages of a run in their order."""
     built = data or out / "data"
     record = read_record(out)
+    compared = _methods(config)
 
-    def check_data() -> None:
-        # The suite sweeps over conditions, which the data must state before a model learns them.
-        from apr_jax.paper.suite import check_conditions
-
-        check_conditions(config, built)
-
-    trained = [data_stage("data", config, built, METHODS, check_data)]
-    for method in METHODS:
+    trained = [data_stage("data", config, built, compared, lambda: _check_data(config, built))]
+    for method in compared:
         trained.append(supervised_stage(f"{method}/sft", config, "data", built, out, method))
-    for method in METHODS:
+    for method in compared:
         trained.append(
             reinforced_stage(f"{method}/rl", f"{method}/sft", config, built, out, f"rl {method}")
         )
@@ -122,8 +123,33 @@ def stages_of(config: Experiment, out: Path, data: Path | None = None) -> list[S
     ]
 
     names = tuple(stage.name for stage in (*trained, *measured))
-    report = Stage("report", out / "report.html", lambda: write_report(out, built), names, "report")
+    makes = out / ("report.html" if _is_of_the_paper(config) else "results.json")
+    report = Stage("report", makes, lambda: write_report(out, built), names, "report")
     return [*trained, *measured, report]
+
+
+def _is_of_the_paper(config: Experiment) -> bool:
+    from apr_jax.paper.suite import is_of_the_paper
+
+    return is_of_the_paper(config)
+
+
+def _methods(config: Experiment) -> tuple[str, ...]:
+    """Returns the methods that a run trains."""
+    from apr_jax.paper.methods import methods_of
+
+    return METHODS if _is_of_the_paper(config) else methods_of(config)
+
+
+def _check_data(config: Experiment, built: Path) -> None:
+    """Refuses data on which the evaluations make no sense, before a model learns from them."""
+    from apr_jax.paper.methods import check_windows
+    from apr_jax.paper.suite import check_conditions
+
+    if _is_of_the_paper(config):
+        check_conditions(config, built)
+    else:
+        check_windows(config, built)
 
 
 def _ablations(config: Experiment, out: Path, record: dict[str, Any]) -> list[Stage]:
@@ -226,9 +252,13 @@ def _evaluations(config: Experiment, out: Path, built: Path) -> list[Stage]:
 
     `out` is the folder of the run, and `built` that of its data.
     """
-    from apr_jax.paper import suite
+    from apr_jax.paper import methods, suite
 
     settings = config.evaluate
+    if not suite.is_of_the_paper(config):
+        return [
+            _answer_stage(evaluation, config, out, built) for evaluation in methods.declare(config)
+        ]
     answered = (*suite.declare(settings), *suite.choosing(settings))
     return [
         *(_answer_stage(evaluation, config, out, built) for evaluation in answered),
@@ -348,7 +378,9 @@ def _has_model(stage: Stage, out: Path) -> bool:
 
 
 def write_report(out: Path, data: Path | None = None) -> None:
-    """Writes results.json, the figures and report.html from the evaluations in the folder `out`.
+    """Writes results.json from the evaluations in the folder `out`.
+
+    A run of the paper's task also gets its figures and report.html.
 
     Args:
       out: folder of the run.
@@ -357,6 +389,8 @@ def write_report(out: Path, data: Path | None = None) -> None:
     Raises:
       UserError: there is no evaluation.
     """
+    from apr_jax.paper import methods
+    from apr_jax.paper.results import read_config
     from apr_jax.paper.run_report import write_run_report
 
     if not out.is_dir():
@@ -371,7 +405,11 @@ def write_report(out: Path, data: Path | None = None) -> None:
     ):
         record = read_record(mirror.local)
         seconds = {name: stage["seconds"] for name, stage in record.items() if stage["done"]}
-        numbers = write_run_report(mirror.local, data or out / "data")
+        config = read_config(mirror.local)
+        if _is_of_the_paper(config):
+            numbers = write_run_report(mirror.local, data or out / "data")
+        else:
+            numbers = methods.results(config, mirror.local)
         write_json(mirror.local / "results.json", {"seconds": seconds} | numbers)
 
 
@@ -388,5 +426,7 @@ def show_results(out: Path) -> None:
         console.print(f"not run  {line}")
     minutes = sum(results["seconds"].values()) / 60
     console.print(f"time     {minutes:.1f} minutes ({out / 'stages.json'})")
-    console.print(f"figures  {out / 'figures'}")
-    console.print(f"report   {out / 'report.html'}")
+    console.print(f"results  {out / 'results.json'}")
+    for name, path in (("figures", out / "figures"), ("report", out / "report.html")):
+        if path.exists():
+            console.print(f"{name:9}{path}")

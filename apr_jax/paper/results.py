@@ -223,7 +223,7 @@ def read_run(run: Path, data: Path) -> Results:
     Raises:
       UserError: there is no config or no evaluation, or a file is damaged.
     """
-    config = _config(run)
+    config = read_config(run)
     task = make_task(config.task, config.limits)
     answered = {}
     missing = []
@@ -321,8 +321,12 @@ def _oracle(data: Path, config: Experiment) -> dict[str, list[Trace]]:
     return demonstrated(task, load_problems(problems, task), tokenizer, fitting_methods(task))
 
 
-def _config(run: Path) -> Experiment:
-    """Reads the config of a run."""
+def read_config(run: Path) -> Experiment:
+    """Reads the config of a run.
+
+    Raises:
+      UserError: there is none, or it is damaged.
+    """
     path = run / "config.json"
     values = _read(path, f"delete it; `apr reproduce --out {run}` writes it again")
     if values is None:

@@ -96,6 +96,8 @@ class Evaluation:
         parts = [self.model.replace("/", "-")]
         if decoding.temperature:
             parts.append(f"t{decoding.temperature:g}")
+        if decoding.window is not None:
+            parts.append(f"w{decoding.window}")
         if decoding.condition is not None:
             letter = "c" if parallel(self.model) else "b"  # Children, or window bins.
             parts.append(f"{letter}{decoding.condition}")
@@ -204,23 +206,24 @@ def timed_on_slots(config: EvalConfig) -> tuple[Evaluation, ...]:
     return tuple(evaluation for evaluation in timed(config) if evaluation == Evaluation("apr/rl"))
 
 
+def is_of_the_paper(config: Experiment) -> bool:
+    """Returns whether the task of an experiment is the paper's, which the suite is about."""
+    return isinstance(config.task.options, CountdownConfig)
+
+
 def check(config: Experiment) -> None:
     """Refuses a suite that the config's models cannot answer, before anything runs.
 
     Raises:
       UsageError: names the field, the value and what would be right.
     """
-    if not isinstance(config.task.options, CountdownConfig):
-        raise UsageError(
-            f"config task.kind={config.task.kind!r}: `apr reproduce` repeats the paper, whose task"
-            " is 'countdown'; other tasks have `apr data build`, `apr train` and `apr eval`"
-        )
-    if config.data.file:
-        raise UsageError(
-            f"data.demonstrations={config.data.file!r}: `apr reproduce` compares what the task's"
-            " own solvers demonstrate, so it must be a number; a file has `apr data build`,"
-            " `apr train` and `apr eval`"
-        )
+    for field in ("windows", "methods"):
+        values = getattr(config.evaluate, field)
+        if values:
+            raise UsageError(
+                f"evaluate.{field}={values}: is about other tasks; leave it out for task"
+                f" {config.task.kind!r}, whose evaluations are the paper's"
+            )
     solver = config.task.options.solver
     limits = config.limits
     most_forced = limits.max_threads - 1 if limits.max_depth else 0  # The root is a thread too.

@@ -173,22 +173,18 @@ def _empty_table() -> Table:
 def print_comparisons(
     comparisons: Sequence[Mapping[str, Any]], console: Console | None = None
 ) -> None:
-    """Prints two lines for each of the paper's comparisons: our scores, their cost, and the gap.
+    """Prints two lines for each comparison: the scores of its sides, their cost, and the gap.
 
     Args:
-      comparisons: rows of `paper.comparisons`.
+      comparisons: rows of `paper.comparisons` or `paper.methods`. Only those of the former have
+        figures of the paper, for which there is a column then.
       console: where to print; by default standard output.
     """
     console = console or Terminal()
     table = _empty_table()
-    for column in (
-        "here",
-        "total\ntokens",
-        "seq.\ntokens",
-        "chil-\ndren",
-        "gap (95%)",
-        "the paper",
-    ):
+    has_paper = any(comparison["paper"] for comparison in comparisons)
+    columns = ["here", "total\ntokens", "seq.\ntokens", "chil-\ndren", "gap (95%)"]
+    for column in [*columns, "the paper"] if has_paper else columns:
         table.add_column(column, justify="right")
     for comparison in comparisons:
         cells = comparison_cells(comparison)
@@ -201,7 +197,7 @@ def print_comparisons(
             f"{cells['one']}\n{cells['other']}",
             *spent,
             f"{cells['gap']}\n({cells['interval']})",
-            f"{cells['paper']}\n{cells['verdict']}".strip(),
+            *([f"{cells['paper']}\n{cells['verdict']}".strip()] if has_paper else []),
         )
     print_whole(table, console)
 

@@ -21,9 +21,10 @@ from apr_jax.evaluate.cells import comparison_cells, spent
 from apr_jax.evaluate.scores import MEASURES
 from apr_jax.paper import charts, controls, figures, published_figures, run_report, suite, tables
 from apr_jax.paper.comparisons import comparisons
+from apr_jax.paper.pipeline import reproduce
 from apr_jax.paper.results import read_run
 from apr_jax.report.terminal_tables import print_comparisons, print_table
-from apr_jax.tasks import TaskConfig, flatten, make_task
+from apr_jax.tasks import flatten, make_task
 from apr_jax.tasks.countdown.problems import draw
 from apr_jax.tasks.countdown.solvers import METHODS
 from apr_jax.text.sentence_piece import SentencePieceTokenizer
@@ -146,14 +147,16 @@ def test_what_the_models_cannot_do_is_refused(config, change, message):
         suite.check(dataclasses.replace(unasked, evaluate=made_run.EVALUATE))
 
 
-def test_a_file_and_other_tasks_are_refused(config):
+def test_a_file_and_settings_of_other_tasks_are_refused(config, tmp_path):
     of_a_file = dataclasses.replace(
         config, data=dataclasses.replace(config.data, demonstrations="trees.jsonl")
     )
     with pytest.raises(UsageError, match="data.demonstrations='trees.jsonl': `apr reproduce`"):
-        suite.check(of_a_file)
-    with pytest.raises(UsageError, match="task.kind='arithmetic': `apr reproduce` repeats"):
-        suite.check(dataclasses.replace(config, task=TaskConfig("arithmetic")))
+        reproduce(of_a_file, tmp_path)
+    for change in ({"windows": (9,)}, {"methods": ("apr",)}):
+        evaluate = dataclasses.replace(made_run.EVALUATE, **change)
+        with pytest.raises(UsageError, match=r"evaluate.(windows|methods)=.*: is about other"):
+            suite.check(dataclasses.replace(config, evaluate=evaluate))
 
 
 @pytest.mark.thorough
