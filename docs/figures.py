@@ -705,6 +705,10 @@ EQUAL = {  # What is equal in a comparison of methods -> the head of its column.
 }
 
 
+# What stands in the place of a table: a heading and a row.
+_NOT_MEASURED: Rows = [["results"], ["not measured yet"]]
+
+
 def is_measured(task: str) -> bool:
     """Tells whether the experiment of a task was run and its results kept."""
     return (EXPERIMENTS / task / "results.json").is_file()
@@ -712,13 +716,13 @@ def is_measured(task: str) -> bool:
 
 def method_models(task: str) -> Rows:
     """Returns a row for each model of a task's experiment, as `models` does for a scale."""
-    return models(task) if is_measured(task) else [["not measured yet"]]
+    return models(task) if is_measured(task) else _NOT_MEASURED
 
 
 def parallel_against_serial(task: str) -> Rows:
     """Returns a row for each pair of methods and each stage, with a column for what is equal."""
     if not is_measured(task):
-        return [["not measured yet"]]
+        return _NOT_MEASURED
     comparisons = results(task)["comparisons"]
     columns = {
         (row["equal"], row["limit"] if row["equal"] == "window" else None): row
@@ -778,6 +782,18 @@ def sudoku_models() -> Rows:
 def sudoku_parallel_against_serial() -> Rows:
     """Compares the methods of mini-sudoku."""
     return parallel_against_serial("sudoku")
+
+
+@table
+def countdown_all_models() -> Rows:
+    """Shows the greedy answers of the models of Countdown with all solutions."""
+    return method_models("countdown_all")
+
+
+@table
+def countdown_all_parallel_against_serial() -> Rows:
+    """Compares the methods of Countdown with all solutions."""
+    return parallel_against_serial("countdown_all")
 
 
 # All scales.

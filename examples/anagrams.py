@@ -3,8 +3,8 @@
     experiment:  task=TaskConfig("examples/anagrams.py:Anagrams", letters=4)
 
 A serial demonstration writes orders of the letters until one is a word; a parallel one gives every
-first letter to a child, which tries the orders that begin with it. docs/adding_a_task.md goes
-through it line by line.
+first letter to a child, which tries the orders that begin with it. docs/adding_a_task.md says what
+each part is for.
 """
 
 import dataclasses

@@ -207,8 +207,12 @@ def timed_on_slots(config: EvalConfig) -> tuple[Evaluation, ...]:
 
 
 def is_of_the_paper(config: Experiment) -> bool:
-    """Returns whether the task of an experiment is the paper's, which the suite is about."""
-    return isinstance(config.task.options, CountdownConfig)
+    """Returns whether the task of an experiment is the paper's, which the suite is about.
+
+    Countdown with all solutions has other methods, so it is another task here.
+    """
+    options = config.task.options
+    return isinstance(options, CountdownConfig) and options.solutions == "one"
 
 
 def check(config: Experiment) -> None:
