@@ -108,7 +108,7 @@ EXTRAS = {
 
 
 class BuildWithScales(build_py):
-    """Copies the experiment files of the scales into the wheel, where `apr_jax.scales` finds them.
+    """Copies the scales' experiment files and a model into the wheel, for `apr_jax.scales`.
 
     An editable install needs no copies: it reads `experiments/` of the clone.
     """
@@ -121,6 +121,7 @@ class BuildWithScales(build_py):
         folder = Path(self.build_lib) / "apr_jax" / "scales"
         for name in ("nano", "mini", "paper"):
             shutil.copy(HERE / "experiments" / f"{name}.py", folder)
+        shutil.copy(HERE / "experiments" / "mini" / "apr-rl.safetensors", folder)
 
 
 def version() -> str:

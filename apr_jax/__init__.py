@@ -4,7 +4,7 @@ Using a trained model from Python:
 
     import apr_jax
 
-    model = apr_jax.load("experiments/mini/apr-rl.safetensors")   # or a run's folder
+    model = apr_jax.load()                                        # or load("runs/mine/rl")
     tree = model.solve("54 2 93 34 -> 53")
     print(tree)                                                   # threads, texts, the verdict
     model.evaluate("runs/mine/data/test.jsonl", "runs/mine/eval", samples=8, temperature=1.0)

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+import apr_jax
+from apr_jax.cli.main import run
 from apr_jax.config import load
 from apr_jax.errors import UsageError
 from apr_jax.scales import SCALES, scale_file
@@ -36,6 +38,18 @@ def test_a_config_may_be_a_scale(tmp_path, monkeypatch):
     assert load("nano", ["seed=3"]) == load(ROOT / "experiments" / "nano.py", ["seed=3"])
 
 
+def test_solve_takes_the_model_of_the_library_by_default(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert run(["solve", "no numbers"]) == 2
+    assert "numbers and target" in capsys.readouterr().err
+
+
+def test_python_loads_the_model_of_the_library_by_default(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    model = apr_jax.load()
+    assert (model.name, model.restored.config.name) == ("apr-rl", "mini")
+
+
 @pytest.mark.parametrize("name", ["huge", "launch", "../setup"])
 def test_an_unknown_scale_is_told_the_known_ones(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
@@ -55,6 +69,8 @@ def test_the_wheel_holds_the_scales_and_the_assets(tmp_path):
         for scale in SCALES:
             source = (ROOT / "experiments" / f"{scale}.py").read_bytes()
             assert file.read(f"apr_jax/scales/{scale}.py") == source
+        model = (ROOT / "experiments" / "mini" / "apr-rl.safetensors").read_bytes()
+        assert file.read("apr_jax/scales/apr-rl.safetensors") == model
         names = set(file.namelist())
     assert {"apr_jax/py.typed", "apr_jax/report/assets/viewer.js"} <= names
     assert not any("launch" in name for name in names)

@@ -97,9 +97,7 @@ def evaluate(
     typer.echo(f"traces and summary: {out}")
 
 
-@models_app.command(
-    epilog='Example: apr solve "22 26 2 -> 46" --checkpoint runs/nano/apr/rl --html tree.html'
-)
+@models_app.command(epilog='Example: apr solve "54 2 93 34 -> 53" --html tree.html')
 def solve(
     problem: Annotated[
         str,
@@ -111,7 +109,16 @@ def solve(
             show_default=False,
         ),
     ],
-    checkpoint: Checkpoint,
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option(
+            help=(
+                "A run's folder (its best or last step) or one step, or an exported file. May be"
+                " gs://. By default the library's own model of Countdown, trained at scale mini."
+            ),
+            **ANYWHERE,
+        ),
+    ] = None,
     html: Annotated[
         Path | None, typer.Option(help="Write the viewer of the tree to this file.", **NEW_FILE)
     ] = None,
@@ -121,9 +128,10 @@ def solve(
     start()
     from apr_jax.evaluate.decoding import task_of
     from apr_jax.report.solve import solve as run
+    from apr_jax.scales import example_model
     from apr_jax.train.checkpoint import load_checkpoint
 
-    restored = load_checkpoint(checkpoint)
+    restored = load_checkpoint(checkpoint or example_model())
     trace = run(restored, task_of(restored).parse(problem), html)
     if json:
         write_json(json, trace)

@@ -1,6 +1,6 @@
 """A trained model in Python: load it, solve a problem, look at the tree.
 
-    model = load("experiments/mini/apr-rl.safetensors")
+    model = load()           # the library's own model of Countdown; or load("runs/mine/rl")
     tree = model.solve("54 2 93 34 -> 53")
     print(tree)              # what `apr solve` shows
     tree.correct             # True
@@ -22,23 +22,25 @@ from apr_jax.io.storage import as_path
 from apr_jax.io.terminal import Terminal
 from apr_jax.report.solve import grow_tree, show_tree
 from apr_jax.report.viewer import write_tree_page
+from apr_jax.scales import example_model
 from apr_jax.tasks import Problem, load_problems
 from apr_jax.threads import ThreadForest
 from apr_jax.train.checkpoint import load_checkpoint
 from apr_jax.train.checkpoint.restored import Restored
 
 
-def load(path: str | Path) -> Model:
+def load(path: str | Path | None = None) -> Model:
     """Loads the model of a training, of one of its steps, or of a file that `apr export` wrote.
 
     Args:
       path: the folder of a training, from which the best step is loaded, or else the last;
-        `checkpoints/<step>` in such a folder; or an exported file. May be gs://.
+        `checkpoints/<step>` in such a folder; or an exported file. May be gs://. By default the
+        library's own model of Countdown, as in `apr solve`.
 
     Raises:
       UserError: there is no checkpoint, or it is damaged.
     """
-    return Model(load_checkpoint(path))
+    return Model(load_checkpoint(path or example_model()))
 
 
 @dataclasses.dataclass(frozen=True, repr=False)

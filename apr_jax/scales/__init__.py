@@ -1,7 +1,8 @@
-"""The experiment files of the scales: nano, mini and paper.
+"""The experiment files of the scales, nano, mini and paper, and a trained model to try.
 
 They are kept once, in `experiments/` of the repository. The wheel has copies of them in this folder
-(setup.py makes them), so that `--scale nano` works wherever the library is installed.
+(setup.py makes them), so that `--scale nano` and `apr solve` work wherever the library is
+installed.
 """
 
 from pathlib import Path
@@ -11,6 +12,12 @@ from apr_jax.errors import UsageError
 SCALES = ("nano", "mini", "paper")
 _PACKAGE = Path(__file__).parent
 _CLONE = _PACKAGE.parents[1] / "experiments"
+
+
+def example_model() -> Path:
+    """Returns the file of the model that the library brings: APR of scale mini, after RL."""
+    packaged = _PACKAGE / "apr-rl.safetensors"
+    return packaged if packaged.is_file() else _CLONE / "mini" / packaged.name
 
 
 def scale_file(scale: str) -> Path:

@@ -27,7 +27,7 @@ ALLOWED = {
     "compare": {"config"},
     "train": LIBRARY | {"compare"},
     "evaluate": LIBRARY | {"train"},
-    "report": LIBRARY | {"train", "evaluate"},
+    "report": LIBRARY | {"train", "evaluate", "scales"},
     "paper": LIBRARY | {"compare", "train", "evaluate", "report"},
     "plan": LIBRARY | {"train", "evaluate", "report", "bench", "paper"},
     "check": LIBRARY | {"train", "scales", "plan"},
