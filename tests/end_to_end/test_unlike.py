@@ -21,6 +21,8 @@ from apr_jax.train.sft import train_sft
 UNAVOIDABLE = {
     "task.kind": "other tasks have other settings; tests/tasks trains one",
     "task.solutions": "'all' asks for the compact way to write; tests/tasks has it",
+    "evaluate.methods": "is about other tasks than the paper's; test_methods.py has it",
+    "evaluate.windows": "is about other tasks than the paper's; test_methods.py has it",
     "task.least_solutions": "must be 1, which is its default, where one solution is asked for",
     "task.solver.shuffle": "it is yes or no: the default is the one, the shared config has the other",
     "train.sft.steps": "must be 0, which is its default, where epochs say how long training takes",

@@ -101,7 +101,9 @@ def test_every_sample_has_a_key_of_its_own(config, done):
         return ThreadForest(**fields), Work(steps=np.ones(1), live=np.ones(1))
 
     tokenizer = types.SimpleNamespace(encode=lambda text: [len(p.CONTROL_PIECES)])
-    restored = types.SimpleNamespace(config=config, tokenizer=tokenizer, method="apr", path="run")
+    restored = types.SimpleNamespace(
+        config=config, tokenizer=tokenizer, method="apr", file_method=None, path="run"
+    )
     problems = [make_problem(str(number), (1, 2, 3), 10 + number) for number in range(3)]
     prompts = prompts_of(restored, problems, config.limits, Decoding(samples=4, temperature=1.0))
     got = list(Runner(rollout, None, batch=5, slots=8).stream(prompts, seed=9, done=done))

@@ -5,6 +5,7 @@ import os
 import struct
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -61,7 +62,19 @@ def _starts(workdir):
     files = sorted(
         workdir.glob("wandb/offline-run-*/*.wandb"), key=lambda path: path.stat().st_mtime
     )
-    return [list(_records(path)) for path in files]
+    return [_whole(path) for path in files]
+
+
+def _whole(path):
+    """The records of a file, once wandb's own process has written the last one."""
+    deadline = time.monotonic() + 60
+    while True:
+        records = list(_records(path))
+        kinds = [record.WhichOneof("record_type") for record in records]
+        if "exit" in kinds or time.monotonic() > deadline:
+            assert "exit" in kinds, kinds
+            return records
+        time.sleep(0.1)
 
 
 def _history(records):
