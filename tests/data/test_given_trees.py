@@ -109,6 +109,7 @@ def test_a_file_is_built_alike_by_any_number_of_workers(data, file, tmp_path):
     assert record_of(tmp_path) == record_of(data)
 
 
+@pytest.mark.thorough
 def test_a_run_on_a_file_is_trained_and_evaluated(data, file, tmp_path):
     config = experiment(str(file))
     file_of_run = tmp_path / "elsewhere" / "trees.jsonl"

@@ -62,6 +62,7 @@ def apr(*words):
     assert main.run([str(word) for word in words]) == 0
 
 
+@pytest.mark.thorough
 def test_task_file_is_trained_evaluated_and_shown(folder, monkeypatch, capsys):
     monkeypatch.chdir(folder)
     config = ("--config", "experiment.py")

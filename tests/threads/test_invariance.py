@@ -37,7 +37,9 @@ def pick(batch: Prompts, trees) -> Prompts:
     "schedule",
     [
         pytest.param(Schedule(1, 1, 1), id="one decode slot", marks=pytest.mark.slow),
-        pytest.param(Schedule(64, 16, 2), id="more decode slots than threads"),
+        pytest.param(
+            Schedule(64, 16, 2), id="more decode slots than threads", marks=pytest.mark.thorough
+        ),
         pytest.param(
             Schedule(8, 4, 16, context_buckets=(3, 6, 9, 12), small_batch_sizes=(1, 2, 5)),
             id="many buckets",
