@@ -78,6 +78,7 @@ EXTRAS = {
         "kubeflow-trainer-api>=2.3,<3",
         "kubernetes-validate>=1.37,<2",
         "mypy>=2.4,<3",
+        "nbformat>=5.11,<6",
         "playwright>=1.65,<2",
         "pytest>=9,<10",
         "pytest-xdist>=3.8,<4",
