@@ -71,12 +71,17 @@ class EvalConfig:
     A finished run may be given other values. Then only the evaluations that are new are done.
 
     Attributes:
+      compared: whether the run is set beside the paper, with its figures, tables and comparisons.
+        Models that are trained for minutes have nothing to compare; of them the report shows the
+        main ones alone.
+      headline: temperature of the answers that come first: every model answers all test problems at
+        it, and the report opens with them. 0 is greedy.
       batch: number of trees of one rollout call.
-      problems: number of test problems, the first of the file, of the evaluations that sample or
-        sweep. Plain greedy evaluations take all test problems.
+      problems: number of test problems, the first of the file, of all other evaluations.
       samples: number of trees for each problem of SoS+, for pass@n and cons@n. `paper/suite.py`
         says for which stage and at which temperature.
-      temperatures: temperatures of evaluations besides the greedy ones (Fig. 4a and 8, Table 3).
+      temperatures: temperatures of evaluations besides the greedy ones and those of the headline
+        (Fig. 4a and 8, Table 3).
       children: conditions of the sweep of APR: numbers of children that its prompts request
         (Fig. 4a, 6 and 8).
       bins: conditions of the sweep of SoS+: numbers of window bins (Fig. 6).
@@ -95,6 +100,8 @@ class EvalConfig:
         limits.
     """
 
+    compared: bool = True
+    headline: float = 0.0
     batch: int = 256
     problems: int = 200
     samples: int = 8
@@ -114,6 +121,8 @@ class EvalConfig:
             value = getattr(self, field)
             if value < 1:
                 raise ValueError(f"evaluate.{field}={value} must be at least 1")
+        if self.headline < 0:
+            raise ValueError(f"evaluate.headline={self.headline} must be at least 0")
         if self.timed < 0:
             raise ValueError(f"evaluate.timed={self.timed} must be at least 0")
         if any(temperature <= 0 for temperature in self.temperatures):

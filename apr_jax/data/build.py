@@ -33,7 +33,6 @@ from typing import TYPE_CHECKING, Any
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
-    Progress,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
@@ -57,8 +56,8 @@ from apr_jax.data.tree_files import Demonstration
 from apr_jax.errors import UsageError, UserError
 from apr_jax.io.json_files import write_json
 from apr_jax.io.lease import Lease
+from apr_jax.io.stage_line import Bars
 from apr_jax.io.storage import copies_folder, is_remote, require_reachable, upload, write_bytes
-from apr_jax.io.terminal import Terminal
 from apr_jax.tasks import (
     Bounds,
     Condition,
@@ -583,7 +582,7 @@ def _build_method(
     count: int,
     split: Split,
     pool: Workers,
-    bars: Progress,
+    bars: Bars,
 ) -> dict[str, Any]:
     """Writes the data set of one method of the task, and returns its part of data.json.
 
@@ -611,7 +610,7 @@ def _build_method(
 
 
 def _build_given(
-    out: Path, recipe: Recipe, given: _Given, pool: Workers, bars: Progress
+    out: Path, recipe: Recipe, given: _Given, pool: Workers, bars: Bars
 ) -> dict[str, Any]:
     """Writes the data set of a file of thread trees, and returns its part of data.json."""
     solved = [(found.problem, found.thread) for found in given.demonstrations]
@@ -739,9 +738,9 @@ def _sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def _bars(shown: bool) -> Progress:
+def _bars(shown: bool) -> Bars:
     """Returns progress bars on standard error, which are not shown unless `shown` holds."""
-    return Progress(
+    return Bars(
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
@@ -749,6 +748,5 @@ def _bars(shown: bool) -> Progress:
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
-        console=Terminal(stderr=True),
-        disable=not shown,
+        shown=shown,
     )

@@ -18,9 +18,9 @@ from typing import Any
 
 import jax
 import numpy as np
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 
-from apr_jax.io.terminal import Terminal
+from apr_jax.io.stage_line import Bars
 from apr_jax.threads import Prompts, ThreadForest, Work
 
 Rollout = Callable[[Any, Prompts, jax.Array], tuple[ThreadForest, Work]]
@@ -64,7 +64,7 @@ def stream(
         TextColumn(_RATES),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=Terminal(stderr=True), disable=not progress) as bar:
+    with Bars(*columns, shown=progress) as bar:
         shown = bar.add_task("", total=total, completed=done, trees=0.0, tokens=0.0, live=0.0)
         tokens = 0
         start = bar.get_time()

@@ -11,6 +11,7 @@ from __future__ import annotations
 import base64
 import itertools
 import zlib
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ import numpy as np
 from apr_jax.data.integers import fitted, unsigned
 from apr_jax.tasks import Failure, Problem, Score, Task
 from apr_jax.text.tokenizer import CONTROL_PIECES, JOIN, Tokenizer
-from apr_jax.threads import Refusal, Status, ThreadForest
+from apr_jax.threads import NO_PARENT, Refusal, Status, ThreadForest
 
 # Kinds of spans: the prompt, sampled text, a spawn block, answers of children, the own answer.
 KINDS = ("given", "sampled", "spawn", "joined", "join")
@@ -116,6 +117,63 @@ def unpack_streams(trace: dict[str, Any]) -> list[tuple[np.ndarray, np.ndarray]]
     ids = np.frombuffer(packed[:ids_size], f"<u{ids_size // count}")
     logprobs = np.frombuffer(packed[ids_size:], _LOGPROB_TYPE) / -_MILLI
     return list(zip(np.split(ids, ends), np.split(logprobs, ends), strict=True))
+
+
+def to_forest(trace: dict[str, Any]) -> ThreadForest:
+    """Returns the tree of a trace as a forest of one tree, numpy leaves, to draw it again.
+
+    A trace does not record `position`, `allowed` and `child`, nor which of several spawn blocks a
+    token belongs to: these fields are 0, and `hidden_block` is 1 for all blocks.
+    """
+    threads = trace["threads"]
+    streams = unpack_streams(trace)
+    indices = [thread["thread_index"] for thread in threads]
+    count = max(indices) + 1
+    longest = max(len(ids) for ids, _ in streams)
+
+    tokens = np.zeros((1, count, longest), np.int32)
+    logprobs = np.zeros((1, count, longest), np.float32)
+    sampled = np.zeros((1, count, longest), bool)
+    hidden_block = np.zeros((1, count, longest), np.int32)
+    for thread_index, thread, (ids, own) in zip(indices, threads, streams, strict=True):
+        kinds = np.repeat([kind for kind, _ in thread["spans"]], thread["lengths"])
+        place = (0, thread_index, slice(len(ids)))
+        tokens[place] = ids
+        logprobs[place] = own
+        sampled[place] = ~np.isin(kinds, ("given", "joined"))
+        hidden_block[place] = kinds == "spawn"
+
+    def per_thread(value: Callable[[dict[str, Any]], int], absent: int = 0) -> np.ndarray:
+        """Returns an array [1, T] of a value of each thread."""
+        filled = np.full((1, count), absent, np.int32)
+        filled[0, indices] = [value(thread) for thread in threads]
+        return filled
+
+    unknown = np.zeros((1, count, longest), np.int32)
+    cut = (Status.OUT_OF_WINDOW.name, Status.OUT_OF_BUDGET.name)
+    return ThreadForest(
+        tokens=tokens,
+        position=unknown,
+        hidden_block=hidden_block,
+        sampled=sampled,
+        logprob=logprobs,
+        allowed=unknown.astype(np.uint8),
+        length=per_thread(lambda thread: sum(thread["lengths"])),
+        status=per_thread(lambda thread: Status[thread["status"]]),
+        parent=per_thread(lambda thread: thread["parent"], NO_PARENT),
+        round=per_thread(lambda thread: thread["round"]),
+        depth=per_thread(lambda thread: thread["depth"]),
+        child=per_thread(lambda _: 0),
+        start=per_thread(lambda thread: thread["start"]),
+        end=per_thread(lambda thread: thread["end"]),
+        peak=per_thread(lambda thread: thread["peak"]),
+        total_tokens=np.array([trace["total_tokens"]], np.int32),
+        sequential_tokens=np.array([trace["sequential_tokens"]], np.int32),
+        children=np.array([trace["children"]], np.int32),
+        # In the order of `Refusal`; an earlier version named one of them otherwise.
+        refusals=np.array([list(trace["refusals"].values())], np.int32),
+        truncations=np.array([sum(thread["status"] in cut for thread in threads)], np.int32),
+    )
 
 
 def _thread(

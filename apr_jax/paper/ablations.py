@@ -21,6 +21,7 @@ from typing import Any
 
 from apr_jax.config import Experiment, override
 from apr_jax.data.build import check_files
+from apr_jax.evaluate.cells import spent
 from apr_jax.evaluate.decoding import Decoding
 from apr_jax.evaluate.folder import read_answers
 from apr_jax.evaluate.intervals import paired_gap
@@ -296,7 +297,12 @@ def stages_of(ablation: Ablation, config: Experiment, out: Path) -> list[Stage]:
 
     stages += [_evaluation_stage(row, out) for row in rows_of(ablation)]
     names = tuple(stage.name for stage in stages)
-    return [*stages, Stage("table", out / "ablation.json", lambda: _write(ablation, out), names)]
+
+    def write() -> str:
+        _write(ablation, out)
+        return ""
+
+    return [*stages, Stage("table", out / "ablation.json", write, "table and figure", names)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -389,20 +395,21 @@ def _evaluation_stage(row: Row, out: Path) -> Stage:
     folder = out / row.variant / row.folder
     model = f"{row.variant}/{row.stage}"
 
-    def run() -> None:
+    def run() -> str:
         # The supervised checkpoint is the best one, from which RL starts; that of RL is the last.
         path = out / model if row.stage == "sft" else last_step(out / model)
         restored = load_checkpoint(path)
         check_files(out / "data", "test.jsonl")
-        evaluate(
+        summary = evaluate(
             restored,
             load_problems(out / "data" / "test.jsonl", make_task(restored.config.task)),
             folder,
             row.decoding,
         )
+        return f"{summary['accuracy']:.1%} right, {spent(summary)}"
 
     name = f"{row.variant}/{row.folder}"
-    return Stage(name, folder / "summary.json", run, (model,), "eval")
+    return Stage(name, folder / "summary.json", run, "answers all test problems", (model,), "eval")
 
 
 def _write(ablation: Ablation, out: Path) -> None:

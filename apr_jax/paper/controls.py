@@ -28,7 +28,12 @@ from apr_jax.paper.kinds import KINDS
 from apr_jax.paper.results import Results, problems_of
 from apr_jax.paper.suite import MODELS
 
-_CURVES = {"sft": ("loss", "nats a token"), "rl": ("reward", "reward")}
+# Curves of training: stage, metric, and what stands beside the axis.
+_CURVES = (
+    ("sft", "loss", "nats a token"),
+    ("rl", "reward", "reward"),
+    ("rl", "children", "children of a tree"),
+)
 
 
 @charts.styled
@@ -79,7 +84,7 @@ def budget(results: Results) -> Drawn | None:
 @charts.styled
 def what_went_wrong(results: Results) -> Drawn | None:
     """Draws failures by kind, as shares of all problems: a stacked bar for each evaluation."""
-    shown = [answered for answered in results.plain().values() if answered.traces]
+    shown = [answered for answered in results.headline().values() if answered.traces]
     labels = [answered.label for answered in shown]
     counts = [failures.count(answered.traces) for answered in shown]
     kinds = [kind for kind in KINDS if any(kind in count for count in counts)]
@@ -173,7 +178,7 @@ def slots(results: Results) -> Drawn | None:
 
 @charts.styled
 def draw_training(runs: dict[str, dict[str, list[dict[str, Any]]]]) -> list[Drawn]:
-    """Draws loss and reward against the training step.
+    """Draws loss, reward and children against the training step.
 
     Args:
       runs: stage -> method -> the lines of its metrics.jsonl.
@@ -181,27 +186,31 @@ def draw_training(runs: dict[str, dict[str, list[dict[str, Any]]]]) -> list[Draw
     Returns:
       one figure; none if there are no runs.
     """
-    shown = [(stage, *_CURVES[stage]) for stage in runs]
-    if not shown:
-        return []
-    figure, axes = canvas(len(shown), squeeze=False, height=2.8)
-    for column, (stage, metric, label) in enumerate(shown):
-        for method, lines in runs[stage].items():
+    panels = []
+    for stage, metric, label in _CURVES:
+        curves = {}
+        for method, lines in runs.get(stage, {}).items():
             points = [
                 (line["step"], line[metric]) for line in lines if line.get(metric) is not None
             ]
-            axes[0, column].plot(
-                *zip(*points, strict=True),
-                color=colour(method),
-                label=method_name(method),
-                linewidth=1.2,
-            )
-        axes[0, column].set(title=stage_name(stage), xlabel="step", ylabel=label)
-        axes[0, column].legend()
+            if points:
+                curves[method] = points
+        if curves:
+            panels.append((stage_name(stage), label, curves))
+    if not panels:
+        return []
+
+    figure, axes = canvas(len(panels), squeeze=False, height=2.8)
+    for panel, (title, label, curves) in zip(axes[0], panels, strict=True):
+        for method, points in curves.items():
+            style: dict[str, Any] = {"color": colour(method), "label": method_name(method)}
+            panel.plot(*zip(*points, strict=True), linewidth=1.2, **style)
+        panel.set(title=title, xlabel="step", ylabel=label)
+        panel.legend()
     return [
         Drawn(
             "training",
-            "Supervised loss, and reward of a tree at the sampling temperature, while training.",
+            "Supervised loss; reward and children of a tree at the sampling temperature of RL.",
             figure,
         )
     ]

@@ -21,6 +21,7 @@ with the checkpoints that exist.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -28,14 +29,15 @@ from typing import TYPE_CHECKING, Any
 
 from apr_jax.config import Experiment, override
 from apr_jax.errors import UsageError, UserError
-from apr_jax.evaluate.cells import print_warnings
+from apr_jax.evaluate.cells import print_warnings, spent
+from apr_jax.evaluate.scores import mean
 from apr_jax.io.json_files import write_json
 from apr_jax.io.lease import Lease
 from apr_jax.io.storage import Mirror
 from apr_jax.io.terminal import Terminal
 from apr_jax.paper import Only
 from apr_jax.paper.stages import Stage, read_json, read_record, reserve, run_stages
-from apr_jax.report.terminal_tables import print_comparisons, print_table
+from apr_jax.report.terminal_tables import SOLVED, print_comparisons, print_table
 
 if TYPE_CHECKING:
     from apr_jax.paper.suite import Evaluation
@@ -123,8 +125,16 @@ def stages_of(config: Experiment, out: Path, data: Path | None = None) -> list[S
     ]
 
     names = tuple(stage.name for stage in (*trained, *measured))
-    makes = out / ("report.html" if _is_of_the_paper(config) else "results.json")
-    report = Stage("report", makes, lambda: write_report(out, built), names, "report")
+
+    def draw() -> str:
+        write_report(out, built)
+        return ""
+
+    if _is_of_the_paper(config):
+        makes, about = out / "report.html", "tables, figures and one HTML page"
+    else:
+        makes, about = out / "results.json", "the comparisons of the methods"
+    report = Stage("report", makes, draw, about, names, "report")
     return [*trained, *measured, report]
 
 
@@ -186,13 +196,18 @@ def data_stage(
 ) -> Stage:
     """Makes a stage that builds the data that `methods` are trained on, and then calls `check`."""
 
-    def run() -> None:
+    def run() -> str:
         from apr_jax.data.build import build
 
         build(config, built, methods=methods)
         check()
+        tested = f"{config.data.heldout:,} test problems"
+        if _is_of_the_paper(config):
+            return f"{tested}, whose numbers never occur together in training"
+        return tested
 
-    return Stage(name, built / "data.json", run, kind="data")
+    about = f"problems, and demonstrations of {' and '.join(methods)}"
+    return Stage(name, built / "data.json", run, about, kind="data")
 
 
 def supervised_stage(
@@ -209,17 +224,25 @@ def supervised_stage(
       method: the method whose demonstrations the model learns from.
     """
 
-    def run() -> None:
+    def run() -> str:
         from apr_jax.train.sft import train_sft
 
         train_sft(config, built, out / name, method)
+        return _course(out / name, {"loss": "loss"})
 
     sft = config.train.sft
     # Epochs of two methods have different numbers of steps, so the time of one method's epoch says
     # nothing about that of another's.
     kind = "sft" if sft.steps else f"sft {method}"
     return Stage(
-        name, out / name / "checkpoints", run, (data,), kind, sft.steps or sft.epochs, together=True
+        name,
+        out / name / "checkpoints",
+        run,
+        f"imitates demonstrations of {method}",
+        (data,),
+        kind,
+        sft.steps or sft.epochs,
+        together=True,
     )
 
 
@@ -237,14 +260,41 @@ def reinforced_stage(
       kind: stages of one kind take the same time for the same work.
     """
 
-    def run() -> None:
+    def run() -> str:
         from apr_jax.train.rl.trainer import train_rl
 
         train_rl(config, built, out / name, out / start)
+        return _course(out / name, {"accuracy": "right", "children": "children"})
 
     return Stage(
-        name, out / name / "checkpoints", run, (start,), kind, config.train.rl.steps, together=True
+        name,
+        out / name / "checkpoints",
+        run,
+        "reinforcement learning over whole trees",
+        (start,),
+        kind,
+        config.train.rl.steps,
+        together=True,
     )
+
+
+def _course(workdir: Path, measures: dict[str, str]) -> str:
+    """Says how some metrics of a training changed: means of the first and of the last steps.
+
+    Args:
+      workdir: folder of the training.
+      measures: metric -> its name on the screen.
+    """
+    from apr_jax.train.metrics.recorder import FILE
+
+    lines = [json.loads(line) for line in (workdir / FILE).read_text().splitlines()]
+    parts = []
+    for metric, name in measures.items():
+        values = [line[metric] for line in lines if line.get(metric) is not None]
+        if any(values):
+            few = max(1, min(_ENDS, len(values) // 2))
+            parts.append(f"{name} {mean(values[:few]):.2f} to {mean(values[-few:]):.2f}")
+    return ", ".join(parts)
 
 
 def _evaluations(config: Experiment, out: Path, built: Path) -> list[Stage]:
@@ -273,7 +323,7 @@ def _evaluations(config: Experiment, out: Path, built: Path) -> list[Stage]:
 def _answer_stage(evaluation: Evaluation, config: Experiment, out: Path, built: Path) -> Stage:
     """Answers the problems of an evaluation: OUT/eval/NAME/summary.json."""
 
-    def run() -> None:
+    def run() -> str:
         from apr_jax.evaluate.runner import evaluate
 
         if evaluation.validation:
@@ -281,10 +331,15 @@ def _answer_stage(evaluation: Evaluation, config: Experiment, out: Path, built: 
         else:
             problems = _load_problems(config, built, "test")[: evaluation.problems]
         restored = _load_model(out, evaluation.model)
-        evaluate(restored, problems, out / "eval" / evaluation.name, evaluation.decoding)
+        folder = out / "eval" / evaluation.name
+        summary = evaluate(restored, problems, folder, evaluation.decoding)
+        return f"{summary['accuracy']:.1%} right, {spent(summary)}"
 
-    trees = (evaluation.problems or config.data.heldout) * evaluation.decoding.samples
-    return _evaluation_stage("eval", evaluation, out, "summary.json", run, work=trees)
+    count = evaluation.problems or config.data.heldout
+    split = "validation" if evaluation.validation else "test"
+    about = f"answers {count:,} {split} problems"
+    trees = count * evaluation.decoding.samples
+    return _evaluation_stage("eval", evaluation, out, "summary.json", run, about, work=trees)
 
 
 def _latency_stage(evaluation: Evaluation, config: Experiment, out: Path, built: Path) -> Stage:
@@ -292,15 +347,17 @@ def _latency_stage(evaluation: Evaluation, config: Experiment, out: Path, built:
     count = config.evaluate.timed
     repeats = config.evaluate.repeats
 
-    def run() -> None:
+    def run() -> str:
         from apr_jax.evaluate.latency import measure_latency
 
         restored = _load_model(out, evaluation.model)
         problems = _load_problems(config, built, "test")[:count]
         folder = out / "eval" / evaluation.name
         measure_latency(restored, problems, folder, evaluation.decoding, repeats)
+        return ""
 
-    return _evaluation_stage("latency", evaluation, out, "latency.json", run, work=count)
+    about = f"times {count} problems, one by one"
+    return _evaluation_stage("latency", evaluation, out, "latency.json", run, about, work=count)
 
 
 def _slots_stage(evaluation: Evaluation, config: Experiment, out: Path, built: Path) -> Stage:
@@ -309,15 +366,17 @@ def _slots_stage(evaluation: Evaluation, config: Experiment, out: Path, built: P
     count = math.ceil(config.evaluate.timed / 3)
     repeats = config.evaluate.repeats
 
-    def run() -> None:
+    def run() -> str:
         from apr_jax.evaluate.latency import measure_slots
 
         restored = _load_model(out, evaluation.model)
         problems = _load_problems(config, built, "test")[:count]
         folder = out / "eval" / evaluation.name
         measure_slots(restored, problems, folder, evaluation.decoding, repeats)
+        return ""
 
-    return _evaluation_stage("slots", evaluation, out, "slots.json", run, work=count)
+    about = f"times {count} problems on 1, 2, 4, ... decode slots"
+    return _evaluation_stage("slots", evaluation, out, "slots.json", run, about, work=count)
 
 
 def _evaluation_stage(
@@ -325,7 +384,8 @@ def _evaluation_stage(
     evaluation: Evaluation,
     out: Path,
     file: str,
-    run: Callable[[], None],
+    run: Callable[[], str],
+    about: str,
     work: float,
 ) -> Stage:
     """Makes a stage whose `run` writes `file` into an evaluation's folder.
@@ -338,6 +398,7 @@ def _evaluation_stage(
         f"{what}/{evaluation.name}",
         makes=out / "eval" / evaluation.name / file,
         run=run,
+        about=about,
         needs=(evaluation.model,),
         kind=f"{what} {method}",
         work=work,
@@ -363,6 +424,7 @@ def _load_problems(config: Experiment, built: Path, split: str) -> list[Any]:
 
 
 _FIGURES = ("eval/", "latency/", "slots/", "report")
+_ENDS = 3  # Steps at the beginning and at the end of a training whose means are shown.
 
 
 def _model(stage: Stage) -> str:
@@ -414,19 +476,69 @@ def write_report(out: Path, data: Path | None = None) -> None:
 
 
 def show_results(out: Path) -> None:
-    """Prints a finished run: tables, warnings, duration, and where figures and report are."""
+    """Prints a finished run: what the models solve, how they compare, and where the rest is.
+
+    A run of the paper's task begins with the trees of one problem before and after RL.
+
+    Raises:
+      UserError: there are no results, or an earlier version of this library wrote them.
+    """
+    from apr_jax.paper.opening import FIGURE
+    from apr_jax.paper.results import read_config
+
     results = read_json(out / "results.json")
-    print_table({row["label"]: row for row in results["main"].values()})
     console = Terminal(highlight=False, soft_wrap=True, markup=False)
-    print_comparisons(results["comparisons"], console)
+    if _is_of_the_paper(read_config(out)):
+        _show_opening(out, results, console)
+    else:
+        print_table({row["label"]: row for row in results["main"].values()})
+    if results["comparisons"]:
+        console.print()
+        print_comparisons(results["comparisons"], console)
     # Each evaluation printed its warnings already, but nobody has seen them who only starts a
     # finished run again.
     print_warnings(results["warnings"])
     for line in results["missing"]:
         console.print(f"not run  {line}")
+
     minutes = sum(results["seconds"].values()) / 60
     console.print(f"time     {minutes:.1f} minutes ({out / 'stages.json'})")
     console.print(f"results  {out / 'results.json'}")
-    for name, path in (("figures", out / "figures"), ("report", out / "report.html")):
+    for name, path in (
+        ("figure", out / "figures" / f"{FIGURE}.png"),
+        ("report", out / "report.html"),
+    ):
         if path.exists():
             console.print(f"{name:9}{path}")
+
+
+def _show_opening(out: Path, results: dict[str, Any], console: Terminal) -> None:
+    """Prints what the report of a run of the paper's task opens with.
+
+    Raises:
+      UserError: an earlier version of this library wrote the results.
+    """
+    first = results.get("opening")
+    if first is None:
+        raise UserError(
+            f"{out / 'results.json'}: an earlier version wrote it; `apr report {out}` draws it anew"
+        )
+    _show_trees(out, first)
+    console.print(f"\nRight answers and their cost, {first['answers']}:")
+    print_table(first["rows"], SOLVED)
+    for sentence in first["gains"]:
+        console.print(sentence)
+
+
+def _show_trees(out: Path, first: dict[str, Any]) -> None:
+    """Prints the trees of one problem that the report opens with, in the order of training."""
+    from apr_jax.evaluate.folder import TRACES, read_traces
+    from apr_jax.evaluate.trace import to_forest
+    from apr_jax.report.solve import show_tree
+
+    console = Terminal(highlight=False)
+    for when, name in reversed(first["trees"].items()):
+        traces = read_traces(out / "eval" / name / TRACES)
+        trace = next(trace for trace in traces if trace["id"] == first["problem"])
+        console.print(f"\n{first['title']}  {when}", markup=False)
+        show_tree(to_forest(trace), trace, console)

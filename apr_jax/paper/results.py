@@ -74,8 +74,8 @@ class Answered:
 
     Attributes:
       evaluation: its declaration.
-      traces: all its trees. Traces of plain evaluations, at the temperatures of comparisons, have a
-        `failure`.
+      traces: all its trees. Traces of plain evaluations, at the temperatures of the headline and of
+        comparisons, have a `failure`.
       summary: what `summary.json` holds.
       latency: what `latency.json` holds; None if it was not measured.
       slots: what `slots.json` holds; None if it was not measured.
@@ -208,8 +208,12 @@ class Results:
             ]
         return [point for point in points if point]
 
-    def plain(self, temperature: float = 0.0) -> dict[str, Answered]:
-        """Returns the plain evaluations at a temperature by name; by default the greedy ones."""
+    def headline(self) -> dict[str, Answered]:
+        """Returns the evaluations that the report opens with, by name."""
+        return self.plain(self.config.evaluate.headline)
+
+    def plain(self, temperature: float) -> dict[str, Answered]:
+        """Returns the plain evaluations at a temperature by name."""
         return {
             name: answered
             for name, answered in self.answered.items()
@@ -255,8 +259,8 @@ def _read_evaluation(
     """Reads a finished evaluation, its seconds, and its answers to validation problems."""
     folder = run / "eval" / evaluation.name
     summary, traces = read_answers(folder)
-    compared = suite.compared_temperatures(config.evaluate)
-    if evaluation.plain and evaluation.decoding.temperature in compared:
+    shown = (config.evaluate.headline, *suite.compared_temperatures(config.evaluate))
+    if evaluation.plain and evaluation.decoding.temperature in shown:
         traces = failures.label(traces, task)
 
     remedy = "delete its folder and evaluate again"

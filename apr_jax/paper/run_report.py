@@ -1,4 +1,4 @@
-"""The report of a run: one HTML file with comparisons, tables, figures and thread trees.
+"""The report of a run: one HTML file with a thread tree, figures, comparisons and tables.
 
 The page loads nothing from anywhere. It is made from files alone: RUN/config.json, RUN/eval/*,
 RUN/*/{sft,rl}/metrics.jsonl and RUN/data. Evaluations that were not run are listed.
@@ -21,6 +21,7 @@ from apr_jax.paper import charts, controls, figures, published_figures, suite, t
 from apr_jax.paper.comparisons import comparisons
 from apr_jax.paper.figure_parts import Drawn, method_name
 from apr_jax.paper.kinds import KINDS
+from apr_jax.paper.opening import opening, overview
 from apr_jax.paper.results import Results, read_run
 from apr_jax.report.templates import html_templates
 from apr_jax.report.viewer import link, page, select
@@ -51,7 +52,9 @@ def write_run_report(run: Path, data: Path) -> dict[str, Any]:
       UserError: the run has no evaluations.
     """
     results = read_run(run, data)
-    possible = [draw(results) for draw in (*figures.FIGURES, *controls.CONTROLS)]
+    is_compared = results.config.evaluate.compared
+    published = figures.FIGURES if is_compared else ()
+    possible = [draw(results) for draw in (overview, *published, *controls.CONTROLS)]
     drawn = [figure for figure in possible if figure]
     drawn += controls.draw_training(training(run))
     for figure in drawn:
@@ -60,14 +63,16 @@ def write_run_report(run: Path, data: Path) -> dict[str, Any]:
     latencies = {
         name: answered.latency for name, answered in results.answered.items() if answered.latency
     }
+    first = opening(results)
     numbers = {
         "experiment": results.config.name,
         "seed": results.config.seed,
-        "comparisons": comparisons(results),
+        "opening": first,
+        "comparisons": comparisons(results) if is_compared else [],
         "main": tables.main_table(results),
         "sampled": tables.sampled_failures(results),
         "oracle": tables.oracle_table(results),
-        "tables": tables.all_tables(results),
+        "tables": tables.all_tables(results) if is_compared else {},
         "scores": tables.every_score(results),
         "cost": results.get("apr/rl") and results.answered["apr-rl"].slots,
         "latency": latencies,
@@ -76,8 +81,10 @@ def write_run_report(run: Path, data: Path) -> dict[str, Any]:
         "paper": published_figures.SOURCE,
     }
 
-    shown = select({name: answered.traces for name, answered in results.plain().items()})
-    text = page(f"apr_jax: {run.name}", _summary(results, numbers, drawn, shown), shown)
+    traces = {name: answered.traces for name, answered in results.headline().items()}
+    shown = select(traces, always=first["problem"])
+    summary = _summary(results, numbers, drawn, shown)
+    text = page(f"apr_jax: {run.name}", summary, shown, first)
     write_text(run / "report.html", text)
     return numbers
 

@@ -22,8 +22,8 @@ from apr_jax.config import Experiment, to_dict
 from apr_jax.errors import UsageError, UserError
 from apr_jax.io.json_files import write_json
 from apr_jax.io.runtime import alone_fails, first_decides, is_first
+from apr_jax.io.stage_line import StageLine
 from apr_jax.io.storage import is_remote
-from apr_jax.io.terminal import Terminal
 
 _POLL_SECONDS = 2.0
 _READS = 5  # Attempts to read a file of a bucket.
@@ -36,7 +36,9 @@ class Stage:
     Attributes:
       name: its name in stages.json and on the screen.
       makes: a file or folder that exists when the stage is done.
-      run: does the work, or goes on with unfinished work.
+      run: does the work, or goes on with unfinished work; returns a few words on what came of it,
+        or "".
+      about: what it does, in a few words.
       needs: names of earlier stages; when one of them runs again, so does this one.
       kind: stages of one kind take the same time for the same work.
       work: how much there is to do, in a unit that all stages of the kind share.
@@ -45,7 +47,8 @@ class Stage:
 
     name: str
     makes: Path
-    run: Callable[[], object]
+    run: Callable[[], str]
+    about: str
     needs: tuple[str, ...] = ()
     kind: str = ""
     work: float = 1.0
@@ -78,17 +81,20 @@ def _run_first(
 
     `left` lists this stage and those after it that are not done.
     """
-    console = Terminal(stderr=True)
     number = stages.index(stage) + 1
+    width = len(str(len(stages)))
+    title = f"{number:>{width}}/{len(stages)}  {stage.name}  {stage.about}"
     ahead = estimate(left, stages, record)
-    title = f"[bold]stage {number} of {len(stages)}: {stage.name}[/bold] ({ahead})"
-    console.print(title, soft_wrap=True)
+    if ahead:
+        title += f" ({ahead})"
 
     # The other processes wait for a stage that this one runs alone; a failure has to end them too.
     failing = contextlib.nullcontext() if stage.together else alone_fails()
-    with failing, _timed(record, stage.name, out):
-        stage.run()
-    console.print(f"stage {stage.name}: done, {record[stage.name]['seconds']:.0f} s")
+    with StageLine(title) as line:
+        with failing, _timed(record, stage.name, out):
+            words = stage.run()
+        minutes = f"{record[stage.name]['seconds'] / 60:.1f} min"
+        line.finish(f"{minutes}: {words}" if words else minutes)
 
 
 def _note_left(stages: list[Stage], out: Path, again: tuple[str, ...]) -> int:
@@ -126,7 +132,7 @@ def _wait(name: str, out: Path) -> None:
 
 
 def estimate(left: list[Stage], stages: list[Stage], record: dict[str, Any]) -> str:
-    """Says in words how long the stages that are left will take.
+    """Says in words how long the stages that are left will take; "" if nothing is known of them.
 
     Finished stages of the same kind took so many seconds for each unit of their work.
     """
@@ -143,14 +149,12 @@ def estimate(left: list[Stage], stages: list[Stage], record: dict[str, Any]) -> 
         for stage in left
         if stage.kind in seconds_of
     ]
-    unknown = len(left) - len(known)
-    parts = []
-    if known:
-        minutes = max(1, round(sum(known) / 60))
-        parts.append(f"about {minutes} min for {len(known)} of them")
-    if unknown:
-        parts.append(f"{unknown} of a kind that was not timed yet")
-    return f"{len(left)} left: {', '.join(parts)}"
+    if not known:
+        return ""
+    minutes = max(1, round(sum(known) / 60))
+    if len(known) == len(left):
+        return f"about {minutes} min left"
+    return f"about {minutes} min for {len(known)} of the {len(left)} stages left"
 
 
 @contextlib.contextmanager

@@ -5,7 +5,7 @@ The life of a figure:
    MODELS. `choosing` lists evaluations of validation problems, which choose where a comparison
    takes the best of several.
 2. `apr reproduce` makes a stage of each evaluation whose model exists. The stage writes
-   RUN/eval/NAME (`evaluate/runner`). All plain greedy evaluations come first.
+   RUN/eval/NAME (`evaluate/runner`). The plain evaluations of the headline come first.
 3. `paper/results` reads the finished evaluations. A figure whose evaluations are missing is left
    out, and the report says so.
 """
@@ -58,6 +58,14 @@ MODELS = {
     "sos+rejection/sft": "SoS+, rejection sampling",
 }
 STAGES = ("sft", "rl")
+
+# The models that every run trains, in words for a reader who does not know the paper.
+MAIN_MODELS = {
+    "sos+/sft": "serial search (SoS+)",
+    "sos+/rl": "serial search, after RL",
+    "apr/sft": "thread tree (APR)",
+    "apr/rl": "thread tree, after RL",
+}
 
 # Models of which comparisons take the best of several evaluations.
 _COMPETING = ("apr/sft", "apr/rl", "sos+/sft", "sos+/rl", BEAMS_1_TO_15)
@@ -117,17 +125,18 @@ class Evaluation:
 
 
 def declare(config: EvalConfig) -> tuple[Evaluation, ...]:
-    """Lists every evaluation of a run that has all models, the plain greedy ones first."""
-    # Every model greedily, on all test problems.
-    evaluations = [Evaluation(model) for model in MODELS]
-
-    # Every model at each temperature. From here on, on the first `config.problems` problems.
-    problems = config.problems
-    for temperature in config.temperatures:
-        for model in MODELS:
+    """Lists every evaluation of a run that has all models, those of the headline first."""
+    models = MODELS if config.compared else MAIN_MODELS
+    evaluations = []
+    for temperature in plain_temperatures(config):
+        # All test problems at the temperature of the headline. From here on the first
+        # `config.problems` of them.
+        problems = None if temperature == config.headline else config.problems
+        for model in models:
             samples = _samples(model, temperature, config)
             decoding = Decoding(samples=samples, temperature=temperature)
             evaluations.append(Evaluation(model, decoding, problems))
+    problems = config.problems
 
     # APR with requested children, and with forced children.
     for temperature in (0.0, *config.temperatures):
@@ -145,7 +154,13 @@ def declare(config: EvalConfig) -> tuple[Evaluation, ...]:
     for bins in config.bins:
         evaluations.append(Evaluation(f"sos+/{config.sweep}", Decoding(condition=bins), problems))
 
-    return tuple(dict.fromkeys(evaluations))  # Each once.
+    wanted = (evaluation for evaluation in evaluations if evaluation.model in models)
+    return tuple(dict.fromkeys(wanted))  # Each once.
+
+
+def plain_temperatures(config: EvalConfig) -> tuple[float, ...]:
+    """Returns the temperatures of plain evaluations, each once, that of the headline first."""
+    return tuple(dict.fromkeys((config.headline, 0.0, *config.temperatures)))
 
 
 def _forced_children(temperature: float, config: EvalConfig) -> dict[str, tuple[int, ...]]:
@@ -167,8 +182,10 @@ def validated(evaluation: Evaluation, config: EvalConfig) -> Evaluation:
 def choosing(config: EvalConfig) -> tuple[Evaluation, ...]:
     """Evaluations of validation problems that choose where comparisons take the best of several.
 
-    There is one for each evaluation that competes.
+    There is one for each evaluation that competes, if the run is compared at all.
     """
+    if not config.compared:
+        return ()
     return tuple(
         validated(evaluation, config)
         for evaluation in declare(config)
@@ -287,7 +304,10 @@ def _samples(model: str, temperature: float, config: EvalConfig) -> int:
     """Samples a problem: several for the models whose pass@n and cons@n compete with APR's threads.
 
     These are the models of SoS+; with beams 1 to 15 only at the temperatures of comparisons.
+    Greedy samples would be alike, and the headline is of single answers.
     """
+    if temperature in (0.0, config.headline):
+        return 1
     if model in ("sos+/sft", "sos+/rl"):
         return config.samples
     if model == BEAMS_1_TO_15 and temperature in compared_temperatures(config):

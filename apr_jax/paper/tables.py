@@ -23,14 +23,14 @@ def cell(score: Score) -> dict[str, Any]:
 
 
 def main_table(results: Results) -> dict[str, dict[str, Any]]:
-    """Returns the plain greedy evaluations.
+    """Returns the evaluations of the headline.
 
     Returns:
       name -> its summary with `label`, `thread_tokens`, `failures` by kind, and its `measures` with
       their intervals.
     """
     rows = {}
-    for name, answered in results.plain().items():
+    for name, answered in results.headline().items():
         rows[name] = answered.summary | {
             "label": answered.label,
             "thread_tokens": answered.thread_tokens(),

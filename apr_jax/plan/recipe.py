@@ -83,7 +83,9 @@ def recipe(config: Experiment, stages: dict[str, Stage], chips: int, method: str
     step = rollout + rl.ppo_epochs * stages["update"].seconds
     if has_reference:
         step += stages["rescoring"].seconds
-    validations = 1 + _validations(rl.steps, rl.validate_every)
+    validations = _validations(rl.steps, rl.validate_every)
+    if validations:
+        validations += 1
     rollouts = _validation_rollouts(config, rl) * validations
     reinforced = rl.steps * step + rollouts * rollout
 

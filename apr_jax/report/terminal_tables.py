@@ -39,6 +39,14 @@ EVALUATED: Columns = {
     "cons@n\n%": lambda s: _optional_percent(s, "cons_at_n"),
 }
 
+# Columns of what a run shows at its end: what the trees solve, and what they cost.
+SOLVED: Columns = {
+    "right %\n(95% interval)": lambda s: _share(s, "accuracy"),
+    "total\ntokens": lambda s: write("total_tokens", s["total_tokens"]),
+    "longest\nchain": lambda s: write("sequential_tokens", s["sequential_tokens"]),
+    "chil-\ndren": lambda s: write("children", s["children"]),
+}
+
 # Columns of what `apr data` writes (`data.statistics`).
 DEMONSTRATED: Columns = {
     "solved %\n(95% interval)": lambda s: _share(s, "solver_success"),

@@ -14,6 +14,7 @@ import urllib.parse
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from apr_jax.evaluate.scores import Trace
@@ -21,7 +22,15 @@ from apr_jax.evaluate.trace import unpack_streams
 from apr_jax.io.storage import write_text
 from apr_jax.report.templates import html_templates
 
-_SCRIPTS = ("tree.js", "lanes.js", "text.js", "chooser.js", "viewer.js")
+_SCRIPTS = (
+    "tree.js",
+    "lanes.js",
+    "text.js",
+    "clock.js",
+    "opening.js",
+    "chooser.js",
+    "viewer.js",
+)
 _STYLES = ("page.css", "viewer.css")
 _TEMPLATES = html_templates("apr_jax.report", "assets")
 
@@ -29,11 +38,18 @@ _MOST_TOKENS = 600_000  # Tokens of all trees of a page, which then has some 5 M
 _MOST_RIGHT = 24  # Problems that the first evaluation got right.
 _MOST_EXAMPLES = 8  # Examples of each kind of failure of each evaluation.
 
+_OPENING_FIELDS = ("problem", "trees")  # What `opening.js` reads.
+
 # Fields of a traced thread that the viewer reads as they are.
 _THREAD_FIELDS = ("thread_index", "parent", "round", "depth", "status", "start", "end")
 
 
-def page(title: str, summary: str, evaluations: Mapping[str, Sequence[Trace]]) -> str:
+def page(
+    title: str,
+    summary: str,
+    evaluations: Mapping[str, Sequence[Trace]],
+    opening: Mapping[str, Any] = MappingProxyType({}),
+) -> str:
     """Returns the whole page as HTML.
 
     Args:
@@ -41,6 +57,8 @@ def page(title: str, summary: str, evaluations: Mapping[str, Sequence[Trace]]) -
       summary: HTML that stands above the viewer.
       evaluations: name -> traces, as `select` gives them. A trace may have a `failure`: its kind of
         failure, or "" if the answer is right.
+      opening: a tree that plays in the element of `summary` with the id "opening": its `problem`,
+        and `trees`, name on a button -> evaluation. Without it there is none.
     """
     script = _assets(_SCRIPTS)
     fingerprint = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
@@ -54,11 +72,16 @@ def page(title: str, summary: str, evaluations: Mapping[str, Sequence[Trace]]) -
         style=_assets(_STYLES),
         script=script,
         policy=policy,
-        data={"evaluations": [_embedded(name, traces) for name, traces in evaluations.items()]},
+        data={
+            "evaluations": [_embedded(name, traces) for name, traces in evaluations.items()],
+            "opening": {
+                field: opening[field] for field in ("problem", "trees") if field in opening
+            },
+        },
     )
 
 
-def select(traces: Mapping[str, Sequence[Trace]]) -> dict[str, list[Trace]]:
+def select(traces: Mapping[str, Sequence[Trace]], always: str = "") -> dict[str, list[Trace]]:
     """Chooses the problems of a page, the same for all evaluations.
 
     They are examples of each kind of failure of each evaluation, and some problems that were
@@ -66,6 +89,7 @@ def select(traces: Mapping[str, Sequence[Trace]]) -> dict[str, list[Trace]]:
 
     Args:
       traces: evaluation -> its traces. Only the first sample of each problem is shown.
+      always: the id of a problem that is taken in any case; "" is none.
 
     Returns:
       evaluation -> its traces of the chosen problems.
@@ -76,7 +100,8 @@ def select(traces: Mapping[str, Sequence[Trace]]) -> dict[str, list[Trace]]:
     }
     chosen: set[str] = set()
     room = _MOST_TOKENS
-    for problem in _by_turns(_failed(shown) + _right(shown)):
+    first = [[always]] if always else []
+    for problem in _by_turns(first + _failed(shown) + _right(shown)):
         size = sum(_tokens(of_one[problem]) for of_one in shown.values() if problem in of_one)
         if problem not in chosen and (size <= room or not chosen):
             chosen.add(problem)
@@ -104,7 +129,10 @@ def _right(shown: Mapping[str, Mapping[str, Trace]]) -> list[list[str]]:
 
     They are problems of APR, if it was evaluated, and else of the first evaluation.
     """
-    lead = next((name for name in ("apr-rl", "apr-sft") if name in shown), next(iter(shown)))
+    lead = next(
+        (name for start in ("apr-rl", "apr-sft") for name in shown if name.startswith(start)),
+        next(iter(shown)),
+    )
     right = [trace["id"] for trace in shown[lead].values() if trace["correct"]][:_MOST_RIGHT]
     return [right[::3], right[1::3], right[2::3]]
 

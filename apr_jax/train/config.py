@@ -259,7 +259,8 @@ class RlConfig:
       micro_batch_rows: packed rows that are rescored at once. The update takes as many such chunks
         as the trees of a step need.
       validate_every: steps between validations, in which the model answers `validation` problems
-        greedily. The best step by these is kept.
+        greedily. The best step by these is kept. 0: no validation; then the last step counts as the
+        best.
       validation: number of problems of a validation.
       save_every: steps between checkpoints.
       difference_bound: a step is reported if rollout and training disagree by more than this about
@@ -294,11 +295,11 @@ class RlConfig:
             "group",
             "ppo_epochs",
             "micro_batch_rows",
-            "validate_every",
             "validation",
             "save_every",
         )
         _require(self, "train.rl", counts, 1)
+        _require(self, "train.rl", ("validate_every",), 0)
         bounds = ("difference_bound", "mean_difference_bound", "outside_clip_bound")
         _require_positive(self, "train.rl", ("temperature", *bounds))
         advantage = self.objective.advantage

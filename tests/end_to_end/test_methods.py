@@ -1,7 +1,10 @@
 """A task that is not the paper's: its methods are trained, evaluated and compared by one command."""
 
+import contextlib
 import dataclasses
+import io
 import json
+import re
 
 import pytest
 
@@ -31,10 +34,18 @@ METHODS = ("serial", "nested")
 
 
 @pytest.fixture(scope="module")
-def run(config, tmp_path_factory):
+def run_and_screen(config, tmp_path_factory):
+    """A finished run, and what it wrote on standard error."""
     out = tmp_path_factory.mktemp("methods") / "run"
-    pipeline.reproduce(config, out)
-    return out
+    screen = io.StringIO()
+    with contextlib.redirect_stderr(screen):
+        pipeline.reproduce(config, out)
+    return out, screen.getvalue()
+
+
+@pytest.fixture(scope="module")
+def run(run_and_screen):
+    return run_and_screen[0]
 
 
 @pytest.mark.thorough
@@ -63,6 +74,18 @@ def test_one_command_trains_evaluates_and_compares(run, config, capsys):
     pipeline.show_results(run)
     shown = capsys.readouterr().out
     assert "same total tokens: nested, serial" in shown and "the paper" not in shown
+
+
+@pytest.mark.thorough
+def test_the_screen_says_what_each_stage_gained(run_and_screen):
+    run, screen = run_and_screen
+    stages = json.loads((run / "stages.json").read_text())
+    gained = {"sft": "loss ", "eval": "% right, "}
+    for number, name in enumerate(stages, start=1):
+        line_of = rf"^ *{number}/{len(stages)}  {name}  .*\d\.\d min\b.*$"
+        (line,) = re.findall(line_of, screen, re.M)
+        kind = "eval" if name.startswith("eval/") else name.partition("/")[2]
+        assert gained.get(kind, "") in line
 
 
 @pytest.mark.thorough

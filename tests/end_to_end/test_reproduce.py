@@ -140,7 +140,9 @@ def test_a_second_start_only_shows_the_results(run, config, capsys):
         said.index("same window,") :
     ].splitlines()  # The tables of a pipe are as wide as they are, a line a row.
     assert first[0].startswith("same window, after RL: APR, SoS+ ")
-    assert "APR after RL" in said and "report.html" in said.replace("\n", "")
+    assert "thread tree, after RL" in said and "report.html" in said.replace("\n", "")
+    assert said.count("\nroot ") == 2, "a tree before and after RL"
+    assert (run / "figures" / "overview.png").is_file() and "overview.png" in said
     assert "not run" in said and "SoS: there is no trained model (sos/sft)" in said
 
 
@@ -167,7 +169,7 @@ def test_only_figures_evaluates_the_models_that_are_there(run, config, tmp_path,
     few = dataclasses.replace(config.evaluate, problems=2, samples=3, sweep="rl")
     pipeline.reproduce(dataclasses.replace(config, evaluate=few), tmp_path, only="figures")
     said = capsys.readouterr().err
-    assert "left: " in said and "about 1 min" in said
+    assert "about 1 min for " in said and " stages left" in said
     results = json.loads((tmp_path / "results.json").read_text())
     assert set(results["main"]) == {"sos+-sft", "apr-rl"} and "apr-rl-c2-p2" in {
         row["name"] for row in results["scores"]

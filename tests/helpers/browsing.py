@@ -39,8 +39,8 @@ def tabs(browser):
     said = []
     asked = []
 
-    def open_file(path, anchor="", viewport=WIDE, scheme="light"):
-        context = browser.new_context(viewport=viewport, color_scheme=scheme)
+    def open_file(path, anchor="", viewport=WIDE, scheme="light", motion="reduce"):
+        context = browser.new_context(viewport=viewport, color_scheme=scheme, reduced_motion=motion)
         context.set_default_timeout(15_000)
         opened.append(context)
         files.add(path.as_uri())

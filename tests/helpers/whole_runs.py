@@ -255,6 +255,8 @@ def unlike():
         ),
         train=learn,
         evaluate=EvalConfig(
+            compared=False,
+            headline=0.5,
             batch=4,
             problems=2,
             samples=3,

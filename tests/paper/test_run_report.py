@@ -3,6 +3,7 @@
 import html.parser
 import json
 import re
+import shutil
 
 import pytest
 from helpers.puzzles import read_problems
@@ -112,6 +113,8 @@ def test_finished_run_shows_results_with_warnings(run, data_dir, tmp_path, capsy
         "APR: NO TREE SPAWNED A SINGLE CHILD [so to say]",
         "SoS+: 60% OF THE TREES WERE TRUNCATED",
     ]
+    shutil.copytree(run / "eval", tmp_path / "eval")
+    shutil.copy(run / "config.json", tmp_path)
     (tmp_path / "results.json").write_text(
         json.dumps(numbers | {"seconds": {"data": 60}, "warnings": said})
     )
@@ -119,9 +122,19 @@ def test_finished_run_shows_results_with_warnings(run, data_dir, tmp_path, capsy
     shown = capsys.readouterr()
     assert shown.err.splitlines() == [f"warning: {line}" for line in said]
     assert "1.0 minutes" in shown.out
+    first = numbers["opening"]
+    assert f"{first['title']}  before RL\n" in shown.out and "\nroot " in shown.out
+    assert re.search(r"^thread tree \(APR\) +\d", shown.out, re.M)
     (tmp_path / "results.json").write_text(json.dumps(numbers | {"seconds": {}, "warnings": []}))
     show_results(tmp_path)
     assert capsys.readouterr().err == ""
+
+
+def test_results_of_an_earlier_version_are_named(run, tmp_path):
+    shutil.copy(run / "config.json", tmp_path)
+    (tmp_path / "results.json").write_text(json.dumps({"main": {}}))
+    with pytest.raises(UserError, match=r"earlier version wrote it; `apr report .*` draws it anew"):
+        show_results(tmp_path)
 
 
 def test_no_text_breaks_out_of_the_page(run, tmp_path):

@@ -139,8 +139,8 @@ def written(run):
     """
     held = {}
 
-    def select(traces):
-        held.update(viewer.select(traces))
+    def select(traces, always):
+        held.update(viewer.select(traces, always))
         return held
 
     with pytest.MonkeyPatch.context() as patch:
@@ -213,21 +213,79 @@ def test_claims_tables_and_figures_are_there_to_see(show, written, viewport):
         assert viewport is NARROW or table.evaluate(UNSEEN) <= 0, title
         return table
 
-    comparisons = after("The paper's comparisons, here").locator("tbody tr")
-    assert comparisons.count() == len(numbers["comparisons"]) > 8
-    assert numbers["comparisons"][0]["paper"] in comparisons.first.inner_text()
-    assert after("Greedy answers").locator("tbody tr").count() == len(TRAINED)
+    published = [row for row in numbers["comparisons"] if row["paper"]]
+    comparisons = after("Beside the paper").locator("tbody tr")
+    assert comparisons.count() == len(published) > 5
+    assert published[0]["paper"] in comparisons.first.inner_text()
+    assert tab.get_by_text("Every model", exact=True).is_hidden(), "it is folded"
+    tab.get_by_text("Everything else").click()
+    assert after("Every model").locator("tbody tr").count() == len(TRAINED)
     for number, (name, title) in enumerate(run_report._TITLES.items(), start=1):
         assert title.startswith(f"Table {number}")
         assert after(title).locator("tbody tr").count() == len(numbers["tables"][name])
+    tab.get_by_text(f"All {len(numbers['comparisons'])} comparisons").click()
+    every = tab.get_by_text("how it was chosen").locator("xpath=following::table[1]")
+    assert every.locator("tbody tr").count() == len(numbers["comparisons"]) > 8
     drawn = tab.locator(".figures figure")
-    assert drawn.count() == len(list((path.parent / "figures").glob("*.svg"))) == 9
+    assert drawn.count() == len(list((path.parent / "figures").glob("*.svg"))) == 10
     for figure in drawn.all():
         svg = figure.locator("svg")
         box = svg.bounding_box()
         assert svg.is_visible() and box["width"] > 300 and box["height"] > 60
         assert figure.locator("figcaption").is_visible()
         assert svg.locator("text").count() > 5
+
+
+@needs_browser
+@pytest.mark.parametrize("viewport", [WIDE, NARROW], ids=["wide", "narrow"])
+def test_the_first_screen_has_a_tree_and_the_table_of_four(show, written, viewport, tmp_path):
+    path, numbers, _ = written
+    tab = show(path, viewport=viewport)
+    tab.screenshot(path=tmp_path / f"opening-{viewport['width']}.png")
+    lanes = tab.locator("#opening .lanes")
+    table = tab.locator(".four table")
+    assert 0 < lanes.bounding_box()["y"] < viewport["height"]
+    assert tab.evaluate("opening.lanes.drawn") > 10
+    assert table.locator("tbody tr").count() == len(TRAINED)
+    assert table.evaluate("(e) => e.parentElement.scrollWidth - e.parentElement.clientWidth") <= 0
+    if viewport is WIDE:
+        for part in (table, tab.locator(".figures svg").first):
+            box = part.bounding_box()
+            assert box["y"] + box["height"] <= viewport["height"], "all on one screen"
+    first = numbers["opening"]
+    assert first["title"] in tab.inner_text("#opening-title")
+    rows = table.locator("tbody tr").all_inner_texts()
+    for label, row in first["rows"].items():
+        (shown,) = (text for text in rows if text.startswith(label + "\t"))
+        assert f"{100 * row['accuracy']:.1f}" in shown and f"{row['children']:.1f}" in shown
+
+
+@needs_browser
+def test_the_tree_of_the_first_screen_plays(show, written):
+    """By itself unless the system asks for rest, by its button, and by keys alone."""
+    tab = show(written[0], motion="no-preference")
+    assert tab.evaluate("opening.clock.playing")
+    assert not tab.evaluate("viewer.playing")
+    still = show(written[0])
+    assert not still.evaluate("opening.clock.playing")
+    assert still.evaluate("opening.clock.time == opening.clock.steps")
+    still.focus("#opening .play")
+    still.keyboard.press("Enter")
+    while still.evaluate("opening.clock.time == 0"):
+        settle(still)
+    assert still.evaluate("opening.clock.playing")
+    still.keyboard.press("Enter")
+    assert not still.evaluate("opening.clock.playing")
+    still.focus("#opening input")
+    still.keyboard.press("Home")
+    assert still.evaluate("opening.clock.time") == 0
+    still.click("#opening button:text-is('before RL')")
+    pressed = "opening.buttons.map((button) => [button.textContent, button.ariaPressed])"
+    assert still.evaluate(pressed) == [["after RL", "false"], ["before RL", "true"]]
+    still.click("#opening .lanes canvas", position={"x": 80, "y": 82})  # The second row.
+    assert still.evaluate("opening.lanes.thread_index") == still.evaluate(
+        "opening.tree.rows[1]?.thread_index ?? 0"
+    )
 
 
 @needs_browser
@@ -248,9 +306,9 @@ def test_a_count_of_failures_leads_to_its_tree(show, written):
         wrong = [trace for trace in held[name] if trace["failure"] == kind]
         assert problem == wrong[0]["id"]
         assert tab.evaluate("viewer.panes[0].choice.value") == name
-        assert kind in tab.inner_text(".verdict >> nth=0")
+        assert kind in tab.inner_text("#panes .verdict >> nth=0")
         assert tab.inner_text(".facts >> nth=0").startswith(f"{wrong[0]['total_tokens']} tokens")
-        slots = tab.locator(".lanes >> nth=0").bounding_box()
+        slots = tab.locator("#panes .lanes >> nth=0").bounding_box()
         assert 0 <= slots["y"] < WIDE["height"], "it is in view"
         assert tab.evaluate("viewer.panes[0].lanes.drawn") > 0
 
@@ -303,7 +361,10 @@ def test_report_shows_the_trials_of_its_scale(written):
         "<strong>Twice as wide</strong>: <code>train.sft.lr=1e-3</code> gave"
         " &lt;b&gt;nothing&lt;/b&gt;" in log
     )
-    assert "Not of this one" not in text and "What was tried for the others stands below" in text
+    assert (
+        "Not of this one" not in text
+        and "is in the project's docs/log.md and below, folded" in text
+    )
     assert [
         to for to in re.findall(r'(?:href|src)="([^"]*)"', text) if not to.startswith("#")
     ] == []

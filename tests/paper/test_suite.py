@@ -383,8 +383,8 @@ def test_sequential_tokens_are_reached_by_fewer_at_higher_accuracy(whole):
 def test_the_report_shows_threads_and_verdicts(config, tokenizer, tmp_path, monkeypatch):
     """In the comparisons, in Tables 1 to 3, and where it says what was tried."""
     made_run.make_run(tmp_path, config, tokenizer, TRAINED)
-    monkeypatch.setattr(run_report, "select", lambda traces: {})
-    monkeypatch.setattr(run_report, "page", lambda title, summary, traces: summary)
+    monkeypatch.setattr(run_report, "select", lambda traces, always: {})
+    monkeypatch.setattr(run_report, "page", lambda title, summary, traces, opening: summary)
     monkeypatch.setitem(published_figures.COMPARISONS, "window", (100.0, -1.0))
     found = run_report.write_run_report(tmp_path, tmp_path / "data")
     text = (tmp_path / "report.html").read_text()

@@ -181,7 +181,7 @@ def test_report_page_warns_before_any_score(written):
     path, numbers = written
     text = path.read_text()
     assert re.findall(r'<p class="warning">([^<]*)</p>', text) == numbers["warnings"]
-    assert text.rindex('<p class="warning">') < text.index("<h2>") < text.index("<table>")
+    assert text.rindex('<p class="warning">') < text.index("<h2 ") < text.index("<table>")
 
 
 @needs_browser

@@ -50,11 +50,12 @@ class Viewer {
     this.evaluations = new Map(data.evaluations.map(({ name, pieces, traces }) => [name, { pieces, traces: new Map(traces.map((trace) => [trace.id, trace])) }]));
     this.names = [...this.evaluations.keys()];
     this.panes = ["left", "right"].slice(0, this.names.length).map((side) => new Pane(side, this));
-    Object.assign(this, { time: 0, steps: 1, playing: false, chosen: {} });
+    this.chosen = {};
     this.chooser = new Chooser({ trees: (problem) => this.panes.map(({ side }) => this.trace(side, problem)), open: (problem) => this.open(problem) });
-    [this.slider, this.clock, this.speed, this.button] = ["step", "clock", "speed", "play"].map((id) => document.getElementById(id));
+    [this.slider, this.count, this.speed] = ["step", "clock", "speed"].map((id) => document.getElementById(id));
+    this.clock = new Clock({ button: document.getElementById("play"), speed: () => Number(this.speed.value), show: (time) => this.setTime(time) });
     document.getElementById("panes").append(...this.panes.map((pane) => pane.host));
-    const presses = { first: () => this.seek(0), back: () => this.seek(this.time - 1), play: () => this.play(), forth: () => this.seek(this.time + 1), last: () => this.seek(this.steps) };
+    const presses = { first: () => this.seek(0), back: () => this.seek(this.time - 1), forth: () => this.seek(this.time + 1), last: () => this.seek(this.steps) };
     for (const [id, press] of Object.entries(presses)) document.getElementById(id).addEventListener("click", press);
     this.slider.addEventListener("input", () => this.seek(Number(this.slider.value)));
     document.addEventListener("keydown", (event) => this.key(event));
@@ -66,12 +67,17 @@ class Viewer {
     this.follow();
   }
 
+  get time() { return this.clock.time; }
+  get steps() { return this.clock.steps; }
+  get playing() { return this.clock.playing; }
+
   trace(side, problem) { return this.evaluations.get(this.chosen[side])?.traces.get(problem); }
 
   // The address names evaluations, filter and problem, so that a link can: #left=apr-rl&show=wrong&problem=test-7
   follow() {
     const asked = new URLSearchParams(location.hash.slice(1));
-    const prefer = (...names) => names.find((name) => this.names.includes(name));
+    // A name also stands for those that begin with it: apr-rl for apr-rl-t1.
+    const prefer = (...names) => names.filter(Boolean).map((name) => this.names.find((one) => one === name) ?? this.names.find((one) => one.startsWith(`${name}-`))).find(Boolean);
     this.chosen.left = prefer(asked.get("left"), this.chosen.left, "apr-rl", "apr-sft", this.names[0]);
     this.chosen.right = prefer(asked.get("right"), this.chosen.right, "sos+-rl", "sos+-sft", this.names.at(-1));
     if (this.chosen.right === this.chosen.left) this.chosen.right = this.names.find((name) => name !== this.chosen.left);
@@ -95,45 +101,25 @@ class Viewer {
   }
 
   open(problem) {
-    this.play(false);
+    this.clock.play(false);
     const traces = this.panes.map(({ side }) => this.trace(side, problem));
-    this.steps = Math.max(1, ...traces.map((trace) => trace?.sequential_tokens ?? 0));
-    this.time = this.steps;
+    this.clock.steps = Math.max(1, ...traces.map((trace) => trace?.sequential_tokens ?? 0));
     this.slider.max = this.steps;
-    this.panes.forEach((pane, place) => pane.show(traces[place], this.evaluations.get(this.chosen[pane.side]).pieces, this.time));
+    this.panes.forEach((pane, place) => pane.show(traces[place], this.evaluations.get(this.chosen[pane.side]).pieces, this.steps));
     this.opened = {};
-    this.seek(this.time);
+    this.seek(this.steps);
     const state = new URLSearchParams({ ...this.chosen, show: this.chooser.filter.value, problem });
     try { history.replaceState(null, "", `#${state}`); } catch { /* Some browsers forbid it to files: the page works without. */ }
   }
 
-  seek(time) {
-    this.time = Math.max(0, Math.min(this.steps, Math.round(time)));
-    this.slider.value = this.time;
-    const busy = this.panes.map(({ tree }) => (tree && this.time < tree.steps ? tree.busy[this.time] : 0));
-    this.clock.textContent = `step ${this.time} of ${this.steps}`;
-    this.slider.setAttribute("aria-valuetext", `step ${this.time} of ${this.steps}, threads at work: ${busy.join(" and ")}`);
-    for (const pane of this.panes) pane.setTime(this.time);
-  }
+  seek(time) { this.clock.seek(time); }
 
-  // The whole tree takes ten seconds at speed 1.
-  play(on = !this.playing) {
-    if (on === this.playing) return;
-    this.playing = on;
-    this.button.classList.toggle("playing", on);
-    this.button.setAttribute("aria-label", on ? "pause" : "play");
-    if (!on) return;
-    if (this.time >= this.steps) this.seek(0);
-    let before = performance.now(), exact = this.time;
-    const tick = (now) => {
-      if (!this.playing) return;
-      if (this.time !== Math.round(exact)) exact = this.time; // Somebody moved the slider.
-      exact = Math.min(this.steps, exact + ((now - before) / 10_000) * this.steps * Number(this.speed.value));
-      before = now;
-      if (Math.round(exact) !== this.time) this.seek(exact);
-      if (this.time >= this.steps) this.play(false); else requestAnimationFrame(tick);
-    };
-    requestAnimationFrame(tick);
+  setTime(time) {
+    this.slider.value = time;
+    const busy = this.panes.map(({ tree }) => (tree && time < tree.steps ? tree.busy[time] : 0));
+    this.count.textContent = `step ${time} of ${this.steps}`;
+    this.slider.setAttribute("aria-valuetext", `step ${time} of ${this.steps}, threads at work: ${busy.join(" and ")}`);
+    for (const pane of this.panes) pane.setTime(time);
   }
 
   key(event) {
@@ -144,7 +130,7 @@ class Viewer {
     const by = event.shiftKey ? 10 : 1;
     const act = {
       ArrowRight: () => this.seek(this.time + by), ArrowLeft: () => this.seek(this.time - by), Home: () => this.seek(0), End: () => this.seek(this.steps),
-      " ": () => this.play(), n: () => this.chooser.move(1), p: () => this.chooser.move(-1), "/": () => this.chooser.search.focus(),
+      " ": () => this.clock.play(), n: () => this.chooser.move(1), p: () => this.chooser.move(-1), "/": () => this.chooser.search.focus(),
     }[event.key];
     if (!act) return;
     act();
@@ -177,8 +163,10 @@ function watchTheme(changed) {
   say();
 }
 
-const viewer = new Viewer(JSON.parse(document.getElementById("data").textContent));
-watchTheme(() => viewer.panes.forEach((pane) => pane.repaint()));
+const data = JSON.parse(document.getElementById("data").textContent);
+const viewer = new Viewer(data), place = document.getElementById("opening");
+const opening = place && data.opening.trees ? new Opening(place, data.opening, viewer.evaluations) : null;
+watchTheme(() => [...viewer.panes, opening].forEach((drawn) => drawn?.repaint()));
 const surprise = document.getElementById("surprise");
 const underline = () => document.getElementById("panes").classList.toggle("surprise", surprise.checked);
 surprise.addEventListener("change", underline);

@@ -17,13 +17,14 @@ from types import MappingProxyType
 from typing import IO, Any, Self, cast
 
 import jax
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.table import Column
 
 from apr_jax.errors import LostLease
 from apr_jax.io.disk_errors import TolerantStream, disk_errors
 from apr_jax.io.json_files import json_line
 from apr_jax.io.lease import Lease
+from apr_jax.io.stage_line import Bars
 from apr_jax.io.storage import Mirror, as_path, write_text
 from apr_jax.io.terminal import Terminal
 from apr_jax.train.metrics.trackers import WANDB_FILE, Tracker
@@ -94,14 +95,15 @@ class Recorder:
                 cut_lines(self._path, start)
                 self._open()
             self._tracker = open_tracker(self._mirror.local, start)
-        self._bar = Progress(
+        self._bar = Bars(
             TextColumn("{task.description}"),
             BarColumn(bar_width=16),
             MofNCompleteColumn(),
             TimeRemainingColumn(table_column=Column(min_width=7, no_wrap=True)),
             TextColumn("{task.fields[numbers]}"),
             console=Terminal(file=cast(IO[str], TolerantStream(sys.stderr))),
-            disable=not (progress and self._writes),
+            shown=progress and self._writes,
+            words="numbers",
             speed_estimate_period=_SPEED_SECONDS,
         )
         self._task = self._bar.add_task(stage, total=steps, completed=start, numbers="")

@@ -128,7 +128,7 @@ def train_rl(
                 data_state=trainer.data_state,
                 batch=trainer.last_batches.of,
                 host_seconds=lambda: grader.host_seconds,
-                validate=grader.validate,
+                validate=grader.validate if rl.validate_every else None,
                 sample=grader.sample,
                 validate_every=rl.validate_every,
             ),

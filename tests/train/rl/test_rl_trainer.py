@@ -423,6 +423,16 @@ def test_steep_token_price_makes_trees_short(config, data_dir, checkpoint, tmp_p
     assert copies == {3}, "parameters and AdamW's two moments are on the devices, and no reference"
 
 
+@pytest.mark.thorough
+def test_without_validations_the_last_step_is_the_best(config, data_dir, checkpoint, tmp_path):
+    settings = changed(config, rl={"validate_every": 0, "steps": 2, "ppo_epochs": 1})
+    train_rl(settings, data_dir, tmp_path, checkpoint, progress=False)
+    lines = logged(tmp_path)
+    assert [line["step"] for line in lines] == [1, 2], "step 0 has nothing to tell"
+    assert not [name for line in lines for name in line if name.startswith("validation_")]
+    assert load_checkpoint(tmp_path).step == 2
+
+
 def _live(shape):
     """Arrays of a shape that are on the devices."""
     return sum(array.shape == shape for array in jax.live_arrays())
