@@ -63,6 +63,7 @@ def write_run_report(run: Path, data: Path) -> dict[str, Any]:
     latencies = {
         name: answered.latency for name, answered in results.answered.items() if answered.latency
     }
+    reinforced = results.get("apr/rl")
     first = opening(results)
     numbers = {
         "experiment": results.config.name,
@@ -74,7 +75,7 @@ def write_run_report(run: Path, data: Path) -> dict[str, Any]:
         "oracle": tables.oracle_table(results),
         "tables": tables.all_tables(results) if is_compared else {},
         "scores": tables.every_score(results),
-        "cost": results.get("apr/rl") and results.answered["apr-rl"].slots,
+        "cost": reinforced.slots if reinforced else None,
         "latency": latencies,
         "missing": results.missing,
         "warnings": _warnings(results),
