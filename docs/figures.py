@@ -724,20 +724,21 @@ def parallel_against_serial(task: str) -> Rows:
     if not is_measured(task):
         return _NOT_MEASURED
     comparisons = results(task)["comparisons"]
-    columns = {
-        (row["equal"], row["limit"] if row["equal"] == "window" else None): row
-        for row in comparisons
-    }
-    head = ["", *(f"{EQUAL[equal]}{f' ({limit})' if limit else ''}" for equal, limit in columns)]
-    pairs: dict[str, dict[tuple[str, int | None], str]] = {}
+    columns = dict.fromkeys(map(_head, comparisons))  # Each once.
+    pairs: dict[str, dict[str, str]] = {}
     for row in comparisons:
         parallel, serial = row["methods"]
         after = " after RL" if row["stage"] == "rl" else ""
         cells = pairs.setdefault(f"{parallel} against {serial}{after}", {})
-        is_window = row["equal"] == "window"
-        cells[row["equal"], row["limit"] if is_window else None] = _method_cell(row)
+        cells[_head(row)] = _method_cell(row)
     body = [[pair, *(cells.get(column, "") for column in columns)] for pair, cells in pairs.items()]
-    return [head, *body]
+    return [["", *columns], *body]
+
+
+def _head(row: Record) -> str:
+    """Writes the head of the column in which a comparison of methods stands."""
+    window = f" ({row['limit']})" if row["equal"] == "window" else ""
+    return f"{EQUAL[row['equal']]}{window}"
 
 
 def _method_cell(row: Record) -> str:
@@ -748,52 +749,10 @@ def _method_cell(row: Record) -> str:
     return f"{cells['one']}, {rival}{within}: {gap_cell(row)}"
 
 
-@table
-def arithmetic_models() -> Rows:
-    """Shows the greedy answers of the models of arithmetic."""
-    return method_models("arithmetic")
-
-
-@table
-def arithmetic_parallel_against_serial() -> Rows:
-    """Compares the methods of arithmetic."""
-    return parallel_against_serial("arithmetic")
-
-
-@table
-def path_star_models() -> Rows:
-    """Shows the greedy answers of the models of path-star."""
-    return method_models("path_star")
-
-
-@table
-def path_star_parallel_against_serial() -> Rows:
-    """Compares the methods of path-star."""
-    return parallel_against_serial("path_star")
-
-
-@table
-def sudoku_models() -> Rows:
-    """Shows the greedy answers of the models of mini-sudoku."""
-    return method_models("sudoku")
-
-
-@table
-def sudoku_parallel_against_serial() -> Rows:
-    """Compares the methods of mini-sudoku."""
-    return parallel_against_serial("sudoku")
-
-
-@table
-def countdown_all_models() -> Rows:
-    """Shows the greedy answers of the models of Countdown with all solutions."""
-    return method_models("countdown_all")
-
-
-@table
-def countdown_all_parallel_against_serial() -> Rows:
-    """Compares the methods of Countdown with all solutions."""
-    return parallel_against_serial("countdown_all")
+for _task in ("arithmetic", "path_star", "sudoku", "countdown_all"):
+    _name = _task.replace("_", "-")
+    TABLES[f"{_name}-models"] = functools.partial(method_models, _task)
+    TABLES[f"{_name}-parallel-against-serial"] = functools.partial(parallel_against_serial, _task)
 
 
 # All scales.

@@ -21,7 +21,7 @@ from typing import Any
 
 from apr_jax.config import Experiment, override
 from apr_jax.data.build import check_files
-from apr_jax.evaluate.cells import spent
+from apr_jax.evaluate.cells import outcome
 from apr_jax.evaluate.decoding import Decoding
 from apr_jax.evaluate.folder import read_answers
 from apr_jax.evaluate.intervals import paired_gap
@@ -297,12 +297,11 @@ def stages_of(ablation: Ablation, config: Experiment, out: Path) -> list[Stage]:
 
     stages += [_evaluation_stage(row, out) for row in rows_of(ablation)]
     names = tuple(stage.name for stage in stages)
-
-    def write() -> str:
-        _write(ablation, out)
-        return ""
-
-    return [*stages, Stage("table", out / "ablation.json", write, "table and figure", names)]
+    table = out / "ablation.json"
+    return [
+        *stages,
+        Stage("table", table, lambda: _write(ablation, out), "table and figure", names),
+    ]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -406,7 +405,7 @@ def _evaluation_stage(row: Row, out: Path) -> Stage:
             folder,
             row.decoding,
         )
-        return f"{summary['accuracy']:.1%} right, {spent(summary)}"
+        return outcome(summary)
 
     name = f"{row.variant}/{row.folder}"
     return Stage(name, folder / "summary.json", run, "answers all test problems", (model,), "eval")

@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any
 
 from apr_jax.config import Experiment, override
 from apr_jax.errors import UsageError, UserError
-from apr_jax.evaluate.cells import print_warnings, spent
+from apr_jax.evaluate.cells import outcome, print_warnings
 from apr_jax.evaluate.scores import mean
 from apr_jax.io.json_files import write_json
 from apr_jax.io.lease import Lease
@@ -125,16 +125,11 @@ def stages_of(config: Experiment, out: Path, data: Path | None = None) -> list[S
     ]
 
     names = tuple(stage.name for stage in (*trained, *measured))
-
-    def draw() -> str:
-        write_report(out, built)
-        return ""
-
     if _is_of_the_paper(config):
         makes, about = out / "report.html", "tables, figures and one HTML page"
     else:
         makes, about = out / "results.json", "the comparisons of the methods"
-    report = Stage("report", makes, draw, about, names, "report")
+    report = Stage("report", makes, lambda: write_report(out, built), about, names, "report")
     return [*trained, *measured, report]
 
 
@@ -333,7 +328,7 @@ def _answer_stage(evaluation: Evaluation, config: Experiment, out: Path, built: 
         restored = _load_model(out, evaluation.model)
         folder = out / "eval" / evaluation.name
         summary = evaluate(restored, problems, folder, evaluation.decoding)
-        return f"{summary['accuracy']:.1%} right, {spent(summary)}"
+        return outcome(summary)
 
     count = evaluation.problems or config.data.heldout
     split = "validation" if evaluation.validation else "test"
@@ -347,14 +342,13 @@ def _latency_stage(evaluation: Evaluation, config: Experiment, out: Path, built:
     count = config.evaluate.timed
     repeats = config.evaluate.repeats
 
-    def run() -> str:
+    def run() -> None:
         from apr_jax.evaluate.latency import measure_latency
 
         restored = _load_model(out, evaluation.model)
         problems = _load_problems(config, built, "test")[:count]
         folder = out / "eval" / evaluation.name
         measure_latency(restored, problems, folder, evaluation.decoding, repeats)
-        return ""
 
     about = f"times {count} problems, one by one"
     return _evaluation_stage("latency", evaluation, out, "latency.json", run, about, work=count)
@@ -366,14 +360,13 @@ def _slots_stage(evaluation: Evaluation, config: Experiment, out: Path, built: P
     count = math.ceil(config.evaluate.timed / 3)
     repeats = config.evaluate.repeats
 
-    def run() -> str:
+    def run() -> None:
         from apr_jax.evaluate.latency import measure_slots
 
         restored = _load_model(out, evaluation.model)
         problems = _load_problems(config, built, "test")[:count]
         folder = out / "eval" / evaluation.name
         measure_slots(restored, problems, folder, evaluation.decoding, repeats)
-        return ""
 
     about = f"times {count} problems on 1, 2, 4, ... decode slots"
     return _evaluation_stage("slots", evaluation, out, "slots.json", run, about, work=count)
@@ -384,7 +377,7 @@ def _evaluation_stage(
     evaluation: Evaluation,
     out: Path,
     file: str,
-    run: Callable[[], str],
+    run: Callable[[], str | None],
     about: str,
     work: float,
 ) -> Stage:

@@ -36,8 +36,8 @@ class Stage:
     Attributes:
       name: its name in stages.json and on the screen.
       makes: a file or folder that exists when the stage is done.
-      run: does the work, or goes on with unfinished work; returns a few words on what came of it,
-        or "".
+      run: does the work, or goes on with unfinished work; may return a few words on what came of
+        it.
       about: what it does, in a few words.
       needs: names of earlier stages; when one of them runs again, so does this one.
       kind: stages of one kind take the same time for the same work.
@@ -47,7 +47,7 @@ class Stage:
 
     name: str
     makes: Path
-    run: Callable[[], str]
+    run: Callable[[], str | None]
     about: str
     needs: tuple[str, ...] = ()
     kind: str = ""

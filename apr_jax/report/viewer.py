@@ -74,9 +74,7 @@ def page(
         policy=policy,
         data={
             "evaluations": [_embedded(name, traces) for name, traces in evaluations.items()],
-            "opening": {
-                field: opening[field] for field in ("problem", "trees") if field in opening
-            },
+            "opening": {field: opening[field] for field in _OPENING_FIELDS if field in opening},
         },
     )
 
