@@ -21,6 +21,7 @@ def params():
     return init_params(TINY, train_step.VOCAB, jax.random.key(0))
 
 
+@pytest.mark.thorough
 def test_a_step_counts_the_tokens_of_its_rows(params, monkeypatch):
     monkeypatch.setattr(train_step, "LENGTH", 32)
     rows = train_step.dense(8, 32)

@@ -131,6 +131,7 @@ def test_a_run_on_a_file_is_trained_and_evaluated(data, file, tmp_path):
     assert summary["n"] == 3 and summary["method"] == "file"
 
 
+@pytest.mark.thorough
 def test_a_model_of_trees_that_never_spawn_is_known_as_serial(own, tmp_path):
     """Though its limits have room for children, none can be forced: it never saw any."""
     path = tmp_path / "trees.jsonl"

@@ -20,7 +20,7 @@ METHODS = ("apr", "sos+")
 MOST = 0.08
 
 
-@pytest.fixture(scope="module", params=["nano", "mini"])
+@pytest.fixture(scope="module", params=["nano", pytest.param("mini", marks=pytest.mark.thorough)])
 def built(request, tmp_path_factory):
     """The scale's config, and the folder of 800 demonstrations of each method."""
     config = load(EXPERIMENTS / f"{request.param}.py")

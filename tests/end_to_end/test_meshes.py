@@ -39,7 +39,16 @@ def _factorisations(devices):
 
 EIGHT = _factorisations(8)
 ALL = [axes for devices in (1, 2, 4, 8) for axes in _factorisations(devices)]
-FAST = ((8, 1, 1), (2, 2, 2), (1, 1, 8))  # The others are slow.
+FAST = ((2, 2, 2),)
+THOROUGH = ((8, 1, 1), (1, 1, 8))  # The others are slow.
+
+
+def _mark(axes):
+    if axes in FAST:
+        return ()
+    return pytest.mark.thorough if axes in THOROUGH else pytest.mark.slow
+
+
 HEADS, KV_HEADS = 16, 8  # Eight devices can share either.
 OPTIMIZER = make_optimizer(OptimizerConfig(name="muon"), 10)
 
@@ -140,7 +149,7 @@ def alone(config, data_dir, tmp_path_factory):
 
 @pytest.mark.parametrize(
     "axes",
-    [pytest.param(axes, marks=() if axes in FAST else pytest.mark.slow) for axes in EIGHT],
+    [pytest.param(axes, marks=_mark(axes)) for axes in EIGHT],
     ids=str,
 )
 def test_the_loss_curve_is_that_of_one_device(config, data_dir, alone, tmp_path, held, axes):

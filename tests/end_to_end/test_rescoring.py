@@ -86,7 +86,7 @@ def record(
     ("temperature", "constrain"),
     [
         pytest.param(1.0, False, id="free"),
-        pytest.param(0.7, True, id="sharper, constrained"),
+        pytest.param(0.7, True, id="sharper, constrained", marks=pytest.mark.thorough),
         pytest.param(0.7, False, id="sharper", marks=pytest.mark.slow),
         pytest.param(1.0, True, id="constrained", marks=pytest.mark.slow),
     ],
@@ -119,6 +119,7 @@ def test_rescoring_reproduces_log_probs_of_all_sampled_tokens(temperature, const
         assert other > 1e-2, (at, other)
 
 
+@pytest.mark.thorough
 def test_rescoring_in_bfloat16_within_the_bounds_of_scale_paper():
     """Mean and share outside of the clip range, which the worst of thousands of rounded numbers
     says nothing of.

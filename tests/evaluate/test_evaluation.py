@@ -349,6 +349,7 @@ def test_too_many_unknown_answers_end_an_evaluation(
     assert (tmp_path / TRACES).read_bytes() == (unbroken / TRACES).read_bytes()
 
 
+@pytest.mark.thorough
 def test_the_batch_does_not_change_a_tree(restored, problems, tmp_path):
     config = dataclasses.replace(
         restored.config, evaluate=dataclasses.replace(restored.config.evaluate, batch=5)
@@ -384,6 +385,7 @@ def test_prompt_may_leave_one_token_of_the_window(restored, problems, more):
         prompts_of(restored, [problem], limits_of(restored, Decoding(window=length)), decoding)
 
 
+@pytest.mark.thorough
 def test_a_condition_and_a_smaller_window_reach_the_model(restored, problems, tmp_path):
     evaluate(restored, problems, tmp_path, Decoding(condition=3, window=20), progress=False)
     for line in lines(tmp_path):

@@ -60,6 +60,7 @@ def run(batch, done=0, progress=False):
     return jax.tree.map(lambda *parts: np.concatenate(parts), *forests), len(traced), events
 
 
+@pytest.mark.thorough
 def test_all_trees_come_once_whatever_the_batch():
     whole, _, _ = run(TREES)
     parts, traced, events = run(4)

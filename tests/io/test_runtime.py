@@ -52,6 +52,7 @@ def test_second_start_takes_the_compiled_programs(tmp_path):
     assert _start(tmp_path)["hit"]
 
 
+@pytest.mark.thorough
 def test_programs_are_kept_where_the_user_says_or_nowhere(tmp_path):
     mine = tmp_path / "mine"
     _start(tmp_path, APR_CACHE=str(mine))

@@ -119,7 +119,16 @@ def assert_only_what_is_seen_is_read(attend, size):
             )
 
 
-@pytest.mark.parametrize("length", [1, pytest.param(9, marks=pytest.mark.slow), 64, 65, 200])
+@pytest.mark.parametrize(
+    "length",
+    [
+        pytest.param(1, marks=pytest.mark.thorough),
+        pytest.param(9, marks=pytest.mark.slow),
+        64,
+        65,
+        pytest.param(200, marks=pytest.mark.thorough),
+    ],
+)
 @pytest.mark.parametrize("groups", [1, pytest.param(2, marks=pytest.mark.slow), 4])
 def test_equals_the_naive_twin_on_random_packings(length, groups):
     blockwise = jax.jit(lambda *x: with_gradients(attend_packed, *x))

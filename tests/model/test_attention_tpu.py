@@ -30,7 +30,13 @@ def small_blocks(monkeypatch):
 
 @pytest.mark.parametrize(
     ("length", "groups"),
-    [(1, 4), (128, 2), pytest.param(129, 1, marks=pytest.mark.slow), (500, 2), (500, 4)],
+    [
+        pytest.param(1, 4, marks=pytest.mark.thorough),
+        pytest.param(128, 2, marks=pytest.mark.thorough),
+        pytest.param(129, 1, marks=pytest.mark.slow),
+        (500, 2),
+        pytest.param(500, 4, marks=pytest.mark.thorough),
+    ],
 )
 def test_equals_the_naive_twin_on_random_packings(length, groups):
     kernel = jax.jit(lambda *x: with_gradients(interpreted, *x))

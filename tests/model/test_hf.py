@@ -133,7 +133,14 @@ def test_transformers_reads_the_same_network(config, tmp_path, monkeypatch):
     jax.tree.map(np.testing.assert_array_equal, again, jax.device_get(params))
 
 
-@pytest.mark.parametrize("config", CONFIGS)
+@pytest.mark.parametrize(
+    "config",
+    [
+        CONFIGS[0],
+        *(pytest.param(c, marks=pytest.mark.thorough) for c in CONFIGS[1:3]),
+        CONFIGS[3],
+    ],
+)
 def test_round_trip_is_bit_equal(config, tmp_path):
     params = make(config)
     save_hf(params, config, tmp_path / "new" / "folder")

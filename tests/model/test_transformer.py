@@ -61,6 +61,7 @@ def test_parameter_count_by_hand(params):
     assert count_params(params) == (2 * layer + 32 + VOCAB * 32, 2 * layer + 32)
 
 
+@pytest.mark.thorough
 def test_no_gradient_from_invisible_tokens(params):
     """Those are of the future, of other threads and of closed hidden blocks."""
     tokens, position, _, _ = rows(1)
@@ -189,7 +190,10 @@ def test_remat_changes_memory_not_gradients(params):
             np.testing.assert_allclose(a, b, atol=1e-6)
 
 
-@pytest.mark.parametrize(("data", "fsdp", "tensor"), [(8, 1, 1), (2, 2, 2), (1, 4, 2)])
+@pytest.mark.parametrize(
+    ("data", "fsdp", "tensor"),
+    [pytest.param(8, 1, 1, marks=pytest.mark.thorough), (2, 2, 2), (1, 4, 2)],
+)
 def test_every_mesh_gives_the_same_logits(params, data, fsdp, tensor):
     _check_mesh(params, CONFIG, data, fsdp, tensor)
 

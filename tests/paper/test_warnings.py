@@ -184,6 +184,7 @@ def test_report_page_warns_before_any_score(written):
     assert text.rindex('<p class="warning">') < text.index("<h2 ") < text.index("<table>")
 
 
+@pytest.mark.thorough
 @needs_browser
 def test_the_warnings_of_a_report_are_loud(written):
     """Heavier than text, with a red edge, in view when the page opens, in either scheme."""

@@ -87,6 +87,7 @@ def test_vocabulary_of_a_scale_counts_characters_and_phrases(scale, size):
     assert vocabulary(load(EXPERIMENTS / f"{scale}.py")) == size
 
 
+@pytest.mark.thorough
 def test_the_prediction_for_this_machine(tiny):
     found = measure(tiny)
     assert (

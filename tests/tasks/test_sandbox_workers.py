@@ -62,6 +62,7 @@ def test_a_worker_that_dies_costs_its_answer_and_its_process_alone():
         assert verifier._workers[1].process is processes[1]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("most_unknown", [None, 2])
 def test_outcomes_do_not_depend_on_the_number_of_workers(most_unknown, capfd):
     """Neither do the lines that say how many answers have no verdict."""

@@ -23,26 +23,37 @@ from hypothesis import strategies as st
 from apr_jax.check import scripted
 from apr_jax.threads import Schedule, Status
 
-any_policy = given(
-    name=st.sampled_from(sorted(LIMITS)),
-    seed=st.integers(0, 2**20),
-    manners=st.sampled_from(MANNERS),
-)
+
+def any_policy(limits):
+    """Random policies under these limits; each of them takes seconds to compile."""
+    return given(
+        name=st.sampled_from(sorted(limits)),
+        seed=st.integers(0, 2**20),
+        manners=st.sampled_from(MANNERS),
+    )
 
 
 @settings(max_examples=10, deadline=None, suppress_health_check=list(HealthCheck))
-@any_policy
+@any_policy(["nested", "few tokens, constrained"])
 def test_engine_equals_reference_on_random_policies(name, seed, manners):
+    compare(name, seed, manners)
+
+
+@pytest.mark.thorough
+@settings(max_examples=10, deadline=None, suppress_health_check=list(HealthCheck))
+@any_policy(LIMITS)
+def test_engine_equals_reference_under_all_limits(name, seed, manners):
     compare(name, seed, manners)
 
 
 @pytest.mark.slow
 @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
-@any_policy
+@any_policy(LIMITS)
 def test_engine_equals_reference_on_many_random_policies(name, seed, manners):
     compare(name, seed, manners)
 
 
+@pytest.mark.thorough
 def test_one_slot_does_all():
     """The least schedule that there is: one decode slot, one thread admitted, one token a chunk."""
     assert (

@@ -43,6 +43,10 @@ def pick(batch: Prompts, trees) -> Prompts:
         pytest.param(
             Schedule(8, 4, 16, context_buckets=(3, 6, 9, 12), small_batch_sizes=(1, 2, 5)),
             id="many buckets",
+            marks=pytest.mark.thorough,
+        ),
+        pytest.param(
+            Schedule(8, 4, 16, context_buckets=(6, 12), small_batch_sizes=(2,)), id="two buckets"
         ),
     ],
 )
@@ -72,7 +76,7 @@ def test_optimized_code_changes_no_token_either():
         assert_same(take(forest, int(tree)), take(turned, place))
 
 
-@pytest.mark.parametrize("size", [1, 5])
+@pytest.mark.parametrize("size", [1, pytest.param(5, marks=pytest.mark.thorough)])
 def test_a_tree_is_the_same_in_any_batch(size):
     batch = prompts(0, NESTED)
     for begin in range(0, TREES - size + 1, size):
@@ -91,7 +95,12 @@ def test_order_of_the_batch_changes_no_token():
 
 
 @pytest.mark.parametrize(
-    "devices", [*(pytest.param(n, marks=pytest.mark.slow) for n in (1, 2, 4)), 8]
+    "devices",
+    [
+        *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 4)),
+        2,
+        pytest.param(8, marks=pytest.mark.thorough),
+    ],
 )
 def test_devices_change_no_token(devices):
     mesh = make_mesh(devices=jax.devices()[:devices])
@@ -192,6 +201,7 @@ def test_shards_say_nothing_to_each_other(devices):
         assert word not in program
 
 
+@pytest.mark.thorough
 def test_slots_stay_full():
     """Few decode slots for many trees of very different size: a decode slot that its thread leaves
     is taken by the next one at once.

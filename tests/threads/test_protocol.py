@@ -300,6 +300,7 @@ def test_forced_children_by_hand():
     assert (forest.allowed[1:][forest.sampled[1:]] == p.ALLOW_ALL).all()  # Children are free.
 
 
+@pytest.mark.thorough
 def test_forced_to_none_and_kept_from_the_end():
     limits = Limits(window=8, max_thread_tokens=20, max_threads=4, children=2, max_depth=1)
     # It wants <spawn>, may not, and takes <pad>, the first of the equally unlikely others.

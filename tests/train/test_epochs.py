@@ -33,6 +33,7 @@ def test_either_steps_or_epochs_are_given(config):
     assert stored["train"]["sft"]["epochs"] == 0
 
 
+@pytest.mark.thorough
 def test_a_run_takes_the_steps_of_its_epochs(config, data_dir, tmp_path, monkeypatch, capsys):
     trained = in_epochs(config, 0.4)
     lengths = []

@@ -58,6 +58,7 @@ def _flops(program):
     return program.cost_analysis()["flops"]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("tensor", "vocab", "change"),
     [
@@ -125,6 +126,7 @@ def test_trees_of_shared_heads_are_those_of_one_device():
             np.testing.assert_array_equal(mine, theirs, err_msg=field.name)
 
 
+@pytest.mark.thorough
 def test_weights_are_gathered_in_the_type_of_the_computation(tmp_path):
     """Read off the program as it was split over the devices. Later the compiler of CPUs computes
     everything in float32.

@@ -107,6 +107,7 @@ def _assert_same(got, expected):
     jax.tree.map(compare, got, expected)
 
 
+@pytest.mark.thorough
 def test_chunks_equal_one_pass_over_the_whole_forest(update):
     forest = record()
     rows = pack_forest(forest, ROWS, LIMITS.max_thread_tokens)

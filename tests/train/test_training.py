@@ -87,7 +87,10 @@ def test_sft_learns_and_saves(unbroken, config):
 
 @pytest.mark.parametrize(
     ("number", "error", "at"),
-    [(signal.SIGINT, KeyboardInterrupt, 3), (signal.SIGTERM, SystemExit, 5)],
+    [
+        (signal.SIGINT, KeyboardInterrupt, 3),
+        pytest.param(signal.SIGTERM, SystemExit, 5, marks=pytest.mark.thorough),
+    ],
 )
 def test_sft_stopped_and_resumed_is_the_unbroken_run(
     unbroken, config, data_dir, tmp_path, monkeypatch, number, error, at

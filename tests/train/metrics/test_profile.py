@@ -13,6 +13,7 @@ from apr_jax.train.rl.trainer import train_rl
 from apr_jax.train.sft import train_sft
 
 
+@pytest.mark.thorough
 def test_a_profile_of_a_step_is_written_and_named(config, data_dir, tmp_path, capsys):
     train_sft(config, data_dir, tmp_path, "apr", progress=False, profile=3)
     assert f"profile of step 3: {tmp_path / 'profile'}" in capsys.readouterr().err

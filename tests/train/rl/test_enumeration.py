@@ -228,6 +228,7 @@ def test_the_deviation_of_a_group_weighs_problems_by_difficulty():
     assert even / hard > 1.1 or hard / even > 1.1
 
 
+@pytest.mark.thorough
 def test_masking_overlong_trees_is_biased_unlike_a_penalty():
     setting = _setting(PARENT_ONLY)
     overlong = setting.trees.forest.truncations > 0

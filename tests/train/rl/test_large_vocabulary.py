@@ -83,6 +83,7 @@ def assert_close(got, expected) -> None:
     jax.tree.map(compare, got, expected)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("tied", [True, pytest.param(False, marks=pytest.mark.thorough)])
 def test_blocks_equal_the_whole_head(monkeypatch, tied):
     """Also in sizes that do not divide the columns; blocks of one column, and but one short."""

@@ -460,6 +460,7 @@ def test_options_of_the_objective_train(config, data_dir, checkpoint, tmp_path):
     assert 0 < lines[0]["masked_trees"] < lines[0]["trees"]
 
 
+@pytest.mark.thorough
 def test_zero_std_groups_ignore_what_kl_takes_off(config, data_dir, checkpoint, tmp_path):
     """A model this small never hits a target: all groups are flat, although KL differs from tree to
     tree.

@@ -101,7 +101,7 @@ def _answers(forest, tokenizer):
     ]
 
 
-@pytest.fixture(scope="module", params=["masked", "kl"])
+@pytest.fixture(scope="module", params=[pytest.param("masked", marks=pytest.mark.thorough), "kl"])
 def heard(request, config, data_dir, checkpoint, tmp_path_factory):
     """Two steps of two updates each, by plain gradient descent: each update with what it was given
     and what it gave.
