@@ -52,6 +52,7 @@ def build(
     """
     from apr_jax.config import load
     from apr_jax.data.build import build as run
+    from apr_jax.data.build import few_problems, problem_counts
     from apr_jax.report.terminal_tables import print_demonstrations
 
     experiment = load(config, settings)
@@ -63,4 +64,8 @@ def build(
     with resumable(f"parts that were finished are in {out}"):
         built = run(experiment, out, exclude, method or None, tokenizer=tokenizer)
     print_demonstrations(built)
+    counts = ", ".join(f"{count:,} of {split}" for split, count in problem_counts(out).items())
+    typer.echo(f"problems: {counts}")
+    if few := few_problems(experiment, out):
+        typer.echo(f"warning: {few}", err=True)
     typer.echo(f"data: {out}")

@@ -78,6 +78,7 @@ if TYPE_CHECKING:
 
 RECORD = "data.json"
 _TOKENIZER = "tokenizer.model"
+_OFTEN = 20  # Demonstrations of one problem, from which on a model learns problems by heart.
 _TOKENIZER_SAMPLE = 1_024  # Problems whose demonstrations train the tokenizer.
 # The setting that the user cannot set: the checksum of the file of thread trees.
 _FILE_SUM = "data.demonstrations_sha256"
@@ -251,6 +252,31 @@ def check_files(out: Path, *names: str) -> None:
 def problem_file(split: str) -> str:
     """Returns the name of the file with the problems of "train", "validation" or "test"."""
     return f"{split}.jsonl"
+
+
+def problem_counts(out: Path) -> dict[str, int]:
+    """Returns split -> its number of problems, for "train", "validation" and "test".
+
+    Raises:
+      UserError: `out` holds no data.
+    """
+    return _read_record(out)["problems"]
+
+
+def few_problems(config: "Experiment", out: Path) -> str | None:
+    """Says what is wrong if the data have far fewer training problems than demonstrations.
+
+    A model then learns its problems by heart: it imitates perfectly and solves no other problem.
+    """
+    demonstrations = config.data.demonstrations
+    problems = problem_counts(out)["train"]
+    if isinstance(demonstrations, str) or demonstrations < _OFTEN * problems:
+        return None
+    return (
+        f"data.demonstrations={demonstrations}: the task has only {problems} problems to train on,"
+        f" each demonstrated some {demonstrations // problems} times, which a model learns by"
+        f" heart; widen the task, or lower data.heldout (now {config.data.heldout})"
+    )
 
 
 def stated_conditions(out: Path, method: str) -> dict[int, int]:

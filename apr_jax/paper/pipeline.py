@@ -192,14 +192,15 @@ def data_stage(
     """Makes a stage that builds the data that `methods` are trained on, and then calls `check`."""
 
     def run() -> str:
-        from apr_jax.data.build import build
+        from apr_jax.data.build import build, few_problems
 
         build(config, built, methods=methods)
         check()
-        tested = f"{config.data.heldout:,} test problems"
+        outcome = f"{config.data.heldout:,} test problems"
         if _is_of_the_paper(config):
-            return f"{tested}, whose numbers never occur together in training"
-        return tested
+            outcome += ", whose numbers never occur together in training"
+        few = few_problems(config, built)
+        return f"{outcome}; warning: {few}" if few else outcome
 
     about = f"problems, and demonstrations of {' and '.join(methods)}"
     return Stage(name, built / "data.json", run, about, kind="data")

@@ -22,8 +22,9 @@ from helpers.puzzles import read_problems, with_solver
 from helpers.small_data import NANO, problem_of, small
 from tensorflow_datasets.proto import tf_example_pb2
 
+from apr_jax.config import override
 from apr_jax.data import dataset
-from apr_jax.data.build import build
+from apr_jax.data.build import build, few_problems, problem_counts
 from apr_jax.data.demonstrate import Counts, Workers, unflatten
 from apr_jax.data.encode import read_thread
 from apr_jax.data.statistics import statistics, wilson
@@ -230,6 +231,18 @@ def test_an_excluded_problem_occurs_nowhere(config, data_dir, tmp_path):
         build(config, out, methods=("apr",), progress=False, workers=1)
 
 
+def test_few_training_problems_are_told(config, data_dir, tmp_path):
+    """Where what is held out takes nearly the whole space, a model learns the rest by heart."""
+    assert problem_counts(data_dir)["train"] == config.data.demonstrations
+    assert few_problems(config, data_dir) is None
+    # Its space has 56 problems.
+    narrow = override(config, ["task.high=4", "data.demonstrations=400", "data.heldout=20"])
+    build(narrow, tmp_path / "narrow", methods=("apr",), progress=False, workers=1)
+    train = problem_counts(tmp_path / "narrow")["train"]
+    few = few_problems(narrow, tmp_path / "narrow")
+    assert f"only {train} problems" in few and "data.heldout (now 20)" in few
+
+
 def test_nested_demonstrations_are_built_where_children_may_spawn(config, tmp_path):
     with pytest.raises(
         UsageError, match="limits.max_depth=1 must be at least 2 for method 'apr-nested'"
@@ -396,7 +409,7 @@ def test_no_tensorflow(tmp_path):
     program = f"""
 import dataclasses, pathlib, sys
 from apr_jax.config import load
-from apr_jax.data.build import build
+from apr_jax.data.build import build, few_problems, problem_counts
 from apr_jax.data.pipeline import sft_batches
 config = load({str(NANO)!r}, ["data.demonstrations=20", "data.heldout=5"])
 out = pathlib.Path({str(tmp_path)!r})
