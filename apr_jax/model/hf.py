@@ -102,14 +102,14 @@ _READ = {
 _NEUTRAL = {
     "_attn_implementation",
     "_attn_implementation_autoset",
+    "_commit_hash",
+    "_model_name_or_path",
     "_name_or_path",
     "attention_dropout",
     "attn_implementation",
     "auto_map",
-    "bos_token_id",
     "chunk_size_feed_forward",
     "do_sample",
-    "eos_token_id",
     "finetuning_task",
     "hidden_dropout",
     "id2label",
@@ -124,7 +124,6 @@ _NEUTRAL = {
     "original_max_position_embeddings",
     "output_attentions",
     "output_hidden_states",
-    "pad_token_id",
     "problem_type",
     "return_dict",
     "sliding_window",
@@ -139,6 +138,8 @@ _NEUTRAL = {
     "unsloth_version",
     "use_cache",
 }
+# Neither do those of which token begins, ends or fills a text: `unk_token_id` and its like.
+_SPECIAL_TOKEN = "_token_id"
 # Field of RopeScaling -> its name in config.json.
 _SCALING = {
     "factor": "factor",
@@ -357,7 +358,7 @@ def _check_settings(described: Mapping[str, Any], path: Path) -> None:
             )
     known = _READ | _NEUTRAL | set(_FIXED) | set(_FIELDS.values())
     for name in described:
-        if name not in known:
+        if name not in known and not name.endswith(_SPECIAL_TOKEN):
             raise UsageError(
                 f"{path}: setting {name!r:.60}={_shown(described[name])} is unknown, and may make"
                 " it another network; delete it from the file if it does not"

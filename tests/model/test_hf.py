@@ -224,6 +224,15 @@ def test_config_that_does_not_fit(saved, change, message):
         load_hf(saved)
 
 
+@pytest.mark.parametrize("name", ["unk_token_id", "sep_token_id", "_name_or_path", "use_cache"])
+def test_settings_that_change_no_network_are_passed_over(saved, name):
+    path = saved / "config.json"
+    before, _ = load_hf(saved)
+    path.write_text(json.dumps(json.loads(path.read_text()) | {name: 3}))
+    after, _ = load_hf(saved)
+    jax.tree.map(np.testing.assert_array_equal, after, before)
+
+
 def test_config_without_a_field(saved):
     path = saved / "config.json"
     path.write_text(
