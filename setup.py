@@ -63,8 +63,8 @@ EXTRAS = {
     # What shows the metrics of a run: `apr train --tracker`.
     "tensorboard": TENSORBOARD,
     "wandb": WANDB,
-    # What the tests compare the network of every Hugging Face family with.
-    "hf": ["torch>=2.13,<3", "transformers>=5.19,<6"],
+    # What the tests compare the network of every Hugging Face family with, and what reads SmolLM2.
+    "hf": ["gguf>=0.19,<0.20", "torch>=2.13,<3", "transformers>=5.19,<6"],
     "dev": [
         *DOCS,
         *GCS,
