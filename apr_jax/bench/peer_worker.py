@@ -360,7 +360,9 @@ def write_gguf(folder: Path, path: Path) -> None:
             kind = name.split(".")[-2][0]  # "q" or "k".
             halves = tensor.reshape(heads[kind], 2, -1, tensor.shape[1])  # [H, 2, K/2, D]
             tensor = halves.swapaxes(1, 2).reshape(tensor.shape)
-        writer.add_tensor(names.get_name(name, try_suffixes=(".weight",)), tensor)
+        gguf_name = names.get_name(name, try_suffixes=(".weight",))
+        assert gguf_name is not None, f"llama.cpp has no name for {name}"
+        writer.add_tensor(gguf_name, tensor)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
