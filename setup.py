@@ -64,7 +64,12 @@ EXTRAS = {
     "tensorboard": TENSORBOARD,
     "wandb": WANDB,
     # What the tests compare the network of every Hugging Face family with, and what reads SmolLM2.
-    "hf": ["gguf>=0.19,<0.20", "torch>=2.13,<3", "transformers>=5.19,<6"],
+    "hf": [
+        "gguf>=0.19,<0.20",
+        "peft>=0.21.2,<0.22",
+        "torch>=2.13,<3",
+        "transformers>=5.19,<6",
+    ],
     "dev": [
         *DOCS,
         *GCS,

@@ -373,8 +373,11 @@ def _parse(text: str, old: Any, setting: str) -> Any:
     try:
         if isinstance(old, bool):
             return {"true": True, "false": False}[text.lower()]
-        if isinstance(old, tuple):  # Of numbers; an empty text is an empty tuple.
-            parts = [part for part in text.split(",") if part.strip()]
+        if isinstance(old, tuple):  # An empty text is an empty tuple.
+            parts = [part.strip() for part in text.split(",") if part.strip()]
+            if old and isinstance(old[0], str):
+                return tuple(parts)
+            # An empty tuple is one of numbers.
             return tuple(float(part) if "." in part else int(part) for part in parts)
         return type(old)(text)
     except (ValueError, KeyError):

@@ -154,6 +154,16 @@ def export(
             **HERE,
         ),
     ],
+    adapter: Annotated[
+        bool,
+        typer.Option(
+            "--adapter",
+            help=(
+                "Write a folder with the adapters of a training alone, for the library peft; the"
+                " model to which they are added is the --init of that training."
+            ),
+        ),
+    ] = False,
 ) -> None:
     """Write a model as one small file (bfloat16), or as a Hugging Face folder with its tokenizer.
 
@@ -162,11 +172,18 @@ def export(
     on this folder. Each of these engines writes a single thread: none of them starts the children
     of a <spawn> block.
     """
-    from apr_jax.train.checkpoint import load_checkpoint, load_pretrained
+    from apr_jax.train.checkpoint import (
+        export_adapters,
+        load_adapters,
+        load_checkpoint,
+        load_pretrained,
+    )
     from apr_jax.train.checkpoint.exported import SUFFIX, export_file
     from apr_jax.train.checkpoint.hf_folder import check_folder, export_folder
 
     is_file = out.suffix == SUFFIX
+    if is_file and adapter:
+        raise UsageError(f"--out {out}: must be the name of a folder, because of --adapter")
     if not is_file:
         try:
             check_folder(out)
@@ -174,7 +191,10 @@ def export(
             raise UsageError(f"--out {error}") from None
 
     start()
-    if is_file:
+    if adapter:
+        export_adapters(load_adapters(checkpoint), out)
+        typer.echo(f"adapters: {out}")
+    elif is_file:
         export_file(load_checkpoint(checkpoint), out)
         typer.echo(f"model: {out}")
     else:

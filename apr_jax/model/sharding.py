@@ -23,6 +23,8 @@ RULES: dict[str, str | None] = {
     "pair": None,
     "mlp": "tensor",
     "vocab": "tensor",
+    "rank": None,
+    "control": None,
 }
 
 # Parameter name -> its logical axes. Parameters of layers have a leading layer axis.
@@ -41,6 +43,16 @@ LOGICAL_AXES: dict[str, tuple[str, ...]] = {
     "kv_bias": ("layer", "pair", "kv_heads", "head"),
     "q_norm": ("layer", "head"),
     "k_norm": ("layer", "head"),
+    # Adapters (`model/lora.py`).
+    **dict.fromkeys(("q_a", "k_a", "v_a", "gate_a", "up_a"), ("layer", "width", "rank")),
+    "q_b": ("layer", "rank", "heads", "head"),
+    **dict.fromkeys(("k_b", "v_b"), ("layer", "rank", "kv_heads", "head")),
+    "o_a": ("layer", "heads", "head", "rank"),
+    "down_a": ("layer", "mlp", "rank"),
+    **dict.fromkeys(("gate_b", "up_b"), ("layer", "rank", "mlp")),
+    **dict.fromkeys(("o_b", "down_b"), ("layer", "rank", "width")),
+    "control_embed": ("control", "width"),
+    "control_unembed": ("width", "control"),
 }
 
 

@@ -15,13 +15,16 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from apr_jax.config import Experiment
 from apr_jax.data.packing import Rows
 from apr_jax.data.tree_files import characters
+from apr_jax.model.lora import frozen
 from apr_jax.model.sharding import BATCH_AXES, batch_sharding, shardings
 from apr_jax.model.transformer import init_params
 from apr_jax.plan import Program
 from apr_jax.tasks import make_task
 from apr_jax.text.sentence_piece import SentencePieceTokenizer
 from apr_jax.threads import Prompts
+from apr_jax.train.config import LoraConfig
 from apr_jax.train.grader import rollout_batch
+from apr_jax.train.lora import make_adapters
 from apr_jax.train.optimizer import make_optimizer
 from apr_jax.train.policy import make_policy_rollout
 from apr_jax.train.state import TrainState
@@ -107,10 +110,10 @@ def _lower_sft(config: Experiment, params: Any, mesh: Mesh) -> Any:
     sft = config.train.sft
     check_divides("train.sft.batch_rows", sft.batch_rows, mesh)
     optimizer = make_optimizer(sft.optimizer, sft.steps or ANY_STEPS)
-    state = _state(params, optimizer, mesh)
+    state, base = _state(params, optimizer, sft.lora, mesh)
     rows = _rows((sft.batch_rows, config.limits.max_thread_tokens), batch_sharding(mesh))
-    step: Any = make_sft_step(config.model, optimizer, mesh)
-    return step.lower(state, rows)
+    step: Any = make_sft_step(config.model, optimizer, mesh, sft.lora)
+    return step.lower(state, rows, base)
 
 
 def lower_rollout(config: Experiment, params: Any, mesh: Mesh) -> Any:
@@ -154,7 +157,8 @@ def _lower_update(config: Experiment, params: Any, mesh: Mesh) -> Any:
         behaviour=logprobs if rl.objective.importance_cap else None,
     )
     step: Any = make_rl_step(config, optimizer, mesh)
-    return step.lower(_state(params, optimizer, mesh), forest, advantages)
+    state, base = _state(params, optimizer, rl.lora, mesh)
+    return step.lower(state, forest, advantages, base)
 
 
 _LOWER = dict(
@@ -182,10 +186,15 @@ def _rows(shape: tuple[int, ...], sharding: NamedSharding) -> Rows:
     return Rows(**fields)
 
 
-def _state(params: Any, optimizer: Any, mesh: Mesh) -> TrainState:
-    """Shapes of a training's state, with their layout."""
+def _state(params: Any, optimizer: Any, lora: LoraConfig, mesh: Mesh) -> tuple[TrainState, Any]:
+    """Shapes of a training's state, with their layout, and of what its adapters are added to."""
+    adapters = jax.eval_shape(lambda params: make_adapters(params, lora, seed=0), params)
+    trained = params if adapters is None else adapters
+    base = None if adapters is None else frozen(params, lora.targets)
     count: Any = jax.ShapeDtypeStruct((), jnp.int32)
-    return _laid_out(TrainState(params, jax.eval_shape(optimizer.init, params), *[count] * 3), mesh)
+    moments = jax.eval_shape(optimizer.init, trained)
+    state = TrainState(params, moments, count, count, count, adapters)
+    return _laid_out(state, mesh), _laid_out(base, mesh)
 
 
 def _laid_out(tree: Any, mesh: Mesh) -> Any:

@@ -6,6 +6,7 @@ before each number of a path (a step, a tree, a child, a token) stands the `Doma
 the number counts:
 
     weights            seed, WEIGHTS
+    adapters           seed, ADAPTERS
     RL's rollout       seed, RL_STEP, step
     validation         seed, VALIDATION, first problem of the batch
     evaluation         seed, EVALUATION
@@ -38,6 +39,7 @@ class Domain(enum.IntEnum):
     TREE = 5
     CHILD = 6
     TOKEN = 7
+    ADAPTERS = 8
 
 
 def run_key(seed: int, domain: Domain, *path: Int[ArrayLike, ""]) -> jax.Array:

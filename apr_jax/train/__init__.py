@@ -13,6 +13,7 @@ Both functions resume a run that was interrupted, and end as the unbroken run wo
     step.py          the jitted steps: `state, metrics = step(state, batch)`
     state.py         what an update changes; NaN and Inf change nothing
     optimizer.py     clipping, AdamW or Muon, learning rates
+    lora.py          adapters that are trained in place of all weights
     grader.py        puts problems to a policy and verifies its answers
     policy.py        the rollout of a transformer
     distributed.py   what the processes of a run tell each other
@@ -28,6 +29,7 @@ from typing import TYPE_CHECKING
 
 from apr_jax.io.lazy_names import lazy_names
 from apr_jax.train.config import (
+    LoraConfig,
     ObjectiveConfig,
     OptimizerConfig,
     RewardConfig,
@@ -42,6 +44,7 @@ if TYPE_CHECKING:
     from apr_jax.train.sft import train_sft
 
 __all__ = [
+    "LoraConfig",
     "ObjectiveConfig",
     "OptimizerConfig",
     "RewardConfig",

@@ -68,12 +68,61 @@ class OptimizerConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class LoraConfig:
+    """Low-rank adapters: what a training changes in place of all weights.
+
+    To each chosen matrix W of the frozen model alpha / rank x A B is added, A [in, rank] and B
+    [rank, out]; docs/your_model.md says more.
+
+    Attributes:
+      rank: columns of A and rows of B; 0 trains all weights.
+      alpha: what the products A B are multiplied with, times the rank.
+      targets: the matrices of each layer that get adapters. "control" stands for rows that are
+        trained whole: those of the ten control pieces, in the embedding and the output projection.
+    """
+
+    rank: int = 0
+    alpha: float = 16.0
+    targets: tuple[Literal["q", "k", "v", "o", "gate", "up", "down", "control"], ...] = (
+        "q",
+        "k",
+        "v",
+        "o",
+        "gate",
+        "up",
+        "down",
+        "control",
+    )
+
+    @property
+    def scale(self) -> float:
+        """The factor of the products A B."""
+        return self.alpha / self.rank
+
+    def check(self, group: str) -> None:
+        """Raises ValueError if a value cannot be used.
+
+        Args:
+          group: where these settings are in the experiment, for the message.
+        """
+        _require(self, group, ("rank",), 0)
+        _require_positive(self, group, ("alpha",))
+        matrices = [name for name in self.targets if name != "control"]
+        if not matrices or len(set(self.targets)) < len(self.targets):
+            raise ValueError(
+                f"{group}.targets={','.join(self.targets)!r} must name each target once, and at"
+                " least one of q, k, v, o, gate, up, down"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
 class SftConfig:
     """Supervised training on packed rows, each `limits.max_thread_tokens` tokens long.
 
     Attributes:
       batch_rows: packed rows of one step.
       optimizer: the optimizer and its learning rates.
+      lora: adapters to train in place of all weights.
       steps: number of steps, whatever the method; 0 if `epochs` is given.
       epochs: how often every demonstration is read; 0 if `steps` is given. The number of steps
         depends on the method, whose demonstrations are packed into rows:
@@ -91,6 +140,7 @@ class SftConfig:
 
     batch_rows: int
     optimizer: OptimizerConfig
+    lora: LoraConfig = LoraConfig()
     steps: int = 0
     epochs: float = 0.0
     streams: int = 1
@@ -101,6 +151,7 @@ class SftConfig:
 
     def __post_init__(self):
         self.optimizer.check("train.sft.optimizer")
+        self.lora.check("train.sft.lora")
         _require(
             self, "train.sft", ("batch_rows", "streams", "save_every", "log_every", "validation"), 1
         )
@@ -251,6 +302,7 @@ class RlConfig:
       problems: problems of a step.
       group: G, trees of a problem.
       optimizer: the optimizer and its learning rates.
+      lora: adapters to train in place of all weights.
       objective: what the updates maximise.
       reward: what a tree earns.
       ppo_epochs: updates on the trees of one step. Ratios differ from 1 only from the second epoch
@@ -275,6 +327,7 @@ class RlConfig:
     problems: int
     group: int
     optimizer: OptimizerConfig
+    lora: LoraConfig = LoraConfig()
     objective: ObjectiveConfig = ObjectiveConfig()
     reward: RewardConfig = RewardConfig()
     ppo_epochs: int = 1
@@ -289,6 +342,7 @@ class RlConfig:
 
     def __post_init__(self):
         self.optimizer.check("train.rl.optimizer")
+        self.lora.check("train.rl.lora")
         counts = (
             "steps",
             "problems",

@@ -26,6 +26,17 @@ MATRIX_AXES: dict[str, MuonDimensionNumbers] = {
     "out": MuonDimensionNumbers((1, 2), (3,)),  # [N, H, K, D]
     "gate_up": MuonDimensionNumbers((1,), (3,)),  # [N, D, 2, F]
     "down": MuonDimensionNumbers((1,), (2,)),  # [N, F, D]
+    # Adapters (`model/lora.py`).
+    **dict.fromkeys(  # [N, D, r] and [N, F, r]
+        ("q_a", "k_a", "v_a", "gate_a", "up_a", "down_a"), MuonDimensionNumbers((1,), (2,))
+    ),
+    "o_a": MuonDimensionNumbers((1, 2), (3,)),  # [N, H, K, r]
+    **dict.fromkeys(  # [N, r, H, K] and [N, r, G, K]
+        ("q_b", "k_b", "v_b"), MuonDimensionNumbers((1,), (2, 3))
+    ),
+    **dict.fromkeys(  # [N, r, D] and [N, r, F]
+        ("o_b", "gate_b", "up_b", "down_b"), MuonDimensionNumbers((1,), (2,))
+    ),
 }
 _ADAM_SIZE = 0.2  # Root mean square of a typical Adam update.
 _NEWTON_SCHULZ_STEPS = 5

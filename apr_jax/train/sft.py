@@ -3,6 +3,7 @@
 In a validation, the model itself answers problems.
 """
 
+import functools
 import math
 import time
 from contextlib import AbstractContextManager, nullcontext
@@ -27,6 +28,7 @@ from apr_jax.train.checkpoint.checksum import digest
 from apr_jax.train.distributed import held_rows, merge
 from apr_jax.train.grader import Grader, grading
 from apr_jax.train.loop import LastBatches, Stage, Stopping
+from apr_jax.train.lora import new_adapters, place_frozen
 from apr_jax.train.metrics.flops import measure_peak
 from apr_jax.train.metrics.trackers import require_tracker
 from apr_jax.train.optimizer import clipped_updates, make_optimizer
@@ -57,14 +59,15 @@ def train_sft(
         random weights. The data must be built with its tokenizer.
 
     Raises:
-      UsageError: the data are of another config or tokenizer, `init` holds another network, the
-        devices do not divide the rows, the tracker is not installed, or the run has no such step to
-        profile.
+      UsageError: the data are of another config or tokenizer, `init` holds another network or is
+        missing where adapters are trained, the devices do not divide the rows, the tracker is not
+        installed, or the run has no such step to profile.
       UserError: there are no data, `init` cannot be loaded, the workdir belongs to another run, the
         disk is full, or too many updates were skipped.
       KeyboardInterrupt, SystemExit: the run was interrupted; it is saved.
     """
     require_tracker(config.train.tracker)
+    _check_adapters(config, init)
     start = load_pretrained(init) if init is not None else None
     config = _with_network(config, start)
     sft = config.train.sft
@@ -74,7 +77,8 @@ def train_sft(
     here = local_copy(as_path(data_dir), "data.json")
     check_files(here)
     tokenizer = read_tokenizer(here)
-    trainer = _Trainer(config, here, method, mesh)
+    base = place_frozen(start.params, sft.lora, mesh) if start else None
+    trainer = _Trainer(config, here, method, mesh, base)
     if sft.epochs and jax.process_index() == 0:
         Terminal(stderr=True).print(
             f"sft: train.sft.epochs={sft.epochs:g} of {method} are {trainer.steps:,} steps of"
@@ -97,7 +101,9 @@ def train_sft(
         return train(
             Run(config, method, "sft", tokenizer, origin, file_method(config, here)),
             as_path(workdir),
-            init_state(params, trainer.optimizer, mesh),
+            init_state(
+                params, trainer.optimizer, mesh, new_adapters(params, sft.lora, config.seed)
+            ),
             Stage(
                 name="sft",
                 steps=trainer.steps,
@@ -119,6 +125,16 @@ def train_sft(
             progress=progress,
             peak=measure_peak(mesh, config.model.dtype),
             profile=profile,
+        )
+
+
+def _check_adapters(config: Experiment, init: Path | str | None) -> None:
+    """Raises UsageError if adapters are to be added to random weights."""
+    rank = config.train.sft.lora.rank
+    if rank and init is None:
+        raise UsageError(
+            f"config train.sft.lora.rank={rank}: adapters are added to a trained model; give it by"
+            " --init, or set the rank to 0 to train all weights"
         )
 
 
@@ -166,7 +182,9 @@ class _Trainer:
       last_batches: the batches of the last two steps.
     """
 
-    def __init__(self, config: Experiment, data_dir: Path, method: str, mesh: Mesh):
+    def __init__(
+        self, config: Experiment, data_dir: Path, method: str, mesh: Mesh, base: Any = None
+    ):
         sft = config.train.sft
         length = config.limits.max_thread_tokens
 
@@ -186,7 +204,8 @@ class _Trainer:
         )
         self._clip = sft.optimizer.clip
         self.optimizer = make_optimizer(sft.optimizer, self.steps)
-        self._update = make_sft_step(config.model, self.optimizer, mesh)
+        update: Any = make_sft_step(config.model, self.optimizer, mesh, sft.lora)
+        self._update = update if base is None else functools.partial(update, base=base)
         self.last_batches = LastBatches()
         self.waited = 0.0
 

@@ -1,6 +1,7 @@
 """The state of training, and the update of it that refuses NaN and Inf."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -22,6 +23,8 @@ class TrainState:
       step: int32, steps of the loop so far, skipped ones included.
       skipped: int32, updates that were skipped because of NaN or Inf.
       bad_in_a_row: int32, updates that were skipped since the last good one.
+      adapters: what is trained in place of the parameters (`model/lora.py`), which are then those
+        of the model with these adapters merged; None if all parameters are trained.
     """
 
     params: Any
@@ -29,28 +32,55 @@ class TrainState:
     step: jax.Array
     skipped: jax.Array
     bad_in_a_row: jax.Array
+    adapters: Any = None
+
+    @property
+    def trained(self) -> Any:
+        """What the optimizer changes."""
+        return self.params if self.adapters is None else self.adapters
 
 
-def init_state(params: Any, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
+def init_state(
+    params: Any, optimizer: optax.GradientTransformation, mesh: Mesh, adapters: Any = None
+) -> TrainState:
     """Makes the state of step 0, laid out on the mesh.
 
-    The parameters are copied, because the first update donates the state.
+    The parameters and adapters are copied, because the first update donates the state.
     """
 
-    def build(params: Any) -> TrainState:
-        zeros = (jnp.zeros((), jnp.int32) for _ in range(3))
-        return TrainState(jax.tree.map(jnp.copy, params), optimizer.init(params), *zeros)
+    def build(params: Any, adapters: Any) -> TrainState:
+        trained = params if adapters is None else adapters
+        step, skipped, bad_in_a_row = (jnp.zeros((), jnp.int32) for _ in range(3))
+        return TrainState(
+            jax.tree.map(jnp.copy, params),
+            optimizer.init(trained),
+            step,
+            skipped,
+            bad_in_a_row,
+            jax.tree.map(jnp.copy, adapters),
+        )
 
-    layout = shardings(jax.eval_shape(build, params), mesh)
-    return jax.jit(build, out_shardings=layout)(params)
+    layout = shardings(jax.eval_shape(build, params, adapters), mesh)
+    return jax.jit(build, out_shardings=layout)(params, adapters)
 
 
 def apply_gradients(
-    state: TrainState, loss: jax.Array, grads: Any, optimizer: optax.GradientTransformation
+    state: TrainState,
+    loss: jax.Array,
+    grads: Any,
+    optimizer: optax.GradientTransformation,
+    merged: Callable[[Any], Any] | None = None,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """Applies one update, or nothing of it if the loss or any gradient is not finite.
 
     The caller counts the `step`.
+
+    Args:
+      state: the state before the update.
+      loss: the loss.
+      grads: its gradient with respect to `state.trained`.
+      optimizer: the optimizer.
+      merged: returns the parameters of the model with given adapters; None if the state has none.
 
     Returns:
       the new state; the metrics grad_norm, skipped, bad_in_a_row.
@@ -61,16 +91,21 @@ def apply_gradients(
     # The optimizer gets zeros in place of bad gradients: Newton-Schulz steps on NaN would be wasted
     # work.
     safe = jax.tree.map(lambda g: jnp.where(good, g, 0.0), grads)
-    updates, opt_state = optimizer.update(safe, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
+    updates, opt_state = optimizer.update(safe, state.opt_state, state.trained)
+    trained = optax.apply_updates(state.trained, updates)
 
     def choose(new: Any, old: Any) -> Any:
         """Returns the new values after a good update, else the old ones."""
         return jax.tree.map(lambda x, y: jnp.where(good, x, y), new, old)
 
+    if merged is None:
+        params, adapters = choose(trained, state.params), None
+    else:
+        params, adapters = choose(merged(trained), state.params), choose(trained, state.adapters)
     state = dataclasses.replace(
         state,
-        params=choose(params, state.params),
+        params=params,
+        adapters=adapters,
         opt_state=choose(opt_state, state.opt_state),
         skipped=state.skipped + ~good,
         bad_in_a_row=jnp.where(good, 0, state.bad_in_a_row + 1),

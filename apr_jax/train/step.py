@@ -4,6 +4,9 @@
 
 Each is jitted whole, and the state is donated. State and batch arrive laid out on the mesh
 (`init_state`, `place_rows`, `place_forest`), and the new state keeps the layout of the old one.
+
+Both take one argument more, `base`: what adapters are added to, if the state has any
+(`train/lora.py`). A trainer gives it once, so that a step has the form above.
 """
 
 import dataclasses
@@ -22,13 +25,16 @@ from apr_jax.data.packing import Rows
 from apr_jax.errors import UsageError
 from apr_jax.model.config import ModelConfig
 from apr_jax.model.sharding import BATCH_AXES, batch_sharding, batch_shards, shardings
+from apr_jax.train.config import LoraConfig
 from apr_jax.train.distributed import place
+from apr_jax.train.lora import merging, taught
 from apr_jax.train.metrics.flops import training_flops
 from apr_jax.train.rl.objective import Metrics, Parts, cross_entropy, policy_loss, tree_kl
 from apr_jax.train.rl.rescoring import token_logprobs
 from apr_jax.train.state import TrainState, apply_gradients
 
 SftStep = Callable[[TrainState, Rows], tuple[TrainState, Metrics]]
+_NO_ADAPTERS = LoraConfig()
 
 
 @jax.tree_util.register_dataclass
@@ -66,7 +72,10 @@ TreeKl = Callable[[jax.Array, ForestBatch], jax.Array]
 
 
 def make_sft_step(
-    model: ModelConfig, optimizer: optax.GradientTransformation, mesh: Mesh
+    model: ModelConfig,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+    lora: LoraConfig = _NO_ADAPTERS,
 ) -> SftStep:
     """Makes the supervised step: one update on packed demonstrations [R, L]."""
 
@@ -76,9 +85,11 @@ def make_sft_step(
         mean_entropy = jnp.sum(entropy) / jnp.maximum(jnp.sum(rows.sampled), 1)
         return loss, mean_entropy
 
-    def step(state: TrainState, rows: Rows) -> tuple[TrainState, Metrics]:
+    def step(state: TrainState, rows: Rows, base: Any = None) -> tuple[TrainState, Metrics]:
+        merged = merging(state, base, lora)
         (loss, entropy), grads = jax.value_and_grad(loss_of, has_aux=True)(state.params, rows)
-        state, metrics = apply_gradients(state, loss, grads, optimizer)
+        grads = taught(grads, state, merged)
+        state, metrics = apply_gradients(state, loss, grads, optimizer, merged)
         state = _keep_layout(dataclasses.replace(state, step=state.step + 1), mesh)
         counts = {
             "tokens": jnp.sum(rows.segment > 0),
@@ -122,8 +133,10 @@ def make_rl_step(config: Experiment, optimizer: optax.GradientTransformation, me
         return loss, (parts, behaviour)
 
     def step(
-        state: TrainState, batch: ForestBatch, advantages: jax.Array
+        state: TrainState, batch: ForestBatch, advantages: jax.Array, base: Any = None
     ) -> tuple[TrainState, Metrics, jax.Array | None]:
+        merged = merging(state, base, config.train.rl.lora)
+
         def add_chunk(index: jax.Array, carry: Any) -> Any:
             loss, parts, grads, behaviours = carry
             value_and_grad = jax.value_and_grad(loss_of, has_aux=True)
@@ -136,18 +149,18 @@ def make_rl_step(config: Experiment, optimizer: optax.GradientTransformation, me
                 )
             loss = loss + chunk_loss
             parts = parts + chunk_parts
-            grads = jax.tree.map(jnp.add, grads, chunk_grads)
+            grads = jax.tree.map(jnp.add, grads, taught(chunk_grads, state, merged))
             return loss, parts, grads, behaviours
 
         zeros = (
             jnp.zeros(()),
             Parts.zero(),
-            jax.tree.map(jnp.zeros_like, state.params),
+            jax.tree.map(jnp.zeros_like, state.trained),
             batch.behaviour,
         )
         loss, parts, grads, behaviours = jax.lax.fori_loop(0, batch.used, add_chunk, zeros)
 
-        state, metrics = apply_gradients(state, loss, grads, optimizer)
+        state, metrics = apply_gradients(state, loss, grads, optimizer, merged)
         state = _keep_layout(state, mesh)
 
         means = parts.metrics(advantages.shape[0])

@@ -4,6 +4,7 @@ another value here.
 
 import dataclasses
 
+import jax
 import pytest
 from helpers.puzzles import read_problems
 from helpers.whole_runs import logged, unlike
@@ -12,9 +13,11 @@ from apr_jax.config import to_dict
 from apr_jax.data.build import build
 from apr_jax.evaluate.decoding import Decoding
 from apr_jax.evaluate.runner import evaluate
+from apr_jax.model.transformer import init_params
 from apr_jax.tasks import TaskConfig
-from apr_jax.train.checkpoint import load_checkpoint
+from apr_jax.train.checkpoint import Pretrained, load_checkpoint, save_pretrained
 from apr_jax.train.rl.trainer import train_rl
+from apr_jax.train.session import read_tokenizer
 from apr_jax.train.sft import train_sft
 
 # Fields of which no value can differ from both, and why.
@@ -67,7 +70,12 @@ def test_a_whole_run_with_other_settings_works(tmp_path, monkeypatch):
     sft = tmp_path / "sft"
     rl = tmp_path / "rl"
     build(config, data, methods=("apr",), progress=False, workers=1)
-    train_sft(config, data, sft, "apr", progress=False)
+    # Adapters need a model to which they are added: one of random weights is good enough here.
+    tokenizer = read_tokenizer(data)
+    params = jax.device_get(init_params(config.model, tokenizer.vocab_size, jax.random.key(1)))
+    start = tmp_path / "start.safetensors"
+    save_pretrained(Pretrained(params, config.model, tokenizer, "random"), start)
+    train_sft(config, data, sft, "apr", progress=False, init=start)
     train_rl(config, data, rl, sft, progress=False)
 
     restored = load_checkpoint(rl)

@@ -22,6 +22,7 @@ from apr_jax.tasks.countdown.config import SolverConfig
 from apr_jax.threads.limits import Limits, Schedule
 from apr_jax.train.checkpoint import load_checkpoint
 from apr_jax.train.config import (
+    LoraConfig,
     ObjectiveConfig,
     OptimizerConfig,
     RewardConfig,
@@ -143,6 +144,7 @@ def unlike():
         sft=SftConfig(
             batch_rows=4,
             optimizer=optimizer,
+            lora=LoraConfig(rank=3, alpha=5.0, targets=("q", "v", "down", "control")),
             epochs=0.5,
             streams=2,
             save_every=1,
@@ -155,6 +157,7 @@ def unlike():
             problems=3,
             group=4,
             optimizer=dataclasses.replace(optimizer, lr=2e-3),
+            lora=LoraConfig(rank=2, alpha=7.0, targets=("k", "o", "gate", "up")),
             objective=ObjectiveConfig(
                 advantage="leave_one_out",
                 loss_aggregation="token",

@@ -11,6 +11,7 @@ import pytest
 
 from apr_jax.model.config import ModelConfig, RopeScaling
 from apr_jax.model.kv_cache.cache import store
+from apr_jax.model.lora import CONTROL, TARGETS, init_adapters
 from apr_jax.model.sharding import LOGICAL_AXES, make_mesh, shardings
 from apr_jax.model.transformer import (
     count_params,
@@ -214,10 +215,11 @@ def _check_mesh(params, config, data, fsdp, tensor):
     np.testing.assert_allclose(logits, expected, atol=5e-5)
 
 
-def test_every_parameter_has_logical_axes():
+def test_every_parameter_and_adapter_has_logical_axes():
     untied = init_params(dataclasses.replace(FULL, tied=False), VOCAB, jax.random.key(0))
     names = {path[-1].key for path, _ in jax.tree_util.tree_leaves_with_path(untied)}
-    assert names == set(LOGICAL_AXES)
+    adapters = init_adapters(untied, (*TARGETS, CONTROL), 2, 3, jax.random.key(0))
+    assert names | adapters.keys() == set(LOGICAL_AXES)
 
 
 @pytest.mark.parametrize("axes", [(3, 3, 1), (0, 3, 1), (0, 16, 1)])

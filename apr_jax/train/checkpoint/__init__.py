@@ -12,6 +12,8 @@
     save_pretrained(pretrained, Path("smollm2.safetensors"))
     load_pretrained("smollm2.safetensors")               # or whatever `load_checkpoint` takes
 
+    export_adapters(load_adapters("runs/mine/sft"), Path("adapters"))      # for `peft`
+
     manager.py       saves steps
     step_files.py    the files of a step, and the steps of a run
     retention.py     which steps are kept, and which one is the best
@@ -19,9 +21,10 @@
     run.py           what stays the same through a run, so that no other run goes on from it
     load.py          the weights of a step, for evaluation and RL
     restored.py      `Restored`: the weights with all that evaluation and RL need of them;
-                     `Pretrained`: the model alone
+                     `Pretrained`: the model alone; `Adapted`: adapters alone
     exported.py      a model in one file
     hf_folder.py, hf_import.py   folders of Hugging Face, out and in
+    peft_folder.py   adapters as a folder for peft
     checksum.py      notices flipped bits
 
 docs/checkpoints.md says what each fault does.
@@ -35,9 +38,10 @@ from apr_jax.train.checkpoint.exported import (
 )
 from apr_jax.train.checkpoint.hf_folder import check_folder, export_folder
 from apr_jax.train.checkpoint.hf_import import import_folder
-from apr_jax.train.checkpoint.load import load_checkpoint, load_pretrained
+from apr_jax.train.checkpoint.load import load_adapters, load_checkpoint, load_pretrained
 from apr_jax.train.checkpoint.manager import Checkpoints
-from apr_jax.train.checkpoint.restored import Pretrained, Restored
+from apr_jax.train.checkpoint.peft_folder import export_adapters
+from apr_jax.train.checkpoint.restored import Adapted, Pretrained, Restored
 from apr_jax.train.checkpoint.resume import Saved
 from apr_jax.train.checkpoint.retention import BEST
 from apr_jax.train.checkpoint.run import Run
@@ -47,16 +51,19 @@ __all__ = [
     "BEST",
     "FOLDER",
     "SUFFIX",
+    "Adapted",
     "Checkpoints",
     "Pretrained",
     "Restored",
     "Run",
     "Saved",
     "check_folder",
+    "export_adapters",
     "export_file",
     "export_folder",
     "import_folder",
     "last_step",
+    "load_adapters",
     "load_checkpoint",
     "load_exported",
     "load_pretrained",

@@ -18,7 +18,7 @@ come after these. (It has no tokenizer.model.)
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -74,23 +74,36 @@ def export_folder(pretrained: Pretrained, folder: Path) -> None:
         params = _with_foreign_ids(params, tokenizer)
     else:
         files = {_SENTENCE_PIECE: tokenizer.to_bytes(), **files}
-    names = [CONFIG, WEIGHTS, *files]
     with disk_errors(folder):
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            old = _listed(folder)
-            # The list comes first, so that an interrupted export can be recognised as an export.
-            write_json(folder / EXPORT_LIST, {"files": names})
-            for name in old - {EXPORT_LIST}:
-                (folder / name).unlink(missing_ok=True)
-            for name, content in files.items():
-                if isinstance(content, bytes):
-                    (folder / name).write_bytes(content)
-                else:
-                    write_json(folder / name, content)
-        except OSError as error:
-            raise UserError(f"cannot write to {folder}: {error}") from error
+        replace_files(folder, files, further=(CONFIG, WEIGHTS))
         save_hf(params, pretrained.model, folder)
+
+
+def replace_files(folder: Path, files: Mapping[str, Any], further: Sequence[str]) -> None:
+    """Writes files of an export, and deletes those of an earlier export.
+
+    Args:
+      folder: is made if it is not there.
+      files: name -> bytes, or what a JSON file holds.
+      further: names of files that the caller writes after these.
+
+    Raises:
+      UserError: the folder cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        old = _listed(folder)
+        # The list comes first, so that an interrupted export can be recognised as an export.
+        write_json(folder / EXPORT_LIST, {"files": [*further, *files]})
+        for name in old - {EXPORT_LIST}:
+            (folder / name).unlink(missing_ok=True)
+        for name, content in files.items():
+            if isinstance(content, bytes):
+                (folder / name).write_bytes(content)
+            else:
+                write_json(folder / name, content)
+    except OSError as error:
+        raise UserError(f"cannot write to {folder}: {error}") from error
 
 
 def _listed(folder: Path) -> set[str]:
@@ -106,13 +119,12 @@ def _listed(folder: Path) -> set[str]:
 
 def tokenizer_files(tokenizer: Tokenizer) -> dict[str, Any]:
     """Returns name -> JSON of the files that make up a tokenizer of Hugging Face."""
+    first = first_control_id(tokenizer)
     if isinstance(tokenizer, HuggingFaceTokenizer):
-        first = tokenizer.piece_count
         spelled: Sequence[str] = _spelled(tokenizer)
         description = _with_control_pieces(tokenizer, spelled)
     else:
         assert isinstance(tokenizer, SentencePieceTokenizer)
-        first = 0
         spelled = CONTROL_PIECES
         description = _tokenizer_json(tokenizer)
 
@@ -175,6 +187,11 @@ def _with_control_pieces(tokenizer: HuggingFaceTokenizer, spelled: Sequence[str]
                 " ids have gaps, so that no further piece can be put behind them"
             )
     return description
+
+
+def first_control_id(tokenizer: Tokenizer) -> int:
+    """Returns the id that the first control piece has in an exported folder."""
+    return tokenizer.piece_count if isinstance(tokenizer, HuggingFaceTokenizer) else 0
 
 
 def _with_foreign_ids(params: Params, tokenizer: HuggingFaceTokenizer) -> Params:

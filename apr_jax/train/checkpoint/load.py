@@ -1,7 +1,8 @@
 """Loads the weights of a run, with all that evaluation and RL need of them."""
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -14,10 +15,12 @@ from apr_jax.io.library_errors import shows_damage, what_went_wrong
 from apr_jax.io.storage import absolute, as_path
 from apr_jax.train.checkpoint.checksum import changed
 from apr_jax.train.checkpoint.exported import SUFFIX, load_exported
-from apr_jax.train.checkpoint.restored import Pretrained, Restored, read_file_method
+from apr_jax.train.checkpoint.restored import Adapted, Pretrained, Restored, read_file_method
 from apr_jax.train.checkpoint.retention import best_step
 from apr_jax.train.checkpoint.run import read_tokenizer
 from apr_jax.train.checkpoint.step_files import read_meta, steps_in, unreadable
+
+_Read = TypeVar("_Read")  # What is read of a step.
 
 
 def load_checkpoint(path: str | Path) -> Restored:
@@ -54,23 +57,53 @@ def load_pretrained(path: str | Path) -> Pretrained:
     return found if isinstance(found, Pretrained) else found.pretrained
 
 
+def load_adapters(path: str | Path) -> Adapted:
+    """Loads the adapters of a run's best step, or of one given step.
+
+    Args:
+      path: a workdir, or one `checkpoints/<step>` in it.
+
+    Raises:
+      UsageError: it is a file, or a training of all weights.
+      UserError: there is no checkpoint, or it is damaged or cannot be read.
+    """
+    path = as_path(path)
+    if path.suffix == SUFFIX:
+        raise UsageError(
+            f"{path}: is a file, which holds weights with the adapters merged; give the folder of"
+            " the run that trained them"
+        )
+    adapted = _read_best_step(absolute(path), _read_adapters)
+    if adapted is None:
+        raise UsageError(
+            f"{path}: has no adapters, because all weights were trained (lora.rank=0); export the"
+            " model itself"
+        )
+    return adapted
+
+
 def _load(path: str | Path) -> Restored | Pretrained:
     """Loads the model of any checkpoint or file."""
     path = as_path(path)
-    found = load_exported(path) if path.suffix == SUFFIX else _load_best_step(absolute(path))
+    is_file = path.suffix == SUFFIX
+    found = load_exported(path) if is_file else _read_best_step(absolute(path), _read)
     _check_finite(found)
     return found
 
 
-def _load_best_step(run: Path) -> Restored:
-    """Loads the weights of a run's best step, or of the step that `run` is.
+def _read_best_step(run: Path, read: Callable[[Path], _Read]) -> _Read:
+    """Reads something of a run's best step, or of the step that `run` is.
+
+    Args:
+      run: the run or the step.
+      read: reads it from the folder of a step.
 
     Raises:
       UserError: there is no checkpoint, or it is damaged or cannot be read.
     """
     folder = best_step(run)
     try:
-        return _read(folder)
+        return read(folder)
     except ConfigError as error:
         raise UserError(
             f"checkpoint {folder}: is of another version of apr_jax ({error}); train again"
@@ -102,7 +135,7 @@ def _check_finite(found: Restored | Pretrained) -> None:
 def _read(folder: Path) -> Restored:
     """Reads the weights of a step and what describes them, and compares them with their sums."""
     meta = read_meta(folder)
-    params = _read_params(folder / "params")
+    params = _read_arrays(folder / "params")
     wrong = changed(params, meta["sums"]["params"])
     if wrong:
         raise ValueError(f"params{wrong[0]} is not what was saved")
@@ -118,8 +151,27 @@ def _read(folder: Path) -> Restored:
     )
 
 
-def _read_params(folder: Path) -> Any:
-    """Reads the weights of a step as numpy arrays, whatever their shapes."""
+def _read_adapters(folder: Path) -> Adapted | None:
+    """Reads the adapters of a step, and compares them with their sums; None if it has none."""
+    meta = read_meta(folder)
+    config = from_dict(meta["config"])
+    lora = config.train.rl.lora if meta["stage"] == "rl" else config.train.sft.lora
+    if not lora.rank:
+        return None
+    adapters = _read_arrays(folder / "state")["adapters"]
+    sums = {
+        path: value
+        for path, value in meta["sums"]["state"].items()
+        if path.startswith("['adapters']")
+    }
+    wrong = changed({"adapters": adapters}, sums)
+    if wrong:
+        raise ValueError(f"state{wrong[0]} is not what was saved")
+    return Adapted(adapters, lora, read_tokenizer(meta), str(folder))
+
+
+def _read_arrays(folder: Path) -> Any:
+    """Reads the arrays of an item of a step into numpy, whatever their shapes."""
     reader = ocp.PyTreeCheckpointHandler()
     with quiet():
         tree = reader.metadata(folder).tree

@@ -12,6 +12,7 @@ from apr_jax.errors import UserError
 from apr_jax.model.config import ModelConfig
 from apr_jax.tasks import Method
 from apr_jax.text.tokenizer import Tokenizer
+from apr_jax.train.config import LoraConfig
 
 STAGES = ("sft", "rl")
 # A method stands in tables, messages and file names; which ones there are is the task's to say.
@@ -84,6 +85,23 @@ class Restored:
     def pretrained(self) -> Pretrained:
         """The model without the experiment in which it was trained."""
         return Pretrained(self.params, self.config.model, self.tokenizer, self.path)
+
+
+@dataclasses.dataclass(frozen=True)
+class Adapted:
+    """The adapters of a step of a run, without the model to which they are added.
+
+    Attributes:
+      adapters: see `model/lora.py`; numpy leaves.
+      lora: their settings.
+      tokenizer: the tokenizer of the run.
+      path: folder of the step.
+    """
+
+    adapters: Any
+    lora: LoraConfig
+    tokenizer: Tokenizer
+    path: str
 
 
 def read_file_method(about: Mapping[str, Any], path: str) -> Method | None:

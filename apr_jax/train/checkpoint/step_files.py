@@ -1,7 +1,7 @@
 """The files of a saved step, and the steps of a run.
 
     WORKDIR/checkpoints/<step>/params   the weights, alone
-                               state    optimizer and counters
+                               state    optimizer, counters, and adapters if these are trained
                                meta     JSON: config, method, stage, tokenizer, metrics, sums of all
                                data     JSON: where the data iterator stands
 
@@ -101,8 +101,13 @@ def read_meta(folder: Path) -> dict[str, Any]:
 
 
 def without_params(state: TrainState) -> dict[str, Any]:
-    """Returns the item `state` of a step: the fields of a state by name, all but the weights."""
+    """Returns the item `state` of a step: the fields of a state by name, all but the weights.
+
+    Adapters are left out where there are none.
+    """
     names = [field.name for field in dataclasses.fields(state) if field.name != "params"]
+    if state.adapters is None:
+        names.remove("adapters")
     return {name: getattr(state, name) for name in names}
 
 

@@ -16,6 +16,7 @@ The life of a tree:
 """
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,7 @@ from apr_jax.train.checkpoint.restored import Restored
 from apr_jax.train.distributed import fetch
 from apr_jax.train.grader import Grader, Grades, first_trees, forest_metrics, grading
 from apr_jax.train.loop import LastBatches, Stage, Stopping
+from apr_jax.train.lora import new_adapters, place_frozen
 from apr_jax.train.metrics.flops import measure_peak, training_flops
 from apr_jax.train.metrics.step_times import LazyMetric, StepTimes
 from apr_jax.train.metrics.trackers import require_tracker
@@ -49,7 +51,6 @@ from apr_jax.train.session import adopt_network, build_mesh, train
 from apr_jax.train.state import TrainState, init_state
 from apr_jax.train.step import (
     ForestBatch,
-    RlStep,
     check_divides,
     make_rescore,
     make_rl_step,
@@ -118,7 +119,9 @@ def train_rl(
                 file_method=start.file_method,
             ),
             as_path(workdir),
-            init_state(start.params, optimizer, mesh),
+            init_state(
+                start.params, optimizer, mesh, new_adapters(start.params, rl.lora, config.seed)
+            ),
             Stage(
                 name="rl",
                 steps=rl.steps,
@@ -198,7 +201,7 @@ class _Trainer:
         training: Sequence[Problem],
         workdir: Path,
         mesh: Mesh,
-        step: RlStep,
+        step: Any,  # RlStep, with the argument `base` if adapters are trained.
         grader: Grader,
     ):
         self._config = config
@@ -209,9 +212,11 @@ class _Trainer:
         self._grader = grader
         self._train = TrainingProblems(training)
 
-        self._step = step
         # The reference is as large as the model: without a KL term no device holds it.
         self._reference = place_whole(start.params, mesh) if self._rl.objective.kl else None
+        # Adapters are added to the reference's own arrays, if there is one.
+        base = place_frozen(self._reference or start.params, self._rl.lora, mesh)
+        self._step = step if base is None else functools.partial(step, base=base)
         self._rescore = make_rescore(config, mesh)
         self._tree_kl = make_tree_kl(self._rl.problems * self._rl.group, mesh)
         advantage = ADVANTAGES[self._rl.objective.advantage]

@@ -158,7 +158,7 @@ def test_machine_faults_are_never_called_damage(copied, run, blank, monkeypatch,
     def failing(*arguments):
         raise error
 
-    monkeypatch.setattr(load, "_read_params", failing)
+    monkeypatch.setattr(load, "_read_arrays", failing)
     monkeypatch.setattr(resume, "_read_arrays", failing)
     told = r"checkpoints/4: cannot be read here and now \(.+\); this is no damage"
     for path in (copied, copied / FOLDER / "4"):
