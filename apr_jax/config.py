@@ -10,6 +10,7 @@ import difflib
 import json
 import runpy
 import traceback
+import typing
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -24,10 +25,6 @@ from apr_jax.threads.keys import LARGEST_SEED
 from apr_jax.threads.limits import Limits, Schedule
 from apr_jax.train.config import TrainConfig
 
-# The field of which either a number or the name of a file is set.
-_COUNT_OR_FILE = ["data", "demonstrations"]
-# The field of which several names are set.
-_NAMES = ["evaluate", "methods"]
 _LARGEST_INTEGER = 2**31 - 1  # Devices count in 32 bits. Seeds have bounds of their own.
 
 
@@ -329,12 +326,26 @@ def _apply(settings: list[str], values: dict[str, Any], open_groups: frozenset[s
             raise ConfigError(
                 f"--set {setting!r}: {path!r} is a group of fields: {', '.join(value)}"
             )
-        if names == _COUNT_OR_FILE:
+        declared = _declared_type(names)
+        if declared == int | str:
             group[names[-1]] = _parse_count_or_file(text.strip())
-        elif names == _NAMES:
-            group[names[-1]] = tuple(name.strip() for name in text.split(",") if name.strip())
+        elif typing.get_origin(declared) is tuple and typing.get_args(declared)[0] is str:
+            group[names[-1]] = _split(text)
         else:
             group[names[-1]] = _parse(text.strip(), value, setting)
+
+
+def _declared_type(names: list[str]) -> Any:
+    """Returns the annotation of a field of `Experiment`, or None of a task's own options."""
+    kind: Any = Experiment
+    for name in names:
+        kind = typing.get_type_hints(kind).get(name) if dataclasses.is_dataclass(kind) else None
+    return kind
+
+
+def _split(text: str) -> tuple[str, ...]:
+    """Returns what stands between the commas; of an empty text, nothing."""
+    return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
 def _set_open(group: dict[str, Any], key: str, text: str, setting: str) -> None:
@@ -374,11 +385,10 @@ def _parse(text: str, old: Any, setting: str) -> Any:
         if isinstance(old, bool):
             return {"true": True, "false": False}[text.lower()]
         if isinstance(old, tuple):  # An empty text is an empty tuple.
-            parts = [part.strip() for part in text.split(",") if part.strip()]
             if old and isinstance(old[0], str):
-                return tuple(parts)
+                return _split(text)
             # An empty tuple is one of numbers.
-            return tuple(float(part) if "." in part else int(part) for part in parts)
+            return tuple(float(part) if "." in part else int(part) for part in _split(text))
         return type(old)(text)
     except (ValueError, KeyError):
         raise ConfigError(

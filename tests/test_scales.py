@@ -38,6 +38,22 @@ def test_a_config_may_be_a_scale(tmp_path, monkeypatch):
     assert load("nano", ["seed=3"]) == load(ROOT / "experiments" / "nano.py", ["seed=3"])
 
 
+@pytest.mark.parametrize(
+    ("setting", "expected"),
+    [
+        ("evaluate.methods=serial, nested", ("serial", "nested")),
+        ("evaluate.methods=", ()),
+        ("evaluate.children=2, 5", (2, 5)),
+        ("evaluate.temperatures=0.5,1.0", (0.5, 1.0)),
+        ("data.demonstrations=12", 12),
+        ("data.demonstrations=trees.jsonl", "trees.jsonl"),
+    ],
+)
+def test_a_setting_is_read_as_its_field_is_declared(setting, expected):
+    group, name = setting.partition("=")[0].split(".")
+    assert getattr(getattr(load("nano", [setting]), group), name) == expected
+
+
 def test_solve_takes_the_model_of_the_library_by_default(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert run(["solve", "no numbers"]) == 2
