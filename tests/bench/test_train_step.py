@@ -36,6 +36,7 @@ def test_a_step_counts_the_tokens_of_its_rows(params, monkeypatch):
         assert contestant.run() == 81
 
 
+@pytest.mark.thorough
 def test_a_step_without_attention_is_traced_without_it(params, monkeypatch):
     """And the model has its attention back afterwards."""
 

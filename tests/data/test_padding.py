@@ -67,6 +67,7 @@ def test_supervised_batches_are_full(built, method):
     assert max(padding_share(batch) for batch in full) <= MOST
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("method", METHODS)
 def test_the_rows_of_forests_are_full(built, method):
     """As many trees as a step of the scale has, in chunks of its own size.

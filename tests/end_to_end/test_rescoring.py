@@ -175,6 +175,7 @@ def rows_of_family() -> tuple[Rows, dict[int, tuple[int, int]]]:
     return rows, where
 
 
+@pytest.mark.thorough
 def test_thread_is_independent_of_other_threads_tokens():
     """Gradients to the embedding of every token of the tree: exactly zero outside the thread, and
     into its closed hidden blocks.

@@ -71,6 +71,7 @@ def test_all_trees_come_once_whatever_the_batch():
         np.testing.assert_allclose(left, right, atol=1e-5, err_msg=field.name)
 
 
+@pytest.mark.thorough
 def test_a_stream_goes_on_where_it_was_stopped():
     whole, _, _ = run(4)
     rest, _, _ = run(4, done=7)

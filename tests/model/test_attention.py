@@ -137,6 +137,7 @@ def test_equals_the_naive_twin_on_random_packings(length, groups):
         assert_equal(blockwise(*x), with_gradients(attend_plainly, *x))
 
 
+@pytest.mark.thorough
 def test_groups_together_as_on_an_accelerator(monkeypatch):
     """The batched form, which CPUs do not take."""
     choose = jax.lax.platform_dependent

@@ -47,6 +47,7 @@ def test_matplotlib_settings_of_the_caller_have_no_effect(tmp_path):
         assert {name: matplotlib.rcParams[name] for name in FOREIGN} == FOREIGN
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "backend",
     ["module://a_backend_that_nobody_installed", pytest.param("svg", marks=pytest.mark.slow)],

@@ -62,6 +62,7 @@ def test_one_slot_does_all():
     )
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", CONSTRAINED)
 def test_constrained_rollouts_keep_the_protocol(name):
     """Under policies that throw control pieces anywhere: no malformed stream, no refusal, forced

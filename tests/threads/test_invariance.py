@@ -192,6 +192,7 @@ def test_compiled_once_without_host_traffic():
     assert len({int(forest.total_tokens.sum()) for forest in forests}) == 4
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("devices", [8])
 def test_shards_say_nothing_to_each_other(devices):
     mesh = make_mesh(devices=jax.devices()[:devices])

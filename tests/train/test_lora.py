@@ -111,6 +111,7 @@ def test_state_of_the_optimizer_has_the_shapes_of_adapters_alone(mesh, name):
         assert np.isfinite(updates[leaf]).all() and np.abs(updates[leaf]).max() > 0
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("stage", ["sft", "rl"])
 def test_step_follows_the_full_gradient_by_the_chain_rule(config, mesh, stage):
     """The parameters after it are those of the frozen model with the new adapters."""
@@ -134,6 +135,7 @@ def test_step_follows_the_full_gradient_by_the_chain_rule(config, mesh, stage):
     np.testing.assert_array_equal(state.params["embed"][10:], params()["embed"][10:])
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("axes", [(2, 2, 1), (1, 2, 2)])
 def test_a_mesh_trains_the_same_adapters(mesh, axes):
     adapters = moved_adapters()

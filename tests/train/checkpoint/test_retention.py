@@ -15,6 +15,7 @@ pytestmark = [
 ]
 
 
+@pytest.mark.thorough
 def test_last_two_and_best_steps_are_kept(tmp_path, run, blank):
     """The best one is the one that is evaluated."""
     save_steps(tmp_path, run, blank, {0: 0.2, 1: 0.7, 2: 0.7, 3: 0.1, 4: None, 5: 0.3})

@@ -96,6 +96,7 @@ def test_blocks_equal_the_whole_head(monkeypatch, tied):
         assert_close(value_and_grad(model)(params, random_rows()), whole)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("data", "fsdp", "tensor"),
     [

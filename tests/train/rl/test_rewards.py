@@ -476,6 +476,7 @@ def test_zero_std_groups_ignore_what_kl_takes_off(config, data_dir, checkpoint, 
     )
 
 
+@pytest.mark.thorough
 def test_step_of_only_zero_std_groups_replays_nothing(config, data_dir, checkpoint, tmp_path):
     objective = ObjectiveConfig(advantage="leave_one_out", kl=0.0)
     lines = _run(
