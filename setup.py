@@ -127,7 +127,7 @@ class BuildWithScales(build_py):
             return
 
         folder = Path(self.build_lib) / "apr_jax" / "scales"
-        for name in ("nano", "mini", "paper"):
+        for name in ("demo", "nano", "mini", "paper"):
             shutil.copy(HERE / "experiments" / f"{name}.py", folder)
         shutil.copy(HERE / "experiments" / "mini" / "apr-rl.safetensors", folder)
 

@@ -40,7 +40,7 @@ end of this list to its beginning:
   model             the transformer; it knows no thread, and `threads` knows no model
   tasks             problems, demonstrations and scores as plain text; Countdown and a toy
   data              demonstrations as packed token sequences
-  scales            the experiment files of nano, mini and paper
+  scales            the experiment files of demo, nano, mini and paper
   config, compare   all settings of an experiment as one tree of dataclasses
   train             supervised and reinforcement learning, checkpoints, metrics
   evaluate          trees and scores of a checkpoint on problems

@@ -69,7 +69,7 @@ def test_python_loads_the_model_of_the_library_by_default(tmp_path, monkeypatch)
 @pytest.mark.parametrize("name", ["huge", "launch", "../setup"])
 def test_an_unknown_scale_is_told_the_known_ones(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UsageError, match="nano, mini, paper"):
+    with pytest.raises(UsageError, match="demo, nano, mini, paper"):
         scale_file(name)
 
 

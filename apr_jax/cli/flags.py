@@ -61,8 +61,8 @@ Config = Annotated[
     typer.Option(
         "--config",
         help=(
-            "Experiment file, e.g. experiments/nano.py, or the name of a scale: nano, mini, paper."
-            " The file is Python and is run: never give a stranger's."
+            "Experiment file, e.g. experiments/nano.py, or the name of a scale: demo, nano, mini,"
+            " paper. The file is Python and is run: never give a stranger's."
         ),
         **HERE,
     ),

@@ -20,7 +20,7 @@ def reproduce(
         Path, typer.Option(help="Folder of the whole experiment. May be gs://.", **ANYWHERE)
     ],
     scale: Annotated[
-        str | None, typer.Option(help="nano, mini or paper, or a file in ./experiments.")
+        str | None, typer.Option(help="demo, nano, mini or paper, or a file in ./experiments.")
     ] = None,
     config: Annotated[
         Path | None,

@@ -1,4 +1,4 @@
-"""The experiment files of the scales, nano, mini and paper, and a trained model to try.
+"""The experiment files of the scales demo, nano, mini and paper, and a trained model to try.
 
 They are kept once, in `experiments/` of the repository. The wheel has copies of them in this folder
 (setup.py makes them), so that `--scale nano` and `apr solve` work wherever the library is
@@ -9,7 +9,7 @@ from pathlib import Path
 
 from apr_jax.errors import UsageError
 
-SCALES = ("nano", "mini", "paper")
+SCALES = ("demo", "nano", "mini", "paper")
 _PACKAGE = Path(__file__).parent
 _CLONE = _PACKAGE.parents[1] / "experiments"
 
