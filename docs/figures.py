@@ -387,6 +387,32 @@ def smollm2_parity() -> Rows:
 
 
 @table
+def demo_models() -> Rows:
+    """Shows what `make demo` ends with: sampled answers, and how many greedy ones are right."""
+    found = results("demo")
+    accuracy_of = {row["name"]: row["accuracy"]["mean"] for row in found["scores"]}
+    head = ["", "right (95%)", "total tokens", "longest chain", "children", "right, greedy"]
+    rows = [
+        [
+            label,
+            share_and_interval(row["accuracy"], *row["ci95"]),
+            whole(row["total_tokens"]),
+            whole(row["sequential_tokens"]),
+            tenths(row["children"]),
+            percent(accuracy_of[f"{row['method']}-{row['stage']}-p{row['n']}"]),
+        ]
+        for label, row in found["opening"]["rows"].items()
+    ]
+    return [head, *rows]
+
+
+@number
+def demo_minutes() -> str:
+    """Writes how long the stages of `make demo` took, without the installation."""
+    return f"{sum(results('demo')['seconds'].values()) / 60:.1f}"
+
+
+@table
 def early_models() -> Rows:
     """Shows sampled answers of an early model before RL, and after each kind of RL."""
     head = ["", "accuracy (95%)", "children", "total tokens", "sequential tokens", "greedy"]

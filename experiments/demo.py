@@ -49,21 +49,21 @@ def experiment() -> Experiment:
         schedule=Schedule(slots=32, prefill_batch=1, prefill_chunk=16, context_buckets=(88,)),
         train=TrainConfig(
             sft=SftConfig(
-                steps=2200,
+                steps=2800,
                 batch_rows=4,
-                save_every=2200,
+                save_every=2800,
                 log_every=50,
                 optimizer=OptimizerConfig(name="muon", lr=4e-3),
             ),
             rl=RlConfig(
-                steps=28,
+                steps=48,
                 problems=16,
                 group=8,
                 objective=ObjectiveConfig(advantage="leave_one_out", kl=0.0),
                 micro_batch_rows=8,
                 # Greedy answers do not show what is learned here, so they choose no step.
                 validate_every=0,
-                save_every=28,
+                save_every=48,
                 optimizer=OptimizerConfig(lr=3e-4, warmup=2, decay=0.1, weight_decay=0.0),
             ),
         ),
