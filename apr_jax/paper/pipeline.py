@@ -260,7 +260,7 @@ def reinforced_stage(
         from apr_jax.train.rl.trainer import train_rl
 
         train_rl(config, built, out / name, out / start)
-        return _course(out / name, {"accuracy": "right", "children": "children"})
+        return _course(out / name, {"accuracy": "right in training", "children": "children"})
 
     return Stage(
         name,
@@ -333,7 +333,9 @@ def _answer_stage(evaluation: Evaluation, config: Experiment, out: Path, built: 
 
     count = evaluation.problems or config.data.heldout
     split = "validation" if evaluation.validation else "test"
-    about = f"answers {count:,} {split} problems"
+    temperature = evaluation.decoding.temperature
+    how = f"sampled at temperature {temperature:g}" if temperature else "greedily"
+    about = f"answers {count:,} {split} problems, {how}"
     trees = count * evaluation.decoding.samples
     return _evaluation_stage("eval", evaluation, out, "summary.json", run, about, work=trees)
 
@@ -531,6 +533,8 @@ def _show_trees(out: Path, first: dict[str, Any]) -> None:
     from apr_jax.report.solve import show_tree
 
     console = Terminal(highlight=False)
+    if first["trees"]:
+        console.print(f"\nOf the test problems {first['why']}:", markup=False)
     for when, name in reversed(first["trees"].items()):
         traces = read_traces(out / "eval" / name / TRACES)
         trace = next(trace for trace in traces if trace["id"] == first["problem"])

@@ -134,7 +134,8 @@ def _wait(name: str, out: Path) -> None:
 def estimate(left: list[Stage], stages: list[Stage], record: dict[str, Any]) -> str:
     """Says in words how long the stages that are left will take; "" if nothing is known of them.
 
-    Finished stages of the same kind took so many seconds for each unit of their work.
+    Finished stages of the same kind took so many seconds for each unit of their work. Of stages of
+    another kind nothing is known.
     """
     seconds_of: dict[str, float] = {}
     work_of: dict[str, float] = {}
@@ -154,7 +155,7 @@ def estimate(left: list[Stage], stages: list[Stage], record: dict[str, Any]) -> 
     minutes = max(1, round(sum(known) / 60))
     if len(known) == len(left):
         return f"about {minutes} min left"
-    return f"about {minutes} min for {len(known)} of the {len(left)} stages left"
+    return f"at least {minutes} min left"
 
 
 @contextlib.contextmanager
