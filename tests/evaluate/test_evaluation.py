@@ -107,6 +107,7 @@ def holds(numbers, target, solution):
     return bool(solution) and value == target
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("answer", "correct"),
     [

@@ -79,6 +79,7 @@ def test_a_stream_goes_on_where_it_was_stopped():
     assert run(4, done=10)[2] == ["send", "got"]
 
 
+@pytest.mark.thorough
 def test_progress_has_its_rates(capfd):
     run(4, progress=True)
     said = capfd.readouterr().err

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_attention import (
+from helpers.attention import (
     assert_equal,
     assert_only_what_is_seen_is_read,
     inputs,
@@ -21,6 +21,9 @@ from apr_jax.model.sharding import make_mesh
 
 def interpreted(*x):
     return attend_on_tpu(*x, True)
+
+
+pytestmark = pytest.mark.thorough
 
 
 @pytest.fixture(autouse=True)

@@ -100,6 +100,7 @@ def test_decoding_in_chunks_gives_the_training_logits(params, chunk, bound):
     _check_decoding(params, CONFIG, chunk, bound)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("chunk", [1, 5])
 def test_decoding_with_biases_norms_and_scaling_gives_the_training_logits(full_params, chunk):
     _check_decoding(full_params, FULL, chunk, 16)
@@ -193,7 +194,11 @@ def test_remat_changes_memory_not_gradients(params):
 
 @pytest.mark.parametrize(
     ("data", "fsdp", "tensor"),
-    [pytest.param(8, 1, 1, marks=pytest.mark.thorough), (2, 2, 2), (1, 4, 2)],
+    [
+        pytest.param(8, 1, 1, marks=pytest.mark.thorough),
+        (2, 2, 2),
+        pytest.param(1, 4, 2, marks=pytest.mark.thorough),
+    ],
 )
 def test_every_mesh_gives_the_same_logits(params, data, fsdp, tensor):
     _check_mesh(params, CONFIG, data, fsdp, tensor)

@@ -107,3 +107,17 @@ def test_no_text_is_ever_evaluated_as_code():
 def test_every_folder_is_a_package_that_gets_installed():
     for folder in {path.parent for path in FILES}:
         assert (folder / "__init__.py").is_file(), folder
+
+
+def test_no_test_imports_a_test():
+    """What two tests share is in `tests/helpers`."""
+    for path in sorted((ROOT / "tests").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                names = [node.module or ""]
+            else:
+                continue
+            shared = [name for name in names if name.startswith(("test_", "tests."))]
+            assert not shared, f"{path.relative_to(ROOT)} imports {shared}"

@@ -13,21 +13,16 @@ import numpy as np
 import pytest
 from helpers import harness, trees
 from helpers.browsing import NARROW, WIDE, chromium, needs_browser, settle, tabs
-from helpers.puzzles import countdown
-from helpers.traces import scored_trace
+from helpers.traces import DIGITS, kinds_of, traced
 
 from apr_jax.check import scripted
 from apr_jax.evaluate.trace import KINDS, unpack_streams
 from apr_jax.report.viewer import link, page
 from apr_jax.tasks import Thread
-from apr_jax.tasks.countdown.config import CountdownConfig
-from apr_jax.tasks.countdown.puzzle import make_problem
 from apr_jax.text.sentence_piece import SentencePieceTokenizer
-from apr_jax.train.answers import extract_answers
 
 pytestmark = [needs_browser, pytest.mark.thorough]
 
-DIGITS = SentencePieceTokenizer.train(["0123456789+-*/=,:"])
 LETTERS = SentencePieceTokenizer.train(["abcd"])  # Of the size that the scripted policy speaks.
 TAKE = "document.title='taken'"
 HOSTILE = f'</script><script>{TAKE}</script><!-- <img src=x onerror="{TAKE}"> ]]> ${{1}} \u2028 \''
@@ -49,17 +44,6 @@ COLOURS = """(problem) => {
     return [thread_index, pane.text.tokens.map((token) => [[...token.classList], getComputedStyle(token).color])];
   });
 }"""
-
-
-def traced(forest, tree, tokenizer, **changes):
-    problem = make_problem(f"test-{tree}", (3, 4, 5), 12 + tree)
-    answer, *_ = extract_answers(
-        jax.tree.map(lambda leaf: leaf[tree : tree + 1], forest), tokenizer
-    )
-    return (
-        scored_trace(forest, tree, problem, answer, countdown(CountdownConfig()), tokenizer)
-        | changes
-    )
 
 
 @pytest.fixture(scope="module")
@@ -105,11 +89,6 @@ def show(browser, tmp_path):
             return open_file(path, anchor, viewport, scheme)
 
         yield open_page
-
-
-def kinds_of(thread):
-    """Of each token, [length]."""
-    return np.repeat([kind for kind, _ in thread["spans"]], thread["lengths"])
 
 
 def until(tab, code):

@@ -8,7 +8,7 @@ import statistics
 import pytest
 from helpers import trees
 from helpers.browsing import chromium, needs_browser, settle, tabs
-from test_viewer import DIGITS, kinds_of, traced
+from helpers.traces import DIGITS, kinds_of, traced
 
 from apr_jax.evaluate.trace import unpack_streams
 from apr_jax.report.viewer import page

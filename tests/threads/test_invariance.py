@@ -45,9 +45,7 @@ def pick(batch: Prompts, trees) -> Prompts:
             id="many buckets",
             marks=pytest.mark.thorough,
         ),
-        pytest.param(
-            Schedule(8, 4, 16, context_buckets=(6, 12), small_batch_sizes=(2,)), id="two buckets"
-        ),
+        pytest.param(Schedule(8, 4, 16), id="other slots, without buckets"),
     ],
 )
 def test_schedule_changes_no_token(schedule):

@@ -453,6 +453,7 @@ def test_rl_stopped_and_resumed_is_the_unbroken_run(
     assert scores[0] == scores[1] != {}, "the checkpoint of step 2 can be the best one"
 
 
+@pytest.mark.thorough
 def test_bad_steps_of_rl_end_the_run(unbroken, config, data_dir, tmp_path, monkeypatch):
     """The bad batch is saved."""
     advantages = dict.fromkeys(

@@ -4,6 +4,7 @@ import itertools
 import random
 
 import pytest
+from helpers import boards
 
 from apr_jax.tasks.sudoku.board import (
     CELLS,
@@ -16,7 +17,6 @@ from apr_jax.tasks.sudoku.board import (
     solutions,
 )
 from apr_jax.tasks.sudoku.symmetry import canonical
-from tests.helpers import boards
 
 
 def as_dict(cells):

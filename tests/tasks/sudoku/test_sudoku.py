@@ -6,12 +6,12 @@ import json
 import re
 
 import pytest
+from helpers import boards
 
 from apr_jax.errors import UsageError
 from apr_jax.tasks import Problem, Spawn, TaskConfig, flatten, load_problems, make_task
 from apr_jax.tasks.sudoku import trace
 from apr_jax.text.sentence_piece import SentencePieceTokenizer
-from tests.helpers import boards
 
 TASK = make_task(TaskConfig("sudoku"))
 DRAWN = [TASK.draw(seed) for seed in range(40)]

@@ -197,6 +197,7 @@ def _model_loss(params, rows, weights, advantages, kl=0.1, supervised=0.0):
 _model_gradient = jax.jit(jax.value_and_grad(_model_loss))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("loss_of", ["tree", "token", "sequence", "supervised"])
 def test_packing_and_padding_change_neither_loss_nor_gradient(loss_of):
     """Of a recorded forest, nested two deep and with hidden blocks: packed as for an update, and
