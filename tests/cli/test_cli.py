@@ -254,6 +254,7 @@ def test_a_malformed_problems_file_names_the_line(failing, checkpoint, tmp_path,
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.thorough
 def test_damaged_checkpoint_is_named_and_others_still_serve(failing, checkpoint, tmp_path):
     copy = tmp_path / "run"
     shutil.copytree(checkpoint, copy)

@@ -81,6 +81,7 @@ def test_task_file_is_trained_evaluated_and_shown(folder, monkeypatch, capsys):
     assert "root" in capsys.readouterr().out and "da:" in (folder / "tree.html").read_text()
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("words", "line"),
     [

@@ -119,6 +119,7 @@ def _check_decoding(params, config, chunk, bound):
         np.testing.assert_allclose(logits, expected[:, begin : begin + chunk], atol=2e-5)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("field", ["norm_epsilon", "qkv_bias", "qk_norm", "rope_scaling"])
 def test_every_setting_of_a_family_matters(full_params, field):
     without = dataclasses.replace(FULL, **{field: getattr(CONFIG, field)})

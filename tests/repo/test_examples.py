@@ -17,6 +17,7 @@ from apr_jax.train.checkpoint import export_folder, import_folder
 EXAMPLES = {path.stem: path for path in (Path(__file__).parents[2] / "examples").glob("*.py")}
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", ["own_model", "scripted_policy"])
 def test_an_example_prints_a_tree(name, capsys):
     runpy.run_path(str(EXAMPLES[name]), run_name="__main__")

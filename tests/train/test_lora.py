@@ -152,6 +152,7 @@ def test_a_mesh_trains_the_same_adapters(mesh, axes):
     assert_close(jax.device_get(got.params), jax.device_get(expected.params))
 
 
+@pytest.mark.thorough
 def test_a_bad_update_changes_neither_adapters_nor_weights(mesh):
     adapters = moved_adapters()
     broken = jax.tree.map(np.array, jax.device_get(merged(adapters)))

@@ -68,6 +68,7 @@ def _run(optimizer, params, gradients):
     return both(params)
 
 
+@pytest.mark.thorough
 def test_muon_on_the_stack_is_muon_on_each_matrix(params):
     gradients = [_gradients(params, seed) for seed in (1, 2)]
     stacked = dict(_matrices(_run(make_optimizer(MUON, 10), params, gradients)))
@@ -107,6 +108,7 @@ def test_norms_and_biases_are_never_decayed(params, name):
     )
 
 
+@pytest.mark.thorough
 def test_gradients_are_clipped_by_their_global_norm(params):
     optimizer = make_optimizer(
         dataclasses.replace(MUON, name="adamw", clip=1e-6, weight_decay=0.0), 10
