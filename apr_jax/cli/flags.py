@@ -8,6 +8,7 @@ import typer
 
 from apr_jax.errors import UsageError
 from apr_jax.io.storage import as_path, local_path, wait_for_bucket
+from apr_jax.scales import SCALES
 
 
 def _parser(read: Callable[[str], Path]) -> Callable[[str], Path]:
@@ -61,8 +62,8 @@ Config = Annotated[
     typer.Option(
         "--config",
         help=(
-            "Experiment file, e.g. experiments/nano.py, or the name of a scale: demo, nano, mini,"
-            " paper. The file is Python and is run: never give a stranger's."
+            "Experiment file, e.g. experiments/nano.py, or the name of a scale:"
+            f" {', '.join(SCALES)}. The file is Python and is run: never give a stranger's."
         ),
         **HERE,
     ),

@@ -10,6 +10,7 @@ from apr_jax.cli.resumable import resumable
 from apr_jax.errors import UsageError
 from apr_jax.io.runtime import is_first, start
 from apr_jax.paper import Only, Question
+from apr_jax.scales import SCALES
 
 paper_app = typer.Typer()
 
@@ -20,7 +21,7 @@ def reproduce(
         Path, typer.Option(help="Folder of the whole experiment. May be gs://.", **ANYWHERE)
     ],
     scale: Annotated[
-        str | None, typer.Option(help="demo, nano, mini or paper, or a file in ./experiments.")
+        str | None, typer.Option(help=f"{', '.join(SCALES)}, or a file in ./experiments.")
     ] = None,
     config: Annotated[
         Path | None,

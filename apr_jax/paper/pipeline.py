@@ -196,11 +196,11 @@ def data_stage(
 
         build(config, built, methods=methods)
         check()
-        outcome = f"{config.data.heldout:,} test problems"
+        tested = f"{config.data.heldout:,} test problems"
         if _is_of_the_paper(config):
-            outcome += ", whose numbers never occur together in training"
+            tested += ", whose numbers never occur together in training"
         few = few_problems(config, built)
-        return f"{outcome}; warning: {few}" if few else outcome
+        return f"{tested}; warning: {few}" if few else tested
 
     about = f"problems, and demonstrations of {' and '.join(methods)}"
     return Stage(name, built / "data.json", run, about, kind="data")

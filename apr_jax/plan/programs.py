@@ -27,7 +27,7 @@ from apr_jax.train.grader import rollout_batch
 from apr_jax.train.lora import make_adapters
 from apr_jax.train.optimizer import make_optimizer
 from apr_jax.train.policy import make_policy_rollout
-from apr_jax.train.state import TrainState
+from apr_jax.train.state import TrainState, new_state
 from apr_jax.train.step import (
     ForestBatch,
     check_divides,
@@ -189,11 +189,10 @@ def _rows(shape: tuple[int, ...], sharding: NamedSharding) -> Rows:
 def _state(params: Any, optimizer: Any, lora: LoraConfig, mesh: Mesh) -> tuple[TrainState, Any]:
     """Shapes of a training's state, with their layout, and of what its adapters are added to."""
     adapters = jax.eval_shape(lambda params: make_adapters(params, lora, seed=0), params)
-    trained = params if adapters is None else adapters
     base = None if adapters is None else frozen(params, lora.targets)
-    count: Any = jax.ShapeDtypeStruct((), jnp.int32)
-    moments = jax.eval_shape(optimizer.init, trained)
-    state = TrainState(params, moments, count, count, count, adapters)
+    state = jax.eval_shape(
+        lambda params, adapters: new_state(params, optimizer, adapters), params, adapters
+    )
     return _laid_out(state, mesh), _laid_out(base, mesh)
 
 

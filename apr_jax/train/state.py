@@ -40,6 +40,15 @@ class TrainState:
         return self.params if self.adapters is None else self.adapters
 
 
+def new_state(
+    params: Any, optimizer: optax.GradientTransformation, adapters: Any = None
+) -> TrainState:
+    """Makes the state of step 0, wherever its arrays are."""
+    trained = params if adapters is None else adapters
+    step, skipped, bad_in_a_row = (jnp.zeros((), jnp.int32) for _ in range(3))
+    return TrainState(params, optimizer.init(trained), step, skipped, bad_in_a_row, adapters)
+
+
 def init_state(
     params: Any, optimizer: optax.GradientTransformation, mesh: Mesh, adapters: Any = None
 ) -> TrainState:
@@ -49,15 +58,11 @@ def init_state(
     """
 
     def build(params: Any, adapters: Any) -> TrainState:
-        trained = params if adapters is None else adapters
-        step, skipped, bad_in_a_row = (jnp.zeros((), jnp.int32) for _ in range(3))
-        return TrainState(
-            jax.tree.map(jnp.copy, params),
-            optimizer.init(trained),
-            step,
-            skipped,
-            bad_in_a_row,
-            jax.tree.map(jnp.copy, adapters),
+        state = new_state(params, optimizer, adapters)
+        return dataclasses.replace(
+            state,
+            params=jax.tree.map(jnp.copy, params),
+            adapters=jax.tree.map(jnp.copy, adapters),
         )
 
     layout = shardings(jax.eval_shape(build, params, adapters), mesh)
