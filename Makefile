@@ -57,9 +57,11 @@ wheel: $(STAMP)
 test: $(TOOLS)
 	XLA_FLAGS=--xla_backend_optimization_level=0 $(BIN)/python -m pytest -q -m "not slow and not thorough" -n 2 --dist loadfile $(ARGS)
 
+# The slow tests start processes, fill the memory and compare times, so they run one after another.
 test-all: $(TOOLS)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,launch]'
-	$(BIN)/python -m pytest -q -m "not tpu" $(ARGS)
+	$(BIN)/python -m pytest -q -m "not slow and not tpu" -n 2 --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest -q -m "slow and not tpu" $(ARGS)
 
 test-tpu: $(TOOLS)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,tpu]'
