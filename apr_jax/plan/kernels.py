@@ -9,7 +9,7 @@ import math
 import jax.numpy as jnp
 
 from apr_jax.config import Experiment
-from apr_jax.model.attention.packed_tpu import block_size
+from apr_jax.model.attention.packed_tpu import block_size, near_blocks
 from apr_jax.model.config import ModelConfig
 from apr_jax.model.kv_cache import cache_tpu
 from apr_jax.plan.chips import Chip
@@ -71,8 +71,16 @@ def _attention_work(kernel: str, config: Experiment, heads: float, chip: Chip) -
 
     # Two arrays are read again for each later block, in two bytes a number.
     pairs_again = heads * count * (count - 1) / 2
-    read_again = pairs_again * 2 * size * model.head_size * 2
-    return KernelWork(flops, max(1.0, chip.matrix / model.head_size), read_again)
+    moved = pairs_again * 2 * size * model.head_size * 2
+
+    # Of queries far from their keys the backward pass stores and fetches the sums of the gradient,
+    # in four bytes a number, once for each of far * (far + 1) / 2 pairs of blocks. `count` knows of
+    # one transfer of each far block, for their memory is a result of the kernel.
+    if kernel == "attend_backward":
+        far = max(0, count - near_blocks(model.head_size, size))
+        transfers = heads * (far * (far + 1) - far)
+        moved += transfers * size * model.head_size * 4
+    return KernelWork(flops, max(1.0, chip.matrix / model.head_size), moved)
 
 
 def decode_bytes(config: Experiment, length: float, cache_length: int) -> float:

@@ -29,7 +29,7 @@ from apr_jax.model.attention.packed import attend_packed
 from apr_jax.model.sharding import BATCH_AXES, make_mesh
 from apr_jax.plan.topology import describe
 
-LENGTH = 4096
+LENGTH, HEAD_SIZE = map(int, sys.argv[2:])
 mesh = make_mesh(data=1, fsdp=2, tensor=2, devices=describe(sys.argv[1]))
 rows, heads = PartitionSpec(BATCH_AXES), PartitionSpec(BATCH_AXES, "tensor")
 
@@ -41,9 +41,9 @@ def grads(q, k, v, segment, hidden_block):
     return jax.grad(lambda *x: jnp.sum(out(*x) ** 2), (0, 1, 2))(q, k, v)
 
 x = (
-    of(PartitionSpec(BATCH_AXES, None, "tensor"), jnp.bfloat16, 2, LENGTH, 8, 64),
-    of(heads, jnp.bfloat16, 2, 4, LENGTH, 64),
-    of(heads, jnp.bfloat16, 2, 4, LENGTH, 64),
+    of(PartitionSpec(BATCH_AXES, None, "tensor"), jnp.bfloat16, 2, LENGTH, 8, HEAD_SIZE),
+    of(heads, jnp.bfloat16, 2, 4, LENGTH, HEAD_SIZE),
+    of(heads, jnp.bfloat16, 2, 4, LENGTH, HEAD_SIZE),
     of(rows, jnp.int32, 2, LENGTH),
     of(rows, jnp.int32, 2, LENGTH),
 )
@@ -152,22 +152,42 @@ def planned(tmp_path, topology, *flags):
     return run.returncode, run.stdout + run.stderr, json.loads(path.read_text())
 
 
+def array_sizes(program):
+    """Numbers of each array in the text of a program."""
+    return [
+        math.prod(map(int, shape.split(","))) for shape in re.findall(r"\w\[([\d,]+)\]", program)
+    ]
+
+
 @pytest.mark.parametrize("topology", ["v3:4x4", "v4:2x2x1", "v5e:2x2", "v5p:2x2x1", "v6e:2x2"])
 def test_training_attention_at_4096(topology):
     """Each chip has one row and four heads of 4,096 columns: as large as a sixteenth of one head's
     scores.
     """
-    found = compiled(_ATTENTION, topology)
-    sizes = [
-        math.prod(map(int, shape.split(",")))
-        for shape in re.findall(r"\w\[([\d,]+)\]", found["program"])
-    ]
+    found = compiled(_ATTENTION, topology, "4096", "64")
+    sizes = array_sizes(found["program"])
     assert 4 * 64 * 4096 in sizes
     assert max(sizes) < 4096 * 4096 / 8
     assert found["temporary"] < 2 * 4096 * 4096  # One head's scores in bfloat16.
     assert found["program"].count('custom_call_target="tpu_custom_call"') == 2
     for word in _COLLECTIVES:
         assert word not in found["program"], word
+
+
+@pytest.mark.parametrize(
+    ("topology", "head_size"),
+    [("v3:4x4", 64), ("v4:2x2x1", 128), ("v5e:2x2", 64), ("v5e:2x2", 128), ("v6e:2x2", 256)],
+)
+def test_training_attention_at_131_072(topology, head_size):
+    """Each chip has one row and four heads. VMEM holds the blocks of forward and backward pass, or
+    they do not compile; the chips of v3 have the least, 16 MiB a core.
+    """
+    found = compiled(_ATTENTION, topology, "131072", str(head_size))
+    program = found["program"]
+    assert max(array_sizes(program)) == 4 * head_size * 131_072  # Of one head, all scores are more.
+    assert program.count('custom_call_target="tpu_custom_call"') == 2
+    for word in _COLLECTIVES:
+        assert word not in program, word
 
 
 @pytest.mark.parametrize("program", ["supervised", "update"])

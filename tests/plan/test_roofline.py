@@ -10,6 +10,7 @@ import pytest
 from apr_jax.config import load, override
 from apr_jax.plan import roofline
 from apr_jax.plan.chips import CHIPS, collective_seconds, extent_of, group_bandwidth
+from apr_jax.plan.kernels import work
 from apr_jax.plan.programs import STAGES, abstract_params, forest_chunks
 from apr_jax.plan.recipe import advice, recipe, supervised_steps
 from apr_jax.plan.roofline import CollectiveCost, Shares, Stage, analyse, decode_steps, turns
@@ -197,6 +198,22 @@ ENTRY %main (a: bf16[4,16,64,4608]) -> bf16[4,16,64,4608] {
     assert found.tokens == tokens and found.useful_flops == pytest.approx(
         tokens * (dense + attention) / 64
     )
+
+
+@pytest.mark.parametrize(("columns", "near"), [(4_608, 32), (131_072, 32)])
+def test_backward_attention_moves_gradients_of_far_queries(columns, near):
+    """Near are 4 MiB of gradients: 32 blocks of 512 columns of 64 numbers in float32."""
+    limits = dataclasses.replace(PAPER.limits, max_thread_tokens=columns)
+    config = dataclasses.replace(PAPER, limits=limits)
+    found = work("attend_backward", config, 3, CHIPS["v4"])
+    count = columns // 512
+    distances = [i - j for i in range(count) for j in range(i + 1)]
+    assert found.flops == 3 * len(distances) * 5 * 2 * 512 * 512 * 64
+    later = sum(distance > 0 for distance in distances)
+    far = sum(distance >= near for distance in distances)
+    counted_as_result = max(0, count - near)
+    expected = later * 2 * 2 + (2 * far - counted_as_result) * 4
+    assert found.bytes == 3 * expected * 512 * 64
 
 
 @pytest.mark.parametrize(
