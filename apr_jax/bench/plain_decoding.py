@@ -80,7 +80,7 @@ def text_rollout(
         limits,
         schedule,
         mesh,
-        prepare=lambda params: prepare_decode(params, config),
+        prepare=lambda params: prepare_decode(params, config, on_tpu(mesh)),
     )
     placed = place_whole(params, mesh)
     return lambda prompts: rollout(placed, prompts, jax.random.key(0))[0]

@@ -134,7 +134,7 @@ def decode_program(config: Experiment, mesh: Mesh) -> tuple[Any, Any, tuple[Any,
     def arguments() -> tuple[Any, Any]:
         params = init_params(config.model, size, jax.random.key(0))
         inputs = (
-            prepare_decode(params, config.model),
+            prepare_decode(params, config.model, on_tpu(mesh)),
             jnp.full((slots, 1), size - 1, jnp.int32),  # [W, 1] tokens
             jnp.full((slots, 1), window // 2 - 1, jnp.int32),  # [W, 1] positions
         )

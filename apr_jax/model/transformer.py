@@ -4,8 +4,9 @@ What the families Llama 3, Qwen2 and Qwen3 have beyond that is part of `ModelCon
 
 One layer (`decoder_layer`) and one output head serve training, rescoring, prefill and decoding, so
 rollout and training cannot disagree. The parameters of all layers are stacked on a leading axis N.
-Training scans over that axis where it computes layers again (`ModelConfig.remat`). Otherwise the
-layers are unrolled, as they are in decoding, because a scan would copy what it carries.
+Training scans over that axis where it computes layers again (`ModelConfig.remat`), and so does
+decoding on TPU, where the program is compiled in the time of one layer. Otherwise the layers are
+unrolled, because there a scan copies what it carries.
 
 Shapes: R rows, L row length, W decode slots, S tokens a step, M positions of the cache, N layers,
 D width, H heads, G key/value heads, K head size, F MLP size, V vocabulary.
@@ -323,32 +324,55 @@ def make_decode(
       config: the model's shape.
       cache_lengths: all lengths that the functions will be called with, increasing; the last is the
         window. A rollout's are `schedule.cache_lengths(window)`.
-      tpu: whether the cache is laid out for TPU and read by the TPU kernel.
+      tpu: whether the cache is laid out for TPU and read by the TPU kernel, and the layers are a
+        loop.
       tensor: number of devices that share the work.
     """
-    kind: Any = cache_tpu if tpu else cache
     own = decode_share(config, tensor)
     shared = {"out": own.heads < config.heads, "down": own.mlp < config.mlp}
     partial = tuple(name for name, is_shared in shared.items() if is_shared)
 
-    def init_cache(slots: int, cache_length: int) -> tuple[Any, ...]:
+    def init_cache(slots: int, cache_length: int) -> Any:
+        if tpu:
+            return cache_tpu.empty(own, slots, cache_length)
         return tuple(
-            kind.empty(own, slots, cache_length, cache_lengths) for _ in range(config.layers)
+            cache.empty(own, slots, cache_length, cache_lengths) for _ in range(config.layers)
         )
+
+    def unrolled(
+        layers: list[Params], h: Array, caches: Any, positions: Array, cache_length: int
+    ) -> tuple[Array, Any]:
+        updated = []
+        for layer, layer_cache in zip(layers, caches, strict=True):
+            attention = cache.over(layer_cache, positions, cache_length, cache_lengths)
+            h, layer_cache = decoder_layer(layer, own, h, positions, attention, partial)
+            updated.append(layer_cache)
+        return h, tuple(updated)
+
+    def scanned(
+        layers: Params, h: Array, caches: Any, positions: Array, cache_length: int
+    ) -> tuple[Array, Any]:
+        def body(carry: tuple[Array, Any], one: tuple[Params, Array]) -> tuple[Any, None]:
+            h, caches = carry
+            layer, number = one
+            attention = cache_tpu.over(caches, number, positions, cache_length)
+            return decoder_layer(layer, own, h, positions, attention, partial), None
+
+        numbers = jnp.arange(config.layers, dtype=jnp.int32)
+        (h, caches), _ = jax.lax.scan(body, (h, caches), (layers, numbers))
+        return h, caches
+
+    run_layers: Callable = scanned if tpu else unrolled
 
     def decode(
         params: Params, tokens: Array, cache: Any, positions: Array, cache_length: int
     ) -> tuple[Array, Any]:
         h = _embed(params, own, tokens)  # [W, S, D]
-        updated = []
-        for layer, layer_cache in zip(params["layers"], cache, strict=True):
-            attention = kind.over(layer_cache, positions, cache_length, cache_lengths)
-            h, layer_cache = decoder_layer(layer, own, h, positions, attention, partial)
-            updated.append(layer_cache)
+        h, cache = run_layers(params["layers"], h, cache, positions, cache_length)
         logits = head(params, own, h)  # [W, S, V], or V / tensor of them
         if logits.shape[-1] < params["embed"].shape[0]:
             logits = jax.lax.all_gather(logits, TENSOR, axis=2, tiled=True)
-        return logits, tuple(updated)
+        return logits, cache
 
     return decode, init_cache
 
@@ -382,24 +406,35 @@ def cast_weights(params: Params, config: ModelConfig) -> Params:
     return jax.tree_util.tree_map_with_path(cast, params)
 
 
-def prepare_decode(params: Params, config: ModelConfig, tensor: int = 1) -> Params:
-    """Makes the parameters that `decode` takes: a list of layers, with the matrices of each.
+def prepare_decode(
+    params: Params, config: ModelConfig, tpu: bool = False, tensor: int = 1
+) -> Params:
+    """Makes the parameters that `decode` takes, with the matrices of each layer.
 
-    They are cut out once here, and not at every decode step.
+    On TPU those of all layers are stacked on a leading axis N. Elsewhere there is a list of layers,
+    which are cut out once here, and not at every decode step.
 
     Args:
       params: see `init_params`.
       config: the model's shape.
+      tpu: see `make_decode`.
       tensor: number of devices that share the work, see `make_decode`. The parameters are made for
         all of them.
     """
+    own = decode_share(config, tensor)
+
+    def prepare(layer: Params) -> Params:
+        matrices = to_matrices(layer, config)
+        if own.heads == config.heads:
+            return matrices
+        return _copy_kv_heads(matrices, config, own.kv_heads * tensor)
+
     if tensor > 1 and config.tied:
         # Every device looks up whole embeddings, and computes a part of the logits.
         params = params | {"unembed": params["embed"].T}
-    layers = [to_matrices(_one_layer(params, index), config) for index in range(config.layers)]
-    own = decode_share(config, tensor)
-    if own.heads < config.heads:
-        layers = [_copy_kv_heads(layer, config, own.kv_heads * tensor) for layer in layers]
+    if tpu:
+        return params | {"layers": jax.vmap(prepare)(params["layers"])}
+    layers = [prepare(_one_layer(params, index)) for index in range(config.layers)]
     return params | {"layers": layers}
 
 
@@ -440,9 +475,11 @@ def decode_specs(params: Params, config: ModelConfig, tensor: int) -> Params:
         splits |= {"gate": columns, "up": columns, "down": rows}
 
     specs = dict.fromkeys(params, whole)
-    specs["layers"] = [
-        {name: splits.get(name, whole) for name in layer} for layer in params["layers"]
-    ]
+    layers = params["layers"]
+    if isinstance(layers, dict):  # Stacked on a leading axis.
+        specs["layers"] = {name: PartitionSpec(None, *splits.get(name, whole)) for name in layers}
+    else:
+        specs["layers"] = [{name: splits.get(name, whole) for name in layer} for layer in layers]
     if tensor > 1 and params["embed"].shape[0] % tensor == 0:
         specs["unembed"] = columns
     return specs

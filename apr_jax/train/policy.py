@@ -59,4 +59,4 @@ def cast_and_prepare(params: Params, model: ModelConfig, mesh: Mesh, tensor: int
     weights = cast_weights(params, model)
     # Without the constraint XLA gathers float32 and casts afterwards.
     weights = jax.lax.with_sharding_constraint(weights, shardings(weights, mesh))
-    return prepare_decode(weights, model, tensor)
+    return prepare_decode(weights, model, on_tpu(mesh), tensor)

@@ -2,6 +2,7 @@
 those of other devices.
 """
 
+import dataclasses
 import functools
 
 import jax
@@ -19,6 +20,7 @@ from apr_jax.threads import protocol as p
 from apr_jax.threads.keys import KEYS
 
 VOCAB = 24
+LAYER = jnp.asarray(1)  # Of the two of `config`.
 interpreted = functools.partial(cache_tpu.over, interpret=True)
 
 
@@ -33,8 +35,9 @@ def config(heads=4, kv_heads=2):
 
 
 def by_heads(side, groups):
-    """[W, M, G x K] as the other devices have it."""
-    return np.asarray(side.reshape(*side.shape[:2], groups, -1).transpose(0, 2, 1, 3))
+    """The layer's [W, M, G x K] as the other devices have it."""
+    own = side[:, LAYER]
+    return np.asarray(own.reshape(*own.shape[:2], groups, -1).transpose(0, 2, 1, 3))
 
 
 @pytest.mark.thorough
@@ -42,7 +45,7 @@ def by_heads(side, groups):
 @pytest.mark.parametrize("bound", [1, 128, 300])
 def test_a_step_finds_and_stores_what_other_devices_do(heads, groups, bound):
     """At places in all parts of a block and at both ends of the window; a decode slot without a
-    token stores nothing.
+    token stores nothing. The cache of the other layer stays as it was.
     """
     random = np.random.default_rng(bound)
     places = [
@@ -68,18 +71,19 @@ def test_a_step_finds_and_stores_what_other_devices_do(heads, groups, bound):
         normal(slots, groups, 1, 16),
     )
     old = [normal(slots, groups, bound, 16) for _ in range(2)]
-    empty = cache_tpu.empty(model, slots, bound, (bound,))
+    empty = cache_tpu.empty(model, slots, bound)
     filled = tuple(
-        e.at[:, :bound].set(x.transpose(0, 2, 1, 3).reshape(slots, bound, -1))
+        e.at[:, LAYER, :bound].set(x.transpose(0, 2, 1, 3).reshape(slots, bound, -1))
         for e, x in zip(empty, old, strict=True)
     )
-    found, after = jax.jit(lambda *x: interpreted(filled, positions, bound, (bound,))(*x))(q, k, v)
+    found, after = jax.jit(lambda *x: interpreted(filled, LAYER, positions, bound)(*x))(q, k, v)
     expected, ((keys, values),) = cache.over((tuple(old),), positions, bound, (bound,))(q, k, v)
     real = np.asarray(places) < bound
     np.testing.assert_allclose(np.asarray(found)[real], np.asarray(expected)[real], atol=2e-6)
     for side, other in zip(after, (keys, values), strict=True):
         np.testing.assert_array_equal(by_heads(side, groups)[:, :, :bound], other)
-        assert not np.asarray(side[:, bound:]).any()
+        assert not np.asarray(side[:, :, bound:]).any()
+        assert not np.asarray(side[:, 0]).any()
 
 
 def test_what_lies_beyond_a_slot_is_not_read():
@@ -88,9 +92,9 @@ def test_what_lies_beyond_a_slot_is_not_read():
     """
     model = config()
     bound = 384
-    sides = tuple(x.at[:, 128:].set(jnp.nan) for x in cache_tpu.empty(model, 2, bound, (bound,)))
+    sides = tuple(x.at[:, LAYER, 128:].set(jnp.nan) for x in cache_tpu.empty(model, 2, bound))
     q, k = jnp.ones((2, 1, 4, 16)), jnp.ones((2, 2, 1, 16))
-    found, _ = interpreted(sides, jnp.asarray([[100], [200]]), bound, (bound,))(q, k, k)
+    found, _ = interpreted(sides, LAYER, jnp.asarray([[100], [200]]), bound)(q, k, k)
     assert np.isfinite(np.asarray(found[0])).all()
     assert np.isnan(np.asarray(found[1])).all()
 
@@ -108,16 +112,15 @@ def test_small_blocks_find_and_store_the_same():
     model = config()
     random = np.random.default_rng(0)
     sides = tuple(
-        jnp.asarray(random.normal(size=e.shape), e.dtype)
-        for e in cache_tpu.empty(model, 3, 300, (300,))
+        jnp.asarray(random.normal(size=e.shape), e.dtype) for e in cache_tpu.empty(model, 3, 300)
     )
     q, k, v = (
         jnp.asarray(random.normal(size=shape), jnp.float32)
         for shape in ((3, 1, 4, 16), (3, 2, 1, 16), (3, 2, 1, 16))
     )
     positions = jnp.asarray([[5], [64], [199]])
-    small, large = (interpreted(sides, positions, bound, (bound,))(q, k, v) for bound in (200, 300))
-    (kernel,) = _kernels(jax.make_jaxpr(interpreted(sides, positions, 200, (200,)))(q, k, v).jaxpr)
+    small, large = (interpreted(sides, LAYER, positions, bound)(q, k, v) for bound in (200, 300))
+    (kernel,) = _kernels(jax.make_jaxpr(interpreted(sides, LAYER, positions, 200))(q, k, v).jaxpr)
     assert kernel.params["grid_mapping"].num_dynamic_grid_bounds == 1, (
         "as many turns as the longest decode slot has blocks"
     )
@@ -130,11 +133,11 @@ def test_in_bfloat16_within_its_rounding():
     bound = 256
     random = np.random.default_rng(0)
     old = jnp.asarray(random.normal(size=(2, 3, 2, bound, 16)), jnp.bfloat16)
-    sides = tuple(x.transpose(0, 2, 1, 3).reshape(3, bound, -1) for x in old)
+    sides = tuple(x.transpose(0, 2, 1, 3).reshape(3, 1, bound, -1) for x in old)
     q = jnp.asarray(random.normal(size=(3, 1, 4, 16)), jnp.bfloat16)
     k = jnp.asarray(random.normal(size=(3, 2, 1, 16)), jnp.bfloat16)
     positions = jnp.asarray([[7], [130], [255]])
-    found, _ = interpreted(sides, positions, bound, (bound,))(q, k, k)
+    found, _ = interpreted(sides, jnp.asarray(0), positions, bound)(q, k, k)
     exact, _ = cache.over(
         ((old[0].astype(jnp.float32), old[1].astype(jnp.float32)),), positions, bound, (bound,)
     )(*(x.astype(jnp.float32) for x in (q, k, k)))
@@ -168,11 +171,11 @@ def test_contexts_and_steps_share_a_cache(chunk):
     """
     model = config()
     params = init_params(model, VOCAB, jax.random.key(0))
-    ready = prepare_decode(params, model)
     tokens = jax.random.randint(jax.random.key(1), (2, 12), 0, VOCAB)
     logits = {}
     for tpu in (False, True):
         decode, init_cache = make_decode(model, (16, 40), tpu)
+        ready = prepare_decode(params, model, tpu)
         small, large = init_cache(2, 16), init_cache(2, 40)
         for begin in range(0, 6, chunk):
             at = (
@@ -193,6 +196,24 @@ def test_contexts_and_steps_share_a_cache(chunk):
             steps.append(out)
         logits[tpu] = np.concatenate(steps, axis=1)
     np.testing.assert_allclose(logits[True], logits[False], atol=2e-5)
+
+
+def test_more_layers_are_no_larger_program():
+    """The layers are a loop, so what is compiled for each cache length is one of them."""
+
+    def size(layers):
+        model = dataclasses.replace(config(), layers=layers)
+        decode, init_cache = make_decode(model, (16,), tpu=True)
+
+        def step():
+            params = init_params(model, VOCAB, jax.random.key(0))
+            ready = prepare_decode(params, model, tpu=True)
+            tokens = jnp.zeros((2, 1), jnp.int32)
+            return decode(ready, tokens, init_cache(2, 16), tokens, 16)
+
+        return len(jax.jit(step).lower().as_text())
+
+    assert size(12) < 1.02 * size(2)
 
 
 def spawning(decode):
@@ -227,7 +248,7 @@ def test_a_rollout_grows_the_same_trees():
             limits,
             schedule,
             mesh,
-            prepare=lambda x: prepare_decode(x, model),
+            prepare=lambda x, tpu=tpu: prepare_decode(x, model, tpu),
         )
         forests.append(rollout(params, prompts, jax.random.key(0, impl=KEYS))[0])
     plain, kernel = forests

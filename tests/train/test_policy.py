@@ -3,6 +3,7 @@ share its work.
 """
 
 import dataclasses
+import functools
 import re
 
 import jax
@@ -12,6 +13,7 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from apr_jax.model.config import ModelConfig
+from apr_jax.model.kv_cache import cache_tpu
 from apr_jax.model.sharding import make_mesh
 from apr_jax.model.transformer import decode_specs, init_params, make_decode, prepare_decode
 from apr_jax.threads import Limits, Schedule, make_prompts
@@ -25,7 +27,7 @@ SCHEDULE = Schedule(slots=2, prefill_batch=1, prefill_chunk=8)
 TREES = 8
 
 
-def _decoding(model, vocab, tensor):
+def _decoding(model, vocab, tensor, tpu=False):
     """Two steps of decoding by so many devices, lowered, and their arguments: six tokens of two
     decode slots at once, and the seventh.
     """
@@ -34,8 +36,8 @@ def _decoding(model, vocab, tensor):
         for name in ("q_bias", "kv_bias"):
             leaf = params["layers"][name]
             params["layers"][name] = jax.random.normal(jax.random.key(1), leaf.shape)
-    prepared = prepare_decode(params, model, tensor)
-    decode, init_cache = make_decode(model, (16,), tensor=tensor)
+    prepared = prepare_decode(params, model, tpu, tensor)
+    decode, init_cache = make_decode(model, (16,), tpu, tensor)
 
     def read(prepared, tokens):
         position = jnp.broadcast_to(jnp.arange(7), (2, 7))
@@ -95,6 +97,18 @@ def test_devices_that_share_heads_give_the_logits_of_one(tensor, vocab, change):
     assert text.count("stablehlo.all_gather") == 2 * (vocab % tensor == 0)
     if not change:
         assert _flops(shared) <= 0.3 * _flops(alone)
+
+
+@pytest.mark.thorough
+def test_devices_share_a_loop_over_layers_too(monkeypatch):
+    """The form for TPU, whose parameters are stacked, with its kernel interpreted."""
+    monkeypatch.setattr(cache_tpu, "over", functools.partial(cache_tpu.over, interpret=True))
+    model = dataclasses.replace(MODEL, kv_heads=2, qkv_bias=True)
+    lowered, arguments = _decoding(model, VOCAB, 1)
+    expected = lowered.compile()(*arguments)
+    lowered, arguments = _decoding(model, VOCAB, 4, tpu=True)
+    np.testing.assert_allclose(lowered.compile()(*arguments), expected, atol=2e-5)
+    assert lowered.as_text().count("stablehlo.all_reduce") == 2 * 2, "of one layer, in two steps"
 
 
 def _rollout(model, axes):

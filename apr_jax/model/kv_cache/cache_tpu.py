@@ -2,6 +2,9 @@
 
 The kernel writes one position of each decode slot and attends to the positions before it.
 
+The cache of all layers is one array for the keys and one for the values. So the layers can be a
+loop that carries the two, and the kernel writes into them in place.
+
 The life of a decode step in a layer:
 1. The keys of a decode slot are [M, G * K], all heads of a position side by side. So they fill
    whole registers of 128 columns, whatever K is.
@@ -20,7 +23,8 @@ memory anyway. Queries and results are moved to and from memory without the zero
 Contexts are read several tokens at a time (S > 1) and much more rarely, so plain products over the
 cache do for them.
 
-Shapes: W decode slots, S tokens a step, M positions, H query heads, G key/value heads, K head size.
+Shapes: W decode slots, N layers, S tokens a step, M positions, H query heads, G key/value heads,
+K head size.
 """
 
 import functools
@@ -38,7 +42,7 @@ from apr_jax.model.attention.packed_tpu import NEVER, dot
 from apr_jax.model.config import ModelConfig
 from apr_jax.model.kv_cache.cache import attend_cached
 
-# A layer's keys and values, [W, M, G * K] each, with M filled up to whole blocks.
+# Keys and values, [W, N, M, G * K] each, with M filled up to whole blocks.
 Sides = tuple[jax.Array, jax.Array]
 KERNEL = "decode_attention"
 # (longest cache, positions of a block). On average half a block is read for nothing, and each turn
@@ -49,15 +53,12 @@ _BLOCK_BYTES = 2**20
 TILE = 16  # Rows of a register of bfloat16 numbers, and of two registers of float32 numbers.
 
 
-def empty(
-    config: ModelConfig, slots: int, cache_length: int, cache_lengths: tuple[int, ...]
-) -> Sides:
-    """Makes a layer's cache for positions below `cache_length`."""
-    del cache_lengths
+def empty(config: ModelConfig, slots: int, cache_length: int) -> Sides:
+    """Makes the cache of all layers for positions below `cache_length`."""
     columns = config.kv_heads * config.head_size
     size = block_size(columns, jnp.dtype(config.dtype).itemsize, cache_length)
     whole_blocks = math.ceil(cache_length / size) * size
-    shape = (slots, whole_blocks, columns)
+    shape = (slots, config.layers, whole_blocks, columns)
     return jnp.zeros(shape, config.dtype), jnp.zeros(shape, config.dtype)
 
 
@@ -77,33 +78,33 @@ def block_size(columns: int, itemsize: int, cache_length: int) -> int:
 
 def over(
     cache: Sides,
+    layer: Int[Array, ""],
     positions: Int[Array, "W S"],
     cache_length: int,
-    cache_lengths: tuple[int, ...],
     interpret: bool = False,
 ) -> Callable:
     """Makes a layer's attention, as `kv_cache.cache.over` does.
 
     Args:
-      cache: keys and values of the layer.
+      cache: keys and values of all layers.
+      layer: number of the layer.
       positions: of the new tokens; a query sees the positions up to its own.
       cache_length: only positions below it are read.
-      cache_lengths: where `kv_cache.cache` cuts its cache; this one is whole.
       interpret: runs the kernel as plain JAX on any device; for tests.
     """
-    del cache_lengths
 
     def attention(q: Array, k: Array, v: Array) -> tuple[Array, Sides]:
         if q.shape[1] == 1:
             used = jnp.where(positions < cache_length, positions + 1, 0)[:, 0]  # [W]
-            return _attend_one(used, cache_length, q, k, v, cache, interpret)
-        return _attend_many(positions, cache_length, q, k, v, cache)
+            return _attend_one(used, layer, cache_length, q, k, v, cache, interpret)
+        return _attend_many(positions, layer, cache_length, q, k, v, cache)
 
     return attention
 
 
 def _attend_many(
     positions: Array,
+    layer: Array,
     cache_length: int,
     q: Array,
     k: Float[Array, "W G S K"],
@@ -115,21 +116,23 @@ def _attend_many(
     slot = jnp.arange(slots)[:, None]  # [W, 1]
 
     def store(old: Array, new: Array) -> Array:
-        place = jnp.where(positions < cache_length, positions, old.shape[1])
+        place = jnp.where(positions < cache_length, positions, old.shape[2])
         side_by_side = new.transpose(0, 2, 1, 3).reshape(slots, steps, -1)  # [W, S, G * K]
-        return old.at[slot, place].set(side_by_side, mode="drop")
+        return old.at[slot, layer, place].set(side_by_side, mode="drop")
 
     def heads_first(side: Array) -> Float[Array, "W G M K"]:
-        return side.reshape(*side.shape[:2], groups, -1).transpose(0, 2, 1, 3)
+        own = jax.lax.dynamic_index_in_dim(side, layer, axis=1, keepdims=False)  # [W, M, G * K]
+        return own.reshape(*own.shape[:2], groups, -1).transpose(0, 2, 1, 3)
 
     keys, values = store(cache[0], k), store(cache[1], v)
-    mask = jnp.arange(keys.shape[1])[None, None, :] <= positions[:, :, None]  # [W, S, M]
+    mask = jnp.arange(keys.shape[2])[None, None, :] <= positions[:, :, None]  # [W, S, M]
     out = attend_cached(q, [(heads_first(keys), heads_first(values))], mask)
     return out, (keys, values)
 
 
 def _attend_one(
     used: Int[Array, " W"],
+    layer: Int[Array, ""],
     cache_length: int,
     q: Float[Array, "W 1 H K"],
     k: Array,
@@ -142,16 +145,17 @@ def _attend_one(
     Args:
       used: positions in use, the new one included; a decode slot of which 0 are used stores
         nothing.
+      layer: number of the layer.
       cache_length: only positions below it are read.
       q: queries of the new token.
       k: its keys.
       v: its values.
-      cache: keys and values before it.
+      cache: keys and values of all layers before it.
       interpret: see `over`.
     """
     slots, _, heads, head_size = q.shape
     groups = k.shape[1]
-    columns = cache[0].shape[2]
+    columns = cache[0].shape[3]
     group_heads = heads // groups  # Query heads of a group.
     size = block_size(columns, cache[0].dtype.itemsize, cache_length)
 
@@ -163,16 +167,20 @@ def _attend_one(
         return jnp.maximum(used - 1, 0)
 
     # The blocks that a turn of the grid (decode slot w, turn t) works on.
-    per_slot = pl.BlockSpec((1, group_heads, columns), lambda w, t, used: (w, 0, 0))
-    new_row = pl.BlockSpec((1, 1, columns), lambda w, t, used: (w, 0, 0))
+    per_slot = pl.BlockSpec((1, group_heads, columns), lambda w, t, used, layer: (w, 0, 0))
+    new_row = pl.BlockSpec((1, 1, columns), lambda w, t, used, layer: (w, 0, 0))
     block = pl.BlockSpec(
-        (1, size, columns), lambda w, t, used: (w, jnp.minimum(t, last(used[w]) // size), 0)
+        (1, None, size, columns),
+        lambda w, t, used, layer: (w, layer[0], jnp.minimum(t, last(used[w]) // size), 0),
     )
-    tile = pl.BlockSpec((1, TILE, columns), lambda w, t, used: (w, last(used[w]) // TILE, 0))
+    tile = pl.BlockSpec(
+        (1, None, TILE, columns),
+        lambda w, t, used, layer: (w, layer[0], last(used[w]) // TILE, 0),
+    )
     out, keys, values = pl.pallas_call(
         functools.partial(_kernel, size=size, groups=groups),
         grid_spec=pltpu.PrefetchScalarGridSpec(
-            num_scalar_prefetch=1,
+            num_scalar_prefetch=2,
             grid=(slots, last(used.max()) // size + 1),
             in_specs=[per_slot, new_row, new_row, block, block],
             out_specs=[per_slot, tile, tile],
@@ -187,12 +195,13 @@ def _attend_one(
             jax.ShapeDtypeStruct((slots, group_heads, columns), q.dtype),
             *(jax.ShapeDtypeStruct(side.shape, side.dtype) for side in cache),
         ],
-        input_output_aliases={4: 1, 5: 2},  # The cache; `used` counts as the first input.
+        input_output_aliases={5: 1, 6: 2},  # The cache; `used` and `layer` are the first inputs.
         compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "arbitrary")),
         interpret=interpret,
         name=KERNEL,
     )(
         used,
+        layer.reshape(1),
         scaled.swapaxes(1, 2).reshape(slots, group_heads, columns),
         k.reshape(slots, 1, columns),
         v.reshape(slots, 1, columns),
@@ -203,14 +212,15 @@ def _attend_one(
 
 
 def _kernel(
-    used: Any, q: Any, new_k: Any, new_v: Any, k: Any, v: Any, out: Any, k_tile: Any, v_tile: Any,
-    spread: Any, highest: Any, total: Any, sums: Any,
+    used: Any, layer: Any, q: Any, new_k: Any, new_v: Any, k: Any, v: Any,
+    out: Any, k_tile: Any, v_tile: Any, spread: Any, highest: Any, total: Any, sums: Any,
     *, size: int, groups: int,
 ) -> None:  # fmt: skip
     """Works on one block of positions of one decode slot.
 
     Args:
       used: [W] positions in use.
+      layer: [1] number of the layer; the blocks of the cache are of this layer already.
       q: [1, H / G, G * K] queries.
       new_k: [1, 1, G * K] keys of the new position.
       new_v: [1, 1, G * K] values of the new position.
@@ -226,6 +236,7 @@ def _kernel(
       size: positions of a block.
       groups: G.
     """
+    del layer
     slot, t = pl.program_id(0), pl.program_id(1)
     new_position = used[slot] - 1
     last = jnp.maximum(new_position, 0) // size
