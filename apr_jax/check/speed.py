@@ -66,7 +66,7 @@ def check_training_step() -> Finding:
     """Times a supervised step on all devices of the run."""
     mesh = make_mesh()
     config = sized_for(mesh)
-    lowered, state, rows = sft_program(config, mesh)
+    lowered, state, rows = sft_program(config, mesh, vocabulary(config))
     compiled = lowered.compile()
     peak = measure_peak(mesh, config.model.dtype)
     flops = float(training_flops(config.model, vocabulary(config), rows))

@@ -1,5 +1,6 @@
 """The command `apr plan`."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -24,6 +25,14 @@ def plan(
         list[Program] | None,
         typer.Option(help="Only this program; repeatable. Default: all four.", show_default=False),
     ] = None,
+    network: Annotated[
+        Path | None,
+        typer.Option(
+            help="Plan for the network of this Hugging Face folder, of which config.json is read."
+            " The config leaves its model open, like experiments/pretrained.py.",
+            show_default=False,
+        ),
+    ] = None,
     json: Json = None,
     settings: Settings = None,
 ) -> None:
@@ -33,7 +42,13 @@ def plan(
     1 if a program does not compile or does not fit.
     """
     from apr_jax.config import load
+    from apr_jax.plan.programs import adopt_pretrained, vocabulary
     from apr_jax.plan.show import show_topology
 
-    if not show_topology(load(config, settings), topology, program or tuple(Program), json):
+    experiment = load(config, settings)
+    if network:
+        experiment, vocab = adopt_pretrained(experiment, network)
+    else:
+        vocab = vocabulary(experiment)
+    if not show_topology(experiment, topology, vocab, program or tuple(Program), json):
         raise typer.Exit(1)

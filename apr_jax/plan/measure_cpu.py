@@ -26,7 +26,7 @@ from apr_jax.model.attention.packed import BLOCK
 from apr_jax.model.transformer import init_params
 from apr_jax.plan.count import Counter
 from apr_jax.plan.hlo import parse
-from apr_jax.plan.programs import ANY_STEPS, vocabulary
+from apr_jax.plan.programs import ANY_STEPS
 from apr_jax.train.metrics.flops import measure_peak
 from apr_jax.train.optimizer import make_optimizer
 from apr_jax.train.session import build_mesh
@@ -74,14 +74,18 @@ class Measured:
         return self.predicted / self.seconds - 1
 
 
-def measure(config: Experiment) -> Measured:
+def measure(config: Experiment, vocab: int) -> Measured:
     """Predicts and measures a supervised step of an experiment.
+
+    Args:
+      config: the experiment.
+      vocab: size of the tokenizer.
 
     Raises:
       UsageError: the CPU devices do not fit the config's mesh.
     """
     mesh = build_mesh(config)
-    lowered, state, rows = sft_program(config, mesh)
+    lowered, state, rows = sft_program(config, mesh, vocab)
     compiled = lowered.compile()
     flops, moved = counted_step(compiled.as_text(), config, mesh)
 
@@ -101,7 +105,7 @@ def measure(config: Experiment) -> Measured:
     )
 
 
-def sft_program(config: Experiment, mesh: Mesh) -> tuple[Any, TrainState, Rows]:
+def sft_program(config: Experiment, mesh: Mesh, vocab: int) -> tuple[Any, TrainState, Rows]:
     """Lowers the supervised step of an experiment for devices that are here.
 
     Returns:
@@ -109,10 +113,9 @@ def sft_program(config: Experiment, mesh: Mesh) -> tuple[Any, TrainState, Rows]:
     """
     sft = config.train.sft
     optimizer = make_optimizer(sft.optimizer, sft.steps or ANY_STEPS)
-    size = vocabulary(config)
-    state = init_state(init_params(config.model, size, jax.random.key(0)), optimizer, mesh)
+    state = init_state(init_params(config.model, vocab, jax.random.key(0)), optimizer, mesh)
     own_rows = sft.batch_rows // jax.process_count()
-    rows = place_rows(_one_thread_a_row(own_rows, config.limits.max_thread_tokens, size), mesh)
+    rows = place_rows(_one_thread_a_row(own_rows, config.limits.max_thread_tokens, vocab), mesh)
     step: Any = make_sft_step(config.model, optimizer, mesh)
     return step.lower(state, rows), state, rows
 

@@ -24,7 +24,7 @@ from apr_jax.config import Experiment
 from apr_jax.model.transformer import count_params
 from apr_jax.paper.pipeline import METHODS
 from apr_jax.plan.chips import CHIPS, Chip
-from apr_jax.plan.programs import STAGES, abstract_params, lower, vocabulary
+from apr_jax.plan.programs import STAGES, abstract_params, lower
 from apr_jax.plan.recipe import Recipe, advice, recipe
 from apr_jax.plan.roofline import Stage, analyse
 from apr_jax.plan.scaling import Point, weak_scaling
@@ -70,8 +70,14 @@ class Plan:
     scaling: tuple[Point, ...]
 
 
-def plan(config: Experiment, topology: str, wanted: Sequence[str] = STAGES) -> Plan:
+def plan(config: Experiment, topology: str, vocab: int, wanted: Sequence[str] = STAGES) -> Plan:
     """Compiles and counts the wanted stages for a topology.
+
+    Args:
+      config: the experiment.
+      topology: generation and chips, for example "v5e:4x4".
+      vocab: size of the tokenizer.
+      wanted: the stages.
 
     Raises:
       UsageError: the topology is unknown, or its devices do not fit the mesh or the batch.
@@ -87,7 +93,8 @@ def plan(config: Experiment, topology: str, wanted: Sequence[str] = STAGES) -> P
 
     # A wrong config fails while a stage is lowered, so all are lowered before the first one takes
     # its minutes to compile.
-    lowered = {name: lower(name, config, mesh) for name in wanted}
+    params = abstract_params(config, vocab)
+    lowered = {name: lower(name, config, params, mesh) for name in wanted}
     for name in wanted:
         start = time.monotonic()
         try:
@@ -106,7 +113,7 @@ def plan(config: Experiment, topology: str, wanted: Sequence[str] = STAGES) -> P
             change[name] = advice(config, name, over, stage.argument_bytes, chip, fsdp)
 
     chips = mesh.size // chip.devices
-    parameters = count_params(abstract_params(config))[1]
+    parameters = count_params(params)[1]
     scaling: tuple[Point, ...] = ()
     if "supervised" in stages:
         scaling = weak_scaling(stages["supervised"], chip, dict(mesh.shape), parameters)
@@ -118,7 +125,7 @@ def plan(config: Experiment, topology: str, wanted: Sequence[str] = STAGES) -> P
         kind=devices[0].device_kind,
         mesh=dict(mesh.shape),
         parameters=parameters,
-        vocabulary=vocabulary(config),
+        vocabulary=vocab,
         stages=stages,
         failed=failed,
         change=change,

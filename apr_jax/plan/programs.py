@@ -1,11 +1,12 @@
 """The four programs of a run, lowered for abstract arguments: shapes with shardings, no data.
 
-The vocabulary follows from the task alone. Forests come from the policy, which does not exist when
-a plan is made, so it assumes `Forests`.
+The vocabulary follows from the task, or from the pretrained model whose network is planned for.
+Forests come from the policy, which does not exist when a plan is made, so it assumes `Forests`.
 """
 
 import dataclasses
 import math
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -15,18 +16,21 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from apr_jax.config import Experiment
 from apr_jax.data.packing import Rows
 from apr_jax.data.tree_files import characters
+from apr_jax.model.hf import CONFIG, read_config
 from apr_jax.model.lora import frozen
 from apr_jax.model.sharding import BATCH_AXES, batch_sharding, shardings
 from apr_jax.model.transformer import init_params
 from apr_jax.plan import Program
 from apr_jax.tasks import make_task
 from apr_jax.text.sentence_piece import SentencePieceTokenizer
+from apr_jax.text.tokenizer import CONTROL_PIECES
 from apr_jax.threads import Prompts
 from apr_jax.train.config import LoraConfig
 from apr_jax.train.grader import rollout_batch
 from apr_jax.train.lora import make_adapters
 from apr_jax.train.optimizer import make_optimizer
 from apr_jax.train.policy import make_policy_rollout
+from apr_jax.train.session import adopt_network
 from apr_jax.train.state import TrainState, new_state
 from apr_jax.train.step import (
     ForestBatch,
@@ -82,19 +86,39 @@ def vocabulary(config: Experiment) -> int:
     return SentencePieceTokenizer.train([alphabet], task.phrases, alphabet).vocab_size
 
 
-def abstract_params(config: Experiment) -> Any:
-    """Shapes and types of the model's parameters."""
-    size = vocabulary(config)
-    return jax.eval_shape(lambda: init_params(config.model, size, jax.random.key(0)))
+def adopt_pretrained(config: Experiment, folder: Path) -> tuple[Experiment, int]:
+    """Gives an experiment the network of a Hugging Face folder, of which config.json is read.
+
+    Returns:
+      the experiment, and V: every id of the folder and the control pieces.
+
+    Raises:
+      UsageError: the folder describes no network that can be imported, or the experiment says
+        something else about the network.
+    """
+    network, embeddings = read_config(folder / CONFIG)
+    adopted = adopt_network(config, network, str(folder / CONFIG))
+    return adopted, len(CONTROL_PIECES) + embeddings
 
 
-def lower(stage: str, config: Experiment, mesh: Mesh) -> Any:
+def abstract_params(config: Experiment, vocab: int) -> Any:
+    """Shapes and types of the parameters of a model with a vocabulary of `vocab`."""
+    return jax.eval_shape(lambda: init_params(config.model, vocab, jax.random.key(0)))
+
+
+def lower(stage: str, config: Experiment, params: Any, mesh: Mesh) -> Any:
     """Lowers one of STAGES for a mesh, ready to be compiled.
+
+    Args:
+      stage: its name.
+      config: the experiment.
+      params: see `abstract_params`.
+      mesh: the devices.
 
     Raises:
       UsageError: the rows do not divide into the mesh.
     """
-    return _LOWER[stage](config, abstract_params(config), mesh)
+    return _LOWER[stage](config, params, mesh)
 
 
 def forest_chunks(config: Experiment) -> int:

@@ -20,20 +20,24 @@ from apr_jax.plan.roofline import Stage
 
 
 def show_topology(
-    config: Experiment, topology: str, wanted: Sequence[str] = STAGES, path: Path | None = None
+    config: Experiment,
+    topology: str,
+    vocab: int,
+    wanted: Sequence[str] = STAGES,
+    path: Path | None = None,
 ) -> bool:
     """Plans for a topology, or checks the counting on this machine if it is "cpu".
 
-    Prints the plan, and writes it as JSON if a path is given.
+    Prints the plan, and writes it as JSON if a path is given. `vocab` is the size of the tokenizer.
 
     Returns:
       whether all wanted stages compile and fit into memory.
     """
     if topology == "cpu":
         start()
-        show_measured(measure(config), path)
+        show_measured(measure(config, vocab), path)
         return True
-    made = plan(config, topology, wanted)
+    made = plan(config, topology, vocab, wanted)
     show_plan(made, path)
     return not made.failed and not made.change
 

@@ -57,11 +57,12 @@ import sys
 import jax
 from apr_jax.config import load
 from apr_jax.train.session import build_mesh
-from apr_jax.plan.programs import lower
+from apr_jax.plan.programs import abstract_params, lower
 from apr_jax.plan.topology import describe
 
 config = load("experiments/paper.py", ["model.layers=2", "train.sft.batch_rows=16", "train.rl.micro_batch_rows=16"])
-compiled = lower(sys.argv[1], config, build_mesh(config, describe("v4:2x2x4"))).compile()
+params = abstract_params(config, vocab=78)
+compiled = lower(sys.argv[1], config, params, build_mesh(config, describe("v4:2x2x4"))).compile()
 
 def parts(shardings, leaves):
     pairs = zip(jax.tree.leaves(shardings), jax.tree.leaves(leaves), strict=True)
@@ -84,7 +85,7 @@ from apr_jax.plan.topology import describe
 
 config = load("experiments/mini.py", ["train.rl.problems=64", "train.rl.group=16", "schedule.slots=64"])
 mesh = make_mesh(devices=describe("v5e:8x16"))
-params = abstract_params(config)
+params = abstract_params(config, vocab=78)
 compiled = lower_rollout(config, params, mesh).compile()
 memory, model = compiled.memory_analysis(), config.model
 columns = model.kv_heads * model.head_size  # Registers are 128 wide.
@@ -104,11 +105,13 @@ import json
 from apr_jax.config import load
 from apr_jax.train.session import build_mesh
 from apr_jax.plan.plan import compile_text
-from apr_jax.plan.programs import lower
+from apr_jax.plan.programs import abstract_params, lower
 from apr_jax.plan.topology import describe
 
 config = load("experiments/paper.py", ["model.layers=2"])
-print(json.dumps({"program": compile_text(lower("rollout", config, build_mesh(config, describe("v4:2x2x4"))))[0]}))
+mesh = build_mesh(config, describe("v4:2x2x4"))
+lowered = lower("rollout", config, abstract_params(config, vocab=78), mesh)
+print(json.dumps({"program": compile_text(lowered)[0]}))
 """
 _COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 pytestmark = [

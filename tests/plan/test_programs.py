@@ -14,7 +14,14 @@ from apr_jax.errors import UsageError
 from apr_jax.plan.count import Counter
 from apr_jax.plan.hlo import parse
 from apr_jax.plan.measure_cpu import measure
-from apr_jax.plan.programs import STAGES, Forests, abstract_params, lower, vocabulary
+from apr_jax.plan.programs import (
+    STAGES,
+    Forests,
+    abstract_params,
+    adopt_pretrained,
+    lower,
+    vocabulary,
+)
 from apr_jax.train.grader import rollout_batch
 from apr_jax.train.session import build_mesh
 
@@ -27,10 +34,15 @@ def tiny(config):
     return dataclasses.replace(config, schedule=schedule)
 
 
+def lowered(stage, config, mesh):
+    """A stage for the vocabulary of the config's task."""
+    return lower(stage, config, abstract_params(config, vocabulary(config)), mesh)
+
+
 @pytest.mark.thorough
 @pytest.mark.parametrize("stage", STAGES)
 def test_every_stage_compiles_and_its_open_loops_are_known(tiny, stage):
-    computations, entry = parse(lower(stage, tiny, build_mesh(tiny)).compile().as_text())
+    computations, entry = parse(lowered(stage, tiny, build_mesh(tiny)).compile().as_text())
     asked = []
     work = Counter(computations, lambda source: asked.append(source) or 1.0).of(entry)
     assert work.bytes > 0
@@ -58,7 +70,7 @@ def test_devices_beyond_the_rows_share_rows(tiny):
     with pytest.raises(
         UsageError, match=r"train.sft.batch_rows=2: must be a multiple of the 8 shards"
     ):
-        lower(
+        lowered(
             "supervised",
             shared,
             build_mesh(dataclasses.replace(shared, mesh=dataclasses.replace(tiny.mesh, data=8))),
@@ -78,7 +90,36 @@ def test_forests_are_shares_of_the_window(config):
 def test_vocabulary_is_that_of_the_data(config, data_dir):
     built = json.loads((data_dir / "data.json").read_text())
     assert vocabulary(config) == built["vocab_size"]
-    assert abstract_params(config)["embed"].shape[0] == built["vocab_size"]
+
+
+def test_a_pretrained_network_is_planned_from_its_config(tmp_path):
+    """Qwen3's, without its weights; what the experiment says about the computation stays."""
+    described = {
+        "architectures": ["Qwen3ForCausalLM"],
+        "model_type": "qwen3",
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 32,
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 1_000_000,
+        "tie_word_embeddings": True,
+        "vocab_size": 500,
+    }
+    (tmp_path / "config.json").write_text(json.dumps(described))
+    open_config = load(EXPERIMENTS / "pretrained.py")
+    adopted, vocab = adopt_pretrained(open_config, tmp_path)
+    assert vocab == 510
+    assert (adopted.model.layers, adopted.model.head_size, adopted.model.qk_norm) == (3, 32, True)
+    assert adopted.model.dtype == open_config.model.dtype == "bfloat16"
+    assert abstract_params(adopted, vocab)["embed"].shape == (510, 64)
+
+    with pytest.raises(UsageError, match=r"model.layers=18: .*config.json has 3"):
+        adopt_pretrained(load(EXPERIMENTS / "paper.py"), tmp_path)
+    with pytest.raises(UsageError, match=r"nowhere/config.json: No such file"):
+        adopt_pretrained(open_config, tmp_path / "nowhere")
 
 
 @pytest.mark.parametrize(("scale", "size"), [("nano", 32), ("paper", 78), ("sudoku", 242)])
@@ -89,7 +130,7 @@ def test_vocabulary_of_a_scale_counts_characters_and_phrases(scale, size):
 
 @pytest.mark.thorough
 def test_the_prediction_for_this_machine(tiny):
-    found = measure(tiny)
+    found = measure(tiny, vocabulary(tiny))
     assert (
         found.devices == 2
         and found.seconds > 0

@@ -43,7 +43,7 @@ def stage(name="supervised", **fields):
 def test_the_published_size():
     from apr_jax.model.transformer import count_params
 
-    parameters = count_params(abstract_params(PAPER))[1]
+    parameters = count_params(abstract_params(PAPER, vocab=78))[1]
     assert round(parameters / 1e6) == 228
     norms = (2 * PAPER.model.layers + 1) * PAPER.model.width
     assert roofline.product_parameters(PAPER.model) == parameters - norms
