@@ -40,12 +40,13 @@ class Search:
     def branches(self) -> tuple[Search, ...]:
         """One search for each edge out of the end of the path, which has one more node in its path.
 
-        The edges out of the old end are left out: nobody needs them from there on.
+        All edges stay, also those that are of no use from there on: a model copies a whole list
+        much sooner than a part of it.
         """
-        end = self.path[-1]
-        kept = tuple(edge for edge in self.edges if edge[0] != end)
         return tuple(
-            Search(kept, self.path + edge[1], self.goal) for edge in self.edges if edge[0] == end
+            dataclasses.replace(self, path=self.path + edge[1])
+            for edge in self.edges
+            if edge[0] == self.path[-1]
         )
 
     def follow(self) -> str:

@@ -6,15 +6,16 @@ leave a start node, their edges are shuffled, and the path to the end of one arm
     prompt     bc,sd,de,sb,s:e=
     direct                                                                 joins sde
     serial     bc.de!                                                      joins sde
-    parallel   spawns bc,de,sd:e and bc,de,sb:e, is given sde and nothing  joins sde
+    parallel   spawns bc,sd,de,sb,sd:e and bc,sd,de,sb,sb:e,
+               is given sde and nothing                                    joins sde
 
 A model that is trained to write the path at once learns to copy edges, because after the first node
 every next one is an edge away. The first node would need a look ahead, for which no training signal
 is left. Who writes out arms first never has to look ahead.
 
-A child sees its message alone, so that must hold the graph. Every message costs the root two tokens
-for each edge, while an edge that is followed costs one: children here are a matter of accuracy, not
-of a short chain.
+A child sees its message alone, so that must hold the graph. Every message costs the root a token
+for each edge of the graph, while an edge that is followed costs one: children here are a matter of
+accuracy, not of a short chain.
 """
 
 import dataclasses
@@ -68,9 +69,10 @@ class PathStar(Task):
     Config = PathStarConfig
     config: PathStarConfig
     alphabet = NODES + ",:=" + FOUND + NOT_FOUND
-    # A node that an edge leads to is another piece than one that an edge leaves: an edge is two
-    # tokens, and a node followed by its successor stands in the graph only once.
-    phrases = tuple(node + "," for node in NODES)
+    # An edge is one token, which names both of its nodes. So the next node of a path is found in one
+    # look at the graph. Were it a token for each node, a model would have to look twice, for the
+    # node and then for what follows it, which it learns much later.
+    phrases = tuple(f"{source}{target}," for source in NODES for target in NODES)
     example = _EXAMPLE
     fault_kinds: ClassVar[Mapping[str, str]] = FAULT_KINDS
     methods: Mapping[str, Method] = {

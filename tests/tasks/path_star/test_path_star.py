@@ -92,7 +92,7 @@ def test_demonstrations_by_hand():
 
     (spawn,) = task.demonstrate(told, "parallel", 0).body
     assert isinstance(spawn, Spawn)
-    assert [child.prompt for child in spawn.children] == ["bc,de,sd:c", "bc,de,sb:c"]
+    assert [child.prompt for child in spawn.children] == ["bc,sd,de,sb,sd:c", "bc,sd,de,sb,sb:c"]
     assert [child.body for child in spawn.children] == [("e.",), ("c!",)]
     assert [child.answer for child in spawn.children] == ["", "sbc"]
     with pytest.raises(ValueError, match="'apr' must be one of direct, serial, parallel"):
@@ -109,11 +109,11 @@ def test_arms_may_have_different_lengths():
             assert not task.diagnose(told, thread, cut=False).faults
 
 
-def test_an_edge_is_two_tokens():
+def test_an_edge_is_one_token():
     task = path_star()
     text = task.prompt(task.draw(0))
     tokenizer = SentencePieceTokenizer.train([text], task.phrases, task.alphabet)
-    assert len(tokenizer.encode(text)) == 2 * 16 + len("s:g=")
+    assert len(tokenizer.encode(text)) == 16 + len("s:g=")
     assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
