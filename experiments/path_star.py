@@ -24,18 +24,18 @@ def experiment() -> Experiment:
         seed=0,
         task=TaskConfig("path_star", arms=4, length=3),
         data=DataConfig(demonstrations=20_000, heldout=1_000),
-        model=ModelConfig(layers=4, width=128, heads=4, kv_heads=1, head_size=32, mlp=352),
-        # Four messages with eight edges each make the root of a parallel tree 115 positions long,
-        # and 131 tokens with what is joined. All other threads are shorter than 53.
-        limits=Limits(window=120, max_thread_tokens=136, max_threads=5, children=4, max_depth=1),
-        schedule=Schedule(slots=64, prefill_batch=8, prefill_chunk=16, context_buckets=(40, 64)),
+        model=ModelConfig(layers=3, width=96, heads=3, kv_heads=1, head_size=32, mlp=256),
+        # Four messages with twelve edges each make the root of a parallel tree 87 positions long,
+        # and 104 tokens with what is joined. All other threads are shorter than 40.
+        limits=Limits(window=96, max_thread_tokens=112, max_threads=5, children=4, max_depth=1),
+        schedule=Schedule(slots=64, prefill_batch=8, prefill_chunk=16, context_buckets=(40,)),
         train=TrainConfig(
             sft=SftConfig(
-                steps=800,
-                batch_rows=12,
-                save_every=400,
-                log_every=20,
-                validate_every=400,
+                steps=4_000,
+                batch_rows=4,
+                save_every=2_000,
+                log_every=50,
+                validate_every=2_000,
                 validation=200,
                 optimizer=OptimizerConfig(name="muon", lr=4e-3),
             ),

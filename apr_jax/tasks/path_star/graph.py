@@ -1,8 +1,9 @@
 """Path-star graphs: a start node with several arms, given as edges in any order.
 
 A node is a lower-case letter, an edge two of them: `ab` leads from a to b. A path is the text of
-its nodes. What a thread has to do is a `Search`, as a text `bc,de,sb,sd,s:e`: the edges, the path
-so far, and the goal. The problem itself is a search whose path so far is the start alone.
+its nodes. What a thread has to do is a `Search`, as a text `bc,de,sb,sd,e:s`: the edges, the goal,
+and the path so far, which the thread goes on with. The problem itself is a search whose path so far
+is the start alone.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import string
 NODES = string.ascii_lowercase
 # The longest text has an edge for each node but one, and all nodes in its path.
 MAX_LENGTH = 3 * (len(NODES) - 1) + len(NODES) + len(":g")
-_SEARCH = re.compile(r"((?:[a-z]{2},)+)([a-z]+):([a-z])")
+_SEARCH = re.compile(r"((?:[a-z]{2},)+)([a-z]):([a-z]+)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +35,7 @@ class Search:
 
     def __str__(self) -> str:
         edges = "".join(f"{edge}," for edge in self.edges)
-        return f"{edges}{self.path}:{self.goal}"
+        return f"{edges}{self.goal}:{self.path}"
 
     @property
     def branches(self) -> tuple[Search, ...]:
@@ -60,8 +61,12 @@ class Search:
 
 
 def draw(rng: random.Random, arms: int, length: int) -> Search:
-    """Draws a graph of `arms` arms with `length` edges each, and the arm that has the goal."""
-    start, *others = rng.sample(NODES, arms * length + 1)
+    """Draws a graph of `arms` arms with `length` edges each, and the arm that has the goal.
+
+    Its nodes are the first letters, in any order.
+    """
+    nodes = arms * length + 1
+    start, *others = rng.sample(NODES[:nodes], nodes)
     paths = [
         start + "".join(others[place : place + length]) for place in range(0, len(others), length)
     ]
@@ -87,9 +92,9 @@ def read(text: str) -> Search:
     match = _SEARCH.fullmatch(text)
     if not match:
         raise ValueError(
-            "must be edges of two letters from a to z, each with a comma behind it, then start:goal"
+            "must be edges of two letters from a to z, each with a comma behind it, then goal:start"
         )
-    edges, path, goal = match.groups()
+    edges, goal, path = match.groups()
     return Search(tuple(edges.removesuffix(",").split(",")), path, goal)
 
 

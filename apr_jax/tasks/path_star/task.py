@@ -3,10 +3,10 @@
 The graph of "The pitfalls of next-token prediction" (arXiv 2403.06963): arms of the same length
 leave a start node, their edges are shuffled, and the path to the end of one arm is asked for.
 
-    prompt     bc,sd,de,sb,s:e=
+    prompt     bc,sd,de,sb,e:s
     direct                                                                 joins sde
     serial     bc.de!                                                      joins sde
-    parallel   spawns bc,sd,de,sb,sd:e and bc,sd,de,sb,sb:e,
+    parallel   spawns bc,sd,de,sb,e:sd and bc,sd,de,sb,e:sb,
                is given sde and nothing                                    joins sde
 
 A model that is trained to write the path at once learns to copy edges, because after the first node
@@ -20,6 +20,7 @@ accuracy, not of a short chain.
 
 import dataclasses
 import functools
+import itertools
 import json
 import random
 from collections.abc import Mapping
@@ -32,7 +33,7 @@ from apr_jax.tasks.path_star.diagnosis import FAULT_KINDS, FOUND, NOT_FOUND, dia
 from apr_jax.tasks.path_star.graph import NODES, Search
 from apr_jax.tasks.problem_files import cut
 
-_EXAMPLE = '{"id": "x-0", "graph": "bc,sd,de,sb,s:e"}'
+_EXAMPLE = '{"id": "x-0", "graph": "bc,sd,de,sb,e:s"}'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,11 +69,7 @@ class PathStar(Task):
 
     Config = PathStarConfig
     config: PathStarConfig
-    alphabet = NODES + ",:=" + FOUND + NOT_FOUND
-    # An edge is one token, which names both of its nodes. So the next node of a path is found in one
-    # look at the graph. Were it a token for each node, a model would have to look twice, for the
-    # node and then for what follows it, which it learns much later.
-    phrases = tuple(f"{source}{target}," for source in NODES for target in NODES)
+    alphabet = NODES + ",:" + FOUND + NOT_FOUND
     example = _EXAMPLE
     fault_kinds: ClassVar[Mapping[str, str]] = FAULT_KINDS
     methods: Mapping[str, Method] = {
@@ -80,6 +77,18 @@ class PathStar(Task):
         "serial": Method(parallel=False),
         "parallel": Method(parallel=True, depth=1),
     }
+
+    @property
+    def phrases(self) -> tuple[str, ...]:
+        """The edges of the graphs that are drawn.
+
+        An edge is one token, which names both of its nodes. So the next node of a path is found in
+        one look at the graph. Were it a token for each node, a model would have to look twice, for
+        the node and then for what follows it, which it learns much later.
+        """
+        nodes = NODES[: self.config.arms * self.config.length + 1]
+        pairs = itertools.permutations(nodes, 2)
+        return tuple(f"{source}{target}," for source, target in pairs)
 
     def draw(self, seed: int) -> Problem:
         rng = random.Random(f"path star {seed}")
@@ -92,7 +101,8 @@ class PathStar(Task):
         return str(dataclasses.replace(search, edges=tuple(sorted(search.edges))))
 
     def prompt(self, problem: Problem, condition: int | None = None) -> str:
-        return f"{problem.data['graph']}="
+        text: str = problem.data["graph"]
+        return text
 
     def demonstrate(self, problem: Problem, method: str, seed: int) -> Thread:
         """Finds the path; the seed changes nothing.
@@ -136,7 +146,7 @@ class PathStar(Task):
             raise ValueError(f'has no field "graph"; expected {_EXAMPLE}')
         text = problem.data["graph"]
         if not isinstance(text, str):
-            raise ValueError(f'"graph" {cut(json.dumps(text))} must be a text like "sb,sc,s:c"')
+            raise ValueError(f'"graph" {cut(json.dumps(text))} must be a text like "sb,sc,c:s"')
         try:
             graph.read_star(text)
         except ValueError as error:
@@ -144,16 +154,16 @@ class PathStar(Task):
         return Problem(problem.id, {"graph": text})
 
     def parse(self, text: str) -> Problem:
-        """Reads `bc,sd,de,sb,s:e`, with or without spaces and a last `=`.
+        """Reads `bc,sd,de,sb,e:s`, with or without spaces.
 
         Raises:
           UsageError: the text is no such graph; the message says why.
         """
-        compact = "".join(text.split()).removesuffix("=")
+        compact = "".join(text.split())
         try:
             return self.check(Problem(cut(compact), {"graph": compact}))
         except ValueError as error:
-            raise UsageError(f"problem: {error}; write it like 'bc,sd,de,sb,s:e'") from None
+            raise UsageError(f"problem: {error}; write it like 'bc,sd,de,sb,e:s'") from None
 
 
 @functools.lru_cache(maxsize=1024)

@@ -16,7 +16,7 @@ SETTINGS = [
     {"arms": 5, "length": 5},
     {"arms": 3, "length": 8},
 ]
-STAR = "bc,sd,de,sb,s:e"
+STAR = "bc,sd,de,sb,e:s"
 
 
 def path_star(**settings):
@@ -30,7 +30,7 @@ def problem(text):
 def all_paths(text):
     """Every path from the start that ends where no edge goes on, by a search of its own."""
     *edges, query = text.split(",")
-    paths = [query.split(":")[0]]
+    paths = [query[2:]]
     ended = []
     while paths:
         path = paths.pop()
@@ -43,7 +43,8 @@ def all_paths(text):
 
 def by_search(text):
     """The one path that ends in the goal."""
-    (right,) = [path for path in all_paths(text) if path.endswith(text[-1])]
+    goal = text.split(",")[-1][0]
+    (right,) = [path for path in all_paths(text) if path.endswith(goal)]
     return right
 
 
@@ -63,7 +64,7 @@ def test_every_method_finds_the_path_of_a_search(settings):
 
         for method, description in task.methods.items():
             tree = task.demonstrate(drawn, method, seed)
-            assert tree.prompt == task.prompt(drawn) == f"{text}="
+            assert tree.prompt == task.prompt(drawn) == text
             assert tree.answer == right and task.score(drawn, right).correct
             threads = flatten(tree)
             assert len(threads) == (1 + settings["arms"] if description.parallel else 1)
@@ -79,20 +80,20 @@ def test_every_method_finds_the_path_of_a_search(settings):
 def told_order(text):
     """The paths in the order of their first edges in the text."""
     *edges, query = text.split(",")
-    firsts = [edge for edge in edges if edge[0] == query[0]]
+    firsts = [edge for edge in edges if edge[0] == query[2]]
     return sorted(all_paths(text), key=lambda path: firsts.index(path[:2]))
 
 
 def test_demonstrations_by_hand():
     task = path_star()
-    told = problem("bc,sd,de,sb,s:c")
+    told = problem("bc,sd,de,sb,c:s")
     assert task.demonstrate(told, "direct", 0).body == ()
     assert task.demonstrate(told, "serial", 0).body == ("de.bc!",)
     assert task.demonstrate(problem(STAR), "serial", 0).body == ("de!",), "it stops at the goal"
 
     (spawn,) = task.demonstrate(told, "parallel", 0).body
     assert isinstance(spawn, Spawn)
-    assert [child.prompt for child in spawn.children] == ["bc,sd,de,sb,sd:c", "bc,sd,de,sb,sb:c"]
+    assert [child.prompt for child in spawn.children] == ["bc,sd,de,sb,c:sd", "bc,sd,de,sb,c:sb"]
     assert [child.body for child in spawn.children] == [("e.",), ("c!",)]
     assert [child.answer for child in spawn.children] == ["", "sbc"]
     with pytest.raises(ValueError, match="'apr' must be one of direct, serial, parallel"):
@@ -101,7 +102,7 @@ def test_demonstrations_by_hand():
 
 def test_arms_may_have_different_lengths():
     task = path_star()
-    told = problem("sa,sb,bc,cd,s:a")
+    told = problem("sa,sb,bc,cd,a:s")
     for method in task.methods:
         tree = task.demonstrate(task.check(told), method, 0)
         assert task.score(told, tree.answer).correct
@@ -113,7 +114,7 @@ def test_an_edge_is_one_token():
     task = path_star()
     text = task.prompt(task.draw(0))
     tokenizer = SentencePieceTokenizer.train([text], task.phrases, task.alphabet)
-    assert len(tokenizer.encode(text)) == 16 + len("s:g=")
+    assert len(tokenizer.encode(text)) == 16 + len("g:s")
     assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
@@ -156,23 +157,23 @@ def test_the_path_is_right():
         (None, "must be a text like"),
         (["sb"], "must be a text like"),
         ("", "must be edges of two letters"),
-        ("s:e", "must be edges of two letters"),
+        ("e:s", "must be edges of two letters"),
         ("sb,s:", "must be edges of two letters"),
-        ("sbc,s:c", "must be edges of two letters"),
+        ("sbc,c:s", "must be edges of two letters"),
         ("sB,s:B", "must be edges of two letters"),
         ("s\u00e4,s:\u00e4", "must be edges of two letters"),
         (STAR + "=", "must be edges of two letters"),
         (STAR + "\n", "must be edges of two letters"),
-        ("bc,sd,de,sb,sd:e", "starts from 'sd', must start from one node"),
-        ("sb,bs,s:b", "has an edge into the start 's'"),
-        ("sb,bc,bd,s:c", "has two edges out of 'b'"),
-        ("sb,sc,bd,cd,s:d", "has two edges into 'd'"),
-        ("sb,sb,s:b", "has two edges into 'b'"),
-        ("sb,cd,s:b", "has no way from the start 's' to 'c'"),
-        ("sb,cd,dc,s:b", "has no way from the start 's' to 'c'"),
-        ("bc,s:c", "has no way from the start 's' to 'b'"),
-        ("sb,bc,sd,s:b", "has the goal 'b'; arms end in c, d"),
-        ("sb,s:x", "has the goal 'x'; arms end in b"),
+        ("bc,sd,de,sb,e:sd", "starts from 'sd', must start from one node"),
+        ("sb,bs,b:s", "has an edge into the start 's'"),
+        ("sb,bc,bd,c:s", "has two edges out of 'b'"),
+        ("sb,sc,bd,cd,d:s", "has two edges into 'd'"),
+        ("sb,sb,b:s", "has two edges into 'b'"),
+        ("sb,cd,b:s", "has no way from the start 's' to 'c'"),
+        ("sb,cd,dc,b:s", "has no way from the start 's' to 'c'"),
+        ("bc,c:s", "has no way from the start 's' to 'b'"),
+        ("sb,bc,sd,b:s", "has the goal 'b'; arms end in c, d"),
+        ("sb,x:s", "has the goal 'x'; arms end in b"),
         ("sb," * 50_000 + "s:b", "has 150003 characters, must have at most"),
     ],
 )
@@ -195,11 +196,11 @@ def test_a_missing_graph_is_refused():
 
 def test_the_command_line_takes_spaces():
     task = path_star()
-    parsed = task.parse(" bc, sd, de, sb, s:e = ")
+    parsed = task.parse(" bc, sd, de, sb, e:s ")
     assert parsed.data == {"graph": STAR}
-    assert task.show(parsed) == f"{STAR}="
+    assert task.show(parsed) == STAR
     for text in ("", "{}", "sb", "s:b", "9" * 100_000):
-        with pytest.raises(UsageError, match=r"^problem.*write it like 'bc,sd,de,sb,s:e'$"):
+        with pytest.raises(UsageError, match=r"^problem.*write it like 'bc,sd,de,sb,e:s'$"):
             task.parse(text)
 
 
@@ -224,5 +225,5 @@ def test_the_order_of_edges_does_not_count():
     random.Random(0).shuffle(edges)
     shuffled = problem(",".join([*edges, query]))
     assert shuffled.data != drawn.data and task.key(shuffled) == task.key(drawn)
-    other = next(path[-1] for path in all_paths(drawn.data["graph"]) if path[-1] != query[-1])
-    assert task.key(problem(",".join([*edges, query[:-1] + other]))) != task.key(drawn)
+    other = next(path[-1] for path in all_paths(drawn.data["graph"]) if path[-1] != query[0])
+    assert task.key(problem(",".join([*edges, other + query[1:]]))) != task.key(drawn)

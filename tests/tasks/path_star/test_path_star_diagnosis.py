@@ -10,10 +10,10 @@ from apr_jax.tasks import Problem, TaskConfig, Thread, flatten, make_task
 from apr_jax.tasks.path_star.graph import NODES
 
 TASK = make_task(TaskConfig("path_star"))
-PROBLEM = Problem("p", {"graph": "bc,sd,de,xy,sb,sx,s:c"})  # sbc is right, sde and sxy are not.
-RIGHT = "bc,de,xy,sb:c"
-OTHER = "bc,de,xy,sd:c"
-LAST = "bc,de,xy,sx:c"
+PROBLEM = Problem("p", {"graph": "bc,sd,de,xy,sb,sx,c:s"})  # sbc is right, sde and sxy are not.
+RIGHT = "bc,de,xy,c:sb"
+OTHER = "bc,de,xy,c:sd"
+LAST = "bc,de,xy,c:sx"
 
 
 def diagnose(*body, answer="sbc", prompt="", cut=False):
@@ -47,11 +47,11 @@ def diagnose(*body, answer="sbc", prompt="", cut=False):
         ((told(OTHER, LAST, RIGHT),), "sbc", [], []),
         ((told(OTHER, LAST, RIGHT),), "sde", [], []),
         ((told(OTHER),), "", [], []),
-        ((told("de,xy,sb:c", OTHER),), "", ["message"], [True]),
-        ((told("bc,de,xy,sb:e"),), "", ["message"], [True]),
-        ((told("bc,bd,de,xy,sb:c"),), "sbc", ["message"], [False]),
-        ((told("bc,sb:c"),), "sbc", [], []),
-        ((told("bc,de,xy,se:c", RIGHT),), "sbc", ["message"], [False]),
+        ((told("de,xy,c:sb", OTHER),), "", ["message"], [True]),
+        ((told("bc,de,xy,e:sb"),), "", ["message"], [True]),
+        ((told("bc,bd,de,xy,c:sb"),), "sbc", ["message"], [False]),
+        ((told("bc,c:sb"),), "sbc", [], []),
+        ((told("bc,de,xy,c:se", RIGHT),), "sbc", ["message"], [False]),
         ((told("", "sb", RIGHT),), "sbc", ["message", "message"], [False, False]),
         ((told("", "sb"),), "", ["message", "message"], [True, True]),
     ],
@@ -84,7 +84,7 @@ def test_children_are_read_by_their_messages():
     assert kinds(diagnose("c!", prompt=RIGHT, answer="")) == ["answer"]
     assert kinds(diagnose(prompt=RIGHT, answer="")) == ["end"]
     # The edge is not the problem's, but the child was told it: the fault is its parent's.
-    astray = diagnose("e!", prompt="be,sb:e", answer="sbe")
+    astray = diagnose("e!", prompt="be,e:sb", answer="sbe")
     assert not astray.faults and not astray.hopeful and not astray.found
 
 
