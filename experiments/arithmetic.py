@@ -24,7 +24,7 @@ def experiment() -> Experiment:
         seed=0,
         task=TaskConfig("arithmetic", height=4, fullness=0.7, modulus=10),
         data=DataConfig(demonstrations=20_000, heldout=1_000),
-        model=ModelConfig(layers=4, width=128, heads=4, kv_heads=1, head_size=32, mlp=352),
+        model=ModelConfig(layers=3, width=96, heads=3, kv_heads=1, head_size=32, mlp=256),
         # The longest serial demonstration, of 15 operations, takes 127 positions; the longest
         # thread of the other methods 73, and 87 tokens. A spawn divides the threads that are left
         # evenly among its children and their parent, so a tree of 15 threads needs 3^3 = 27.
@@ -32,11 +32,11 @@ def experiment() -> Experiment:
         schedule=Schedule(slots=64, prefill_batch=8, prefill_chunk=16, context_buckets=(40, 80)),
         train=TrainConfig(
             sft=SftConfig(
-                steps=1500,
-                batch_rows=12,
-                save_every=500,
-                log_every=20,
-                validate_every=500,
+                steps=8_000,
+                batch_rows=4,
+                save_every=4_000,
+                log_every=50,
+                validate_every=4_000,
                 validation=200,
                 optimizer=OptimizerConfig(name="muon", lr=4e-3),
             ),

@@ -34,17 +34,17 @@ def experiment() -> Experiment:
             least_solutions=2,
         ),
         data=DataConfig(demonstrations=20_000, heldout=1_000),
-        model=ModelConfig(layers=4, width=128, heads=4, kv_heads=1, head_size=32, mlp=352),
+        model=ModelConfig(layers=3, width=96, heads=3, kv_heads=1, head_size=32, mlp=256),
         # Demonstrations of problems with eight solutions and more are too long for this.
         limits=Limits(window=280, max_thread_tokens=344, max_threads=13, children=12, max_depth=1),
         schedule=Schedule(slots=64, prefill_batch=8, prefill_chunk=16, context_buckets=(80, 160)),
         train=TrainConfig(
             sft=SftConfig(
-                steps=1000,
-                batch_rows=10,
-                save_every=500,
-                log_every=20,
-                validate_every=500,
+                steps=5_000,
+                batch_rows=4,
+                save_every=2_500,
+                log_every=50,
+                validate_every=2_500,
                 validation=200,
                 optimizer=OptimizerConfig(name="muon", lr=4e-3),
             ),

@@ -1,4 +1,4 @@
-"""Path-star: graphs of four arms with three edges each, answered at once, serially, in parallel.
+"""Path-star: graphs of three arms with four edges each, answered at once, serially, in parallel.
 
 The experiment trains on 2 CPU cores. Its data have three methods: "direct" answers the path at
 once, "serial" writes out arm after arm in one thread, "parallel" has a child for each arm.
@@ -6,7 +6,7 @@ once, "serial" writes out arm after arm in one thread, "parallel" has a child fo
     apr reproduce --config experiments/path_star.py --out runs/path_star
 
 All three are trained and evaluated at the same window. Whoever answers at once and never looks
-ahead is right in one of four cases.
+ahead is right in one of three cases.
 """
 
 from apr_jax.config import EvalConfig, Experiment
@@ -22,20 +22,20 @@ def experiment() -> Experiment:
     return Experiment(
         name="path_star",
         seed=0,
-        task=TaskConfig("path_star", arms=4, length=3),
+        task=TaskConfig("path_star", arms=3, length=4),
         data=DataConfig(demonstrations=20_000, heldout=1_000),
         model=ModelConfig(layers=3, width=96, heads=3, kv_heads=1, head_size=32, mlp=256),
-        # Four messages with twelve edges each make the root of a parallel tree 87 positions long,
-        # and 104 tokens with what is joined. All other threads are shorter than 40.
-        limits=Limits(window=96, max_thread_tokens=112, max_threads=5, children=4, max_depth=1),
+        # Three messages with twelve edges each make the root of a parallel tree 69 positions long,
+        # and 86 tokens with what is joined. All other threads are shorter than 40.
+        limits=Limits(window=80, max_thread_tokens=96, max_threads=4, children=3, max_depth=1),
         schedule=Schedule(slots=64, prefill_batch=8, prefill_chunk=16, context_buckets=(40,)),
         train=TrainConfig(
             sft=SftConfig(
-                steps=4_000,
-                batch_rows=4,
-                save_every=2_000,
+                steps=5_000,
+                batch_rows=8,
+                save_every=2_500,
                 log_every=50,
-                validate_every=2_000,
+                validate_every=2_500,
                 validation=200,
                 optimizer=OptimizerConfig(name="muon", lr=4e-3),
             ),
