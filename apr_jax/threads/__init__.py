@@ -17,6 +17,9 @@ The life of a rollout:
    no later token sees, and goes on.
 7. When every thread has ended, all of it is in one `ThreadForest`: tokens, log-probs, statistics.
 
+`carry_over_rollout` (`make_carry_over_rollout` on a mesh) does not wait for the last thread: it
+returns when enough groups of trees are finished, and its next call goes on with the others.
+
 The package knows no network and no task. A network is two functions (see `tree_rollout`); this one
 is a table of logits that looks at the last token alone:
 
@@ -41,11 +44,19 @@ is a table of logits that looks at the last token alone:
 Where to look for what: `Limits` are part of the result and `Schedule` never is. `protocol` says
 what one token does to its thread. `interpret` is the definition of the whole in plain Python, which
 the rollout must equal in every field. `draw_tree` shows a tree as lines of text. `keys` holds the
-path of every random key. The other modules are the rollout's insides: `engine` is the loop,
+path of every random key. `carry_over` is the rollout that leaves unfinished trees to its next call.
+The other modules are the rollout's insides: `engine` is the loop,
 `scheduler` its state, `prefill`, `decode_step` and `spawn_join` its steps, `sampling` the draw of a
 token, `positions` the layout of recorded tokens.
 """
 
+from apr_jax.threads.carry_over import (
+    CarriedTrees,
+    CarryOver,
+    GrownTrees,
+    carry_over_rollout,
+    new_trees,
+)
 from apr_jax.threads.draw import draw_tree, thread_names
 from apr_jax.threads.engine import tree_rollout
 from apr_jax.threads.forest import NO_PARENT, ROOT, Refusal, Status, ThreadForest, Work
@@ -55,7 +66,12 @@ from apr_jax.threads.prefill import Decode, InitCache
 from apr_jax.threads.prompts import NOT_FORCED, Prompts, check_prompts, make_prompts
 from apr_jax.threads.reference import interpret
 from apr_jax.threads.sampling import token_classes
-from apr_jax.threads.sharded import make_rollout
+from apr_jax.threads.sharded import (
+    CarryOverRollout,
+    make_carry_over_rollout,
+    make_rollout,
+    place_new_trees,
+)
 
 __all__ = [
     "KEYS",
@@ -63,8 +79,12 @@ __all__ = [
     "NOT_FORCED",
     "NO_PARENT",
     "ROOT",
+    "CarriedTrees",
+    "CarryOver",
+    "CarryOverRollout",
     "Decode",
     "Domain",
+    "GrownTrees",
     "InitCache",
     "Limits",
     "Prompts",
@@ -73,11 +93,15 @@ __all__ = [
     "Status",
     "ThreadForest",
     "Work",
+    "carry_over_rollout",
     "check_prompts",
     "draw_tree",
     "interpret",
+    "make_carry_over_rollout",
     "make_prompts",
     "make_rollout",
+    "new_trees",
+    "place_new_trees",
     "run_key",
     "thread_names",
     "token_classes",

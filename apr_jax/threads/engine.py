@@ -11,7 +11,8 @@ The life of a tree:
    `spawn_join.spawn_children` makes READY children of closed spawn blocks,
    `spawn_join.join_children` makes parents READY whose last child has ended, and step 2 fills the
    decode slots again.
-5. When no thread is left, the table of threads becomes a `ThreadForest`.
+5. When no thread is left, the table of threads becomes a `ThreadForest`. `carry_over` stops earlier
+   and keeps the table of unfinished trees for its next call.
 
 The decode loop is compiled once for each cache length, so that a step reads only as much of the
 cache as the longest running thread needs. Decode slots, prefill batches, chunks and cache lengths
@@ -29,7 +30,7 @@ from jaxtyping import Array, Bool, Int
 
 from apr_jax.threads import spawn_join
 from apr_jax.threads.decode_step import runs, take_step
-from apr_jax.threads.forest import Status, ThreadForest, Work
+from apr_jax.threads.forest import ThreadForest, Work
 from apr_jax.threads.keys import KEYS
 from apr_jax.threads.limits import Limits, Schedule
 from apr_jax.threads.prefill import Decode, InitCache, RolloutState, fill_slots, when
@@ -37,6 +38,7 @@ from apr_jax.threads.prompts import Prompts
 from apr_jax.threads.scheduler import (
     DecodeSlots,
     Threads,
+    finished_trees,
     idle_slots,
     initial_threads,
     release,
@@ -82,16 +84,45 @@ def tree_rollout(
       ValueError: a prompt and one sampled token cannot fit the window, or the key is of another
         kind.
     """
-    width = prompts.tokens.shape[1]
-    if width > limits.window - 1:
-        raise ValueError(
-            f"prompts of up to {width} tokens must be at most limits.window - 1 ="
-            f" {limits.window - 1} tokens"
-        )
-    check_key(key)
-
+    check_start(prompts, key, limits)
     prompts = jax.tree.map(jnp.asarray, prompts)
     threads = initial_threads(prompts, key, limits)
+
+    def all_finished(threads: Threads) -> Bool[Array, ""]:
+        return jnp.all(finished_trees(threads, limits))
+
+    state, work = grow(decode, init_cache, params, threads, prompts, limits, schedule, all_finished)
+    return to_forest(state.threads, limits), work
+
+
+def grow(
+    decode: Decode,
+    init_cache: InitCache,
+    params: Any,
+    threads: Threads,
+    prompts: Prompts,
+    limits: Limits,
+    schedule: Schedule,
+    is_enough: Callable[[Threads], Bool[Array, ""]],
+) -> tuple[RolloutState, Work]:
+    """Decodes the trees of a table of threads until `is_enough(threads)`.
+
+    It is asked whenever some threads have left their decode slots. What it can see of running
+    threads is older than their decode slots' registers.
+
+    Args:
+      decode: the model, see `tree_rollout`.
+      init_cache: makes the model's empty cache, see `tree_rollout`.
+      params: the model's parameters.
+      threads: the table, in which no thread is RUNNING.
+      prompts: the prompts of its trees, of which the settings of sampling are read.
+      limits: what a tree may do.
+      schedule: how the device works through the trees.
+      is_enough: whether to stop; it must hold once all trees are finished.
+
+    Returns:
+      the table and the decode slots, of which some may run; and what it cost.
+    """
     slots = idle_slots(schedule.slots, threads.rows)
     cache = init_cache(schedule.slots, limits.window)
     zero = jnp.zeros((), jnp.int32)
@@ -105,13 +136,23 @@ def tree_rollout(
         threads = _spawn_and_join(threads, limits, schedule)
         return RolloutState(threads, slots, state.cache), work
 
-    def is_unfinished(carry: _Carry) -> Bool[Array, ""]:
-        status = carry[0].threads.status
-        return jnp.any((status != Status.FREE) & (status < Status.DONE))
+    def goes_on(carry: _Carry) -> Bool[Array, ""]:
+        return ~is_enough(carry[0].threads)
 
     start = (RolloutState(threads, slots, cache), Work(zero, zero))
-    state, work = jax.lax.while_loop(is_unfinished, stretch, start)
-    return to_forest(state.threads, limits), work
+    state, work = jax.lax.while_loop(goes_on, stretch, start)
+    return state, work
+
+
+def check_start(prompts: Prompts, key: jax.Array, limits: Limits) -> None:
+    """Raises ValueError unless trees can begin with these prompts and this key."""
+    width = prompts.tokens.shape[1]
+    if width > limits.window - 1:
+        raise ValueError(
+            f"prompts of up to {width} tokens must be at most limits.window - 1 ="
+            f" {limits.window - 1} tokens"
+        )
+    check_key(key)
 
 
 def check_key(key: jax.Array) -> None:

@@ -41,13 +41,16 @@ class RolloutState:
 def contexts(threads: Threads, row: Int[Array, " E"], limits: Limits) -> Int[Array, "E M"]:
     """Returns the token at each position that these threads see.
 
-    None of the threads may be within a spawn block.
+    A thread that was suspended within a spawn block sees that block, which is not hidden yet.
     """
     tokens = read(threads.tokens, row)  # [E, L]
     length = read(threads.length, row)
     layout = lay_out(tokens, read(threads.prompt_length, row), length)
     inside = jnp.arange(limits.max_thread_tokens)[None, :] < length[:, None]
-    visible = inside & (layout.hidden_block == 0)  # [E, L]
+    newest = jnp.maximum(length - 1, 0)[:, None]
+    open_block = jnp.take_along_axis(layout.hidden_block, newest, axis=1)  # [E, 1], 0 if none.
+    is_seen = (layout.hidden_block == 0) | (layout.hidden_block == open_block)
+    visible = inside & is_seen  # [E, L]
 
     # Tokens that are not visible go past the window, where they are dropped.
     blank = jnp.full((row.shape[0], limits.window), protocol.PAD, jnp.int32)

@@ -33,6 +33,8 @@ class Threads:
       prompt_length: tokens of the thread's own prompt.
       used: positions of the window in use.
       clock: sampled tokens on the longest chain up to now.
+      phase: where the thread is in the protocol.
+      messages: number of messages in its open spawn block.
       spawns: spawn blocks opened so far.
       spawn_at: place of the current `<spawn>` in the token sequence.
       spawn_position: position of the current `<spawn>` in the window.
@@ -65,6 +67,8 @@ class Threads:
     peak: Int[Array, " rows"]
     used: Int[Array, " rows"]
     clock: Int[Array, " rows"]
+    phase: Int[Array, " rows"]
+    messages: Int[Array, " rows"]
     spawns: Int[Array, " rows"]
     spawn_at: Int[Array, " rows"]
     spawn_position: Int[Array, " rows"]
@@ -94,8 +98,6 @@ class DecodeSlots:
     Attributes (beyond Threads):
       row: the thread on the decode slot, or "no row".
       last: the newest token of the thread, which the next step feeds to the model.
-      phase: where the thread is in the protocol.
-      messages: number of messages in its open spawn block.
       free_threads: rows that children of the thread could take; 0 if it is too deep to spawn.
       temperature, top_k, top_p: settings of the thread's tree.
     """
@@ -173,6 +175,8 @@ def initial_threads(prompts: Prompts, key: jax.Array, limits: Limits) -> Threads
         peak=prompt_lengths,
         used=prompt_lengths,
         clock=zeros,
+        phase=zeros + protocol.THINK,
+        messages=zeros,
         spawns=zeros,
         spawn_at=zeros,
         spawn_position=zeros,
@@ -226,8 +230,6 @@ def occupy(
         "row": row,
         "status": jnp.full_like(row, Status.RUNNING),
         "last": threads.tokens.at[row, last_place].get(mode="fill", fill_value=protocol.PAD),
-        "phase": jnp.full_like(row, protocol.THINK),
-        "messages": jnp.zeros_like(row),
         "free_threads": jnp.where(may_have_children, free_rows, 0),
         "temperature": read(prompts.temperature, tree),
         "top_k": read(prompts.top_k, tree),
@@ -248,25 +250,54 @@ def release(threads: Threads, slots: DecodeSlots) -> tuple[Threads, DecodeSlots]
     row = slots.row
     stopped = (row < threads.rows) & (slots.status != Status.RUNNING)  # [W]
     waits = slots.status == Status.WAITING
+    threads = _write_back(threads, slots, stopped)
     threads = write(
         threads,
         jnp.where(stopped, row, threads.rows),
-        status=slots.status,
-        length=slots.length,
-        used=slots.used,
-        peak=jnp.maximum(read(threads.peak, row), slots.used),
-        clock=slots.clock,
-        budget=slots.budget,
-        spawns=slots.spawns,
-        spawn_at=slots.spawn_at,
-        spawn_position=slots.spawn_position,
-        answer_at=slots.answer_at,
         pending=jnp.where(waits, NOT_SPAWNED, 0),
     )
 
     ended = stopped & ~waits
     threads = children_ended(threads, jnp.where(ended, read(threads.parent, row), NO_PARENT))
     return threads, dataclasses.replace(slots, row=jnp.where(stopped, threads.rows, row))
+
+
+def suspend(threads: Threads, slots: DecodeSlots) -> Threads:
+    """Takes the running threads off their decode slots; they become READY again.
+
+    When they get a decode slot the next time, their contexts are read into its cache anew.
+
+    Args:
+      threads: the table of threads.
+      slots: the decode slots, all of which are idle or run (`release`).
+    """
+    ready = dataclasses.replace(slots, status=jnp.full_like(slots.status, Status.READY))
+    return _write_back(threads, ready, slots.row < threads.rows)
+
+
+def _write_back(threads: Threads, slots: DecodeSlots, chosen: Bool[Array, " W"]) -> Threads:
+    """Writes the registers of the chosen decode slots to the rows of their threads."""
+    return write(
+        threads,
+        jnp.where(chosen, slots.row, threads.rows),
+        status=slots.status,
+        length=slots.length,
+        used=slots.used,
+        peak=jnp.maximum(read(threads.peak, slots.row), slots.used),
+        clock=slots.clock,
+        budget=slots.budget,
+        phase=slots.phase,
+        messages=slots.messages,
+        spawns=slots.spawns,
+        spawn_at=slots.spawn_at,
+        spawn_position=slots.spawn_position,
+        answer_at=slots.answer_at,
+    )
+
+
+def finished_trees(threads: Threads, limits: Limits) -> Bool[Array, " B"]:
+    """Returns the trees whose root has ended; all their other threads have ended before it."""
+    return threads.status[:: limits.max_threads] >= Status.DONE
 
 
 def to_forest(threads: Threads, limits: Limits) -> ThreadForest:
