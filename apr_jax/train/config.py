@@ -308,6 +308,10 @@ class RlConfig:
       ppo_epochs: updates on the trees of one step. Ratios differ from 1 only from the second epoch
         on.
       temperature: temperature of the sampling.
+      max_staleness: 0: every step waits for the last token of its trees. Otherwise a step takes the
+        groups that finish first and carries the unfinished trees over to the next step, where they
+        go on with the new policy (docs/rollout.md). A token is learned from at most so many steps
+        after it was drawn. Twice the trees of a step are then under way.
       micro_batch_rows: packed rows that are rescored at once. The update takes as many such chunks
         as the trees of a step need.
       validate_every: steps between validations, in which the model answers `validation` problems
@@ -332,6 +336,7 @@ class RlConfig:
     reward: RewardConfig = RewardConfig()
     ppo_epochs: int = 1
     temperature: float = 1.0
+    max_staleness: int = 0
     micro_batch_rows: int = 64
     validate_every: int = 25
     validation: int = 200
@@ -353,7 +358,7 @@ class RlConfig:
             "save_every",
         )
         _require(self, "train.rl", counts, 1)
-        _require(self, "train.rl", ("validate_every",), 0)
+        _require(self, "train.rl", ("validate_every", "max_staleness"), 0)
         bounds = ("difference_bound", "mean_difference_bound", "outside_clip_bound")
         _require_positive(self, "train.rl", ("temperature", *bounds))
         advantage = self.objective.advantage

@@ -20,7 +20,17 @@ from apr_jax.errors import UnknownAnswers, UsageError
 from apr_jax.model.sharding import batch_shards
 from apr_jax.tasks import Failure, Problem, SandboxedVerifier, Score, Task, make_task
 from apr_jax.text.tokenizer import BOS, Tokenizer
-from apr_jax.threads import Prompts, ThreadForest, Work, check_prompts, make_prompts
+from apr_jax.threads import (
+    CarriedTrees,
+    CarryOver,
+    GrownTrees,
+    Prompts,
+    ThreadForest,
+    Work,
+    check_prompts,
+    make_prompts,
+    place_new_trees,
+)
 from apr_jax.threads.keys import Domain, run_key
 from apr_jax.train.answers import extract_answers
 from apr_jax.train.checkpoint.checksum import array_sums, json_sum
@@ -28,7 +38,7 @@ from apr_jax.train.config import RewardConfig
 from apr_jax.train.distributed import fetch, of_first
 from apr_jax.train.loop import Stopping
 from apr_jax.train.metrics.sample_tree import tree_text
-from apr_jax.train.policy import make_policy_rollout
+from apr_jax.train.policy import make_policy_carry_over, make_policy_rollout
 from apr_jax.train.state import TrainState
 from apr_jax.train.validation_file import ValidationFile
 
@@ -241,7 +251,17 @@ class Grader:
         self._validation = validation
         self._width = _prompt_width(config, task, tokenizer, [*validation, *training])
         self._rollout = make_policy_rollout(config.model, config.limits, config.schedule, mesh)
+        self._mesh = mesh
         self._batch = rollout_batch(config, mesh)
+        rl = config.train.rl
+        if rl.max_staleness:
+            self._carry_over_rollout = make_policy_carry_over(
+                config.model,
+                config.limits,
+                config.schedule,
+                CarryOver(rl.group, rl.max_staleness),
+                mesh,
+            )
         self.host_seconds = 0.0
         self._sample = ""
 
@@ -250,6 +270,32 @@ class Grader:
     ) -> tuple[ThreadForest, Work]:
         """Queues the rollout of a whole batch, of which `first_trees` are those of the problems."""
         return self._rollout(params, self._prompts(problems, temperature), key)
+
+    def begin(self, problems: list[Problem], first: int, key: jax.Array) -> CarriedTrees:
+        """Makes trees for a first call of `go_on`, which draws their first tokens.
+
+        Args:
+          problems: the problem of each tree, group by group.
+          first: identity of the first tree; the others follow it.
+          key: the key of the trees.
+        """
+        prompts = self._prompts_of(problems, self._config.train.rl.temperature, first)
+        return place_new_trees(prompts, key, self._config.limits, self._mesh)
+
+    def go_on(
+        self,
+        params: Any,
+        carried: CarriedTrees,
+        problems: list[Problem],
+        key: jax.Array,
+        version: int,
+    ) -> tuple[GrownTrees, CarriedTrees, Work]:
+        """Queues a rollout that goes on with carried trees and begins one tree for each problem.
+
+        It returns as many trees as it begins; see `threads.carry_over_rollout`.
+        """
+        prompts = self._prompts_of(problems, self._config.train.rl.temperature)
+        return self._carry_over_rollout(params, carried, prompts, key, version)
 
     def verify(self, problems: list[Problem], forest: ThreadForest) -> Grades:
         """Verifies the answers of the trees.
@@ -349,8 +395,17 @@ class Grader:
     def _prompts(self, problems: list[Problem], temperature: float) -> Prompts:
         """Makes the prompts of a whole batch, which the first problem fills up."""
         problems = problems + problems[:1] * (self._batch - len(problems))
+        return self._prompts_of(problems, temperature)
+
+    def _prompts_of(self, problems: list[Problem], temperature: float, first: int = 0) -> Prompts:
+        """Makes the prompts of trees whose identities are counted from `first`."""
         ids = [[BOS, *self._tokenizer.encode(self._task.prompt(problem))] for problem in problems]
-        prompts = make_prompts(ids, self._width, temperature=temperature)
+        prompts = make_prompts(
+            ids,
+            self._width,
+            tree=range(first, first + len(ids)),
+            temperature=temperature,
+        )
         check_prompts(prompts, self._config.limits)
         return prompts
 

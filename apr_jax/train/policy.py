@@ -19,7 +19,17 @@ from apr_jax.model.transformer import (
     make_decode,
     prepare_decode,
 )
-from apr_jax.threads import Limits, Prompts, Schedule, ThreadForest, Work, make_rollout
+from apr_jax.threads import (
+    CarryOver,
+    CarryOverRollout,
+    Limits,
+    Prompts,
+    Schedule,
+    ThreadForest,
+    Work,
+    make_carry_over_rollout,
+    make_rollout,
+)
 
 
 def make_policy_rollout(
@@ -45,6 +55,29 @@ def make_policy_rollout(
         schedule,
         mesh,
         axes,
+        prepare=lambda params: cast_and_prepare(params, model, mesh, tensor),
+        specs=lambda prepared: decode_specs(prepared, model, tensor),
+    )
+
+
+def make_policy_carry_over(
+    model: ModelConfig, limits: Limits, schedule: Schedule, carry_over: CarryOver, mesh: Mesh
+) -> CarryOverRollout:
+    """Makes the jitted rollout of a transformer that leaves unfinished trees to its next call.
+
+    See `threads.make_carry_over_rollout`; devices share trees as in `make_policy_rollout`.
+    """
+    tensor = mesh.shape[TENSOR]
+    cache_lengths = schedule.cache_lengths(limits.window)
+    decode, init_cache = make_decode(model, cache_lengths, on_tpu(mesh), tensor)
+
+    return make_carry_over_rollout(
+        decode,
+        init_cache,
+        limits,
+        schedule,
+        carry_over,
+        mesh,
         prepare=lambda params: cast_and_prepare(params, model, mesh, tensor),
         specs=lambda prepared: decode_specs(prepared, model, tensor),
     )

@@ -174,6 +174,8 @@ def _dividing_devices(config: Experiment) -> list[Any]:
         return devices
 
     rows = math.gcd(sft.batch_rows, rl.micro_batch_rows)
+    if rl.max_staleness:
+        rows = math.gcd(rows, rl.problems)  # Each shard has its own share of the groups.
     count = len(devices)
     for shards in range(len(devices) // mesh.tensor, 0, -1):
         if rows % shards == 0 and shards % mesh.fsdp == 0:

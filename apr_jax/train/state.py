@@ -25,6 +25,8 @@ class TrainState:
       bad_in_a_row: int32, updates that were skipped since the last good one.
       adapters: what is trained in place of the parameters (`model/lora.py`), which are then those
         of the model with these adapters merged; None if all parameters are trained.
+      carried: trees that the next step of RL goes on with (`threads.CarriedTrees`); None if every
+        step finishes its trees. No update changes them.
     """
 
     params: Any
@@ -33,6 +35,7 @@ class TrainState:
     skipped: jax.Array
     bad_in_a_row: jax.Array
     adapters: Any = None
+    carried: Any = None
 
     @property
     def trained(self) -> Any:

@@ -48,8 +48,11 @@ class ForestBatch:
       used: int32, number of chunks that hold tokens.
       reference: [chunks, R, L] log-probs under the reference policy, the same in all PPO epochs;
         None without a KL term in the loss.
-      behaviour: [chunks, R, L] log-probs under the sampling policy by the training pass, `UNKNOWN`
-        before the first PPO epoch; None if the recorded ones are taken.
+      behaviour: [chunks, R, L] log-probs under the policy of this step before its first update, by
+        the training pass; `UNKNOWN` before the first PPO epoch. None if the recorded ones are
+        taken.
+      older: [chunks, R, L] whether the policy of an earlier step drew the token; None if no tree is
+        carried over from step to step.
     """
 
     chunks: Rows
@@ -57,6 +60,7 @@ class ForestBatch:
     used: jax.Array
     reference: jax.Array | None = None
     behaviour: jax.Array | None = None
+    older: jax.Array | None = None
 
 
 UNKNOWN = 1.0  # Not a log-prob, since these are at most 0.
@@ -129,6 +133,7 @@ def make_rl_step(config: Experiment, optimizer: optax.GradientTransformation, me
             advantages,
             objective,
             behaviour,
+            chunk.older,
         )
         return loss, (parts, behaviour)
 
@@ -232,6 +237,7 @@ def place_forest(
     mesh: Mesh,
     chunks: int,
     recompute: bool = False,
+    older: np.ndarray | None = None,
 ) -> ForestBatch:
     """Cuts packed rows and the weights of their tokens into chunks on the mesh.
 
@@ -242,6 +248,7 @@ def place_forest(
       mesh: the mesh.
       chunks: number of chunks of the batch, at least as many as hold tokens (`most_chunks`).
       recompute: whether the first PPO epoch is to recompute the behaviour log-probs.
+      older: [rows, L], see `ForestBatch`.
     """
     length = rows.tokens.shape[1]
     used = len(rescored_rows(rows, size).tokens) // size
@@ -265,6 +272,7 @@ def place_forest(
         weights=lay_out(weights.astype(np.float32), 0.0),
         used=place_everywhere(np.int32(used), mesh),
         behaviour=lay_out(unknown, UNKNOWN) if recompute else None,
+        older=None if older is None else lay_out(older, 0),
     )
 
 

@@ -154,7 +154,7 @@ def unlike():
         ),
         rl=RlConfig(
             steps=1,
-            problems=3,
+            problems=6,
             group=4,
             optimizer=dataclasses.replace(optimizer, lr=2e-3),
             lora=LoraConfig(rank=2, alpha=7.0, targets=("k", "o", "gate", "up")),
@@ -183,6 +183,7 @@ def unlike():
             ),
             ppo_epochs=3,
             temperature=0.8,
+            max_staleness=2,
             micro_batch_rows=4,
             validate_every=1,
             validation=5,

@@ -1,7 +1,8 @@
 """The files of a saved step, and the steps of a run.
 
     WORKDIR/checkpoints/<step>/params   the weights, alone
-                               state    optimizer, counters, and adapters if these are trained
+                               state    optimizer, counters, adapters if these are trained, and
+                                        the trees that RL carries over to the next step
                                meta     JSON: config, method, stage, tokenizer, metrics, sums of all
                                data     JSON: where the data iterator stands
 
@@ -103,12 +104,10 @@ def read_meta(folder: Path) -> dict[str, Any]:
 def without_params(state: TrainState) -> dict[str, Any]:
     """Returns the item `state` of a step: the fields of a state by name, all but the weights.
 
-    Adapters are left out where there are none.
+    Adapters and carried trees are left out where there are none.
     """
-    names = [field.name for field in dataclasses.fields(state) if field.name != "params"]
-    if state.adapters is None:
-        names.remove("adapters")
-    return {name: getattr(state, name) for name in names}
+    fields = {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
+    return {name: value for name, value in fields.items() if name != "params" and value is not None}
 
 
 def version_error(folder: Path) -> UserError:

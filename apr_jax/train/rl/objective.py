@@ -24,14 +24,11 @@ from apr_jax.data.packing import Rows
 from apr_jax.train.config import ObjectiveConfig
 
 Metrics = dict[str, jax.Array]
+# Metrics of how far the log-probs of rollout and training are apart: means (or a maximum) over the
+# rescored tokens that the policy of this step drew.
+ROLLOUT_ERRORS = ("logprob_difference", "logprob_difference_worst", "outside_clip_share")
 # Metrics that are means (or a maximum) over the rescored tokens: undefined where there are none.
-MEANS = (
-    "entropy",
-    "clip_share",
-    "logprob_difference",
-    "logprob_difference_worst",
-    "outside_clip_share",
-)
+MEANS = ("entropy", "clip_share", *ROLLOUT_ERRORS)
 Tokens = Float[Array, "R L"]
 
 # Where d = reference log-prob - log-prob is larger than this, `k3` goes on as a straight line. The
@@ -48,16 +45,18 @@ class Parts:
 
     Attributes:
       tokens: number of sampled tokens.
+      current: number of those that were drawn by the policy of this step, and not by an older one.
       entropy: sum of the entropies of the distributions from which they were drawn.
       kl: sum of the estimates of KL(policy, reference); 0 where KL is part of the reward.
       clipped: number of tokens whose gradient the clip, PPO's or the dual one, switched off.
-      difference: sum of |log-prob - recorded log-prob|.
+      difference: sum of |log-prob - recorded log-prob| over the `current` tokens.
       worst: the largest such difference.
-      outside: number of tokens whose ratio to the recorded probability is not between 1 - c and
-        1 + c, whether or not the clip switches their gradient off.
+      outside: number of `current` tokens whose ratio to the recorded probability is not between
+        1 - c and 1 + c, whether or not the clip switches their gradient off.
     """
 
     tokens: jax.Array
+    current: jax.Array
     entropy: jax.Array
     kl: jax.Array
     clipped: jax.Array
@@ -75,15 +74,19 @@ class Parts:
         return cls(*(jnp.zeros(()) for _ in dataclasses.fields(cls)))
 
     def metrics(self, trees: int) -> Metrics:
-        """Returns means over the sampled tokens; that of `kl` is over trees, as in the loss."""
+        """Returns means over the sampled tokens; that of `kl` is over trees, as in the loss.
+
+        The measures of the rollout's error are over the `current` tokens.
+        """
         tokens = jnp.maximum(self.tokens, 1)
+        current = jnp.maximum(self.current, 1)
         return {
             "entropy": self.entropy / tokens,
             "kl": self.kl / trees,
             "clip_share": self.clipped / tokens,
-            "logprob_difference": self.difference / tokens,
+            "logprob_difference": self.difference / current,
             "logprob_difference_worst": self.worst,
-            "outside_clip_share": self.outside / tokens,
+            "outside_clip_share": self.outside / current,
         }
 
 
@@ -96,13 +99,16 @@ def policy_loss(
     advantages: Float[Array, " B"],
     config: ObjectiveConfig,
     behaviour: Tokens | None = None,
+    older: Bool[Array, "R L"] | None = None,
 ) -> tuple[Float[Array, ""], Parts]:
     """Computes -sum over sampled tokens of w (v min(q A, clip(q, 1 - c, 1 + c) A) - kl k + ent H).
 
-    q = exp(log-prob - behaviour log-prob) is the token's ratio. In the first epoch q is 1, so the
-    gradient is the sum of A x the gradients of the log-probs (REINFORCE). k is one of `KL`. H is
-    the entropy of the distribution from which the token was drawn, and ent its weight. v is 1, or,
-    where the behaviour log-probs were recomputed, the token's `truncated_importance`.
+    q = exp(log-prob - behaviour log-prob) is the token's ratio. In the first epoch q is 1 for a
+    token that the policy of this step drew, so the gradient is the sum of A x the gradients of the
+    log-probs (REINFORCE). For a token of an older policy, q is the ratio to that policy. k is one
+    of `KL`. H is the entropy of the distribution from which the token was drawn, and ent its
+    weight. v is 1, or, where the behaviour log-probs were recomputed, the token's
+    `truncated_importance`.
 
     Args:
       logprobs: log-probs under the policy that learns, at the temperature of the sampling.
@@ -113,8 +119,9 @@ def policy_loss(
       weights: w, from `token_weights` of the whole batch.
       advantages: A of all B trees of the batch, also of trees without a token in these rows.
       config: the objective.
-      behaviour: log-probs of the sampling policy, recomputed by the training pass, without
-        gradient; None if the recorded ones are to be taken.
+      behaviour: log-probs under the policy of this step before its first update, recomputed by the
+        training pass, without gradient; None if the recorded ones are to be taken for q.
+      older: which tokens were drawn by the policy of an earlier step; None if none was.
 
     Returns:
       the loss and its parts. Prompt tokens and padding have no part in either.
@@ -138,15 +145,19 @@ def policy_loss(
     if config.entropy:
         gain = gain + config.entropy * entropy
 
-    absolute = jnp.abs(difference)
+    # The log-probs of an older policy differ because the policy has changed, which is no error.
+    current = mask if older is None else mask & ~older
+    absolute = jnp.where(current, jnp.abs(difference), 0.0)
+    is_outside = current & (jnp.abs(jnp.expm1(difference)) > config.clip)
     parts = Parts(
         tokens=jnp.sum(mask, dtype=logprobs.dtype),
+        current=jnp.sum(current, dtype=logprobs.dtype),
         entropy=jnp.sum(entropy),
         kl=jnp.sum(kl),
         clipped=jnp.sum(clipped, dtype=logprobs.dtype),
         difference=jnp.sum(absolute),
         worst=jnp.max(absolute),
-        outside=jnp.sum(jnp.abs(jnp.expm1(difference)) > config.clip, dtype=logprobs.dtype),
+        outside=jnp.sum(is_outside, dtype=logprobs.dtype),
     )
     return -jnp.sum(jnp.where(mask, weights * gain, 0.0)), jax.lax.stop_gradient(parts)
 

@@ -4,6 +4,8 @@ The life of a tree:
 1. `TrainingProblems.draw` picks the problems of the step, a function of (seed, step). Each problem
    gets G trees.
 2. The jitted rollout decodes all trees on the device, with keys folded from (seed, step, tree).
+   With `max_staleness` it returns the groups that finish first, begun in this or an earlier step,
+   and leaves the others in the state of training, for the next step (`threads/carry_over.py`).
 3. The host reads the answers off the recorded token ids, and the task verifies them in a process of
    its own. During this and the next step the device idles (metric `idle_share`).
 4. Verdicts and costs become rewards, and rewards become advantages. The trees that can change the
@@ -31,7 +33,7 @@ from apr_jax.data.packing import Rows, pack_forest, padding_share
 from apr_jax.errors import UsageError
 from apr_jax.io.storage import as_path, local_copy
 from apr_jax.tasks import Problem, load_problems, make_task
-from apr_jax.threads import ThreadForest, Work
+from apr_jax.threads import CarriedTrees, ThreadForest, Work
 from apr_jax.threads.keys import Domain, run_key
 from apr_jax.train.checkpoint import Run, load_checkpoint, version_error
 from apr_jax.train.checkpoint.checksum import digest
@@ -45,7 +47,12 @@ from apr_jax.train.metrics.step_times import LazyMetric, StepTimes
 from apr_jax.train.metrics.trackers import require_tracker
 from apr_jax.train.optimizer import clipped_updates, make_optimizer
 from apr_jax.train.rl.advantages import ADVANTAGES, count_zero_std
-from apr_jax.train.rl.objective import MEANS, token_weights, zero_advantage_trees
+from apr_jax.train.rl.objective import (
+    MEANS,
+    ROLLOUT_ERRORS,
+    token_weights,
+    zero_advantage_trees,
+)
 from apr_jax.train.rl.rewards import counted_trees, next_price, tree_rewards
 from apr_jax.train.session import adopt_network, build_mesh, train
 from apr_jax.train.state import TrainState, init_state
@@ -102,6 +109,8 @@ def train_rl(
     check_files(here)
     mesh = build_mesh(config)
     check_divides("train.rl.micro_batch_rows", rl.micro_batch_rows, mesh)
+    if rl.max_staleness:
+        check_divides("train.rl.problems", rl.problems, mesh)
     optimizer = make_optimizer(rl.optimizer, rl.steps * rl.ppo_epochs)
     task = make_task(config.task)
     training = load_problems(here / problem_file("train"), task)
@@ -119,8 +128,11 @@ def train_rl(
                 file_method=start.file_method,
             ),
             as_path(workdir),
-            init_state(
-                start.params, optimizer, mesh, new_adapters(start.params, rl.lora, config.seed)
+            dataclasses.replace(
+                init_state(
+                    start.params, optimizer, mesh, new_adapters(start.params, rl.lora, config.seed)
+                ),
+                carried=trainer.first_carried(),
             ),
             Stage(
                 name="rl",
@@ -147,6 +159,28 @@ def train_rl(
                 "outside_clip_share": rl.outside_clip_bound,
             },
         )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Rollout:
+    """What the rollout of a step returned.
+
+    Attributes:
+      problems: the problem of each of the B trees.
+      forest: the trees, on the host.
+      work: what they cost.
+      carried: the trees that are left to the next step; None without carry-over.
+      staleness: int32 [B, T, L], how many steps ago each sampled token was drawn; 0 elsewhere. None
+        without carry-over.
+      carried_trees: number of trees that began in an earlier step.
+    """
+
+    problems: list[Problem]
+    forest: ThreadForest
+    work: Work
+    carried: CarriedTrees | None = None
+    staleness: np.ndarray | None = None
+    carried_trees: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -178,12 +212,20 @@ class _PackedTrees:
       weights: [R, L], what each token weighs in the loss.
       batch: rows and weights on the devices.
       zero_advantage: bool [B], trees that were left out because they cannot change the gradient.
+      older: bool [R, L], which tokens the policy of an earlier step drew; None without carry-over.
     """
 
     rows: Rows
     weights: np.ndarray
     batch: ForestBatch
     zero_advantage: np.ndarray
+    older: np.ndarray | None
+
+    @property
+    def has_current_tokens(self) -> bool:
+        """Returns whether the policy of this step drew any of the packed tokens."""
+        sampled = self.rows.sampled
+        return bool(np.any(sampled if self.older is None else sampled & ~self.older))
 
 
 class _Trainer:
@@ -191,7 +233,8 @@ class _Trainer:
 
     Two of its numbers change during a run and are saved in each checkpoint: the current price of a
     token, and the mean tokens of a tree in the first step, by which all losses are divided.
-    Everything else follows from the number of the step.
+    Everything else follows from the number of the step and, with carry-over, from the trees that
+    the state of training holds.
     """
 
     def __init__(
@@ -255,45 +298,102 @@ class _Trainer:
         """
         times = self._times = StepTimes(before=self._times)
 
-        problems = self._sample_problems(step)
-        forest, work = self._roll_out(state, step, problems, times)
+        rollout = self._roll_out(state, step, times)
         if stopping():
             return state, None
 
-        grades = self._grader.verify(problems, forest)
+        forest = rollout.forest
+        grades = self._grader.verify(rollout.problems, forest)
         rewarded = self._reward(forest, grades)
-        packed = self._pack(forest, rewarded)
+        packed = self._pack(rollout, rewarded)
         advantages, kl = self._subtract_kl(rewarded, packed, times)
 
         self.last_batches.keep(
             step + 1, vars(packed.rows) | {"weights": packed.weights, "advantages": advantages}
         )
         state, update_metrics = self._update(state, packed.batch, advantages, times)
+        state = dataclasses.replace(state, carried=rollout.carried)
 
-        measured = self._measure(forest, work, grades, rewarded, packed) | kl
+        measured = self._measure(rollout, grades, rewarded, packed) | kl
         self._price = next_price(self._price, measured["total_tokens"], self._rl.reward)
-        if not measured["rows"]:  # Means over no token say nothing.
-            update_metrics = {
-                name: value for name, value in update_metrics.items() if name not in MEANS
-            }
+        # Means over no token say nothing.
+        undefined: tuple[str, ...] = ()
+        if not measured["rows"]:
+            undefined = MEANS
+        elif not packed.has_current_tokens:
+            undefined = ROLLOUT_ERRORS
+        update_metrics = {
+            name: value for name, value in update_metrics.items() if name not in undefined
+        }
         return state, update_metrics | measured | self._time_metrics(packed.rows, times)
 
+    def first_carried(self) -> CarriedTrees | None:
+        """Returns what the first step goes on with: as many new trees as it begins itself."""
+        if not self._rl.max_staleness:
+            return None
+        count = self._rl.problems * self._rl.group
+        key = run_key(self._config.seed, Domain.RL_STEP, 0)
+        return self._grader.begin(self._sample_problems(0)[count:], count, key)
+
     def _sample_problems(self, step: int) -> list[Problem]:
-        """Draws the problems of a step, each as often as a group has trees: B = problems x G."""
-        problems = self._train.draw(self._config.seed, step, self._rl.problems)
+        """Draws the problems of the trees that begin in a step, each as often as a group has trees.
+
+        These are problems x G trees. With carry-over, the first step draws as many more, for the
+        trees of `first_carried`.
+        """
+        count = self._rl.problems
+        if self._rl.max_staleness and step == 0:
+            count *= 2
+        problems = self._train.draw(self._config.seed, step, count)
         return [problem for problem in problems for _ in range(self._rl.group)]
 
-    def _roll_out(
-        self, state: TrainState, step: int, problems: list[Problem], times: StepTimes
-    ) -> tuple[ThreadForest, Work]:
+    def _roll_out(self, state: TrainState, step: int, times: StepTimes) -> _Rollout:
         """Grows one tree for each problem with the current policy, and fetches the trees."""
         key = run_key(self._config.seed, Domain.RL_STEP, step)
+        problems = self._sample_problems(step)
+        if state.carried is not None:
+            return self._carry_over(state, step, problems, key, times)
+
         rolled = self._grader.ask(state.params, problems, self._rl.temperature, key)
         times.queued()
 
         forest, work = first_trees(fetch(rolled), len(problems))
         times.fetched()
-        return forest, work
+        return _Rollout(problems, forest, work)
+
+    def _carry_over(
+        self,
+        state: TrainState,
+        step: int,
+        problems: list[Problem],
+        key: jax.Array,
+        times: StepTimes,
+    ) -> _Rollout:
+        """Goes on with the carried trees, begins one for each problem, and fetches finished ones.
+
+        The version of a policy is the number of its step.
+        """
+        begun = problems[: self._rl.problems * self._rl.group]
+        rolled = self._grader.go_on(state.params, state.carried, begun, key, step)
+        times.queued()
+
+        grown, carried, work = rolled
+        grown, work = fetch((grown, work))
+        times.fetched()
+
+        # The identity of a tree is its place among the trees that began with it.
+        problems_of = {first: self._sample_problems(first) for first in set(grown.begun.tolist())}
+        return _Rollout(
+            problems=[
+                problems_of[first][tree]
+                for first, tree in zip(grown.begun.tolist(), grown.tree.tolist(), strict=True)
+            ],
+            forest=grown.forest,
+            work=work,
+            carried=carried,
+            staleness=np.where(grown.forest.sampled, step - grown.version, 0),
+            carried_trees=int(np.sum(grown.begun < step)),
+        )
 
     def _reward(self, forest: ThreadForest, grades: Grades) -> _RewardedTrees:
         """Turns verdicts and costs into rewards, and compares the rewards."""
@@ -313,9 +413,10 @@ class _Trainer:
         advantages, zero_std = jax.device_get(self._compare(grouped_rewards, grouped_counted))
         return advantages.reshape(-1), float(zero_std)
 
-    def _pack(self, forest: ThreadForest, rewarded: _RewardedTrees) -> _PackedTrees:
+    def _pack(self, rollout: _Rollout, rewarded: _RewardedTrees) -> _PackedTrees:
         """Packs the trees that can change the gradient into rows, and lays these on the devices."""
         rl = self._rl
+        forest = rollout.forest
         zero_advantage = zero_advantage_trees(
             rewarded.advantages, rewarded.counted, rl.objective
         )  # [B]
@@ -326,6 +427,12 @@ class _Trainer:
         weights = token_weights(
             rows, rewarded.counted, rl.objective.loss_aggregation, self._divisor(forest)
         )  # [R, L]
+        older = None
+        if rollout.staleness is not None:
+            # Where a token stands in the rows follows from the lengths of the threads alone.
+            marked = dataclasses.replace(taught, tokens=rollout.staleness)
+            length_of_row = self._config.limits.max_thread_tokens
+            older = pack_forest(marked, rl.micro_batch_rows, length_of_row).tokens > 0  # [R, L]
         batch = place_forest(
             rows,
             weights,
@@ -333,8 +440,9 @@ class _Trainer:
             self._mesh,
             most_chunks(self._config),
             recompute=rl.objective.importance_cap > 0,
+            older=older,
         )
-        return _PackedTrees(rows, weights, batch, zero_advantage)
+        return _PackedTrees(rows, weights, batch, zero_advantage, older)
 
     def _divisor(self, forest: ThreadForest) -> float:
         """Returns the mean sampled tokens of a tree in the first step of the run.
@@ -382,6 +490,8 @@ class _Trainer:
         if self._rl.objective.kl_in_loss:
             batch = dataclasses.replace(batch, reference=self._rescore(self._reference, batch))
 
+        # What no update changes need not go through the program.
+        state = dataclasses.replace(state, carried=None)
         metrics_of_epochs = []
         for _ in range(self._rl.ppo_epochs):
             state, metrics, behaviour = self._step(state, batch, placed_advantages)
@@ -393,23 +503,23 @@ class _Trainer:
         times.updating(last["loss"])
         state = dataclasses.replace(state, step=state.step + 1)
 
-        errors = ("logprob_difference", "logprob_difference_worst", "outside_clip_share")
         norms = [metrics["grad_norm"] for metrics in metrics_of_epochs]
         return state, {
             **last,
-            **{name: first[name] for name in errors},
+            **{name: first[name] for name in ROLLOUT_ERRORS},
             "clipped_updates": clipped_updates(norms, self._rl.optimizer.clip),
         }
 
     def _measure(
         self,
-        forest: ThreadForest,
-        work: Work,
+        rollout: _Rollout,
         grades: Grades,
         rewarded: _RewardedTrees,
         packed: _PackedTrees,
     ) -> dict[str, float]:
         """Returns what the trees of a step show, cost and earned, and how much is rescored."""
+        forest = rollout.forest
+        work = rollout.work
         rescored = rescored_rows(packed.rows, self._rl.micro_batch_rows)
         measured = {"accuracy": grades.accuracy} | forest_metrics(forest) | grades.metrics
         slots = work.steps.sum() * self._config.schedule.slots
@@ -421,6 +531,14 @@ class _Trainer:
         }
         if len(rescored.tokens):
             measured["padding"] = padding_share(rescored)
+        if rollout.staleness is not None:
+            staleness = rollout.staleness[forest.sampled]
+            measured |= {
+                "staleness": float(staleness.mean()),
+                "staleness_worst": float(staleness.max()),
+                "older_tokens": float(np.mean(staleness > 0)),
+                "carried_trees": float(rollout.carried_trees),
+            }
         return measured | {
             "zero_std_groups": rewarded.zero_std_groups,
             "reward": float(rewarded.rewards[grades.known].mean()),

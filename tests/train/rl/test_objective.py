@@ -16,6 +16,7 @@ from apr_jax.train.config import ObjectiveConfig
 from apr_jax.train.rl.objective import (
     K3_LINEAR_FROM,
     KL,
+    ROLLOUT_ERRORS,
     clipped_gain,
     cross_entropy,
     policy_loss,
@@ -114,6 +115,18 @@ def test_loss_by_hand():
     np.testing.assert_allclose(metrics["logprob_difference"], 2 * np.log(2) / 3, rtol=1e-6)
     np.testing.assert_allclose(metrics["logprob_difference_worst"], np.log(2), rtol=1e-6)
     np.testing.assert_allclose(metrics["outside_clip_share"], 2 / 3, rtol=1e-6)
+    # An older policy drew the second token: its ratio counts as before, and is no error.
+    older = jnp.asarray([[False, False, True, False, False]])
+    its_loss, parts = policy_loss(
+        logprobs, -logprobs, reference, rows, _weights(rows), advantages, config, older=older
+    )
+    assert its_loss == loss
+    current = parts.metrics(trees=2)
+    assert {name for name in metrics if current[name] != metrics[name]} == {*ROLLOUT_ERRORS} - {
+        "logprob_difference_worst"
+    }
+    np.testing.assert_allclose(current["logprob_difference"], np.log(2) / 2, rtol=1e-6)
+    np.testing.assert_allclose(current["outside_clip_share"], 1 / 2, rtol=1e-6)
     np.testing.assert_allclose(metrics["entropy"], -np.log([0.5, 0.5, 0.25]).mean(), rtol=1e-6)
     np.testing.assert_allclose(
         cross_entropy(logprobs, rows), -np.log([0.5, 0.5, 0.25]).mean(), rtol=1e-6
@@ -372,11 +385,13 @@ def test_k3_goes_on_as_its_tangent():
 
 
 @pytest.mark.parametrize(
-    ("cap", "exact"), [(0.0, False), (100.0, True), (1.2, False)], ids=["off", "wide", "tight"]
+    ("cap", "clip", "exact"),
+    [(0.0, 0.2, False), (0.0, 1e6, True), (100.0, 0.2, True), (1.2, 0.2, False)],
+    ids=["off", "off, no clip", "wide", "tight"],
 )
-def test_recomputed_log_probs_make_the_gradient_exact(cap, exact):
-    """Every tree of one choice, by its probability under what the sampler rounded: summed up, the
-    expected gradient.
+def test_recorded_log_probs_of_another_policy_can_give_the_exact_gradient(cap, clip, exact):
+    """Every tree of one choice, by its probability under what the sampler rounded, or under the
+    older policy that it followed: summed up, the expected gradient.
 
     The policy's own gradient of the expected reward is p (r - E r). Against the recorded log-probs
     tokens are clipped at once; a cap takes off what weights exceed it.
@@ -401,7 +416,7 @@ def test_recomputed_log_probs_make_the_gradient_exact(cap, exact):
             first.astype(np.uint8),
         )
         weights = jnp.exp(recorded) * sampled
-        config = ObjectiveConfig(advantage="none", kl=0.0, clip=0.2, importance_cap=cap)
+        config = ObjectiveConfig(advantage="none", kl=0.0, clip=clip, importance_cap=cap)
 
         def gain(logits):
             logprobs = jnp.stack([jnp.zeros(VOCAB), jax.nn.log_softmax(logits)], axis=1)
