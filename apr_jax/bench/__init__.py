@@ -8,6 +8,7 @@ turns, so that a busy machine slows all of them alike.
   peers             other engines in processes of their own (peer_worker)
   schedules         `apr bench schedule`
   cache_layouts     `apr bench cache`
+  carry_over        `apr bench carry-over`, which counts decode steps and measures no time
   train_step        `apr bench train`, with reinforce for the parts of an RL step
   demonstrators     `apr bench solver`
   demos             demonstrations to measure with

@@ -1,5 +1,6 @@
 """The `apr bench` commands."""
 
+import dataclasses
 import enum
 from collections.abc import Iterable
 from pathlib import Path
@@ -95,6 +96,46 @@ def bench_schedule(
     restored = load_checkpoint(checkpoint)
     contestants = contest(restored, prompts_of(restored, problems, trees))
     _save_each([measured("schedule", contestants, repeats)], json)
+
+
+@bench_app.command(
+    "carry-over",
+    epilog=(
+        "Example: apr bench carry-over --checkpoint runs/nano/apr/rl --problems"
+        " runs/nano/data/test.jsonl"
+    ),
+)
+def bench_carry_over(
+    checkpoint: Annotated[Path, typer.Option(help="Model that grows the trees.", **ANYWHERE)],
+    problems: Annotated[
+        Path, typer.Option(help="Problems file that the checkpoint answers.", **ANYWHERE)
+    ],
+    groups: Annotated[
+        int, typer.Option(help="Groups of trees: one for each of the first problems.", min=2)
+    ] = 64,
+    slots: Annotated[
+        list[int] | None,
+        typer.Option(help="Decode slots; repeatable. Default: the checkpoint's own.", min=1),
+    ] = None,
+    steps: Annotated[int, typer.Option(help="Steps of RL that are counted.", min=10)] = 40,
+    json: Json = None,
+) -> None:
+    """Count the decode steps that `train.rl.max_staleness` saves, on trees of a trained model.
+
+    The trees are rolled out once. Their steps of RL are then counted on one device.
+    """
+    start()
+    from apr_jax.bench.carry_over import compare, record_groups, show
+    from apr_jax.bench.trees import prompts_of
+    from apr_jax.train.checkpoint import load_checkpoint
+
+    restored = load_checkpoint(checkpoint)
+    recorded = record_groups(restored, prompts_of(restored, problems, groups))
+    chosen = slots or [restored.config.schedule.slots]
+    comparisons = compare(recorded, restored.config.train.rl.problems, chosen, steps)
+    show(comparisons)
+    if json:
+        write_json(json, [dataclasses.asdict(comparison) for comparison in comparisons])
 
 
 @bench_app.command("cache", epilog="Example: apr bench cache --shape mini")

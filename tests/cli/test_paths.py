@@ -45,6 +45,7 @@ IN_BUCKETS = {
     "report": {"RUN"},
     "bench rollout": {"--checkpoint", "--problems"},
     "bench schedule": {"--checkpoint", "--problems"},
+    "bench carry-over": {"--checkpoint", "--problems"},
     "bench train": {"--checkpoint", "--problems"},
 }
 
