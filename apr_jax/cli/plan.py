@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from apr_jax.cli.flags import Config, Json, Settings
+from apr_jax.cli.flags import HERE, Config, Json, Settings
 from apr_jax.plan import Program
 
 plan_app = typer.Typer()
@@ -30,7 +30,7 @@ def plan(
         typer.Option(
             help="Plan for the network of this Hugging Face folder, of which config.json is read."
             " The config leaves its model open, like experiments/pretrained.py.",
-            show_default=False,
+            **HERE,
         ),
     ] = None,
     json: Json = None,

@@ -36,6 +36,7 @@ COMMANDS = [
     ("check",),
     ("new",),
     ("completion",),
+    ("bench", "carry-over"),
     ("bench", "rollout"),
     ("bench", "schedule"),
     ("bench", "cache"),

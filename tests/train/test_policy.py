@@ -5,6 +5,7 @@ share its work.
 import dataclasses
 import functools
 import re
+import time
 
 import jax
 import jax.numpy as jnp
@@ -154,7 +155,13 @@ def test_weights_are_gathered_in_the_type_of_the_computation(tmp_path):
     gather = jax.shard_map(
         lambda prepared: prepared, mesh=mesh, in_specs=whole, out_specs=whole, check_vma=False
     )
-    prepare = jax.jit(lambda params: gather(cast_and_prepare(params, model, mesh)))
+
+    def prepare_and_gather(params):
+        return gather(cast_and_prepare(params, model, mesh))
+
+    # A name that no other run had: a program that comes from the cache is not written out.
+    prepare_and_gather.__name__ += f"_{time.time_ns()}"
+    prepare = jax.jit(prepare_and_gather)
     options = {
         "xla_dump_to": str(tmp_path),
         "xla_dump_hlo_as_text": True,
