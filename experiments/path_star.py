@@ -50,6 +50,6 @@ def experiment() -> Experiment:
                 optimizer=OptimizerConfig(lr=6e-5, warmup=2, decay=0.1, weight_decay=0.0),
             ),
         ),
-        # A parallel tree takes as many tokens as 20 direct answers.
-        evaluate=EvalConfig(batch=250, problems=1_000, samples=20),
+        # A parallel tree takes as many tokens as 12 direct answers.
+        evaluate=EvalConfig(batch=250, problems=1_000, samples=12),
     )
