@@ -31,6 +31,13 @@ BenchConfig = Annotated[
     Path,
     typer.Option("--config", help="Experiment file or scale.", **(HERE | {"show_default": True})),
 ]
+Grower = Annotated[
+    Path, typer.Option("--checkpoint", help="Model that grows the trees.", **ANYWHERE)
+]
+Answered = Annotated[
+    Path,
+    typer.Option("--problems", help="Problems file that the checkpoint answers.", **ANYWHERE),
+]
 _NANO = Path("nano")
 
 
@@ -77,10 +84,8 @@ def bench_rollout(
     ),
 )
 def bench_schedule(
-    checkpoint: Annotated[Path, typer.Option(help="Model that grows the trees.", **ANYWHERE)],
-    problems: Annotated[
-        Path, typer.Option(help="Problems file that the checkpoint answers.", **ANYWHERE)
-    ],
+    checkpoint: Grower,
+    problems: Answered,
     trees: Annotated[
         int, typer.Option(help="Trees of a rollout: one for each of the first problems.", min=2)
     ] = 256,
@@ -106,10 +111,8 @@ def bench_schedule(
     ),
 )
 def bench_carry_over(
-    checkpoint: Annotated[Path, typer.Option(help="Model that grows the trees.", **ANYWHERE)],
-    problems: Annotated[
-        Path, typer.Option(help="Problems file that the checkpoint answers.", **ANYWHERE)
-    ],
+    checkpoint: Grower,
+    problems: Answered,
     groups: Annotated[
         int, typer.Option(help="Groups of trees: one for each of the first problems.", min=2)
     ] = 64,

@@ -45,19 +45,7 @@ def make_policy_rollout(
     work on each tree, unless trees are split over that axis too.
     """
     tensor = 1 if TENSOR in axes else mesh.shape[TENSOR]
-    cache_lengths = schedule.cache_lengths(limits.window)
-    decode, init_cache = make_decode(model, cache_lengths, on_tpu(mesh), tensor)
-
-    return make_rollout(
-        decode,
-        init_cache,
-        limits,
-        schedule,
-        mesh,
-        axes,
-        prepare=lambda params: cast_and_prepare(params, model, mesh, tensor),
-        specs=lambda prepared: decode_specs(prepared, model, tensor),
-    )
+    return make_rollout(**_policy(model, limits, schedule, mesh, tensor), axes=axes)
 
 
 def make_policy_carry_over(
@@ -67,20 +55,28 @@ def make_policy_carry_over(
 
     See `threads.make_carry_over_rollout`; devices share trees as in `make_policy_rollout`.
     """
-    tensor = mesh.shape[TENSOR]
+    policy = _policy(model, limits, schedule, mesh, mesh.shape[TENSOR])
+    return make_carry_over_rollout(**policy, carry_over=carry_over)
+
+
+def _policy(
+    model: ModelConfig, limits: Limits, schedule: Schedule, mesh: Mesh, tensor: int
+) -> dict[str, Any]:
+    """Returns what both kinds of rollout are made of.
+
+    `tensor` is that of `make_decode`.
+    """
     cache_lengths = schedule.cache_lengths(limits.window)
     decode, init_cache = make_decode(model, cache_lengths, on_tpu(mesh), tensor)
-
-    return make_carry_over_rollout(
-        decode,
-        init_cache,
-        limits,
-        schedule,
-        carry_over,
-        mesh,
-        prepare=lambda params: cast_and_prepare(params, model, mesh, tensor),
-        specs=lambda prepared: decode_specs(prepared, model, tensor),
-    )
+    return {
+        "decode": decode,
+        "init_cache": init_cache,
+        "limits": limits,
+        "schedule": schedule,
+        "mesh": mesh,
+        "prepare": lambda params: cast_and_prepare(params, model, mesh, tensor),
+        "specs": lambda prepared: decode_specs(prepared, model, tensor),
+    }
 
 
 def cast_and_prepare(params: Params, model: ModelConfig, mesh: Mesh, tensor: int = 1) -> Params:
