@@ -6,8 +6,8 @@ child may spawn, too. Every puzzle needs one guess, or two within one another.
 
     apr reproduce --config experiments/sudoku.py --out runs/sudoku
 
-It trains "serial" and "nested". Both are also evaluated in a window of 112: every nested
-demonstration fits in it, and serial ones that go back more than once hardly ever do.
+It trains "serial" and "nested". Both are also evaluated in windows of 512 and 400: nearly every
+nested demonstration fits in them, and of the serial ones 87% and 58%.
 """
 
 from apr_jax.config import EvalConfig, Experiment
@@ -26,15 +26,15 @@ def experiment() -> Experiment:
         task=TaskConfig("sudoku", least_levels=1, most_levels=2),
         data=DataConfig(demonstrations=12_000, heldout=1_000),
         model=ModelConfig(layers=3, width=96, heads=3, kv_heads=1, head_size=32, mlp=256),
-        limits=Limits(window=176, max_thread_tokens=176, max_threads=9, children=2, max_depth=2),
-        schedule=Schedule(slots=64, prefill_batch=8, prefill_chunk=16, context_buckets=(56, 112)),
+        limits=Limits(window=768, max_thread_tokens=768, max_threads=9, children=2, max_depth=2),
+        schedule=Schedule(slots=64, prefill_batch=8, prefill_chunk=16, context_buckets=(192, 384)),
         train=TrainConfig(
             sft=SftConfig(
-                steps=8_000,
-                batch_rows=4,
-                save_every=4_000,
+                steps=4_000,
+                batch_rows=3,
+                save_every=2_000,
                 log_every=50,
-                validate_every=4_000,
+                validate_every=2_000,
                 validation=200,
                 optimizer=OptimizerConfig(name="muon", lr=4e-3),
             ),
@@ -50,6 +50,6 @@ def experiment() -> Experiment:
             ),
         ),
         evaluate=EvalConfig(
-            batch=250, problems=1_000, windows=(112,), methods=("serial", "nested")
+            batch=250, problems=1_000, windows=(512, 400), methods=("serial", "nested")
         ),
     )

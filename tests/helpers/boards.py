@@ -3,8 +3,7 @@
 import functools
 import re
 
-FILL = re.compile(r"([a-f][1-6])=([1-6])")
-PIECE = re.compile(r"(?P<cell>[a-f][1-6])=(?P<digit>[1-6])|(?P<mark>[!>])|\?(?P<others>[1-6]*)")
+FILL = re.compile(r"([a-f][1-6])=([1-6.])")
 
 
 def units(size=6, box_rows=2, box_columns=3):
@@ -82,12 +81,17 @@ def count_solutions(board, most=10):
 
 
 def read(text):
-    """The board of a text that names each cell at most once."""
+    """The board of a text that fills each cell at most once."""
     assert re.fullmatch(f"(?:{FILL.pattern})*", text), text
-    fills = FILL.findall(text)
+    fills = [(cell, digit) for cell, digit in FILL.findall(text) if digit != "."]
     board = {cell: int(digit) for cell, digit in fills}
     assert len(board) == len(fills), text
     return board
+
+
+def write(board):
+    """The text of a board: every cell in reading order."""
+    return "".join(f"{cell}={board.get(cell, '.')}" for cell in sorted(frozenset().union(*UNITS)))
 
 
 def read_givens(givens):

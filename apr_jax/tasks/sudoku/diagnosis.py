@@ -10,26 +10,29 @@ a right solution that a child found, and its parent did not join, is a failure o
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 
 from apr_jax.tasks.base import Diagnosis, Fault, Spawn, Thread
-from apr_jax.tasks.sudoku.board import CELL_OF, CELLS, Board, Cells
+from apr_jax.tasks.sudoku.board import CELL_OF, Board, Cells
 from apr_jax.tasks.sudoku.trace import (
     BACK,
     DEAD,
+    PASS,
     Fill,
     before_last_guess,
+    cells_of,
     read_board,
     read_fills,
-    write,
     write_board,
+    write_mark,
+    write_state,
 )
 
 FAULT_KINDS = {
-    "overwritten": "a cell that has a digit got another one: a given was changed, for example",
-    "conflict": "a digit was put where its row, column or box has it already",
-    "propagation": "a cell was filled that was not forced, without a guess",
-    "contradiction": "`!` stands where every cell can have a digit",
+    "overwritten": "a cell that has a digit was marked or filled again",
+    "conflict": "a digit was called allowed where its row, column or box has it already",
+    "excluded": "a mark leaves out a digit that its cell can have",
+    "contradiction": "`!` stands behind a cell that can have a digit",
+    "unmarked": "a cell was filled without a mark or a guess",
     "guess": "a guess leaves out a digit that its cell can have, or names another one",
     "back": "a thread did not go back to the board before its last guess with digits left",
     "message": "a child was told another board than its parent's with one digit more",
@@ -37,7 +40,10 @@ FAULT_KINDS = {
     "answer": "a thread joined another board than it had, or gave up with digits left to try",
     "unreadable": "something that is no piece of a trace",
 }
-_PIECE = re.compile(r"(?:\?([1-6]*))?([a-f][1-6])=([1-6])|!|>")
+_FILL = re.compile(r"(?:\?([1-6]*))?([a-f][1-6])=([1-6])")
+_MARK = re.compile(r"([a-f][1-6]):([1-6]+|!)")
+_PIECE = re.compile(rf"{_FILL.pattern}|{_MARK.pattern}|[/>]")
+_BOARD = re.compile(r"(?:[a-f][1-6]=[1-6.])*")
 
 
 def diagnose(givens: Cells, solution: Cells, thread: Thread, cut: bool) -> Diagnosis:
@@ -59,9 +65,7 @@ def diagnose(givens: Cells, solution: Cells, thread: Thread, cut: bool) -> Diagn
             return Diagnosis((), found=False, hopeful=False)
         start = told
 
-    # Ways back list the prompt as it stands, and a child's is not in reading order.
-    prompt = read_fills(thread.prompt or write_board(givens))
-    reader = _Reader(prompt or [], solution)
+    reader = _Reader(read_fills(write_board(start)) or [], solution)
     hopeful = all(digit in (0, right) for digit, right in zip(start, solution, strict=True))
     for part in thread.body:
         if isinstance(part, Spawn):
@@ -89,29 +93,30 @@ class _Reader:
         self.faults: list[Fault] = []
         self.found = False
         self._solution = solution
-        self._fills = fills  # Those that count: behind the last way back.
-        self._gave_up = False  # The last piece was `!`.
+        self._fills = fills  # Those that count, in the order in which they were filled.
+        self._marked: dict[int, set[int]] = {}  # Cell -> digits of its last mark.
+        self._gave_up = False  # The last piece was a mark with `!`.
         self._spawned = False
 
     def text(self, text: str, is_cut: bool) -> None:
         """Reads a text piece by piece; the last piece may be half a piece if it `is_cut`."""
         place = 0
         while place < len(text):
-            match = _PIECE.match(text, place)
-            if match is None:
-                place = self._unreadable(text, place, is_cut)
-            elif match[0] == BACK:
-                place = self._back(text, match.end(), is_cut)
-            elif match[0] == DEAD:
-                if not Board(_cells(self._fills)).is_dead():
-                    self._fault("contradiction", DEAD, self._is_right(self._fills))
-                self._gave_up = True
+            if match := _MARK.match(text, place):
                 place = match.end()
-            else:
+                if not (is_cut and place == len(text)):  # More digits might have followed.
+                    self._mark(CELL_OF[match[1]], match[2])
+            elif match := _FILL.match(text, place):
                 self._fill(_fill(match))
                 place = match.end()
+            elif text[place] == BACK:
+                place = self._back(text, place + 1, is_cut)
+            elif text[place] == PASS:
+                place += 1
+            else:
+                place = self._unreadable(text, place, is_cut)
         # A board can only be full at the end of a text: full boards have no next piece.
-        if self._is_right(self._fills) and 0 not in _cells(self._fills):
+        if self._is_right(self._fills) and 0 not in cells_of(self._fills):
             self.found = True
 
     def _unreadable(self, text: str, place: int, is_cut: bool) -> int:
@@ -122,53 +127,76 @@ class _Reader:
             self._fault("unreadable", text[place:end], False)
         return end
 
+    def _mark(self, cell: int, marked: str) -> None:
+        """Reads which digits are called allowed in a cell; one alone is filled in."""
+        digits = set() if marked == DEAD else set(map(int, marked))
+        cells = cells_of(self._fills)
+        allowed = set(Board(cells).candidates(cell))
+        text = write_mark(cell, sorted(digits))
+        is_loss = self._is_right(self._fills) and self._solution[cell] not in digits
+        if self._gave_up:
+            # The thread goes on with a board that it has called dead.
+            self._gave_up = False
+            self._fault("back", text, self._can_go_back())
+        elif cells[cell]:
+            self._fault("overwritten", text, is_loss)
+        elif digits - allowed:
+            self._fault("conflict", text, is_loss)
+        elif not digits and allowed:
+            self._fault("contradiction", text, is_loss)
+        elif allowed - digits:
+            self._fault("excluded", text, is_loss)
+
+        self._marked[cell] = digits
+        if not digits:
+            self._gave_up = True
+        elif len(digits) == 1:
+            self._fills = [*self._fills, Fill(cell, *digits)]
+
     def _fill(self, fill: Fill) -> None:
-        """Reads a cell that is filled, forced or guessed."""
-        cells = _cells(self._fills)
-        candidates = Board(cells).candidates(fill.cell)
+        """Reads a guess."""
+        cells = cells_of(self._fills)
+        candidates = set(Board(cells).candidates(fill.cell))
         was_right = self._is_right(self._fills)
         is_loss = was_right and fill.digit != self._solution[fill.cell]
         if self._gave_up:
-            # The thread goes on with a board that it has called dead.
             self._gave_up = False
             self._fault("back", str(fill), self._can_go_back())
         elif cells[fill.cell]:
             self._fault("overwritten", str(fill), is_loss)
-        elif fill.digit not in candidates:
-            self._fault("conflict", str(fill), is_loss)
-        elif fill.others is not None:
-            tried = (fill.digit, *fill.others)
-            if sorted(tried) != list(candidates):
+        elif fill.others is None:
+            self._fault("unmarked", str(fill), is_loss)
+        else:
+            tried = {fill.digit, *fill.others}
+            # A wrong mark is a fault of its own, and what follows from it is none.
+            if tried not in (candidates, self._marked.get(fill.cell)):
                 is_loss = was_right and self._solution[fill.cell] not in tried
                 self._fault("guess", str(fill), is_loss)
-        elif len(candidates) > 1:
-            self._fault("propagation", str(fill), is_loss)
         self._fills = [*self._fills, fill]
 
     def _back(self, text: str, start: int, is_cut: bool) -> int:
         """Reads a way back, whose text begins at `start`; returns where it ends."""
         gave_up = self._gave_up
         self._gave_up = False
+        self._marked = {}
         expected = before_last_guess(self._fills)
         if not gave_up or expected is None:
             self._fault("back", BACK, self._is_right(self._fills))
         if expected is None:
             return start
 
-        wanted = write(expected)
+        wanted = write_state(expected)
         if is_cut and wanted.startswith(text[start:]):
             return len(text)
         if text.startswith(wanted, start):
             self._fills = expected
             return start + len(wanted)
 
-        # The thread went back to another board. As many cells as were wanted are taken for it.
-        fills: list[Fill] = []
-        end = start
-        while len(fills) < len(expected):
-            match = _PIECE.match(text, end)
-            if match is None or match[0] in (BACK, DEAD):
-                break
+        # The thread went back to another board, and to the guesses that stand behind it.
+        board = _matched(_BOARD, text, start)
+        fills = read_fills(board[0]) or []
+        end = board.end()
+        while match := _FILL.match(text, end):
             fills.append(_fill(match))
             end = match.end()
         is_loss = self._is_right(expected) and not self._is_right(fills)
@@ -179,7 +207,7 @@ class _Reader:
     def spawn(self, messages: list[str]) -> None:
         """Reads messages, which must try every digit of one cell."""
         self._spawned = True
-        cells = _cells(self._fills)
+        cells = cells_of(self._fills)
         board = Board(cells)
         tried: dict[int, set[int]] = {}  # Cell -> digits that a child was told; one cell is right.
         wrong = []
@@ -210,7 +238,7 @@ class _Reader:
 
     def answer(self, answer: str) -> None:
         """Reads the answer that the thread joined at its end."""
-        cells = _cells(self._fills)
+        cells = cells_of(self._fills)
         joined = read_board(answer)
         if joined == self._solution:
             return  # To join the right board without all of the work does no harm.
@@ -243,16 +271,15 @@ class _Reader:
         self.faults.append(Fault(kind, text, decisive))
 
 
+def _matched(pattern: re.Pattern[str], text: str, start: int) -> re.Match[str]:
+    """Returns the match of a pattern that matches everywhere."""
+    match = pattern.match(text, start)
+    assert match is not None
+    return match
+
+
 def _fill(match: re.Match[str]) -> Fill:
     """Returns the cell that a piece fills."""
     others, cell, digit = match.groups()
     tried_later = None if others is None else tuple(map(int, others))
     return Fill(CELL_OF[cell], int(digit), tried_later)
-
-
-def _cells(fills: Iterable[Fill]) -> Cells:
-    """Returns the board that is filled so far; a cell that was overwritten has its last digit."""
-    cells = [0] * CELLS
-    for fill in fills:
-        cells[fill.cell] = fill.digit
-    return tuple(cells)

@@ -3,7 +3,7 @@
 The life of a problem:
 1. `board.draw` draws a puzzle with one solution. Puzzles that need too few guesses within one
    another are drawn again, because in most of them every cell is forced sooner or later.
-2. The root thread is given the filled cells, `a2=3b4=5...`.
+2. The root thread is given the board, `a1=.a2=3...`.
 3. `trace.work` demonstrates how a thread fills the board: alone, by guesses that it takes back, or
    with a child for each digit of the tightest cell.
 4. A thread joins the full board, or nothing if the board that it was told has no solution. `score`

@@ -40,91 +40,97 @@ def solution(problem):
     return board
 
 
-def fill_forced(board, text):
-    """Reads fills from a text, each of which must be the first forced cell; returns the rest."""
-    while match := boards.FILL.match(text):
-        assert not boards.is_dead(board)
-        cell, digit = match[1], int(match[2])
-        assert boards.forced(board) == (cell, digit)
-        board[cell] = digit
-        text = text[match.end() :]
-    assert boards.is_dead(board) or boards.forced(board) is None, "a forced cell was left out"
-    return text
+def follow_passes(board, text):
+    """Follows marks of empty cells, pass by pass; fills the board, and returns the rest.
+
+    A pass is a reading of all cells that are empty when it begins.
+    """
+    while True:
+        filled = False
+        for cell in boards.empty(board):
+            digits = boards.candidates(board, cell)
+            mark = f"{cell}:{''.join(map(str, digits)) or '!'}"
+            assert text.startswith(mark)
+            text = text[len(mark) :]
+            if not digits:
+                return text
+            if len(digits) == 1:
+                board[cell] = digits[0]
+                filled = True
+        if not boards.empty(board) or not filled:
+            return text
+        assert text.startswith("/")
+        text = text[1:]
 
 
-def follow_alone(prompt, text):
+def follow_alone(board, text):
     """Follows a thread without children; returns the board at its end, None if it is dead.
 
-    What is open is a stack: for each guess the text before it, and the digits that are left.
+    What is open is a stack: for each guess the board before it, its cell, the digits that are left,
+    and the cells that were filled since, in their order.
     """
-    written = prompt  # What counts: all behind the last way back.
-    board = boards.read(prompt)
-    open_guesses = []
+    board = dict(board)
+    stack = []
     while True:
-        rest = fill_forced(board, text)
-        written += text[: len(text) - len(rest)]
+        before = dict(board)
+        text = follow_passes(board, text)
+        if stack:
+            stack[-1]["since"] += text_of_new(before, board)
         if not boards.empty(board):
-            assert rest == "" and boards.is_solution(board)
+            assert text == "" and boards.is_solution(board)
             return board
 
         if not boards.is_dead(board):
-            mark, others, cell, digit = re.match(r"(\?)([1-6]*)([a-f][1-6])=([1-6])", rest).groups()
-            assert cell == boards.tightest(board)
-            assert [int(digit), *map(int, others)] == boards.candidates(board, cell)
-            open_guesses.append((written, dict(board), cell, others))
-            guess = f"{mark}{others}{cell}={digit}"
+            cell = boards.tightest(board)
+            digit, *others = boards.candidates(board, cell)
+            written = ""
         else:
-            assert rest.startswith("!")
-            rest = rest[1:]
-            while open_guesses and not open_guesses[-1][3]:
-                open_guesses.pop()
-            if not open_guesses:
-                assert rest == ""
+            while stack and not stack[-1]["others"]:
+                stack.pop()
+            if not stack:
+                assert text == ""
                 return None
-            written, before, cell, (digit, *left) = open_guesses.pop()
-            board = dict(before)
-            open_guesses.append((written, before, cell, "".join(left)))
-            guess = f">{written}?{''.join(left)}{cell}={digit}"
-            assert rest.startswith(guess)
-            guess_alone = guess.removeprefix(f">{written}")
-            written += guess_alone
-            board[cell] = int(digit)
-            text = rest[len(guess) :]
-            continue
-        assert rest.startswith(guess)
-        written += guess
-        board[cell] = int(digit)
-        text = rest[len(guess) :]
+            guess = stack.pop()
+            board, cell, (digit, *others) = guess["before"], guess["cell"], guess["others"]
+            first = stack[0]["before"] if stack else board
+            written = ">" + boards.write(first) + "".join(one["since"] for one in stack)
+        new = f"?{''.join(map(str, others))}{cell}={digit}"
+        assert text.startswith(written + new)
+        text = text[len(written + new) :]
+        stack.append({"before": dict(board), "cell": cell, "others": others, "since": new})
+        board = {**board, cell: digit}
+
+
+def text_of_new(before, board):
+    """The cells that were filled, which a dict keeps in their order."""
+    return "".join(f"{cell}={digit}" for cell, digit in board.items() if cell not in before)
 
 
 def follow(thread, levels):
     """Follows a thread whose tree may have so many levels more; returns what it must answer."""
-    text = thread.body[0] if isinstance(thread.body[0], str) else ""
+    text = thread.body[0]
+    board = boards.read(thread.prompt)
     if levels == 0:
-        assert thread.body == (text,)
-        board = follow_alone(thread.prompt, text)
+        assert len(thread.body) == 1
+        board = follow_alone(board, text)
     else:
-        board = boards.read(thread.prompt)
-        rest = fill_forced(board, text)
+        assert follow_passes(board, text) == ""
         if boards.is_dead(board):
-            assert rest == "!" and len(thread.body) == 1
+            assert len(thread.body) == 1
             board = None
         elif boards.empty(board):
-            assert rest == ""
-            spawn = thread.body[-1]
-            assert len(thread.body) == (2 if text else 1)
+            _, spawn = thread.body
             cell = boards.tightest(board)
-            messages = [
-                f"{thread.prompt}{text}{cell}={digit}" for digit in boards.candidates(board, cell)
+            told = [
+                f"{boards.write(board)}{cell}={digit}" for digit in boards.candidates(board, cell)
             ]
-            assert [child.prompt for child in spawn.children] == messages
+            assert [child.prompt for child in spawn.children] == told
             found = [follow(child, levels - 1) for child in spawn.children]
             (board,) = [one for one in found if one] or [None]
         else:
-            assert rest == "" and len(thread.body) == 1
+            assert len(thread.body) == 1
 
-    answer = "".join(f"{cell}={board[cell]}" for cell in sorted(board)) if board else ""
-    assert thread.answer == answer
+    assert thread.answer == (boards.write(board) if board else "")
     return board
 
 
@@ -134,7 +140,7 @@ def test_every_step_of_a_demonstration_is_by_the_rules(method, levels):
     for drawn in DRAWN:
         tree = TASK.demonstrate(drawn, method, 0)
         assert tree == TASK.demonstrate(drawn, method, 1)
-        assert tree.prompt == TASK.prompt(drawn)
+        assert tree.prompt == TASK.prompt(drawn) == boards.write(boards.read(tree.prompt))
         assert boards.read(tree.prompt) == boards.read_givens(drawn.data["givens"])
         assert follow(tree, levels) == solution(drawn)
         assert TASK.score(drawn, tree.answer).correct
@@ -151,13 +157,16 @@ def test_draws_need_as_many_guesses_as_asked_for():
     assert TASK.draw(3) == TASK.draw(3) != TASK.draw(4)
 
 
-def test_cell_and_digit_are_one_token():
+def test_a_cell_of_a_board_is_one_token_and_a_mark_is_two():
     tree = TASK.demonstrate(DRAWN[0], "serial", 0)
     tokenizer = SentencePieceTokenizer.train([tree.prompt], TASK.phrases, TASK.alphabet)
     assert len(tokenizer.encode(tree.answer)) == 36
     for thread in flatten(TASK.demonstrate(DRAWN[0], "nested", 0)):
-        assert tokenizer.decode(tokenizer.encode(thread.prompt)) == thread.prompt
+        text = thread.body[0]
+        for written in (thread.prompt, text):
+            assert tokenizer.decode(tokenizer.encode(written)) == written
         assert len(tokenizer.encode(thread.prompt)) == len(thread.prompt) // 4
+        assert len(tokenizer.encode(text)) == 2 * text.count(":") + text.count("/")
 
 
 def test_only_the_solution_is_right_in_any_order():

@@ -11,7 +11,7 @@ from apr_jax.tasks import Spawn, TaskConfig, Thread, flatten, make_task
 
 TASK = make_task(TaskConfig("sudoku"))
 DRAWN = [TASK.draw(seed) for seed in range(25)]
-PIECE = re.compile(r"(?:\?[1-6]*)?[a-f][1-6]=[1-6]|!|>")
+MARK = re.compile(r"([a-f][1-6]):([1-6]+|!)")
 
 
 def as_read(thread, root):
@@ -37,6 +37,11 @@ def other(digit):
     return str(int(digit) % 6 + 1)
 
 
+def given_of(problem):
+    """A cell that has a digit from the beginning, and the digit."""
+    return re.search(r"([a-f][1-6])=([1-6])", TASK.prompt(problem)).groups()
+
+
 @pytest.mark.parametrize("method", ["serial", "parallel", "nested"])
 def test_demonstrations_have_no_fault(method):
     hopeful = set()
@@ -57,27 +62,33 @@ def test_demonstrations_have_no_fault(method):
     assert hopeful == ({True} if method == "serial" else {True, False})
 
 
-def test_changed_step_has_its_kind_and_counts_first():
-    seen = set()
+def test_changed_mark_has_its_kind_and_counts_first():
     for problem in DRAWN:
         root, text = serial(problem)
-        first = PIECE.search(text)
-        if first[0].startswith("?"):
-            continue
-        cell, digit = first[0][:2], first[0][3]
-        given = TASK.prompt(problem)[:4]
+        first = MARK.match(text)
+        cell, allowed = first.groups()
+        right = re.search(f"{cell}=([1-6])", solution_of(problem))[1]
+        wrong = next(digit for digit in "123456" if digit not in allowed)
+        given, digit = given_of(problem)
         changed = {
-            "conflict": f"{cell}={other(digit)}",  # The digit was the only one that is allowed.
-            "overwritten": given[:3] + other(given[3]),
-            "unreadable": "b4",
-            "contradiction": "!",
+            "conflict": (f"{cell}:{''.join(sorted(allowed + wrong))}", False),
+            "contradiction": (f"{cell}:!", True),
+            "overwritten": (f"{given}:{other(digit)}", True),
+            "unmarked": (f"{cell}={wrong}", True),
+            "unreadable": ("b4", False),
         }
-        for kind, piece in changed.items():
-            diagnosis = TASK.diagnose(problem, with_text(root, piece + text), False)
+        if len(allowed) > 1:
+            changed["excluded"] = (f"{cell}:{allowed.replace(right, '')}", True)
+        for kind, (piece, is_loss) in changed.items():
+            told = with_text(root, piece + text[first.end() :])
+            diagnosis = TASK.diagnose(problem, told, False)
             assert (kinds(diagnosis)[0], diagnosis.faults[0].text) == (kind, piece)
-            assert diagnosis.faults[0].decisive == (kind != "unreadable")
-            seen.add(kind)
-    assert len(seen) == 4
+            assert diagnosis.faults[0].decisive == is_loss
+
+        kept = with_text(root, f"{cell}:{right}" + text[first.end() :])
+        diagnosis = TASK.diagnose(problem, kept, False)
+        assert kinds(diagnosis)[:1] == (["excluded"] if len(allowed) > 1 else [])
+        assert not any(fault.decisive for fault in diagnosis.faults[:1])
 
 
 def test_guesses_are_held_to_the_candidates():
@@ -88,13 +99,26 @@ def test_guesses_are_held_to_the_candidates():
         unmarked = f"{guess[2]}={guess[3]}"
         right = unmarked in solution_of(problem)
         diagnosis = TASK.diagnose(problem, with_text(root, before + unmarked + after), False)
-        assert kinds(diagnosis)[0] == "propagation"
+        assert kinds(diagnosis)[0] == "unmarked"
         assert diagnosis.faults[0].decisive == (not right)
 
         fewer = f"?{unmarked}"
         diagnosis = TASK.diagnose(problem, with_text(root, before + fewer + after), False)
         assert kinds(diagnosis)[0] == "guess" and diagnosis.faults[0].text == fewer
         assert diagnosis.faults[0].decisive == (not right)
+
+
+def test_guess_that_follows_a_wrong_mark_counts_once():
+    for problem in DRAWN:
+        root, text = serial(problem)
+        guess = re.search(r"\?([1-6]+)([a-f][1-6])=([1-6])", text)
+        place = text.rindex(f"{guess[2]}:", 0, guess.start())
+        mark = MARK.match(text, place)
+        more = next(digit for digit in "123456" if digit not in mark[2])
+        before = text[: mark.start()] + f"{mark[0]}{more}" + text[mark.end() : guess.start()]
+        wrong = before + f"?{guess[1]}{more}{guess[2]}={guess[3]}"
+        diagnosis = TASK.diagnose(problem, with_text(root, wrong), True)
+        assert kinds(diagnosis) == ["conflict"] and not diagnosis.faults[0].decisive
 
 
 def test_way_back_to_another_board_is_found():
@@ -105,13 +129,16 @@ def test_way_back_to_another_board_is_found():
         if not mark:
             continue
         looked_at += 1
-        changed = back[:3] + other(back[3]) + back[4:]  # A given.
+        given, digit = given_of(problem)
+        changed = back.replace(f"{given}={digit}", f"{given}={other(digit)}", 1)
         diagnosis = TASK.diagnose(problem, with_text(root, before + mark + changed), False)
         assert kinds(diagnosis)[0] == "back"
         # The thread goes on with the board that it called dead; or goes back from one that is not.
-        onward = TASK.diagnose(problem, with_text(root, f"{before}!{back}"), False)
+        behind_board = back[back.index("?") :]
+        onward = TASK.diagnose(problem, with_text(root, f"{before}!{behind_board}"), False)
         assert kinds(onward)[0] == "back"
-        early = TASK.diagnose(problem, with_text(root, f"{before}>{back}"), False)
+        whole = before[: before.rindex(":") - 2]  # Without the mark of the dead cell.
+        early = TASK.diagnose(problem, with_text(root, f"{whole}>{back}"), False)
         assert kinds(early)[0] == "back" and len(early.faults) == 1
     assert looked_at > 5
 
@@ -132,9 +159,9 @@ def test_messages_try_every_digit_of_one_cell():
             "",
             "x",
             first.prompt,
-            second.prompt[4:],
-            second.prompt[:3] + other(second.prompt[3]) + second.prompt[4:],
             second.prompt[:-4],
+            second.prompt + first.prompt[-4:],
+            re.sub("=([1-6])", lambda match: "=" + other(match[1]), second.prompt, count=1),
         ]
         for wrong in wrongs:
             told = Spawn((first, Thread(wrong, (), "")))
@@ -156,8 +183,8 @@ def test_answers_are_held_to_the_board():
 
     tree = TASK.demonstrate(problem, "nested", 0)
     spawned = as_read(tree, tree)
-    given = TASK.prompt(problem)[:4]
-    changed = right.replace(given, given[:3] + other(given[3]))
+    given, digit = given_of(problem)
+    changed = right.replace(f"{given}={digit}", f"{given}={other(digit)}")
     for answer, expected in [(right, []), ("", []), (changed, ["answer"]), ("x", ["answer"])]:
         diagnosis = TASK.diagnose(problem, dataclasses.replace(spawned, answer=answer), False)
         assert kinds(diagnosis) == expected and not diagnosis.found
@@ -165,7 +192,8 @@ def test_answers_are_held_to_the_board():
 
 def test_hostile_text_never_raises():
     rng = random.Random(0)
-    pieces = ["a1=1", "b2=3", "?3c4=2", "?c4=2", "!", ">", "x", "=", "\ud800", "\u0661", "?", "a1="]
+    pieces = ["a1=1", "b2:3", "b2:13", "c1:!", "a1=.", "?3c4=2", "?c4=2", "!", ">", "/", "x", "="]
+    pieces += ["\ud800", "\u0661", "?", "a1=", "a1:"]
     for _ in range(400):
         texts = ["".join(rng.choices(pieces, k=rng.randrange(12))) for _ in range(5)]
         told = Spawn((Thread(texts[1], (), ""), Thread(texts[2], (), "")))
