@@ -151,7 +151,7 @@ class _Reader:
         if not digits:
             self._gave_up = True
         elif len(digits) == 1:
-            self._fills = [*self._fills, Fill(cell, *digits)]
+            self._fills = [*self._fills, Fill(cell, min(digits))]
 
     def _fill(self, fill: Fill) -> None:
         """Reads a guess."""
