@@ -30,11 +30,11 @@ def experiment() -> Experiment:
         schedule=Schedule(slots=64, prefill_batch=8, prefill_chunk=16, context_buckets=(192, 384)),
         train=TrainConfig(
             sft=SftConfig(
-                steps=4_000,
-                batch_rows=3,
-                save_every=2_000,
+                steps=6_000,
+                batch_rows=2,
+                save_every=3_000,
                 log_every=50,
-                validate_every=2_000,
+                validate_every=3_000,
                 validation=200,
                 optimizer=OptimizerConfig(name="muon", lr=4e-3),
             ),
