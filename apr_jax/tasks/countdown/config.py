@@ -5,6 +5,7 @@ from typing import Literal
 
 MAX_NUMBERS = 6  # As in the game. Brute force solves a problem of six in some 20 ms.
 MAX_NUMBERS_OF_ALL = 4  # Where all solutions are asked for: brute force takes some 3 ms.
+BIDIRECTIONAL_NUMBERS = 4  # One step from the numbers and one from the target leave one between.
 MAX_VALUE = 999_999  # Largest number, and largest target.
 
 
@@ -38,6 +39,14 @@ class SolverConfig:
         window: `<bos>`, prompt, trace, `<join>`, answer and `<eos>`, in tokens of its text form.
       render: text form of a trace: "compact", with few tokens, or "sos", the lines of Stream of
         Search.
+      search: "beam" searches forward from the numbers, as published. "bidirectional" searches from
+        the numbers and from the target (`bidirectional.py`): of everything, in a third of the text,
+        so that children need no long list of messages, and a serial search fits the window. There
+        APR's beam is the number of pairs that get a child, SoS+ tries all pairs,
+        `max_intermediate` bounds every number that leaves two, needs included, and the options
+        about ranking, coins and shuffling have no effect.
+      false_claims: with "bidirectional", the probability that a child that finds nothing claims a
+        solution that is nearly right, which the root rejects. Without any, nobody learns to reject.
     """
 
     serial_beam: int = 5
@@ -52,6 +61,8 @@ class SolverConfig:
     condition: float = 0.5
     window_bin: int = 512
     render: Literal["compact", "sos"] = "compact"
+    search: Literal["beam", "bidirectional"] = "beam"
+    false_claims: float = 0.0
 
     def __post_init__(self):
         positive = (
@@ -79,9 +90,19 @@ class SolverConfig:
                 f"task.solver.max_children={self.max_children} must be at least"
                 f" task.solver.parent_beam={self.parent_beam}: the root's spawn has to fit"
             )
-        for field in ("spawn_probability", "condition"):
+        for field in ("spawn_probability", "condition", "false_claims"):
             if not 0 <= getattr(self, field) <= 1:
                 raise ValueError(f"task.solver.{field}={getattr(self, field)} must be in 0..1")
+        if self.search == "bidirectional" and self.render != "compact":
+            raise ValueError(
+                f"task.solver.render={self.render!r} must be 'compact' with"
+                " task.solver.search='bidirectional'"
+            )
+        if self.search == "beam" and self.false_claims:
+            raise ValueError(
+                f"task.solver.false_claims={self.false_claims} must be 0 with"
+                " task.solver.search='beam', whose roots check no claim"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,6 +144,13 @@ class CountdownConfig:
             raise ValueError(
                 f"task.target_low={self.target_low} must be in"
                 f" 1..task.target_high={self.target_high}"
+            )
+        if self.solver.search == "bidirectional" and (
+            self.numbers != BIDIRECTIONAL_NUMBERS or self.solutions != "one"
+        ):
+            raise ValueError(
+                f"task.solver.search='bidirectional' is for task.numbers={BIDIRECTIONAL_NUMBERS} and"
+                f" task.solutions='one', not {self.numbers} and {self.solutions!r}"
             )
         if self.solutions == "all":
             if self.numbers > MAX_NUMBERS_OF_ALL:

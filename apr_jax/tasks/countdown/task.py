@@ -30,8 +30,15 @@ from apr_jax.tasks.base import (
     Split,
     Task,
     Thread,
+    flatten,
 )
-from apr_jax.tasks.countdown import render_compact, render_sos, solvers
+from apr_jax.tasks.countdown import (
+    bidirectional,
+    check_bidirectional,
+    render_compact,
+    render_sos,
+    solvers,
+)
 from apr_jax.tasks.countdown.all_solutions import SOLUTION, score_all, search_all
 from apr_jax.tasks.countdown.check_compact import check_thread
 from apr_jax.tasks.countdown.config import (
@@ -40,7 +47,6 @@ from apr_jax.tasks.countdown.config import (
     MAX_VALUE,
     CountdownConfig,
 )
-from apr_jax.tasks.countdown.events import children
 from apr_jax.tasks.countdown.problems import draw, numbers_of, solve, split_problems
 from apr_jax.tasks.countdown.puzzle import Puzzle
 from apr_jax.tasks.problem_files import cut
@@ -68,6 +74,7 @@ class Countdown(Task):
             "numbers lost or made up, a step from a state that was never reached, a state left out"
         ),
         "message": "a child was told something that does not follow from its parent's state",
+        "check": "a root rejected a right solution that it had found",
         "answer": "where all solutions are asked for: a thread joined others than it had found",
     }
 
@@ -75,6 +82,11 @@ class Countdown(Task):
     def _wants_all(self) -> bool:
         """Whether all solutions are asked for."""
         return self.config.solutions == "all"
+
+    @property
+    def _is_bidirectional(self) -> bool:
+        """Whether demonstrations search from the numbers and from the target."""
+        return self.config.solver.search == "bidirectional"
 
     @property
     def _most_numbers(self) -> int:
@@ -110,6 +122,11 @@ class Countdown(Task):
             requested = Condition("children", 0, solver.max_children)
             most_bins = math.ceil(self.bounds.window / solver.window_bin)
             bins = Condition("window bins", 1, most_bins)
+        if self._is_bidirectional:
+            return {
+                "sos+": Method(parallel=False, condition=bins),
+                "apr": Method(parallel=True, depth=1, condition=requested),
+            }
         return {
             "sos": Method(parallel=False),
             "sos+": Method(parallel=False, condition=bins),
@@ -165,15 +182,20 @@ class Countdown(Task):
         plan = solvers.draw_plan(
             method, solver, rng, conditioned, bounds.children, bounds.max_depth
         )
-        search = solvers.search(puzzle.numbers, puzzle.target, plan, rng)
-        if solver.render == "sos":
+        if self._is_bidirectional:
+            self.check_method(method)
+            spawned = min(plan.beam, plan.max_spawn) if method in solvers.PARALLEL else 0
+            thread = bidirectional.demonstrate(puzzle, "", solver, rng, spawned)
+        elif solver.render == "sos":
+            search = solvers.search(puzzle.numbers, puzzle.target, plan, rng)
             thread = render_sos.render(search, "", puzzle, method)
         else:
+            search = solvers.search(puzzle.numbers, puzzle.target, plan, rng)
             thread = render_compact.render(search, "", puzzle.target)
 
         condition = None
         if conditioned and method in solvers.PARALLEL:
-            condition = children(search)
+            condition = len(flatten(thread)) - 1
         elif conditioned:
             condition = self._window_bins(problem, thread)
         return dataclasses.replace(
@@ -230,7 +252,12 @@ class Countdown(Task):
         """Checks every piece of a compact trace; returns None for the form of Stream of Search."""
         if self.config.solver.render != "compact":
             return None
-        return check_thread(Puzzle.of(problem), thread, cut, self._wants_all)
+        puzzle = Puzzle.of(problem)
+        if self._is_bidirectional:
+            return check_bidirectional.check_thread(
+                puzzle, thread, self.config.solver.max_intermediate, cut
+            )
+        return check_thread(puzzle, thread, cut, self._wants_all)
 
     def check(self, problem: Problem) -> Problem:
         """Returns a problem of a file as the task goes on with it.

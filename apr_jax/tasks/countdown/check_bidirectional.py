@@ -1,0 +1,345 @@
+"""Finds the faults in a trace of a search from both ends that a model wrote.
+
+The parser is written from the description of the form in `bidirectional`, and shares no code with
+it.
+
+Each number is compared with the true one. What is wrong counts once, and the trace is believed from
+there on. A fault is decisive if a solution was lost by it: the thread would have found one, had it
+written the piece right. What is left out is a fault only if a solution was lost by it, and if it is
+within the bound of the search (`task.solver.max_intermediate`).
+
+A root's text behind a spawn holds the checks of what its children joined. Their answers do not
+stand in its own text, so only the form of these checks is looked at.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+from apr_jax.tasks.base import Diagnosis, Fault, Spawn, Thread
+from apr_jax.tasks.countdown.problems import reachable
+from apr_jax.tasks.countdown.puzzle import Puzzle
+
+# As many digits as the verifier reads.
+_NUMBER = r"[0-9]{1,40}"
+_VALUE = rf"[+\-*/]{_NUMBER}"
+_CHECK = rf"(?:{_NUMBER}(?:,{_NUMBER})*!?)?"
+_PAIR = re.compile(rf"({_NUMBER}),({_NUMBER})>({_NUMBER}),({_NUMBER})")
+_MESSAGE = re.compile(rf"({_NUMBER}),({_NUMBER})>({_NUMBER}),({_NUMBER}):({_NUMBER})")
+_NEEDS = re.compile(rf"({_NUMBER}):((?:{_VALUE})*)")
+_RESULTS = re.compile(rf"({_NUMBER}),({_NUMBER}):((?:{_VALUE})*)")
+_TRIALS = rf"(?:{_VALUE}(?:!{_CHECK})?)*"
+_STEP = re.compile(rf"([+\-*/])({_NUMBER})((?:\|(?:{_NUMBER})?{_TRIALS})*)")
+_SECTION = re.compile(rf"\|({_NUMBER})?({_TRIALS})")
+_TRIAL = re.compile(rf"([+\-*/])({_NUMBER})(!?)({_CHECK})")
+_LISTED = re.compile(rf"([+\-*/])({_NUMBER})")
+_CHECKS = re.compile(rf"{_NUMBER}(?:,{_NUMBER})*!?")
+
+
+class _Pair(NamedTuple):
+    """The two numbers of a first step, and the two others."""
+
+    a: int
+    b: int
+    c: int
+    d: int
+
+
+def check_thread(puzzle: Puzzle, thread: Thread, most: int, cut: bool = False) -> Diagnosis:
+    """Finds the faults of one thread, messages to its children included, but not their traces.
+
+    Args:
+      puzzle: numbers and target of the problem.
+      thread: the thread as it was written; its prompt is empty if it is the root.
+      most: the largest number that leaves two numbers; 0 if there is no bound.
+      cut: whether the thread was stopped from outside. Then its last piece may be half a piece, and
+        what it left undone is no fault.
+    """
+    reader = _Reader(puzzle, most, cut)
+    hopeful = puzzle.target in reachable(puzzle.numbers)
+    if thread.prompt:
+        message = _MESSAGE.fullmatch(thread.prompt)
+        if message is None:
+            # Nobody knows what such a thread was to do. The fault is its parent's.
+            return Diagnosis((), found=False, hopeful=False)
+        reader.begin(_Pair(*map(int, message.groups()[:4])))
+        hopeful = reader.pair is not None and any(reader.hits(reader.pair))
+
+    spawned = False
+    for part in thread.body:
+        if isinstance(part, Spawn):
+            reader.messages([child.prompt for child in part.children])
+            spawned = True
+        elif spawned:
+            reader.checks(part, last=part is thread.body[-1])
+        else:
+            reader.text(part, last=part is thread.body[-1])
+    if not cut:
+        reader.end()
+    return Diagnosis(tuple(reader.faults), reader.found, hopeful)
+
+
+def _results(x: int, y: int, most: int) -> dict[str, int]:
+    """Returns operation -> result of two numbers."""
+    large, small = max(x, y), min(x, y)
+    found = {"+": x + y, "-": large - small, "*": x * y}
+    if small and large % small == 0:
+        found["/"] = large // small
+    return {op: result for op, result in found.items() if not most or result <= most}
+
+
+def _needs(number: int, target: int, most: int) -> set[tuple[str, int]]:
+    """Returns each operation and number with which a number makes the target."""
+    found = {("-", number + target)}
+    found.add(("+", target - number) if number <= target else ("-", number - target))
+    if number:
+        found.add(("/", number * target))
+        if target % number == 0:
+            found.add(("*", target // number))
+        if number % target == 0:
+            found.add(("/", number // target))
+    return {(op, other) for op, other in found if not most or other <= most}
+
+
+def _normal(pair: _Pair) -> _Pair:
+    """Returns the pair with both couples of numbers sorted."""
+    return _Pair(*sorted(pair[:2]), *sorted(pair[2:]))
+
+
+def _all_pairs(numbers: tuple[int, ...]) -> set[_Pair]:
+    """Returns every pair of a problem, its numbers sorted."""
+    orders = itertools.permutations(numbers)
+    return {_normal(_Pair(*order)) for order in orders}
+
+
+class _Reader:
+    """Reads one thread, and keeps where it is.
+
+    Args:
+      puzzle: numbers and target of the problem.
+      most: the largest number that leaves two numbers; 0 if there is no bound.
+      cut: whether the thread was stopped from outside.
+
+    Attributes:
+      faults: the faults that were found.
+      found: whether the thread marked a right solution that its check did not reject.
+      pair: the pair below which the thread searches; None before the first.
+      tried: operations of the pair whose results were written.
+    """
+
+    def __init__(self, puzzle: Puzzle, most: int, cut: bool):
+        self.puzzle = puzzle
+        self.most = most
+        self.cut = cut
+        self.faults: list[Fault] = []
+        self.found = False
+        self.pair: _Pair | None = None
+        self.tried: set[str] = set()
+
+    def fault(self, kind: str, text: str, decisive: bool) -> None:
+        """Notes a fault."""
+        self.faults.append(Fault(kind, text, decisive))
+
+    def hits(self, pair: _Pair) -> Iterator[str]:
+        """Yields the operation of a first step for each of its solutions within the bound."""
+        for op, first in _results(pair.a, pair.b, 0).items():
+            for _ in self._hits_below(pair, first):
+                yield op
+
+    def _hits_below(self, pair: _Pair, first: int) -> Iterator[tuple[int | None, str, int]]:
+        """Yields each trial that is a hit: the other number or None, the operation, the number."""
+        target = self.puzzle.target
+        for other, last in ((pair.c, pair.d), (pair.d, pair.c)):
+            wanted = {number for _, number in _needs(last, target, self.most)}
+            for op, number in _results(first, other, self.most).items():
+                if number in wanted:
+                    yield other, op, number
+        made = set(_results(pair.c, pair.d, self.most).values())
+        for op, number in _needs(first, target, self.most):
+            if number in made:
+                yield None, op, number
+
+    def messages(self, texts: list[str]) -> None:
+        """Reads the messages of a spawn; each gives a child a pair of the problem's numbers."""
+        wrong = []
+        told = set()
+        for text in texts:
+            match = _MESSAGE.fullmatch(text)
+            values = tuple(map(int, match.groups())) if match else ()
+            is_right = bool(match) and values[4] == self.puzzle.target
+            if is_right and sorted(values[:4]) == sorted(self.puzzle.numbers):
+                told.add(_normal(_Pair(*values[:4])))
+            else:
+                wrong.append(text)
+        untold = (pair for pair in _all_pairs(self.puzzle.numbers) if pair not in told)
+        decisive = bool(wrong) and any(any(self.hits(pair)) for pair in untold)
+        for text in wrong:
+            self.fault("message", text, decisive)
+
+    def checks(self, text: str, last: bool) -> None:
+        """Reads the checks of what children joined."""
+        for piece in text.split(";"):
+            is_half = self.cut and last and text.endswith(piece)
+            if not _CHECKS.fullmatch(piece) and not is_half:
+                self.fault("bookkeeping", piece, decisive=False)
+
+    def text(self, text: str, last: bool) -> None:
+        """Reads the pieces of a text, which semicolons separate."""
+        pieces = [piece for piece in text.split(";") if piece]
+        for number, piece in enumerate(pieces, start=1):
+            is_half = self.cut and last and number == len(pieces)
+            if match := _PAIR.fullmatch(piece):
+                self.begin(_Pair(*map(int, match.groups())))
+            elif self.pair is None:
+                self.fault("bookkeeping", piece, decisive=False)
+            elif match := _NEEDS.fullmatch(piece):
+                self.needs(self.pair, int(match[1]), match[2], is_half)
+            elif match := _RESULTS.fullmatch(piece):
+                self.results(self.pair, int(match[1]), int(match[2]), match[3], is_half)
+            elif match := _STEP.fullmatch(piece):
+                self.step(self.pair, match[1], int(match[2]), match[3], is_half)
+            elif not is_half:
+                self.fault("bookkeeping", piece, decisive=any(self.hits(self.pair)))
+
+    def begin(self, pair: _Pair) -> None:
+        """Begins the search below a pair."""
+        self.end()
+        self.pair = pair
+        self.tried = set()
+        if sorted(pair) != sorted(self.puzzle.numbers):
+            lost = any(any(self.hits(one)) for one in _all_pairs(self.puzzle.numbers))
+            self.fault("bookkeeping", ",".join(map(str, pair)), lost)
+
+    def end(self) -> None:
+        """Ends the search below a pair: notes first steps that were left out."""
+        if self.pair is None or self.found:
+            return
+        for op in sorted(set(self.hits(self.pair)) - self.tried):
+            text = f"{self.pair.a}{op}{self.pair.b}: not tried"
+            self.fault("bookkeeping", text, decisive=True)
+
+    def needs(self, pair: _Pair, number: int, listed: str, is_half: bool) -> None:
+        """Reads `93:-40-146`, the needs of one of the two other numbers."""
+        if number not in (pair.c, pair.d):
+            # In a serial thread it may be that of another pair.
+            self.fault("bookkeeping", f"{number}:{listed}", decisive=False)
+            return
+        other = pair.d if number == pair.c else pair.c
+        made = reachable((pair.a, pair.b, other))
+        expected, all_needs = (_needs(number, self.puzzle.target, most) for most in (self.most, 0))
+        self.listed(f"{number}:", listed, expected, all_needs, is_half, lambda value: value in made)
+
+    def results(self, pair: _Pair, c: int, d: int, listed: str, is_half: bool) -> None:
+        """Reads `2,93:+95-91*186`, the results of the two other numbers."""
+        if sorted((c, d)) != sorted((pair.c, pair.d)):
+            self.fault("bookkeeping", f"{c},{d}:{listed}", decisive=False)
+            return
+        target = self.puzzle.target
+        firsts = _results(pair.a, pair.b, 0).values()
+        wanted = {number for first in firsts for _, number in _needs(first, target, self.most)}
+        expected, all_results = (set(_results(c, d, most).items()) for most in (self.most, 0))
+        self.listed(f"{c},{d}:", listed, expected, all_results, is_half, wanted.__contains__)
+
+    def listed(
+        self,
+        head: str,
+        listed: str,
+        expected: set[tuple[str, int]],
+        allowed: set[tuple[str, int]],
+        is_half: bool,
+        matters: Callable[[int], bool],
+    ) -> None:
+        """Compares a list with the true one.
+
+        Args:
+          head: what stands before the list.
+          listed: the list as it was written.
+          expected: the operations and numbers that it should hold.
+          allowed: those that it may hold, beyond the bound of the search.
+          is_half: whether it may have been cut off.
+          matters: whether a solution is lost with a number that is left out.
+        """
+        written = {(op, int(text)) for op, text in _LISTED.findall(listed)}
+        lost = [] if is_half else [entry for entry in expected - written if matters(entry[1])]
+        wrong = sorted(written - allowed)
+        if is_half:
+            wrong = []
+        for op, number in wrong:
+            self.fault("arithmetic", f"{head}{op}{number}", decisive=bool(lost))
+        if lost and not wrong:
+            op, number = min(lost)
+            self.fault("arithmetic", f"{head}{op}{number} left out", decisive=True)
+
+    def step(self, pair: _Pair, op: str, first: int, sections: str, is_half: bool) -> None:
+        """Reads `-20|2+22*40!`, a first step with its result, and what is tried with it."""
+        true_first = _results(pair.a, pair.b, 0).get(op)
+        self.tried.add(op)
+        if first != true_first:
+            lost = true_first is not None and any(self._hits_below(pair, true_first))
+            self.fault("arithmetic", f"{pair.a}{op}{pair.b}={first}", lost)
+        expected = set(self._hits_below(pair, first)) if first == true_first else set()
+        written: set[tuple[int | None, str, int]] = set()
+        for label, trials in _SECTION.findall(sections):
+            other = int(label) if label else None
+            if other not in (pair.c, pair.d, None):
+                self.fault("bookkeeping", f"{first}|{label}", decisive=bool(expected))
+                continue
+            for trial_op, text, mark, check in _TRIAL.findall(trials):
+                trial = (other, trial_op, int(text))
+                written.add(trial)
+                self.trial(pair, first, trial, mark, check, first == true_first)
+        if self.found or is_half:
+            return
+
+        others = {other for other, _, _ in written}
+        for other, trial_op, number in sorted(expected - written, key=str):
+            # A serial thread leaves out what it has tried below another pair.
+            if other is None and None not in others:
+                continue
+            shown = f"{first}{trial_op}{other}" if other is not None else f"{first}:{trial_op}"
+            self.fault("arithmetic", f"{shown}={number} left out", decisive=True)
+
+    def trial(
+        self,
+        pair: _Pair,
+        first: int,
+        trial: tuple[int | None, str, int],
+        mark: str,
+        check: str,
+        is_reached: bool,
+    ) -> None:
+        """Reads `*40!`, a number that is looked up in another list.
+
+        Args:
+          pair: the pair.
+          first: the result of the first step, as it was written.
+          trial: the other number or None, the operation and the number.
+          mark: "!" if it is said to stand in the other list.
+          check: the check that follows the mark in a root.
+          is_reached: whether the first step is right.
+        """
+        other, op, number = trial
+        if other is None:
+            shown = f"{first}:{op}{number}"
+            is_true = (op, number) in _needs(first, self.puzzle.target, 0)
+        else:
+            shown = f"{first}{op}{other}={number}"
+            is_true = _results(first, other, 0).get(op) == number
+        is_hit = trial in set(self._hits_below(pair, first))
+        rejected = bool(check) and not check.endswith("!")
+        if not is_true:
+            # What the right number would have found is noted as left out.
+            if not rejected:
+                self.fault("arithmetic", f"{shown}{mark}", decisive=False)
+        elif bool(mark) != is_hit:
+            # A false mark ends the search, unless a check rejects it.
+            if not rejected:
+                lost = is_hit or any(self.hits(pair))
+                self.fault("arithmetic", f"{shown}{mark or ': not marked'}", lost)
+        elif is_hit and rejected:
+            self.fault("check", f"{shown}!{check}", decisive=True)
+        elif is_hit and is_reached:
+            self.found = True

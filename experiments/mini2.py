@@ -1,0 +1,96 @@
+"""Scale mini, second recipe: both methods search from both ends, and check before they answer.
+
+    apr data build --config experiments/mini2.py --out runs/mini2/data --method apr --method sos+
+    apr train sft --config experiments/mini2.py --workdir runs/mini2/apr/sft --method apr
+    apr train rl --config experiments/mini2.py --workdir runs/mini2/apr/rl --init runs/mini2/apr/sft
+
+Problems and window are those of scale mini. What differs is how they are demonstrated
+(docs/data.md): a root spawns a child for each pair of numbers, at most 6 instead of 22, and a child
+compares what can be made with what is needed. So demonstrations solve 97.6% instead of 96.4% of the
+problems, in less than half of the tokens, and their chain is 248 instead of 415 tokens long. The
+root works out each claim again before it answers, and some claims are false. The serial method
+searches in the same way. `--set task.solver.search=beam --set task.solver.false_claims=0` with
+the beams of mini gives the published searches for comparison.
+
+The model has 2.3M parameters, and its supervised steps read 102M tokens: the work of some 8 hours
+on 2 CPU cores. Nothing was trained with it yet.
+"""
+
+from apr_jax.config import EvalConfig, Experiment
+from apr_jax.data.config import DataConfig
+from apr_jax.model.config import ModelConfig
+from apr_jax.tasks import TaskConfig
+from apr_jax.tasks.countdown.config import SolverConfig
+from apr_jax.threads.limits import Limits, Schedule
+from apr_jax.train.config import ObjectiveConfig, OptimizerConfig, RlConfig, SftConfig, TrainConfig
+
+
+def experiment() -> Experiment:
+    """Makes the experiment."""
+    window = 1_024
+    children = 6  # The pairs of four numbers.
+    return Experiment(
+        name="mini2",
+        seed=0,
+        task=TaskConfig(
+            "countdown",
+            numbers=4,
+            low=1,
+            high=99,
+            target_low=10,
+            target_high=100,
+            solver=SolverConfig(
+                search="bidirectional",
+                parent_beam=children,
+                parent_beam_low=children,
+                max_children=children,
+                max_intermediate=1_000,
+                false_claims=0.2,
+                condition=0.1,
+                window_bin=64,
+            ),
+        ),
+        data=DataConfig(demonstrations=100_000, heldout=1_000),
+        model=ModelConfig(layers=6, width=192, heads=6, kv_heads=1, head_size=32, mlp=512),
+        limits=Limits(
+            window=window,
+            max_thread_tokens=window + 256,
+            max_threads=children + 1,
+            children=children,
+            max_depth=1,
+        ),
+        schedule=Schedule(
+            slots=16, prefill_batch=1, prefill_chunk=16, context_buckets=(128, 256, 512)
+        ),
+        train=TrainConfig(
+            sft=SftConfig(
+                steps=20_000,
+                batch_rows=4,
+                save_every=500,
+                log_every=20,
+                validate_every=2_000,
+                optimizer=OptimizerConfig(name="muon", lr=3e-3, warmup=100),
+            ),
+            rl=RlConfig(
+                steps=20,
+                problems=32,
+                group=8,
+                objective=ObjectiveConfig(advantage="leave_one_out", kl=0.0),
+                micro_batch_rows=4,
+                validate_every=10,
+                validation=256,
+                optimizer=OptimizerConfig(lr=1e-4, warmup=2, decay=0.1, weight_decay=0.0),
+            ),
+        ),
+        evaluate=EvalConfig(
+            batch=200,
+            problems=160,
+            samples=10,
+            temperatures=(0.1, 0.5, 1.0),
+            children=(1, 2, 3, 4, 5),
+            bins=(2, 3, 4, 6, 8),
+            # With equal numbers there are fewer pairs, but seldom fewer than 4.
+            forced=(4,),
+            timed=10,
+        ),
+    )
