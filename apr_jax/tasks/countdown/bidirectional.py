@@ -18,13 +18,14 @@ that is nearly right. Where a thread searches alone, it makes such a slip itself
 
 Traces are short lists:
 
-    54,34>2,93:53         a child's message: a pair of numbers, the two others, the target
-    54,34>2,93            the same in a serial thread, before it searches below a pair
-    93:-40-146            the needs of a number: 93-40=53, 146-93=53
-    2,93:+95-91*186       the results of the two others
-    -20|2+22*40!          a first step and its result; its results with another number
-    -20|2+22-18|93+113-73|-73   with the third number, too, and the needs of the result itself
-    20,40,53!             the check of a solution, the result of each equation, and its verdict
+    54,34>2,93:53               a child's message: a pair of numbers, the two others, the target
+    54,34>2,93                  the same in a serial thread, before it searches below a pair
+    93:-40-146                  the needs of a number: 93-40=53 and 146-93=53
+    2,93:+95-91*186             the results of the two others
+    +88|2+90-86/44|93-5|-35-141 a first step and its result; its results with either other number,
+                                and the needs of the result itself
+    -20|2+22-18*40!             the same up to a hit
+    20,40,53!                   the check of a solution: the result of each equation, and a verdict
 
 - `!` behind a number says that it stands in the other list.
 - A number that is larger than all of the other list is left out.
@@ -140,12 +141,12 @@ class Slip(NamedTuple):
     """A trial that is nearly a hit, written as if it were one.
 
     Attributes:
-      index: where it stands among the items of the search.
+      place: where it stands among the items of the search.
       replaces: whether it stands for the right trial, or is one more.
       trial: the wrong trial, with the false solution that it claims.
     """
 
-    index: int
+    place: int
     replaces: bool
     trial: Trial
 
@@ -244,7 +245,9 @@ class _PairSearch:
         self.items.append(Trial(f"{op}{number}", path))
 
     def _could_slip(self, op: str, number: int, path: Path, replaces: bool = True) -> None:
-        """Notes that a wrong trial could be written next."""
+        """Notes that a wrong trial could be written next, if it claims no negative difference."""
+        if any(step.op == "-" and step.a < step.b for step in path):
+            return
         self.slips.append(Slip(len(self.items), replaces, Trial(f"{op}{number}", path)))
 
     @property
@@ -258,8 +261,8 @@ class _PairSearch:
         if self.solution or not self.slips or rng.random() >= probability:
             return
         slip = rng.choice(self.slips)
-        stop = slip.index + 1 if slip.replaces else slip.index
-        self.items[slip.index : stop] = [slip.trial]
+        stop = slip.place + 1 if slip.replaces else slip.place
+        self.items[slip.place : stop] = [slip.trial]
 
 
 def _steps_by_need(wanted: list[Need]) -> dict[int, Step]:

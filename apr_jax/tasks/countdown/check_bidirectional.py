@@ -36,6 +36,8 @@ _STEP = re.compile(rf"([+\-*/])({_NUMBER})((?:\|(?:{_NUMBER})?{_TRIALS})*)")
 _SECTION = re.compile(rf"\|({_NUMBER})?({_TRIALS})")
 _TRIAL = re.compile(rf"([+\-*/])({_NUMBER})(!?)({_CHECK})")
 _LISTED = re.compile(rf"([+\-*/])({_NUMBER})")
+# What may be half a number at the end of a text, with the signs before it.
+_CUT_OFF = re.compile(r"[+\-*/,|!>:]*[0-9]*$")
 _CHECKS = re.compile(rf"{_NUMBER}(?:,{_NUMBER})*!?")
 
 
@@ -191,6 +193,8 @@ class _Reader:
         pieces = [piece for piece in text.split(";") if piece]
         for number, piece in enumerate(pieces, start=1):
             is_half = self.cut and last and number == len(pieces)
+            if is_half:
+                piece = _CUT_OFF.sub("", piece)
             if match := _PAIR.fullmatch(piece):
                 self.begin(_Pair(*map(int, match.groups())))
             elif self.pair is None:
@@ -265,8 +269,6 @@ class _Reader:
         written = {(op, int(text)) for op, text in _LISTED.findall(listed)}
         lost = [] if is_half else [entry for entry in expected - written if matters(entry[1])]
         wrong = sorted(written - allowed)
-        if is_half:
-            wrong = []
         for op, number in wrong:
             self.fault("arithmetic", f"{head}{op}{number}", decisive=bool(lost))
         if lost and not wrong:
@@ -290,7 +292,9 @@ class _Reader:
             for trial_op, text, mark, check in _TRIAL.findall(trials):
                 trial = (other, trial_op, int(text))
                 written.add(trial)
-                self.trial(pair, first, trial, mark, check, first == true_first)
+                # A check that was cut off rejects nothing.
+                whole = "" if is_half else check
+                self.trial(pair, first, trial, mark, whole, first == true_first)
         if self.found or is_half:
             return
 

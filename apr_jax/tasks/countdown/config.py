@@ -145,13 +145,7 @@ class CountdownConfig:
                 f"task.target_low={self.target_low} must be in"
                 f" 1..task.target_high={self.target_high}"
             )
-        if self.solver.search == "bidirectional" and (
-            self.numbers != BIDIRECTIONAL_NUMBERS or self.solutions != "one"
-        ):
-            raise ValueError(
-                f"task.solver.search='bidirectional' is for task.numbers={BIDIRECTIONAL_NUMBERS} and"
-                f" task.solutions='one', not {self.numbers} and {self.solutions!r}"
-            )
+        self._check_search()
         if self.solutions == "all":
             if self.numbers > MAX_NUMBERS_OF_ALL:
                 raise ValueError(
@@ -168,4 +162,19 @@ class CountdownConfig:
         elif self.least_solutions != 1:
             raise ValueError(
                 f"task.least_solutions={self.least_solutions} must be 1 with task.solutions='one'"
+            )
+
+    def _check_search(self) -> None:
+        """Refuses a search from both ends of problems that it is not made for."""
+        if self.solver.search != "bidirectional":
+            return
+        if self.numbers != BIDIRECTIONAL_NUMBERS:
+            raise ValueError(
+                f"task.numbers={self.numbers} must be {BIDIRECTIONAL_NUMBERS} with"
+                " task.solver.search='bidirectional'"
+            )
+        if self.solutions != "one":
+            raise ValueError(
+                f"task.solutions={self.solutions!r} must be 'one' with"
+                " task.solver.search='bidirectional'"
             )

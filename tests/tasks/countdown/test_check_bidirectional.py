@@ -1,0 +1,157 @@
+"""The checker of searches from both ends against every demonstration, and against slips made by
+hand, one a kind.
+"""
+
+import random
+
+import pytest
+from helpers.puzzles import countdown
+
+from apr_jax.tasks import Spawn, Thread, flatten
+from apr_jax.tasks.countdown.config import CountdownConfig, SolverConfig
+from apr_jax.tasks.countdown.problems import draw
+from apr_jax.tasks.countdown.puzzle import make_problem
+
+PROBLEM = make_problem("p", (54, 2, 93, 34), 53)
+MESSAGE = "54,34>2,93:53"
+LISTS = "2:+51-55/106;93:-40-146;2,93:+95-91*186"
+TRACE = f"{LISTS};+88|2+90-86/44|93-5|-35-141;-20|2+22-18*40!"
+
+
+def task_of(most=1_000, false_claims=0.0):
+    solver = SolverConfig(
+        search="bidirectional",
+        parent_beam=6,
+        parent_beam_low=6,
+        max_children=6,
+        condition=0.0,
+        max_intermediate=most,
+        false_claims=false_claims,
+    )
+    return countdown(None, solver, children=6, depth=1)
+
+
+def threads(root):
+    """The threads of a tree as the checker takes them: the root has no prompt."""
+    yield Thread("", root.body, root.answer)
+    yield from flatten(root)[1:]
+
+
+@pytest.mark.parametrize("most", [0, 150, 1_000])
+def test_demonstrations_have_no_fault_and_their_hits_are_found(most):
+    task = task_of(most)
+    hits = 0
+    for seed in range(60):
+        problem = draw(CountdownConfig(), seed)
+        for method in ("apr", "sos+"):
+            for thread in threads(task.demonstrate(problem, method, seed)):
+                reading = task.diagnose(problem, thread)
+                assert reading.faults == (), (problem, thread)
+                if not any(isinstance(part, Spawn) for part in thread.body):
+                    assert reading.found == bool(thread.answer)
+                    hits += reading.found
+                if not most and thread.prompt:
+                    assert reading.hopeful == bool(thread.answer)
+    assert hits > 150
+
+
+def test_a_false_claim_is_a_fault_of_its_child_and_loses_nothing():
+    task = task_of(false_claims=1.0)
+    false = 0
+    for seed in range(60):
+        problem = draw(CountdownConfig(), seed)
+        root = task.demonstrate(problem, "apr", seed)
+        for thread in threads(root):
+            reading = task.diagnose(problem, thread)
+            is_false = thread.prompt and thread.answer
+            is_false = is_false and not task.score(problem, thread.answer).correct
+            false += bool(is_false)
+            assert [fault.kind for fault in reading.faults] == ["arithmetic"] * bool(is_false)
+    assert false > 60
+
+
+def read(text, prompt=MESSAGE, answer="", cut=False):
+    reading = task_of().diagnose(PROBLEM, Thread(prompt, (text,) if text else (), answer), cut)
+    return [(fault.kind, fault.decisive) for fault in reading.faults], reading.found
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong", "kinds"),
+    [
+        ("", "", []),
+        ("+90", "+91", [("arithmetic", False)]),
+        ("-40-146", "-41-146", [("arithmetic", True)]),  # 40 is needed, and can be made.
+        ("-40-146", "-40-147", [("arithmetic", False)]),
+        ("-40-146", "-146", [("arithmetic", True)]),
+        ("*186", "*196", [("arithmetic", False)]),
+        ("-86", "-86!", [("arithmetic", True)]),  # No hit: what follows is lost.
+        ("93-5|", "93-5/2|", [("arithmetic", False)]),  # 93 by 88 is not exact.
+        ("*40!", "*41!", [("arithmetic", False), ("arithmetic", True)]),
+        ("*40!", "*40", [("arithmetic", True)]),
+        ("*40!", "", [("arithmetic", True)]),
+        ("-20|2+22-18*40!", "-30|2+32-28*60", [("arithmetic", True)]),  # Believed from there on.
+        ("93:-40", "94:-40", [("bookkeeping", False)]),
+        ("|2+90", "|3+90", [("bookkeeping", False)]),
+        (";-20|2+22-18*40!", "", [("bookkeeping", True)]),
+        (";+88", ";x;+88", [("bookkeeping", True)]),
+    ],
+)
+def test_slips_of_a_child(right, wrong, kinds):
+    assert right in TRACE
+    assert read(TRACE.replace(right, wrong, 1))[0] == kinds
+
+
+def test_a_hit_is_found_and_half_a_piece_is_no_fault():
+    assert read(TRACE) == ([], True)
+    assert read(LISTS + ";+88|2+90-8", cut=True) == ([], False)
+    assert read("2:+51-5", cut=True) == ([], False)
+    assert read(TRACE, prompt="54-34,2,93:53") == ([], False)  # Its parent's fault.
+
+
+def test_a_serial_thread_may_reject_what_is_false_and_nothing_else():
+    start = "54,34>2,93;" + LISTS + ";+88|2+90-86/44|93-5|-35-141;-20|2+22-18*40!"
+    assert read(start + "20,40,53!", prompt="", answer="?") == ([], True)
+    assert read(start + "20,41", prompt="", answer="?") == ([("check", True)], False)
+    slip = start.replace("+22", "+40!20,22")
+    assert read(slip + "20,40,53!", prompt="", answer="?") == ([], True)
+    unseen = start.replace("+22", "+40!20,40,53!")
+    assert read(unseen + "20,40,53!", prompt="", answer="?")[0] == [("arithmetic", False)]
+
+
+@pytest.mark.parametrize(
+    ("message", "kinds"),
+    [
+        ("54,34>2,93:53", []),
+        ("34,54>93,2:53", []),
+        ("54,34>2,93:52", [("message", True)]),
+        ("54,34>2,92:53", [("message", True)]),
+        ("54,34,2,93:53", [("message", True)]),
+        ("", [("message", True)]),
+    ],
+)
+def test_messages_are_pairs_of_the_problem(message, kinds):
+    """A wrong one is decisive if a pair that leads to a solution has no child."""
+    body = (Spawn((Thread(message, (), ""),)), "20,41;20,40,53!")
+    reading = task_of().diagnose(PROBLEM, Thread("", body, "?"))
+    assert [(fault.kind, fault.decisive) for fault in reading.faults] == kinds
+
+
+def test_checks_of_a_root_have_their_form():
+    for text, kinds in (("20,40,53!", []), ("20;21", []), ("20,!", ["bookkeeping"])):
+        body = (Spawn((Thread(MESSAGE, (), ""),)), text)
+        reading = task_of().diagnose(PROBLEM, Thread("", body, "?"))
+        assert [fault.kind for fault in reading.faults] == kinds
+
+
+def test_no_text_makes_it_raise():
+    task = task_of()
+    rng = random.Random(0)
+    for _ in range(500):
+        broken = list(TRACE + "20,40,53!")
+        for _ in range(rng.randint(1, 4)):
+            broken[rng.randrange(len(broken))] = rng.choice("0123456789+-*/,:;>=|!#<x")
+        prompt = rng.choice(["", MESSAGE, "x", "1,2>3,4:5", "0,0>0,0:0"])
+        task.diagnose(PROBLEM, Thread(prompt, ("".join(broken),), ""), rng.random() < 0.5)
+    huge = "9" * 400
+    task.diagnose(PROBLEM, Thread(MESSAGE, (f"{huge}:+{huge};+{huge}|{huge}+{huge}!",), ""))
+    task.diagnose(PROBLEM, Thread(f"{'9' * 40},{'8' * 40}>1,0:{'7' * 40}", (TRACE,), ""))
