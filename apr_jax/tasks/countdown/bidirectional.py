@@ -395,13 +395,17 @@ def _parallel(
 ) -> Thread:
     """Spawns a child for each of the first pairs, and answers with the first claim that is right.
 
-    What is read of the claims stands in the root's text, `20,41;20,40,53!`.
+    What is read of the claims stands in the root's text, `20,41;20,40,53!`. Behind the first right
+    claim none is read, so no child slips there: it would teach slips, and nothing about them.
     """
     threads = []
     claims = []
+    is_solved = False
     for pair in list_pairs(puzzle.numbers)[:children]:
         search = _PairSearch(pair, puzzle.target, config.max_intermediate, joins_pairs=True)
-        search.slip(rng, config.false_claims)
+        is_solved = is_solved or search.solution is not None
+        if not is_solved:
+            search.slip(rng, config.false_claims)
         text, path = _write(search, ";".join(search.lists.values()), checks=False)
         threads.append(Thread(f"{pair.text}:{puzzle.target}", (text,), answer_text(path)))
         if path:

@@ -45,8 +45,9 @@ class SolverConfig:
         APR's beam is the number of pairs that get a child, SoS+ tries all pairs,
         `max_intermediate` bounds every number that leaves two, needs included, and the options
         about ranking, coins and shuffling have no effect.
-      false_claims: with "bidirectional", the probability that a child that finds nothing claims a
-        solution that is nearly right, which the root rejects. Without any, nobody learns to reject.
+      false_claims: with "bidirectional", the probability that a child that finds nothing, before
+        one that finds something, claims a solution that is nearly right. The root rejects it;
+        without any, nobody learns to reject.
     """
 
     serial_beam: int = 5
