@@ -3,7 +3,7 @@
 The engine and the reference interpreter share this file, so it is proved by itself
 (tests/threads/test_sampling.py).
 
-Shapes: W decode slots, V vocabulary.
+Shapes: W decode slots, S of them that are served at a time, V vocabulary.
 """
 
 import jax
@@ -15,6 +15,9 @@ from jaxtyping import Array, Bool, Float, Int, UInt8, UInt32
 from apr_jax.threads import protocol as p
 from apr_jax.threads.keys import token_key
 
+# So many numbers of the logits are drawn from at once. Log-probs, noise and what sorting needs are
+# several arrays of that size.
+_BLOCK = 2**20
 _CLASS_OF_CONTROL = {
     p.SPAWN: p.ALLOW_SPAWN,
     p.MSG: p.ALLOW_MSG,
@@ -47,6 +50,9 @@ def draw(
     The distribution is softmax(logits / temperature) over the allowed tokens, cut by top-k and then
     by top-p. The draw adds Gumbel noise to the log-probs and takes the largest sum.
 
+    With a large vocabulary the decode slots are served some at a time, which bounds the memory. No
+    slot's draw depends on those of others, so it changes no bit.
+
     Args:
       logits: the model's logits of the next token.
       thread_key: key data of the threads.
@@ -63,17 +69,47 @@ def draw(
     Returns:
       tokens int32 and their log-probs.
     """
+    slots, vocab = logits.shape
+    size = _slots_at_once(slots, vocab)
+    settings = (logits, thread_key, index, temperature, top_k, top_p, allowed)
+    if size == slots:
+        return _draw_at_once(*settings)
+
+    def cut(x: ArrayLike) -> Array:
+        x = jnp.asarray(x)
+        return x.reshape(slots // size, size, *x.shape[1:])
+
+    token, logprob = jax.lax.map(lambda some: _draw_at_once(*some), tuple(map(cut, settings)))
+    return token.reshape(slots), logprob.reshape(slots)
+
+
+def _slots_at_once(slots: int, vocab: int) -> int:
+    """Returns how many decode slots are served at a time: a divisor of their number."""
+    most = max(1, min(slots, _BLOCK // vocab))
+    return max(size for size in range(1, most + 1) if slots % size == 0)
+
+
+def _draw_at_once(
+    logits: Float[ArrayLike, "S V"],
+    thread_key: UInt32[ArrayLike, "S 2"],
+    index: Int[ArrayLike, " S"],
+    temperature: Float[ArrayLike, " S"],
+    top_k: Int[ArrayLike, " S"],
+    top_p: Float[ArrayLike, " S"],
+    allowed: UInt8[ArrayLike, " S"],
+) -> tuple[Int[Array, " S"], Float[Array, " S"]]:
+    """Does what `draw` does, for all given decode slots together."""
     vocab = logits.shape[1]
-    is_allowed = (allowed[:, None] & token_classes(vocab)) > 0  # [W, V]
+    is_allowed = (allowed[:, None] & token_classes(vocab)) > 0  # [S, V]
     greedy = temperature <= 0
     scaled = logits / jnp.where(greedy, 1.0, temperature)[:, None]
-    logprobs = jax.nn.log_softmax(jnp.where(is_allowed, scaled, -jnp.inf), axis=-1)  # [W, V]
+    logprobs = jax.nn.log_softmax(jnp.where(is_allowed, scaled, -jnp.inf), axis=-1)  # [S, V]
 
     top_k = jnp.where(greedy, 0, top_k)
     top_p = jnp.where(greedy, 1.0, top_p)
-    has_cut = (top_k > 0) | (top_p < 1)  # [W]
+    has_cut = (top_k > 0) | (top_p < 1)  # [S]
 
-    def cut() -> Float[Array, "W V"]:
+    def cut() -> Float[Array, "S V"]:
         kept = jnp.where(_kept(logprobs, top_k, top_p), logprobs, -jnp.inf)
         # Slots without a cut keep, bit for bit, what they have in a batch where no slot has one.
         return jnp.where(has_cut[:, None], jax.nn.log_softmax(kept, axis=-1), logprobs)
@@ -84,11 +120,11 @@ def draw(
     def noise(thread: UInt32[Array, "2"], place: Int[Array, ""]) -> Float[Array, " V"]:
         return gumbel_noise(token_key(thread, place), vocab)
 
-    def with_noise() -> Float[Array, "W V"]:
+    def with_noise() -> Float[Array, "S V"]:
         return logprobs + jnp.where(greedy[:, None], 0.0, jax.vmap(noise)(thread_key, index))
 
     noisy = jax.lax.cond(jnp.all(greedy), lambda: logprobs, with_noise)
-    token = jnp.argmax(noisy, axis=-1).astype(jnp.int32)  # [W]
+    token = jnp.argmax(noisy, axis=-1).astype(jnp.int32)  # [S]
     return token, jnp.take_along_axis(logprobs, token[:, None], axis=1)[:, 0]
 
 
@@ -133,15 +169,15 @@ def _fraction(high: UInt32[Array, " V"], low: UInt32[Array, " V"]) -> Float[Arra
 
 
 def _kept(
-    logprobs: Float[ArrayLike, "W V"], top_k: Int[ArrayLike, " W"], top_p: Float[ArrayLike, " W"]
-) -> Bool[Array, "W V"]:
+    logprobs: Float[ArrayLike, "S V"], top_k: Int[ArrayLike, " S"], top_p: Float[ArrayLike, " S"]
+) -> Bool[Array, "S V"]:
     """Returns which tokens top-k and top-p keep.
 
     Top-p counts probability among the tokens that top-k keeps.
     """
     vocab = logprobs.shape[1]
     order = jnp.argsort(-logprobs, axis=1, stable=True)
-    likely_first = jnp.take_along_axis(logprobs, order, axis=1)  # [W, V], as all that follow
+    likely_first = jnp.take_along_axis(logprobs, order, axis=1)  # [S, V], as all that follow
 
     rank = jnp.arange(vocab)[None, :]
     within_k = rank < jnp.where(top_k > 0, top_k, vocab)[:, None]

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from apr_jax.threads import keys
+from apr_jax.threads import keys, sampling
 from apr_jax.threads import protocol as p
 from apr_jax.threads.sampling import _kept, draw, gumbel_noise, gumbel_of_words, token_classes
 
@@ -374,6 +374,41 @@ def test_company_changes_no_bit_of_a_row():
         alone = np.arange(rows) % 4 != 0
         np.testing.assert_array_equal(token[alone], plain[0][alone])
         np.testing.assert_array_equal(logprob[alone], plain[1][alone])
+
+
+@pytest.mark.parametrize("block", [1, 2 * V, 5 * V])
+def test_slots_served_some_at_a_time_draw_the_same_bits(block, monkeypatch):
+    """One, two and four of twelve at a time, each with settings of its own."""
+    rng = np.random.default_rng(4)
+    rows = 12
+    logits = rng.normal(size=(rows, V)).astype(np.float32) * 3
+    settings = {
+        "temperature": rng.choice([0.0, 0.7, 1.0], rows),
+        "top_k": rng.choice([0, 3], rows),
+        "top_p": rng.choice([0.6, 1.0], rows),
+        "allowed": rng.choice([p.ALLOW_ALL, p.ALLOW_TEXT], rows),
+    }
+    expected = run(logits, **settings)
+    monkeypatch.setattr(sampling, "_BLOCK", block)
+    monkeypatch.setitem(globals(), "_draw", jax.jit(lambda *arguments: draw(*arguments)))
+    assert sampling._slots_at_once(rows, V) == {1: 1, 2 * V: 2, 5 * V: 4}[block]
+    for got, wanted in zip(run(logits, **settings), expected, strict=True):
+        np.testing.assert_array_equal(got, wanted)
+
+
+@pytest.mark.parametrize("slots", [64, 512])
+def test_memory_does_not_grow_with_the_slots_of_a_large_vocabulary(slots):
+    """Qwen's, whose logits are 37 and 297 MiB; drawn from all at once it takes five times those."""
+    vocab = 151_936
+
+    def shaped(dtype, *shape):
+        return jax.ShapeDtypeStruct((slots, *shape), dtype)
+
+    settings = (np.int32, np.float32, np.int32, np.float32, np.uint8)
+    lowered = jax.jit(draw).lower(
+        shaped(np.float32, vocab), shaped(np.uint32, 2), *map(shaped, settings)
+    )
+    assert lowered.compile().memory_analysis().temp_size_in_bytes < 16 * 2**20
 
 
 def test_classes_of_tokens():
