@@ -60,7 +60,10 @@ class ModelConfig:
       qk_norm: whether each head's queries and keys are normalized before they are turned (Qwen3).
       rope_base: base of the rotary embedding's wavelengths, above 1.
       rope_scaling: how long wavelengths are stretched (Llama 3).
-      dtype: type of the computation; parameters are float32.
+      dtype: type of the computation.
+      param_dtype: type in which parameters are kept, in memory and in checkpoints. In bfloat16 they
+        take half the room; those of norms, which are few, stay float32. Updates are computed in
+        float32, and rounded at random (`train/rounding.py`).
       remat: what the backward pass computes again within a layer: nothing ("none"), everything
         ("layer", which takes least memory and a third more products), or everything but attention
         and the products with weights ("dots").
@@ -79,6 +82,7 @@ class ModelConfig:
     rope_base: float = 10_000.0
     rope_scaling: RopeScaling = RopeScaling()
     dtype: Literal["float32", "bfloat16"] = "float32"
+    param_dtype: Literal["float32", "bfloat16"] = "float32"
     remat: Literal["none", "layer", "dots"] = "none"
 
     def __post_init__(self):

@@ -5,6 +5,8 @@ B [r, out] in place of W. B starts at zero, so a training starts from the frozen
 `control` trains whole rows in place of products: those of the control pieces, which a pretrained
 model never saw, in the embedding and the output projection.
 
+Adapters are float32, whatever the type of the parameters (`ModelConfig.param_dtype`).
+
 `merge` makes the parameters that everything else reads: rollout, rescoring, checkpoints. Nothing
 outside of an update knows of adapters.
 
@@ -78,9 +80,9 @@ def init_adapters(
         adapters[f"{name}_a"] = noise * fan_in**-0.5
         adapters[f"{name}_b"] = jnp.zeros((layers, rank, *shape[inputs:]), jnp.float32)
     if CONTROL in targets:
-        adapters["control_embed"] = jnp.asarray(params["embed"])[:control]
+        adapters["control_embed"] = _float32(params["embed"][:control])
         if "unembed" in params:
-            adapters["control_unembed"] = jnp.asarray(params["unembed"])[:, :control]
+            adapters["control_unembed"] = _float32(params["unembed"][:, :control])
     return adapters
 
 
@@ -93,6 +95,8 @@ def frozen(params: Params, targets: Sequence[str]) -> Params:
 def merge(adapters: Params, params: Params, base: Params, scale: float) -> Params:
     """Makes the parameters of the model with its adapters.
 
+    The sums are computed in float32, and rounded to the type of the parameters once.
+
     Args:
       adapters: see `init_adapters`.
       params: parameters of the model, with any adapters. Those that no adapter changes are taken.
@@ -101,7 +105,7 @@ def merge(adapters: Params, params: Params, base: Params, scale: float) -> Param
     """
     layers = dict(params["layers"])
     for name, matrix in base.items():
-        layers[name] = matrix + _change(adapters, name, matrix, scale)
+        layers[name] = (matrix + _change(adapters, name, matrix, scale)).astype(matrix.dtype)
     merged = params | {"layers": layers}
     if "control_embed" in adapters:
         merged["embed"] = _with_first_rows(params["embed"], adapters["control_embed"])
@@ -136,7 +140,13 @@ def _with_first_rows(matrix: Float[Array, "V D"], rows: Float[Array, "C D"]) -> 
     count = rows.shape[0]
     # A choice element by element needs no communication where the rows are split over devices.
     is_first = jnp.arange(vocab)[:, None] < count  # [V, 1]
+    rows = rows.astype(matrix.dtype)
     return jnp.where(is_first, jnp.pad(rows, ((0, vocab - count), (0, 0))), matrix)
+
+
+def _float32(values: Array) -> Array:
+    """Copies values into a float32 array of JAX."""
+    return jnp.asarray(values).astype(jnp.float32)
 
 
 def _matrix_shape(params: Params, target: Target) -> tuple[int, ...]:

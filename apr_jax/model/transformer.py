@@ -20,6 +20,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
 
 from apr_jax.errors import UsageError
@@ -206,7 +207,9 @@ def _scale_frequency(
 
 
 def init_params(config: ModelConfig, vocab: int, key: jax.Array) -> Params:
-    """Draws random float32 parameters; those of the layers are stacked on a leading axis N.
+    """Draws random parameters; those of the layers are stacked on a leading axis N.
+
+    They are drawn in float32, and cast to `config.param_dtype`.
 
     Raises:
       UsageError: the network is left open (`ModelConfig.is_open`).
@@ -231,7 +234,7 @@ def init_params(config: ModelConfig, vocab: int, key: jax.Array) -> Params:
     }
     if not config.tied:
         params["unembed"] = jax.random.normal(keys[1], (config.width, vocab)) * config.width**-0.5
-    return params
+    return cast_weights(params, config.param_dtype)
 
 
 def count_params(params: Params) -> tuple[int, int]:
@@ -396,12 +399,15 @@ def decode_share(config: ModelConfig, tensor: int) -> ModelConfig:
     return own
 
 
-def cast_weights(params: Params, config: ModelConfig) -> Params:
-    """Casts all parameters but those of norms to the dtype of the computation."""
-    dtype = jnp.dtype(config.dtype)
+def cast_weights(params: Params, dtype: str) -> Params:
+    """Casts all parameters to a type, but those of norms to float32.
 
-    def cast(path: tuple[Any, ...], leaf: Array) -> Array:
-        return leaf if path[-1].key.endswith("_norm") else leaf.astype(dtype)
+    The leaves may be those of JAX or numpy. A leaf that has its type already is not copied.
+    """
+
+    def cast(path: tuple[Any, ...], leaf: ArrayLike) -> ArrayLike:
+        kept = jnp.dtype(jnp.float32 if path[-1].key.endswith("_norm") else dtype)
+        return leaf if leaf.dtype == kept else leaf.astype(kept)
 
     return jax.tree_util.tree_map_with_path(cast, params)
 

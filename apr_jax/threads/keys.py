@@ -13,6 +13,7 @@ the number counts:
     a tree's root      the rollout's key, TREE, the tree's identity
     a child            its parent's key, CHILD, number of the spawn, place in that spawn
     a token's noise    its thread's key, TOKEN, place in the thread's token sequence
+    rounding           0, ROUNDING, step, number of the parameter
 """
 
 import enum
@@ -40,6 +41,7 @@ class Domain(enum.IntEnum):
     CHILD = 6
     TOKEN = 7
     ADAPTERS = 8
+    ROUNDING = 9
 
 
 def run_key(seed: int, domain: Domain, *path: Int[ArrayLike, ""]) -> jax.Array:

@@ -12,6 +12,7 @@ Both functions resume a run that was interrupted, and end as the unbroken run wo
     loop.py          the loop of both stages: step, metrics, validation, checkpoint, signals
     step.py          the jitted steps: `state, metrics = step(state, batch)`
     state.py         what an update changes; NaN and Inf change nothing
+    rounding.py      updated weights in the type in which they are kept
     optimizer.py     clipping, AdamW or Muon, learning rates
     lora.py          adapters that are trained in place of all weights
     grader.py        puts problems to a policy and verifies its answers

@@ -85,7 +85,7 @@ def cast_and_prepare(params: Params, model: ModelConfig, mesh: Mesh, tensor: int
     They are cast where they are, so that what is gathered for a rollout is of the smaller type.
     `tensor` is that of `make_decode`.
     """
-    weights = cast_weights(params, model)
+    weights = cast_weights(params, model.dtype)
     # Without the constraint XLA gathers float32 and casts afterwards.
     weights = jax.lax.with_sharding_constraint(weights, shardings(weights, mesh))
     return prepare_decode(weights, model, on_tpu(mesh), tensor)

@@ -36,8 +36,8 @@ from apr_jax.train.state import TrainState
 from apr_jax.train.validation_file import ValidationFile
 from apr_jax.train.watchdog import Watchdog
 
-# Fields of the model that say how it is computed, and not which network it is.
-_COMPUTATION = ("dtype", "remat")
+# Fields of the model that say how it is computed and kept, and not which network it is.
+_COMPUTATION = ("dtype", "param_dtype", "remat")
 
 
 def train(
@@ -211,8 +211,8 @@ def adopt_network(config: Experiment, network: ModelConfig, path: str) -> Experi
     """Returns the experiment with the network of the model from which its training starts.
 
     What the experiment says about the network must be so. If it leaves the sizes open, it says only
-    what differs from the defaults. How the network is computed (`dtype`, `remat`) is its own
-    choice.
+    what differs from the defaults. How the network is computed and kept (`dtype`, `param_dtype`,
+    `remat`) is its own choice.
 
     Args:
       config: the experiment.

@@ -19,7 +19,7 @@ from apr_jax.data.pipeline import Batches, LocalRows, sft_batches, steps_of_an_e
 from apr_jax.errors import UsageError
 from apr_jax.io.storage import as_path, local_copy
 from apr_jax.io.terminal import Terminal
-from apr_jax.model.transformer import Params, init_params
+from apr_jax.model.transformer import Params, cast_weights, init_params
 from apr_jax.tasks import load_problems, make_task
 from apr_jax.text.tokenizer import Tokenizer
 from apr_jax.threads.keys import Domain, run_key
@@ -77,7 +77,10 @@ def train_sft(
     here = local_copy(as_path(data_dir), "data.json")
     check_files(here)
     tokenizer = read_tokenizer(here)
-    base = place_frozen(start.params, sft.lora, mesh) if start else None
+    if start is not None:
+        _check_tokenizer(start, tokenizer, data_dir)
+    params = _first_params(config, start, tokenizer.vocab_size)
+    base = place_frozen(params, sft.lora, mesh) if start else None
     trainer = _Trainer(config, here, method, mesh, base)
     if sft.epochs and jax.process_index() == 0:
         Terminal(stderr=True).print(
@@ -86,12 +89,7 @@ def train_sft(
             soft_wrap=True,
         )
 
-    if start is None:
-        params = _random_params(config, tokenizer.vocab_size)
-    else:
-        _check_tokenizer(start, tokenizer, data_dir)
-        params = start.params
-    origin = digest(params) if start else ""
+    origin = digest(start.params) if start else ""
 
     opened: AbstractContextManager[Grader | None] = nullcontext()
     if sft.validate_every:
@@ -154,8 +152,10 @@ def _with_network(config: Experiment, start: Pretrained | None) -> Experiment:
     return config
 
 
-def _random_params(config: Experiment, vocab: int) -> Params:
-    """Draws the weights with which a run begins that starts from no model."""
+def _first_params(config: Experiment, start: Pretrained | None, vocab: int) -> Params:
+    """Returns the weights with which a run begins: those of a model, or random ones."""
+    if start is not None:
+        return cast_weights(start.params, config.model.param_dtype)
     init = jax.jit(init_params, static_argnums=(0, 1))
     key = run_key(config.seed, Domain.WEIGHTS)
     # They pass through the host, so that several processes lay out the same values on their mesh.

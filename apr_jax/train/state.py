@@ -10,6 +10,7 @@ import optax
 from jax.sharding import Mesh
 
 from apr_jax.model.sharding import shardings
+from apr_jax.train.rounding import rounded_as, widened
 
 
 @jax.tree_util.register_dataclass
@@ -49,7 +50,8 @@ def new_state(
     """Makes the state of step 0, wherever its arrays are."""
     trained = params if adapters is None else adapters
     step, skipped, bad_in_a_row = (jnp.zeros((), jnp.int32) for _ in range(3))
-    return TrainState(params, optimizer.init(trained), step, skipped, bad_in_a_row, adapters)
+    opt_state = optimizer.init(widened(trained))  # Moments are float32.
+    return TrainState(params, opt_state, step, skipped, bad_in_a_row, adapters)
 
 
 def init_state(
@@ -81,7 +83,8 @@ def apply_gradients(
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """Applies one update, or nothing of it if the loss or any gradient is not finite.
 
-    The caller counts the `step`.
+    It is computed in float32, whatever the types of parameters and gradients. The caller counts the
+    `step`.
 
     Args:
       state: the state before the update.
@@ -93,14 +96,17 @@ def apply_gradients(
     Returns:
       the new state; the metrics grad_norm, skipped, bad_in_a_row.
     """
+    grads = widened(grads)
     norm = optax.global_norm(grads)
     good = jnp.isfinite(loss) & jnp.isfinite(norm)
 
     # The optimizer gets zeros in place of bad gradients: Newton-Schulz steps on NaN would be wasted
     # work.
     safe = jax.tree.map(lambda g: jnp.where(good, g, 0.0), grads)
-    updates, opt_state = optimizer.update(safe, state.opt_state, state.trained)
-    trained = optax.apply_updates(state.trained, updates)
+    before = widened(state.trained)
+    updates, opt_state = optimizer.update(safe, state.opt_state, before)
+    updated = optax.apply_updates(before, updates)
+    trained = rounded_as(updated, state.trained, state.step)
 
     def choose(new: Any, old: Any) -> Any:
         """Returns the new values after a good update, else the old ones."""

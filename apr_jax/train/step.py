@@ -160,7 +160,8 @@ def make_rl_step(config: Experiment, optimizer: optax.GradientTransformation, me
         zeros = (
             jnp.zeros(()),
             Parts.zero(),
-            jax.tree.map(jnp.zeros_like, state.trained),
+            # Sums of many chunks are float32, whatever the type of the parameters.
+            jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), state.trained),
             batch.behaviour,
         )
         loss, parts, grads, behaviours = jax.lax.fori_loop(0, batch.used, add_chunk, zeros)

@@ -242,6 +242,7 @@ def unlike():
                 original_length=64,
             ),
             dtype="bfloat16",
+            param_dtype="bfloat16",
             remat="layer",
         ),
         limits=Limits(

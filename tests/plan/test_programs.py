@@ -7,10 +7,12 @@ import json
 import re
 from pathlib import Path
 
+import jax
 import pytest
 
 from apr_jax.config import load
 from apr_jax.errors import UsageError
+from apr_jax.model.transformer import count_params
 from apr_jax.plan.count import Counter
 from apr_jax.plan.hlo import parse
 from apr_jax.plan.measure_cpu import measure
@@ -85,6 +87,26 @@ def test_every_shard_rolls_out_equally_many_trees(tiny):
 
 def test_forests_are_shares_of_the_window(config):
     assert Forests.of(config) == Forests(tokens=16_720 / 4_096 * 64, threads=5, chain=64)
+
+
+def test_parameters_in_bfloat16_take_half_the_memory(tiny):
+    """Of a rescoring, whose other arguments are the same; moments of an update stay float32."""
+    vocab = vocabulary(tiny)
+    model = dataclasses.replace(tiny.model, param_dtype="bfloat16")
+    half = dataclasses.replace(tiny, model=model)
+    norms = (2 * model.layers + 1) * model.width
+    number, _ = count_params(abstract_params(tiny, vocab))
+
+    def bytes_of(stage, config):
+        arguments = lowered(stage, config, build_mesh(config)).args_info
+        leaves = [leaf for leaf in jax.tree.leaves(arguments) if leaf.dtype != jax.dtypes.float0]
+        return sum(leaf.size * leaf.dtype.itemsize for leaf in map(shaped, leaves))
+
+    def shaped(leaf):
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+
+    for stage in ("rescoring", "update"):
+        assert bytes_of(stage, tiny) - bytes_of(stage, half) == 2 * (number - norms)
 
 
 def test_vocabulary_is_that_of_the_data(config, data_dir):

@@ -10,19 +10,23 @@ import jax
 import numpy as np
 import pytest
 from helpers import anagrams, foreign
-from helpers.whole_runs import write_config
+from helpers.whole_runs import changed, write_config
 
 from apr_jax.cli import main
 from apr_jax.data.build import build, check_built
-from apr_jax.errors import UsageError
+from apr_jax.errors import UsageError, UserError
 from apr_jax.model.config import ModelConfig
-from apr_jax.model.transformer import init_params
+from apr_jax.model.hf import load_hf
+from apr_jax.model.transformer import cast_weights, init_params
 from apr_jax.train.checkpoint import (
     import_folder,
     load_checkpoint,
     load_pretrained,
     save_pretrained,
 )
+from apr_jax.train.checkpoint.exported import export_file
+from apr_jax.train.checkpoint.hf_folder import export_folder
+from apr_jax.train.config import LoraConfig
 from apr_jax.train.rl.trainer import train_rl
 from apr_jax.train.session import adopt_network
 from apr_jax.train.sft import train_sft
@@ -66,8 +70,10 @@ def test_data_are_built_with_the_tokenizer_of_the_import(imported, data, capfd):
 def test_an_open_network_is_that_of_the_import():
     adopted = adopt_network(with_model(remat="layer", qk_norm=True), NETWORK, "file")
     assert adopted.model == dataclasses.replace(NETWORK, remat="layer")
-    half = dataclasses.replace(NETWORK, dtype="bfloat16")
+    half = dataclasses.replace(NETWORK, dtype="bfloat16", param_dtype="bfloat16")
     assert adopt_network(OPEN, half, "file").model == NETWORK
+    kept_so = adopt_network(with_model(param_dtype="bfloat16"), NETWORK, "file")
+    assert kept_so.model == dataclasses.replace(NETWORK, param_dtype="bfloat16")
     same = dataclasses.replace(OPEN, model=NETWORK)
     assert adopt_network(same, NETWORK, "file") == same
 
@@ -144,6 +150,49 @@ def test_training_goes_on_from_an_import_and_rl_from_there(imported, data, tmp_p
     assert load_checkpoint(rl).config.model == NETWORK
     assert main.run(["solve", '{"letters": "abl"}', "--checkpoint", str(rl)]) == 0
     assert "root" in capfd.readouterr().out
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("rank", [0, 2])
+def test_parameters_stay_in_bfloat16_from_an_import_to_rl(rank, imported, data, tmp_path, capfd):
+    """Of all weights and with adapters: in each checkpoint, and in a file and a folder of it."""
+    lora = LoraConfig(rank=rank)
+    kept = changed(
+        with_model(dtype="bfloat16", param_dtype="bfloat16"), sft={"lora": lora}, rl={"lora": lora}
+    )
+    sft, rl = tmp_path / "sft", tmp_path / "rl"
+    train_sft(kept, data, sft, METHOD, progress=False, init=imported)
+    train_rl(kept, data, rl, sft, progress=False)
+
+    start = cast_weights(load_pretrained(imported).params, "bfloat16")
+    for run in (sft, rl):
+        found = load_checkpoint(run)
+        assert found.config.model.param_dtype == "bfloat16"
+        assert types(found.params) == types(start)
+        export_file(found, tmp_path / "model.safetensors")
+        again = load_checkpoint(tmp_path / "model.safetensors")
+        assert types(again.params) == types(start)
+        matrices = (again.params["layers"]["q"], found.params["layers"]["q"])
+        np.testing.assert_array_equal(*matrices, "the file has all bits of the matrices")
+
+    # The same command goes on from the types that were saved (here: has nothing to do). With other
+    # ones it is another run, and RL on them another model.
+    train_sft(kept, data, sft, METHOD, progress=False, init=imported)
+    wide = changed(kept, model=dataclasses.replace(kept.model, param_dtype="float32"))
+    with pytest.raises(UserError, match=r"model\.param_dtype='bfloat16' \(now 'float32'\)"):
+        train_sft(wide, data, sft, METHOD, progress=False, init=imported)
+    with pytest.raises(UsageError, match=r"model\.param_dtype='bfloat16', not 'float32'"):
+        train_rl(wide, data, tmp_path / "other", sft, progress=False)
+
+    export_folder(found.pretrained, tmp_path / "folder")
+    params, _ = load_hf(tmp_path / "folder")
+    np.testing.assert_array_equal(
+        params["layers"]["q"], np.asarray(found.params["layers"]["q"], np.float32)
+    )
+
+
+def types(params):
+    return jax.tree.map(lambda leaf: str(leaf.dtype), params)
 
 
 def test_training_needs_no_init_where_the_sizes_are_given(data, tmp_path, monkeypatch):

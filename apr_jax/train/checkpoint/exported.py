@@ -31,6 +31,7 @@ from apr_jax.errors import UserError
 from apr_jax.io.library_errors import shows_damage, what_went_wrong
 from apr_jax.io.storage import as_path, save_tensors
 from apr_jax.model.config import ModelConfig
+from apr_jax.model.transformer import cast_weights
 from apr_jax.text.stored import tokenizer_from_bytes
 from apr_jax.text.tokenizer import Tokenizer
 from apr_jax.train.checkpoint.checksum import digest, json_sum
@@ -79,7 +80,7 @@ def save_pretrained(pretrained: Pretrained, path: Path) -> None:
 
 
 def load_exported(path: Path) -> Restored | Pretrained:
-    """Loads an exported or an imported model; its weights become float32 again.
+    """Loads an exported or an imported model; its weights get their `param_dtype` again.
 
     Args:
       path: a file on this machine or in a bucket.
@@ -96,15 +97,16 @@ def load_exported(path: Path) -> Restored | Pretrained:
                 f"{path}: is damaged (its sums are not those that were saved); copy or export it"
                 " again"
             )
-        leaves = {name: value.astype(np.float32) for name, value in tensors.items()}
-        params = unflatten_dict(leaves, sep="/")
+        params = unflatten_dict(tensors, sep="/")
         tokenizer = tokenizer_from_bytes(base64.b64decode(about["tokenizer"]))
         if "model" in about:
             model = _MODEL.validate_python(about["model"], extra="forbid")
+            params = cast_weights(params, model.param_dtype)
             return Pretrained(params, model, tokenizer, str(path))
+        config = from_dict(about["config"])
         return Restored(
-            params=params,
-            config=from_dict(about["config"]),
+            params=cast_weights(params, config.model.param_dtype),
+            config=config,
             method=about["method"],
             stage=about["stage"],
             tokenizer=tokenizer,

@@ -69,6 +69,9 @@ def token_logprobs(
     if block >= tokens.shape[1]:
         return sampled_logprobs(head(weights, config, h), rows, temperature)
 
+    # The gradients of all blocks are added up in the type of these weights.
+    weights = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), weights)
+
     def predict(weights: Params, h: Array, tokens: Array, allowed: Array) -> tuple[Array, Array]:
         return _predict_in_blocks(weights, config, h, tokens, allowed, temperature, block)
 
