@@ -43,6 +43,10 @@ TABLES: dict[str, Callable[[], Rows]] = {}
 NUMBERS: dict[str, Callable[[], str]] = {}
 
 
+# What stands in the place of a table: a heading and a row.
+_NOT_MEASURED: Rows = [["results"], ["not measured yet"]]
+
+
 class FiguresError(Exception):
     """A marker or a result file that the script cannot use."""
 
@@ -384,6 +388,25 @@ def smollm2_parity() -> Rows:
             "",
         ],
     ]
+
+
+@table
+def smollm2_decode() -> Rows:
+    """Shows how fast a real model decodes here and in other engines."""
+    path = EXPERIMENTS / "smollm2" / "decode.json"
+    if not path.is_file():
+        return _NOT_MEASURED
+    found = read(path)
+    names: list[str] = found["parts"][0]["result"]["names"]
+    rows = [[f"SmolLM2-135M-Instruct, {found['dtype']}", *names[:-1], "the memory's limit"]]
+    for part in found["parts"]:
+        result = part["result"]
+        ours, *others = result["medians"]
+        ratios = zip(others, result["ratios"], strict=True)
+        cells = [f"{rate:,.1f} ({ratio:.2f})" for rate, ratio in ratios]
+        megabytes = part["bytes_a_step"] / 1e6
+        rows.append([f"batch {part['batch']}, {megabytes:,.0f} MB a step", f"{ours:,.1f}", *cells])
+    return rows
 
 
 @table
@@ -753,10 +776,6 @@ EQUAL = {  # What is equal in a comparison of methods -> the head of its column.
     "parallel chain": "the chain of the parallel method",
     "serial chain": "the chain of the serial method",
 }
-
-
-# What stands in the place of a table: a heading and a row.
-_NOT_MEASURED: Rows = [["results"], ["not measured yet"]]
 
 
 def is_measured(task: str) -> bool:

@@ -5,6 +5,7 @@ turns, so that a busy machine slows all of them alike.
 
   paired            measures contestants by turns and compares their medians
   engines           `apr bench rollout`, with plain_decoding and trees
+  decode_model      plain decoding of a model at hand, beside what the memory allows
   peers             other engines in processes of their own (peer_worker)
   schedules         `apr bench schedule`
   cache_layouts     `apr bench cache`

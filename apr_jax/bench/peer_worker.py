@@ -88,8 +88,8 @@ class Transformers:
 
         torch.set_num_threads(_THREADS)
         self._torch = torch
-        self._model = transformers.LlamaForCausalLM.from_pretrained(
-            folder, dtype=torch.float32
+        self._model = transformers.AutoModelForCausalLM.from_pretrained(
+            folder, dtype=getattr(torch, _dtype(folder))
         ).eval()
         # Whether it is compiled -> the model that is trained, and its optimizer.
         self._trained: dict[bool, Any] = {}
@@ -145,7 +145,7 @@ class Vllm:
         vllm.ModelRegistry.register_model("LlamaForCausalLM", LlamaForCausalLM)
         self._library = vllm
         self._engine = vllm.LLM(
-            str(folder), skip_tokenizer_init=True, dtype="float32", max_model_len=_WINDOW
+            str(folder), skip_tokenizer_init=True, dtype=_dtype(folder), max_model_len=_WINDOW
         )
 
     def generate(self, contexts: list[list[int]], stop: list[int], most: int) -> list[list[int]]:
@@ -170,6 +170,9 @@ class LlamaCpp:
 
         self._lib: Any = llama_cpp
         self._lib.llama_backend_init()
+        # The cache is of float32 numbers, or of 16 bits as the weights are.
+        in_float32 = _dtype(folder) == "float32"
+        self._cache_type = llama_cpp.GGML_TYPE_F32 if in_float32 else llama_cpp.GGML_TYPE_F16
         with tempfile.TemporaryDirectory() as scratch:
             path = Path(scratch) / "model.gguf"
             write_gguf(folder, path)
@@ -249,7 +252,7 @@ class LlamaCpp:
         settings.n_ctx = slots * length
         settings.n_batch = settings.n_ubatch = self._batch = 2048
         settings.n_threads = settings.n_threads_batch = _THREADS
-        settings.type_k = settings.type_v = self._lib.GGML_TYPE_F32
+        settings.type_k = settings.type_v = self._cache_type
         # As measured, a shared cache costs up to 8 times as much at 64 sequences, and flash
         # attention twice as much.
         settings.kv_unified = False
@@ -333,11 +336,17 @@ def write_gguf(folder: Path, path: Path) -> None:
     Args:
       folder: weights as `save_hf` writes them.
       path: the file that is written.
+
+    Raises:
+      ValueError: the network is no plain Llama.
     """
     import gguf
+    import ml_dtypes
     from safetensors.numpy import load_file
 
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    if config["model_type"] != "llama" or config.get("rope_scaling"):
+        raise ValueError("the file for llama.cpp is written of a Llama without RoPE scaling alone")
     heads = {"q": config["num_attention_heads"], "k": config["num_key_value_heads"]}
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_context_length(config["max_position_embeddings"])
@@ -362,11 +371,21 @@ def write_gguf(folder: Path, path: Path) -> None:
             tensor = halves.swapaxes(1, 2).reshape(tensor.shape)
         gguf_name = names.get_name(name, try_suffixes=(".weight",))
         assert gguf_name is not None, f"llama.cpp has no name for {name}"
-        writer.add_tensor(gguf_name, tensor)
+        if tensor.dtype == ml_dtypes.bfloat16:  # numpy knows no such type, and gguf takes bytes.
+            bits = np.ascontiguousarray(tensor).view(np.uint8)
+            writer.add_tensor(gguf_name, bits, raw_dtype=gguf.GGMLQuantizationType.BF16)
+        else:
+            writer.add_tensor(gguf_name, tensor)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+
+
+def _dtype(folder: Path) -> str:
+    """Returns the type in which a model is computed: float32 or bfloat16."""
+    described = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    return str(described["dtype"])
 
 
 def _cut(tokens: list[int], stop: list[int]) -> list[int]:

@@ -28,7 +28,7 @@ _REMEDY = "pip install 'apr_jax[bench]' installs the versions that work"
 
 
 class Peer:
-    """Greedy generation by another engine, in float32 and on all cores.
+    """Greedy generation by another engine, on all cores and in the type of the model's computation.
 
     It is a context manager. Two threads must not use it at once.
     """

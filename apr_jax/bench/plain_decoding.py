@@ -12,15 +12,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding
 from jaxtyping import Array
 
 from apr_jax.bench.paired import Contestant
 from apr_jax.bench.peers import Peer
 from apr_jax.model.config import ModelConfig
 from apr_jax.model.sharding import make_mesh, on_tpu
-from apr_jax.model.transformer import Params, make_decode, prepare_decode
+from apr_jax.model.transformer import Params, decode_specs, make_decode
 from apr_jax.threads import Limits, Prompts, Schedule, ThreadForest, make_prompts, make_rollout
 from apr_jax.threads import protocol as p
+from apr_jax.train.policy import cast_and_prepare
 from apr_jax.train.step import place_whole
 
 VOCAB = 64
@@ -39,25 +41,48 @@ BUCKETS = (96, 160, 224, 288, 352, 416, 480)
 
 def engine(shape: str, params: Params, batch: int) -> Contestant:
     """Makes the contestant of our engine, on all devices that the batch can use."""
-    config = SHAPES[shape]
-    length = PROMPT + NEW
-    limits = Limits(window=length, max_thread_tokens=length, max_threads=1, children=1, max_depth=0)
     devices = _devices(batch)
     slots = min(SLOTS[shape], batch // len(devices))
     schedule = Schedule(
         slots=slots, prefill_batch=slots, prefill_chunk=PROMPT, context_buckets=BUCKETS
     )
-    decode_text = text_rollout(config, params, limits, schedule, devices)
+    return decoding(SHAPES[shape], params, batch, NEW, schedule, devices)
+
+
+def decoding(
+    config: ModelConfig,
+    params: Params,
+    batch: int,
+    new: int,
+    schedule: Schedule,
+    devices: list[Any],
+    tensor: int = 1,
+) -> Contestant:
+    """Makes a contestant of our engine: prompts of PROMPT tokens go on for exactly `new` tokens.
+
+    Args:
+      config: the model's shape.
+      params: its weights.
+      batch: number of sequences.
+      new: tokens that are decoded after each prompt.
+      schedule: how each shard of the devices decodes.
+      devices: the devices.
+      tensor: number of devices that share the work on each sequence.
+    """
+    length = PROMPT + new
+    limits = Limits(window=length, max_thread_tokens=length, max_threads=1, children=1, max_depth=0)
+    decode_text = text_rollout(config, params, limits, schedule, devices, tensor)
     random = np.random.default_rng(0)
+    vocab = params["embed"].shape[0]
     first_text = len(p.CONTROL_PIECES)  # Ids below are control tokens.
 
     def run() -> float:
-        ids = random.integers(first_text, VOCAB, (batch, PROMPT - 1))
+        ids = random.integers(first_text, vocab, (batch, PROMPT - 1))
         prompts = make_prompts([[p.BOS, *row] for row in ids.tolist()], PROMPT)
         tokens = int(decode_text(prompts).total_tokens.sum())
-        if tokens != batch * NEW:
+        if tokens != batch * new:
             raise RuntimeError(
-                f"bench decode: {tokens} tokens were decoded in place of {batch * NEW}"
+                f"bench decode: {tokens} tokens were decoded in place of {batch * new}"
             )
         return tokens
 
@@ -65,25 +90,38 @@ def engine(shape: str, params: Params, batch: int) -> Contestant:
 
 
 def text_rollout(
-    config: ModelConfig, params: Params, limits: Limits, schedule: Schedule, devices: list[Any]
+    config: ModelConfig,
+    params: Params,
+    limits: Limits,
+    schedule: Schedule,
+    devices: list[Any],
+    tensor: int = 1,
 ) -> Callable[[Prompts], ThreadForest]:
     """Makes a rollout in which no thread spawns, joins or ends by itself.
 
     Returns:
-      a function from prompts to their forest; the weights are on the devices already.
+      a function from prompts to their forest; the weights are on the devices already, laid out for
+      decoding.
     """
-    mesh = make_mesh(devices=devices)
-    decode, init_cache = make_decode(config, schedule.cache_lengths(limits.window), on_tpu(mesh))
-    rollout = make_rollout(
-        only_text(decode),
-        init_cache,
-        limits,
-        schedule,
-        mesh,
-        prepare=lambda params: prepare_decode(params, config, on_tpu(mesh)),
+    mesh = make_mesh(tensor=tensor, devices=devices)
+    decode, init_cache = make_decode(
+        config, schedule.cache_lengths(limits.window), on_tpu(mesh), tensor
     )
+
+    def specs(prepared: Params) -> Params:
+        return decode_specs(prepared, config, tensor)
+
+    rollout = make_rollout(only_text(decode), init_cache, limits, schedule, mesh, specs=specs)
+
+    def prepare(params: Params) -> Params:
+        return cast_and_prepare(params, config, mesh, tensor)
+
     placed = place_whole(params, mesh)
-    return lambda prompts: rollout(placed, prompts, jax.random.key(0))[0]
+    layout = jax.tree.map(
+        lambda spec: NamedSharding(mesh, spec), specs(jax.eval_shape(prepare, placed))
+    )
+    prepared = jax.jit(prepare, out_shardings=layout)(placed)
+    return lambda prompts: rollout(prepared, prompts, jax.random.key(0))[0]
 
 
 def only_text(decode: Callable) -> Callable:

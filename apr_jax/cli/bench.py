@@ -26,6 +26,13 @@ class Shape(enum.StrEnum):
     MINI = "mini"
 
 
+class Dtype(enum.StrEnum):
+    """Types in which a model is computed."""
+
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+
+
 Repeats = Annotated[int, typer.Option(help="Interleaved repeats; medians are shown.", min=5)]
 BenchConfig = Annotated[
     Path,
@@ -74,6 +81,56 @@ def bench_rollout(
 
     restored = load_checkpoint(checkpoint) if checkpoint else None
     _save_each(run(restored, problems, peer or [], repeats), json)
+
+
+@bench_app.command(
+    "decode",
+    epilog="Example: apr bench decode --model runs/smollm2/model.safetensors",
+)
+def bench_decode(
+    model: Annotated[
+        Path,
+        typer.Option(
+            help="File that `apr import` or `apr export` wrote, or a workdir.", **ANYWHERE
+        ),
+    ],
+    batch: Annotated[
+        list[int] | None,
+        typer.Option(help="Sequences decoded at once; repeatable. Default: 1 and 16.", min=1),
+    ] = None,
+    new: Annotated[int, typer.Option(help="Tokens decoded after each prompt.", min=1)] = 128,
+    dtype: Annotated[
+        Dtype, typer.Option(help="Type of all weights and of the computation.")
+    ] = Dtype.FLOAT32,
+    devices: Annotated[
+        int, typer.Option(help="Devices of our engine; on CPU one device uses all cores.", min=1)
+    ] = 1,
+    tensor: Annotated[
+        int, typer.Option(help="Devices that share the work on each sequence.", min=1)
+    ] = 1,
+    peer: Annotated[
+        list[str] | None,
+        typer.Option("--peer", help="Only this other engine; repeatable. Default: all installed."),
+    ] = None,
+    repeats: Repeats = 5,
+    json: Json = None,
+) -> None:
+    """Measure plain decoding of a model against other engines, and against the memory's limit."""
+    start()
+    from apr_jax.bench import decode_model
+    from apr_jax.train.checkpoint import load_pretrained
+
+    layout = decode_model.Layout(devices, tensor)
+    pretrained = load_pretrained(model)
+    config = dataclasses.replace(pretrained.model, dtype=dtype.value)
+    about = decode_model.described(pretrained, config, new, layout)
+    parts = []
+    for part in decode_model.bench_decode(
+        pretrained, config, batch or [1, 16], new, layout, peer or [], repeats
+    ):
+        parts.append(dataclasses.asdict(part))
+        if json:
+            write_json(json, about | {"parts": parts})
 
 
 @bench_app.command(

@@ -38,6 +38,7 @@ COMMANDS = [
     ("completion",),
     ("bench", "carry-over"),
     ("bench", "rollout"),
+    ("bench", "decode"),
     ("bench", "schedule"),
     ("bench", "cache"),
     ("bench", "train"),

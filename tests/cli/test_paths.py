@@ -44,6 +44,7 @@ IN_BUCKETS = {
     "reproduce": {"--out", "--data"},
     "report": {"RUN"},
     "bench rollout": {"--checkpoint", "--problems"},
+    "bench decode": {"--model"},
     "bench schedule": {"--checkpoint", "--problems"},
     "bench carry-over": {"--checkpoint", "--problems"},
     "bench train": {"--checkpoint", "--problems"},
