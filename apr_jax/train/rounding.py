@@ -11,7 +11,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+import numpy as np
+from jaxtyping import Array, Float, Int, UInt32
 
 from apr_jax.threads.keys import Domain, run_key
 
@@ -50,6 +51,25 @@ def _to_bfloat16(values: Float[Array, "*shape"], key: jax.Array) -> Float[Array,
     carries into the upper one as often as the number lies near to the next.
     """
     bits = jax.lax.bitcast_convert_type(values, jnp.uint32)
-    noise = jax.random.bits(key, values.shape, jnp.uint16)
-    upper = (bits + noise.astype(jnp.uint32)) >> 16
+    upper = (bits + _noise(values.shape, key)) >> 16
     return jax.lax.bitcast_convert_type(upper.astype(jnp.uint16), jnp.bfloat16)
+
+
+def _noise(shape: tuple[int, ...], key: jax.Array) -> UInt32[Array, "*shape"]:
+    """Makes random numbers below 2^16: a hash of each element's index and of a word of the key.
+
+    `jax.random.bits` would do, but on CPU it holds three words for each element at once. These
+    numbers become part of the loop that rounds, and take no memory.
+    """
+    index = jnp.zeros(shape, jnp.uint32)  # Of each element in the flattened array.
+    for axis, size in enumerate(shape):
+        index = index * np.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, shape, axis)
+    word = jax.random.bits(key, (), jnp.uint32)
+    return _mix(_mix(index) + word) >> 16
+
+
+def _mix(words: UInt32[Array, "*shape"]) -> UInt32[Array, "*shape"]:
+    """Maps words one to one such that each bit depends on all; the finalizer of MurmurHash3."""
+    words = (words ^ (words >> 16)) * np.uint32(0x85EBCA6B)
+    words = (words ^ (words >> 13)) * np.uint32(0xC2B2AE35)
+    return words ^ (words >> 16)
