@@ -20,6 +20,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from apr_jax.model.transformer import Params
@@ -144,7 +145,7 @@ def _with_first_rows(matrix: Float[Array, "V D"], rows: Float[Array, "C D"]) -> 
     return jnp.where(is_first, jnp.pad(rows, ((0, vocab - count), (0, 0))), matrix)
 
 
-def _float32(values: Array) -> Array:
+def _float32(values: ArrayLike) -> Array:
     """Copies values into a float32 array of JAX."""
     return jnp.asarray(values).astype(jnp.float32)
 

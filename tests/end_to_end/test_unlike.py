@@ -27,6 +27,8 @@ UNAVOIDABLE = {
     "evaluate.methods": "is about other tasks than the paper's; test_methods.py has it",
     "evaluate.windows": "is about other tasks than the paper's; test_methods.py has it",
     "task.least_solutions": "must be 1, which is its default, where one solution is asked for",
+    "task.solver.search": "'bidirectional' takes four numbers; tests/tasks/countdown has it",
+    "task.solver.false_claims": "must be 0, which is its default, where the search is 'beam'",
     "task.solver.shuffle": "it is yes or no: the default is the one, the shared config has the other",
     "train.sft.steps": "must be 0, which is its default, where epochs say how long training takes",
 }

