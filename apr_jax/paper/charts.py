@@ -51,6 +51,7 @@ OF_KIND = {
     "belief": "#4338ca",
     "join": "#0e7490",
     "claim": NESTED,
+    "check": "#0f766e",
     "answer": SOS_PLUS_15,
     "coverage": "#475569",
     "search": "#475569",
@@ -77,6 +78,7 @@ _DARK = {
     "#9d174d": "#f472b6",
     "#57534e": "#a8a29e",
     "#4d7c0f": "#a3e635",
+    "#0f766e": "#5eead4",
 }
 
 # Placeholders for the page's own text colour, in full and in faint. `to_svg` replaces them.
