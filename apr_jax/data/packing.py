@@ -185,13 +185,7 @@ def scatter(
       length: L.
     """
     lengths = lengths.astype(np.int64)
-    total = int(lengths.sum())
-
-    # The place of each token in the flattened rows: its thread's place + its offset in the thread.
-    starts = np.cumsum(lengths) - lengths  # [n]
-    thread_places = placement.row * length + placement.column  # [n]
-    places = np.repeat(thread_places - starts, lengths) + np.arange(total)  # [sum(lengths)]
-
+    places = _places(placement, lengths, length)  # [sum(lengths)]
     placed = np.repeat(placement.row >= 0, lengths)  # [sum(lengths)]
     all_placed = bool(placed.all())  # Spares six copies, in the usual case.
     if not all_placed:
@@ -199,9 +193,8 @@ def scatter(
 
     def spread(values: np.ndarray, dtype: type, blank: int = 0) -> np.ndarray:
         """Returns the values in their places, and `blank` in all others: [R, L]."""
-        flat: np.ndarray = np.full(rows * length, blank, dtype)
-        flat[places] = values if all_placed else values[placed]
-        return flat.reshape(rows, length)
+        kept = values if all_placed else values[placed]
+        return _spread(kept, places, (rows, length), dtype, blank)
 
     return Rows(
         tokens=spread(fields["tokens"], np.int32),
@@ -213,6 +206,25 @@ def scatter(
         logprob=spread(fields["logprob"], np.float32),
         allowed=spread(fields["allowed"], np.uint8),
     )
+
+
+def _places(placement: Placement, lengths: np.ndarray, length: int) -> np.ndarray:
+    """Returns the place of each token in the flattened rows, int64 [sum(lengths)].
+
+    It is the place of the token's thread, and on from there.
+    """
+    starts = np.cumsum(lengths) - lengths  # [n]
+    thread_places = placement.row * length + placement.column  # [n]
+    return np.repeat(thread_places - starts, lengths) + np.arange(int(lengths.sum()))
+
+
+def _spread(
+    values: np.ndarray, places: np.ndarray, shape: tuple[int, int], dtype: type, blank: int = 0
+) -> np.ndarray:
+    """Returns the values in their places of the flattened rows, and `blank` in all others."""
+    flat: np.ndarray = np.full(shape, blank, dtype).reshape(-1)
+    flat[places] = values
+    return flat.reshape(shape)
 
 
 def pack_trees(
@@ -246,7 +258,9 @@ def pack_trees(
     return scatter(placement, lengths, tree_index, fields, row_count, length)
 
 
-def pack_forest(forest: "ThreadForest", rows: int, length: int) -> Rows:
+def pack_forest(
+    forest: "ThreadForest", rows: int, length: int, trees: np.ndarray | None = None
+) -> Rows:
     """Packs all threads of a recorded forest that hold tokens.
 
     The number of rows is the first of `rows`, 2 `rows`, 4 `rows`, ... that holds all, so that what
@@ -256,6 +270,34 @@ def pack_forest(forest: "ThreadForest", rows: int, length: int) -> Rows:
       forest: what `tree_rollout` returned, fetched to the host (numpy leaves).
       rows: the smallest number of rows.
       length: L of a row, at least that of the longest thread.
+      trees: int [B], index of each tree in its batch, if the forest is a part of one; by default
+        the trees are counted from 0.
+
+    Raises:
+      ValueError: a thread is longer than a row, or `rows` is below 1.
+    """
+    packed, _ = pack_marked_forest(forest, None, rows, length, trees)
+    return packed
+
+
+def pack_marked_forest(
+    forest: "ThreadForest",
+    marks: np.ndarray | None,
+    rows: int,
+    length: int,
+    trees: np.ndarray | None = None,
+) -> tuple[Rows, np.ndarray | None]:
+    """Packs a forest as `pack_forest` does, together with a mark on each of its tokens.
+
+    Args:
+      forest: see `pack_forest`.
+      marks: bool [B, T, L]; None if there are none.
+      rows: see `pack_forest`.
+      length: see `pack_forest`.
+      trees: see `pack_forest`.
+
+    Returns:
+      the rows; and bool [R, L], the mark of each token where the token stands, False for padding.
 
     Raises:
       ValueError: a thread is longer than a row, or `rows` is below 1.
@@ -281,7 +323,12 @@ def pack_forest(forest: "ThreadForest", rows: int, length: int) -> Rows:
     used = np.arange(forest.tokens.shape[2]) < thread_lengths[:, :, None]  # [B, T, L]
     recorded = ("tokens", "position", "hidden_block", "sampled", "logprob", "allowed")
     fields = {name: np.asarray(getattr(forest, name))[used] for name in recorded}
-    return scatter(placement, lengths, tree, fields, row_count, length)
+    tree_index = tree if trees is None else trees[tree]
+    packed = scatter(placement, lengths, tree_index, fields, row_count, length)
+    if marks is None:
+        return packed, None
+    places = _places(placement, lengths.astype(np.int64), length)
+    return packed, _spread(marks[used], places, (row_count, length), np.bool_)
 
 
 def padding_share(rows: Rows) -> float:

@@ -12,7 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from apr_jax.data.encode import ThreadTokens
-from apr_jax.data.packing import Rows, pack_forest, pack_trees, padding_share, place
+from apr_jax.data.packing import (
+    Rows,
+    pack_forest,
+    pack_marked_forest,
+    pack_trees,
+    padding_share,
+    place,
+)
 
 LENGTH = 12
 trees_of_lengths = st.lists(
@@ -154,6 +161,24 @@ def test_pack_forest_against_the_slots_one_by_one(seed):
     assert dtypes.pop("logprob") == np.float32
     assert dtypes.pop("allowed") == np.uint8
     assert set(dtypes.values()) == {np.dtype(np.int32)}
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_marks_stand_where_their_tokens_do(seed):
+    forest = random_forest(np.random.default_rng(seed), trees=5, max_threads=4, length=9)
+    rows, marks = pack_marked_forest(forest, forest.tokens % 3 == 1, rows=3, length=LENGTH)
+    np.testing.assert_array_equal(marks, (rows.tokens % 3 == 1) & (rows.segment > 0))
+    assert 0 < marks.sum() < (rows.segment > 0).sum()
+    jax.tree.map(np.testing.assert_array_equal, rows, pack_forest(forest, 3, LENGTH))
+
+
+def test_trees_of_a_part_of_a_batch_keep_their_numbers():
+    forest = random_forest(np.random.default_rng(0), trees=3, max_threads=4, length=9)
+    numbers = np.array([2, 5, 9])
+    rows = pack_forest(forest, rows=3, length=LENGTH)
+    part = pack_forest(forest, rows=3, length=LENGTH, trees=numbers)
+    np.testing.assert_array_equal(part.tree, np.where(rows.tree < 0, -1, numbers[rows.tree]))
+    assert {2, 9} <= set(part.tree.flat)
 
 
 def test_row_counts_come_in_buckets():

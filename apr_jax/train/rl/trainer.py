@@ -29,7 +29,7 @@ from jax.sharding import Mesh
 
 from apr_jax.config import Experiment
 from apr_jax.data.build import check_built, check_files, problem_file
-from apr_jax.data.packing import Rows, pack_forest, padding_share
+from apr_jax.data.packing import Rows, pack_marked_forest, padding_share
 from apr_jax.errors import UsageError
 from apr_jax.io.storage import as_path, local_copy
 from apr_jax.tasks import Problem, load_problems, make_task
@@ -423,16 +423,13 @@ class _Trainer:
         length = np.where(zero_advantage[:, None], 0, forest.length)  # [B, T]
         taught = dataclasses.replace(forest, length=length)
 
-        rows = pack_forest(taught, rl.micro_batch_rows, self._config.limits.max_thread_tokens)
+        older = None if rollout.staleness is None else rollout.staleness > 0  # [B, T, L]
+        rows, older = pack_marked_forest(
+            taught, older, rl.micro_batch_rows, self._config.limits.max_thread_tokens
+        )  # [R, L]
         weights = token_weights(
             rows, rewarded.counted, rl.objective.loss_aggregation, self._divisor(forest)
         )  # [R, L]
-        older = None
-        if rollout.staleness is not None:
-            # Where a token stands in the rows follows from the lengths of the threads alone.
-            marked = dataclasses.replace(taught, tokens=rollout.staleness)
-            length_of_row = self._config.limits.max_thread_tokens
-            older = pack_forest(marked, rl.micro_batch_rows, length_of_row).tokens > 0  # [R, L]
         batch = place_forest(
             rows,
             weights,
