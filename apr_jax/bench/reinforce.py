@@ -22,7 +22,7 @@ from apr_jax.data.packing import Rows, pack_forest
 from apr_jax.tasks import Problem, load_problems, make_task
 from apr_jax.threads import ThreadForest, Work
 from apr_jax.train.checkpoint.restored import Restored
-from apr_jax.train.distributed import fetch
+from apr_jax.train.distributed import fetch_held
 from apr_jax.train.grader import first_trees, grading
 from apr_jax.train.optimizer import make_optimizer
 from apr_jax.train.rl.objective import token_weights
@@ -88,7 +88,7 @@ def _parts(restored: Restored, problems: list[Problem], stack: ExitStack) -> lis
         return trees
 
     # One forest, on which host, rescoring and update are measured.
-    forest, _ = first_trees(fetch(roll()), len(of_trees))
+    forest, _ = first_trees(fetch_held(roll()), len(of_trees))
     counted = counted_trees(forest, rl.reward)
 
     def pack() -> tuple[Rows, np.ndarray]:
@@ -105,7 +105,7 @@ def _parts(restored: Restored, problems: list[Problem], stack: ExitStack) -> lis
         *pack(),
         rl.micro_batch_rows,
         mesh,
-        most_chunks(config),
+        most_chunks(config, mesh),
         recompute=rl.objective.importance_cap > 0,
     )
     scored = batch

@@ -193,7 +193,11 @@ _LOWER = dict(
 def _forest(config: Experiment, mesh: Mesh) -> ForestBatch:
     """Shapes of a forest in packed rows, [micro-batches, rows, tokens]."""
     check_divides("train.rl.micro_batch_rows", config.train.rl.micro_batch_rows, mesh)
-    shape = (most_chunks(config), config.train.rl.micro_batch_rows, config.limits.max_thread_tokens)
+    shape = (
+        most_chunks(config, mesh),
+        config.train.rl.micro_batch_rows,
+        config.limits.max_thread_tokens,
+    )
     split = NamedSharding(mesh, PartitionSpec(None, BATCH_AXES))
     weights = jax.ShapeDtypeStruct(shape, jnp.float32, sharding=split)
     used = jax.ShapeDtypeStruct((), jnp.int32, sharding=_whole(mesh))

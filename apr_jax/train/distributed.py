@@ -5,6 +5,8 @@ the program goes on (a signal, a reward, a checkpoint that cannot be read), the 
 it. Otherwise they would take different ways, and wait for each other forever.
 """
 
+import dataclasses
+import functools
 import json
 import socket
 from collections.abc import Iterator
@@ -25,6 +27,8 @@ _STRAGGLER_STEPS = 20  # Steps over which the times of the hosts are averaged.
 # A host is called slow if it works so many seconds at a step, and so many times as long as others.
 _SLOW_SECONDS = 0.05
 _SLOW_FACTOR = 2.0
+
+_BLOCK = 256  # Bytes; texts are exchanged in whole blocks, so that few sizes are compiled for.
 
 # Words in the messages of Gloo and the coordination service when another process is gone.
 _LOST_PROCESS_MESSAGES = (
@@ -61,8 +65,95 @@ def lost_processes(workdir: Path) -> Iterator[None]:
 
 def held_rows(rows: int, mesh: Mesh) -> list[int]:
     """Returns the rows, in order, of a batch over `mesh` that this process's devices hold."""
-    indices = batch_sharding(mesh).addressable_devices_indices_map((rows,))
-    return sorted({row for (part,) in indices.values() for row in range(*part.indices(rows))})
+    return _rows_by_process(rows, mesh)[jax.process_index()]
+
+
+def _rows_by_process(rows: int, mesh: Mesh) -> list[list[int]]:
+    """Returns the rows, in order, of a batch over `mesh` that each process's devices hold."""
+    held: list[set[int]] = [set() for _ in range(jax.process_count())]
+    for device, (part,) in batch_sharding(mesh).devices_indices_map((rows,)).items():
+        held[device.process_index].update(range(*part.indices(rows)))
+    return [sorted(each) for each in held]
+
+
+@dataclasses.dataclass(frozen=True)
+class HeldRows:
+    """Which rows of a batch that is split over a mesh each process holds.
+
+    Devices that share a row (mesh axis `tensor`) may belong to several processes. Then all of these
+    hold the row, and the first of them is its owner.
+
+    Attributes:
+      count: number of rows.
+      by_process: the rows of each process, int [n] in order.
+    """
+
+    count: int
+    by_process: tuple[np.ndarray, ...]
+
+    @classmethod
+    def of(cls, batch: int, mesh: Mesh, count: int | None = None) -> "HeldRows":
+        """Returns those of the first `count` rows of a batch of `batch` rows; by default of all."""
+        count = batch if count is None else count
+        if jax.process_count() == 1:
+            return cls.alone(count)
+        held = [np.array(rows, np.int64) for rows in _rows_by_process(batch, mesh)]
+        return cls(count, tuple(rows[rows < count] for rows in held))
+
+    @classmethod
+    def alone(cls, count: int) -> "HeldRows":
+        """Returns those of a batch of `count` rows of which this one process holds all."""
+        return cls(count, (np.arange(count),))
+
+    @property
+    def mine(self) -> np.ndarray:
+        """Returns the rows of this process, int [n] in order."""
+        return self.by_process[jax.process_index()]
+
+    @functools.cached_property
+    def is_owner(self) -> np.ndarray:
+        """Returns which of its rows this process owns, bool [n]."""
+        before = self.by_process[: jax.process_index()]
+        return ~np.isin(self.mine, np.concatenate([self.mine[:0], *before]))
+
+    @functools.cached_property
+    def shares(self) -> dict[tuple[int, ...], np.ndarray]:
+        """Returns the rows of this process by the processes that hold them, as places in `mine`.
+
+        As a rule there is one share. The shares of two batches over one mesh have the same keys,
+        except those without a row.
+        """
+        holds = np.array([np.isin(self.mine, rows) for rows in self.by_process])  # [processes, n]
+        places: dict[tuple[int, ...], list[int]] = {}
+        for place, is_holder in enumerate(holds.T):
+            places.setdefault(tuple(np.flatnonzero(is_holder).tolist()), []).append(place)
+        return {processes: np.array(each) for processes, each in places.items()}
+
+    def gather(self, values: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Puts together, in all processes, what each process knows of its rows.
+
+        Every process sends 4 bytes for each number. Of a row that several processes hold, the
+        owner's values count.
+
+        Args:
+          values: int32 or float32 [n] each, those of the rows in `mine`.
+
+        Returns:
+          the same names, [count] each.
+        """
+        if jax.process_count() == 1:
+            return values
+        most = max(map(len, self.by_process))
+        padded = {name: np.pad(each, (0, most - len(each))) for name, each in values.items()}
+        gathered = multihost_utils.process_allgather(padded)  # [processes, most] each
+
+        whole = {name: np.zeros(self.count, each.dtype) for name, each in values.items()}
+        for name, each in gathered.items():
+            # The first process comes last, so that of its rows nobody else's values are kept.
+            for process in reversed(range(jax.process_count())):
+                rows = self.by_process[process]
+                whole[name][rows] = each[process, : len(rows)]
+        return whole
 
 
 def place(array: Any, sharding: NamedSharding) -> jax.Array:
@@ -71,11 +162,22 @@ def place(array: Any, sharding: NamedSharding) -> jax.Array:
     return jax.make_array_from_callback(whole.shape, sharding, lambda index: whole[index])
 
 
-def fetch(tree: Any) -> Any:
-    """Copies a tree of arrays from the mesh, whole, into the memory of every process."""
+def fetch_held(tree: Any) -> Any:
+    """Copies arrays that are split over their first axis into memory: the rows of this process.
+
+    They are the rows of `held_rows`. Nothing travels between processes.
+    """
     if jax.process_count() == 1:
         return jax.device_get(tree)
-    return multihost_utils.process_allgather(tree, tiled=True)
+
+    def parts(array: jax.Array) -> list[jax.Array]:
+        """Returns the parts on this process's devices, each once, in order."""
+        by_start = {shard.index[0].start or 0: shard.data for shard in array.addressable_shards}
+        return [by_start[start] for start in sorted(by_start)]
+
+    leaves, structure = jax.tree.flatten(tree)
+    fetched = jax.device_get([parts(leaf) for leaf in leaves])
+    return structure.unflatten([np.concatenate(each) for each in fetched])
 
 
 def of_first(values: np.ndarray) -> np.ndarray:
@@ -92,19 +194,26 @@ def all_of(holds: bool) -> bool:
     return bool(np.all(multihost_utils.process_allgather(np.int32(holds))))
 
 
+def exchange(mine: Any) -> list[Any]:
+    """Gives every process the JSON values of all processes, in the order of these."""
+    if jax.process_count() == 1:
+        return [mine]
+    text = np.frombuffer(json.dumps(mine).encode(), np.uint8)
+    sizes = multihost_utils.process_allgather(np.int32(len(text)))
+    blocks = -(-int(sizes.max()) // _BLOCK)
+    padded = np.zeros(blocks * _BLOCK, np.uint8)
+    padded[: len(text)] = text
+    rows = multihost_utils.process_allgather(padded)  # [processes, bytes]
+    return [json.loads(bytes(row[:size])) for row, size in zip(rows, sizes, strict=True)]
+
+
 def merge(mine: dict[str, Any]) -> dict[str, Any]:
     """Merges the JSON dicts of all processes, because one process writes a checkpoint for all."""
     if jax.process_count() == 1:
         return mine
-    text = np.frombuffer(json.dumps(mine).encode(), np.uint8)
-    sizes = multihost_utils.process_allgather(np.int32(len(text)))
-    padded = np.zeros(int(sizes.max()), np.uint8)
-    padded[: len(text)] = text
-    rows = multihost_utils.process_allgather(padded)  # [processes, longest text]
-
     merged: dict[str, Any] = {}
-    for row, size in zip(rows, sizes, strict=True):
-        merged |= json.loads(bytes(row[:size]))
+    for each in exchange(mine):
+        merged |= each
     return dict(sorted(merged.items()))
 
 

@@ -5,6 +5,7 @@ rollout, whose batches are of one shape, so that it is compiled once.
 """
 
 import dataclasses
+import itertools
 import math
 import time
 from collections.abc import Iterator, Sequence
@@ -35,7 +36,7 @@ from apr_jax.threads.keys import Domain, run_key
 from apr_jax.train.answers import extract_answers
 from apr_jax.train.checkpoint.checksum import array_sums, json_sum
 from apr_jax.train.config import RewardConfig
-from apr_jax.train.distributed import fetch, of_first
+from apr_jax.train.distributed import HeldRows, exchange, fetch_held, of_first
 from apr_jax.train.loop import Stopping
 from apr_jax.train.metrics.sample_tree import tree_text
 from apr_jax.train.policy import make_policy_carry_over, make_policy_rollout
@@ -162,12 +163,12 @@ class _Answered:
         values = values or {
             "codes": [],
             "rewards": [],
-            "measures": {name: [] for name in _MEASURES},
+            "measures": {name: [] for name in MEASURES},
             "sample": "",
         }
         return cls(
             Grades(np.array(values["codes"], np.int32), np.array(values["rewards"], np.float32)),
-            {name: np.array(values["measures"][name], np.int32) for name in _MEASURES},
+            {name: np.array(values["measures"][name], np.int32) for name in MEASURES},
             values["sample"],
         )
 
@@ -194,7 +195,7 @@ class _Answered:
             ),
             {
                 name: np.concatenate([self.measures[name], other.measures[name]])
-                for name in _MEASURES
+                for name in MEASURES
             },
             self.sample or other.sample,
         )
@@ -210,7 +211,7 @@ class _Answered:
 
         return _Answered(
             Grades(sent(self.grades.codes), sent(self.grades.rewards)),
-            {name: sent(self.measures[name]) for name in _MEASURES},
+            {name: sent(self.measures[name]) for name in MEASURES},
             self.sample,
         )
 
@@ -297,31 +298,52 @@ class Grader:
         prompts = self._prompts_of(problems, self._config.train.rl.temperature)
         return self._carry_over_rollout(params, carried, prompts, key, version)
 
-    def verify(self, problems: list[Problem], forest: ThreadForest) -> Grades:
+    def verify(
+        self, problems: list[Problem], forest: ThreadForest, trees: HeldRows | None = None
+    ) -> Grades:
         """Verifies the answers of the trees.
+
+        Args:
+          problems: the problem of each tree that this process holds.
+          forest: these trees, numpy leaves.
+          trees: which trees of the batch they are; by default all.
+
+        Returns:
+          the verdicts on the whole batch, in all processes.
 
         Raises:
           UnknownAnswers: too many answers got no verdict; all processes of the run raise it.
         """
+        trees = trees or HeldRows.alone(len(problems))
         reward = self._config.train.rl.reward
-        grades = self._grade(problems, forest, allowed_unknown(len(problems), reward))
+        grades = self._grade(problems, forest, trees, allowed_unknown(trees.count, reward))
         grades.check(reward)
         return grades
 
-    def _grade(self, problems: list[Problem], forest: ThreadForest, most_unknown: int) -> Grades:
-        """Verifies answers; the verifier may give up once more than `most_unknown` are unknown."""
+    def _grade(
+        self, problems: list[Problem], forest: ThreadForest, trees: HeldRows, most_unknown: int
+    ) -> Grades:
+        """Verifies answers, see `verify`.
+
+        The verifier may give up once more than `most_unknown` of this process's are unknown.
+        """
         began = time.perf_counter()
-        answers = extract_answers(forest, self._tokenizer)
-        outcomes = self._verifier.verify(list(zip(problems, answers, strict=True)), most_unknown)
+        answers = zip(problems, extract_answers(forest, self._tokenizer), strict=True)
+        # One process verifies an answer: it may exceed its time in one and not in another.
+        owned = list(itertools.compress(answers, trees.is_owner))
+        outcomes = self._verifier.verify(owned, most_unknown)
         self.host_seconds = time.perf_counter() - began
-        codes = [
+
+        codes = np.zeros(len(problems), np.int32)
+        rewards = np.zeros(len(problems), np.float32)
+        codes[trees.is_owner] = [
             _CODES.index(outcome.correct if isinstance(outcome, Score) else outcome)
             for outcome in outcomes
         ]
-        rewards = [outcome.reward if isinstance(outcome, Score) else 0.0 for outcome in outcomes]
-        # The verdicts of the first process count: an answer may exceed its time in one process and
-        # not in another.
-        return Grades(of_first(np.array(codes, np.int32)), of_first(np.array(rewards, np.float32)))
+        rewards[trees.is_owner] = [
+            outcome.reward if isinstance(outcome, Score) else 0.0 for outcome in outcomes
+        ]
+        return Grades(**trees.gather({"codes": codes, "rewards": rewards}))
 
     def validate(
         self, state: TrainState, stopping: Stopping, file: ValidationFile
@@ -359,7 +381,7 @@ class Grader:
         grades.check(reward)
         self._sample = answered.sample
         scores = {"accuracy": grades.accuracy, "reward": grades.reward}
-        return scores | _means(answered.measures) | grades.metrics
+        return scores | mean_measures(answered.measures) | grades.metrics
 
     def _answer(self, state: TrainState, begin: int, most_unknown: int) -> _Answered:
         """Answers a batch of the validation problems greedily.
@@ -372,13 +394,18 @@ class Grader:
         problems = self._validation[begin : begin + self._batch]
         key = run_key(self._config.seed, Domain.VALIDATION, begin)
         rolled = self.ask(state.params, problems, 0.0, key)
-        forest, _ = first_trees(fetch(rolled), len(problems))
-        grades = self._grade(problems, forest, most_unknown)
+        trees = HeldRows.of(self._batch, self._mesh, len(problems))
+        forest, _ = first_trees(fetch_held(rolled), len(trees.mine))
+        held = [problems[tree] for tree in trees.mine]
+        grades = self._grade(held, forest, trees, most_unknown)
+
         sample = ""
         if begin == 0:
-            shown = self._task.show(problems[0])
-            sample = tree_text(forest, 0, shown, grades.of(0), self._tokenizer)
-        return _Answered(grades, tree_measures(forest), sample)
+            if 0 in trees.mine:  # Then it is the first one of this process, too.
+                shown = self._task.show(problems[0])
+                sample = tree_text(forest, 0, shown, grades.of(0), self._tokenizer)
+            sample = next(filter(None, exchange(sample)), "")
+        return _Answered(grades, trees.gather(tree_measures(forest)), sample)
 
     def _identity(self, state: TrainState) -> str:
         """Returns what tells the validation of a state from every other one; see `ValidationFile`.
@@ -418,13 +445,16 @@ def rollout_batch(config: Experiment, mesh: Mesh) -> int:
 
 
 def first_trees(rolled: tuple[ThreadForest, Work], count: int) -> tuple[ThreadForest, Work]:
-    """Returns the first `count` trees of a rollout, and the work of all."""
+    """Returns the first `count` trees of a rollout, and the work of all.
+
+    Of the trees of one process, those that fill up the batch are the last ones too.
+    """
     forest, work = rolled
     return jax.tree.map(lambda x: x[:count], forest), work
 
 
 # What `tree_measures` tells of each tree.
-_MEASURES = ("refusals", "total_tokens", "sequential_tokens", "children", "truncations")
+MEASURES = ("refusals", "total_tokens", "sequential_tokens", "children", "truncations")
 
 
 def tree_measures(forest: ThreadForest) -> dict[str, np.ndarray]:
@@ -433,21 +463,12 @@ def tree_measures(forest: ThreadForest) -> dict[str, np.ndarray]:
     Args:
       forest: numpy leaves.
     """
-    measured = {name: getattr(forest, name) for name in _MEASURES}
+    measured = {name: getattr(forest, name) for name in MEASURES}
     measured["refusals"] = np.sum(forest.refusals, axis=1)
     return {name: np.asarray(values).astype(np.int32) for name, values in measured.items()}
 
 
-def forest_metrics(forest: ThreadForest) -> dict[str, float]:
-    """Returns the means over trees of their `tree_measures`.
-
-    Args:
-      forest: numpy leaves.
-    """
-    return _means(tree_measures(forest))
-
-
-def _means(measures: dict[str, np.ndarray]) -> dict[str, float]:
+def mean_measures(measures: dict[str, np.ndarray]) -> dict[str, float]:
     """Returns the mean of each measure over the trees."""
     return {name: float(np.mean(values)) for name, values in measures.items()}
 

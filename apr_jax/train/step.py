@@ -26,7 +26,7 @@ from apr_jax.errors import UsageError
 from apr_jax.model.config import ModelConfig
 from apr_jax.model.sharding import BATCH_AXES, batch_sharding, batch_shards, shardings
 from apr_jax.train.config import LoraConfig
-from apr_jax.train.distributed import place
+from apr_jax.train.distributed import held_rows, place
 from apr_jax.train.lora import merging, taught
 from apr_jax.train.metrics.flops import training_flops
 from apr_jax.train.rl.objective import Metrics, Parts, cross_entropy, policy_loss, tree_kl
@@ -239,29 +239,42 @@ def place_forest(
     chunks: int,
     recompute: bool = False,
     older: np.ndarray | None = None,
+    used: int | None = None,
 ) -> ForestBatch:
     """Cuts packed rows and the weights of their tokens into chunks on the mesh.
 
+    Each process gives the rows of its own devices: H of the R rows of a chunk, where one process
+    alone has all.
+
     Args:
-      rows: packed rows, a multiple of `size`; every process holds all of them.
+      rows: packed rows, a multiple of H: those of the first chunk, of the second one, and so on.
       weights: [rows, L], see `token_weights`.
       size: R, rows of a chunk.
       mesh: the mesh.
       chunks: number of chunks of the batch, at least as many as hold tokens (`most_chunks`).
       recompute: whether the first PPO epoch is to recompute the behaviour log-probs.
       older: [rows, L], see `ForestBatch`.
+      used: number of chunks in which the rows of any process hold tokens; by default those in which
+        these do.
     """
     length = rows.tokens.shape[1]
-    used = len(rescored_rows(rows, size).tokens) // size
+    held = held_rows(size, mesh)
+    place_of = {row: place for place, row in enumerate(held)}
+    own = len(rescored_rows(rows, len(held)).tokens) // len(held)
+    used = own if used is None else used
     split = _chunk_sharding(mesh)
 
     def lay_out(values: np.ndarray, blank: float) -> jax.Array:
-        in_chunks = values[: used * size].reshape(used, size, length)
+        in_chunks = values[: own * len(held)].reshape(own, len(held), length)
 
         def part(index: tuple[slice, ...]) -> np.ndarray:
+            """Returns the rows of one device, which follow each other in `held` too."""
+            first, end, _ = index[1].indices(size)
+            place = place_of[first]
             # Chunks without tokens are added for each device alone: no process has them all.
-            missing = ((0, chunks - used), (0, 0), (0, 0))
-            return np.pad(in_chunks[index], missing, constant_values=blank)
+            missing = ((0, chunks - own), (0, 0), (0, 0))
+            rows_of_device = in_chunks[:, place : place + end - first]
+            return np.pad(rows_of_device, missing, constant_values=blank)
 
         return jax.make_array_from_callback((chunks, size, length), split, part)
 
@@ -277,14 +290,17 @@ def place_forest(
     )
 
 
-def most_chunks(config: Experiment) -> int:
+def most_chunks(config: Experiment, mesh: Mesh) -> int:
     """Returns the number of chunks that hold the largest forest of a step, a row for each thread.
 
-    The batch of every step has so many, so that one program serves forests of all sizes.
+    The batch of every step has so many, so that one program serves forests of all sizes. A process
+    packs the trees of its own shards, and shards may differ by a tree.
     """
     rl = config.train.rl
-    threads = rl.problems * rl.group * config.limits.max_threads
-    return math.ceil(threads / rl.micro_batch_rows)
+    shards = batch_shards(mesh)
+    trees_of_shard = math.ceil(rl.problems * rl.group / shards)
+    rows_of_shard = rl.micro_batch_rows // shards
+    return math.ceil(trees_of_shard * config.limits.max_threads / rows_of_shard)
 
 
 def rescored_rows(rows: Rows, size: int) -> Rows:

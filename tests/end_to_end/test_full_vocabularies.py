@@ -108,7 +108,7 @@ def one_round(config, name, axes):
 
     rl_step = make_rl_step(config, OPTIMIZER, mesh)
     weights = token_weights(rows, np.ones(TREES, bool), "tree", tokens_per_tree=50.0)
-    batch = place_forest(rows, weights, 8, mesh, most_chunks(config))
+    batch = place_forest(rows, weights, 8, mesh, most_chunks(config, mesh))
     advantages = place_everywhere(np.linspace(-1, 1, TREES, dtype=np.float32), mesh)
     state, update, _ = rl_step(init_state(params, OPTIMIZER, mesh), batch, advantages)
     return Found(

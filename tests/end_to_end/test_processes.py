@@ -27,6 +27,9 @@ from apr_jax.train.config import RewardConfig
 from apr_jax.train.rl.trainer import train_rl
 from apr_jax.train.sft import train_sft
 
+# Metrics of how the trees of a step are packed into rows. Each process packs its own.
+PACKING = ("rows", "padding")
+
 
 def _config(config, shards, steps=6):
     """A config for `shards` devices whose trees differ in reward: a model this small never hits a
@@ -63,7 +66,7 @@ def _train_together(count, stages, config, data_dir, tmp_path):
             count, config, tmp_path, data_dir, stage, tmp_path / stage, *more
         ).wait():
             assert status == 0, said
-        assert_close(tmp_path / stage, tmp_path / f"alone_{stage}")
+        assert_close(tmp_path / stage, tmp_path / f"alone_{stage}", but=PACKING)
 
 
 @pytest.mark.thorough
@@ -91,7 +94,72 @@ def test_two_processes_reinforce_as_one_despite_one_sigterm(config, data_dir, ch
         2, config, tmp_path, data_dir, "rl", workdir, "--init", checkpoint
     ).wait():
         assert status == 0, said
-    assert_close(workdir, tmp_path / "alone")
+    assert_close(workdir, tmp_path / "alone", but=PACKING)
+
+
+@pytest.mark.slow
+def test_two_processes_carry_trees_over_as_one_despite_a_kill(
+    config, data_dir, checkpoint, tmp_path
+):
+    """Which trees a step learns from, and how old their tokens are, is the same in both.
+
+    The run whose first process is killed goes on from its last checkpoint, in which the unfinished
+    trees of both are, and ends with the same bits as an unbroken one.
+    """
+    rl = {"steps": 8, "problems": 4, "max_staleness": 2, "validate_every": 0}
+    config = changed(_config(config, 2), rl=rl)
+    alone = tmp_path / "alone"
+    train_rl(config, data_dir, alone, checkpoint, progress=False)
+    assert any(0 < line["older_tokens"] < 1 for line in logged(alone)), "nothing was carried over"
+    assert all(line["grad_norm"] > 1e-2 for line in logged(alone)), "rounding would be learned"
+
+    def start(workdir):
+        return train(2, config, tmp_path, data_dir, "rl", workdir, "--init", checkpoint)
+
+    for status, said in start(tmp_path / "unbroken").wait(900):
+        assert status == 0, said
+    assert_close(tmp_path / "unbroken", alone, but=PACKING)
+
+    run = start(tmp_path / "broken")
+    run.until_step(3, tmp_path / "broken", 600)
+    _until(lambda: _steps(tmp_path / "broken"), run)  # A save goes on while the next step runs.
+    _lose(run, 0)
+    assert max(_steps(tmp_path / "broken")) < 8
+    for status, said in start(tmp_path / "broken").wait(900):
+        assert status == 0, said
+    assert repeatable(tmp_path / "broken") == repeatable(tmp_path / "unbroken")
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        load_checkpoint(tmp_path / "broken").params,
+        load_checkpoint(tmp_path / "unbroken").params,
+    )
+
+
+@pytest.mark.slow
+def test_trees_stay_in_the_process_that_grew_them(config, data_dir, checkpoint, tmp_path):
+    """Between processes travel some numbers of each tree, rows that one process has too many of, and
+    the checksums of a checkpoint.
+    """
+    config = changed(_config(config, 2), rl={"steps": 3, "validate_every": 2})
+    counted = {index: _counting(tmp_path / f"counting{index}") for index in range(2)}
+    run = train(
+        2,
+        config,
+        tmp_path,
+        data_dir,
+        "rl",
+        tmp_path / "rl",
+        "--init",
+        checkpoint,
+        environments=counted,
+    )
+    for status, said in run.wait(900):
+        assert status == 0, said
+    one_tree = 18 * config.limits.max_threads * config.limits.max_thread_tokens
+    for index in range(2):
+        sizes = [int(line) for line in (tmp_path / f"counting{index}/sent").read_text().split()]
+        assert max(sizes) > 100
+        assert max(sizes) < one_tree, "a step has four trees"
 
 
 @pytest.mark.slow
@@ -261,14 +329,14 @@ def test_restart_after_a_lost_process_equals_unbroken_run(config, data_dir, tmp_
     )
 
 
-# A sitecustomize.py: whenever rows are read, `action` runs first.
-_AT_EACH_BATCH = """import sys, time
+# A sitecustomize.py: as soon as the module that it names is imported, `change(module)` runs.
+_AT_IMPORT = """import sys, time
 from importlib import abc, machinery
 
 
 class Finder(abc.MetaPathFinder):
     def find_spec(self, name, path, target=None):
-        if name != "apr_jax.data.pipeline":
+        if name != "{module}":
             return None
         sys.meta_path.remove(self)
         spec = machinery.PathFinder.find_spec(name, path)
@@ -276,8 +344,7 @@ class Finder(abc.MetaPathFinder):
 
         def run(module):
             execute(module)
-            take = module.LocalRows.__next__
-            module.LocalRows.__next__ = lambda rows: (action(), take(rows))[1]
+            change(module)
 
         spec.loader.exec_module = run
         return spec
@@ -286,16 +353,52 @@ class Finder(abc.MetaPathFinder):
 sys.meta_path.insert(0, Finder())
 
 
+"""
+
+_AT_EACH_BATCH = """def change(module):
+    take = module.LocalRows.__next__
+    module.LocalRows.__next__ = lambda rows: (action(), take(rows))[1]
+
+
 def action():
     {action}
 """
 
+# Each line of the file `sent`: bytes of what a process gives to a collective of JAX's.
+_COUNTING = """def change(module):
+    import jax
+
+    def counting(function):
+        def count(values, *others, **options):
+            with open({file!r}, "a") as file:
+                print(sum(leaf.nbytes for leaf in jax.tree.leaves(values)), file=file)
+            return function(values, *others, **options)
+
+        return count
+
+    for name in ("process_allgather", "broadcast_one_to_all"):
+        setattr(module, name, counting(getattr(module, name)))
+"""
+
+
+def _at_import(folder, module, change):
+    """The environment of a process that runs the function `change` on a module when it is
+    imported.
+    """
+    folder.mkdir()
+    (folder / "sitecustomize.py").write_text(_AT_IMPORT.format(module=module) + change)
+    return {"PYTHONPATH": os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")])}
+
 
 def _at_each_batch(folder, action):
     """The environment of a process that runs the statement `action` before it reads rows."""
-    folder.mkdir()
-    (folder / "sitecustomize.py").write_text(_AT_EACH_BATCH.format(action=action))
-    return {"PYTHONPATH": os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")])}
+    return _at_import(folder, "apr_jax.data.pipeline", _AT_EACH_BATCH.format(action=action))
+
+
+def _counting(folder):
+    """The environment of a process that notes in `folder` how much it sends to the others."""
+    change = _COUNTING.format(file=str(folder / "sent"))
+    return _at_import(folder, "jax.experimental.multihost_utils", change)
 
 
 @pytest.mark.slow

@@ -15,6 +15,7 @@ from apr_jax.tasks import Failure, Score
 from apr_jax.tasks.countdown.puzzle import make_problem
 from apr_jax.train import grader, sft
 from apr_jax.train.config import RewardConfig
+from apr_jax.train.distributed import HeldRows
 from apr_jax.train.grader import Grader
 from apr_jax.train.rl import trainer
 from apr_jax.train.validation_file import ValidationFile
@@ -89,34 +90,42 @@ def test_validation_is_greedy(config, tmp_path):
     assert found.value.args[0][2] == 0.0
 
 
-def test_all_processes_take_the_verdicts_of_the_first(config, monkeypatch):
+def test_an_answer_is_verified_by_one_process_for_all(config, monkeypatch):
     """Time runs out in one process and not in another: with verdicts of their own they would train
     different models.
+
+    Of five answers the first process holds four, and this one, the second, holds three.
     """
     right = Score(1.0, correct=True, stated="1")
-    sent = []
+    wrong = Score(0.0, correct=False, stated="1")
+    trees = HeldRows(5, (np.array([0, 1, 2, 3]), np.array([2, 3, 4])))
+    asked = []
 
-    def broadcast_one_to_all(codes):
-        """What the first process sends to this one, to which it said nothing of its own."""
-        sent.append(codes.tolist())
-        return of_first[len(sent) - 1]
+    def verify(pairs, most_unknown):
+        asked.append([problem for problem, _ in pairs])
+        return [wrong] * len(pairs)
 
-    def verify(*outcomes):
-        one._verifier = types.SimpleNamespace(verify=lambda pairs, most_unknown: list(outcomes))
-        return one.verify(["a problem"] * 3, "a forest")
+    def process_allgather(values):
+        """What both processes send: the first one has the verdicts of `alone`."""
+        first = {"codes": alone.codes, "rewards": alone.rewards}
+        return {name: np.stack([first[name], each]) for name, each in values.items()}
 
     one = object.__new__(Grader)
     one._config = config
     one._tokenizer = None
-    monkeypatch.setattr(grader, "extract_answers", lambda forest, tokenizer: [""] * 3)
-    alone = verify(right, Score(0.0, correct=False, stated="1"), Failure.TIMED_OUT)
-    assert alone.known.tolist() == [True, True, False] and alone.correct.tolist() == [1, 0, 0]
-    assert not sent, "one process has nobody to ask"
+    one._verifier = types.SimpleNamespace(
+        verify=lambda pairs, most_unknown: [right, wrong, Failure.TIMED_OUT, right]
+    )
+    monkeypatch.setattr(grader, "extract_answers", lambda forest, tokenizer: [""] * forest)
+    alone = one.verify(["a problem"] * 4, 4)
+    assert alone.known.tolist() == [True, True, False, True]
+    assert alone.correct.tolist() == [1, 0, 0, 1]
 
-    of_first = [alone.codes, alone.rewards]
     monkeypatch.setattr(jax, "process_count", lambda: 2)
-    monkeypatch.setattr(multihost_utils, "broadcast_one_to_all", broadcast_one_to_all)
-    grades = verify(Failure.TIMED_OUT, right, right)
-    np.testing.assert_array_equal(grades.codes, alone.codes)
-    np.testing.assert_array_equal(grades.rewards, alone.rewards)
-    assert len(sent) == 2 and sent[0] != alone.codes.tolist()
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
+    monkeypatch.setattr(multihost_utils, "process_allgather", process_allgather)
+    one._verifier = types.SimpleNamespace(verify=verify)
+    grades = one.verify(["2", "3", "4"], 3, trees)
+    assert asked == [["4"]], "the first process owns the others"
+    np.testing.assert_array_equal(grades.codes, [*alone.codes, 0])
+    np.testing.assert_array_equal(grades.rewards, [*alone.rewards, 0.0])

@@ -239,7 +239,12 @@ def tree_kl(reference: Tokens, rows: Rows, trees: int) -> Float[Array, " B"]:
 
 
 def token_weights(
-    rows: Rows, counted: np.ndarray, loss_aggregation: str, tokens_per_tree: float = 1.0
+    rows: Rows,
+    counted: np.ndarray,
+    loss_aggregation: str,
+    tokens_per_tree: float = 1.0,
+    tokens: int | None = None,
+    threads: int | None = None,
 ) -> np.ndarray:
     """Computes what each token of a batch weighs in `policy_loss`: float64 [R, L].
 
@@ -254,24 +259,28 @@ def token_weights(
       tree weighs by its number of threads.
 
     Args:
-      rows: the whole batch, numpy leaves.
+      rows: rows of the batch, numpy leaves.
       counted: bool [B]. Tokens of trees that are not counted weigh 0, and no divisor counts them.
       loss_aggregation: one of the three above.
       tokens_per_tree: sampled tokens of a typical tree. It must be the same number in all steps of
         a run; then it only scales the gradient of "tree". The other two are means over tokens
         already and do not use it.
+      tokens: sampled tokens of all counted trees of the batch, if `rows` has only some of them.
+      threads: threads of these trees in which a token was sampled, if `rows` has only some of them.
     """
     mask = rows.sampled & counted[np.maximum(rows.tree, 0)]
     if loss_aggregation == "tree":
         return mask / (max(1, counted.sum()) * tokens_per_tree)
     if loss_aggregation == "token":
-        return mask / max(1, mask.sum())
+        return mask / max(1, mask.sum() if tokens is None else tokens)
 
     # "sequence": number the threads of all rows, and count the tokens of each.
     width = rows.segment.max(initial=0) + 1
     thread = np.arange(len(mask))[:, None] * width + rows.segment  # [R, L]
     length = np.bincount(thread[mask], minlength=len(mask) * width)  # [R width]
-    return mask / np.maximum(1, length[thread] * np.count_nonzero(length))
+    if threads is None:
+        threads = int(np.count_nonzero(length))
+    return mask / np.maximum(1, length[thread] * threads)
 
 
 def zero_advantage_trees(

@@ -9,16 +9,30 @@
 This is plain numpy on the host, one number for each tree.
 """
 
+import dataclasses
+
 import numpy as np
 
 from apr_jax.threads import ThreadForest
 from apr_jax.train.config import RewardConfig
 
 
+@dataclasses.dataclass(frozen=True)
+class TreeCosts:
+    """What rewards need to know of B trees besides their verdicts, int [B] each.
+
+    The attributes are those of `ThreadForest`, so that a forest may stand in its place.
+    """
+
+    total_tokens: np.ndarray
+    sequential_tokens: np.ndarray
+    truncations: np.ndarray
+
+
 def tree_rewards(
     scores: np.ndarray,
     correct: np.ndarray,
-    forest: ThreadForest,
+    trees: ThreadForest | TreeCosts,
     price: float,
     config: RewardConfig,
 ) -> np.ndarray:
@@ -27,38 +41,38 @@ def tree_rewards(
     Args:
       scores: [B], what the answers are worth, from 0 to 1 (`tasks.Score.reward`).
       correct: [B], 1 where the answer is right, else 0 (`tasks.Score.correct`).
-      forest: B trees, numpy leaves.
+      trees: B trees, numpy leaves.
       price: price of a sampled token at this step.
       config: the terms of the reward.
     """
-    cost = price * forest.total_tokens + config.sequential_price * forest.sequential_tokens  # [B]
+    cost = price * trees.total_tokens + config.sequential_price * trees.sequential_tokens  # [B]
     penalty = config.overlong_penalty if config.overlong == "penalised" else 0.0
-    bonus = config.critical_path * parallel_share(forest) * correct  # [B]
-    return scores + bonus - cost - penalty * overlong(forest)
+    bonus = config.critical_path * parallel_share(trees) * correct  # [B]
+    return scores + bonus - cost - penalty * overlong(trees)
 
 
-def parallel_share(forest: ThreadForest) -> np.ndarray:
+def parallel_share(trees: ThreadForest | TreeCosts) -> np.ndarray:
     """Computes 1 - sequential tokens / total tokens of each tree, float64 [B].
 
     It is 0 for a single thread, and near 1 for a tree whose tokens nearly all stand side by side.
     """
-    total = np.maximum(forest.total_tokens, 1)  # [B]
-    return 1.0 - np.asarray(forest.sequential_tokens, np.float64) / total
+    total = np.maximum(trees.total_tokens, 1)  # [B]
+    return 1.0 - np.asarray(trees.sequential_tokens, np.float64) / total
 
 
-def overlong(forest: ThreadForest) -> np.ndarray:
+def overlong(trees: ThreadForest | TreeCosts) -> np.ndarray:
     """Finds the trees, bool [B], in which any thread ran out of window or budget.
 
     What such a thread would have said is unknown.
     """
-    return np.asarray(forest.truncations) > 0
+    return np.asarray(trees.truncations) > 0
 
 
-def counted_trees(forest: ThreadForest, config: RewardConfig) -> np.ndarray:
+def counted_trees(trees: ThreadForest | TreeCosts, config: RewardConfig) -> np.ndarray:
     """Finds the trees, bool [B], that are not masked; masked ones have no part in any mean."""
     if config.overlong == "masked":
-        return ~overlong(forest)
-    return np.ones(len(forest.truncations), bool)
+        return ~overlong(trees)
+    return np.ones(len(trees.truncations), bool)
 
 
 def next_price(price: float, tokens: float, config: RewardConfig) -> float:

@@ -6,10 +6,12 @@ The life of a tree:
 2. The jitted rollout decodes all trees on the device, with keys folded from (seed, step, tree).
    With `max_staleness` it returns the groups that finish first, begun in this or an earlier step,
    and leaves the others in the state of training, for the next step (`threads/carry_over.py`).
-3. The host reads the answers off the recorded token ids, and the task verifies them in a process of
-   its own. During this and the next step the device idles (metric `idle_share`).
-4. Verdicts and costs become rewards, and rewards become advantages. The trees that can change the
-   gradient are packed into rows. No text is tokenized again.
+3. Each host fetches the trees of its own devices. It reads the answers off the recorded token ids,
+   and the task verifies them in a process of its own. During this and the next step the device
+   idles (metric `idle_share`).
+4. All hosts learn the verdicts and costs of all trees, a few numbers each. These become rewards,
+   and rewards become advantages. Each host packs those of its trees that can change the gradient
+   into the rows of its own devices (`packed_trees.py`). No text is tokenized again.
 5. The update rescores the rows and follows the gradient of the sum over whole trees, `ppo_epochs`
    times. With KL, the reference model has scored the same rows once before. Nobody waits for the
    update: the next rollout is queued behind it (`train/metrics/step_times.py`).
@@ -29,17 +31,27 @@ from jax.sharding import Mesh
 
 from apr_jax.config import Experiment
 from apr_jax.data.build import check_built, check_files, problem_file
-from apr_jax.data.packing import Rows, pack_marked_forest, padding_share
+from apr_jax.data.packing import Rows
 from apr_jax.errors import UsageError
 from apr_jax.io.storage import as_path, local_copy
+from apr_jax.model.sharding import batch_shards
 from apr_jax.tasks import Problem, load_problems, make_task
 from apr_jax.threads import CarriedTrees, ThreadForest, Work
 from apr_jax.threads.keys import Domain, run_key
 from apr_jax.train.checkpoint import Run, load_checkpoint, version_error
 from apr_jax.train.checkpoint.checksum import digest
 from apr_jax.train.checkpoint.restored import Restored
-from apr_jax.train.distributed import fetch
-from apr_jax.train.grader import Grader, Grades, first_trees, forest_metrics, grading
+from apr_jax.train.distributed import HeldRows, exchange, fetch_held
+from apr_jax.train.grader import (
+    MEASURES,
+    Grader,
+    Grades,
+    first_trees,
+    grading,
+    mean_measures,
+    rollout_batch,
+    tree_measures,
+)
 from apr_jax.train.loop import LastBatches, Stage, Stopping
 from apr_jax.train.lora import new_adapters, place_frozen
 from apr_jax.train.metrics.flops import measure_peak, training_flops
@@ -53,7 +65,8 @@ from apr_jax.train.rl.objective import (
     token_weights,
     zero_advantage_trees,
 )
-from apr_jax.train.rl.rewards import counted_trees, next_price, tree_rewards
+from apr_jax.train.rl.packed_trees import Moves, PackedTrees, move_rows, pack_held_trees
+from apr_jax.train.rl.rewards import TreeCosts, counted_trees, next_price, tree_rewards
 from apr_jax.train.session import adopt_network, build_mesh, train
 from apr_jax.train.state import TrainState, init_state
 from apr_jax.train.step import (
@@ -66,7 +79,6 @@ from apr_jax.train.step import (
     place_everywhere,
     place_forest,
     place_whole,
-    rescored_rows,
 )
 
 
@@ -163,24 +175,31 @@ def train_rl(
 
 @dataclasses.dataclass(frozen=True)
 class _Rollout:
-    """What the rollout of a step returned.
+    """What the rollout of a step returned: b of the B trees are those of this process.
 
     Attributes:
-      problems: the problem of each of the B trees.
-      forest: the trees, on the host.
-      work: what they cost.
+      problems: the problem of each of the b trees.
+      forest: the b trees, on the host.
+      measures: what each of the B trees shows and costs, int32 [B] each: `tree_measures`, and
+        `_age_measures` with carry-over.
+      work: decode steps and live decode slots of all shards.
       carried: the trees that are left to the next step; None without carry-over.
-      staleness: int32 [B, T, L], how many steps ago each sampled token was drawn; 0 elsewhere. None
+      staleness: int32 [b, T, L], how many steps ago each sampled token was drawn; 0 elsewhere. None
         without carry-over.
-      carried_trees: number of trees that began in an earlier step.
     """
 
     problems: list[Problem]
     forest: ThreadForest
+    measures: dict[str, np.ndarray]
     work: Work
     carried: CarriedTrees | None = None
     staleness: np.ndarray | None = None
-    carried_trees: int = 0
+
+    @property
+    def costs(self) -> TreeCosts:
+        """Returns what the rewards of the B trees follow from."""
+        names = [field.name for field in dataclasses.fields(TreeCosts)]
+        return TreeCosts(**{name: self.measures[name] for name in names})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -201,31 +220,6 @@ class _RewardedTrees:
     counted: np.ndarray
     advantages: np.ndarray
     zero_std_groups: float
-
-
-@dataclasses.dataclass(frozen=True)
-class _PackedTrees:
-    """The trees of a step as rows for the update.
-
-    Attributes:
-      rows: packed rows on the host.
-      weights: [R, L], what each token weighs in the loss.
-      batch: rows and weights on the devices.
-      zero_advantage: bool [B], trees that were left out because they cannot change the gradient.
-      older: bool [R, L], which tokens the policy of an earlier step drew; None without carry-over.
-    """
-
-    rows: Rows
-    weights: np.ndarray
-    batch: ForestBatch
-    zero_advantage: np.ndarray
-    older: np.ndarray | None
-
-    @property
-    def has_current_tokens(self) -> bool:
-        """Returns whether the policy of this step drew any of the packed tokens."""
-        sampled = self.rows.sampled
-        return bool(np.any(sampled if self.older is None else sampled & ~self.older))
 
 
 class _Trainer:
@@ -255,13 +249,18 @@ class _Trainer:
         self._grader = grader
         self._train = TrainingProblems(training)
 
+        trees = self._rl.problems * self._rl.group
+        self._trees = HeldRows.of(rollout_batch(config, mesh), mesh, trees)
+        self._chunk_rows = HeldRows.of(self._rl.micro_batch_rows, mesh)
+        self._shards = HeldRows.of(batch_shards(mesh), mesh)
+
         # The reference is as large as the model: without a KL term no device holds it.
         self._reference = place_whole(start.params, mesh) if self._rl.objective.kl else None
         # Adapters are added to the reference's own arrays, if there is one.
         base = place_frozen(self._reference or start.params, self._rl.lora, mesh)
         self._step = step if base is None else functools.partial(step, base=base)
         self._rescore = make_rescore(config, mesh)
-        self._tree_kl = make_tree_kl(self._rl.problems * self._rl.group, mesh)
+        self._tree_kl = make_tree_kl(trees, mesh)
         advantage = ADVANTAGES[self._rl.objective.advantage]
         self._compare = jax.jit(
             lambda rewards, counted: (advantage(rewards, counted), count_zero_std(rewards, counted))
@@ -302,14 +301,13 @@ class _Trainer:
         if stopping():
             return state, None
 
-        forest = rollout.forest
-        grades = self._grader.verify(rollout.problems, forest)
-        rewarded = self._reward(forest, grades)
+        grades = self._grader.verify(rollout.problems, rollout.forest, self._trees)
+        rewarded = self._reward(rollout.costs, grades)
         packed = self._pack(rollout, rewarded)
         advantages, kl = self._subtract_kl(rewarded, packed, times)
 
         self.last_batches.keep(
-            step + 1, vars(packed.rows) | {"weights": packed.weights, "advantages": advantages}
+            step + 1, vars(packed.held.rows) | {"weights": packed.weights, "advantages": advantages}
         )
         state, update_metrics = self._update(state, packed.batch, advantages, times)
         state = dataclasses.replace(state, carried=rollout.carried)
@@ -325,7 +323,7 @@ class _Trainer:
         update_metrics = {
             name: value for name, value in update_metrics.items() if name not in undefined
         }
-        return state, update_metrics | measured | self._time_metrics(packed.rows, times)
+        return state, update_metrics | measured | self._time_metrics(packed.flops, times)
 
     def first_carried(self) -> CarriedTrees | None:
         """Returns what the first step goes on with: as many new trees as it begins itself."""
@@ -348,7 +346,7 @@ class _Trainer:
         return [problem for problem in problems for _ in range(self._rl.group)]
 
     def _roll_out(self, state: TrainState, step: int, times: StepTimes) -> _Rollout:
-        """Grows one tree for each problem with the current policy, and fetches the trees."""
+        """Grows one tree for each problem with the current policy, and fetches this process's."""
         key = run_key(self._config.seed, Domain.RL_STEP, step)
         problems = self._sample_problems(step)
         if state.carried is not None:
@@ -357,9 +355,26 @@ class _Trainer:
         rolled = self._grader.ask(state.params, problems, self._rl.temperature, key)
         times.queued()
 
-        forest, work = first_trees(fetch(rolled), len(problems))
-        times.fetched()
-        return _Rollout(problems, forest, work)
+        forest, work = first_trees(fetch_held(rolled), len(self._trees.mine))
+        measures = self._trees.gather(self._tree_measures(forest))
+        times.fetched()  # All processes have their trees: the gathering waits for the last one.
+        return _Rollout(
+            problems=[problems[tree] for tree in self._trees.mine],
+            forest=forest,
+            measures=measures,
+            work=self._all_work(work),
+        )
+
+    def _tree_measures(self, forest: ThreadForest) -> dict[str, np.ndarray]:
+        """Returns what all processes are to know of the trees of this one, int32 [b] each."""
+        measures = tree_measures(forest)
+        if self._rl.objective.loss_aggregation == "sequence":
+            measures["sampled_threads"] = forest.sampled.any(axis=2).sum(axis=1, dtype=np.int32)
+        return measures
+
+    def _all_work(self, work: Work) -> Work:
+        """Returns the work of the shards of all processes."""
+        return Work(**self._shards.gather(vars(work)))
 
     def _carry_over(
         self,
@@ -378,7 +393,10 @@ class _Trainer:
         times.queued()
 
         grown, carried, work = rolled
-        grown, work = fetch((grown, work))
+        grown, work = fetch_held((grown, work))
+        staleness = np.where(grown.forest.sampled, step - grown.version, 0)
+        ages = _age_measures(staleness, grown.begun < step)
+        measures = self._trees.gather(self._tree_measures(grown.forest) | ages)
         times.fetched()
 
         # The identity of a tree is its place among the trees that began with it.
@@ -389,18 +407,18 @@ class _Trainer:
                 for first, tree in zip(grown.begun.tolist(), grown.tree.tolist(), strict=True)
             ],
             forest=grown.forest,
-            work=work,
+            measures=measures,
+            work=self._all_work(work),
             carried=carried,
-            staleness=np.where(grown.forest.sampled, step - grown.version, 0),
-            carried_trees=int(np.sum(grown.begun < step)),
+            staleness=staleness,
         )
 
-    def _reward(self, forest: ThreadForest, grades: Grades) -> _RewardedTrees:
+    def _reward(self, costs: TreeCosts, grades: Grades) -> _RewardedTrees:
         """Turns verdicts and costs into rewards, and compares the rewards."""
         rewards = tree_rewards(
-            grades.rewards, grades.correct, forest, self._price, self._rl.reward
+            grades.rewards, grades.correct, costs, self._price, self._rl.reward
         )  # [B]
-        whole = counted_trees(forest, self._rl.reward)  # [B]
+        whole = counted_trees(costs, self._rl.reward)  # [B]
         counted = whole & grades.known  # What an answer without a verdict is worth is unknown.
         advantages, zero_std_groups = self._advantages(rewards, counted)
         return _RewardedTrees(rewards, whole, counted, advantages, zero_std_groups)
@@ -413,47 +431,85 @@ class _Trainer:
         advantages, zero_std = jax.device_get(self._compare(grouped_rewards, grouped_counted))
         return advantages.reshape(-1), float(zero_std)
 
-    def _pack(self, rollout: _Rollout, rewarded: _RewardedTrees) -> _PackedTrees:
+    def _pack(self, rollout: _Rollout, rewarded: _RewardedTrees) -> PackedTrees:
         """Packs the trees that can change the gradient into rows, and lays these on the devices."""
         rl = self._rl
-        forest = rollout.forest
         zero_advantage = zero_advantage_trees(
             rewarded.advantages, rewarded.counted, rl.objective
         )  # [B]
-        length = np.where(zero_advantage[:, None], 0, forest.length)  # [B, T]
-        taught = dataclasses.replace(forest, length=length)
 
-        older = None if rollout.staleness is None else rollout.staleness > 0  # [B, T, L]
-        rows, older = pack_marked_forest(
-            taught, older, rl.micro_batch_rows, self._config.limits.max_thread_tokens
-        )  # [R, L]
-        weights = token_weights(
-            rows, rewarded.counted, rl.objective.loss_aggregation, self._divisor(forest)
-        )  # [R, L]
+        # This process packs its own trees, and tells the others how many rows they take.
+        left_out = zero_advantage[self._trees.mine, None]  # [b, 1]
+        length = np.where(left_out, 0, rollout.forest.length)  # [b, T]
+        held = pack_held_trees(
+            dataclasses.replace(rollout.forest, length=length),
+            None if rollout.staleness is None else rollout.staleness > 0,
+            self._trees,
+            self._chunk_rows,
+            self._config.limits.max_thread_tokens,
+        )
+        sizes = exchange(
+            {
+                "used": held.used,
+                "tokens": int(np.sum(held.owned.segment > 0)),
+                "flops": float(training_flops(self._config.model, self._vocabulary, held.owned)),
+                "current": held.has_current_tokens,
+            }
+        )
+        moves = Moves.of([each["used"] for each in sizes], self._chunk_rows)
+        held = move_rows(held, moves)
+
+        weights = self._weights(rollout, rewarded.counted, held.rows)
         batch = place_forest(
-            rows,
+            held.rows,
             weights,
             rl.micro_batch_rows,
             self._mesh,
-            most_chunks(self._config),
+            most_chunks(self._config, self._mesh),
             recompute=rl.objective.importance_cap > 0,
-            older=older,
+            older=held.older,
+            used=moves.chunks,
         )
-        return _PackedTrees(rows, weights, batch, zero_advantage, older)
+        return PackedTrees(
+            held=held,
+            weights=weights,
+            batch=batch,
+            zero_advantage=zero_advantage,
+            rows=moves.chunks * rl.micro_batch_rows,
+            tokens=sum(each["tokens"] for each in sizes),
+            flops=sum(each["flops"] for each in sizes),
+            has_current_tokens=any(each["current"] for each in sizes),
+        )
 
-    def _divisor(self, forest: ThreadForest) -> float:
+    def _weights(self, rollout: _Rollout, counted: np.ndarray, rows: Rows) -> np.ndarray:
+        """Returns what each token of this process's rows weighs in the loss."""
+        measures = rollout.measures
+        threads = measures.get("sampled_threads")
+        return token_weights(
+            rows,
+            counted,
+            self._rl.objective.loss_aggregation,
+            self._divisor(measures["total_tokens"]),
+            tokens=int(measures["total_tokens"][counted].sum()),
+            threads=None if threads is None else int(threads[counted].sum()),
+        )
+
+    def _divisor(self, total_tokens: np.ndarray) -> float:
         """Returns the mean sampled tokens of a tree in the first step of the run.
 
         It is the same number in all steps and processes. The mean is over all trees, also those
         that cannot change the gradient: which trees these are changes from step to step, and a
         divisor that changed with them would weigh the steps against each other.
+
+        Args:
+          total_tokens: [B] of this step.
         """
         if self._tokens_per_tree is None:
-            self._tokens_per_tree = max(1.0, float(np.mean(forest.total_tokens, dtype=np.float64)))
+            self._tokens_per_tree = max(1.0, float(np.mean(total_tokens, dtype=np.float64)))
         return self._tokens_per_tree
 
     def _subtract_kl(
-        self, rewarded: _RewardedTrees, packed: _PackedTrees, times: StepTimes
+        self, rewarded: _RewardedTrees, packed: PackedTrees, times: StepTimes
     ) -> tuple[np.ndarray, dict[str, float]]:
         """Takes the KL of each tree off its reward, where the objective says so.
 
@@ -512,29 +568,30 @@ class _Trainer:
         rollout: _Rollout,
         grades: Grades,
         rewarded: _RewardedTrees,
-        packed: _PackedTrees,
+        packed: PackedTrees,
     ) -> dict[str, float]:
         """Returns what the trees of a step show, cost and earned, and how much is rescored."""
-        forest = rollout.forest
+        measures = rollout.measures
         work = rollout.work
-        rescored = rescored_rows(packed.rows, self._rl.micro_batch_rows)
-        measured = {"accuracy": grades.accuracy} | forest_metrics(forest) | grades.metrics
+        tokens = float(measures["total_tokens"].sum())
+        shown = {name: values for name, values in measures.items() if name in MEASURES}
+        measured = {"accuracy": grades.accuracy} | mean_measures(shown) | grades.metrics
         slots = work.steps.sum() * self._config.schedule.slots
         measured |= {
             "slot_occupancy": float(work.live.sum() / max(1, slots)),
-            "rows": float(len(rescored.tokens)),
+            "rows": float(packed.rows),
             "trees": float(len(grades.codes)),
-            "tokens": float(forest.total_tokens.sum()),
+            "tokens": tokens,
         }
-        if len(rescored.tokens):
-            measured["padding"] = padding_share(rescored)
+        if packed.rows:
+            columns = packed.rows * self._config.limits.max_thread_tokens
+            measured["padding"] = (columns - packed.tokens) / columns
         if rollout.staleness is not None:
-            staleness = rollout.staleness[forest.sampled]
             measured |= {
-                "staleness": float(staleness.mean()),
-                "staleness_worst": float(staleness.max()),
-                "older_tokens": float(np.mean(staleness > 0)),
-                "carried_trees": float(rollout.carried_trees),
+                "staleness": float(measures["staleness"].sum() / tokens),
+                "staleness_worst": float(measures["staleness_worst"].max()),
+                "older_tokens": float(measures["older_tokens"].sum() / tokens),
+                "carried_trees": float(measures["carried"].sum()),
             }
         return measured | {
             "zero_std_groups": rewarded.zero_std_groups,
@@ -544,20 +601,34 @@ class _Trainer:
             "zero_advantage_trees": float(packed.zero_advantage.sum()),
         }
 
-    def _time_metrics(self, rows: Rows, times: StepTimes) -> dict[str, Any]:
-        """Returns how the seconds of the step divide, and the update's use of the device."""
-        flops = self._update_flops(rows)
-        mfu = LazyMetric(lambda: flops / times.update_seconds() / self._peak)
-        return times.metrics() | {"mfu": mfu}
+    def _time_metrics(self, flops: float, times: StepTimes) -> dict[str, Any]:
+        """Returns how the seconds of the step divide, and the update's use of the device.
 
-    def _update_flops(self, rows: Rows) -> float:
-        """Returns the FLOPs of all updates on one forest.
-
-        The reference makes one pass in all, which is forward only: a third of an epoch's pass.
+        Args:
+          flops: of one pass over the rows, see `PackedTrees`.
+          times: those of the step.
         """
         rl = self._rl
-        passes = 3.0 * rl.ppo_epochs + (1.0 if rl.objective.kl else 0.0)
-        return float(training_flops(self._config.model, self._vocabulary, rows)) * passes / 3.0
+        # The reference makes one pass in all, which is forward only: a third of an epoch's pass.
+        passes = rl.ppo_epochs + (1.0 if rl.objective.kl else 0.0) / 3.0
+        mfu = LazyMetric(lambda: flops * passes / times.update_seconds() / self._peak)
+        return times.metrics() | {"mfu": mfu}
+
+
+def _age_measures(staleness: np.ndarray, is_carried: np.ndarray) -> dict[str, np.ndarray]:
+    """Returns how old the sampled tokens of b trees are, int32 [b] each.
+
+    Args:
+      staleness: int [b, T, L], see `_Rollout`.
+      is_carried: bool [b], trees that began in an earlier step.
+    """
+    ages = {
+        "staleness": staleness.sum(axis=(1, 2)),
+        "staleness_worst": staleness.max(axis=(1, 2)),
+        "older_tokens": np.sum(staleness > 0, axis=(1, 2)),
+        "carried": is_carried,
+    }
+    return {name: values.astype(np.int32) for name, values in ages.items()}
 
 
 class TrainingProblems:

@@ -16,7 +16,7 @@ from apr_jax.tasks import Failure, Score
 from apr_jax.tasks.countdown.puzzle import make_problem
 from apr_jax.train import grader
 from apr_jax.train.config import ObjectiveConfig, RewardConfig
-from apr_jax.train.grader import _CODES, _MEASURES, Grades, allowed_unknown
+from apr_jax.train.grader import _CODES, MEASURES, Grades, allowed_unknown
 from apr_jax.train.rl.rewards import counted_trees, next_price, overlong, tree_rewards
 from apr_jax.train.rl.trainer import train_rl
 from apr_jax.train.validation_file import FILE, ValidationFile
@@ -263,6 +263,7 @@ def _grader(config, monkeypatch, verifier, problems=0, batch=8, **reward):
     made._verifier = verifier
     made._batch = batch
     made._tokenizer = None
+    made._mesh = None
     made._task = SimpleNamespace(show=lambda problem: problem.id)
     made._validation = [make_problem("p", (1, 2), 3)] * problems
     made.ask = lambda params, asked, temperature, key: np.zeros(len(asked))
@@ -272,7 +273,7 @@ def _grader(config, monkeypatch, verifier, problems=0, batch=8, **reward):
         "tree_text": lambda forest, tree, problem, correct, tokenizer: str(correct),
         "tree_measures": lambda forest: {
             measure: np.full(len(forest), number, np.int32)
-            for number, measure in enumerate(_MEASURES)
+            for number, measure in enumerate(MEASURES)
         },
     }
     for name, function in functions.items():
@@ -305,7 +306,7 @@ def test_validation_is_of_the_known_answers_alone(config, monkeypatch, tmp_path)
     expected = {
         "accuracy": 1.0,
         "reward": 1.0,
-        **{name: number for number, name in enumerate(_MEASURES)},
+        **{name: number for number, name in enumerate(MEASURES)},
         "reward_errors": 3,
         "reward_timeouts": 0,
         "reward_unverified": 0,
