@@ -12,8 +12,9 @@ soon as enough groups are finished. The life of a tree over several calls:
 4. All trees of its group are finished, and the group is returned whole. Each token has the version
    of the policy that drew it.
 
-The groups of a call stand in the order of their age. So older trees get decode slots first, and the
-oldest of the finished groups are returned.
+A call leaves its groups in the order of their age. So older trees get decode slots first, and the
+oldest of the finished groups are returned. The groups that a call finds may stand in another order,
+where groups of several shards go on as those of one; of these, too, the oldest are returned.
 
 The staleness of a tree is the number of versions between its first policy and the one that is about
 to learn from it. To bound it, a call also finishes every group that would become too old. These are
@@ -196,12 +197,13 @@ def carry_over_rollout(
         begun=trees.begun,
     )
 
-    # The first P finished groups are the oldest ones, because groups stand in order of their age.
-    finished = finished_groups(after)
-    leaves = finished & (jnp.cumsum(finished) <= returned)
-    order = jnp.argsort(~leaves, stable=True)  # [P + E]
+    # The oldest finished groups are returned; the others are left, the oldest first.
+    begun = _by_group(trees.begun, groups)[:, 0]  # [P + E]
+    order = jnp.lexsort((begun, ~finished_groups(after)))  # [P + E]
+    others = jnp.sort(order[returned:])  # [E]
+    others = others[jnp.argsort(begun[others], stable=True)]
     grown = _take_groups(trees, order[:returned], groups)
-    left = _take_groups(trees, order[returned:], groups)
+    left = _take_groups(trees, others, groups)
     return _returned(grown, limits), left, work
 
 

@@ -228,6 +228,27 @@ def test_groups_are_returned_whole():
         assert (first % GROUP == 0).all() and (second == first + 1).all()
 
 
+def test_groups_in_any_order_are_returned_by_age():
+    """As where the groups of two shards go on in one: those of the second stand behind."""
+    limits = LIMITS["nested"]
+    rollout = carrying(limits, WIDE, 2)
+    policy = scripted.policy(0, 9.0)
+    carried = new_trees(*plain_batch(-1), np.int32(0), limits)
+    for call in range(2):
+        _, carried, _ = rollout(policy, carried, *plain_batch(call), np.int32(call))
+    carried = jax.device_get(carried)
+    assert len(set(carried.begun)) > 1, "of one age, any order would do"
+    expected = jax.device_get(rollout(policy, carried, *plain_batch(2), np.int32(2)))
+
+    def turned(leaf):
+        return leaf.reshape(GROUPS, -1, *leaf.shape[1:])[::-1].reshape(leaf.shape)
+
+    other_order = jax.tree.map(turned, carried)
+    grown, left, _ = jax.device_get(rollout(policy, other_order, *plain_batch(2), np.int32(2)))
+    assert sorted(grown.begun) == sorted(expected[0].begun)
+    assert left.begun.tolist() == sorted(left.begun)
+
+
 @pytest.mark.parametrize("devices", [2])
 def test_each_shard_carries_its_own_trees(devices):
     limits = LIMITS["nested"]
