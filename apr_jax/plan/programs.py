@@ -24,12 +24,12 @@ from apr_jax.plan import Program
 from apr_jax.tasks import make_task
 from apr_jax.text.sentence_piece import SentencePieceTokenizer
 from apr_jax.text.tokenizer import CONTROL_PIECES
-from apr_jax.threads import Prompts
+from apr_jax.threads import CarriedTrees, CarryOver, Prompts, new_trees
 from apr_jax.train.config import LoraConfig
 from apr_jax.train.grader import rollout_batch
 from apr_jax.train.lora import make_adapters
 from apr_jax.train.optimizer import make_optimizer
-from apr_jax.train.policy import make_policy_rollout
+from apr_jax.train.policy import make_policy_carry_over, make_policy_rollout
 from apr_jax.train.session import adopt_network
 from apr_jax.train.state import TrainState, new_state
 from apr_jax.train.step import (
@@ -141,14 +141,59 @@ def _lower_sft(config: Experiment, params: Any, mesh: Mesh) -> Any:
 
 
 def lower_rollout(config: Experiment, params: Any, mesh: Mesh) -> Any:
-    """Lowers the rollout of one step of reinforcement learning."""
+    """Lowers the rollout of one step of reinforcement learning.
+
+    With `train.rl.max_staleness` it is the one that goes on with the trees of earlier steps.
+    """
+    rl = config.train.rl
+    placed = _laid_out(params, mesh)
+    prompts = _prompts(config, mesh)
+    key = _placed(_key(), _whole(mesh))
+    if not rl.max_staleness:
+        rollout: Any = make_policy_rollout(config.model, config.limits, config.schedule, mesh)
+        return rollout.lower(placed, prompts, key)
+
+    check_divides("train.rl.problems", rl.problems, mesh)
+    carry_over: Any = make_policy_carry_over(
+        config.model, config.limits, config.schedule, CarryOver(rl.group, rl.max_staleness), mesh
+    )
+    version = jax.ShapeDtypeStruct((), jnp.int32, sharding=_whole(mesh))
+    return carry_over.lower(placed, _carried_trees(config, mesh), prompts, key, version)
+
+
+def carried_bytes(config: Experiment, mesh: Mesh) -> int:
+    """Returns the size, on one device, of the trees that a step of RL leaves to the next one.
+
+    It is 0 without carry-over.
+    """
+    if not config.train.rl.max_staleness:
+        return 0
+    leaves = jax.tree.leaves(_carried_trees(config, mesh))
+    sizes = [
+        leaf.dtype.itemsize * math.prod(leaf.sharding.shard_shape(leaf.shape)) for leaf in leaves
+    ]
+    return sum(sizes)
+
+
+def _carried_trees(config: Experiment, mesh: Mesh) -> Any:
+    """Shapes of the trees that a step of RL carries over: as many as it begins."""
+
+    def make(prompts: Prompts, key: jax.Array) -> CarriedTrees:
+        return new_trees(prompts, key, 0, config.limits)
+
+    carried = jax.eval_shape(make, _prompts(config, mesh), _key())
+    return jax.tree.map(lambda leaf: _placed(leaf, batch_sharding(mesh)), carried)
+
+
+def _prompts(config: Experiment, mesh: Mesh) -> Prompts:
+    """Shapes of the prompts of a rollout."""
     trees = rollout_batch(config, mesh)
 
     def per_tree(dtype: Any, *shape: int) -> Any:
         return jax.ShapeDtypeStruct((trees, *shape), dtype, sharding=batch_sharding(mesh))
 
     # The fields of `Prompts` in their order: tokens are [B, P], all others [B].
-    prompts = Prompts(
+    return Prompts(
         per_tree(jnp.int32, min(PROMPT, config.limits.window - 1)),
         per_tree(jnp.int32),
         per_tree(jnp.int32),
@@ -157,9 +202,11 @@ def lower_rollout(config: Experiment, params: Any, mesh: Mesh) -> Any:
         per_tree(jnp.float32),
         per_tree(jnp.int32),
     )
-    key = _placed(jax.eval_shape(lambda: jax.random.key(0)), _whole(mesh))
-    rollout: Any = make_policy_rollout(config.model, config.limits, config.schedule, mesh)
-    return rollout.lower(_laid_out(params, mesh), prompts, key)
+
+
+def _key() -> Any:
+    """Shape of a random key."""
+    return jax.eval_shape(lambda: jax.random.key(0))
 
 
 def _lower_rescoring(config: Experiment, params: Any, mesh: Mesh) -> Any:

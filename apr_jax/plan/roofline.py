@@ -24,7 +24,7 @@ from apr_jax.plan.chips import Chip, collective_seconds, extent_of, group_bandwi
 from apr_jax.plan.count import Count, Counter
 from apr_jax.plan.hlo import parse
 from apr_jax.plan.kernels import decode_bytes, itemsize, position_bytes, work
-from apr_jax.plan.programs import Forests, forest_chunks
+from apr_jax.plan.programs import Forests, carried_bytes, forest_chunks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,6 +70,8 @@ class Stage:
       decode: length of the contexts -> (HBM bytes of a decode step, bytes of the weights and of the
         cache up to that length); for the rollout only.
       compiled: seconds that compiling took.
+      carried_bytes: size of the trees that RL with carry-over keeps on the devices meanwhile,
+        besides what the program needs.
     """
 
     name: str
@@ -87,11 +89,13 @@ class Stage:
     tokens: float
     decode: dict[int, tuple[float, float]]
     compiled: float
+    carried_bytes: int = 0
 
     @property
     def total_bytes(self) -> int:
-        """The most memory that the program needs on a device."""
-        return self.argument_bytes + self.output_bytes + self.temp_bytes - self.alias_bytes
+        """The most memory that a device needs while the program runs."""
+        program = self.argument_bytes + self.output_bytes + self.temp_bytes - self.alias_bytes
+        return program + self.carried_bytes
 
     @property
     def bound(self) -> str:
@@ -141,6 +145,9 @@ def analyse(
     replica = mesh.size // mesh.shape["data"]
     collective_costs = _collective_costs(count, chip, devices, replica)
     tokens, useful = _needed(name, config)
+    # The trees that a step found and those that it leaves: a step that is stopped is done again
+    # from the former. The rollout has both among its arguments and results.
+    carried = 2 * carried_bytes(config, mesh) if name in ("rescoring", "update") else 0
     return Stage(
         name=name,
         argument_bytes=memory.argument_size_in_bytes,
@@ -157,6 +164,7 @@ def analyse(
         tokens=tokens,
         decode=_decode_bytes(counter, entry, own) if name == "rollout" else {},
         compiled=seconds,
+        carried_bytes=carried,
     )
 
 

@@ -113,6 +113,8 @@ def _table(plan: Plan) -> Table:
         ]
         rows["arguments"].append(_size(stage.argument_bytes))
         rows["working space"].append(_size(stage.temp_bytes))
+        if any(each.carried_bytes for each in plan.stages.values()):
+            rows["carried trees beside it"].append(_size(stage.carried_bytes))
         rows["in all"].append(f"{_size(stage.total_bytes)}, {fits}")
         rows["FLOPs"].append(f"{stage.flops:.3g}")
         rows["HBM bytes"].append(f"{stage.bytes:.3g}")

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import jax
 import pytest
+from helpers.whole_runs import changed
 
 from apr_jax.config import load
 from apr_jax.errors import UsageError
@@ -17,14 +18,19 @@ from apr_jax.plan.count import Counter
 from apr_jax.plan.hlo import parse
 from apr_jax.plan.measure_cpu import measure
 from apr_jax.plan.programs import (
+    PROMPT,
     STAGES,
     Forests,
     abstract_params,
     adopt_pretrained,
+    carried_bytes,
     lower,
     vocabulary,
 )
+from apr_jax.threads import make_prompts, place_new_trees
+from apr_jax.train import grader
 from apr_jax.train.grader import rollout_batch
+from apr_jax.train.rl.trainer import train_rl
 from apr_jax.train.session import build_mesh
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
@@ -59,6 +65,49 @@ def test_every_stage_compiles_and_its_open_loops_are_known(tiny, stage):
         }
     elif stage in ("rescoring", "update"):
         assert any(re.fullmatch(r"jit\(\w+\)/while", source) for source in asked)
+
+
+@pytest.fixture
+def carrying(tiny):
+    return changed(tiny, rl={"max_staleness": 2, "micro_batch_rows": 4})
+
+
+def test_a_rollout_with_carry_over_is_the_one_that_runs(
+    carrying, data_dir, checkpoint, tmp_path, monkeypatch
+):
+    """What goes in and comes out has the shapes and types of a real step of training."""
+    settings = changed(carrying, rl={"steps": 1, "validate_every": 0})
+    seen = []
+    go_on = grader.Grader.go_on
+
+    def hear(one, params, carried, *others):
+        results = go_on(one, params, carried, *others)
+        seen.append((_kinds(params), _kinds(carried), _kinds(results)))
+        return results
+
+    monkeypatch.setattr(grader.Grader, "go_on", hear)
+    train_rl(settings, data_dir, tmp_path, checkpoint, progress=False)
+
+    planned = lowered("rollout", carrying, build_mesh(carrying))
+    params, carried, *_ = planned.args_info[0]
+    assert (_kinds(params), _kinds(carried), _kinds(planned.out_info)) == seen[0]
+
+
+def _kinds(tree):
+    """Path of each array -> its shape and type; prompts are longer in a plan than in this run."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    kinds = {jax.tree_util.keystr(path): (leaf.shape, str(leaf.dtype)) for path, leaf in leaves}
+    return {path: kind for path, kind in kinds.items() if not path.endswith("prompts.tokens")}
+
+
+def test_carried_trees_take_memory_beside_an_update(carrying, data_dir):
+    """Each of the two shards has half of them."""
+    mesh = build_mesh(carrying)
+    assert carried_bytes(changed(carrying, rl={"max_staleness": 0}), mesh) == 0
+    prompts = make_prompts([[1, *range(10, 9 + PROMPT)]] * 4, PROMPT)
+    held = place_new_trees(prompts, jax.random.key(0), carrying.limits, mesh)
+    sizes = [leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(held)]
+    assert carried_bytes(carrying, mesh) == sum(sizes) > 10_000
 
 
 def test_devices_beyond_the_rows_share_rows(tiny):
