@@ -231,11 +231,22 @@ cli.main()
 
 
 @pytest.mark.slow
-def test_rl_survives_being_killed_inside_a_step(long_config, data_dir, checkpoint, tmp_path):
+@pytest.mark.parametrize(
+    ("max_staleness", "rollout", "calls"),
+    # The first policy is validated by one rollout, so the fifth is that of step 4. With carry-over,
+    # the rollouts of the steps are made by another maker.
+    [(0, "make_policy_rollout", 5), (2, "make_policy_carry_over", 4)],
+    ids=["whole trees", "carry-over"],
+)
+def test_rl_survives_being_killed_inside_a_step(
+    long_config, data_dir, checkpoint, tmp_path, max_staleness, rollout, calls
+):
     """During a rollout, between the two updates on a forest, and after them, before the price of a
     token moves on.
+
+    With carry-over the trees under way are those of the last checkpoint.
     """
-    config = changed(long_config, rl={"steps": 10})
+    config = changed(long_config, rl={"steps": 10, "max_staleness": max_staleness})
     steps = 10
     train_rl(config, data_dir, tmp_path / "unbroken", checkpoint, progress=False)
     prices = [line["token_price"] for line in repeatable(tmp_path / "unbroken")[1:]]
@@ -243,9 +254,8 @@ def test_rl_survives_being_killed_inside_a_step(long_config, data_dir, checkpoin
     workdir = tmp_path / "broken"
     file = write_config(config, tmp_path / "config.py")
     python, _, _, *arguments = train_command("rl", file, data_dir, workdir, "--init", checkpoint)
-    # The first policy is validated by one rollout, so the fifth is that of step 4.
-    for maker, calls in (("make_policy_rollout", 5), ("make_rl_step", 5), ("make_rl_step", 6)):
-        command = [python, "-c", _KILLED_INSIDE, maker, str(calls), *arguments]
+    for maker, count in ((rollout, calls), ("make_rl_step", 5), ("make_rl_step", 6)):
+        command = [python, "-c", _KILLED_INSIDE, maker, str(count), *arguments]
         ended = subprocess.run(command, cwd=ROOT, capture_output=True, timeout=240)
         assert ended.returncode == -signal.SIGKILL, ended.stderr.decode()
         assert 0 < _step(workdir) < steps
@@ -257,6 +267,8 @@ def test_rl_survives_being_killed_inside_a_step(long_config, data_dir, checkpoin
         timeout=240,
     )
     _assert_same_run(workdir, tmp_path / "unbroken", steps)
+    if max_staleness:
+        assert any(line["carried_trees"] for line in repeatable(workdir)[1:])
 
 
 # `apr`, with a signal to itself at the first update that makes a validation due, or at the end of
