@@ -1,4 +1,5 @@
 # make demo    serial search, thread trees and what RL teaches them, from scratch, with a report: 10 minutes on 2 cores
+# make smollm2 a pretrained model learns to spawn, on two tasks: 4 hours on 2 cores
 # make test    the quick tests, 10 minutes on 2 cores
 # make lint    ruff and mypy
 # make docs    the documentation site, site/index.html
@@ -27,10 +28,10 @@ export APR_CACHE ?= $(CURDIR)/.cache/xla
 # Memory in large pages: a training step touches fresh memory throughout, 1.1 times as fast this way (docs/training.md).
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
-.PHONY: help venv demo docs wheel test test-all test-tpu lint format figures bench solve clean
+.PHONY: help venv demo smollm2 docs wheel test test-all test-tpu lint format figures bench solve clean
 
 help:
-	@sed -n 's/^# \{0,1\}//p' Makefile | sed -n '1,9p'
+	@sed -n 's/^# \{0,1\}//p' Makefile | sed -n '1,10p'
 
 venv: $(TOOLS)
 
@@ -46,6 +47,12 @@ $(TOOLS): $(STAMP)
 
 demo: $(STAMP)
 	$(BIN)/apr reproduce --scale $(SCALE) --out $(OUT) $(ARGS)
+
+# It may be stopped at any time, and goes on from there. In the background: nohup make smollm2 > smollm2.log &
+smollm2: SCALE = smollm2
+smollm2: $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[hf,tasks]'
+	$(BIN)/python experiments/smollm2.py --out $(OUT) $(ARGS)
 
 wheel: $(STAMP)
 	rm -rf dist build

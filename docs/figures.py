@@ -818,10 +818,92 @@ def _method_cell(row: Record) -> str:
     return f"{cells['one']}, {rival}{within}: {gap_cell(row)}"
 
 
-for _task in ("arithmetic", "path_star", "sudoku", "countdown_all"):
+for _task in ("arithmetic", "path_star", "sudoku", "countdown_all", "smollm2"):
     _name = _task.replace("_", "-")
     TABLES[f"{_name}-models"] = functools.partial(method_models, _task)
     TABLES[f"{_name}-parallel-against-serial"] = functools.partial(parallel_against_serial, _task)
+
+
+# A pretrained model: `make smollm2`.
+
+
+def smollm2_course(training: str) -> list[Record]:
+    """Returns the places of a training that the results of `make smollm2` have."""
+    found: list[Record] = results("smollm2")["courses"][training]
+    return found
+
+
+@table
+def smollm2_examples() -> Rows:
+    """Shows how right greedy answers are after how many examples, pretrained and from scratch."""
+    if not is_measured("smollm2"):
+        return _NOT_MEASURED
+    columns = [
+        {
+            row["examples"]: percent(row["validation_accuracy"])
+            for row in smollm2_course(training)
+            if "validation_accuracy" in row
+        }
+        for training in ("countdown/apr/sft", "nano/apr/sft")
+    ]
+    head = ["examples seen", "SmolLM2-135M-Instruct", "nano, from scratch"]
+    examples = sorted({place for column in columns for place in column})
+    return [head, *([whole(n), *(column.get(n, "") for column in columns)] for n in examples)]
+
+
+@table
+def smollm2_losses() -> Rows:
+    """Shows the loss of each supervised training along its way."""
+    if not is_measured("smollm2"):
+        return _NOT_MEASURED
+    trainings = {
+        "countdown/apr/sft": "Countdown",
+        "nano/apr/sft": "Countdown, nano from scratch",
+        "legs/serial/sft": "legs, one thread",
+        "legs/parallel/sft": "legs, a child for each item",
+        "legs/lora/sft": "the same, LoRA",
+    }
+    shares = [place / 5 for place in range(6)]
+    head = ["way of the training", "begin", *(f"{100 * share:.0f}%" for share in shares[1:])]
+    rows = [head]
+    for training, label in trainings.items():
+        course = smollm2_course(training)
+        places = [
+            min(course, key=lambda row: abs(row["step"] - share * course[-1]["step"]))
+            for share in shares
+        ]
+        rows.append([label, *(f"{row['loss']:.3f}" for row in places)])
+    return rows
+
+
+@table
+def smollm2_gains_by_rl() -> Rows:
+    """Shows what RL over whole trees changed."""
+    if not is_measured("smollm2"):
+        return _NOT_MEASURED
+    found = results("smollm2")["rl"]
+    rows = [["", "before", "after", "gain, points (95%)", "children", "problems"]]
+    for how, gain in found["gains"].items():
+        before, after = (found["rows"][how][when] for when in ("before", "after"))
+        rows.append(
+            [
+                f"{found['title']}, {how}",
+                percent(before["accuracy"]),
+                percent(after["accuracy"]),
+                gap_and_interval((gain["gap"], gain["low"], gain["high"]), scale=100, digits=1),
+                f"{before['children']:.2f} to {after['children']:.2f}",
+                whole(gain["n"]),
+            ]
+        )
+    return rows
+
+
+@number
+def smollm2_hours() -> str:
+    """Writes how long the stages of `make smollm2` took."""
+    if not is_measured("smollm2"):
+        return "not measured yet"
+    return f"{sum(results('smollm2')['seconds'].values()) / 3600:.1f} hours"
 
 
 # All scales.

@@ -25,7 +25,7 @@ _QWEN_WORDS = (
 )
 
 
-def byte_level(special=SPECIAL, vocab_size=320, qwen=False):
+def byte_level(special=SPECIAL, vocab_size=320, qwen=False, sentences=SENTENCES):
     """Byte pair encoding on bytes, as SmolLM, Llama 3 and Qwen have it; special pieces first."""
     tokenizer = tokenizers.Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -41,7 +41,7 @@ def byte_level(special=SPECIAL, vocab_size=320, qwen=False):
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(SENTENCES, trainer)
+    tokenizer.train_from_iterator(sentences, trainer)
     return tokenizer
 
 

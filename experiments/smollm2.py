@@ -1,0 +1,404 @@
+"""A pretrained model learns to spawn: SmolLM2-135M-Instruct, on two CPU cores.
+
+    pip install -e '.[hf,tasks]'
+    python experiments/smollm2.py --out runs/smollm2              # `make smollm2` does both
+
+Whatever is stopped goes on from where it was, by the same command. The life of a run (OUT is its
+folder), whose stages `apr_jax.paper.stages` runs once each:
+
+  1. model          OUT/model.safetensors, as `experiments/smollm2_model.py` makes it.
+  2. countdown/...  Does pretraining help to learn the protocol? SmolLM2 and a network of scale nano
+                    from scratch learn from the same 2,000 demonstrations; validations say how right
+                    they are after how many examples.
+  3. legs/...       Leg counting of reasoning-gym, where knowledge of the world matters: in one
+                    thread, with a child for each item, and the latter with adapters (LoRA) too;
+                    greedy answers in the whole window and in smaller ones.
+  4. rl/...         Reinforcement learning over whole trees, from the better of the two tree models.
+  5. report         OUT/results.json, from which `make figures` fills docs/your_model.md once it is
+                    copied to experiments/smollm2/.
+
+`--quick` runs every stage on a handful of problems, to see that all of them work.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from apr_jax.config import load, override
+from apr_jax.errors import UserError
+from apr_jax.evaluate.decoding import GREEDY, Decoding
+from apr_jax.io.json_files import write_json
+from apr_jax.paper.stages import Stage, read_json, read_record, run_stages
+from apr_jax.paper.suite import Evaluation
+
+HERE = Path(__file__).parent
+TREES = {"countdown": "apr", "legs": "parallel"}  # Task -> the method whose threads spawn.
+SAMPLED = Decoding(temperature=1.0)  # As reinforcement learning samples.
+# A model that is right more often than this has nothing left to learn by RL.
+FINISHED = 0.97
+
+# Network and training of scale nano on the demonstrations that SmolLM2 sees once. The network sees
+# them six times: a step takes it a hundredth of the time.
+NANO = (
+    *("model.layers=4", "model.width=128", "model.heads=4", "model.kv_heads=1"),
+    *("model.head_size=32", "model.mlp=352"),
+    *("train.sft.epochs=6", "train.sft.optimizer.name=muon", "train.sft.optimizer.lr=4e-3"),
+    *("train.sft.save_every=1000", "train.sft.log_every=20"),
+)
+LORA = ("train.sft.lora.rank=16", "train.sft.lora.alpha=32", "train.sft.optimizer.lr=1e-3")
+QUICK = (
+    *("data.demonstrations=16", "data.heldout=4", "train.sft.save_every=1"),
+    *("train.sft.validate_every=2", "train.sft.validation=2", "train.sft.optimizer.warmup=1"),
+    *("train.sft.log_every=1", "train.rl.steps=2", "train.rl.problems=2", "train.rl.group=2"),
+    *("train.rl.save_every=1", "schedule.slots=4", "evaluate.batch=4"),
+)
+
+
+class Run:
+    """The stages of one run.
+
+    Args:
+      out: folder of the run.
+      quick: whether all sizes are tiny.
+    """
+
+    def __init__(self, out: Path, quick: bool = False):
+        self.out = out
+        self.model = out / "model.safetensors"
+        changes = list(QUICK) if quick else []
+        self.configs = {
+            task: override(load(HERE / f"smollm2_{task}.py"), changes) for task in TREES
+        }
+        nano = [*NANO, *(["train.sft.epochs=2"] if quick else [])]
+        self.configs["nano"] = override(self.configs["countdown"], nano)
+        self.configs["lora"] = override(self.configs["legs"], list(LORA))
+
+    def stages(self) -> list[Stage]:
+        """Lists all stages in their order."""
+        stages = [
+            Stage("model", self.model, self._make_model, "SmolLM2-135M-Instruct from its wheel"),
+            *self._countdown(),
+            *self._legs(),
+            *self._reinforced(),
+        ]
+        names = tuple(stage.name for stage in stages)
+        report = self.out / "results.json"
+        return [*stages, Stage("report", report, self._report, "all figures in one file", names)]
+
+    def _make_model(self) -> str:
+        """Downloads and imports the model, in a process of its own, because torch takes memory."""
+        if self.model.is_file():
+            return "was there already"
+        script = HERE / "smollm2_model.py"
+        if subprocess.run([sys.executable, str(script), "--out", str(self.out)]).returncode:
+            raise UserError(f"{self.model}: could not be made; {script} says why above")
+        return "equal to transformers' on 50 texts"
+
+    def _countdown(self) -> list[Stage]:
+        return [
+            self._data("countdown", "countdown", ("apr",), self.model),
+            self._data("nano", "nano", ("apr",), None),
+            self._sft("countdown/apr/sft", "countdown", "countdown", "apr", self.model),
+            self._sft("nano/apr/sft", "nano", "nano", "apr", None),
+            *self._answers("countdown", "nano"),
+        ]
+
+    def _legs(self) -> list[Stage]:
+        return [
+            self._data("legs", "legs", ("serial", "parallel"), self.model),
+            self._sft("legs/serial/sft", "legs", "legs", "serial", self.model),
+            self._sft("legs/parallel/sft", "legs", "legs", "parallel", self.model),
+            self._sft("legs/lora/sft", "lora", "legs", "parallel", self.model),
+            *self._answers("legs"),
+        ]
+
+    def _reinforced(self) -> list[Stage]:
+        sampled = tuple(
+            f"eval/{task}/{Evaluation(f'{method}/sft', SAMPLED).name}"
+            for task, method in TREES.items()
+        )
+        choice = Stage(
+            "rl/choice",
+            self.out / "rl" / "choice.json",
+            self._choose,
+            "which of the two tree models goes on",
+            sampled,
+        )
+        trained = Stage(
+            "rl/tree/rl",
+            self.out / "rl" / "tree" / "rl" / "checkpoints",
+            self._reinforce,
+            "reinforcement learning over whole trees",
+            ("rl/choice",),
+        )
+        return [choice, trained, *self._answers("rl")]
+
+    def _data(
+        self, folder: str, config: str, methods: tuple[str, ...], model: Path | None
+    ) -> Stage:
+        """Makes a stage that builds OUT/<folder>/data, with the tokenizer of a model or its own."""
+        built = self.out / folder / "data"
+
+        def run() -> None:
+            from apr_jax.data.build import build
+            from apr_jax.train.checkpoint import load_pretrained
+
+            tokenizer = load_pretrained(model).tokenizer if model else None
+            build(self.configs[config], built, methods=methods, tokenizer=tokenizer)
+
+        needs = ("model",) if model else ()
+        about = f"problems, and demonstrations of {' and '.join(methods)}"
+        return Stage(f"data/{folder}", built / "data.json", run, about, needs)
+
+    def _sft(self, name: str, config: str, folder: str, method: str, init: Path | None) -> Stage:
+        """Makes a stage of supervised training into OUT/<name>."""
+
+        def run() -> str:
+            from apr_jax.train.sft import train_sft
+
+            data = self.out / folder / "data"
+            train_sft(self.configs[config], data, self.out / name, method, init=init)
+            losses = [line["loss"] for line in _metrics(self.out / name)]
+            return f"loss {losses[0]:.2f} to {losses[-1]:.3f}"
+
+        about = f"imitates demonstrations of {method}"
+        if config in ("nano", "lora"):
+            about += {"nano": ", from scratch", "lora": ", by adapters"}[config]
+        made = self.out / name / "checkpoints"
+        return Stage(name, made, run, about, (f"data/{folder}",), kind=f"sft {config} {method}")
+
+    def evaluations(self) -> list[tuple[str, Evaluation]]:
+        """Lists all evaluations, each with the folder in OUT of its model and its answers."""
+        windows = (None, *self.configs["legs"].evaluate.windows)
+        return [
+            ("countdown", Evaluation("apr/sft")),
+            ("countdown", Evaluation("apr/sft", SAMPLED)),
+            ("nano", Evaluation("apr/sft")),
+            *(
+                ("legs", Evaluation(model, Decoding(window=window)))
+                for window in windows
+                for model in ("serial/sft", "parallel/sft")
+            ),
+            ("legs", Evaluation("parallel/sft", SAMPLED)),
+            ("legs", Evaluation("lora/sft")),
+            ("rl", Evaluation("tree/rl")),
+            ("rl", Evaluation("tree/rl", SAMPLED)),
+        ]
+
+    def _answers(self, *folders: str) -> list[Stage]:
+        """Makes the stages of the evaluations in these folders."""
+        return [
+            self._answer_stage(folder, evaluation)
+            for folder, evaluation in self.evaluations()
+            if folder in folders
+        ]
+
+    def _answer_stage(self, folder: str, evaluation: Evaluation) -> Stage:
+        """Makes a stage that answers test problems: OUT/<folder>/eval/NAME."""
+        out = self.out / folder / "eval" / evaluation.name
+
+        def run() -> str:
+            from apr_jax.evaluate.cells import outcome
+            from apr_jax.evaluate.runner import evaluate
+            from apr_jax.tasks import load_problems, make_task
+            from apr_jax.train.checkpoint import load_checkpoint
+
+            task = self.chosen() if folder == "rl" else folder
+            config = self.configs[task]
+            problems = load_problems(self.out / task / "data/test.jsonl", make_task(config.task))
+            restored = load_checkpoint(self.out / folder / evaluation.model)
+            return outcome(evaluate(restored, problems, out, evaluation.decoding))
+
+        about = "answers test problems greedily"
+        if evaluation.decoding.temperature:
+            about = "samples answers to test problems"
+        if evaluation.decoding.window is not None:
+            about += f", in a window of {evaluation.decoding.window}"
+        return Stage(
+            f"eval/{folder}/{evaluation.name}",
+            out / "summary.json",
+            run,
+            about,
+            needs=(f"{folder}/{evaluation.model}",),
+            kind=f"eval {folder}",
+        )
+
+    def _choose(self) -> str:
+        """Chooses the task of RL: the more accurate tree model, if it has something to learn."""
+        accuracy = {
+            task: self._summary(task, Evaluation(f"{method}/sft", SAMPLED))["accuracy"]
+            for task, method in TREES.items()
+        }
+        unfinished = [task for task in accuracy if accuracy[task] <= FINISHED]
+        chosen = max(unfinished or accuracy, key=lambda task: accuracy[task])
+        write_json(self.out / "rl" / "choice.json", {"task": chosen, "accuracy": accuracy})
+        return chosen
+
+    def _summary(self, folder: str, evaluation: Evaluation) -> dict[str, Any]:
+        """Reads what came of an evaluation."""
+        found: dict[str, Any] = read_json(
+            self.out / folder / "eval" / evaluation.name / "summary.json"
+        )
+        return found
+
+    def chosen(self) -> str:
+        """Returns the task that RL goes on with."""
+        return str(read_json(self.out / "rl" / "choice.json")["task"])
+
+    def _reinforce(self) -> str:
+        """Trains the chosen tree model by RL."""
+        from apr_jax.train.rl.trainer import train_rl
+
+        task = self.chosen()
+        workdir = self.out / "rl" / "tree" / "rl"
+        start = self.out / task / TREES[task] / "sft"
+        train_rl(self.configs[task], self.out / task / "data", workdir, start)
+        return f"{task}, {self.configs[task].train.rl.steps} steps"
+
+    def _report(self) -> None:
+        write_json(self.out / "results.json", report(self))
+
+
+# What a model is called in the report: folder and model of an evaluation -> its label.
+LABELS = {
+    ("countdown", "apr/sft"): "SmolLM2-135M, Countdown",
+    ("nano", "apr/sft"): "nano from scratch, Countdown",
+    ("legs", "serial/sft"): "leg counting, one thread",
+    ("legs", "parallel/sft"): "leg counting, a child for each item",
+    ("legs", "lora/sft"): "leg counting, a child for each item, LoRA",
+    ("rl", "tree/rl"): "after RL",
+}
+MEASURES = ("total_tokens", "sequential_tokens", "children", "max_thread_tokens")
+# Trainings of the report: folder -> the one in which its data are.
+TRAININGS = {
+    "countdown/apr/sft": "countdown",
+    "nano/apr/sft": "nano",
+    "legs/serial/sft": "legs",
+    "legs/parallel/sft": "legs",
+    "legs/lora/sft": "legs",
+}
+
+
+def report(run: Run) -> dict[str, Any]:
+    """Collects the figures of a finished run.
+
+    Returns:
+      `seconds` of each stage; `main`: a row for each evaluation, as `apr reproduce` has them;
+      `comparisons` of the two methods of leg counting; `rl`: the task, and the gains in points;
+      `courses`: the metrics of each training at ten places.
+    """
+    from apr_jax.paper import methods
+
+    answered = _evaluations(run)
+    record = read_record(run.out)
+    return {
+        "seconds": {name: stage["seconds"] for name, stage in record.items() if stage["done"]},
+        "main": {f"{folder}-{name}": row for (folder, name), (row, _) in answered.items()},
+        "comparisons": methods.results(run.configs["legs"], run.out / "legs")["comparisons"],
+        "rl": _gains(run, answered),
+        "courses": {name: _course(run, name, folder) for name, folder in TRAININGS.items()},
+        "rl_steps": [
+            {key: line.get(key) for key in ("step", "accuracy", "children", "total_tokens", "kl")}
+            for line in _metrics(run.out / "rl/tree/rl")
+        ],
+    }
+
+
+def _evaluations(run: Run) -> dict[tuple[str, str], tuple[dict[str, Any], dict[str, float]]]:
+    """Reads all evaluations: (folder, name) -> a row, and the share of right answers by problem."""
+    from apr_jax.evaluate import failures
+    from apr_jax.evaluate.folder import read_answers
+    from apr_jax.paper.results import Answered
+    from apr_jax.paper.tables import cell
+    from apr_jax.tasks import make_task
+
+    found = {}
+    for folder, evaluation in run.evaluations():
+        summary, traces = read_answers(run.out / folder / "eval" / evaluation.name)
+        answered = Answered(evaluation, traces, summary)
+        task = run.configs[run.chosen() if folder == "rl" else folder].task
+        label = LABELS[folder, evaluation.model]
+        decoding = evaluation.decoding
+        if decoding.window is not None:
+            label += f", window {decoding.window}"
+        if decoding.temperature:
+            label += f", sampled at T = {decoding.temperature:g}"
+        kept = ("accuracy", "ci95", "problems", *MEASURES)
+        row = {key: summary[key] for key in kept} | {
+            "label": label,
+            "failures": failures.count(failures.label(traces, make_task(task))),
+            "measures": {key: cell(answered.measure(key)) for key in MEASURES},
+        }
+        found[folder, evaluation.name] = (row, answered.accuracy().values)
+    return found
+
+
+def _gains(run: Run, answered: dict[tuple[str, str], Any]) -> dict[str, Any]:
+    """Compares the model after RL with the one before, on the same problems."""
+    from apr_jax.evaluate.intervals import paired_gap
+
+    task = run.chosen()
+    gains = {}
+    rows = {}
+    for how, decoding in (("greedy", GREEDY), ("sampled", SAMPLED)):
+        before = answered[task, Evaluation(f"{TREES[task]}/sft", decoding).name]
+        after = answered["rl", Evaluation("tree/rl", decoding).name]
+        gap = paired_gap(after[1], before[1])
+        gains[how] = {"gap": gap.gap, "low": gap.low, "high": gap.high, "p": gap.p, "n": gap.n}
+        rows[how] = {"before": before[0], "after": after[0]}
+    title = {"countdown": "Countdown", "legs": "leg counting"}[task]
+    return {"task": task, "title": title, "gains": gains, "rows": rows}
+
+
+PLACES = 10  # Lines of metrics of a training that the report has.
+
+
+def _course(run: Run, name: str, folder: str) -> list[dict[str, float]]:
+    """Returns the metrics of a supervised training at ten places, and at each validation."""
+    lines = _metrics(run.out / name)
+    method = name.split("/")[1].replace("lora", "parallel")
+    record = read_json(run.out / folder / "data" / "data.json")
+    demonstrations = record["methods"][method]["train"]["demonstrations"]
+    chosen = {round(place * (len(lines) - 1) / PLACES) for place in range(PLACES + 1)}
+    return [
+        {"examples": round(line["epochs"] * demonstrations), "step": line["step"]}
+        | {key: line[key] for key in ("loss", "validation_accuracy") if key in line}
+        for index, line in enumerate(lines)
+        if index in chosen or "validation_accuracy" in line
+    ]
+
+
+def _metrics(workdir: Path) -> list[dict[str, Any]]:
+    """Reads the lines of metrics of a training."""
+    from apr_jax.train.metrics.recorder import FILE
+
+    return [json.loads(line) for line in (workdir / FILE).read_text().splitlines()]
+
+
+def main() -> None:
+    """Runs every stage that is not done yet."""
+    from apr_jax.cli.resumable import resumable
+    from apr_jax.io.lease import Lease
+    from apr_jax.io.runtime import start
+
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--out", type=Path, required=True, help="folder of the run")
+    parser.add_argument("--quick", action="store_true", help="tiny sizes, to try every stage")
+    options = parser.parse_args()
+    start()
+    out: Path = options.out
+    out.mkdir(parents=True, exist_ok=True)
+    try:
+        with resumable(f"what was finished is in {out}"), Lease(out, "smollm2"):
+            run_stages(Run(out, options.quick).stages(), out)
+    except UserError as error:
+        raise SystemExit(f"smollm2: {error}") from None
+    minutes = sum(stage["seconds"] for stage in read_record(out).values()) / 60
+    print(f"{out / 'results.json'}: done, in {minutes:.0f} minutes of work")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,127 @@
+"""The long run of a pretrained model: its task, its stages, and that it goes on after a kill."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from helpers import foreign
+
+from apr_jax.cli import main
+from apr_jax.config import load
+from apr_jax.model.config import ModelConfig
+from apr_jax.tasks import Spawn, Thread, make_task
+from apr_jax.train.checkpoint import import_folder, save_pretrained
+
+FOLDER = Path(__file__).parents[2] / "experiments"
+sys.path.insert(0, str(FOLDER))
+import smollm2  # noqa: E402  # experiments/ is a folder of scripts, no package.
+
+ONE_DEVICE = "--xla_force_host_platform_device_count=1"
+MODEL = ModelConfig(layers=1, width=32, heads=4, kv_heads=2, head_size=8, mlp=48)
+
+
+@pytest.fixture(scope="module")
+def legs():
+    return make_task(load(FOLDER / "smollm2_legs.py").task)
+
+
+def test_both_methods_count_legs_item_by_item(legs):
+    problem = legs.draw(3)
+    assert " if you have 15 lobsters, 14 ducks, 8 beetles, " in problem.data["question"]
+
+    serial = legs.demonstrate(problem, "serial", 0)
+    assert serial.body[0].startswith("15 lobsters*10=150;14 ducks*2=28+150=178;8 beetles*6=48+178=")
+    tree = legs.demonstrate(problem, "parallel", 0)
+    spawn, sums = tree.body
+    assert spawn.children[1] == Thread("14 ducks", ("*2=",), "28")
+    assert sums.startswith("150+28=178+48=226")
+    assert serial.answer == tree.answer == "256"
+
+
+@pytest.mark.parametrize("method", ["serial", "parallel"])
+def test_demonstrations_are_right_and_without_fault(legs, method):
+    for seed in range(30):
+        problem = legs.draw(seed)
+        thread = legs.demonstrate(problem, method, 0)
+        assert legs.score(problem, thread.answer).correct
+        assert not _kinds(legs, problem, thread)
+
+
+@pytest.mark.parametrize(
+    ("thread", "kind"),
+    [
+        (Thread("", ("15 lobsters*8=120",), "120"), "legs"),
+        (Thread("", ("15 lobsters*10=140",), "140"), "product"),
+        (Thread("", ("15 lobsters*10=150;14 ducks*2=28+150=188",), "188"), "sum"),
+        (Thread("", (Spawn((Thread("14 lobsters", (), ""),)),), ""), "message"),
+        (Thread("14 ducks", ("*4=",), "56"), "legs"),
+        (Thread("14 ducks", ("*2=",), "38"), "product"),
+        (Thread("", ("150+28=168",), "168"), "sum"),
+    ],
+)
+def test_faults_are_told_apart(legs, thread, kind):
+    assert _kinds(legs, legs.draw(3), thread) == [kind]
+
+
+def _kinds(task, problem, thread):
+    """Lists the faults of a tree: those of the root, then of its children."""
+    own = [fault.kind for fault in task.diagnose(problem, thread, cut=False).faults]
+    spawns = [part for part in thread.body if isinstance(part, Spawn)]
+    if not own:
+        own = [
+            kind
+            for spawn in spawns
+            for child in spawn.children
+            for kind in _kinds(task, problem, child)
+        ]
+    return own
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("name", ["countdown", "legs"])
+def test_the_tasks_are_without_faults(name, capsys):
+    # The window is one of SmolLM2's tokens, of which a question has fewer than letters.
+    wide = ["--set", "limits.window=600", "--set", "limits.max_thread_tokens=700"]
+    command = ["task", "check", "--config", str(FOLDER / f"smollm2_{name}.py"), *wide]
+    assert main.run(command) == 0
+    assert "FAULT" not in capsys.readouterr().out.upper()
+
+
+@pytest.fixture
+def out(tmp_path, legs):
+    """A folder of a run that has its model already: a tiny one of random weights."""
+    questions = [legs.draw(seed).data["question"] for seed in range(50)]
+    tokenizer = foreign.byte_level(vocab_size=500, sentences=questions)
+    folder = foreign.write_folder(tmp_path / "hf", MODEL, tokenizer)
+    (tmp_path / "run").mkdir()
+    save_pretrained(import_folder(folder), tmp_path / "run" / "model.safetensors")
+    return tmp_path / "run"
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_to_its_report(out):
+    command = [sys.executable, str(FOLDER / "smollm2.py"), "--quick", "--out", str(out)]
+    # On one device: most of the time is compiling.
+    one = {"XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {ONE_DEVICE}"}
+    first = subprocess.Popen(command, env=os.environ | one)
+    while not (out / "legs/serial/sft/checkpoints").is_dir():
+        assert first.poll() is None
+        time.sleep(0.2)
+    os.kill(first.pid, signal.SIGKILL)
+    first.wait()
+    seconds = json.loads((out / "stages.json").read_text())["countdown/apr/sft"]["seconds"]
+    assert not (out / "results.json").exists()
+
+    subprocess.run(command, check=True, env=os.environ | one)
+    found = json.loads((out / "results.json").read_text())
+    assert found["seconds"]["countdown/apr/sft"] == seconds  # It did not run again.
+    assert len(found["main"]) == len(smollm2.Run(out, quick=True).evaluations())
+    assert found["rl"]["task"] in smollm2.TREES
+    assert len(found["rl_steps"]) == 2
+    assert {row["equal"] for row in found["comparisons"]} >= {"window"}
+    assert all(course[-1]["examples"] > 0 for course in found["courses"].values())
