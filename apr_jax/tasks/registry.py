@@ -66,6 +66,10 @@ class TaskConfig:
         object.__setattr__(self, "kind", kind)
         object.__setattr__(self, "options", _checked(task_class, options))
 
+    def __hash__(self) -> int:
+        # Settings may be dicts, which have no hash. Equal configs have the same kind.
+        return hash(self.kind)
+
     def to_dict(self) -> dict[str, Any]:
         """Returns plain values: `kind`, then the settings; `from_dict` is the inverse."""
         return {"kind": self.kind, **dataclasses.asdict(self.options)}

@@ -7,14 +7,18 @@ import re
 
 import pytest
 import reasoning_gym
+from helpers import anagrams
 from reasoning_gym.factory import DATASETS
 
 from apr_jax.config import task_from_settings
+from apr_jax.data.build import build
 from apr_jax.data.task_check import check_task
+from apr_jax.data.tree_files import Demonstration, save_trees
 from apr_jax.errors import UsageError
-from apr_jax.tasks import Problem, TaskConfig, make_task
+from apr_jax.tasks import Problem, TaskConfig, Thread, make_task
 from apr_jax.tasks import reasoning_gym as module
 from apr_jax.tasks.problem_files import load_problems, save_problems
+from apr_jax.threads.limits import Limits
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +59,25 @@ def test_a_file_of_problems_is_read_again(legs, tmp_path):
     save_problems(problems, tmp_path / "problems.jsonl")
     assert load_problems(tmp_path / "problems.jsonl", legs) == problems
     assert pickle.loads(pickle.dumps(legs)).draw(7) == legs.draw(7)
+
+
+def test_its_data_are_built_from_a_file_of_trees(legs, tmp_path):
+    # Its settings hold a dict. A build keeps one task for each recipe, and looked it up by a hash
+    # of all settings, which a dict has not.
+    path = tmp_path / "trees.jsonl"
+    trees = [
+        Demonstration(problem, Thread(legs.prompt(problem), ("?",), "1"))
+        for problem in (dataclasses.replace(legs.draw(seed), id=f"p{seed}") for seed in range(5))
+    ]
+    save_trees(trees, path)
+    limits = Limits(window=300, max_thread_tokens=300, max_threads=2, children=1)
+    config = dataclasses.replace(
+        anagrams.experiment(str(path)),
+        task=TaskConfig("reasoning_gym", dataset="leg_counting", options={"max_animals": 4}),
+        limits=limits,
+    )
+    built = build(config, tmp_path / "data", progress=False, workers=1)
+    assert built["file"]["demonstrations"] == 5
 
 
 def test_a_question_of_other_options_is_refused(legs):

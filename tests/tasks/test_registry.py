@@ -73,6 +73,13 @@ def test_short_names_modules_and_files_are_found(folder):
     assert own.prompt(own.draw(5)) == "2+1=" and own.score(own.draw(5), "3").correct
 
 
+def test_equal_configs_have_equal_hashes():
+    first, second, other = (
+        TaskConfig("reasoning_gym", options={"max_animals": most}) for most in (4, 4, 5)
+    )
+    assert {first, second, other} == {first, other} and first != other
+
+
 def test_a_task_travels_to_other_processes(folder):
     own = TaskConfig("own.py:Successor", last=3)
     assert pickle.loads(pickle.dumps(own)) == own
