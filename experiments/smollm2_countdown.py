@@ -43,7 +43,7 @@ def experiment() -> Experiment:
                 window_bin=32,
             ),
         ),
-        data=DataConfig(demonstrations=2_000, heldout=250),
+        data=DataConfig(demonstrations=2_000, heldout=200),
         model=ModelConfig(),
         limits=Limits(window=192, max_thread_tokens=256, max_threads=13, children=12, max_depth=1),
         schedule=Schedule(slots=32, prefill_batch=4, prefill_chunk=16, context_buckets=(96,)),
@@ -68,5 +68,5 @@ def experiment() -> Experiment:
                 optimizer=OptimizerConfig(lr=1e-5, warmup=2, decay=0.1, weight_decay=0.0),
             ),
         ),
-        evaluate=EvalConfig(compared=False, batch=64, problems=250, samples=1, temperatures=()),
+        evaluate=EvalConfig(compared=False, batch=64, problems=200, samples=1, temperatures=()),
     )

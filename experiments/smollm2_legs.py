@@ -23,15 +23,15 @@ def experiment() -> Experiment:
         name="smollm2_legs",
         seed=0,
         task=TaskConfig("leg_counting_task.py:LegCounting"),
-        data=DataConfig(demonstrations=1_000, heldout=250),
+        data=DataConfig(demonstrations=1_000, heldout=200),
         model=ModelConfig(),
         limits=Limits(window=320, max_thread_tokens=384, max_threads=11, children=10, max_depth=1),
         schedule=Schedule(slots=32, prefill_batch=4, prefill_chunk=32, context_buckets=(160,)),
         train=TrainConfig(
             sft=SftConfig(
                 epochs=1,
-                batch_rows=4,
-                save_every=50,
+                batch_rows=2,
+                save_every=100,
                 log_every=5,
                 optimizer=OptimizerConfig(lr=2e-4, warmup=20, decay=0.1),
             ),
