@@ -52,8 +52,8 @@ def test_links_lead_somewhere(path):
 
 @pytest.mark.parametrize("path", [*DOCUMENTS, ROOT / ".ci" / "run"], ids=lambda path: path.name)
 def test_make_targets_exist(path):
-    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M))
-    assert set(re.findall(r"^(?: {4}|`)?make ([a-z-]+)", path.read_text(), re.M)) <= targets
+    targets = set(re.findall(r"^([a-z0-9-]+):", (ROOT / "Makefile").read_text(), re.M))
+    assert set(re.findall(r"^(?: {4}|`)?make ([a-z0-9-]+)", path.read_text(), re.M)) <= targets
 
 
 def test_files_that_the_documents_name_exist():
