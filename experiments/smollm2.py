@@ -234,6 +234,7 @@ class Run:
         }
         unfinished = [task for task in accuracy if accuracy[task] <= FINISHED]
         chosen = max(unfinished or accuracy, key=lambda task: accuracy[task])
+        (self.out / "rl").mkdir(exist_ok=True)
         write_json(self.out / "rl" / "choice.json", {"task": chosen, "accuracy": accuracy})
         return chosen
 
@@ -269,8 +270,9 @@ LABELS = {
     ("legs", "serial/sft"): "leg counting, one thread",
     ("legs", "parallel/sft"): "leg counting, a child for each item",
     ("legs", "lora/sft"): "leg counting, a child for each item, LoRA",
-    ("rl", "tree/rl"): "after RL",
+    ("rl", "tree/rl"): "a tree of threads, after RL",
 }
+TITLES = {"countdown": "Countdown", "legs": "leg counting"}
 MEASURES = ("total_tokens", "sequential_tokens", "children", "max_thread_tokens")
 # Trainings of the report: folder -> the one in which its data are.
 TRAININGS = {
@@ -321,12 +323,14 @@ def _evaluations(run: Run) -> dict[tuple[str, str], tuple[dict[str, Any], dict[s
         answered = Answered(evaluation, traces, summary)
         task = run.configs[run.chosen() if folder == "rl" else folder].task
         label = LABELS[folder, evaluation.model]
+        if folder == "rl":
+            label = f"{TITLES[run.chosen()]}, {label}"
         decoding = evaluation.decoding
         if decoding.window is not None:
             label += f", window {decoding.window}"
         if decoding.temperature:
             label += f", sampled at T = {decoding.temperature:g}"
-        kept = ("accuracy", "ci95", "problems", *MEASURES)
+        kept = ("accuracy", "ci95", "n", *MEASURES)
         row = {key: summary[key] for key in kept} | {
             "label": label,
             "failures": failures.count(failures.label(traces, make_task(task))),
@@ -349,8 +353,7 @@ def _gains(run: Run, answered: dict[tuple[str, str], Any]) -> dict[str, Any]:
         gap = paired_gap(after[1], before[1])
         gains[how] = {"gap": gap.gap, "low": gap.low, "high": gap.high, "p": gap.p, "n": gap.n}
         rows[how] = {"before": before[0], "after": after[0]}
-    title = {"countdown": "Countdown", "legs": "leg counting"}[task]
-    return {"task": task, "title": title, "gains": gains, "rows": rows}
+    return {"task": task, "title": TITLES[task], "gains": gains, "rows": rows}
 
 
 PLACES = 10  # Lines of metrics of a training that the report has.
