@@ -13,6 +13,7 @@ from helpers import foreign
 
 from apr_jax.cli import main
 from apr_jax.config import load
+from apr_jax.evaluate.scores import MEASURES, summarize
 from apr_jax.model.config import ModelConfig
 from apr_jax.tasks import Spawn, Thread, make_task
 from apr_jax.train.checkpoint import import_folder, save_pretrained
@@ -90,6 +91,63 @@ def test_the_tasks_are_without_faults(name, capsys):
     command = ["task", "check", "--config", str(FOLDER / f"smollm2_{name}.py"), *wide]
     assert main.run(command) == 0
     assert "FAULT" not in capsys.readouterr().out.upper()
+
+
+def test_the_report_is_made_of_the_answers_and_metrics(tmp_path):
+    run = smollm2.Run(tmp_path)
+    for folder, evaluation in run.evaluations():
+        before_rl = folder == "legs" and evaluation.decoding.temperature
+        _write_answers(tmp_path / folder / "eval" / evaluation.name, right=2 if before_rl else 3)
+    _run_stage(run, "rl/choice")
+    assert run.chosen() == "countdown"  # Its samples are right 3 times in 4, those of legs twice.
+
+    for name, folder in smollm2.TRAININGS.items():
+        lines = [
+            {"step": step, "loss": 9 - step, "epochs": step / 4}
+            | ({"validation_accuracy": 0.5} if step == 2 else {})
+            for step in range(1, 5)
+        ]
+        _write_lines(tmp_path / name / "metrics.jsonl", lines)
+        methods = {method: {"train": {"demonstrations": 80}} for method in _METHODS}
+        (tmp_path / folder / "data").mkdir(exist_ok=True)
+        (tmp_path / folder / "data" / "data.json").write_text(json.dumps({"methods": methods}))
+    _write_lines(tmp_path / "rl/tree/rl/metrics.jsonl", [{"step": 1, "accuracy": 0.5}])
+
+    _run_stage(run, "report")
+    found = json.loads((tmp_path / "results.json").read_text())
+    assert len(found["main"]) == len(run.evaluations())
+    assert found["main"]["rl-tree-rl"]["label"] == "Countdown, a tree of threads, after RL"
+    assert found["rl"]["gains"]["greedy"]["gap"] == 0
+    windows = {row["limit"] for row in found["comparisons"] if row["equal"] == "window"}
+    assert len(windows) == 2
+    course = found["courses"]["legs/lora/sft"]
+    assert [row["examples"] for row in course] == [20, 40, 60, 80]
+    assert course[1]["validation_accuracy"] == 0.5
+
+
+_METHODS = ("apr", "serial", "parallel")
+
+
+def _run_stage(run, name):
+    (stage,) = (stage for stage in run.stages() if stage.name == name)
+    stage.run()
+
+
+def _write_lines(path, lines):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def _write_answers(folder, right):
+    """Writes an evaluation of four problems, of which the first `right` are right."""
+    traces = [
+        {"id": str(index), "sample": 0, "data": {}, "correct": index < right, "reward": 0.0}
+        | {"stated": None, "claimed": False, "threads": [{"status": "MALFORMED"}]}
+        | dict.fromkeys(MEASURES, 7)
+        for index in range(4)
+    ]
+    _write_lines(folder / "traces.jsonl", traces)
+    (folder / "summary.json").write_text(json.dumps(summarize(traces)))
 
 
 @pytest.fixture
