@@ -23,7 +23,10 @@ from apr_jax.tasks.reasoning_gym import ReasoningGym
 
 _ITEM = re.compile(r"(\d+) ([a-z ]+?)\*(\d+)=(\d+)")  # Of a serial thread.
 _OF_A_CHILD = re.compile(r"\*(\d+)=")
-_SUM = re.compile(r"(?<!\*)\b(\d+)\+(\d+)=(\d+)")
+# The result is looked at and not consumed, because the next sum of a root begins with it.
+_SUM = re.compile(r"(?<!\*)\b(\d+)\+(\d+)(?==(\d+))")
+# What may be half a number where a text was cut.
+_CUT_OFF = re.compile(r"\d+$")
 
 
 class LegCounting(ReasoningGym):
@@ -60,10 +63,14 @@ class LegCounting(ReasoningGym):
         return Thread(prompt, (Spawn(children), _sums(items)), total)
 
     def diagnose(self, problem: Problem, thread: Thread, cut: bool) -> Diagnosis:
-        """Finds wrong legs, products, sums and messages in a thread's text."""
+        """Finds wrong legs, products, sums and messages in a thread's text.
+
+        Where a thread was cut, the number at the end of its text may be half a number, and a child
+        has no answer. Neither is a fault.
+        """
         legs_of = {text: legs for text, _, legs in self._items(problem)}
         faults = []
-        for part in thread.body:
+        for index, part in enumerate(thread.body):
             if isinstance(part, Spawn):
                 faults += [
                     Fault("message", child.prompt, decisive=True)
@@ -71,16 +78,19 @@ class LegCounting(ReasoningGym):
                     if child.prompt not in legs_of
                 ]
                 continue
+
+            if cut and index == len(thread.body) - 1:
+                part = _CUT_OFF.sub("", part)
             found = [(f"{a} {b}", a, legs, product) for a, b, legs, product in _ITEM.findall(part)]
             written = _OF_A_CHILD.match(part)
             if written and thread.prompt in legs_of:
                 count = thread.prompt.partition(" ")[0]
-                found.append((thread.prompt, count, written[1], thread.answer))
+                found.append((thread.prompt, count, written[1], None if cut else thread.answer))
             for text, count, legs, product in found:
-                shown = f"{text}*{legs}={product}"
-                if legs_of.get(text, legs) != int(legs) and text in legs_of:
+                shown = f"{text}*{legs}={product or ''}"
+                if text in legs_of and legs_of[text] != int(legs):
                     faults.append(Fault("legs", shown, decisive=True))
-                elif product != str(int(count) * int(legs)):
+                elif product is not None and product != str(int(count) * int(legs)):
                     faults.append(Fault("product", shown, decisive=True))
             faults += [
                 Fault("sum", f"{a}+{b}={total}", decisive=True)
@@ -90,12 +100,21 @@ class LegCounting(ReasoningGym):
         return Diagnosis(tuple(faults), found=False, hopeful=True)
 
     def _items(self, problem: Problem) -> list[tuple[str, int, int]]:
-        """Lists the items of a problem: its text in the question, the count, the legs of one."""
+        """Lists the items of a problem: its text in the question, the count, the legs of one.
+
+        Raises:
+          ValueError: the question has another form than the one that is read here.
+        """
         from reasoning_gym.arithmetic.leg_counting import ANIMALS
 
         entry = self._entry(problem.data["seed"])
         texts = entry["question"].rpartition(" you have ")[2].rstrip("?\n").split(", ")
         counts = entry["metadata"]["animals"]
+        if len(texts) != len(counts):
+            raise ValueError(
+                f"problem {problem.id}: its question lists {len(texts)} animals and its metadata"
+                f" {len(counts)}; this version of reasoning-gym words leg_counting in another way"
+            )
         return [
             (text, count, ANIMALS[animal])
             for text, (animal, count) in zip(texts, counts.items(), strict=True)

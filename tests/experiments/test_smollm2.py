@@ -63,15 +63,42 @@ def test_demonstrations_are_right_and_without_fault(legs, method):
         (Thread("14 ducks", ("*4=",), "56"), "legs"),
         (Thread("14 ducks", ("*2=",), "38"), "product"),
         (Thread("", ("150+28=168",), "168"), "sum"),
+        (Thread("", ("150+28=178+48=236",), "236"), "sum"),
     ],
 )
 def test_faults_are_told_apart(legs, thread, kind):
     assert _kinds(legs, legs.draw(3), thread) == [kind]
 
 
-def _kinds(task, problem, thread):
+@pytest.mark.parametrize(
+    ("thread", "kinds"),
+    [
+        (Thread("", ("15 lobsters*10=1",), ""), []),
+        (Thread("", ("15 lobsters*10=150;14 ducks*2=28+150=1",), ""), []),
+        (Thread("", ("150+28=178+48=2",), ""), []),
+        (Thread("14 ducks", ("*2=",), ""), []),
+        # What stands before the half number is whole.
+        (Thread("14 ducks", ("*4=",), ""), ["legs"]),
+        (Thread("", ("15 lobsters*10=140;14 ducks*2=2",), ""), ["product"]),
+        (Thread("", ("150+28=168+48=2",), ""), ["sum"]),
+    ],
+)
+def test_half_a_number_of_a_cut_thread_is_no_fault(legs, thread, kinds):
+    assert _kinds(legs, legs.draw(3), thread, cut=True) == kinds
+
+
+def test_a_question_of_another_form_is_refused(legs, monkeypatch):
+    problem = legs.draw(3)
+    entry = legs._entry(problem.data["seed"])
+    other = {**entry, "question": entry["question"].replace(", 14 ducks", " and 14 ducks")}
+    monkeypatch.setattr(legs, "_entry", lambda seed: other)
+    with pytest.raises(ValueError, match=r"problem entry-3: its question lists \d animals and its"):
+        legs.demonstrate(problem, "serial", 0)
+
+
+def _kinds(task, problem, thread, cut=False):
     """Lists the faults of a tree: those of the root, then of its children."""
-    own = [fault.kind for fault in task.diagnose(problem, thread, cut=False).faults]
+    own = [fault.kind for fault in task.diagnose(problem, thread, cut).faults]
     spawns = [part for part in thread.body if isinstance(part, Spawn)]
     if not own:
         own = [
