@@ -54,12 +54,12 @@ def diagnose(problem: Operation, thread: Thread, cut: bool, modulus: int) -> Dia
 
     hopeful = is_root or expression in operations(problem)
     reader = _Reader(expression, modulus, hopeful)
-    for part in thread.body:
+    for index, part in enumerate(thread.body):
         if isinstance(part, Spawn):
             for child in part.children:
                 reader.message(child.prompt)
         else:
-            reader.text(part, is_cut=cut and part is thread.body[-1])
+            reader.text(part, is_cut=cut and index == len(thread.body) - 1)
     if not cut:
         reader.answer(thread.answer)
     found = is_root and reader.result == value(problem, modulus)

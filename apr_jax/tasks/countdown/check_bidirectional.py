@@ -6,7 +6,9 @@ it.
 Each number is compared with the true one. What is wrong counts once, and the trace is believed from
 there on. A fault is decisive if a solution was lost by it: the thread would have found one, had it
 written the piece right. What is left out is a fault only if a solution was lost by it, and if it is
-within the bound of the search (`task.solver.max_intermediate`).
+within the bound of the search (`task.solver.max_intermediate`). A pair of numbers that no thread
+searched is no fault: a tree without a fault that lost the solution in this way counts as `coverage`
+(`evaluate.failures`).
 
 A root's text behind a spawn holds the checks of what its children joined. Their answers do not
 stand in its own text, so only the form of these checks is looked at.
@@ -26,19 +28,19 @@ from apr_jax.tasks.countdown.puzzle import Puzzle
 # As many digits as the verifier reads.
 _NUMBER = r"[0-9]{1,40}"
 _VALUE = rf"[+\-*/]{_NUMBER}"
-_CHECK = rf"(?:{_NUMBER}(?:,{_NUMBER})*!?)?"
+_CHECK = rf"{_NUMBER}(?:,{_NUMBER})*!?"
 _PAIR = re.compile(rf"({_NUMBER}),({_NUMBER})>({_NUMBER}),({_NUMBER})")
 _MESSAGE = re.compile(rf"({_NUMBER}),({_NUMBER})>({_NUMBER}),({_NUMBER}):({_NUMBER})")
 _NEEDS = re.compile(rf"({_NUMBER}):((?:{_VALUE})*)")
 _RESULTS = re.compile(rf"({_NUMBER}),({_NUMBER}):((?:{_VALUE})*)")
-_TRIALS = rf"(?:{_VALUE}(?:!{_CHECK})?)*"
+_TRIALS = rf"(?:{_VALUE}(?:!(?:{_CHECK})?)?)*"
 _STEP = re.compile(rf"([+\-*/])({_NUMBER})((?:\|(?:{_NUMBER})?{_TRIALS})*)")
 _SECTION = re.compile(rf"\|({_NUMBER})?({_TRIALS})")
-_TRIAL = re.compile(rf"([+\-*/])({_NUMBER})(!?)({_CHECK})")
+_TRIAL = re.compile(rf"([+\-*/])({_NUMBER})(!?)((?:{_CHECK})?)")
 _LISTED = re.compile(rf"([+\-*/])({_NUMBER})")
 # What may be half a number at the end of a text, with the signs before it.
 _CUT_OFF = re.compile(r"[+\-*/,|!>:]*[0-9]*$")
-_CHECKS = re.compile(rf"{_NUMBER}(?:,{_NUMBER})*!?")
+_ONE_CHECK = re.compile(_CHECK)
 
 
 class _Pair(NamedTuple):
@@ -60,27 +62,28 @@ def check_thread(puzzle: Puzzle, thread: Thread, most: int, cut: bool = False) -
       cut: whether the thread was stopped from outside. Then its last piece may be half a piece, and
         what it left undone is no fault.
     """
-    reader = _Reader(puzzle, most, cut)
+    reader = _Reader(puzzle, most)
     hopeful = puzzle.target in reachable(puzzle.numbers)
     if thread.prompt:
         message = _MESSAGE.fullmatch(thread.prompt)
         if message is None:
             # Nobody knows what such a thread was to do. The fault is its parent's.
             return Diagnosis((), found=False, hopeful=False)
-        reader.begin(_Pair(*map(int, message.groups()[:4])))
-        hopeful = reader.pair is not None and any(reader.hits(reader.pair))
+        reader.begin_pair(_Pair(*map(int, message.groups()[:4])))
+        hopeful = reader.pair is not None and any(reader.find_first_steps(reader.pair))
 
     spawned = False
-    for part in thread.body:
+    for index, part in enumerate(thread.body):
+        is_cut = cut and index == len(thread.body) - 1
         if isinstance(part, Spawn):
-            reader.messages([child.prompt for child in part.children])
+            reader.read_messages([child.prompt for child in part.children])
             spawned = True
         elif spawned:
-            reader.checks(part, last=part is thread.body[-1])
+            reader.read_checks(part, is_cut)
         else:
-            reader.text(part, last=part is thread.body[-1])
+            reader.read_text(part, is_cut)
     if not cut:
-        reader.end()
+        reader.end_pair()
     return Diagnosis(tuple(reader.faults), reader.found, hopeful)
 
 
@@ -123,7 +126,6 @@ class _Reader:
     Args:
       puzzle: numbers and target of the problem.
       most: the largest number that leaves two numbers; 0 if there is no bound.
-      cut: whether the thread was stopped from outside.
 
     Attributes:
       faults: the faults that were found.
@@ -132,26 +134,25 @@ class _Reader:
       tried: operations of the pair whose results were written.
     """
 
-    def __init__(self, puzzle: Puzzle, most: int, cut: bool):
+    def __init__(self, puzzle: Puzzle, most: int):
         self.puzzle = puzzle
         self.most = most
-        self.cut = cut
         self.faults: list[Fault] = []
         self.found = False
         self.pair: _Pair | None = None
         self.tried: set[str] = set()
 
-    def fault(self, kind: str, text: str, decisive: bool) -> None:
+    def add_fault(self, kind: str, text: str, decisive: bool) -> None:
         """Notes a fault."""
         self.faults.append(Fault(kind, text, decisive))
 
-    def hits(self, pair: _Pair) -> Iterator[str]:
+    def find_first_steps(self, pair: _Pair) -> Iterator[str]:
         """Yields the operation of a first step for each of its solutions within the bound."""
         for op, first in _results(pair.a, pair.b, 0).items():
-            for _ in self._hits_below(pair, first):
+            for _ in self.find_hits(pair, first):
                 yield op
 
-    def _hits_below(self, pair: _Pair, first: int) -> Iterator[tuple[int | None, str, int]]:
+    def find_hits(self, pair: _Pair, first: int) -> Iterator[tuple[int | None, str, int]]:
         """Yields each trial that is a hit: the other number or None, the operation, the number."""
         target = self.puzzle.target
         for other, last in ((pair.c, pair.d), (pair.d, pair.c)):
@@ -164,7 +165,7 @@ class _Reader:
             if number in made:
                 yield None, op, number
 
-    def messages(self, texts: list[str]) -> None:
+    def read_messages(self, texts: list[str]) -> None:
         """Reads the messages of a spawn; each gives a child a pair of the problem's numbers."""
         wrong = []
         told = set()
@@ -177,77 +178,85 @@ class _Reader:
             else:
                 wrong.append(text)
         untold = (pair for pair in _all_pairs(self.puzzle.numbers) if pair not in told)
-        decisive = bool(wrong) and any(any(self.hits(pair)) for pair in untold)
+        decisive = bool(wrong) and any(any(self.find_first_steps(pair)) for pair in untold)
         for text in wrong:
-            self.fault("message", text, decisive)
+            self.add_fault("message", text, decisive)
 
-    def checks(self, text: str, last: bool) -> None:
-        """Reads the checks of what children joined."""
-        for piece in text.split(";"):
-            is_half = self.cut and last and text.endswith(piece)
-            if not _CHECKS.fullmatch(piece) and not is_half:
-                self.fault("bookkeeping", piece, decisive=False)
+    def read_checks(self, text: str, is_cut: bool) -> None:
+        """Reads the checks of what children joined; the last may be half a check if it `is_cut`."""
+        pieces = text.split(";")
+        for number, piece in enumerate(pieces, start=1):
+            is_half = is_cut and number == len(pieces)
+            if not _ONE_CHECK.fullmatch(piece) and not is_half:
+                self.add_fault("bookkeeping", piece, decisive=False)
 
-    def text(self, text: str, last: bool) -> None:
-        """Reads the pieces of a text, which semicolons separate."""
+    def read_text(self, text: str, is_cut: bool) -> None:
+        """Reads the pieces of a text, which semicolons separate.
+
+        Args:
+          text: text of the thread.
+          is_cut: whether the last piece may be half a piece.
+        """
         pieces = [piece for piece in text.split(";") if piece]
         for number, piece in enumerate(pieces, start=1):
-            is_half = self.cut and last and number == len(pieces)
+            is_half = is_cut and number == len(pieces)
             if is_half:
                 piece = _CUT_OFF.sub("", piece)
             if match := _PAIR.fullmatch(piece):
-                self.begin(_Pair(*map(int, match.groups())))
+                self.begin_pair(_Pair(*map(int, match.groups())))
             elif self.pair is None:
-                self.fault("bookkeeping", piece, decisive=False)
+                self.add_fault("bookkeeping", piece, decisive=False)
             elif match := _NEEDS.fullmatch(piece):
-                self.needs(self.pair, int(match[1]), match[2], is_half)
+                self.read_needs(self.pair, int(match[1]), match[2], is_half)
             elif match := _RESULTS.fullmatch(piece):
-                self.results(self.pair, int(match[1]), int(match[2]), match[3], is_half)
+                self.read_results(self.pair, int(match[1]), int(match[2]), match[3], is_half)
             elif match := _STEP.fullmatch(piece):
-                self.step(self.pair, match[1], int(match[2]), match[3], is_half)
+                self.read_step(self.pair, match[1], int(match[2]), match[3], is_half)
             elif not is_half:
-                self.fault("bookkeeping", piece, decisive=any(self.hits(self.pair)))
+                self.add_fault("bookkeeping", piece, decisive=any(self.find_first_steps(self.pair)))
 
-    def begin(self, pair: _Pair) -> None:
+    def begin_pair(self, pair: _Pair) -> None:
         """Begins the search below a pair."""
-        self.end()
+        self.end_pair()
         self.pair = pair
         self.tried = set()
         if sorted(pair) != sorted(self.puzzle.numbers):
-            lost = any(any(self.hits(one)) for one in _all_pairs(self.puzzle.numbers))
-            self.fault("bookkeeping", ",".join(map(str, pair)), lost)
+            lost = any(any(self.find_first_steps(one)) for one in _all_pairs(self.puzzle.numbers))
+            self.add_fault("bookkeeping", ",".join(map(str, pair)), lost)
 
-    def end(self) -> None:
+    def end_pair(self) -> None:
         """Ends the search below a pair: notes first steps that were left out."""
         if self.pair is None or self.found:
             return
-        for op in sorted(set(self.hits(self.pair)) - self.tried):
+        for op in sorted(set(self.find_first_steps(self.pair)) - self.tried):
             text = f"{self.pair.a}{op}{self.pair.b}: not tried"
-            self.fault("bookkeeping", text, decisive=True)
+            self.add_fault("bookkeeping", text, decisive=True)
 
-    def needs(self, pair: _Pair, number: int, listed: str, is_half: bool) -> None:
+    def read_needs(self, pair: _Pair, number: int, listed: str, is_half: bool) -> None:
         """Reads `93:-40-146`, the needs of one of the two other numbers."""
         if number not in (pair.c, pair.d):
             # In a serial thread it may be that of another pair.
-            self.fault("bookkeeping", f"{number}:{listed}", decisive=False)
+            self.add_fault("bookkeeping", f"{number}:{listed}", decisive=False)
             return
         other = pair.d if number == pair.c else pair.c
         made = reachable((pair.a, pair.b, other))
         expected, all_needs = (_needs(number, self.puzzle.target, most) for most in (self.most, 0))
-        self.listed(f"{number}:", listed, expected, all_needs, is_half, lambda value: value in made)
+        self.compare_list(
+            f"{number}:", listed, expected, all_needs, is_half, lambda value: value in made
+        )
 
-    def results(self, pair: _Pair, c: int, d: int, listed: str, is_half: bool) -> None:
+    def read_results(self, pair: _Pair, c: int, d: int, listed: str, is_half: bool) -> None:
         """Reads `2,93:+95-91*186`, the results of the two other numbers."""
         if sorted((c, d)) != sorted((pair.c, pair.d)):
-            self.fault("bookkeeping", f"{c},{d}:{listed}", decisive=False)
+            self.add_fault("bookkeeping", f"{c},{d}:{listed}", decisive=False)
             return
         target = self.puzzle.target
         firsts = _results(pair.a, pair.b, 0).values()
         wanted = {number for first in firsts for _, number in _needs(first, target, self.most)}
         expected, all_results = (set(_results(c, d, most).items()) for most in (self.most, 0))
-        self.listed(f"{c},{d}:", listed, expected, all_results, is_half, wanted.__contains__)
+        self.compare_list(f"{c},{d}:", listed, expected, all_results, is_half, wanted.__contains__)
 
-    def listed(
+    def compare_list(
         self,
         head: str,
         listed: str,
@@ -270,31 +279,31 @@ class _Reader:
         lost = [] if is_half else [entry for entry in expected - written if matters(entry[1])]
         wrong = sorted(written - allowed)
         for op, number in wrong:
-            self.fault("arithmetic", f"{head}{op}{number}", decisive=bool(lost))
+            self.add_fault("arithmetic", f"{head}{op}{number}", decisive=bool(lost))
         if lost and not wrong:
             op, number = min(lost)
-            self.fault("arithmetic", f"{head}{op}{number} left out", decisive=True)
+            self.add_fault("arithmetic", f"{head}{op}{number} left out", decisive=True)
 
-    def step(self, pair: _Pair, op: str, first: int, sections: str, is_half: bool) -> None:
-        """Reads `-20|2+22*40!`, a first step with its result, and what is tried with it."""
+    def read_step(self, pair: _Pair, op: str, first: int, sections: str, is_half: bool) -> None:
+        """Reads `-20|2+22-18*40!`, a first step with its result, and what is tried with it."""
         true_first = _results(pair.a, pair.b, 0).get(op)
         self.tried.add(op)
         if first != true_first:
-            lost = true_first is not None and any(self._hits_below(pair, true_first))
-            self.fault("arithmetic", f"{pair.a}{op}{pair.b}={first}", lost)
-        expected = set(self._hits_below(pair, first)) if first == true_first else set()
+            lost = true_first is not None and any(self.find_hits(pair, true_first))
+            self.add_fault("arithmetic", f"{pair.a}{op}{pair.b}={first}", lost)
+        expected = set(self.find_hits(pair, first)) if first == true_first else set()
         written: set[tuple[int | None, str, int]] = set()
         for label, trials in _SECTION.findall(sections):
             other = int(label) if label else None
             if other not in (pair.c, pair.d, None):
-                self.fault("bookkeeping", f"{first}|{label}", decisive=bool(expected))
+                self.add_fault("bookkeeping", f"{first}|{label}", decisive=bool(expected))
                 continue
             for trial_op, text, mark, check in _TRIAL.findall(trials):
                 trial = (other, trial_op, int(text))
                 written.add(trial)
                 # A check that was cut off rejects nothing.
                 whole = "" if is_half else check
-                self.trial(pair, first, trial, mark, whole, first == true_first)
+                self.read_trial(pair, first, trial, mark, whole, first == true_first)
         if self.found or is_half:
             return
 
@@ -304,9 +313,9 @@ class _Reader:
             if other is None and None not in others:
                 continue
             shown = f"{first}{trial_op}{other}" if other is not None else f"{first}:{trial_op}"
-            self.fault("arithmetic", f"{shown}={number} left out", decisive=True)
+            self.add_fault("arithmetic", f"{shown}={number} left out", decisive=True)
 
-    def trial(
+    def read_trial(
         self,
         pair: _Pair,
         first: int,
@@ -332,18 +341,18 @@ class _Reader:
         else:
             shown = f"{first}{op}{other}={number}"
             is_true = _results(first, other, 0).get(op) == number
-        is_hit = trial in set(self._hits_below(pair, first))
+        is_hit = trial in set(self.find_hits(pair, first))
         rejected = bool(check) and not check.endswith("!")
         if not is_true:
             # What the right number would have found is noted as left out.
             if not rejected:
-                self.fault("arithmetic", f"{shown}{mark}", decisive=False)
+                self.add_fault("arithmetic", f"{shown}{mark}", decisive=False)
         elif bool(mark) != is_hit:
             # A false mark ends the search, unless a check rejects it.
             if not rejected:
-                lost = is_hit or any(self.hits(pair))
-                self.fault("arithmetic", f"{shown}{mark or ': not marked'}", lost)
+                lost = is_hit or any(self.find_first_steps(pair))
+                self.add_fault("arithmetic", f"{shown}{mark or ': not marked'}", lost)
         elif is_hit and rejected:
-            self.fault("check", f"{shown}!{check}", decisive=True)
+            self.add_fault("check", f"{shown}!{check}", decisive=True)
         elif is_hit and is_reached:
             self.found = True

@@ -85,12 +85,12 @@ def check_thread(
     reader.reached[start] = True
     reader.current = start
 
-    for part in thread.body:
+    for index, part in enumerate(thread.body):
         if isinstance(part, Spawn):
             for child in part.children:
                 reader.message(child.prompt)
         else:
-            reader.text(part, last=part is thread.body[-1])
+            reader.text(part, last=index == len(thread.body) - 1)
     if wants_all and not cut and not reader.faults:
         reader.untried_steps()
         if not reader.told and not reader.faults:

@@ -46,9 +46,9 @@ def diagnose(problem: Search, thread: Thread, cut: bool) -> Diagnosis:
     right = right_path(problem)
     reader = _Reader(search, right)
     reader.messages([part for part in thread.body if isinstance(part, Spawn)])
-    texts = [part for part in thread.body if isinstance(part, str)]
-    for text in texts:
-        reader.text(text, is_cut=cut and text is thread.body[-1])
+    for index, part in enumerate(thread.body):
+        if isinstance(part, str):
+            reader.text(part, is_cut=cut and index == len(thread.body) - 1)
     if not cut:
         reader.answer(thread.answer)
     return Diagnosis(tuple(reader.faults), right in reader.claimed, reader.is_hopeful)

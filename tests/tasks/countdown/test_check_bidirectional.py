@@ -143,6 +143,26 @@ def test_checks_of_a_root_have_their_form():
         assert [fault.kind for fault in reading.faults] == kinds
 
 
+@pytest.mark.parametrize(
+    ("texts", "faults"),
+    [
+        (("20,41;20,",), 0),
+        (("20,;20,",), 1),  # Only the last piece may be half a check, though both are equal.
+        (("20,", "20,"), 1),  # So may only the last of two equal texts.
+    ],
+)
+def test_only_the_last_check_of_a_cut_root_may_be_half(texts, faults):
+    body = (Spawn((Thread(MESSAGE, (), ""),)), *texts)
+    reading = task_of().diagnose(PROBLEM, Thread("", body, ""), cut=True)
+    assert [fault.kind for fault in reading.faults] == ["bookkeeping"] * faults
+
+
+def test_only_the_last_text_of_a_cut_child_may_end_in_half_a_piece():
+    half = LISTS + ";x"
+    reading = task_of().diagnose(PROBLEM, Thread(MESSAGE, (half, half), ""), cut=True)
+    assert [fault.kind for fault in reading.faults] == ["bookkeeping"]
+
+
 def test_no_text_makes_it_raise():
     task = task_of()
     rng = random.Random(0)
