@@ -23,7 +23,7 @@ ROW_NAMES = "abcdef"
 NAMES = tuple(f"{row}{column}" for row in ROW_NAMES for column in DIGITS)
 CELL_OF = {name: cell for cell, name in enumerate(NAMES)}
 
-Cells = tuple[int, ...]  # The digit of each cell; 0 if it is empty.
+Cells = tuple[int, ...]  # [36], the digit of each cell; 0 if it is empty.
 
 
 def _box(cell: int) -> tuple[int, int]:
@@ -40,10 +40,10 @@ def _are_peers(cell: int, other: int) -> bool:
     return shares and cell != other
 
 
-PEERS = tuple(
+PEERS = tuple(  # [36, 12]: the cells that share a row, a column or a box with each cell.
     tuple(other for other in range(CELLS) if _are_peers(cell, other)) for cell in range(CELLS)
 )
-# Sets of digits are bits: digit 1 is bit 0. This is every set as a list.
+# [64]. Sets of digits are bits: digit 1 is bit 0. This is every set as a list.
 _MEMBERS = tuple(
     tuple(digit for digit in DIGITS if members >> (digit - 1) & 1) for members in range(1 << SIZE)
 )
@@ -62,8 +62,9 @@ class Board:
     """
 
     def __init__(self, cells: Iterable[int]):
-        self.digits = [0] * CELLS
-        self._allowed = [_ALL] * CELLS  # By peers; that of a filled cell means nothing.
+        self.digits = [0] * CELLS  # [36]
+        # [36], sets of digits that no peer has; that of a filled cell means nothing.
+        self._allowed = [_ALL] * CELLS
         for cell, digit in enumerate(cells):
             if digit:
                 self.fill(cell, digit)
@@ -108,11 +109,6 @@ class Board:
     def is_full(self) -> bool:
         """Whether no cell is empty."""
         return 0 not in self.digits
-
-    def is_dead(self) -> bool:
-        """Whether some empty cell can have no digit."""
-        cell = self.tightest()
-        return cell is not None and not self._allowed[cell]
 
     def propagate(self) -> list[tuple[int, int]]:
         """Fills forced cells, the first one first, until there is none or the board is dead.

@@ -16,6 +16,7 @@ from apr_jax.tasks.sudoku.board import CELL_OF, Board, Cells
 from apr_jax.tasks.sudoku.trace import (
     BACK,
     DEAD,
+    GRID,
     PASS,
     Fill,
     before_last_guess,
@@ -43,7 +44,6 @@ FAULT_KINDS = {
 _FILL = re.compile(r"(?:\?([1-6]*))?([a-f][1-6])=([1-6])")
 _MARK = re.compile(r"([a-f][1-6]):([1-6]+|!)")
 _PIECE = re.compile(rf"{_FILL.pattern}|{_MARK.pattern}|[/>]")
-_BOARD = re.compile(r"(?:[a-f][1-6]=[1-6.])*")
 
 
 def diagnose(givens: Cells, solution: Cells, thread: Thread, cut: bool) -> Diagnosis:
@@ -67,13 +67,13 @@ def diagnose(givens: Cells, solution: Cells, thread: Thread, cut: bool) -> Diagn
 
     reader = _Reader(read_fills(write_board(start)) or [], solution)
     hopeful = all(digit in (0, right) for digit, right in zip(start, solution, strict=True))
-    for part in thread.body:
+    for index, part in enumerate(thread.body):
         if isinstance(part, Spawn):
-            reader.spawn([child.prompt for child in part.children])
+            reader.read_spawn([child.prompt for child in part.children])
         else:
-            reader.text(part, is_cut=cut and part is thread.body[-1])
+            reader.read_text(part, is_cut=cut and index == len(thread.body) - 1)
     if not cut:
-        reader.answer(thread.answer)
+        reader.read_answer(thread.answer)
     return Diagnosis(tuple(reader.faults), reader.found, hopeful)
 
 
@@ -98,36 +98,36 @@ class _Reader:
         self._gave_up = False  # The last piece was a mark with `!`.
         self._spawned = False
 
-    def text(self, text: str, is_cut: bool) -> None:
+    def read_text(self, text: str, is_cut: bool) -> None:
         """Reads a text piece by piece; the last piece may be half a piece if it `is_cut`."""
         place = 0
         while place < len(text):
             if match := _MARK.match(text, place):
                 place = match.end()
                 if not (is_cut and place == len(text)):  # More digits might have followed.
-                    self._mark(CELL_OF[match[1]], match[2])
+                    self._read_mark(CELL_OF[match[1]], match[2])
             elif match := _FILL.match(text, place):
-                self._fill(_fill(match))
+                self._read_fill(_fill_of(match))
                 place = match.end()
             elif text[place] == BACK:
-                place = self._back(text, place + 1, is_cut)
+                place = self._read_back(text, place + 1, is_cut)
             elif text[place] == PASS:
                 place += 1
             else:
-                place = self._unreadable(text, place, is_cut)
+                place = self._skip_unreadable(text, place, is_cut)
         # A board can only be full at the end of a text: full boards have no next piece.
         if self._is_right(self._fills) and 0 not in cells_of(self._fills):
             self.found = True
 
-    def _unreadable(self, text: str, place: int, is_cut: bool) -> int:
-        """Reads up to the next piece; returns where that begins."""
+    def _skip_unreadable(self, text: str, place: int, is_cut: bool) -> int:
+        """Goes on to the next piece; returns where that begins."""
         following = _PIECE.search(text, place)
         end = following.start() if following else len(text)
         if not (is_cut and following is None):
-            self._fault("unreadable", text[place:end], False)
+            self._add_fault("unreadable", text[place:end], False)
         return end
 
-    def _mark(self, cell: int, marked: str) -> None:
+    def _read_mark(self, cell: int, marked: str) -> None:
         """Reads which digits are called allowed in a cell; one alone is filled in."""
         digits = set() if marked == DEAD else set(map(int, marked))
         cells = cells_of(self._fills)
@@ -137,15 +137,15 @@ class _Reader:
         if self._gave_up:
             # The thread goes on with a board that it has called dead.
             self._gave_up = False
-            self._fault("back", text, self._can_go_back())
+            self._add_fault("back", text, self._can_go_back())
         elif cells[cell]:
-            self._fault("overwritten", text, is_loss)
+            self._add_fault("overwritten", text, is_loss)
         elif digits - allowed:
-            self._fault("conflict", text, is_loss)
+            self._add_fault("conflict", text, is_loss)
         elif not digits and allowed:
-            self._fault("contradiction", text, is_loss)
+            self._add_fault("contradiction", text, is_loss)
         elif allowed - digits:
-            self._fault("excluded", text, is_loss)
+            self._add_fault("excluded", text, is_loss)
 
         self._marked[cell] = digits
         if not digits:
@@ -153,35 +153,35 @@ class _Reader:
         elif len(digits) == 1:
             self._fills = [*self._fills, Fill(cell, min(digits))]
 
-    def _fill(self, fill: Fill) -> None:
-        """Reads a guess."""
+    def _read_fill(self, fill: Fill) -> None:
+        """Reads a filled cell, which has to be a guess."""
         cells = cells_of(self._fills)
         candidates = set(Board(cells).candidates(fill.cell))
         was_right = self._is_right(self._fills)
         is_loss = was_right and fill.digit != self._solution[fill.cell]
         if self._gave_up:
             self._gave_up = False
-            self._fault("back", str(fill), self._can_go_back())
+            self._add_fault("back", str(fill), self._can_go_back())
         elif cells[fill.cell]:
-            self._fault("overwritten", str(fill), is_loss)
+            self._add_fault("overwritten", str(fill), is_loss)
         elif fill.others is None:
-            self._fault("unmarked", str(fill), is_loss)
+            self._add_fault("unmarked", str(fill), is_loss)
         else:
             tried = {fill.digit, *fill.others}
             # A wrong mark is a fault of its own, and what follows from it is none.
             if tried not in (candidates, self._marked.get(fill.cell)):
                 is_loss = was_right and self._solution[fill.cell] not in tried
-                self._fault("guess", str(fill), is_loss)
+                self._add_fault("guess", str(fill), is_loss)
         self._fills = [*self._fills, fill]
 
-    def _back(self, text: str, start: int, is_cut: bool) -> int:
+    def _read_back(self, text: str, start: int, is_cut: bool) -> int:
         """Reads a way back, whose text begins at `start`; returns where it ends."""
         gave_up = self._gave_up
         self._gave_up = False
         self._marked = {}
         expected = before_last_guess(self._fills)
         if not gave_up or expected is None:
-            self._fault("back", BACK, self._is_right(self._fills))
+            self._add_fault("back", BACK, self._is_right(self._fills))
         if expected is None:
             return start
 
@@ -193,18 +193,18 @@ class _Reader:
             return start + len(wanted)
 
         # The thread went back to another board, and to the guesses that stand behind it.
-        board = _matched(_BOARD, text, start)
+        board = _matched(GRID, text, start)
         fills = read_fills(board[0]) or []
         end = board.end()
         while match := _FILL.match(text, end):
-            fills.append(_fill(match))
+            fills.append(_fill_of(match))
             end = match.end()
         is_loss = self._is_right(expected) and not self._is_right(fills)
-        self._fault("back", text[start - 1 : end], is_loss)
+        self._add_fault("back", text[start - 1 : end], is_loss)
         self._fills = fills
         return end
 
-    def spawn(self, messages: list[str]) -> None:
+    def read_spawn(self, messages: list[str]) -> None:
         """Reads messages, which must try every digit of one cell."""
         self._spawned = True
         cells = cells_of(self._fills)
@@ -229,14 +229,14 @@ class _Reader:
         is_right = self._is_right(self._fills)
         is_loss = is_right and not any(self._solution[cell] in tried[cell] for cell in tried)
         for message in wrong:
-            self._fault("message", message, is_loss)
+            self._add_fault("message", message, is_loss)
         if not wrong:
             for cell, digits in tried.items():
                 for digit in set(board.candidates(cell)) - digits:
                     lost = is_right and digit == self._solution[cell]
-                    self._fault("left out", str(Fill(cell, digit)), lost)
+                    self._add_fault("left out", str(Fill(cell, digit)), lost)
 
-    def answer(self, answer: str) -> None:
+    def read_answer(self, answer: str) -> None:
         """Reads the answer that the thread joined at its end."""
         cells = cells_of(self._fills)
         joined = read_board(answer)
@@ -252,7 +252,7 @@ class _Reader:
             gave_up = self._gave_up and before_last_guess(self._fills) is None
             is_fault = not self._spawned and not gave_up
         if is_fault:
-            self._fault("answer", answer, self._is_right(self._fills) or self._can_go_back())
+            self._add_fault("answer", answer, self._is_right(self._fills) or self._can_go_back())
 
     def _is_right(self, fills: list[Fill]) -> bool:
         """Whether no cell has another digit than the solution."""
@@ -267,7 +267,7 @@ class _Reader:
                 return True
         return False
 
-    def _fault(self, kind: str, text: str, decisive: bool) -> None:
+    def _add_fault(self, kind: str, text: str, decisive: bool) -> None:
         self.faults.append(Fault(kind, text, decisive))
 
 
@@ -278,7 +278,7 @@ def _matched(pattern: re.Pattern[str], text: str, start: int) -> re.Match[str]:
     return match
 
 
-def _fill(match: re.Match[str]) -> Fill:
+def _fill_of(match: re.Match[str]) -> Fill:
     """Returns the cell that a piece fills."""
     others, cell, digit = match.groups()
     tried_later = None if others is None else tuple(map(int, others))

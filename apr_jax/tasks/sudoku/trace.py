@@ -48,7 +48,7 @@ PHRASES = (
     *NAMES,
     *(f":{allowed}" for allowed in (*_SETS, DEAD)),
 )
-_GRID = re.compile(r"(?:[a-f][1-6]=[1-6.])*")
+GRID = re.compile(r"(?:[a-f][1-6]=[1-6.])*")  # Cells with their digits, as many as follow.
 _FILL_LENGTH = len("a1=1")
 # A board, and behind it at most each cell once more.
 _LONGEST_GRID = 2 * CELLS * _FILL_LENGTH
@@ -107,7 +107,7 @@ def read_fills(text: str) -> list[Fill] | None:
     Returns:
       the filled cells as they stand there.
     """
-    if len(text) > _LONGEST_GRID or not _GRID.fullmatch(text):
+    if len(text) > _LONGEST_GRID or not GRID.fullmatch(text):
         return None
     return [
         Fill(CELL_OF[text[start : start + 2]], int(text[start + 3]))

@@ -43,7 +43,9 @@ def test_candidates_and_propagation_follow_the_rules():
             naive[step[0]] = step[1]
         assert [(NAMES[cell], digit) for cell, digit in board.propagate()] == order
         assert as_dict(board.digits) == naive
-        assert board.is_dead() == boards.is_dead(naive)
+        cell = board.tightest()
+        is_dead = cell is not None and not board.candidates(cell)
+        assert is_dead == boards.is_dead(naive)
         assert board.is_full() == (not boards.empty(naive))
         for cell, name in enumerate(NAMES):
             if name not in naive:
