@@ -40,7 +40,6 @@ def experiment() -> Experiment:
                 shuffle=False,
                 condition=0.0,
                 max_intermediate=100,
-                window_bin=32,
             ),
         ),
         data=DataConfig(demonstrations=2_000, heldout=200),

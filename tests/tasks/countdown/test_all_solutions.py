@@ -170,6 +170,10 @@ def test_problems_have_as_many_solutions_as_are_asked_for():
     [
         ({"numbers": 5}, "task.numbers=5 must be at most 4"),
         ({"solver": {"render": "sos"}}, "task.solver.render='sos' must be 'compact'"),
+        (
+            {"solver": {"condition": 0.0}},
+            "task.solver.condition=0.0 must be 0.5, its default, with",
+        ),
         ({"least_solutions": 0}, "task.least_solutions=0 must be at least 1"),
         ({"solutions": "one", "least_solutions": 2}, "must be 1 with task.solutions='one'"),
         ({"solutions": "some"}, "task.solutions"),
