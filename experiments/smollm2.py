@@ -11,9 +11,10 @@ folder), whose stages `apr_jax.paper.stages` runs once each:
                     from scratch learn from the same 2,000 demonstrations; validations say how right
                     they are after how many examples.
   3. legs/...       Leg counting of reasoning-gym, where knowledge of the world matters: in one
-                    thread, with a child for each item, and the latter with adapters (LoRA) too;
+                    thread, with a child for each item, and the latter once more with LoRA adapters;
                     greedy answers in the whole window and in smaller ones.
-  4. rl/...         Reinforcement learning over whole trees, from the better of the two tree models.
+  4. rl/...         Reinforcement learning over whole trees, from the tree model that is right more
+                    often, leaving out a model that is right more than 97% of the time.
   5. report         OUT/results.json, from which `make figures` fills docs/your_model.md once it is
                     copied to experiments/smollm2/.
 
@@ -21,6 +22,7 @@ folder), whose stages `apr_jax.paper.stages` runs once each:
 """
 
 import argparse
+import dataclasses
 import json
 import subprocess
 import sys
@@ -54,6 +56,36 @@ QUICK = (
     *("train.sft.validate_every=2", "train.sft.validation=2", "train.sft.optimizer.warmup=1"),
     *("train.sft.log_every=1", "train.rl.steps=2", "train.rl.problems=2", "train.rl.group=2"),
     *("train.rl.save_every=1", "schedule.slots=4", "evaluate.batch=4"),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Training:
+    """A supervised training of a run.
+
+    Attributes:
+      name: its folder in OUT, and the name of its stage.
+      config: a key of `Run.configs`.
+      data: folder in OUT in whose data/ its demonstrations are.
+      method: the method that it imitates.
+      note: what sets it apart, in a few words; may be empty.
+      pretrained: whether it starts from SmolLM2, and not from random weights.
+    """
+
+    name: str
+    config: str
+    data: str
+    method: str
+    note: str = ""
+    pretrained: bool = True
+
+
+TRAININGS = (
+    Training("countdown/apr/sft", "countdown", "countdown", "apr"),
+    Training("nano/apr/sft", "nano", "nano", "apr", "from scratch", pretrained=False),
+    Training("legs/serial/sft", "legs", "legs", "serial"),
+    Training("legs/parallel/sft", "legs", "legs", "parallel"),
+    Training("legs/lora/sft", "lora", "legs", "parallel", "by adapters"),
 )
 
 
@@ -99,19 +131,16 @@ class Run:
 
     def _countdown(self) -> list[Stage]:
         return [
-            self._data("countdown", "countdown", ("apr",), self.model),
-            self._data("nano", "nano", ("apr",), None),
-            self._sft("countdown/apr/sft", "countdown", "countdown", "apr", self.model),
-            self._sft("nano/apr/sft", "nano", "nano", "apr", None),
+            self._data("countdown", ("apr",), self.model),
+            self._data("nano", ("apr",), None),
+            *self._trainings("countdown", "nano"),
             *self._answers("countdown", "nano"),
         ]
 
     def _legs(self) -> list[Stage]:
         return [
-            self._data("legs", "legs", ("serial", "parallel"), self.model),
-            self._sft("legs/serial/sft", "legs", "legs", "serial", self.model),
-            self._sft("legs/parallel/sft", "legs", "legs", "parallel", self.model),
-            self._sft("legs/lora/sft", "lora", "legs", "parallel", self.model),
+            self._data("legs", ("serial", "parallel"), self.model),
+            *self._trainings("legs"),
             *self._answers("legs"),
         ]
 
@@ -136,10 +165,11 @@ class Run:
         )
         return [choice, trained, *self._answers("rl")]
 
-    def _data(
-        self, folder: str, config: str, methods: tuple[str, ...], model: Path | None
-    ) -> Stage:
-        """Makes a stage that builds OUT/<folder>/data, with the tokenizer of a model or its own."""
+    def _data(self, folder: str, methods: tuple[str, ...], model: Path | None) -> Stage:
+        """Makes a stage that builds OUT/<folder>/data, with the tokenizer of a model or its own.
+
+        The folder is also the name of the config.
+        """
         built = self.out / folder / "data"
 
         def run() -> None:
@@ -147,28 +177,41 @@ class Run:
             from apr_jax.train.checkpoint import load_pretrained
 
             tokenizer = load_pretrained(model).tokenizer if model else None
-            build(self.configs[config], built, methods=methods, tokenizer=tokenizer)
+            build(self.configs[folder], built, methods=methods, tokenizer=tokenizer)
 
         needs = ("model",) if model else ()
         about = f"problems, and demonstrations of {' and '.join(methods)}"
         return Stage(f"data/{folder}", built / "data.json", run, about, needs)
 
-    def _sft(self, name: str, config: str, folder: str, method: str, init: Path | None) -> Stage:
-        """Makes a stage of supervised training into OUT/<name>."""
+    def _trainings(self, *folders: str) -> list[Stage]:
+        """Makes the stages of the trainings on the data in these folders."""
+        return [self._sft(training) for training in TRAININGS if training.data in folders]
+
+    def _sft(self, training: Training) -> Stage:
+        """Makes a stage of supervised training."""
+        workdir = self.out / training.name
 
         def run() -> str:
             from apr_jax.train.sft import train_sft
 
-            data = self.out / folder / "data"
-            train_sft(self.configs[config], data, self.out / name, method, init=init)
-            losses = [line["loss"] for line in _metrics(self.out / name)]
+            config = self.configs[training.config]
+            data = self.out / training.data / "data"
+            init = self.model if training.pretrained else None
+            train_sft(config, data, workdir, training.method, init=init)
+            losses = [line["loss"] for line in _metrics(workdir)]
             return f"loss {losses[0]:.2f} to {losses[-1]:.3f}"
 
-        about = f"imitates demonstrations of {method}"
-        if config in ("nano", "lora"):
-            about += {"nano": ", from scratch", "lora": ", by adapters"}[config]
-        made = self.out / name / "checkpoints"
-        return Stage(name, made, run, about, (f"data/{folder}",), kind=f"sft {config} {method}")
+        about = f"imitates demonstrations of {training.method}"
+        if training.note:
+            about += f", {training.note}"
+        return Stage(
+            training.name,
+            workdir / "checkpoints",
+            run,
+            about,
+            needs=(f"data/{training.data}",),
+            kind=f"sft {training.config} {training.method}",
+        )
 
     def evaluations(self) -> list[tuple[str, Evaluation]]:
         """Lists all evaluations, each with the folder in OUT of its model and its answers."""
@@ -274,14 +317,6 @@ LABELS = {
 }
 TITLES = {"countdown": "Countdown", "legs": "leg counting"}
 MEASURES = ("total_tokens", "sequential_tokens", "children", "max_thread_tokens")
-# Trainings of the report: folder -> the one in which its data are.
-TRAININGS = {
-    "countdown/apr/sft": "countdown",
-    "nano/apr/sft": "nano",
-    "legs/serial/sft": "legs",
-    "legs/parallel/sft": "legs",
-    "legs/lora/sft": "legs",
-}
 
 
 def report(run: Run) -> dict[str, Any]:
@@ -301,7 +336,7 @@ def report(run: Run) -> dict[str, Any]:
         "main": {f"{folder}-{name}": row for (folder, name), (row, _) in answered.items()},
         "comparisons": methods.results(run.configs["legs"], run.out / "legs")["comparisons"],
         "rl": _gains(run, answered),
-        "courses": {name: _course(run, name, folder) for name, folder in TRAININGS.items()},
+        "courses": {training.name: _course(run, training) for training in TRAININGS},
         "rl_steps": [
             {key: line.get(key) for key in ("step", "accuracy", "children", "total_tokens", "kl")}
             for line in _metrics(run.out / "rl/tree/rl")
@@ -359,12 +394,11 @@ def _gains(run: Run, answered: dict[tuple[str, str], Any]) -> dict[str, Any]:
 PLACES = 10  # Lines of metrics of a training that the report has.
 
 
-def _course(run: Run, name: str, folder: str) -> list[dict[str, float]]:
+def _course(run: Run, training: Training) -> list[dict[str, float]]:
     """Returns the metrics of a supervised training at ten places, and at each validation."""
-    lines = _metrics(run.out / name)
-    method = name.split("/")[1].replace("lora", "parallel")
-    record = read_json(run.out / folder / "data" / "data.json")
-    demonstrations = record["methods"][method]["train"]["demonstrations"]
+    lines = _metrics(run.out / training.name)
+    record = read_json(run.out / training.data / "data" / "data.json")
+    demonstrations = record["methods"][training.method]["train"]["demonstrations"]
     chosen = {round(place * (len(lines) - 1) / PLACES) for place in range(PLACES + 1)}
     return [
         {"examples": round(line["epochs"] * demonstrations), "step": line["step"]}

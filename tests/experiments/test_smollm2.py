@@ -128,16 +128,17 @@ def test_the_report_is_made_of_the_answers_and_metrics(tmp_path):
     _run_stage(run, "rl/choice")
     assert run.chosen() == "countdown"  # Its samples are right 3 times in 4, those of legs twice.
 
-    for name, folder in smollm2.TRAININGS.items():
+    for training in smollm2.TRAININGS:
         lines = [
             {"step": step, "loss": 9 - step, "epochs": step / 4}
             | ({"validation_accuracy": 0.5} if step == 2 else {})
             for step in range(1, 5)
         ]
-        _write_lines(tmp_path / name / "metrics.jsonl", lines)
+        _write_lines(tmp_path / training.name / "metrics.jsonl", lines)
         methods = {method: {"train": {"demonstrations": 80}} for method in _METHODS}
-        (tmp_path / folder / "data").mkdir(exist_ok=True)
-        (tmp_path / folder / "data" / "data.json").write_text(json.dumps({"methods": methods}))
+        built = tmp_path / training.data / "data"
+        built.mkdir(exist_ok=True)
+        (built / "data.json").write_text(json.dumps({"methods": methods}))
     _write_lines(tmp_path / "rl/tree/rl/metrics.jsonl", [{"step": 1, "accuracy": 0.5}])
 
     _run_stage(run, "report")
