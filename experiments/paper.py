@@ -71,8 +71,9 @@ def experiment() -> Experiment:
             max_depth=1,
         ),
         # A decode slot takes 288 MiB of cache. 24 slots leave room on a device of 16 GiB, and hold
-        # all 22 threads of 2 trees, which are a device's share of a step. Most contexts are short:
-        # while all of them fit the bucket, a decode step reads the cache in smaller blocks.
+        # 2 trees of 10 children each, a device's share of a step on 256 devices. Where there are
+        # more trees or children, threads wait for a slot. Most contexts are short: while all of
+        # them fit the bucket, a decode step reads the cache in smaller blocks.
         schedule=Schedule(slots=24, prefill_batch=8, prefill_chunk=64, context_buckets=(1_024,)),
         train=TrainConfig(
             sft=SftConfig(

@@ -109,9 +109,9 @@ def compare(folder: Path, ours: Pretrained, texts: list[str]) -> dict[str, Any]:
     losses = np.zeros(2)
     predicted = same = 0
     for text, ids in zip(texts, encoded, strict=True):
-        own_ids = np.asarray(ours.tokenizer.encode(text))
-        if not np.array_equal(own_ids, ids + first_id):
-            raise SystemExit(f"the tokenizers disagree on {text!r:.60}")
+        own_ids = np.asarray(ours.tokenizer.encode(text)) - first_id
+        if not np.array_equal(own_ids, ids):
+            raise SystemExit(f"{folder}: {_first_difference(text, own_ids, ids)}")
 
         with torch.inference_mode():
             written = theirs.generate(
@@ -146,6 +146,18 @@ def compare(folder: Path, ours: Pretrained, texts: list[str]) -> dict[str, Any]:
         "perplexity_of_transformers": perplexities[1],
         "same_continuations": same,
     }
+
+
+def _first_difference(text: str, own_ids: np.ndarray, ids: np.ndarray) -> str:
+    """Says where our encoding of a text and that of transformers part, in ids of transformers."""
+    shared = min(len(own_ids), len(ids))
+    differs = own_ids[:shared] != ids[:shared]
+    place = int(differs.argmax()) if differs.any() else shared
+    own, theirs = own_ids[place : place + 3].tolist(), ids[place : place + 3].tolist()
+    return (
+        f"our tokenizer encodes {text!r:.60} as {own} from token {place} on, transformers as"
+        f" {theirs}"
+    )
 
 
 def main() -> None:

@@ -45,7 +45,9 @@ class Layout:
     def __post_init__(self) -> None:
         there = len(jax.devices())
         if self.devices > there:
-            raise UsageError(f"--devices {self.devices}: there are {there}")
+            raise UsageError(
+                f"--devices {self.devices}: must be at most {there}, the devices of this machine"
+            )
         if self.devices % self.tensor:
             raise UsageError(f"--tensor {self.tensor}: must divide --devices {self.devices}")
 
@@ -111,7 +113,10 @@ def bench_decode(
     shards = layout.devices // layout.tensor
     for batch in batches:
         if batch % shards:
-            raise UsageError(f"--batch {batch}: must be a multiple of {shards}, which decode apart")
+            raise UsageError(
+                f"--batch {batch}: must be a multiple of {shards}, which is --devices"
+                f" {layout.devices} by --tensor {layout.tensor}"
+            )
 
     params = cast_weights(model.params, config.dtype)
     names = list(peers) or installed()

@@ -10,7 +10,7 @@ import pytest
 from helpers import foreign
 
 from apr_jax.bench import decode_model
-from apr_jax.bench.decode_model import Layout, bytes_a_step, engine
+from apr_jax.bench.decode_model import Layout, bench_decode, bytes_a_step, engine
 from apr_jax.cli import main
 from apr_jax.errors import UsageError
 from apr_jax.model.config import ModelConfig
@@ -37,10 +37,19 @@ def test_every_sequence_gets_its_tokens(batch, layout):
 
 
 def test_layouts_that_cannot_be_are_refused():
-    with pytest.raises(UsageError, match="--devices 99: there are 8"):
+    with pytest.raises(UsageError, match="--devices 99: must be at most 8, the devices of this"):
         Layout(devices=99, tensor=1)
     with pytest.raises(UsageError, match="--tensor 3: must divide --devices 4"):
         Layout(devices=4, tensor=3)
+
+
+def test_a_batch_that_does_not_divide_is_refused(tmp_path):
+    folder = foreign.write_folder(tmp_path / "theirs", TINY)
+    model = import_folder(folder)
+    with pytest.raises(
+        UsageError, match="--batch 3: must be a multiple of 2, which is --devices 4 by"
+    ):
+        next(bench_decode(model, TINY, [3], 5, Layout(devices=4, tensor=2), [], 1))
 
 
 def test_a_step_reads_all_weights_once_and_every_cache():

@@ -1,5 +1,6 @@
 """The comparison of an imported network with that of transformers, on a small random model."""
 
+import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -39,6 +40,19 @@ def test_other_weights_are_told_apart(folder):
     ours.params["layers"] = jax.tree.map(lambda leaf: leaf * 1.1, ours.params["layers"])
     found = smollm2_model.compare(folder, ours, foreign.SENTENCES)
     assert found["worst_difference"] > smollm2_model.MOST_DIFFERENCE
+
+
+def test_another_tokenizer_is_named_with_its_first_other_ids(folder):
+    class LastTokenLost:
+        def encode(self, text):
+            return ours.tokenizer.encode(text)[:-1]
+
+    ours = import_folder(folder)
+    other = dataclasses.replace(ours, tokenizer=LastTokenLost())
+    with pytest.raises(
+        SystemExit, match=r"hf: our tokenizer encodes 'The .* as \[\] from token \d"
+    ):
+        smollm2_model.compare(folder, other, foreign.SENTENCES)
 
 
 def test_there_are_texts_enough():
