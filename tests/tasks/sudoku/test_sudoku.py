@@ -157,6 +157,14 @@ def test_draws_need_as_many_guesses_as_asked_for():
     assert TASK.draw(3) == TASK.draw(3) != TASK.draw(4)
 
 
+def test_nested_threads_stay_within_most_levels():
+    task = sudoku(most_levels=1)
+    deep = sudoku(least_levels=2).draw(0)  # As it may stand in a problems file.
+    tree = task.demonstrate(task.check(deep), "nested", 0)
+    assert depth(tree) == task.methods["nested"].depth == 1
+    assert task.score(deep, tree.answer).correct
+
+
 def test_a_cell_of_a_board_is_one_token_and_a_mark_is_two():
     tree = TASK.demonstrate(DRAWN[0], "serial", 0)
     tokenizer = SentencePieceTokenizer.train([tree.prompt], TASK.phrases, TASK.alphabet)
