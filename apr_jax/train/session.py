@@ -99,6 +99,7 @@ def train(
                 write_json(workdir / "config.json", to_dict(run.config))
 
         start = int(state.step)
+        resumed = restored is not None
         if profile is not None:
             advance = profiled(stage.advance, profile, start, stage.steps, workdir)
             stage = dataclasses.replace(stage, advance=advance)
@@ -124,7 +125,6 @@ def train(
                 config=to_dict(run.config),
             ),
         ) as recorder:
-            resumed = restored is not None
             validation_file = ValidationFile(workdir, lease)
             settings = run.config.train
             with Watchdog(
@@ -140,6 +140,9 @@ def train(
                     workdir,
                     resumed,
                 )
+                # The loop alone holds the state. What else held the first one would keep its memory
+                # throughout the run.
+                del blank, state, restored
                 return loop.run(unvalidated)
 
 
