@@ -238,7 +238,7 @@ _LOWER = dict(
 
 
 def _forest(config: Experiment, mesh: Mesh) -> ForestBatch:
-    """Shapes of a forest in packed rows, [micro-batches, rows, tokens]."""
+    """Shapes of a forest in packed rows, [chunks, R, L]."""
     check_divides("train.rl.micro_batch_rows", config.train.rl.micro_batch_rows, mesh)
     shape = (
         most_chunks(config, mesh),
@@ -248,7 +248,10 @@ def _forest(config: Experiment, mesh: Mesh) -> ForestBatch:
     split = NamedSharding(mesh, PartitionSpec(None, BATCH_AXES))
     weights = jax.ShapeDtypeStruct(shape, jnp.float32, sharding=split)
     used = jax.ShapeDtypeStruct((), jnp.int32, sharding=_whole(mesh))
-    return ForestBatch(_rows(shape, split), weights, used)
+    older = None
+    if config.train.rl.max_staleness:
+        older = jax.ShapeDtypeStruct(shape, jnp.bool_, sharding=split)
+    return ForestBatch(_rows(shape, split), weights, used, older=older)
 
 
 def _rows(shape: tuple[int, ...], sharding: NamedSharding) -> Rows:

@@ -30,6 +30,7 @@ from apr_jax.plan.programs import (
 from apr_jax.threads import make_prompts, place_new_trees
 from apr_jax.train import grader
 from apr_jax.train.grader import rollout_batch
+from apr_jax.train.rl import trainer
 from apr_jax.train.rl.trainer import train_rl
 from apr_jax.train.session import build_mesh
 
@@ -91,6 +92,32 @@ def test_a_rollout_with_carry_over_is_the_one_that_runs(
     planned = lowered("rollout", carrying, build_mesh(carrying))
     params, carried, *_ = planned.args_info[0]
     assert (_kinds(params), _kinds(carried), _kinds(planned.out_info)) == seen[0]
+
+
+def test_an_update_with_carry_over_is_the_one_that_runs(
+    carrying, data_dir, checkpoint, tmp_path, monkeypatch
+):
+    """It is told which tokens an older policy drew."""
+    settings = changed(carrying, rl={"steps": 1, "validate_every": 0})
+    seen = []
+    make_rl_step = trainer.make_rl_step
+
+    def hear(*arguments):
+        step = make_rl_step(*arguments)
+
+        def taken(state, batch, advantages, *base):
+            seen.append(_kinds(batch))
+            return step(state, batch, advantages, *base)
+
+        return taken
+
+    monkeypatch.setattr(trainer, "make_rl_step", hear)
+    train_rl(settings, data_dir, tmp_path, checkpoint, progress=False)
+
+    planned = lowered("update", carrying, build_mesh(carrying))
+    _, batch, *_ = planned.args_info[0]
+    assert _kinds(batch) == seen[0]
+    assert any("older" in path for path in seen[0])
 
 
 def _kinds(tree):
