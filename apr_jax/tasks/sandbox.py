@@ -140,9 +140,17 @@ class SandboxedVerifier:
       memory_limit: GiB of address space that each process may take.
       workers: number of processes that score side by side; 0 for one on each core that this process
         may use.
+      name: with what its messages begin.
     """
 
-    def __init__(self, task: Task, time_limit: float, memory_limit: float = 4.0, workers: int = 1):
+    def __init__(
+        self,
+        task: Task,
+        time_limit: float,
+        memory_limit: float = 4.0,
+        workers: int = 1,
+        name: str = "verifier",
+    ):
         settings = {
             "task": config_of(task).to_dict(),
             "folder": os.getcwd(),
@@ -150,6 +158,7 @@ class SandboxedVerifier:
             "memory_limit": memory_limit,
         }
         self._time_limit = time_limit
+        self._name = name
         # Answers are numbered. What comes back must have the number of the answer that was sent.
         self._number = 0
         self._reported: set[str] = set()  # Kinds of failures.
@@ -350,7 +359,7 @@ class SandboxedVerifier:
         """
         if not self._was_ready:
             raise UserError(
-                f"verifier: {self._trouble}; mend that, and start the same command again"
+                f"{self._name}: {self._trouble}; mend that, and start the same command again"
             )
         self._report("start", f"{self._trouble}; {rest} answers of a batch are not verified")
 
@@ -358,7 +367,7 @@ class SandboxedVerifier:
         """Prints a message to standard error, if it is the first of its kind."""
         if kind not in self._reported:
             self._reported.add(kind)
-            print(f"verifier: {one_line(message)}", file=sys.stderr)
+            print(f"{self._name}: {one_line(message)}", file=sys.stderr)
 
 
 def _is_late(reply: Any, number: int) -> bool:

@@ -81,7 +81,7 @@ class HeldRows:
     """Which rows of a batch that is split over a mesh each process holds.
 
     Devices that share a row (mesh axis `tensor`) may belong to several processes. Then all of these
-    hold the row, and the first of them is its owner.
+    hold the row, and one of them is its owner.
 
     Attributes:
       count: number of rows.
@@ -111,17 +111,29 @@ class HeldRows:
         return self.by_process[jax.process_index()]
 
     @functools.cached_property
+    def owner(self) -> np.ndarray:
+        """Returns the process that owns each row, int [count].
+
+        Those that hold a row in common own such rows by turns, so that all have equally much to do.
+        """
+        rows = np.arange(self.count)
+        holds = np.array([np.isin(rows, held) for held in self.by_process])  # [processes, count]
+        turn = rows % holds.sum(axis=0)  # [count], 0 for the first process that holds the row.
+        return np.argmax(np.cumsum(holds, axis=0) == turn + 1, axis=0)
+
+    @property
     def is_owner(self) -> np.ndarray:
         """Returns which of its rows this process owns, bool [n]."""
-        before = self.by_process[: jax.process_index()]
-        return ~np.isin(self.mine, np.concatenate([self.mine[:0], *before]))
+        return self.owner[self.mine] == jax.process_index()
 
     @functools.cached_property
     def shares(self) -> dict[tuple[int, ...], np.ndarray]:
         """Returns the rows of this process by the processes that hold them, as places in `mine`.
 
-        As a rule there is one share. The shares of two batches over one mesh have the same keys,
-        except those without a row.
+        As a rule no other process holds them, and there is one share, of all places. If process 0
+        holds rows 0 to 3 and process 1 rows 2 to 5, process 0 has the shares `{(0,): [0, 1],
+        (0, 1): [2, 3]}`. The shares of two batches over one mesh have the same keys, except those
+        without a row.
         """
         holds = np.array([np.isin(self.mine, rows) for rows in self.by_process])  # [processes, n]
         places: dict[tuple[int, ...], list[int]] = {}
@@ -148,11 +160,10 @@ class HeldRows:
         gathered = multihost_utils.process_allgather(padded)  # [processes, most] each
 
         whole = {name: np.zeros(self.count, each.dtype) for name, each in values.items()}
-        for name, each in gathered.items():
-            # The first process comes last, so that of its rows nobody else's values are kept.
-            for process in reversed(range(jax.process_count())):
-                rows = self.by_process[process]
-                whole[name][rows] = each[process, : len(rows)]
+        for process, rows in enumerate(self.by_process):
+            is_owned = self.owner[rows] == process
+            for name, each in gathered.items():
+                whole[name][rows[is_owned]] = each[process, : len(rows)][is_owned]
         return whole
 
 

@@ -55,8 +55,9 @@ def grading(
     """Opens a grader, together with the processes of its verifier."""
     task = make_task(config.task, config.limits)
     reward = config.train.rl.reward
+    host = f"process {jax.process_index()}: " if jax.process_count() > 1 else ""
     with SandboxedVerifier(
-        task, reward.time_limit, reward.memory_limit, reward.workers
+        task, reward.time_limit, reward.memory_limit, reward.workers, name=f"{host}verifier"
     ) as verifier:
         yield Grader(config, task, tokenizer, verifier, validation, mesh, training)
 

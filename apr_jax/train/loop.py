@@ -39,8 +39,8 @@ from apr_jax.train.watchdog import Watchdog
 
 _EXIT_BASE = 128  # A run that a signal has ended exits with 128 + the number of the signal.
 _REMEDY = (
-    "mend what the lines of the verifier above say, or raise train.rl.reward.time_limit, and start"
-    " the same command again"
+    "mend what the lines of the verifier say, above or in the log of the host that had these"
+    " answers, or raise train.rl.reward.time_limit, and start the same command again"
 )
 
 # Returns the signal that ends the run, or 0. All processes must call it together, with nothing

@@ -180,6 +180,7 @@ def test_task_breaking_its_promise_costs_only_the_answer(folder, capfd):
     (folder / "liar.py").write_text(
         OWN.replace("Score(float(correct), correct, answer or None)", "0.5")
     )
-    with SandboxedVerifier(make_task(TaskConfig("liar.py:Successor")), time_limit=5.0) as verifier:
+    task = make_task(TaskConfig("liar.py:Successor"))
+    with SandboxedVerifier(task, time_limit=5.0, name="process 3: verifier") as verifier:
         assert verifier.verify([(Problem("p", {"number": 1}), "2")]) == [Failure.RAISED]
-    assert "verifier: returned float, no Score" in capfd.readouterr().err
+    assert "process 3: verifier: returned float, no Score" in capfd.readouterr().err

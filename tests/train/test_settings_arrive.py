@@ -126,6 +126,6 @@ def test_an_answer_is_verified_by_one_process_for_all(config, monkeypatch):
     monkeypatch.setattr(multihost_utils, "process_allgather", process_allgather)
     one._verifier = types.SimpleNamespace(verify=verify)
     grades = one.verify(["2", "3", "4"], 3, trees)
-    assert asked == [["4"]], "the first process owns the others"
-    np.testing.assert_array_equal(grades.codes, [*alone.codes, 0])
-    np.testing.assert_array_equal(grades.rewards, [*alone.rewards, 0.0])
+    assert asked == [["3", "4"]], "of the two that both hold, each owns one"
+    np.testing.assert_array_equal(grades.codes, [*alone.codes[:3], 0, 0])
+    np.testing.assert_array_equal(grades.rewards, [*alone.rewards[:3], 0.0, 0.0])
