@@ -258,9 +258,7 @@ def pack_trees(
     return scatter(placement, lengths, tree_index, fields, row_count, length)
 
 
-def pack_forest(
-    forest: "ThreadForest", rows: int, length: int, trees: np.ndarray | None = None
-) -> Rows:
+def pack_forest(forest: "ThreadForest", rows: int, length: int) -> Rows:
     """Packs all threads of a recorded forest that hold tokens.
 
     The number of rows is the first of `rows`, 2 `rows`, 4 `rows`, ... that holds all, so that what
@@ -270,13 +268,11 @@ def pack_forest(
       forest: what `tree_rollout` returned, fetched to the host (numpy leaves).
       rows: the smallest number of rows.
       length: L of a row, at least that of the longest thread.
-      trees: int [B], index of each tree in its batch, if the forest is a part of one; by default
-        the trees are counted from 0.
 
     Raises:
       ValueError: a thread is longer than a row, or `rows` is below 1.
     """
-    packed, _ = pack_marked_forest(forest, None, rows, length, trees)
+    packed, _ = pack_marked_forest(forest, None, rows, length)
     return packed
 
 
@@ -294,7 +290,8 @@ def pack_marked_forest(
       marks: bool [B, T, L]; None if there are none.
       rows: see `pack_forest`.
       length: see `pack_forest`.
-      trees: see `pack_forest`.
+      trees: int [B], index of each tree in its batch, if the forest is a part of one; by default
+        the trees are counted from 0.
 
     Returns:
       the rows; and bool [R, L], the mark of each token where the token stands, False for padding.

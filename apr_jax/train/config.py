@@ -308,10 +308,10 @@ class RlConfig:
       ppo_epochs: updates on the trees of one step. Ratios differ from 1 only from the second epoch
         on.
       temperature: temperature of the sampling.
-      max_staleness: 0: every step waits for the last token of its trees. Otherwise a step takes the
-        groups that finish first and carries the unfinished trees over to the next step, where they
-        go on with the new policy (docs/rollout.md). A token is learned from at most so many steps
-        after it was drawn. Twice the trees of a step are then under way.
+      max_staleness: 0: every step waits for the last token of its trees. Otherwise twice the trees
+        of a step are under way, and those that a step leaves unfinished go on in the next one, with
+        the new policy (docs/rollout.md). A token is learned from at most so many steps after it was
+        drawn.
       micro_batch_rows: packed rows that are rescored at once. The update takes as many such chunks
         as the trees of a step need.
       validate_every: steps between validations, in which the model answers `validation` problems

@@ -294,7 +294,7 @@ def most_chunks(config: Experiment, mesh: Mesh) -> int:
     """Returns the number of chunks that hold the largest forest of a step, a row for each thread.
 
     The batch of every step has so many, so that one program serves forests of all sizes. A process
-    packs the trees of its own shards, and shards may differ by a tree.
+    packs the trees of its own shards, and no shard has more than an equal part, rounded up.
     """
     rl = config.train.rl
     shards = batch_shards(mesh)

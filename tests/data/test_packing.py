@@ -176,7 +176,7 @@ def test_trees_of_a_part_of_a_batch_keep_their_numbers():
     forest = random_forest(np.random.default_rng(0), trees=3, max_threads=4, length=9)
     numbers = np.array([2, 5, 9])
     rows = pack_forest(forest, rows=3, length=LENGTH)
-    part = pack_forest(forest, rows=3, length=LENGTH, trees=numbers)
+    part, _ = pack_marked_forest(forest, None, rows=3, length=LENGTH, trees=numbers)
     np.testing.assert_array_equal(part.tree, np.where(rows.tree < 0, -1, numbers[rows.tree]))
     assert {2, 9} <= set(part.tree.flat)
 

@@ -1,16 +1,15 @@
 """The trees of a step as rows for the update: each process packs the trees of its own devices.
 
 A process holds the trees that its devices decoded, and of each chunk of rows the part that its
-devices rescore. It packs the ones into the others. Which device rescores a tree does not matter:
+devices rescore. It packs these trees into those rows. Which device rescores a tree does not matter:
 the gradient is a sum over rows. One process alone therefore packs all trees together.
 
-All processes rescore the same number of chunks. So that this is not the number which the process
-with the longest trees needs, it gives the rows that are too many for it to those that have room.
-Nothing else of the trees travels between processes.
+All processes rescore the same number of chunks. If each kept its rows, all would rescore as many as
+the process with the longest trees. So that process gives away the rows that are too many, and those
+with room take them. Nothing else of the trees travels between processes.
 """
 
 import dataclasses
-import itertools
 import math
 
 import jax
@@ -42,11 +41,6 @@ class HeldTrees:
     def used(self) -> int:
         """Returns the number of rows up to the last one that holds tokens."""
         return len(rescored_rows(self.rows, 1).tokens)
-
-    @property
-    def chunks(self) -> int:
-        """Returns the number of chunks in which these rows hold tokens."""
-        return math.ceil(self.used / len(self.chunk_rows.mine))
 
     @property
     def owned(self) -> Rows:
@@ -108,14 +102,14 @@ def pack_held_trees(
       length: L of a row.
     """
     if len(chunk_rows.shares) == 1:
-        rows, marks = pack_marked_forest(
+        rows, older_in_rows = pack_marked_forest(
             forest, older, len(chunk_rows.mine), length, trees=trees.mine
         )
-        return HeldTrees(rows, marks, chunk_rows)
+        return HeldTrees(rows, older_in_rows, chunk_rows)
 
     packed = []
     for processes, places in chunk_rows.shares.items():
-        chosen = trees.shares.get(processes, np.zeros(0, np.int64))
+        chosen = trees.shares.get(processes, np.zeros(0, np.int64))  # Places in `trees.mine`.
         packed.append(
             pack_marked_forest(
                 jax.tree.map(lambda x, chosen=chosen: x[chosen], forest),
@@ -133,9 +127,9 @@ def pack_held_trees(
         )
         for name in vars(packed[0][0])
     }
-    all_marks = [marks for _, marks in packed if marks is not None]
-    marks = _side_by_side(all_marks, all_places) if all_marks else None
-    return HeldTrees(Rows(**fields), marks, chunk_rows)
+    all_older = [marks for _, marks in packed if marks is not None]
+    older_in_rows = _side_by_side(all_older, all_places) if all_older else None
+    return HeldTrees(Rows(**fields), older_in_rows, chunk_rows)
 
 
 def _side_by_side(parts: list[np.ndarray], places: list[np.ndarray], blank: int = 0) -> np.ndarray:
@@ -143,7 +137,7 @@ def _side_by_side(parts: list[np.ndarray], places: list[np.ndarray], blank: int 
 
     Args:
       parts: [chunks x n, L] each, whose numbers of chunks may differ.
-      places: int [n] each, between 0 and H.
+      places: int [n] each, from 0 to H - 1.
       blank: what stands in rows that a part has not.
 
     Returns:
@@ -152,7 +146,7 @@ def _side_by_side(parts: list[np.ndarray], places: list[np.ndarray], blank: int 
     length = parts[0].shape[1]
     in_chunks = [
         part.reshape(-1, len(own), length) for part, own in zip(parts, places, strict=True)
-    ]
+    ]  # [chunks, n, L] each
     chunks = max(map(len, in_chunks))
     whole = np.full((chunks, sum(map(len, places)), length), blank, parts[0].dtype)
     for part, own in zip(in_chunks, places, strict=True):
@@ -167,8 +161,8 @@ class Moves:
     Attributes:
       chunks: number of chunks that hold the rows of all processes.
       gives: number of rows that each process gives; its last ones.
-      takes: number of rows that each process takes. All that are given stand in the order of the
-        processes, and the first process takes the first of them.
+      takes: number of rows that each process takes. Lay all given rows one behind the other, those
+        of the first process first: process i takes the next `takes[i]` of them.
     """
 
     chunks: int
@@ -184,6 +178,7 @@ class Moves:
           chunk_rows: which rows of a chunk each process holds.
         """
         held = [len(rows) for rows in chunk_rows.by_process]
+        # Some rows are held by several processes, in which they must stay equal.
         if sum(held) > chunk_rows.count:
             chunks = max(math.ceil(rows / own) for rows, own in zip(used, held, strict=True))
             return cls(chunks, (0,) * len(used), (0,) * len(used))
@@ -212,16 +207,17 @@ def move_rows(held: HeldTrees, moves: Moves) -> HeldTrees:
 
 
 def given_rows(held: HeldTrees, moves: Moves) -> tuple[Rows, np.ndarray | None]:
-    """Returns the rows and marks that this process gives, [most, L] each; blank rows fill them up.
+    """Returns `held.rows` and `held.older` of the rows that this process gives, [most, L] each.
 
     `most` is the first power of two that is enough for every process, because each number is
-    compiled for.
+    compiled for. Nobody reads what fills up the rows of a process that gives fewer.
     """
     most = 1 << (max(moves.gives) - 1).bit_length()
     give = moves.gives[jax.process_index()]
+    used = held.used
 
     def cut(values: np.ndarray) -> np.ndarray:
-        given = values[held.used - give : held.used]
+        given = values[used - give : used]
         return np.pad(given, ((0, most - give), (0, 0)))
 
     given: tuple[Rows, np.ndarray | None] = jax.tree.map(cut, (held.rows, held.older))
@@ -240,7 +236,7 @@ def taken_rows(
     """
     process = jax.process_index()
     kept = held.used - moves.gives[process]
-    first = list(itertools.accumulate(moves.takes, initial=0))[process]
+    first = sum(moves.takes[:process])
     taken = slice(first, first + moves.takes[process])
     size = moves.chunks * len(held.chunk_rows.mine)
 
@@ -251,6 +247,12 @@ def taken_rows(
         own = np.concatenate([values[:kept], given[taken]])
         return np.pad(own, ((0, size - len(own)), (0, 0)), constant_values=blank)
 
-    rows, marks = jax.tree.map(settle, (held.rows, held.older), everyone)
-    tree = settle(held.rows.tree, everyone[0].tree, blank=-1)
-    return dataclasses.replace(held, rows=dataclasses.replace(rows, tree=tree), older=marks)
+    all_rows, all_older = everyone
+    fields = {
+        name: settle(values, getattr(all_rows, name), blank=-1 if name == "tree" else 0)
+        for name, values in vars(held.rows).items()
+    }
+    older = None
+    if held.older is not None and all_older is not None:
+        older = settle(held.older, all_older)
+    return dataclasses.replace(held, rows=Rows(**fields), older=older)

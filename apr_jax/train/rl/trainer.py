@@ -4,8 +4,9 @@ The life of a tree:
 1. `TrainingProblems.draw` picks the problems of the step, a function of (seed, step). Each problem
    gets G trees.
 2. The jitted rollout decodes all trees on the device, with keys folded from (seed, step, tree).
-   With `max_staleness` it returns the groups that finish first, begun in this or an earlier step,
-   and leaves the others in the state of training, for the next step (`threads/carry_over.py`).
+   With `max_staleness` it returns as many groups as a step begins, those that must not become older
+   first, and leaves the others in the state of training, for the next step
+   (`threads/carry_over.py`).
 3. Each host fetches the trees of its own devices. It reads the answers off the recorded token ids,
    and the task verifies them in a process of its own. During this and the next step the device
    idles (metric `idle_share`).
@@ -21,6 +22,7 @@ The life of a tree:
 
 import dataclasses
 import functools
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -127,38 +129,40 @@ def train_rl(
     task = make_task(config.task)
     training = load_problems(here / problem_file("train"), task)
     validation = load_problems(here / problem_file("validation"), task)[: rl.validation]
+    run = Run(
+        config,
+        start.method,
+        "rl",
+        start.tokenizer,
+        origin=digest(start.params),
+        file_method=start.file_method,
+    )
     with grading(config, start.tokenizer, validation, mesh, training) as grader:
-        step = make_rl_step(config, optimizer, mesh)
-        trainer = _Trainer(config, start, training, workdir, mesh, step, grader)
+        update = make_rl_step(config, optimizer, mesh)
+        trainer = _Trainer(config, start, training, workdir, mesh, update, grader)
+        adapters = new_adapters(start.params, rl.lora, config.seed)
+        stage = Stage(
+            name="rl",
+            steps=rl.steps,
+            advance=trainer.advance,
+            save_every=rl.save_every,
+            max_consecutive_skipped=config.train.max_consecutive_skipped,
+            data_state=trainer.data_state,
+            batch=trainer.last_batches.of,
+            host_seconds=lambda: trainer.host_seconds,
+            validate=grader.validate if rl.validate_every else None,
+            sample=grader.sample,
+            validate_every=rl.validate_every,
+        )
         return train(
-            Run(
-                config,
-                start.method,
-                "rl",
-                start.tokenizer,
-                origin=digest(start.params),
-                file_method=start.file_method,
-            ),
+            run,
             as_path(workdir),
+            # It has no name here, so that nobody but the training holds it.
             dataclasses.replace(
-                init_state(
-                    start.params, optimizer, mesh, new_adapters(start.params, rl.lora, config.seed)
-                ),
+                init_state(start.params, optimizer, mesh, adapters),
                 carried=trainer.first_carried(),
             ),
-            Stage(
-                name="rl",
-                steps=rl.steps,
-                advance=trainer.advance,
-                save_every=rl.save_every,
-                max_consecutive_skipped=config.train.max_consecutive_skipped,
-                data_state=trainer.data_state,
-                batch=trainer.last_batches.of,
-                host_seconds=lambda: grader.host_seconds,
-                validate=grader.validate if rl.validate_every else None,
-                sample=grader.sample,
-                validate_every=rl.validate_every,
-            ),
+            stage,
             restore_data=trainer.restore_data,
             log_every=1,
             counted=("trees", "tokens"),
@@ -238,7 +242,7 @@ class _Trainer:
         training: Sequence[Problem],
         workdir: Path,
         mesh: Mesh,
-        step: Any,  # RlStep, with the argument `base` if adapters are trained.
+        update: Any,  # RlStep, with the argument `base` if adapters are trained.
         grader: Grader,
     ):
         self._config = config
@@ -258,7 +262,7 @@ class _Trainer:
         self._reference = place_whole(start.params, mesh) if self._rl.objective.kl else None
         # Adapters are added to the reference's own arrays, if there is one.
         base = place_frozen(self._reference or start.params, self._rl.lora, mesh)
-        self._step = step if base is None else functools.partial(step, base=base)
+        self._update_once = update if base is None else functools.partial(update, base=base)
         self._rescore = make_rescore(config, mesh)
         self._tree_kl = make_tree_kl(trees, mesh)
         advantage = ADVANTAGES[self._rl.objective.advantage]
@@ -271,6 +275,8 @@ class _Trainer:
         self._peak = measure_peak(mesh, config.model.dtype)
         self._times: StepTimes | None = None
         self.last_batches = LastBatches()
+        # For how long this process verified and packed its own trees in the last step.
+        self.host_seconds = 0.0
 
     def data_state(self) -> dict[str, Any]:
         """Returns what a checkpoint holds besides the state; JSON keeps every bit of a float."""
@@ -388,13 +394,14 @@ class _Trainer:
 
         The version of a policy is the number of its step.
         """
+        # In step 0 the rest of the problems are those of `first_carried`.
         begun = problems[: self._rl.problems * self._rl.group]
         rolled = self._grader.go_on(state.params, state.carried, begun, key, step)
         times.queued()
 
         grown, carried, work = rolled
         grown, work = fetch_held((grown, work))
-        staleness = np.where(grown.forest.sampled, step - grown.version, 0)
+        staleness = np.where(grown.forest.sampled, step - grown.version, 0)  # [b, T, L]
         ages = _age_measures(staleness, grown.begun < step)
         measures = self._trees.gather(self._tree_measures(grown.forest) | ages)
         times.fetched()
@@ -426,8 +433,8 @@ class _Trainer:
     def _advantages(self, rewards: np.ndarray, counted: np.ndarray) -> tuple[np.ndarray, float]:
         """Returns the advantages [B], and the number of zero-std groups."""
         shape = (self._rl.problems, self._rl.group)
-        grouped_rewards = rewards.reshape(shape).astype(np.float32)
-        grouped_counted = counted.reshape(shape)
+        grouped_rewards = rewards.reshape(shape).astype(np.float32)  # [problems, G]
+        grouped_counted = counted.reshape(shape)  # [problems, G]
         advantages, zero_std = jax.device_get(self._compare(grouped_rewards, grouped_counted))
         return advantages.reshape(-1), float(zero_std)
 
@@ -441,6 +448,7 @@ class _Trainer:
         # This process packs its own trees, and tells the others how many rows they take.
         left_out = zero_advantage[self._trees.mine, None]  # [b, 1]
         length = np.where(left_out, 0, rollout.forest.length)  # [b, T]
+        began = time.perf_counter()
         held = pack_held_trees(
             dataclasses.replace(rollout.forest, length=length),
             None if rollout.staleness is None else rollout.staleness > 0,
@@ -448,6 +456,7 @@ class _Trainer:
             self._chunk_rows,
             self._config.limits.max_thread_tokens,
         )
+        self.host_seconds = self._grader.host_seconds + time.perf_counter() - began
         sizes = exchange(
             {
                 "used": held.used,
@@ -547,7 +556,7 @@ class _Trainer:
         state = dataclasses.replace(state, carried=None)
         metrics_of_epochs = []
         for _ in range(self._rl.ppo_epochs):
-            state, metrics, behaviour = self._step(state, batch, placed_advantages)
+            state, metrics, behaviour = self._update_once(state, batch, placed_advantages)
             batch = dataclasses.replace(batch, behaviour=behaviour)
             metrics_of_epochs.append(metrics)
 
@@ -610,7 +619,8 @@ class _Trainer:
         """
         rl = self._rl
         # The reference makes one pass in all, which is forward only: a third of an epoch's pass.
-        passes = rl.ppo_epochs + (1.0 if rl.objective.kl else 0.0) / 3.0
+        reference_pass = 1 / 3 if rl.objective.kl else 0.0
+        passes = rl.ppo_epochs + reference_pass
         mfu = LazyMetric(lambda: flops * passes / times.update_seconds() / self._peak)
         return times.metrics() | {"mfu": mfu}
 
@@ -642,10 +652,16 @@ class TrainingProblems:
         self._problems = problems
 
     def draw(self, seed: int, step: int, count: int) -> list[Problem]:
-        """Draws `count` problems, all different if there are that many, by (seed, step) alone."""
+        """Draws `count` problems, by (seed, step) alone.
+
+        They are all different if there are that many. Otherwise none comes again before all others
+        have come.
+        """
+        rng = np.random.default_rng([seed, step])
         total = len(self._problems)
-        chosen = np.random.default_rng([seed, step]).choice(total, count, replace=count > total)
-        return [self._problems[index] for index in chosen]
+        full_rounds = [rng.permutation(total) for _ in range(count // total)]
+        rest = rng.choice(total, count % total, replace=False)
+        return [self._problems[index] for index in np.concatenate([*full_rounds, rest])]
 
 
 def _check_init(config: Experiment, start: Restored) -> None:

@@ -59,8 +59,13 @@ def packed(request, monkeypatch):
         monkeypatch.setattr(jax, "process_index", lambda process=process: process)
         own = jax.tree.map(lambda x, mine=mine: x[mine], forest)
         held = pack_held_trees(own, older[mine], fresh(trees), fresh(rows), LENGTH)
-        processes.append((held, held.owned, held.chunks))
+        processes.append((held, held.owned, _chunks(held)))
     return processes, trees, rows
+
+
+def _chunks(held):
+    """The number of chunks in which rows of a process hold tokens."""
+    return -(-held.used // len(held.chunk_rows.mine))
 
 
 def fresh(held):
@@ -121,6 +126,12 @@ def test_processes_agree_on_rows_that_several_hold(packed):
                 np.testing.assert_array_equal(first, other)
 
 
+def test_rows_that_several_hold_are_owned_by_turns():
+    """Otherwise the first of them would do the work of all."""
+    held = _held(8, [range(6), range(2, 8), range(4, 8)])
+    assert held.owner.tolist() == [0, 0, 0, 1, 1, 2, 1, 2]
+
+
 @pytest.mark.parametrize("aggregation", ["tree", "token", "sequence"])
 def test_weights_of_parts_are_those_of_the_whole(packed, aggregation):
     """What divides is counted over all trees, also over those of other processes."""
@@ -147,7 +158,7 @@ def test_weights_of_parts_are_those_of_the_whole(packed, aggregation):
     assert total[1] == 0
 
 
-def test_rows_are_enough_where_shards_differ_by_a_tree(config, monkeypatch):
+def test_rows_are_enough_for_the_shards_with_most_trees(config, monkeypatch):
     """Six trees over four shards: three have two of them and one has none, and every thread fills a
     row.
     """
@@ -161,7 +172,7 @@ def test_rows_are_enough_where_shards_differ_by_a_tree(config, monkeypatch):
     for process, mine in enumerate(trees.by_process):
         monkeypatch.setattr(jax, "process_index", lambda process=process: process)
         own = jax.tree.map(lambda x, mine=mine: x[mine], dataclasses.replace(forest, length=full))
-        chunks.append(pack_held_trees(own, None, fresh(trees), fresh(rows), LENGTH).chunks)
+        chunks.append(_chunks(pack_held_trees(own, None, fresh(trees), fresh(rows), LENGTH)))
     most = 2 * LIMITS.max_threads
     assert chunks == [most, most, most, 0]
     assert most_chunks(settings, make_mesh(4)) == most

@@ -83,5 +83,7 @@ def test_draw_depends_on_seed_and_step_alone():
     assert drawn.draw(1, 2, 5) == TrainingProblems(list(problems)).draw(1, 2, 5)
     assert len({tuple(drawn.draw(seed, step, 5)) for seed in range(3) for step in range(3)}) == 9
     assert sorted(drawn.draw(0, 0, 30), key=problems.index) == problems
-    # More than there are: some twice.
-    assert len(drawn.draw(0, 0, 31)) == 31
+    # More than there are: all of them before any comes again.
+    many = drawn.draw(0, 0, 65)
+    assert sorted(many[:30], key=problems.index) == sorted(many[30:60], key=problems.index)
+    assert len(set(many[60:])) == 5
