@@ -33,7 +33,7 @@ from apr_jax.io.storage import (
     upload,
     write_text,
 )
-from apr_jax.paper import pipeline, stages
+from apr_jax.paper import stages
 from apr_jax.train.checkpoint import load_checkpoint
 from apr_jax.train.checkpoint.step_files import steps_in
 from apr_jax.train.metrics.recorder import FILE, Recorder
@@ -271,11 +271,12 @@ def test_stage_in_a_bucket_trains_resumes_and_evaluates(config, data_dir, tmp_pa
 
 @pytest.mark.slow
 def test_pod_reproduces_in_a_bucket_after_a_kill(config, tmp_path, folder):
-    """Two processes, one command; killed in RL and started again; then a laptop evaluates and shows
-    the run.
+    """Two processes, one command; killed in RL and started again: the run is the one that two
+    processes make on a disk without a kill. Then a laptop evaluates and shows it.
     """
     here = tmp_path / "here"
-    pipeline.reproduce(config, here)
+    for status, said in Together(2, config, tmp_path, "reproduce", "--out", here).wait(600):
+        assert status == 0, said
     run = Together(2, config, tmp_path, "reproduce", "--out", folder)
     deadline = time.monotonic() + 600
     while not (folder / "apr" / "rl" / "checkpoints" / "1" / "meta" / "metadata").exists():
@@ -292,16 +293,14 @@ def test_pod_reproduces_in_a_bucket_after_a_kill(config, tmp_path, folder):
         assert status == 0, said
         assert ("% right" in said) == (index == 0), "the first process alone shows the results"
     for stage in ("sos+/sft", "apr/sft", "sos+/rl", "apr/rl"):
-        assert [line["step"] for line in repeatable(folder / stage)] == [
-            line["step"] for line in repeatable(here / stage)
-        ]
+        assert repeatable(folder / stage) == repeatable(here / stage)
         assert list((folder / stage / "tensorboard").iterdir())
         for mine, theirs in zip(
             _leaves(load_checkpoint(folder / stage)),
             _leaves(load_checkpoint(here / stage)),
             strict=True,
         ):
-            np.testing.assert_allclose(mine, theirs, rtol=1e-3, atol=1e-4)
+            np.testing.assert_array_equal(mine, theirs)
     assert (folder / "report.html").read_text().count("apr-rl") > 0
     problems = here / "data" / "test.jsonl"
     out = folder / "again"

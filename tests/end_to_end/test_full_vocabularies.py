@@ -92,7 +92,7 @@ def one_round(config, name, axes):
     )
     params = init_params(network, vocab, jax.random.key(0))
     # Ten rows of 150,000 would never be drawn: these stand out, so that threads spawn and join.
-    params["embed"] = params["embed"].at[: len(CONTROL_PIECES)].multiply(10.0)
+    params["embed"] = params["embed"].at[: len(CONTROL_PIECES)].multiply(20.0)
 
     limits = dataclasses.replace(config.limits, constrain=True)
     texts = np.random.default_rng(0).integers(len(CONTROL_PIECES), vocab, (TREES, 5)).tolist()
