@@ -3,6 +3,7 @@ programs kept on disk.
 """
 
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -12,6 +13,10 @@ os.environ["XLA_FLAGS"] = (
 )
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ.setdefault("APR_CACHE", str(Path(__file__).parents[1] / ".cache" / "xla"))
+
+# A shell that starts the tests in the background makes them and their processes deaf to Ctrl-C.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Helpers are imported from the package `helpers`, which stands beside this file.
 sys.path.insert(0, str(Path(__file__).parent))
