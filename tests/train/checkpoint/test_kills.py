@@ -160,7 +160,10 @@ def test_sft_saves_when_its_terminal_is_closed(long_config, data_dir, tmp_path):
     # A session's first process that opens a terminal gets it as its controlling one. The shell does
     # so in the child: to fork this process, which runs JAX's threads, could deadlock.
     opening = ["sh", "-c", 'exec "$@" <>"$0" >&0 2>&0', os.ttyname(end_of_child), *command]
+    # If the tests run under nohup, the child must not be deaf to SIGHUP as they are.
+    ours = signal.signal(signal.SIGHUP, signal.SIG_DFL)
     child = subprocess.Popen(opening, cwd=ROOT, start_new_session=True)
+    signal.signal(signal.SIGHUP, ours)
     deadline = time.monotonic() + 240
     while _step(workdir) < 5 and time.monotonic() < deadline:
         if select.select([terminal], [], [], 0.05)[0]:
