@@ -150,7 +150,7 @@ def test_rl_survives_being_killed_9_times(long_config, config_file, data_dir, ch
 
 
 @pytest.mark.slow
-def test_sft_saves_when_its_terminal_is_closed(long_config, data_dir, tmp_path):
+def test_sft_saves_when_its_terminal_is_closed(long_config, data_dir, tmp_path, request):
     """A real terminal, of which the other end goes away: SIGHUP, and every word to it fails."""
     config = changed(long_config, sft={"steps": 100_000, "save_every": 100_000})
     file = write_config(config, tmp_path / "config.py")
@@ -164,6 +164,7 @@ def test_sft_saves_when_its_terminal_is_closed(long_config, data_dir, tmp_path):
     ours = signal.signal(signal.SIGHUP, signal.SIG_DFL)
     child = subprocess.Popen(opening, cwd=ROOT, start_new_session=True)
     signal.signal(signal.SIGHUP, ours)
+    request.addfinalizer(child.kill)  # It would train for hours if the test failed.
     deadline = time.monotonic() + 240
     while _step(workdir) < 5 and time.monotonic() < deadline:
         if select.select([terminal], [], [], 0.05)[0]:
