@@ -457,11 +457,12 @@ class _Trainer:
             self._config.limits.max_thread_tokens,
         )
         self.host_seconds = self._grader.host_seconds + time.perf_counter() - began
+        owned = held.owned
         sizes = exchange(
             {
                 "used": held.used,
-                "tokens": int(np.sum(held.owned.segment > 0)),
-                "flops": float(training_flops(self._config.model, self._vocabulary, held.owned)),
+                "tokens": int(np.sum(owned.segment > 0)),
+                "flops": float(training_flops(self._config.model, self._vocabulary, owned)),
                 "current": held.has_current_tokens,
             }
         )

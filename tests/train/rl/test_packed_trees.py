@@ -54,13 +54,20 @@ def packed(request, monkeypatch):
     rows = _held(SIZE, HELD[request.param][1])
     forest = record()
     older = forest.sampled & (forest.tokens % 2 == 1)
-    processes = []
+    processes = [
+        (held, held.owned, _chunks(held))
+        for held in _pack_in_each(forest, older, trees, rows, monkeypatch)
+    ]
+    return processes, trees, rows
+
+
+def _pack_in_each(forest, older, trees, rows, monkeypatch):
+    """What each process packs, one after the other; this is that process meanwhile."""
     for process, mine in enumerate(trees.by_process):
         monkeypatch.setattr(jax, "process_index", lambda process=process: process)
         own = jax.tree.map(lambda x, mine=mine: x[mine], forest)
-        held = pack_held_trees(own, older[mine], fresh(trees), fresh(rows), LENGTH)
-        processes.append((held, held.owned, _chunks(held)))
-    return processes, trees, rows
+        marks = None if older is None else older[mine]
+        yield pack_held_trees(own, marks, fresh(trees), fresh(rows), LENGTH)
 
 
 def _chunks(held):
@@ -167,12 +174,8 @@ def test_rows_are_enough_for_the_shards_with_most_trees(config, monkeypatch):
     trees = _held(TREES, [range(2), range(2, 4), range(4, 6), range(0)])
     rows = _held(SIZE, [[row] for row in range(SIZE)])
     forest = record()
-    full = np.full_like(forest.length, LENGTH)
-    chunks = []
-    for process, mine in enumerate(trees.by_process):
-        monkeypatch.setattr(jax, "process_index", lambda process=process: process)
-        own = jax.tree.map(lambda x, mine=mine: x[mine], dataclasses.replace(forest, length=full))
-        chunks.append(_chunks(pack_held_trees(own, None, fresh(trees), fresh(rows), LENGTH)))
+    full = dataclasses.replace(forest, length=np.full_like(forest.length, LENGTH))
+    chunks = [_chunks(held) for held in _pack_in_each(full, None, trees, rows, monkeypatch)]
     most = 2 * LIMITS.max_threads
     assert chunks == [most, most, most, 0]
     assert most_chunks(settings, make_mesh(4)) == most
@@ -190,11 +193,7 @@ def test_processes_with_many_rows_give_some_away(name, monkeypatch):
     trees, rows = (_held(*each) for each in zip((TREES, SIZE), SEPARATE[name], strict=True))
     forest = record()
     older = forest.sampled & (forest.tokens % 2 == 1)
-    before = []
-    for process, mine in enumerate(trees.by_process):
-        monkeypatch.setattr(jax, "process_index", lambda process=process: process)
-        own = jax.tree.map(lambda x, mine=mine: x[mine], forest)
-        before.append(pack_held_trees(own, older[mine], fresh(trees), fresh(rows), LENGTH))
+    before = list(_pack_in_each(forest, older, trees, rows, monkeypatch))
     moves = Moves.of([held.used for held in before], rows)
     if not any(moves.gives):
         assert name == "one process"
