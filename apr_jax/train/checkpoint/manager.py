@@ -58,13 +58,13 @@ class Checkpoints:
 
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
         del rest
-        try:
-            # After these errors, closing would wait for a save that never ends.
-            if kind is None or not issubclass(kind, LostProcess | DiskError):
-                with disk_errors(self._folder):
-                    self._manager.close()
-        finally:
-            self._muffled.end()
+        if kind is not None and issubclass(kind, LostProcess | DiskError):
+            # Closing would wait for a save that never ends. Its threads go on failing until the
+            # process ends, so they stay muffled.
+            return
+        with disk_errors(self._folder):
+            self._manager.close()
+        self._muffled.end()
 
     def save(
         self,

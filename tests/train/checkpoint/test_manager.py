@@ -1,15 +1,19 @@
 """Saving: round trip, metrics that come later, donation, a full disk."""
 
 import errno
+import logging
 import os
 import shutil
+import sys
+import threading
+import types
 
 import jax
 import numpy as np
 import pytest
 from helpers.checkpoints import assert_equal, restored_step, save_steps, state_at
 
-from apr_jax.errors import UserError
+from apr_jax.errors import DiskError, UserError
 from apr_jax.io.disk_errors import disk_errors
 from apr_jax.train.checkpoint import FOLDER, Checkpoints, load_checkpoint
 from apr_jax.train.checkpoint.retention import BEST
@@ -78,6 +82,27 @@ def test_an_unfinished_save_is_ignored(copied, run, blank):
     shutil.copytree(copied / FOLDER / "2", copied / FOLDER / "6.orbax-checkpoint-tmp")
     assert restored_step(copied, run, blank) == 4
     assert load_checkpoint(copied).step == 4
+
+
+def test_threads_stay_muffled_after_a_full_disk(run, tmp_path, capfd, caplog, monkeypatch):
+    """Those of Orbax fail until the process ends, and the one line about the disk stands alone."""
+    monkeypatch.setattr(threading, "excepthook", threading.__excepthook__)
+    monkeypatch.setattr(sys, "unraisablehook", sys.__unraisablehook__)
+    full = OSError(errno.ENOSPC, "No space left on device")
+
+    def fail_in_a_thread():
+        raise full
+
+    with pytest.raises(DiskError), Checkpoints(tmp_path, run) as checkpoints, disk_errors(tmp_path):
+        raise full
+    thread = threading.Thread(target=fail_in_a_thread)
+    thread.start()
+    thread.join()
+    closed = types.SimpleNamespace(exc_value=RuntimeError("Event loop is closed"))
+    sys.unraisablehook(closed)
+    logging.getLogger("asyncio").error("a callback failed", exc_info=full)
+    checkpoints._muffled.end()
+    assert not capfd.readouterr().err and not caplog.records
 
 
 def test_a_full_disk_says_so(tmp_path):
