@@ -63,19 +63,6 @@ def lost_processes(workdir: Path) -> Iterator[None]:
         raise
 
 
-def held_rows(rows: int, mesh: Mesh) -> list[int]:
-    """Returns the rows, in order, of a batch over `mesh` that this process's devices hold."""
-    return _rows_by_process(rows, mesh)[jax.process_index()]
-
-
-def _rows_by_process(rows: int, mesh: Mesh) -> list[list[int]]:
-    """Returns the rows, in order, of a batch over `mesh` that each process's devices hold."""
-    held: list[set[int]] = [set() for _ in range(jax.process_count())]
-    for device, (part,) in batch_sharding(mesh).devices_indices_map((rows,)).items():
-        held[device.process_index].update(range(*part.indices(rows)))
-    return [sorted(each) for each in held]
-
-
 @dataclasses.dataclass(frozen=True)
 class HeldRows:
     """Which rows of a batch that is split over a mesh each process holds.
@@ -97,8 +84,10 @@ class HeldRows:
         count = batch if count is None else count
         if jax.process_count() == 1:
             return cls.alone(count)
-        held = [np.array(rows, np.int64) for rows in _rows_by_process(batch, mesh)]
-        return cls(count, tuple(rows[rows < count] for rows in held))
+        held: list[set[int]] = [set() for _ in range(jax.process_count())]
+        for device, (part,) in batch_sharding(mesh).devices_indices_map((batch,)).items():
+            held[device.process_index].update(range(*part.indices(count)))
+        return cls(count, tuple(np.array(sorted(rows), np.int64) for rows in held))
 
     @classmethod
     def alone(cls, count: int) -> "HeldRows":
@@ -176,7 +165,7 @@ def place(array: Any, sharding: NamedSharding) -> jax.Array:
 def fetch_held(tree: Any) -> Any:
     """Copies arrays that are split over their first axis into memory: the rows of this process.
 
-    They are the rows of `held_rows`. Nothing travels between processes.
+    They are the rows in `HeldRows.mine`. Nothing travels between processes.
     """
     if jax.process_count() == 1:
         return jax.device_get(tree)

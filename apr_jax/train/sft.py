@@ -25,7 +25,7 @@ from apr_jax.text.tokenizer import Tokenizer
 from apr_jax.threads.keys import Domain, run_key
 from apr_jax.train.checkpoint import Pretrained, Run, load_pretrained
 from apr_jax.train.checkpoint.checksum import digest
-from apr_jax.train.distributed import held_rows, merge
+from apr_jax.train.distributed import HeldRows, merge
 from apr_jax.train.grader import Grader, grading
 from apr_jax.train.loop import LastBatches, Stage, Stopping
 from apr_jax.train.lora import new_adapters, place_frozen
@@ -199,9 +199,8 @@ class _Trainer:
         self.steps = sft.steps or math.ceil(sft.epochs * self._epoch)
 
         self._mesh = mesh
-        self._batches = LocalRows(
-            open_stream, sft.streams, sft.batch_rows, held_rows(sft.batch_rows, mesh)
-        )
+        held = HeldRows.of(sft.batch_rows, mesh).mine.tolist()
+        self._batches = LocalRows(open_stream, sft.streams, sft.batch_rows, held)
         self._clip = sft.optimizer.clip
         self.optimizer = make_optimizer(sft.optimizer, self.steps)
         update: Any = make_sft_step(config.model, self.optimizer, mesh, sft.lora)

@@ -26,7 +26,7 @@ from apr_jax.errors import UsageError
 from apr_jax.model.config import ModelConfig
 from apr_jax.model.sharding import BATCH_AXES, batch_sharding, batch_shards, shardings
 from apr_jax.train.config import LoraConfig
-from apr_jax.train.distributed import held_rows, place
+from apr_jax.train.distributed import HeldRows, place
 from apr_jax.train.lora import merging, taught
 from apr_jax.train.metrics.flops import training_flops
 from apr_jax.train.rl.objective import Metrics, Parts, cross_entropy, policy_loss, tree_kl
@@ -258,7 +258,7 @@ def place_forest(
         these do.
     """
     length = rows.tokens.shape[1]
-    held = held_rows(size, mesh)
+    held = HeldRows.of(size, mesh).mine
     place_of = {row: place for place, row in enumerate(held)}
     own = len(rescored_rows(rows, len(held)).tokens) // len(held)
     used = own if used is None else used

@@ -33,7 +33,6 @@ def test_the_order_of_demonstrations_follows_the_seed(config, monkeypatch):
     monkeypatch.setattr(sft, "sft_batches", stop)
     monkeypatch.setattr(sft, "steps_of_an_epoch", lambda *arguments: 1)
     monkeypatch.setattr(sft, "LocalRows", lambda open_stream, *rest: open_stream(0))
-    monkeypatch.setattr(sft, "held_rows", lambda rows, mesh: None)
     with pytest.raises(Arrived) as found:
         sft._Trainer(changed(config, seed=11), None, "apr", None)
     assert 11 in found.value.args[0]
