@@ -19,7 +19,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
 
@@ -27,6 +27,7 @@ from apr_jax.errors import UsageError
 from apr_jax.model.attention.packed import ATTENTION, attend_packed
 from apr_jax.model.config import ModelConfig, RopeScaling
 from apr_jax.model.kv_cache import cache, cache_tpu
+from apr_jax.model.sharding import batch_sharding, spec_of
 
 Params = dict[str, Any]
 TENSOR = "tensor"  # The mesh axis whose devices share heads, MLP and vocabulary.
@@ -293,9 +294,20 @@ def hidden_states(
         return attend(q, k, v, segment, hidden_block, mesh), None
 
     def body(h: Array, layer_params: Params) -> tuple[Array, None]:
-        return layer.apply({"params": layer_params}, h, position, attention)[0], None
+        layer_params = _gathered(layer_params, config, mesh)
+        return in_rows(layer.apply({"params": layer_params}, h, position, attention)[0]), None
 
-    h = _embed(params, config, tokens)  # [R, L, D]
+    def in_rows(h: Array) -> Array:
+        """Splits the stream by rows alone, so that devices gather weights and exchange no rows.
+
+        Without it XLA may split the stream as the weights are, by width, where `fsdp` is the only
+        axis of the mesh.
+        """
+        if mesh is None or mesh.size == 1:
+            return h
+        return jax.lax.with_sharding_constraint(h, batch_sharding(mesh))
+
+    h = in_rows(_embed(params, config, tokens))  # [R, L, D]
     if config.remat in _KEPT:
         h, _ = jax.lax.scan(jax.checkpoint(body, policy=_KEPT[config.remat]), h, params["layers"])
     else:
@@ -489,6 +501,23 @@ def decode_specs(params: Params, config: ModelConfig, tensor: int) -> Params:
     if tensor > 1 and params["embed"].shape[0] % tensor == 0:
         specs["unembed"] = columns
     return specs
+
+
+def _gathered(layer: Params, config: ModelConfig, mesh: Mesh | None) -> Params:
+    """Casts one layer's parameters and brings together what the mesh axis `fsdp` has split of them.
+
+    The parts of the mesh axis `tensor` stay apart.
+    """
+    if mesh is None or mesh.size == 1:
+        return layer
+
+    def gather(name: str, weight: Array) -> Array:
+        spec = spec_of(name, (config.layers, *weight.shape), mesh)[1:]
+        kept = PartitionSpec(*(axis if axis == TENSOR else None for axis in spec))
+        return jax.lax.with_sharding_constraint(weight, NamedSharding(mesh, kept))
+
+    weights = cast_weights(layer, config.dtype)
+    return {name: gather(name, weight) for name, weight in weights.items()}
 
 
 def _one_layer(params: Params, index: int) -> Params:

@@ -218,12 +218,27 @@ class Counter:
         # A condition `index < constant` says it too.
         condition = self.computations[_required(r"condition=%([\w.\-]+)", loop.text)]
         root = _root(condition)
-        constants = [
-            condition[name] for name in root.operands if condition[name].kind == "constant"
-        ]
-        if root.kind == "compare" and "direction=LT" in root.text and constants:
-            return float(_required(r"^\((\d+)\)", constants[0].text))
+        end = _constant(root, condition)
+        if root.kind == "compare" and "direction=LT" in root.text and end is not None:
+            return float(math.ceil(end / self._step(loop, root, condition)))
         return self.turns(loop.source)
+
+    def _step(self, loop: Instruction, compare: Instruction, condition: Computation) -> int:
+        """Returns by how much an iteration raises the index that `compare` looks at.
+
+        It is 1, except where the compiler has split a product over devices into a loop.
+        """
+        places = [
+            re.search(r"index=(\d+)", condition[name].text)
+            for name in compare.operands
+            if condition[name].kind == "get-tuple-element"
+        ]
+        body = self.computations[self._body(loop)]
+        new_values = _root(body).operands
+        if not places or places[0] is None or int(places[0][1]) >= len(new_values):
+            return 1
+        raised = body[new_values[int(places[0][1])]]
+        return (_constant(raised, body) or 1) if raised.kind == "add" else 1
 
     def _product_flops(self, product: Instruction) -> float:
         """FLOPs of a product: 2 x elements of the result x terms that each of them sums."""
@@ -368,6 +383,17 @@ def _in_memory(instruction: Instruction) -> bool:
     return any(not shape.on_chip for shape in instruction.shapes)
 
 
+def _constant(instruction: Instruction, computation: Computation) -> int | None:
+    """Returns the value of the operand that is a constant integer; None if there is none."""
+    for name in instruction.operands:
+        operand = computation.get(name)
+        if operand is None or operand.kind != "constant":
+            continue
+        if value := re.match(r"\((-?\d+)\)", operand.text):
+            return int(value[1])
+    return None
+
+
 def _users(instruction: Instruction, computation: Computation) -> Iterator[Instruction]:
     """Returns the instructions of a computation that take the result of `instruction`."""
     return (user for user in computation.values() if instruction.name in user.operands)
@@ -401,9 +427,10 @@ def _as_reduce_scatter(
 def _collective(kind: str, instruction: Instruction) -> Collective:
     """Reads a collective from its instruction."""
     shapes = instruction.shapes
+    operands = len(instruction.operands)
     if instruction.kind.endswith("-start") and kind in ("all-gather", "collective-permute"):
-        # The results of an asynchronous start are the operands, the results, and bookkeeping.
-        shapes = shapes[len(shapes) // 2 :][:1] if len(shapes) > 1 else shapes
+        # An asynchronous start gives back its operands, then the results, then bookkeeping.
+        shapes = shapes[operands : 2 * operands] if len(shapes) > operands else shapes
     size = sum(shape.bytes for shape in shapes)
     group = first_group(instruction.text)
     if kind == "reduce-scatter":

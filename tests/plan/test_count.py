@@ -157,6 +157,28 @@ def test_a_loop_whose_end_only_the_data_knows():
     assert source == "f/decode" and turn.flops == 2 * 8 * 64 * 128
 
 
+def test_a_loop_that_takes_two_steps_a_turn():
+    """As the compiler writes a product of which every device has a part."""
+    raising = LOOP.replace(
+        "  ROOT %out =",
+        "  %two = s32[]{:T(128)} constant(2)\n"
+        "  %raised = s32[]{:T(128)} add(%index, %two)\n  ROOT %out =",
+    ).replace("tuple(%index, %all", "tuple(%raised, %all")
+    assert count(raising).flops == 5 * 2 * 8 * 64 * 128
+    assert count(raising.replace("constant(10)", "constant(9)")).flops == 5 * 2 * 8 * 64 * 128
+
+
+def test_bookkeeping_of_an_asynchronous_permute_travels_nowhere():
+    start = (
+        "%sent = (f32[8,64]{1,0:T(8,128)}, f32[8,64]{1,0:T(8,128)}, u32[]{:S(2)}, u32[]{:S(2)})"
+        " collective-permute-start(%product), source_target_pairs={{0,1},{1,0}}"
+    )
+    sending = re.sub(r"%gathered = .*", start, LOOP)
+    ((collective, times),) = count(sending).collectives.items()
+    padded = 8 * 128 * 4
+    assert (collective.kind, collective.bytes, times) == ("collective-permute", padded, 10)
+
+
 @pytest.mark.parametrize(
     ("text", "group"),
     [

@@ -16,6 +16,9 @@ from helpers.whole_runs import changed, compilations
 
 from apr_jax.data.packing import pack_forest, padding_share
 from apr_jax.model.sharding import make_mesh
+from apr_jax.plan.count import Counter
+from apr_jax.plan.hlo import parse
+from apr_jax.plan.measure_cpu import sft_program
 from apr_jax.train.config import ObjectiveConfig
 from apr_jax.train.rl.objective import policy_loss, token_weights, zero_advantage_trees
 from apr_jax.train.rl.rescoring import token_logprobs
@@ -254,3 +257,16 @@ def test_no_rows_are_no_gradient(update):
     )
     assert not any(leaf.any() for leaf in jax.tree.leaves(gradient))
     assert metrics["loss"] == metrics["grad_norm"] == metrics["skipped"] == 0
+
+
+@pytest.mark.parametrize("axes", [(1, 8, 1), (2, 4, 1), (1, 4, 2)])
+def test_devices_gather_weights_and_move_no_rows(config, axes):
+    """Where `fsdp` alone splits rows and weights, XLA likes to split rows by width on the way."""
+    model = dataclasses.replace(config.model, width=64, heads=4, kv_heads=4, head_size=16, mlp=128)
+    config = changed(config, sft={"batch_rows": 8})
+    config = dataclasses.replace(config, model=model)
+    lowered, _, _ = sft_program(config, make_mesh(*axes), vocab=64)
+    computations, entry = parse(lowered.compile().as_text())
+    kinds = {collective.kind for collective in Counter(computations).of(entry).collectives}
+    assert "all-gather" in kinds
+    assert "all-to-all" not in kinds
