@@ -210,7 +210,7 @@ def test_supervised_step_keeps_nothing_whole_on_every_chip(program):
         for cost in collective_costs
         for shape in re.findall(r"\w\[([\d,]+)\]", cost)
     ]
-    assert max(sizes) == 2_752 * 1_024  # The largest matrix of a layer.
+    assert max(sizes) == 1_024 * 2 * 2_752  # The largest weight of a layer.
     # Columns of a row: no activation leaves its chip.
     assert not any("4608" in cost for cost in collective_costs)
 
