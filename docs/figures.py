@@ -409,6 +409,92 @@ def smollm2_decode() -> Rows:
     return rows
 
 
+# Networks of others that docs/scale.md plans for, by the names of their files.
+NETWORKS = {"qwen3-0.6b": "Qwen3-0.6B", "llama-3.2-1b": "Llama-3.2-1B"}
+TOPOLOGIES = ("v5e:4x4", "v5e:16x16", "v6e:2x4", "v6e:4x4", "v5p:4x4x4")
+
+
+def imported_plans() -> list[tuple[str, Record]]:
+    """Returns the kept plans of `apr plan --network`, each with the name of its network."""
+    return [
+        (name, read(path))
+        for topology in TOPOLOGIES
+        for file, name in NETWORKS.items()
+        if (
+            path := EXPERIMENTS / "pretrained" / f"{file}-{topology.replace(':', '-')}.json"
+        ).is_file()
+    ]
+
+
+@table
+def imported_supervised() -> Rows:
+    """Shows what a supervised step of networks of others needs on slices of TPUs."""
+    rows = [
+        [
+            *("topology", "network", "mesh data x fsdp x tensor", "in all", "at least (bound)"),
+            *("tokens/s", "of peak", "2,000 steps"),
+        ]
+    ]
+    for name, plan in imported_plans():
+        stage = plan["stages"]["supervised"]
+        hours = plan["recipes"]["apr"]["supervised"]
+        rows.append(
+            [
+                plan["topology"],
+                name,
+                " x ".join(map(str, plan["mesh"].values())),
+                size_cell(plan, stage),
+                f"{_duration(stage['seconds'])} ({stage['bound']})",
+                f"{stage['tokens_per_second'] / 1e6:.2g}M",
+                f"{stage['share_of_peak']:.0%}",
+                f"{hours:.2g} h",
+            ]
+        )
+    return rows
+
+
+@table
+def imported_rl() -> Rows:
+    """Shows what a step of RL of networks of others needs on slices of TPUs."""
+    rows = [
+        [
+            *("topology", "network", "rollout: in all", "at least (bound)", "rescoring: in all"),
+            *("at least", "update: in all", "at least (bound)", "150 steps", "both stages"),
+        ]
+    ]
+    for name, plan in imported_plans():
+        rollout, rescoring, update = (
+            plan["stages"][stage] for stage in ("rollout", "rescoring", "update")
+        )
+        recipe = plan["recipes"]["apr"]
+        rows.append(
+            [
+                plan["topology"],
+                name,
+                size_cell(plan, rollout),
+                f"{_duration(rollout['seconds'])} ({rollout['bound']})",
+                size_cell(plan, rescoring),
+                _duration(rescoring["seconds"]),
+                size_cell(plan, update),
+                f"{_duration(update['seconds'])} ({update['bound']})",
+                f"{recipe['reinforced']:.2g} h",
+                f"{recipe['chip_hours']:,.0f} chip hours",
+            ]
+        )
+    return rows
+
+
+def size_cell(plan: Record, stage: Record) -> str:
+    """Writes the memory that a stage needs on a device, and whether the chip has as much."""
+    fits = "fits" if stage["fits"] else f"**does not fit**; {plan['change'][stage['name']]}"
+    return f"{stage['total_bytes'] / 2**30:.1f} GiB, {fits}"
+
+
+def _duration(seconds: float) -> str:
+    """Writes a time in seconds, or in milliseconds if it is short."""
+    return f"{seconds:,.1f} s" if seconds >= 1 else f"{1_000 * seconds:.0f} ms"
+
+
 @table
 def demo_models() -> Rows:
     """Shows what `make demo` ends with: sampled answers, and how many greedy ones are right."""
