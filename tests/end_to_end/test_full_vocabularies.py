@@ -21,7 +21,6 @@ from apr_jax.model.transformer import init_params
 from apr_jax.text.tokenizer import BOS, CONTROL_PIECES
 from apr_jax.threads import make_prompts
 from apr_jax.threads.keys import KEYS
-from apr_jax.threads.prompts import NOT_FORCED
 from apr_jax.train.config import OptimizerConfig
 from apr_jax.train.optimizer import make_optimizer
 from apr_jax.train.policy import make_policy_rollout
@@ -91,13 +90,15 @@ def one_round(config, name, axes):
         config, model=network, mesh=MeshConfig(*axes), rl={"micro_batch_rows": 8, "group": 4}
     )
     params = init_params(network, vocab, jax.random.key(0))
-    # Ten rows of 150,000 would never be drawn: these stand out, so that threads spawn and join.
-    params["embed"] = params["embed"].at[: len(CONTROL_PIECES)].multiply(20.0)
+    # Ten rows of 150,000 would never be drawn: these stand out, so that threads spawn and join. If
+    # they stood out more, rounding of their logits would show in log-probs: they are sums that
+    # devices add up in another order.
+    params["embed"] = params["embed"].at[: len(CONTROL_PIECES)].multiply(12.0)
 
     limits = dataclasses.replace(config.limits, constrain=True)
     texts = np.random.default_rng(0).integers(len(CONTROL_PIECES), vocab, (TREES, 5)).tolist()
-    children = [2, NOT_FORCED] * (TREES // 2)
-    prompts = make_prompts([[BOS, *text] for text in texts], 8, temperature=1.0, children=children)
+    starts = [[BOS, *text] for text in texts]
+    prompts = make_prompts(starts, 8, temperature=1.0, children=[2] * TREES)
     rollout = make_policy_rollout(network, limits, config.schedule, mesh)
     forest, _ = rollout(place_whole(params, mesh), prompts, jax.random.key(7, impl=KEYS))
     forest = jax.device_get(forest)
