@@ -22,6 +22,9 @@ FREE = (
         for field in ("save_every", "validate_every", "validation")
     ),
     "train.sft.log_every",
+    # What a step keeps for its backward pass, and how many rows it takes at a time.
+    "model.remat",
+    "train.rl.micro_batch_rows",
     "train.hang_",
     "train.tracker",
     *(

@@ -95,7 +95,7 @@ def ours(model: ModelConfig, params: Params, *batches: Rows, name: str = "apr_ja
     def run() -> float:
         nonlocal state
         for rows in batches:
-            state, _ = step(state, place_rows(rows, mesh))
+            state, _ = step(state, place_rows(rows, len(rows.tokens), mesh))
         jax.block_until_ready(state)
         return tokens
 

@@ -220,6 +220,19 @@ def check_built(config: "Experiment", out: Path, demonstrations: bool = True) ->
     _compare(out, relevant(built), relevant(wanted))
 
 
+def training_sum(out: Path, method: str | None = None) -> str:
+    """Returns the SHA-256 of what a training reads.
+
+    Args:
+      out: folder of built data.
+      method: the method whose training demonstrations are read; None for the training problems.
+    """
+    record = _read_record(out)
+    if method is None:
+        return str(record["sha256"][problem_file("train")])
+    return str(record["methods"][method]["train"]["sha256"])
+
+
 def check_files(out: Path, *names: str) -> None:
     """Makes sure that tokenizer and problems in `out` are the files that its build wrote.
 
@@ -431,7 +444,7 @@ def _build(out: Path, order: _Order, lease: Lease) -> dict[str, Any]:
         return _build_missing(out, order, lease)
 
     digest = hashlib.sha256(str(out).encode()).hexdigest()[:16]
-    local = copies_folder() / f"building-{digest}"
+    local = copies_folder() / f".building-{digest}"
     local.mkdir(parents=True, exist_ok=True)
     # An earlier build may have ended during the upload.
     record = _complete_record(local, order) or _build_missing(local, order, lease)

@@ -5,18 +5,20 @@ library the files are read by
 
     tfds.builder_from_directory("runs/nano/data/demonstrations/apr/1.0.0").as_data_source("train")
 
-Random access by index is cheap (`TreeSource`), so nothing has to be loaded whole.
+Random access by index is cheap (`TreeSource`), so nothing has to be loaded whole. Nor is anything
+held whole while it is written: a split is a row of files, its shards.
 """
 
 import contextlib
 import io
-import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, SupportsIndex
 
 import numpy as np
 import tensorflow_datasets as tfds
+from tensorflow_datasets.core.dataset_builder import FileReaderBuilder
+from tensorflow_datasets.core.example_serializer import ExampleSerializer
 from tensorflow_datasets.proto import tf_example_pb2
 
 from apr_jax.data.demonstrate import Example
@@ -49,6 +51,8 @@ def features(types: Mapping[str, np.dtype]) -> dict[str, tfds.features.Tensor]:
     }
 
 
+_SHARD_BYTES = 64 << 20  # A shard ends behind the example that makes it as large as this.
+
 Source = Callable[[], Iterator[Example]]  # Yields the examples of a split.
 
 
@@ -60,7 +64,7 @@ def config_name(method: str) -> str:
     return method.replace("+", "_plus").replace("-", "_")
 
 
-class Demonstrations(tfds.core.GeneratorBasedBuilder):
+class Demonstrations(FileReaderBuilder):
     """The data set of one method.
 
     Args:
@@ -83,39 +87,79 @@ class Demonstrations(tfds.core.GeneratorBasedBuilder):
             builder=self,
             description="Demonstrations of a task as trees of threads.",
             features=tfds.features.FeaturesDict(features(self._types)),
-            # The pipeline shuffles anew in each epoch. On disk, example k is demonstration k.
+            # The pipeline shuffles anew in each epoch. In the files, example k is demonstration k.
             disable_shuffling=True,
         )
 
-    def _split_generators(
-        self, dl_manager: tfds.download.DownloadManager
-    ) -> dict[str, Iterator[tuple[int, Example]]]:
-        del dl_manager
-        return {split: self._generate_examples(source) for split, source in self._sources.items()}
+    def _download_and_prepare(
+        self,
+        dl_manager: tfds.download.DownloadManager,
+        download_config: tfds.download.DownloadConfig | None = None,
+    ) -> None:
+        del dl_manager, download_config
+        self.info.set_splits(
+            tfds.core.SplitDict([self._write_split(name) for name in self._sources])
+        )
 
-    def _generate_examples(self, source: Source) -> Iterator[tuple[int, Example]]:
-        yield from enumerate(source())
+    def _write_split(self, name: str) -> tfds.core.SplitInfo:
+        """Writes the examples of a split, shard after shard.
 
-    def _example_writer(self) -> tfds.core.ExampleWriter:
-        return _SortedWriter(file_format=self.info.file_format)
+        TFDS's own builders would sort a split in memory, or have to know the number of shards
+        beforehand.
+        """
+        template = self._get_filename_template(split_name=name)
+        serializer = ExampleSerializer(self.info.features.get_serialized_info())
+        writer = tfds.core.ExampleWriter(self.info.file_format)
+        folder = Path(self.data_path)
+        records = (
+            _sorted(serializer.serialize_example(self.info.features.encode_example(example)))
+            for example in self._sources[name]()
+        )
+
+        lengths: list[int] = []
+        total_bytes = 0
+        for shard in _shards(records):
+            try:
+                writer.write(folder / f"{name}.{len(lengths)}", enumerate(shard))
+            except RuntimeError as error:  # array_record raises it, for example for a full disk.
+                raise UserError(
+                    f"data {self.data_dir_root}: cannot write demonstrations: {error}"
+                ) from None
+            lengths.append(len(shard))
+            total_bytes += sum(map(len, shard))
+
+        # Only now the number of shards is known, which stands in the name of each.
+        for index in range(len(lengths)):
+            path = template.sharded_filepath(shard_index=index, num_shards=len(lengths))
+            (folder / f"{name}.{index}").rename(path)
+        return tfds.core.SplitInfo(
+            name=name,
+            shard_lengths=lengths,
+            num_bytes=total_bytes,
+            filename_template=template,
+        )
 
 
-class _SortedWriter(tfds.core.ExampleWriter):
-    """A writer whose files are equal, byte for byte, wherever the examples are.
-
-    TFDS lets protobuf put the features of an example in any order, which differs from process to
-    process. Here they are sorted by name.
-    """
-
-    def write(
-        self, path: os.PathLike[str], examples: Iterable[tuple[Any, bytes]]
-    ) -> Sequence[Any] | None:
-        """Writes serialized examples with their keys to a file."""
-        return super().write(path, ((key, _sorted(record)) for key, record in examples))
+def _shards(records: Iterable[bytes]) -> Iterator[list[bytes]]:
+    """Divides records among shards; where one ends depends on the records alone."""
+    shard: list[bytes] = []
+    size = 0
+    for record in records:
+        shard.append(record)
+        size += len(record)
+        if size >= _SHARD_BYTES:
+            yield shard
+            shard, size = [], 0
+    if shard:
+        yield shard
 
 
 def _sorted(record: bytes) -> bytes:
-    """Returns a serialized example with its features sorted by name."""
+    """Returns a serialized example with its features sorted by name.
+
+    TFDS lets protobuf put the features of an example in any order, which differs from process to
+    process. So files are equal, byte for byte, wherever the examples are.
+    """
     example = tf_example_pb2.Example.FromString(record)
     return example.SerializeToString(deterministic=True)
 
@@ -172,14 +216,9 @@ def write(
         config=config,
         file_format=tfds.core.FileFormat.ARRAY_RECORD,
     )
-    try:
-        # TFDS announces a download, although there is none.
-        with contextlib.redirect_stdout(io.StringIO()):
-            builder.download_and_prepare()
-    except RuntimeError as error:  # array_record raises it, for example for a full disk.
-        raise UserError(
-            f"data {data_dir}: cannot write demonstrations of {method!r}: {error}"
-        ) from None
+    # TFDS announces a download, although there is none.
+    with contextlib.redirect_stdout(io.StringIO()):
+        builder.download_and_prepare()
 
 
 class TreeSource:

@@ -15,6 +15,7 @@ They and the server end with the process that started them, however that ends.
 
 import collections
 import concurrent.futures
+import concurrent.futures.process
 import dataclasses
 import functools
 import multiprocessing
@@ -27,6 +28,7 @@ import numpy as np
 
 from apr_jax.data.encode import ThreadTokens, tokenize_tree
 from apr_jax.data.integers import fitted, signed, unsigned
+from apr_jax.errors import UserError
 from apr_jax.io.subprocesses import StopSignals, end_with_parent, start_fork_server
 from apr_jax.tasks import Bounds, Problem, Task, TaskConfig, Thread
 from apr_jax.tasks.registry import remake
@@ -141,10 +143,24 @@ class Workers:
             self._signals.__exit__()
 
     def map(self, function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
-        """Maps items in order; few results wait at a time, so that memory never fills up."""
-        for result in self._map(function, items):
-            self._signals.check()
-            yield result
+        """Maps items in order; few results wait at a time, so that memory never fills up.
+
+        Raises:
+          UserError: a process of the pool was killed.
+        """
+        yield from self._checked(self._map(function, items))
+
+    def _checked(self, results: Iterable[Result]) -> Iterator[Result]:
+        """Takes results one by one, and looks for signals after each."""
+        try:
+            for result in results:
+                self._signals.check()
+                yield result
+        except concurrent.futures.process.BrokenProcessPool:
+            raise UserError(
+                f"data: one of {self.count} worker processes was killed, most likely because memory"
+                " is full; make room, and start the same command again"
+            ) from None
 
     def _map(self, function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
         if self._pool is None:
@@ -161,15 +177,17 @@ class Workers:
     def map_chunks(
         self, function: Callable[[Item], Result], items: Iterable[Item]
     ) -> Iterator[Result]:
-        """Maps items in order, and sends them by chunks: for work too small to be sent singly."""
+        """Maps items in order, and sends them by chunks: for work too small to be sent singly.
+
+        Raises:
+          UserError: a process of the pool was killed.
+        """
         results: Iterable[Result]
         if self._pool is None:
             results = map(function, items)
         else:
             results = self._pool.map(function, items, chunksize=CHUNK)
-        for result in results:
-            self._signals.check()
-            yield result
+        yield from self._checked(results)
 
 
 def _start_worker() -> None:

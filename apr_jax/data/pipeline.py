@@ -185,7 +185,8 @@ def sft_batches(
             " streams"
         )
     own_trees = grain.MapDataset.range(len(source))[stream::streams]
-    numbers = own_trees.seed(seed).shuffle().repeat(epochs)
+    # Each stream has an order of its own, or all would read neighbours of the file at once.
+    numbers = own_trees.seed(seed * streams + stream).shuffle().repeat(epochs)
     blocks = numbers.batch(_BLOCK).map(functools.partial(_read_block, source))
     packed = _Packed(blocks, rows, length)
     ready = grain.experimental.ThreadPrefetchIterDataset(packed, prefetch_buffer_size=_READY)

@@ -27,6 +27,7 @@ from apr_jax.model.transformer import init_params
 from apr_jax.plan.count import Counter
 from apr_jax.plan.hlo import parse
 from apr_jax.plan.programs import ANY_STEPS
+from apr_jax.train.distributed import HeldRows
 from apr_jax.train.metrics.flops import measure_peak
 from apr_jax.train.optimizer import make_optimizer
 from apr_jax.train.session import build_mesh
@@ -114,8 +115,9 @@ def sft_program(config: Experiment, mesh: Mesh, vocab: int) -> tuple[Any, TrainS
     sft = config.train.sft
     optimizer = make_optimizer(sft.optimizer, sft.steps or ANY_STEPS)
     state = init_state(init_params(config.model, vocab, jax.random.key(0)), optimizer, mesh)
-    own_rows = sft.batch_rows // jax.process_count()
-    rows = place_rows(_one_thread_a_row(own_rows, config.limits.max_thread_tokens, vocab), mesh)
+    held = len(HeldRows.of(sft.batch_rows, mesh).mine)
+    own_rows = _one_thread_a_row(held, config.limits.max_thread_tokens, vocab)
+    rows = place_rows(own_rows, sft.batch_rows, mesh)
     step: Any = make_sft_step(config.model, optimizer, mesh)
     return step.lower(state, rows), state, rows
 

@@ -247,7 +247,8 @@ class RewardConfig:
       price_step: by how much the price rises in a step whose trees took twice the budget. It falls
         in the same way, but never below 0.
       overlong: what happens to a tree in which a thread ran out of window or budget. It is "scored"
-        like any other, "masked" (it has no gradient and no part in any mean), or "penalised".
+        like any other, "masked" (it has no gradient and no part in any mean of the objective), or
+        "penalised".
       overlong_penalty: what is taken off the reward of a penalised tree.
       time_limit: seconds that the verification of one answer may take. Then it is stopped, the
         answer stays unknown, and its tree is not counted, as if it were masked.

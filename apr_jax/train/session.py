@@ -190,7 +190,8 @@ def _dividing_devices(config: Experiment) -> list[Any]:
             f"mesh: {count} of {len(devices)} devices are used:"
             f" train.sft.batch_rows={sft.batch_rows} and"
             f" train.rl.micro_batch_rows={rl.micro_batch_rows} divide over no more"
-            " (mesh.tensor=0 lets the others share rows)",
+            " (other rows take all of them; so does mesh.tensor=0, by which devices share rows,"
+            " where there are at least twice as many devices as rows)",
             soft_wrap=True,
         )
     return devices[:count]

@@ -14,7 +14,7 @@ import jax
 from jax.sharding import Mesh
 
 from apr_jax.config import Experiment
-from apr_jax.data.build import check_built, check_files, file_method
+from apr_jax.data.build import check_built, check_files, file_method, training_sum
 from apr_jax.data.pipeline import Batches, LocalRows, sft_batches, steps_of_an_epoch
 from apr_jax.errors import UsageError
 from apr_jax.io.storage import as_path, local_copy
@@ -97,7 +97,15 @@ def train_sft(
         opened = grading(config, tokenizer, problems[: sft.validation], mesh)
     with opened as grader:
         return train(
-            Run(config, method, "sft", tokenizer, origin, file_method(config, here)),
+            Run(
+                config,
+                method,
+                "sft",
+                tokenizer,
+                origin,
+                file_method(config, here),
+                data=training_sum(here, method),
+            ),
             as_path(workdir),
             init_state(
                 params, trainer.optimizer, mesh, new_adapters(params, sft.lora, config.seed)
@@ -199,6 +207,7 @@ class _Trainer:
         self.steps = sft.steps or math.ceil(sft.epochs * self._epoch)
 
         self._mesh = mesh
+        self._batch_rows = sft.batch_rows
         held = HeldRows.of(sft.batch_rows, mesh).mine.tolist()
         self._batches = LocalRows(open_stream, sft.streams, sft.batch_rows, held)
         self._clip = sft.optimizer.clip
@@ -219,7 +228,8 @@ class _Trainer:
         self.waited = time.perf_counter() - began
         self.last_batches.keep(step + 1, vars(rows))
 
-        state, metrics = self._update(state, place_rows(rows, self._mesh))
+        placed = place_rows(rows, self._batch_rows, self._mesh)
+        state, metrics = self._update(state, placed)
         clipped = clipped_updates([metrics["grad_norm"]], self._clip)
         measured = {
             "data_seconds": self.waited,

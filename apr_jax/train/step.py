@@ -223,12 +223,27 @@ def _chunk_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(None, BATCH_AXES))
 
 
-def place_rows(rows: Rows, mesh: Mesh) -> Rows:
-    """Moves this process's rows onto the mesh, split over its batch axes."""
+def place_rows(rows: Rows, size: int, mesh: Mesh) -> Rows:
+    """Moves a batch onto the mesh, split over its batch axes.
+
+    Args:
+      rows: those of the batch that this process holds (`HeldRows`).
+      size: rows of the whole batch.
+      mesh: the mesh.
+    """
+    place_of = {row: place for place, row in enumerate(HeldRows.of(size, mesh).mine)}
     split = batch_sharding(mesh)
-    return jax.tree.map(
-        lambda x: jax.make_array_from_process_local_data(split, np.asarray(x)), rows
-    )
+
+    def lay_out(values: np.ndarray) -> jax.Array:
+        def part(index: tuple[slice, ...]) -> np.ndarray:
+            """Returns the rows of one device, which follow each other in `rows` too."""
+            first, end, _ = index[0].indices(size)
+            place = place_of[first]
+            return values[place : place + end - first]
+
+        return jax.make_array_from_callback((size, *values.shape[1:]), split, part)
+
+    return jax.tree.map(lambda x: lay_out(np.asarray(x)), rows)
 
 
 def place_forest(

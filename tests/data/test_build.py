@@ -328,6 +328,38 @@ def test_rejection_sampling_keeps_only_the_right_demonstrations(config, data_dir
         )
 
 
+def test_a_split_is_written_shard_by_shard(config, data_dir, tmp_path, monkeypatch):
+    """It need not fit into memory, and what is read does not depend on where shards end."""
+    monkeypatch.setattr(dataset, "_SHARD_BYTES", 4_000)
+    on_disk = []
+    encode = dataset._sorted
+
+    def watched(record):
+        on_disk.append(len(list(tmp_path.glob("demonstrations/apr/*/train.*"))))
+        return encode(record)
+
+    monkeypatch.setattr(dataset, "_sorted", watched)
+    build(config, tmp_path, methods=("apr",), progress=False, workers=1)
+    files = sorted(path.name for path in dataset.directory(tmp_path, "apr").glob("*-train.*"))
+    count = len(files)
+    assert count > 5
+    assert files == [
+        f"demonstrations-train.array_record-{k:05}-of-{count:05}" for k in range(count)
+    ]
+    assert max(on_disk) >= count - 2, "shards are written while others are not made yet"
+    for split in ("train", "validation"):
+        for one, other in zip(
+            examples_of(tmp_path, "apr", split), examples_of(data_dir, "apr", split), strict=True
+        ):
+            assert all(np.array_equal(one[name], other[name]) for name in dataset.MEANINGS)
+
+
+@pytest.mark.parametrize("how", ["map", "map_chunks"])
+def test_a_worker_that_is_killed_is_told_in_one_line(how):
+    with Workers(2) as pool, pytest.raises(UserError, match="one of 2 worker processes was killed"):
+        list(getattr(pool, how)(os._exit, [9, 9, 9]))
+
+
 def test_second_build_does_nothing_or_adds_a_method(config, data_dir, tmp_path):
     build(config, tmp_path, methods=("sos",), progress=False, workers=1)
     before = times(tmp_path)

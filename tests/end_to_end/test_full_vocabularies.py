@@ -105,7 +105,9 @@ def one_round(config, name, axes):
 
     rows = pack_forest(forest, 8, config.limits.max_thread_tokens)
     sft_step = make_sft_step(network, OPTIMIZER, mesh)
-    _, supervised = sft_step(init_state(params, OPTIMIZER, mesh), place_rows(rows, mesh))
+    _, supervised = sft_step(
+        init_state(params, OPTIMIZER, mesh), place_rows(rows, len(rows.tokens), mesh)
+    )
 
     rl_step = make_rl_step(config, OPTIMIZER, mesh)
     weights = token_weights(rows, np.ones(TREES, bool), "tree", tokens_per_tree=50.0)

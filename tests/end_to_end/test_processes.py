@@ -75,6 +75,23 @@ def test_two_processes_train_as_one(config, data_dir, tmp_path):
 
 
 @pytest.mark.slow
+def test_two_processes_that_share_a_row_train_as_one(config, data_dir, tmp_path):
+    """Of six devices two have a row in common: those of the second row are in both processes."""
+    config = changed(
+        config,
+        sft={"batch_rows": 3, "streams": 3, "steps": 4},
+        rl={"micro_batch_rows": 3},
+        mesh=MeshConfig(data=3, tensor=2),
+    )
+    train_sft(config, data_dir, tmp_path / "alone", "apr", progress=False)
+    devices = {index: {"JAX_NUM_CPU_DEVICES": "3"} for index in range(2)}
+    run = train(2, config, tmp_path, data_dir, "sft", tmp_path / "both", environments=devices)
+    for status, said in run.wait():
+        assert status == 0, said
+    assert_close(tmp_path / "both", tmp_path / "alone")
+
+
+@pytest.mark.slow
 def test_two_processes_reinforce_as_one_despite_one_sigterm(config, data_dir, checkpoint, tmp_path):
     """SIGTERM as soon as step 1 is saved, in the rollout of step 2 as a rule: both throw it away,
     and do it again.

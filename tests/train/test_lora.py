@@ -75,7 +75,8 @@ def supervised(mesh, start, adapters):
     step = make_sft_step(MODEL, KEEPS, mesh, LORA)
     base = None if adapters is None else place_frozen(params(), LORA, mesh)
     state = init_state(start, KEEPS, mesh, adapters)
-    return step(state, place_rows(packed(), mesh), base)
+    rows = packed()
+    return step(state, place_rows(rows, len(rows.tokens), mesh), base)
 
 
 def reinforced(config, mesh, start, adapters):

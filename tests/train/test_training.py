@@ -503,6 +503,15 @@ def test_rl_refuses_another_model(unbroken, config, data_dir, tmp_path):
         train_rl(wider, data_dir, tmp_path, unbroken[0], progress=False)
 
 
+def test_rl_may_keep_less_for_its_backward_pass(unbroken, config, data_dir, tmp_path):
+    """As the advice for a lack of memory says."""
+    model = dataclasses.replace(config.model, remat="layer")
+    learn = dataclasses.replace(config.train, rl=dataclasses.replace(config.train.rl, steps=1))
+    less = dataclasses.replace(config, model=model, train=learn)
+    state = train_rl(less, data_dir, tmp_path, unbroken[0], progress=False)
+    assert int(state.step) == 1
+
+
 @pytest.mark.thorough
 @pytest.mark.parametrize(
     "step", [3, *(pytest.param(step, marks=pytest.mark.slow) for step in (1, 5))]

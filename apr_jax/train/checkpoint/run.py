@@ -14,6 +14,7 @@ from apr_jax.text.stored import tokenizer_from_bytes
 from apr_jax.text.tokenizer import Tokenizer
 
 _REMEDY = "use the same settings, or another --workdir"
+_REMEDIES = {"data": "give --data the folder of the same data, or use another --workdir"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +29,7 @@ class Run:
       origin: digest of the parameters from which the run started, or "" if they were random.
       file_method: what the method is if its demonstrations are those of a file of thread trees;
         None if it is one of the task's own.
+      data: SHA-256 of what the training reads, demonstrations or problems.
     """
 
     config: Experiment
@@ -36,6 +38,7 @@ class Run:
     tokenizer: Tokenizer
     origin: str = ""
     file_method: Method | None = None
+    data: str = ""
 
     def to_meta(self) -> dict[str, Any]:
         """Returns the run as it stands in the `meta` of a step."""
@@ -45,6 +48,7 @@ class Run:
             "file_method": self.file_method and dataclasses.asdict(self.file_method),
             "stage": self.stage,
             "origin": self.origin,
+            "data": self.data,
             "tokenizer": _encode(self.tokenizer),
         }
 
@@ -65,18 +69,20 @@ def check_same_run(run: Run, meta: dict[str, Any], folder: Path) -> None:
         "method": run.method,
         "tokenizer": _fingerprint(_encode(run.tokenizer)),
         "init": run.origin,
+        "data": run.data[:16],
     }
     saved = {
         "stage": meta["stage"],
         "method": meta["method"],
         "tokenizer": _fingerprint(meta["tokenizer"]),
         "init": meta["origin"],
+        "data": meta.get("data", "")[:16],
     }
     for name in wanted:
         if wanted[name] != saved[name]:
             raise UserError(
                 f"checkpoint {folder}: was saved with {name}={saved[name]!r}, not"
-                f" {wanted[name]!r}; {_REMEDY}"
+                f" {wanted[name]!r}; {_REMEDIES.get(name, _REMEDY)}"
             )
 
     settings_of_other_stage = "train.rl." if run.stage == "sft" else "train.sft."

@@ -2,7 +2,7 @@
 
 All functions take `rewards` [problems, G] and `counted` [problems, G] and return advantages of the
 same shape. A group is the G trees of one problem. A tree that is not counted gets the advantage 0
-and has no part in any mean. Where the advantage compares trees within their group, all trees of a
+and no part in any mean here. Where the advantage compares trees within their group, all trees of a
 group get 0 if fewer than two of them are counted.
 
 docs/objective.md says which advantages leave the gradient unbiased, and the test

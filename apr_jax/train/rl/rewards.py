@@ -69,7 +69,7 @@ def overlong(trees: ThreadForest | TreeCosts) -> np.ndarray:
 
 
 def counted_trees(trees: ThreadForest | TreeCosts, config: RewardConfig) -> np.ndarray:
-    """Finds the trees, bool [B], that are not masked; masked ones have no part in any mean."""
+    """Finds the trees, bool [B], that are not masked; masked ones have no part in the objective."""
     if config.overlong == "masked":
         return ~overlong(trees)
     return np.ones(len(trees.truncations), bool)

@@ -32,7 +32,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from apr_jax.config import Experiment
-from apr_jax.data.build import check_built, check_files, problem_file
+from apr_jax.data.build import check_built, check_files, problem_file, training_sum
 from apr_jax.data.packing import Rows
 from apr_jax.errors import UsageError
 from apr_jax.io.storage import as_path, local_copy
@@ -136,6 +136,7 @@ def train_rl(
         start.tokenizer,
         origin=digest(start.params),
         file_method=start.file_method,
+        data=training_sum(here),
     )
     with grading(config, start.tokenizer, validation, mesh, training) as grader:
         update = make_rl_step(config, optimizer, mesh)
@@ -666,15 +667,19 @@ class TrainingProblems:
 
 
 def _check_init(config: Experiment, start: Restored) -> None:
-    """Raises UsageError if the initial checkpoint is not of the config's model."""
-    if config.model == start.config.model:
-        return
+    """Raises UsageError if the initial checkpoint is not of the config's model.
+
+    What its training kept for the backward pass (`remat`) is no part of the model.
+    """
     differing = []
     for field in dataclasses.fields(config.model):
+        if field.name == "remat":
+            continue
         trained = getattr(start.config.model, field.name)
         wanted = getattr(config.model, field.name)
         if trained != wanted:
             differing.append(f"model.{field.name}={trained!r}, not {wanted!r}")
-    raise UsageError(
-        f"init {start.path}: was trained with {', '.join(differing)}; RL needs the same model"
-    )
+    if differing:
+        raise UsageError(
+            f"init {start.path}: was trained with {', '.join(differing)}; RL needs the same model"
+        )

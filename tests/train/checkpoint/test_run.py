@@ -26,6 +26,10 @@ pytestmark = [
         (lambda run: dataclasses.replace(run, stage="rl"), "stage='sft', not 'rl'"),
         (lambda run: dataclasses.replace(run, origin="abc"), "init='', not 'abc'"),
         (
+            lambda run: dataclasses.replace(run, data="0123456789abcdef01"),
+            "data='', not '0123456789abcdef'; give --data the folder of the same data",
+        ),
+        (
             lambda run: dataclasses.replace(
                 run, tokenizer=SentencePieceTokenizer.train(["0123456789+"])
             ),
@@ -46,7 +50,12 @@ def test_another_run_is_refused_and_the_difference_named(saved, run, blank, chan
 
 def test_what_decides_speed_alone_may_change(saved, run, blank):
     schedule = dataclasses.replace(run.config.schedule, slots=3, prefill_batch=2)
-    faster = dataclasses.replace(run, config=dataclasses.replace(run.config, schedule=schedule))
+    model = dataclasses.replace(run.config.model, remat="layer")
+    rl = dataclasses.replace(run.config.train.rl, micro_batch_rows=6)
+    train = dataclasses.replace(run.config.train, rl=rl)
+    config = dataclasses.replace(run.config, schedule=schedule, model=model, train=train)
+    assert config.model != run.config.model and config.train != run.config.train
+    faster = dataclasses.replace(run, config=config)
     with Checkpoints(saved, faster) as checkpoints:
         assert checkpoints.restore_latest(blank) is not None
 
