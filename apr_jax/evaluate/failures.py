@@ -19,6 +19,9 @@ The first of these rules that holds for a wrong tree names its failure:
 Events are ordered by the sequential clock at which their thread began. If the task cannot read
 traces (`Task.diagnose` returns None), rules 1 to 4 use what the protocol shows, and the failure of
 rule 5 is called `search`.
+
+Rule 2 scores what threads joined. That is text of a model, so a task whose verifier is not ours
+scores it in processes of its own (`sandboxed`).
 """
 
 from __future__ import annotations
@@ -26,11 +29,20 @@ from __future__ import annotations
 import collections
 import dataclasses
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from apr_jax.evaluate.scores import CUT, Trace
-from apr_jax.tasks import Diagnosis, Fault, Problem, Spawn, Task, Thread
+from apr_jax.tasks import (
+    Diagnosis,
+    Fault,
+    Problem,
+    SandboxedVerifier,
+    Score,
+    Spawn,
+    Task,
+    Thread,
+)
 from apr_jax.text.tokenizer import CONTROL_PIECES, MSG
 
 KINDS = {
@@ -53,8 +65,38 @@ def kinds(task: Task) -> dict[str, str]:
     return {**task.fault_kinds, **KINDS}
 
 
-def failure(trace: Trace, task: Task) -> str:
-    """Returns the kind of a tree's failure, a key of `kinds`; "" if its answer is right."""
+IsRight = Callable[[Problem, str], bool]  # Whether an answer solves a problem.
+
+
+def sandboxed(traces: Iterable[Trace], task: Task, verifier: SandboxedVerifier) -> IsRight:
+    """Scores what the threads of wrong trees joined, in the processes of a verifier.
+
+    Returns:
+      a function for `failure` and `label` of these traces. An answer without a score is not right.
+    """
+    joined = {
+        (trace["id"], as_thread(traced).answer): Problem(trace["id"], trace["data"])
+        for trace in traces
+        if not trace["correct"] and not task.children_solve_parts
+        for traced in trace["threads"][1:]
+    }
+    outcomes = verifier.verify([(problem, answer) for (_, answer), problem in joined.items()])
+    right = {
+        key
+        for key, outcome in zip(joined, outcomes, strict=True)
+        if isinstance(outcome, Score) and outcome.correct
+    }
+    return lambda problem, answer: (problem.id, answer) in right
+
+
+def failure(trace: Trace, task: Task, is_right: IsRight | None = None) -> str:
+    """Returns the kind of a tree's failure, a key of `kinds`; "" if its answer is right.
+
+    Args:
+      trace: the tree.
+      task: its task.
+      is_right: scores what threads joined; None takes the task's verifier, in this process.
+    """
     if trace["correct"]:
         return ""
     problem = Problem(trace["id"], trace["data"])
@@ -63,7 +105,8 @@ def failure(trace: Trace, task: Task) -> str:
         return ended_early
 
     readings = [_read(traced, problem, task) for traced in trace["threads"]]
-    unused = _unused_solution(trace, problem, readings, task)
+    is_right = is_right or (lambda problem, answer: task.score(problem, answer).correct)
+    unused = _unused_solution(trace, problem, readings, task, is_right)
     if unused:
         return unused
 
@@ -79,9 +122,9 @@ def failure(trace: Trace, task: Task) -> str:
     return "search" if readings[0].diagnosis is None else "coverage"
 
 
-def label(traces: Iterable[Trace], task: Task) -> list[Trace]:
+def label(traces: Iterable[Trace], task: Task, is_right: IsRight | None = None) -> list[Trace]:
     """Returns the traces with the kind of each tree's failure as `failure`."""
-    return [trace | {"failure": failure(trace, task)} for trace in traces]
+    return [trace | {"failure": failure(trace, task, is_right)} for trace in traces]
 
 
 def count(traces: Iterable[Trace]) -> dict[str, int]:
@@ -137,7 +180,9 @@ def _read(traced: dict[str, Any], problem: Problem, task: Task) -> _Reading:
     return _Reading(traced, thread, task.diagnose(problem, thread, is_cut))
 
 
-def _unused_solution(trace: Trace, problem: Problem, readings: list[_Reading], task: Task) -> str:
+def _unused_solution(
+    trace: Trace, problem: Problem, readings: list[_Reading], task: Task, is_right: IsRight
+) -> str:
     """Applies rule 2: says why a right solution in the tree is not its answer; "" without one."""
     root = readings[0]
     joined = {
@@ -146,14 +191,12 @@ def _unused_solution(trace: Trace, problem: Problem, readings: list[_Reading], t
         if reading.traced["parent"] == root.thread_index and not task.children_solve_parts
     }
     took_a_childs = trace["claimed"] and root.thread.answer in joined
-    if took_a_childs and any(task.score(problem, answer).correct for answer in joined):
+    if took_a_childs and any(is_right(problem, answer) for answer in joined):
         return "belief"
 
     for reading in readings:
         may_solve = reading.thread_index != 0 and not task.children_solve_parts
-        if reading.states_solution or (
-            may_solve and task.score(problem, reading.thread.answer).correct
-        ):
+        if reading.states_solution or (may_solve and is_right(problem, reading.thread.answer)):
             return reading.ended_early or "join"
     return ""
 

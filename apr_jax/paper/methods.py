@@ -42,7 +42,7 @@ from apr_jax.evaluate.scores import Trace, by_problem, consensus, mean, warnings
 from apr_jax.paper.results import Answered, Score, share
 from apr_jax.paper.suite import STAGES, Evaluation, model_of
 from apr_jax.paper.tables import cell
-from apr_jax.tasks import load_problems, make_task
+from apr_jax.tasks import SandboxedVerifier, Task, load_problems, make_task
 from apr_jax.train.session import read_tokenizer
 
 _Row = dict[str, Any]
@@ -167,11 +167,20 @@ def results(config: Experiment, run: Path) -> dict[str, Any]:
         if not one.evaluation.decoding.temperature:
             main[name] = one.summary | {
                 "label": label(one.evaluation),
-                "failures": failures.count(failures.label(one.traces, task)),
+                "failures": failures.count(_labelled(one.traces, task, config)),
                 "measures": {key: cell(one.measure(key)) for key in _MEASURES},
             }
     rows = list(_comparisons(config, answered))
     return {"main": main, "comparisons": rows, "warnings": lines, "missing": missing}
+
+
+def _labelled(traces: list[Trace], task: Task, config: Experiment) -> list[Trace]:
+    """Labels failures. What threads joined is scored in processes of its own."""
+    reward = config.train.rl.reward
+    with SandboxedVerifier(
+        task, reward.time_limit, reward.memory_limit, reward.workers
+    ) as verifier:
+        return failures.label(traces, task, failures.sandboxed(traces, task, verifier))
 
 
 def label(evaluation: Evaluation) -> str:

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from apr_jax.evaluate.decoding import task_of
-from apr_jax.evaluate.failures import failure
+from apr_jax.evaluate.failures import failure, sandboxed
 from apr_jax.evaluate.runner import answer_one
 from apr_jax.evaluate.trace import to_trace
 from apr_jax.io.terminal import Terminal, visible
@@ -51,7 +51,7 @@ def solve(restored: Restored, problem: Problem, html: Path | None) -> dict[str, 
     forest, _, trace = grow_tree(restored, problem)
     # An answer without a verdict has not failed.
     is_wrong = trace["correct"] is False
-    trace["failure"] = failure(trace, task_of(restored)) if is_wrong else ""
+    trace["failure"] = _failure(restored, trace) if is_wrong else ""
 
     # The page is written before anything is printed, because printing fails if a pipe is closed.
     if html is not None:
@@ -62,6 +62,14 @@ def solve(restored: Restored, problem: Problem, html: Path | None) -> dict[str, 
     if html is not None:
         console.print(f"viewer   {html}", markup=False, soft_wrap=True)
     return trace
+
+
+def _failure(restored: Restored, trace: dict[str, Any]) -> str:
+    """Says what went wrong in a tree. What its threads joined is scored in a process of its own."""
+    task = task_of(restored)
+    reward = restored.config.train.rl.reward
+    with SandboxedVerifier(task, reward.time_limit, reward.memory_limit) as verifier:
+        return failure(trace, task, sandboxed([trace], task, verifier))
 
 
 def grow_tree(restored: Restored, problem: Problem) -> tuple[ThreadForest, str, dict[str, Any]]:

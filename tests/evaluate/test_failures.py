@@ -5,8 +5,8 @@ never searched.
 import pytest
 from helpers.puzzles import countdown
 
-from apr_jax.evaluate.failures import count, failure, kinds, label
-from apr_jax.tasks import Spawn
+from apr_jax.evaluate.failures import count, failure, kinds, label, sandboxed
+from apr_jax.tasks import Failure, Spawn
 from apr_jax.tasks.countdown.config import CountdownConfig, SolverConfig
 from apr_jax.tasks.countdown.problems import draw
 from apr_jax.tasks.countdown.puzzle import make_problem
@@ -55,6 +55,40 @@ def tree(answer, *children, messages=None, **root):
         "correct": verdict.correct,
         "threads": [thread(0, *spans, ("join", f"<join>{answer}"), **root), *threads],
     }
+
+
+class Elsewhere:
+    """Stands for the processes of a verifier, which cannot be reached from here."""
+
+    def __init__(self):
+        self.asked = []
+
+    def verify(self, pairs):
+        self.asked += pairs
+        return [
+            Failure.TIMED_OUT if answer == FALSE else TASK.score(problem, answer)
+            for problem, answer in pairs
+        ]
+
+
+def test_what_threads_joined_is_scored_elsewhere(monkeypatch):
+    """Each answer once, those of wrong trees alone; one without a score is not right."""
+    elsewhere = Elsewhere()
+    traces = [
+        tree(RIGHT, (SUM, *FOUND)),
+        tree("", (SUM, *FOUND), (LESS, *NOTHING), (TIMES, *NOTHING)),
+        tree(FALSE, (LESS, "=4+6-2*46!", FALSE)),
+    ]
+    is_right = sandboxed(traces, TASK, elsewhere)
+    assert [answer for _, answer in elsewhere.asked] == [RIGHT, "", FALSE]
+    expected = label(traces, TASK)
+
+    def unreachable(*_):
+        raise AssertionError("was scored here")
+
+    monkeypatch.setattr(type(TASK), "score", unreachable)
+    assert label(traces, TASK, is_right) == expected
+    assert [trace["failure"] for trace in expected] == ["", "join", "arithmetic"]
 
 
 @pytest.mark.parametrize(
