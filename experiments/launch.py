@@ -176,10 +176,11 @@ def check_data(flags: argparse.Namespace, units: Sequence[Unit], config: Experim
     if flags.executor == "local" or shared is None:
         return
     from apr_jax.data.build import check_built
-    from apr_jax.paper.pipeline import METHODS
+    from apr_jax.paper.pipeline import sharing_methods
 
     settings = [word for setting in flags.set for word in ("--set", setting)]
-    methods = [word for method in METHODS for word in ("--method", method)]
+    needed = sharing_methods(config)
+    methods = [word for method in needed for word in ("--method", method)]
     command = ["apr", "data", "build", "--config", str(flags.config), "--out", shared]
     build = shlex.join([*command, *settings, *methods])
     if flags.dry_run:
@@ -194,9 +195,9 @@ def check_data(flags: argparse.Namespace, units: Sequence[Unit], config: Experim
     if (folder / "data.json").is_file():
         check_built(config, folder)
         built = set(json.loads((folder / "data.json").read_text())["methods"])
-    if not set(METHODS) <= built:
+    if not set(needed) <= built:
         raise UsageError(
-            f"--sweep: {shared} lacks data of {' and '.join(METHODS)}, which the units would all"
+            f"--sweep: {shared} lacks data of {' and '.join(needed)}, which the units would all"
             f" build at once; build them first: {build}"
         )
 

@@ -1,19 +1,17 @@
-"""Scale mini, second recipe: both methods search from both ends, and check before they answer.
+"""Scale mini, second recipe: threads search from both ends, and check before they answer.
 
-    apr data build --config experiments/mini2.py --out runs/mini2/data --method apr --method sos+
-    apr train sft --config experiments/mini2.py --workdir runs/mini2/apr/sft --method apr
-    apr train sft --config experiments/mini2.py --workdir runs/mini2/sos+/sft --method sos+
-    apr train rl --config experiments/mini2.py --workdir runs/mini2/apr/rl --init runs/mini2/apr/sft
+    apr reproduce --config experiments/mini2.py --out runs/mini2 --set evaluate.ablations=true
 
 Problems and window are those of scale mini. What differs is how they are demonstrated
 (docs/data.md): a root spawns a child for each pair of numbers, at most 6 instead of 22, and a child
 compares what can be made with what is needed. The root works out each claim again before it
-answers, and some claims are false. The serial method searches in the same way.
+answers, and some claims are false. SoS+ goes forward, with the published beams and, as an ablation,
+with beams of 1 to 15; one more ablation of it searches from both ends as the threads do
+(docs/evaluation.md).
 
 Without conditions and false claims (`apr bench solver`, docs/data.md) these demonstrations solve
 97.6% of 1,000 problems, those of mini 96.3%. They take 746 tokens instead of 1,706, and their
-longest chain has 248 tokens instead of 415. For a comparison with the published searches take the
-solver of experiments/mini.py.
+longest chain has 248 tokens instead of 415.
 
 The model has 2.3M parameters, and its supervised steps read 102M tokens. By estimate that is the
 work of some 8 hours on 2 CPU cores: nothing was trained with it yet.

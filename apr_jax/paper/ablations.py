@@ -33,7 +33,7 @@ from apr_jax.paper import Question, charts, figure_parts
 from apr_jax.paper.pipeline import data_stage, reinforced_stage, supervised_stage
 from apr_jax.paper.results import Score
 from apr_jax.paper.stages import Stage, read_json, reserve, run_stages
-from apr_jax.paper.suite import ABLATIONS
+from apr_jax.paper.suite import ABLATIONS, BEAMS_1_TO_15
 from apr_jax.report.terminal_tables import print_table
 from apr_jax.tasks import load_problems, make_task
 from apr_jax.train.checkpoint import last_step, load_checkpoint
@@ -181,7 +181,7 @@ ABLATION_OF: dict[Question, Ablation] = {
         (
             _supervised("SoS", *ABLATIONS["sos"]),
             _supervised("SoS+", "sos+"),
-            _supervised("SoS+, beam 15", *ABLATIONS["sos+beam15"]),
+            _supervised("SoS+, beam 15", *ABLATIONS[BEAMS_1_TO_15]),
             _supervised("SoS+, rejection sampling", *ABLATIONS["sos+rejection"]),
         ),
     ),

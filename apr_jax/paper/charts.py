@@ -32,7 +32,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from apr_jax.io.storage import write_bytes
-from apr_jax.paper.suite import BEAMS_1_TO_15, RANDOM_PARENT_BEAM
+from apr_jax.paper.suite import BEAMS_1_TO_15, BOTH_ENDS, RANDOM_PARENT_BEAM
 
 # Colours that are readable in print and for the colour-blind. `_DARK` has the twin of each for a
 # dark page.
@@ -40,6 +40,7 @@ APR = "#2563eb"
 NESTED = "#7c3aed"
 SOS_PLUS = "#d97706"
 SOS_PLUS_15 = "#be185d"  # SoS+ with beams 1 to 15.
+SOS_PLUS_BOTH = "#4d7c0f"  # SoS+ from both ends.
 SOS = "#6b7280"
 EXTRA = "#0d9488"
 
@@ -57,7 +58,7 @@ OF_KIND = {
     "search": "#475569",
     "truncated": "#9d174d",
     "malformed": "#57534e",
-    "refused": "#4d7c0f",
+    "refused": SOS_PLUS_BOTH,
 }
 ON_BAR = "#fffefd"  # Colour of words on a bar of `OF_KIND`.
 
@@ -77,7 +78,7 @@ _DARK = {
     "#475569": "#94a3b8",
     "#9d174d": "#f472b6",
     "#57534e": "#a8a29e",
-    "#4d7c0f": "#a3e635",
+    SOS_PLUS_BOTH: "#a3e635",
     "#0f766e": "#5eead4",
 }
 
@@ -155,7 +156,8 @@ def colour(model: str) -> str:
         RANDOM_PARENT_BEAM: APR,
         "apr-nested": NESTED,
         "sos": SOS,
-        BEAMS_1_TO_15.partition("/")[0]: SOS_PLUS_15,
+        BEAMS_1_TO_15: SOS_PLUS_15,
+        BOTH_ENDS: SOS_PLUS_BOTH,
     }
     return colours.get(method, SOS_PLUS)
 

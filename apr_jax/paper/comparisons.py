@@ -12,9 +12,10 @@ Where a comparison takes the best of several evaluations, their answers to valid
 choose it and its answers to test problems score it. A run without such answers chooses on the test
 problems, and the row says by how much that may flatter the chosen evaluation.
 
-Serial search is SoS+ with the published beams, as in the paper. Where SoS+ with beams 1 to 15 was
-evaluated too, each comparison has a second row in which it may also compete. The paper has no such
-model, so its figures stand beside the first row alone.
+Serial search is SoS+ with the published beams, as in the paper's comparisons. Where a stronger
+serial search was evaluated (`suite.STRONGER`), each comparison has a second row in which it may
+also compete, and a third one where there are two of them. The paper's figures stand beside the
+first row alone.
 """
 
 from __future__ import annotations
@@ -31,18 +32,17 @@ from apr_jax.paper import published_figures
 from apr_jax.paper.figure_parts import stage_name
 from apr_jax.paper.results import Answered, Results, Score, average, share
 from apr_jax.paper.suite import (
-    BEAMS_1_TO_15,
     MODELS,
     RANDOM_PARENT_BEAM,
     STAGES,
+    STRONGER,
     compared_temperatures,
 )
 
 _Row = dict[str, Any]
 
-# SoS+ with the published beams, of both stages; and the same with its rival of wider beams.
+# SoS+ with the published beams, of both stages.
 _PUBLISHED_BEAMS = tuple(f"sos+/{stage}" for stage in STAGES)
-_ALL_BEAMS = (*_PUBLISHED_BEAMS, BEAMS_1_TO_15)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,13 +143,13 @@ def comparisons(results: Results) -> list[_Row]:
       compared; "" if nothing was chosen) and `note`.
     """
     possible: Iterable[_Comparison | None] = (
-        _window(results, _PUBLISHED_BEAMS, "rl"),
+        *_compared(results, _window, "rl"),
         *_compared(results, _window, "sft"),
         *_compared(results, _tokens, "rl"),
         *_compared(results, _tokens, "sft"),
         *_compared(results, _tokens_at_best),
         *_compared(results, _latency),
-        _sequential(results),
+        *_compared(results, _sequential),
         *_compared(results, _no_more_sequential),
         *_rl(results),
         *_compared(results, _budget, "rl"),
@@ -161,24 +161,38 @@ def comparisons(results: Results) -> list[_Row]:
 def _compared(
     results: Results, compare: Callable[..., _Comparison | None], *stage: str
 ) -> Iterable[_Comparison | None]:
-    """Compares with SoS+ with published beams and, if it was evaluated, with beams 1 to 15 too.
+    """Compares with SoS+ with published beams, and then with stronger serial searches too.
 
     `compare` takes the results, the serial models and `stage`.
     """
     yield compare(results, _PUBLISHED_BEAMS, *stage)
 
-    if _has_beams_1_to_15(results):
-        comparison = compare(results, _ALL_BEAMS, *stage)
+    serial = _PUBLISHED_BEAMS
+    named: list[str] = []
+    # Some comparisons are of models of one stage alone.
+    if compare is _window:
+        competing: Sequence[str] = stage
+    elif compare is _sequential:
+        competing = (results.config.evaluate.sweep,)
+    else:
+        competing = STAGES
+    for folder, words in STRONGER.items():
+        models = [f"{folder}/{one}" for one in competing]
+        if not any(_was_evaluated(results, model) for model in models):
+            continue
+        serial = (*serial, *models)
+        named.append(f"SoS+ {words}")
+        comparison = compare(results, serial, *stage)
         if comparison:
-            # The paper has no model with beams 1 to 15, so its figures do not belong here.
-            what = f"{comparison.what}, {MODELS[BEAMS_1_TO_15]} too"
+            # The paper compares with published beams, so its figures do not belong here.
+            what = f"{comparison.what}, {' and '.join(named)} too"
             yield dataclasses.replace(comparison, what=what, published=_Published())
 
 
-def _has_beams_1_to_15(results: Results) -> bool:
-    """Returns whether SoS+ with beams 1 to 15 answered at every temperature of the comparisons."""
+def _was_evaluated(results: Results, model: str) -> bool:
+    """Returns whether a model answered at every temperature of the comparisons."""
     return all(
-        results.get(BEAMS_1_TO_15, temperature=temperature)
+        results.get(model, temperature=temperature)
         for temperature in compared_temperatures(results.config.evaluate)
     )
 
@@ -323,34 +337,33 @@ def _with_seconds(results: Results, serial: Sequence[str]) -> list[_Side]:
     return timed + votes
 
 
-def _sequential(results: Results) -> _Comparison | None:
+def _sequential(results: Results, serial: Sequence[str]) -> _Comparison | None:
     """Compares the sequential tokens of the most accurate evaluation of each method.
 
     The paper's APR takes fewer sequential tokens and is more accurate.
     """
     stage = results.config.evaluate.sweep
-    parallel, serial = (
-        _best([_greedy(point) for point in _points(results, f"{method}/{stage}")])
-        for method in ("apr", "sos+")
-    )
-    if not (parallel and serial):
+    parallel = _best([_greedy(point) for point in _points(results, f"apr/{stage}")])
+    of_the_stage = [model for model in serial if model.endswith(f"/{stage}")]
+    rival = _best([_greedy(point) for model in of_the_stage for point in _points(results, model)])
+    if not (parallel and rival):
         return None
 
-    shared = _shared(parallel.score, serial.score)
-    gain = mean(parallel.score.values[name] - serial.score.values[name] for name in shared)
+    shared = _shared(parallel.score, rival.score)
+    gain = mean(parallel.score.values[name] - rival.score.values[name] for name in shared)
     is_more_accurate = gain > 0
-    chain, serial_chain = (
+    chain, rival_chain = (
         dataclasses.replace(side, score=side.answered.measure("sequential_tokens"))
-        for side in (parallel, serial)
+        for side in (parallel, rival)
     )
     return _Comparison(
         "sequential tokens of the best point",
         chain,
-        serial_chain,
+        rival_chain,
         _Published("under 2,500 against 3,000", lambda _, gap: gap < 0 and is_more_accurate),
-        note=f"{parallel.label}; {serial.label}",
+        note=f"{parallel.label}; {rival.label}",
         unit="tokens",
-        sides="APR, SoS+",
+        sides=f"APR, {MODELS[rival.answered.evaluation.model]}",
     )
 
 
@@ -390,7 +403,7 @@ def _rl(results: Results) -> Iterable[_Comparison | None]:
     """
     settings = results.config.evaluate
     for temperature in compared_temperatures(settings):
-        for method in ("apr", RANDOM_PARENT_BEAM, "sos+"):
+        for method in ("apr", RANDOM_PARENT_BEAM, "sos+", *STRONGER):
             yield _gain(results, method, temperature)
         for forced in settings.forced[-1:]:
             yield _gain(results, "apr", temperature, forced)
@@ -430,6 +443,8 @@ def _published_gain(
     # The parents of the paper's APR draw their beam, so its figures stand beside both of ours.
     method = method.replace(RANDOM_PARENT_BEAM, "apr")
     suffix = published_figures.ENFORCED if enforced else ""
+    if f"{method}/rl{suffix}" not in published_figures.TABLE_3:
+        return None
     after = published_figures.TABLE_3[f"{method}/rl{suffix}"]
     before = published_figures.TABLE_3[f"{method}/sft{suffix}"]
     if temperature not in after or temperature not in before:

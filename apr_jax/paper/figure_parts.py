@@ -13,15 +13,22 @@ from apr_jax.evaluate.scores import accuracy_within
 from apr_jax.paper import charts
 from apr_jax.paper.charts import LINES, colour
 from apr_jax.paper.results import Answered, Results
-from apr_jax.paper.suite import BEAMS_1_TO_15, RANDOM_PARENT_BEAM
+from apr_jax.paper.suite import (
+    BEAMS_1_TO_15,
+    BOTH_ENDS,
+    RANDOM_PARENT_BEAM,
+    STRONGER_MODELS,
+)
 
 TOKENS = "total tokens of all threads"  # Label of an axis.
-COMPARED = ("sos+/sft", "sos+/rl", BEAMS_1_TO_15, "apr/sft", "apr/rl")
+COMPARED = ("sos+/sft", "sos+/rl", *STRONGER_MODELS, "apr/sft", "apr/rl")
 _NAMES = {
     "apr": "APR",
     RANDOM_PARENT_BEAM: "APR,\nrandom parent beam",
     "apr-nested": "nested APR",
     "sos+": "SoS+",
+    BEAMS_1_TO_15: "SoS+,\nbeams 1 to 15",
+    BOTH_ENDS: "SoS+,\nfrom both ends",
     "sos": "SoS",
 }
 

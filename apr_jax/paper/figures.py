@@ -27,7 +27,7 @@ from apr_jax.paper.figure_parts import (
     tag,
 )
 from apr_jax.paper.results import Answered, Results, problems_of
-from apr_jax.paper.suite import BEAMS_1_TO_15, MODELS, RANDOM_PARENT_BEAM, STAGES
+from apr_jax.paper.suite import MODELS, RANDOM_PARENT_BEAM, STAGES, STRONGER, parallel
 
 _PAPER = "the paper, 228M"
 _MARKS = {"apr": "s", "sos+": "o"}
@@ -58,8 +58,8 @@ def total_tokens(results: Results) -> Drawn | None:
         " claim. Numbers at the points of APR are requested children. The paper prints the accuracy"
         " of all its points, but the tokens of three points at T = 1 only, so its panels have no"
         " axis of cost: on the left SoS+ by its n, on the right APR by its conditions, the smallest"
-        " first. Points of the two halves do not cost the same. SoS+ with beams 1 to 15, where the"
-        " run has it, answers once except at the highest temperature; the paper has none here."
+        " first. Points of the two halves do not cost the same. Stronger serial searches, where the"
+        " run has them, answer once except at the highest temperature; the paper has none here."
     )
     return Drawn("fig4a_fig8_total_tokens", caption, figure)
 
@@ -67,10 +67,11 @@ def total_tokens(results: Results) -> Drawn | None:
 def _our_tokens(axes: Any, results: Results, temperature: float) -> None:
     """Draws our panel of Fig. 4a or 8."""
     sweep = results.config.evaluate.sweep
-    for model, name in ((f"sos+/{sweep}", "SoS+"), (BEAMS_1_TO_15, MODELS[BEAMS_1_TO_15])):
-        if serial := results.get(model, temperature=temperature):
+    for method in ("sos+", *STRONGER):
+        if serial := results.get(f"{method}/{sweep}", temperature=temperature):
             passed, agreed, tokens = zip(*serial.by_n, strict=True)
-            style: dict[str, Any] = {"color": colour(model), "marker": "o"}
+            style: dict[str, Any] = {"color": colour(method), "marker": "o"}
+            name = MODELS[f"{method}/sft"]
             with_interval(axes, tokens, passed, label=f"{name} pass@n", linestyle=":", **style)
             with_interval(axes, tokens, agreed, label=f"{name} cons@n", **style)
 
@@ -125,7 +126,7 @@ def window(results: Results) -> Drawn | None:
 def before_and_after(results: Results) -> Drawn | None:
     """Draws Fig. 5, with SoS+ beside APR."""
     pairs: dict[str, list[Answered]] = {}
-    for method in ("sos+", "apr", RANDOM_PARENT_BEAM):
+    for method in ("sos+", *STRONGER, "apr", RANDOM_PARENT_BEAM):
         pair = _both_stages(results, method)
         if pair:
             pairs[method] = pair
@@ -143,7 +144,7 @@ def before_and_after(results: Results) -> Drawn | None:
     for column, (key, title, value) in enumerate(measures):
         ours = {method: [value(answered) for answered in pair] for method, pair in pairs.items()}
         if key == "children":
-            ours.pop("sos+", None)  # Serial search has no children.
+            ours = {method: values for method, values in ours.items() if parallel(method)}
         published = {
             method: list(pair)
             for method, pair in published_figures.RL[key].items()
@@ -160,7 +161,7 @@ def before_and_after(results: Results) -> Drawn | None:
         f" after RL. Greedy answers to {problems_of(shown)}. A sequence is"
         " one thread; the paper prints no tokens a sequence and no children for SoS+. Random parent"
         " beam, where the run has it: APR whose demonstrations draw how many children a parent"
-        " spawns."
+        " spawns. Stronger serial searches stand beside SoS+ where the run has them."
     )
     return Drawn("fig5_before_and_after_rl", caption, figure)
 
@@ -176,7 +177,7 @@ def latency(results: Results) -> Drawn | None:
     stars = {
         f"{method_name(method)}, nothing requested": answered for method, answered in plain.items()
     }
-    stars[MODELS[BEAMS_1_TO_15]] = results.get(BEAMS_1_TO_15)
+    stars |= {MODELS[f"{method}/sft"]: results.get(f"{method}/{sweep}") for method in STRONGER}
 
     figure, axes = canvas(2, rows=2, height=5.8, sharey="row")
     costs: list[tuple[str, Callable[[Answered], float | None]]] = [

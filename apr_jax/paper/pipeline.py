@@ -2,7 +2,8 @@
 
 The life of a run (OUT is its folder):
 
-  1. data         OUT/data: problems, tokenizer, demonstrations of APR and SoS+
+  1. data         OUT/data: problems, tokenizer, demonstrations of APR and SoS+. Where APR searches
+                  from both ends, SoS+ searches forward and has data of its own, OUT/sos+/data.
   2. <method>/sft OUT/<method>/sft: supervised training
   3. <method>/rl  OUT/<method>/rl: reinforcement learning from there
                   With `evaluate.ablations` the ablations of the suite are trained too, each in
@@ -27,7 +28,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from apr_jax.config import Experiment, override
+from apr_jax.config import Experiment
 from apr_jax.errors import UsageError, UserError
 from apr_jax.evaluate.cells import outcome, print_warnings
 from apr_jax.evaluate.scores import mean
@@ -72,9 +73,7 @@ def reproduce(
         )
     (suite if suite.is_of_the_paper(config) else methods).check(config)
     built = data or out / "data"
-    is_built = read_record(out).get("data", {}).get("done") and (built / "data.json").is_file()
-    if is_built:
-        _check_data(config, built)  # Otherwise it is checked as soon as the data are built.
+    _check_what_is_built(config, out, built)
 
     with Lease(out, "reproduce", together=True):
         reserve(out, config)
@@ -104,13 +103,21 @@ def stages_of(config: Experiment, out: Path, data: Path | None = None) -> list[S
     record = read_record(out)
     compared = _methods(config)
 
-    trained = [data_stage("data", config, built, compared, lambda: _check_data(config, built))]
+    sharing = sharing_methods(config)
+    trained = [
+        data_stage("data", config, built, sharing, lambda: _check_data(config, built, sharing))
+    ]
+    reinforced = []
     for method in compared:
-        trained.append(supervised_stage(f"{method}/sft", config, "data", built, out, method))
-    for method in compared:
-        trained.append(
-            reinforced_stage(f"{method}/rl", f"{method}/sft", config, built, out, f"rl {method}")
+        own, data_name, folder = config, "data", built
+        if method not in sharing:
+            own, data_name, folder = _own(config, method), f"{method}/data", out / method / "data"
+            trained.append(_own_data_stage(method, own, folder))
+        trained.append(supervised_stage(f"{method}/sft", own, data_name, folder, out, method))
+        reinforced.append(
+            reinforced_stage(f"{method}/rl", f"{method}/sft", own, folder, out, f"rl {method}")
         )
+    trained += reinforced
     if config.evaluate.ablations:
         trained += _ablations(config, out, record)
 
@@ -146,13 +153,53 @@ def _methods(config: Experiment) -> tuple[str, ...]:
     return METHODS if _is_of_the_paper(config) else methods_of(config)
 
 
-def _check_data(config: Experiment, built: Path) -> None:
-    """Refuses data on which the evaluations make no sense, before a model learns from them."""
+def _own(config: Experiment, folder: str) -> Experiment:
+    """Returns the config of the model in a folder of the run."""
+    from apr_jax.paper.suite import own_config
+
+    return own_config(config, folder) if _is_of_the_paper(config) else config
+
+
+def sharing_methods(config: Experiment) -> tuple[str, ...]:
+    """Returns the methods that learn from the run's own data."""
+    return tuple(method for method in _methods(config) if _own(config, method) == config)
+
+
+def _check_what_is_built(config: Experiment, out: Path, built: Path) -> None:
+    """Checks the data that are there; others are checked as soon as they are built."""
+    record = read_record(out)
+    sharing = sharing_methods(config)
+    checks = [("data", config, built, sharing)]
+    checks += [
+        (f"{method}/data", _own(config, method), out / method / "data", (method,))
+        for method in _methods(config)
+        if method not in sharing
+    ]
+    for stage, own, folder, methods in checks:
+        if record.get(stage, {}).get("done") and (folder / "data.json").is_file():
+            _check_data(own, folder, methods)
+
+
+def _own_data_stage(method: str, own: Experiment, folder: Path) -> Stage:
+    """Makes the stage of the data of a method that cannot share those of the run."""
+    return data_stage(
+        f"{method}/data", own, folder, (method,), lambda: _check_data(own, folder, (method,))
+    )
+
+
+def _check_data(config: Experiment, built: Path, methods: tuple[str, ...]) -> None:
+    """Refuses data on which the evaluations make no sense, before a model learns from them.
+
+    Args:
+      config: the config of the data.
+      built: their folder.
+      methods: the methods whose demonstrations are there.
+    """
     from apr_jax.paper.methods import check_windows
     from apr_jax.paper.suite import check_conditions
 
     if _is_of_the_paper(config):
-        check_conditions(config, built)
+        check_conditions(config, built, methods)
     else:
         check_windows(config, built)
 
@@ -162,12 +209,12 @@ def _ablations(config: Experiment, out: Path, record: dict[str, Any]) -> list[St
     from apr_jax.paper.suite import ABLATIONS, MODELS, model_of
 
     stages = []
-    for name, (method, settings) in ABLATIONS.items():
-        own = override(config, list(settings))
+    for name, (method, _) in ABLATIONS.items():
+        own = _own(config, name)
         data = f"{name}/data"
         built = out / name / "data"
 
-        is_the_run_itself = bool(settings) and own == config
+        is_the_run_itself = method in METHODS and own == _own(config, method)
         # Exported, or trained by another command.
         has_foreign_model = f"{name}/sft" not in record and model_of(out, f"{name}/sft")
         if is_the_run_itself or has_foreign_model:
@@ -326,7 +373,7 @@ def _answer_stage(evaluation: Evaluation, config: Experiment, out: Path, built: 
             problems = _load_problems(config, built, "validation")[-(evaluation.problems or 0) :]
         else:
             problems = _load_problems(config, built, "test")[: evaluation.problems]
-        restored = _load_model(out, evaluation.model)
+        restored = _load_model(config, out, evaluation.model)
         folder = out / "eval" / evaluation.name
         summary = evaluate(restored, problems, folder, evaluation.decoding)
         return outcome(summary)
@@ -348,7 +395,7 @@ def _latency_stage(evaluation: Evaluation, config: Experiment, out: Path, built:
     def run() -> None:
         from apr_jax.evaluate.latency import measure_latency
 
-        restored = _load_model(out, evaluation.model)
+        restored = _load_model(config, out, evaluation.model)
         problems = _load_problems(config, built, "test")[:count]
         folder = out / "eval" / evaluation.name
         measure_latency(restored, problems, folder, evaluation.decoding, repeats)
@@ -366,7 +413,7 @@ def _slots_stage(evaluation: Evaluation, config: Experiment, out: Path, built: P
     def run() -> None:
         from apr_jax.evaluate.latency import measure_slots
 
-        restored = _load_model(out, evaluation.model)
+        restored = _load_model(config, out, evaluation.model)
         problems = _load_problems(config, built, "test")[:count]
         folder = out / "eval" / evaluation.name
         measure_slots(restored, problems, folder, evaluation.decoding, repeats)
@@ -401,12 +448,29 @@ def _evaluation_stage(
     )
 
 
-def _load_model(out: Path, model: str) -> Any:
-    """Loads a trained or exported model of the run."""
-    from apr_jax.paper.suite import model_of
+def _load_model(config: Experiment, out: Path, model: str) -> Any:
+    """Loads a trained or exported model of the run.
+
+    Raises:
+      UserError: there is none, or it has learned another search than the run's model of that name.
+    """
+    from apr_jax.paper.suite import is_of_the_paper, model_of
     from apr_jax.train.checkpoint import load_checkpoint
 
-    return load_checkpoint(model_of(out, model) or out / model)
+    path = model_of(out, model) or out / model
+    restored = load_checkpoint(path)
+    if is_of_the_paper(config) and is_of_the_paper(restored.config):
+        wanted, found = (
+            one.task.options.solver.search
+            for one in (_own(config, model.partition("/")[0]), restored.config)
+        )
+        if found != wanted:
+            raise UserError(
+                f"{path}: has learned task.solver.search={found!r}, must be {wanted!r} for"
+                f" {model} of a run with task.solver.search={config.task.options.solver.search!r};"
+                " move it to another folder"
+            )
+    return restored
 
 
 def _load_problems(config: Experiment, built: Path, split: str) -> list[Any]:

@@ -228,13 +228,12 @@ def read_run(run: Path, data: Path) -> Results:
       UserError: there is no config or no evaluation, or a file is damaged.
     """
     config = read_config(run)
-    task = make_task(config.task, config.limits)
     answered = {}
     missing = []
     untrained = set()
     for evaluation in suite.declare(config.evaluate):
         if (run / "eval" / evaluation.name / SUMMARY).is_file():
-            answered[evaluation.name] = _read_evaluation(run, evaluation, config, task)
+            answered[evaluation.name] = _read_evaluation(run, evaluation, config)
         elif _was_trained(run, evaluation.model):
             missing.append(f"{label(evaluation)}: not evaluated yet")
         else:
@@ -248,20 +247,19 @@ def read_run(run: Path, data: Path) -> Results:
     missing += [
         f"{suite.MODELS[model]}: there is no trained model ({model})"
         for model in suite.MODELS
-        if model in untrained
+        if model in untrained and _is_possible(model, config)
     ]
     return Results(config, answered, missing, _oracle(data, config))
 
 
-def _read_evaluation(
-    run: Path, evaluation: suite.Evaluation, config: Experiment, task: Task
-) -> Answered:
+def _read_evaluation(run: Path, evaluation: suite.Evaluation, config: Experiment) -> Answered:
     """Reads a finished evaluation, its seconds, and its answers to validation problems."""
     folder = run / "eval" / evaluation.name
     summary, traces = read_answers(folder)
     shown = (config.evaluate.headline, *suite.compared_temperatures(config.evaluate))
     if evaluation.plain and evaluation.decoding.temperature in shown:
-        traces = failures.label(traces, task)
+        own = suite.own_config(config, evaluation.model.partition("/")[0])
+        traces = failures.label(traces, make_task(own.task, own.limits))
 
     remedy = "delete its folder and evaluate again"
     return Answered(
@@ -272,6 +270,11 @@ def _read_evaluation(
         slots=_read(folder / SLOTS, remedy),
         validated=_validated(run, suite.validated(evaluation, config.evaluate)),
     )
+
+
+def _is_possible(model: str, config: Experiment) -> bool:
+    """Returns whether a run of this config may have a model."""
+    return suite.from_both_ends(config) or model.partition("/")[0] != suite.BOTH_ENDS
 
 
 def _was_trained(run: Path, model: str) -> bool:
@@ -311,18 +314,28 @@ def problems_of(shown: Iterable[Answered | None]) -> str:
 def _oracle(data: Path, config: Experiment) -> dict[str, list[Trace]]:
     """Demonstrates the test problems, if the data's tokenizer and problems still exist.
 
-    The demonstrations state no condition, because plain evaluations request none. A stated number
-    of children may be small, and then the demonstration searches less.
+    Each method searches as the run's model of that name does. The demonstrations state no
+    condition, because plain evaluations request none. A stated number of children may be small, and
+    then the demonstration searches less.
     """
     tokenizer_file = data / "tokenizer.model"
     problems = data / "test.jsonl"
     if not (tokenizer_file.is_file() and problems.is_file()):
         return {}
     check_files(data, tokenizer_file.name, problems.name)
-    solver = dataclasses.replace(config.task.options.solver, condition=0.0)
-    task = make_task(config.task.replace(solver=solver), config.limits)
     tokenizer = tokenizer_from_bytes(tokenizer_file.read_bytes())
-    return demonstrated(task, load_problems(problems, task), tokenizer, fitting_methods(task))
+    demonstrations: dict[str, list[Trace]] = {}
+    for method in fitting_methods(_oracle_task(config)):
+        task = _oracle_task(suite.own_config(config, method))
+        loaded = load_problems(problems, task)
+        demonstrations |= demonstrated(task, loaded, tokenizer, (method,))
+    return demonstrations
+
+
+def _oracle_task(config: Experiment) -> Task:
+    """Makes the task of a config, without conditions."""
+    solver = dataclasses.replace(config.task.options.solver, condition=0.0)
+    return make_task(config.task.replace(solver=solver), config.limits)
 
 
 def read_config(run: Path) -> Experiment:

@@ -14,9 +14,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Collection
 from pathlib import Path
 
-from apr_jax.config import EvalConfig, Experiment
+from apr_jax.config import EvalConfig, Experiment, override
 from apr_jax.data.build import stated_conditions
 from apr_jax.errors import UsageError
 from apr_jax.evaluate.decoding import Decoding
@@ -30,17 +31,34 @@ RANDOM_PARENT_BEAM = "apr+drawn"
 
 # Serial search whose demonstrations have wider beams than published (task.solver.serial_beam). At
 # mini it is stronger than SoS+ with the published beams.
-BEAMS_1_TO_15 = "sos+beam15/sft"
+BEAMS_1_TO_15 = "sos+beam15"
+
+# Serial search from both ends, in a run whose threads search so (task.solver.search). SoS+ itself
+# and all other serial searches of such a run go forward (`own_config`).
+BOTH_ENDS = "sos+both-ends"
+
+# Folder of a serial search that may be stronger than SoS+ as published -> what sets it apart.
+STRONGER = {BEAMS_1_TO_15: "with beams 1 to 15", BOTH_ENDS: "from both ends"}
 
 # Folder in a run -> the method whose demonstrations the model imitates, and the config fields that
-# differ from the run's. These are the rows of Tables 1 and 2 and of Fig. 5 beside the main
-# comparison; `apr reproduce` trains them with `evaluate.ablations=true`.
+# differ from the run's. `apr reproduce` trains them with `evaluate.ablations=true`: the rows of
+# Tables 1 and 2 and of Fig. 5 beside the main comparison, and the stronger serial searches.
 ABLATIONS: dict[str, tuple[str, tuple[str, ...]]] = {
     "sos": ("sos", ()),
-    "sos+beam15": ("sos+", ("task.solver.serial_beam=15",)),
+    BEAMS_1_TO_15: ("sos+", ("task.solver.serial_beam=15",)),
+    BOTH_ENDS: ("sos+", ()),
     "sos+rejection": ("sos+", ("data.correct_only=true",)),
     RANDOM_PARENT_BEAM: ("apr", ("task.solver.parent_beam_low=1",)),
 }
+
+# What makes a serial search go forward where the run's threads search from both ends: depth first
+# and in a fixed order, as models of a million parameters learn it best.
+_FORWARD = (
+    "task.solver.search=beam",
+    "task.solver.false_claims=0",
+    "task.solver.spawn_probability=1",
+    "task.solver.shuffle=false",
+)
 
 # Folder of the checkpoint in a run -> the name of the model in tables. Every model that is trained
 # into one of these folders is evaluated.
@@ -54,7 +72,10 @@ MODELS = {
     f"{RANDOM_PARENT_BEAM}/rl": "APR, random parent beam, after RL",
     "apr-nested/sft": "nested APR",
     "apr-nested/rl": "nested APR after RL",
-    BEAMS_1_TO_15: "SoS+ with beams 1 to 15",
+    f"{BEAMS_1_TO_15}/sft": "SoS+ with beams 1 to 15",
+    f"{BEAMS_1_TO_15}/rl": "SoS+ with beams 1 to 15 after RL",
+    f"{BOTH_ENDS}/sft": "SoS+ from both ends",
+    f"{BOTH_ENDS}/rl": "SoS+ from both ends after RL",
     "sos+rejection/sft": "SoS+, rejection sampling",
 }
 STAGES = ("sft", "rl")
@@ -67,8 +88,11 @@ MAIN_MODELS = {
     "apr/rl": "thread tree, after RL",
 }
 
+# Serial models that may be stronger than SoS+ as published.
+STRONGER_MODELS = tuple(f"{folder}/{stage}" for folder in STRONGER for stage in STAGES)
+
 # Models of which comparisons take the best of several evaluations.
-_COMPETING = ("apr/sft", "apr/rl", "sos+/sft", "sos+/rl", BEAMS_1_TO_15)
+_COMPETING = ("apr/sft", "apr/rl", "sos+/sft", "sos+/rl", *STRONGER_MODELS)
 
 
 def parallel(model: str) -> bool:
@@ -208,11 +232,10 @@ def timed(config: EvalConfig) -> tuple[Evaluation, ...]:
     """
     if not config.timed:
         return ()
-    models = ["sos+/sft", "sos+/rl", "apr/sft", "apr/rl", BEAMS_1_TO_15]
     return tuple(
         evaluation
         for evaluation in declare(config)
-        if evaluation.model in models
+        if evaluation.model in _COMPETING
         and evaluation.decoding.temperature == 0
         and evaluation.decoding.forced is None
     )
@@ -230,6 +253,24 @@ def is_of_the_paper(config: Experiment) -> bool:
     """
     options = config.task.options
     return isinstance(options, CountdownConfig) and options.solutions == "one"
+
+
+def own_config(config: Experiment, folder: str) -> Experiment:
+    """Returns the config of a model of a run.
+
+    Args:
+      config: the config of the run.
+      folder: where the run has the model: a method, or a key of ABLATIONS.
+    """
+    _, settings = ABLATIONS.get(folder, (folder, ()))
+    if from_both_ends(config) and not parallel(folder) and folder != BOTH_ENDS:
+        settings = (*_FORWARD, *settings)
+    return override(config, list(settings)) if settings else config
+
+
+def from_both_ends(config: Experiment) -> bool:
+    """Returns whether the threads of a run search from both ends."""
+    return bool(config.task.options.solver.search == "bidirectional")
 
 
 def check(config: Experiment) -> None:
@@ -264,18 +305,23 @@ def check(config: Experiment) -> None:
             )
 
 
-def check_conditions(config: Experiment, data: Path) -> None:
+def check_conditions(config: Experiment, data: Path, methods: Collection[str]) -> None:
     """Refuses a sweep over conditions that the built data never state.
 
     No model that was trained on the data has learned what such a condition means.
 
+    Args:
+      config: the config of the data.
+      data: their folder.
+      methods: the methods to look at.
+
     Raises:
       UsageError: names the field, the values and what the demonstrations state.
-      UserError: `data` holds no demonstrations of a method that is swept.
+      UserError: `data` holds no demonstrations of one of these methods that is swept.
     """
     for field, method in (("children", "apr"), ("bins", "sos+")):
         values = getattr(config.evaluate, field)
-        if not values:
+        if not values or method not in methods:
             continue
         stated = stated_conditions(data, method)
         unknown = [value for value in values if value not in stated]
@@ -303,13 +349,13 @@ def model_of(run: Path, model: str) -> Path | None:
 def _samples(model: str, temperature: float, config: EvalConfig) -> int:
     """Samples a problem: several for the models whose pass@n and cons@n compete with APR's threads.
 
-    These are the models of SoS+; with beams 1 to 15 only at the temperatures of comparisons.
+    These are the models of SoS+; stronger serial searches only at the temperatures of comparisons.
     Greedy samples would be alike, and the headline is of single answers.
     """
     if temperature in (0.0, config.headline):
         return 1
     if model in ("sos+/sft", "sos+/rl"):
         return config.samples
-    if model == BEAMS_1_TO_15 and temperature in compared_temperatures(config):
+    if model in STRONGER_MODELS and temperature in compared_temperatures(config):
         return config.samples
     return 1

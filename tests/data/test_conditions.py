@@ -114,7 +114,7 @@ def test_scale_paper_is_built_as_configured(paper, paper_data):
         assert 200 < facts["demonstrations"] == sum(counted.values()) < 300
     # Whatever the published sweeps ask for, some demonstration states.
     suite.check(paper)
-    suite.check_conditions(paper, paper_data)
+    suite.check_conditions(paper, paper_data, METHODS)
 
 
 @pytest.mark.parametrize(
@@ -140,19 +140,21 @@ def test_sweep_over_conditions_absent_from_data_is_refused(paper, paper_data, fi
         paper, evaluate=dataclasses.replace(paper.evaluate, **{field: values})
     )
     with pytest.raises(UsageError, match=line):
-        suite.check_conditions(swept, paper_data)
+        suite.check_conditions(swept, paper_data, METHODS)
+    other = {"children": "sos+", "bins": "apr"}[field]
+    suite.check_conditions(swept, paper_data, (other,))  # Whose conditions nobody sweeps.
 
 
 def test_data_of_an_unknown_kind_are_named(config, data_dir, tmp_path):
     swept = dataclasses.replace(
         config, evaluate=dataclasses.replace(config.evaluate, children=(2,), bins=(2,))
     )
-    suite.check_conditions(swept, data_dir)
+    suite.check_conditions(swept, data_dir, METHODS)
     with pytest.raises(
         UserError,
         match=r"data.json: does not say which conditions the demonstrations of 'apr' state",
     ):
-        suite.check_conditions(swept, tmp_path)
+        suite.check_conditions(swept, tmp_path, METHODS)
 
 
 @pytest.mark.parametrize("count", [1, 2])

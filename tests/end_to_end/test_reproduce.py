@@ -10,7 +10,7 @@ import shutil
 import pytest
 from helpers.puzzles import read_problems, with_solver
 
-from apr_jax.config import override
+from apr_jax.config import load, override
 from apr_jax.errors import UsageError, UserError
 from apr_jax.evaluate.folder import read_answers
 from apr_jax.paper import pipeline, suite
@@ -196,15 +196,16 @@ def test_ablations_run_between_main_trainings_and_evaluations(config, tmp_path):
             "sos/sft",
             "sos+beam15/data",
             "sos+beam15/sft",
+            "sos+beam15/rl",
             "sos+rejection/data",
             "sos+rejection/sft",
         ),
         *("apr+drawn/data", "apr+drawn/sft", "apr+drawn/rl"),
     ]
     evaluated = {stage.needs[0] for stage in stages if stage.name.startswith("eval/")}
-    assert evaluated == set(suite.MODELS) - {"apr-nested/sft", "apr-nested/rl"} and set(
-        plain
-    ) < set(names)
+    absent = ("apr-nested", suite.BOTH_ENDS)  # Not trained here.
+    assert evaluated == {model for model in suite.MODELS if not model.startswith(absent)}
+    assert set(plain) < set(names)
     assert [stage.name for stage in pipeline.part_of(stages, tmp_path, "training")] == trained
     assert [stage.name for stage in pipeline.part_of(stages, tmp_path, "figures")] == [
         "data",
@@ -223,9 +224,9 @@ def test_ablation_equal_to_the_run_is_not_trained(config, tmp_path):
         }
 
     config = _with_ablations(config)
-    assert trained(config) == set(suite.ABLATIONS)
+    assert trained(config) == set(suite.ABLATIONS) - {suite.BOTH_ENDS}
     drawn = with_solver(config, parent_beam_low=1)
-    assert trained(drawn) == set(suite.ABLATIONS) - {suite.RANDOM_PARENT_BEAM}
+    assert trained(drawn) == set(suite.ABLATIONS) - {suite.RANDOM_PARENT_BEAM, suite.BOTH_ENDS}
     (tmp_path / "sos-sft.safetensors").touch()
     (tmp_path / "sos+beam15" / "sft" / "checkpoints").mkdir(parents=True)
     assert trained(config) == {suite.RANDOM_PARENT_BEAM, "sos+rejection"}
@@ -241,11 +242,43 @@ def test_ablation_equal_to_the_run_is_not_trained(config, tmp_path):
     assert "eval/sos-sft" in names and not [name for name in names if "sos+beam15" in name]
 
 
+def test_serial_search_goes_forward_where_threads_search_from_both_ends(tmp_path):
+    """SoS+ from both ends is one more model, which learns by the run's own config."""
+    config = _with_ablations(load("experiments/mini2.py"))
+    stages = {stage.name: stage for stage in pipeline.stages_of(config, tmp_path)}
+    trained = pipeline.part_of(list(stages.values()), tmp_path, "training")
+    assert [stage.name for stage in trained if not stage.name.startswith("sos")] == [
+        *("data", "apr/sft", "apr/rl", "apr+drawn/data", "apr+drawn/sft", "apr+drawn/rl")
+    ]
+    for folder in ("sos+", suite.BEAMS_1_TO_15, suite.BOTH_ENDS):
+        assert stages[f"{folder}/sft"].needs == (f"{folder}/data",)
+        assert stages[f"{folder}/rl"].needs == (f"{folder}/sft",)
+        assert stages[f"eval/{folder}-rl"].needs == (f"{folder}/rl",)
+
+    searches = {
+        name: suite.own_config(config, name).task.options.solver
+        for name in ("apr", "sos+", *suite.ABLATIONS)
+    }
+    assert {name for name, solver in searches.items() if solver.search == "bidirectional"} == {
+        *("apr", suite.RANDOM_PARENT_BEAM, suite.BOTH_ENDS)
+    }
+    mini = load("experiments/mini.py").task.options.solver
+    for name, solver in searches.items():
+        if solver.search == "beam":
+            assert solver.serial_beam == (15 if name == suite.BEAMS_1_TO_15 else 5)
+            assert (solver.spawn_probability, solver.shuffle) == (
+                mini.spawn_probability,
+                mini.shuffle,
+            )
+
+
 @pytest.mark.slow
 def test_each_ablation_is_trained_on_its_own_demonstrations(config, tmp_path):
     config = _with_ablations(config)
     pipeline.reproduce(config, tmp_path)
     for name, (method, settings) in suite.ABLATIONS.items():
+        if name == suite.BOTH_ENDS:
+            continue
         restored = load_checkpoint(tmp_path / name / "sft")
         wanted = override(config, list(settings))
         assert (restored.method, restored.config) == (method, wanted) and (
@@ -254,7 +287,9 @@ def test_each_ablation_is_trained_on_its_own_demonstrations(config, tmp_path):
     assert load_checkpoint(tmp_path / suite.RANDOM_PARENT_BEAM / "rl").stage == "rl"
     results = json.loads((tmp_path / "results.json").read_text())
     assert set(results["main"]) == {
-        model.replace("/", "-") for model in suite.MODELS if "nested" not in model
+        model.replace("/", "-")
+        for model in suite.MODELS
+        if not model.startswith(("apr-nested", suite.BOTH_ENDS))
     }
 
 

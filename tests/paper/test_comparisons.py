@@ -13,9 +13,10 @@ from apr_jax.evaluate.decoding import Decoding
 from apr_jax.evaluate.scores import summarize
 from apr_jax.paper.comparisons import comparisons
 from apr_jax.paper.results import Answered, Results
-from apr_jax.paper.suite import BEAMS_1_TO_15, Evaluation
+from apr_jax.paper.suite import BEAMS_1_TO_15, BOTH_ENDS, Evaluation
 
 PROBLEMS = 10
+WIDE = f"{BEAMS_1_TO_15}/sft"
 
 
 def made(
@@ -84,6 +85,7 @@ def row_of(config):
 
 
 TOO = ", SoS+ with beams 1 to 15 too"
+SIDES = ": APR, "
 # Greedy, and the votes of the first n.
 WIDE_ANSWERS = (
     (7, (5, 8, 9)),
@@ -143,8 +145,8 @@ def both_methods():
 def test_beams_1_to_15_have_their_own_row(comparison, case, row_of):
     """APR takes 40 tokens and 1 s."""
     greedy, votes = WIDE_ANSWERS[case]
-    sampled = made(BEAMS_1_TO_15, votes, tokens=(20, 20, 30), chain=(5, 5, 9), temperature=1.0)
-    wide = [made(BEAMS_1_TO_15, greedy, tokens=20, seconds=0.5), sampled]
+    sampled = made(WIDE, votes, tokens=(20, 20, 30), chain=(5, 5, 9), temperature=1.0)
+    wide = [made(WIDE, greedy, tokens=20, seconds=0.5), sampled]
     row = row_of(f"{comparison}{TOO}: APR, ", *both_methods(), *wide)
     assert (row["one"], (opponent(row), row["other"])) == (0.9, WINNERS[comparison][case])
     assert (row["paper"], row["reached"]) == ("", None), "the paper's beams are not wide"
@@ -156,8 +158,62 @@ def test_beams_1_to_15_have_their_own_row(comparison, case, row_of):
         assert row_of(f"{comparison}{TOO}", *both_methods(), *partly) is None
 
 
-def test_rl_was_not_done_with_beams_1_to_15(row_of):
-    wide = [made(BEAMS_1_TO_15, 8, seconds=0.5), made(BEAMS_1_TO_15, 8, temperature=1.0)]
+def test_search_from_both_ends_has_a_third_row(row_of):
+    """In it all serial models compete."""
+    wide = [made(WIDE, 7, tokens=20), made(WIDE, 7, temperature=1.0)]
+    both = [made(f"{BOTH_ENDS}/sft", 2, tokens=20), made(f"{BOTH_ENDS}/sft", 8, temperature=1.0)]
+    start = "same total tokens"
+    for evaluations, words, others in (
+        (
+            [*wide, *both],
+            f", SoS+ with beams 1 to 15 and SoS+ from both ends too{SIDES}",
+            (0.5, 0.7, 0.8),
+        ),
+        (both, f", SoS+ from both ends too{SIDES}", (0.5, None, 0.8)),
+    ):
+        rows = [
+            row_of(f"{start}{which}", *both_methods(), *evaluations)
+            for which in (SIDES, TOO + SIDES, words)
+        ]
+        assert tuple(row["other"] if row else None for row in rows) == others
+        assert [bool(row["paper"]) for row in rows if row] == [True] + [False] * (
+            sum(other is not None for other in others) - 1
+        )
+
+
+def test_rivals_after_rl_compete_in_the_same_window(row_of):
+    wide = [made(WIDE, 7), made(WIDE, 7, temperature=1.0)]
+    after = [made(f"{BEAMS_1_TO_15}/rl", 8), made(f"{BEAMS_1_TO_15}/rl", 5, temperature=1.0)]
+    row = row_of(f"same window, after RL{TOO}", *both_methods(), *wide, *after)
+    assert (row["one"], row["other"]) == (0.9, 0.8)
+    assert row["comparison"] == f"same window, after RL{TOO}{SIDES}SoS+ with beams 1 to 15"
+    gain = row_of("RL's gain, SoS+ with beams 1 to 15", *wide, *after)
+    assert (gain["one"], gain["other"], gain["paper"]) == (0.8, 0.7, "")
+
+
+@pytest.mark.parametrize("sweep", ["sft", "rl"])
+def test_the_chain_of_the_best_point_names_who_is_best(sweep, config):
+    """Of the swept stage alone; a model of the other one has no row."""
+    config = dataclasses.replace(
+        config, evaluate=dataclasses.replace(config.evaluate, sweep=sweep, temperatures=(1.0,))
+    )
+    wide = [made(WIDE, 7, chain=7), made(WIDE, 7, temperature=1.0)]
+    answered = {one.evaluation.name: one for one in (*both_methods(), *wide)}
+    found = [
+        row["comparison"]
+        for row in comparisons(Results(config, answered, [], {}))
+        if row["comparison"].startswith("sequential tokens of the best point")
+    ]
+    own = {"sft": "SoS+", "rl": "SoS+ after RL"}[sweep]
+    stronger = [f"sequential tokens of the best point{TOO}{SIDES}SoS+ with beams 1 to 15"]
+    assert found == [
+        f"sequential tokens of the best point{SIDES}{own}",
+        *(stronger if sweep == "sft" else []),
+    ]
+
+
+def test_without_rl_beams_1_to_15_do_not_compete_after_it(row_of):
+    wide = [made(WIDE, 8, seconds=0.5), made(WIDE, 8, temperature=1.0)]
     assert row_of("same window, after RL", *both_methods(), *wide)["other"] == 0.4
     assert row_of(f"same window, after RL{TOO}", *both_methods(), *wide) is None
     assert row_of(

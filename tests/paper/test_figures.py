@@ -21,7 +21,8 @@ from apr_jax.paper.results import read_run
 from apr_jax.paper.suite import BEAMS_1_TO_15
 from apr_jax.text.sentence_piece import SentencePieceTokenizer
 
-TRAINED = ("sos+/sft", "sos+/rl", BEAMS_1_TO_15, "apr/sft", "apr/rl")
+WIDE = f"{BEAMS_1_TO_15}/sft"
+TRAINED = ("sos+/sft", "sos+/rl", WIDE, "apr/sft", "apr/rl")
 OURS = "ours"
 PAPER = "the paper"
 
@@ -203,7 +204,7 @@ def test_total_tokens(results, temperature):
     colours = set()
     # With beams 1 to 15 there are votes where comparisons use them.
     for model, name, samples in (
-        (BEAMS_1_TO_15, "SoS+ with beams 1 to 15", 3 if temperature == 1 else 1),
+        (WIDE, "SoS+ with beams 1 to 15", 3 if temperature == 1 else 1),
         ("sos+/sft", "SoS+", 3),
     ):
         serial = results.get(model, temperature=temperature)
@@ -352,7 +353,7 @@ def test_latency(results, xlabel, cost, ends_of):
         curve = published_figures.LATENCY[method]
         assert tuple(heights) == curve.accuracy
         assert (places[0], places[-1]) == getattr(curve, ends_of) and (np.diff(places) > 0).all()
-    wide = results.get(BEAMS_1_TO_15)
+    wide = results.get(WIDE)
     assert (
         assert_scores(ours, "SoS+ with beams 1 to 15", [cost(wide)], [wide.accuracy()]).get_marker()
         == star.get_marker()

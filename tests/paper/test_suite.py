@@ -77,7 +77,11 @@ def test_every_evaluation_has_a_folder_of_its_own():
         "apr+drawn-sft-f3-p6",
         "apr+drawn-rl-f3-p6",
     ]
-    assert {one.model for one in suite.timed(made_run.EVALUATE)} == {*TRAINED, suite.BEAMS_1_TO_15}
+    rivals = (suite.BEAMS_1_TO_15, suite.BOTH_ENDS)
+    assert {one.model for one in suite.timed(made_run.EVALUATE)} == {
+        *TRAINED,
+        *(f"{folder}/{stage}" for folder in rivals for stage in suite.STAGES),
+    }
     assert {
         one.name
         for one in (*suite.timed(made_run.EVALUATE), *suite.timed_on_slots(made_run.EVALUATE))
