@@ -8,7 +8,7 @@ folder), whose stages `apr_jax.paper.stages` runs once each:
 
   1. model          OUT/model.safetensors, as `experiments/smollm2_model.py` makes it.
   2. countdown/...  Does pretraining help to learn the protocol? SmolLM2 and a network of scale nano
-                    from scratch learn from the same 2,000 demonstrations; validations say how right
+                    from scratch learn from the same 1,200 demonstrations; validations say how right
                     they are after how many examples.
   3. legs/...       Leg counting of reasoning-gym, where knowledge of the world matters: in one
                     thread, with a child for each item, and the latter once more with LoRA adapters;

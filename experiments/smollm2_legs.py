@@ -23,7 +23,7 @@ def experiment() -> Experiment:
         name="smollm2_legs",
         seed=0,
         task=TaskConfig("leg_counting_task.py:LegCounting"),
-        data=DataConfig(demonstrations=1_000, heldout=200),
+        data=DataConfig(demonstrations=600, heldout=200),
         model=ModelConfig(),
         limits=Limits(window=320, max_thread_tokens=384, max_threads=11, children=10, max_depth=1),
         schedule=Schedule(slots=32, prefill_batch=4, prefill_chunk=32, context_buckets=(160,)),
@@ -31,12 +31,12 @@ def experiment() -> Experiment:
             sft=SftConfig(
                 epochs=1,
                 batch_rows=2,
-                save_every=100,
+                save_every=50,
                 log_every=5,
                 optimizer=OptimizerConfig(lr=2e-4, warmup=20, decay=0.1),
             ),
             rl=RlConfig(
-                steps=10,
+                steps=8,
                 problems=12,
                 group=6,
                 objective=ObjectiveConfig(advantage="leave_one_out", kl=0.0),
@@ -46,5 +46,5 @@ def experiment() -> Experiment:
                 optimizer=OptimizerConfig(lr=1e-5, warmup=2, decay=0.1, weight_decay=0.0),
             ),
         ),
-        evaluate=EvalConfig(batch=64, problems=250, samples=1, temperatures=(), windows=(224, 160)),
+        evaluate=EvalConfig(batch=64, problems=120, samples=1, temperatures=(), windows=(224, 160)),
     )

@@ -40,7 +40,7 @@ bootstrap() {
   if [[ ! -f $folder/installed || $(<"$folder/installed") != "$installed" ]]; then
     "$python" -c '' 2>/dev/null || make_environment
     "$python" -m pip install --quiet --disable-pip-version-check --force-reinstall --no-deps "$wheel"
-    "$python" -m pip install --quiet --disable-pip-version-check "${wheel}[tpu,gcs,tensorboard,wandb]"
+    "$python" -m pip install --quiet --disable-pip-version-check "${wheel}[tpu,gcs,tasks,tensorboard,wandb]"
     "$folder/venv/bin/apr" --help >/dev/null || fail "the package is installed, but does not run"
     echo "$installed" >"$folder/installed"
   fi

@@ -165,7 +165,7 @@ start() {
   take_config "$@"
   load_config
   [[ $RUN == gs://* || $(count_hosts) -eq 1 ]] || say "RUN=$RUN must be a disk that all hosts of $TPU_NAME share"
-  to_hosts "$CONFIG"
+  to_hosts "$(dirname "$CONFIG")"/*.py # The config may name a file of tasks beside it.
   on_hosts all "bash apr/host.sh start $(printf '%q ' --config "apr/$(basename "$CONFIG")" --out "$RUN" "${WORDS[@]}")" ||
     fail "a host could not start the run (its lines are above)"
 }

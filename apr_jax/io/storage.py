@@ -38,7 +38,9 @@ _SCHEME = "gs://"
 # An address of any kind: a word, a colon and a slash. A single letter may be a drive instead.
 _ADDRESS = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]+):/")
 COPIES_VARIABLE = "APR_COPIES"
+# So many seconds lie between two copies of what has grown, and so many times those of the last one.
 _PUSH_SECONDS = 60.0
+_PUSH_PAUSE = 19
 # A bucket's service is given so long to answer, and after so long a line says what is waited for.
 _ANSWER_SECONDS = 30.0
 _TELL_SECONDS = 2.0
@@ -464,6 +466,7 @@ class Mirror:
         self._remote = folder if is_remote(folder) else None
         self._sent: dict[Path, tuple[int, int]] = {}
         self._pushed = time.monotonic()
+        self._pause = _PUSH_SECONDS
         if self._remote is None:
             self.local = folder
             return
@@ -500,11 +503,11 @@ class Mirror:
         """Copies the files that have changed to the bucket.
 
         Args:
-          seldom: whether to do so at most once a minute.
+          seldom: whether to do so at most once a minute, and in at most a twentieth of the time.
         """
-        if self._remote is None or (seldom and time.monotonic() - self._pushed < _PUSH_SECONDS):
+        began = time.monotonic()
+        if self._remote is None or (seldom and began - self._pushed < self._pause):
             return
-        self._pushed = time.monotonic()
         with bucket_errors(self._remote):
             for path in sorted(self.local.rglob("*")):
                 if not path.is_file():
@@ -513,6 +516,9 @@ class Mirror:
                 if self._sent.get(path) != state:
                     _copy(path, self._remote / path.relative_to(self.local).as_posix())
                     self._sent[path] = state
+        # Whole files are copied, so it takes longer as they grow, and then it is done less often.
+        self._pushed = time.monotonic()
+        self._pause = max(_PUSH_SECONDS, _PUSH_PAUSE * (self._pushed - began))
 
 
 def _state(path: Path) -> tuple[int, int]:

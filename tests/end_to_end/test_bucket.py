@@ -21,6 +21,7 @@ from helpers.whole_runs import repeatable
 
 from apr_jax.errors import LostLease, UsageError, UserError
 from apr_jax.evaluate.runner import evaluate
+from apr_jax.io import storage
 from apr_jax.io.lease import Lease, _Bucket, _started
 from apr_jax.io.storage import (
     Mirror,
@@ -113,6 +114,26 @@ def test_mirror_brings_old_files_and_pushes_changes(folder):
         (mirror.local / "deep" / "new.txt").write_text("three")
     assert (folder / "deep" / "new.txt").read_text() == "three"
     assert not mirror.local.exists()
+
+
+def test_what_takes_long_to_copy_is_copied_seldom(folder, monkeypatch):
+    """Whole files are copied, however little was added to them."""
+    monkeypatch.setattr(storage, "_PUSH_SECONDS", 0.0)
+    copied = []
+    copy = storage._copy
+
+    def slow_copy(*paths):
+        copied.append(paths)
+        time.sleep(0.5)  # So the next one is due after 9.5 s.
+        copy(*paths)
+
+    with Mirror(folder, ["*.txt"]) as mirror:
+        monkeypatch.setattr(storage, "_copy", slow_copy)
+        for number in range(20):
+            (mirror.local / "log.txt").write_text(str(number))
+            mirror.push(seldom=True)
+        assert (folder / "log.txt").read_text() == "0" and len(copied) == 1
+    assert (folder / "log.txt").read_text() == "19"
 
 
 def test_late_scores_reach_bucket_before_checkpoint_is_completed(folder):

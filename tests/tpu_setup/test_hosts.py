@@ -43,7 +43,7 @@ done; fi
     assert f"python3 -m uv venv --quiet --clear --seed --python 3.12 {home}/apr/venv" in said
     assert (
         "venv -m pip install --quiet --disable-pip-version-check"
-        f" {home}/apr/a.whl[tpu,gcs,tensorboard,wandb]" in said
+        f" {home}/apr/a.whl[tpu,gcs,tasks,tensorboard,wandb]" in said
     )
 
 
