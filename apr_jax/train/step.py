@@ -231,19 +231,14 @@ def place_rows(rows: Rows, size: int, mesh: Mesh) -> Rows:
       size: rows of the whole batch.
       mesh: the mesh.
     """
-    place_of = {row: place for place, row in enumerate(HeldRows.of(size, mesh).mine)}
     split = batch_sharding(mesh)
-
-    def lay_out(values: np.ndarray) -> jax.Array:
-        def part(index: tuple[slice, ...]) -> np.ndarray:
-            """Returns the rows of one device, which follow each other in `rows` too."""
-            first, end, _ = index[0].indices(size)
-            place = place_of[first]
-            return values[place : place + end - first]
-
-        return jax.make_array_from_callback((size, *values.shape[1:]), split, part)
-
-    return jax.tree.map(lambda x: lay_out(np.asarray(x)), rows)
+    # JAX cannot tell the shape from the rows alone where processes share some of theirs.
+    return jax.tree.map(
+        lambda x: jax.make_array_from_process_local_data(
+            split, np.asarray(x), (size, *x.shape[1:])
+        ),
+        rows,
+    )
 
 
 def place_forest(
