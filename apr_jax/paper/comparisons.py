@@ -143,13 +143,13 @@ def comparisons(results: Results) -> list[_Row]:
       compared; "" if nothing was chosen) and `note`.
     """
     possible: Iterable[_Comparison | None] = (
-        *_compared(results, _window, "rl"),
-        *_compared(results, _window, "sft"),
+        *_compared(results, _window, "rl", among=("rl",)),
+        *_compared(results, _window, "sft", among=("sft",)),
         *_compared(results, _tokens, "rl"),
         *_compared(results, _tokens, "sft"),
         *_compared(results, _tokens_at_best),
         *_compared(results, _latency),
-        *_compared(results, _sequential),
+        *_compared(results, _sequential, among=(results.config.evaluate.sweep,)),
         *_compared(results, _no_more_sequential),
         *_rl(results),
         *_compared(results, _budget, "rl"),
@@ -159,25 +159,25 @@ def comparisons(results: Results) -> list[_Row]:
 
 
 def _compared(
-    results: Results, compare: Callable[..., _Comparison | None], *stage: str
+    results: Results,
+    compare: Callable[..., _Comparison | None],
+    *stage: str,
+    among: Sequence[str] = STAGES,
 ) -> Iterable[_Comparison | None]:
     """Compares with SoS+ with published beams, and then with stronger serial searches too.
 
-    `compare` takes the results, the serial models and `stage`.
+    Args:
+      results: the evaluations.
+      compare: takes the results, the serial models and `stage`.
+      *stage: the stage of APR, where there is a row for each.
+      among: the stages whose serial models compete.
     """
     yield compare(results, _PUBLISHED_BEAMS, *stage)
 
     serial = _PUBLISHED_BEAMS
     named: list[str] = []
-    # Some comparisons are of models of one stage alone.
-    if compare is _window:
-        competing: Sequence[str] = stage
-    elif compare is _sequential:
-        competing = (results.config.evaluate.sweep,)
-    else:
-        competing = STAGES
     for folder, words in STRONGER.items():
-        models = [f"{folder}/{one}" for one in competing]
+        models = [f"{folder}/{one}" for one in among]
         if not any(_was_evaluated(results, model) for model in models):
             continue
         serial = (*serial, *models)
