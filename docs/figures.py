@@ -369,6 +369,41 @@ def early_arms() -> list[str]:
 
 
 @table
+def families_parity() -> Rows:
+    """Compares small random networks of each family with transformers, level by level."""
+    found = read(EXPERIMENTS / "pretrained" / "parity.json")
+    rows = [
+        [
+            "family",
+            "first weight",
+            "output of each layer",
+            "logits in one pass",
+            "logits token by token",
+            "export read by transformers",
+            "error in bfloat16, of theirs: mean, largest",
+        ]
+    ]
+    for family, levels in found["families"].items():
+        rows.append(
+            [
+                family,
+                _same(levels["same_first_weight"]),
+                f"{levels['layers']:.1e}",
+                f"{levels['logits']:.1e}",
+                f"{levels['decoding']:.1e}",
+                _same(levels["same_exported"]),
+                f"{levels['bfloat16_mean']:.2f}, {levels['bfloat16_largest']:.2f}",
+            ]
+        )
+    return rows
+
+
+def _same(holds: bool) -> str:
+    """Says whether two arrays are the same to the bit."""
+    return "same bits" if holds else "differs"
+
+
+@table
 def smollm2_parity() -> Rows:
     """Compares a real model with what transformers computes of it."""
     found = read(EXPERIMENTS / "smollm2" / "parity.json")

@@ -19,6 +19,7 @@ from apr_jax.bench.paired import Contestant, Result, measured
 from apr_jax.bench.peers import installed, opened
 from apr_jax.bench.plain_decoding import PROMPT, decoding
 from apr_jax.errors import UsageError
+from apr_jax.io.terminal import Terminal
 from apr_jax.model.config import ModelConfig
 from apr_jax.model.transformer import Params, cast_weights
 from apr_jax.threads import Schedule
@@ -119,7 +120,7 @@ def bench_decode(
             )
 
     params = cast_weights(model.params, config.dtype)
-    names = list(peers) or installed()
+    names = list(peers) or _readers(installed(), config)
     with opened(names, params, config) as others:
         for batch in batches:
             size = bytes_a_step(params, config, batch, new)
@@ -135,6 +136,21 @@ def bench_decode(
             ]
             part = f"decode in {config.dtype}, batch {batch}"
             yield Measured(batch, size, measured(part, contestants, repeats))
+
+
+def _readers(peers: Sequence[str], config: ModelConfig) -> list[str]:
+    """Returns the peers that get a network's weights; names the others in a line on stderr.
+
+    The file for llama.cpp is written of a Llama without RoPE scaling alone.
+    """
+    is_plain_llama = not (config.qkv_bias or config.qk_norm or config.rope_scaling.factor > 1)
+    if is_plain_llama or "llama.cpp" not in peers:
+        return list(peers)
+    Terminal(stderr=True, soft_wrap=True).print(
+        "without llama.cpp: its file is written of a Llama without RoPE scaling alone",
+        markup=False,
+    )
+    return [name for name in peers if name != "llama.cpp"]
 
 
 def engine(params: Params, config: ModelConfig, batch: int, new: int, layout: Layout) -> Contestant:

@@ -22,7 +22,7 @@ from apr_jax.model.transformer import forward, init_params
 from apr_jax.threads import Limits, Schedule, ThreadForest, make_prompts
 from apr_jax.threads import protocol as p
 from apr_jax.train.config import ObjectiveConfig
-from apr_jax.train.distributed import place
+from apr_jax.train.distributed import place_on_mesh
 from apr_jax.train.policy import make_policy_rollout
 from apr_jax.train.rl.objective import policy_loss, token_weights
 from apr_jax.train.rl.rescoring import sampled_logprobs, token_logprobs
@@ -123,7 +123,7 @@ def _as_in_training(params: Any, rows: Rows, mesh: Mesh) -> tuple[np.ndarray, An
 
     # Rows and weights are split over the devices; each device has all of the rest.
     split = batch_sharding(mesh)
-    batch = jax.tree.map(lambda field: place(field, split), (rows, _weights(rows)))
+    batch = jax.tree.map(lambda field: place_on_mesh(field, split), (rows, _weights(rows)))
     params, advantages = jax.tree.map(
         lambda leaf: place_everywhere(leaf, mesh), (params, _advantages())
     )

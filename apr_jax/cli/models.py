@@ -179,7 +179,11 @@ def export(
         load_pretrained,
     )
     from apr_jax.train.checkpoint.exported import SUFFIX, export_file
-    from apr_jax.train.checkpoint.hf_folder import check_folder, export_folder
+    from apr_jax.train.checkpoint.hf_folder import (
+        check_folder,
+        export_folder,
+        tokenizer_warning,
+    )
 
     is_file = out.suffix == SUFFIX
     if is_file and adapter:
@@ -198,8 +202,12 @@ def export(
         export_file(load_checkpoint(checkpoint), out)
         typer.echo(f"model: {out}")
     else:
-        export_folder(load_pretrained(checkpoint), out)
+        pretrained = load_pretrained(checkpoint)
+        export_folder(pretrained, out)
         typer.echo(f"model and tokenizer: {out}")
+        warning = tokenizer_warning(pretrained)
+        if warning:
+            typer.echo(f"warning: {warning}", err=True)
 
 
 @models_app.command(

@@ -155,7 +155,7 @@ def _write(thread: Thread, tokenizer: Tokenizer) -> _Writer:
     return writer
 
 
-def read_thread(streams: list[ThreadTokens], tokenizer: Tokenizer, thread_index: int = 0) -> Thread:
+def read_thread(threads: list[ThreadTokens], tokenizer: Tokenizer, thread_index: int = 0) -> Thread:
     """Reads the text of a thread and of all below it: the inverse of `tokenize_tree`.
 
     Texts that follow each other in a body come back as one.
@@ -164,10 +164,10 @@ def read_thread(streams: list[ThreadTokens], tokenizer: Tokenizer, thread_index:
       ValueError: the tokens do not follow the protocol, or a message or joined answer differs from
         what the child's own tokens say.
     """
-    stream = streams[thread_index]
-    children = [index for index, other in enumerate(streams) if other.parent == thread_index]
-    tokens = stream.tokens.tolist()
-    prompt_length = int(np.argmax(stream.sampled))
+    thread = threads[thread_index]
+    children = [index for index, other in enumerate(threads) if other.parent == thread_index]
+    tokens = thread.tokens.tolist()
+    prompt_length = int(np.argmax(thread.sampled))
     join_at = _find(tokens, JOIN, prompt_length, thread_index)
 
     body: list[str | Spawn] = []
@@ -176,9 +176,9 @@ def read_thread(streams: list[ThreadTokens], tokenizer: Tokenizer, thread_index:
     while start < join_at:
         if tokens[start] == SPAWN:
             spawned = tuple(
-                read_thread(streams, tokenizer, child)
+                read_thread(threads, tokenizer, child)
                 for child in children
-                if streams[child].round == spawn_round
+                if threads[child].round == spawn_round
             )
             stop = _check_spawn(tokens, start, spawned, spawn_round, tokenizer, thread_index)
             body.append(Spawn(spawned))

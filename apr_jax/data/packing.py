@@ -240,8 +240,8 @@ def pack_trees(
     Raises:
       ValueError: a thread is longer than a row, or `rows` rows do not hold all threads.
     """
-    streams = [stream for tree in trees for stream in tree]
-    lengths = np.array([len(stream.tokens) for stream in streams], np.int64)  # [n]
+    threads = [thread for tree in trees for thread in tree]
+    lengths = np.array([len(thread.tokens) for thread in threads], np.int64)  # [n]
     tree_index = np.repeat(np.arange(len(trees)), [len(tree) for tree in trees])  # [n]
 
     placement = place(lengths, length, rows)
@@ -250,7 +250,7 @@ def pack_trees(
     row_count = placement.rows if rows is None else rows
 
     fields = {
-        name: np.concatenate([getattr(stream, name) for stream in streams])
+        name: np.concatenate([getattr(thread, name) for thread in threads])
         for name in ("tokens", "position", "hidden_block", "sampled")
     }
     fields["logprob"] = np.zeros(len(fields["tokens"]), np.float32)

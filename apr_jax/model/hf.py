@@ -4,7 +4,7 @@
     FOLDER/model.safetensors              weights in float32, bfloat16 or float16; every matrix is
                                           [out, in], and the names of a layer's tensors begin with
                                           "model.layers.<index>."
-    FOLDER/model.safetensors.index.json   in place of the one file: which of several files holds
+    FOLDER/model.safetensors.index.json   if there is no such file: which of several files holds
                                           each tensor
 
 `train/checkpoint/hf_folder.py` puts the tokenizer beside these files.
@@ -60,14 +60,15 @@ FAMILIES = {
     "Qwen3ForCausalLM": _Family("qwen3", qk_norm=True, head_size=128),
 }
 
-# Settings for which these networks have no other choice here. One that is missing or null has this
-# value in transformers too.
+# Settings that must have exactly these values. transformers assumes the same values where a setting
+# is missing or null.
 _FIXED = {
     "hidden_act": "silu",
     "attention_bias": False,
     "mlp_bias": False,
     "partial_rotary_factor": 1.0,
     "rope_interleaved": False,
+    "use_mrope": False,
     "use_sliding_window": False,
     "pretraining_tp": 1,
     "is_encoder_decoder": False,
@@ -95,6 +96,7 @@ _READ = {
     "dtype",
     "torch_dtype",
     "layer_types",
+    "original_max_position_embeddings",
     "quantization_config",
 }
 # Settings that do not change what the network computes from tokens. Sliding windows are off here
@@ -121,7 +123,6 @@ _NEUTRAL = {
     "max_position_embeddings",
     "max_window_layers",
     "num_return_sequences",
-    "original_max_position_embeddings",
     "output_attentions",
     "output_hidden_states",
     "problem_type",
@@ -138,7 +139,8 @@ _NEUTRAL = {
     "unsloth_version",
     "use_cache",
 }
-# Neither do those of which token begins, ends or fills a text: `unk_token_id` and its like.
+# Settings with this ending do not change the network either: they name the tokens that begin, end
+# or fill a text.
 _SPECIAL_TOKEN = "_token_id"
 # Field of RopeScaling -> its name in config.json.
 _SCALING = {
@@ -182,11 +184,15 @@ _LAYER = {
     "mlp.up_proj.weight": _Source("gate_up", 1, half=1),
     "mlp.down_proj.weight": _Source("down", 1),
 }
-_POSITIONS = 4096  # Other programs size their tables by it; the network has no longest position.
+# Other programs take no longer texts than config.json says. The network has no longest position.
+_POSITIONS = 4096
+# Tensors with this ending follow from config.json. Folders of older versions of transformers hold
+# them, and newer versions leave them unread.
+_COMPUTED = "rotary_emb.inv_freq"
 
 
 def to_hf(
-    params: Params, config: ModelConfig, vocab: int
+    params: Params, config: ModelConfig, vocab: int, window: int = 0
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Converts parameters to tensors by their Hugging Face names, and the content of config.json.
 
@@ -194,6 +200,7 @@ def to_hf(
       params: see `init_params`.
       config: the model's shape.
       vocab: V.
+      window: positions of the window in which the model was trained; 0 if that is unknown.
 
     Raises:
       UserError: no family has both biases and norms of queries and keys.
@@ -219,7 +226,7 @@ def to_hf(
         "rope_theta": config.rope_base,
         **_described_scaling(config.rope_scaling),
         "vocab_size": vocab,
-        "max_position_embeddings": _POSITIONS,
+        "max_position_embeddings": _positions(config, window),
         # Without these fields other programs would stop at token 2.
         "bos_token_id": None,
         "eos_token_id": None,
@@ -227,13 +234,19 @@ def to_hf(
     return tensors, described
 
 
-def save_hf(params: Params, config: ModelConfig, folder: Path) -> None:
+def save_hf(params: Params, config: ModelConfig, folder: Path, window: int = 0) -> None:
     """Writes config.json and the weights to a folder, which is made if it is missing.
+
+    Args:
+      params: see `init_params`.
+      config: the model's shape.
+      folder: the folder.
+      window: see `to_hf`.
 
     Raises:
       UserError: a file cannot be written.
     """
-    tensors, described = to_hf(params, config, params["embed"].shape[0])
+    tensors, described = to_hf(params, config, params["embed"].shape[0], window)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / CONFIG, described)
@@ -262,6 +275,8 @@ def load_hf(folder: Path) -> tuple[Params, ModelConfig]:
     missing = dict.fromkeys(parts)
     tied_heads = []  # Copies of the embedding, with their files.
     for path, name, tensor in _read_tensors(folder):
+        if name.endswith(_COMPUTED):
+            continue
         if name == "lm_head.weight" and config.tied:
             tied_heads.append((path, tensor))
             continue
@@ -312,6 +327,13 @@ def read_config(path: Path) -> tuple[ModelConfig, int]:
         raise UsageError(f"{path} has no field {error}, which {CONFIG} must have") from error
     except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise UsageError(f"{path} does not describe a network: {error}") from error
+
+
+def _positions(config: ModelConfig, window: int) -> int:
+    """Returns how many positions other programs shall let a text have."""
+    scaling = config.rope_scaling
+    stretched = int(scaling.factor * scaling.original_length) if scaling.factor > 1 else 0
+    return max(_POSITIONS, window, stretched)
 
 
 def _architecture(config: ModelConfig) -> str:
@@ -377,8 +399,7 @@ def _model_config(described: Mapping[str, Any], family: _Family, path: Path) -> 
     width = described["hidden_size"]
     if family.head_size is None and "head_dim" not in described and width % heads:
         raise UsageError(f"{path}: num_attention_heads={heads} must divide hidden_size={width}")
-    rope = dict(described.get("rope_parameters", {}))  # transformers 5 writes it apart.
-    rope |= described.get("rope_scaling", {})
+    rope = _rotary_settings(described, path)
     rope_base = rope.pop("rope_theta", described.get("rope_theta", 10_000.0))
     dtype = described.get("dtype", described.get("torch_dtype", "float32"))
     return ModelConfig(
@@ -394,6 +415,29 @@ def _model_config(described: Mapping[str, Any], family: _Family, path: Path) -> 
         # There is no computation in float16, whose range is too small for training.
         dtype="bfloat16" if dtype == "bfloat16" else "float32",
     )
+
+
+def _rotary_settings(described: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """Returns the settings of the rotary embedding, which transformers 5 writes under another name.
+
+    Raises:
+      UsageError: two places disagree. Versions of transformers differ in which of them counts.
+    """
+    older = described.get("rope_scaling") or {}
+    newer = described.get("rope_parameters") or {}
+    if older and newer and older != newer:
+        raise UsageError(
+            f"{path}: rope_scaling={_shown(older)} and rope_parameters={_shown(newer)} must be the"
+            " same where both are set"
+        )
+    rope = dict(older or newer)
+    length = "original_max_position_embeddings"
+    if length in rope and described.get(length, rope[length]) != rope[length]:
+        raise UsageError(
+            f"{path}: {length}={_shown(described[length])}, but {_shown(rope[length])} among the"
+            " settings of the rotary embedding; must be the same"
+        )
+    return rope
 
 
 def _read_scaling(rope: dict[str, Any], path: Path) -> RopeScaling:
@@ -476,12 +520,15 @@ def _read_tensors(folder: Path) -> Iterator[tuple[Path, str, np.ndarray]]:
 
 
 def _weight_files(folder: Path) -> list[Path]:
-    """Returns the files that hold the weights: one, or those that the index names."""
+    """Returns the files that hold the weights: one, or else those that the index names.
+
+    Where a folder has both, transformers reads the one file too.
+    """
+    if (folder / WEIGHTS).is_file():
+        return [folder / WEIGHTS]
     index = folder / INDEX
     if not index.is_file():
-        if not (folder / WEIGHTS).is_file():
-            raise UsageError(f"{folder}: has neither {WEIGHTS} nor {INDEX}; weights are read there")
-        return [folder / WEIGHTS]
+        raise UsageError(f"{folder}: has neither {WEIGHTS} nor {INDEX}; weights are read there")
 
     try:
         names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))

@@ -100,7 +100,8 @@ def merge(adapters: Params, params: Params, base: Params, scale: float) -> Param
 
     Args:
       adapters: see `init_adapters`.
-      params: parameters of the model, with any adapters. Those that no adapter changes are taken.
+      params: the model's parameters, whatever adapters are merged into them: only values that no
+        adapter changes are read.
       base: see `frozen`.
       scale: factor of all products A B.
     """

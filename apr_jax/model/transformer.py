@@ -124,8 +124,8 @@ def decoder_layer(
       attention: `attention(q [R, S, H, K], k [R, G, S, K], v [R, G, S, K]) -> (mean values
         [R, S, H, K], state)`, where the state is whatever the attention wants kept: a cache, or
         None.
-      partial: names of the matrices of which this device has some of the rows, and the others of
-        the mesh axis `tensor` the rest. Their products are added up over that axis.
+      partial: names of the matrices whose rows are split over the mesh axis `tensor`. Each device
+        multiplies by its own rows, and the products are added up over that axis.
 
     Returns:
       the residual stream after the layer, and the attention's state.

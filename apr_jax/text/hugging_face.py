@@ -9,6 +9,7 @@ a message cannot act for them either.
 """
 
 import json
+import unicodedata
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -95,8 +96,9 @@ class HuggingFaceTokenizer(Tokenizer):
         """Encodes a text to ids, never to a control id or a special piece's; "" gives no ids.
 
         Raises:
-          UsageError: the ids would not give the text back, up to the tokenizer's own normalization
-            (Unicode NFC, for example). The message names the first character that is to blame.
+          UsageError: the ids would not give the text back. The tokenizer may write equivalent
+            characters in their composed form (Unicode NFC). The message names the first character
+            that is to blame.
         """
         ids = self._encode(text)
         if ids is None:
@@ -119,11 +121,7 @@ class HuggingFaceTokenizer(Tokenizer):
 
         ids = [len(CONTROL_PIECES) + token for token in found]
         decoded = self.decode(ids)
-        normalizer = self._tokenizer.normalizer
-        is_same = decoded == text or (
-            normalizer is not None and decoded == normalizer.normalize_str(text)
-        )
-        return ids if is_same else None
+        return ids if decoded in (text, unicodedata.normalize("NFC", text)) else None
 
     def decode(self, ids: Iterable[int]) -> str:
         """Decodes ids to a text; control ids and the tokenizer's own special pieces are dropped."""

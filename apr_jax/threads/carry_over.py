@@ -12,16 +12,17 @@ soon as enough groups are finished. The life of a tree over several calls:
 4. All trees of its group are finished, and the group is returned whole. Each token has the version
    of the policy that drew it.
 
-A call leaves its groups in the order of their age. So older trees get decode slots first, and the
-oldest of the finished groups are returned. The groups that a call finds may stand in another order,
-where groups of several shards go on as those of one; of these, too, the oldest are returned.
+A call leaves its groups in the order of their age, so that older trees get decode slots first in
+the next call. If that call runs on fewer shards, it finds several such lists one behind the other.
+Whatever the order, a call returns the oldest of its finished groups.
 
 The staleness of a tree is the number of versions between its first policy and the one that is about
 to learn from it. To bound it, a call also finishes every group that would become too old. These are
 among the E carried groups, and a call returns P groups, so E may be at most P.
 
-The versions of tokens are written once a call, and not once a token: those of a call are what a
-thread's token sequence has grown by. So a decode step is the same with and without carry-over.
+Versions are written once a call, not once a token: after a call, all tokens by which a token
+sequence has grown get the version of the call. So a decode step is the same with and without
+carry-over.
 
 Shapes: P groups that a call begins and returns, E groups that it carries over, G trees a group, B
 trees, T threads a tree, L tokens a thread.
@@ -123,7 +124,7 @@ def new_trees(
     prompts = jax.tree.map(jnp.asarray, prompts)
     threads = initial_threads(prompts, key, limits)
     return CarriedTrees(
-        threads=_leave_table(threads, limits),
+        threads=_to_relative_rows(threads, limits),
         prompts=prompts,
         version=jnp.zeros_like(threads.tokens),
         begun=jnp.full_like(prompts.tree, version),
@@ -173,6 +174,7 @@ def carry_over_rollout(
 
     begun_now = new_trees(prompts, key, version, limits)
     trees = jax.tree.map(lambda *both: jnp.concatenate(both), carried, begun_now)
+    # Groups that began `max_staleness` versions ago must be finished by this call. [P + E]
     is_due = _by_group(trees.begun, groups)[:, 0] <= version - carry_over.max_staleness
 
     def finished_groups(threads: Threads) -> Bool[Array, " groups"]:
@@ -182,7 +184,7 @@ def carry_over_rollout(
         finished = finished_groups(threads)
         return (jnp.sum(finished) >= returned) & jnp.all(finished | ~is_due)
 
-    before = _enter_table(trees.threads, limits)
+    before = _to_table(trees.threads, limits)
     state, work = grow(
         decode, init_cache, params, before, trees.prompts, limits, schedule, is_enough
     )
@@ -191,7 +193,7 @@ def carry_over_rollout(
     place = jnp.arange(limits.max_thread_tokens)[None, :]  # [1, L]
     is_new = place >= before.length[:, None]  # [B * T, L]
     trees = CarriedTrees(
-        threads=_leave_table(after, limits),
+        threads=_to_relative_rows(after, limits),
         prompts=trees.prompts,
         version=jnp.where(is_new, version, trees.version),
         begun=trees.begun,
@@ -204,7 +206,7 @@ def carry_over_rollout(
     others = others[jnp.argsort(begun[others], stable=True)]
     grown = _take_groups(trees, order[:returned], groups)
     left = _take_groups(trees, others, groups)
-    return _returned(grown, limits), left, work
+    return _to_grown_trees(grown, limits), left, work
 
 
 def _count_groups(prompts: Prompts, carry_over: CarryOver) -> int:
@@ -227,7 +229,7 @@ def _by_group(values: Array, groups: int) -> Array:
 
 
 def _take_groups(trees: _Trees, chosen: Int[Array, " n"], groups: int) -> _Trees:
-    """Returns the chosen ones of so many groups of trees."""
+    """Returns the chosen groups of trees that consist of `groups` groups."""
 
     def take(leaf: Array) -> Array:
         rows = _by_group(leaf, groups)[chosen]
@@ -236,13 +238,13 @@ def _take_groups(trees: _Trees, chosen: Int[Array, " n"], groups: int) -> _Trees
     return jax.tree.map(take, trees)
 
 
-def _leave_table(threads: Threads, limits: Limits) -> dict[str, jax.Array]:
-    """Returns the fields of a table, with rows counted from the root of each tree."""
+def _to_relative_rows(threads: Threads, limits: Limits) -> dict[str, jax.Array]:
+    """Returns the fields of a table in which rows count from the root of each tree."""
     return vars(_shift_rows(threads, -_root_rows(threads, limits)))
 
 
-def _enter_table(fields: dict[str, jax.Array], limits: Limits) -> Threads:
-    """Makes a table of what `_leave_table` returned, of trees that may stand in other places."""
+def _to_table(fields: dict[str, jax.Array], limits: Limits) -> Threads:
+    """Undoes `_to_relative_rows`, for trees that may have changed places."""
     threads = Threads(**fields)
     return _shift_rows(threads, _root_rows(threads, limits))
 
@@ -253,7 +255,7 @@ def _root_rows(threads: Threads, limits: Limits) -> Int[Array, " rows"]:
 
 
 def _shift_rows(threads: Threads, by: Int[Array, " rows"]) -> Threads:
-    """Adds to all that counts rows."""
+    """Adds `by` to every field that holds an index of a row."""
     return dataclasses.replace(
         threads,
         parent=jnp.where(threads.parent == NO_PARENT, NO_PARENT, threads.parent + by),
@@ -263,8 +265,8 @@ def _shift_rows(threads: Threads, by: Int[Array, " rows"]) -> Threads:
     )
 
 
-def _returned(trees: CarriedTrees, limits: Limits) -> GrownTrees:
-    """Makes finished trees what a call returns of them."""
+def _to_grown_trees(trees: CarriedTrees, limits: Limits) -> GrownTrees:
+    """Makes the result of a call from its finished trees."""
     forest = to_forest(Threads(**trees.threads), limits)
     version = trees.version.reshape(forest.tokens.shape)
     return GrownTrees(

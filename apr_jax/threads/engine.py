@@ -68,8 +68,8 @@ def tree_rollout(
         be stored for it. All other positions are below `cache_length`, a Python int: the model may
         leave the rest of its cache unread.
       init_cache: `init_cache(slots, cache_length)` makes an empty cache for positions below
-        `cache_length`. The first axis of every leaf is the decode slot. The leaves for a shorter
-        cache are corners of those for the whole window.
+        `cache_length`. The first axis of every leaf is the decode slot. On every other axis, a leaf
+        of a shorter cache holds the first entries of the same leaf for the whole window.
       params: the model's parameters, passed on to `decode`.
       prompts: the prompts of B roots, of at most window - 1 tokens each.
       key: a typed PRNG key, threefry. A tree's tokens follow from (key, prompts.tree) and from
@@ -107,8 +107,9 @@ def grow(
 ) -> tuple[RolloutState, Work]:
     """Decodes the trees of a table of threads until `is_enough(threads)`.
 
-    It is asked whenever some threads have left their decode slots. What it can see of running
-    threads is older than their decode slots' registers.
+    `is_enough` is called whenever some threads have left their decode slots. Of a thread that still
+    runs, its row of the table is as it was when the thread took its decode slot, except for the
+    recorded tokens.
 
     Args:
       decode: the model, see `tree_rollout`.

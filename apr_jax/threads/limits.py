@@ -87,7 +87,7 @@ class Schedule:
     small_batch_sizes: tuple[int, ...] = ()
 
     def cache_lengths(self, window: int) -> tuple[int, ...]:
-        """Lengths for which the decode loop is compiled: the buckets below the window, and it."""
+        """Returns the lengths that the decode loop is compiled for: buckets, then the window."""
         return (*(bucket for bucket in self.context_buckets if bucket < window), window)
 
     def __post_init__(self):

@@ -166,7 +166,7 @@ def _read_contexts(
 def _insert(cache: Any, slot: Int[Array, " E"], fresh: Any) -> Any:
     """Replaces the decode slots' rows of the cache by those of a fresh cache.
 
-    The leaves of a fresh cache may be shorter: they are corners of the cache's.
+    A leaf of a fresh cache may be shorter; it then holds the first entries of each axis.
     """
 
     def insert_leaf(leaf: Array, fresh_leaf: Array) -> Array:

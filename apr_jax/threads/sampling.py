@@ -15,8 +15,8 @@ from jaxtyping import Array, Bool, Float, Int, UInt8, UInt32
 from apr_jax.threads import protocol as p
 from apr_jax.threads.keys import token_key
 
-# So many numbers of the logits are drawn from at once. Log-probs, noise and what sorting needs are
-# several arrays of that size.
+# The most logits (decode slots x vocabulary) from which tokens are drawn at once. Log-probs, noise
+# and sorting take several arrays of this size.
 _BLOCK = 2**20
 _CLASS_OF_CONTROL = {
     p.SPAWN: p.ALLOW_SPAWN,
@@ -71,15 +71,15 @@ def draw(
     """
     slots, vocab = logits.shape
     size = _slots_at_once(slots, vocab)
-    settings = (logits, thread_key, index, temperature, top_k, top_p, allowed)
+    arguments = (logits, thread_key, index, temperature, top_k, top_p, allowed)
     if size == slots:
-        return _draw_at_once(*settings)
+        return _draw_at_once(*arguments)
 
     def cut(x: ArrayLike) -> Array:
         x = jnp.asarray(x)
         return x.reshape(slots // size, size, *x.shape[1:])
 
-    token, logprob = jax.lax.map(lambda some: _draw_at_once(*some), tuple(map(cut, settings)))
+    token, logprob = jax.lax.map(lambda some: _draw_at_once(*some), tuple(map(cut, arguments)))
     return token.reshape(slots), logprob.reshape(slots)
 
 

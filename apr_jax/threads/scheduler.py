@@ -138,8 +138,8 @@ def write(threads: Threads, row: Int[Array, " n"], **fields: Array) -> Threads:
     return dataclasses.replace(threads, **updated)
 
 
-def children_ended(threads: Threads, parent: Int[Array, " n"]) -> Threads:
-    """Counts one child of each of these parents as ended; NO_PARENT is ignored."""
+def count_ended_children(threads: Threads, parent: Int[Array, " n"]) -> Threads:
+    """Takes one ended child off `pending` of each of these parents; NO_PARENT is ignored."""
     row = jnp.where(parent == NO_PARENT, threads.rows, parent)
     return dataclasses.replace(threads, pending=threads.pending.at[row].add(-1, mode="drop"))
 
@@ -258,7 +258,7 @@ def release(threads: Threads, slots: DecodeSlots) -> tuple[Threads, DecodeSlots]
     )
 
     ended = stopped & ~waits
-    threads = children_ended(threads, jnp.where(ended, read(threads.parent, row), NO_PARENT))
+    threads = count_ended_children(threads, jnp.where(ended, read(threads.parent, row), NO_PARENT))
     return threads, dataclasses.replace(slots, row=jnp.where(stopped, threads.rows, row))
 
 

@@ -75,7 +75,7 @@ def make_rollout(
     def rollout(params: Any, prompts: Prompts, key: jax.Array) -> tuple[ThreadForest, Work]:
         _check_batch(prompts.tokens.shape[0], _count_shards(mesh, axes))
         check_key(key)
-        prepared = prepare(params)  # Before they are gathered.
+        prepared = prepare(params)  # Still split over the mesh; `shard_map` gathers the result.
         mapped = jax.shard_map(
             shard,
             mesh=mesh,
@@ -106,10 +106,10 @@ def make_carry_over_rollout(
 ) -> CarryOverRollout:
     """Makes the jitted `rollout(params, carried, prompts, key, version)` for a mesh.
 
-    It returns what `carry_over_rollout` does. Every shard has its own share of the groups, and
-    stops when that share is finished. So which groups a call returns depends on the number of
-    shards and on the schedule, and with it which policy draws a token. While the policy stays the
-    same, the trees do not.
+    It returns what `carry_over_rollout` does. Each shard has its own share of the groups and stops
+    when enough of that share is finished. So the number of shards and the schedule decide which
+    groups a call returns, and thereby which policy draws a token. As long as the policy does not
+    change, no tree depends on them.
 
     Args:
       decode: the model's decoding, see `tree_rollout`.
@@ -161,7 +161,7 @@ def make_carry_over_rollout(
         for trees in (carried.prompts.tokens.shape[0], prompts.tokens.shape[0]):
             _check_batch(trees, _count_shards(mesh, axes), carry_over.group)
         check_key(key)
-        prepared = prepare(params)  # Before they are gathered.
+        prepared = prepare(params)  # Still split over the mesh; `shard_map` gathers the result.
         mapped = jax.shard_map(
             shard,
             mesh=mesh,

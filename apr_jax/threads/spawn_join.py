@@ -15,7 +15,14 @@ from jaxtyping import Array, Bool, Int, UInt32
 from apr_jax.threads import keys, protocol
 from apr_jax.threads.forest import NO_PARENT, Status
 from apr_jax.threads.limits import Limits
-from apr_jax.threads.scheduler import NOT_SPAWNED, Threads, children_ended, first_rows, read, write
+from apr_jax.threads.scheduler import (
+    NOT_SPAWNED,
+    Threads,
+    count_ended_children,
+    first_rows,
+    read,
+    write,
+)
 
 
 def needs_spawn(threads: Threads) -> Bool[Array, " rows"]:
@@ -41,7 +48,7 @@ def spawn_children(threads: Threads, limits: Limits, count: int) -> Threads:
     parents = _read_parents(threads, row)
     block = _find_messages(threads, row, limits)
 
-    started, refused = _admit(block.messages, parents, limits)
+    started, refused = _count_started(block.messages, parents, limits)
     shares = _divide(parents, started, limits)
 
     threads = _update_parents(threads, parents, started, refused, shares)
@@ -86,7 +93,7 @@ class _Messages(NamedTuple):
     Attributes:
       messages: number of messages in each block.
       begin: place of the `<msg>` of each of the first C messages in the token sequence.
-      size: number of tokens after that `<msg>`.
+      size: number of tokens after that `<msg>`; -1 where the block has fewer messages.
     """
 
     messages: Int[Array, " E"]
@@ -105,21 +112,22 @@ def _find_messages(threads: Threads, row: Int[Array, " E"], limits: Limits) -> _
     is_message = (tokens == protocol.MSG) & (place > block_begin) & (place < block_end)
     messages_up_to = jnp.cumsum(is_message, axis=1, dtype=jnp.int32)  # [E, L]
 
-    # The place of the n-th message is the number of places before it; one more than C, because a
-    # message ends where the next one begins.
-    nth = jnp.arange(1, limits.children + 2, dtype=jnp.int32)
+    # The n-th `<msg>` stands at the index that equals the number of places before it. We look for
+    # one more than C, because a message ends where the next one begins.
+    nth = jnp.arange(1, limits.children + 2, dtype=jnp.int32)  # [C + 1]
     is_before_nth = messages_up_to[:, None, :] < nth[None, :, None]  # [E, C + 1, L]
-    begin = jnp.sum(is_before_nth, axis=2, dtype=jnp.int32)
-    begin = jnp.minimum(begin, block_end)  # [E, C + 1]
-    return _Messages(messages_up_to[:, -1], begin[:, :-1], begin[:, 1:] - begin[:, :-1] - 1)
+    begin = jnp.sum(is_before_nth, axis=2, dtype=jnp.int32)  # [E, C + 1]
+    begin = jnp.minimum(begin, block_end)
+    size = begin[:, 1:] - begin[:, :-1] - 1  # [E, C]
+    return _Messages(messages_up_to[:, -1], begin[:, :-1], size)
 
 
-def _admit(
+def _count_started(
     messages: Int[Array, " E"], parents: _Parents, limits: Limits
 ) -> tuple[Int[Array, " E"], Int[Array, "E 5"]]:
-    """Decides how many messages of each block start a child, and how many are refused.
+    """Returns how many messages of each block start a child, and how many are refused by cause.
 
-    Refused messages are counted for each cause, in the order of `Refusal`.
+    The causes are in the order of `Refusal`.
     """
     too_deep = parents.depth >= limits.max_depth
     free_rows = parents.index_high - parents.index_low
@@ -294,7 +302,7 @@ def join_children(threads: Threads, limits: Limits, count: int) -> Threads:
         clock=clock,
         budget=budget,
     )
-    return children_ended(threads, ended_parent)
+    return count_ended_children(threads, ended_parent)
 
 
 class _Answers(NamedTuple):

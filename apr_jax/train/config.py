@@ -255,8 +255,8 @@ class RewardConfig:
       memory_limit: GiB of address space that each worker of the verifier may take.
       workers: number of processes that score the answers of a batch side by side; 0 for one on each
         core that the run may use. It decides how fast answers are scored, and not what they earn.
-      max_unknown: share of a batch's answers that may stay unknown. A run ends if more are unknown,
-        and more than one.
+      max_unknown: share of a batch's answers that may stay unknown. One may in any case, unless it
+        is the only answer; all of them never may. If more are unknown, the run ends.
     """
 
     token_price: float = 0.0
@@ -378,10 +378,10 @@ class TrainConfig:
       rl: reinforcement learning.
       max_consecutive_skipped: the run ends when so many updates in a row were skipped, because
         their loss or gradient was NaN or Inf.
-      hang_factor: the run counts as hung, and ends with status 75, when it has not moved for so
-        many times its median step.
-      hang_seconds: but not before so many seconds, in which the longest that happens between two
-        steps must fit: compiling a program, a rollout, verifying a batch, a save.
+      hang_factor: the run counts as hung, and ends with status 75, when it has not moved for this
+        many median steps, and for at least `hang_seconds`.
+      hang_seconds: the longest single operation must fit into these seconds: compiling a program, a
+        rollout, verifying a batch, a save.
       tracker: what shows the metrics beside metrics.jsonl: TensorBoard, from files in the run's
         folder, or Weights & Biases.
     """

@@ -156,8 +156,12 @@ class HeldRows:
         return whole
 
 
-def place(array: Any, sharding: NamedSharding) -> jax.Array:
-    """Lays out on the mesh an array that every process holds whole."""
+def place_on_mesh(array: Any, sharding: NamedSharding) -> jax.Array:
+    """Lays out on the mesh an array that every process holds whole.
+
+    Nothing travels between processes. (`jax.device_put` would first compare the arrays of all
+    processes, and hold them all on every device.)
+    """
     whole = np.asarray(array)
     return jax.make_array_from_callback(whole.shape, sharding, lambda index: whole[index])
 
@@ -192,6 +196,11 @@ def all_of(holds: bool) -> bool:
     if jax.process_count() == 1:
         return holds
     return bool(np.all(multihost_utils.process_allgather(np.int32(holds))))
+
+
+def barrier() -> None:
+    """Waits until all processes have come here."""
+    all_of(True)
 
 
 def exchange(mine: Any) -> list[Any]:
@@ -278,7 +287,7 @@ class StragglerDetector:
         if each[slow] < _SLOW_SECONDS or each[slow] < _SLOW_FACTOR * others:
             self._reported = -1
             return ""
-        if slow == self._reported:  # Once, until it was as fast as the others meanwhile.
+        if slow == self._reported:  # It was reported, and every check since then found it slow.
             return ""
         self._reported = slow
         return (

@@ -160,7 +160,7 @@ class _Answered:
 
     @classmethod
     def from_json(cls, values: dict[str, Any] | None) -> "_Answered":
-        """Makes it of what `to_json` returned; None makes it of no trees."""
+        """Restores what `to_json` returned; None stands for no answers yet."""
         values = values or {
             "codes": [],
             "rewards": [],
@@ -208,6 +208,7 @@ class _Answered:
             return _Answered.from_json(None)
 
         def sent(values: np.ndarray) -> np.ndarray:
+            # A broadcast needs equal shapes in all processes; only the first one's values count.
             return of_first(values if len(values) == count else np.zeros(count, values.dtype))
 
         return _Answered(
@@ -270,7 +271,10 @@ class Grader:
     def ask(
         self, params: Any, problems: list[Problem], temperature: float, key: jax.Array
     ) -> tuple[ThreadForest, Work]:
-        """Queues the rollout of a whole batch, of which `first_trees` are those of the problems."""
+        """Queues the rollout of one batch; copies of the first problem fill it up.
+
+        `first_trees` removes the trees of the copies.
+        """
         return self._rollout(params, self._prompts(problems, temperature), key)
 
     def begin(self, problems: list[Problem], first: int, key: jax.Array) -> CarriedTrees:
@@ -446,9 +450,9 @@ def rollout_batch(config: Experiment, mesh: Mesh) -> int:
 
 
 def first_trees(rolled: tuple[ThreadForest, Work], count: int) -> tuple[ThreadForest, Work]:
-    """Returns the first `count` trees of a rollout, and the work of all.
+    """Returns the first `count` trees of a rollout, and the work of all its trees.
 
-    Of the trees of one process, those that fill up the batch are the last ones too.
+    The copies that fill up a batch are its last trees, and so the last trees of each process.
     """
     forest, work = rolled
     return jax.tree.map(lambda x: x[:count], forest), work

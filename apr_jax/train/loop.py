@@ -98,7 +98,7 @@ class LastBatches:
         self._batches: dict[int, dict[str, np.ndarray]] = {}
 
     def keep(self, step: int, batch: dict[str, np.ndarray]) -> None:
-        """Keeps the batch of `step`, and drops those from before the step before it."""
+        """Keeps the batch of `step` and that of the step before, and drops all older ones."""
         recent = {number: kept for number, kept in self._batches.items() if number >= step - 1}
         self._batches = recent | {step: batch}
 
@@ -144,8 +144,8 @@ class Loop:
         self._saved = self._step if resumed else None  # The step that was saved last.
         self._due = False  # Whether this step is to be validated.
         self._scores: Numbers = {}  # The scores of that validation.
-        # Why the run cannot go on, though its state is good.
-        self._ended: UnknownAnswers | None = None
+        # Set when too many answers got no verdict: the run ends, though its state is good.
+        self._unknown_answers: UnknownAnswers | None = None
         self._consensus = StopConsensus()
         self._stragglers = StragglerDetector()
 
@@ -174,8 +174,8 @@ class Loop:
             while self._step < self._stage.steps:
                 stop = self._advance(signals)
                 began = time.perf_counter()
-                self._save(now=bool(stop) or self._ended is not None)
-                if self._ended is not None:
+                self._save(now=bool(stop) or self._unknown_answers is not None)
+                if self._unknown_answers is not None:
                     self._end_without_verdicts()
                 if stop:
                     self._end_by_signal(stop, began)
@@ -189,7 +189,8 @@ class Loop:
         self._recorder.flush()
         self._checkpoints.wait()
         raise UserError(
-            f"training: after step {self._step}, {self._ended}; that step is saved; {_REMEDY}"
+            f"training: after step {self._step}, {self._unknown_answers}; that step is saved;"
+            f" {_REMEDY}"
         )
 
     def _end_by_signal(self, stop: int, began: float) -> NoReturn:
@@ -226,11 +227,13 @@ class Loop:
 
         self._due = True
         self._scores = self._validate(stopping)
-        if self._ended is not None:
+        if self._unknown_answers is not None:
             kept = (
                 "nothing was trained yet" if self._saved is None else f"step {self._step} is saved"
             )
-            raise UserError(f"training: at the first validation, {self._ended}; {kept}; {_REMEDY}")
+            raise UserError(
+                f"training: at the first validation, {self._unknown_answers}; {kept}; {_REMEDY}"
+            )
 
         stop = stopping()
         if self._saved is None:
@@ -263,13 +266,13 @@ class Loop:
             self._state, metrics = stage.advance(self._state, self._step, stopping)
         except UnknownAnswers as error:
             # It is raised before the update: the state is that of the step before.
-            self._ended = error
+            self._unknown_answers = error
             return 0
         if metrics is None:
             return stopping()
         self._step += 1
 
-        # Read it now: a validation verifies answers too.
+        # Read the host's seconds before the validation, whose verification overwrites them.
         busy = stage.host_seconds()
         # Ask once: a signal that comes in while saving waits for the next step.
         stop = self._consensus.cast(signals, self._state.step)
@@ -316,7 +319,7 @@ class Loop:
             try:
                 scores = self._stage.validate(self._state, stopping, self._validation_file)
             except UnknownAnswers as error:
-                self._ended = error
+                self._unknown_answers = error
                 return {}
             if scores is None:
                 return {}

@@ -1,4 +1,4 @@
-"""Adapters of a training: made at its start, and taught in its updates.
+"""Adapters of a training: made at its start, merged into the model, changed by its updates.
 
 The state of training holds the merged parameters beside the adapters. So rollout, rescoring,
 validation and checkpoints read one and the same weights, and know nothing of adapters.
@@ -9,13 +9,14 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 
 from apr_jax.model.lora import frozen, init_adapters, merge
 from apr_jax.model.sharding import shardings
 from apr_jax.text.tokenizer import CONTROL_PIECES
 from apr_jax.threads.keys import Domain, run_key
 from apr_jax.train.config import LoraConfig
+from apr_jax.train.distributed import place_on_mesh
 from apr_jax.train.state import TrainState
 
 
@@ -43,14 +44,25 @@ def new_adapters(params: Any, lora: LoraConfig, seed: int) -> Any:
 
 
 def place_frozen(params: Any, lora: LoraConfig, mesh: Mesh) -> Any:
-    """Lays out on the mesh what adapters are added to; returns None if there are none."""
+    """Lays out on the mesh what adapters are added to; returns None if there are none.
+
+    Args:
+      params: of the frozen model: numpy arrays, or arrays that are on the mesh already.
+      lora: the settings of the adapters.
+      mesh: the mesh.
+    """
     if not lora.rank:
         return None
     base = frozen(params, lora.targets)
-    return jax.device_put(base, shardings(base, mesh))
+
+    def lay_out(leaf: Any, sharding: NamedSharding) -> jax.Array:
+        is_placed = isinstance(leaf, jax.Array) and leaf.sharding == sharding
+        return leaf if is_placed else place_on_mesh(leaf, sharding)
+
+    return jax.tree.map(lay_out, base, shardings(base, mesh))
 
 
-def merging(state: TrainState, base: Any, lora: LoraConfig) -> Callable[[Any], Any] | None:
+def make_merge(state: TrainState, base: Any, lora: LoraConfig) -> Callable[[Any], Any] | None:
     """Returns the function from adapters to parameters of the model; None if there are none.
 
     Args:
@@ -63,13 +75,15 @@ def merging(state: TrainState, base: Any, lora: LoraConfig) -> Callable[[Any], A
     return functools.partial(merge, params=state.params, base=base, scale=lora.scale)
 
 
-def taught(grads: Any, state: TrainState, merged: Callable[[Any], Any] | None) -> Any:
-    """Returns the gradient with respect to what is trained, by the chain rule.
+def gradient_of_trained(grads: Any, state: TrainState, merged: Callable[[Any], Any] | None) -> Any:
+    """Turns the gradient of the model's parameters into that of what is trained.
+
+    With adapters this is the chain rule through `merged`; without, the gradient as it is.
 
     Args:
       grads: the gradient with respect to all parameters.
       state: the state of training.
-      merged: see `merging`.
+      merged: see `make_merge`.
     """
     if merged is None:
         return grads

@@ -34,7 +34,7 @@ from apr_jax.train.metrics.trackers import require_tracker
 from apr_jax.train.optimizer import clipped_updates, make_optimizer
 from apr_jax.train.session import adopt_network, build_mesh, read_tokenizer, train
 from apr_jax.train.state import TrainState, init_state
-from apr_jax.train.step import check_divides, make_sft_step, place_rows
+from apr_jax.train.step import check_divides, make_sft_step, place_rows, place_whole
 
 
 def train_sft(
@@ -90,6 +90,11 @@ def train_sft(
         )
 
     origin = digest(start.params) if start else ""
+    adapters = new_adapters(params, sft.lora, config.seed)
+    # `train` gets the only reference to the first state, so that it can free its memory, and nobody
+    # keeps the weights on the host.
+    first = [init_state(place_whole(params, mesh), trainer.optimizer, mesh, adapters)]
+    del start, params
 
     opened: AbstractContextManager[Grader | None] = nullcontext()
     if sft.validate_every:
@@ -107,9 +112,7 @@ def train_sft(
                 data=training_sum(here, method),
             ),
             as_path(workdir),
-            init_state(
-                params, trainer.optimizer, mesh, new_adapters(params, sft.lora, config.seed)
-            ),
+            first.pop(),
             Stage(
                 name="sft",
                 steps=trainer.steps,
@@ -200,11 +203,11 @@ class _Trainer:
             rows = sft.batch_rows // sft.streams
             return sft_batches(data_dir, method, rows, length, config.seed, stream, sft.streams)
 
-        self._epoch = steps_of_an_epoch(
+        self._steps_of_an_epoch = steps_of_an_epoch(
             data_dir, method, sft.batch_rows, length, config.seed, sft.streams
         )
         self._epochs = sft.epochs
-        self.steps = sft.steps or math.ceil(sft.epochs * self._epoch)
+        self.steps = sft.steps or math.ceil(sft.epochs * self._steps_of_an_epoch)
 
         self._mesh = mesh
         self._batch_rows = sft.batch_rows
@@ -233,7 +236,7 @@ class _Trainer:
         clipped = clipped_updates([metrics["grad_norm"]], self._clip)
         measured = {
             "data_seconds": self.waited,
-            "epochs": (step + 1) / self._epoch,
+            "epochs": (step + 1) / self._steps_of_an_epoch,
             "clipped_updates": clipped,
         }
         return state, metrics | measured

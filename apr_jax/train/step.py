@@ -26,8 +26,8 @@ from apr_jax.errors import UsageError
 from apr_jax.model.config import ModelConfig
 from apr_jax.model.sharding import BATCH_AXES, batch_sharding, batch_shards, shardings
 from apr_jax.train.config import LoraConfig
-from apr_jax.train.distributed import HeldRows, place
-from apr_jax.train.lora import merging, taught
+from apr_jax.train.distributed import HeldRows, place_on_mesh
+from apr_jax.train.lora import gradient_of_trained, make_merge
 from apr_jax.train.metrics.flops import training_flops
 from apr_jax.train.rl.objective import Metrics, Parts, cross_entropy, policy_loss, tree_kl
 from apr_jax.train.rl.rescoring import token_logprobs
@@ -90,9 +90,9 @@ def make_sft_step(
         return loss, mean_entropy
 
     def step(state: TrainState, rows: Rows, base: Any = None) -> tuple[TrainState, Metrics]:
-        merged = merging(state, base, lora)
+        merged = make_merge(state, base, lora)
         (loss, entropy), grads = jax.value_and_grad(loss_of, has_aux=True)(state.params, rows)
-        grads = taught(grads, state, merged)
+        grads = gradient_of_trained(grads, state, merged)
         state, metrics = apply_gradients(state, loss, grads, optimizer, merged)
         state = _keep_layout(dataclasses.replace(state, step=state.step + 1), mesh)
         counts = {
@@ -110,9 +110,9 @@ def make_rl_step(config: Experiment, optimizer: optax.GradientTransformation, me
     The chunks are rescored one after the other and their gradients are added, so that the memory
     does not grow with the forest.
 
-    The third result is `ForestBatch.behaviour` for the next PPO epoch. If these log-probs are to be
-    recomputed, the first epoch takes those of its own pass. Those of another program might be
-    rounded otherwise, and the ratios would not begin at 1.
+    The third result is `ForestBatch.behaviour` for the next PPO epoch. If the behaviour log-probs
+    are recomputed (`importance_cap`), the first epoch uses the log-probs of its own forward pass.
+    A separate program might round differently, and the ratios would not begin at exactly 1.
     """
     temperature = config.train.rl.temperature
     objective = config.train.rl.objective
@@ -140,7 +140,7 @@ def make_rl_step(config: Experiment, optimizer: optax.GradientTransformation, me
     def step(
         state: TrainState, batch: ForestBatch, advantages: jax.Array, base: Any = None
     ) -> tuple[TrainState, Metrics, jax.Array | None]:
-        merged = merging(state, base, config.train.rl.lora)
+        merged = make_merge(state, base, config.train.rl.lora)
 
         def add_chunk(index: jax.Array, carry: Any) -> Any:
             loss, parts, grads, behaviours = carry
@@ -154,7 +154,8 @@ def make_rl_step(config: Experiment, optimizer: optax.GradientTransformation, me
                 )
             loss = loss + chunk_loss
             parts = parts + chunk_parts
-            grads = jax.tree.map(jnp.add, grads, taught(chunk_grads, state, merged))
+            trained_grads = gradient_of_trained(chunk_grads, state, merged)
+            grads = jax.tree.map(jnp.add, grads, trained_grads)
             return loss, parts, grads, behaviours
 
         zeros = (
@@ -264,26 +265,27 @@ def place_forest(
       chunks: number of chunks of the batch, at least as many as hold tokens (`most_chunks`).
       recompute: whether the first PPO epoch is to recompute the behaviour log-probs.
       older: [rows, L], see `ForestBatch`.
-      used: number of chunks in which the rows of any process hold tokens; by default those in which
-        these do.
+      used: number of chunks in which any process has tokens; by default, those in which this
+        process has.
     """
     length = rows.tokens.shape[1]
-    held = HeldRows.of(size, mesh).mine
-    place_of = {row: place for place, row in enumerate(held)}
-    own = len(rescored_rows(rows, len(held)).tokens) // len(held)
-    used = own if used is None else used
+    held = HeldRows.of(size, mesh).mine  # int [H], rows of a chunk that this process holds.
+    index_in_held = {row: index for index, row in enumerate(held)}
+    own_chunks = len(rescored_rows(rows, len(held)).tokens) // len(held)
+    used = own_chunks if used is None else used
     split = _chunk_sharding(mesh)
 
     def lay_out(values: np.ndarray, blank: float) -> jax.Array:
-        in_chunks = values[: own * len(held)].reshape(own, len(held), length)
+        kept = values[: own_chunks * len(held)]
+        in_chunks = kept.reshape(own_chunks, len(held), length)  # [own_chunks, H, L]
 
         def part(index: tuple[slice, ...]) -> np.ndarray:
             """Returns the rows of one device, which follow each other in `held` too."""
             first, end, _ = index[1].indices(size)
-            place = place_of[first]
+            begin = index_in_held[first]
+            rows_of_device = in_chunks[:, begin : begin + end - first]
             # Chunks without tokens are added for each device alone: no process has them all.
-            missing = ((0, chunks - own), (0, 0), (0, 0))
-            rows_of_device = in_chunks[:, place : place + end - first]
+            missing = ((0, chunks - own_chunks), (0, 0), (0, 0))
             return np.pad(rows_of_device, missing, constant_values=blank)
 
         return jax.make_array_from_callback((chunks, size, length), split, part)
@@ -329,12 +331,12 @@ def rescored_rows(rows: Rows, size: int) -> Rows:
 
 def place_everywhere(values: Any, mesh: Mesh) -> jax.Array:
     """Makes an array that every device holds whole."""
-    return place(values, NamedSharding(mesh, PartitionSpec()))
+    return place_on_mesh(values, NamedSharding(mesh, PartitionSpec()))
 
 
 def place_whole(params: Any, mesh: Mesh) -> Any:
-    """Lays out parameters on the mesh by the rules of `model/sharding`."""
-    return jax.device_put(params, shardings(params, mesh))
+    """Lays out parameters, which every process holds whole, by the rules of `model/sharding`."""
+    return jax.tree.map(place_on_mesh, params, shardings(params, mesh))
 
 
 def check_divides(field: str, count: int, mesh: Mesh) -> None:

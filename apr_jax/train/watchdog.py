@@ -58,8 +58,9 @@ class Watchdog:
     Args:
       workdir: folder of the run.
       step: the step from which the run goes on.
-      factor: the run is ended if it does not move for so many median steps,
-      floor: and for so many seconds at least.
+      factor: the run is ended when it has not moved for this many median steps,
+        and for at least `floor` seconds.
+      floor: seconds that a run may always stand still, see `factor`.
       lease: lease of the workdir, which is checked before each write.
     """
 
@@ -138,8 +139,8 @@ class Watchdog:
     def _beat(self) -> None:
         """Writes the heartbeat.
 
-        A run does not end because it cannot be written: what matters more cannot be written then
-        either, and says so.
+        A heartbeat that cannot be written does not end the run. If the disk is full, checkpoints
+        and metrics cannot be written either, and their errors say so.
 
         Raises:
           LostLease: another run has taken over the folder.

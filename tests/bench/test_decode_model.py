@@ -2,6 +2,7 @@
 that of the bytes which a step has to read.
 """
 
+import dataclasses
 import json
 
 import jax
@@ -50,6 +51,13 @@ def test_a_batch_that_does_not_divide_is_refused(tmp_path):
         UsageError, match="--batch 3: must be a multiple of 2, which is --devices 4 by"
     ):
         next(bench_decode(model, TINY, [3], 5, Layout(devices=4, tensor=2), [], 1))
+
+
+def test_llama_cpp_is_left_out_where_its_file_cannot_hold_the_network(capsys):
+    peers = ["transformers", "llama.cpp"]
+    assert decode_model._readers(peers, TINY) == peers
+    assert decode_model._readers(peers, dataclasses.replace(TINY, qkv_bias=True)) == peers[:1]
+    assert "without llama.cpp: its file is written of a Llama" in capsys.readouterr().err
 
 
 def test_a_step_reads_all_weights_once_and_every_cache():

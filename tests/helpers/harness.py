@@ -31,7 +31,7 @@ CONSTRAINED = {
     for name in ("nested", "few tokens")
 }
 LIMITS = FREE | CONSTRAINED
-# Fewer decode slots than a spawn may have children, fewer still admitted at once, chunks that
+# Fewer decode slots than a spawn may have children, a still smaller prefill batch, chunks that
 # divide nothing, buckets of length and of decode slots.
 ODD = Schedule(
     slots=3, prefill_batch=2, prefill_chunk=3, context_buckets=(5, 11), small_batch_sizes=(2,)
@@ -89,7 +89,7 @@ def compare(name: str, seed: int, manners: float, schedule: Schedule = ODD) -> c
 
 
 PECULIAR = (
-    "streams",
+    "threads",
     "tokens",
     "several spawns of a thread",
     "threads at depth 3",
@@ -106,7 +106,7 @@ def peculiarities(tree: ThreadForest, schedule: Schedule) -> collections.Counter
     child = used & (tree.depth > 0)
     return collections.Counter(
         {
-            "streams": int(used.sum()),
+            "threads": int(used.sum()),
             "tokens": int(tree.total_tokens),
             "several spawns of a thread": len(
                 {int(parent) for parent in tree.parent[child & (tree.round > 0)]}

@@ -341,19 +341,21 @@ def expected_estimate(
     return -jax.grad(loss)(table)
 
 
-def init_cache(slots, bound):
+def init_cache(slots, cache_length):
     """The policy's cache for the device engine: the tokens that a thread sees."""
-    return jnp.zeros((slots, bound), jnp.int32)
+    return jnp.zeros((slots, cache_length), jnp.int32)
 
 
-def decode(logits, tokens, cache, positions, bound):
+def decode(logits, tokens, cache, positions, cache_length):
     """The same policy for the device engine; `logits` is `Trees.logits` of a table."""
     slot = jnp.arange(len(tokens))
     out = []
     for step in range(tokens.shape[1]):
         token = tokens[:, step]
         at = positions[:, step]
-        cache = cache.at[slot, jnp.where(at < bound, at, cache.shape[1])].set(token, mode="drop")
+        cache = cache.at[slot, jnp.where(at < cache_length, at, cache.shape[1])].set(
+            token, mode="drop"
+        )
         seen = jnp.where(jnp.arange(cache.shape[1]) <= at[:, None], cache, p.PAD)
         messages = jnp.minimum(2, jnp.sum(seen == p.MSG, axis=1))
         out.append(

@@ -14,13 +14,20 @@ from safetensors.numpy import load_file, save_file
 
 from apr_jax.errors import UsageError, UserError
 from apr_jax.io.storage import save_tensors
-from apr_jax.model.config import ModelConfig
+from apr_jax.model.config import ModelConfig, RopeScaling
 from apr_jax.model.hf import load_hf, save_hf, to_hf
 from apr_jax.model.transformer import forward, init_params
 
 VOCAB = 17
 FULL = ModelConfig(layers=2, width=24, heads=3, kv_heads=3, head_size=8, mlp=40, tied=False)
 GROUPED = ModelConfig(layers=3, width=32, heads=4, kv_heads=2, head_size=6, mlp=48, rope_base=500.0)
+LLAMA_3 = {
+    "rope_type": "llama3",
+    "factor": 32.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
 CONFIGS = [
     FULL,
     dataclasses.replace(FULL, tied=True),
@@ -155,6 +162,18 @@ def saved(tmp_path):
     return tmp_path
 
 
+@pytest.mark.parametrize(
+    ("factor", "window", "positions"),
+    [(1.0, 0, 4096), (1.0, 6000, 6000), (32.0, 6000, 32 * 8192)],
+    ids=["unknown window", "long window", "stretched"],
+)
+def test_other_programs_may_give_texts_as_long_as_in_training(factor, window, positions):
+    """Transformers wants more positions than those before the stretching."""
+    config = dataclasses.replace(GROUPED, rope_scaling=RopeScaling(factor=factor))
+    _, described = to_hf(make(config), config, VOCAB, window)
+    assert described["max_position_embeddings"] == positions
+
+
 def test_no_such_folder(tmp_path):
     with pytest.raises(
         UserError, match=r"nowhere/config\.json: No such file.* config\.json and model\.safetensors"
@@ -190,12 +209,21 @@ def test_a_folder_that_cannot_be_written(tmp_path):
         ({"model_type": "mistral"}, r'model_type="mistral", must be "llama" for LlamaForCausalLM'),
         ({"quantization_config": {"bits": 4}}, r"quantization_config is set; take the model's"),
         ({"use_sliding_window": True}, r"use_sliding_window=true, must be false"),
+        ({"use_mrope": True}, r"use_mrope=true, must be false"),
         ({"layer_types": ["sliding_attention"]}, r'layer_types holds "sliding_attention", must be'),
         ({"rope_scaling": {"rope_type": "yarn"}}, r'rope_type=\["yarn"\], must be "default" or'),
         ({"rope_scaling": {"type": "llama3"}}, r"config\.json has no field 'factor'"),
         ({"num_attention_heads": 0}, r"num_attention_heads=0, must be a whole number of at least"),
         ({"vocab_size": "many"}, r'vocab_size="many", must be a whole number of at least 1'),
         ({"attention_bias": True}, r"config\.json: attention_bias=true, must be false"),
+        (
+            {"rope_scaling": {"rope_type": "default"}, "rope_parameters": {"rope_theta": 5.0}},
+            r"rope_scaling=.* and rope_parameters=.* must be the same where both are set",
+        ),
+        (
+            {"rope_scaling": LLAMA_3, "original_max_position_embeddings": 16},
+            r"original_max_position_embeddings=16, but 8192 among .*; must be the same",
+        ),
         ({"rope_scaling": {"factor": 2}}, r"setting 'factor' of the rotary embedding is unknown"),
         (
             {"num_key_value_heads": 3},
@@ -223,11 +251,20 @@ def test_config_that_does_not_fit(saved, change, message):
         load_hf(saved)
 
 
-@pytest.mark.parametrize("name", ["unk_token_id", "sep_token_id", "_name_or_path", "use_cache"])
-def test_settings_that_change_no_network_are_passed_over(saved, name):
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("unk_token_id", 3),
+        ("sep_token_id", 3),
+        ("_name_or_path", "a/b"),
+        ("use_cache", True),
+        ("use_mrope", False),  # Qwen2.5 says so.
+    ],
+)
+def test_settings_that_change_no_network_are_passed_over(saved, name, value):
     path = saved / "config.json"
     before, _ = load_hf(saved)
-    path.write_text(json.dumps(json.loads(path.read_text()) | {name: 3}))
+    path.write_text(json.dumps(json.loads(path.read_text()) | {name: value}))
     after, _ = load_hf(saved)
     jax.tree.map(np.testing.assert_array_equal, after, before)
 
@@ -293,7 +330,26 @@ def test_file_that_the_index_names_is_missing(saved):
         load_hf(saved)
 
 
+def test_one_file_is_read_before_an_index_as_transformers_does(saved):
+    whole, _ = load_hf(saved)
+    tensors = load_file(saved / "model.safetensors")
+    _shard(saved)
+    for file in ("a.safetensors", "b.safetensors"):
+        (saved / file).unlink()
+    save_file(tensors, saved / "model.safetensors")
+    jax.tree.map(np.testing.assert_array_equal, load_hf(saved)[0], whole)
+
+
+def test_computed_tensors_of_older_folders_are_skipped(saved):
+    whole, _ = load_hf(saved)
+    tensors = load_file(saved / "model.safetensors")
+    wavelengths = {"model.layers.0.self_attn.rotary_emb.inv_freq": np.ones(4, np.float32)}
+    save_file(tensors | wavelengths, saved / "model.safetensors")
+    jax.tree.map(np.testing.assert_array_equal, load_hf(saved)[0], whole)
+
+
 def test_index_that_is_none(saved):
+    (saved / "model.safetensors").unlink()
     (saved / "model.safetensors.index.json").write_text("[]")
     with pytest.raises(UsageError, match=r"index\.json: is no index of safetensors files"):
         load_hf(saved)

@@ -56,11 +56,11 @@ def test_four_models_stand_in_the_first_table(config, tmp_path):
     assert list(first["rows"]) == list(suite.MAIN_MODELS.values()), "and no ablation"
     assert first["rows"]["thread tree (APR)"] == results.get("apr/sft").summary
     assert first["trees"] == {"after RL": "apr-rl", "before RL": "apr-sft"}
-    gains = [results.get(f"{method}/rl").mean("correct") for method in ("sos+", "apr")]
-    gains = [
-        100 * (after - results.get(f"{method}/sft").mean("correct"))
-        for method, after in zip(("sos+", "apr"), gains, strict=True)
-    ]
+    gains = []
+    for method in ("sos+", "apr"):
+        after = results.get(f"{method}/rl").mean("correct")
+        before = results.get(f"{method}/sft").mean("correct")
+        gains.append(100 * (after - before))
     for sentence, gain in zip(first["gains"], gains, strict=True):
         assert f" by {gain:+.1f} points (" in sentence
     assert ["children" in sentence for sentence in first["gains"]] == [False, True]

@@ -10,7 +10,7 @@ import tokenizers
 from helpers import foreign
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import decoders, models, pre_tokenizers
+from tokenizers import decoders, models, normalizers, pre_tokenizers
 
 from apr_jax.errors import UsageError
 from apr_jax.text.hugging_face import HuggingFaceTokenizer
@@ -91,6 +91,14 @@ def test_a_text_comes_back_as_the_tokenizer_normalizes_it():
     apart = unicodedata.normalize("NFD", "né")
     assert len(apart) == 3
     assert tokenizer.decode(tokenizer.encode(apart)) == "né"
+
+
+def test_a_normalization_that_changes_the_meaning_is_refused():
+    theirs = foreign.byte_level(qwen=True)
+    theirs.normalizer = normalizers.NFKC()
+    tokenizer = HuggingFaceTokenizer.make(foreign.description(theirs), EMBEDDINGS)
+    with pytest.raises(UsageError, match="cannot write '²' as text"):  # It would become 102.
+        tokenizer.encode("10²")
 
 
 @pytest.mark.parametrize("text", ["1~é", "1~\u2581", "1~\ud800"])

@@ -11,19 +11,17 @@ A = len(p.CONTROL_PIECES)
 
 
 def family():
-    """The root spawns two children, the second of which spawns one; then the root spawns once
-    more.
-    """
+    """Makes a tree: the root spawns two children, the second spawns one, the root spawns again."""
     written = iter(
         [
             *(A, p.SPAWN, p.MSG, p.MSG, A, p.END_SPAWN),  # Root: 6 steps.
-            *(A, p.JOIN, p.EOS),  # Slot 1: 3 steps.
-            *(p.SPAWN, p.MSG, p.END_SPAWN),  # Slot 2: 3 steps,
-            *(A, A, p.JOIN, p.EOS),  # its child: 4,
-            *(p.JOIN, p.EOS),  # and 2.
-            *(p.SPAWN, p.MSG, p.END_SPAWN),  # Root: 3 steps,
-            p.EOS,  # its last child: 1,
-            *(p.JOIN, A, p.EOS),  # and 3.
+            *(A, p.JOIN, p.EOS),  # Thread 1: 3 steps.
+            *(p.SPAWN, p.MSG, p.END_SPAWN),  # Thread 2, up to its spawn: 3 steps.
+            *(A, A, p.JOIN, p.EOS),  # The child of thread 2: 4 steps.
+            *(p.JOIN, p.EOS),  # Thread 2, after its join: 2 steps.
+            *(p.SPAWN, p.MSG, p.END_SPAWN),  # Root, up to its second spawn: 3 steps.
+            p.EOS,  # The root's last child: 1 step.
+            *(p.JOIN, A, p.EOS),  # Root, after its second join: 3 steps.
         ]
     )
 
@@ -35,23 +33,23 @@ def family():
     return jax.tree.map(lambda field: np.asarray(field)[None], tree)
 
 
-def test_lanes_by_hand():
+def test_timelines_match_a_tree_worked_out_by_hand():
     forest = family()
     drawn = draw_tree(forest, 0)
     names = list(thread_names(forest, 0).values())
     assert names[:3] == ["root", "└ 1", "└ 2"]
     assert names[3].startswith("  └ ") and names[4].startswith("└ ")
-    lanes = list(drawn.values())
-    assert lanes[0] == "━━━━━┳" + "┄┄┄┄┄┄┄┄┻" + "━━┳" + "┻" + "━━╸"
-    assert lanes[1] == " " * 6 + "━━╸"
-    assert lanes[2] == " " * 6 + "━━┳" + "┄┄┄┻" + "━╸"
-    assert lanes[3] == " " * 9 + "━━━╸"
-    assert lanes[4] == " " * 18 + "╸"
-    assert len(lanes) == 5
+    timelines = list(drawn.values())
+    assert timelines[0] == "━━━━━┳" + "┄┄┄┄┄┄┄┄┻" + "━━┳" + "┻" + "━━╸"
+    assert timelines[1] == " " * 6 + "━━╸"
+    assert timelines[2] == " " * 6 + "━━┳" + "┄┄┄┻" + "━╸"
+    assert timelines[3] == " " * 9 + "━━━╸"
+    assert timelines[4] == " " * 18 + "╸"
+    assert len(timelines) == 5
 
 
 def test_a_prefix_of_the_steps_and_a_smaller_scale():
     forest = family()
     early = draw_tree(forest, 0, until=8)
     assert list(early.values())[:4] == ["━━━━━┳┄┄", "      ━━", "      ━━", ""]
-    assert all(len(lane) <= 11 for lane in draw_tree(forest, 0, width=10).values())
+    assert all(len(timeline) <= 11 for timeline in draw_tree(forest, 0, width=10).values())

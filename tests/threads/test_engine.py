@@ -1,4 +1,4 @@
-"""The device engine against the reference interpreter, in every field, on good and bad streams."""
+"""The device engine against the reference interpreter, in every field, on good and bad threads."""
 
 import collections
 
@@ -55,20 +55,20 @@ def test_engine_equals_reference_on_many_random_policies(name, seed, manners):
 
 @pytest.mark.thorough
 def test_one_slot_does_all():
-    """The least schedule that there is: one decode slot, one thread admitted, one token a chunk."""
-    assert (
-        compare("nested", 0, 9.0, Schedule(slots=1, prefill_batch=1, prefill_chunk=1))["streams"]
-        > 100
-    )
+    """The least schedule: one decode slot, a prefill batch of one thread, chunks of one token."""
+    least = Schedule(slots=1, prefill_batch=1, prefill_chunk=1)
+    assert compare("nested", 0, 9.0, least)["threads"] > 100
 
 
 @pytest.mark.thorough
 @pytest.mark.parametrize("name", CONSTRAINED)
 def test_constrained_rollouts_keep_the_protocol(name):
-    """Under policies that throw control pieces anywhere: no malformed stream, no refusal, forced
-    counts to the number.
+    """No thread is malformed, no message is refused, and forced children are made exactly.
+
+    The policies write control pieces anywhere.
     """
-    streams = exact = 0
+    threads = 0
+    exact = 0
     for seed in range(60):
         batch = prompts(seed, LIMITS[name])
         forest, _ = jax.device_get(
@@ -78,9 +78,9 @@ def test_constrained_rollouts_keep_the_protocol(name):
         ends = (batch.children >= 0) & (forest.status[:, 0] == Status.DONE)
         made = np.sum(forest.parent == 0, axis=1)
         np.testing.assert_array_equal(made[ends], batch.children[ends])
-        streams += int((forest.status != Status.FREE).sum())
+        threads += int((forest.status != Status.FREE).sum())
         exact += int((ends & (made > 0)).sum())
-    assert streams > 1_500 and exact > 10, (streams, exact)
+    assert threads > 1_500 and exact > 10, (threads, exact)
 
 
 def all_outcomes(tokens: int, first_seed: int) -> collections.Counter:
@@ -92,7 +92,7 @@ def all_outcomes(tokens: int, first_seed: int) -> collections.Counter:
             seen += compare(name, seed, MANNERS[seed % len(MANNERS)])
         seed += 1
     print(
-        f"\n{seen['streams']:,} streams, {seen['tokens']:,} sampled tokens, all fields of all trees"
+        f"\n{seen['threads']:,} threads, {seen['tokens']:,} sampled tokens, all fields of all trees"
         " agree"
     )
     for case in (*CASES, *PECULIAR):
@@ -103,7 +103,7 @@ def all_outcomes(tokens: int, first_seed: int) -> collections.Counter:
 @pytest.mark.thorough
 def test_every_outcome_comes_up_and_agrees():
     seen = all_outcomes(40_000, first_seed=0)
-    assert seen["streams"] > 4_000
+    assert seen["threads"] > 4_000
     assert {case: seen[case] for case in (*CASES, *PECULIAR) if seen[case] < 3} == {}
 
 
@@ -113,6 +113,14 @@ def test_a_million_tokens_agree():
     assert {case: seen[case] for case in (*CASES, *PECULIAR) if seen[case] < 100} == {}
 
 
-def test_the_page_has_the_cases_of_the_test():
-    """The tables are read from the page, so their cells are the cases."""
-    assert len(CASES) == len(set(CASES)) == 9 * 4 + 4 * 6 - 1 + 3 + 5 + 1
+def test_protocol_page_is_read_whole():
+    """Cases come from the tables of docs/protocol.md; a lost row would silently test less."""
+    token_outcomes = 9 * 4
+    limits_reached = 4 * 6 - 1  # One cell says "never".
+    two_at_once = 3
+    causes_of_refusal = 5
+    forced_children_not_made = 1
+    expected = (
+        token_outcomes + limits_reached + two_at_once + causes_of_refusal + forced_children_not_made
+    )
+    assert len(set(CASES)) == len(CASES) == expected

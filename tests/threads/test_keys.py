@@ -61,7 +61,7 @@ def by_purpose():
 
 
 def test_no_two_keys_of_a_run_are_equal(by_purpose):
-    """Neither of two purposes nor of one, and no key is the noise of a token."""
+    """Not within one purpose, not across two; and no key equals the noise of a token."""
     together = np.concatenate(list(by_purpose.values())).astype(np.uint64)
     assert len(together) > 100_000
     assert np.unique(together[:, 0] << np.uint64(32) | together[:, 1]).size == len(together), {

@@ -1,6 +1,4 @@
-"""Streams written by hand: what each well-formed and malformed stream becomes, in both
-implementations.
-"""
+"""Threads written by hand: what each well-formed and malformed one becomes, in both programs."""
 
 import dataclasses
 import functools
@@ -36,22 +34,29 @@ _ENTRIES = 48
 _WIDTH = 24
 
 
-def init_cache(slots, bound):
-    return jnp.zeros((slots, bound), jnp.int32)
+def init_cache(slots, cache_length):
+    return jnp.zeros((slots, cache_length), jnp.int32)
 
 
-def decode(script, tokens, cache, positions, bound):
-    """Writes what the script says after exactly this context; the cache holds the tokens
-    themselves.
+def decode(script, tokens, cache, positions, cache_length):
+    """Gives the token that the script writes after exactly this context.
+
+    The cache holds the tokens themselves.
     """
-    contexts, answers = script
-    slot = jnp.arange(tokens.shape[0])[:, None]
-    cache = cache.at[slot, positions].set(tokens, mode="drop")
-    seen = jnp.where(jnp.arange(bound) <= positions[..., None], cache[:, None, :], -1)[..., :_WIDTH]
+    contexts, next_tokens = script  # [_ENTRIES, _WIDTH], [_ENTRIES + 1]
+    slot = jnp.arange(tokens.shape[0])[:, None]  # [W, 1]
+    cache = cache.at[slot, positions].set(tokens, mode="drop")  # [W, cache_length]
+
+    # The context of each query, padded with -1 like those of the script. [W, S, _WIDTH]
+    is_seen = jnp.arange(cache_length) <= positions[..., None]
+    seen = jnp.where(is_seen, cache[:, None, :], -1)[..., :_WIDTH]
     seen = jnp.pad(seen, ((0, 0), (0, 0), (0, _WIDTH - seen.shape[-1])), constant_values=-1)
-    match = jnp.all(seen[..., None, :] == contexts, axis=-1) & (positions < _WIDTH)[..., None]
-    which = jnp.where(match.any(-1), match.argmax(-1), _ENTRIES)
-    return jax.nn.one_hot(answers[which], VOCAB) * 50.0, cache
+
+    # The last entry, `<eos>`, follows any context that is not in the script.
+    match = jnp.all(seen[..., None, :] == contexts, axis=-1)  # [W, S, _ENTRIES]
+    match &= (positions < _WIDTH)[..., None]
+    which = jnp.where(match.any(-1), match.argmax(-1), _ENTRIES)  # [W, S]
+    return jax.nn.one_hot(next_tokens[which], VOCAB) * 50.0, cache
 
 
 @functools.cache
@@ -64,34 +69,39 @@ def engine(limits: Limits):
 
 
 def run(
-    streams: list[tuple[tuple[int, ...], tuple[int, ...]]],
+    written: list[tuple[tuple[int, ...], tuple[int, ...]]],
     limits: Limits = LIMITS,
     children: int = NOT_FORCED,
 ) -> ThreadForest:
-    """Runs (context, tokens sampled from there on) pairs in both implementations; returns the tree,
-    threads x fields.
+    """Runs a scripted policy in the engine and in the reference interpreter, and compares them.
 
-    After any other context `<eos>` is written.
+    Args:
+      written: pairs of a context and the tokens that are sampled from there on. After any other
+        context `<eos>` is written.
+      limits: what a tree may do.
+      children: how many children the root is forced to make.
+
+    Returns:
+      the tree, in whose fields the first axis is made of threads.
     """
     script = {}
-    for context, sampled in streams:
+    for context, sampled in written:
         for token in sampled:
             script[context] = token
             context = (*context, token)
-    contexts, answers = (
-        np.full((_ENTRIES, _WIDTH), -1, np.int32),
-        np.full(_ENTRIES + 1, p.EOS, np.int32),
-    )
+    contexts = np.full((_ENTRIES, _WIDTH), -1, np.int32)
+    next_tokens = np.full(_ENTRIES + 1, p.EOS, np.int32)
     for row, (seen, token) in enumerate(script.items()):
-        contexts[row, : len(seen)], answers[row] = seen, token
+        contexts[row, : len(seen)] = seen
+        next_tokens[row] = token
 
     def logits_of(seen):
         return np.eye(VOCAB, dtype=np.float32)[script.get(tuple(seen), p.EOS)] * 50.0
 
-    batch = make_prompts([streams[0][0]], 2, children=children)
+    batch = make_prompts([written[0][0]], 2, children=children)
     key = jax.random.key(0)
     forest = jax.tree.map(
-        lambda x: np.asarray(x[0]), engine(limits)((contexts, answers), batch, key)[0]
+        lambda x: np.asarray(x[0]), engine(limits)((contexts, next_tokens), batch, key)[0]
     )
     assert_same(forest, interpret(logits_of, batch, 0, key, limits))
     outcomes(forest, limits, children)
@@ -107,9 +117,7 @@ ROOT = (p.BOS, A)
 
 
 def test_a_family_by_hand():
-    """The worked example of DESIGN.md 3: hidden blocks, rewound positions, clocks and statistics,
-    number by number.
-    """
+    """A root with two children, number by number: hidden block, positions, clocks, statistics."""
     forest = run(
         [
             (ROOT, (B, p.SPAWN, p.MSG, A, p.MSG, B, B, p.END_SPAWN)),
@@ -269,22 +277,22 @@ def test_forced_children_by_hand():
     """Three children in two spawns of at most two: whatever the root would rather write is not
     among what it may write.
     """
-    streams = [
+    written = [
         (ROOT, (p.SPAWN, p.MSG, B, p.MSG, B, B, p.MSG)),  # A third message: C = 2 forbids it.
         ((*ROOT, p.SPAWN, p.MSG, B, p.MSG, B, B), (p.MSG,)),
     ]
     limits = Limits(window=20, max_thread_tokens=40, max_threads=4, children=2, max_depth=1)
     # Where the wanted token is forbidden all that is left is equally likely, and greedy takes the
     # lowest id: <pad>.
-    forest = run(streams, limits, children=3)
+    forest = run(written, limits, children=3)
     assert (Status(int(forest.status[0])), int(forest.children)) == (Status.MALFORMED, 0)
     joined = (p.JOINED, p.MSG, p.MSG, p.END_JOINED)
-    streams = [
+    written = [
         (ROOT, (p.SPAWN, p.MSG, B, p.MSG, B, B, p.END_SPAWN)),
         ((*ROOT, *joined), SPAWN_ONE),
         ((*ROOT, *joined, *JOINED_ONE), (A, *ANSWER)),
     ]
-    forest = run(streams, limits, children=3)
+    forest = run(written, limits, children=3)
     assert (Status(int(forest.status[0])), int(forest.children)) == (Status.DONE, 3)
     np.testing.assert_array_equal(forest.round, [0, 0, 0, 1])
     asked = forest.allowed[0]
@@ -324,19 +332,19 @@ def test_thread_indices_are_kept_for_forced_children():
     """
     limits = Limits(window=30, max_thread_tokens=60, max_threads=4, children=2, max_depth=2)
     joined = (*ROOT, *JOINED_ONE)
-    streams = [
+    written = [
         (ROOT, SPAWN_ONE),
         ((p.BOS, B), SPAWN_ONE),
         ((p.BOS, B, p.JOINED, p.END_JOINED), ANSWER),
         (joined, (p.SPAWN, p.MSG, B, p.MSG, B, p.END_SPAWN)),
         ((*joined, p.JOINED, p.MSG, p.MSG, p.END_JOINED), ANSWER),
     ]
-    forest = run(streams, limits, children=3)
+    forest = run(written, limits, children=3)
     assert (Status(int(forest.status[0])), int(forest.children)) == (Status.DONE, 3)
     assert refused(forest, NO_THREAD_INDEX=3)
     # A free root gives the first child one of the two threads that are left, and comes one short at
     # its second spawn.
-    forest = run(streams, limits)
+    forest = run(written, limits)
     assert forest.depth.tolist() == [0, 1, 2, 1]
 
 

@@ -3,8 +3,10 @@ what disagrees with it is named before anything is trained.
 """
 
 import dataclasses
+import gc
 import json
 import shutil
+import weakref
 
 import jax
 import numpy as np
@@ -120,6 +122,26 @@ def test_what_disagrees_is_refused_in_one_line_before_training(imported, data, t
         assert said.count("\n") == 1
         assert message in said
     assert not (tmp_path / "run").exists()
+
+
+def test_training_keeps_no_weights_on_the_host(imported, data, tmp_path, monkeypatch):
+    """The state has copies on the devices; what `--init` was read into is free again."""
+    held = []
+
+    def note(init):
+        pretrained = load_pretrained(init)
+        held.extend(weakref.ref(leaf) for leaf in jax.tree.leaves(pretrained.params))
+        return pretrained
+
+    def train(*_, **__):
+        gc.collect()
+        return [reference() is None for reference in held]
+
+    monkeypatch.setattr("apr_jax.train.sft.load_pretrained", note)
+    monkeypatch.setattr("apr_jax.train.sft.train", train)
+    gone = train_sft(OPEN, data, tmp_path / "run", METHOD, progress=False, init=imported)
+    assert len(gone) > 5
+    assert all(gone)
 
 
 @pytest.mark.thorough

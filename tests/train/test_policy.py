@@ -29,8 +29,9 @@ TREES = 8
 
 
 def _decoding(model, vocab, tensor, tpu=False):
-    """Two steps of decoding by so many devices, lowered, and their arguments: six tokens of two
-    decode slots at once, and the seventh.
+    """Lowers two decode steps on `tensor` devices; returns the program and its arguments.
+
+    The first step reads six tokens of each of two decode slots, the second reads the seventh.
     """
     params = init_params(model, vocab, jax.random.key(0))
     if model.qkv_bias:  # Zeros would hide a bias of another head.
@@ -66,19 +67,12 @@ def _flops(program):
     ("tensor", "vocab", "change"),
     [
         pytest.param(4, VOCAB, {}, id="every device has two heads and their keys"),
-        *(
-            pytest.param(*case, id=name, marks=pytest.mark.thorough)
-            for name, case in {
-                "two devices a group": (4, VOCAB, {"kv_heads": 2, "tied": False}),
-                "one group for all": (
-                    4,
-                    VOCAB,
-                    {"kv_heads": 1, "qkv_bias": True, "qk_norm": True},
-                ),
-                "the MLP alone is shared": (4, VOCAB - 1, {"heads": 6, "kv_heads": 6}),
-                "the MLP is not shared": (8, VOCAB, {"mlp": 250, "kv_heads": 4}),
-            }.items()
+        pytest.param(4, VOCAB, {"kv_heads": 2, "tied": False}, id="two devices a group"),
+        pytest.param(
+            4, VOCAB, {"kv_heads": 1, "qkv_bias": True, "qk_norm": True}, id="one group for all"
         ),
+        pytest.param(4, VOCAB - 1, {"heads": 6, "kv_heads": 6}, id="the MLP alone is shared"),
+        pytest.param(8, VOCAB, {"mlp": 250, "kv_heads": 4}, id="the MLP is not shared"),
     ],
 )
 def test_devices_that_share_heads_give_the_logits_of_one(tensor, vocab, change):

@@ -178,7 +178,7 @@ def _only(forest, wanted):
 
 
 def test_trees_that_are_left_out_change_no_gradient(config, mesh):
-    """Tree 5 is masked, a flat group has advantage 0: half of the rows go, the divisor stays."""
+    """Tree 5 is masked, trees of a zero-std group have advantage 0; the divisor stays."""
     objective = ObjectiveConfig(kl=0.0)
     forest = record()
     advantages = np.array([1.0, 0.0, 0.0, -1.5, 0.0, 2.0])
@@ -211,10 +211,10 @@ def test_trees_that_are_left_out_change_no_gradient(config, mesh):
 
 
 def test_recomputed_log_probs_are_of_first_ppo_epoch(config, mesh):
-    """Recorded 0.3 nats too low, half of them: the ratio begins at exactly 1 all the same, and the
-    token weighs e^0.3.
+    """Half of the recorded log-probs are 0.3 nats too low: ratios still begin at exactly 1.
 
-    A second step takes the first one's log-probs, whatever the parameters have become.
+    Such a token weighs e^0.3. A second epoch takes the first one's log-probs, whatever the
+    parameters have become.
     """
     objective = ObjectiveConfig(kl=0.0, clip=0.2, importance_cap=2.0)
     settings = changed(config, model=MODEL, rl={"temperature": TEMPERATURE, "objective": objective})

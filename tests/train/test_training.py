@@ -292,7 +292,7 @@ def test_rl_validates_and_saves_the_first_policy(unbroken_rl):
 def test_rl_that_is_preempted_in_each_batch_of_a_validation_ends(
     unbroken, config, data_dir, tmp_path, monkeypatch
 ):
-    """Each start comes one batch further; each began the validation anew, for ever.
+    """Each start answers one batch more. Once, each began anew and the run never ended.
 
     Scores and lines are those of a run that was left alone.
     """

@@ -38,6 +38,11 @@ from apr_jax.train.checkpoint.restored import Pretrained
 EXPORT_LIST = "apr_export.json"
 _SENTENCE_PIECE = "tokenizer.model"
 _PLAIN = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+# How the tokenizers of Qwen2 cut a text into words.
+_QWEN_WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 _SPACE = "\u2581"  # SentencePiece writes a space so; the library `tokenizers` writes it as it is.
 
 
@@ -76,7 +81,27 @@ def export_folder(pretrained: Pretrained, folder: Path) -> None:
         files = {_SENTENCE_PIECE: tokenizer.to_bytes(), **files}
     with disk_errors(folder):
         replace_files(folder, files, further=(CONFIG, WEIGHTS))
-        save_hf(params, pretrained.model, folder)
+        save_hf(params, pretrained.model, folder, pretrained.window)
+
+
+def tokenizer_warning(pretrained: Pretrained) -> str:
+    """Says how transformers must load an exported tokenizer that `AutoTokenizer` misreads, or "".
+
+    In a folder of Qwen2 `AutoTokenizer` cuts texts into words as Qwen does, whatever tokenizer.json
+    says.
+    """
+    is_qwen2 = pretrained.model.qkv_bias and not pretrained.model.qk_norm
+    if not is_qwen2:
+        return ""
+    tokenizer = pretrained.tokenizer
+    if isinstance(tokenizer, HuggingFaceTokenizer):
+        steps = (tokenizer.description.get("pre_tokenizer") or {}).get("pretokenizers", [])
+        if any(step.get("pattern") == {"Regex": _QWEN_WORDS} for step in steps):
+            return ""
+    return (
+        "AutoTokenizer of transformers cuts texts into words as Qwen does where the network is a"
+        " Qwen2, and this tokenizer does not; load it by PreTrainedTokenizerFast.from_pretrained"
+    )
 
 
 def replace_files(folder: Path, files: Mapping[str, Any], further: Sequence[str]) -> None:

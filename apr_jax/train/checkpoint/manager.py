@@ -21,7 +21,7 @@ from apr_jax.train.checkpoint.resume import Saved, read_newest, set_aside
 from apr_jax.train.checkpoint.retention import LastAndBest
 from apr_jax.train.checkpoint.run import Run
 from apr_jax.train.checkpoint.step_files import FOLDER, json_file, read_meta, without_params
-from apr_jax.train.distributed import all_of
+from apr_jax.train.distributed import all_of, barrier
 from apr_jax.train.state import TrainState
 
 
@@ -145,7 +145,7 @@ class Checkpoints:
                 meta = read_meta(folder) | {"metrics": metrics, "unvalidated": False}
                 meta["meta_sum"] = json_sum(meta)
                 write_text(json_file(folder, "meta"), json.dumps(meta))
-        all_of(True)  # Waits until the first process is done.
+        barrier()  # The first process is done.
 
     def wait(self) -> None:
         """Waits until all saves are on disk."""

@@ -29,12 +29,14 @@ class Pretrained:
       model: the shape of the network.
       tokenizer: the tokenizer, of which V is the number of the model's embeddings.
       path: where it was read.
+      window: positions of the window in which it was trained; 0 if it was trained elsewhere.
     """
 
     params: Any
     model: ModelConfig
     tokenizer: Tokenizer
     path: str
+    window: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +86,8 @@ class Restored:
     @property
     def pretrained(self) -> Pretrained:
         """The model without the experiment in which it was trained."""
-        return Pretrained(self.params, self.config.model, self.tokenizer, self.path)
+        window = self.config.limits.window
+        return Pretrained(self.params, self.config.model, self.tokenizer, self.path, window)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -25,7 +25,7 @@ from apr_jax.train.checkpoint.step_files import (
     version_error,
     without_params,
 )
-from apr_jax.train.distributed import all_of
+from apr_jax.train.distributed import all_of, barrier
 from apr_jax.train.state import TrainState
 
 
@@ -117,7 +117,7 @@ def set_aside(folder: Path, steps: Sequence[int]) -> None:
             for step in steps:
                 earlier = len(list(aside.glob(f"{step}.*")))
                 move(folder / str(step), aside / f"{step}.{earlier}")
-    all_of(True)  # Waits until the first process is done.
+    barrier()  # The first process is done.
 
 
 def _read_in_all_processes(folder: Path, run: Run, blank: TrainState) -> _Contents:

@@ -53,10 +53,11 @@ class StepTimes:
         """Notes that the forest of the rollout is on the host. From here on the device idles."""
         self._fetched = time.perf_counter()
         # The rollout waited for the update before it, so that update has ended by now.
-        free = self._before._ended() if self._before else self._began
+        free = self._before._wait_for_end() if self._before else self._began
         self._before = None
         self._rollout = self._fetched - max(self._queued, free)
-        self._late = max(0.0, self._queued - max(self._began, free))
+        # Seconds of this step for which the device idled before the rollout was queued.
+        self._idle_before_rollout = max(0.0, self._queued - max(self._began, free))
 
     @contextmanager
     def rescoring(self) -> Iterator[None]:
@@ -87,7 +88,7 @@ class StepTimes:
 
     def update_seconds(self) -> float:
         """Returns how long the device worked at the update; waits for its end."""
-        return self._ended() - self._resumed + self._rescored
+        return self._wait_for_end() - self._resumed + self._rescored
 
     def metrics(self) -> dict[str, Any]:
         """Returns step_seconds, and its parts rollout_share, idle_share and update_share.
@@ -104,10 +105,11 @@ class StepTimes:
 
     def _parts(self) -> tuple[float, float, float]:
         """Returns the seconds of rollout, host and update."""
-        host = self._late + self._resumed - self._fetched - self._rescored
+        idle_after_rollout = self._resumed - self._fetched - self._rescored
+        host = self._idle_before_rollout + idle_after_rollout
         return self._rollout, host, self.update_seconds()
 
-    def _ended(self) -> float:
+    def _wait_for_end(self) -> float:
         """Waits for the end of the update and returns its time."""
         self._waiting.join()
         return self._end

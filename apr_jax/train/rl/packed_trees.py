@@ -209,8 +209,8 @@ def move_rows(held: HeldTrees, moves: Moves) -> HeldTrees:
 def given_rows(held: HeldTrees, moves: Moves) -> tuple[Rows, np.ndarray | None]:
     """Returns `held.rows` and `held.older` of the rows that this process gives, [most, L] each.
 
-    `most` is the first power of two that is enough for every process, because each number is
-    compiled for. Nobody reads what fills up the rows of a process that gives fewer.
+    `most` is the smallest power of two that holds what any process gives: a program is compiled for
+    each value, and powers of two are few. The padding of a process that gives fewer is never read.
     """
     most = 1 << (max(moves.gives) - 1).bit_length()
     give = moves.gives[jax.process_index()]

@@ -142,6 +142,11 @@ def train_rl(
         update = make_rl_step(config, optimizer, mesh)
         trainer = _Trainer(config, start, training, workdir, mesh, update, grader)
         adapters = new_adapters(start.params, rl.lora, config.seed)
+        state = init_state(place_whole(start.params, mesh), optimizer, mesh, adapters)
+        # `train` gets the only reference to the first state, so that it can free its memory, and
+        # nobody keeps the weights on the host.
+        first = [dataclasses.replace(state, carried=trainer.first_carried())]
+        del start, state
         stage = Stage(
             name="rl",
             steps=rl.steps,
@@ -158,11 +163,7 @@ def train_rl(
         return train(
             run,
             as_path(workdir),
-            # It has no name here, so that nobody but the training holds it.
-            dataclasses.replace(
-                init_state(start.params, optimizer, mesh, adapters),
-                carried=trainer.first_carried(),
-            ),
+            first.pop(),
             stage,
             restore_data=trainer.restore_data,
             log_every=1,
@@ -213,15 +214,15 @@ class _RewardedTrees:
 
     Attributes:
       rewards: float64 [B].
-      whole: bool [B], False for trees that are masked because they are overlong.
-      counted: bool [B], trees that have a part in means and gradients: whole trees whose answer got
-        a verdict.
+      unmasked: bool [B], False for trees that are masked because they are overlong.
+      counted: bool [B], trees that have a part in means and gradients: unmasked trees whose answer
+        got a verdict.
       advantages: float32 [B].
       zero_std_groups: number of groups in which all counted trees earned the same.
     """
 
     rewards: np.ndarray
-    whole: np.ndarray
+    unmasked: np.ndarray
     counted: np.ndarray
     advantages: np.ndarray
     zero_std_groups: float
@@ -252,7 +253,7 @@ class _Trainer:
         self._mesh = mesh
         self._vocabulary = start.tokenizer.vocab_size
         self._grader = grader
-        self._train = TrainingProblems(training)
+        self._training_problems = TrainingProblems(training)
 
         trees = self._rl.problems * self._rl.group
         self._trees = HeldRows.of(rollout_batch(config, mesh), mesh, trees)
@@ -311,7 +312,7 @@ class _Trainer:
         grades = self._grader.verify(rollout.problems, rollout.forest, self._trees)
         rewarded = self._reward(rollout.costs, grades)
         packed = self._pack(rollout, rewarded)
-        advantages, kl = self._subtract_kl(rewarded, packed, times)
+        advantages, kl_metric = self._subtract_kl(rewarded, packed, times)
 
         self.last_batches.keep(
             step + 1, vars(packed.held.rows) | {"weights": packed.weights, "advantages": advantages}
@@ -319,7 +320,7 @@ class _Trainer:
         state, update_metrics = self._update(state, packed.batch, advantages, times)
         state = dataclasses.replace(state, carried=rollout.carried)
 
-        measured = self._measure(rollout, grades, rewarded, packed) | kl
+        measured = self._measure(rollout, grades, rewarded, packed) | kl_metric
         self._price = next_price(self._price, measured["total_tokens"], self._rl.reward)
         # Means over no token say nothing.
         undefined: tuple[str, ...] = ()
@@ -349,7 +350,7 @@ class _Trainer:
         count = self._rl.problems
         if self._rl.max_staleness and step == 0:
             count *= 2
-        problems = self._train.draw(self._config.seed, step, count)
+        problems = self._training_problems.draw(self._config.seed, step, count)
         return [problem for problem in problems for _ in range(self._rl.group)]
 
     def _roll_out(self, state: TrainState, step: int, times: StepTimes) -> _Rollout:
@@ -426,10 +427,10 @@ class _Trainer:
         rewards = tree_rewards(
             grades.rewards, grades.correct, costs, self._price, self._rl.reward
         )  # [B]
-        whole = counted_trees(costs, self._rl.reward)  # [B]
-        counted = whole & grades.known  # What an answer without a verdict is worth is unknown.
+        unmasked = counted_trees(costs, self._rl.reward)  # [B]
+        counted = unmasked & grades.known  # What an answer without a verdict is worth is unknown.
         advantages, zero_std_groups = self._advantages(rewards, counted)
-        return _RewardedTrees(rewards, whole, counted, advantages, zero_std_groups)
+        return _RewardedTrees(rewards, unmasked, counted, advantages, zero_std_groups)
 
     def _advantages(self, rewards: np.ndarray, counted: np.ndarray) -> tuple[np.ndarray, float]:
         """Returns the advantages [B], and the number of zero-std groups."""
@@ -508,9 +509,10 @@ class _Trainer:
     def _divisor(self, total_tokens: np.ndarray) -> float:
         """Returns the mean sampled tokens of a tree in the first step of the run.
 
-        It is the same number in all steps and processes. The mean is over all trees, also those
-        that cannot change the gradient: which trees these are changes from step to step, and a
-        divisor that changed with them would weigh the steps against each other.
+        The first call measures and keeps it (`data_state`), so it is the same number in all steps
+        and processes. The mean is over all trees, also those that cannot change the gradient: which
+        trees these are changes from step to step, and a divisor that changed with them would weigh
+        the steps against each other.
 
         Args:
           total_tokens: [B] of this step.
@@ -554,7 +556,7 @@ class _Trainer:
         if self._rl.objective.kl_in_loss:
             batch = dataclasses.replace(batch, reference=self._rescore(self._reference, batch))
 
-        # What no update changes need not go through the program.
+        # No update changes the carried trees, so they stay outside the jitted step.
         state = dataclasses.replace(state, carried=None)
         metrics_of_epochs = []
         for _ in range(self._rl.ppo_epochs):
@@ -608,7 +610,7 @@ class _Trainer:
             "zero_std_groups": rewarded.zero_std_groups,
             "reward": float(rewarded.rewards[grades.known].mean()),
             "token_price": self._price,
-            "masked_trees": float(np.sum(~rewarded.whole)),
+            "masked_trees": float(np.sum(~rewarded.unmasked)),
             "zero_advantage_trees": float(packed.zero_advantage.sum()),
         }
 

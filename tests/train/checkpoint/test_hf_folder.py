@@ -17,11 +17,12 @@ from apr_jax.errors import UsageError
 from apr_jax.model.config import ModelConfig
 from apr_jax.model.hf import load_hf
 from apr_jax.model.transformer import init_params
+from apr_jax.text.hugging_face import HuggingFaceTokenizer
 from apr_jax.text.sentence_piece import SentencePieceTokenizer
 from apr_jax.text.tokenizer import BOS, CONTROL_PIECES, EOS, SPAWN
-from apr_jax.train.checkpoint.hf_folder import check_folder, export_folder
+from apr_jax.train.checkpoint.hf_folder import check_folder, export_folder, tokenizer_warning
 from apr_jax.train.checkpoint.hf_import import import_folder
-from apr_jax.train.checkpoint.restored import Restored
+from apr_jax.train.checkpoint.restored import Pretrained, Restored
 
 ALPHABET = "0123456789+-*/=,:#~ \n<>spawnjoi|\u00e9"
 PHRASES = ("No solution", "No solution here", "  ", "Move", "12")
@@ -39,6 +40,25 @@ def folder(restored, tmp_path_factory):
     path = tmp_path_factory.mktemp("exports") / "llama"
     export_folder(restored.pretrained, path)
     return path
+
+
+@pytest.mark.parametrize(
+    ("biased", "theirs", "is_misread"),
+    [
+        (False, None, False),
+        (True, None, True),
+        (True, foreign.byte_level(), True),
+        (True, foreign.byte_level(qwen=True), False),
+    ],
+    ids=["Llama", "characters", "bytes", "Qwen's own"],
+)
+def test_warning_where_auto_tokenizer_misreads_a_qwen2(restored, biased, theirs, is_misread):
+    tokenizer = restored.tokenizer
+    if theirs is not None:
+        tokenizer = HuggingFaceTokenizer.make(foreign.description(theirs), 400)
+    model = dataclasses.replace(restored.config.model, qkv_bias=biased)
+    pretrained = Pretrained(restored.params, model, tokenizer, "somewhere")
+    assert bool(tokenizer_warning(pretrained)) == is_misread
 
 
 def texts():

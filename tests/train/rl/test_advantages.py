@@ -23,14 +23,14 @@ REWARDS = jnp.asarray(
         ("leave_one_out", [2 / 3, -2 / 3, -2 / 3, 2 / 3], [0] * 4, [0] * 4),
     ],
 )
-def test_hand_computed(name, mixed, failed, equal):
+def test_advantages_match_numbers_by_hand(name, mixed, failed, equal):
     got = ADVANTAGES[name](REWARDS, ALL)
     np.testing.assert_allclose(got, [mixed, failed, equal], atol=1e-6)
     if name not in ("none", "batch"):
         assert (np.asarray(got)[1:] == 0).all(), "a group without variance must get exactly zero"
 
 
-def test_flat_groups_are_counted():
+def test_zero_std_groups_are_counted():
     assert int(count_zero_std(REWARDS, ALL)) == 2
 
 

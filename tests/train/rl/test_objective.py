@@ -65,8 +65,9 @@ def _rows(threads, length):
 
 
 def _threads(seed, count=6):
-    """Random threads with a spawn block (an hidden block that positions forget) and given tokens in
-    the middle.
+    """Random threads: prompt, thoughts, hidden spawn block, joined block, more thoughts.
+
+    The joined block consists of prompt tokens and takes the positions of the spawn block.
     """
     rng = np.random.default_rng(seed)
     threads = []
@@ -390,11 +391,11 @@ def test_k3_goes_on_as_its_tangent():
     ids=["off", "off, no clip", "wide", "tight"],
 )
 def test_recorded_log_probs_of_another_policy_can_give_the_exact_gradient(cap, clip, exact):
-    """Every tree of one choice, by its probability under what the sampler rounded, or under the
-    older policy that it followed: summed up, the expected gradient.
+    """Sums the loss over all trees of one token, weighed by their recorded probabilities.
 
-    The policy's own gradient of the expected reward is p (r - E r). Against the recorded log-probs
-    tokens are clipped at once; a cap takes off what weights exceed it.
+    The recorded log-probs are those of a sampler that rounds, or of an older policy. The exact
+    gradient of the expected reward is p (r - E[r]). With PPO's clip against recorded log-probs,
+    tokens are clipped in the first update already; a tight cap cuts the weights that exceed it.
     """
     with jax.enable_x64(True):
         rng = np.random.default_rng(0)

@@ -78,7 +78,7 @@ def _is_unknown(forest):
 class Forgetful(SandboxedVerifier):
     """The real verifier, but for the verdicts that are lost."""
 
-    lost = ()  # Which, of the forest whose answers were read last.
+    lost = ()  # bool [B], set by `_answers`: the trees whose verdict is lost.
 
     def verify(self, pairs, most_unknown=None):
         outcomes = super().verify(pairs, most_unknown)
@@ -89,9 +89,10 @@ class Forgetful(SandboxedVerifier):
 
 
 def _answers(forest, tokenizer):
-    """In place of what the trees say: a model this small never hits a target.
+    """Answers in place of those of the trees: a model this small never hits a target.
 
-    The verifier is the real one.
+    Trees that `_says_a_solution` picks give a right answer, the others none. The verifier is the
+    real one.
     """
     validating = len(forest.total_tokens) != PROBLEMS * GROUP
     Forgetful.lost = _is_unknown(forest) & (not validating)
@@ -103,8 +104,7 @@ def _answers(forest, tokenizer):
 
 @pytest.fixture(scope="module", params=[pytest.param("masked", marks=pytest.mark.thorough), "kl"])
 def heard(request, config, data_dir, checkpoint, tmp_path_factory):
-    """Two steps of two updates each, by plain gradient descent: each update with what it was given
-    and what it gave.
+    """Two steps of two updates each, by plain gradient descent, and all that went into them.
 
     "masked": truncated trees are left out, no KL, a fixed price. "kl": all trees count but those of
     unknown worth, KL is part of the reward, and the price of a token follows a budget.
@@ -126,7 +126,7 @@ def heard(request, config, data_dir, checkpoint, tmp_path_factory):
             max_unknown=0.9,
         ),
     )
-    # Of which the trees that teach have children, in both runs.
+    # With this seed, trees that change the gradient have children in both variants.
     settings = dataclasses.replace(settings, seed=4)
     forests = []
     updates = []
@@ -181,11 +181,10 @@ def heard(request, config, data_dir, checkpoint, tmp_path_factory):
 
 
 def _descent(forests):
-    """Plain gradient descent at the rate RATE x c, c the tokens of a tree of the first step, by
-    which losses are divided.
+    """Plain gradient descent at the rate RATE x c, where c is the mean tokens of a first-step tree.
 
-    The update is traced once, when the first forest is there: a divisor of another step or of other
-    trees would show.
+    Losses are divided by c, so a step moves by RATE times the undivided gradient. The update is
+    traced once, when `forests` holds the first forest alone: a divisor of another step would show.
     """
 
     def update(gradient, state, params=None):
@@ -216,7 +215,7 @@ def _logprobs(model, params, rows):
 
 @functools.partial(jax.jit, static_argnums=0)
 def _gradient(model, params, rows, advantages):
-    """Of the sum over trees of A x the sum of the log-probs of all that was sampled in them."""
+    """Gradient of the sum over trees of A x the log-prob of all tokens sampled in the tree."""
     return jax.grad(
         lambda params: (
             advantages[rows.tree] * token_logprobs(params, model, rows, TEMPERATURE)[0]
@@ -225,7 +224,7 @@ def _gradient(model, params, rows, advantages):
 
 
 def _sum_by_tree(forest, values):
-    """[B], of values of the sampled tokens of `_one_thread_a_row`."""
+    """Sums over each tree [B] what each sampled token of `_one_thread_a_row` is worth."""
     return np.where(
         forest.sampled, np.asarray(values, np.float64).reshape(forest.sampled.shape), 0.0
     ).sum((1, 2))
@@ -236,8 +235,9 @@ def _counted(heard, forest):
 
 
 def _price(heard, forest):
-    """Of a token: as it began, and in the second step by how far the first step's trees, children
-    included, were off.
+    """Price of a token: TOKEN_PRICE in the first step of a run.
+
+    In the second step it has moved by how far the first step's trees were from the budget.
     """
     first = heard.firsts[0].forest
     if forest is first or not heard.kl:
