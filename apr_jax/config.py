@@ -75,8 +75,11 @@ class EvalConfig:
         it, and the report opens with them. 0 is greedy.
       batch: number of trees of one rollout call.
       problems: number of test problems, the first of the file, of all other evaluations.
-      samples: number of trees for each problem of SoS+, for pass@n and cons@n. `paper/suite.py`
-        says for which stage and at which temperature.
+      validation: number of validation problems, the last of the file, that choose where a
+        comparison takes the best of several evaluations. The first ones of the file choose the step
+        of each training.
+      samples: number of trees for each problem of serial search at each temperature, for pass@n and
+        cons@n.
       temperatures: temperatures of evaluations besides the greedy ones and those of the headline
         (Fig. 4a and 8, Table 3).
       children: conditions of the sweep of APR: numbers of children that its prompts request
@@ -86,8 +89,9 @@ class EvalConfig:
         last one is evaluated at all temperatures. Only the first one is for APR with a random
         parent beam, which breaks if many children are forced.
       sweep: the stage whose models are swept. The paper sweeps the supervised ones.
-      timed: number of problems that are answered one at a time and timed (Fig. 6). A third of them
-        is timed on several numbers of decode slots. 0 times none.
+      timed: number of problems that are answered one at a time and timed (Fig. 6), and of which
+        samples of serial search are timed side by side. A third of them is timed on several numbers
+        of decode slots. 0 times none.
       repeats: number of times that each of these problems is answered; the median counts.
       ablations: whether to train the ablations of the suite too (Tables 1 and 2, Fig. 5), on data
         in folders of their own. An ablation is not trained if it is the experiment itself or if its
@@ -101,6 +105,7 @@ class EvalConfig:
     headline: float = 0.0
     batch: int = 256
     problems: int = 200
+    validation: int = 200
     samples: int = 8
     temperatures: tuple[float, ...] = (1.0,)
     children: tuple[int, ...] = ()
@@ -114,7 +119,7 @@ class EvalConfig:
     methods: tuple[str, ...] = ()
 
     def __post_init__(self):
-        for field in ("batch", "problems", "samples", "repeats"):
+        for field in ("batch", "problems", "validation", "samples", "repeats"):
             value = getattr(self, field)
             if value < 1:
                 raise ValueError(f"evaluate.{field}={value} must be at least 1")

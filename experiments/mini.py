@@ -87,6 +87,7 @@ def experiment() -> Experiment:
         evaluate=EvalConfig(
             batch=200,
             problems=160,
+            validation=160,
             samples=10,
             temperatures=(0.1, 0.5, 1.0),
             children=(4, 8, 12, 16),

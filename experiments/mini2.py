@@ -70,6 +70,7 @@ def experiment() -> Experiment:
                 save_every=500,
                 log_every=20,
                 validate_every=2_000,
+                validation=512,
                 optimizer=OptimizerConfig(name="muon", lr=3e-3, warmup=100),
             ),
             rl=RlConfig(
@@ -85,13 +86,15 @@ def experiment() -> Experiment:
         ),
         evaluate=EvalConfig(
             batch=200,
-            problems=160,
+            problems=1_000,
+            validation=200,
             samples=10,
-            temperatures=(0.1, 0.5, 1.0),
-            children=(1, 2, 3, 4, 5),
+            temperatures=(0.5, 1.0),
+            children=(1, 2, 3, 4, 5, 6),
             bins=(2, 3, 4, 6, 8),
             # With equal numbers there are fewer pairs, but seldom fewer than 4.
             forced=(4,),
-            timed=10,
+            timed=50,
+            sweep="rl",
         ),
     )

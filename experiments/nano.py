@@ -67,6 +67,7 @@ def experiment() -> Experiment:
         evaluate=EvalConfig(
             batch=250,
             problems=250,
+            validation=250,
             samples=8,
             temperatures=(1.0,),
             children=(2, 5, 8, 11),

@@ -48,7 +48,8 @@ def experiment() -> Experiment:
                 render="sos",
             ),
         ),
-        data=DataConfig(demonstrations=500_000, heldout=1_000),
+        # Of the validation problems 1,000 choose the step of RL, and 200 between evaluations.
+        data=DataConfig(demonstrations=500_000, heldout=1_200),
         model=ModelConfig(
             layers=18,
             width=1_024,

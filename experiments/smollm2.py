@@ -122,7 +122,7 @@ class Run:
 
     def _make_model(self) -> str:
         """Downloads and imports the model, in a process of its own, because torch takes memory."""
-        if self.model.is_file():
+        if self.model.is_file() and (self.out / "parity.json").is_file():
             return "was there already"
         script = HERE / "smollm2_model.py"
         if subprocess.run([sys.executable, str(script), "--out", str(self.out)]).returncode:
@@ -334,7 +334,9 @@ def report(run: Run) -> dict[str, Any]:
     return {
         "seconds": {name: stage["seconds"] for name, stage in record.items() if stage["done"]},
         "main": {f"{folder}-{name}": row for (folder, name), (row, _) in answered.items()},
-        "comparisons": methods.results(run.configs["legs"], run.out / "legs")["comparisons"],
+        "comparisons": methods.results(run.configs["legs"], run.out / "legs", run.out / "legs")[
+            "comparisons"
+        ],
         "rl": _gains(run, answered),
         "courses": {training.name: _course(run, training) for training in TRAININGS},
         "rl_steps": [

@@ -120,7 +120,7 @@ def config() -> Experiment:
         ),
         schedule=Schedule(slots=8, prefill_batch=4, prefill_chunk=8),
         train=learn,
-        evaluate=EvalConfig(batch=8, problems=3, samples=2),
+        evaluate=EvalConfig(batch=8, problems=3, validation=3, samples=2),
         mesh=MeshConfig(data=2),
     )
 

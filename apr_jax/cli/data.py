@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from apr_jax.cli.flags import ANYWHERE, Config, Settings
+from apr_jax.cli.flags import ANYWHERE, Config, Exclude, Settings
 from apr_jax.cli.resumable import resumable
 
 data_app = typer.Typer(no_args_is_help=True, help="Problems, demonstrations and tokenizer.")
@@ -17,13 +17,7 @@ data_app = typer.Typer(no_args_is_help=True, help="Problems, demonstrations and 
 def build(
     config: Config,
     out: Annotated[Path, typer.Option(help="Folder to build in. May be gs://.", **ANYWHERE)],
-    exclude: Annotated[
-        Path | None,
-        typer.Option(
-            help="Problems file; none of its problems occurs in training, validation or test.",
-            **ANYWHERE,
-        ),
-    ] = None,
+    exclude: Exclude = None,
     method: Annotated[
         list[str] | None,
         typer.Option(
@@ -63,7 +57,7 @@ def build(
 
         tokenizer = load_pretrained(init).tokenizer
     with resumable(f"parts that were finished are in {out}"):
-        built = run(experiment, out, exclude, method or None, tokenizer=tokenizer)
+        built = run(experiment, out, exclude or (), method or None, tokenizer=tokenizer)
     print_demonstrations(built)
     counts = ", ".join(f"{count:,} of {split}" for split, count in problem_counts(out).items())
     typer.echo(f"problems: {counts}")

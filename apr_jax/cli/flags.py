@@ -83,6 +83,17 @@ Data = Annotated[
         **ANYWHERE,
     ),
 ]
+Exclude = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--exclude",
+        help=(
+            "Problems file, or folder of built data; repeatable. No problem is of the same group as"
+            " one of these: in Countdown, none has the same numbers."
+        ),
+        **ANYWHERE,
+    ),
+]
 Checkpoint = Annotated[
     Path,
     typer.Option(

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from apr_jax.cli.flags import ANYWHERE, HERE, Settings
+from apr_jax.cli.flags import ANYWHERE, HERE, Exclude, Settings
 from apr_jax.cli.resumable import resumable
 from apr_jax.errors import UsageError
 from apr_jax.io.runtime import is_first, start
@@ -45,6 +45,17 @@ def reproduce(
             )
         ),
     ] = None,
+    models: Annotated[
+        Path | None,
+        typer.Option(
+            help=(
+                "Folder of another run whose models answer the problems of this one; nothing is"
+                " trained. For fresh problems also give another data.seed, and --exclude its data."
+            ),
+            **ANYWHERE,
+        ),
+    ] = None,
+    exclude: Exclude = None,
     settings: Settings = None,
 ) -> None:
     """Run a whole experiment: data, training, RL, evaluation, report.
@@ -61,7 +72,7 @@ def reproduce(
     experiment = load(config or scale_file(str(scale)), settings)
     start(together=True)
     with resumable(f"every finished stage and the last checkpoint are in {out}"):
-        run(experiment, out, data, only)
+        run(experiment, out, data, only, exclude or (), models)
     if is_first() and only != "training":
         show_results(out)
 
@@ -100,8 +111,8 @@ def report(
     ],
 ) -> None:
     """Draw the figures of a finished run and write its HTML report again."""
-    from apr_jax.paper.pipeline import show_results, write_report
+    from apr_jax.paper.pipeline import Folders, show_results, write_report
 
     start()
-    write_report(run)
+    write_report(Folders.of(run))
     show_results(run)

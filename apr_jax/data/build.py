@@ -6,8 +6,8 @@
     OUT/demonstrations/<method>/1.0.0/
 
 The life of a build:
-1. The task splits its problems. None of the exclude file is among them, and no training problem is
-   of the same group as one that is held out.
+1. The task splits its problems. None is of the same group as an excluded one, and no training
+   problem is of the same group as one that is held out.
 2. The tokenizer is trained on the first demonstrations of every method of the task. So it does not
    depend on which methods are built. If a pretrained model is going to learn, its own is taken.
 3. For each wanted method, worker processes demonstrate the training problems (`demonstrate`), and
@@ -93,7 +93,7 @@ class _Order:
     Attributes:
       config: the experiment.
       methods: methods whose demonstrations are wanted.
-      excluded: keys of the problems that may occur in no split.
+      excluded: groups of which no problem may be (`Task.group`).
       progress: whether bars are shown.
       workers: number of processes; None for all cores.
       file_sum: SHA-256 of the file of thread trees; None if the task demonstrates.
@@ -139,7 +139,7 @@ class _Given:
 def build(
     config: "Experiment",
     out: Path,
-    exclude: Path | None = None,
+    exclude: Sequence[Path] = (),
     methods: Sequence[str] | None = None,
     progress: bool = True,
     workers: int | None = None,
@@ -150,7 +150,8 @@ def build(
     Args:
       config: the experiment. Its task, data and limits decide the data; the rest may change.
       out: folder of the data, of this machine or in a bucket.
-      exclude: a problems file. None of its problems, by the task's `key`, occurs in any split.
+      exclude: problems files, and folders of built data. No problem is of the same group, by the
+        task's `group`, as one of theirs.
       methods: methods whose demonstrations are wanted; None for all that the limits have room for.
       progress: whether to show bars on standard error.
       workers: number of processes; None for all cores. The data do not depend on it.
@@ -202,7 +203,7 @@ def check_built(config: "Experiment", out: Path, demonstrations: bool = True) ->
         require_reachable(out)
         raise UserError(f"data {out}: holds no data; run `apr data build --out {out}`")
 
-    # Who reads the data does not know the exclude file with which they were built, and needs the
+    # Who reads the data does not know which problems were excluded from them, and needs the
     # file of thread trees no more. The tokenizer is compared by those who bring one.
     ignored = ["exclude", _FILE_SUM, _GIVEN_TOKENIZER]
     if not demonstrations:
@@ -390,12 +391,16 @@ def check_methods(config: "Experiment", methods: Sequence[str]) -> None:
             )
 
 
-def _excluded(config: "Experiment", exclude: Path | None) -> frozenset[Any]:
-    """Returns the keys of the problems in the exclude file."""
-    if exclude is None:
-        return frozenset()
+def _excluded(config: "Experiment", exclude: Sequence[Path]) -> frozenset[Any]:
+    """Returns the groups of the problems in some files and folders of built data."""
     task = make_task(config.task)
-    return frozenset(map(task.key, load_problems(exclude, task)))
+    files: list[Path] = []
+    for path in exclude:
+        if path.is_dir():
+            files += [path / problem_file(split) for split in ("train", "validation", "test")]
+        else:
+            files.append(path)
+    return frozenset(task.group(problem) for file in files for problem in load_problems(file, task))
 
 
 def _complete_record(out: Path, order: _Order) -> dict[str, Any] | None:
@@ -469,7 +474,11 @@ def _build_missing(out: Path, order: _Order, lease: Lease) -> dict[str, Any]:
             record["file"] = given.facts
         else:
             split = make_task(config.task).split(
-                count, config.data.heldout, config.data.seed, order.excluded, pool.map_chunks
+                count,
+                config.data.heldout,
+                config.data.seed,
+                map_draws=pool.map_chunks,
+                apart_from=order.excluded,
             )
         tokenizer = _write_shared_files(out, order, split, given, record, pool)
         if not missing:  # The task has no methods.
@@ -488,8 +497,8 @@ def _build_missing(out: Path, order: _Order, lease: Lease) -> dict[str, Any]:
 def _load_given(order: _Order, file: str, pool: Workers) -> _Given:
     """Reads the file of thread trees, and has the task hold out other problems.
 
-    Demonstrations are left out if their problem is in the exclude file, or in the same group as one
-    that is held out.
+    Demonstrations are left out if their problem is of an excluded group, or of the same group as
+    one that is held out.
 
     Raises:
       UsageError: a line is wrong, or no demonstration is left.
@@ -499,14 +508,16 @@ def _load_given(order: _Order, file: str, pool: Workers) -> _Given:
     found = tree_files.load_trees(file, task)
     keys = {task.key(demonstration.problem) for demonstration in found}
     # The one training problem is not used; a task may refuse to make a split without any.
-    heldout = task.split(1, data.heldout, data.seed, order.excluded | keys, pool.map_chunks)
+    heldout = task.split(
+        1, data.heldout, data.seed, keys, pool.map_chunks, apart_from=order.excluded
+    )
     heldout_groups = set(map(task.group, [*heldout.validation, *heldout.test]))
 
     kept: list[Demonstration] = []
     left_out = {"excluded": 0, "heldout": 0}
     for demonstration in found:
         problem = demonstration.problem
-        if task.key(problem) in order.excluded:
+        if task.group(problem) in order.excluded:
             left_out["excluded"] += 1
         elif task.group(problem) in heldout_groups:
             left_out["heldout"] += 1
@@ -515,7 +526,7 @@ def _load_given(order: _Order, file: str, pool: Workers) -> _Given:
     if not kept:
         raise UsageError(
             f"thread trees {file}: none of the {len(found)} demonstrations can train: the problems"
-            f" of {left_out['excluded']} are in the exclude file, and those of"
+            f" of {left_out['excluded']} are excluded, and those of"
             f" {left_out['heldout']} are in the group of a validation or test problem; lower"
             " data.heldout or add problems"
         )
@@ -718,7 +729,7 @@ def _settings(config: "Experiment", excluded: frozenset[Any]) -> dict[str, Any]:
     for field in dataclasses.fields(Bounds):
         settings[f"limits.{field.name}"] = getattr(config.limits, field.name)
     digest = hashlib.sha256(repr(sorted(excluded, key=repr)).encode()).hexdigest()[:16]
-    settings["exclude"] = f"{len(excluded)} problems, {digest}"
+    settings["exclude"] = f"{len(excluded)} groups, {digest}"
     return settings
 
 

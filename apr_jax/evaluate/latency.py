@@ -6,11 +6,13 @@ The life of a measurement:
 2. All problems are answered, one after the other. This is repeated `repeats` times, so that a
    moment in which the machine is busy slows one run of each problem and not all runs of one.
 3. The median of a problem's runs counts. `latency.json` has the medians on the schedule's decode
-   slots; `slots.json` has means over the problems on several numbers of decode slots.
+   slots, and `votes.json` those of several samples of a problem, which decode side by side;
+   `slots.json` has means over the problems on several numbers of decode slots.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import statistics
 import time
 from pathlib import Path
@@ -28,6 +30,7 @@ from apr_jax.threads.keys import Domain, run_key
 from apr_jax.train.checkpoint import Restored
 
 LATENCY = "latency.json"
+VOTES = "votes.json"
 SLOTS = "slots.json"
 
 
@@ -53,6 +56,38 @@ def measure_latency(
         "seconds": dict(zip(ids, seconds, strict=True)),
     }
     _write(out / LATENCY, measured)
+    return measured
+
+
+def measure_votes(
+    restored: Restored, problems: list[Problem], out: Path, decoding: Decoding, repeats: int
+) -> dict[str, Any]:
+    """Measures the seconds of the first 1, 2, 4, ... and of all samples of each problem.
+
+    The samples of a problem decode side by side, on the schedule's decode slots.
+
+    Returns:
+      what is written to OUT/votes.json: `device`, `repeats`, `slots`, and `seconds` (number of
+      samples -> id of a problem -> median).
+    """
+    limits = limits_of(restored, decoding)
+    ids = [problem.id for problem in problems]
+
+    seconds_by_count = {}
+    for count in _powers_of_two(decoding.samples):
+        fewer = dataclasses.replace(decoding, samples=count)
+        prompts = prompts_of(restored, problems, limits, fewer)
+        runner = make_runner(restored, limits, count)
+        seconds, _ = _timed(runner, prompts, restored.config.seed, repeats, count)
+        seconds_by_count[str(count)] = dict(zip(ids, seconds, strict=True))
+
+    measured = {
+        "device": jax.local_devices()[0].device_kind,
+        "repeats": repeats,
+        "slots": runner.slots,
+        "seconds": seconds_by_count,
+    }
+    _write(out / VOTES, measured)
     return measured
 
 
@@ -102,24 +137,32 @@ def _powers_of_two(largest: int) -> list[int]:
 
 
 def _timed(
-    runner: Runner, prompts: Prompts, seed: int, repeats: int
+    runner: Runner, prompts: Prompts, seed: int, repeats: int, trees: int = 1
 ) -> tuple[list[float], list[int]]:
-    """Returns the median seconds and the decode steps of each prompt, each answered alone."""
-    key = run_key(seed, Domain.EVALUATION)
-    single_prompts = [
-        jax.tree.map(lambda field, row=row: field[row : row + 1], prompts)
-        for row in range(len(prompts.length))
-    ]
-    jax.block_until_ready(runner.rollout(runner.params, single_prompts[0], key))  # Compiles.
+    """Returns the median seconds and the decode steps of each problem, each answered alone.
 
-    seconds: list[list[float]] = [[] for _ in single_prompts]
-    steps = [0] * len(single_prompts)
+    Args:
+      runner: the rollout of `trees` trees.
+      prompts: of all problems, `trees` for each.
+      seed: seed of the sampling.
+      repeats: number of times that each problem is answered.
+      trees: number of trees of a problem.
+    """
+    key = run_key(seed, Domain.EVALUATION)
+    prompts_of_each = [
+        jax.tree.map(lambda field, first=first: field[first : first + trees], prompts)
+        for first in range(0, len(prompts.length), trees)
+    ]
+    jax.block_until_ready(runner.rollout(runner.params, prompts_of_each[0], key))  # Compiles.
+
+    seconds: list[list[float]] = [[] for _ in prompts_of_each]
+    steps = [0] * len(prompts_of_each)
     for _ in range(repeats):
-        for row, prompt in enumerate(single_prompts):
+        for index, together in enumerate(prompts_of_each):
             start = time.perf_counter()
-            _, work = jax.block_until_ready(runner.rollout(runner.params, prompt, key))
-            seconds[row].append(time.perf_counter() - start)
-            steps[row] = int(work.steps.sum())
+            _, work = jax.block_until_ready(runner.rollout(runner.params, together, key))
+            seconds[index].append(time.perf_counter() - start)
+            steps[index] = int(work.steps.sum())
     return [statistics.median(runs) for runs in seconds], steps
 
 

@@ -53,7 +53,7 @@ class _Side:
       answered: the evaluation.
       score: its score on test problems, by problem.
       votes: samples that make one answer by vote; None where every tree is an answer.
-      seconds: time of one answer; NaN if it is not known.
+      seconds: problem -> time of one answer; empty if it was not measured.
       choice: the score of the same evaluation on validation problems; None if it has not answered
         them.
       rivals: how many evaluations competed, this one included, if the test problems chose it;
@@ -65,7 +65,7 @@ class _Side:
     answered: Answered
     score: Score
     votes: int | None = None
-    seconds: float = math.nan
+    seconds: dict[str, float] = dataclasses.field(default_factory=dict)
     choice: Score | None = None
     rivals: int = 0
     flattered: float = 0.0
@@ -287,54 +287,58 @@ def _with_as_many_tokens(serial: Answered, parallel: _Side) -> _Side:
 def _latency(results: Results, serial: Sequence[str]) -> _Comparison | None:
     """Compares the best timed APR evaluation with the best SoS+ that takes no longer.
 
-    SoS+ may give one timed answer or the vote of n samples. Samples were not timed: n of them count
-    as n times the seconds of their model's plain answer, one after another on the machine. A batch
-    of samples would take less, but its time was not measured.
+    SoS+ may give one timed answer, or the vote of n samples that decode side by side. It takes no
+    longer if the paired interval of its seconds less those of APR reaches down to 0.
     """
     points = _points(results, f"apr/{results.config.evaluate.sweep}")
-    parallel = _best([_greedy(point) for point in points if point.latency])
+    parallel = _best([_with_clock(_greedy(point)) for point in points if point.latency])
     if parallel is None:
         return None
-    limit = seconds(parallel.answered)
-    affordable = [side for side in _with_seconds(results, serial) if side.seconds <= limit]
+    affordable = [side for side in _timed(results, serial) if _is_as_fast(side, parallel)]
     rival = _best(affordable, parallel)
     if rival is None:
         return None
-
-    if rival.answered.latency:
-        rival_time = _clock(rival.answered)
-    else:
-        rival_time = (
-            f"{rival.seconds:.2f} s ({rival.votes or 1} x the plain answer's, one after another;"
-            " a batch would take less, but was not timed)"
-        )
     return _Comparison(
         "same seconds of one problem",
         parallel,
         rival,
         _published(published_figures.COMPARISONS["latency"]),
-        note=f"{parallel.label}: {_clock(parallel.answered)}; {rival.label}: {rival_time}",
+        note=f"{parallel.label}: {_clock(parallel)}; {rival.label}: {_clock(rival)}",
     )
 
 
-def _with_seconds(results: Results, serial: Sequence[str]) -> list[_Side]:
-    """Lists everything that these models can answer with whose seconds are known.
+def _is_as_fast(rival: _Side, parallel: _Side) -> bool:
+    """Returns whether the rival is not shown to be slower, on the problems that both answered."""
+    return paired_gap(rival.seconds, parallel.seconds).low <= 0
 
-    Timed evaluations come first, then samples and their votes.
+
+def _timed(results: Results, serial: Sequence[str]) -> list[_Side]:
+    """Lists everything that these models can answer with and that was timed.
+
+    Greedy answers come first, then votes. Samples are timed at the highest temperature alone, and
+    at others they count as taking as long.
     """
-    timed = []
+    highest = compared_temperatures(results.config.evaluate)[-1]
+    greedy = []
     votes = []
     for answered in _at_all_temperatures(results, serial):
-        plain = results.get(answered.evaluation.model)
         if answered.latency:
-            timed.append(dataclasses.replace(_greedy(answered), seconds=seconds(answered)))
-        elif answered.evaluation.decoding.temperature and plain and plain.latency:
-            seconds_each = seconds(plain)
-            votes += [
-                dataclasses.replace(side, seconds=(side.votes or 1) * seconds_each)
-                for side in _answers(answered)
-            ]
-    return timed + votes
+            greedy.append(_with_clock(_greedy(answered)))
+            continue
+        at_highest = results.get(answered.evaluation.model, temperature=highest)
+        if not answered.evaluation.decoding.temperature or not at_highest or not at_highest.votes:
+            continue
+        for side in _answers(answered):
+            seconds = at_highest.votes["seconds"].get(str(side.votes or 1))
+            if seconds:
+                votes.append(dataclasses.replace(side, seconds=seconds))
+    return greedy + votes
+
+
+def _with_clock(side: _Side) -> _Side:
+    """Returns a side of greedy answers with the seconds of each."""
+    assert side.answered.latency
+    return dataclasses.replace(side, seconds=side.answered.latency["seconds"])
 
 
 def _sequential(results: Results, serial: Sequence[str]) -> _Comparison | None:
@@ -409,6 +413,8 @@ def _rl(results: Results) -> Iterable[_Comparison | None]:
             yield _gain(results, "apr", temperature, forced)
         for forced in settings.forced[:1]:
             yield _gain(results, RANDOM_PARENT_BEAM, temperature, forced)
+        for requested in settings.children[-1:]:
+            yield _gain_beyond_children(results, temperature, requested)
 
 
 def _gain(
@@ -434,6 +440,21 @@ def _gain(
         published = dataclasses.replace(published, reached=None)
     what = f"RL's gain, {before.label}"
     return _Comparison(what, _greedy(after), _greedy(before), published, sides="")
+
+
+def _gain_beyond_children(
+    results: Results, temperature: float, requested: int
+) -> _Comparison | None:
+    """Compares a random parent beam after RL with itself before, when many children are requested.
+
+    The gap is what RL gains beyond wider search.
+    """
+    before = results.get(f"{RANDOM_PARENT_BEAM}/sft", temperature=temperature, condition=requested)
+    after = results.get(f"{RANDOM_PARENT_BEAM}/rl", temperature=temperature)
+    if not (before and after):
+        return None
+    what = f"RL's gain, {after.label} against {before.label}"
+    return _Comparison(what, _greedy(after), _greedy(before), sides="")
 
 
 def _published_gain(
@@ -499,16 +520,9 @@ def _cut(limit: int, answered: Answered, score: Score, votes: int | None) -> Sco
     return share(values)
 
 
-def seconds(answered: Answered) -> float:
-    """Returns the mean over the timed problems of their median seconds."""
-    assert answered.latency
-    return mean(answered.latency["seconds"].values())
-
-
-def _clock(answered: Answered) -> str:
-    """Puts the seconds of a timed evaluation into words, with their 95% interval over problems."""
-    assert answered.latency
-    score = average(answered.latency["seconds"])
+def _clock(side: _Side) -> str:
+    """Puts the seconds of a timed side into words, with their 95% interval over problems."""
+    score = average(side.seconds)
     return f"{score.mean:.2f} s ({score.low:.2f} to {score.high:.2f})"
 
 

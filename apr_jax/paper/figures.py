@@ -13,7 +13,6 @@ import numpy as np
 
 from apr_jax.paper import charts, published_figures
 from apr_jax.paper.charts import canvas, colour, percent, with_interval
-from apr_jax.paper.comparisons import seconds
 from apr_jax.paper.figure_parts import (
     COMPARED,
     TOKENS,
@@ -182,10 +181,7 @@ def latency(results: Results) -> Drawn | None:
     figure, axes = canvas(2, rows=2, height=5.8, sharey="row")
     costs: list[tuple[str, Callable[[Answered], float | None]]] = [
         ("sequential tokens", lambda answered: answered.mean("sequential_tokens")),
-        (
-            "seconds of one problem",
-            lambda answered: seconds(answered) if answered.latency else None,
-        ),
+        ("seconds of one problem", lambda answered: answered.seconds()),
     ]
     for column, (title, cost_of) in enumerate(costs):
         top = axes[0, column]

@@ -42,7 +42,8 @@ from apr_jax.evaluate.scores import Trace, by_problem, consensus, mean, warnings
 from apr_jax.paper.results import Answered, Score, share
 from apr_jax.paper.suite import STAGES, Evaluation, model_of
 from apr_jax.paper.tables import cell
-from apr_jax.tasks import SandboxedVerifier, Task, load_problems, make_task
+from apr_jax.paper.trainings import trainings
+from apr_jax.tasks import SandboxedVerifier, load_problems, make_task
 from apr_jax.train.session import read_tokenizer
 
 _Row = dict[str, Any]
@@ -134,14 +135,19 @@ def declare(config: Experiment) -> tuple[Evaluation, ...]:
     return tuple(dict.fromkeys(evaluations))  # Each once.
 
 
-def results(config: Experiment, run: Path) -> dict[str, Any]:
+def results(config: Experiment, run: Path, models: Path) -> dict[str, Any]:
     """Reads the finished evaluations of a run, and compares its methods.
+
+    Args:
+      config: the experiment.
+      run: folder of the run.
+      models: folder of the run that trained the models, as a rule `run` itself.
 
     Returns:
       `main`: name of a greedy evaluation -> its summary, with `label`, `failures` by kind, and its
-      `measures` with their intervals; `comparisons`: rows as `paper.comparisons` has them, with the
-      two `methods`, the `stage`, what is `equal` and its `limit`; `warnings`; and `missing`, a line
-      for each evaluation that was not run.
+      `measures` with their intervals; `trainings`: what each model had seen; `comparisons`: rows as
+      `paper.comparisons` has them, with the two `methods`, the `stage`, what is `equal` and its
+      `limit`; `warnings`; and `missing`, a line for each evaluation that was not run.
     """
     task = make_task(config.task, config.limits)
     answered: dict[str, Answered] = {}
@@ -151,36 +157,44 @@ def results(config: Experiment, run: Path) -> dict[str, Any]:
         if (folder / SUMMARY).is_file():
             summary, traces = read_answers(folder)
             answered[evaluation.name] = Answered(evaluation, traces, summary)
-        elif model_of(run, evaluation.model):
+        elif model_of(models, evaluation.model):
             missing.append(f"{label(evaluation)}: not evaluated yet")
         else:
             missing.append(f"{label(evaluation)}: there is no trained model ({evaluation.model})")
 
-    main = {}
     lines = []
-    for name, one in answered.items():
+    for one in answered.values():
         expects_children = task.methods[_method(one.evaluation.model)].parallel
         lines += [
             f"{label(one.evaluation)}: {line}"
             for line in warnings(one.summary, expects_children, None)
         ]
-        if not one.evaluation.decoding.temperature:
-            main[name] = one.summary | {
-                "label": label(one.evaluation),
-                "failures": failures.count(_labelled(one.traces, task, config)),
-                "measures": {key: cell(one.measure(key)) for key in _MEASURES},
-            }
-    rows = list(_comparisons(config, answered))
-    return {"main": main, "comparisons": rows, "warnings": lines, "missing": missing}
 
-
-def _labelled(traces: list[Trace], task: Task, config: Experiment) -> list[Trace]:
-    """Labels failures. What threads joined is scored in processes of its own."""
+    main = {}
+    # What threads joined is model text, so it is scored in processes of its own.
     reward = config.train.rl.reward
     with SandboxedVerifier(
         task, reward.time_limit, reward.memory_limit, reward.workers
     ) as verifier:
-        return failures.label(traces, task, failures.sandboxed(traces, task, verifier))
+        for name, one in answered.items():
+            if one.evaluation.decoding.temperature:
+                continue
+            correct = failures.sandboxed(one.traces, task, verifier)
+            labelled = failures.label(one.traces, task, correct)
+            main[name] = one.summary | {
+                "label": label(one.evaluation),
+                "failures": failures.count(labelled),
+                "measures": {key: cell(one.measure(key)) for key in _MEASURES},
+            }
+    rows = list(_comparisons(config, answered))
+    steps = {one.evaluation.model: one.summary["step"] for one in answered.values()}
+    return {
+        "main": main,
+        "trainings": trainings(models, steps),
+        "comparisons": rows,
+        "warnings": lines,
+        "missing": missing,
+    }
 
 
 def label(evaluation: Evaluation) -> str:

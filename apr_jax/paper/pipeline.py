@@ -11,6 +11,7 @@ The life of a run (OUT is its folder):
   4. eval/NAME    OUT/eval/NAME: answers to held-out test problems, a folder for each evaluation
                   of `paper/suite.py`, and answers to validation problems where these choose
   5. latency/NAME OUT/eval/NAME/latency.json: seconds of one problem
+     votes/NAME   OUT/eval/NAME/votes.json: the same of several samples side by side
      slots/NAME   OUT/eval/NAME/slots.json: the same on 1, 2, 4, ... decode slots
   6. report       OUT/results.json, OUT/figures/*.{png,svg}, OUT/report.html
 
@@ -22,9 +23,10 @@ with the checkpoints that exist.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,12 +44,18 @@ from apr_jax.report.terminal_tables import SOLVED, print_comparisons, print_tabl
 
 if TYPE_CHECKING:
     from apr_jax.paper.suite import Evaluation
+    from apr_jax.train.checkpoint import Restored
 
 METHODS = ("sos+", "apr")  # The serial baseline first: the table reads from worse to better.
 
 
 def reproduce(
-    config: Experiment, out: Path, data: Path | None = None, only: Only | None = None
+    config: Experiment,
+    out: Path,
+    data: Path | None = None,
+    only: Only | None = None,
+    exclude: Sequence[Path] = (),
+    models: Path | None = None,
 ) -> None:
     """Runs every stage that is not done yet.
 
@@ -57,6 +65,9 @@ def reproduce(
       data: where its data are, or will be built; by default out/data.
       only: "training" ends before the first evaluation, because evaluations need no pod; "figures"
         trains nothing, and draws the figures even if they are drawn already.
+      exclude: see `data.build`.
+      models: folder of another run, whose models answer the problems of this one. Then nothing is
+        trained, as with "figures".
 
     Raises:
       UsageError: OUT holds a run of other settings, or the suite has an evaluation that the models
@@ -71,64 +82,95 @@ def reproduce(
             " own solvers demonstrate, so it must be a number; a file has `apr data build`,"
             " `apr train` and `apr eval`"
         )
+    if models is not None and only == "training":
+        raise UsageError(
+            f"--models {models}: are evaluated and not trained; leave out --only training"
+        )
+    only = "figures" if models is not None else only
     (suite if suite.is_of_the_paper(config) else methods).check(config)
-    built = data or out / "data"
-    _check_what_is_built(config, out, built)
+    folders = Folders(out, data or out / "data", models or out)
+    _check_what_is_built(config, folders)
 
     with Lease(out, "reproduce", together=True):
         reserve(out, config)
-        stages = part_of(stages_of(config, out, data), out, only)
+        stages = part_of(stages_of(config, folders, exclude), folders.models, only)
         if only == "figures" and [stage.name for stage in stages] == ["data", "report"]:
             raise UserError(
-                f"{out}: has no model to evaluate; train with `apr reproduce --out {out}` first"
+                f"{folders.models}: has no model to evaluate; train with"
+                f" `apr reproduce --out {folders.models}` first"
             )
         run_stages(stages, out, again=("report",) if only == "figures" else ())
 
 
-def part_of(stages: list[Stage], out: Path, only: Only | None) -> list[Stage]:
-    """Selects the stages that `--only` names; all of them without it."""
+@dataclasses.dataclass(frozen=True)
+class Folders:
+    """Where the parts of a run are.
+
+    Attributes:
+      out: folder of the run.
+      data: its data.
+      models: folder of the run whose models are evaluated, as a rule `out` itself.
+    """
+
+    out: Path
+    data: Path
+    models: Path
+
+    @classmethod
+    def of(cls, out: Path) -> Folders:
+        """Returns the folders of a run that has everything in its own."""
+        return cls(out, out / "data", out)
+
+
+def part_of(stages: list[Stage], models: Path, only: Only | None) -> list[Stage]:
+    """Selects the stages that `--only` names; all of them without it.
+
+    `models` is the folder whose models are evaluated.
+    """
     if only == "training":
         return [stage for stage in stages if not stage.name.startswith(_FIGURES)]
     if only == "figures":
         wanted = ("data", *_FIGURES)
         return [
-            stage for stage in stages if stage.name.startswith(wanted) and _has_model(stage, out)
+            stage for stage in stages if stage.name.startswith(wanted) and _has_model(stage, models)
         ]
     return stages
 
 
-def stages_of(config: Experiment, out: Path, data: Path | None = None) -> list[Stage]:
-    """Lists the stages of a run in their order."""
-    built = data or out / "data"
-    record = read_record(out)
-    compared = _methods(config)
+def stages_of(config: Experiment, folders: Folders, exclude: Sequence[Path] = ()) -> list[Stage]:
+    """Lists the stages of a run in their order.
 
-    sharing = sharing_methods(config)
-    trained = [
-        data_stage("data", config, built, sharing, lambda: _check_data(config, built, sharing))
-    ]
+    Args:
+      config: the experiment.
+      folders: where the parts of the run are.
+      exclude: see `data.build`.
+    """
+    out = folders.out
+    record = read_record(folders.models)
+
+    trained = []
     reinforced = []
-    for method in compared:
-        own, data_name, folder = config, "data", built
-        if method not in sharing:
-            own, data_name, folder = _own(config, method), f"{method}/data", out / method / "data"
-            trained.append(_own_data_stage(method, own, folder))
-        trained.append(supervised_stage(f"{method}/sft", own, data_name, folder, out, method))
-        reinforced.append(
-            reinforced_stage(f"{method}/rl", f"{method}/sft", own, folder, out, f"rl {method}")
-        )
+    for data in _data_of(config, folders):
+        trained.append(data.stage(exclude))
+        for method in data.methods:
+            sft, rl = f"{method}/sft", f"{method}/rl"
+            trained.append(supervised_stage(sft, data.config, data.name, data.folder, out, method))
+            reinforced.append(
+                reinforced_stage(rl, sft, data.config, data.folder, out, f"rl {method}")
+            )
     trained += reinforced
     if config.evaluate.ablations:
-        trained += _ablations(config, out, record)
+        trained += _ablations(config, out, record, exclude)
 
     # Evaluations of models that are trained here, or that exist already. The model of an ablation
     # that was stopped half-way, and does not go on in this run, is not finished.
-    known = {stage.name for stage in trained}
+    known = {stage.name for stage in trained} if folders.models == out else set()
     unfinished = {name for name, stage in record.items() if not stage["done"]}
     measured = [
         stage
-        for stage in _evaluations(config, out, built)
-        if _model(stage) in known or (_has_model(stage, out) and _model(stage) not in unfinished)
+        for stage in _evaluations(config, folders)
+        if _model(stage) in known
+        or (_has_model(stage, folders.models) and _model(stage) not in unfinished)
     ]
 
     names = tuple(stage.name for stage in (*trained, *measured))
@@ -136,7 +178,7 @@ def stages_of(config: Experiment, out: Path, data: Path | None = None) -> list[S
         makes, about = out / "report.html", "tables, figures and one HTML page"
     else:
         makes, about = out / "results.json", "the comparisons of the methods"
-    report = Stage("report", makes, lambda: write_report(out, built), about, names, "report")
+    report = Stage("report", makes, lambda: write_report(folders), about, names, "report")
     return [*trained, *measured, report]
 
 
@@ -165,26 +207,50 @@ def sharing_methods(config: Experiment) -> tuple[str, ...]:
     return tuple(method for method in _methods(config) if _own(config, method) == config)
 
 
-def _check_what_is_built(config: Experiment, out: Path, built: Path) -> None:
-    """Checks the data that are there; others are checked as soon as they are built."""
-    record = read_record(out)
+@dataclasses.dataclass(frozen=True)
+class _Data:
+    """Demonstrations that a run builds for some of its methods.
+
+    Attributes:
+      name: name of the stage that builds them.
+      config: the config that they are built with.
+      folder: where they are.
+      methods: the methods that learn from them.
+    """
+
+    name: str
+    config: Experiment
+    folder: Path
+    methods: tuple[str, ...]
+
+    def stage(self, exclude: Sequence[Path]) -> Stage:
+        """Makes the stage that builds the data, and checks them."""
+        return data_stage(self.name, self.config, self.folder, self.methods, exclude, self.check)
+
+    def check(self) -> None:
+        """Refuses data on which the evaluations make no sense."""
+        _check_data(self.config, self.folder, self.methods)
+
+
+def _data_of(config: Experiment, folders: Folders) -> list[_Data]:
+    """Lists the run's own data, then those of each method that cannot share them."""
     sharing = sharing_methods(config)
-    checks = [("data", config, built, sharing)]
-    checks += [
-        (f"{method}/data", _own(config, method), out / method / "data", (method,))
-        for method in _methods(config)
-        if method not in sharing
+    own = (method for method in _methods(config) if method not in sharing)
+    return [
+        _Data("data", config, folders.data, sharing),
+        *(
+            _Data(f"{method}/data", _own(config, method), folders.out / method / "data", (method,))
+            for method in own
+        ),
     ]
-    for stage, own, folder, methods in checks:
-        if record.get(stage, {}).get("done") and (folder / "data.json").is_file():
-            _check_data(own, folder, methods)
 
 
-def _own_data_stage(method: str, own: Experiment, folder: Path) -> Stage:
-    """Makes the stage of the data of a method that cannot share those of the run."""
-    return data_stage(
-        f"{method}/data", own, folder, (method,), lambda: _check_data(own, folder, (method,))
-    )
+def _check_what_is_built(config: Experiment, folders: Folders) -> None:
+    """Checks the data that are there; others are checked as soon as they are built."""
+    record = read_record(folders.out)
+    for data in _data_of(config, folders):
+        if record.get(data.name, {}).get("done") and (data.folder / "data.json").is_file():
+            data.check()
 
 
 def _check_data(config: Experiment, built: Path, methods: tuple[str, ...]) -> None:
@@ -204,7 +270,9 @@ def _check_data(config: Experiment, built: Path, methods: tuple[str, ...]) -> No
         check_windows(config, built)
 
 
-def _ablations(config: Experiment, out: Path, record: dict[str, Any]) -> list[Stage]:
+def _ablations(
+    config: Experiment, out: Path, record: dict[str, Any], exclude: Sequence[Path]
+) -> list[Stage]:
     """Lists the data and training stages of the suite's ablations, each in a folder of its own."""
     from apr_jax.paper.suite import ABLATIONS, MODELS, model_of
 
@@ -220,7 +288,7 @@ def _ablations(config: Experiment, out: Path, record: dict[str, Any]) -> list[St
         if is_the_run_itself or has_foreign_model:
             continue
 
-        stages.append(data_stage(data, own, built, (method,)))
+        stages.append(data_stage(data, own, built, (method,), exclude))
         stages.append(supervised_stage(f"{name}/sft", own, data, built, out, method))
         if f"{name}/rl" in MODELS:
             stages.append(
@@ -234,6 +302,7 @@ def data_stage(
     config: Experiment,
     built: Path,
     methods: tuple[str, ...],
+    exclude: Sequence[Path] = (),
     check: Callable[[], None] = lambda: None,
 ) -> Stage:
     """Makes a stage that builds the data that `methods` are trained on, and then calls `check`."""
@@ -241,7 +310,7 @@ def data_stage(
     def run() -> str:
         from apr_jax.data.build import build, few_problems
 
-        build(config, built, methods=methods)
+        build(config, built, exclude, methods)
         check()
         tested = f"{config.data.heldout:,} test problems"
         if _is_of_the_paper(config):
@@ -340,41 +409,39 @@ def _course(workdir: Path, measures: dict[str, str]) -> str:
     return ", ".join(parts)
 
 
-def _evaluations(config: Experiment, out: Path, built: Path) -> list[Stage]:
-    """Lists the stages that measure the trained models: answers first, then seconds.
-
-    `out` is the folder of the run, and `built` that of its data.
-    """
+def _evaluations(config: Experiment, folders: Folders) -> list[Stage]:
+    """Lists the stages that measure the trained models: answers first, then seconds."""
     from apr_jax.paper import methods, suite
 
     settings = config.evaluate
     if not suite.is_of_the_paper(config):
         return [
-            _answer_stage(evaluation, config, out, built) for evaluation in methods.declare(config)
+            _answer_stage(evaluation, config, folders) for evaluation in methods.declare(config)
         ]
     answered = (*suite.declare(settings), *suite.choosing(settings))
     return [
-        *(_answer_stage(evaluation, config, out, built) for evaluation in answered),
-        *(_latency_stage(evaluation, config, out, built) for evaluation in suite.timed(settings)),
+        *(_answer_stage(evaluation, config, folders) for evaluation in answered),
+        *(_latency_stage(evaluation, config, folders) for evaluation in suite.timed(settings)),
+        *(_votes_stage(evaluation, config, folders) for evaluation in suite.timed_votes(settings)),
         *(
-            _slots_stage(evaluation, config, out, built)
+            _slots_stage(evaluation, config, folders)
             for evaluation in suite.timed_on_slots(settings)
         ),
     ]
 
 
-def _answer_stage(evaluation: Evaluation, config: Experiment, out: Path, built: Path) -> Stage:
+def _answer_stage(evaluation: Evaluation, config: Experiment, folders: Folders) -> Stage:
     """Answers the problems of an evaluation: OUT/eval/NAME/summary.json."""
 
     def run() -> str:
         from apr_jax.evaluate.runner import evaluate
 
         if evaluation.validation:
-            problems = _load_problems(config, built, "validation")[-(evaluation.problems or 0) :]
+            problems = _load_problems(config, folders, "validation")[-(evaluation.problems or 0) :]
         else:
-            problems = _load_problems(config, built, "test")[: evaluation.problems]
-        restored = _load_model(config, out, evaluation.model)
-        folder = out / "eval" / evaluation.name
+            problems = _load_problems(config, folders, "test")[: evaluation.problems]
+        restored = _load_model(config, folders.models, evaluation.model)
+        folder = folders.out / "eval" / evaluation.name
         summary = evaluate(restored, problems, folder, evaluation.decoding)
         return outcome(summary)
 
@@ -384,48 +451,65 @@ def _answer_stage(evaluation: Evaluation, config: Experiment, out: Path, built: 
     how = f"sampled at temperature {temperature:g}" if temperature else "greedily"
     about = f"answers {count:,} {split} problems, {how}"
     trees = count * evaluation.decoding.samples
-    return _evaluation_stage("eval", evaluation, out, "summary.json", run, about, work=trees)
+    return _evaluation_stage("eval", evaluation, folders, "summary.json", run, about, work=trees)
 
 
-def _latency_stage(evaluation: Evaluation, config: Experiment, out: Path, built: Path) -> Stage:
+def _latency_stage(evaluation: Evaluation, config: Experiment, folders: Folders) -> Stage:
     """Measures the seconds of one problem: OUT/eval/NAME/latency.json."""
+    from apr_jax.evaluate.latency import LATENCY, measure_latency
+
     count = config.evaluate.timed
-    repeats = config.evaluate.repeats
-
-    def run() -> None:
-        from apr_jax.evaluate.latency import measure_latency
-
-        restored = _load_model(config, out, evaluation.model)
-        problems = _load_problems(config, built, "test")[:count]
-        folder = out / "eval" / evaluation.name
-        measure_latency(restored, problems, folder, evaluation.decoding, repeats)
-
     about = f"times {count} problems, one by one"
-    return _evaluation_stage("latency", evaluation, out, "latency.json", run, about, work=count)
+    run = _timing(measure_latency, evaluation, config, folders, count)
+    return _evaluation_stage("latency", evaluation, folders, LATENCY, run, about, work=count)
 
 
-def _slots_stage(evaluation: Evaluation, config: Experiment, out: Path, built: Path) -> Stage:
+def _votes_stage(evaluation: Evaluation, config: Experiment, folders: Folders) -> Stage:
+    """Measures the seconds of 1, 2, 4, ... samples of one problem: OUT/eval/NAME/votes.json."""
+    from apr_jax.evaluate.latency import VOTES, measure_votes
+
+    count = config.evaluate.timed
+    about = f"times 1, 2, 4, ... samples of {count} problems, side by side"
+    run = _timing(measure_votes, evaluation, config, folders, count)
+    return _evaluation_stage("votes", evaluation, folders, VOTES, run, about, work=count)
+
+
+def _slots_stage(evaluation: Evaluation, config: Experiment, folders: Folders) -> Stage:
     """Measures seconds of one problem on 1, 2, 4, ... decode slots: OUT/eval/NAME/slots.json."""
+    from apr_jax.evaluate.latency import SLOTS, measure_slots
+
     # On one decode slot a tree takes a step for each of its tokens, so fewer problems are timed.
     count = math.ceil(config.evaluate.timed / 3)
-    repeats = config.evaluate.repeats
+    about = f"times {count} problems on 1, 2, 4, ... decode slots"
+    run = _timing(measure_slots, evaluation, config, folders, count)
+    return _evaluation_stage("slots", evaluation, folders, SLOTS, run, about, work=count)
+
+
+def _timing(
+    measure: Callable[..., Any],
+    evaluation: Evaluation,
+    config: Experiment,
+    folders: Folders,
+    count: int,
+) -> Callable[[], None]:
+    """Returns what a stage runs that measures seconds of the first `count` test problems.
+
+    `measure` is a function of `evaluate/latency.py`.
+    """
 
     def run() -> None:
-        from apr_jax.evaluate.latency import measure_slots
+        restored = _load_model(config, folders.models, evaluation.model)
+        problems = _load_problems(config, folders, "test")[:count]
+        folder = folders.out / "eval" / evaluation.name
+        measure(restored, problems, folder, evaluation.decoding, config.evaluate.repeats)
 
-        restored = _load_model(config, out, evaluation.model)
-        problems = _load_problems(config, built, "test")[:count]
-        folder = out / "eval" / evaluation.name
-        measure_slots(restored, problems, folder, evaluation.decoding, repeats)
-
-    about = f"times {count} problems on 1, 2, 4, ... decode slots"
-    return _evaluation_stage("slots", evaluation, out, "slots.json", run, about, work=count)
+    return run
 
 
 def _evaluation_stage(
     what: str,
     evaluation: Evaluation,
-    out: Path,
+    folders: Folders,
     file: str,
     run: Callable[[], str | None],
     about: str,
@@ -439,7 +523,7 @@ def _evaluation_stage(
     method = evaluation.model.partition("/")[0]
     return Stage(
         f"{what}/{evaluation.name}",
-        makes=out / "eval" / evaluation.name / file,
+        makes=folders.out / "eval" / evaluation.name / file,
         run=run,
         about=about,
         needs=(evaluation.model,),
@@ -448,17 +532,24 @@ def _evaluation_stage(
     )
 
 
-def _load_model(config: Experiment, out: Path, model: str) -> Any:
-    """Loads a trained or exported model of the run.
+def _load_model(config: Experiment, models: Path, model: str) -> Any:
+    """Loads a trained or exported model.
+
+    Args:
+      config: the experiment.
+      models: folder of the run that has it.
+      model: its name there, for example "apr/rl".
 
     Raises:
-      UserError: there is none, or it has learned another search than the run's model of that name.
+      UserError: there is none, it has learned another search than the run's model of that name, or
+        test problems of the run may be among those that it has learned from.
     """
     from apr_jax.paper.suite import is_of_the_paper, model_of
     from apr_jax.train.checkpoint import load_checkpoint
 
-    path = model_of(out, model) or out / model
+    path = model_of(models, model) or models / model
     restored = load_checkpoint(path)
+    _check_split(config, restored)
     if is_of_the_paper(config) and is_of_the_paper(restored.config):
         wanted, found = (
             one.task.options.solver.search
@@ -473,17 +564,36 @@ def _load_model(config: Experiment, out: Path, model: str) -> Any:
     return restored
 
 
-def _load_problems(config: Experiment, built: Path, split: str) -> list[Any]:
+def _check_split(config: Experiment, restored: Restored) -> None:
+    """Refuses a model that may have learned from test problems of a run.
+
+    Problems of one seed are drawn in one order, of which the first are held out. So with another
+    number of held-out problems, some that were for training are for test.
+
+    Raises:
+      UserError: names the field.
+    """
+    trained = restored.config.data
+    data = config.data
+    if trained.seed == data.seed and trained.heldout != data.heldout:
+        raise UserError(
+            f"{restored.path}: was trained with data.heldout={trained.heldout} of"
+            f" data.seed={trained.seed}, so that with data.heldout={data.heldout} test problems may"
+            " be among those that it learned from; take another data.seed, and --exclude its data"
+        )
+
+
+def _load_problems(config: Experiment, folders: Folders, split: str) -> list[Any]:
     """Loads the problems of a split, "test" or "validation", of the run's data."""
     from apr_jax.data.build import check_files
     from apr_jax.tasks import load_problems, make_task
 
     name = f"{split}.jsonl"
-    check_files(built, name)
-    return load_problems(built / name, make_task(config.task))
+    check_files(folders.data, name)
+    return load_problems(folders.data / name, make_task(config.task))
 
 
-_FIGURES = ("eval/", "latency/", "slots/", "report")
+_FIGURES = ("eval/", "latency/", "votes/", "slots/", "report")
 _ENDS = 3  # Steps at the beginning and at the end of a training whose means are shown.
 
 
@@ -492,21 +602,20 @@ def _model(stage: Stage) -> str:
     return stage.needs[0] if stage.needs else ""
 
 
-def _has_model(stage: Stage, out: Path) -> bool:
+def _has_model(stage: Stage, models: Path) -> bool:
     """Returns whether the model that a stage evaluates exists; data and report need none."""
     from apr_jax.paper.suite import model_of
 
-    return stage.name in ("data", "report") or model_of(out, _model(stage)) is not None
+    return stage.name in ("data", "report") or model_of(models, _model(stage)) is not None
 
 
-def write_report(out: Path, data: Path | None = None) -> None:
-    """Writes results.json from the evaluations in the folder `out`.
+def write_report(folders: Folders) -> None:
+    """Writes results.json from the evaluations of a run.
 
     A run of the paper's task also gets its figures and report.html.
 
     Args:
-      out: folder of the run.
-      data: the run's data; by default out/data.
+      folders: where the parts of the run are.
 
     Raises:
       UserError: there is no evaluation.
@@ -515,6 +624,7 @@ def write_report(out: Path, data: Path | None = None) -> None:
     from apr_jax.paper.results import read_config
     from apr_jax.paper.run_report import write_run_report
 
+    out = folders.out
     if not out.is_dir():
         raise UserError(
             f"{out}: no such folder; finish the run with `apr reproduce --out {out}` first"
@@ -525,14 +635,30 @@ def write_report(out: Path, data: Path | None = None) -> None:
             out, ("config.json", "stages.json", "*.safetensors", "eval/*/*", "*/*/metrics.jsonl")
         ) as mirror,
     ):
+        models = mirror.local if folders.models == out else folders.models
         record = read_record(mirror.local)
         seconds = {name: stage["seconds"] for name, stage in record.items() if stage["done"]}
         config = read_config(mirror.local)
         if _is_of_the_paper(config):
-            numbers = write_run_report(mirror.local, data or out / "data")
+            numbers = write_run_report(mirror.local, folders.data, models)
         else:
-            numbers = methods.results(config, mirror.local)
+            numbers = methods.results(config, mirror.local, models)
+        numbers["problems"] = _facts_of_problems(config, folders.data)
         write_json(mirror.local / "results.json", {"seconds": seconds} | numbers)
+
+
+def _facts_of_problems(config: Experiment, data: Path) -> dict[str, Any]:
+    """Returns which test problems a run has answered: their seed and number, and what is excluded.
+
+    The last two say whether two runs have answered the same ones; they are left out where the data
+    are gone.
+    """
+    facts: dict[str, Any] = {"seed": config.data.seed, "test": config.data.heldout}
+    if (data / "data.json").is_file():
+        record = read_json(data / "data.json")
+        facts["excluded"] = record["settings"]["exclude"]
+        facts["sha256"] = record["sha256"]["test.jsonl"]
+    return facts
 
 
 def show_results(out: Path) -> None:

@@ -20,7 +20,7 @@ from apr_jax.evaluate import failures
 from apr_jax.evaluate.decoding import Decoding
 from apr_jax.evaluate.folder import SUMMARY, read_answers
 from apr_jax.evaluate.intervals import mean_interval
-from apr_jax.evaluate.latency import LATENCY, SLOTS
+from apr_jax.evaluate.latency import LATENCY, SLOTS, VOTES
 from apr_jax.evaluate.scores import Trace, by_problem, consensus, mean
 from apr_jax.paper import suite
 from apr_jax.paper.oracle import demonstrated
@@ -78,6 +78,7 @@ class Answered:
         comparisons, have a `failure`.
       summary: what `summary.json` holds.
       latency: what `latency.json` holds; None if it was not measured.
+      votes: what `votes.json` holds; None if it was not measured.
       slots: what `slots.json` holds; None if it was not measured.
       validated: the same evaluation of validation problems, which chooses where comparisons take
         the best of several; None if it was not run.
@@ -87,6 +88,7 @@ class Answered:
     traces: list[Trace]
     summary: dict[str, Any]
     latency: dict[str, Any] | None = None
+    votes: dict[str, Any] | None = None
     slots: dict[str, Any] | None = None
     validated: Answered | None = None
 
@@ -109,6 +111,10 @@ class Answered:
     def mean(self, name: str) -> float:
         """Returns the mean of a measure over all traces."""
         return mean([tree[name] for tree in self.traces])
+
+    def seconds(self) -> float | None:
+        """Returns the mean over the timed problems of their median seconds; None if none was."""
+        return mean(self.latency["seconds"].values()) if self.latency else None
 
     def measure(self, name: str) -> Score:
         """Returns the mean of a measure over problems, with its interval."""
@@ -267,6 +273,7 @@ def _read_evaluation(run: Path, evaluation: suite.Evaluation, config: Experiment
         traces,
         summary,
         latency=_read(folder / LATENCY, remedy),
+        votes=_read(folder / VOTES, remedy),
         slots=_read(folder / SLOTS, remedy),
         validated=_validated(run, suite.validated(evaluation, config.evaluate)),
     )

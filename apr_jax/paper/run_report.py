@@ -14,7 +14,6 @@ from typing import Any
 from markdown_it import MarkdownIt
 
 from apr_jax.evaluate.cells import comparison_cells, spent, write
-from apr_jax.evaluate.folder import parse_lines
 from apr_jax.evaluate.scores import MEASURES, Trace, summarize, warnings
 from apr_jax.io.storage import write_text
 from apr_jax.paper import charts, controls, figures, published_figures, suite, tables
@@ -23,8 +22,10 @@ from apr_jax.paper.figure_parts import Drawn, method_name
 from apr_jax.paper.kinds import KINDS
 from apr_jax.paper.opening import opening, overview
 from apr_jax.paper.results import Results, read_run
+from apr_jax.paper.trainings import read_metrics, trainings
 from apr_jax.report.templates import html_templates
 from apr_jax.report.viewer import link, page, select
+from apr_jax.train.metrics.recorder import FILE
 
 # The project's log. It exists in a clone, but not where only the library is installed.
 _LOG = Path(__file__).parents[2] / "docs" / "log.md"
@@ -38,12 +39,13 @@ _TITLES = {
 }
 
 
-def write_run_report(run: Path, data: Path) -> dict[str, Any]:
+def write_run_report(run: Path, data: Path, models: Path) -> dict[str, Any]:
     """Writes RUN/report.html and RUN/figures/*.{png,svg}.
 
     Args:
       run: folder of the run.
       data: the run's data, with the test problems and the tokenizer for their demonstrations.
+      models: folder of the run that trained the models, as a rule `run` itself.
 
     Returns:
       every number of the report, for results.json.
@@ -71,6 +73,10 @@ def write_run_report(run: Path, data: Path) -> dict[str, Any]:
         "opening": first,
         "comparisons": comparisons(results) if is_compared else [],
         "main": tables.main_table(results),
+        "trainings": trainings(
+            models,
+            {one.evaluation.model: one.summary["step"] for one in results.headline().values()},
+        ),
         "sampled": tables.sampled_failures(results),
         "oracle": tables.oracle_table(results),
         "tables": tables.all_tables(results) if is_compared else {},
@@ -181,18 +187,15 @@ def training(run: Path) -> dict[str, dict[str, list[dict[str, Any]]]]:
     """Reads the metrics of the run's trainings.
 
     Returns:
-      stage -> method -> the lines of its metrics.jsonl. A half line at the end, which a killed
-      process leaves, is left out.
+      stage -> method -> the lines of its metrics.jsonl.
 
     Raises:
       UserError: a line is damaged.
     """
     metrics: dict[str, dict[str, list[dict[str, Any]]]] = {}
     for stage in ("sft", "rl"):
-        for path in sorted(run.glob(f"*/{stage}/metrics.jsonl")):
-            text = path.read_text(encoding="utf-8", errors="replace")
-            whole_lines = text[: text.rfind("\n") + 1]
-            lines = parse_lines(path, whole_lines, "delete the line")
+        for path in sorted(run.glob(f"*/{stage}/{FILE}")):
+            lines = read_metrics(path.parent)
             if lines:
                 method = path.parent.parent.name
                 metrics.setdefault(stage, {})[method] = lines

@@ -52,9 +52,11 @@ ABLATIONS: dict[str, tuple[str, tuple[str, ...]]] = {
 }
 
 # What makes a serial search go forward where the run's threads search from both ends: depth first
-# and in a fixed order, as models of a million parameters learn it best.
+# and in a fixed order, and past no large number, as models of a million parameters learn it best
+# (experiments/mini.py).
 _FORWARD = (
     "task.solver.search=beam",
+    "task.solver.max_intermediate=200",
     "task.solver.false_claims=0",
     "task.solver.spawn_probability=1",
     "task.solver.shuffle=false",
@@ -91,8 +93,11 @@ MAIN_MODELS = {
 # Serial models that may be stronger than SoS+ as published.
 STRONGER_MODELS = tuple(f"{folder}/{stage}" for folder in STRONGER for stage in STAGES)
 
+# Serial models whose samples vote.
+_VOTING = ("sos+/sft", "sos+/rl", *STRONGER_MODELS)
+
 # Models of which comparisons take the best of several evaluations.
-_COMPETING = ("apr/sft", "apr/rl", "sos+/sft", "sos+/rl", *STRONGER_MODELS)
+_COMPETING = ("apr/sft", "apr/rl", *_VOTING)
 
 
 def parallel(model: str) -> bool:
@@ -174,6 +179,12 @@ def declare(config: EvalConfig) -> tuple[Evaluation, ...]:
                     Evaluation(f"{method}/{stage}", decoding, problems) for stage in STAGES
                 ]
 
+    # A control of RL's gain: a random parent beam with the most children requested.
+    for temperature in compared_temperatures(config):
+        for count in config.children[-1:]:
+            decoding = Decoding(temperature=temperature, condition=count)
+            evaluations.append(Evaluation(f"{RANDOM_PARENT_BEAM}/sft", decoding, problems))
+
     # SoS+ with requested window bins.
     for bins in config.bins:
         evaluations.append(Evaluation(f"sos+/{config.sweep}", Decoding(condition=bins), problems))
@@ -200,7 +211,7 @@ def _forced_children(temperature: float, config: EvalConfig) -> dict[str, tuple[
 
 def validated(evaluation: Evaluation, config: EvalConfig) -> Evaluation:
     """Returns the same evaluation of validation problems."""
-    return dataclasses.replace(evaluation, problems=config.problems, validation=True)
+    return dataclasses.replace(evaluation, problems=config.validation, validation=True)
 
 
 def choosing(config: EvalConfig) -> tuple[Evaluation, ...]:
@@ -241,6 +252,21 @@ def timed(config: EvalConfig) -> tuple[Evaluation, ...]:
     )
 
 
+def timed_votes(config: EvalConfig) -> tuple[Evaluation, ...]:
+    """Evaluations of which samples of a problem are timed side by side: votes compete in seconds.
+
+    They are those of serial models at the highest temperature.
+    """
+    if not config.timed:
+        return ()
+    highest = compared_temperatures(config)[-1]
+    return tuple(
+        evaluation
+        for evaluation in declare(config)
+        if evaluation.decoding.samples > 1 and evaluation.decoding.temperature == highest
+    )
+
+
 def timed_on_slots(config: EvalConfig) -> tuple[Evaluation, ...]:
     """Evaluations that are also timed on 1, 2, 4, ... decode slots, for the cost model."""
     return tuple(evaluation for evaluation in timed(config) if evaluation == Evaluation("apr/rl"))
@@ -255,6 +281,11 @@ def is_of_the_paper(config: Experiment) -> bool:
     return isinstance(options, CountdownConfig) and options.solutions == "one"
 
 
+# A serial demonstration of a run from both ends has some fourth of a tree's tokens. With as many
+# times the demonstrations, both sides read each of theirs about equally often.
+_SERIAL_DEMONSTRATIONS = 4
+
+
 def own_config(config: Experiment, folder: str) -> Experiment:
     """Returns the config of a model of a run.
 
@@ -263,8 +294,11 @@ def own_config(config: Experiment, folder: str) -> Experiment:
       folder: where the run has the model: a method, or a key of ABLATIONS.
     """
     _, settings = ABLATIONS.get(folder, (folder, ()))
-    if from_both_ends(config) and not parallel(folder) and folder != BOTH_ENDS:
-        settings = (*_FORWARD, *settings)
+    if from_both_ends(config) and not parallel(folder):
+        assert isinstance(config.data.demonstrations, int)  # `reproduce` takes no file.
+        count = _SERIAL_DEMONSTRATIONS * config.data.demonstrations
+        forward = () if folder == BOTH_ENDS else _FORWARD
+        settings = (*forward, f"data.demonstrations={count}", *settings)
     return override(config, list(settings)) if settings else config
 
 
@@ -286,6 +320,7 @@ def check(config: Experiment) -> None:
                 f"evaluate.{field}={values}: is about other tasks; leave it out for task"
                 f" {config.task.kind!r}, whose evaluations are the paper's"
             )
+    _check_validation(config)
     solver = config.task.options.solver
     limits = config.limits
     most_forced = limits.max_threads - 1 if limits.max_depth else 0  # The root is a thread too.
@@ -303,6 +338,29 @@ def check(config: Experiment) -> None:
                 f"evaluate.{field}={values}: the models are trained without conditions"
                 " (task.solver.condition=0)"
             )
+
+
+def _check_validation(config: Experiment) -> None:
+    """Refuses a suite whose choices would be made on problems that chose the steps of trainings.
+
+    Raises:
+      UsageError: names the field.
+    """
+    if not config.evaluate.compared:
+        return
+    train = config.train
+    for_steps = max(
+        train.sft.validation if train.sft.validate_every else 0,
+        train.rl.validation if train.rl.validate_every else 0,
+    )
+    choosing = config.evaluate.validation
+    if config.data.heldout < for_steps + choosing:
+        raise UsageError(
+            f"data.heldout={config.data.heldout}: must be at least {for_steps + choosing}, because"
+            f" {for_steps} validation problems choose the step of each training"
+            " (train.sft.validation, train.rl.validation), and"
+            f" evaluate.validation={choosing} others choose between evaluations"
+        )
 
 
 def check_conditions(config: Experiment, data: Path, methods: Collection[str]) -> None:
@@ -349,13 +407,8 @@ def model_of(run: Path, model: str) -> Path | None:
 def _samples(model: str, temperature: float, config: EvalConfig) -> int:
     """Samples a problem: several for the models whose pass@n and cons@n compete with APR's threads.
 
-    These are the models of SoS+; stronger serial searches only at the temperatures of comparisons.
     Greedy samples would be alike, and the headline is of single answers.
     """
     if temperature in (0.0, config.headline):
         return 1
-    if model in ("sos+/sft", "sos+/rl"):
-        return config.samples
-    if model in STRONGER_MODELS and temperature in compared_temperatures(config):
-        return config.samples
-    return 1
+    return config.samples if model in _VOTING else 1

@@ -67,7 +67,7 @@ _DROPPED_BY = {
     "wrong": "data.correct_only",
 }
 _LEFT_OUT_BY = {
-    "excluded": "of problems in the exclude file",
+    "excluded": "of excluded problems",
     "heldout": "of problems in the group of a validation or test problem",
 }
 

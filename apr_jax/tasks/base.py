@@ -315,6 +315,7 @@ class Task(abc.ABC):
         seed: int,
         exclude: Collection[Hashable] = frozenset(),
         map_draws: Map = map,
+        apart_from: Collection[Hashable] = frozenset(),
     ) -> Split:
         """Makes problems for training, validation and test; by default random ones.
 
@@ -325,6 +326,7 @@ class Task(abc.ABC):
           seed: decides which problems are drawn; the result depends on nothing else.
           exclude: keys that no problem of the split may have.
           map_draws: applies `draw` to many seeds, in order, for example on several cores.
+          apart_from: groups that no problem of the split may be of.
 
         Raises:
           UsageError: the task has fewer problems than are needed.
@@ -332,7 +334,7 @@ class Task(abc.ABC):
         from apr_jax.tasks.splits import split_by_draws
 
         return split_by_draws(
-            self.draw, self.key, self.group, train, heldout, seed, exclude, map_draws
+            self.draw, self.key, self.group, train, heldout, seed, exclude, map_draws, apart_from
         )
 
     def check(self, problem: Problem) -> Problem:

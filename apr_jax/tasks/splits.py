@@ -25,6 +25,7 @@ def split_by_draws(
     seed: int,
     exclude: Collection[Hashable],
     map_draws: Map,
+    apart_from: Collection[Hashable],
 ) -> Split:
     """Draws problems and divides them: first validation, then test, then training problems.
 
@@ -40,20 +41,21 @@ def split_by_draws(
       seed: decides which problems are drawn.
       exclude: keys that no problem of the split may have.
       map_draws: see `Task.split`.
+      apart_from: groups that no problem of the split may be of.
 
     Raises:
       UsageError: the task has fewer problems than are needed.
     """
     wanted = train + 2 * heldout
     sequence = _Sequence(draw, key, group, wanted, seed, exclude, map_draws)
-    drawn = sequence.take(wanted, frozenset())
+    drawn = sequence.take(wanted, apart_from)
     parts = {
         "validation": drawn[:heldout],
         "test": drawn[heldout : 2 * heldout],
         "train": drawn[2 * heldout :],
     }
 
-    groups: set[Hashable] = set()  # Of the parts that are finished.
+    groups = set(apart_from)  # And those of the parts that are finished.
     for name in ("test", "validation", "train"):
         part = parts[name]
         shared = [index for index, problem in enumerate(part) if group(problem) in groups]

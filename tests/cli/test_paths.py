@@ -41,7 +41,7 @@ IN_BUCKETS = {
     "eval": {"--checkpoint", "--problems", "--out"},
     "solve": {"--checkpoint"},
     "export": {"--checkpoint"},
-    "reproduce": {"--out", "--data"},
+    "reproduce": {"--out", "--data", "--models", "--exclude"},
     "report": {"RUN"},
     "bench rollout": {"--checkpoint", "--problems"},
     "bench decode": {"--model"},

@@ -113,7 +113,7 @@ def test_scale_paper_is_built_as_configured(paper, paper_data):
         assert facts["conditions"] == {str(done): counted[done] for done in sorted(counted)}
         assert 200 < facts["demonstrations"] == sum(counted.values()) < 300
     # Whatever the published sweeps ask for, some demonstration states.
-    suite.check(paper)
+    suite.check(load("paper"))
     suite.check_conditions(paper, paper_data, METHODS)
 
 

@@ -214,7 +214,7 @@ def test_what_cannot_train_is_counted(own, tmp_path):
     config = experiment(str(tmp_path / "trees.jsonl"), correct_only=True)
     exclude = tmp_path / "exclude.jsonl"
     exclude.write_text(json.dumps(made[7].problem.to_json()))
-    facts = build(config, tmp_path / "data", exclude, progress=False, workers=1)["file"]
+    facts = build(config, tmp_path / "data", [exclude], progress=False, workers=1)["file"]
     assert facts["dropped"] == {"window": 1, "max_thread_tokens": 0, "threads": 2, "wrong": 1}
     assert facts["left_out"] == {"excluded": 1, "heldout": 0}
     assert facts["demonstrations"] == 11

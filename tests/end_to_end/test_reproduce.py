@@ -15,6 +15,7 @@ from apr_jax.errors import UsageError, UserError
 from apr_jax.evaluate.folder import read_answers
 from apr_jax.paper import pipeline, suite
 from apr_jax.paper.stages import reserve, run_stages
+from apr_jax.tasks.countdown.problems import numbers_of
 from apr_jax.train.checkpoint import load_checkpoint
 from apr_jax.train.checkpoint.exported import export_file
 
@@ -36,7 +37,7 @@ def run(config, tmp_path_factory):
     training` before its evaluations.
     """
     out = tmp_path_factory.mktemp("reproduce") / "tiny"
-    stages = pipeline.stages_of(config, out)
+    stages = pipeline.stages_of(config, pipeline.Folders.of(out))
 
     def interrupted():
         raise KeyboardInterrupt
@@ -85,6 +86,13 @@ def test_everything_is_left_in_the_run(run, config):
         one.name for one in suite.timed(config.evaluate) if one in declared
     }
     assert [row["slots"] for row in results["cost"]["rows"]] == [1, 2, 4, 5]
+    for method in ("sos+", "apr"):
+        assert set(results["trainings"][f"{method}/sft"]) == {"steps", "tokens", "epochs"}
+        assert set(results["trainings"][f"{method}/rl"]) <= {"steps", "tokens", "trees"}
+    for one in suite.timed_votes(config.evaluate):
+        if one in declared:
+            votes = json.loads((run / "eval" / one.name / "votes.json").read_text())
+            assert list(votes["seconds"]) == ["1", "2"]
     page = (run / "report.html").read_text()
     assert all(name in page for name in EVALUATIONS)
     assert len(list((run / "figures").glob("*.svg"))) == page.count("<figcaption>") >= 8
@@ -97,12 +105,12 @@ def test_the_last_validation_problems_choose(run, config):
             traces = read_answers(run / "eval" / one.name)[1]
             assert (
                 list(dict.fromkeys(trace["id"] for trace in traces))
-                == held[-config.evaluate.problems :]
+                == held[-config.evaluate.validation :]
             )
     rows = json.loads((run / "results.json").read_text())["comparisons"]
     assert {row["chosen"] for row in rows} == {
         "",
-        f"chosen by {config.evaluate.problems} validation problems",
+        f"chosen by {config.evaluate.validation} validation problems",
     }
 
 
@@ -110,7 +118,6 @@ def test_the_held_out_problems_were_never_trained_on(run):
     from helpers.small_data import problem_of
 
     from apr_jax.data import dataset
-    from apr_jax.tasks.countdown.problems import numbers_of
     from apr_jax.text.stored import tokenizer_from_bytes
 
     def numbers(problems):
@@ -178,17 +185,44 @@ def test_only_figures_evaluates_the_models_that_are_there(run, config, tmp_path,
     assert "APR: there is no trained model (apr/sft)" in results["missing"]
 
 
+def test_models_answer_fresh_problems_in_a_folder_of_its_own(run, config, tmp_path):
+    """None has the numbers of an excluded one, and nothing is trained."""
+    lean = {"temperatures": (), "children": (), "bins": (), "forced": (), "timed": 0}
+    config = dataclasses.replace(config, evaluate=dataclasses.replace(config.evaluate, **lean))
+    fresh = override(config, ["data.seed=5"])
+    excluded = run / "data" / "test.jsonl"
+    pipeline.reproduce(fresh, tmp_path / "fresh", exclude=[excluded], models=run)
+
+    problems = read_problems(tmp_path / "fresh" / "data" / "test.jsonl")
+    assert len(problems) == config.data.heldout
+    assert not set(map(numbers_of, problems)) & set(map(numbers_of, read_problems(excluded)))
+    results = json.loads((tmp_path / "fresh" / "results.json").read_text())
+    assert set(results["main"]) == set(EVALUATIONS)
+    assert results["problems"]["seed"] == 5
+    assert set(results["trainings"]) >= {"sos+/sft", "apr/sft"}
+    assert not (tmp_path / "fresh" / "apr").exists()
+
+    # With another number of held-out problems, those of the same seed may have been trained on.
+    more = override(config, ["data.heldout=9"])
+    with pytest.raises(UserError, match=r"was trained with data\.heldout=8 of data\.seed=0, so"):
+        pipeline.reproduce(more, tmp_path / "more", models=run)
+    with pytest.raises(UsageError, match="--models .*: are evaluated and not trained"):
+        pipeline.reproduce(fresh, tmp_path / "fresh", only="training", models=run)
+
+
 def test_ablations_run_between_main_trainings_and_evaluations(config, tmp_path):
-    plain = [stage.name for stage in pipeline.stages_of(config, tmp_path)]
+    plain = [stage.name for stage in pipeline.stages_of(config, pipeline.Folders.of(tmp_path))]
     config = _with_ablations(config)
-    stages = pipeline.stages_of(config, tmp_path)
+    stages = pipeline.stages_of(config, pipeline.Folders.of(tmp_path))
     names = [stage.name for stage in stages]
     known = set()
     for stage in stages:
         assert set(stage.needs) <= known, stage.name
         known.add(stage.name)
     trained = [
-        name for name in names if not name.startswith(("eval/", "latency/", "slots/", "report"))
+        name
+        for name in names
+        if not name.startswith(("eval/", "latency/", "votes/", "slots/", "report"))
     ]
     assert trained[5:] == [
         *(
@@ -217,7 +251,9 @@ def test_ablation_equal_to_the_run_is_not_trained(config, tmp_path):
     """Nor is one that is there already."""
 
     def trained(config):
-        stages = pipeline.part_of(pipeline.stages_of(config, tmp_path), tmp_path, "training")
+        stages = pipeline.part_of(
+            pipeline.stages_of(config, pipeline.Folders.of(tmp_path)), tmp_path, "training"
+        )
         return {stage.name.partition("/")[0] for stage in stages if stage.name.endswith("/sft")} - {
             "apr",
             "sos+",
@@ -238,14 +274,16 @@ def test_ablation_equal_to_the_run_is_not_trained(config, tmp_path):
     plain = dataclasses.replace(
         config, evaluate=dataclasses.replace(config.evaluate, ablations=False)
     )
-    names = [stage.name for stage in pipeline.stages_of(plain, tmp_path)]
+    names = [stage.name for stage in pipeline.stages_of(plain, pipeline.Folders.of(tmp_path))]
     assert "eval/sos-sft" in names and not [name for name in names if "sos+beam15" in name]
 
 
 def test_serial_search_goes_forward_where_threads_search_from_both_ends(tmp_path):
     """SoS+ from both ends is one more model, which learns by the run's own config."""
     config = _with_ablations(load("experiments/mini2.py"))
-    stages = {stage.name: stage for stage in pipeline.stages_of(config, tmp_path)}
+    stages = {
+        stage.name: stage for stage in pipeline.stages_of(config, pipeline.Folders.of(tmp_path))
+    }
     trained = pipeline.part_of(list(stages.values()), tmp_path, "training")
     assert [stage.name for stage in trained if not stage.name.startswith("sos")] == [
         *("data", "apr/sft", "apr/rl", "apr+drawn/data", "apr+drawn/sft", "apr+drawn/rl")

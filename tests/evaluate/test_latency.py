@@ -54,3 +54,18 @@ def test_each_problem_counts_with_the_median_of_its_runs(monkeypatch):
     assert steps == [12, 13]  # Of both devices.
     # By turns: a moment in which the machine is busy slows one run of each.
     assert machine.calls == [11, *[11, 12] * 5]
+
+
+def test_samples_of_a_problem_are_timed_together(monkeypatch):
+    calls = []
+
+    def rollout(params, prompts, key):
+        calls.append(prompts.tokens[:, 1].tolist())
+        return None, types.SimpleNamespace(steps=np.array([1]))
+
+    monkeypatch.setattr(latency.jax, "block_until_ready", lambda value: value)
+    prompts = make_prompts([[BOS, problem] for problem in (11, 11, 12, 12)], width=2)
+    runner = Runner(rollout, {}, batch=2, slots=2)
+    seconds, _ = latency._timed(runner, prompts, seed=0, repeats=1, trees=2)
+    assert calls == [[11, 11], [11, 11], [12, 12]]  # The first one compiles.
+    assert len(seconds) == 2

@@ -16,6 +16,7 @@ from apr_jax.tasks import flatten, make_task
 EVALUATE = EvalConfig(
     batch=4,
     problems=6,
+    validation=5,
     samples=3,
     temperatures=(0.5, 1.0),
     children=(2, 4),
@@ -41,6 +42,14 @@ def make_run(folder, config, tokenizer, models):
             seconds = {f"t-{k}": 0.1 + k / 100 for k in range(EVALUATE.timed)}
             values = {"device": "made up", "repeats": 5, "slots": 4, "seconds": seconds}
             (folder / "eval" / one.name / "latency.json").write_text(json.dumps(values))
+    for one in suite.timed_votes(EVALUATE):
+        if one.model in models:
+            seconds = {
+                str(n): {f"t-{k}": 0.1 + k / 100 + n / 50 for k in range(EVALUATE.timed)}
+                for n in (1, 2, 3)
+            }
+            values = {"device": "made up", "repeats": 5, "slots": 4, "seconds": seconds}
+            (folder / "eval" / one.name / "votes.json").write_text(json.dumps(values))
     for one in suite.timed_on_slots(EVALUATE):
         if one.model in models:
             rows = [

@@ -264,6 +264,7 @@ def unlike():
             headline=0.5,
             batch=4,
             problems=2,
+            validation=4,
             samples=3,
             temperatures=(0.7,),
             children=(1,),

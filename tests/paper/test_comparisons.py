@@ -20,7 +20,15 @@ WIDE = f"{BEAMS_1_TO_15}/sft"
 
 
 def made(
-    model, right, tokens=10, chain=5, seconds=None, problems=PROBLEMS, validated=None, **decoding
+    model,
+    right,
+    tokens=10,
+    chain=5,
+    seconds=None,
+    together=None,
+    problems=PROBLEMS,
+    validated=None,
+    **decoding,
 ):
     """Makes an evaluation.
 
@@ -49,12 +57,16 @@ def made(
         model, Decoding(samples=len(by_n), **decoding), None if problems == PROBLEMS else problems
     )
     chosen = validated and made(model, validated, tokens, chain, problems=problems, **decoding)
-    latency = (
-        {"device": "made up", "seconds": {"0": seconds - 0.125, "1": seconds + 0.125}}
-        if seconds
-        else None
-    )
-    return Answered(evaluation, traces, summarize(traces), latency, validated=chosen)
+    latency = {"seconds": _of_two_problems(seconds)} if seconds else None
+    votes = None
+    if together:
+        of_n = {str(n): _of_two_problems(n * together) for n in range(1, len(by_n) + 1)}
+        votes = {"seconds": of_n}
+    return Answered(evaluation, traces, summarize(traces), latency, votes, validated=chosen)
+
+
+def _of_two_problems(seconds):
+    return {"0": seconds - 0.125, "1": seconds + 0.125}
 
 
 def _of(values, sample):
@@ -86,14 +98,14 @@ def row_of(config):
 
 TOO = ", SoS+ with beams 1 to 15 too"
 SIDES = ": APR, "
-# Greedy, and the votes of the first n.
+# Right answers of SoS+ with beams 1 to 15 in each case: greedy, and by vote of the first 1, 2, 3.
 WIDE_ANSWERS = (
     (7, (5, 8, 9)),
     (8, (1, 2, 3)),
     (2, (1, 2, 3)),
 )
-# Comparison -> the best of serial search with each of them. An answer of theirs takes 20 tokens, the
-# third vote 30.
+# Comparison -> (name, score) of the best serial search in each case of WIDE_ANSWERS. An answer of
+# SoS+ with beams 1 to 15 takes 20 tokens, its third sample 30.
 WINNERS = {
     "same window, supervised": (
         ("SoS+ with beams 1 to 15", 0.7),
@@ -134,7 +146,7 @@ def both_methods():
         made("apr/sft", 9, tokens=40, temperature=1.0),
         made("apr/rl", 9, tokens=40),
         made("sos+/sft", 3, seconds=0.25),
-        made("sos+/sft", (3, 4, 5), temperature=1.0),
+        made("sos+/sft", (3, 4, 5), temperature=1.0, together=0.25),
         made("sos+/rl", 4),
     ]
 
@@ -143,9 +155,9 @@ def both_methods():
 @pytest.mark.parametrize("comparison", WINNERS)
 @pytest.mark.parametrize("case", range(len(WIDE_ANSWERS)))
 def test_beams_1_to_15_have_their_own_row(comparison, case, row_of):
-    """APR takes 40 tokens and 1 s."""
+    """They compete there within APR's 40 tokens and 1 s, and leave the plain row as it is."""
     greedy, votes = WIDE_ANSWERS[case]
-    sampled = made(WIDE, votes, tokens=(20, 20, 30), chain=(5, 5, 9), temperature=1.0)
+    sampled = made(WIDE, votes, tokens=(20, 20, 30), chain=(5, 5, 9), temperature=1.0, together=0.5)
     wide = [made(WIDE, greedy, tokens=20, seconds=0.5), sampled]
     row = row_of(f"{comparison}{TOO}: APR, ", *both_methods(), *wide)
     assert (row["one"], (opponent(row), row["other"])) == (0.9, WINNERS[comparison][case])
@@ -343,8 +355,8 @@ def test_tokens_and_scores_are_those_of_shared_problems(row_of):
         ({"votes": (1, 2, 5, 9), "plain": 0.125}, "SoS+ cons@4", 0.9),
         ({"cool": (1, 5, 5, 5)}, "SoS+ cons@2", 0.5),
         ({"hot": (2, 6, 7)}, "SoS+ after RL cons@2", 0.6),  # At the seconds of its own stage.
-        ({"hot": 6}, "SoS+ after RL", 0.6),  # One sample.
-        ({"hot": 6, "untimed": True}, "SoS+", 0.3),
+        ({"hot": (6,)}, "SoS+ after RL", 0.6),  # One sample.
+        ({"hot": (6, 6), "untimed": True}, "SoS+", 0.3),
     ],
 )
 def test_in_the_same_seconds_serial_search_answers_or_votes(changes, name, score, row_of):
@@ -357,16 +369,26 @@ def test_in_the_same_seconds_serial_search_answers_or_votes(changes, name, score
         made("sos+/sft", 3, seconds=changes.get("plain", 0.25)),
         made("sos+/rl", 4, seconds=after),
         made("sos+/sft", changes.get("bins", 1), seconds=0.75, condition=1),
-        made("sos+/sft", changes.get("votes", (0, 0)), temperature=1.0),
+        made(
+            "sos+/sft",
+            changes.get("votes", (0, 0)),
+            temperature=1.0,
+            together=changes.get("plain", 0.25),
+        ),
         made("sos+/sft", changes.get("cool", (0, 0)), temperature=0.5),
-        made("sos+/rl", changes.get("hot", (0, 0)), temperature=1.0),
+        made("sos+/rl", changes.get("hot", (0, 0)), temperature=1.0, together=after),
     )
     assert (opponent(row), row["one"], row["other"]) == (name, 0.8, score)
     assert row["note"].startswith("APR: 0.75 s (0.62 to 0.88); ")
-    sampled = "hot" in changes or "cons" in name
-    assert ("one after another" in row["note"]) is (sampled and not changes.get("untimed"))
-    if "cons" in name:
-        assert f"({name[-1]} x the plain answer's" in row["note"]
+
+
+def test_a_rival_that_may_be_as_fast_competes(row_of):
+    """It takes longer in the mean, but less on one of the two problems."""
+    rival = made("sos+/sft", 5, seconds=1.0)
+    parallel = made("apr/sft", 8, seconds=0.9)
+    assert row_of("same seconds", parallel, rival) is None
+    rival.latency["seconds"] |= {"0": 0.7}
+    assert row_of("same seconds", parallel, rival)["other"] == 0.5
 
 
 @pytest.mark.parametrize(
@@ -464,7 +486,14 @@ def competing(**validated):
         made("apr/sft", 7, tokens=40, chain=3, seconds=1.0, validated=of["plain"]),
         made("apr/sft", 9, tokens=40, chain=3, seconds=1.0, condition=2, validated=of["asked"]),
         made("sos+/sft", 2, seconds=0.25, chain=9, validated=1 if validated else None),
-        made("sos+/sft", (3, 4, 8), temperature=1.0, chain=9, validated=of["votes"]),
+        made(
+            "sos+/sft",
+            (3, 4, 8),
+            temperature=1.0,
+            chain=9,
+            together=0.25,
+            validated=of["votes"],
+        ),
         made("sos+/sft", (6, 6, 6), temperature=0.5, chain=9, validated=of["cool"]),
         made("sos+/rl", 4, seconds=0.25, chain=9, validated=of["after"]),
     ]

@@ -68,7 +68,7 @@ def run(checkpoint, data_dir, tmp_path_factory):
 
 
 def test_report_of_a_run(run, data_dir):
-    numbers = write_run_report(run, data_dir)
+    numbers = write_run_report(run, data_dir, run)
     text = (run / "report.html").read_text()
     page = Page(text)
     assert page.links == []
@@ -108,7 +108,7 @@ def test_report_of_a_run(run, data_dir):
 
 def test_finished_run_shows_results_with_warnings(run, data_dir, tmp_path, capsys):
     """Whoever starts a finished run again did not see the evaluation say them."""
-    numbers = write_run_report(run, data_dir)
+    numbers = write_run_report(run, data_dir, run)
     said = [
         "APR: NO TREE SPAWNED A SINGLE CHILD [so to say]",
         "SoS+: 60% OF THE TREES WERE TRUNCATED",
@@ -185,7 +185,7 @@ def test_every_kind_of_failure_has_examples(run):
 
 def test_a_run_without_evaluations_is_named(tmp_path):
     with pytest.raises(UserError, match=r"has no config.json; run `apr reproduce"):
-        write_run_report(tmp_path, tmp_path)
+        write_run_report(tmp_path, tmp_path, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -201,7 +201,7 @@ def test_a_run_without_evaluations_is_named(tmp_path):
 def test_a_damaged_config_is_named(tmp_path, text, message):
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(UserError, match=message):
-        write_run_report(tmp_path, tmp_path)
+        write_run_report(tmp_path, tmp_path, tmp_path)
 
 
 def test_what_a_killed_training_left_unfinished_is_not_drawn(tmp_path):

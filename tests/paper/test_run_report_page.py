@@ -149,7 +149,7 @@ def written(run):
         patch.setattr(run_report, "select", select)
         patch.setattr(run_report, "_LOG", run / "log.md")
         run_report._LOG.write_text(LOG)
-        numbers = run_report.write_run_report(run, run / "data")
+        numbers = run_report.write_run_report(run, run / "data", run)
     return run / "report.html", numbers, held
 
 

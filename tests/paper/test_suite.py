@@ -70,7 +70,9 @@ def test_every_evaluation_has_a_folder_of_its_own():
         "sos+-sft-b2-p6",
         "apr-rl-t1-f3-p6",
         "apr+drawn-sft-f3-p6",
-        "sos+beam15-sft-t0.5-p6",
+        "sos+beam15-sft-t0.5-n3-p6",
+        "apr+drawn-sft-c4-p6",
+        "apr+drawn-sft-t1-c4-p6",
         "sos+beam15-sft-t1-n3-p6",
     } <= set(names)
     assert [name for name in names if name.startswith("apr+drawn-") and "-f" in name] == [
@@ -82,10 +84,11 @@ def test_every_evaluation_has_a_folder_of_its_own():
         *TRAINED,
         *(f"{folder}/{stage}" for folder in rivals for stage in suite.STAGES),
     }
-    assert {
-        one.name
-        for one in (*suite.timed(made_run.EVALUATE), *suite.timed_on_slots(made_run.EVALUATE))
-    } < set(names)
+    assert {one.name for one in suite.timed_votes(made_run.EVALUATE)} == {
+        f"{folder}-{stage}-t1-n3-p6" for folder in ("sos+", *rivals) for stage in suite.STAGES
+    }
+    for timed in (suite.timed, suite.timed_votes, suite.timed_on_slots):
+        assert {one.name for one in timed(made_run.EVALUATE)} < set(names)
     other = suite.declare(dataclasses.replace(made_run.EVALUATE, samples=5, problems=7))
     assert {one.name for one in other} & set(names) == set(names[: len(suite.MODELS)]), (
         "other samples, other folders"
@@ -99,14 +102,14 @@ def test_whatever_competes_also_answers_validation_problems():
         one.name for one in suite.declare(made_run.EVALUATE)
     }
     assert {
-        "apr-sft-v6",
-        "apr-sft-t1-c4-v6",
-        "sos+-rl-t0.5-n3-v6",
-        "sos+-sft-b2-v6",
-        "sos+beam15-sft-t1-n3-v6",
+        "apr-sft-v5",
+        "apr-sft-t1-c4-v5",
+        "sos+-rl-t0.5-n3-v5",
+        "sos+-sft-b2-v5",
+        "sos+beam15-sft-t1-n3-v5",
     } <= set(names)
     assert all(
-        one.validation and one.problems == 6 and one.decoding.forced is None for one in chosen
+        one.validation and one.problems == 5 and one.decoding.forced is None for one in chosen
     )
     twins = {suite.validated(one, made_run.EVALUATE) for one in suite.declare(made_run.EVALUATE)}
     assert set(chosen) < twins, "the same, of other problems"
@@ -115,7 +118,7 @@ def test_whatever_competes_also_answers_validation_problems():
 def test_validation_answers_choose_but_are_not_tabulated(config, tokenizer, tmp_path):
     made_run.make_run(tmp_path, config, tokenizer, ("apr/sft", "sos+/sft"))
     before = read_run(tmp_path, tmp_path / "data")
-    (asked,) = (one for one in suite.choosing(made_run.EVALUATE) if one.name == "apr-sft-t1-c4-v6")
+    (asked,) = (one for one in suite.choosing(made_run.EVALUATE) if one.name == "apr-sft-t1-c4-v5")
     made_run.write(tmp_path / "eval" / asked.name, asked, make_task(config.task), tokenizer)
     after = read_run(tmp_path, tmp_path / "data")
     assert list(after.answered) == list(before.answered) and after.missing == before.missing
@@ -129,7 +132,8 @@ def test_a_plain_config_asks_for_little():
     declared = suite.declare(EvalConfig())
     asked = [(one.decoding.forced, one.decoding.condition) for one in declared]
     assert set(asked) == {(None, None)}
-    assert suite.timed(EvalConfig()) == suite.timed_on_slots(EvalConfig()) == ()
+    for timed in (suite.timed, suite.timed_votes, suite.timed_on_slots):
+        assert timed(EvalConfig()) == ()
 
 
 @pytest.mark.parametrize(
@@ -149,6 +153,17 @@ def test_what_the_models_cannot_do_is_refused(config, change, message):
     unasked = with_solver(config, condition=0.0)
     with pytest.raises(UsageError, match="trained without conditions"):
         suite.check(dataclasses.replace(unasked, evaluate=made_run.EVALUATE))
+
+
+def test_choices_on_problems_that_chose_steps_are_refused(config):
+    """Of 8 validation problems 3 choose the steps of the trainings."""
+    five = dataclasses.replace(config.evaluate, validation=5)
+    suite.check(dataclasses.replace(config, evaluate=five))
+    six = dataclasses.replace(config.evaluate, validation=6)
+    with pytest.raises(
+        UsageError, match=r"data\.heldout=8: must be at least 9, because 3 validation"
+    ):
+        suite.check(dataclasses.replace(config, evaluate=six))
 
 
 def test_a_file_and_settings_of_other_tasks_are_refused(config, tmp_path):
@@ -235,7 +250,13 @@ def test_the_control_is_also_of_drawn_beams(config, tokenizer, tmp_path):
         row["comparison"].removeprefix("RL's gain, APR, random parent beam")
         for row in comparisons(results)
     ]
-    assert gains == ["", ", 3 forced children", ", T = 1"]
+    assert gains == [
+        "",
+        ", 3 forced children",
+        ", after RL against APR, random parent beam, 4 requested children",
+        ", T = 1",
+        ", after RL, T = 1 against APR, random parent beam, T = 1, 4 requested children",
+    ]
 
 
 def test_failures_are_told_of_the_temperatures_of_claims(whole):
@@ -390,7 +411,7 @@ def test_the_report_shows_threads_and_verdicts(config, tokenizer, tmp_path, monk
     monkeypatch.setattr(run_report, "select", lambda traces, always: {})
     monkeypatch.setattr(run_report, "page", lambda title, summary, traces, opening: summary)
     monkeypatch.setitem(published_figures.COMPARISONS, "window", (100.0, -1.0))
-    found = run_report.write_run_report(tmp_path, tmp_path / "data")
+    found = run_report.write_run_report(tmp_path, tmp_path / "data", tmp_path)
     text = (tmp_path / "report.html").read_text()
     verdicts = [row["reached"] for row in found["comparisons"]]
     assert verdicts[0] is False

@@ -11,7 +11,7 @@ import pytest
 from apr_jax.config import ConfigError, override, to_dict
 from apr_jax.data.pipeline import steps_of_an_epoch
 from apr_jax.errors import UsageError
-from apr_jax.paper.pipeline import stages_of
+from apr_jax.paper.pipeline import Folders, stages_of
 from apr_jax.train import sft
 from apr_jax.train.checkpoint import load_checkpoint
 from apr_jax.train.optimizer import make_optimizer
@@ -71,6 +71,7 @@ def test_a_run_takes_the_steps_of_its_epochs(config, data_dir, tmp_path, monkeyp
 
 def test_epoch_times_of_methods_are_kept_apart(config, tmp_path):
     for trained, kinds in ((config, {"sft"}), (in_epochs(config, 3), {"sft apr", "sft sos+"})):
-        stages = [stage for stage in stages_of(trained, tmp_path) if stage.name.endswith("/sft")]
+        stages = stages_of(trained, Folders.of(tmp_path))
+        stages = [stage for stage in stages if stage.name.endswith("/sft")]
         assert {stage.kind for stage in stages} == kinds
         assert {stage.work for stage in stages} == {trained.train.sft.steps or 3}

@@ -182,6 +182,7 @@ def split_problems(
     seed: int = 0,
     exclude: Collection[Key] = frozenset(),
     map_draws: Map = map,
+    apart_from: Collection[tuple[int, ...]] = frozenset(),
 ) -> Split:
     """Splits problems into training, validation and test.
 
@@ -194,12 +195,13 @@ def split_problems(
       seed: decides the split, together with the other arguments but `map_draws`.
       exclude: keys of the problems that may not occur.
       map_draws: a map that keeps the order, for drawing on several cores.
+      apart_from: sorted numbers that no problem may have.
 
     Raises:
       UsageError: the space is too small.
     """
     if is_enumerable(config):
-        return name_by_place(_split_space(config, train, heldout, seed, exclude))
+        return name_by_place(_split_space(config, train, heldout, seed, exclude, apart_from))
     return split_by_draws(
         functools.partial(draw, config),
         problem_key,
@@ -209,11 +211,17 @@ def split_problems(
         seed,
         exclude,
         map_draws,
+        apart_from,
     )
 
 
 def _split_space(
-    config: CountdownConfig, train: int, heldout: int, seed: int, exclude: Collection[Key]
+    config: CountdownConfig,
+    train: int,
+    heldout: int,
+    seed: int,
+    exclude: Collection[Key],
+    apart_from: Collection[tuple[int, ...]],
 ) -> dict[str, list[Problem]]:
     """Splits a listed space by multisets of numbers, each with all its targets.
 
@@ -223,12 +231,16 @@ def _split_space(
     Raises:
       UsageError: the space is too small.
     """
-    problems = _shuffled_space(config, seed, exclude)
+    problems = [
+        problem
+        for problem in _shuffled_space(config, seed, exclude)
+        if numbers_of(problem) not in apart_from
+    ]
     with_numbers: dict[tuple[int, ...], list[Problem]] = {}
     for problem in problems:
         with_numbers.setdefault(numbers_of(problem), []).append(problem)
 
-    # All multisets in random order. It does not depend on the exclude file, and prefers no multiset
+    # All multisets in random order. It does not depend on what is excluded, and prefers no multiset
     # for having many targets.
     values = range(config.low, config.high + 1)
     waiting = list(itertools.combinations_with_replacement(values, config.numbers))
@@ -249,8 +261,8 @@ def _split_space(
 
     if len(parts["test"]) < heldout or not parts["train"]:
         raise UsageError(
-            f"data.heldout={heldout}: the task has only {len(problems)} problems outside the"
-            f" exclude file, too few for {heldout} of validation, {heldout} of test and some of"
+            f"data.heldout={heldout}: the task has only {len(problems)} problems that are not"
+            f" excluded, too few for {heldout} of validation, {heldout} of test and some of"
             " training that share no numbers; ask for fewer or widen the task"
         )
     return parts

@@ -153,9 +153,10 @@ class Countdown(Task):
         seed: int,
         exclude: Collection[Any] = frozenset(),
         map_draws: Map = map,
+        apart_from: Collection[Any] = frozenset(),
     ) -> Split:
         """Splits problems so that no two parts share numbers; see `problems.split_problems`."""
-        return split_problems(self.config, train, heldout, seed, exclude, map_draws)
+        return split_problems(self.config, train, heldout, seed, exclude, map_draws, apart_from)
 
     def prompt(self, problem: Problem, condition: int | None = None) -> str:
         """Writes down a problem, with the number of children or of window bins if one is given."""

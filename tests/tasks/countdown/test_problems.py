@@ -131,6 +131,16 @@ def test_excluded_problems_occur_nowhere(config, train):
     assert after.validation == before.validation
 
 
+@pytest.mark.parametrize(("config", "train"), [(NANO, 10**6), (MINI, 200)])
+def test_a_split_apart_from_numbers_has_them_nowhere(config, train):
+    before = split_problems(config, train=train, heldout=50, seed=1)
+    apart_from = numbers_of(before.train[:40] + before.test[:3])
+    after = split_problems(config, train=train, heldout=50, seed=1, apart_from=apart_from)
+    assert not apart_from & numbers_of([*after.train, *after.validation, *after.test])
+    assert len(after.test) == len(after.validation) == 50
+    assert after.validation == before.validation
+
+
 # 10,626 multisets: not listed.
 SAMPLED = CountdownConfig(numbers=4, low=1, high=21, target_low=10, target_high=12)
 
