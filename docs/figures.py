@@ -182,66 +182,60 @@ def gap_cell(comparison: Record) -> str:
     return f"{cells['gap']} ({cells['interval'].replace('+', '')})"
 
 
-# How the rows of a comparison differ in their names in which stronger serial searches compete.
-WIDER = ", SoS+ with beams 1 to 15 too"
+# How the names of comparisons end in which stronger serial searches compete, too.
 _STRONGER = re.compile(r", SoS\+ .* too$")
 
 
 def against_serial_search(scale: str) -> Rows:
-    """Returns a row for each comparison of APR with SoS+.
+    """Returns a row for each comparison of APR with serial search.
 
-    SoS+ on published beams stands in the first half of a row, SoS+ that may also use beams 1 to 15
-    in the second, empty where that model was not evaluated.
+    SoS+ on published beams stands in the first part of a row. Each further part is of a comparison
+    in which stronger serial searches compete, too; it is empty where these were not evaluated.
     """
     comparisons = {
         tuple(row["comparison"].split(": ", 1)): row
         for row in results(scale)["comparisons"]
         if ": " in row["comparison"]
     }
-    wider_rows = {
-        (question.removesuffix(WIDER), models.split(", ")[0]): (models, row)
-        for (question, models), row in comparisons.items()
-        if question.endswith(WIDER)
-    }
+    # (who competes too, what is equal, APR) -> the models of the comparison, and its row.
+    stronger: dict[tuple[str, str, str], tuple[str, Record]] = {}
+    for (question, models), row in comparisons.items():
+        competing = _STRONGER.search(question)
+        if competing:
+            plain = question.removesuffix(competing.group())
+            stronger[competing.group(), plain, models.split(", ")[0]] = (models, row)
+    groups = list(dict.fromkeys(group for group, *_ in stronger))
 
     head = ["", "APR", "SoS+", "gap (95%)", "the paper"]
-    head += ["SoS+, beams 1 to 15 too", "gap (95%)", "problems"]
-    rows = [head]
+    for group in groups:
+        head += [f"SoS+, {group.removeprefix(', SoS+ ').removeprefix('with ')}", "gap (95%)"]
+    rows = [[*head, "problems"]]
     for (question, models), row in comparisons.items():
         if _STRONGER.search(question):
             continue
         parallel, serial = models.split(", ", 1)
         cells = comparison_cells(row)
-        wider_models, wider = wider_rows.get((question, parallel), ("", None))
-        rows.append(
-            [
-                question,
-                _score_cell(cells["one"], parallel.removeprefix("APR")),
-                _score_cell(cells["other"], serial.removeprefix("SoS+")),
-                gap_cell(row),
-                paper_cell(row),
-                _wider_cell(wider_models, wider),
-                gap_cell(wider) if wider is not None else "",
-                _problems_cell(row, wider),
-            ]
-        )
+        line = [
+            question,
+            _score_cell(cells["one"], parallel.removeprefix("APR")),
+            _score_cell(cells["other"], serial.removeprefix("SoS+")),
+            gap_cell(row),
+            paper_cell(row),
+        ]
+        counts = [row["n"]]
+        for group in groups:
+            models_there, harder = stronger.get((group, question, parallel), ("", None))
+            line += ["", ""] if harder is None else _stronger_cells(models_there, harder)
+            counts += [] if harder is None else [harder["n"]]
+        rows.append([*line, "; ".join(map(whole, dict.fromkeys(counts)))])
     return rows
 
 
-def _problems_cell(row: Record, wider: Record | None) -> str:
-    """Writes the number of problems of both comparisons in a row, once if it is the same."""
-    if wider is None or wider["n"] == row["n"]:
-        return whole(row["n"])
-    return f"{whole(row['n'])}; {whole(wider['n'])}"
-
-
-def _wider_cell(models: str, comparison: Record | None) -> str:
-    """Writes the score of SoS+ in a comparison in which it may use beams 1 to 15."""
-    if comparison is None:
-        return ""
+def _stronger_cells(models: str, comparison: Record) -> list[str]:
+    """Writes the score of the best serial search in a comparison, and the gap to it."""
     _, serial = models.split(", ", 1)
     detail = serial.removeprefix("SoS+ with beams 1 to 15").removeprefix("SoS+")
-    return _score_cell(comparison_cells(comparison)["other"], detail)
+    return [_score_cell(comparison_cells(comparison)["other"], detail), gap_cell(comparison)]
 
 
 def _score_cell(score: str, detail: str) -> str:
@@ -727,7 +721,7 @@ def mini_seconds() -> Rows:
     return rows
 
 
-FAILURES = (  # The kinds of failure, in the order of the table.
+FAILURES = (  # Kinds of failure in the order of the table; others follow if they occur.
     "coverage",
     "arithmetic",
     "bookkeeping",
@@ -742,13 +736,13 @@ FAILURES = (  # The kinds of failure, in the order of the table.
 @table
 def mini_failures() -> Rows:
     """Counts the wrong answers of mini's models by kind."""
-    rows = [["", "wrong", *FAILURES]]
-    for row in results("mini")["main"].values():
+    main = results("mini")["main"].values()
+    others = sorted({kind for row in main for kind in row["failures"]} - set(FAILURES))
+    kinds = (*FAILURES, *others)
+    rows = [["", "wrong", *kinds]]
+    for row in main:
         counts = row["failures"]
-        unknown = sorted(counts.keys() - set(FAILURES))
-        if unknown:
-            raise FiguresError(f"{counts.where} has kinds without a column: {unknown}")
-        cells = [str(counts[kind]) if kind in counts else "" for kind in FAILURES]
+        cells = [str(counts[kind]) if kind in counts else "" for kind in kinds]
         rows.append([row["label"], str(sum(counts.values())), *cells])
     return rows
 

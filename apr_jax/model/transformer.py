@@ -313,8 +313,8 @@ def hidden_states(
     else:
         # A scan would copy what the backward pass needs of each layer into and out of stacked
         # arrays (docs/training.md).
-        for index in range(config.layers):
-            h, _ = body(h, _one_layer(params, index))
+        for layer_params in _unstacked(params):
+            h, _ = body(h, layer_params)
     return h
 
 
@@ -452,7 +452,7 @@ def prepare_decode(
         params = params | {"unembed": params["embed"].T}
     if tpu:
         return params | {"layers": jax.vmap(prepare)(params["layers"])}
-    layers = [prepare(_one_layer(params, index)) for index in range(config.layers)]
+    layers = [prepare(layer) for layer in _unstacked(params)]
     return params | {"layers": layers}
 
 
@@ -520,9 +520,21 @@ def _gathered(layer: Params, config: ModelConfig, mesh: Mesh | None) -> Params:
     return {name: gather(name, weight) for name, weight in weights.items()}
 
 
-def _one_layer(params: Params, index: int) -> Params:
-    """Takes one layer's parameters from the stacked ones."""
-    return jax.tree.map(lambda leaf: leaf[index], params["layers"])
+def _unstacked(params: Params) -> list[Params]:
+    """Cuts the stacked parameters into those of each layer.
+
+    The gradient of a split is one concatenation. That of taking a layer by its index would be a sum
+    of as many arrays as there are layers, each as large as the stack and zero but for one layer.
+    """
+    parts = {
+        name: jax.lax.split(leaf, (1,) * len(leaf), axis=0)
+        for name, leaf in params["layers"].items()
+    }
+    count = len(params["layers"]["q"])
+    return [
+        {name: jnp.squeeze(layers[index], axis=0) for name, layers in parts.items()}
+        for index in range(count)
+    ]
 
 
 def _embed(params: Params, config: ModelConfig, tokens: Array) -> Array:

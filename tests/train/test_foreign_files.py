@@ -61,7 +61,8 @@ def test_rl_evaluations_and_report_refuse_them(config, checkpoint, copied, tmp_p
     with refused("test.jsonl"):
         train_rl(config, copied, tmp_path / "run", checkpoint, progress=False)
     assert not (tmp_path / "run").exists()
-    stages = pipeline._evaluations(config, tmp_path, copied)
+    folders = pipeline.Folders(tmp_path, copied, tmp_path)
+    stages = pipeline.stages_of(config, folders)
     with refused("test.jsonl"):
         next(stage for stage in stages if stage.name == "eval/apr-sft").run()
     with refused("test.jsonl"):

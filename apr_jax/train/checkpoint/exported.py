@@ -92,6 +92,7 @@ def load_exported(path: Path) -> Restored | Pretrained:
         contents = as_path(path).read_bytes()
         tensors = _tensors(contents)
         about = _about(contents)
+        del contents  # The tensors are copies.
         if about.pop(_SUMS) != _sums(about, tensors):
             raise UserError(
                 f"{path}: is damaged (its sums are not those that were saved); copy or export it"

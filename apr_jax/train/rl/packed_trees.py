@@ -11,6 +11,7 @@ with room take them. Nothing else of the trees travels between processes.
 
 import dataclasses
 import math
+from collections.abc import Callable
 
 import jax
 import numpy as np
@@ -18,7 +19,7 @@ from jax.experimental import multihost_utils
 
 from apr_jax.data.packing import Rows, pack_marked_forest
 from apr_jax.threads import ThreadForest
-from apr_jax.train.distributed import HeldRows
+from apr_jax.train.distributed import HeldRows, exchange
 from apr_jax.train.step import ForestBatch, rescored_rows
 
 
@@ -192,6 +193,53 @@ class Moves:
             takes.append(min(left, max(0, free)))
             left -= takes[-1]
         return cls(chunks, tuple(gives), tuple(takes))
+
+
+@dataclasses.dataclass(frozen=True)
+class BalancedTrees:
+    """Packed trees of which all processes have equally many chunks.
+
+    Attributes:
+      held: rows of this process, after it has given and taken.
+      chunks: number of chunks that hold the rows of all processes.
+      tokens: number of tokens in the rows of all processes.
+      flops: FLOPs of one pass over them, forward and backward.
+      has_current_tokens: whether the policy of this step drew any of them.
+    """
+
+    held: HeldTrees
+    chunks: int
+    tokens: int
+    flops: float
+    has_current_tokens: bool
+
+
+def balance(held: HeldTrees, flops: Callable[[Rows], float]) -> BalancedTrees:
+    """Lets processes with many rows give some to others, and counts what all have together.
+
+    All processes must call it.
+
+    Args:
+      held: the packed trees of this process.
+      flops: returns the FLOPs of one pass over some rows.
+    """
+    owned = held.owned
+    sizes = exchange(
+        {
+            "used": held.used,
+            "tokens": int(np.sum(owned.segment > 0)),
+            "flops": float(flops(owned)),
+            "current": held.has_current_tokens,
+        }
+    )
+    moves = Moves.of([each["used"] for each in sizes], held.chunk_rows)
+    return BalancedTrees(
+        move_rows(held, moves),
+        moves.chunks,
+        tokens=sum(each["tokens"] for each in sizes),
+        flops=sum(each["flops"] for each in sizes),
+        has_current_tokens=any(each["current"] for each in sizes),
+    )
 
 
 def move_rows(held: HeldTrees, moves: Moves) -> HeldTrees:

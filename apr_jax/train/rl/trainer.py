@@ -43,7 +43,7 @@ from apr_jax.threads.keys import Domain, run_key
 from apr_jax.train.checkpoint import Run, load_checkpoint, version_error
 from apr_jax.train.checkpoint.checksum import digest
 from apr_jax.train.checkpoint.restored import Restored
-from apr_jax.train.distributed import HeldRows, exchange, fetch_held
+from apr_jax.train.distributed import HeldRows, fetch_held
 from apr_jax.train.grader import (
     MEASURES,
     Grader,
@@ -67,7 +67,7 @@ from apr_jax.train.rl.objective import (
     token_weights,
     zero_advantage_trees,
 )
-from apr_jax.train.rl.packed_trees import Moves, PackedTrees, move_rows, pack_held_trees
+from apr_jax.train.rl.packed_trees import PackedTrees, balance, pack_held_trees
 from apr_jax.train.rl.rewards import TreeCosts, counted_trees, next_price, tree_rewards
 from apr_jax.train.session import adopt_network, build_mesh, train
 from apr_jax.train.state import TrainState, init_state
@@ -447,7 +447,7 @@ class _Trainer:
             rewarded.advantages, rewarded.counted, rl.objective
         )  # [B]
 
-        # This process packs its own trees, and tells the others how many rows they take.
+        # This process packs its own trees.
         left_out = zero_advantage[self._trees.mine, None]  # [b, 1]
         length = np.where(left_out, 0, rollout.forest.length)  # [b, T]
         began = time.perf_counter()
@@ -459,18 +459,11 @@ class _Trainer:
             self._config.limits.max_thread_tokens,
         )
         self.host_seconds = self._grader.host_seconds + time.perf_counter() - began
-        owned = held.owned
-        sizes = exchange(
-            {
-                "used": held.used,
-                "tokens": int(np.sum(owned.segment > 0)),
-                "flops": float(training_flops(self._config.model, self._vocabulary, owned)),
-                "current": held.has_current_tokens,
-            }
+        balanced = balance(
+            held, functools.partial(training_flops, self._config.model, self._vocabulary)
         )
-        moves = Moves.of([each["used"] for each in sizes], self._chunk_rows)
-        held = move_rows(held, moves)
 
+        held = balanced.held
         weights = self._weights(rollout, rewarded.counted, held.rows)
         batch = place_forest(
             held.rows,
@@ -480,17 +473,17 @@ class _Trainer:
             most_chunks(self._config, self._mesh),
             recompute=rl.objective.importance_cap > 0,
             older=held.older,
-            used=moves.chunks,
+            used=balanced.chunks,
         )
         return PackedTrees(
             held=held,
             weights=weights,
             batch=batch,
             zero_advantage=zero_advantage,
-            rows=moves.chunks * rl.micro_batch_rows,
-            tokens=sum(each["tokens"] for each in sizes),
-            flops=sum(each["flops"] for each in sizes),
-            has_current_tokens=any(each["current"] for each in sizes),
+            rows=balanced.chunks * rl.micro_batch_rows,
+            tokens=balanced.tokens,
+            flops=balanced.flops,
+            has_current_tokens=balanced.has_current_tokens,
         )
 
     def _weights(self, rollout: _Rollout, counted: np.ndarray, rows: Rows) -> np.ndarray:
