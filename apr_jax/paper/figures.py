@@ -57,8 +57,8 @@ def total_tokens(results: Results) -> Drawn | None:
         " claim. Numbers at the points of APR are requested children. The paper prints the accuracy"
         " of all its points, but the tokens of three points at T = 1 only, so its panels have no"
         " axis of cost: on the left SoS+ by its n, on the right APR by its conditions, the smallest"
-        " first. Points of the two halves do not cost the same. Stronger serial searches, where the"
-        " run has them, answer once except at the highest temperature; the paper has none here."
+        " first. Points of the two halves do not cost the same. Stronger serial searches stand"
+        " beside SoS+ where the run has them; the paper has none here."
     )
     return Drawn("fig4a_fig8_total_tokens", caption, figure)
 

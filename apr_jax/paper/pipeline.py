@@ -153,7 +153,8 @@ def stages_of(config: Experiment, folders: Folders, exclude: Sequence[Path] = ()
     for data in _data_of(config, folders):
         trained.append(data.stage(exclude))
         for method in data.methods:
-            sft, rl = f"{method}/sft", f"{method}/rl"
+            sft = f"{method}/sft"
+            rl = f"{method}/rl"
             trained.append(supervised_stage(sft, data.config, data.name, data.folder, out, method))
             reinforced.append(
                 reinforced_stage(rl, sft, data.config, data.folder, out, f"rl {method}")
