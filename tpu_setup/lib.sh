@@ -124,10 +124,10 @@ take_config() {
   while (($#)); do
     flag=${1%%=*} value=${1#*=}
     case $flag in
-      --config | --set | --data | --only) ;;
+      --config | --set | --data | --models | --exclude | --only) ;;
       --out) usage_error "$1: the run is kept in \$RUN (now '${RUN:-}'): export RUN=gs://BUCKET/FOLDER instead" ;;
       --scale) usage_error "$1: hosts have no experiments/: give the file, for example --config experiments/paper.py" ;;
-      *) usage_error "$1: must be --config FILE, --set FIELD=VALUE, --data PATH or --only training|figures; ${0##*/} --help" ;;
+      *) usage_error "$1: must be --config FILE, --set FIELD=VALUE, --data PATH, --models RUN, --exclude DATA or --only training|figures; ${0##*/} --help" ;;
     esac
     if [[ $1 == "$flag" ]]; then
       (($# > 1)) || usage_error "$flag: give a value"

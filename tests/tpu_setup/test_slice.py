@@ -266,8 +266,9 @@ def test_scripts_let_through_the_commands_own_words():
         for given in typer.main.get_command(app).commands["reproduce"].params
         for flag in given.opts
     }
-    assert taken == {"--config", "--set", "--data", "--only", "--out", "--scale"}
-    assert "--config | --set | --data | --only) ;;" in (SCRIPTS / "lib.sh").read_text()
+    accepted = "--config | --set | --data | --models | --exclude | --only"
+    assert taken == {*accepted.split(" | "), "--out", "--scale"}
+    assert f"{accepted}) ;;" in (SCRIPTS / "lib.sh").read_text()
 
 
 @pytest.mark.thorough
