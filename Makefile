@@ -66,7 +66,7 @@ test: $(TOOLS)
 
 # The slow tests start processes, fill the memory and compare times, so they run one after another.
 test-all: $(TOOLS)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,launch]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,hf,launch]'
 	$(BIN)/python -m pytest -q -m "not slow and not tpu" -n 2 --dist loadfile $(ARGS)
 	$(BIN)/python -m pytest -q -m "slow and not tpu" $(ARGS)
 

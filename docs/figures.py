@@ -372,6 +372,7 @@ def families_parity() -> Rows:
             "first weight",
             "output of each layer",
             "logits in one pass",
+            f"of {whole(found['far'])} tokens",
             "logits token by token",
             "export read by transformers",
             "error in bfloat16, of theirs: mean, largest",
@@ -384,6 +385,7 @@ def families_parity() -> Rows:
                 _same(levels["same_first_weight"]),
                 f"{levels['layers']:.1e}",
                 f"{levels['logits']:.1e}",
+                f"{levels['far']:.1e}",
                 f"{levels['decoding']:.1e}",
                 _same(levels["same_exported"]),
                 f"{levels['bfloat16_mean']:.2f}, {levels['bfloat16_largest']:.2f}",
@@ -999,7 +1001,7 @@ def smollm2_gains_by_rl() -> Rows:
     if not is_measured("smollm2"):
         return _NOT_MEASURED
     found = results("smollm2")["rl"]
-    rows = [["", "before", "after", "gain, points (95%)", "children", "problems"]]
+    rows = [["", "before", "after", "gain, points (95%)", "children (gain, 95%)", "problems"]]
     for how, gain in found["gains"].items():
         before, after = (found["rows"][how][when] for when in ("before", "after"))
         rows.append(
@@ -1007,12 +1009,26 @@ def smollm2_gains_by_rl() -> Rows:
                 f"{found['title']}, {how}",
                 percent(before["accuracy"]),
                 percent(after["accuracy"]),
-                gap_and_interval((gain["gap"], gain["low"], gain["high"]), scale=100, digits=1),
-                f"{before['children']:.2f} to {after['children']:.2f}",
-                whole(gain["n"]),
+                _gap_of(gain["accuracy"], scale=100, digits=1),
+                f"{before['children']:.2f} to {after['children']:.2f}"
+                f" ({_gap_of(gain['children'], digits=2)})",
+                whole(gain["accuracy"]["n"]),
             ]
         )
     return rows
+
+
+def _gap_of(gap: Record, scale: float = 1.0, digits: int = 0) -> str:
+    """Writes a paired gap of the results of `make smollm2` with its interval."""
+    return gap_and_interval((gap["gap"], gap["low"], gap["high"]), scale, digits)
+
+
+@number
+def smollm2_lora() -> str:
+    """Writes how much more often adapters are right than a training of all weights, in points."""
+    if not is_measured("smollm2"):
+        return "not measured yet"
+    return _gap_of(results("smollm2")["lora"]["accuracy"], scale=100, digits=1)
 
 
 @number

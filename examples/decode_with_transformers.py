@@ -24,5 +24,10 @@ def decode_thread(folder, prompt, most_tokens=256):
     return tokenizer.decode(ids[0], skip_special_tokens=False)
 
 
+def printable(text):
+    """Returns a text in which characters that would steer a terminal are spelled out."""
+    return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
+
+
 if __name__ == "__main__":
-    print(decode_thread(*sys.argv[1:3]))
+    print(printable(decode_thread(*sys.argv[1:3])))

@@ -8,7 +8,7 @@ docs/your_model.md. The tests hold the same figures to their bounds (tests/model
 
 Each network has weights that hide nothing: no bias is 0, and the scales of norms differ. Both
 programs read a row of random ids, and a row of a token that repeats between stretches of another
-one; every position counts.
+one; every position counts. Then they read a long row, whose last tokens are turned far.
 """
 
 import json
@@ -38,6 +38,7 @@ from apr_jax.model.transformer import (
 RESULTS = Path(__file__).parent / "pretrained" / "parity.json"
 VOCAB = 60
 LENGTH = 200
+FAR = 4_096  # Positions of the long row.
 _SHAPE = {
     "vocab_size": VOCAB,
     "hidden_size": 32,
@@ -54,13 +55,18 @@ _LLAMA_3 = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 64,
 }
+_QWEN_ROPE = {"rope_type": "default", "rope_theta": 1e6}
 FAMILIES = {
     "Llama": lambda: transformers.LlamaConfig(
         **_SHAPE, rms_norm_eps=1e-5, tie_word_embeddings=True
     ),
     "Llama 3, scaled RoPE": lambda: transformers.LlamaConfig(**_SHAPE, rope_parameters=_LLAMA_3),
-    "Qwen2": lambda: transformers.Qwen2Config(**_SHAPE, rms_norm_eps=1e-4),
-    "Qwen3": lambda: transformers.Qwen3Config(**_SHAPE, head_dim=12, tie_word_embeddings=True),
+    "Qwen2": lambda: transformers.Qwen2Config(
+        **_SHAPE, rms_norm_eps=1e-4, rope_parameters=_QWEN_ROPE
+    ),
+    "Qwen3": lambda: transformers.Qwen3Config(
+        **_SHAPE, head_dim=12, tie_word_embeddings=True, rope_parameters=_QWEN_ROPE
+    ),
 }
 
 
@@ -73,10 +79,11 @@ def compare(family: str, folder: Path) -> dict[str, Any]:
 
     Returns:
       `same_first_weight` (whether every bit is); the largest differences of the output of any layer
-      (`layers`), of the logits in one pass (`logits`) and of the logits in decoding token by token
-      (`decoding`); `same_exported` (whether transformers computes the same bits from the folder
-      that we write); and the mean and the largest error of log-probs in bfloat16 against float32,
-      as multiples of those of transformers (`bfloat16_mean`, `bfloat16_largest`).
+      (`layers`), of the logits in one pass (`logits`), of those of the long row (`far`), and of the
+      logits in decoding token by token (`decoding`); `same_exported` (whether transformers computes
+      the same bits from the folder that we write); and the mean and the largest error of log-probs
+      in bfloat16 against float32, as multiples of those of transformers (`bfloat16_mean`,
+      `bfloat16_largest`).
     """
     network = make_network(family, folder / "theirs")
     params, config = load_hf(folder / "theirs")
@@ -84,6 +91,9 @@ def compare(family: str, folder: Path) -> dict[str, Any]:
     with torch.inference_mode():
         theirs = network(torch.from_numpy(tokens), output_hidden_states=True)
     logits = theirs.logits.numpy()  # [2, LENGTH, VOCAB]
+    long_row = np.random.default_rng(2).integers(0, VOCAB, (1, FAR))
+    with torch.inference_mode():
+        far_logits = network(torch.from_numpy(long_row)).logits.numpy()  # [1, FAR, VOCAB]
 
     first_weight = network.get_input_embeddings().weight.detach().numpy()
     outputs = zip(layer_outputs(params, config, tokens), theirs.hidden_states, strict=True)
@@ -91,6 +101,7 @@ def compare(family: str, folder: Path) -> dict[str, Any]:
         "same_first_weight": bool(np.array_equal(params["embed"], first_weight)),
         "layers": max(_largest_difference(ours, output.numpy()) for ours, output in outputs),
         "logits": _largest_difference(one_pass(params, config, tokens), logits),
+        "far": _largest_difference(one_pass(params, config, long_row), far_logits),
         "decoding": _largest_difference(step_by_step(params, config, tokens), logits),
         "same_exported": _is_read_again(params, config, folder / "ours", tokens, logits),
         **_bfloat16_errors(family, folder / "bfloat16", tokens, logits),
@@ -228,7 +239,7 @@ def main() -> None:
             found[family] = compare(family, Path(folder))
         print(family, found[family])
     versions = {"transformers": transformers.__version__, "torch": torch.__version__}
-    values = {"versions": versions, "positions": LENGTH, "families": found}
+    values = {"versions": versions, "positions": LENGTH, "far": FAR, "families": found}
     RESULTS.write_text(json.dumps(values, indent=1) + "\n")
 
 

@@ -16,7 +16,7 @@ folder), whose stages `apr_jax.paper.stages` runs once each:
   4. rl/...         Reinforcement learning over whole trees, from the tree model that is right more
                     often, leaving out a model that is right more than 97% of the time.
   5. report         OUT/results.json, from which `make figures` fills docs/your_model.md once it is
-                    copied to experiments/smollm2/.
+                    copied to experiments/smollm2/, and the curves of the loss, OUT/losses.svg.
 
 `--quick` runs every stage on a handful of problems, to see that all of them work.
 """
@@ -27,7 +27,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from apr_jax.config import load, override
 from apr_jax.errors import UserError
@@ -35,6 +35,9 @@ from apr_jax.evaluate.decoding import GREEDY, Decoding
 from apr_jax.io.json_files import write_json
 from apr_jax.paper.stages import Stage, read_json, read_record, run_stages
 from apr_jax.paper.suite import Evaluation
+
+if TYPE_CHECKING:
+    from apr_jax.paper.results import Answered
 
 HERE = Path(__file__).parent
 TREES = {"countdown": "apr", "legs": "parallel"}  # Task -> the method whose threads spawn.
@@ -303,6 +306,7 @@ class Run:
         return f"{task}, {self.configs[task].train.rl.steps} steps"
 
     def _report(self) -> None:
+        draw_losses(self, self.out / "losses")
         write_json(self.out / "results.json", report(self))
 
 
@@ -317,6 +321,18 @@ LABELS = {
 }
 TITLES = {"countdown": "Countdown", "legs": "leg counting"}
 MEASURES = ("total_tokens", "sequential_tokens", "children", "max_thread_tokens")
+# Training -> its label in tables and curves, by task.
+CURVES = {
+    "countdown": {
+        "countdown/apr/sft": "SmolLM2-135M",
+        "nano/apr/sft": "nano, from scratch",
+    },
+    "legs": {
+        "legs/serial/sft": "one thread",
+        "legs/parallel/sft": "a child for each item",
+        "legs/lora/sft": "a child for each item, LoRA",
+    },
+}
 
 
 def report(run: Run) -> dict[str, Any]:
@@ -324,8 +340,9 @@ def report(run: Run) -> dict[str, Any]:
 
     Returns:
       `seconds` of each stage; `main`: a row for each evaluation, as `apr reproduce` has them;
-      `comparisons` of the two methods of leg counting; `rl`: the task, and the gains in points;
-      `courses`: the metrics of each training at ten places.
+      `comparisons` of the two methods of leg counting; `lora`: adapters less all weights, on the
+      same problems; `rl`: the task, and after less before; `courses`: the metrics of each training
+      at ten places; `rl_steps`: metrics of each step of RL.
     """
     from apr_jax.paper import methods
 
@@ -337,6 +354,10 @@ def report(run: Run) -> dict[str, Any]:
         "comparisons": methods.results(run.configs["legs"], run.out / "legs", run.out / "legs")[
             "comparisons"
         ],
+        "lora": _gaps(
+            answered["legs", Evaluation("lora/sft").name][1],
+            answered["legs", Evaluation("parallel/sft").name][1],
+        ),
         "rl": _gains(run, answered),
         "courses": {training.name: _course(run, training) for training in TRAININGS},
         "rl_steps": [
@@ -346,8 +367,8 @@ def report(run: Run) -> dict[str, Any]:
     }
 
 
-def _evaluations(run: Run) -> dict[tuple[str, str], tuple[dict[str, Any], dict[str, float]]]:
-    """Reads all evaluations: (folder, name) -> a row, and the share of right answers by problem."""
+def _evaluations(run: Run) -> dict[tuple[str, str], tuple[dict[str, Any], "Answered"]]:
+    """Reads all evaluations: (folder, name) -> a row of the report, and the answers."""
     from apr_jax.evaluate import failures
     from apr_jax.evaluate.folder import read_answers
     from apr_jax.paper.results import Answered
@@ -373,24 +394,54 @@ def _evaluations(run: Run) -> dict[tuple[str, str], tuple[dict[str, Any], dict[s
             "failures": failures.count(failures.label(traces, make_task(task))),
             "measures": {key: cell(answered.measure(key)) for key in MEASURES},
         }
-        found[folder, evaluation.name] = (row, answered.accuracy().values)
+        found[folder, evaluation.name] = (row, answered)
     return found
+
+
+def _gaps(first: "Answered", second: "Answered") -> dict[str, dict[str, Any]]:
+    """Compares two evaluations of the same problems: measure -> `first` less `second`."""
+    from apr_jax.evaluate.intervals import paired_gap
+
+    gaps = {"accuracy": paired_gap(first.accuracy().values, second.accuracy().values)}
+    for name in ("children", "total_tokens"):
+        gaps[name] = paired_gap(first.measure(name).values, second.measure(name).values)
+    return {name: dataclasses.asdict(gap) for name, gap in gaps.items()}
 
 
 def _gains(run: Run, answered: dict[tuple[str, str], Any]) -> dict[str, Any]:
     """Compares the model after RL with the one before, on the same problems."""
-    from apr_jax.evaluate.intervals import paired_gap
-
     task = run.chosen()
     gains = {}
     rows = {}
     for how, decoding in (("greedy", GREEDY), ("sampled", SAMPLED)):
         before = answered[task, Evaluation(f"{TREES[task]}/sft", decoding).name]
         after = answered["rl", Evaluation("tree/rl", decoding).name]
-        gap = paired_gap(after[1], before[1])
-        gains[how] = {"gap": gap.gap, "low": gap.low, "high": gap.high, "p": gap.p, "n": gap.n}
+        gains[how] = _gaps(after[1], before[1])
         rows[how] = {"before": before[0], "after": after[0]}
     return {"task": task, "title": TITLES[task], "gains": gains, "rows": rows}
+
+
+def draw_losses(run: Run, stem: Path) -> None:
+    """Draws the loss of every supervised training against the examples seen: STEM.svg and .png."""
+    from apr_jax.paper import charts
+
+    @charts.styled
+    def draw() -> None:
+        figure, panels = charts.canvas(len(CURVES), sharey=True)
+        panels[0].set_ylabel("loss, nats a token")
+        colours = (charts.APR, charts.SOS_PLUS, charts.EXTRA)
+        for axes, (task, labels) in zip(panels, CURVES.items(), strict=True):
+            axes.set(title=TITLES[task], xlabel="examples seen", yscale="log")
+            for (name, label), colour in zip(labels.items(), colours, strict=False):
+                (training,) = (known for known in TRAININGS if known.name == name)
+                lines = _metrics(run.out / name)
+                examples = [line["epochs"] * _demonstrations(run, training) for line in lines]
+                losses = [line["loss"] for line in lines]
+                axes.plot(examples, losses, label=label, color=colour, linewidth=1.2)
+            axes.legend()
+        charts.save(figure, stem)
+
+    draw()
 
 
 PLACES = 10  # Lines of metrics of a training that the report has.
@@ -399,8 +450,7 @@ PLACES = 10  # Lines of metrics of a training that the report has.
 def _course(run: Run, training: Training) -> list[dict[str, float]]:
     """Returns the metrics of a supervised training at ten places, and at each validation."""
     lines = _metrics(run.out / training.name)
-    record = read_json(run.out / training.data / "data" / "data.json")
-    demonstrations = record["methods"][training.method]["train"]["demonstrations"]
+    demonstrations = _demonstrations(run, training)
     chosen = {round(place * (len(lines) - 1) / PLACES) for place in range(PLACES + 1)}
     return [
         {"examples": round(line["epochs"] * demonstrations), "step": line["step"]}
@@ -408,6 +458,13 @@ def _course(run: Run, training: Training) -> list[dict[str, float]]:
         for index, line in enumerate(lines)
         if index in chosen or "validation_accuracy" in line
     ]
+
+
+def _demonstrations(run: Run, training: Training) -> int:
+    """Returns the number of demonstrations that a training has."""
+    record = read_json(run.out / training.data / "data" / "data.json")
+    found: int = record["methods"][training.method]["train"]["demonstrations"]
+    return found
 
 
 def _metrics(workdir: Path) -> list[dict[str, Any]]:
@@ -422,6 +479,7 @@ def main() -> None:
     from apr_jax.cli.resumable import resumable
     from apr_jax.io.lease import Lease
     from apr_jax.io.runtime import start
+    from apr_jax.io.terminal import one_line
 
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--out", type=Path, required=True, help="folder of the run")
@@ -434,7 +492,7 @@ def main() -> None:
         with resumable(f"what was finished is in {out}"), Lease(out, "smollm2"):
             run_stages(Run(out, options.quick).stages(), out)
     except UserError as error:
-        raise SystemExit(f"smollm2: {error}") from None
+        raise SystemExit(f"smollm2: {one_line(str(error))}") from None
     minutes = sum(stage["seconds"] for stage in read_record(out).values()) / 60
     print(f"{out / 'results.json'}: done, in {minutes:.0f} minutes of work")
 

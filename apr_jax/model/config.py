@@ -60,6 +60,8 @@ class ModelConfig:
       qk_norm: whether each head's queries and keys are normalized before they are turned (Qwen3).
       rope_base: base of the rotary embedding's wavelengths, above 1.
       rope_scaling: how long wavelengths are stretched (Llama 3).
+      max_positions: the longest text that other programs may give the network, which `apr export`
+        tells them (`max_position_embeddings` of Hugging Face). Nothing here depends on it.
       dtype: type of the computation.
       param_dtype: type in which parameters are kept, in memory and in checkpoints. In bfloat16 they
         take half the room; those of norms, which are few, stay float32. Updates are computed in
@@ -81,6 +83,7 @@ class ModelConfig:
     qk_norm: bool = False
     rope_base: float = 10_000.0
     rope_scaling: RopeScaling = RopeScaling()
+    max_positions: int = 4_096
     dtype: Literal["float32", "bfloat16"] = "float32"
     param_dtype: Literal["float32", "bfloat16"] = "float32"
     remat: Literal["none", "layer", "dots"] = "none"
@@ -90,6 +93,8 @@ class ModelConfig:
             self._check_sizes()
         if not 1 < self.rope_base < math.inf:
             raise ValueError(f"model.rope_base={self.rope_base} must be above 1 and finite")
+        if self.max_positions < 1:
+            raise ValueError(f"model.max_positions={self.max_positions} must be at least 1")
         if not 0 < self.norm_epsilon < 1:
             raise ValueError(f"model.norm_epsilon={self.norm_epsilon} must be between 0 and 1")
 

@@ -89,6 +89,7 @@ _READ = {
     "num_key_value_heads",
     "head_dim",
     "tie_word_embeddings",
+    "max_position_embeddings",
     "rms_norm_eps",
     "rope_theta",
     "rope_scaling",
@@ -120,7 +121,6 @@ _NEUTRAL = {
     "is_llama_config",
     "label2id",
     "max_length",
-    "max_position_embeddings",
     "max_window_layers",
     "num_return_sequences",
     "output_attentions",
@@ -184,8 +184,6 @@ _LAYER = {
     "mlp.up_proj.weight": _Source("gate_up", 1, half=1),
     "mlp.down_proj.weight": _Source("down", 1),
 }
-# Other programs take no longer texts than config.json says. The network has no longest position.
-_POSITIONS = 4096
 # Tensors with this ending follow from config.json. Folders of older versions of transformers hold
 # them, and newer versions leave them unread.
 _COMPUTED = "rotary_emb.inv_freq"
@@ -226,7 +224,8 @@ def to_hf(
         "rope_theta": config.rope_base,
         **_described_scaling(config.rope_scaling),
         "vocab_size": vocab,
-        "max_position_embeddings": _positions(config, window),
+        # Other programs take no longer texts than this.
+        "max_position_embeddings": max(config.max_positions, window),
         # Without these fields other programs would stop at token 2.
         "bos_token_id": None,
         "eos_token_id": None,
@@ -282,7 +281,8 @@ def load_hf(folder: Path) -> tuple[Params, ModelConfig]:
             continue
         if name not in parts:
             raise UsageError(
-                f"{path}: tensor {name!r} is not part of the network that {CONFIG} describes"
+                f"{path}: tensor {name!r} is not part of the network that {CONFIG} describes; take"
+                " weights and settings from one folder, or delete it if it changes nothing"
             )
         part, inputs = parts[name]
         shape = _to_file(part, inputs).shape
@@ -329,13 +329,6 @@ def read_config(path: Path) -> tuple[ModelConfig, int]:
         raise UsageError(f"{path} does not describe a network: {error}") from error
 
 
-def _positions(config: ModelConfig, window: int) -> int:
-    """Returns how many positions other programs shall let a text have."""
-    scaling = config.rope_scaling
-    stretched = int(scaling.factor * scaling.original_length) if scaling.factor > 1 else 0
-    return max(_POSITIONS, window, stretched)
-
-
 def _architecture(config: ModelConfig) -> str:
     """Returns the architecture that has a model's biases and norms."""
     for name, family in FAMILIES.items():
@@ -373,11 +366,17 @@ def _check_settings(described: Mapping[str, Any], path: Path) -> None:
         actual = described.get(name, value)
         if actual != value:
             raise UsageError(f"{path}: {name}={_shown(actual)}, must be {_shown(value)}")
-    for kind in described.get("layer_types", []):
+    kinds = described.get("layer_types", [])
+    if not isinstance(kinds, list):
+        raise UsageError(f"{path}: layer_types={_shown(kinds)}, must be a list")
+    for kind in kinds:
         if kind != "full_attention":
             raise UsageError(
                 f'{path}: layer_types holds {_shown(kind)}, must be "full_attention" everywhere'
             )
+    tied = described.get("tie_word_embeddings", False)
+    if type(tied) is not bool:
+        raise UsageError(f"{path}: tie_word_embeddings={_shown(tied)}, must be true or false")
     known = _READ | _NEUTRAL | set(_FIXED) | set(_FIELDS.values())
     for name in described:
         if name not in known and not name.endswith(_SPECIAL_TOKEN):
@@ -389,7 +388,8 @@ def _check_settings(described: Mapping[str, Any], path: Path) -> None:
 
 def _model_config(described: Mapping[str, Any], family: _Family, path: Path) -> ModelConfig:
     """Returns the shape that config.json describes."""
-    for name in (*_FIELDS.values(), "num_key_value_heads", "head_dim", "vocab_size"):
+    counts = ("num_key_value_heads", "head_dim", "vocab_size", "max_position_embeddings")
+    for name in (*_FIELDS.values(), *counts):
         value = described.get(name, 1)
         if type(value) is not int or value < 1:
             raise UsageError(
@@ -399,49 +399,78 @@ def _model_config(described: Mapping[str, Any], family: _Family, path: Path) -> 
     width = described["hidden_size"]
     if family.head_size is None and "head_dim" not in described and width % heads:
         raise UsageError(f"{path}: num_attention_heads={heads} must divide hidden_size={width}")
+    kv_heads = described.get("num_key_value_heads", heads)
+    if heads % kv_heads:
+        raise UsageError(
+            f"{path}: num_key_value_heads={kv_heads} must divide num_attention_heads={heads}"
+        )
+    head_size = described.get("head_dim", family.head_size or width // heads)
+    if head_size % 2:
+        raise UsageError(f"{path}: head_dim={head_size}, must be even")
+    epsilon = _number(described, "rms_norm_eps", 1e-6, path)
+    if not 0 < epsilon < 1:
+        raise UsageError(f"{path}: rms_norm_eps={epsilon}, must be between 0 and 1")
     rope = _rotary_settings(described, path)
-    rope_base = rope.pop("rope_theta", described.get("rope_theta", 10_000.0))
+    rope_base = _number(rope, "rope_theta", 10_000.0, path)
+    if not 1 < rope_base < math.inf:
+        raise UsageError(f"{path}: rope_theta={rope_base}, must be above 1 and finite")
     dtype = described.get("dtype", described.get("torch_dtype", "float32"))
     return ModelConfig(
         **{field: described[theirs] for field, theirs in _FIELDS.items()},
-        kv_heads=described.get("num_key_value_heads", heads),
-        head_size=described.get("head_dim", family.head_size or width // heads),
+        kv_heads=kv_heads,
+        head_size=head_size,
         tied=described.get("tie_word_embeddings", False),
-        norm_epsilon=described.get("rms_norm_eps", 1e-6),
+        norm_epsilon=epsilon,
         qkv_bias=family.qkv_bias,
         qk_norm=family.qk_norm,
-        rope_base=float(rope_base),
+        rope_base=rope_base,
         rope_scaling=_read_scaling(rope, path),
+        max_positions=described.get("max_position_embeddings", ModelConfig.max_positions),
         # There is no computation in float16, whose range is too small for training.
         dtype="bfloat16" if dtype == "bfloat16" else "float32",
     )
 
 
+def _number(settings: Mapping[str, Any], name: str, default: float, path: Path) -> float:
+    """Returns a setting that must be a number."""
+    value = settings.get(name, default)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise UsageError(f"{path}: {name}={_shown(value)}, must be a number")
+    return float(value)
+
+
 def _rotary_settings(described: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    """Returns the settings of the rotary embedding, which transformers 5 writes under another name.
+    """Returns the settings of the rotary embedding, `rope_theta` among them where it is set.
+
+    transformers 5 writes them under another name, and the base of the wavelengths among them.
 
     Raises:
       UsageError: two places disagree. Versions of transformers differ in which of them counts.
     """
-    older = described.get("rope_scaling") or {}
-    newer = described.get("rope_parameters") or {}
+    older, newer = (described.get(name) or {} for name in ("rope_scaling", "rope_parameters"))
+    for name, settings in (("rope_scaling", older), ("rope_parameters", newer)):
+        if not isinstance(settings, dict):
+            raise UsageError(f"{path}: {name}={_shown(settings)}, must be a JSON object")
     if older and newer and older != newer:
         raise UsageError(
             f"{path}: rope_scaling={_shown(older)} and rope_parameters={_shown(newer)} must be the"
             " same where both are set"
         )
     rope = dict(older or newer)
-    length = "original_max_position_embeddings"
-    if length in rope and described.get(length, rope[length]) != rope[length]:
-        raise UsageError(
-            f"{path}: {length}={_shown(described[length])}, but {_shown(rope[length])} among the"
-            " settings of the rotary embedding; must be the same"
-        )
+    for name in ("original_max_position_embeddings", "rope_theta"):
+        if name in rope and described.get(name, rope[name]) != rope[name]:
+            raise UsageError(
+                f"{path}: {name}={_shown(described[name])}, but {_shown(rope[name])} among the"
+                " settings of the rotary embedding; must be the same"
+            )
+    if "rope_theta" in described:
+        rope["rope_theta"] = described["rope_theta"]
     return rope
 
 
 def _read_scaling(rope: dict[str, Any], path: Path) -> RopeScaling:
-    """Reads how the rotary embedding is scaled."""
+    """Reads how the rotary embedding is scaled, from settings with or without its base."""
+    rope = {name: value for name, value in rope.items() if name != "rope_theta"}
     kinds = {rope.pop(name) for name in ("rope_type", "type") if name in rope} or {"default"}
     if kinds == {"default"}:
         expected: set[str] = {"partial_rotary_factor"}
@@ -452,7 +481,7 @@ def _read_scaling(rope: dict[str, Any], path: Path) -> RopeScaling:
             )
     elif kinds == {"llama3"}:
         expected = set(_SCALING.values())
-        scaling = RopeScaling(**{field: rope[theirs] for field, theirs in _SCALING.items()})
+        scaling = _llama3_scaling(rope, path)
     else:
         raise UsageError(
             f'{path}: rope_type={_shown(sorted(kinds))}, must be "default" or "llama3"'
@@ -461,6 +490,26 @@ def _read_scaling(rope: dict[str, Any], path: Path) -> RopeScaling:
         if name not in expected:
             raise UsageError(f"{path}: setting {name!r:.60} of the rotary embedding is unknown")
     return scaling
+
+
+def _llama3_scaling(rope: Mapping[str, Any], path: Path) -> RopeScaling:
+    """Reads how Llama 3 scales its rotary embedding."""
+    values: dict[str, Any] = {}
+    for field, theirs in _SCALING.items():
+        if theirs not in rope:
+            raise UsageError(
+                f"{path}: the settings of the rotary embedding (rope_scaling) have no {theirs!r},"
+                ' which rope_type="llama3" needs'
+            )
+        values[field] = _number(rope, theirs, 0, path)
+    values["original_length"] = int(values["original_length"])
+    try:
+        return RopeScaling(**values)
+    except ValueError as error:
+        message = str(error)
+        for field, theirs in _SCALING.items():
+            message = message.replace(f"model.rope_scaling.{field}", theirs)
+        raise UsageError(f"{path}: {message}") from None
 
 
 def _described_scaling(scaling: RopeScaling) -> dict[str, Any]:
@@ -513,7 +562,7 @@ def _read_tensors(folder: Path) -> Iterator[tuple[Path, str, np.ndarray]]:
             if tensor["dtype"] not in _DTYPES:
                 raise UsageError(
                     f"{path}: tensor {name!r} is {tensor['dtype']}, must be"
-                    f" {', '.join(_DTYPES)}; quantised weights are not read"
+                    f" {', '.join(_DTYPES)}; take or save the model in one of these, not quantised"
                 )
             values = np.frombuffer(tensor["data"], _DTYPES[tensor["dtype"]])
             yield path, name, values.reshape(tensor["shape"])
@@ -528,7 +577,10 @@ def _weight_files(folder: Path) -> list[Path]:
         return [folder / WEIGHTS]
     index = folder / INDEX
     if not index.is_file():
-        raise UsageError(f"{folder}: has neither {WEIGHTS} nor {INDEX}; weights are read there")
+        raise UsageError(
+            f"{folder}: has neither {WEIGHTS} nor {INDEX}; save the model by `save_pretrained` of"
+            " transformers, which writes them"
+        )
 
     try:
         names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
@@ -537,7 +589,9 @@ def _weight_files(folder: Path) -> list[Path]:
         raise UsageError(f"{index}: is no index of safetensors files ({error!r:.100})") from error
     for path in files:
         if not path.is_file():
-            raise UsageError(f"{path}: no such file, but {index.name} names it")
+            raise UsageError(
+                f"{path}: no such file, but {index.name} names it; fetch the whole folder again"
+            )
     return files
 
 

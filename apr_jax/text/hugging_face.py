@@ -5,7 +5,8 @@ Its ids are laid behind the control pieces of the thread protocol: id h is 10 + 
 
 A foreign tokenizer has special pieces of its own, such as "<|im_end|>", which end a turn or stand
 for a user. A text that spells one is encoded as the characters that it consists of, so a problem or
-a message cannot act for them either.
+a message cannot act for them either. Added pieces that it does not call special, such as "<think>"
+of Qwen3, are text like any other.
 """
 
 import json

@@ -215,8 +215,8 @@ def adopt_network(config: Experiment, network: ModelConfig, path: str) -> Experi
     """Returns the experiment with the network of the model from which its training starts.
 
     What the experiment says about the network must be so. If it leaves the sizes open, it says only
-    what differs from the defaults. How the network is computed and kept (`dtype`, `param_dtype`,
-    `remat`) is its own choice.
+    what differs from the defaults. The longest text (`max_positions`) it need never say. How the
+    network is computed and kept (`dtype`, `param_dtype`, `remat`) is its own choice.
 
     Args:
       config: the experiment.
@@ -227,11 +227,11 @@ def adopt_network(config: Experiment, network: ModelConfig, path: str) -> Experi
       UsageError: the experiment has another network; names the first field.
     """
     wanted = config.model
-    unsaid = ModelConfig() if wanted.is_open else None
     for field in dataclasses.fields(ModelConfig):
         name = field.name
         value = getattr(wanted, name)
-        if name in _COMPUTATION or (unsaid is not None and value == getattr(unsaid, name)):
+        is_unsaid = value == field.default and (wanted.is_open or name == "max_positions")
+        if name in _COMPUTATION or is_unsaid:
             continue
         if value != getattr(network, name):
             raise UsageError(

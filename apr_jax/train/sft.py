@@ -90,6 +90,7 @@ def train_sft(
         )
 
     origin = digest(start.params) if start else ""
+    peak = measure_peak(mesh, config.model.dtype)  # Before the devices have anything else to do.
     adapters = new_adapters(params, sft.lora, config.seed)
     # `train` gets the only reference to the first state, so that it can free its memory, and nobody
     # keeps the weights on the host.
@@ -132,7 +133,7 @@ def train_sft(
             counted=("tokens",),
             shown=("loss", "entropy", "validation_accuracy"),
             progress=progress,
-            peak=measure_peak(mesh, config.model.dtype),
+            peak=peak,
             profile=profile,
         )
 

@@ -145,7 +145,11 @@ def test_the_report_is_made_of_the_answers_and_metrics(tmp_path):
     found = json.loads((tmp_path / "results.json").read_text())
     assert len(found["main"]) == len(run.evaluations())
     assert found["main"]["rl-tree-rl"]["label"] == "Countdown, a tree of threads, after RL"
-    assert found["rl"]["gains"]["greedy"]["gap"] == 0
+    assert found["rl"]["gains"]["greedy"]["accuracy"]["gap"] == 0
+    assert found["lora"]["children"]["gap"] == 0
+    # Each line of a panel has its label, after the title and the axis.
+    curves = (tmp_path / "losses.svg").read_text()
+    assert all(f">{label}<" in curves for label in smollm2.CURVES["legs"].values())
     windows = {row["limit"] for row in found["comparisons"] if row["equal"] == "window"}
     assert windows == {160, 224, 320}  # The window they learned in and two smaller ones.
     course = found["courses"]["legs/lora/sft"]
@@ -186,6 +190,7 @@ def out(tmp_path, legs):
     folder = foreign.write_folder(tmp_path / "hf", MODEL, tokenizer)
     (tmp_path / "run").mkdir()
     save_pretrained(import_folder(folder), tmp_path / "run" / "model.safetensors")
+    (tmp_path / "run" / "parity.json").write_text("{}")  # It was compared, too.
     return tmp_path / "run"
 
 

@@ -56,5 +56,25 @@ def test_another_tokenizer_is_named_with_its_first_other_ids(folder):
 
 
 def test_there_are_texts_enough():
-    texts = smollm2_model.texts_of_the_docs()
-    assert len(texts) == len(set(texts)) == smollm2_model.TEXTS
+    texts = smollm2_model.TEXTS.read_text().splitlines()
+    assert len(texts) == len(set(texts)) == 50
+
+
+@pytest.mark.parametrize(
+    ("changed", "equal"),
+    [
+        ({}, True),
+        ({"worst_difference": 2e-3}, False),
+        ({"same_continuations": 49}, False),
+        ({"perplexity": 94.5801}, False),
+    ],
+)
+def test_each_level_decides_whether_the_networks_are_equal(changed, equal):
+    found = {
+        "texts": 50,
+        "same_continuations": 50,
+        "worst_difference": 2e-4,
+        "perplexity": 94.57991,
+        "perplexity_of_transformers": 94.57989,
+    }
+    assert smollm2_model.are_equal(found | changed) == equal

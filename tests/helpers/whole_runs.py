@@ -241,6 +241,7 @@ def unlike():
                 high_frequency_turns=5.0,
                 original_length=64,
             ),
+            max_positions=512,
             dtype="bfloat16",
             param_dtype="bfloat16",
             remat="layer",

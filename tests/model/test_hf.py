@@ -14,7 +14,7 @@ from safetensors.numpy import load_file, save_file
 
 from apr_jax.errors import UsageError, UserError
 from apr_jax.io.storage import save_tensors
-from apr_jax.model.config import ModelConfig, RopeScaling
+from apr_jax.model.config import ModelConfig
 from apr_jax.model.hf import load_hf, save_hf, to_hf
 from apr_jax.model.transformer import forward, init_params
 
@@ -163,15 +163,21 @@ def saved(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("factor", "window", "positions"),
-    [(1.0, 0, 4096), (1.0, 6000, 6000), (32.0, 6000, 32 * 8192)],
-    ids=["unknown window", "long window", "stretched"],
+    ("before", "window", "positions"),
+    [(4096, 0, 4096), (4096, 6000, 6000), (131_072, 6000, 131_072)],
+    ids=["unknown window", "long window", "longer before"],
 )
-def test_other_programs_may_give_texts_as_long_as_in_training(factor, window, positions):
-    """Transformers wants more positions than those before the stretching."""
-    config = dataclasses.replace(GROUPED, rope_scaling=RopeScaling(factor=factor))
+def test_other_programs_may_give_texts_as_long_as_before_and_in_training(before, window, positions):
+    config = dataclasses.replace(GROUPED, max_positions=before)
     _, described = to_hf(make(config), config, VOCAB, window)
     assert described["max_position_embeddings"] == positions
+
+
+@pytest.mark.parametrize(("said", "read"), [(8192, 8192), (None, 4096)])
+def test_longest_text_is_that_of_the_folder(saved, said, read):
+    path = saved / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"max_position_embeddings": said}))
+    assert load_hf(saved)[1] == dataclasses.replace(GROUPED, max_positions=read)
 
 
 def test_no_such_folder(tmp_path):
@@ -212,7 +218,31 @@ def test_a_folder_that_cannot_be_written(tmp_path):
         ({"use_mrope": True}, r"use_mrope=true, must be false"),
         ({"layer_types": ["sliding_attention"]}, r'layer_types holds "sliding_attention", must be'),
         ({"rope_scaling": {"rope_type": "yarn"}}, r'rope_type=\["yarn"\], must be "default" or'),
-        ({"rope_scaling": {"type": "llama3"}}, r"config\.json has no field 'factor'"),
+        ({"rope_scaling": {"type": "llama3"}}, r"\(rope_scaling\) have no 'factor', which rope_ty"),
+        (
+            {"rope_scaling": LLAMA_3 | {"low_freq_factor": 9.0}},
+            r"config\.json: low_freq_factor=9\.0 must be above 0 and below high_freq_factor=4\.0",
+        ),
+        (
+            {"rope_scaling": LLAMA_3 | {"factor": "8"}},
+            r'config\.json: factor="8", must be a number',
+        ),
+        ({"rope_scaling": "yarn"}, r'config\.json: rope_scaling="yarn", must be a JSON object'),
+        ({"rope_theta": "1e6"}, r'config\.json: rope_theta="1e6", must be a number'),
+        ({"rope_theta": 1}, r"config\.json: rope_theta=1\.0, must be above 1 and finite"),
+        (
+            {"rope_theta": 5e5, "rope_parameters": {"rope_theta": 1e4}},
+            r"config\.json: rope_theta=500000\.0, but 10000\.0 among the settings of .*; must be",
+        ),
+        ({"rms_norm_eps": "1e-5"}, r'config\.json: rms_norm_eps="1e-5", must be a number'),
+        ({"rms_norm_eps": 1}, r"config\.json: rms_norm_eps=1\.0, must be between 0 and 1"),
+        ({"tie_word_embeddings": "false"}, r'tie_word_embeddings="false", must be true or false'),
+        ({"layer_types": 3}, r"config\.json: layer_types=3, must be a list"),
+        ({"head_dim": 5}, r"config\.json: head_dim=5, must be even"),
+        (
+            {"max_position_embeddings": 0},
+            r"max_position_embeddings=0, must be a whole number",
+        ),
         ({"num_attention_heads": 0}, r"num_attention_heads=0, must be a whole number of at least"),
         ({"vocab_size": "many"}, r'vocab_size="many", must be a whole number of at least 1'),
         ({"attention_bias": True}, r"config\.json: attention_bias=true, must be false"),
@@ -227,7 +257,7 @@ def test_a_folder_that_cannot_be_written(tmp_path):
         ({"rope_scaling": {"factor": 2}}, r"setting 'factor' of the rotary embedding is unknown"),
         (
             {"num_key_value_heads": 3},
-            r"config\.json does not describe a network: model\.kv_heads=3 must divide",
+            r"config\.json: num_key_value_heads=3 must divide num_attention_heads=4",
         ),
         ({"head_dim": None}, r"self_attn\.k_proj\.weight is \[12, 32\], must be \[16, 32\]"),
         (

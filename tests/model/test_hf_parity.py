@@ -36,6 +36,10 @@ def test_logits_are_theirs_at_every_position(found):
     assert found["logits"] < 2e-4
 
 
+def test_logits_of_a_long_text_are_theirs(found):
+    assert found["far"] < 5e-4
+
+
 def test_decoding_step_by_step_gives_their_logits(found):
     assert found["decoding"] < 2e-4
 

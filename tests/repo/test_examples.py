@@ -65,10 +65,14 @@ def test_transformers_decodes_a_thread_of_an_exported_model(tmp_path, capsys, mo
     params["final_norm"] += 1
     params["unembed"][:, END_SPAWN] = 1
     export_folder(dataclasses.replace(model, params=params), tmp_path / "out")
-    arguments = [str(EXAMPLES["decode_with_transformers"]), str(tmp_path / "out"), "12 + <eos>3"]
+    arguments = [
+        str(EXAMPLES["decode_with_transformers"]),
+        str(tmp_path / "out"),
+        "12 + <eos>3\x1b",
+    ]
     monkeypatch.setattr("sys.argv", arguments)
     runpy.run_path(arguments[0], run_name="__main__")
-    assert capsys.readouterr().out == "<bos>12 + <eos>3</spawn>\n"
+    assert capsys.readouterr().out == "<bos>12 + <eos>3\\x1b</spawn>\n"
 
 
 def test_own_model_is_short():

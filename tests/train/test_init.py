@@ -76,6 +76,8 @@ def test_an_open_network_is_that_of_the_import():
     assert adopt_network(OPEN, half, "file").model == NETWORK
     kept_so = adopt_network(with_model(param_dtype="bfloat16"), NETWORK, "file")
     assert kept_so.model == dataclasses.replace(NETWORK, param_dtype="bfloat16")
+    long = dataclasses.replace(NETWORK, max_positions=8192)
+    assert adopt_network(dataclasses.replace(OPEN, model=NETWORK), long, "file").model == long
     same = dataclasses.replace(OPEN, model=NETWORK)
     assert adopt_network(same, NETWORK, "file") == same
 
@@ -84,6 +86,7 @@ def test_an_open_network_is_that_of_the_import():
     ("fields", "message"),
     [
         ({"rope_base": 5.0}, r"config model\.rope_base=5\.0: file has 10000\.0; give the same, or"),
+        ({"max_positions": 512}, r"config model\.max_positions=512: file has 4096"),
         ({"qkv_bias": True}, r"config model\.qkv_bias=True: file has False"),
         (vars(NETWORK) | {"layers": 2}, r"config model\.layers=2: file has 1"),
         (vars(NETWORK) | {"qk_norm": False}, r"config model\.qk_norm=False: file has True"),

@@ -209,7 +209,8 @@ def _with_control_pieces(tokenizer: HuggingFaceTokenizer, spelled: Sequence[str]
         if read.token_to_id(piece) != token:
             raise UserError(
                 f"tokenizer: would read {piece!r} as id {read.token_to_id(piece)}, not {token}: its"
-                " ids have gaps, so that no further piece can be put behind them"
+                " ids have gaps, so that no further piece can be put behind them; give the ids that"
+                " are missing a piece each, in added_tokens"
             )
     return description
 

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from apr_jax.errors import UsageError
+from apr_jax.errors import UsageError, UserError
 from apr_jax.model.hf import CONFIG, load_hf, read_config
 from apr_jax.model.transformer import Params
 from apr_jax.text.hugging_face import HuggingFaceTokenizer
@@ -35,7 +35,7 @@ from apr_jax.text.tokenizer import (
     PAD,
     SPAWN,
 )
-from apr_jax.train.checkpoint.hf_folder import EXPORT_LIST
+from apr_jax.train.checkpoint.hf_folder import EXPORT_LIST, tokenizer_files
 from apr_jax.train.checkpoint.restored import Pretrained
 
 _TOKENIZER = "tokenizer.json"
@@ -83,11 +83,16 @@ def _read_tokenizer(folder: Path, embeddings: int) -> HuggingFaceTokenizer:
                 f"{folder}: has a slow tokenizer alone ({slow[0]}), and no {_TOKENIZER}; save"
                 " transformers' AutoTokenizer of it by `save_pretrained`, which writes that file"
             )
-        raise UsageError(f"{folder}: has no {_TOKENIZER}, the tokenizer of the model")
+        raise UsageError(
+            f"{folder}: has no {_TOKENIZER}, the tokenizer of the model; save its AutoTokenizer by"
+            " `save_pretrained` of transformers, which writes that file"
+        )
     try:
-        return HuggingFaceTokenizer.make(_read_json(path), embeddings)
-    except ValueError as error:
+        tokenizer = HuggingFaceTokenizer.make(_read_json(path), embeddings)
+        tokenizer_files(tokenizer)  # What could not be exported again must not be trained on.
+    except (ValueError, UserError) as error:
         raise UsageError(f"{path}: {error}") from None
+    return tokenizer
 
 
 def _own_tokens(folder: Path, tokenizer: HuggingFaceTokenizer) -> dict[int, int]:

@@ -260,6 +260,9 @@ class _Trainer:
         self._chunk_rows = HeldRows.of(self._rl.micro_batch_rows, mesh)
         self._shards = HeldRows.of(batch_shards(mesh), mesh)
 
+        # Before the devices have anything else to do.
+        self._peak = measure_peak(mesh, config.model.dtype)
+
         # The reference is as large as the model: without a KL term no device holds it.
         self._reference = place_whole(start.params, mesh) if self._rl.objective.kl else None
         # Adapters are added to the reference's own arrays, if there is one.
@@ -274,7 +277,6 @@ class _Trainer:
 
         self._price = self._rl.reward.token_price
         self._tokens_per_tree: float | None = None  # Measured in the first step.
-        self._peak = measure_peak(mesh, config.model.dtype)
         self._times: StepTimes | None = None
         self.last_batches = LastBatches()
         # For how long this process verified and packed its own trees in the last step.

@@ -178,6 +178,17 @@ def test_more_pieces_than_embeddings_are_named(tmp_path, capfd):
     assert f"has a piece of id {count - 1}, but the model has only" in refusal(folder, capfd)
 
 
+def test_a_tokenizer_that_could_not_be_exported_is_named(folder, capfd):
+    """Its ids have gaps, so the pieces behind them would get other ids."""
+    path = folder / "tokenizer.json"
+    described = json.loads(path.read_text())
+    last = max(described["model"]["vocab"].values())
+    described["model"]["vocab"]["far off"] = last + 3
+    path.write_text(json.dumps(described))
+    said = refusal(folder, capfd)
+    assert "tokenizer.json: tokenizer: would read '<" in said and "its ids have gaps" in said
+
+
 def test_another_architecture_is_named_with_those_that_are_read(folder, capfd):
     edit(folder / "config.json", architectures=["GPT2LMHeadModel"])
     said = refusal(folder, capfd)
@@ -191,7 +202,7 @@ def test_quantised_weights_are_named(folder, capfd):
     tensors = load_file(folder / "model.safetensors")
     name = "model.layers.0.mlp.down_proj.weight"
     save_file(tensors | {name: tensors[name].astype(np.int8)}, folder / "model.safetensors")
-    assert "quantised weights are not read" in refusal(folder, capfd)
+    assert "must be F32, F16, BF16; take or save the model in one of" in refusal(folder, capfd)
 
 
 def test_a_missing_part_of_the_weights_is_named(folder, capfd):

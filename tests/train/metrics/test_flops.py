@@ -68,6 +68,13 @@ def test_peak_is_measured_once_and_is_plausible(mesh):
     assert measure_peak(mesh, "float32") is found
 
 
+def test_peak_is_that_of_the_fastest_run_though_the_first_stalls(mesh, monkeypatch):
+    # When each run begins and ends.
+    clock = iter(time for seconds in (2.5, *[0.25] * 30) for time in (0.0, seconds))
+    monkeypatch.setattr("apr_jax.train.metrics.flops.time.perf_counter", lambda: next(clock))
+    assert measure_peak.__wrapped__(mesh, "float32") == mesh.size * 2 * 512**3 / 0.25
+
+
 def test_mfu_counts_flops_since_the_previous_line(tmp_path, monkeypatch):
     clock = iter([0.0, 10.0, 20.0, 30.0, 40.0])
     monkeypatch.setattr("apr_jax.train.metrics.recorder.time.perf_counter", lambda: next(clock))
