@@ -11,7 +11,7 @@ from typing import Any
 from apr_jax.config import ConfigError, Experiment, flatten_fields, from_dict, to_dict
 
 # Fields that may change when a run goes on, or beginnings of their names. They decide where and how
-# fast it runs, what it shows, and which step is its best, but not what it learns.
+# fast it runs, what it shows and tells, and which step is its best, but not what it learns.
 FREE = (
     "mesh.",
     "schedule.",
@@ -24,6 +24,8 @@ FREE = (
     "train.sft.log_every",
     # What a step keeps for its backward pass, and how many rows it takes at a time.
     "model.remat",
+    # What an export tells other programs.
+    "model.max_positions",
     "train.rl.micro_batch_rows",
     "train.hang_",
     "train.tracker",

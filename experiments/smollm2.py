@@ -16,7 +16,8 @@ folder), whose stages `apr_jax.paper.stages` runs once each:
   4. rl/...         Reinforcement learning over whole trees, from the tree model that is right more
                     often, leaving out a model that is right more than 97% of the time.
   5. report         OUT/results.json, from which `make figures` fills docs/your_model.md once it is
-                    copied to experiments/smollm2/, and the curves of the loss, OUT/losses.svg.
+                    copied to experiments/smollm2/; and the curves of the loss, OUT/losses.svg,
+                    which docs/img/smollm2_losses.svg is a copy of.
 
 `--quick` runs every stage on a handful of problems, to see that all of them work.
 """

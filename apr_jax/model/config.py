@@ -61,7 +61,8 @@ class ModelConfig:
       rope_base: base of the rotary embedding's wavelengths, above 1.
       rope_scaling: how long wavelengths are stretched (Llama 3).
       max_positions: the longest text that other programs may give the network, which `apr export`
-        tells them (`max_position_embeddings` of Hugging Face). Nothing here depends on it.
+        tells them (`max_position_embeddings` of Hugging Face). Nothing here depends on it. Left at
+        the default it is that of the model from which a training starts.
       dtype: type of the computation.
       param_dtype: type in which parameters are kept, in memory and in checkpoints. In bfloat16 they
         take half the room; those of norms, which are few, stay float32. Updates are computed in

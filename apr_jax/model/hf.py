@@ -225,7 +225,7 @@ def to_hf(
         **_described_scaling(config.rope_scaling),
         "vocab_size": vocab,
         # Other programs take no longer texts than this.
-        "max_position_embeddings": max(config.max_positions, window),
+        "max_position_embeddings": _positions(config, window),
         # Without these fields other programs would stop at token 2.
         "bos_token_id": None,
         "eos_token_id": None,
@@ -282,7 +282,7 @@ def load_hf(folder: Path) -> tuple[Params, ModelConfig]:
         if name not in parts:
             raise UsageError(
                 f"{path}: tensor {name!r} is not part of the network that {CONFIG} describes; take"
-                " weights and settings from one folder, or delete it if it changes nothing"
+                " weights and settings from one folder, or delete the tensor if it changes nothing"
             )
         part, inputs = parts[name]
         shape = _to_file(part, inputs).shape
@@ -325,8 +325,21 @@ def read_config(path: Path) -> tuple[ModelConfig, int]:
         ) from error
     except KeyError as error:
         raise UsageError(f"{path} has no field {error}, which {CONFIG} must have") from error
-    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, TypeError, AttributeError, RecursionError, OverflowError) as error:
         raise UsageError(f"{path} does not describe a network: {error}") from error
+
+
+def _positions(config: ModelConfig, window: int) -> int:
+    """Returns how many positions other programs shall let a text have.
+
+    A longest text that ends before the stretching of the rotary embedding begins is not the
+    model's own, but the default.
+    """
+    longest = max(config.max_positions, window)
+    scaling = config.rope_scaling
+    if scaling.factor > 1 and config.max_positions <= scaling.original_length:
+        longest = max(longest, int(scaling.factor * scaling.original_length))
+    return longest
 
 
 def _architecture(config: ModelConfig) -> str:
@@ -390,11 +403,7 @@ def _model_config(described: Mapping[str, Any], family: _Family, path: Path) -> 
     """Returns the shape that config.json describes."""
     counts = ("num_key_value_heads", "head_dim", "vocab_size", "max_position_embeddings")
     for name in (*_FIELDS.values(), *counts):
-        value = described.get(name, 1)
-        if type(value) is not int or value < 1:
-            raise UsageError(
-                f"{path}: {name}={_shown(value)}, must be a whole number of at least 1"
-            )
+        _check_whole(described.get(name, 1), f"{path}: {name}")
     heads = described["num_attention_heads"]
     width = described["hidden_size"]
     if family.head_size is None and "head_dim" not in described and width % heads:
@@ -407,11 +416,13 @@ def _model_config(described: Mapping[str, Any], family: _Family, path: Path) -> 
     head_size = described.get("head_dim", family.head_size or width // heads)
     if head_size % 2:
         raise UsageError(f"{path}: head_dim={head_size}, must be even")
-    epsilon = _number(described, "rms_norm_eps", 1e-6, path)
+    epsilon = _number(described.get("rms_norm_eps", 1e-6), f"{path}: rms_norm_eps")
     if not 0 < epsilon < 1:
         raise UsageError(f"{path}: rms_norm_eps={epsilon}, must be between 0 and 1")
-    rope = _rotary_settings(described, path)
-    rope_base = _number(rope, "rope_theta", 10_000.0, path)
+    rope_name, rope = _rotary_settings(described, path)
+    rope_base = _number(
+        rope.pop("rope_theta", described.get("rope_theta", 10_000.0)), f"{path}: rope_theta"
+    )
     if not 1 < rope_base < math.inf:
         raise UsageError(f"{path}: rope_theta={rope_base}, must be above 1 and finite")
     dtype = described.get("dtype", described.get("torch_dtype", "float32"))
@@ -424,23 +435,31 @@ def _model_config(described: Mapping[str, Any], family: _Family, path: Path) -> 
         qkv_bias=family.qkv_bias,
         qk_norm=family.qk_norm,
         rope_base=rope_base,
-        rope_scaling=_read_scaling(rope, path),
+        rope_scaling=_read_scaling(rope, f"{path}: {rope_name}"),
         max_positions=described.get("max_position_embeddings", ModelConfig.max_positions),
         # There is no computation in float16, whose range is too small for training.
         dtype="bfloat16" if dtype == "bfloat16" else "float32",
     )
 
 
-def _number(settings: Mapping[str, Any], name: str, default: float, path: Path) -> float:
-    """Returns a setting that must be a number."""
-    value = settings.get(name, default)
+def _check_whole(value: Any, where: str) -> None:
+    """Raises UsageError if a setting is no whole number of at least 1; `where` names it."""
+    if type(value) is not int or value < 1:
+        raise UsageError(f"{where}={_shown(value)}, must be a whole number of at least 1")
+
+
+def _number(value: Any, where: str) -> float:
+    """Returns a setting that must be a number; `where` names it."""
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise UsageError(f"{path}: {name}={_shown(value)}, must be a number")
-    return float(value)
+        raise UsageError(f"{where}={_shown(value)}, must be a number")
+    try:
+        return float(value)
+    except OverflowError:  # JSON has whole numbers of any length.
+        return math.inf
 
 
-def _rotary_settings(described: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    """Returns the settings of the rotary embedding, `rope_theta` among them where it is set.
+def _rotary_settings(described: Mapping[str, Any], path: Path) -> tuple[str, dict[str, Any]]:
+    """Returns the settings of the rotary embedding, and the name under which they stand.
 
     transformers 5 writes them under another name, and the base of the wavelengths among them.
 
@@ -456,60 +475,57 @@ def _rotary_settings(described: Mapping[str, Any], path: Path) -> dict[str, Any]
             f"{path}: rope_scaling={_shown(older)} and rope_parameters={_shown(newer)} must be the"
             " same where both are set"
         )
+    found = "rope_parameters" if newer else "rope_scaling"
     rope = dict(older or newer)
     for name in ("original_max_position_embeddings", "rope_theta"):
         if name in rope and described.get(name, rope[name]) != rope[name]:
             raise UsageError(
-                f"{path}: {name}={_shown(described[name])}, but {_shown(rope[name])} among the"
-                " settings of the rotary embedding; must be the same"
+                f"{path}: {name}={_shown(described[name])}, but {found}.{name}="
+                f"{_shown(rope[name])}; must be the same"
             )
-    if "rope_theta" in described:
-        rope["rope_theta"] = described["rope_theta"]
-    return rope
+    return found, rope
 
 
-def _read_scaling(rope: dict[str, Any], path: Path) -> RopeScaling:
-    """Reads how the rotary embedding is scaled, from settings with or without its base."""
-    rope = {name: value for name, value in rope.items() if name != "rope_theta"}
+def _read_scaling(rope: dict[str, Any], where: str) -> RopeScaling:
+    """Reads how the rotary embedding is scaled; `where` names the settings, which hold no base."""
     kinds = {rope.pop(name) for name in ("rope_type", "type") if name in rope} or {"default"}
     if kinds == {"default"}:
         expected: set[str] = {"partial_rotary_factor"}
         scaling = RopeScaling()
         if rope.get("partial_rotary_factor", 1.0) != 1.0:
             raise UsageError(
-                f"{path}: partial_rotary_factor={_shown(rope['partial_rotary_factor'])}, must be 1"
+                f"{where}.partial_rotary_factor={_shown(rope['partial_rotary_factor'])}, must be 1"
             )
     elif kinds == {"llama3"}:
         expected = set(_SCALING.values())
-        scaling = _llama3_scaling(rope, path)
+        scaling = _llama3_scaling(rope, where)
     else:
         raise UsageError(
-            f'{path}: rope_type={_shown(sorted(kinds))}, must be "default" or "llama3"'
+            f'{where}.rope_type={_shown(sorted(kinds))}, must be "default" or "llama3"'
         )
     for name in rope:
         if name not in expected:
-            raise UsageError(f"{path}: setting {name!r:.60} of the rotary embedding is unknown")
+            raise UsageError(
+                f"{where}: setting {name!r:.60} is unknown, and may make it another network; delete"
+                " it from the file if it does not"
+            )
     return scaling
 
 
-def _llama3_scaling(rope: Mapping[str, Any], path: Path) -> RopeScaling:
-    """Reads how Llama 3 scales its rotary embedding."""
-    values: dict[str, Any] = {}
-    for field, theirs in _SCALING.items():
+def _llama3_scaling(rope: Mapping[str, Any], where: str) -> RopeScaling:
+    """Reads how Llama 3 scales its rotary embedding; `where` names the settings."""
+    for theirs in _SCALING.values():
         if theirs not in rope:
-            raise UsageError(
-                f"{path}: the settings of the rotary embedding (rope_scaling) have no {theirs!r},"
-                ' which rope_type="llama3" needs'
-            )
-        values[field] = _number(rope, theirs, 0, path)
-    values["original_length"] = int(values["original_length"])
+            raise UsageError(f'{where} has no {theirs!r}, which rope_type="llama3" needs')
+        _number(rope[theirs], f"{where}.{theirs}")
+    _check_whole(rope[_SCALING["original_length"]], f"{where}.{_SCALING['original_length']}")
     try:
-        return RopeScaling(**values)
+        return RopeScaling(**{field: rope[theirs] for field, theirs in _SCALING.items()})
     except ValueError as error:
         message = str(error)
         for field, theirs in _SCALING.items():
             message = message.replace(f"model.rope_scaling.{field}", theirs)
-        raise UsageError(f"{path}: {message}") from None
+        raise UsageError(f"{where}: {message}") from None
 
 
 def _described_scaling(scaling: RopeScaling) -> dict[str, Any]:
@@ -561,7 +577,7 @@ def _read_tensors(folder: Path) -> Iterator[tuple[Path, str, np.ndarray]]:
         for name, tensor in sorted(tensors, key=lambda named: named[0]):
             if tensor["dtype"] not in _DTYPES:
                 raise UsageError(
-                    f"{path}: tensor {name!r} is {tensor['dtype']}, must be"
+                    f"{path}: tensor {name!r} is {tensor['dtype']}, must be one of"
                     f" {', '.join(_DTYPES)}; take or save the model in one of these, not quantised"
                 )
             values = np.frombuffer(tensor["data"], _DTYPES[tensor["dtype"]])

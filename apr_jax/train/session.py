@@ -37,7 +37,7 @@ from apr_jax.train.validation_file import ValidationFile
 from apr_jax.train.watchdog import Watchdog
 
 # Fields of the model that say how it is computed and kept, and not which network it is.
-_COMPUTATION = ("dtype", "param_dtype", "remat")
+_CHOSEN = ("dtype", "param_dtype", "remat", "max_positions")
 
 
 def train(
@@ -215,8 +215,8 @@ def adopt_network(config: Experiment, network: ModelConfig, path: str) -> Experi
     """Returns the experiment with the network of the model from which its training starts.
 
     What the experiment says about the network must be so. If it leaves the sizes open, it says only
-    what differs from the defaults. The longest text (`max_positions`) it need never say. How the
-    network is computed and kept (`dtype`, `param_dtype`, `remat`) is its own choice.
+    what differs from the defaults. How the network is computed and kept (`dtype`, `param_dtype`,
+    `remat`) is its own choice, and so is the longest text if it says one (`adopt_positions`).
 
     Args:
       config: the experiment.
@@ -226,17 +226,24 @@ def adopt_network(config: Experiment, network: ModelConfig, path: str) -> Experi
     Raises:
       UsageError: the experiment has another network; names the first field.
     """
-    wanted = config.model
+    wanted = adopt_positions(config, network).model
     for field in dataclasses.fields(ModelConfig):
         name = field.name
         value = getattr(wanted, name)
-        is_unsaid = value == field.default and (wanted.is_open or name == "max_positions")
-        if name in _COMPUTATION or is_unsaid:
+        if name in _CHOSEN or (wanted.is_open and value == field.default):
             continue
         if value != getattr(network, name):
             raise UsageError(
                 f"config model.{name}={value!r}: {path} has {getattr(network, name)!r}; give the"
                 " same, or leave the model's sizes at 0 to take its network"
             )
-    own = {name: getattr(wanted, name) for name in _COMPUTATION}
+    own = {name: getattr(wanted, name) for name in _CHOSEN}
     return dataclasses.replace(config, model=dataclasses.replace(network, **own))
+
+
+def adopt_positions(config: Experiment, network: ModelConfig) -> Experiment:
+    """Returns the experiment with the longest text of another model, if it says none itself."""
+    if config.model.max_positions != ModelConfig.max_positions:
+        return config
+    model = dataclasses.replace(config.model, max_positions=network.max_positions)
+    return dataclasses.replace(config, model=model)

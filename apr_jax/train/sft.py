@@ -73,6 +73,7 @@ def train_sft(
     sft = config.train.sft
     mesh = build_mesh(config)
     check_divides("train.sft.batch_rows", sft.batch_rows, mesh)
+    peak = measure_peak(mesh, config.model.dtype)  # While the devices have nothing else to do.
     check_built(config, as_path(data_dir))
     here = local_copy(as_path(data_dir), "data.json")
     check_files(here)
@@ -90,7 +91,6 @@ def train_sft(
         )
 
     origin = digest(start.params) if start else ""
-    peak = measure_peak(mesh, config.model.dtype)  # Before the devices have anything else to do.
     adapters = new_adapters(params, sft.lora, config.seed)
     # `train` gets the only reference to the first state, so that it can free its memory, and nobody
     # keeps the weights on the host.

@@ -124,7 +124,12 @@ def test_the_report_is_made_of_the_answers_and_metrics(tmp_path):
     run = smollm2.Run(tmp_path)
     for folder, evaluation in run.evaluations():
         before_rl = folder == "legs" and evaluation.decoding.temperature
-        _write_answers(tmp_path / folder / "eval" / evaluation.name, right=2 if before_rl else 3)
+        answers = {"right": 2 if before_rl else 3}
+        if (folder, evaluation.model) == ("rl", "tree/rl"):
+            answers = {"right": 4, "children": 9, "total_tokens": 5}
+        elif evaluation.model == "lora/sft":
+            answers = {"right": 1, "children": 8, "total_tokens": 6}
+        _write_answers(tmp_path / folder / "eval" / evaluation.name, **answers)
     _run_stage(run, "rl/choice")
     assert run.chosen() == "countdown"  # Its samples are right 3 times in 4, those of legs twice.
 
@@ -145,8 +150,10 @@ def test_the_report_is_made_of_the_answers_and_metrics(tmp_path):
     found = json.loads((tmp_path / "results.json").read_text())
     assert len(found["main"]) == len(run.evaluations())
     assert found["main"]["rl-tree-rl"]["label"] == "Countdown, a tree of threads, after RL"
-    assert found["rl"]["gains"]["greedy"]["accuracy"]["gap"] == 0
-    assert found["lora"]["children"]["gap"] == 0
+    gains = {name: gap["gap"] for name, gap in found["rl"]["gains"]["greedy"].items()}
+    assert gains == {"accuracy": 0.25, "children": 2, "total_tokens": -2}
+    by_adapters = {name: gap["gap"] for name, gap in found["lora"].items()}
+    assert by_adapters == {"accuracy": -0.5, "children": 1, "total_tokens": -1}
     # Each line of a panel has its label, after the title and the axis.
     curves = (tmp_path / "losses.svg").read_text()
     assert all(f">{label}<" in curves for label in smollm2.CURVES["legs"].values())
@@ -170,12 +177,15 @@ def _write_lines(path, lines):
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
-def _write_answers(folder, right):
-    """Writes an evaluation of four problems, of which the first `right` are right."""
+def _write_answers(folder, right, **measures):
+    """Writes an evaluation of four problems, of which the first `right` are right; other measures
+    than those that are given are 7.
+    """
     traces = [
         {"id": str(index), "sample": 0, "data": {}, "correct": index < right, "reward": 0.0}
         | {"stated": None, "claimed": False, "threads": [{"status": "MALFORMED"}]}
         | dict.fromkeys(MEASURES, 7)
+        | measures
         for index in range(4)
     ]
     _write_lines(folder / "traces.jsonl", traces)

@@ -503,13 +503,16 @@ def test_rl_refuses_another_model(unbroken, config, data_dir, tmp_path):
         train_rl(wider, data_dir, tmp_path, unbroken[0], progress=False)
 
 
-def test_rl_may_keep_less_for_its_backward_pass(unbroken, config, data_dir, tmp_path):
-    """As the advice for a lack of memory says."""
-    model = dataclasses.replace(config.model, remat="layer")
+def test_rl_may_keep_less_for_its_backward_pass_and_tell_others_more(
+    unbroken, config, data_dir, tmp_path
+):
+    """The first is the advice for a lack of memory."""
+    model = dataclasses.replace(config.model, remat="layer", max_positions=8192)
     learn = dataclasses.replace(config.train, rl=dataclasses.replace(config.train.rl, steps=1))
     less = dataclasses.replace(config, model=model, train=learn)
     state = train_rl(less, data_dir, tmp_path, unbroken[0], progress=False)
     assert int(state.step) == 1
+    assert load_checkpoint(tmp_path).config.model == model
 
 
 @pytest.mark.thorough

@@ -209,8 +209,8 @@ def _with_control_pieces(tokenizer: HuggingFaceTokenizer, spelled: Sequence[str]
         if read.token_to_id(piece) != token:
             raise UserError(
                 f"tokenizer: would read {piece!r} as id {read.token_to_id(piece)}, not {token}: its"
-                " ids have gaps, so that no further piece can be put behind them; give the ids that"
-                " are missing a piece each, in added_tokens"
+                " ids have gaps, so that no further piece can be put behind them; put a piece for"
+                " each missing id into model.vocab of tokenizer.json"
             )
     return description
 

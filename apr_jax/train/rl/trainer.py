@@ -69,7 +69,7 @@ from apr_jax.train.rl.objective import (
 )
 from apr_jax.train.rl.packed_trees import PackedTrees, balance, pack_held_trees
 from apr_jax.train.rl.rewards import TreeCosts, counted_trees, next_price, tree_rewards
-from apr_jax.train.session import adopt_network, build_mesh, train
+from apr_jax.train.session import adopt_network, adopt_positions, build_mesh, train
 from apr_jax.train.state import TrainState, init_state
 from apr_jax.train.step import (
     ForestBatch,
@@ -116,6 +116,7 @@ def train_rl(
     start = load_checkpoint(init)
     if config.model.is_open:
         config = adopt_network(config, start.config.model, start.path)
+    config = adopt_positions(config, start.config.model)
     _check_init(config, start)
     # RL reads problems and no demonstrations, so its limits may differ from those of the data.
     check_built(config, as_path(data_dir), demonstrations=False)
@@ -260,7 +261,6 @@ class _Trainer:
         self._chunk_rows = HeldRows.of(self._rl.micro_batch_rows, mesh)
         self._shards = HeldRows.of(batch_shards(mesh), mesh)
 
-        # Before the devices have anything else to do.
         self._peak = measure_peak(mesh, config.model.dtype)
 
         # The reference is as large as the model: without a KL term no device holds it.
@@ -666,11 +666,12 @@ class TrainingProblems:
 def _check_init(config: Experiment, start: Restored) -> None:
     """Raises UsageError if the initial checkpoint is not of the config's model.
 
-    What its training kept for the backward pass (`remat`) is no part of the model.
+    What its training kept for the backward pass (`remat`) and the longest text for other programs
+    (`max_positions`) are no part of the model.
     """
     differing = []
     for field in dataclasses.fields(config.model):
-        if field.name == "remat":
+        if field.name in ("remat", "max_positions"):
             continue
         trained = getattr(start.config.model, field.name)
         wanted = getattr(config.model, field.name)

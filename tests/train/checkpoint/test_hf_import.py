@@ -202,7 +202,7 @@ def test_quantised_weights_are_named(folder, capfd):
     tensors = load_file(folder / "model.safetensors")
     name = "model.layers.0.mlp.down_proj.weight"
     save_file(tensors | {name: tensors[name].astype(np.int8)}, folder / "model.safetensors")
-    assert "must be F32, F16, BF16; take or save the model in one of" in refusal(folder, capfd)
+    assert "must be one of F32, F16, BF16; take or save the model in one" in refusal(folder, capfd)
 
 
 def test_a_missing_part_of_the_weights_is_named(folder, capfd):
