@@ -1,5 +1,5 @@
 # make demo    serial search, thread trees and what RL teaches them, from scratch, with a report: 10 minutes on 2 cores
-# make smollm2 a pretrained model learns to spawn, on two tasks: 4 hours on 2 cores
+# make smollm2 a pretrained model learns to spawn, on two tasks: 5 hours on 2 cores
 # make test    the quick tests, 10 minutes on 2 cores
 # make lint    ruff and mypy
 # make docs    the documentation site, site/index.html

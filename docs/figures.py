@@ -954,12 +954,15 @@ def smollm2_course(training: str) -> list[Record]:
 
 @table
 def smollm2_examples() -> Rows:
-    """Shows how right greedy answers are after how many examples, pretrained and from scratch."""
+    """Shows how right greedy answers are after how many examples, pretrained and from scratch.
+
+    Examples are rounded to hundreds; of two validations that meet there the later one is shown.
+    """
     if not is_measured("smollm2"):
         return _NOT_MEASURED
     columns = [
         {
-            row["examples"]: percent(row["validation_accuracy"])
+            round(row["examples"], -2): percent(row["validation_accuracy"])
             for row in smollm2_course(training)
             if "validation_accuracy" in row
         }
