@@ -24,9 +24,9 @@ FREE = (
     "train.sft.log_every",
     # What a step keeps for its backward pass, and how many rows it takes at a time.
     "model.remat",
+    "train.rl.micro_batch_rows",
     # What an export tells other programs.
     "model.max_positions",
-    "train.rl.micro_batch_rows",
     "train.hang_",
     "train.tracker",
     *(

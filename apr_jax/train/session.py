@@ -36,7 +36,8 @@ from apr_jax.train.state import TrainState
 from apr_jax.train.validation_file import ValidationFile
 from apr_jax.train.watchdog import Watchdog
 
-# Fields of the model that say how it is computed and kept, and not which network it is.
+# Fields of the model that say how it is computed and kept, and what an export tells others, and not
+# which network it is.
 _CHOSEN = ("dtype", "param_dtype", "remat", "max_positions")
 
 

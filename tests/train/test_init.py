@@ -79,9 +79,8 @@ def test_an_open_network_is_that_of_the_import():
     long = dataclasses.replace(NETWORK, max_positions=8192)
     assert adopt_network(dataclasses.replace(OPEN, model=NETWORK), long, "file").model == long
     assert adopt_network(with_model(max_positions=512), long, "file").model.max_positions == 512
-    assert (
-        adopt_positions(dataclasses.replace(OPEN, model=NETWORK), long).model == long
-    )  # As in RL.
+    in_rl = adopt_positions(dataclasses.replace(OPEN, model=NETWORK), long)
+    assert in_rl.model == long
     same = dataclasses.replace(OPEN, model=NETWORK)
     assert adopt_network(same, NETWORK, "file") == same
 

@@ -114,9 +114,11 @@ def train_rl(
     require_tracker(config.train.tracker)
     rl = config.train.rl
     start = load_checkpoint(init)
+    network = start.config.model
     if config.model.is_open:
-        config = adopt_network(config, start.config.model, start.path)
-    config = adopt_positions(config, start.config.model)
+        config = adopt_network(config, network, start.path)
+    else:
+        config = adopt_positions(config, network)
     _check_init(config, start)
     # RL reads problems and no demonstrations, so its limits may differ from those of the data.
     check_built(config, as_path(data_dir), demonstrations=False)
