@@ -73,6 +73,7 @@ def carrying(tiny):
     return changed(tiny, rl={"max_staleness": 2, "micro_batch_rows": 4})
 
 
+@pytest.mark.thorough
 def test_a_rollout_with_carry_over_is_the_one_that_runs(
     carrying, data_dir, checkpoint, tmp_path, monkeypatch
 ):

@@ -124,6 +124,7 @@ def test_carried_trees_equal_the_interpreters_under_all_limits(name, seed, manne
     compare_with_interpreter(name, seed, manners)
 
 
+@pytest.mark.thorough
 def test_threads_are_suspended_at_every_place():
     seen: collections.Counter = collections.Counter()
     for seed in range(4):
@@ -249,6 +250,7 @@ def test_groups_in_any_order_are_returned_by_age():
     assert left.begun.tolist() == sorted(left.begun)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("devices", [2])
 def test_each_shard_carries_its_own_trees(devices):
     limits = LIMITS["nested"]

@@ -126,6 +126,7 @@ def test_a_step_keeps_the_types_and_moments_are_float32(mesh, name):
     assert np.mean(np.concatenate([part.reshape(-1) for part in close])) > 0.98
 
 
+@pytest.mark.thorough
 def test_adapters_learn_what_they_learn_on_float32_parameters(mesh):
     """Computed in bfloat16, from weights that bfloat16 holds.
 
