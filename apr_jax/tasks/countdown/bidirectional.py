@@ -2,14 +2,13 @@
 
 It is the search of `task.solver.search="bidirectional"`, for problems of four numbers.
 
-1. A pair of numbers is combined in every way, and each result r stands beside the two others, c
-   and d.
-2. What would have to stand beside c, so that one more step makes the target, are the *needs* of c.
-   The same is asked of d and of r.
+1. A pair of numbers is combined in every way. Beside each result r stand the two others, c and d.
+2. What would have to stand beside d, so that one more step makes the target, are the *needs* of d.
+   The same is asked of c and of r.
 3. So a solution is found where a result of r and c is a need of d, a result of r and d is a need of
-   c, or a need of r is a result of c and d. That is a comparison of two lists. A search that only
-   goes forward combines the last two numbers in every way instead, in 2.3 to 2.5 times the text
-   (docs/data.md).
+   c, or a need of r is a result of c and d. That is a comparison with a list of some four numbers.
+   A search that only goes forward combines the last two numbers in every way instead, in 2.3 to 2.5
+   times the text (docs/data.md).
 
 Every solution is found in this way, from the pair of its first step. APR spawns a child for each
 pair, and SoS+ goes through the pairs one after the other. The root checks each solution before it
@@ -21,16 +20,18 @@ Traces are short lists (here with `task.solver.max_intermediate=1000`):
 
     54,34>2,93:53               a child's message: a pair of numbers, the two others, the target
     54,34>2,93                  the same in a serial thread, before it searches below a pair
-    2:+51-55/106                the needs of a number: 2+51=53, 55-2=53 and 106/2=53
-    93:-40-146                  those of the other one: 93-40=53 and 146-93=53
-    2,93:+95-91*186             the results of the two others
-    +88|2+90-86/44|93-5|-35-141 a first step and its result; its results with either other number,
-                                and the needs of the result itself
-    -20|2+22-18*40!             the same up to a hit
+    2>93:-40-146                what is made with 2 is looked up here: the needs of 93, because
+                                93-40=53 and 146-93=53
+    +88|+90-86/44               a first step and its result; what that makes with 2
+    -20|+22-18*40!              the same up to a hit
+    93>2:+51-55/106             what is made with 93 is looked up among the needs of 2
+    >2,93:+95-91*186            the needs of the first results are looked up among the results of
+                                the two others
+    +88|-35-141                 a first step and its result; the needs of that
     20,40,53!                   the check of a solution: the result of each equation, and a verdict
 
-- `!` behind a number says that it stands in the other list.
-- A number that is larger than all of the other list is left out.
+- `!` behind a number says that it stands in the list at the head of its section.
+- A number that is larger than all of this list is left out.
 - For a quotient the check is the product of quotient and divisor, because multiplying is surer.
 - A check ends at the first result that is not the one that was claimed, without a verdict. `;`
   stands between the checks of two claims.
@@ -160,6 +161,9 @@ class Slip(NamedTuple):
 class _PairSearch:
     """All that is tried below one pair, and the slips that could happen there.
 
+    It has a section for each list in which numbers are looked up. A small model finds a number in a
+    list that stands just before it far sooner than in one of several further up (docs/log.md).
+
     Args:
       pair: the pair.
       target: the number to make.
@@ -168,30 +172,36 @@ class _PairSearch:
         serial thread that was at the pair of the two others before has done so there.
 
     Attributes:
-      lists: the lists in which trials are looked up, key -> text. A serial thread writes each once.
       items: trials, and the text between them, in order.
       slips: what could go wrong.
     """
 
     def __init__(self, pair: Pair, target: int, most: int, joins_pairs: bool):
-        self.lists: dict[tuple[int, ...], str] = {}
         self.items: list[str | Trial] = []
         self.slips: list[Slip] = []
-        wanted = {number: needs(number, target, most) for number in (pair.c, pair.d)}
-        for number in wanted:
-            self.lists[(number,)] = f"{number}:{_listed(wanted[number])}"
-        others = results(pair.c, pair.d, most)
-        if joins_pairs:
-            self.lists[(pair.c, pair.d)] = f"{pair.c},{pair.d}:{_listed(others)}"
+        firsts = results(pair.a, pair.b)
 
-        for first in results(pair.a, pair.b):
-            self.items.append(f";{first.op}{first.result}")
-            for number, last in ((pair.c, pair.d), (pair.d, pair.c)):
-                self.items.append(f"|{number}")
-                self._look_up_results(first, number, _steps_by_need(wanted[last]), most)
-            if joins_pairs:
-                self.items.append("|")
+        for number, last in dict.fromkeys(((pair.c, pair.d), (pair.d, pair.c))):
+            wanted = needs(last, target, most)
+            self._begin_section(f"{number}>{last}:{_listed(wanted)}")
+            for first in firsts if wanted else ():
+                self._write_first_step(first)
+                self._look_up_results(first, number, _steps_by_need(wanted), most)
+
+        if joins_pairs:
+            others = results(pair.c, pair.d, most)
+            self._begin_section(f">{pair.c},{pair.d}:{_listed(others)}")
+            for first in firsts if others else ():
+                self._write_first_step(first)
                 self._look_up_needs(first, needs(first.result, target, most), others)
+
+    def _begin_section(self, head: str) -> None:
+        """Writes the head of a section, which ends with the list of the section."""
+        self.items.append(f";{head}" if self.items else head)
+
+    def _write_first_step(self, first: Step) -> None:
+        """Writes a first step, behind which stands what is tried with its result."""
+        self.items.append(f";{first.op}{first.result}|")
 
     def _look_up_results(
         self, first: Step, number: int, finals: Mapping[int, Step], most: int
@@ -204,8 +214,6 @@ class _PairSearch:
           finals: what is needed beside the last number -> the step that makes the target of them.
           most: the largest number that is listed; 0 lists all.
         """
-        if not finals:
-            return
         for step in results(first.result, number, most):
             if step.result > max(finals):
                 continue
@@ -231,8 +239,6 @@ class _PairSearch:
     def _look_up_needs(self, first: Step, wanted: list[Need], others: list[Step]) -> None:
         """Tries the needs of a first step's result among the results of the two other numbers."""
         made = {step.result: step for step in reversed(others)}  # Of several the first is taken.
-        if not made:
-            return
         for need in wanted:
             if need.number > max(made):
                 continue
@@ -373,7 +379,6 @@ def demonstrate(
 def _serial(puzzle: Puzzle, prompt: str, config: SolverConfig, rng: random.Random) -> Thread:
     """Searches below one pair after the other."""
     text = ""
-    written: set[tuple[int, ...]] = set()
     searched: set[Pair] = set()
     for pair in list_pairs(puzzle.numbers):
         most = config.max_intermediate
@@ -382,9 +387,7 @@ def _serial(puzzle: Puzzle, prompt: str, config: SolverConfig, rng: random.Rando
         search.slip(rng, config.false_claims)
         searched.add(pair.key)
 
-        new = [listed for key, listed in search.lists.items() if key not in written]
-        written |= search.lists.keys()
-        text += ";".join([f";{pair.text}" if text else pair.text, *new])
+        text += f";{pair.text};" if text else f"{pair.text};"
         text, path = _write(search, text, checks=True)
         if path:
             return Thread(prompt, (text,), answer_text(path))
@@ -407,7 +410,7 @@ def _parallel(
         is_solved = is_solved or search.solution is not None
         if not is_solved:
             search.slip(rng, config.false_claims)
-        text, path = _write(search, ";".join(search.lists.values()), checks=False)
+        text, path = _write(search, "", checks=False)
         threads.append(Thread(f"{pair.text}:{puzzle.target}", (text,), answer_text(path)))
         if path:
             claims.append(path)

@@ -31,11 +31,9 @@ _VALUE = rf"[+\-*/]{_NUMBER}"
 _CHECK = rf"{_NUMBER}(?:,{_NUMBER})*!?"
 _PAIR = re.compile(rf"({_NUMBER}),({_NUMBER})>({_NUMBER}),({_NUMBER})")
 _MESSAGE = re.compile(rf"({_NUMBER}),({_NUMBER})>({_NUMBER}),({_NUMBER}):({_NUMBER})")
-_NEEDS = re.compile(rf"({_NUMBER}):((?:{_VALUE})*)")
-_RESULTS = re.compile(rf"({_NUMBER}),({_NUMBER}):((?:{_VALUE})*)")
-_TRIALS = rf"(?:{_VALUE}(?:!(?:{_CHECK})?)?)*"
-_STEP = re.compile(rf"([+\-*/])({_NUMBER})((?:\|(?:{_NUMBER})?{_TRIALS})*)")
-_SECTION = re.compile(rf"\|({_NUMBER})?({_TRIALS})")
+_NEEDS = re.compile(rf"({_NUMBER})>({_NUMBER}):((?:{_VALUE})*)")
+_RESULTS = re.compile(rf">({_NUMBER}),({_NUMBER}):((?:{_VALUE})*)")
+_STEP = re.compile(rf"([+\-*/])({_NUMBER})\|?((?:{_VALUE}(?:!(?:{_CHECK})?)?)*)")
 _TRIAL = re.compile(rf"([+\-*/])({_NUMBER})(!?)((?:{_CHECK})?)")
 _LISTED = re.compile(rf"([+\-*/])({_NUMBER})")
 # What may be half a number at the end of a text, with the signs before it.
@@ -50,6 +48,11 @@ class _Pair(NamedTuple):
     b: int
     c: int
     d: int
+
+    @property
+    def others(self) -> tuple[int | None, ...]:
+        """What its sections combine with a first step's result; None: they ask for its needs."""
+        return tuple(dict.fromkeys((self.c, self.d, None)))
 
 
 def check_thread(puzzle: Puzzle, thread: Thread, most: int, cut: bool = False) -> Diagnosis:
@@ -131,7 +134,10 @@ class _Reader:
       faults: the faults that were found.
       found: whether the thread marked a right solution that its check did not reject.
       pair: the pair below which the thread searches; None before the first.
-      tried: operations of the pair whose results were written.
+      searched: the pairs that it was at before.
+      others: what the sections that it has begun below the pair combine with a first step's result.
+      section: whether the last of these is one of the pair's, so that its trials can be read.
+      tried: operations whose results were written in this section.
     """
 
     def __init__(self, puzzle: Puzzle, most: int):
@@ -140,30 +146,46 @@ class _Reader:
         self.faults: list[Fault] = []
         self.found = False
         self.pair: _Pair | None = None
+        self.searched: set[_Pair] = set()
+        self.others: list[int | None] = []
+        self.section = False
         self.tried: set[str] = set()
 
     def add_fault(self, kind: str, text: str, decisive: bool) -> None:
-        """Notes a fault."""
-        self.faults.append(Fault(kind, text, decisive))
+        """Notes a fault, once if several sections repeat it."""
+        fault = Fault(kind, text, decisive)
+        if fault not in self.faults:
+            self.faults.append(fault)
 
     def find_first_steps(self, pair: _Pair) -> Iterator[str]:
         """Yields the operation of a first step for each of its solutions within the bound."""
+        for other in pair.others:
+            yield from self.find_in_section(pair, other)
+
+    def find_in_section(self, pair: _Pair, other: int | None) -> Iterator[str]:
+        """Yields the operation of a first step for each of its solutions in a section."""
         for op, first in _results(pair.a, pair.b, 0).items():
-            for _ in self.find_hits(pair, first):
+            for _ in self.find_hits(pair, first, other):
                 yield op
 
-    def find_hits(self, pair: _Pair, first: int) -> Iterator[tuple[int | None, str, int]]:
-        """Yields each trial that is a hit: the other number or None, the operation, the number."""
+    def find_hits(self, pair: _Pair, first: int, other: int | None) -> Iterator[tuple[str, int]]:
+        """Yields the operation and the number of each trial of a section that is a hit.
+
+        Args:
+          pair: the pair.
+          first: the result of the first step.
+          other: the number that the section combines with it; None: it asks for its needs.
+        """
         target = self.puzzle.target
-        for other, last in ((pair.c, pair.d), (pair.d, pair.c)):
-            wanted = {number for _, number in _needs(last, target, self.most)}
-            for op, number in _results(first, other, self.most).items():
-                if number in wanted:
-                    yield other, op, number
-        made = set(_results(pair.c, pair.d, self.most).values())
-        for op, number in _needs(first, target, self.most):
-            if number in made:
-                yield None, op, number
+        if other is None:
+            made = set(_results(pair.c, pair.d, self.most).values())
+            yield from ((op, need) for op, need in _needs(first, target, self.most) if need in made)
+            return
+        last = pair.d if other == pair.c else pair.c
+        wanted = {number for _, number in _needs(last, target, self.most)}
+        for op, number in _results(first, other, self.most).items():
+            if number in wanted:
+                yield op, number
 
     def read_messages(self, texts: list[str]) -> None:
         """Reads the messages of a spawn; each gives a child a pair of the problem's numbers."""
@@ -207,11 +229,15 @@ class _Reader:
             elif self.pair is None:
                 self.add_fault("bookkeeping", piece, decisive=False)
             elif match := _NEEDS.fullmatch(piece):
-                self.read_needs(self.pair, int(match[1]), match[2], is_half)
+                other, last = int(match[1]), int(match[2])
+                self.read_needs(self.pair, other, last, match[3], is_half)
             elif match := _RESULTS.fullmatch(piece):
                 self.read_results(self.pair, int(match[1]), int(match[2]), match[3], is_half)
             elif match := _STEP.fullmatch(piece):
-                self.read_step(self.pair, match[1], int(match[2]), match[3], is_half)
+                if self.section:
+                    self.read_step(self.pair, match[1], int(match[2]), match[3], is_half)
+                else:  # What is lost by it is noted as a section that was left out.
+                    self.add_fault("bookkeeping", piece, decisive=False)
             elif not is_half:
                 self.add_fault("bookkeeping", piece, decisive=any(self.find_first_steps(self.pair)))
 
@@ -219,36 +245,68 @@ class _Reader:
         """Begins the search below a pair."""
         self.end_pair()
         self.pair = pair
-        self.tried = set()
+        self.others = []
+        self.section = False
         if sorted(pair) != sorted(self.puzzle.numbers):
             lost = any(any(self.find_first_steps(one)) for one in _all_pairs(self.puzzle.numbers))
             self.add_fault("bookkeeping", ",".join(map(str, pair)), lost)
 
     def end_pair(self) -> None:
-        """Ends the search below a pair: notes first steps that were left out."""
+        """Ends the search below a pair: notes sections that were left out."""
+        self.end_section()
         if self.pair is None or self.found:
             return
-        for op in sorted(set(self.find_first_steps(self.pair)) - self.tried):
+        pair = self.pair
+        for other in pair.others:
+            if other is None and _normal(_Pair(pair.c, pair.d, pair.a, pair.b)) in self.searched:
+                continue  # These results were combined below the pair of the two others.
+            if other not in self.others and any(self.find_in_section(pair, other)):
+                text = f"{'' if other is None else other}>: not tried"
+                self.add_fault("bookkeeping", text, decisive=True)
+        self.searched.add(_normal(pair))
+
+    def begin_section(self, other: int | None, is_known: bool, text: str) -> None:
+        """Begins a section.
+
+        Args:
+          other: the number that it combines with the results of first steps; None: it asks for
+            their needs.
+          is_known: whether it is one of the pair's. What it is to do is unknown otherwise, and
+            counts as left out.
+          text: its head.
+        """
+        self.end_section()
+        self.section = is_known
+        self.tried = set()
+        if is_known:
+            self.others.append(other)
+        else:
+            self.add_fault("bookkeeping", text, decisive=False)
+
+    def end_section(self) -> None:
+        """Ends a section: notes first steps that were left out."""
+        if self.pair is None or not self.section or self.found:
+            return
+        for op in sorted(set(self.find_in_section(self.pair, self.others[-1])) - self.tried):
             text = f"{self.pair.a}{op}{self.pair.b}: not tried"
             self.add_fault("bookkeeping", text, decisive=True)
 
-    def read_needs(self, pair: _Pair, number: int, listed: str, is_half: bool) -> None:
-        """Reads `93:-40-146`, the needs of one of the two other numbers."""
-        if number not in (pair.c, pair.d):
-            # In a serial thread it may be that of another pair.
-            self.add_fault("bookkeeping", f"{number}:{listed}", decisive=False)
+    def read_needs(self, pair: _Pair, other: int, last: int, listed: str, is_half: bool) -> None:
+        """Reads `2>93:-40-146`: what is made with 2 is looked up among the needs of 93."""
+        is_known = (other, last) in ((pair.c, pair.d), (pair.d, pair.c))
+        self.begin_section(other, is_known, f"{other}>{last}:{listed}")
+        if not is_known:
             return
-        other = pair.d if number == pair.c else pair.c
-        made = reachable((pair.a, pair.b, other))
-        expected, all_needs = (_needs(number, self.puzzle.target, most) for most in (self.most, 0))
-        self.compare_list(
-            f"{number}:", listed, expected, all_needs, is_half, lambda value: value in made
-        )
+        firsts = _results(pair.a, pair.b, 0).values()
+        made = {number for first in firsts for number in _results(first, other, self.most).values()}
+        expected, all_needs = (_needs(last, self.puzzle.target, most) for most in (self.most, 0))
+        self.compare_list(f"{last}:", listed, expected, all_needs, is_half, made.__contains__)
 
     def read_results(self, pair: _Pair, c: int, d: int, listed: str, is_half: bool) -> None:
-        """Reads `2,93:+95-91*186`, the results of the two other numbers."""
-        if sorted((c, d)) != sorted((pair.c, pair.d)):
-            self.add_fault("bookkeeping", f"{c},{d}:{listed}", decisive=False)
+        """Reads `>2,93:+95-91*186`: needs are looked up among the results of the two others."""
+        is_known = sorted((c, d)) == sorted((pair.c, pair.d))
+        self.begin_section(None, is_known, f">{c},{d}:{listed}")
+        if not is_known:
             return
         target = self.puzzle.target
         firsts = _results(pair.a, pair.b, 0).values()
@@ -284,64 +342,56 @@ class _Reader:
             op, number = min(lost)
             self.add_fault("arithmetic", f"{head}{op}{number} left out", decisive=True)
 
-    def read_step(self, pair: _Pair, op: str, first: int, sections: str, is_half: bool) -> None:
-        """Reads `-20|2+22-18*40!`, a first step with its result, and what is tried with it."""
+    def read_step(self, pair: _Pair, op: str, first: int, trials: str, is_half: bool) -> None:
+        """Reads `-20|+22-18*40!`, a first step with its result, and what is tried with it."""
+        other = self.others[-1]
         true_first = _results(pair.a, pair.b, 0).get(op)
         self.tried.add(op)
         if first != true_first:
-            lost = true_first is not None and any(self.find_hits(pair, true_first))
+            lost = true_first is not None and any(self.find_hits(pair, true_first, other))
             self.add_fault("arithmetic", f"{pair.a}{op}{pair.b}={first}", lost)
-        expected = set(self.find_hits(pair, first)) if first == true_first else set()
-        written: set[tuple[int | None, str, int]] = set()
-        for label, trials in _SECTION.findall(sections):
-            other = int(label) if label else None
-            if other not in (pair.c, pair.d, None):
-                self.add_fault("bookkeeping", f"{first}|{label}", decisive=bool(expected))
-                continue
-            for trial_op, text, mark, check in _TRIAL.findall(trials):
-                trial = (other, trial_op, int(text))
-                written.add(trial)
-                # A check that was cut off rejects nothing.
-                whole = "" if is_half else check
-                self.read_trial(pair, first, trial, mark, whole, first == true_first)
+        expected = set(self.find_hits(pair, first, other)) if first == true_first else set()
+        written: set[tuple[str, int]] = set()
+        for trial_op, text, mark, check in _TRIAL.findall(trials):
+            trial = (trial_op, int(text))
+            written.add(trial)
+            # A check that was cut off rejects nothing.
+            whole = "" if is_half else check
+            self.read_trial(pair, first, trial, mark, whole, first == true_first)
         if self.found or is_half:
             return
 
-        others = {other for other, _, _ in written}
-        for other, trial_op, number in sorted(expected - written, key=str):
-            # A serial thread leaves out what it has tried below another pair.
-            if other is None and None not in others:
-                continue
-            shown = f"{first}{trial_op}{other}" if other is not None else f"{first}:{trial_op}"
-            self.add_fault("arithmetic", f"{shown}={number} left out", decisive=True)
+        for trial_op, number in sorted(expected - written):
+            shown = _shown(first, trial_op, other, number)
+            self.add_fault("arithmetic", f"{shown} left out", decisive=True)
 
     def read_trial(
         self,
         pair: _Pair,
         first: int,
-        trial: tuple[int | None, str, int],
+        trial: tuple[str, int],
         mark: str,
         check: str,
         is_reached: bool,
     ) -> None:
-        """Reads `*40!`, a number that is looked up in another list.
+        """Reads `*40!`, a number that is looked up in the list of the section.
 
         Args:
           pair: the pair.
           first: the result of the first step, as it was written.
-          trial: the other number or None, the operation and the number.
-          mark: "!" if it is said to stand in the other list.
+          trial: the operation and the number.
+          mark: "!" if it is said to stand in the list.
           check: the check that follows the mark in a root.
           is_reached: whether the first step is right.
         """
-        other, op, number = trial
+        other = self.others[-1]
+        op, number = trial
+        shown = _shown(first, op, other, number)
         if other is None:
-            shown = f"{first}:{op}{number}"
-            is_true = (op, number) in _needs(first, self.puzzle.target, 0)
+            is_true = trial in _needs(first, self.puzzle.target, 0)
         else:
-            shown = f"{first}{op}{other}={number}"
             is_true = _results(first, other, 0).get(op) == number
-        is_hit = trial in set(self.find_hits(pair, first))
+        is_hit = trial in set(self.find_hits(pair, first, other))
         rejected = bool(check) and not check.endswith("!")
         if not is_true:
             # What the right number would have found is noted as left out.
@@ -356,3 +406,8 @@ class _Reader:
             self.add_fault("check", f"{shown}!{check}", decisive=True)
         elif is_hit and is_reached:
             self.found = True
+
+
+def _shown(first: int, op: str, other: int | None, number: int) -> str:
+    """Writes a trial as a fault shows it: `20*2=40`, or a need as `20:*40`."""
+    return f"{first}:{op}{number}" if other is None else f"{first}{op}{other}={number}"

@@ -78,14 +78,17 @@ def test_the_traces_of_the_module_docstring():
     root = task.demonstrate(SHOWN, "apr", 0)
     spawn, check = root.body
     (child,) = (child for child in spawn.children if child.prompt == "54,34>2,93:53")
-    steps = "2,93:+95-91*186;+88|2+90-86/44|93-5|-35-141;-20|2+22-18*40!"
-    assert child.body == (f"2:+51-55/106;93:-40-146;{steps}",)
+    found = "2>93:-40-146;+88|+90-86/44;-20|+22-18*40!"
+    assert child.body == (found,)
     assert child.answer == root.answer == "54-34=20,20*2=40,93-40=53"
     assert check == "20,40,53!"
 
     (text,) = task.demonstrate(SHOWN, "sos+", 0).body
-    assert text.startswith("54,2>93,34;93:-40-146;34:+19-87")
-    assert text.endswith(f";54,34>2,93;{steps}20,40,53!")
+    assert text.startswith("54,2>93,34;93>34:+19-87;+56|-37;")
+    assert text.endswith(f";54,34>2,93;{found}20,40,53!")
+    (text,) = (child.body[0] for child in spawn.children if child.prompt == "54,93>2,34:53")
+    assert ";34>2:+51-55/106;" in text and text.endswith("*5022|")
+    assert ";>2,34:+36-32*68/17;+147|;-39|+14;" in text
 
 
 def test_needs_make_the_target():

@@ -14,8 +14,15 @@ from apr_jax.tasks.countdown.puzzle import make_problem
 
 PROBLEM = make_problem("p", (54, 2, 93, 34), 53)
 MESSAGE = "54,34>2,93:53"
-LISTS = "2:+51-55/106;93:-40-146;2,93:+95-91*186"
-TRACE = f"{LISTS};+88|2+90-86/44|93-5|-35-141;-20|2+22-18*40!"
+TRACE = "2>93:-40-146;+88|+90-86/44;-20|+22-18*40!"
+
+# A search whose only solution is in its last section.
+LATE = make_problem("late", (12, 30, 24, 21), 54)
+LATE_MESSAGE = "12,30>24,21:54"
+LATE_TRACE = (
+    "24>21:+33-75;+42|+66-18;-18|+42-6;*360|/15;21>24:+30-78;+42|+63-21/2;-18|+39-3;*360|"
+    ";>24,21:+45-3*504;+42|+12-96;-18|+36-72*3!"
+)
 
 
 def task_of(most=1_000, false_claims=0.0):
@@ -70,8 +77,8 @@ def test_a_false_claim_is_a_fault_of_its_child_and_loses_nothing():
     assert false > 40
 
 
-def read(text, prompt=MESSAGE, answer="", cut=False):
-    reading = task_of().diagnose(PROBLEM, Thread(prompt, (text,) if text else (), answer), cut)
+def read(text, prompt=MESSAGE, answer="", cut=False, problem=PROBLEM):
+    reading = task_of().diagnose(problem, Thread(prompt, (text,) if text else (), answer), cut)
     return [(fault.kind, fault.decisive) for fault in reading.faults], reading.found
 
 
@@ -83,16 +90,16 @@ def read(text, prompt=MESSAGE, answer="", cut=False):
         ("-40-146", "-41-146", [("arithmetic", True)]),  # 40 is needed, and can be made.
         ("-40-146", "-40-147", [("arithmetic", False)]),
         ("-40-146", "-146", [("arithmetic", True)]),
-        ("*186", "*196", [("arithmetic", False)]),
         ("-86", "-86!", [("arithmetic", True)]),  # No hit: what follows is lost.
-        ("93-5|", "93-5/2|", [("arithmetic", False)]),  # 93 by 88 is not exact.
+        ("/44", "/44/2", [("arithmetic", False)]),
         ("*40!", "*41!", [("arithmetic", False), ("arithmetic", True)]),
         ("*40!", "*40", [("arithmetic", True)]),
         ("*40!", "", [("arithmetic", True)]),
-        ("-20|2+22-18*40!", "-30|2+32-28*60", [("arithmetic", True)]),  # Believed from there on.
-        ("93:-40", "94:-40", [("bookkeeping", False)]),
-        ("|2+90", "|3+90", [("bookkeeping", False)]),
-        (";-20|2+22-18*40!", "", [("bookkeeping", True)]),
+        ("-20|+22-18*40!", "-30|+32-28*60", [("arithmetic", True)]),  # Believed from there on.
+        ("2>93", "2>94", [("bookkeeping", False)] * 3 + [("bookkeeping", True)]),
+        ("2>93", "93>2", [("arithmetic", False)] * 8 + [("bookkeeping", True)]),
+        ("2>93:-40-146;", "", [("bookkeeping", False)] * 2 + [("bookkeeping", True)]),
+        (";-20|+22-18*40!", "", [("bookkeeping", True)]),
         (";+88", ";x;+88", [("bookkeeping", True)]),
     ],
 )
@@ -101,15 +108,44 @@ def test_slips_of_a_child(right, wrong, kinds):
     assert read(TRACE.replace(right, wrong, 1))[0] == kinds
 
 
+@pytest.mark.parametrize(
+    ("right", "wrong", "kinds"),
+    [
+        ("", "", []),
+        ("*504", "*503", [("arithmetic", False)]),
+        ("-3*504", "-4*504", [("arithmetic", True)]),  # 3 would have been found.
+        ("*3!", "*3", [("arithmetic", True)]),
+        (";-18|+36-72*3!", "", [("bookkeeping", True)]),
+        (">24,21:", ">24,20:", [("bookkeeping", False)] * 3 + [("bookkeeping", True)]),
+        (LATE_TRACE[LATE_TRACE.index(";>") :], "", [("bookkeeping", True)]),
+        # Nothing is lost in the other sections.
+        (LATE_TRACE[: LATE_TRACE.index(">24,")], "", []),
+    ],
+)
+def test_slips_in_other_sections(right, wrong, kinds):
+    assert right in LATE_TRACE
+    text = LATE_TRACE.replace(right, wrong)
+    assert read(text, LATE_MESSAGE, problem=LATE)[0] == kinds
+
+
+def test_a_slip_that_all_sections_repeat_counts_once_and_where_it_lost_something():
+    text = LATE_TRACE.replace("-18|", "-28|")
+    # What is made with 28 is right.
+    text = text.replace("+42-6", "+52-4").replace("+39-3", "+49-7").replace("+36-72*3!", "+26-82")
+    kinds = [("arithmetic", False), ("arithmetic", True)]
+    assert read(text, LATE_MESSAGE, problem=LATE)[0] == kinds
+
+
 def test_a_hit_is_found_and_half_a_piece_is_no_fault():
     assert read(TRACE) == ([], True)
-    assert read(LISTS + ";+88|2+90-8", cut=True) == ([], False)
-    assert read("2:+51-5", cut=True) == ([], False)
+    assert read(LATE_TRACE, LATE_MESSAGE, problem=LATE) == ([], True)
+    assert read("2>93:-40-146;+88|+90-8", cut=True) == ([], False)
+    assert read("2>93:-40-1", cut=True) == ([], False)
     assert read(TRACE, prompt="54-34,2,93:53") == ([], False)  # Its parent's fault.
 
 
 def test_a_serial_thread_may_reject_what_is_false_and_nothing_else():
-    start = "54,34>2,93;" + LISTS + ";+88|2+90-86/44|93-5|-35-141;-20|2+22-18*40!"
+    start = f"54,34>2,93;{TRACE}"
     assert read(start + "20,40,53!", prompt="", answer="?") == ([], True)
     assert read(start + "20,41", prompt="", answer="?") == ([("check", True)], False)
     slip = start.replace("+22", "+40!20,22")
@@ -158,7 +194,7 @@ def test_only_the_last_check_of_a_cut_root_may_be_half(texts, faults):
 
 
 def test_only_the_last_text_of_a_cut_child_may_end_in_half_a_piece():
-    half = LISTS + ";x"
+    half = "93>2:+51-55/106;x"
     reading = task_of().diagnose(PROBLEM, Thread(MESSAGE, (half, half), ""), cut=True)
     assert [fault.kind for fault in reading.faults] == ["bookkeeping"]
 
@@ -173,5 +209,5 @@ def test_no_text_makes_it_raise():
         prompt = rng.choice(["", MESSAGE, "x", "1,2>3,4:5", "0,0>0,0:0"])
         task.diagnose(PROBLEM, Thread(prompt, ("".join(broken),), ""), rng.random() < 0.5)
     huge = "9" * 400
-    task.diagnose(PROBLEM, Thread(MESSAGE, (f"{huge}:+{huge};+{huge}|{huge}+{huge}!",), ""))
+    task.diagnose(PROBLEM, Thread(MESSAGE, (f"{huge}>{huge}:+{huge};+{huge}|+{huge}!",), ""))
     task.diagnose(PROBLEM, Thread(f"{'9' * 40},{'8' * 40}>1,0:{'7' * 40}", (TRACE,), ""))
