@@ -220,6 +220,7 @@ def unlike():
                 condition=0.75,
                 window_bin=16,
                 render="sos",
+                number_pieces=30,
             ),
         ),
         data=DataConfig(demonstrations=24, heldout=5, seed=3, correct_only=True),

@@ -40,6 +40,8 @@ class SolverConfig:
         window: `<bos>`, prompt, trace, `<join>`, answer and `<eos>`, in tokens of its text form.
       render: text form of a trace: "compact", with few tokens, or "sos", the lines of Stream of
         Search.
+      number_pieces: a number of several digits is one token if it is at most this. With 0 each
+        digit is a token.
       search: "beam" searches forward from the numbers, as published. "bidirectional" searches from
         the numbers and from the target (`bidirectional.py`): of everything, for which "beam" takes
         2.3 to 2.5 times the text, so that children need no long list of messages, and a serial
@@ -64,6 +66,7 @@ class SolverConfig:
     condition: float = 0.5
     window_bin: int = 512
     render: Literal["compact", "sos"] = "compact"
+    number_pieces: int = 0
     search: Literal["beam", "bidirectional"] = "beam"
     false_claims: float = 0.0
 
@@ -93,9 +96,15 @@ class SolverConfig:
                 f"task.solver.max_children={self.max_children} must be at least"
                 f" task.solver.parent_beam={self.parent_beam}: the root's spawn has to fit"
             )
-        for field in ("spawn_probability", "condition", "false_claims"):
-            if not 0 <= getattr(self, field) <= 1:
-                raise ValueError(f"task.solver.{field}={getattr(self, field)} must be in 0..1")
+        for field, most in (
+            ("number_pieces", _MOST_PIECES),
+            ("spawn_probability", 1),
+            ("condition", 1),
+            ("false_claims", 1),
+        ):
+            value = getattr(self, field)
+            if not 0 <= value <= most:
+                raise ValueError(f"task.solver.{field}={value} must be in 0..{most}")
         if self.search == "bidirectional" and self.render != "compact":
             raise ValueError(
                 f"task.solver.render={self.render!r} must be 'compact' with"
@@ -109,6 +118,10 @@ class SolverConfig:
                 " task.solver.search='beam', whose roots check no claim"
             )
 
+
+# A vocabulary of as many numbers, and a character or two beside them, is one that
+# `SentencePieceTokenizer.train` makes.
+_MOST_PIECES = 5_000
 
 # Settings about ranking, coins and shuffling, which a search from both ends does not do.
 _OF_BEAMS = ("serial_beam", "depth_first", "child_beam", "spawn_probability", "shuffle")

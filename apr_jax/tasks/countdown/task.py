@@ -106,9 +106,9 @@ class Countdown(Task):
 
     @property
     def phrases(self) -> tuple[str, ...]:
-        """Strings that traces repeat word for word."""
-        phrases: tuple[str, ...] = self._form.PHRASES
-        return phrases
+        """Strings that traces repeat word for word, and numbers that are one token."""
+        repeated: tuple[str, ...] = self._form.PHRASES
+        return repeated + _numbers(self.config.solver.number_pieces)
 
     @property
     def methods(self) -> Mapping[str, Method]:
@@ -376,6 +376,12 @@ def _canonical_equation(equation: str) -> str:
         if separator:
             return operator.join(sorted((a, b))) + equals + right
     return equation
+
+
+@functools.lru_cache(maxsize=4)
+def _numbers(most: int) -> tuple[str, ...]:
+    """Returns the numbers of several digits up to `most`, as texts write them."""
+    return tuple(str(number) for number in range(10, most + 1))
 
 
 def count_tokens(text: str, phrases: tuple[str, ...]) -> int:

@@ -5,10 +5,13 @@ import re
 import pytest
 from helpers.puzzles import countdown
 
+from apr_jax.tasks import flatten
 from apr_jax.tasks.countdown.config import CountdownConfig, SolverConfig
 from apr_jax.tasks.countdown.problems import draw
 from apr_jax.tasks.countdown.puzzle import Puzzle
 from apr_jax.tasks.countdown.solvers import METHODS, PARALLEL, successors
+from apr_jax.tasks.countdown.task import count_tokens
+from apr_jax.text.sentence_piece import SentencePieceTokenizer
 
 MINI = CountdownConfig()
 GROUP = re.compile(r"(\d+),(\d+)(:\d+(?:,\d+)*)?((?:\|[+\-*/]\d+(?:[+\-*/]\d*)*!?)+)")
@@ -107,3 +110,37 @@ def test_traces_are_exact(method, shuffle):
             Puzzle.of(problem).target,
         )
     assert (threads > 250) == (method in PARALLEL)
+
+
+@pytest.mark.parametrize(
+    ("render", "search"), [("compact", "beam"), ("compact", "bidirectional"), ("sos", "beam")]
+)
+def test_numbers_are_one_token_each_if_asked(render, search):
+    solver = {"render": render, "search": search, "number_pieces": 250}
+    task = countdown(MINI, SolverConfig(**solver), children=10, depth=1)
+    texts = []
+    for seed in range(40):
+        for thread in flatten(task.demonstrate(draw(MINI, seed), "apr", seed)):
+            texts += [thread.prompt, thread.answer]
+            texts += [part for part in thread.body if isinstance(part, str)]
+    tokenizer = SentencePieceTokenizer.train(texts, task.phrases, task.alphabet)
+    assert len(tokenizer.encode("99,100,250,7")) == 7
+    # A larger number falls into such numbers from the left.
+    assert [tokenizer.decode([one]) for one in tokenizer.encode("251=1234")] == [
+        *("25", "1", "=", "123", "4")
+    ]
+    for text in texts:
+        assert tokenizer.decode(tokenizer.encode(text)) == text
+        assert len(tokenizer.encode(text)) == count_tokens(text, task.phrases)
+
+
+def test_as_many_numbers_as_may_be_one_token_fit_a_vocabulary():
+    task = countdown(MINI, SolverConfig(number_pieces=5_000))
+    tokenizer = SentencePieceTokenizer.train(["1"], task.phrases, task.alphabet)
+    assert tokenizer.vocab_size > 5_000 and len(tokenizer.encode("5000,4999")) == 3
+
+
+@pytest.mark.parametrize("most", [-1, 5_001])
+def test_a_senseless_number_of_pieces_is_refused(most):
+    with pytest.raises(ValueError, match=rf"number_pieces={most} must be in 0\.\.5000"):
+        SolverConfig(number_pieces=most)
