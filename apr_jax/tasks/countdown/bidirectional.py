@@ -7,7 +7,7 @@ It is the search of `task.solver.search="bidirectional"`, for problems of four n
    The same is asked of c and of r.
 3. So a solution is found where a result of r and c is a need of d, a result of r and d is a need of
    c, or a need of r is a result of c and d. That is a comparison with a list of some four numbers.
-   A search that only goes forward combines the last two numbers in every way instead, in 2.3 to 2.5
+   A search that only goes forward combines the last two numbers in every way instead, in 2.2 to 2.5
    times the text (docs/data.md).
 
 Every solution is found in this way, from the pair of its first step. APR spawns a child for each
@@ -183,17 +183,19 @@ class _PairSearch:
 
         for number, last in dict.fromkeys(((pair.c, pair.d), (pair.d, pair.c))):
             wanted = needs(last, target, most)
+            finals = {need.number: need.step for need in reversed(wanted)}  # Of several the first.
             self._begin_section(f"{number}>{last}:{_listed(wanted)}")
             for first in firsts if wanted else ():
                 self._write_first_step(first)
-                self._look_up_results(first, number, _steps_by_need(wanted), most)
+                self._look_up_results(first, number, finals, most)
 
         if joins_pairs:
             others = results(pair.c, pair.d, most)
+            made = {step.result: step for step in reversed(others)}  # Of several the first.
             self._begin_section(f">{pair.c},{pair.d}:{_listed(others)}")
             for first in firsts if others else ():
                 self._write_first_step(first)
-                self._look_up_needs(first, needs(first.result, target, most), others)
+                self._look_up_needs(first, needs(first.result, target, most), made)
 
     def _begin_section(self, head: str) -> None:
         """Writes the head of a section, which ends with the list of the section."""
@@ -236,9 +238,14 @@ class _PairSearch:
                 path = (first, claimed, finals[claimed.result])
                 self._could_slip("/", claimed.result, path, replaces=False)
 
-    def _look_up_needs(self, first: Step, wanted: list[Need], others: list[Step]) -> None:
-        """Tries the needs of a first step's result among the results of the two other numbers."""
-        made = {step.result: step for step in reversed(others)}  # Of several the first is taken.
+    def _look_up_needs(self, first: Step, wanted: list[Need], made: Mapping[int, Step]) -> None:
+        """Tries the needs of a first step's result among the results of the two other numbers.
+
+        Args:
+          first: the first step.
+          wanted: the needs of its result.
+          made: what the two other numbers make -> the step that makes it.
+        """
         for need in wanted:
             if need.number > max(made):
                 continue
@@ -275,11 +282,6 @@ class _PairSearch:
         slip = rng.choice(self.slips)
         stop = slip.place + 1 if slip.replaces else slip.place
         self.items[slip.place : stop] = [slip.trial]
-
-
-def _steps_by_need(wanted: list[Need]) -> dict[int, Step]:
-    """Returns what is needed -> the step that makes the target of it, of several the first."""
-    return {need.number: need.step for need in reversed(wanted)}
 
 
 def _listed(values: Iterable[Need | Step]) -> str:

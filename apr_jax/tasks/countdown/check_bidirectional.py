@@ -33,7 +33,7 @@ _PAIR = re.compile(rf"({_NUMBER}),({_NUMBER})>({_NUMBER}),({_NUMBER})")
 _MESSAGE = re.compile(rf"({_NUMBER}),({_NUMBER})>({_NUMBER}),({_NUMBER}):({_NUMBER})")
 _NEEDS = re.compile(rf"({_NUMBER})>({_NUMBER}):((?:{_VALUE})*)")
 _RESULTS = re.compile(rf">({_NUMBER}),({_NUMBER}):((?:{_VALUE})*)")
-_STEP = re.compile(rf"([+\-*/])({_NUMBER})\|?((?:{_VALUE}(?:!(?:{_CHECK})?)?)*)")
+_STEP = re.compile(rf"([+\-*/])({_NUMBER})(?:\|((?:{_VALUE}(?:!(?:{_CHECK})?)?)*))?")
 _TRIAL = re.compile(rf"([+\-*/])({_NUMBER})(!?)((?:{_CHECK})?)")
 _LISTED = re.compile(rf"([+\-*/])({_NUMBER})")
 # What may be half a number at the end of a text, with the signs before it.
@@ -136,7 +136,7 @@ class _Reader:
       pair: the pair below which the thread searches; None before the first.
       searched: the pairs that it was at before.
       others: what the sections that it has begun below the pair combine with a first step's result.
-      section: whether the last of these is one of the pair's, so that its trials can be read.
+      in_section: whether what it writes belongs to the last of these.
       tried: operations whose results were written in this section.
     """
 
@@ -148,14 +148,12 @@ class _Reader:
         self.pair: _Pair | None = None
         self.searched: set[_Pair] = set()
         self.others: list[int | None] = []
-        self.section = False
+        self.in_section = False
         self.tried: set[str] = set()
 
     def add_fault(self, kind: str, text: str, decisive: bool) -> None:
-        """Notes a fault, once if several sections repeat it."""
-        fault = Fault(kind, text, decisive)
-        if fault not in self.faults:
-            self.faults.append(fault)
+        """Notes a fault."""
+        self.faults.append(Fault(kind, text, decisive))
 
     def find_first_steps(self, pair: _Pair) -> Iterator[str]:
         """Yields the operation of a first step for each of its solutions within the bound."""
@@ -234,8 +232,9 @@ class _Reader:
             elif match := _RESULTS.fullmatch(piece):
                 self.read_results(self.pair, int(match[1]), int(match[2]), match[3], is_half)
             elif match := _STEP.fullmatch(piece):
-                if self.section:
-                    self.read_step(self.pair, match[1], int(match[2]), match[3], is_half)
+                if self.in_section:
+                    trials = match[3] or ""
+                    self.read_step(self.pair, match[1], int(match[2]), trials, is_half)
                 else:  # What is lost by it is noted as a section that was left out.
                     self.add_fault("bookkeeping", piece, decisive=False)
             elif not is_half:
@@ -246,7 +245,7 @@ class _Reader:
         self.end_pair()
         self.pair = pair
         self.others = []
-        self.section = False
+        self.in_section = False
         if sorted(pair) != sorted(self.puzzle.numbers):
             lost = any(any(self.find_first_steps(one)) for one in _all_pairs(self.puzzle.numbers))
             self.add_fault("bookkeeping", ",".join(map(str, pair)), lost)
@@ -276,7 +275,7 @@ class _Reader:
           text: its head.
         """
         self.end_section()
-        self.section = is_known
+        self.in_section = is_known
         self.tried = set()
         if is_known:
             self.others.append(other)
@@ -285,7 +284,7 @@ class _Reader:
 
     def end_section(self) -> None:
         """Ends a section: notes first steps that were left out."""
-        if self.pair is None or not self.section or self.found:
+        if self.pair is None or not self.in_section or self.found:
             return
         for op in sorted(set(self.find_in_section(self.pair, self.others[-1])) - self.tried):
             text = f"{self.pair.a}{op}{self.pair.b}: not tried"
@@ -349,7 +348,9 @@ class _Reader:
         self.tried.add(op)
         if first != true_first:
             lost = true_first is not None and any(self.find_hits(pair, true_first, other))
-            self.add_fault("arithmetic", f"{pair.a}{op}{pair.b}={first}", lost)
+            fault = Fault("arithmetic", f"{pair.a}{op}{pair.b}={first}", lost)
+            if fault not in self.faults:  # Every section of the pair may repeat it.
+                self.faults.append(fault)
         expected = set(self.find_hits(pair, first, other)) if first == true_first else set()
         written: set[tuple[str, int]] = set()
         for trial_op, text, mark, check in _TRIAL.findall(trials):

@@ -44,7 +44,7 @@ class SolverConfig:
         digit is a token.
       search: "beam" searches forward from the numbers, as published. "bidirectional" searches from
         the numbers and from the target (`bidirectional.py`): of everything, for which "beam" takes
-        2.3 to 2.5 times the text, so that children need no long list of messages, and a serial
+        2.2 to 2.5 times the text, so that children need no long list of messages, and a serial
         search fits the window. There APR's beam is the number of pairs that get a child, SoS+ tries
         all pairs, and `max_intermediate` bounds every number that leaves two, needs included.
         `serial_beam`, `depth_first`, `child_beam`, `spawn_probability` and `shuffle` would change

@@ -101,6 +101,7 @@ def read(text, prompt=MESSAGE, answer="", cut=False, problem=PROBLEM):
         ("2>93:-40-146;", "", [("bookkeeping", False)] * 2 + [("bookkeeping", True)]),
         (";-20|+22-18*40!", "", [("bookkeeping", True)]),
         (";+88", ";x;+88", [("bookkeeping", True)]),
+        ("+88|+90", "+88+90", [("bookkeeping", True)]),  # Nobody knows where its trials begin.
     ],
 )
 def test_slips_of_a_child(right, wrong, kinds):
